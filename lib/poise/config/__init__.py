@@ -1,0 +1,5 @@
+"""Configuration: keys and defaults (default.py), reading a file (loading.py), checks (checking.py), old files (legacy.py)."""
+from poise.config.default import default_config
+from poise.config.loading import data_path, experiment_name, load
+
+__all__ = ["data_path", "default_config", "experiment_name", "load"]

@@ -1,0 +1,106 @@
+"""Every configuration key with its default, type and meaning.
+
+Keys and meanings are those of the HRNet family (leoxiaobin/deep-high-resolution-net.pytorch lib/config/default.py, after
+microsoft/human-pose-estimation.pytorch); the few keys that are Poise's own are marked (Poise). The type of a default is the
+type of its key. Sizes are (width, height), as in the published files.
+"""
+from yacs.config import CfgNode as CN
+
+
+def default_config() -> CN:
+    """Return a new, unfrozen CfgNode with every key at its default."""
+    c = CN()
+    c.OUTPUT_DIR = "output"     # run folders go here: OUTPUT_DIR/<dataset>/<model>/<experiment>/
+    c.LOG_DIR = "log"           # TensorBoard logs go here: LOG_DIR/<dataset>/<model>/<experiment>_<time>/
+    c.DATA_DIR = ""             # prefix of relative DATASET.ROOT, MODEL.PRETRAINED, TEST.MODEL_FILE and TEST.COCO_BBOX_FILE
+    c.GPUS = (0,)               # CUDA devices to train and test on; more than there are: those that exist; none: the CPU
+    c.WORKERS = 4               # processes that load samples; 0 loads in the main process
+    c.PRINT_FREQ = 20           # a log line, and the debug pictures if any, every this many steps
+    c.AUTO_RESUME = False       # go on from checkpoint.pth in the run folder when there is one
+    c.PIN_MEMORY = True         # page-locked batches, for faster copies to a GPU
+    c.RANK = 0                  # accepted for old files; ranks come from the launcher
+    c.SEED = 0                  # (Poise) seed of weights, order and augmentation
+    c.CPU_THREADS = 0           # (Poise) torch threads when training or testing on the CPU; 0 measures which count is fastest
+
+    c.CUDNN = CN()
+    c.CUDNN.BENCHMARK = True        # let cuDNN time its algorithms on the first batch
+    c.CUDNN.DETERMINISTIC = False   # only deterministic cuDNN algorithms
+    c.CUDNN.ENABLED = True          # use cuDNN at all
+
+    c.MODEL = CN()
+    c.MODEL.NAME = "pose_resnet"        # network; poise.models.MODELS lists them
+    c.MODEL.INIT_WEIGHTS = True         # initialise as the family does and load MODEL.PRETRAINED when training begins
+    c.MODEL.PRETRAINED = ""             # backbone (or whole network) weights: a path, or an https URL with its sha256 prefix in the name
+    c.MODEL.NUM_JOINTS = 17             # joints, as many as the dataset has
+    c.MODEL.TAG_PER_JOINT = True        # accepted for old files; without effect there and here
+    c.MODEL.TARGET_TYPE = "gaussian"    # codec between joints and heatmaps; poise.codecs.CODECS lists them
+    c.MODEL.IMAGE_SIZE = [256, 256]     # network input, width and height in pixels
+    c.MODEL.HEATMAP_SIZE = [64, 64]     # network output, width and height in cells
+    c.MODEL.SIGMA = 2.0                 # standard deviation of a target's Gaussian in cells
+    c.MODEL.SCALE = 4                   # Res2Net: groups ("scales") of a block
+    c.MODEL.BASEWIDTH = 26              # Res2Net: channels of a group where a block has 64 planes
+    c.MODEL.STYLE = "pytorch"           # ResNet: 'pytorch' strides in the 3x3 convolution, 'caffe' in the first 1x1
+    c.MODEL.EXTRA = CN(new_allowed=True)  # what only this network knows; see its file in poise/models
+
+    c.LOSS = CN()
+    c.LOSS.USE_OHKM = False                     # only the TOPK hardest joints of each person count
+    c.LOSS.TOPK = 8                             # how many, with USE_OHKM
+    c.LOSS.USE_TARGET_WEIGHT = True             # unlabelled joints do not count
+    c.LOSS.USE_DIFFERENT_JOINTS_WEIGHT = False  # wrists, ankles, elbows and knees count more (poise.skeleton weights)
+
+    c.DATASET = CN()
+    c.DATASET.ROOT = ""                     # folder of the dataset
+    c.DATASET.DATASET = "mpii"              # reader: coco or mpii
+    c.DATASET.TRAIN_SET = "train"           # split to train on: train2017, train, trainval, ...
+    c.DATASET.TEST_SET = "valid"            # split to test on: val2017, test-dev2017, valid, test, ...
+    c.DATASET.DATA_FORMAT = "jpg"           # 'zip' reads images/<split>.zip; anything else reads plain files
+    c.DATASET.HYBRID_JOINTS_TYPE = ""       # appended to the dataset's name in the run folder
+    c.DATASET.SELECT_DATA = False           # train only on persons whose joints agree with their box (HRNet's select_data)
+    c.DATASET.FLIP = True                   # augmentation: mirror half of the samples
+    c.DATASET.SCALE_FACTOR = 0.25           # augmentation: relative standard deviation and limit of the box size
+    c.DATASET.ROT_FACTOR = 30.0             # augmentation: standard deviation of the rotation in degrees, limit twice that
+    c.DATASET.PROB_HALF_BODY = 0.0          # augmentation: share of samples cropped to the upper or lower body
+    c.DATASET.NUM_JOINTS_HALF_BODY = 8      # ... among those with more labelled joints than this
+    c.DATASET.COLOR_RGB = False             # channel order of the network's input; False is BGR, as OpenCV reads
+
+    c.TRAIN = CN()
+    c.TRAIN.LR = 0.001                  # learning rate of epoch 0
+    c.TRAIN.LR_FACTOR = 0.1             # the rate is multiplied by this ...
+    c.TRAIN.LR_STEP = [90, 110]         # ... when these epochs begin
+    c.TRAIN.OPTIMIZER = "adam"          # adam (ignores WD, as the HRNet family does) or sgd
+    c.TRAIN.MOMENTUM = 0.9              # sgd: momentum
+    c.TRAIN.WD = 0.0001                 # sgd: weight decay
+    c.TRAIN.NESTEROV = False            # sgd: Nesterov momentum
+    c.TRAIN.GAMMA1 = 0.99               # accepted for old files; without effect there and here
+    c.TRAIN.GAMMA2 = 0.0                # accepted for old files; without effect there and here
+    c.TRAIN.BEGIN_EPOCH = 0             # first epoch
+    c.TRAIN.END_EPOCH = 140             # epoch at which training ends; not trained itself
+    c.TRAIN.RESUME = False              # as AUTO_RESUME, under SimpleBaseline's name
+    c.TRAIN.CHECKPOINT = ""             # go on from this checkpoint instead of the run folder's
+    c.TRAIN.BATCH_SIZE_PER_GPU = 32     # samples per step on each device
+    c.TRAIN.SHUFFLE = True              # another order each epoch
+    c.TRAIN.EVAL_INTERVAL = 1           # (Poise) test after every this many epochs, and after the last
+
+    c.TEST = CN()
+    c.TEST.BATCH_SIZE_PER_GPU = 32  # persons per step on each device
+    c.TEST.FLIP_TEST = False        # average with the prediction for the mirrored image
+    c.TEST.POST_PROCESS = False     # move each maximum a quarter cell towards its higher neighbour
+    c.TEST.SHIFT_HEATMAP = False    # flip test: move the mirrored heatmap by one cell, for its better alignment
+    c.TEST.USE_GT_BBOX = False      # boxes from the annotations instead of TEST.COCO_BBOX_FILE
+    c.TEST.IMAGE_THRE = 0.1         # detections with a lower score are dropped
+    c.TEST.NMS_THRE = 0.6           # accepted for old files; without effect there and here (boxes come suppressed)
+    c.TEST.SOFT_NMS = False         # soft OKS-NMS instead of hard
+    c.TEST.OKS_THRE = 0.5           # OKS above which two poses are one
+    c.TEST.IN_VIS_THRE = 0.0        # joints above this score count in a person's score
+    c.TEST.COCO_BBOX_FILE = ""      # person detections: a JSON list of {image_id, category_id, bbox, score}
+    c.TEST.BBOX_THRE = 1.0          # accepted for old files; without effect there and here
+    c.TEST.MODEL_FILE = ""          # weights to test; '' is the run folder's model_best.pth, else its final_state.pth
+    c.TEST.PICTURES = 8             # (Poise) images drawn with their predictions after a test
+
+    c.DEBUG = CN()
+    c.DEBUG.DEBUG = False                   # switch of the four below; pictures are written every PRINT_FREQ steps
+    c.DEBUG.SAVE_BATCH_IMAGES_GT = False    # crops with their true joints
+    c.DEBUG.SAVE_BATCH_IMAGES_PRED = False  # crops with their predicted joints
+    c.DEBUG.SAVE_HEATMAPS_GT = False        # target heatmaps
+    c.DEBUG.SAVE_HEATMAPS_PRED = False      # predicted heatmaps
+    return c

@@ -1,0 +1,37 @@
+"""SimpleBaseline's experiment files in today's keys.
+
+Its files (microsoft/human-pose-estimation.pytorch lib/core/config.py) differ from HRNet's in a few places: three codec keys
+live under MODEL.EXTRA, the batch size is per GPU but not called so, and three defaults are others.
+"""
+from __future__ import annotations
+
+import copy
+
+_MOVED_TO_MODEL = ("TARGET_TYPE", "HEATMAP_SIZE", "SIGMA")
+# defaults of SimpleBaseline that HRNet changed; its files rely on them
+_DEFAULTS = {"POST_PROCESS": True, "SHIFT_HEATMAP": True, "IMAGE_THRE": 0.0, "NMS_THRE": 1.0}
+
+
+def translate_simple_baseline(values: dict) -> dict:
+    """Return `values` (nested, as read from YAML) with SimpleBaseline's keys renamed; other files come back equal.
+
+    A file is SimpleBaseline's when it has TRAIN.BATCH_SIZE, TEST.BATCH_SIZE or a codec key in MODEL.EXTRA.
+    """
+    groups = {name: values.get(name) for name in ("MODEL", "TRAIN", "TEST")}
+    model, train, test = (group if isinstance(group, dict) else {} for group in groups.values())
+    extra = model.get("EXTRA") if isinstance(model.get("EXTRA"), dict) else {}
+    if "BATCH_SIZE" not in train and "BATCH_SIZE" not in test and not any(key in extra for key in _MOVED_TO_MODEL):
+        return values
+    values = copy.deepcopy(values)
+    model, train, test = (values.setdefault(name, {}) for name in ("MODEL", "TRAIN", "TEST"))
+    extra = model.get("EXTRA", {})
+    for key in _MOVED_TO_MODEL:
+        if key in extra:
+            model.setdefault(key, extra.pop(key))
+    for group in (train, test):
+        if "BATCH_SIZE" in group:
+            group.setdefault("BATCH_SIZE_PER_GPU", group.pop("BATCH_SIZE"))
+    for key, value in _DEFAULTS.items():
+        test.setdefault(key, value)
+    model.setdefault("NUM_JOINTS", 16)
+    return values

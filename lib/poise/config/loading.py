@@ -1,0 +1,176 @@
+"""Read an experiment file (`_BASE_` included) and KEY VALUE overrides into one checked, frozen CfgNode."""
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from poise.config.checking import check_values
+from poise.config.default import default_config
+from poise.config.legacy import translate_simple_baseline
+from poise.errors import ConfigError
+
+BASE_KEY = "_BASE_"
+MAX_BYTES = 1 << 20     # the longest published file has 3 KB; more is not an experiment
+MAX_BASES = 16
+
+
+def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Return the frozen configuration of an experiment file.
+
+    path: a YAML file of Poise, HRNet, SimpleBaseline or Res2Net-Pose. Its `_BASE_` (a path or a list of paths, relative to the
+        file) is read first and overridden by it.
+    overrides: KEY, VALUE, KEY, VALUE, ...; a string value is read as a Python literal where the key is not itself a string.
+
+    Raises ConfigError, naming file and key: unreadable file, unknown key (with the nearest known ones), wrong type or value.
+    """
+    cfg = default_config()
+    _merge(cfg, translate_simple_baseline(_read(Path(path), ())), str(path))
+    if len(overrides) % 2:
+        raise ConfigError(f"command line: {overrides[-1]!r} has no value; overrides are KEY VALUE pairs")
+    for key, value in zip(overrides[::2], overrides[1::2]):
+        nested: Any = value
+        for part in reversed(str(key).split(".")):
+            nested = {part: nested}
+        _merge(cfg, nested, "command line")
+    check_values(cfg, str(path))
+    cfg.freeze()
+    return cfg
+
+
+def experiment_name(path: str | Path) -> str:
+    """Name of an experiment: its file's name without the ending."""
+    return Path(path).stem
+
+
+def data_path(cfg: CfgNode, path: str) -> str:
+    """A path of the configuration with DATA_DIR before it, as HRNet resolves them; '' and URLs stay as they are."""
+    if not path or "://" in path or not cfg.DATA_DIR:
+        return path
+    return str(Path(cfg.DATA_DIR) / path)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+    """One file with its bases merged under it, as nested dictionaries."""
+    resolved = path.resolve()
+    if resolved in seen:
+        raise ConfigError(f"{path}: {BASE_KEY} leads back to itself ({' -> '.join(p.name for p in (*seen, resolved))})")
+    if len(seen) >= MAX_BASES:
+        raise ConfigError(f"{path}: more than {MAX_BASES} files deep in {BASE_KEY}")
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the experiment file ({error.strerror}); --cfg takes a file of experiments/") from None
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; this is not an experiment file")
+    try:
+        own = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    own = {} if own is None else own
+    if not isinstance(own, dict):
+        raise ConfigError(f"{path}: expected KEY: VALUE lines, got a {type(own).__name__}")
+    bases = own.pop(BASE_KEY, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: {BASE_KEY} must be a path or a list of paths, got {bases!r}")
+    merged: dict = {}
+    for base in bases:
+        _update(merged, _read(path.parent / base, (*seen, resolved)))
+    _update(merged, own)
+    return merged
+
+
+def _update(into: dict, values: dict) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _update(into[key], value)
+        else:
+            into[key] = value
+
+
+def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
+    """Put nested `values` into `node`, refusing unknown keys and wrong types."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str):
+            raise ConfigError(f"{source}: key {name!r} is not a name")
+        if key not in node:
+            if not node.is_new_allowed():
+                raise ConfigError(f"{source}: unknown key {name}{_nearest(name)}")
+            node[key] = _free_value(value)
+        elif isinstance(node[key], CfgNode):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{source}: {name} is a group of keys, got {value!r}")
+            _merge(node[key], value, source, f"{name}.")
+        else:
+            node[key] = _free_value(value) if node.is_new_allowed() else _typed(node[key], value, name, source)
+
+
+def _nearest(name: str) -> str:
+    known = list(_key_names(default_config()))
+    close = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.6)
+    # a key in the wrong group (LR instead of TRAIN.LR) is nearer than any misspelling
+    close = [k for k in known if k.split(".")[-1] == name.split(".")[-1].upper() and k not in close][:3] + close
+    return f"; the nearest known keys are {', '.join(close[:3])}" if close else ""
+
+
+def _key_names(node: CfgNode, prefix: str = ""):
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, CfgNode):
+            yield from _key_names(value, f"{prefix}{key}.")
+
+
+def _literal(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return value
+
+
+def _free_value(value: Any) -> Any:
+    """A value of MODEL.EXTRA, whose keys belong to the network: literals are read, groups become nodes."""
+    if isinstance(value, dict):
+        node = CfgNode(new_allowed=True)
+        for key, item in value.items():
+            node[key] = _free_value(item)
+        return node
+    return _literal(value)
+
+
+def _typed(default: Any, value: Any, name: str, source: str) -> Any:
+    """`value` in the type of `default`, or ConfigError."""
+    wanted = type(default)
+    if wanted is str:
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return value
+    else:
+        value = _literal(value)
+        if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"      # TEST.USE_GT_BBOX false, as a shell user writes it
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if wanted is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if wanted in (list, tuple):
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = [value] * (2 if name.endswith("_SIZE") else 1)   # GPUS '0' and IMAGE_SIZE 256 of SimpleBaseline
+            if isinstance(value, (list, tuple)):
+                if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
+                    return wanted(value)
+                raise ConfigError(f"{source}: {name} must hold numbers, got {value!r}")
+        if type(value) is wanted:
+            return value
+    kind = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}.get(wanted.__name__, "a list of numbers")
+    raise ConfigError(f"{source}: {name} must be {kind}, got {value!r} ({type(value).__name__})")

@@ -1,0 +1,53 @@
+"""Errors that a user can mend, and the one way in which the tools show them."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+DEBUG_VARIABLE = "POISE_DEBUG"
+
+
+class PoiseError(Exception):
+    """Something from outside (a file, a key, a value) cannot be used; the text names it and the mend.
+
+    `status` is the exit status of a tool that ends with it: 1 for data and files, 2 for usage.
+    """
+
+    status = 1
+
+
+class ConfigError(PoiseError):
+    """A key or value of an experiment file or of the command line cannot be used."""
+
+    status = 2
+
+
+class DataError(PoiseError):
+    """An annotation, detection, weight or image file is missing or cannot be used."""
+
+
+def one_line(text: object) -> str:
+    """Return `text` on one line, with control characters escaped so that a file name cannot steer a terminal."""
+    flat = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
+
+
+def run_tool(main: Callable[[], int | None]) -> None:
+    """Run a tool's `main` and exit with its status.
+
+    A PoiseError becomes one line on stderr and its status; any other error keeps its traceback, because it is a
+    fault of the program. With POISE_DEBUG=1 every traceback is shown.
+    """
+    try:
+        status = main()
+    except PoiseError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        status = error.status
+    except BrokenPipeError:
+        # the reader of our output went away (`| head`); silence the flush that Python does at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

@@ -1,0 +1,60 @@
+"""The deconvolution head of SimpleBaseline, shared by ResNet, Res2Net and later backbones.
+
+Source: Xiao, Wu, Wei: Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018, arXiv 1804.06208, section 2;
+lib/models/pose_resnet.py of microsoft/human-pose-estimation.pytorch.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from poise.errors import ConfigError
+
+BN_MOMENTUM = 0.1
+# kernel -> (padding, output padding) with which a stride-2 transposed convolution doubles its input exactly
+_PADDING = {4: (1, 0), 3: (1, 1), 2: (0, 0)}
+
+
+def deconv_layers(in_channels: int, filters: Sequence[int], kernels: Sequence[int], bias: bool) -> nn.Sequential:
+    """Transposed convolution, batch norm, ReLU per entry; each doubles height and width: (B, C, h, w) -> (B, filters[-1], 2^n h, 2^n w)."""
+    layers: list[nn.Module] = []
+    for channels, kernel in zip(filters, kernels):
+        padding, output_padding = _PADDING[kernel]
+        layers += [
+            nn.ConvTranspose2d(in_channels, channels, kernel, 2, padding, output_padding, bias=bias),
+            nn.BatchNorm2d(channels, momentum=BN_MOMENTUM),
+            nn.ReLU(inplace=True),
+        ]
+        in_channels = channels
+    return nn.Sequential(*layers)
+
+
+def final_layer(in_channels: int, joints: int, kernel: int) -> nn.Conv2d:
+    """Heatmaps from features: (B, C, h, w) -> (B, J, h, w)."""
+    return nn.Conv2d(in_channels, joints, kernel, padding=1 if kernel == 3 else 0)
+
+
+def init_head(layers: nn.Sequential, final: nn.Conv2d) -> None:
+    """Normal(0, 0.001) weights and zero biases, as the original initialises its head."""
+    for module in (*layers.modules(), final):
+        if isinstance(module, (nn.ConvTranspose2d, nn.Conv2d)):
+            nn.init.normal_(module.weight, std=0.001)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def head_settings(extra, source: str = "MODEL.EXTRA") -> tuple[list[int], list[int], bool, int]:
+    """(filters, kernels, bias, final kernel) from MODEL.EXTRA, checked. Raises ConfigError."""
+    filters, kernels = list(extra.get("NUM_DECONV_FILTERS", [256] * 3)), list(extra.get("NUM_DECONV_KERNELS", [4] * 3))
+    count = extra.get("NUM_DECONV_LAYERS", len(filters))
+    if not count == len(filters) == len(kernels):
+        raise ConfigError(f"{source}.NUM_DECONV_LAYERS is {count}, but NUM_DECONV_FILTERS has {len(filters)} entries and NUM_DECONV_KERNELS {len(kernels)}")
+    if not all(isinstance(f, int) and f > 0 for f in filters) or not filters:
+        raise ConfigError(f"{source}.NUM_DECONV_FILTERS must hold channel counts above 0, got {filters}")
+    if not set(kernels) <= set(_PADDING):
+        raise ConfigError(f"{source}.NUM_DECONV_KERNELS must be of 2, 3 and 4, got {kernels}")
+    final_kernel = extra.get("FINAL_CONV_KERNEL", 1)
+    if final_kernel not in (1, 3):
+        raise ConfigError(f"{source}.FINAL_CONV_KERNEL must be 1 or 3, got {final_kernel}")
+    return filters, kernels, bool(extra.get("DECONV_WITH_BIAS", False)), final_kernel
