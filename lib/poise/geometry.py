@@ -10,6 +10,7 @@ tests/golden/pipeline.json.
 """
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 PIXEL_STD = 200.0
@@ -49,19 +50,26 @@ def mpii_center_scale(center: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray
 def crop_matrix(center, scale, rotation: float, size, *, mirror_width: int | None = None) -> np.ndarray:
     """Matrix (2, 3) float64 from image pixels to crop pixels.
 
-    center, scale: (2,) as above. rotation: degrees, clockwise as seen on screen turns the content counter-clockwise.
-    size: crop (width, height). mirror_width: when given, the image is this wide and is mirrored before it is cut; `center`
-    and `rotation` then speak of the mirrored image, as in the HRNet family, but the pixels are moved only once.
+    center, scale: (2,) as above. rotation: degrees; the crop's frame turns clockwise on the screen. size: crop (width, height).
+    mirror_width: when given, the image is this wide and is mirrored before it is cut; `center` and `rotation` then speak of
+    the mirrored image, as in the HRNet family, but the pixels are moved only once.
+
+    The matrix is solved from three points in float32, as the original does: rounding them moves far corners of the image by
+    a thousandth of a pixel, and with it some grey levels.
     """
     width, height = size
-    zoom = width / (float(scale[0]) * PIXEL_STD)
+    arm = float(np.float32(scale[0]) * np.float32(PIXEL_STD)) * 0.5
     angle = np.deg2rad(rotation)
-    cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
-    x, y = float(center[0]), float(center[1])
-    matrix = np.array([
-        [cos, sin, width * 0.5 - cos * x - sin * y],
-        [-sin, cos, height * 0.5 + sin * x - cos * y],
-    ])
+    inside = np.zeros((3, 2), np.float32)
+    outside = np.zeros((3, 2), np.float32)
+    inside[0] = center
+    inside[1] = inside[0] + (arm * np.sin(angle), -arm * np.cos(angle))
+    outside[0] = (width * 0.5, height * 0.5)
+    outside[1] = outside[0] + (0, -width * 0.5)
+    for points in (inside, outside):
+        across = points[0] - points[1]
+        points[2] = points[1] + (-across[1], across[0])     # the corner that makes a right angle
+    matrix = cv2.getAffineTransform(inside, outside)
     if mirror_width is not None:
         matrix[:, 2] += matrix[:, 0] * (mirror_width - 1)
         matrix[:, 0] *= -1
@@ -85,9 +93,3 @@ def heatmap_to_image(coords: np.ndarray, center: np.ndarray, scale: np.ndarray, 
     half = np.array([width * 0.5, height * 0.5])
     return (coords - half) * cell[:, None, :] + np.asarray(center, dtype=np.float64)[:, None, :]
 
-
-def mirror_joints(joints: np.ndarray, visible: np.ndarray, width: int, flip_order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Joints (J, 2) and visibility (J,) of the mirrored image of this width; left and right change names."""
-    mirrored = joints[flip_order].copy()
-    mirrored[:, 0] = width - 1 - mirrored[:, 0]
-    return mirrored, visible[flip_order]

@@ -50,8 +50,8 @@ def head_settings(extra, source: str = "MODEL.EXTRA") -> tuple[list[int], list[i
     count = extra.get("NUM_DECONV_LAYERS", len(filters))
     if not count == len(filters) == len(kernels):
         raise ConfigError(f"{source}.NUM_DECONV_LAYERS is {count}, but NUM_DECONV_FILTERS has {len(filters)} entries and NUM_DECONV_KERNELS {len(kernels)}")
-    if not all(isinstance(f, int) and f > 0 for f in filters) or not filters:
-        raise ConfigError(f"{source}.NUM_DECONV_FILTERS must hold channel counts above 0, got {filters}")
+    if not all(isinstance(f, int) and f > 0 for f in filters) or not 1 <= len(filters) <= 5:
+        raise ConfigError(f"{source}.NUM_DECONV_FILTERS must hold 1 to 5 channel counts above 0, got {filters}")
     if not set(kernels) <= set(_PADDING):
         raise ConfigError(f"{source}.NUM_DECONV_KERNELS must be of 2, 3 and 4, got {kernels}")
     final_kernel = extra.get("FINAL_CONV_KERNEL", 1)

@@ -25,7 +25,8 @@ class SimpleBaseline(nn.Module):
     """Stem, four stages, deconvolutions, 1x1 convolution.
 
     stem: the module that takes the place of conv1. make_stage(in_channels, planes, blocks, stride) -> (stage, out_channels).
-    Input (B, 3, H, W); output (B, J, H * 2^n / 32, W * 2^n / 32) with n deconvolutions. H and W are multiples of 32.
+    Input (B, 3, H, W); output (B, J, H * 2^n / 32, W * 2^n / 32) with n deconvolutions. Raises ConfigError where
+    MODEL.IMAGE_SIZE is no multiple of 32 or MODEL.HEATMAP_SIZE another than this.
     """
 
     head_prefixes = ("deconv_layers.", "final_layer.")    # what an ImageNet file cannot hold
@@ -34,6 +35,10 @@ class SimpleBaseline(nn.Module):
         super().__init__()
         blocks, planes = stage_settings(cfg.MODEL.EXTRA)
         filters, kernels, bias, final_kernel = head_settings(cfg.MODEL.EXTRA)
+        for image, heatmap in zip(cfg.MODEL.IMAGE_SIZE, cfg.MODEL.HEATMAP_SIZE):
+            if image % 32 or heatmap * 32 != image << len(filters):
+                raise ConfigError(f"MODEL.IMAGE_SIZE {list(cfg.MODEL.IMAGE_SIZE)} and MODEL.HEATMAP_SIZE {list(cfg.MODEL.HEATMAP_SIZE)}: {cfg.MODEL.NAME} "
+                                  f"takes multiples of 32, and with {len(filters)} deconvolutions gives heatmaps of 1/{32 >> len(filters)} of them")
         self.conv1 = stem
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)

@@ -1,0 +1,43 @@
+# Poise: make, make quickstart, make test. Nothing but Python 3.10+, gcc and make is needed beforehand.
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+NMS    := lib/poise/nms/.built
+QUICK  := experiments/synthetic/res2net18_quickstart.yaml
+
+.DELETE_ON_ERROR:
+.PHONY: all setup quickstart test test-slow clean
+
+all: setup
+
+setup: $(READY) $(NMS)
+
+# the environment is made again only when what it must hold has changed
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed; set PYTHON=python3.x" >&2; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# without a compiler the NumPy twin does the same work; that is said here and by the program
+$(NMS): lib/poise/nms/_nms.pyx setup.py $(READY)
+	$(RUN) setup.py --quiet build_ext --inplace
+	@touch $@
+
+quickstart: setup
+	$(RUN) tools/make_synthetic.py --out data/synthetic --train 2000 --val 300
+	$(RUN) tools/train.py --cfg $(QUICK)
+	$(RUN) tools/test.py --cfg $(QUICK)
+	@echo "pictures with predicted skeletons: output/coco/pose_res2net/res2net18_quickstart/pictures/"
+
+test: setup
+	$(RUN) -m pytest -q
+
+test-slow: setup
+	$(RUN) -m pytest -q -m slow
+
+clean:
+	rm -rf $(VENV) build lib/*.egg-info lib/poise/nms/*.so lib/poise/nms/_nms.c $(NMS)
+	find lib tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,54 @@
+"""Who is in which image (coco, mpii, synthetic), reading images, augmentation, batches."""
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from yacs.config import CfgNode
+
+from poise.datasets import coco, mpii
+from poise.datasets.augment import Augmentation
+from poise.datasets.persons import BatchLoader, EpochBatches, PersonCrops
+from poise.datasets.reading import ImageFolder
+from poise.datasets.table import PersonTable
+from poise.geometry import PIXEL_STD
+
+log = logging.getLogger(__name__)
+
+__all__ = ["build_loader", "read_set", "PersonTable", "ImageFolder"]
+
+
+def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder]:
+    """Persons and images of DATASET.TRAIN_SET or DATASET.TEST_SET, with what was dropped in the log."""
+    split = cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET
+    if cfg.DATASET.DATASET == "mpii":
+        table, images = mpii.read_table(cfg, split), mpii.image_folder(cfg, split)
+    else:
+        table = coco.read_table(cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX)
+        images = coco.image_folder(cfg, split)
+    if train and cfg.DATASET.SELECT_DATA:
+        table = table.select(joints_agree_with_box(table), "joints far from the box's centre, DATASET.SELECT_DATA")
+    log.info("%s set %s: %s", "train" if train else "test", split, table.summary())
+    return table, images
+
+
+def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder, *, train: bool, devices: int = 1) -> BatchLoader:
+    """Batches of a set: shuffled and augmented for training, in the table's order for testing."""
+    crops = PersonCrops(table, images, image_size=cfg.MODEL.IMAGE_SIZE, rgb=cfg.DATASET.COLOR_RGB, seed=cfg.SEED,
+                        augmentation=Augmentation.from_config(cfg) if train else None)
+    size = (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU * max(devices, 1)
+    batches = EpochBatches(len(table), size, shuffle=train and cfg.TRAIN.SHUFFLE, seed=cfg.SEED)
+    return BatchLoader(crops, batches, workers=cfg.WORKERS, pin_memory=cfg.PIN_MEMORY)
+
+
+def joints_agree_with_box(table: PersonTable) -> np.ndarray:
+    """(N,) bool: the mean of a person's joints lies near the box's centre, the nearer the fewer joints there are.
+
+    Source: HRNet lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1 joint by 0.0125 a joint.
+    """
+    count = table.visible.sum(axis=1)
+    mean = (table.joints * table.visible[:, :, None]).sum(axis=1) / np.maximum(count, 1)[:, None]
+    distance = np.square(mean - table.center).sum(axis=1)
+    area = table.scale.prod(axis=1) * PIXEL_STD**2
+    similarity = np.exp(-distance / (2 * 0.2**2 * area))
+    return (count > 0) & (similarity > 0.2 / 16 * count + 0.45 - 0.2 / 16)

@@ -1,0 +1,178 @@
+"""COCO keypoints: persons from annotations, from a detection file, or the images of a test set.
+
+Layout below DATASET.ROOT: annotations/person_keypoints_<split>.json (image_info_<split>.json for test sets), images/<split>/
+or images/<split>.zip (images/test2017 for every test split). Source of the selection rules: HRNet lib/dataset/coco.py.
+"""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from poise.config import data_path
+from poise.datasets.reading import ImageFolder, read_json
+from poise.datasets.table import PackedNames, PersonTable
+from poise.errors import ConfigError, DataError
+from poise.geometry import box_to_center_scale
+from poise.skeleton import COCO
+
+log = logging.getLogger(__name__)
+
+
+def annotation_path(cfg: CfgNode, split: str) -> Path:
+    """The annotation file of a split; test sets have only image_info files."""
+    prefix = "image_info" if "test" in split else "person_keypoints"
+    return Path(data_path(cfg, cfg.DATASET.ROOT)) / "annotations" / f"{prefix}_{split}.json"
+
+
+def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
+    """Where the images of a split lie; test-dev2017 is part of test2017."""
+    name = "test2017" if "test" in split else split
+    ending = ".zip" if cfg.DATASET.DATA_FORMAT == "zip" else ""
+    return ImageFolder(Path(data_path(cfg, cfg.DATASET.ROOT)) / "images" / f"{name}{ending}")
+
+
+def read_table(cfg: CfgNode, split: str, *, detections: bool) -> PersonTable:
+    """All persons of a split: the annotated ones, or those of TEST.COCO_BBOX_FILE when `detections`.
+
+    Raises DataError or ConfigError, naming the file, for what is missing or cannot be right.
+    """
+    path = annotation_path(cfg, split)
+    content = read_json(path, "annotation file", "check DATASET.ROOT and the set's name")
+    images = _images(content, path)
+    aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
+    if detections:
+        table = _detections(cfg, images, path, aspect)
+    elif "annotations" not in content:
+        raise ConfigError(f"{path}: set {split} has no annotations, so no ground-truth boxes; set TEST.USE_GT_BBOX False and "
+                          "TEST.COCO_BBOX_FILE to a detection file")
+    else:
+        table = _annotated(content, images, path, aspect)
+    if not len(table):
+        raise DataError(f"{table.box_source if detections else path}: no person is left to use; {table.summary()}")
+    return table
+
+
+class _Images:
+    """Names, ids and sizes of the images of an annotation file."""
+
+    def __init__(self, names: list[str], ids: np.ndarray, sizes: np.ndarray):
+        self.names, self.ids, self.sizes = PackedNames(names), ids, sizes
+        self.position = {int(image_id): index for index, image_id in enumerate(ids)}
+
+
+def _images(content: Any, path: Path) -> _Images:
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path}: has no list 'images'; this is not a COCO annotation file")
+    try:
+        names = [entry["file_name"] for entry in entries]
+        ids = np.array([entry["id"] for entry in entries], dtype=np.int64)
+        sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.float64)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: an entry of 'images' lacks or spoils id, file_name, width or height ({error})") from None
+    if not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"{path}: an entry of 'images' has a file_name that is not text")
+    return _Images(names, ids, sizes)
+
+
+def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> PersonTable:
+    person = next((c["id"] for c in content.get("categories", []) if isinstance(c, dict) and c.get("name") == "person"), None)
+    if person is None:
+        raise DataError(f"{path}: has no category 'person'; Poise trains on the persons of a COCO keypoint file")
+    dropped: dict[str, int] = {}
+    rows: list[dict] = []
+    for entry in content["annotations"]:
+        reason = None
+        try:
+            if entry["category_id"] != person:
+                reason = "of another category"
+            elif entry.get("iscrowd", 0):
+                reason = "crowd regions"
+            elif entry["image_id"] not in images.position:
+                raise DataError(f"{path}: annotation {entry.get('id')} belongs to image {entry['image_id']}, which 'images' does not list")
+            elif len(entry["keypoints"]) != 3 * COCO.num_joints:
+                raise DataError(f"{path}: annotation {entry.get('id')} has {len(entry['keypoints'])} keypoint numbers, "
+                                f"expected {3 * COCO.num_joints} ({COCO.num_joints} joints x 3)")
+            elif max(entry["keypoints"]) == 0:
+                reason = "without labelled joints"
+            elif entry.get("area", 1) <= 0:
+                reason = "of area 0"
+        except (KeyError, TypeError, AttributeError) as error:
+            number = entry.get("id") if isinstance(entry, dict) else entry
+            raise DataError(f"{path}: annotation {number} lacks or spoils {error}; a keypoint annotation needs id, image_id, category_id, "
+                            "bbox and keypoints") from None
+        if reason:
+            dropped[reason] = dropped.get(reason, 0) + 1
+        else:
+            rows.append(entry)
+    try:
+        ids = np.array([row["id"] for row in rows], dtype=np.int64)
+        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        keypoints = np.array([row["keypoints"] for row in rows], dtype=np.float64).reshape(-1, COCO.num_joints, 3)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: an annotation's id, bbox or keypoints are not plain numbers ({error})") from None
+    index = np.array([images.position[row["image_id"]] for row in rows], dtype=np.int32)
+    _refuse(~np.isfinite(boxes).all(axis=1), ids, path, "a bbox that is not finite")
+    _refuse(~np.isfinite(keypoints).all(axis=(1, 2)), ids, path, "a keypoint that is not finite")
+    boxes, usable = _clip(boxes, images.sizes[index])
+    _refuse(~usable, ids, path, "a bbox without area inside its image")
+    center, scale = box_to_center_scale(boxes, aspect)
+    return PersonTable(
+        COCO, images.names, images.ids, index, center, scale, keypoints[:, :, :2].astype(np.float32),
+        np.minimum(keypoints[:, :, 2], 1).astype(np.float32), np.ones(len(ids)), ids, "gt", dropped)
+
+
+def _refuse(bad: np.ndarray, ids: np.ndarray, path: Path, fault: str) -> None:
+    if bad.any():
+        more = f" and {bad.sum() - 1} more" if bad.sum() > 1 else ""
+        raise DataError(f"{path}: annotation {ids[bad][0]}{more} has {fault}; mend or remove it")
+
+
+def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) clipped to images of `sizes` (N, 2), and which of them have an area left.
+
+    The last pixel of a box is x + w - 1, so a clipped box is one pixel narrower than the given one: HRNet's rule, kept
+    because it moves every crop a little.
+    """
+    low = np.maximum(boxes[:, :2], 0)
+    high = np.minimum(low + np.maximum(boxes[:, 2:] - 1, 0), sizes - 1)
+    usable = (boxes[:, 2:] > 0).all(axis=1) & (high >= low).all(axis=1)
+    return np.concatenate([low, high - low], axis=1), usable
+
+
+def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float) -> PersonTable:
+    if not cfg.TEST.COCO_BBOX_FILE:
+        raise ConfigError("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test with ground-truth boxes")
+    file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
+    mend = "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}; README.md says where to get it; TEST.USE_GT_BBOX True does without"
+    entries = read_json(file, "detection file", mend)
+    if not isinstance(entries, list):
+        raise DataError(f"{file}: the detection file is not a list; {mend}")
+    entries_by_reason: dict[str, int] = {}
+    rows = []
+    try:
+        for position, entry in enumerate(entries):
+            if entry["category_id"] != 1:
+                reason = "of another category"
+            elif entry["score"] < cfg.TEST.IMAGE_THRE:
+                reason = f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}"
+            elif entry["image_id"] not in images.position:
+                reason = f"of images that {path.name} does not list"
+            else:
+                rows.append((position, images.position[entry["image_id"]], entry["score"], *entry["bbox"]))
+                continue
+            entries_by_reason[reason] = entries_by_reason.get(reason, 0) + 1
+        values = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(f"{file}: entry {position} is not a detection ({error}); {mend}") from None
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise DataError(f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite; mend or remove it")
+    center, scale = box_to_center_scale(values[:, 3:], aspect)
+    table = PersonTable(COCO, images.names, images.ids, values[:, 1].astype(np.int32), center, scale, None, None, values[:, 2],
+                        values[:, 0].astype(np.int64), file.stem, entries_by_reason)
+    return table.select((values[:, 5:] > 0).all(axis=1), "boxes without area")

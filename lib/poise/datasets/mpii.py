@@ -1,0 +1,70 @@
+"""MPII single persons in the json form of SimpleBaseline and HRNet.
+
+Layout below DATASET.ROOT: annot/<split>.json, annot/gt_valid.mat, images/ or images.zip. Coordinates in the files are 1-based.
+Source: HRNet lib/dataset/mpii.py.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from yacs.config import CfgNode
+
+from poise.config import data_path
+from poise.datasets.reading import ImageFolder, read_json
+from poise.datasets.table import PackedNames, PersonTable
+from poise.errors import DataError
+from poise.geometry import mpii_center_scale
+from poise.skeleton import MPII
+
+
+def annotation_path(cfg: CfgNode, split: str) -> Path:
+    return Path(data_path(cfg, cfg.DATASET.ROOT)) / "annot" / f"{split}.json"
+
+
+def headbox_path(cfg: CfgNode) -> Path:
+    """The MATLAB file with the validation set's joints and head boxes, for PCKh."""
+    return Path(data_path(cfg, cfg.DATASET.ROOT)) / "annot" / "gt_valid.mat"
+
+
+def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
+    ending = ".zip" if cfg.DATASET.DATA_FORMAT == "zip" else ""
+    return ImageFolder(Path(data_path(cfg, cfg.DATASET.ROOT)) / f"images{ending}")
+
+
+def read_table(cfg: CfgNode, split: str) -> PersonTable:
+    """All persons of a split in the file's order; the test split has no joints. Raises DataError, naming the file."""
+    path = annotation_path(cfg, split)
+    entries = read_json(path, "annotation file", "check DATASET.ROOT and the set's name")
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path}: not a list of persons; the json form of SimpleBaseline and HRNet is needed")
+    labelled = split != "test"
+    joints = visible = None
+    try:
+        names = [entry["image"] for entry in entries]
+        center = np.array([entry["center"] for entry in entries], dtype=np.float64).reshape(-1, 2)
+        scale = np.array([entry["scale"] for entry in entries], dtype=np.float64)
+        if labelled:
+            wrong = next((i for i, e in enumerate(entries) if len(e["joints"]) != MPII.num_joints or len(e["joints_vis"]) != MPII.num_joints), None)
+            if wrong is not None:
+                raise DataError(f"{path}: person {wrong} has {len(entries[wrong]['joints'])} joints, expected {MPII.num_joints}")
+            joints = np.array([entry["joints"] for entry in entries], dtype=np.float32)
+            visible = np.array([entry["joints_vis"] for entry in entries], dtype=np.float32)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: a person lacks or spoils image, center, scale, joints or joints_vis ({error})") from None
+    if not all(isinstance(name, str) and name for name in names) or center.shape != (len(names), 2) or scale.shape != (len(names),):
+        raise DataError(f"{path}: a person's image, center or scale is not of the json form of SimpleBaseline and HRNet")
+    finite = np.isfinite(center).all(axis=1) & np.isfinite(scale)
+    if labelled:
+        finite &= np.isfinite(joints).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
+        joints, visible = joints - 1.0, np.clip(visible, 0, 1)
+    if not finite.all():
+        raise DataError(f"{path}: person {int(np.argmin(finite))} ({names[int(np.argmin(finite))]}) has a number that is not finite; mend or remove it")
+    if (scale <= 0).any():
+        person = int(np.argmax(scale <= 0))
+        raise DataError(f"{path}: person {person} ({names[person]}) has scale {scale[person]}, a box of no area; mend or remove it")
+    unique = {name: position for position, name in enumerate(dict.fromkeys(names))}
+    center, scale = mpii_center_scale(center, scale)
+    return PersonTable(
+        MPII, PackedNames(list(unique)), np.arange(len(unique), dtype=np.int64), np.array([unique[name] for name in names], dtype=np.int32),
+        center, scale, joints, visible, np.ones(len(names)), np.arange(len(names), dtype=np.int64), "gt")

@@ -1,0 +1,144 @@
+"""Samples and batches: crops of persons, made in worker processes, the same whatever their number.
+
+A sampler's key is (epoch, person): it carries all that a worker needs to draw the sample's random numbers, which come from a
+generator seeded by (seed, epoch, person) and from nothing else.
+"""
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from poise.datasets.augment import Augmentation
+from poise.datasets.reading import ImageFolder
+from poise.datasets.table import PersonTable
+from poise.errors import DataError
+from poise.geometry import crop_matrix, transform_points
+
+Key = tuple[int, int]
+
+
+class PersonCrops(Dataset):
+    """Crops (H, W, 3) uint8 of the persons of a table, with their joints in crop pixels."""
+
+    def __init__(self, table: PersonTable, images: ImageFolder, *, image_size, rgb: bool, seed: int, augmentation: Augmentation | None = None):
+        self.table = table
+        self.images = images
+        self.image_size = tuple(int(v) for v in image_size)
+        self.rgb = rgb
+        self.seed = seed
+        self.augmentation = augmentation
+        self.flip_order = table.skeleton.flip_order
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, torch.Tensor] | DataError:
+        """A batch: images (B, H, W, 3) uint8, joints (B, J, 2) float32 crop pixels, visible (B, J) float32, person (B,) int64.
+
+        An unreadable image comes back as the error itself: raised here, a loader would wrap it in a worker's traceback.
+        """
+        width, height = self.image_size
+        count, joints = len(keys), self.table.skeleton.num_joints
+        batch = {
+            "images": np.empty((count, height, width, 3), np.uint8),
+            "joints": np.zeros((count, joints, 2), np.float32),
+            "visible": np.zeros((count, joints), np.float32),
+            "person": np.array([person for _, person in keys], np.int64),
+        }
+        name, image = None, None
+        try:
+            for row, (epoch, person) in enumerate(keys):
+                if self.table.image_name(person) != name:     # persons of one image often follow each other
+                    name = self.table.image_name(person)
+                    image = self.images.read(name)
+                batch["images"][row], batch["joints"][row], batch["visible"][row] = self._crop(image, epoch, person)
+        except DataError as error:
+            return error
+        return {key: torch.from_numpy(value) for key, value in batch.items()}
+
+    def _crop(self, image: np.ndarray, epoch: int, person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        table = self.table
+        center, scale, rotation, mirrored = table.center[person], table.scale[person], 0.0, False
+        joints = table.joints[person] if table.labelled else np.zeros((table.skeleton.num_joints, 2), np.float32)
+        visible = table.visible[person] if table.labelled else np.zeros(table.skeleton.num_joints, np.float32)
+        if self.augmentation is not None:
+            rng = np.random.default_rng((self.seed, epoch, person))
+            aspect = self.image_size[0] / self.image_size[1]
+            center, scale, rotation, mirrored = self.augmentation.draw(rng, center, scale, joints, visible, table.skeleton, aspect)
+        crop, matrix = cut(image, center, scale, rotation, mirrored, self.image_size)
+        joints = transform_points(joints, matrix)
+        if mirrored:
+            joints, visible = joints[self.flip_order], visible[self.flip_order]
+        return crop[:, :, ::-1] if self.rgb else crop, joints * (visible > 0)[:, None], visible
+
+
+def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it.
+
+    `center` is of the image as it is; when `mirrored`, the mirror is part of the matrix, so no mirrored copy of the image is made.
+    """
+    width = image.shape[1]
+    if mirrored:
+        center = np.array([width - 1 - center[0], center[1]])
+    matrix = crop_matrix(center, scale, rotation, size, mirror_width=width if mirrored else None)
+    return cv2.warpAffine(image, matrix, tuple(size), flags=cv2.INTER_LINEAR), matrix
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of keys in an order that depends on (seed, epoch) alone; can begin in the middle of an epoch."""
+
+    def __init__(self, persons: int, batch_size: int, *, shuffle: bool, seed: int):
+        self.persons, self.batch_size, self.shuffle, self.seed = persons, batch_size, shuffle, seed
+        self.epoch, self.first_batch = 0, 0
+
+    def begin(self, epoch: int, first_batch: int = 0) -> None:
+        """What the next iteration yields: batches first_batch, first_batch + 1, ... of this epoch."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    def __len__(self) -> int:
+        return -(-self.persons // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.arange(self.persons)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.persons)
+        for batch in range(self.first_batch, len(self)):
+            yield [(self.epoch, int(person)) for person in order[batch * self.batch_size:(batch + 1) * self.batch_size]]
+
+
+class BatchLoader:
+    """A DataLoader over PersonCrops whose errors are the dataset's own."""
+
+    def __init__(self, crops: PersonCrops, batches: EpochBatches, *, workers: int, pin_memory: bool):
+        self.crops, self.batches = crops, batches
+        crops.images.check()
+        self._loader = DataLoader(
+            crops, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory and torch.cuda.is_available(),
+            collate_fn=_unchanged, worker_init_fn=_prepare_worker, persistent_workers=workers > 0)
+        if not workers:
+            cv2.setNumThreads(0)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _prepare_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    # Ctrl-C reaches the whole process group; the main process decides what to do and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,111 @@
+"""Annotation and image files from disk, each fault told in one line."""
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from poise.errors import DataError
+
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
+
+
+def read_json(path: str | Path, what: str, mend: str = "") -> Any:
+    """The content of a JSON file. `what` and `mend` go into the DataError when it is missing or not JSON."""
+    import orjson
+
+    suffix = f"; {mend}" if mend else ""
+    try:
+        with open(path, "rb") as file:
+            return orjson.loads(file.read())
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the {what} ({error.strerror}){suffix}") from None
+    except (orjson.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: the {what} is not valid JSON ({error}){suffix}") from None
+
+
+class ImageFolder:
+    """Images of one split: plain files below a folder, or members of a zip archive.
+
+    location: images/val2017 (a folder) or images/val2017.zip. In an archive a file is looked for by its own name and below
+    a folder of the archive's name, as the official COCO archives have it. The archive is opened once in each process: worker
+    processes that shared one open file would move each other's reading position.
+    """
+
+    def __init__(self, location: str | Path):
+        self.location = Path(location)
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
+
+    def __getstate__(self) -> dict:
+        return {"location": self.location, "_archive": None}
+
+    @property
+    def zipped(self) -> bool:
+        return self.location.suffix == ".zip"
+
+    def check(self) -> None:
+        """Raise DataError when the folder or archive is not there."""
+        if self.zipped and not self.location.is_file():
+            raise DataError(f"{self.location}: no such archive; DATASET.DATA_FORMAT zip reads images/<split>.zip, jpg reads images/<split>/")
+        if not self.zipped and not self.location.is_dir():
+            raise DataError(f"{self.location}: no such image folder; check DATASET.ROOT and the set's name")
+
+    def read(self, name: str) -> np.ndarray:
+        """The image (H, W, 3) uint8 in BGR order; EXIF rotation is ignored, as in the HRNet family. Raises DataError."""
+        data = self._bytes(name)
+        shown = f"{self.location}/{name}"
+        if not data:
+            raise DataError(f"{shown}: the image file is empty; fetch it again")
+        if _is_cut_off(data):
+            raise DataError(f"{shown}: the image file is cut off; fetch it again")
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error:       # for example a header that claims more pixels than OpenCV allows
+            image = None
+        if image is None:
+            raise DataError(f"{shown}: not an image that OpenCV can read; fetch it again or remove it from the annotations")
+        return image
+
+    def _bytes(self, name: str) -> bytes:
+        if not self.zipped:
+            try:
+                return (self.location / name).read_bytes()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(f"{self.location / name}: cannot read the image ({reason}); check DATASET.ROOT and the annotation file") from None
+        archive = self._open()
+        for member in (name, f"{self.location.stem}/{name}"):
+            try:
+                return archive.read(member)
+            except KeyError:
+                continue
+            except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+                raise DataError(f"{self.location}: cannot read {member} ({error})") from None
+        raise DataError(f"{self.location}: the archive holds no {name}")
+
+    def _open(self) -> zipfile.ZipFile:
+        process = os.getpid()
+        if self._archive is None or self._archive[0] != process:
+            try:
+                self._archive = (process, zipfile.ZipFile(self.location))
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"{self.location}: cannot open the archive ({error})") from None
+        return self._archive[1]
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG or PNG ends before its end mark. OpenCV decodes such files without an error, the rest grey.
+
+    In a JPEG the mark is looked for after the last start of scan, because an embedded thumbnail has a mark of its own and
+    some cameras append data.
+    """
+    if data.startswith(_JPEG):
+        scan = data.rfind(b"\xff\xda")
+        return scan < 0 or data.find(b"\xff\xd9", scan) < 0
+    if data.startswith(_PNG):
+        return b"IEND" not in data[-64:]
+    return False

@@ -1,0 +1,78 @@
+"""PersonTable: every person of a set as NumPy arrays, which worker processes share without copying."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from poise.skeleton import Skeleton
+
+
+class PackedNames(Sequence):
+    """Many strings in one byte buffer. A list of str would be copied into every worker as its reference counts change."""
+
+    def __init__(self, names: Sequence[str]):
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return self._bytes[start:self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class PersonTable:
+    """N persons in M images.
+
+    image_names (M): file names relative to the set's image folder. image_ids (M,) int64.
+    image_index (N,) int32: the image of each person. center (N, 2) pixels and scale (N, 2) in units of 200 pixels: see
+    poise.geometry. joints (N, J, 2) float32 pixels, visible (N, J) float32, 1 where a joint is labelled; both None where the set has no labels
+    (detections, test sets). score (N,): of the detector; 1 for annotated boxes. ids (N,): annotation id, or the detection's position.
+    dropped: why and how many entries of the file are not here. box_source: 'gt', a detection file's name, or 'image'.
+    """
+
+    skeleton: Skeleton
+    image_names: PackedNames
+    image_ids: np.ndarray
+    image_index: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+    joints: np.ndarray | None
+    visible: np.ndarray | None
+    score: np.ndarray
+    ids: np.ndarray
+    box_source: str
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+    @property
+    def labelled(self) -> bool:
+        return self.joints is not None
+
+    def image_name(self, person: int) -> str:
+        return self.image_names[int(self.image_index[person])]
+
+    def select(self, keep: np.ndarray, reason: str) -> "PersonTable":
+        """The persons where `keep` (N,) bool is true; the others are counted under `reason`."""
+        dropped = dict(self.dropped)
+        if not keep.all():
+            dropped[reason] = dropped.get(reason, 0) + int((~keep).sum())
+        return PersonTable(
+            self.skeleton, self.image_names, self.image_ids, self.image_index[keep], self.center[keep], self.scale[keep],
+            None if self.joints is None else self.joints[keep], None if self.visible is None else self.visible[keep],
+            self.score[keep], self.ids[keep], self.box_source, dropped)
+
+    def summary(self) -> str:
+        """One line for the log: persons, images, boxes, and what was dropped and why."""
+        boxes = {"gt": "ground-truth boxes", "image": "whole images"}.get(self.box_source, f"boxes of {self.box_source}")
+        line = f"{len(self)} persons in {len(np.unique(self.image_index))} of {len(self.image_names)} images, {boxes}"
+        if self.dropped:
+            line += "; dropped " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        return line

@@ -1,0 +1,47 @@
+"""Checkpoints: everything a run needs to go on, as tensors and plain values, written whole or not at all."""
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from poise.errors import DataError
+
+FORMAT = 1
+NAME = "checkpoint.pth"
+_FIELDS = ("epoch", "step", "state_dict", "optimizer", "best", "experiment", "seed", "threads")
+
+
+def save(path: str | Path, content: Any) -> None:
+    """Write `content` beside `path`, flush it to the disk, then put it in place of the old file."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:    # torch reports a full disk as a RuntimeError
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error}); the file before it, if any, is kept") from None
+
+
+def load(path: str | Path, experiment: str) -> dict[str, Any]:
+    """A checkpoint that `save` wrote for this experiment. Raises DataError for any other file."""
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth of a run folder") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise DataError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}); remove it to begin anew") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or any(key not in content for key in _FIELDS):
+        raise DataError(f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give it as MODEL.PRETRAINED")
+    if content["experiment"] != experiment:
+        raise DataError(f"{path}: a checkpoint of experiment {content['experiment']}, not of {experiment}; give it as MODEL.PRETRAINED to start from its weights")
+    return content

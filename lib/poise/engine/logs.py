@@ -1,0 +1,154 @@
+"""Where a run writes: its folder, its log, its metrics, its TensorBoard page."""
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from poise import __version__
+from poise.config import experiment_name
+from poise.errors import DataError, PoiseError, one_line
+
+log = logging.getLogger(__name__)
+
+
+def run_names(cfg: CfgNode, cfg_path: str) -> Path:
+    """<dataset>/<model>/<experiment>, the part that run folder and TensorBoard folder share."""
+    dataset = cfg.DATASET.DATASET + (f"_{cfg.DATASET.HYBRID_JOINTS_TYPE}" if cfg.DATASET.HYBRID_JOINTS_TYPE else "")
+    return Path(dataset.replace(":", "_")) / cfg.MODEL.NAME / experiment_name(cfg_path)
+
+
+def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
+    """OUTPUT_DIR/<dataset>/<model>/<experiment>, made. Raises DataError where it cannot be."""
+    folder = Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot make the run folder ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
+    return folder
+
+
+FILE_ONLY = {"file_only": True}     # log.info(..., extra=FILE_ONLY): not for the console
+
+
+def start_console() -> None:
+    """Messages of poise go to stdout, and are kept for the log file that `add_file` will name.
+
+    The run folder is made only when everything that can be wrong with the input has been looked at, so that a wrong path
+    leaves nothing behind.
+    """
+    root = logging.getLogger("poise")
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    for handler in list(root.handlers):
+        handler.close()
+        root.removeHandler(handler)
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(lambda record: not getattr(record, "file_only", False))
+    root.addHandler(console)
+    # capacity and flush level out of reach: it only waits for its target
+    root.addHandler(logging.handlers.MemoryHandler(capacity=1 << 30, flushLevel=1 << 30, flushOnClose=False))
+
+
+def add_file(path: Path) -> None:
+    """Write what was said so far, and all that follows, to `path` too, with times; an old file is continued."""
+    root = logging.getLogger("poise")
+    try:
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.handlers.MemoryHandler):
+            handler.setTarget(file)
+            handler.flush()
+            handler.close()
+            root.removeHandler(handler)
+    root.addHandler(file)
+
+
+@contextmanager
+def errors_in_file() -> Iterator[None]:
+    """An error that ends the run is in its log file too."""
+    try:
+        yield
+    except Exception as error:
+        log.error("%s", one_line(error), extra=FILE_ONLY, exc_info=not isinstance(error, PoiseError))
+        raise
+
+
+def log_environment(cfg: CfgNode, command: list[str]) -> None:
+    """Versions, git revision, command line, seed: what is needed to run it again."""
+    import torch
+
+    revision = "unknown"
+    try:
+        revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True,
+                                  timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    log.info("poise %s (git %s), torch %s, numpy %s, python %s on %s", __version__, revision, torch.__version__, np.__version__,
+             platform.python_version(), platform.platform())
+    log.info("command: %s", " ".join(command))
+    log.info("seed: %d", cfg.SEED)
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON line per epoch. Going on from epoch e drops the lines of e and later, which are made again."""
+
+    def __init__(self, path: Path, begin_epoch: int):
+        self.path = path
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line).get("epoch", begin_epoch) < begin_epoch:
+                        kept.append(line)
+                except (ValueError, AttributeError):    # a line that was cut off when the run was killed
+                    continue
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(part, path)
+
+    def write(self, **values: Any) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+class TensorBoard:
+    """A tensorboardX page in LOG_DIR/<dataset>/<model>/<experiment>_<time>/."""
+
+    def __init__(self, cfg: CfgNode, cfg_path: str):
+        from tensorboardX import SummaryWriter
+
+        names = run_names(cfg, cfg_path)
+        folder = Path(cfg.LOG_DIR) / names.with_name(f"{names.name}_{time.strftime('%Y-%m-%d-%H-%M-%S')}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot make the TensorBoard folder ({error.strerror}); set LOG_DIR to a place you may write to") from None
+        self._writer = SummaryWriter(str(folder))
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """image: (H, W, 3) uint8 BGR."""
+        self._writer.add_image(name, image[:, :, ::-1], step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()

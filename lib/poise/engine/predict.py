@@ -1,0 +1,85 @@
+"""Predict every person of a set, with or without the flip test."""
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from poise.codecs import CODECS, merge_flipped
+from poise.datasets.persons import BatchLoader
+from poise.engine.batch import encode_targets, normalize
+from poise.geometry import heatmap_to_image
+from poise.metrics.pck import heatmap_pck
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Predictions:
+    """keypoints (N, J, 2) float64 image pixels and scores (N, J) float32, in the table's order; loss and PCK where labels are known."""
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+    loss: float | None = None
+    accuracy: float | None = None
+    first_batch: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def forward_flipped(cfg: CfgNode, model: nn.Module, images: torch.Tensor, flip_order: torch.Tensor) -> torch.Tensor:
+    """Heatmaps (B, J, h, w) of normalised images (B, 3, H, W), with the flip test where TEST.FLIP_TEST asks for it."""
+    heatmaps = model(images)
+    if cfg.TEST.FLIP_TEST:
+        heatmaps = merge_flipped(heatmaps, model(images.flip(3)), flip_order, cfg.TEST.SHIFT_HEATMAP)
+    return heatmaps
+
+
+@torch.no_grad()
+def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.device, criterion: Callable | None = None,
+            stop: Callable[[], bool] = lambda: False) -> Predictions:
+    """Predict every person of the loader's table. The model's mode is restored; `stop` is asked before each batch."""
+    from tqdm import tqdm
+
+    table, codec = loader.crops.table, CODECS[cfg.MODEL.TARGET_TYPE]
+    count, joints = len(table), table.skeleton.num_joints
+    found = Predictions(np.zeros((count, joints, 2)), np.zeros((count, joints), np.float32))
+    flip_order = torch.from_numpy(table.skeleton.flip_order).to(device)
+    totals = torch.zeros(4, dtype=torch.float64, device=device)     # loss x persons, persons, right joints, counted joints
+    was_training = model.training
+    model.eval()
+    loader.batches.begin(0)
+    done, begin = 0, time.perf_counter()
+    try:
+        for step, batch in enumerate(tqdm(loader, desc="test", unit="batch", leave=False, disable=None)):
+            if stop():
+                raise KeyboardInterrupt
+            heatmaps = forward_flipped(cfg, model, normalize(batch["images"], device), flip_order).float()
+            person = batch["person"].numpy()
+            if table.labelled and criterion is not None:
+                target, weight = encode_targets(cfg, batch, device)
+                right, counted = heatmap_pck(heatmaps, target)
+                totals += torch.stack([criterion(heatmaps, target, weight) * len(person), counted.new_tensor(len(person)), right, counted]).double()
+            maps = heatmaps.cpu().numpy()
+            coords, found.scores[person] = codec.decode(maps, cfg.TEST.POST_PROCESS)
+            found.keypoints[person] = heatmap_to_image(coords, table.center[person], table.scale[person], cfg.MODEL.HEATMAP_SIZE)
+            if not found.first_batch:
+                stride = np.array(cfg.MODEL.IMAGE_SIZE) / np.array(cfg.MODEL.HEATMAP_SIZE)
+                crops = batch["images"][:16].numpy()
+                found.first_batch = {"crops": crops[..., ::-1] if loader.crops.rgb else crops, "joints": coords[:16] * stride,
+                                     "scores": found.scores[person][:16], "heatmaps": maps[:4]}
+            done += len(person)
+            if (step + 1) % cfg.PRINT_FREQ == 0 and not sys.stderr.isatty():
+                log.info("test: %d of %d persons, %.1f persons/s", done, count, done / (time.perf_counter() - begin))
+    finally:
+        model.train(was_training)
+    log.info("test: %d persons in %.1f s%s", count, time.perf_counter() - begin, ", flip test" if cfg.TEST.FLIP_TEST else "")
+    if totals[1] > 0:
+        found.loss = float(totals[0] / totals[1])
+        found.accuracy = float(totals[2] / totals[3].clamp(min=1))
+    return found

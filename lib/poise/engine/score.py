@@ -1,0 +1,80 @@
+"""What predictions are worth: result files, the family's table, and the figure that decides which weights are best."""
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from yacs.config import CfgNode
+
+from poise.datasets import PersonTable, coco, mpii
+from poise.engine.predict import Predictions
+from poise.errors import DataError
+from poise.geometry import PIXEL_STD
+from poise.metrics import (average_precision, format_joint_table, format_table, pckh, per_joint_pck, per_joint_pckh, rescore, suppress,
+                           write_results)
+
+log = logging.getLogger(__name__)
+
+
+def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path) -> tuple[OrderedDict[str, float], float]:
+    """Result files in folder/results, the family's table in the log; ({metric: value}, the one that decides which weights are best).
+
+    Test sets have no public labels: for them only the files are written and the metrics are empty.
+    """
+    results = folder / "results"
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
+    if cfg.DATASET.DATASET == "mpii":
+        return _score_mpii(cfg, found, results)
+    return _score_coco(cfg, table, found, results)
+
+
+def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path) -> tuple[OrderedDict[str, float], float]:
+    split, skeleton = cfg.DATASET.TEST_SET, table.skeleton
+    image_ids = table.image_ids[table.image_index]
+    keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
+    scores = rescore(found.scores, table.score, cfg.TEST.IN_VIS_THRE)
+    area = table.scale.prod(axis=1) * PIXEL_STD**2
+    kept = suppress(keypoints, scores, area, image_ids, cfg.TEST.OKS_THRE, cfg.TEST.SOFT_NMS, skeleton.sigmas)
+    source = "gt_boxes" if table.box_source == "gt" else table.box_source
+    path = results / f"keypoints_{split}_results_{source}.json"
+    write_results(path, image_ids[kept], keypoints[kept], scores[kept], table.center[kept], table.scale[kept])
+    log.info("%d of %d poses kept by %sOKS-NMS; written to %s", len(kept), len(table), "soft " if cfg.TEST.SOFT_NMS else "", path)
+    if "test" in split:
+        log.info("%s has no public labels: send %s to the COCO server", split, path.name)
+        return OrderedDict(), 0.0
+    truth = coco.annotation_path(cfg, split)
+    metrics = average_precision(truth, path, skeleton.sigmas)
+    log.info("%s, %s, flip test %s:", split, "ground-truth boxes" if table.box_source == "gt" else f"boxes of {table.box_source}",
+             "on" if cfg.TEST.FLIP_TEST else "off")
+    log.info("%s", format_table(metrics, cfg.MODEL.NAME))
+    log.info("%s", format_joint_table(skeleton.names, per_joint_pck(truth, path, skeleton.sigmas)))
+    return OrderedDict(metrics), float(metrics["AP"])
+
+
+def _score_mpii(cfg: CfgNode, found: Predictions, results: Path) -> tuple[OrderedDict[str, float], float]:
+    from scipy.io import savemat
+
+    split = cfg.DATASET.TEST_SET
+    one_based = found.keypoints + 1.0
+    path = results / ("pred.mat" if split == "valid" else f"pred_{split}.mat")
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        savemat(file, {"preds": one_based})
+    os.replace(part, path)
+    log.info("%d predictions written to %s", len(one_based), path)
+    if split != "valid":
+        log.info("PCKh is computed for the set 'valid', whose head boxes are public; %s has none here", split)
+        return OrderedDict(), 0.0
+    metrics = pckh(one_based, mpii.headbox_path(cfg))
+    share, count = per_joint_pckh(one_based, mpii.headbox_path(cfg))
+    log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
+    log.info("%s", format_table(metrics, cfg.MODEL.NAME))
+    rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(mpii.MPII.names, count, share)]
+    log.info("%s", "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows]))
+    return OrderedDict(metrics), float(metrics["Mean"])

@@ -1,0 +1,81 @@
+"""Test one experiment: weights, predictions, figures, pictures."""
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from pathlib import Path
+
+import cv2
+import numpy as np
+from yacs.config import CfgNode
+
+from poise import visualize, weights
+from poise.config import data_path
+from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
+from poise.engine import device, logs
+from poise.engine.predict import Predictions, predict
+from poise.engine.score import score
+from poise.errors import DataError
+from poise.losses import build_loss
+from poise.models import build_model
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> OrderedDict[str, float]:
+    """Test the weights TEST.MODEL_FILE, or the best ones of the run folder, on DATASET.TEST_SET.
+
+    Writes test.log, results/ and pictures/ in the run folder. Returns {metric: value}. Raises PoiseError for what cannot be used.
+    """
+    logs.start_console()
+    folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
+    file = model_file(cfg, folder)
+    devices = device.choose_devices(cfg)
+    model = build_model(cfg)
+    log.info("%s", f"weights: {file}")
+    weights.load(model, file)
+    table, images = read_set(cfg, train=False)
+    loader = build_loader(cfg, table, images, train=False, devices=len(devices))
+    device.set_up(cfg, devices)
+    logs.make_run_folder(cfg, cfg_path)
+    logs.add_file(folder / "test.log")
+    logs.log_environment(cfg, command)
+    with logs.errors_in_file():
+        found = predict(cfg, device.lay_on(model, devices), loader, devices[0], build_loss(cfg).to(devices[0]))
+        metrics, _ = score(cfg, table, found, folder)
+        draw_predictions(cfg, table, found, images, folder)
+    return metrics
+
+
+def model_file(cfg: CfgNode, folder: Path) -> Path:
+    """TEST.MODEL_FILE, else the run folder's best or final weights. Raises DataError where there are none."""
+    if cfg.TEST.MODEL_FILE:
+        path = Path(data_path(cfg, cfg.TEST.MODEL_FILE))
+        if not path.is_file():
+            raise DataError(f"TEST.MODEL_FILE {path}: no such weight file")
+        return path
+    for name in ("model_best.pth", "final_state.pth"):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth: train first, or give TEST.MODEL_FILE x.pth")
+
+
+def draw_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, folder: Path) -> list[Path]:
+    """The first TEST.PICTURES images with their predicted skeletons, in folder/pictures. Joints below 0.2 are not drawn."""
+    written: list[Path] = []
+    for index in list(dict.fromkeys(table.image_index.tolist()))[:cfg.TEST.PICTURES]:
+        name = table.image_names[index]
+        image = images.read(name).copy()
+        if max(image.shape[:2]) < 640:      # small pictures are enlarged, or lines would cover what they show
+            zoom = 640 / max(image.shape[:2])
+            image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+        else:
+            zoom = 1.0
+        for person in np.flatnonzero(table.image_index == index):
+            if table.score[person] >= 0.5 or table.box_source == "gt":
+                visualize.draw_person(image, (found.keypoints[person] + 0.5) * zoom - 0.5, table.skeleton, shown=found.scores[person] > 0.2)
+        written.append(folder / "pictures" / f"{Path(name).stem}.jpg")
+        visualize.save(written[-1], image)
+    if written:
+        log.info("%d pictures with predictions in %s", len(written), folder / "pictures")
+    return written

@@ -1,0 +1,216 @@
+"""COCO keypoint evaluation as the HRNet family does it: rescore, suppress, average precision, figures per joint.
+
+Letters: N predicted persons, G labelled persons, J joints, D predictions in an image.
+"""
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from poise import nms
+from poise.errors import DataError
+from poise.metrics.results import check_finite, read_json, read_results
+from poise.skeleton import COCO as COCO_SKELETON
+
+logger = logging.getLogger(__name__)
+
+#: HRNet's names of the ten COCO figures, in its order
+STATS = ("AP", "Ap .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "AR (M)", "AR (L)")
+
+
+def rescore(keypoint_scores: np.ndarray, box_scores: np.ndarray, in_vis_thre: float) -> np.ndarray:
+    """A person's score: that of its box times the mean of the joint scores above `in_vis_thre` (0 where none is).
+
+    keypoint_scores: (N, J). box_scores: (N,). Returns (N,) float64. Source: HRNet, lib/dataset/coco.py, evaluate.
+    """
+    keypoint_scores = np.asarray(keypoint_scores)
+    box_scores = np.asarray(box_scores, np.float64)
+    if keypoint_scores.ndim != 2 or box_scores.shape != keypoint_scores.shape[:1]:
+        raise ValueError(f"rescore needs (N, J) and (N,) scores; got {keypoint_scores.shape} and {box_scores.shape}")
+    total = np.zeros(len(box_scores), keypoint_scores.dtype)
+    counted = keypoint_scores > in_vis_thre
+    # joint after joint in the predictions' own precision, as the reference adds them: a pairwise or a float64 sum
+    # gives other last bits, which decide between persons whose scores tie
+    for j in range(keypoint_scores.shape[1]):
+        total += np.where(counted[:, j], keypoint_scores[:, j], 0)
+    return total / np.maximum(counted.sum(axis=1), 1).astype(total.dtype) * box_scores
+
+
+def suppress(
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    areas: np.ndarray,
+    image_ids: np.ndarray,
+    oks_thre: float,
+    soft: bool = False,
+    sigmas: Sequence[float] = COCO_SKELETON.sigmas,
+) -> np.ndarray:
+    """Indices of the persons that OKS-NMS keeps, image by image (in order of first appearance), best first in each.
+
+    keypoints: (N, J, 2 or 3), pixels. scores: (N,), already rescored. areas: (N,) square pixels, of the box that the
+    crop was taken from. image_ids: (N,), in any order. soft: lower scores instead of deleting, at most 20 a picture.
+    Returns (K,) int64. Raises DataError where a prediction is NaN or infinite, and ValueError as poise.nms.oks_nms.
+    The best person of an image is always kept, so the reference's "if nothing was kept, keep all" has no counterpart.
+    """
+    image_ids = np.asarray(image_ids)
+    if image_ids.ndim != 1 or not len(image_ids) == len(keypoints) == len(scores) == len(areas):
+        raise ValueError(
+            "suppress needs N keypoints, scores, areas and image ids; got "
+            f"{np.shape(keypoints)}, {np.shape(scores)}, {np.shape(areas)}, {image_ids.shape}"
+        )
+    if len(image_ids) == 0:
+        return np.zeros(0, np.int64)
+    if np.ndim(keypoints) == 3:  # poise.nms names other shapes
+        check_finite(image_ids, np.asarray(keypoints), np.asarray(scores))
+    _, first, image = np.unique(image_ids, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))[image]
+    # stable, because within an image the input order decides where NumPy's argsort puts ties
+    rows = np.argsort(rank, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rank))])
+    nms_by_image = nms.soft_oks_nms_by_image if soft else nms.oks_nms_by_image
+    arrays = [np.asarray(array)[rows] for array in (keypoints, scores, areas)]
+    return rows[nms_by_image(*arrays, offsets, oks_thre, np.asarray(sigmas))]
+
+
+def average_precision(ground_truth, results, sigmas: Sequence[float] | None = None) -> dict[str, float]:
+    """The ten COCO keypoint figures, by pycocotools, under HRNet's names and in its order (STATS).
+
+    ground_truth: path of a COCO keypoint annotation file, its content as a dict, or a pycocotools COCO object; it is
+    not changed. results: path of a result file or its content, a list of dicts (metrics.coco_results makes one from
+    arrays). sigmas: (J,) OKS constants; None takes those of COCO, for 17 joints only.
+
+    A figure for which there is no labelled person is -1, as pycocotools has it. Without any result all figures are 0
+    and a warning is logged (pycocotools crashes). Raises DataError where the two do not fit together.
+    """
+    truth = _ground_truth(ground_truth)
+    results = _results(results)
+    if not results:
+        logger.warning("there is no result to evaluate, hence AP 0: no person was detected or all were filtered out")
+        return dict.fromkeys(STATS, 0.0)
+    sigmas = _checked_sigmas(truth, results, sigmas)
+
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and cannot be told not to
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "keypoints")
+        evaluation.params.kpt_oks_sigmas = sigmas
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(STATS, map(float, evaluation.stats)))
+
+
+def per_joint_pck(
+    ground_truth, results, sigmas: Sequence[float] | None = None, threshold: float = 0.5
+) -> dict[str, np.ndarray]:
+    """How well each joint is found, which the AP does not tell.
+
+    Each labelled person (no crowds) is matched with the prediction of its image whose OKS with it is highest, whatever
+    that one's score. The similarity of a labelled joint is its term of the OKS, exp(-d^2 / (2 (2 sigma)^2 area)); it
+    is 0 where the image has no prediction, for a person who was missed misses the joints too.
+
+    ground_truth, results, sigmas, errors: as average_precision. threshold: the similarity that counts as found.
+    Returns (J,) arrays: `labelled`, the number of labelled joints; `similarity`, their mean similarity in [0, 1];
+    `pck`, the share of them whose similarity is above the threshold. The last two are NaN where none is labelled.
+    """
+    truth = _ground_truth(ground_truth)
+    results = _results(results)
+    sigmas = _checked_sigmas(truth, results, sigmas)
+    predictions = defaultdict(list)
+    for result in results:
+        predictions[result["image_id"], result["category_id"]].append(result["keypoints"])
+    labelled, total, found = np.zeros(len(sigmas), np.int64), np.zeros(len(sigmas)), np.zeros(len(sigmas))
+    for person in truth["annotations"]:
+        target = np.reshape(np.asarray(person["keypoints"], np.float64), (-1, 3))
+        visible = target[:, 2] > 0
+        if person["iscrowd"] or not visible.any():
+            continue
+        labelled += visible
+        candidates = predictions.get((person["image_id"], person["category_id"]))
+        if candidates is None:
+            continue
+        xy = np.reshape(np.asarray(candidates, np.float64), (len(candidates), -1, 3))[:, :, :2]
+        d2 = ((xy - target[:, :2]) ** 2).sum(axis=2)
+        similarity = np.exp(-d2 / (2 * sigmas) ** 2 / (person["area"] + np.spacing(1)) / 2) * visible
+        best = similarity[similarity.sum(axis=1).argmax()]
+        total += best
+        found += visible & (best > threshold)
+    count = np.where(labelled > 0, labelled, np.nan)
+    return {"labelled": labelled, "similarity": total / count, "pck": found / count}
+
+
+def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> str:
+    """The figures of per_joint_pck as a Markdown table with a row for each of the J joint names."""
+    if len(names) != len(figures["labelled"]):
+        raise ValueError(f"got {len(names)} joint names for figures of {len(figures['labelled'])} joints")
+    rows = [
+        f"| {name} | {labelled} | {similarity:.3f} | {pck:.3f} |"
+        for name, labelled, similarity, pck in zip(names, figures["labelled"], figures["similarity"], figures["pck"])
+    ]
+    return "\n".join(["| Joint | labelled | similarity | PCK |", "|---|---|---|---|", *rows])
+
+
+def _ground_truth(source) -> dict:
+    """The annotations as a fresh COCO-format dict with every field that pycocotools reads."""
+    where = "the ground truth"
+    if isinstance(source, (str, os.PathLike)):
+        where, source = str(source), read_json(source)
+    source = getattr(source, "dataset", source)
+    if not isinstance(source, dict) or not {"images", "annotations"} <= source.keys():
+        raise DataError(f"{where} is not a COCO annotation file: it has no images or no annotations")
+    joints = max((len(a.get("keypoints", ())) // 3 for a in source["annotations"]), default=0)
+    persons = []
+    for number, annotation in enumerate(source["annotations"], start=1):
+        # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for "unmatched" and keeps
+        # one of two equal ids, both of which people's own files have, hence our ids
+        name = f"annotation {annotation.get('id', number)} of {where}"
+        person = {key: annotation[key] for key in ("image_id", "category_id", "area", "bbox") if key in annotation}
+        if len(person) < 4:
+            missing = {"image_id", "category_id", "area", "bbox"} - person.keys()
+            raise DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
+        keypoints = annotation.get("keypoints") or [0] * 3 * joints
+        if len(keypoints) != 3 * joints:
+            raise DataError(f"{name} has {len(keypoints)} keypoint numbers, others have {3 * joints}")
+        labelled = sum(v > 0 for v in keypoints[2::3])
+        persons.append(
+            person | {
+                "id": number, "keypoints": keypoints, "iscrowd": annotation.get("iscrowd", 0),
+                "num_keypoints": annotation.get("num_keypoints", labelled),
+            }
+        )
+    categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]
+    return {"info": {}, "images": source["images"], "categories": categories, "annotations": persons}
+
+
+def _results(results) -> list[dict]:
+    """A list of fresh dicts with the fields that count; a `bbox` would change the areas that pycocotools takes."""
+    if isinstance(results, (str, os.PathLike)):
+        results = read_results(results)
+    return [{key: result[key] for key in ("image_id", "category_id", "keypoints", "score")} for result in results]
+
+
+def _checked_sigmas(truth: dict, results: list[dict], sigmas: Sequence[float] | None) -> np.ndarray:
+    """`sigmas` as an array; DataError unless ground truth, results and sigmas have the same joints and images."""
+    joints = {len(item["keypoints"]) / 3 for part in (truth["annotations"], results) for item in part}
+    given = np.asarray(COCO_SKELETON.sigmas if sigmas is None else sigmas, np.float64)
+    if joints - {len(given)}:
+        found = ", ".join(f"{j:g}" for j in sorted(joints))
+        mend = "; give the OKS sigmas of this joint set" if sigmas is None else ""
+        raise DataError(f"annotations and results have {found} joints, the OKS sigmas {len(given)}{mend}")
+    strange = {result["image_id"] for result in results} - {image["id"] for image in truth["images"]}
+    if strange:
+        raise DataError(
+            f"the results name {len(strange)} images that the ground truth does not have, such as {min(strange)}: "
+            "they belong to another set"
+        )
+    return given

@@ -1,0 +1,132 @@
+"""Result files as the COCO server takes them, and the table that HRNet-style code prints.
+
+Letters: N persons, J joints.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from poise.errors import DataError
+
+FIELDS = ("image_id", "category_id", "keypoints", "score")
+
+
+def coco_results(
+    image_ids: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    centers: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
+    category_id: int = 1,
+) -> list[dict]:
+    """The persons as a list of dicts of the COCO result format (https://cocodataset.org/#format-results).
+
+    image_ids: (N,). keypoints: (N, J, 3) x, y in pixels and score. scores: (N,). centers, scales: (N, 2), written as
+    `center` and `scale` like HRNet does, left out when None. `keypoints` in a dict is a (3 J,) float64 array. Raises
+    ValueError on other shapes, DataError on values that are not finite.
+    """
+    keypoints, scores = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64)
+    image_ids = np.asarray(image_ids)
+    if keypoints.size == 0:
+        keypoints = keypoints.reshape(0, 0, 3)
+    if keypoints.ndim != 3 or keypoints.shape[2] != 3 or {len(image_ids), len(scores)} != {len(keypoints)}:
+        raise ValueError(
+            "results need N image ids, keypoints (N, J, 3) and N scores; got "
+            f"{image_ids.shape}, {keypoints.shape}, {scores.shape}"
+        )
+    check_finite(image_ids, keypoints, scores)
+    flat = np.ascontiguousarray(keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]))
+    results = [
+        {"image_id": image_id, "category_id": category_id, "keypoints": row, "score": score}
+        for image_id, row, score in zip(image_ids.tolist(), flat, scores.tolist())
+    ]
+    for key, values in (("center", centers), ("scale", scales)):
+        if values is not None:
+            if np.shape(values) != (len(results), 2):
+                raise ValueError(f"{key}s must be ({len(results)}, 2); got {np.shape(values)}")
+            for result, row in zip(results, np.asarray(values, np.float64).tolist()):
+                result[key] = row
+    return results
+
+
+def write_results(
+    path: str | os.PathLike,
+    image_ids: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    centers: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
+    category_id: int = 1,
+) -> None:
+    """Write a result file for the COCO server; arguments and errors as coco_results, DataError if it cannot be written.
+
+    Floats keep every digit, so the file scores exactly as the arrays do. The file appears whole or not at all: a
+    submission cut short by a full disk would be scored as if the rest had not been found.
+    """
+    import orjson
+
+    path = Path(path)
+    results = coco_results(image_ids, keypoints, scores, centers, scales, category_id)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(orjson.dumps(results, option=orjson.OPT_SERIALIZE_NUMPY))
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"cannot write results to {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def check_finite(image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray) -> None:
+    """Raise DataError if any of N predicted persons (N, J, 2 or 3) or their scores (N,) hold NaN or infinity."""
+    bad = ~(np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores))
+    if bad.any():
+        raise DataError(
+            f"{bad.sum()} of {len(bad)} predicted persons hold NaN or infinity (the first in image "
+            f"{image_ids[bad][0]}): the network has diverged or its weights do not fit"
+        )
+
+
+def read_results(path: str | os.PathLike) -> list[dict]:
+    """Read a COCO keypoint result file. Raises DataError where it is missing, no JSON, or not of that format."""
+    results = read_json(path)
+    if not isinstance(results, list):
+        raise DataError(f"{path} is not a COCO result file: a list was expected, it holds a {type(results).__name__}")
+    for i, result in enumerate(results):
+        missing = [key for key in FIELDS if not isinstance(result, dict) or key not in result]
+        if missing:
+            raise DataError(f"{path} is not a COCO keypoint result file: entry {i} has no {', '.join(missing)}")
+    return results
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """The content of a JSON file; DataError where it cannot be read or is no JSON (which includes a bare NaN)."""
+    import orjson
+
+    try:
+        return orjson.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def format_table(name_values: Mapping[str, float], arch: str) -> str:
+    """The Markdown table that HRNet prints after a test: names, a rule, one row of values with three decimals.
+
+    name_values: metric names and values in their order. arch: the network's name, cut to 8 letters and '...' when it
+    has more than 15, as HRNet does.
+    """
+    arch = arch if len(arch) <= 15 else arch[:8] + "..."
+    return "\n".join([
+        "| Arch " + " ".join(f"| {name}" for name in name_values) + " |",
+        "|---" * (len(name_values) + 1) + "|",
+        f"| {arch} " + " ".join(f"| {value:.3f}" for value in name_values.values()) + " |",
+    ])

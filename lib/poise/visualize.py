@@ -1,0 +1,82 @@
+"""Pictures: skeletons on images and crops, heatmaps, mosaics. Images are (H, W, 3) uint8 in BGR order, as OpenCV writes them."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from poise.skeleton import Skeleton
+
+# left, right, middle: told apart also by people who do not tell red from green
+_SIDE_COLOURS = {-1: (0, 165, 255), 1: (255, 120, 30), 0: (80, 220, 80)}
+
+
+def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, shown: np.ndarray | None = None, scale: float = 1.0) -> None:
+    """Draw a skeleton into `image`: keypoints (J, 2) pixels; shown (J,) bool, all by default; scale: of lines and dots.
+
+    The person's left is orange, the right blue, the middle green.
+    """
+    shown = np.ones(len(keypoints), bool) if shown is None else np.asarray(shown, bool)
+    # far outside points would overflow OpenCV's fixed-point coordinates
+    limit = 4 * max(image.shape[:2])
+    usable = shown & np.isfinite(keypoints).all(axis=1) & (np.abs(np.nan_to_num(keypoints)) < limit).all(axis=1)
+    size = max(image.shape[:2]) / 400 * scale
+    thick, radius = max(1, round(1.6 * size)), max(1, round(2.2 * size))
+
+    def at(joint: int) -> tuple[int, int]:
+        return int(round(float(keypoints[joint, 0]) * 8)), int(round(float(keypoints[joint, 1]) * 8))
+
+    for a, b in skeleton.limbs:
+        if usable[a] and usable[b]:
+            side = skeleton.side(a) if skeleton.side(a) == skeleton.side(b) else skeleton.side(a) + skeleton.side(b)
+            cv2.line(image, at(a), at(b), _SIDE_COLOURS[side], thick, cv2.LINE_AA, 3)
+    for joint in np.flatnonzero(usable):
+        cv2.circle(image, at(joint), (radius + 1) * 8, (255, 255, 255), -1, cv2.LINE_AA, 3)
+        cv2.circle(image, at(joint), radius * 8, _SIDE_COLOURS[skeleton.side(joint)], -1, cv2.LINE_AA, 3)
+
+
+def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """The image darkened under one heatmap (h, w), whose values are expected from 0 to 1."""
+    height, width = image.shape[:2]
+    values = cv2.resize(np.clip(heatmap, 0, 1).astype(np.float32), (width, height))
+    colours = cv2.applyColorMap((values * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    return (colours * 0.7 + image * 0.3).astype(np.uint8)
+
+
+def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
+    """Pictures of one size in rows of `columns`, with white gaps."""
+    height, width = images[0].shape[:2]
+    rows = -(-len(images) // columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        canvas[top:top + height, left:left + width] = image
+    return canvas
+
+
+def crop_mosaic(crops: np.ndarray, joints: np.ndarray, shown: np.ndarray, skeleton: Skeleton, columns: int = 8) -> np.ndarray:
+    """Crops (B, H, W, 3) with their skeletons: joints (B, J, 2) crop pixels, shown (B, J)."""
+    drawn = []
+    for crop, points, mask in zip(crops, joints, shown):
+        drawn.append(np.ascontiguousarray(crop))
+        draw_person(drawn[-1], points, skeleton, shown=mask > 0)
+    return mosaic(drawn, min(columns, len(drawn)))
+
+
+def heatmap_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
+    """A row per crop (B, H, W, 3): the crop, then it under each of its heatmaps (B, J, h, w), at heatmap size."""
+    height, width = heatmaps.shape[2:]
+    pictures = []
+    for crop, maps in zip(crops, heatmaps):
+        small = cv2.resize(crop, (width, height))
+        pictures += [small, *(heatmap_overlay(small, one) for one in maps)]
+    return mosaic(pictures, heatmaps.shape[1] + 1, gap=1)
+
+
+def save(path: str | Path, image: np.ndarray) -> None:
+    """Write a picture; its folder is made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f"{path}: the picture could not be written")
