@@ -1,12 +1,8 @@
 """Shared fixtures: recorded figures, the real data beside the project where it is, and a small synthetic set."""
 import json
-import os
 from pathlib import Path
 
 import pytest
-
-# before torch is imported anywhere: waiting threads sleep, see poise.tool_arguments
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,9 +12,14 @@ def main() -> int:
     add_experiment_arguments(parser)
     args = parser.parse_args()
     cfg = experiment(args)
-    from poise.engine import test
+    from poise.engine import interrupt
 
-    test.run(cfg, args.cfg, sys.argv)
+    try:
+        from poise.engine import test
+
+        test.run(cfg, args.cfg, sys.argv)
+    except KeyboardInterrupt:
+        return interrupt.STATUS
     return 0
 
 

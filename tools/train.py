@@ -12,10 +12,14 @@ def main() -> int:
     add_experiment_arguments(parser)
     args = parser.parse_args()
     cfg = experiment(args)
-    from poise.engine import interrupt, train
+    from poise.engine import interrupt
 
     try:
+        from poise.engine import train
+
         train.run(cfg, args.cfg, sys.argv)
+    except KeyboardInterrupt:       # before the first step: there is nothing to save
+        return interrupt.STATUS
     except interrupt.Interrupted as stopped:
         print(stopped)
         return interrupt.STATUS

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import re
 import urllib.error
@@ -31,7 +32,10 @@ def fetch(url: str, folder: str | Path) -> Path:
     The file name must carry the first 8 or more hex digits of the file's sha256, and the content must agree; a file already
     there is checked too. Plain http is taken from this machine only. Raises DataError with what failed and what to do.
     """
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise DataError(f"{url}: not an address ({error})") from None
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         raise DataError(f"{url}: only https addresses are fetched; fetch the file yourself and give its path")
     name = Path(urllib.parse.unquote(parts.path)).name
@@ -46,7 +50,7 @@ def fetch(url: str, folder: str | Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _transfer(url, part)
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise DataError(f"{url}: cannot be fetched ({one_line(error)}); what came is kept in {part} and the next try goes on from there, "
                         f"or put the file at {target} by hand") from None
     _check(part, digest, url)
@@ -81,8 +85,11 @@ def _transfer(url: str, part: Path) -> None:
 
 
 def _check(path: Path, digest: str, url: str) -> None:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); remove it, and {url} is fetched again") from None
     if not found.startswith(digest):
         path.unlink()
         raise DataError(f"{path}: its sha256 begins with {found[:len(digest)]}, the name says {digest}; the file was removed, fetch {url} again")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from yacs.config import CfgNode
 
@@ -19,12 +18,7 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def experiment(args: argparse.Namespace) -> CfgNode:
-    """The configuration that the arguments describe.
-
-    Called before torch is imported: waiting OpenMP threads are told to sleep instead of spinning, for spinning threads slow
-    a shared or busy CPU down by up to ten times. A user's own OMP_WAIT_POLICY stands.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """The configuration that the arguments describe."""
     overrides = list(args.overrides)
     for key, value in (("OUTPUT_DIR", args.modelDir), ("LOG_DIR", args.logDir), ("DATA_DIR", args.dataDir)):
         if value:

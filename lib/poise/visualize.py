@@ -57,11 +57,11 @@ def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarr
 
 
 def crop_mosaic(crops: np.ndarray, joints: np.ndarray, shown: np.ndarray, skeleton: Skeleton, columns: int = 8) -> np.ndarray:
-    """Crops (B, H, W, 3) with their skeletons: joints (B, J, 2) crop pixels, shown (B, J)."""
-    drawn = []
+    """Crops (B, H, W, 3) with their skeletons: joints (B, J, 2) crop pixels, shown (B, J). Small crops are enlarged."""
+    drawn, zoom = [], max(1, round(256 / crops.shape[1]))
     for crop, points, mask in zip(crops, joints, shown):
-        drawn.append(np.ascontiguousarray(crop))
-        draw_person(drawn[-1], points, skeleton, shown=mask > 0)
+        drawn.append(cv2.resize(crop, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC) if zoom > 1 else np.ascontiguousarray(crop))
+        draw_person(drawn[-1], (points + 0.5) * zoom - 0.5, skeleton, shown=mask > 0)
     return mosaic(drawn, min(columns, len(drawn)))
 
 

@@ -6,19 +6,25 @@ loaded, missing, unexpected and mismatched, and a file that does not fit is refu
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
+import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from poise import download
-from poise.errors import DataError, one_line
+from poise.errors import DataError
 
 log = logging.getLogger(__name__)
 
+# a NumPy number, as HRNet and SimpleBaseline keep their best score in a checkpoint: bytes and a type, no code
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_NUMBER = [(_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"), np.dtype,
+                 *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _IMAGENET = {
     "resnet18-5c106cde": "https://download.pytorch.org/models/",
@@ -57,17 +63,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises DataError when the file is missing, is not a weight file, or needs code to be run to be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such weight file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, UnicodeDecodeError,
-            zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        if "Unsupported" in str(error) or "weights_only" in str(error):
-            raise DataError(f"{path}: holds more than tensors and plain values, and reading it could run a stranger's code; "
-                            f"save its state dict alone and use that ({one_line(error)[:120]})") from None
-        raise DataError(f"{path}: not a PyTorch weight file, or damaged ({type(error).__name__})") from None
+    content = read_tensors(path, "weight file")
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -75,6 +71,23 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise DataError(f"{path}: holds no state dict (names and tensors)")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def read_tensors(path: str | Path, what: str) -> Any:
+    """The content of a file of torch.save: tensors and plain values. `what` goes into the DataError where it cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such {what}")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_NUMBER):
+            warnings.simplefilter("ignore")     # torch warns of what it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:      # a damaged file makes torch raise many kinds, AssertionError and struct.error among them
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise DataError(f"{path}: holds more than tensors and plain values ({code.group(1)}), and reading it could run a stranger's code; "
+                            "save its state dict alone and use that") from None
+        raise DataError(f"{path}: not a {what} of PyTorch, or damaged ({type(error).__name__})") from None
 
 
 def load(model: nn.Module, path: str | Path, *, optional: tuple[str, ...] = (), ignored: tuple[str, ...] = ()) -> LoadReport:

@@ -20,7 +20,8 @@ def default_config() -> CN:
     c.PIN_MEMORY = True         # page-locked batches, for faster copies to a GPU
     c.RANK = 0                  # accepted for old files; ranks come from the launcher
     c.SEED = 0                  # (Poise) seed of weights, order and augmentation
-    c.CPU_THREADS = 0           # (Poise) torch threads when training or testing on the CPU; 0 measures which count is fastest
+    c.CPU_THREADS = 0           # (Poise) torch threads on the CPU; 0: the fastest as measured at the start; -1: measured again all along
+    c.CHANNELS_LAST = False     # (Poise) images and weights with channels innermost in memory; often faster, equal but for rounding
 
     c.CUDNN = CN()
     c.CUDNN.BENCHMARK = True        # let cuDNN time its algorithms on the first batch

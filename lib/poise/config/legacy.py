@@ -22,9 +22,12 @@ def translate_simple_baseline(values: dict) -> dict:
     extra = model.get("EXTRA") if isinstance(model.get("EXTRA"), dict) else {}
     if "BATCH_SIZE" not in train and "BATCH_SIZE" not in test and not any(key in extra for key in _MOVED_TO_MODEL):
         return values
+    if not all(group is None or isinstance(group, dict) for group in groups.values()):
+        return values       # the reader names the group that is none
     values = copy.deepcopy(values)
-    model, train, test = (values.setdefault(name, {}) for name in ("MODEL", "TRAIN", "TEST"))
-    extra = model.get("EXTRA", {})
+    model, train, test = (values.get(name) or {} for name in groups)
+    values.update(MODEL=model, TRAIN=train, TEST=test)
+    extra = model.get("EXTRA") if isinstance(model.get("EXTRA"), dict) else {}
     for key in _MOVED_TO_MODEL:
         if key in extra:
             model.setdefault(key, extra.pop(key))

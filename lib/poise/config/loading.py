@@ -18,6 +18,7 @@ from poise.errors import ConfigError
 BASE_KEY = "_BASE_"
 MAX_BYTES = 1 << 20     # the longest published file has 3 KB; more is not an experiment
 MAX_BASES = 16
+MAX_VALUES = 100_000    # YAML aliases let a small file stand for a huge one, or for one without end
 
 
 def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -57,23 +58,25 @@ def data_path(cfg: CfgNode, path: str) -> str:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     """One file with its bases merged under it, as nested dictionaries."""
-    resolved = path.resolve()
+    try:
+        resolved = path.resolve()
+        with open(path, "rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError, RuntimeError) as error:    # a NUL in the name; a circle of symbolic links
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot read the experiment file ({reason}); --cfg takes a file of experiments/") from None
     if resolved in seen:
         raise ConfigError(f"{path}: {BASE_KEY} leads back to itself ({' -> '.join(p.name for p in (*seen, resolved))})")
     if len(seen) >= MAX_BASES:
         raise ConfigError(f"{path}: more than {MAX_BASES} files deep in {BASE_KEY}")
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the experiment file ({error.strerror}); --cfg takes a file of experiments/") from None
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; this is not an experiment file")
     try:
         own = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:    # PyYAML lets other errors through
         raise ConfigError(f"{path}: not valid YAML ({error})") from None
     own = {} if own is None else own
+    _check_extent(own, path)
     if not isinstance(own, dict):
         raise ConfigError(f"{path}: expected KEY: VALUE lines, got a {type(own).__name__}")
     bases = own.pop(BASE_KEY, [])
@@ -85,6 +88,17 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
         _update(merged, _read(path.parent / base, (*seen, resolved)))
     _update(merged, own)
     return merged
+
+
+def _check_extent(value: Any, path: Path) -> None:
+    """Raise ConfigError for more values than a file of MAX_BYTES holds honestly; each alias counts as what it stands for."""
+    found, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        waiting.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+        found += 1
+        if found > MAX_VALUES:
+            raise ConfigError(f"{path}: stands for more than {MAX_VALUES} values; this is not an experiment file")
 
 
 def _update(into: dict, values: dict) -> None:
@@ -103,11 +117,14 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
             raise ConfigError(f"{source}: key {name!r} is not a name")
         if key not in node:
             if not node.is_new_allowed():
+                while isinstance(value, dict) and len(value) == 1:      # Test.MODEL_FILE is what was written, not Test
+                    (part, value), = value.items()
+                    name = f"{name}.{part}"
                 raise ConfigError(f"{source}: unknown key {name}{_nearest(name)}")
             node[key] = _free_value(value)
         elif isinstance(node[key], CfgNode):
             if not isinstance(value, dict):
-                raise ConfigError(f"{source}: {name} is a group of keys, got {value!r}")
+                raise ConfigError(f"{source}: {name} is a group of keys, got {_shown(value)}")
             _merge(node[key], value, source, f"{name}.")
         else:
             node[key] = _free_value(value) if node.is_new_allowed() else _typed(node[key], value, name, source)
@@ -147,6 +164,12 @@ def _free_value(value: Any) -> Any:
     return _literal(value)
 
 
+def _shown(value: Any) -> str:
+    """`value` for an error line, not longer than that."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _typed(default: Any, value: Any, name: str, source: str) -> Any:
     """`value` in the type of `default`, or ConfigError."""
     wanted = type(default)
@@ -159,7 +182,7 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
         value = _literal(value)
         if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"      # TEST.USE_GT_BBOX false, as a shell user writes it
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
             return float(value)
         if wanted is int and isinstance(value, float) and value.is_integer():
             return int(value)
@@ -168,9 +191,9 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
                 value = [value] * (2 if name.endswith("_SIZE") else 1)   # GPUS '0' and IMAGE_SIZE 256 of SimpleBaseline
             if isinstance(value, (list, tuple)):
                 if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
-                    return wanted(value)
-                raise ConfigError(f"{source}: {name} must hold numbers, got {value!r}")
+                    return wanted(int(item) if isinstance(item, float) and item.is_integer() else item for item in value)
+                raise ConfigError(f"{source}: {name} must hold numbers, got {_shown(value)}")
         if type(value) is wanted:
             return value
     kind = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}.get(wanted.__name__, "a list of numbers")
-    raise ConfigError(f"{source}: {name} must be {kind}, got {value!r} ({type(value).__name__})")
+    raise ConfigError(f"{source}: {name} must be {kind}, got {_shown(value)} ({type(value).__name__})")

@@ -13,10 +13,11 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import data_path
-from poise.datasets.reading import ImageFolder, read_json
+from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError
 from poise.geometry import box_to_center_scale
+from poise.json_files import read_json
 from poise.skeleton import COCO
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def read_table(cfg: CfgNode, split: str, *, detections: bool) -> PersonTable:
     else:
         table = _annotated(content, images, path, aspect)
     if not len(table):
-        raise DataError(f"{table.box_source if detections else path}: no person is left to use; {table.summary()}")
+        raise DataError(f"{data_path(cfg, cfg.TEST.COCO_BBOX_FILE) if detections else path}: no person is left to use; {table.summary()}")
     return table
 
 
@@ -80,12 +81,16 @@ def _images(content: Any, path: Path) -> _Images:
 
 
 def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> PersonTable:
-    person = next((c["id"] for c in content.get("categories", []) if isinstance(c, dict) and c.get("name") == "person"), None)
+    categories, entries = content.get("categories"), content["annotations"]
+    named = (c for c in categories if isinstance(c, dict) and c.get("name") == "person") if isinstance(categories, list) else iter(())
+    person = next(named, {}).get("id")
     if person is None:
-        raise DataError(f"{path}: has no category 'person'; Poise trains on the persons of a COCO keypoint file")
+        raise DataError(f"{path}: has no category 'person' with an id; Poise trains on the persons of a COCO keypoint file")
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: 'annotations' is not a list; this is not a COCO annotation file")
     dropped: dict[str, int] = {}
     rows: list[dict] = []
-    for entry in content["annotations"]:
+    for entry in entries:
         reason = None
         try:
             if entry["category_id"] != person:
@@ -101,6 +106,9 @@ def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> Per
                 reason = "without labelled joints"
             elif entry.get("area", 1) <= 0:
                 reason = "of area 0"
+            elif len(entry["bbox"]) != 4:
+                raise DataError(f"{path}: annotation {entry.get('id')} has {len(entry['bbox'])} numbers in its bbox, "
+                                "expected x, y, width and height")
         except (KeyError, TypeError, AttributeError) as error:
             number = entry.get("id") if isinstance(entry, dict) else entry
             raise DataError(f"{path}: annotation {number} lacks or spoils {error}; a keypoint annotation needs id, image_id, category_id, "
@@ -110,11 +118,16 @@ def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> Per
         else:
             rows.append(entry)
     try:
-        ids = np.array([row["id"] for row in rows], dtype=np.int64)
-        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
-        keypoints = np.array([row["keypoints"] for row in rows], dtype=np.float64).reshape(-1, COCO.num_joints, 3)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: an annotation's id, bbox or keypoints are not plain numbers ({error})") from None
+        ids, boxes, keypoints = _numbers(rows)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        for row in rows:    # one by one, to name the annotation
+            try:
+                np.array(int(row["id"]), dtype=np.int64)
+                _ = [float(value) for value in (*row["bbox"], *row["keypoints"])]
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise DataError(f"{path}: annotation {row.get('id')} (image {row['image_id']}): id, bbox and keypoints must be plain numbers "
+                                f"({error})") from None
+        raise
     index = np.array([images.position[row["image_id"]] for row in rows], dtype=np.int32)
     _refuse(~np.isfinite(boxes).all(axis=1), ids, path, "a bbox that is not finite")
     _refuse(~np.isfinite(keypoints).all(axis=(1, 2)), ids, path, "a keypoint that is not finite")
@@ -123,7 +136,17 @@ def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> Per
     center, scale = box_to_center_scale(boxes, aspect)
     return PersonTable(
         COCO, images.names, images.ids, index, center, scale, keypoints[:, :, :2].astype(np.float32),
-        np.minimum(keypoints[:, :, 2], 1).astype(np.float32), np.ones(len(ids)), ids, "gt", dropped)
+        np.clip(keypoints[:, :, 2], 0, 1).astype(np.float32), np.ones(len(ids)), ids, "gt", dropped)
+
+
+def _numbers(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids (N,) int64, boxes (N, 4) and keypoints (N, J, 3) float64 of N annotations. Raises ValueError and others for what is no number."""
+    ids = np.array([row["id"] for row in rows], dtype=np.int64)
+    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
+    keypoints = np.array([row["keypoints"] for row in rows], dtype=np.float64)
+    if rows and (ids.ndim, boxes.ndim, keypoints.ndim) != (1, 2, 2):
+        raise ValueError("lists within lists")
+    return ids, boxes.reshape(-1, 4), keypoints.reshape(-1, COCO.num_joints, 3)
 
 
 def _refuse(bad: np.ndarray, ids: np.ndarray, path: Path, fault: str) -> None:
@@ -136,11 +159,11 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Boxes (N, 4) clipped to images of `sizes` (N, 2), and which of them have an area left.
 
     The last pixel of a box is x + w - 1, so a clipped box is one pixel narrower than the given one: HRNet's rule, kept
-    because it moves every crop a little.
+    because it moves every crop a little. A box of one pixel is left with no area: no crop can be cut from it.
     """
     low = np.maximum(boxes[:, :2], 0)
     high = np.minimum(low + np.maximum(boxes[:, 2:] - 1, 0), sizes - 1)
-    usable = (boxes[:, 2:] > 0).all(axis=1) & (high >= low).all(axis=1)
+    usable = (boxes[:, 2:] > 0).all(axis=1) & (high >= low).all(axis=1) & (high > low).any(axis=1)
     return np.concatenate([low, high - low], axis=1), usable
 
 
@@ -163,7 +186,8 @@ def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float) -> Per
             elif entry["image_id"] not in images.position:
                 reason = f"of images that {path.name} does not list"
             else:
-                rows.append((position, images.position[entry["image_id"]], entry["score"], *entry["bbox"]))
+                x, y, width, height = map(float, entry["bbox"])
+                rows.append((position, images.position[entry["image_id"]], float(entry["score"]), x, y, width, height))
                 continue
             entries_by_reason[reason] = entries_by_reason.get(reason, 0) + 1
         values = np.array(rows, dtype=np.float64).reshape(-1, 7)

@@ -11,10 +11,11 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import data_path
-from poise.datasets.reading import ImageFolder, read_json
+from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError
 from poise.geometry import mpii_center_scale
+from poise.json_files import read_json
 from poise.skeleton import MPII
 
 
@@ -45,11 +46,14 @@ def read_table(cfg: CfgNode, split: str) -> PersonTable:
         center = np.array([entry["center"] for entry in entries], dtype=np.float64).reshape(-1, 2)
         scale = np.array([entry["scale"] for entry in entries], dtype=np.float64)
         if labelled:
-            wrong = next((i for i, e in enumerate(entries) if len(e["joints"]) != MPII.num_joints or len(e["joints_vis"]) != MPII.num_joints), None)
-            if wrong is not None:
-                raise DataError(f"{path}: person {wrong} has {len(entries[wrong]['joints'])} joints, expected {MPII.num_joints}")
+            for person, entry in enumerate(entries):
+                if len(entry["joints"]) != MPII.num_joints or len(entry["joints_vis"]) != MPII.num_joints:
+                    raise DataError(f"{path}: person {person} ({entry['image']}) has {len(entry['joints'])} joints and "
+                                    f"{len(entry['joints_vis'])} joints_vis, expected {MPII.num_joints}")
             joints = np.array([entry["joints"] for entry in entries], dtype=np.float32)
             visible = np.array([entry["joints_vis"] for entry in entries], dtype=np.float32)
+            if joints.shape[1:] != (MPII.num_joints, 2) or visible.ndim != 2:
+                raise ValueError("a joint is x and y, a joints_vis one number")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: a person lacks or spoils image, center, scale, joints or joints_vis ({error})") from None
     if not all(isinstance(name, str) and name for name in names) or center.shape != (len(names), 2) or scale.shape != (len(names),):

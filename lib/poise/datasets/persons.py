@@ -6,6 +6,7 @@ generator seeded by (seed, epoch, person) and from nothing else.
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,7 +118,11 @@ class BatchLoader:
 
     def __init__(self, crops: PersonCrops, batches: EpochBatches, *, workers: int, pin_memory: bool):
         self.crops, self.batches = crops, batches
+        if not len(crops):
+            raise DataError("no person is left to use; DATASET.SELECT_DATA False drops fewer")
         crops.images.check()
+        # PyTorch's advice to use fewer workers than WORKERS asks for goes to stderr at every start; the log tells the waiting time
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         self._loader = DataLoader(
             crops, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory and torch.cuda.is_available(),
             collate_fn=_unchanged, worker_init_fn=_prepare_worker, persistent_workers=workers > 0)
@@ -130,7 +135,8 @@ class BatchLoader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self._loader:
             if isinstance(batch, DataError):
-                raise batch
+                # a new error, for this frame holds `batch`: the circle would keep the worker processes until PyTorch loses patience
+                raise DataError(str(batch))
             yield batch
 
 

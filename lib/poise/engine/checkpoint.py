@@ -2,18 +2,17 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from poise import weights
 from poise.errors import DataError
 
 FORMAT = 1
 NAME = "checkpoint.pth"
-_FIELDS = ("epoch", "step", "state_dict", "optimizer", "best", "experiment", "seed", "threads")
+_FIELDS = ("epoch", "step", "sums", "state_dict", "optimizer", "best", "experiment", "seed", "threads")
 
 
 def save(path: str | Path, content: Any) -> None:
@@ -34,12 +33,12 @@ def save(path: str | Path, content: Any) -> None:
 def load(path: str | Path, experiment: str) -> dict[str, Any]:
     """A checkpoint that `save` wrote for this experiment. Raises DataError for any other file."""
     path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth of a run folder")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth of a run folder") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise DataError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}); remove it to begin anew") from None
+        content = weights.read_tensors(path, "checkpoint")
+    except DataError as error:
+        raise DataError(f"{error}; remove it to begin anew") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or any(key not in content for key in _FIELDS):
         raise DataError(f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give it as MODEL.PRETRAINED")
     if content["experiment"] != experiment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import math
 import os
 import platform
 import subprocess
@@ -52,6 +53,7 @@ def start_console() -> None:
     root = logging.getLogger("poise")
     root.setLevel(logging.INFO)
     root.propagate = False
+    logging.raiseExceptions = False     # stdout's reader may go away (`| head`): the run goes on, and its log file is complete
     for handler in list(root.handlers):
         handler.close()
         root.removeHandler(handler)
@@ -113,19 +115,21 @@ class MetricsFile:
         self.path = path
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line).get("epoch", begin_epoch) < begin_epoch:
                         kept.append(line)
-                except (ValueError, AttributeError):    # a line that was cut off when the run was killed
+                except (ValueError, AttributeError, TypeError):    # a line that was cut off when the run was killed
                     continue
         part = path.with_name(path.name + ".part")
         part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(part, path)
 
     def write(self, **values: Any) -> None:
+        """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is null, for JSON has no NaN."""
+        line = json.dumps({key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()})
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(line + "\n")
 
 
 class TensorBoard:

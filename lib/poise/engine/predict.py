@@ -59,7 +59,7 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
         for step, batch in enumerate(tqdm(loader, desc="test", unit="batch", leave=False, disable=None)):
             if stop():
                 raise KeyboardInterrupt
-            heatmaps = forward_flipped(cfg, model, normalize(batch["images"], device), flip_order).float()
+            heatmaps = forward_flipped(cfg, model, normalize(batch["images"], device, cfg.CHANNELS_LAST), flip_order).float()
             person = batch["person"].numpy()
             if table.labelled and criterion is not None:
                 target, weight = encode_targets(cfg, batch, device)

@@ -7,11 +7,14 @@ from yacs.config import CfgNode
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """TRAIN.OPTIMIZER over all parameters. Adam ignores TRAIN.WD: HRNet and SimpleBaseline do, and published so."""
+    """TRAIN.OPTIMIZER over all parameters. Adam ignores TRAIN.WD: HRNet and SimpleBaseline do, and published so.
+
+    Fused: one pass over the weights instead of a dozen, equal but for rounding.
+    """
     t = cfg.TRAIN
     if t.OPTIMIZER == "sgd":
         return torch.optim.SGD(model.parameters(), lr=t.LR, momentum=t.MOMENTUM, weight_decay=t.WD, nesterov=t.NESTEROV)
-    return torch.optim.Adam(model.parameters(), lr=t.LR)
+    return torch.optim.Adam(model.parameters(), lr=t.LR, fused=True)
 
 
 def learning_rate(cfg: CfgNode, epoch: int) -> float:

@@ -19,10 +19,17 @@ from poise.metrics import (average_precision, format_joint_table, format_table, 
 log = logging.getLogger(__name__)
 
 
-def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path) -> tuple[OrderedDict[str, float], float]:
+def check_truth(cfg: CfgNode, table: PersonTable) -> None:
+    """Raise DataError before an epoch is spent on what could not be scored: MPII's head boxes lie in a file of their own."""
+    if cfg.DATASET.DATASET == "mpii" and cfg.DATASET.TEST_SET == "valid":
+        pckh(np.zeros((len(table), table.skeleton.num_joints, 2)), mpii.headbox_path(cfg))
+
+
+def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False) -> tuple[OrderedDict[str, float], float]:
     """Result files in folder/results, the family's table in the log; ({metric: value}, the one that decides which weights are best).
 
-    Test sets have no public labels: for them only the files are written and the metrics are empty.
+    per_joint: a second table with a row per joint. Test sets have no public labels: for them only the files are written and the
+    metrics are empty.
     """
     results = folder / "results"
     try:
@@ -30,11 +37,11 @@ def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path) ->
     except OSError as error:
         raise DataError(f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
     if cfg.DATASET.DATASET == "mpii":
-        return _score_mpii(cfg, found, results)
-    return _score_coco(cfg, table, found, results)
+        return _score_mpii(cfg, found, results, per_joint)
+    return _score_coco(cfg, table, found, results, per_joint)
 
 
-def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path) -> tuple[OrderedDict[str, float], float]:
+def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool) -> tuple[OrderedDict[str, float], float]:
     split, skeleton = cfg.DATASET.TEST_SET, table.skeleton
     image_ids = table.image_ids[table.image_index]
     keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
@@ -53,11 +60,12 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     log.info("%s, %s, flip test %s:", split, "ground-truth boxes" if table.box_source == "gt" else f"boxes of {table.box_source}",
              "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
-    log.info("%s", format_joint_table(skeleton.names, per_joint_pck(truth, path, skeleton.sigmas)))
+    if per_joint:
+        log.info("%s", format_joint_table(skeleton.names, per_joint_pck(truth, path, skeleton.sigmas)))
     return OrderedDict(metrics), float(metrics["AP"])
 
 
-def _score_mpii(cfg: CfgNode, found: Predictions, results: Path) -> tuple[OrderedDict[str, float], float]:
+def _score_mpii(cfg: CfgNode, found: Predictions, results: Path, per_joint: bool) -> tuple[OrderedDict[str, float], float]:
     from scipy.io import savemat
 
     split = cfg.DATASET.TEST_SET
@@ -72,9 +80,10 @@ def _score_mpii(cfg: CfgNode, found: Predictions, results: Path) -> tuple[Ordere
         log.info("PCKh is computed for the set 'valid', whose head boxes are public; %s has none here", split)
         return OrderedDict(), 0.0
     metrics = pckh(one_based, mpii.headbox_path(cfg))
-    share, count = per_joint_pckh(one_based, mpii.headbox_path(cfg))
     log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
-    rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(mpii.MPII.names, count, share)]
-    log.info("%s", "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows]))
+    if per_joint:
+        share, count = per_joint_pckh(one_based, mpii.headbox_path(cfg))
+        rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(mpii.MPII.names, count, share)]
+        log.info("%s", "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows]))
     return OrderedDict(metrics), float(metrics["Mean"])

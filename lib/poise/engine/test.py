@@ -13,8 +13,10 @@ from poise import visualize, weights
 from poise.config import data_path
 from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
 from poise.engine import device, logs
+from poise.engine.batch import check_codec
 from poise.engine.predict import Predictions, predict
-from poise.engine.score import score
+from poise.engine.score import check_truth, score
+from poise.engine.threads import CpuThreads
 from poise.errors import DataError
 from poise.losses import build_loss
 from poise.models import build_model
@@ -30,19 +32,22 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> OrderedDict[str, flo
     logs.start_console()
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
     file = model_file(cfg, folder)
+    check_codec(cfg)
     devices = device.choose_devices(cfg)
     model = build_model(cfg)
     log.info("%s", f"weights: {file}")
     weights.load(model, file)
     table, images = read_set(cfg, train=False)
+    check_truth(cfg, table)
     loader = build_loader(cfg, table, images, train=False, devices=len(devices))
-    device.set_up(cfg, devices)
+    device.set_up(cfg)
+    CpuThreads(cfg, devices[0])
     logs.make_run_folder(cfg, cfg_path)
     logs.add_file(folder / "test.log")
     logs.log_environment(cfg, command)
     with logs.errors_in_file():
-        found = predict(cfg, device.lay_on(model, devices), loader, devices[0], build_loss(cfg).to(devices[0]))
-        metrics, _ = score(cfg, table, found, folder)
+        found = predict(cfg, device.lay_on(model, devices, cfg.CHANNELS_LAST), loader, devices[0], build_loss(cfg).to(devices[0]))
+        metrics, _ = score(cfg, table, found, folder, per_joint=True)
         draw_predictions(cfg, table, found, images, folder)
     return metrics
 

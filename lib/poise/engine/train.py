@@ -17,11 +17,12 @@ from poise.config import data_path, experiment_name
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.engine import checkpoint, device, logs
-from poise.engine.batch import encode_targets, normalize
+from poise.engine.batch import check_codec, encode_targets, normalize
 from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.predict import Predictions, predict
 from poise.engine.schedule import build_optimizer, learning_rate, set_learning_rate
-from poise.engine.score import score
+from poise.engine.score import check_truth, score
+from poise.engine.threads import CpuThreads
 from poise.errors import PoiseError
 from poise.losses import build_loss
 from poise.metrics.pck import heatmap_pck
@@ -38,24 +39,30 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> None:
     """
     logs.start_console()
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
+    check_codec(cfg)
     devices = device.choose_devices(cfg)
     saved = find_checkpoint(cfg, cfg_path, folder)
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
     table, images = read_set(cfg, train=True)
     test_table, test_images = read_set(cfg, train=False)
+    check_truth(cfg, test_table)
     loader = build_loader(cfg, table, images, train=True, devices=len(devices))
     test_loader = build_loader(cfg, test_table, test_images, train=False, devices=len(devices))
     if saved is None and cfg.MODEL.INIT_WEIGHTS:
         weights.load_pretrained(model, data_path(cfg, cfg.MODEL.PRETRAINED))
-    device.set_up(cfg, devices, saved and saved["threads"])
-    model = device.lay_on(model, devices)
+    device.set_up(cfg)
+    threads = CpuThreads(cfg, devices[0], saved and saved["threads"])
+    model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
     optimizer = build_optimizer(cfg, model)
     criterion = build_loss(cfg).to(devices[0])
 
     progress = Progress(cfg.TRAIN.BEGIN_EPOCH)
     if saved is not None:
         progress.restore(saved, model, optimizer)
+        if progress.step and progress.sums["samples"] != min(progress.step * loader.batches.batch_size, len(table)):
+            log.warning("epoch %d was begun with another batch size, number of devices or training set; it is begun again", progress.epoch)
+            progress.begin(progress.epoch)
     logs.make_run_folder(cfg, cfg_path)
     logs.add_file(folder / "train.log")
     with logs.errors_in_file():
@@ -67,7 +74,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> None:
         board = logs.TensorBoard(cfg, cfg_path)
         try:
             with Interrupt() as interrupt:
-                _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loader, progress, devices[0], metrics_file, board, interrupt)
+                _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loader, progress, devices[0], threads, metrics_file, board, interrupt)
         finally:
             board.close()
 
@@ -83,16 +90,20 @@ class Progress:
     def restore(self, saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         try:
             device.bare(model).load_state_dict(saved["state_dict"])
+            # PyTorch takes another optimiser's state without a word and fails at the first step
+            theirs, own = (set(state["param_groups"][0]) & {"betas", "momentum"} for state in (saved["optimizer"], optimizer.state_dict()))
+            if theirs != own:
+                raise ValueError("TRAIN.OPTIMIZER is another")
             optimizer.load_state_dict(saved["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:
             raise PoiseError(f"the checkpoint does not fit the network or optimiser of this configuration ({str(error).splitlines()[0]}); "
                              "remove it to begin anew") from None
         self.epoch, self.step, self.sums = saved["epoch"], saved["step"], dict(saved["sums"])
         self.best_score, self.best_epoch = saved["best"]["score"], saved["best"]["epoch"]
         log.info("going on at epoch %d, step %d; best score so far %.4f of epoch %d", self.epoch, self.step, self.best_score, self.best_epoch)
 
-    def next_epoch(self) -> None:
-        self.epoch, self.step = self.epoch + 1, 0
+    def begin(self, epoch: int) -> None:
+        self.epoch, self.step = epoch, 0
         self.sums = dict.fromkeys(self.sums, 0.0)
 
     def save(self, path: Path, cfg: CfgNode, cfg_path: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -120,7 +131,7 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
     return saved
 
 
-def _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loader, progress, where, metrics_file, board, interrupt) -> None:
+def _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loader, progress, where, threads, metrics_file, board, interrupt) -> None:
     def save_and_stop() -> None:
         progress.save(folder / checkpoint.NAME, cfg, cfg_path, model, optimizer)
         raise Interrupted(f"stopped at epoch {progress.epoch}, step {progress.step}; {folder / checkpoint.NAME} is written, "
@@ -129,10 +140,10 @@ def _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loa
     while progress.epoch < cfg.TRAIN.END_EPOCH:
         epoch = progress.epoch
         set_learning_rate(optimizer, learning_rate(cfg, epoch))
-        train_one_epoch(cfg, model, optimizer, criterion, loader, progress, where, board, folder, interrupt)
+        train_one_epoch(cfg, model, optimizer, criterion, loader, progress, where, threads, board, folder, interrupt)
+        _check_weights(model, epoch, folder)
         if interrupt.asked:
             save_and_stop()
-        _check_weights(model, epoch, folder)
         values = {"epoch": epoch, "lr": learning_rate(cfg, epoch), **_averages(progress.sums)}
         log.info("epoch %d: train loss %.6f, accuracy %.3f, %.1f images/s, %.0f %% of the time waiting for data", epoch,
                  values["train_loss"], values["train_acc"], values["images_per_second"], 100 * values["data_time_share"])
@@ -144,22 +155,24 @@ def _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loa
                 save_and_stop()
             metrics, deciding = score(cfg, test_loader.crops.table, found, folder)
             values.update({"valid_loss": found.loss, "valid_acc": found.accuracy} if found.loss is not None else {}, **metrics)
-            best = deciding > progress.best_score
+            # of equal scores the later counts, as in HRNet; so the last weights are kept where a test set has no labels and every score is 0
+            best = deciding >= progress.best_score
             if best:
                 progress.best_score, progress.best_epoch = deciding, epoch
             _show(board, values, found, test_loader.crops.table, epoch)
-        progress.next_epoch()
-        progress.save(folder / checkpoint.NAME, cfg, cfg_path, model, optimizer)
         if best:
             checkpoint.save(folder / "model_best.pth", device.bare(model).state_dict())
             log.info("best score so far: %.4f; model_best.pth written", progress.best_score)
         metrics_file.write(**values)
+        # last: a run that is killed before this trains the epoch again and writes the two again; killed after it, the run has them
+        progress.begin(epoch + 1)
+        progress.save(folder / checkpoint.NAME, cfg, cfg_path, model, optimizer)
     checkpoint.save(folder / "final_state.pth", device.bare(model).state_dict())
     log.info("done: best score %.4f at epoch %d; weights in %s", progress.best_score, progress.best_epoch, folder)
 
 
 def train_one_epoch(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, criterion: nn.Module, loader: BatchLoader,
-                    progress: Progress, where: torch.device, board: logs.TensorBoard, folder: Path, interrupt: Interrupt) -> None:
+                    progress: Progress, where: torch.device, threads: CpuThreads, board: logs.TensorBoard, folder: Path, interrupt: Interrupt) -> None:
     """The rest of progress.epoch from progress.step on. Returns early, between two steps, when an interrupt is asked for.
 
     The loss of a step is looked at after the next one has been launched, so that a GPU does not wait for the CPU's look.
@@ -194,7 +207,7 @@ def train_one_epoch(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optim
     with bar:
         for batch in loader:
             data_seconds = time.perf_counter() - begin
-            images = normalize(batch["images"], where)
+            images = normalize(batch["images"], where, cfg.CHANNELS_LAST)
             target, weight = encode_targets(cfg, batch, where)
             outputs = model(images)
             loss = sum(criterion(output, target, weight) for output in outputs)
@@ -218,6 +231,7 @@ def train_one_epoch(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optim
             if interrupt.asked:
                 settle()
                 return
+            threads.look()
             begin = time.perf_counter()
 
 
@@ -267,6 +281,6 @@ def _save_debug_pictures(cfg, batch, images, output, target, loader, prefix: Pat
 
 
 def _check_weights(model: nn.Module, epoch: int, folder: Path) -> None:
-    """The last step of an epoch may spoil the weights without a loss to show it; such weights are not saved."""
+    """The last step may spoil the weights without a loss to show it; such weights are not saved."""
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise PoiseError(f"epoch {epoch}: a weight is not finite after the last step; lower TRAIN.LR; the last good checkpoint, if any, is in {folder}")

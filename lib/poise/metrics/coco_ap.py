@@ -15,7 +15,8 @@ import numpy as np
 
 from poise import nms
 from poise.errors import DataError
-from poise.metrics.results import check_finite, read_json, read_results
+from poise.json_files import read_json
+from poise.metrics.results import check_finite, read_results
 from poise.skeleton import COCO as COCO_SKELETON
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def _ground_truth(source) -> dict:
     """The annotations as a fresh COCO-format dict with every field that pycocotools reads."""
     where = "the ground truth"
     if isinstance(source, (str, os.PathLike)):
-        where, source = str(source), read_json(source)
+        where, source = str(source), read_json(source, "annotation file")
     source = getattr(source, "dataset", source)
     if not isinstance(source, dict) or not {"images", "annotations"} <= source.keys():
         raise DataError(f"{where} is not a COCO annotation file: it has no images or no annotations")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from poise.errors import DataError
+from poise.json_files import read_json
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
 
@@ -96,7 +97,7 @@ def check_finite(image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarra
 
 def read_results(path: str | os.PathLike) -> list[dict]:
     """Read a COCO keypoint result file. Raises DataError where it is missing, no JSON, or not of that format."""
-    results = read_json(path)
+    results = read_json(path, "result file")
     if not isinstance(results, list):
         raise DataError(f"{path} is not a COCO result file: a list was expected, it holds a {type(results).__name__}")
     for i, result in enumerate(results):
@@ -104,18 +105,6 @@ def read_results(path: str | os.PathLike) -> list[dict]:
         if missing:
             raise DataError(f"{path} is not a COCO keypoint result file: entry {i} has no {', '.join(missing)}")
     return results
-
-
-def read_json(path: str | os.PathLike) -> object:
-    """The content of a JSON file; DataError where it cannot be read or is no JSON (which includes a bare NaN)."""
-    import orjson
-
-    try:
-        return orjson.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
 def format_table(name_values: Mapping[str, float], arch: str) -> str:

@@ -1,0 +1,73 @@
+"""How many torch threads a run on the CPU takes.
+
+More threads than free cores can be ten times slower than one: the threads of a parallel region wait, spinning, for the last
+of them, which shares its core with another process. So the count is measured and never guessed from the number of cores. (Sleeping instead
+of spinning, OMP_WAIT_POLICY=PASSIVE, was measured too: two threads are then hardly faster than one, for small networks have many short regions.)
+"""
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN = 15.0
+
+
+class CpuThreads:
+    """Sets the count that CPU_THREADS asks for, and looks again while the run goes on where that is wished.
+
+    saved: the count of the run that is gone on with. It is taken over, because another count adds up sums in another order and
+    the run would not end as it would have.
+    """
+
+    def __init__(self, cfg: CfgNode, device: torch.device, saved: int | None = None):
+        self._adaptive = device.type == "cpu" and cfg.CPU_THREADS == -1
+        if device.type != "cpu":
+            return
+        count = cfg.CPU_THREADS if cfg.CPU_THREADS > 0 else saved or fastest_threads()
+        torch.set_num_threads(count)
+        self._looked = time.perf_counter()
+        log.info("CPU threads: %d of %d cores", count, free_cores())
+
+    def look(self) -> None:
+        """Between two steps: measure again when the last look is some seconds old and CPU_THREADS is -1."""
+        if not self._adaptive or time.perf_counter() - self._looked < _SECONDS_BETWEEN:
+            return
+        before, count = torch.get_num_threads(), fastest_threads()
+        torch.set_num_threads(count)
+        self._looked = time.perf_counter()
+        if count != before:
+            log.info("CPU threads: now %d, as other programs %s the cores", count, "need" if count < before else "left")
+
+
+def free_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fastest_threads() -> int:
+    """The count that is fastest right now, by a small training step: smallest first, and a larger one must win clearly."""
+    cores = free_cores()
+    candidates = sorted({1, *(2**i for i in range(1, 8) if 2**i < cores), cores})
+    with torch.random.fork_rng(devices=[]):     # the run's own random numbers stay as they are
+        net = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1))
+        images = torch.randn(8, 16, 32, 24)
+    best, best_time = 1, float("inf")
+    for count in candidates:
+        torch.set_num_threads(count)
+        times = []
+        for _ in range(13):
+            begin = time.perf_counter()
+            net(images).square().mean().backward()
+            times.append(time.perf_counter() - begin)
+        # the upper quartile: a count that is fast only while nobody disturbs it is the trap
+        measured = sorted(times[1:])[8]
+        if measured < 0.9 * best_time:
+            best, best_time = count, measured
+    return best

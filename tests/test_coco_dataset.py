@@ -1,0 +1,399 @@
+"""COCO files become a PersonTable: who is taken, who is dropped and counted, and which files are refused."""
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from poise import config
+from poise.datasets import coco, read_set
+from poise.datasets.table import PackedNames
+from poise.errors import ConfigError, DataError
+
+JOINTS = [value for joint in range(17) for value in (50.0 + joint, 40.0 + 2 * joint, 2)]
+# ids that are neither sorted nor equal to the file names
+IMAGES = [{"id": 70, "file_name": "b/seventy.jpg", "width": 200, "height": 100},
+          {"id": 5, "file_name": "000000000009.jpg", "width": 640, "height": 480}]
+
+
+def person(number=1, **fields):
+    return {"id": number, "image_id": 5, "category_id": 1, "iscrowd": 0, "area": 500.0, "bbox": [10, 20, 100, 200],
+            "keypoints": list(JOINTS), **fields}
+
+
+def without(entry, key):
+    return {k: v for k, v in entry.items() if k != key}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """A function that makes the configuration of an experiment on the files of tmp_path."""
+    path = tmp_path / "e.yaml"
+    path.write_text(f"DATASET: {{DATASET: coco, ROOT: {tmp_path}, TRAIN_SET: train2017, TEST_SET: val2017}}\n"
+                    "MODEL: {IMAGE_SIZE: [192, 256], HEATMAP_SIZE: [48, 64]}\nTEST: {USE_GT_BBOX: true}\n")
+    return lambda *overrides: config.load(path, overrides)
+
+
+@pytest.fixture
+def annotated(tmp_path, experiment):
+    """A function that reads the table of a set with these annotations."""
+    def read(annotations, split="val2017", images=IMAGES, categories=({"id": 1, "name": "person"},), **more):
+        content = {"images": images, "annotations": annotations, "categories": categories, **more}
+        write(tmp_path / "annotations" / f"person_keypoints_{split}.json", content)
+        return coco.read_table(experiment(), split, detections=False)
+    return read
+
+
+@pytest.fixture
+def detected(tmp_path, experiment):
+    """A function that reads the table of a set with these detections."""
+    def read(detections, *overrides, split="val2017", images=IMAGES):
+        prefix = "image_info" if "test" in split else "person_keypoints"
+        write(tmp_path / "annotations" / f"{prefix}_{split}.json", {"images": images})
+        write(tmp_path / "boxes" / "made_boxes.json", detections)
+        cfg = experiment("TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(tmp_path / "boxes" / "made_boxes.json"), *overrides)
+        return coco.read_table(cfg, split, detections=True)
+    return read
+
+
+def write(path, content):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def refusal(call, *args, **options):
+    kind = options.pop("kind", DataError)
+    with pytest.raises(kind) as error:
+        call(*args, **options)
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 600
+    return text
+
+
+# who is taken ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_selection(annotated):
+    table = annotated([
+        person(11), person(12, iscrowd=1), person(13, keypoints=[0] * 51), person(14, category_id=3), person(15, area=0),
+        person(16, image_id=70, bbox=[0, 0, 50, 60]), person(17, area=0.0), without(person(18), "iscrowd"), without(person(19), "area"),
+        {"id": 20, "image_id": 5, "category_id": 3},    # an object of another category has no joints
+    ])
+    assert table.ids.tolist() == [11, 16, 18, 19]
+    assert table.dropped == {"crowd regions": 1, "without labelled joints": 1, "of another category": 2, "of area 0": 2}
+    assert table.summary() == ("4 persons in 2 of 2 images, ground-truth boxes; dropped 1 crowd regions, 2 of another category, 2 of area 0, "
+                               "1 without labelled joints")
+
+
+def test_columns(annotated):
+    joints = list(JOINTS)
+    joints[3:6], joints[6:9] = [61.5, 42.25, 1], [0, 0, 0]
+    table = annotated([person(3, keypoints=joints), person(2, image_id=70, bbox=[20, 30, 61, 41])])
+    assert [table.image_name(0), table.image_name(1)] == ["000000000009.jpg", "b/seventy.jpg"]
+    assert table.image_ids[table.image_index].tolist() == [5, 70]
+    assert table.joints.shape == (2, 17, 2) and table.joints.dtype == np.float32
+    assert table.joints[0, 1].tolist() == [61.5, 42.25] and table.joints[0, 2].tolist() == [0, 0]
+    assert table.visible[0, :4].tolist() == [1, 1, 0, 1]     # 'hidden' joints (1) count as much as seen ones (2)
+    assert table.score.tolist() == [1, 1] and table.box_source == "gt" and table.labelled
+    # 61 x 41 becomes 60 x 40 by HRNet's clipping; then 3:4, a margin of 1.25 and the unit of 200
+    assert table.center[1].tolist() == [20 + 30, 30 + 20]
+    assert np.allclose(table.scale[1], np.array([60, 80]) * 1.25 / 200)
+
+
+def test_person_category_may_have_another_id(annotated):
+    table = annotated([person(1, category_id=7), person(2, category_id=1)], categories=[{"id": 1, "name": "dog"}, {"id": 7, "name": "person"}])
+    assert table.ids.tolist() == [1] and table.dropped == {"of another category": 1}
+
+
+def test_rows_are_in_the_order_of_the_file(annotated):
+    assert annotated([person(n, image_id=(5, 70)[n % 2], bbox=[1, 1, 9, 9]) for n in (9, 2, 7, 4)]).ids.tolist() == [9, 2, 7, 4]
+
+
+@pytest.mark.parametrize("box, wanted", [
+    ([10, 20, 100, 200], [10, 20, 99, 199]),            # the last pixel is x + w - 1
+    ([-10, -20, 100, 200], [0, 0, 99, 199]),            # HRNet moves the corner and keeps the size
+    ([600, 400, 100, 200], [600, 400, 39, 79]),         # the last pixel of the image is 639, 479
+    ([10.5, 20.25, 100.5, 200.5], [10.5, 20.25, 99.5, 199.5]),
+    ([639, 0, 1, 100], [639, 0, 0, 99]), ([0, 0, 1e9, 1e9], [0, 0, 639, 479]),
+])
+def test_clipping(annotated, box, wanted):
+    table = annotated([person(bbox=box)])
+    x, y, width, height = wanted
+    assert table.center[0].tolist() == [x + width / 2, y + height / 2]
+    fitted = max(width, height * 0.75), max(height, width / 0.75)
+    assert np.allclose(table.scale[0], np.array(fitted) * 1.25 / 200)
+
+
+@pytest.mark.parametrize("box", [
+    [10, 20, 0, 50], [10, 20, 50, 0], [10, 20, -5, 50], [640, 20, 30, 50], [10, 480, 30, 50], [1000, 1000, 30, 50], [10, 20, 1, 1],
+    [639, 479, 30, 50],
+    [639.5, 100, 30, 50],
+])
+def test_box_without_area_in_its_image(annotated, box):
+    text = refusal(annotated, [person(1), person(42, bbox=box), person(43, bbox=box)])
+    assert "person_keypoints_val2017.json: annotation 42 and 1 more has a bbox without area inside its image; mend or remove it" in text
+
+
+def test_box_of_a_person_that_is_dropped_does_not_matter(annotated):
+    dropped = [person(2, area=0, bbox=[0, 0, 0, 0]), person(3, iscrowd=1, bbox=None), person(4, keypoints=[0] * 51, bbox=[])]
+    assert annotated([person(1), *dropped]).ids.tolist() == [1]
+
+
+# refused files --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry, fault", [
+    (person(42, keypoints=JOINTS[:-3]), "has 48 keypoint numbers, expected 51 (17 joints x 3)"),
+    (person(42, keypoints=JOINTS + [1, 1, 1]), "has 54 keypoint numbers"), (person(42, keypoints=[]), "has 0 keypoint numbers"),
+    (person(42, image_id=6), "belongs to image 6, which 'images' does not list"), (person(42, image_id=None), "belongs to image None"),
+    (person(42, image_id=[5]), "lacks or spoils"), (person(42, bbox=[1, 2, 3]), "has 3 numbers in its bbox"),
+    (person(42, bbox=[1, 2, 3, 4, 5]), "has 5 numbers in its bbox"),
+    (person(42, bbox=None), "lacks or spoils"), (person(42, bbox=[1, 2, 3, "wide"]), "must be plain numbers"),
+    (person(42, bbox=[1, 2, 3, None]), "a bbox that is not finite"),
+    (person(42, bbox=[1, 2, [3], 4]), "must be plain numbers"), (person(42, keypoints=[[1, 2, 3]] * 17), "has 17 keypoint numbers"),
+    (person(42, keypoints=None), "lacks or spoils"), (person(42, keypoints=JOINTS[:-1] + [None]), "lacks or spoils"),
+    (person(42, keypoints=[[value] for value in JOINTS]), "must be plain numbers"),
+    (person(42, bbox=[[1], [2], [3], [4]]), "must be plain numbers"),
+    (person(42, area="big"), "lacks or spoils"), (without(person(42), "bbox"), "lacks or spoils 'bbox'"),
+    (without(person(42), "keypoints"), "lacks or spoils 'keypoints'"),
+    (without(person(42), "image_id"), "lacks or spoils 'image_id'"), (without(person(42), "category_id"), "lacks or spoils 'category_id'"),
+])
+def test_bad_annotation_is_named(annotated, entry, fault):
+    # enough good ones that numbers of a wrong count could be dealt out anew without being noticed
+    text = refusal(annotated, [person(1), person(2), person(3), entry])
+    assert "annotations/person_keypoints_val2017.json: annotation 42 " in text and fault in text
+
+
+@pytest.mark.parametrize("boxes", [[[1, 2, 30]] * 4, [[1, 2, 30, 40, 50, 60]] * 2])
+def test_boxes_of_a_wrong_length_that_add_up(annotated, boxes):
+    """Four boxes of three numbers are three boxes of four to NumPy's reshape."""
+    assert "annotation 42 has" in refusal(annotated, [person(42 + i, bbox=box) for i, box in enumerate(boxes)])
+
+
+@pytest.mark.parametrize("number", [None, "x", 1.5e300, [1], 2**70])
+def test_bad_id(annotated, number):
+    refusal(annotated, [person(number), person(number)])      # all alike, which NumPy could take for one more dimension
+    text = refusal(annotated, [person(1), person(number)])
+    assert "person_keypoints_val2017.json" in text and "(image 5): id, bbox and keypoints must be plain numbers" in text
+
+
+def test_annotation_without_id(annotated):
+    text = refusal(annotated, [person(1), without(person(42), "id")])
+    assert "annotation None (image 5): id, bbox and keypoints must be plain numbers ('id')" in text
+
+
+def test_number_beyond_double(annotated):
+    text = refusal(annotated, [person(42, bbox=[10, 20, 10**309, 40])])
+    assert "not valid JSON (number is infinity when parsed as double: line 1 column " in text
+
+
+@pytest.mark.parametrize("field", ["bbox", "keypoints"])
+def test_nan_written_by_pythons_json(annotated, field):
+    entry = person(42)
+    entry[field] = [float("nan"), *entry[field][1:]]
+    text = refusal(annotated, [person(1), entry])
+    assert "annotations/person_keypoints_val2017.json: the annotation file holds NaN in line 1, column " in text and f'"{field}": [NaN' in text
+
+
+@pytest.mark.parametrize("entry", [None, 3, "person", []])
+def test_annotation_that_is_no_mapping(annotated, entry):
+    assert "person_keypoints_val2017.json: annotation " in refusal(annotated, [entry])
+
+
+@pytest.mark.parametrize("categories", [(), [{"id": 1, "name": "dog"}], None, "person", {"person": 1}, [3], [{"name": "person"}]])
+def test_no_category_person(annotated, categories):
+    assert "person_keypoints_val2017.json: has no category 'person'" in refusal(annotated, [person()], categories=categories)
+
+
+@pytest.mark.parametrize("annotations", [None, 3, {"1": person()}, "all"])
+def test_annotations_that_are_no_list(annotated, annotations):
+    assert "person_keypoints_val2017.json: 'annotations' is not a list" in refusal(annotated, annotations)
+
+
+@pytest.mark.parametrize("images, fault", [
+    ([], "has no list 'images'"), (None, "has no list 'images'"), ({"5": 1}, "has no list 'images'"),
+    ([without(IMAGES[0], "file_name")], "lacks or spoils id, file_name, width or height ('file_name')"),
+    ([without(IMAGES[0], "id")], "('id')"),
+    ([without(IMAGES[0], "width")], "('width')"), ([{**IMAGES[0], "height": "tall"}], "lacks or spoils"),
+    ([{**IMAGES[0], "id": "x"}], "lacks or spoils"), ([3], "lacks or spoils"),
+    ([{**IMAGES[0], "file_name": 7}], "has a file_name that is not text"),
+    ([{**IMAGES[0], "file_name": ""}], "has a file_name that is not text"),
+])
+def test_bad_images(annotated, images, fault):
+    text = refusal(annotated, [person()], images=images)
+    assert "annotations/person_keypoints_val2017.json: " in text and fault in text
+
+
+@pytest.mark.parametrize("text, fault", [
+    ("", "not valid JSON"), ('{"images": [', "not valid JSON"), ("[]", "has no list 'images'"), ("null", "has no list 'images'"),
+])
+def test_not_an_annotation_file(tmp_path, experiment, text, fault):
+    write(tmp_path / "annotations" / "person_keypoints_val2017.json", text)
+    assert fault in refusal(coco.read_table, experiment(), "val2017", detections=False)
+
+
+def test_missing_annotation_file(tmp_path, experiment):
+    assert refusal(coco.read_table, experiment(), "val2017", detections=False) == (
+        f"{tmp_path}/annotations/person_keypoints_val2017.json: cannot read the annotation file (No such file or directory); "
+        "check DATASET.ROOT and the set's name")
+
+
+def test_nobody_is_left(annotated):
+    text = refusal(annotated, [person(iscrowd=1)])
+    assert "no person is left to use; 0 persons in 0 of 2 images, ground-truth boxes; dropped 1 crowd regions" in text
+    assert "no person is left" in refusal(annotated, [])
+
+
+# detections -----------------------------------------------------------------------------------------------------------------------
+
+
+def box(**fields):
+    return {"image_id": 5, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.9, **fields}
+
+
+def test_detections(detected):
+    table = detected([box(score=0.05), box(category_id=2), box(image_id=4), box(bbox=[600.5, -20, 120, 160], score=0.25),
+                      box(bbox=[1, 2, 0, 4]), box(image_id=70), box(score=0.1)])
+    assert table.ids.tolist() == [3, 5, 6]      # the place in the file
+    assert table.score.tolist() == [0.25, 0.9, 0.1]
+    assert table.image_ids[table.image_index].tolist() == [5, 70, 5] and table.image_name(1) == "b/seventy.jpg"
+    assert table.joints is None and table.visible is None and not table.labelled and table.box_source == "made_boxes"
+    assert table.center[0].tolist() == [660.5, 60] and np.allclose(table.scale[0], np.array([120, 160]) * 1.25 / 200)     # not clipped
+    assert table.dropped == {"scores below TEST.IMAGE_THRE 0.1": 1, "of another category": 1, "boxes without area": 1,
+                             "of images that person_keypoints_val2017.json does not list": 1}
+    assert table.summary().startswith("3 persons in 2 of 2 images, boxes of made_boxes; dropped ")
+
+
+def test_threshold_of_detections(detected):
+    boxes = [box(score=score / 10) for score in range(10)]
+    assert len(detected(boxes, "TEST.IMAGE_THRE", 0.0)) == 10
+    assert detected(boxes, "TEST.IMAGE_THRE", 0.5).ids.tolist() == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("entry, fault", [
+    (without(box(), "bbox"), "'bbox'"), (without(box(), "score"), "'score'"), (without(box(), "category_id"), "'category_id'"),
+    (without(box(), "image_id"), "'image_id'"),
+    (box(bbox=[1, 2, 3]), "not enough values"), (box(bbox=[1, 2, 3, 4, 5]), "too many values"), (box(bbox=None), "is not a detection"),
+    (box(bbox=[1, 2, "w", 4]), "'w'"),
+    (box(score="high"), "is not a detection"), (box(score=None), "is not a detection"), (box(image_id=[5]), "is not a detection"),
+    (box(bbox=[1, 2, None, 4]), "is not a detection"),
+    (3, "is not a detection"), (None, "is not a detection"),
+])
+def test_bad_detection_is_named_by_its_place(detected, entry, fault):
+    text = refusal(detected, [box(), box(score=0.01), entry, box()])
+    assert "boxes/made_boxes.json: entry 2 is not a detection (" in text and fault in text
+
+
+def test_bad_detection_file(tmp_path, detected, experiment):
+    mend = "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}"
+    for content, fault in [({"annotations": []}, "is not a list"), ("[", "not valid JSON"), ("", "not valid JSON")]:
+        text = refusal(detected, content)
+        assert f"{tmp_path}/boxes/made_boxes.json: " in text and fault in text and mend in text
+    text = refusal(detected, [box(bbox=[1, float("nan"), 3, 4])])
+    assert "boxes/made_boxes.json: the detection file holds NaN" in text
+    assert f"{tmp_path}/boxes/made_boxes.json: no person is left to use" in refusal(detected, [box(score=0.0)])
+    assert f"{tmp_path}/boxes/made_boxes.json: no person is left to use" in refusal(detected, [])
+    text = refusal(coco.read_table, experiment("TEST.COCO_BBOX_FILE", "nowhere.json"), "val2017", detections=True)
+    assert "nowhere.json: cannot read the detection file (No such file or directory)" in text and "TEST.USE_GT_BBOX True does without" in text
+
+
+def test_no_detection_file_is_named(tmp_path, experiment):
+    write(tmp_path / "annotations" / "person_keypoints_val2017.json", {"images": IMAGES})
+    text = refusal(coco.read_table, experiment("TEST.USE_GT_BBOX", False), "val2017", detections=True, kind=ConfigError)
+    assert text.startswith("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True")
+
+
+# test sets ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_test_set_has_images_and_detections(tmp_path, detected, experiment):
+    table = detected([box(), box(image_id=70)], split="test-dev2017")
+    assert len(table) == 2 and not table.labelled
+    # test-dev2017 is a part of test2017
+    assert coco.image_folder(experiment(), "test-dev2017").location == tmp_path / "images" / "test2017"
+
+
+def test_test_set_has_no_ground_truth_boxes(tmp_path, experiment):
+    write(tmp_path / "annotations" / "image_info_test-dev2017.json", {"images": IMAGES})
+    text = refusal(coco.read_table, experiment("DATASET.TEST_SET", "test-dev2017"), "test-dev2017", detections=False, kind=ConfigError)
+    assert "image_info_test-dev2017.json: set test-dev2017 has no annotations" in text
+    assert "set TEST.USE_GT_BBOX False and TEST.COCO_BBOX_FILE" in text
+
+
+def test_where_images_lie(tmp_path, experiment):
+    assert coco.image_folder(experiment(), "train2017").location == tmp_path / "images" / "train2017"
+    images = coco.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "val2017")
+    assert images.location == tmp_path / "images" / "val2017.zip" and images.zipped
+    images = coco.image_folder(experiment("DATA_DIR", "/data", "DATASET.ROOT", "coco"), "val2017")
+    assert images.location.as_posix() == "/data/coco/images/val2017"
+
+
+def test_read_set_takes_detections_for_tests_only(annotated, detected, tmp_path, experiment):
+    annotated([person(1), person(2)], split="train2017")
+    detected([box()])
+    cfg = experiment("TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(tmp_path / "boxes" / "made_boxes.json"))
+    assert len(read_set(cfg, train=True)[0]) == 2 and read_set(cfg, train=False)[0].box_source == "made_boxes"
+
+
+def test_select_data_drops_persons_whose_joints_are_elsewhere(annotated, experiment):
+    centre, far = [value for _ in range(17) for value in (60, 120, 2)], [value for _ in range(17) for value in (600, 400, 2)]
+    annotated([person(1, keypoints=centre), person(2, keypoints=far)], split="train2017")
+    table, _ = read_set(experiment("DATASET.SELECT_DATA", True), train=True)
+    assert table.ids.tolist() == [1] and table.dropped == {"joints far from the box's centre, DATASET.SELECT_DATA": 1}
+    assert len(read_set(experiment(), train=True)[0]) == 2
+
+
+# names ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_packed_names():
+    names = ["", "a.jpg", "größe/日本.png", "x" * 300, "\udcff.jpg"]
+    packed = PackedNames(names)
+    assert len(packed) == 5 and [packed[i] for i in range(5)] == names and list(packed) == names
+    with pytest.raises(IndexError):
+        packed[5]
+
+
+# the real data beside the project -------------------------------------------------------------------------------------------------
+
+
+def shared_config(tmp_path, root, *overrides):
+    (tmp_path / "shared.yaml").write_text("DATASET: {DATASET: coco, TRAIN_SET: train2017, TEST_SET: val2017}\n"
+                                          "MODEL: {IMAGE_SIZE: [192, 256], HEATMAP_SIZE: [48, 64]}\n")
+    return config.load(tmp_path / "shared.yaml", ["DATASET.ROOT", str(root), *overrides])
+
+
+def test_real_subset(tmp_path, shared):
+    cfg = shared_config(tmp_path, shared / "data" / "coco_subset", "TEST.USE_GT_BBOX", True)
+    train, images = read_set(cfg, train=True)
+    assert len(train) == 225 and train.labelled
+    val, _ = read_set(cfg, train=False)
+    assert len(val) == 325
+    assert images.read(train.image_name(0)).ndim == 3
+
+
+def test_made_detections_of_the_real_subset(tmp_path, shared):
+    file = shared / "data" / "coco_subset" / "person_detection_results" / "made_val2017_detections_person.json"
+    cfg = shared_config(tmp_path, shared / "data" / "coco_subset", "TEST.COCO_BBOX_FILE", str(file), "TEST.IMAGE_THRE", 0.0)
+    table, _ = read_set(cfg, train=False)
+    entries = json.loads(file.read_text())
+    assert len(table) + sum(table.dropped.values()) == len(entries) and len(table) > 300
+    assert table.box_source == "made_val2017_detections_person" and (table.scale > 0).all()
+    first = int(table.ids[0])
+    assert table.score[0] == entries[first]["score"] and table.image_ids[table.image_index[0]] == entries[first]["image_id"]
+
+
+@pytest.mark.slow
+def test_every_person_of_coco(tmp_path, shared):
+    """The official counts of labelled persons that have an area: none may be lost, and none of the real boxes be refused."""
+    (tmp_path / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        with gzip.open(shared / "data" / "coco_full_keypoints" / f"person_keypoints_{split}.json.gz") as packed:
+            with open(tmp_path / "annotations" / f"person_keypoints_{split}.json", "wb") as file:
+                shutil.copyfileobj(packed, file)
+    cfg = shared_config(tmp_path, tmp_path, "TEST.USE_GT_BBOX", True)
+    train, _ = read_set(cfg, train=True)
+    val, _ = read_set(cfg, train=False)
+    assert (len(train), len(val)) == (149_813, 6_352)
+    assert np.isfinite(train.joints).all() and (train.scale > 0).all() and (train.visible.sum(axis=1) > 0).all()

@@ -1,0 +1,244 @@
+"""Fetching weights: from a server of this machine, which breaks transfers, lies or knows no ranges. Nothing here leaves the machine."""
+import hashlib
+import http.server
+import socket
+import threading
+
+import pytest
+import torch
+
+from poise import download, weights
+from poise.errors import DataError, one_line
+
+CONTENT = bytes(range(256)) * 9000      # more than two chunks of 1 MiB
+NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT; its attributes say what it does wrong."""
+
+    ranges = True               # answers Range with 206
+    breaks_after = None         # bytes after which it closes the connection, although it promised more
+    says_length = True
+    nonsense = False            # answers in another protocol
+    broken_chunks = False       # the encoding of unknown length, cut off
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked = []         # the Range header of each request
+
+    def url(self, name=NAME):
+        return f"http://127.0.0.1:{self.server_address[1]}/weights/{name}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        server.asked.append(self.headers.get("Range"))
+        if server.nonsense:
+            self.wfile.write(b"220 welcome to this mail server\r\n")
+            return
+        if not self.path.startswith("/weights/net-"):
+            self.send_error(404)
+            return
+        begin = 0
+        if self.headers.get("Range") and server.ranges:
+            begin = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            if begin >= len(CONTENT):
+                self.send_error(416)
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        else:
+            self.send_response(200)
+        body = CONTENT[begin:]
+        if server.broken_chunks:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"1000\r\n" + body[:100])
+            return
+        if server.says_length:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:server.breaks_after])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def refusal(url, folder):
+    with pytest.raises(DataError) as error:
+        download.fetch(url, folder)
+    text = str(error.value)
+    assert text == one_line(text)
+    return text
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_whole_transfer(server, tmp_path, capsys):
+    target = download.fetch(server.url(), tmp_path / "models" / "imagenet")
+    assert target == tmp_path / "models" / "imagenet" / NAME and target.read_bytes() == CONTENT
+    assert files(target.parent) == [NAME] and server.asked == [None]
+    said = capsys.readouterr()
+    assert f"fetching {server.url()} (2.3 MB) to {target}" in said.out and said.err == ""
+
+
+def test_file_that_is_there_is_not_fetched_again(server, tmp_path):
+    first = download.fetch(server.url(), tmp_path)
+    assert download.fetch(server.url(), tmp_path) == first and len(server.asked) == 1
+
+
+def test_broken_transfer_goes_on_where_it_broke(server, tmp_path):
+    server.breaks_after = 1_500_000
+    text = refusal(server.url(), tmp_path)
+    assert "the transfer ended after 1500000 of 2304000 bytes" in text and f"{NAME}.part" in text and "the next try goes on from there" in text
+    assert files(tmp_path) == [f"{NAME}.part"]
+    server.breaks_after = None
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1500000-"] and files(tmp_path) == [NAME]
+
+
+def test_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
+    server.breaks_after, server.ranges = 1000, False
+    refusal(server.url(), tmp_path)
+    server.breaks_after = None
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert server.asked[1] == "bytes=1000-"
+
+
+def test_part_that_is_whole_needs_no_more_bytes(server, tmp_path):
+    """Killed between the last byte and the renaming: the server answers 416, there is nothing left to send."""
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert files(tmp_path) == [NAME]
+
+
+def test_part_of_another_file_is_found_out_and_removed(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(b"x" * 5000)
+    assert "the file was removed, fetch" in refusal(server.url(), tmp_path)
+    assert files(tmp_path) == []
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+
+
+def test_wrong_sum_is_removed(server, tmp_path):
+    name = "net-00000000.pth"
+    text = refusal(server.url(name), tmp_path)
+    assert f"its sha256 begins with {hashlib.sha256(CONTENT).hexdigest()[:8]}, the name says 00000000" in text
+    assert files(tmp_path) == []
+
+
+def test_wrong_sum_of_a_file_that_is_there(server, tmp_path):
+    (tmp_path / NAME).write_bytes(b"cut off by another program")
+    assert "its sha256 begins with" in refusal(server.url(), tmp_path) and server.asked == []
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+
+
+def test_length_that_is_not_told(server, tmp_path, capsys):
+    server.says_length = False
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert "size unknown" in capsys.readouterr().out
+
+
+def test_404(server, tmp_path):
+    text = refusal(server.url("other-0123abcd.pth"), tmp_path)
+    assert "HTTP Error 404" in text and f"or put the file at {tmp_path / 'other-0123abcd.pth'} by hand" in text
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["nonsense", "broken_chunks"])
+def test_server_that_breaks_the_protocol(server, tmp_path, fault):
+    setattr(server, fault, True)
+    assert "cannot be fetched" in refusal(server.url(), tmp_path)
+    assert NAME not in files(tmp_path)
+
+
+def test_nobody_listens(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    assert "cannot be fetched" in refusal(f"http://127.0.0.1:{port}/{NAME}", tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_folder_that_cannot_be_made(server, tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot be fetched" in refusal(server.url(), tmp_path / "file" / "models")
+    assert server.asked == []
+
+
+def test_folder_in_the_place_of_the_file(server, tmp_path):
+    (tmp_path / NAME).mkdir()
+    assert "cannot be read (Is a directory); remove it" in refusal(server.url(), tmp_path)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*arguments, **_):
+        raise AssertionError(f"the network was asked for {arguments}")
+
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize("url", [
+    f"http://example.com/{NAME}", f"ftp://example.com/{NAME}", f"file:///etc/{NAME}", f"http://127.0.0.1.example.com/{NAME}",
+    f"http://127.0.0.1@example.com/{NAME}", f"s3://bucket/{NAME}",
+])
+def test_only_https_leaves_this_machine(tmp_path, no_network, url):
+    assert "only https addresses are fetched; fetch the file yourself and give its path" in refusal(url, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net-latest.pth", "net-0123abc.pth", "net-0123ABCD.pth", "", "net_0123abcd.pth"])
+def test_name_without_a_sum_is_not_fetched(tmp_path, no_network, name):
+    assert "the file name carries no sha256 prefix" in refusal(f"https://example.com/{name}", tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_address_that_is_none(tmp_path, no_network):
+    assert "not an address" in refusal(f"https://[bad/{NAME}", tmp_path)
+
+
+def test_name_cannot_leave_the_folder(server, tmp_path):
+    """The name is decoded before its last part is taken, so that %2f is a separator and not part of a name."""
+    digest = hashlib.sha256(CONTENT).hexdigest()[:8]
+    target = download.fetch(server.url(f"net-x%2f..%2f..%2fnet-{digest}.pth"), tmp_path / "models")
+    assert target == tmp_path / "models" / f"net-{digest}.pth"
+    assert files(tmp_path) == ["models"]
+
+
+@pytest.mark.parametrize("name, digest", [
+    ("resnet50-19c8e357.pth", "19c8e357"), ("res2net50_26w_4s-06e79181.pth", "06e79181"),
+    ("a-b-0123456789abcdef.pth.tar", "0123456789abcdef"),
+    ("resnet50.pth", None), ("resnet50-19c8.pth", None),
+])
+def test_sums_in_published_names(name, digest):
+    assert download.sha256_prefix(name) == digest
+
+
+def test_pretrained_from_an_address(server, tmp_path, monkeypatch):
+    """MODEL.PRETRAINED may be an address; the file is kept beside the other ImageNet weights."""
+    network = torch.nn.Linear(2, 3)
+    torch.save({"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    monkeypatch.setitem(globals(), "CONTENT", content)
+    name = f"net-{hashlib.sha256(content).hexdigest()[:12]}.pth"
+    report = weights.load_pretrained(network, server.url(name), tmp_path / "imagenet")
+    assert len(report.loaded) == 2 and torch.equal(network.weight, torch.ones(3, 2))
+    assert files(tmp_path / "imagenet") == [name]

@@ -1,0 +1,318 @@
+"""Samples and batches: crops whose joints lie on the right pixels, the same in any number of worker processes and in any order."""
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from poise import config
+from poise.datasets import build_loader, coco, joints_agree_with_box, read_set
+from poise.datasets.augment import Augmentation
+from poise.datasets.persons import BatchLoader, EpochBatches, PersonCrops
+from poise.datasets.reading import ImageFolder
+from poise.datasets.table import PackedNames, PersonTable
+from poise.errors import DataError
+from poise.geometry import box_to_center_scale
+from poise.skeleton import COCO
+
+SIZE = (96, 128)
+FULL = Augmentation(flip=True, scale_factor=0.3, rotation_factor=40.0, half_body_share=0.3, half_body_joints=8)
+# a colour for each joint, far from each other and from the background
+COLOURS = np.array([(b, g, r) for b, g, r in itertools.product((20, 130, 240), repeat=3)][:26])[np.arange(17)]
+
+
+def table_of(joints, visible, box, names=("a.png",), image_index=None):
+    """A PersonTable of N persons with the same joints (17, 2) in every image."""
+    count = len(names) if image_index is None else len(image_index)
+    center, scale = box_to_center_scale(np.tile(box, (count, 1)), SIZE[0] / SIZE[1])
+    return PersonTable(
+        COCO, PackedNames(list(names)), np.arange(len(names)), np.asarray(range(count) if image_index is None else image_index, np.int32),
+        center, scale, np.tile(np.float32(joints), (count, 1, 1)), np.tile(np.float32(visible), (count, 1)),
+        np.ones(count), np.arange(count), "gt")
+
+
+@pytest.fixture
+def dotted(tmp_path):
+    """(table, images): one picture with a dot of its own colour at every joint; joint 16 has no label and no dot."""
+    joints = np.stack([120 + 40 * (np.arange(17) % 4), 60 + 45 * (np.arange(17) // 4)], axis=1).astype(np.float32)
+    visible = np.ones(17)
+    visible[16] = 0
+    image = np.full((320, 400, 3), 75, np.uint8)
+    for joint in range(16):
+        cv2.circle(image, tuple(int(v) for v in joints[joint]), 9, tuple(int(v) for v in COLOURS[joint]), -1)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    return table_of(joints, visible, [100, 40, 170, 230]), ImageFolder(tmp_path)
+
+
+def crops(table, images, *, augmentation=None, rgb=False, seed=0):
+    return PersonCrops(table, images, image_size=SIZE, rgb=rgb, seed=seed, augmentation=augmentation)
+
+
+def sample(dataset, epoch, person=0):
+    """(crop, joints, visible) of one sample."""
+    batch = dataset.__getitems__([(epoch, person)])
+    return batch["images"][0].numpy(), batch["joints"][0].numpy(), batch["visible"][0].numpy()
+
+
+def small_config(small_set, tmp_path, *overrides):
+    path = tmp_path / "e.yaml"
+    path.write_text(f"DATASET: {{DATASET: coco, ROOT: {small_set}, TRAIN_SET: train2017, TEST_SET: val2017, PROB_HALF_BODY: 0.3}}\n"
+                    "MODEL: {IMAGE_SIZE: [96, 128], HEATMAP_SIZE: [24, 32]}\nTRAIN: {BATCH_SIZE_PER_GPU: 8}\n"
+                    "TEST: {USE_GT_BBOX: true, BATCH_SIZE_PER_GPU: 8}\n")
+    return config.load(path, overrides)
+
+
+# crops and joints -----------------------------------------------------------------------------------------------------------------
+
+
+def test_sample_without_augmentation(dotted):
+    table, images = dotted
+    batch = crops(table, images).__getitems__([(0, 0), (3, 0)])
+    assert {key: (tuple(value.shape), value.dtype) for key, value in batch.items()} == {
+        "images": ((2, 128, 96, 3), torch.uint8), "joints": ((2, 17, 2), torch.float32), "visible": ((2, 17), torch.float32),
+        "person": ((2,), torch.int64)}
+    assert torch.equal(batch["images"][0], batch["images"][1]) and torch.equal(batch["joints"][0], batch["joints"][1])    # no epoch in it
+    # the box's centre is the crop's, and its width the crop's width
+    zoom = 96 / (table.scale[0, 0] * 200)
+    wanted = (table.joints[0] - table.center[0]) * zoom + (48, 64)
+    assert np.allclose(batch["joints"][0][:16], wanted[:16], atol=0.01)
+    assert (batch["joints"][0, 16] == 0).all() and batch["visible"][0].tolist() == table.visible[0].tolist()
+
+
+def check_dots(crop, joints, visible, colour_of):
+    """Every labelled joint inside the crop lies on the dot of colour_of(joint); returns how many there were."""
+    inside = [j for j in range(17) if visible[j] and 3 <= joints[j, 0] < SIZE[0] - 3 and 3 <= joints[j, 1] < SIZE[1] - 3]
+    for j in inside:
+        x, y = np.round(joints[j]).astype(int)
+        assert np.abs(crop[y, x].astype(int) - COLOURS[colour_of(j)]).max() <= 12, f"joint {j} at {x}, {y}"
+    return len(inside)
+
+
+def test_joints_lie_on_the_same_content_whatever_is_drawn(dotted):
+    """Over many draws of scale, rotation, half body and mirror: joint j of a mirrored sample lies on the dot of j's counterpart."""
+    table, images = dotted
+    dataset = crops(table, images, augmentation=FULL)
+    counterpart, mirrored, seen = COCO.flip_order, 0, 0
+    for epoch in range(60):
+        crop, joints, visible = sample(dataset, epoch)
+        # joint 16 has no label; in a mirrored sample it is its counterpart, 15, that has none
+        flipped = visible[15] == 0
+        mirrored += flipped
+        assert visible.sum() == 16 and (joints[15 if flipped else 16] == 0).all()
+        seen += check_dots(crop, joints, visible, (lambda j: counterpart[j]) if flipped else (lambda j: j))
+    assert 15 < mirrored < 45 and seen > 500
+
+
+def test_mirror_alone(dotted):
+    table, images = dotted
+    only_mirror = Augmentation(flip=True, scale_factor=0.0, rotation_factor=0.0, half_body_share=0.0, half_body_joints=8)
+    dataset = crops(table, images, augmentation=only_mirror)
+    plain, plain_joints, _ = sample(crops(table, images), 0)
+    flipped = next(found for found in (sample(dataset, epoch) for epoch in range(20)) if found[2][15] == 0)
+    # one pixel of the crop is the mirror axis' half-pixel, see poise.geometry
+    difference = np.abs(flipped[0][:, 1:].astype(int) - plain[:, ::-1][:, :-1]).mean()
+    assert difference < 2 < np.abs(flipped[0].astype(int) - plain).mean()
+    where = plain_joints[COCO.flip_order][:15] * (-1, 1) + (SIZE[0], 0)
+    assert np.allclose(flipped[1][:15], where, atol=0.01)
+
+
+def test_channel_order(dotted):
+    table, images = dotted
+    bgr, rgb = sample(crops(table, images), 0), sample(crops(table, images, rgb=True), 0)
+    assert np.array_equal(bgr[0], rgb[0][:, :, ::-1]) and not np.array_equal(bgr[0], rgb[0])
+    x, y = np.round(bgr[1][1]).astype(int)
+    assert np.abs(bgr[0][y, x].astype(int) - COLOURS[1]).max() <= 12     # COLOURS are BGR, as OpenCV writes them
+
+
+def test_person_at_the_border_of_the_image(dotted):
+    """What lies outside of the image is black, and joints outside of the crop keep their places."""
+    table, images = dotted
+    center, scale = box_to_center_scale(np.array([[-100.0, -100, 200, 260]]), SIZE[0] / SIZE[1])
+    table.center[:], table.scale[:] = center, scale
+    crop, joints, _ = sample(crops(table, images), 0)
+    # the image's left border is in the middle of the crop
+    assert (crop[66, :46] == 0).all() and (crop[66, 50:60] == 75).all()
+    assert (joints[:16] > SIZE).any(axis=1).any()
+
+
+def test_table_without_labels(dotted):
+    table, images = dotted
+    bare = PersonTable(**{**vars(table), "joints": None, "visible": None})
+    crop, joints, visible = sample(crops(bare, images), 0)
+    assert np.array_equal(crop, sample(crops(table, images), 0)[0]) and not joints.any() and not visible.any()
+
+
+def test_an_image_is_read_once_for_persons_that_follow_each_other(dotted, monkeypatch):
+    table, images = dotted
+    cv2.imwrite(str(images.location / "b.png"), np.zeros((50, 50, 3), np.uint8))
+    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ("a.png", "b.png"), [0, 0, 1, 0])
+    asked = []
+    read = ImageFolder.read
+    monkeypatch.setattr(ImageFolder, "read", lambda self, name: asked.append(name) or read(self, name))
+    batch = crops(table, images).__getitems__([(0, person) for person in range(4)])
+    assert asked == ["a.png", "b.png", "a.png"]
+    assert torch.equal(batch["images"][0], batch["images"][3]) and not batch["images"][2].any()
+
+
+# what is drawn depends on (seed, epoch, person) ------------------------------------------------------------------------------------
+
+
+def test_same_key_same_sample(dotted):
+    table, images = dotted
+    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 3)
+    dataset = crops(table, images, augmentation=FULL, seed=4)
+    key = (7, 1)
+    alone = dataset.__getitems__([key])
+    among = dataset.__getitems__([(0, 0), (7, 2), key, (9, 1)])
+    again = crops(table, images, augmentation=FULL, seed=4).__getitems__([key])
+    for name in ("images", "joints", "visible"):
+        assert torch.equal(alone[name][0], among[name][2]) and torch.equal(alone[name], again[name])
+    others = [dataset.__getitems__([other]) for other in ((8, 1), (7, 0))]
+    others.append(crops(table, images, augmentation=FULL, seed=5).__getitems__([key]))
+    assert all(not torch.equal(alone["joints"], other["joints"]) for other in others)
+
+
+def everything(loader):
+    return list(loader)
+
+
+def same(batches, others):
+    return len(batches) == len(others) and all(
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in zip(batches, others))
+
+
+def test_workers_change_nothing(small_set, tmp_path):
+    """Bit for bit, over two epochs and from the middle of one, as when a run is gone on with."""
+    found = []
+    for workers in (0, 2):
+        cfg = small_config(small_set, tmp_path, "WORKERS", workers)
+        loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
+        epochs = []
+        for epoch, first in ((0, 0), (1, 0), (1, 2)):
+            loader.batches.begin(epoch, first)
+            epochs.append(everything(loader))
+        found.append(epochs)
+    assert all(same(alone, shared) for alone, shared in zip(*found))
+    whole, rest = found[0][1:]
+    assert len(rest) == len(whole) - 2 and same(whole[2:], rest)
+    assert not same(found[0][0], whole)
+
+
+def test_test_batches_are_in_the_order_of_the_table(small_set, tmp_path):
+    cfg = small_config(small_set, tmp_path, "WORKERS", 2)
+    table, images = read_set(cfg, train=False)
+    loader = build_loader(cfg, table, images, train=False)
+    loader.batches.begin(3)
+    batches = everything(loader)
+    assert len(loader) == len(batches) and torch.cat([batch["person"] for batch in batches]).tolist() == list(range(len(table)))
+    loader.batches.begin(0)
+    assert same(batches, everything(loader))    # nothing is drawn
+
+
+def test_batch_grows_with_the_devices(small_set, tmp_path):
+    cfg = small_config(small_set, tmp_path, "WORKERS", 0)
+    assert build_loader(cfg, *read_set(cfg, train=True), train=True, devices=3).batches.batch_size == 24
+
+
+# batches --------------------------------------------------------------------------------------------------------------------------
+
+
+def keys(persons=23, size=5, *, shuffle=True, seed=0, epoch=0, first=0):
+    batches = EpochBatches(persons, size, shuffle=shuffle, seed=seed)
+    batches.begin(epoch, first)
+    return list(batches)
+
+
+def test_everyone_is_in_an_epoch_once():
+    batches = keys(epoch=6)
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3] and len(EpochBatches(23, 5, shuffle=True, seed=0)) == 5
+    assert sorted(person for batch in batches for _, person in batch) == list(range(23))
+    assert {epoch for batch in batches for epoch, _ in batch} == {6}
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    assert keys(epoch=3) == keys(epoch=3)
+    np.random.seed(1), torch.manual_seed(1)
+    again = keys(epoch=3)
+    assert again == keys(epoch=3) and [p for b in keys(epoch=3) for _, p in b] != [p for b in keys(epoch=4) for _, p in b]
+    assert keys(epoch=3) != keys(epoch=3, seed=1)
+    # the size of a batch cuts the same order elsewhere
+    assert [k for batch in keys(size=4) for k in batch] == [k for batch in keys(size=7) for k in batch]
+
+
+def test_an_epoch_can_begin_in_its_middle():
+    assert keys(epoch=2, first=3) == keys(epoch=2)[3:] and keys(epoch=2, first=5) == []
+
+
+def test_order_of_the_table_without_shuffling():
+    assert [p for batch in keys(shuffle=False, epoch=9) for _, p in batch] == list(range(23))
+
+
+# faults ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_image_is_the_error_itself(dotted, workers):
+    """Raised in a worker it would come back with the worker's traceback in its text."""
+    table, images = dotted
+    (images.location / "cut.png").write_bytes((images.location / "a.png").read_bytes()[:300])
+    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 6 + ["cut.png", "a.png"])
+    loader = BatchLoader(crops(table, images), EpochBatches(8, 2, shuffle=False, seed=0), workers=workers, pin_memory=False)
+    good, said = [], None
+    # no pytest.raises: what it keeps makes a circle with the loader, and worker processes that are left to Python's collector of
+    # circles end only after a timeout of PyTorch's
+    try:
+        for batch in loader:
+            good.append(batch)
+    except DataError as error:
+        said = str(error)
+    assert len(good) == 3 and said == f"{images.location}/cut.png: the image file is cut off; fetch it again"
+
+
+def test_missing_folder_is_found_before_the_first_batch(dotted, tmp_path):
+    table, _ = dotted
+    with pytest.raises(DataError, match="nowhere: no such image folder"):
+        BatchLoader(crops(table, ImageFolder(tmp_path / "nowhere")), EpochBatches(1, 1, shuffle=False, seed=0), workers=0, pin_memory=False)
+
+
+def test_nobody_left_is_said(dotted):
+    table, images = dotted
+    nobody = table.select(np.zeros(1, bool), "for this test")
+    assert nobody.dropped == {"for this test": 1}
+    with pytest.raises(DataError, match="no person is left to use; DATASET.SELECT_DATA False drops fewer"):
+        BatchLoader(crops(nobody, images), EpochBatches(0, 1, shuffle=False, seed=0), workers=0, pin_memory=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_more_workers_than_cores_is_no_warning(dotted):
+    table, images = dotted
+    loader = BatchLoader(crops(table, images), EpochBatches(1, 1, shuffle=False, seed=0), workers=9, pin_memory=False)
+    assert len(loader) == 1
+
+
+# DATASET.SELECT_DATA --------------------------------------------------------------------------------------------------------------
+
+
+def test_joints_that_agree_with_their_box(dotted):
+    table, _ = dotted
+    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 4)
+    table.joints[:] = table.center[:, None]                     # all joints in the middle
+    table.joints[1] += table.scale[1] * 200 * 0.5               # half a box away
+    table.visible[2] = 0
+    # one joint may be further away than seventeen: similarity exp(-0.5) = 0.61 against 0.45 and 0.65
+    distance = 0.2 * np.sqrt(table.scale[3].prod()) * 200
+    table.joints[3] += (distance, 0)
+    assert joints_agree_with_box(table).tolist() == [True, False, False, False]
+    table.visible[3, 1:] = 0
+    assert joints_agree_with_box(table).tolist() == [True, False, False, True]
+
+
+def test_selection_of_a_table_keeps_rows_together(small_set, tmp_path):
+    table = coco.read_table(small_config(small_set, tmp_path), "train2017", detections=False)
+    keep = np.arange(len(table)) % 3 == 1
+    part = table.select(keep, "for this test")
+    assert part.ids.tolist() == table.ids[keep].tolist()
+    assert [part.image_name(0), part.image_name(2)] == [table.image_name(1), table.image_name(7)]
+    assert np.array_equal(part.joints, table.joints[keep]) and part.dropped["for this test"] == int((~keep).sum())
+    assert table.select(np.ones(len(table), bool), "nobody").dropped == table.dropped

@@ -1,0 +1,83 @@
+"""Every command of the README runs as it stands: real weights and datasets are replaced by small ones in the places it names."""
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# said elsewhere: the clone needs a network, the environment is the one that runs this test, tensorboard serves until it is stopped,
+# and the make targets are run by CI itself
+NOT_RUN = ("git clone", "source .venv", "make quickstart", "tensorboard --logdir")
+
+
+def commands():
+    """The command lines in the README's code blocks, continued lines joined."""
+    lines = []
+    for block in re.findall(r"^```\n(.*?)^```", README, re.S | re.M):
+        lines += block.replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if re.match(r"(git|make|source|python|pip|tensorboard)\s", line)]
+
+
+def test_the_readme_has_its_commands():
+    text = "\n".join(commands())
+    for part in ("tools/train.py --cfg experiments/coco/", "tools/test.py --cfg experiments/coco/", "tools/train.py --cfg experiments/mpii/",
+                 "tools/test.py --cfg experiments/mpii/", "TEST.USE_GT_BBOX False", "make quickstart", "tensorboard --logdir log",
+                 "tools/make_synthetic.py"):
+        assert part in text
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, small_set, small_mpii_set):
+    """The project's tools and experiments in a folder of their own, with small sets and filled weights where the README wants data."""
+    import torch
+
+    from poise import config
+    from poise.models import build_model
+
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("tools", "experiments"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "data").mkdir()
+    shutil.copytree(small_set, folder / "data/coco")
+    shutil.copytree(small_mpii_set, folder / "data/mpii")
+    for dataset, cfg in (("coco", "experiments/coco/res2net/res2net50_4s_26w_256x192_d256x3_adam_lr1e-3.yaml"),
+                         ("mpii", "experiments/mpii/res2net/res2net50_256x256_d256x3_adam_lr1e-3.yaml")):
+        model = build_model(config.load(ROOT / cfg))
+        weights = folder / f"models/pytorch/pose_{dataset}/pose_res2net50.pth"
+        weights.parent.mkdir(parents=True)
+        torch.save(model.state_dict(), weights)
+        backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(model.head_prefixes)}
+        (folder / "models/pytorch/imagenet").mkdir(exist_ok=True)
+        torch.save({**backbone, "fc.weight": torch.zeros(2, 2)}, folder / "models/pytorch/imagenet/res2net50_26w_4s-06e79181.pth")
+    return folder
+
+
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands()) if not c.startswith(NOT_RUN)])
+def test_command(command, checkout):
+    """Training is cut to one epoch of small pictures by overrides behind the README's words, which stay as they are."""
+    words = shlex.split(command)
+    assert words[0] == "python"
+    words[0] = sys.executable
+    if words[1] in ("tools/train.py", "tools/test.py"):
+        words += ["WORKERS", "0", "CPU_THREADS", "1", "MODEL.IMAGE_SIZE", "[64,64]", "MODEL.HEATMAP_SIZE", "[16,16]", "TEST.PICTURES", "1",
+                  "TRAIN.END_EPOCH", "1"]
+    if words[1] == "tools/make_synthetic.py":
+        words += ["--train", "2", "--val", "1", "--workers", "1"]      # the last of two equal options counts
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
+    done = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if words[1] == "tools/test.py":
+        assert "| AP " in done.stdout or "| Head " in done.stdout
+
+
+def test_every_named_file_exists():
+    for path in re.findall(r"experiments/[\w./-]+\.yaml", README):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert Path(ROOT / path).is_file(), path
