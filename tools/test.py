@@ -12,14 +12,9 @@ def main() -> int:
     add_experiment_arguments(parser)
     args = parser.parse_args()
     cfg = experiment(args)
-    from poise.engine import interrupt
+    from poise.engine import test
 
-    try:
-        from poise.engine import test
-
-        test.run(cfg, args.cfg, sys.argv)
-    except KeyboardInterrupt:
-        return interrupt.STATUS
+    test.run(cfg, args.cfg, sys.argv)
     return 0
 
 

@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from poise.errors import run_tool
+from poise.errors import INTERRUPTED, run_tool
 
 
 def main() -> int:
@@ -12,17 +12,13 @@ def main() -> int:
     add_experiment_arguments(parser)
     args = parser.parse_args()
     cfg = experiment(args)
-    from poise.engine import interrupt
+    from poise.engine import interrupt, train
 
     try:
-        from poise.engine import train
-
         train.run(cfg, args.cfg, sys.argv)
-    except KeyboardInterrupt:       # before the first step: there is nothing to save
-        return interrupt.STATUS
     except interrupt.Interrupted as stopped:
         print(stopped)
-        return interrupt.STATUS
+        return INTERRUPTED
     return 0
 
 

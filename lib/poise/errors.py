@@ -1,11 +1,14 @@
 """Errors that a user can mend, and the one way in which the tools show them."""
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 
 DEBUG_VARIABLE = "POISE_DEBUG"
+INTERRUPTED = 130    # exit status after Ctrl-C, as shells give it
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class PoiseError(Exception):
@@ -36,8 +39,8 @@ def one_line(text: object) -> str:
 def run_tool(main: Callable[[], int | None]) -> None:
     """Run a tool's `main` and exit with its status.
 
-    A PoiseError becomes one line on stderr and its status; any other error keeps its traceback, because it is a
-    fault of the program. With POISE_DEBUG=1 every traceback is shown.
+    A PoiseError, and a disk that cannot be written, become one line on stderr and a status; any other error keeps its
+    traceback, because it is a fault of the program. With POISE_DEBUG=1 every traceback is shown.
     """
     try:
         status = main()
@@ -46,8 +49,15 @@ def run_tool(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         status = error.status
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     except BrokenPipeError:
         # the reader of our output went away (`| head`); silence the flush that Python does at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:
+        if os.environ.get(DEBUG_VARIABLE) or error.errno not in _DISK_ERRORS:
+            raise
+        print(f"error: {one_line(error.filename or 'the output')}: {error.strerror}; what was written before is kept", file=sys.stderr)
         status = 1
     sys.exit(status)

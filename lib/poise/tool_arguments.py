@@ -9,11 +9,12 @@ from poise import config
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """--cfg, HRNet's three folder options, and the overrides."""
+    """--cfg, HRNet's folder options, and the overrides."""
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment file, a YAML of experiments/")
     parser.add_argument("--modelDir", default="", metavar="DIR", help="OUTPUT_DIR, as HRNet calls it")
     parser.add_argument("--logDir", default="", metavar="DIR", help="LOG_DIR, as HRNet calls it")
     parser.add_argument("--dataDir", default="", metavar="DIR", help="DATA_DIR, as HRNet calls it")
+    parser.add_argument("--prevModelDir", default="", metavar="DIR", help="accepted for old command lines; without effect there and here")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the experiment, overridden")
 
 

@@ -5,8 +5,6 @@ import signal
 import threading
 from types import FrameType
 
-STATUS = 130    # what shells give a program that Ctrl-C ended
-
 
 class Interrupted(Exception):
     """A signal asked the run to end; its state is on the disk."""

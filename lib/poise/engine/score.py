@@ -13,6 +13,7 @@ from poise.datasets import PersonTable, coco, mpii
 from poise.engine.predict import Predictions
 from poise.errors import DataError
 from poise.geometry import PIXEL_STD
+from poise.json_files import read_json
 from poise.metrics import (average_precision, format_joint_table, format_table, pckh, per_joint_pck, per_joint_pckh, rescore, suppress,
                            write_results)
 
@@ -20,9 +21,21 @@ log = logging.getLogger(__name__)
 
 
 def check_truth(cfg: CfgNode, table: PersonTable) -> None:
-    """Raise DataError before an epoch is spent on what could not be scored: MPII's head boxes lie in a file of their own."""
+    """Raise DataError before an epoch is spent on what could not be scored.
+
+    MPII's head boxes lie in a file of their own; COCO's OKS needs areas, which custom annotation files often lack.
+    """
     if cfg.DATASET.DATASET == "mpii" and cfg.DATASET.TEST_SET == "valid":
         pckh(np.zeros((len(table), table.skeleton.num_joints, 2)), mpii.headbox_path(cfg))
+    if cfg.DATASET.DATASET == "coco" and "test" not in cfg.DATASET.TEST_SET:
+        path = coco.annotation_path(cfg, cfg.DATASET.TEST_SET)
+        annotations = read_json(path, "annotation file").get("annotations")
+        if annotations is None:
+            raise DataError(f"{path}: has no annotations to score against; sets without labels are called test..., and only their result file is written")
+        lacking = [a["id"] for a in annotations if max(a.get("keypoints") or [0]) > 0 and "area" not in a]
+        if lacking:
+            raise DataError(f"{path}: annotation {lacking[0]}{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''} has no area, "
+                            "which the OKS is relative to; add it (0.53 times the box is a usual estimate)")
 
 
 def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False) -> tuple[OrderedDict[str, float], float]:

@@ -44,17 +44,24 @@ def init_head(layers: nn.Sequential, final: nn.Conv2d) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def head_settings(extra, source: str = "MODEL.EXTRA") -> tuple[list[int], list[int], bool, int]:
+def head_settings(extra) -> tuple[list[int], list[int], bool, int]:
     """(filters, kernels, bias, final kernel) from MODEL.EXTRA, checked. Raises ConfigError."""
-    filters, kernels = list(extra.get("NUM_DECONV_FILTERS", [256] * 3)), list(extra.get("NUM_DECONV_KERNELS", [4] * 3))
+    filters, kernels = (extra.get(key, default) for key, default in (("NUM_DECONV_FILTERS", [256] * 3), ("NUM_DECONV_KERNELS", [4] * 3)))
+    if not is_channels(filters) or not 1 <= len(filters) <= 5:
+        raise ConfigError(f"MODEL.EXTRA.NUM_DECONV_FILTERS must hold 1 to 5 channel counts above 0, got {filters!r}")
+    if not is_channels(kernels) or not set(kernels) <= set(_PADDING):
+        raise ConfigError(f"MODEL.EXTRA.NUM_DECONV_KERNELS must be of 2, 3 and 4, got {kernels!r}")
     count = extra.get("NUM_DECONV_LAYERS", len(filters))
     if not count == len(filters) == len(kernels):
-        raise ConfigError(f"{source}.NUM_DECONV_LAYERS is {count}, but NUM_DECONV_FILTERS has {len(filters)} entries and NUM_DECONV_KERNELS {len(kernels)}")
-    if not all(isinstance(f, int) and f > 0 for f in filters) or not 1 <= len(filters) <= 5:
-        raise ConfigError(f"{source}.NUM_DECONV_FILTERS must hold 1 to 5 channel counts above 0, got {filters}")
-    if not set(kernels) <= set(_PADDING):
-        raise ConfigError(f"{source}.NUM_DECONV_KERNELS must be of 2, 3 and 4, got {kernels}")
-    final_kernel = extra.get("FINAL_CONV_KERNEL", 1)
+        raise ConfigError(f"MODEL.EXTRA.NUM_DECONV_LAYERS is {count!r}, but NUM_DECONV_FILTERS has {len(filters)} entries and NUM_DECONV_KERNELS {len(kernels)}")
+    final_kernel, bias = extra.get("FINAL_CONV_KERNEL", 1), extra.get("DECONV_WITH_BIAS", False)
     if final_kernel not in (1, 3):
-        raise ConfigError(f"{source}.FINAL_CONV_KERNEL must be 1 or 3, got {final_kernel}")
-    return filters, kernels, bool(extra.get("DECONV_WITH_BIAS", False)), final_kernel
+        raise ConfigError(f"MODEL.EXTRA.FINAL_CONV_KERNEL must be 1 or 3, got {final_kernel!r}")
+    if not isinstance(bias, bool):
+        raise ConfigError(f"MODEL.EXTRA.DECONV_WITH_BIAS must be True or False, got {bias!r}")
+    return list(filters), list(kernels), bias, final_kernel
+
+
+def is_channels(value) -> bool:
+    """Whether `value` is a list of whole numbers above 0."""
+    return isinstance(value, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value)

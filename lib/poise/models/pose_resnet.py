@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
 
 def build(cfg: CfgNode) -> SimpleBaseline:
     """Network of MODEL.EXTRA.NUM_LAYERS 18, 34, 50, 101 or 152."""
-    block = BasicBlock if cfg.MODEL.EXTRA.get("NUM_LAYERS", 50) < 50 else Bottleneck
+    block = BasicBlock if cfg.MODEL.EXTRA.get("NUM_LAYERS", 50) in (18, 34) else Bottleneck
 
     def make_stage(in_channels: int, planes: int, blocks: int, stride: int) -> tuple[nn.Sequential, int]:
         out_channels = planes * block.expansion

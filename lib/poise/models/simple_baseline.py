@@ -13,7 +13,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.deconv_head import deconv_layers, final_layer, head_settings, init_head
+from poise.models.deconv_head import deconv_layers, final_layer, head_settings, init_head, is_channels
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STAGE_CHANNELS = (64, 128, 256, 512)
@@ -73,9 +73,9 @@ class SimpleBaseline(nn.Module):
 def stage_settings(extra) -> tuple[Sequence[int], Sequence[int]]:
     """(blocks, planes) of the four stages. EXTRA.NUM_LAYERS names the depth; EXTRA.NUM_CHANNELS (Poise) narrows or widens it."""
     depth = extra.get("NUM_LAYERS", 50)
-    if depth not in STAGE_BLOCKS:
-        raise ConfigError(f"MODEL.EXTRA.NUM_LAYERS must be one of {', '.join(map(str, STAGE_BLOCKS))}, got {depth}")
+    if not isinstance(depth, int) or depth not in STAGE_BLOCKS:
+        raise ConfigError(f"MODEL.EXTRA.NUM_LAYERS must be one of {', '.join(map(str, STAGE_BLOCKS))}, got {depth!r}")
     planes = extra.get("NUM_CHANNELS", STAGE_CHANNELS)
-    if len(planes) != 4 or not all(isinstance(p, int) and p > 0 for p in planes):
-        raise ConfigError(f"MODEL.EXTRA.NUM_CHANNELS must hold four channel counts above 0, got {planes}")
+    if not is_channels(planes) or len(planes) != 4:
+        raise ConfigError(f"MODEL.EXTRA.NUM_CHANNELS must hold four channel counts above 0, got {planes!r}")
     return STAGE_BLOCKS[depth], planes
