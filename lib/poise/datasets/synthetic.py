@@ -22,10 +22,10 @@ from poise.errors import ConfigError, DataError
 from .synthetic_annotations import coco_annotations, coco_category, made_detections, mpii_annotations, mpii_arrays
 from .synthetic_scene import sample_scene
 
-VERSION = 1  # raise it when the same seed draws other pictures: sets of an older version are then made anew
+VERSION = 2  # raise it when the same seed draws other pictures: sets of an older version are then made anew
 STAMP = "synthetic.json"
-COCO_SPLITS = {"train2017": 1800, "val2017": 300}
-MPII_SPLITS = {"train": 1800, "valid": 300}
+COCO_SPLITS = {"train2017": 2000, "val2017": 300}
+MPII_SPLITS = {"train": 2000, "valid": 300}
 HARDNESS = 0.0  # what a small network learns within minutes on two cores
 
 
