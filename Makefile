@@ -16,7 +16,7 @@ setup: $(READY) $(NMS)
 # the environment is made again only when what it must hold has changed
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed; set PYTHON=python3.x" >&2; exit 1; }
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -39,5 +39,5 @@ test-slow: setup
 	$(RUN) -m pytest -q -m slow
 
 clean:
-	rm -rf $(VENV) build lib/*.egg-info lib/poise/nms/*.so lib/poise/nms/_nms.c $(NMS)
+	rm -rf $(VENV) build .pytest_cache lib/*.egg-info lib/poise/nms/*.so lib/poise/nms/_nms.c $(NMS)
 	find lib tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

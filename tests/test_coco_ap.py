@@ -229,7 +229,7 @@ def test_result_files_that_cannot_be_written_or_read(tmp_path):
     assert path.read_text() == "[]"
     with pytest.raises(ValueError, match=r"\(2,\), \(1, 17, 3\), \(1,\)"):
         metrics.write_results(path, [7, 8], keypoints[:1], [1])
-    with pytest.raises(DataError, match=re.escape(f"cannot write results to {path / 'x.json'}")):
+    with pytest.raises(DataError, match=re.escape(f"{path / 'x.json'}: cannot be written")):
         metrics.write_results(path / "x.json", [7], keypoints[:1], [1])
     for text, message in (
         ("[{", "is not valid JSON"), ("{}", "a list was expected, it holds a dict"),

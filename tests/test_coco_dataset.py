@@ -397,3 +397,33 @@ def test_every_person_of_coco(tmp_path, shared):
     val, _ = read_set(cfg, train=False)
     assert (len(train), len(val)) == (149_813, 6_352)
     assert np.isfinite(train.joints).all() and (train.scale > 0).all() and (train.visible.sum(axis=1) > 0).all()
+
+
+def test_category_id_is_the_files(annotated, tmp_path):
+    """Persons of category 7 are read as such, so that their results carry a 7 too and score."""
+    table = annotated([person(category_id=7), person(2, category_id=1)], categories=({"id": 1, "name": "dog"}, {"id": 7, "name": "person"}))
+    assert table.category_id == 7 and table.ids.tolist() == [1] and table.dropped == {"of another category": 1}
+
+
+def test_another_category_id_scores(tmp_path):
+    from poise.metrics import average_precision, coco_results
+
+    truth = {"images": IMAGES, "categories": [{"id": 7, "name": "person"}, {"id": 8, "name": "dog"}],
+             "annotations": [person(category_id=7), {"id": 9, "image_id": 5, "category_id": 8, "keypoints": [1, 2, 2]}]}
+    keypoints = np.array(JOINTS).reshape(1, 17, 3)
+    assert average_precision(truth, coco_results([5], keypoints, np.ones(1), category_id=7))["AP"] == pytest.approx(1)
+    assert average_precision(truth, coco_results([5], keypoints, np.ones(1), category_id=1))["AP"] == 0
+
+
+def test_detections_outside_their_image_are_counted(detected):
+    inside = {"image_id": 5, "category_id": 1, "bbox": [600, 400, 100, 100], "score": 0.9}
+    table = detected([inside, {**inside, "bbox": [640, 0, 10, 10]}, {**inside, "bbox": [-20, 5, 20, 9]}, {**inside, "bbox": [1, 1, 0, 5]}])
+    assert len(table) == 1 and table.dropped == {"boxes outside their image": 2, "boxes without area": 1}
+
+
+def test_images_of_one_id(annotated):
+    assert "two entries of 'images' have the same id" in refusal(annotated, [person()], images=[*IMAGES, {**IMAGES[0], "file_name": "other.jpg"}])
+
+
+def test_keypoints_beyond_float32(annotated):
+    assert "annotation 3 has a keypoint that is not finite" in refusal(annotated, [person(3, keypoints=[1e300, *JOINTS[1:]])])

@@ -76,6 +76,33 @@ def test_command(command, checkout):
         assert "| AP " in done.stdout or "| Head " in done.stdout
 
 
+def test_make_quickstart_cut_down(checkout):
+    """What make quickstart would run, on a handful of pictures and for one epoch."""
+    shown = subprocess.run(["make", "-n", "-o", "setup", "quickstart"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [shlex.split(line) for line in shown.splitlines() if " tools/" in line]
+    assert [line[1] for line in lines] == ["tools/make_synthetic.py", "tools/train.py", "tools/test.py"]
+    cut = {"tools/make_synthetic.py": ["--train", "6", "--val", "2", "--workers", "1"]}
+    for line in lines:
+        words = [sys.executable, *line[1:], *cut.get(line[1], ["TRAIN.END_EPOCH", "1", "WORKERS", "0", "CPU_THREADS", "1"])]
+        done = subprocess.run(words, cwd=checkout, env={**os.environ, "PYTHONPATH": str(ROOT / "lib")}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "| AP " in done.stdout
+    assert len(list((checkout / "output/coco/pose_res2net/res2net18_quickstart/pictures").glob("*.jpg"))) == 2
+
+
+def test_tensorboard_reads_the_log(checkout):
+    """tensorboard --logdir log finds the scalars and pictures that a training run wrote; the test above this one has trained."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folders = sorted((checkout / "log").glob("*/*/*"))
+    if not folders:
+        pytest.skip("no training run came before, as when this test is run alone")
+    events = EventAccumulator(str(folders[-1])).Reload()
+    assert {"train_loss", "train_acc", "learning_rate", "images_per_second", "data_waiting_seconds", "valid_loss", "valid_acc"} <= set(events.Tags()["scalars"])
+    assert {"predictions", "heatmaps"} <= set(events.Tags()["images"])
+    assert any(tag.startswith("test/") for tag in events.Tags()["scalars"])
+
+
 def test_every_named_file_exists():
     for path in re.findall(r"experiments/[\w./-]+\.yaml", README):
         assert (ROOT / path).is_file(), path

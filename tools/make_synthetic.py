@@ -10,7 +10,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw a made set of people with joints, boxes and masks.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", default="data/synthetic", help="folder to write the set to")
-    parser.add_argument("--train", type=int, default=1800, help="pictures to train on")
+    parser.add_argument("--train", type=int, default=2000, help="pictures to train on")
     parser.add_argument("--val", type=int, default=300, help="pictures to test on")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another set")
     parser.add_argument("--workers", type=int, default=None, help="processes (None: one per core)")

@@ -58,6 +58,6 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if os.environ.get(DEBUG_VARIABLE) or error.errno not in _DISK_ERRORS:
             raise
-        print(f"error: {one_line(error.filename or 'the output')}: {error.strerror}; what was written before is kept", file=sys.stderr)
+        print(f"error: {one_line(error.filename or 'the output')}: {error.strerror}; cannot be read or written; what was written before is kept", file=sys.stderr)
         status = 1
     sys.exit(status)

@@ -20,7 +20,7 @@ def default_config() -> CN:
     c.PIN_MEMORY = True         # page-locked batches, for faster copies to a GPU
     c.RANK = 0                  # accepted for old files; ranks come from the launcher
     c.SEED = 0                  # (Poise) seed of weights, order and augmentation
-    c.CPU_THREADS = 0           # (Poise) torch threads on the CPU; 0: the fastest as measured at the start; -1: measured again all along
+    c.CPU_THREADS = 0           # (Poise) torch threads on the CPU; 0: all cores; -1: the fastest count, measured again every 15 seconds
     c.CHANNELS_LAST = False     # (Poise) images and weights with channels innermost in memory; often faster, equal but for rounding
 
     c.CUDNN = CN()

@@ -22,6 +22,8 @@ from poise.skeleton import COCO
 
 log = logging.getLogger(__name__)
 
+MOST_PIXELS = 1e7
+
 
 def annotation_path(cfg: CfgNode, split: str) -> Path:
     """The annotation file of a split; test sets have only image_info files."""
@@ -46,7 +48,7 @@ def read_table(cfg: CfgNode, split: str, *, detections: bool) -> PersonTable:
     images = _images(content, path)
     aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
     if detections:
-        table = _detections(cfg, images, path, aspect)
+        table = _detections(cfg, images, path, aspect, _person_category(content) or 1)
     elif "annotations" not in content:
         raise ConfigError(f"{path}: set {split} has no annotations, so no ground-truth boxes; set TEST.USE_GT_BBOX False and "
                           "TEST.COCO_BBOX_FILE to a detection file")
@@ -75,15 +77,23 @@ def _images(content: Any, path: Path) -> _Images:
         sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.float64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: an entry of 'images' lacks or spoils id, file_name, width or height ({error})") from None
+    if len(np.unique(ids)) < len(ids):
+        raise DataError(f"{path}: two entries of 'images' have the same id; ids must differ")
     if not all(isinstance(name, str) and name for name in names):
         raise DataError(f"{path}: an entry of 'images' has a file_name that is not text")
     return _Images(names, ids, sizes)
 
 
+def _person_category(content: dict) -> int | None:
+    """The id of the category 'person'; None where the file names no such category."""
+    categories = content.get("categories")
+    named = [c for c in categories if isinstance(c, dict) and c.get("name") == "person"] if isinstance(categories, list) else []
+    found = named[0].get("id") if named else None
+    return found if isinstance(found, int) else None
+
+
 def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> PersonTable:
-    categories, entries = content.get("categories"), content["annotations"]
-    named = (c for c in categories if isinstance(c, dict) and c.get("name") == "person") if isinstance(categories, list) else iter(())
-    person = next(named, {}).get("id")
+    person, entries = _person_category(content), content["annotations"]
     if person is None:
         raise DataError(f"{path}: has no category 'person' with an id; Poise trains on the persons of a COCO keypoint file")
     if not isinstance(entries, list):
@@ -130,13 +140,14 @@ def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> Per
         raise
     index = np.array([images.position[row["image_id"]] for row in rows], dtype=np.int32)
     _refuse(~np.isfinite(boxes).all(axis=1), ids, path, "a bbox that is not finite")
-    _refuse(~np.isfinite(keypoints).all(axis=(1, 2)), ids, path, "a keypoint that is not finite")
+    # 1e300 is finite, but not in the float32 that the table holds
+    _refuse(~(np.abs(keypoints) < MOST_PIXELS).all(axis=(1, 2)), ids, path, "a keypoint that is not finite")
     boxes, usable = _clip(boxes, images.sizes[index])
     _refuse(~usable, ids, path, "a bbox without area inside its image")
     center, scale = box_to_center_scale(boxes, aspect)
     return PersonTable(
         COCO, images.names, images.ids, index, center, scale, keypoints[:, :, :2].astype(np.float32),
-        np.clip(keypoints[:, :, 2], 0, 1).astype(np.float32), np.ones(len(ids)), ids, "gt", dropped)
+        np.clip(keypoints[:, :, 2], 0, 1).astype(np.float32), np.ones(len(ids)), ids, "gt", dropped, person)
 
 
 def _numbers(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,7 +178,7 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.concatenate([low, high - low], axis=1), usable
 
 
-def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float) -> PersonTable:
+def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float, person: int) -> PersonTable:
     if not cfg.TEST.COCO_BBOX_FILE:
         raise ConfigError("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test with ground-truth boxes")
     file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
@@ -179,7 +190,7 @@ def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float) -> Per
     rows = []
     try:
         for position, entry in enumerate(entries):
-            if entry["category_id"] != 1:
+            if entry["category_id"] != person:
                 reason = "of another category"
             elif entry["score"] < cfg.TEST.IMAGE_THRE:
                 reason = f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}"
@@ -198,5 +209,8 @@ def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float) -> Per
         raise DataError(f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite; mend or remove it")
     center, scale = box_to_center_scale(values[:, 3:], aspect)
     table = PersonTable(COCO, images.names, images.ids, values[:, 1].astype(np.int32), center, scale, None, None, values[:, 2],
-                        values[:, 0].astype(np.int64), file.stem, entries_by_reason)
-    return table.select((values[:, 5:] > 0).all(axis=1), "boxes without area")
+                        values[:, 0].astype(np.int64), file.stem, entries_by_reason, person)
+    # both conditions on all rows, so that a box that fails both is counted once
+    has_area = (values[:, 5:] > 0).all(axis=1)
+    inside = ((values[:, 3:5] < images.sizes[table.image_index]) & (values[:, 3:5] + values[:, 5:] > 0)).all(axis=1)
+    return table.select(has_area, "boxes without area").select(inside[has_area], "boxes outside their image")

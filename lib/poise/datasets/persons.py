@@ -146,5 +146,6 @@ def _unchanged(batch: Any) -> Any:
 
 def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    # Ctrl-C reaches the whole process group; the main process decides what to do and ends its workers
+    # Ctrl-C, and a SIGTERM that a scheduler sends, reach the whole process group; the main process decides what to do and ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from poise.errors import ConfigError, DataError
 
 from .synthetic_annotations import coco_annotations, coco_category, made_detections, mpii_annotations, mpii_arrays
+from poise.writing import replacing
 from .synthetic_scene import sample_scene
 
-VERSION = 2  # raise it when the same seed draws other pictures: sets of an older version are then made anew
+VERSION = 3  # raise it when the same seed draws other pictures: sets of an older version are then made anew
 STAMP = "synthetic.json"
 COCO_SPLITS = {"train2017": 2000, "val2017": 300}
 MPII_SPLITS = {"train": 2000, "valid": 300}
@@ -78,7 +79,7 @@ def make_mpii(root: str | os.PathLike, splits: Mapping[str, int] = MPII_SPLITS, 
             draw = partial(_mpii_picture, root, split, seed, hardness)
             persons = [person for found in _pictures(draw, split, count, workers, progress) for person in found]
             if split == "valid":
-                with _replacing(root / "annot/gt_valid.mat") as temporary:
+                with replacing(root / "annot/gt_valid.mat") as temporary:
                     savemat(temporary, mpii_arrays(persons), appendmat=False)
                 _write_json(root / "annot/test.json", [{key: person[key] for key in ("image", "center", "scale")}
                                                        for person in persons])
@@ -158,30 +159,8 @@ class _Writing:
         return all((self.root / file).is_file() for file in self.files + last)
 
 
-class _replacing:
-    """Hand out a temporary name beside `path`; what was written there takes the place of `path` in one step."""
-
-    def __init__(self, path):
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self):
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{self.path.parent}: cannot be made ({error.strerror})") from error
-        return str(self.temporary)
-
-    def __exit__(self, kind, error, trace):
-        if kind is None:
-            os.replace(self.temporary, self.path)
-            return
-        self.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"{self.path}: cannot be written ({error.strerror or error})") from error
-
-
 def _write_json(path, content):
-    with _replacing(path) as temporary, open(temporary, "w") as file:
+    with replacing(path) as temporary, open(temporary, "w") as file:
         json.dump(content, file, separators=(",", ":"))
 
 
@@ -211,7 +190,7 @@ def _draw_and_save(root, form, split, seed, hardness, index):
     scene = sample_scene(_generator(seed, split, index, 0), hardness)
     done, jpeg = cv2.imencode(".jpg", scene.image, (cv2.IMWRITE_JPEG_QUALITY, scene.quality))
     assert done, "OpenCV could not encode a picture as JPEG"
-    with _replacing(root / _image_path(form, split, index)) as temporary, open(temporary, "wb") as file:
+    with replacing(root / _image_path(form, split, index)) as temporary, open(temporary, "wb") as file:
         file.write(jpeg)
     return scene
 

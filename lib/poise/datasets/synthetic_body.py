@@ -37,14 +37,14 @@ def sample_build(rng: np.random.Generator) -> Build:
     """Draw an adult's or, one time in four, a child's proportions; heads are a little larger than life, for faces are a few pixels."""
     child = rng.random() < 1 / 4
     length = rng.normal(1, 0.035, 8)
-    head = (0.205 if child else 0.182) * np.clip(length[0], 0.93, 1.07)
+    head = (0.210 if child else 0.188) * np.clip(length[0], 0.93, 1.07)
     legs = 0.94 if child else 1.0
     return Build(
         head=head, neck=0.040 * length[1], torso=0.272 * length[2],
         shoulder=rng.uniform(0.092, 0.122), hip=rng.uniform(0.050, 0.064),
         upper_arm=0.163 * length[3], forearm=0.145 * length[4], hand=0.068 * length[5],
         thigh=0.245 * legs * length[6], shin=0.238 * legs * length[7], foot=rng.uniform(0.115, 0.135),
-        girth=float(np.clip(rng.normal(1.25, 0.13), 0.9, 1.6)),
+        girth=float(np.clip(rng.normal(1.38, 0.13), 1.0, 1.75)),
     )
 
 

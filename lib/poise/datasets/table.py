@@ -33,7 +33,7 @@ class PersonTable:
     image_index (N,) int32: the image of each person. center (N, 2) pixels and scale (N, 2) in units of 200 pixels: see
     poise.geometry. joints (N, J, 2) float32 pixels, visible (N, J) float32, 1 where a joint is labelled; both None where the set has no labels
     (detections, test sets). score (N,): of the detector; 1 for annotated boxes. ids (N,): annotation id, or the detection's position.
-    dropped: why and how many entries of the file are not here. box_source: 'gt', a detection file's name, or 'image'.
+    dropped: why and how many entries of the file are not here. box_source: 'gt' or a detection file's name. category_id: of the set's persons, for result files.
     """
 
     skeleton: Skeleton
@@ -48,6 +48,7 @@ class PersonTable:
     ids: np.ndarray
     box_source: str
     dropped: dict[str, int] = field(default_factory=dict)
+    category_id: int = 1
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -67,11 +68,11 @@ class PersonTable:
         return PersonTable(
             self.skeleton, self.image_names, self.image_ids, self.image_index[keep], self.center[keep], self.scale[keep],
             None if self.joints is None else self.joints[keep], None if self.visible is None else self.visible[keep],
-            self.score[keep], self.ids[keep], self.box_source, dropped)
+            self.score[keep], self.ids[keep], self.box_source, dropped, self.category_id)
 
     def summary(self) -> str:
         """One line for the log: persons, images, boxes, and what was dropped and why."""
-        boxes = {"gt": "ground-truth boxes", "image": "whole images"}.get(self.box_source, f"boxes of {self.box_source}")
+        boxes = "ground-truth boxes" if self.box_source == "gt" else f"boxes of {self.box_source}"
         line = f"{len(self)} persons in {len(np.unique(self.image_index))} of {len(self.image_names)} images, {boxes}"
         if self.dropped:
             line += "; dropped " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))

@@ -1,7 +1,6 @@
 """Checkpoints: everything a run needs to go on, as tensors and plain values, written whole or not at all."""
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 
 from poise import weights
 from poise.errors import DataError
+from poise.writing import replacing
 
 FORMAT = 1
 NAME = "checkpoint.pth"
@@ -16,18 +16,12 @@ _FIELDS = ("epoch", "step", "sums", "state_dict", "optimizer", "best", "experime
 
 
 def save(path: str | Path, content: Any) -> None:
-    """Write `content` beside `path`, flush it to the disk, then put it in place of the old file."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
+    """Write `content` in place of the old file, wholly or not at all. Raises DataError where it cannot be written."""
     try:
-        with open(part, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:    # torch reports a full disk as a RuntimeError
-        part.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error}); the file before it, if any, is kept") from None
+        with replacing(path) as part:
+            torch.save(content, part)
+    except RuntimeError as error:    # how torch reports a full disk
+        raise DataError(f"{path}: cannot be written ({str(error).splitlines()[0]}); the file before it, if any, is kept") from None
 
 
 def load(path: str | Path, experiment: str) -> dict[str, Any]:
@@ -43,4 +37,4 @@ def load(path: str | Path, experiment: str) -> dict[str, Any]:
         raise DataError(f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give it as MODEL.PRETRAINED")
     if content["experiment"] != experiment:
         raise DataError(f"{path}: a checkpoint of experiment {content['experiment']}, not of {experiment}; give it as MODEL.PRETRAINED to start from its weights")
-    return content
+    return {**content, "path": str(path)}

@@ -5,7 +5,6 @@ import json
 import logging
 import logging.handlers
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from yacs.config import CfgNode
 from poise import __version__
 from poise.config import experiment_name
 from poise.errors import DataError, PoiseError, one_line
+from poise.writing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +121,8 @@ class MetricsFile:
                         kept.append(line)
                 except (ValueError, AttributeError, TypeError):    # a line that was cut off when the run was killed
                     continue
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:
         """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is null, for JSON has no NaN."""

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from poise.datasets import PersonTable, coco, mpii
 from poise.engine.predict import Predictions
 from poise.errors import DataError
 from poise.geometry import PIXEL_STD
-from poise.json_files import read_json
-from poise.metrics import (average_precision, format_joint_table, format_table, pckh, per_joint_pck, per_joint_pckh, rescore, suppress,
-                           write_results)
+from poise.metrics import (average_precision, format_joint_table, format_table, pckh, per_joint_pck, per_joint_pckh, read_truth, rescore,
+                           suppress, write_results)
+from poise.writing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +27,7 @@ def check_truth(cfg: CfgNode, table: PersonTable) -> None:
     if cfg.DATASET.DATASET == "mpii" and cfg.DATASET.TEST_SET == "valid":
         pckh(np.zeros((len(table), table.skeleton.num_joints, 2)), mpii.headbox_path(cfg))
     if cfg.DATASET.DATASET == "coco" and "test" not in cfg.DATASET.TEST_SET:
-        path = coco.annotation_path(cfg, cfg.DATASET.TEST_SET)
-        annotations = read_json(path, "annotation file").get("annotations")
-        if annotations is None:
-            raise DataError(f"{path}: has no annotations to score against; sets without labels are called test..., and only their result file is written")
-        lacking = [a["id"] for a in annotations if max(a.get("keypoints") or [0]) > 0 and "area" not in a]
-        if lacking:
-            raise DataError(f"{path}: annotation {lacking[0]}{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''} has no area, "
-                            "which the OKS is relative to; add it (0.53 times the box is a usual estimate)")
+        read_truth(coco.annotation_path(cfg, cfg.DATASET.TEST_SET), table.skeleton.num_joints)
 
 
 def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False) -> tuple[OrderedDict[str, float], float]:
@@ -63,7 +55,7 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     kept = suppress(keypoints, scores, area, image_ids, cfg.TEST.OKS_THRE, cfg.TEST.SOFT_NMS, skeleton.sigmas)
     source = "gt_boxes" if table.box_source == "gt" else table.box_source
     path = results / f"keypoints_{split}_results_{source}.json"
-    write_results(path, image_ids[kept], keypoints[kept], scores[kept], table.center[kept], table.scale[kept])
+    write_results(path, image_ids[kept], keypoints[kept], scores[kept], table.center[kept], table.scale[kept], table.category_id)
     log.info("%d of %d poses kept by %sOKS-NMS; written to %s", len(kept), len(table), "soft " if cfg.TEST.SOFT_NMS else "", path)
     if "test" in split:
         log.info("%s has no public labels: send %s to the COCO server", split, path.name)
@@ -84,10 +76,8 @@ def _score_mpii(cfg: CfgNode, found: Predictions, results: Path, per_joint: bool
     split = cfg.DATASET.TEST_SET
     one_based = found.keypoints + 1.0
     path = results / ("pred.mat" if split == "valid" else f"pred_{split}.mat")
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        savemat(file, {"preds": one_based})
-    os.replace(part, path)
+    with replacing(path) as part:
+        savemat(part, {"preds": one_based}, appendmat=False)
     log.info("%d predictions written to %s", len(one_based), path)
     if split != "valid":
         log.info("PCKh is computed for the set 'valid', whose head boxes are public; %s has none here", split)

@@ -1,8 +1,9 @@
 """How many torch threads a run on the CPU takes.
 
 More threads than free cores can be ten times slower than one: the threads of a parallel region wait, spinning, for the last
-of them, which shares its core with another process. So the count is measured and never guessed from the number of cores. (Sleeping instead
-of spinning, OMP_WAIT_POLICY=PASSIVE, was measured too: two threads are then hardly faster than one, for small networks have many short regions.)
+of them, which shares its core with another process. CPU_THREADS -1 therefore measures the count, now and again, for runs on a
+machine that is not theirs alone. (Sleeping instead of spinning, OMP_WAIT_POLICY=PASSIVE, was measured too: two threads are then
+hardly faster than one, for small networks have many short regions.)
 """
 from __future__ import annotations
 
@@ -22,18 +23,22 @@ _SECONDS_BETWEEN = 15.0
 class CpuThreads:
     """Sets the count that CPU_THREADS asks for, and looks again while the run goes on where that is wished.
 
-    saved: the count of the run that is gone on with. It is taken over, because another count adds up sums in another order and
-    the run would not end as it would have.
+    saved: the count of the run that is gone on with. It is taken over, as far as there are cores, because another count adds up
+    sums in another order and the run would not end as it would have. For the same reason 0 does not measure: two runs of one
+    command would differ.
     """
 
     def __init__(self, cfg: CfgNode, device: torch.device, saved: int | None = None):
         self._adaptive = device.type == "cpu" and cfg.CPU_THREADS == -1
         if device.type != "cpu":
             return
-        count = cfg.CPU_THREADS if cfg.CPU_THREADS > 0 else saved or fastest_threads()
+        if self._adaptive:
+            count = fastest_threads()
+        else:
+            count = cfg.CPU_THREADS or min(saved or usable_cores(), usable_cores())
         torch.set_num_threads(count)
         self._looked = time.perf_counter()
-        log.info("CPU threads: %d of %d cores", count, free_cores())
+        log.info("CPU threads: %d of %d cores", count, usable_cores())
 
     def look(self) -> None:
         """Between two steps: measure again when the last look is some seconds old and CPU_THREADS is -1."""
@@ -46,14 +51,16 @@ class CpuThreads:
             log.info("CPU threads: now %d, as other programs %s the cores", count, "need" if count < before else "left")
 
 
-def free_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores() -> int:
+    """Cores that this process may run on, and no more than OMP_NUM_THREADS where the user set it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wish)) if wish.isdigit() and int(wish) > 0 else cores
 
 
 def fastest_threads() -> int:
     """The count that is fastest right now, by a small training step: smallest first, and a larger one must win clearly."""
-    cores = free_cores()
+    cores = usable_cores()
     candidates = sorted({1, *(2**i for i in range(1, 8) if 2**i < cores), cores})
     with torch.random.fork_rng(devices=[]):     # the run's own random numbers stay as they are
         net = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1))

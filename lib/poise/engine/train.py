@@ -27,6 +27,7 @@ from poise.errors import PoiseError
 from poise.losses import build_loss
 from poise.metrics.pck import heatmap_pck
 from poise.models import build_model
+from poise.writing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> None:
     loader = build_loader(cfg, table, images, train=True, devices=len(devices))
     test_loader = build_loader(cfg, test_table, test_images, train=False, devices=len(devices))
     if saved is None and cfg.MODEL.INIT_WEIGHTS:
-        weights.load_pretrained(model, data_path(cfg, cfg.MODEL.PRETRAINED))
+        weights.load_pretrained(model, data_path(cfg, cfg.MODEL.PRETRAINED), data_path(cfg, "models/pytorch/imagenet"))
     device.set_up(cfg)
     threads = CpuThreads(cfg, devices[0], saved and saved["threads"])
     model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
@@ -69,7 +70,8 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> None:
         logs.log_environment(cfg, command)
         log.info("%s: %.2f million parameters; %d steps of %d samples an epoch, epochs %d to %d", cfg.MODEL.NAME,
                  sum(p.numel() for p in model.parameters()) / 1e6, len(loader), loader.batches.batch_size, progress.epoch, cfg.TRAIN.END_EPOCH - 1)
-        (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        with replacing(folder / "config.yaml") as part:
+            part.write_text(cfg.dump(), encoding="utf-8")
         metrics_file = logs.MetricsFile(folder / "metrics.jsonl", progress.epoch)
         board = logs.TensorBoard(cfg, cfg_path)
         try:
@@ -95,8 +97,13 @@ class Progress:
             if theirs != own:
                 raise ValueError("TRAIN.OPTIMIZER is another")
             optimizer.load_state_dict(saved["optimizer"])
+            # the saved averages may lie in memory in another order (CHANNELS_LAST), and fused Adam walks raw memory
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    if torch.is_tensor(value) and value.shape == parameter.shape:
+                        state[key] = torch.empty_like(parameter).copy_(value)
         except (RuntimeError, ValueError, LookupError, TypeError) as error:
-            raise PoiseError(f"the checkpoint does not fit the network or optimiser of this configuration ({str(error).splitlines()[0]}); "
+            raise PoiseError(f"{saved['path']}: the checkpoint does not fit the network or optimiser of this configuration ({str(error).splitlines()[0]}); "
                              "remove it to begin anew") from None
         self.epoch, self.step, self.sums = saved["epoch"], saved["step"], dict(saved["sums"])
         self.best_score, self.best_epoch = saved["best"]["score"], saved["best"]["epoch"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def average_precision(ground_truth, results, sigmas: Sequence[float] | None = No
     A figure for which there is no labelled person is -1, as pycocotools has it. Without any result all figures are 0
     and a warning is logged (pycocotools crashes). Raises DataError where the two do not fit together.
     """
-    truth = _ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
     results = _results(results)
     if not results:
         logger.warning("there is no result to evaluate, hence AP 0: no person was detected or all were filtered out")
@@ -124,7 +125,7 @@ def per_joint_pck(
     Returns (J,) arrays: `labelled`, the number of labelled joints; `similarity`, their mean similarity in [0, 1];
     `pck`, the share of them whose similarity is above the threshold. The last two are NaN where none is labelled.
     """
-    truth = _ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
     results = _results(results)
     sigmas = _checked_sigmas(truth, results, sigmas)
     predictions = defaultdict(list)
@@ -161,15 +162,26 @@ def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> 
     return "\n".join(["| Joint | labelled | similarity | PCK |", "|---|---|---|---|", *rows])
 
 
-def _ground_truth(source) -> dict:
-    """The annotations as a fresh COCO-format dict with every field that pycocotools reads."""
+def read_truth(source, joints: int | None = None) -> dict:
+    """The annotations as a fresh COCO-format dict with every field that pycocotools reads.
+
+    source: a path, a COCO-format dict or a pycocotools COCO object. joints: how many there must be; None takes what the file has.
+    Raises DataError, naming the annotation, for what could not be scored.
+    """
     where = "the ground truth"
     if isinstance(source, (str, os.PathLike)):
         where, source = str(source), read_json(source, "annotation file")
     source = getattr(source, "dataset", source)
     if not isinstance(source, dict) or not {"images", "annotations"} <= source.keys():
         raise DataError(f"{where} is not a COCO annotation file: it has no images or no annotations")
-    joints = max((len(a.get("keypoints", ())) // 3 for a in source["annotations"]), default=0)
+    if not isinstance(source["annotations"], list) or not all(isinstance(a, dict) for a in source["annotations"]):
+        raise DataError(f"{where}: 'annotations' is not a list of annotations")
+    # other categories than persons may have other joints, or none, and are not scored
+    named = [c["id"] for c in source.get("categories") or () if isinstance(c, dict) and c.get("name") == "person"]
+    if named:
+        source = {**source, "annotations": [a for a in source["annotations"] if a.get("category_id") == named[0]],
+                  "categories": [c for c in source["categories"] if c["id"] == named[0]]}
+    joints = joints or max((len(a.get("keypoints") or ()) // 3 for a in source["annotations"]), default=0)
     persons = []
     for number, annotation in enumerate(source["annotations"], start=1):
         # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for "unmatched" and keeps
@@ -181,7 +193,9 @@ def _ground_truth(source) -> dict:
             raise DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
         keypoints = annotation.get("keypoints") or [0] * 3 * joints
         if len(keypoints) != 3 * joints:
-            raise DataError(f"{name} has {len(keypoints)} keypoint numbers, others have {3 * joints}")
+            raise DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
+        if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (person["area"], *person["bbox"], *keypoints)):
+            raise DataError(f"{name} has an area, bbox or keypoint that is no finite number; mend or remove it")
         labelled = sum(v > 0 for v in keypoints[2::3])
         persons.append(
             person | {

@@ -84,7 +84,9 @@ def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.nda
     predictions = np.asarray(predictions, np.float64)
     if predictions.ndim != 3 or predictions.shape[1:] != (MPII.num_joints, 2):
         raise ValueError(f"PCKh needs predictions (N, 16, 2); got {predictions.shape}")
-    persons = positions.shape[2]
+    persons = positions.shape[-1]
+    if positions.shape != (MPII.num_joints, 2, persons) or heads.shape != (2, 2, persons) or labelled.shape != (MPII.num_joints, persons):
+        raise DataError(f"{gt_valid_mat} is no ground truth of MPII: its arrays have other shapes, {positions.shape}, {heads.shape} and {labelled.shape}")
     if len(predictions) != persons:
         raise DataError(
             f"{len(predictions)} persons were predicted, {gt_valid_mat} holds {persons}: test on the set that it "

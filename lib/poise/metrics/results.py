@@ -4,15 +4,14 @@ Letters: N persons, J joints.
 """
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from poise.errors import DataError
 from poise.json_files import read_json
+from poise.writing import replacing
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
 
@@ -71,18 +70,9 @@ def write_results(
     """
     import orjson
 
-    path = Path(path)
     results = coco_results(image_ids, keypoints, scores, centers, scales, category_id)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(orjson.dumps(results, option=orjson.OPT_SERIALIZE_NUMPY))
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"cannot write results to {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with replacing(path) as part:
+        part.write_bytes(orjson.dumps(results, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def check_finite(image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray) -> None:

@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from poise.errors import DataError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Hand out a temporary path beside `path`; what was written there is flushed to the disk and takes the place of `path` in one step.
+
+    The folder is made. After an error the old file is as it was and the temporary one is gone; an OSError becomes a DataError that
+    names the file. (torch reports a full disk as a RuntimeError: see engine/checkpoint.py.)
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); an older file of this name is kept") from None
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:     # the folder could not be made, so there is nothing in it
+            pass
