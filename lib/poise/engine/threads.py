@@ -44,7 +44,8 @@ class CpuThreads:
         """Between two steps: measure again when the last look is some seconds old and CPU_THREADS is -1."""
         if not self._adaptive or time.perf_counter() - self._looked < _SECONDS_BETWEEN:
             return
-        before, count = torch.get_num_threads(), fastest_threads()
+        before = torch.get_num_threads()
+        count = fastest_threads(before)
         torch.set_num_threads(count)
         self._looked = time.perf_counter()
         if count != before:
@@ -58,23 +59,23 @@ def usable_cores() -> int:
     return min(cores, int(wish)) if wish.isdigit() and int(wish) > 0 else cores
 
 
-def fastest_threads() -> int:
-    """The count that is fastest right now, by a small training step: smallest first, and a larger one must win clearly."""
+def fastest_threads(current: int | None = None) -> int:
+    """The count that is fastest right now, by a small training step; `current` stays unless another is clearly faster."""
     cores = usable_cores()
     candidates = sorted({1, *(2**i for i in range(1, 8) if 2**i < cores), cores})
     with torch.random.fork_rng(devices=[]):     # the run's own random numbers stay as they are
         net = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1))
         images = torch.randn(8, 16, 32, 24)
-    best, best_time = 1, float("inf")
-    for count in candidates:
-        torch.set_num_threads(count)
-        times = []
-        for _ in range(13):
-            begin = time.perf_counter()
-            net(images).square().mean().backward()
-            times.append(time.perf_counter() - begin)
-        # the upper quartile: a count that is fast only while nobody disturbs it is the trap
-        measured = sorted(times[1:])[8]
-        if measured < 0.9 * best_time:
-            best, best_time = count, measured
-    return best
+    times: dict[int, list[float]] = {count: [] for count in candidates}
+    for _ in range(3):      # in turns, so that a passing disturbance meets every count
+        for count in candidates:
+            torch.set_num_threads(count)
+            for _ in range(6):
+                begin = time.perf_counter()
+                net(images).square().mean().backward()
+                times[count].append(time.perf_counter() - begin)
+    # the median: a core that another program holds slows every step down, a passing disturbance only a few
+    medians = {count: sorted(found)[len(found) // 2] for count, found in times.items()}
+    best = min(candidates, key=medians.__getitem__)
+    kept = current if current in medians else 1
+    return best if medians[best] < 0.85 * medians[kept] else kept
