@@ -67,6 +67,10 @@ def fastest_threads(current: int | None = None) -> int:
         net = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1))
         images = torch.randn(8, 16, 32, 24)
     times: dict[int, list[float]] = {count: [] for count in candidates}
+    for count in candidates:    # the first steps of a process start threads and choose kernels
+        torch.set_num_threads(count)
+        for _ in range(4):
+            net(images).square().mean().backward()
     for _ in range(3):      # in turns, so that a passing disturbance meets every count
         for count in candidates:
             torch.set_num_threads(count)
