@@ -241,7 +241,7 @@ def test_a_complete_set_is_reused(tmp_path, capsys):
 
 def test_bad_input_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be made"):
+    with pytest.raises(DataError, match="cannot be written"):
         make_coco(tmp_path / "file" / "set", {"val2017": 1}, progress=False)
     with pytest.raises(ConfigError, match="-3"):
         make_coco(tmp_path, {"val2017": -3}, progress=False)

@@ -116,7 +116,7 @@ def load(model: nn.Module, path: str | Path, *, optional: tuple[str, ...] = (), 
     return report
 
 
-def load_pretrained(model: nn.Module, path: str, folder: str | Path) -> LoadReport | None:
+def load_pretrained(model: nn.Module, path: str, folder: str | Path = "models/pytorch/imagenet") -> LoadReport | None:
     """Initialise `model` from MODEL.PRETRAINED: an ImageNet backbone, or a whole pose network.
 
     path: a file, an https URL (kept in `folder`), or '' for none, which is said aloud. What belongs to the model's head

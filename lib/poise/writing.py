@@ -25,7 +25,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); an older file of this name is kept") from None
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); the file before it, if any, is kept") from None
     finally:
         try:
             temporary.unlink(missing_ok=True)
