@@ -8,15 +8,17 @@ from conftest import ROOT
 from poise import config
 from poise.engine import test, train
 
+# small batches: it is the number of steps that lets a network learn by heart
 OVERFIT = """
 _BASE_: {root}/experiments/synthetic/_base_/res2net18.yaml
 OUTPUT_DIR: {out}/output
 LOG_DIR: {out}/log
 AUTO_RESUME: false
 WORKERS: 0
+CPU_THREADS: 2
 DATASET: {{DATASET: coco, ROOT: {data}, TRAIN_SET: train2017, TEST_SET: train2017, FLIP: false, SCALE_FACTOR: 0, ROT_FACTOR: 0}}
-MODEL: {{IMAGE_SIZE: [96, 128], HEATMAP_SIZE: [48, 64]}}
-TRAIN: {{LR: 0.003, LR_FACTOR: 0.5, LR_STEP: [70, 85, 95, 100, 105], END_EPOCH: 110, EVAL_INTERVAL: 110}}
+MODEL: {{NAME: pose_resnet, IMAGE_SIZE: [96, 128], HEATMAP_SIZE: [48, 64], EXTRA: {{NUM_CHANNELS: [32, 64, 128, 256]}}}}
+TRAIN: {{BATCH_SIZE_PER_GPU: 8, LR: 0.002, LR_FACTOR: 0.3, LR_STEP: [100, 115, 125], END_EPOCH: 135, EVAL_INTERVAL: 45}}
 TEST: {{FLIP_TEST: false, OKS_THRE: 0.9, IN_VIS_THRE: 0.2, PICTURES: 8}}
 """
 
@@ -44,7 +46,7 @@ def test_detection_boxes_on_real_images(experiment, shared):
     detections = shared / "data/coco_subset/person_detection_results/made_val2017_detections_person.json"
     cfg = config.load(experiment, ["DATASET.TEST_SET", "val2017", "TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(detections), "TEST.PICTURES", 0])
     figures = test.run(cfg, str(experiment), ["test"])
-    results = Path(cfg.OUTPUT_DIR) / "coco/pose_res2net/overfit/results/keypoints_val2017_results_made_val2017_detections_person.json"
+    results = Path(cfg.OUTPUT_DIR) / "coco/pose_resnet/overfit/results/keypoints_val2017_results_made_val2017_detections_person.json"
     entries = json.loads(results.read_text())
     assert 0 < len(entries) <= 742 and len(entries[0]["keypoints"]) == 51
     assert 0 <= figures["AP"] < 0.9
