@@ -8,6 +8,8 @@ from yacs.config import CfgNode
 from poise.errors import ConfigError
 from poise.skeleton import SKELETONS
 
+CODEC_NAMES = ("gaussian", "dark", "udp", "megvii")     # poise.codecs.CODECS, which stands above this floor
+
 
 def check_values(cfg: CfgNode, source: str) -> None:
     """Raise ConfigError, naming `source` and the key, for a value out of its range."""
@@ -43,7 +45,7 @@ def check_values(cfg: CfgNode, source: str) -> None:
         need(cfg[group].BATCH_SIZE_PER_GPU >= 1, f"{group}.BATCH_SIZE_PER_GPU", "at least 1")
     need(0 < cfg.TRAIN.LR < 1e30, "TRAIN.LR", "above 0 and below 1e30")     # optimisers end with a RuntimeError beyond float32
     need(0 < cfg.TRAIN.LR_FACTOR <= 1000, "TRAIN.LR_FACTOR", "above 0 and at most 1000")
-    need(cfg.TRAIN.OPTIMIZER in ("adam", "sgd"), "TRAIN.OPTIMIZER", "'adam' or 'sgd'")
+    need(cfg.TRAIN.OPTIMIZER in ("adam", "adam_l2", "adamw", "sgd"), "TRAIN.OPTIMIZER", "'adam', 'adam_l2', 'adamw' or 'sgd'")
     need(0 <= cfg.TRAIN.MOMENTUM < 1, "TRAIN.MOMENTUM", "from 0 to below 1")
     need(finite(cfg.TRAIN.WD) and cfg.TRAIN.WD >= 0, "TRAIN.WD", "0 or more")
     need(cfg.TRAIN.MOMENTUM > 0 or not cfg.TRAIN.NESTEROV, "TRAIN.MOMENTUM", "above 0 with TRAIN.NESTEROV")
@@ -58,3 +60,37 @@ def check_values(cfg: CfgNode, source: str) -> None:
     for key in ("IMAGE_THRE", "IN_VIS_THRE"):
         need(finite(cfg.TEST[key]), f"TEST.{key}", "a finite number")
     need(cfg.TEST.PICTURES >= 0, "TEST.PICTURES", "0 or more")
+
+    def choice(key: str, *allowed: str) -> None:
+        group, name = key.split(".")
+        need(cfg[group][name] in allowed, key, f"one of {', '.join(map(repr, allowed))}")
+
+    choice("MODEL.TARGET_TYPE", *CODEC_NAMES)
+    choice("LOSS.TYPE", "joints_mse", "mspn")
+    choice("DATASET.BOX_CLIP", "hrnet", "mmpose", "none")
+    choice("DATASET.AUGMENT_DRAW", "normal", "uniform")
+    choice("DATASET.HALF_BODY", "hrnet", "mspn")
+    choice("TRAIN.LR_SCHEDULE", "step", "linear")
+    choice("TEST.DECODE", "", "quarter", "dark")
+    for key in ("DATASET.BOX_MARGIN", "TEST.BOX_MARGIN", "DATASET.BOX_MARGIN_RANDOM", "DATASET.HALF_BODY_MARGIN_RANDOM"):
+        group, name = key.split(".")
+        least = 0 if name.endswith("RANDOM") else 0.01
+        value = cfg[group][name]
+        need(len(value) == 2 and all(isinstance(v, (int, float)) and least <= v <= 100 for v in value), key, f"two factors from {least} to 100, for x and y")
+    for key in ("MEAN", "STD"):
+        value = cfg.MODEL[key]
+        need(len(value) == 3 and all(isinstance(v, (int, float)) and finite(v) for v in value) and (key == "MEAN" or min(value) > 0), f"MODEL.{key}",
+             f"three {'finite numbers' if key == 'MEAN' else 'numbers above 0'}, one a channel")
+    need(1 <= len(cfg.MODEL.KERNELS) and all(isinstance(k, int) and k % 2 == 1 and 3 <= k <= 255 for k in cfg.MODEL.KERNELS), "MODEL.KERNELS",
+         "odd sizes from 3 to 255 cells")
+    need(cfg.LOSS.TYPE != "mspn" or cfg.MODEL.TARGET_TYPE == "megvii", "LOSS.TYPE", "'joints_mse' unless MODEL.TARGET_TYPE is megvii")
+    need(finite(cfg.LOSS.FACTOR) and cfg.LOSS.FACTOR > 0, "LOSS.FACTOR", "above 0")
+    for key in ("PROB_CENTER_SHIFT", "PROB_ROTATION"):
+        need(0 <= cfg.DATASET[key] <= 1, f"DATASET.{key}", "from 0 to 1")
+    need(0 <= cfg.DATASET.CENTER_SHIFT <= 1, "DATASET.CENTER_SHIFT", "from 0 to 1")
+    need(0 < cfg.DATASET.SCALE_SHRINK <= 100, "DATASET.SCALE_SHRINK", "above 0 and at most 100")
+    need(cfg.TRAIN.WARMUP_ITERS >= 0 and cfg.TRAIN.ITERATIONS >= 0 and cfg.TRAIN.BASE_BATCH >= 0, "TRAIN.WARMUP_ITERS",
+         "0 or more, and TRAIN.ITERATIONS and TRAIN.BASE_BATCH too")
+    need(0 < cfg.TRAIN.WARMUP_FACTOR <= 1, "TRAIN.WARMUP_FACTOR", "above 0 and at most 1")
+    need(cfg.TEST.BLUR_KERNEL == 0 or (cfg.TEST.BLUR_KERNEL % 2 == 1 and 3 <= cfg.TEST.BLUR_KERNEL <= 255), "TEST.BLUR_KERNEL", "0, or odd and from 3 to 255")
+    need(cfg.TEST.EMPTY_CELL in (0, -1), "TEST.EMPTY_CELL", "0 or -1")
