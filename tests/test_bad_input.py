@@ -247,7 +247,7 @@ def test_missing_image_folder(tool, root, tmp_path, weight_file, name):
     (("GPUS", "all"), ("GPUS must be a list of numbers",)),
     (("WORKERS",), ("'WORKERS' has no value",)), (("MODEL.NAME", "pose_resnest"), ("MODEL.NAME 'pose_resnest'", "did you mean pose_res")),
     (("MODEL.EXTRA.NUM_LAYER", 50), ("MODEL.EXTRA.NUM_LAYER", "NUM_LAYERS")),
-    (("MODEL.TARGET_TYPE", "megavii"), ("MODEL.TARGET_TYPE 'megavii' is not a codec", "gaussian")),
+    (("MODEL.TARGET_TYPE", "megavii"), ("MODEL.TARGET_TYPE must be one of 'gaussian', 'dark', 'udp', 'megvii', got 'megavii'",)),
     (("MODEL.EXTRA.NUM_LAYERS", 51), ("MODEL.EXTRA.NUM_LAYERS", "51")),
     (("MODEL.IMAGE_SIZE", "[60, 64]", "MODEL.HEATMAP_SIZE", "[15, 16]"), ("MODEL.IMAGE_SIZE [60, 64]",)),
     (("MODEL.NUM_JOINTS", 16), ("MODEL.NUM_JOINTS must be 17",)),

@@ -94,7 +94,8 @@ def test_columns(annotated):
     assert table.image_ids[table.image_index].tolist() == [5, 70]
     assert table.joints.shape == (2, 17, 2) and table.joints.dtype == np.float32
     assert table.joints[0, 1].tolist() == [61.5, 42.25] and table.joints[0, 2].tolist() == [0, 0]
-    assert table.visible[0, :4].tolist() == [1, 1, 0, 1]     # 'hidden' joints (1) count as much as seen ones (2)
+    assert table.visible[0, :4].tolist() == [2, 1, 0, 2]     # hidden joints (1) are labelled, as seen ones (2) are
+    assert table.extent[1].tolist() == [60, 40]
     assert table.score.tolist() == [1, 1] and table.box_source == "gt" and table.labelled
     # 61 x 41 becomes 60 x 40 by HRNet's clipping; then 3:4, a margin of 1.25 and the unit of 200
     assert table.center[1].tolist() == [20 + 30, 30 + 20]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from filling import generator
 
-from poise.codecs import gaussian, merge_flipped
-from poise.geometry import heatmap_to_image
+from poise.codecs.flip import merge_flipped
+from poise.codecs.gaussian import Gaussian
+from poise.geometry import crop_to_image
 from poise.skeleton import COCO
 
 
@@ -30,7 +31,7 @@ def test_targets_of_hrnet(pipeline):
         width, height = crop["image_size"]
         joints = torch.tensor(crop["joints"], dtype=torch.float32).reshape(1, -1, 2)
         visible = torch.tensor(crop["visible"], dtype=torch.float32)[None]
-        target, weight = gaussian.encode(joints, visible, (width, height), (width // 4, height // 4), crop["sigma"])
+        target, weight, _ = Gaussian((width, height), (width // 4, height // 4), crop["sigma"]).encode(joints, visible)
         flat = target.reshape(-1).double().numpy()
         assert np.abs(flat[crop["target"]["index"]] - crop["target"]["value"]).max() < 1e-6
         assert flat.sum() == pytest.approx(crop["target"]["sum"], abs=1e-3)
@@ -43,7 +44,7 @@ def test_targets_of_a_slow_twin(sigma):
     rng = np.random.default_rng(sigma)
     joints = rng.uniform(-60, 260, (40, 17, 2)).astype(np.float32)
     visible = (rng.random((40, 17)) < 0.8).astype(np.float32)
-    target, weight = gaussian.encode(torch.from_numpy(joints), torch.from_numpy(visible), (192, 256), (48, 64), sigma)
+    target, weight, _ = Gaussian((192, 256), (48, 64), sigma).encode(torch.from_numpy(joints), torch.from_numpy(visible))
     for i in range(40):
         want, want_weight = slow_encode(joints[i], visible[i], (4, 4), (48, 64), sigma)
         assert np.abs(target[i].numpy() - want).max() < 1e-6
@@ -62,9 +63,9 @@ def test_decoding_of_hrnet(pipeline):
                 heatmaps[b, j] += np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8).astype(np.float32)
         heatmaps[5, 3], heatmaps[4, 2] = -1, 0
         assert heatmaps.astype(np.float64).sum() == pytest.approx(record["heatmap_sum"], abs=1e-2)
-        coords, scores = gaussian.decode(heatmaps)
+        coords, scores = Gaussian((4 * width, 4 * height), (width, height)).decode(heatmaps)
         center, scale = np.array(record["center"]).reshape(-1, 2), np.array(record["scale"]).reshape(-1, 2)
-        ours = heatmap_to_image(coords, center, scale, (width, height))
+        ours = crop_to_image(coords, center, scale, (4 * width, 4 * height))
         assert np.abs(ours - np.array(record["coords"]).reshape(ours.shape)).max() < 1e-3
         assert np.abs(scores - np.array(record["maxvals"]).reshape(scores.shape)).max() < 1e-6
 
@@ -73,16 +74,17 @@ def test_encode_then_decode_finds_the_joint():
     """Within half a cell, and the quarter offset is at most a quarter."""
     rng = np.random.default_rng(1)
     joints = rng.uniform((12, 12), (180, 244), (8, 17, 2)).astype(np.float32)
-    target, _ = gaussian.encode(torch.from_numpy(joints), torch.ones(8, 17), (192, 256), (48, 64), 2)
-    coords, scores = gaussian.decode(target.numpy(), post_process=False)
-    assert np.abs(coords * 4 - joints).max() <= 2.0
+    codec = Gaussian((192, 256), (48, 64), 2, refine="none")
+    coords, scores = codec.decode(codec.encode(torch.from_numpy(joints), torch.ones(8, 17)).heatmaps.numpy())
+    assert np.abs(coords - joints).max() <= 2.0
     assert (scores == 1).all()
 
 
 def test_decode_of_small_heatmaps():
     """Nothing is read outside the map, whatever its size."""
     for shape in ((1, 1, 1, 1), (2, 3, 2, 2), (1, 2, 3, 1), (1, 1, 1, 9)):
-        coords, scores = gaussian.decode(np.random.default_rng(0).random(shape).astype(np.float32))
+        size = (shape[3], shape[2])
+        coords, scores = Gaussian(size, size).decode(np.random.default_rng(0).random(shape).astype(np.float32))
         assert coords.shape == (*shape[:2], 2) and scores.shape == shape[:2]
         assert (coords[..., 0] < shape[3]).all() and (coords[..., 1] < shape[2]).all()
 

@@ -443,7 +443,7 @@ def test_wrong_type(written, key, value, kind):
 @pytest.mark.parametrize("key, value", [
     ("TRAIN.LR", "0"), ("TRAIN.LR", "-1"), ("TRAIN.LR", float("nan")), ("TRAIN.LR", float("inf")), ("TRAIN.LR", "1e999"),
     ("TRAIN.LR", "1e39"),
-    ("TRAIN.LR_FACTOR", "0"), ("TRAIN.LR_FACTOR", float("nan")), ("TRAIN.OPTIMIZER", "adamw"), ("TRAIN.BEGIN_EPOCH", "-1"),
+    ("TRAIN.LR_FACTOR", "0"), ("TRAIN.LR_FACTOR", float("nan")), ("TRAIN.OPTIMIZER", "lamb"), ("TRAIN.BEGIN_EPOCH", "-1"),
     ("TRAIN.END_EPOCH", "-1"),
     ("TRAIN.EVAL_INTERVAL", "0"), ("TRAIN.BATCH_SIZE_PER_GPU", "0"), ("TEST.BATCH_SIZE_PER_GPU", "-3"),
     ("TRAIN.MOMENTUM", "-0.1"), ("TRAIN.MOMENTUM", "1"), ("TRAIN.MOMENTUM", float("nan")), ("TRAIN.WD", "-1"), ("TRAIN.WD", float("inf")),

@@ -166,7 +166,7 @@ def test_learning_rate_is_what_the_file_says(reference, tmp_path):
     assert state_of(reference / "checkpoint.pth")["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.0001)
     (tmp_path / "hrnet.yaml").write_text("MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR: 0.001, LR_FACTOR: 0.1, LR_STEP: [170, 200], END_EPOCH: 210}\n")
     cfg = config.load(tmp_path / "hrnet.yaml")
-    rates = [schedule.learning_rate(cfg, epoch) for epoch in (0, 169, 170, 199, 200, 209)]
+    rates = [schedule.Schedule.from_config(cfg, 10, 128).rate(epoch * 10) for epoch in (0, 169, 170, 199, 200, 209)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
@@ -201,11 +201,11 @@ def stopped_run(tiny_experiment, monkeypatch):
         asked, now = [], [0]
         report, predict = train._report, train.predict
 
-        def reporting(cfg, progress, *rest):
+        def reporting(progress, *rest):
             now[0] = progress.epoch
             if (progress.epoch, progress.step) == (epoch, step):
                 asked[-1].asked = True
-            report(cfg, progress, *rest)
+            report(progress, *rest)
 
         def predicting(*arguments):
             if step is None and now[0] == epoch:
@@ -350,9 +350,9 @@ def test_loss_that_is_no_number(tiny_experiment, monkeypatch):
     class Spoiled(nn.Module):
         steps = 0
 
-        def forward(self, output, target, weight):
+        def forward(self, outputs, targets):
             self.steps += 1
-            return output.mean() * (math.nan if self.steps == 3 else 1)
+            return outputs[-1].mean() * (math.nan if self.steps == 3 else 1)
 
     monkeypatch.setattr(train, "build_loss", lambda cfg: Spoiled())
     with pytest.raises(PoiseError) as error:

@@ -71,9 +71,9 @@ def test_box_becomes_center_and_scale():
 
 
 def test_mpii_center_and_scale():
-    center, scale = geometry.mpii_center_scale([[966, 340], [-1, 7]], [4.0, 2.0])
+    center, extent, given = geometry.mpii_center_extent([[966, 340], [-1, 7]], [4.0, 2.0])
     assert center.tolist() == [[965, 399], [-2, 6]]     # 15 units of scale lower, then 0-based; -1 is 'not given'
-    assert scale.tolist() == [[5, 5], [2, 2]]
+    assert extent.tolist() == [[800, 800], [400, 400]] and given.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("rotation", [0, 37.5, -90])
@@ -87,9 +87,10 @@ def test_mirror_in_the_matrix_is_the_mirrored_image(rotation):
     assert geometry.transform_points(np.array([40.0, 50.0]), matrix) == pytest.approx([24, 32])
 
 
-def test_heatmap_to_image_inverts_the_crop():
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_crop_to_image_inverts_the_crop(unbiased):
     center, scale = np.array([[100.0, 50.0]]), np.array([[0.9, 1.2]])
-    matrix = geometry.crop_matrix(center[0], scale[0], 0, (48, 64))
+    matrix = geometry.crop_matrix(center[0], scale[0], 0, (48, 64), unbiased=unbiased)
     points = np.array([[[3.0, 4.0], [40.25, 60.5]]])
-    image_points = geometry.heatmap_to_image(points, center, scale, (48, 64))
+    image_points = geometry.crop_to_image(points, center, scale, (48, 64), unbiased)
     assert geometry.transform_points(image_points[0], matrix) == pytest.approx(points[0])

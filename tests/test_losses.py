@@ -5,7 +5,7 @@ import torch
 from filling import generator
 
 from poise import config
-from poise.losses import JointsMSELoss, JointsOHKMMSELoss, build_loss
+from poise.losses import JointsMSELoss, JointsOHKMMSELoss, SumOverOutputs, build_loss
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,6 @@ def test_unlabelled_joints_have_no_gradient(batch):
 
 def test_build_loss():
     cfg = config.default_config()
-    assert isinstance(build_loss(cfg), JointsMSELoss)
+    assert isinstance(build_loss(cfg), SumOverOutputs) and isinstance(build_loss(cfg).loss, JointsMSELoss)
     cfg.LOSS.USE_OHKM, cfg.LOSS.TOPK = True, 5
-    assert build_loss(cfg).topk == 5
+    assert build_loss(cfg).loss.topk == 5

@@ -49,7 +49,7 @@ def test_columns(read):
     assert table.image_index.tolist() == [0, 1, 0] and table.ids.tolist() == [0, 1, 2] and table.score.tolist() == [1, 1, 1]
     # the files count pixels from 1
     assert table.joints[0, 5].tolist() == [104, 209] and table.joints.dtype == np.float32
-    assert table.visible[1].tolist() == missing
+    assert table.visible[1].tolist() == [2 * v for v in missing]     # MPII's labelled joints count as seen
     # HRNet: 15 units of scale down, then a quarter larger; SimpleBaseline and HRNet read so
     assert table.center[0].tolist() == [299, 250 + 15 * 2 - 1] and table.scale[0].tolist() == [2.5, 2.5]
     assert table.summary() == "3 persons in 2 of 2 images, ground-truth boxes"

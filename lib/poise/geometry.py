@@ -2,11 +2,14 @@
 
 A person is cut out by a centre (x, y) in image pixels and a scale (width, height) in units of 200 pixels. The unit comes from
 MPII, whose annotation gives a person's height relative to 200 px; the HRNet family kept it for COCO. A box becomes a scale in
-two steps: the shorter side is lengthened to the network's aspect ratio, then both grow by 1.25 so that joints at the border
-stay inside. Only the scale's width decides the zoom: a crop never stretches the picture.
+two steps: it grows by a margin (1.25 in the HRNet family) so that joints at the border stay inside, and its shorter side is
+lengthened to the network's aspect ratio. Only the scale's width decides the zoom: a crop never stretches the picture.
+
+'unbiased' crops are UDP's (Huang et al., The Devil is in the Details, CVPR 2020, arXiv 1911.07524, section 3): sizes are
+distances between the outer pixels' centres, W - 1 and not W, so that a mirrored crop is the crop mirrored.
 
 Sources: SimpleBaseline lib/utils/transforms.py and lib/dataset/coco.py; MPII: lib/dataset/mpii.py. Figures of the originals:
-tests/golden/pipeline.json.
+tests/golden/pipeline.json, tests/golden/mmpose_functions.json, tests/golden/mspn_functions.json.
 """
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import cv2
 import numpy as np
 
 PIXEL_STD = 200.0
-BOX_MARGIN = 1.25
+BOX_MARGIN = (1.25, 1.25)   # in x and y
 MPII_CENTER_DOWN = 15.0     # MPII centres sit on the torso; the readers lower them by 15 units of scale to centre the whole body
 
 
@@ -23,40 +26,55 @@ def fit_aspect(width: np.ndarray, height: np.ndarray, aspect: float) -> tuple[np
     return np.maximum(width, height * aspect), np.maximum(height, width / aspect)
 
 
-def box_to_center_scale(boxes: np.ndarray, aspect: float, margin: float = BOX_MARGIN) -> tuple[np.ndarray, np.ndarray]:
+def box_to_center_scale(boxes: np.ndarray, aspect: float, margin=BOX_MARGIN) -> tuple[np.ndarray, np.ndarray]:
     """Centre and scale of person boxes.
 
-    boxes: (N, 4) x, y, width, height in pixels. aspect: network input width / height.
+    boxes: (N, 4) x, y, width, height in pixels. aspect: network input width / height. margin: factors in x and y.
     Returns centre (N, 2) in pixels and scale (N, 2) in units of 200 pixels, both float64.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    center = boxes[:, :2] + boxes[:, 2:] * 0.5
-    width, height = fit_aspect(boxes[:, 2], boxes[:, 3], aspect)
-    return center, np.stack([width, height], axis=1) * (margin / PIXEL_STD)
+    return boxes[:, :2] + boxes[:, 2:] * 0.5, extent_to_scale(boxes[:, 2:], aspect, margin)
 
 
-def mpii_center_scale(center: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and scale of MPII annotations: 1-based centres (N, 2) and heights (N,) in units of 200 pixels.
+def extent_to_scale(extent: np.ndarray, aspect: float, margin) -> np.ndarray:
+    """Scale (..., 2) in units of 200 pixels of boxes of width and height `extent` (..., 2) in pixels, after margin and aspect fit.
 
-    Returns 0-based centre (N, 2) and square scale (N, 2). A centre of -1 means 'not given' and only loses the base.
+    The margin comes first, as in MSPN. The HRNet family fits first; with one factor for both axes that is the same.
     """
-    center, scale = np.array(center, dtype=np.float64), np.array(scale, dtype=np.float64)
+    grown = np.asarray(extent, dtype=np.float64) * np.asarray(margin, dtype=np.float64)
+    return np.stack(fit_aspect(grown[..., 0], grown[..., 1], aspect), axis=-1) / PIXEL_STD
+
+
+def mpii_center_extent(center: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes of MPII annotations: 1-based centres (N, 2) and heights (N,) in units of 200 pixels.
+
+    Returns 0-based centre (N, 2), the extent (N, 2) of the square boxes in pixels, and whether the centre was given (N,).
+    A centre of -1 means 'not given': it only loses the base, and such a box has no margin, as in HRNet.
+    """
+    center, scale = np.array(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
     given = center[:, 0] != -1
     center[given, 1] += MPII_CENTER_DOWN * scale[given]
-    scale[given] *= BOX_MARGIN
-    return center - 1.0, np.stack([scale, scale], axis=1)
+    return center - 1.0, np.stack([scale, scale], axis=1) * PIXEL_STD, given
 
 
-def crop_matrix(center, scale, rotation: float, size, *, mirror_width: int | None = None) -> np.ndarray:
+def crop_matrix(center, scale, rotation: float, size, *, mirror_width: int | None = None, unbiased: bool = False) -> np.ndarray:
     """Matrix (2, 3) float64 from image pixels to crop pixels.
 
     center, scale: (2,) as above. rotation: degrees; the crop's frame turns clockwise on the screen. size: crop (width, height).
     mirror_width: when given, the image is this wide and is mirrored before it is cut; `center` and `rotation` then speak of
-    the mirrored image, as in the HRNet family, but the pixels are moved only once.
+    the mirrored image, as in the HRNet family, but the pixels are moved only once. unbiased: UDP's crop.
 
     The matrix is solved from three points in float32, as the original does: rounding them moves far corners of the image by
     a thousandth of a pixel, and with it some grey levels.
     """
+    matrix = _unbiased_matrix(center, scale, rotation, size) if unbiased else _three_point_matrix(center, scale, rotation, size)
+    if mirror_width is not None:
+        matrix[:, 2] += matrix[:, 0] * (mirror_width - 1)
+        matrix[:, 0] *= -1
+    return matrix
+
+
+def _three_point_matrix(center, scale, rotation: float, size) -> np.ndarray:
     width, height = size
     arm = float(np.float32(scale[0]) * np.float32(PIXEL_STD)) * 0.5
     angle = np.deg2rad(rotation)
@@ -69,11 +87,16 @@ def crop_matrix(center, scale, rotation: float, size, *, mirror_width: int | Non
     for points in (inside, outside):
         across = points[0] - points[1]
         points[2] = points[1] + (-across[1], across[0])     # the corner that makes a right angle
-    matrix = cv2.getAffineTransform(inside, outside)
-    if mirror_width is not None:
-        matrix[:, 2] += matrix[:, 0] * (mirror_width - 1)
-        matrix[:, 0] *= -1
-    return matrix
+    return cv2.getAffineTransform(inside, outside)
+
+
+def _unbiased_matrix(center, scale, rotation: float, size) -> np.ndarray:
+    """The centre goes to the middle of the outer pixels' centres. The two axes' zooms differ by a hair, as in UDP."""
+    span = np.array([size[0] - 1.0, size[1] - 1.0])
+    angle = np.deg2rad(rotation)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    linear = (span / (np.asarray(scale, dtype=np.float64) * PIXEL_STD))[:, None] * turn
+    return np.concatenate([linear, (span * 0.5 - linear @ np.asarray(center, dtype=np.float64))[:, None]], axis=1)
 
 
 def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -81,15 +104,14 @@ def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 
-def heatmap_to_image(coords: np.ndarray, center: np.ndarray, scale: np.ndarray, heatmap_size) -> np.ndarray:
-    """Heatmap cells back to image pixels, for crops without rotation.
+def crop_to_image(coords: np.ndarray, center: np.ndarray, scale: np.ndarray, image_size, unbiased: bool = False) -> np.ndarray:
+    """Crop pixels back to image pixels, for crops without rotation: the inverse of crop_matrix.
 
-    coords: (B, J, 2) in cells. center, scale: (B, 2). heatmap_size: (w, h). Returns (B, J, 2) float64.
-    The HRNet family inverts the crop at heatmap resolution, so cell 0 is the crop's left border; kept, for it shaped the
-    published numbers (UDP, Huang et al. 2020, discusses the bias).
+    coords: (B, J, 2) crop pixels. center, scale: (B, 2). image_size: of the crop (width, height). Returns (B, J, 2) float64.
     """
-    width, height = heatmap_size
-    cell = np.asarray(scale, dtype=np.float64)[:, :1] * PIXEL_STD / width
-    half = np.array([width * 0.5, height * 0.5])
-    return (coords - half) * cell[:, None, :] + np.asarray(center, dtype=np.float64)[:, None, :]
-
+    scale, center = np.asarray(scale, dtype=np.float64)[:, None, :], np.asarray(center, dtype=np.float64)[:, None, :]
+    size = np.array([image_size[0], image_size[1]], dtype=np.float64)
+    if unbiased:
+        span = np.maximum(size - 1, 1)
+        return (coords - span * 0.5) * (scale * PIXEL_STD / span) + center
+    return (coords - size * 0.5) * (scale[:, :, :1] * PIXEL_STD / size[0]) + center

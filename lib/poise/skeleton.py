@@ -15,7 +15,7 @@ class Skeleton:
     """A joint set of J joints.
 
     names: J joint names. flip_pairs: index pairs that a mirror swaps. limbs: index pairs to draw as bones.
-    upper_body: joints that half-body augmentation treats as the upper half. sigmas: J OKS constants, relative to
+    upper_body: joints that half-body augmentation treats as the upper half. both_halves: joints that MSPN counts in both. sigmas: J OKS constants, relative to
     the square root of the object's area (half of the k of the COCO server). weights: J loss weights of
     LOSS.USE_DIFFERENT_JOINTS_WEIGHT.
     """
@@ -25,6 +25,7 @@ class Skeleton:
     flip_pairs: tuple[tuple[int, int], ...]
     limbs: tuple[tuple[int, int], ...]
     upper_body: tuple[int, ...]
+    both_halves: tuple[int, ...]
     sigmas: tuple[float, ...]
     weights: tuple[float, ...]
 
@@ -59,6 +60,7 @@ COCO = Skeleton(
         (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
     ),
     upper_body=tuple(range(11)),
+    both_halves=(11, 12),
     sigmas=(.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089),
     weights=(1, 1, 1, 1, 1, 1, 1, 1.2, 1.2, 1.5, 1.5, 1, 1, 1.2, 1.2, 1.5, 1.5),
 )
@@ -76,6 +78,7 @@ MPII = Skeleton(
         (13, 14), (14, 15),
     ),
     upper_body=(7, 8, 9, 10, 11, 12, 13, 14, 15),
+    both_halves=(),
     # MPII is scored by PCKh and publishes no OKS constants. Ours, for where an OKS is asked for: COCO's figure of the
     # same joint, hip's for the pelvis, shoulder's for thorax and neck, ear's for the head top
     sigmas=(.089, .087, .107, .107, .087, .089, .107, .079, .079, .035, .062, .072, .079, .079, .072, .062),

@@ -1,10 +1,29 @@
 """Keypoints to heatmaps and back: one file per convention, encode and decode side by side.
 
-CODECS maps MODEL.TARGET_TYPE to a module with `encode` and `decode`.
+CODECS maps MODEL.TARGET_TYPE to its class; build_codec makes the one that a configuration describes.
 """
-from poise.codecs import gaussian
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+from poise.codecs.codec import Codec, Targets
+from poise.codecs.dark import Dark
 from poise.codecs.flip import merge_flipped
+from poise.codecs.gaussian import Gaussian
+from poise.codecs.megvii import Megvii
+from poise.codecs.udp import Udp
 
-CODECS = {"gaussian": gaussian}
+CODECS: dict[str, type[Codec]] = {"gaussian": Gaussian, "dark": Dark, "udp": Udp, "megvii": Megvii}
 
-__all__ = ["CODECS", "gaussian", "merge_flipped"]
+__all__ = ["CODECS", "Codec", "Targets", "build_codec", "merge_flipped"]
+
+
+def build_codec(cfg: CfgNode) -> Codec:
+    """The codec of MODEL.TARGET_TYPE, decoding as TEST.POST_PROCESS, TEST.DECODE and TEST.BLUR_KERNEL say."""
+    kind, m, t = CODECS[cfg.MODEL.TARGET_TYPE], cfg.MODEL, cfg.TEST
+    own = {"kernels": tuple(m.KERNELS)} if kind is Megvii else {}
+    refine = (t.DECODE or kind.own_refine) if t.POST_PROCESS else "none"
+    # the blur that the codec's own way of decoding has says nothing about another way
+    blur = t.BLUR_KERNEL or (kind.own_blur if refine == kind.own_refine else Codec.own_blur)
+    return kind(image_size=tuple(m.IMAGE_SIZE), heatmap_size=tuple(m.HEATMAP_SIZE), sigma=m.SIGMA, refine=refine, blur_kernel=blur,
+                empty_cell=t.EMPTY_CELL, **own)

@@ -44,6 +44,7 @@ def default_config() -> CN:
     c.MODEL.SCALE = 4                   # Res2Net: groups ("scales") of a block
     c.MODEL.BASEWIDTH = 26              # Res2Net: channels of a group where a block has 64 planes
     c.MODEL.STYLE = "pytorch"           # ResNet: 'pytorch' strides in the 3x3 convolution, 'caffe' in the first 1x1
+    c.MODEL.GENOTYPE = "posenas"        # (Poise) posenas: wiring of the cells, a name of poise.models.genotypes or a path of a genotype's JSON file
     c.MODEL.EXTRA = CN(new_allowed=True)  # what only this network knows; see its file in poise/models
 
     c.LOSS = CN()

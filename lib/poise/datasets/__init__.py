@@ -6,6 +6,7 @@ import logging
 import numpy as np
 from yacs.config import CfgNode
 
+from poise.codecs import build_codec
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
 from poise.datasets.persons import BatchLoader, EpochBatches, PersonCrops
@@ -20,11 +21,11 @@ __all__ = ["build_loader", "read_set", "PersonTable", "ImageFolder"]
 
 def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder]:
     """Persons and images of DATASET.TRAIN_SET or DATASET.TEST_SET, with what was dropped in the log."""
-    split = cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET
+    split, margin = (cfg.DATASET.TRAIN_SET, cfg.DATASET.BOX_MARGIN) if train else (cfg.DATASET.TEST_SET, cfg.TEST.BOX_MARGIN)
     if cfg.DATASET.DATASET == "mpii":
-        table, images = mpii.read_table(cfg, split), mpii.image_folder(cfg, split)
+        table, images = mpii.read_table(cfg, split, margin=margin), mpii.image_folder(cfg, split)
     else:
-        table = coco.read_table(cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX)
+        table = coco.read_table(cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin)
         images = coco.image_folder(cfg, split)
     if train and cfg.DATASET.SELECT_DATA:
         table = table.select(joints_agree_with_box(table), "joints far from the box's centre, DATASET.SELECT_DATA")
@@ -35,7 +36,7 @@ def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder]:
 def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder, *, train: bool, devices: int = 1) -> BatchLoader:
     """Batches of a set: shuffled and augmented for training, in the table's order for testing."""
     crops = PersonCrops(table, images, image_size=cfg.MODEL.IMAGE_SIZE, rgb=cfg.DATASET.COLOR_RGB, seed=cfg.SEED,
-                        augmentation=Augmentation.from_config(cfg) if train else None)
+                        augmentation=Augmentation.from_config(cfg) if train else None, unbiased=build_codec(cfg).unbiased)
     size = (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU * max(devices, 1)
     batches = EpochBatches(len(table), size, shuffle=train and cfg.TRAIN.SHUFFLE, seed=cfg.SEED)
     return BatchLoader(crops, batches, workers=cfg.WORKERS, pin_memory=cfg.PIN_MEMORY)
@@ -46,8 +47,9 @@ def joints_agree_with_box(table: PersonTable) -> np.ndarray:
 
     Source: HRNet lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1 joint by 0.0125 a joint.
     """
-    count = table.visible.sum(axis=1)
-    mean = (table.joints * table.visible[:, :, None]).sum(axis=1) / np.maximum(count, 1)[:, None]
+    labelled = table.visible > 0
+    count = labelled.sum(axis=1)
+    mean = (table.joints * labelled[:, :, None]).sum(axis=1) / np.maximum(count, 1)[:, None]
     distance = np.square(mean - table.center).sum(axis=1)
     area = table.scale.prod(axis=1) * PIXEL_STD**2
     similarity = np.exp(-distance / (2 * 0.2**2 * area))

@@ -16,7 +16,7 @@ from poise.config import data_path
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError
-from poise.geometry import box_to_center_scale
+from poise.geometry import BOX_MARGIN, box_to_center_scale
 from poise.json_files import read_json
 from poise.skeleton import COCO
 
@@ -35,11 +35,11 @@ def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
     """Where the images of a split lie; test-dev2017 is part of test2017."""
     name = "test2017" if "test" in split else split
     ending = ".zip" if cfg.DATASET.DATA_FORMAT == "zip" else ""
-    return ImageFolder(Path(data_path(cfg, cfg.DATASET.ROOT)) / "images" / f"{name}{ending}")
+    return ImageFolder(Path(data_path(cfg, cfg.DATASET.ROOT)) / "images" / f"{name}{ending}", exif=cfg.DATASET.EXIF)
 
 
-def read_table(cfg: CfgNode, split: str, *, detections: bool) -> PersonTable:
-    """All persons of a split: the annotated ones, or those of TEST.COCO_BBOX_FILE when `detections`.
+def read_table(cfg: CfgNode, split: str, *, detections: bool, margin=BOX_MARGIN) -> PersonTable:
+    """All persons of a split: the annotated ones, or those of TEST.COCO_BBOX_FILE when `detections`. margin: see box_to_center_scale.
 
     Raises DataError or ConfigError, naming the file, for what is missing or cannot be right.
     """
@@ -48,12 +48,12 @@ def read_table(cfg: CfgNode, split: str, *, detections: bool) -> PersonTable:
     images = _images(content, path)
     aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
     if detections:
-        table = _detections(cfg, images, path, aspect, _person_category(content) or 1)
+        table = _detections(cfg, images, path, aspect, margin, _person_category(content) or 1)
     elif "annotations" not in content:
         raise ConfigError(f"{path}: set {split} has no annotations, so no ground-truth boxes; set TEST.USE_GT_BBOX False and "
                           "TEST.COCO_BBOX_FILE to a detection file")
     else:
-        table = _annotated(content, images, path, aspect)
+        table = _annotated(content, images, path, aspect, margin, cfg.DATASET.BOX_CLIP)
     if not len(table):
         raise DataError(f"{data_path(cfg, cfg.TEST.COCO_BBOX_FILE) if detections else path}: no person is left to use; {table.summary()}")
     return table
@@ -92,7 +92,7 @@ def _person_category(content: dict) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> PersonTable:
+def _annotated(content: dict, images: _Images, path: Path, aspect: float, margin, clip: str) -> PersonTable:
     person, entries = _person_category(content), content["annotations"]
     if person is None:
         raise DataError(f"{path}: has no category 'person' with an id; Poise trains on the persons of a COCO keypoint file")
@@ -142,12 +142,12 @@ def _annotated(content: dict, images: _Images, path: Path, aspect: float) -> Per
     _refuse(~np.isfinite(boxes).all(axis=1), ids, path, "a bbox that is not finite")
     # 1e300 is finite, but not in the float32 that the table holds
     _refuse(~(np.abs(keypoints) < MOST_PIXELS).all(axis=(1, 2)), ids, path, "a keypoint that is not finite")
-    boxes, usable = _clip(boxes, images.sizes[index])
+    boxes, usable = _clip(boxes, images.sizes[index], clip)
     _refuse(~usable, ids, path, "a bbox without area inside its image")
-    center, scale = box_to_center_scale(boxes, aspect)
+    center, scale = box_to_center_scale(boxes, aspect, margin)
     return PersonTable(
-        COCO, images.names, images.ids, index, center, scale, keypoints[:, :, :2].astype(np.float32),
-        np.clip(keypoints[:, :, 2], 0, 1).astype(np.float32), np.ones(len(ids)), ids, "gt", dropped, person)
+        COCO, images.names, images.ids, index, center, boxes[:, 2:], scale, keypoints[:, :, :2].astype(np.float32),
+        np.clip(keypoints[:, :, 2], 0, 2).astype(np.float32), np.ones(len(ids)), ids, "gt", dropped, person)
 
 
 def _numbers(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -166,19 +166,23 @@ def _refuse(bad: np.ndarray, ids: np.ndarray, path: Path, fault: str) -> None:
         raise DataError(f"{path}: annotation {ids[bad][0]}{more} has {fault}; mend or remove it")
 
 
-def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) clipped to images of `sizes` (N, 2), and which of them have an area left.
+def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) clipped to images of `sizes` (N, 2) by DATASET.BOX_CLIP, and which of them have an area left.
 
-    The last pixel of a box is x + w - 1, so a clipped box is one pixel narrower than the given one: HRNet's rule, kept
-    because it moves every crop a little. A box of one pixel is left with no area: no crop can be cut from it.
+    'hrnet': the last pixel of a box is x + w - 1, so a clipped box is one pixel narrower than the given one; kept because it
+    moves every crop a little. A box of one pixel is left with no area: no crop can be cut from it. 'mmpose': as wide as given.
+    'none': as given, as MSPN takes them; a box outside of its image is still refused.
     """
+    if rule == "none":
+        inside = (boxes[:, :2] < sizes).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
+        return boxes, (boxes[:, 2:] > 0).all(axis=1) & inside
     low = np.maximum(boxes[:, :2], 0)
-    high = np.minimum(low + np.maximum(boxes[:, 2:] - 1, 0), sizes - 1)
+    high = np.minimum(low + np.maximum(boxes[:, 2:] - (rule == "hrnet"), 0), sizes - 1)
     usable = (boxes[:, 2:] > 0).all(axis=1) & (high >= low).all(axis=1) & (high > low).any(axis=1)
     return np.concatenate([low, high - low], axis=1), usable
 
 
-def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float, person: int) -> PersonTable:
+def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float, margin, person: int) -> PersonTable:
     if not cfg.TEST.COCO_BBOX_FILE:
         raise ConfigError("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test with ground-truth boxes")
     file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
@@ -207,8 +211,8 @@ def _detections(cfg: CfgNode, images: _Images, path: Path, aspect: float, person
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise DataError(f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite; mend or remove it")
-    center, scale = box_to_center_scale(values[:, 3:], aspect)
-    table = PersonTable(COCO, images.names, images.ids, values[:, 1].astype(np.int32), center, scale, None, None, values[:, 2],
+    center, scale = box_to_center_scale(values[:, 3:], aspect, margin)
+    table = PersonTable(COCO, images.names, images.ids, values[:, 1].astype(np.int32), center, values[:, 5:], scale, None, None, values[:, 2],
                         values[:, 0].astype(np.int64), file.stem, entries_by_reason, person)
     # both conditions on all rows, so that a box that fails both is counted once
     has_area = (values[:, 5:] > 0).all(axis=1)

@@ -14,7 +14,7 @@ from poise.config import data_path
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError
-from poise.geometry import mpii_center_scale
+from poise.geometry import BOX_MARGIN, PIXEL_STD, mpii_center_extent
 from poise.json_files import read_json
 from poise.skeleton import MPII
 
@@ -30,11 +30,15 @@ def headbox_path(cfg: CfgNode) -> Path:
 
 def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
     ending = ".zip" if cfg.DATASET.DATA_FORMAT == "zip" else ""
-    return ImageFolder(Path(data_path(cfg, cfg.DATASET.ROOT)) / f"images{ending}")
+    return ImageFolder(Path(data_path(cfg, cfg.DATASET.ROOT)) / f"images{ending}", exif=cfg.DATASET.EXIF)
 
 
-def read_table(cfg: CfgNode, split: str) -> PersonTable:
-    """All persons of a split in the file's order; the test split has no joints. Raises DataError, naming the file."""
+def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
+    """All persons of a split in the file's order; the test split has no joints. Raises DataError, naming the file.
+
+    margin: factors in x and y by which the square boxes grow. There is no aspect fit: HRNet's boxes stay square whatever the
+    network's input, and only their width counts.
+    """
     path = annotation_path(cfg, split)
     entries = read_json(path, "annotation file", "check DATASET.ROOT and the set's name")
     if not isinstance(entries, list) or not entries:
@@ -61,14 +65,15 @@ def read_table(cfg: CfgNode, split: str) -> PersonTable:
     finite = np.isfinite(center).all(axis=1) & np.isfinite(scale)
     if labelled:
         finite &= np.isfinite(joints).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
-        joints, visible = joints - 1.0, np.clip(visible, 0, 1)
+        joints, visible = joints - 1.0, 2 * np.clip(visible, 0, 1)      # MPII does not tell hidden joints from seen ones
     if not finite.all():
         raise DataError(f"{path}: person {int(np.argmin(finite))} ({names[int(np.argmin(finite))]}) has a number that is not finite; mend or remove it")
     if (scale <= 0).any():
         person = int(np.argmax(scale <= 0))
         raise DataError(f"{path}: person {person} ({names[person]}) has scale {scale[person]}, a box of no area; mend or remove it")
     unique = {name: position for position, name in enumerate(dict.fromkeys(names))}
-    center, scale = mpii_center_scale(center, scale)
+    center, extent, given = mpii_center_extent(center, scale)
+    scale = extent * np.where(given[:, None], margin, 1.0) / PIXEL_STD
     return PersonTable(
         MPII, PackedNames(list(unique)), np.arange(len(unique), dtype=np.int64), np.array([unique[name] for name in names], dtype=np.int32),
-        center, scale, joints, visible, np.ones(len(names)), np.arange(len(names), dtype=np.int64), "gt")
+        center, extent, scale, joints, visible, np.ones(len(names)), np.arange(len(names), dtype=np.int64), "gt")

@@ -27,20 +27,22 @@ Key = tuple[int, int]
 class PersonCrops(Dataset):
     """Crops (H, W, 3) uint8 of the persons of a table, with their joints in crop pixels."""
 
-    def __init__(self, table: PersonTable, images: ImageFolder, *, image_size, rgb: bool, seed: int, augmentation: Augmentation | None = None):
+    def __init__(self, table: PersonTable, images: ImageFolder, *, image_size, rgb: bool, seed: int, augmentation: Augmentation | None = None,
+                 unbiased: bool = False):
         self.table = table
         self.images = images
         self.image_size = tuple(int(v) for v in image_size)
         self.rgb = rgb
         self.seed = seed
         self.augmentation = augmentation
+        self.unbiased = unbiased
         self.flip_order = table.skeleton.flip_order
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitems__(self, keys: list[Key]) -> dict[str, torch.Tensor] | DataError:
-        """A batch: images (B, H, W, 3) uint8, joints (B, J, 2) float32 crop pixels, visible (B, J) float32, person (B,) int64.
+        """A batch: images (B, H, W, 3) uint8, joints (B, J, 2) float32 crop pixels, visible (B, J) float32 (0, 1 or 2), person (B,) int64.
 
         An unreadable image comes back as the error itself: raised here, a loader would wrap it in a worker's traceback.
         """
@@ -71,23 +73,25 @@ class PersonCrops(Dataset):
         if self.augmentation is not None:
             rng = np.random.default_rng((self.seed, epoch, person))
             aspect = self.image_size[0] / self.image_size[1]
-            center, scale, rotation, mirrored = self.augmentation.draw(rng, center, scale, joints, visible, table.skeleton, aspect)
-        crop, matrix = cut(image, center, scale, rotation, mirrored, self.image_size)
+            center, scale, rotation, mirrored = self.augmentation.draw(rng, center, scale, joints, visible, table.skeleton, aspect, table.extent[person])
+        crop, matrix = cut(image, center, scale, rotation, mirrored, self.image_size, self.unbiased)
         joints = transform_points(joints, matrix)
         if mirrored:
             joints, visible = joints[self.flip_order], visible[self.flip_order]
         return crop[:, :, ::-1] if self.rgb else crop, joints * (visible > 0)[:, None], visible
 
 
-def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size) -> tuple[np.ndarray, np.ndarray]:
+def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size,
+        unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it.
 
     `center` is of the image as it is; when `mirrored`, the mirror is part of the matrix, so no mirrored copy of the image is made.
+    unbiased: see poise.geometry.
     """
     width = image.shape[1]
     if mirrored:
         center = np.array([width - 1 - center[0], center[1]])
-    matrix = crop_matrix(center, scale, rotation, size, mirror_width=width if mirrored else None)
+    matrix = crop_matrix(center, scale, rotation, size, mirror_width=width if mirrored else None, unbiased=unbiased)
     return cv2.warpAffine(image, matrix, tuple(size), flags=cv2.INTER_LINEAR), matrix
 
 

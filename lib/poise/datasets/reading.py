@@ -21,15 +21,17 @@ class ImageFolder:
 
     location: images/val2017 (a folder) or images/val2017.zip. In an archive a file is looked for by its own name and below
     a folder of the archive's name, as the official COCO archives have it. The archive is opened once in each process: worker
-    processes that shared one open file would move each other's reading position.
+    processes that shared one open file would move each other's reading position. exif: turn images as their EXIF entry says;
+    COCO's annotations are of the pixels as they are stored, and the HRNet family ignores the entry.
     """
 
-    def __init__(self, location: str | Path):
+    def __init__(self, location: str | Path, exif: bool = False):
         self.location = Path(location)
+        self.exif = exif
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def __getstate__(self) -> dict:
-        return {"location": self.location, "_archive": None}
+        return {"location": self.location, "exif": self.exif, "_archive": None}
 
     @property
     def zipped(self) -> bool:
@@ -43,7 +45,7 @@ class ImageFolder:
             raise DataError(f"{self.location}: no such image folder; check DATASET.ROOT and the set's name")
 
     def read(self, name: str) -> np.ndarray:
-        """The image (H, W, 3) uint8 in BGR order; EXIF rotation is ignored, as in the HRNet family. Raises DataError."""
+        """The image (H, W, 3) uint8 in BGR order. Raises DataError."""
         data = self._bytes(name)
         shown = f"{self.location}/{name}"
         if not data:
@@ -51,7 +53,7 @@ class ImageFolder:
         if _is_cut_off(data):
             raise DataError(f"{shown}: the image file is cut off; fetch it again")
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | (0 if self.exif else cv2.IMREAD_IGNORE_ORIENTATION))
         except cv2.error:       # for example a header that claims more pixels than OpenCV allows
             image = None
         if image is None:

@@ -30,9 +30,10 @@ class PersonTable:
     """N persons in M images.
 
     image_names (M): file names relative to the set's image folder. image_ids (M,) int64.
-    image_index (N,) int32: the image of each person. center (N, 2) pixels and scale (N, 2) in units of 200 pixels: see
-    poise.geometry. joints (N, J, 2) float32 pixels, visible (N, J) float32, 1 where a joint is labelled; both None where the set has no labels
-    (detections, test sets). score (N,): of the detector; 1 for annotated boxes. ids (N,): annotation id, or the detection's position.
+    image_index (N,) int32: the image of each person. center (N, 2) pixels, extent (N, 2) box width and height in pixels, and
+    scale (N, 2) in units of 200 pixels, the extent after margin and aspect fit: see poise.geometry. joints (N, J, 2) float32
+    pixels, visible (N, J) float32 as COCO's flag: 0 not labelled, 1 labelled but hidden, 2 labelled and seen; both None where
+    the set has no labels (detections, test sets). score (N,): of the detector; 1 for annotated boxes. ids (N,): annotation id, or the detection's position.
     dropped: why and how many entries of the file are not here. box_source: 'gt' or a detection file's name. category_id: of the set's persons, for result files.
     """
 
@@ -41,6 +42,7 @@ class PersonTable:
     image_ids: np.ndarray
     image_index: np.ndarray
     center: np.ndarray
+    extent: np.ndarray
     scale: np.ndarray
     joints: np.ndarray | None
     visible: np.ndarray | None
@@ -66,7 +68,7 @@ class PersonTable:
         if not keep.all():
             dropped[reason] = dropped.get(reason, 0) + int((~keep).sum())
         return PersonTable(
-            self.skeleton, self.image_names, self.image_ids, self.image_index[keep], self.center[keep], self.scale[keep],
+            self.skeleton, self.image_names, self.image_ids, self.image_index[keep], self.center[keep], self.extent[keep], self.scale[keep],
             None if self.joints is None else self.joints[keep], None if self.visible is None else self.visible[keep],
             self.score[keep], self.ids[keep], self.box_source, dropped, self.category_id)
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.codecs import CODECS, merge_flipped
+from poise.codecs import Codec, build_codec, merge_flipped
 from poise.datasets.persons import BatchLoader
 from poise.engine.batch import encode_targets, normalize
-from poise.geometry import heatmap_to_image
+from poise.geometry import crop_to_image
 from poise.metrics.pck import heatmap_pck
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ class Predictions:
     first_batch: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def forward_flipped(cfg: CfgNode, model: nn.Module, images: torch.Tensor, flip_order: torch.Tensor) -> torch.Tensor:
+def forward_flipped(cfg: CfgNode, codec: Codec, model: nn.Module, images: torch.Tensor, flip_order: torch.Tensor) -> torch.Tensor:
     """Heatmaps (B, J, h, w) of normalised images (B, 3, H, W), with the flip test where TEST.FLIP_TEST asks for it."""
     heatmaps = model(images)
     if cfg.TEST.FLIP_TEST:
-        heatmaps = merge_flipped(heatmaps, model(images.flip(3)), flip_order, cfg.TEST.SHIFT_HEATMAP)
+        heatmaps = merge_flipped(heatmaps, model(images.flip(3)), flip_order, cfg.TEST.SHIFT_HEATMAP and not codec.mirror_exact)
     return heatmaps
 
 
@@ -46,7 +46,7 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
     """Predict every person of the loader's table. The model's mode is restored; `stop` is asked before each batch."""
     from tqdm import tqdm
 
-    table, codec = loader.crops.table, CODECS[cfg.MODEL.TARGET_TYPE]
+    table, codec = loader.crops.table, build_codec(cfg)
     count, joints = len(table), table.skeleton.num_joints
     found = Predictions(np.zeros((count, joints, 2)), np.zeros((count, joints), np.float32))
     flip_order = torch.from_numpy(table.skeleton.flip_order).to(device)
@@ -59,19 +59,18 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
         for step, batch in enumerate(tqdm(loader, desc="test", unit="batch", leave=False, disable=None)):
             if stop():
                 raise KeyboardInterrupt
-            heatmaps = forward_flipped(cfg, model, normalize(batch["images"], device, cfg.CHANNELS_LAST), flip_order).float()
+            heatmaps = forward_flipped(cfg, codec, model, normalize(cfg, batch["images"], device), flip_order).float()
             person = batch["person"].numpy()
             if table.labelled and criterion is not None:
-                target, weight = encode_targets(cfg, batch, device)
-                right, counted = heatmap_pck(heatmaps, target)
-                totals += torch.stack([criterion(heatmaps, target, weight) * len(person), counted.new_tensor(len(person)), right, counted]).double()
+                targets = encode_targets(cfg, codec, batch, device)
+                right, counted = heatmap_pck(heatmaps, targets.finest)
+                totals += torch.stack([criterion((heatmaps,), targets) * len(person), counted.new_tensor(len(person)), right, counted]).double()
             maps = heatmaps.cpu().numpy()
-            coords, found.scores[person] = codec.decode(maps, cfg.TEST.POST_PROCESS)
-            found.keypoints[person] = heatmap_to_image(coords, table.center[person], table.scale[person], cfg.MODEL.HEATMAP_SIZE)
+            coords, found.scores[person] = codec.decode(maps)
+            found.keypoints[person] = crop_to_image(coords, table.center[person], table.scale[person], cfg.MODEL.IMAGE_SIZE, codec.unbiased)
             if not found.first_batch:
-                stride = np.array(cfg.MODEL.IMAGE_SIZE) / np.array(cfg.MODEL.HEATMAP_SIZE)
                 crops = batch["images"][:16].numpy()
-                found.first_batch = {"crops": crops[..., ::-1] if loader.crops.rgb else crops, "joints": coords[:16] * stride,
+                found.first_batch = {"crops": crops[..., ::-1] if loader.crops.rgb else crops, "joints": coords[:16],
                                      "scores": found.scores[person][:16], "heatmaps": maps[:4]}
             done += len(person)
             if (step + 1) % cfg.PRINT_FREQ == 0 and not sys.stderr.isatty():

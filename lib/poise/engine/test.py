@@ -13,7 +13,6 @@ from poise import visualize, weights
 from poise.config import data_path
 from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
 from poise.engine import device, logs
-from poise.engine.batch import check_codec
 from poise.engine.predict import Predictions, predict
 from poise.engine.score import check_truth, score
 from poise.engine.threads import CpuThreads
@@ -32,7 +31,6 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> OrderedDict[str, flo
     logs.start_console()
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
     file = model_file(cfg, folder)
-    check_codec(cfg)
     devices = device.choose_devices(cfg)
     model = build_model(cfg)
     log.info("%s", f"weights: {file}")

@@ -1,6 +1,7 @@
 """Train one experiment: read top to bottom."""
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import sys
@@ -12,15 +13,15 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise import visualize, weights
-from poise.codecs import CODECS
+from poise.codecs import Codec, build_codec
 from poise.config import data_path, experiment_name
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.engine import checkpoint, device, logs
-from poise.engine.batch import check_codec, encode_targets, normalize
+from poise.engine.batch import denormalize, encode_targets, normalize
 from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.predict import Predictions, predict
-from poise.engine.schedule import build_optimizer, learning_rate, set_learning_rate
+from poise.engine.schedule import Schedule, build_optimizer, set_learning_rate
 from poise.engine.score import check_truth, score
 from poise.engine.threads import CpuThreads
 from poise.errors import PoiseError
@@ -31,6 +32,8 @@ from poise.writing import replacing
 
 log = logging.getLogger(__name__)
 
+_STEPS_OF_A_SEED = 1_000_000_007     # the random numbers of one seed's steps do not meet those of the next one's
+
 
 def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> None:
     """Train as the configuration says, going on from a checkpoint where it asks for that.
@@ -40,7 +43,6 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> None:
     """
     logs.start_console()
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
-    check_codec(cfg)
     devices = device.choose_devices(cfg)
     saved = find_checkpoint(cfg, cfg_path, folder)
     torch.manual_seed(cfg.SEED)
@@ -57,6 +59,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> None:
     model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
     optimizer = build_optimizer(cfg, model)
     criterion = build_loss(cfg).to(devices[0])
+    schedule = Schedule.from_config(cfg, len(loader), loader.batches.batch_size)
 
     progress = Progress(cfg.TRAIN.BEGIN_EPOCH)
     if saved is not None:
@@ -68,15 +71,16 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> None:
     logs.add_file(folder / "train.log")
     with logs.errors_in_file():
         logs.log_environment(cfg, command)
-        log.info("%s: %.2f million parameters; %d steps of %d samples an epoch, epochs %d to %d", cfg.MODEL.NAME,
-                 sum(p.numel() for p in model.parameters()) / 1e6, len(loader), loader.batches.batch_size, progress.epoch, cfg.TRAIN.END_EPOCH - 1)
+        log.info("%s: %.2f million parameters; %d samples a step, epochs %d to %d", cfg.MODEL.NAME, sum(p.numel() for p in model.parameters()) / 1e6,
+                 loader.batches.batch_size, progress.epoch, schedule.epochs - 1)
+        log.info("schedule: %s", schedule)
         with replacing(folder / "config.yaml") as part:
             part.write_text(cfg.dump(), encoding="utf-8")
         metrics_file = logs.MetricsFile(folder / "metrics.jsonl", progress.epoch)
         board = logs.TensorBoard(cfg, cfg_path)
         try:
             with Interrupt() as interrupt:
-                _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loader, progress, devices[0], threads, metrics_file, board, interrupt)
+                _epochs(cfg, cfg_path, folder, model, optimizer, schedule, criterion, loader, test_loader, progress, devices[0], threads, metrics_file, board, interrupt)
         finally:
             board.close()
 
@@ -138,24 +142,23 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
     return saved
 
 
-def _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loader, progress, where, threads, metrics_file, board, interrupt) -> None:
+def _epochs(cfg, cfg_path, folder, model, optimizer, schedule, criterion, loader, test_loader, progress, where, threads, metrics_file, board, interrupt) -> None:
     def save_and_stop() -> None:
         progress.save(folder / checkpoint.NAME, cfg, cfg_path, model, optimizer)
         raise Interrupted(f"stopped at epoch {progress.epoch}, step {progress.step}; {folder / checkpoint.NAME} is written, "
                           "the same command with AUTO_RESUME True goes on")
 
-    while progress.epoch < cfg.TRAIN.END_EPOCH:
+    while progress.epoch < schedule.epochs:
         epoch = progress.epoch
-        set_learning_rate(optimizer, learning_rate(cfg, epoch))
-        train_one_epoch(cfg, model, optimizer, criterion, loader, progress, where, threads, board, folder, interrupt)
+        train_one_epoch(cfg, model, optimizer, schedule, criterion, loader, progress, where, threads, board, folder, interrupt)
         _check_weights(model, epoch, folder)
         if interrupt.asked:
             save_and_stop()
-        values = {"epoch": epoch, "lr": learning_rate(cfg, epoch), **_averages(progress.sums)}
+        values = {"epoch": epoch, "lr": schedule.rate(epoch * schedule.steps_per_epoch + progress.step - 1), **_averages(progress.sums)}
         log.info("epoch %d: train loss %.6f, accuracy %.3f, %.1f images/s, %.0f %% of the time waiting for data", epoch,
                  values["train_loss"], values["train_acc"], values["images_per_second"], 100 * values["data_time_share"])
         best = False
-        if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == cfg.TRAIN.END_EPOCH:
+        if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == schedule.epochs:
             try:
                 found = predict(cfg, model, test_loader, where, criterion, interrupt.check)
             except KeyboardInterrupt:
@@ -178,7 +181,7 @@ def _epochs(cfg, cfg_path, folder, model, optimizer, criterion, loader, test_loa
     log.info("done: best score %.4f at epoch %d; weights in %s", progress.best_score, progress.best_epoch, folder)
 
 
-def train_one_epoch(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, criterion: nn.Module, loader: BatchLoader,
+def train_one_epoch(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, criterion: nn.Module, loader: BatchLoader,
                     progress: Progress, where: torch.device, threads: CpuThreads, board: logs.TensorBoard, folder: Path, interrupt: Interrupt) -> None:
     """The rest of progress.epoch from progress.step on. Returns early, between two steps, when an interrupt is asked for.
 
@@ -188,8 +191,9 @@ def train_one_epoch(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optim
 
     model.train()
     loader.batches.begin(progress.epoch, progress.step)
-    table, sums = loader.crops.table, progress.sums
-    bar = tqdm(total=len(loader), initial=progress.step, desc=f"epoch {progress.epoch}", unit="step", leave=False, disable=None)
+    table, sums, codec = loader.crops.table, progress.sums, build_codec(cfg)
+    steps = schedule.steps_in(progress.epoch)
+    bar = tqdm(total=steps, initial=progress.step, desc=f"epoch {progress.epoch}", unit="step", leave=False, disable=None)
     pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     begin = time.perf_counter()
 
@@ -212,29 +216,32 @@ def train_one_epoch(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optim
         sums["samples"] += len(persons)
 
     with bar:
-        for batch in loader:
+        for batch in itertools.islice(loader, steps - progress.step):
             data_seconds = time.perf_counter() - begin
-            images = normalize(batch["images"], where, cfg.CHANNELS_LAST)
-            target, weight = encode_targets(cfg, batch, where)
+            step = progress.epoch * schedule.steps_per_epoch + progress.step
+            set_learning_rate(optimizer, schedule.rate(step))
+            torch.manual_seed((cfg.SEED * _STEPS_OF_A_SEED + step) % 2**63)   # stochastic depth draws from it; so a resumed run draws the same
+            images = normalize(cfg, batch["images"], where)
+            targets = encode_targets(cfg, codec, batch, where)
             outputs = model(images)
-            loss = sum(criterion(output, target, weight) for output in outputs)
+            loss = criterion(outputs, targets)
             settle()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             with torch.no_grad():
-                pending = (loss.detach(), *heatmap_pck(outputs[-1].detach(), target), batch["person"])
+                pending = (loss.detach(), *heatmap_pck(outputs[-1].detach(), targets.finest), batch["person"])
             progress.step += 1
-            if where.type == "cpu" or progress.step == len(loader):
+            if where.type == "cpu" or progress.step == steps:
                 settle()
             seconds = time.perf_counter() - begin
             sums["seconds"] += seconds
             sums["data_seconds"] += data_seconds
             bar.update()
-            if progress.step % cfg.PRINT_FREQ == 0 or progress.step == len(loader):
-                _report(cfg, progress, loader, seconds, data_seconds, len(batch["person"]), bar, board)
+            if progress.step % cfg.PRINT_FREQ == 0 or progress.step == steps:
+                _report(progress, steps, step, schedule.rate(step), seconds, data_seconds, len(batch["person"]), bar, board)
                 if cfg.DEBUG.DEBUG:
-                    _save_debug_pictures(cfg, batch, images, outputs[-1].detach(), target, loader, folder / "debug" / f"train_{progress.epoch}_{progress.step}")
+                    _save_debug_pictures(cfg, codec, batch, images, outputs[-1].detach(), targets, loader, folder / "debug" / f"train_{progress.epoch}_{progress.step}")
             if interrupt.asked:
                 settle()
                 return
@@ -248,15 +255,14 @@ def _averages(sums: dict[str, float]) -> dict[str, float]:
             "images_per_second": sums["samples"] / seconds, "data_time_share": sums["data_seconds"] / seconds}
 
 
-def _report(cfg, progress, loader, seconds, data_seconds, samples, bar, board) -> None:
+def _report(progress, steps, step, rate, seconds, data_seconds, samples, bar, board) -> None:
     mean = _averages(progress.sums)
-    rate = learning_rate(cfg, progress.epoch)
     bar.set_postfix(loss=f"{mean['train_loss']:.5f}", acc=f"{mean['train_acc']:.3f}", lr=f"{rate:g}", refresh=False)
     log.info("epoch %d [%d/%d]  %.3f s/step (%.3f waiting for data)  %.1f images/s  loss %.6f  accuracy %.3f  lr %g", progress.epoch,
-             progress.step, len(loader), seconds, data_seconds, samples / seconds, mean["train_loss"], mean["train_acc"], rate,
+             progress.step, steps, seconds, data_seconds, samples / seconds, mean["train_loss"], mean["train_acc"], rate,
              extra=logs.FILE_ONLY if sys.stderr.isatty() else None)
     board.scalars({"train_loss": mean["train_loss"], "train_acc": mean["train_acc"], "learning_rate": rate,
-                   "images_per_second": samples / seconds, "data_waiting_seconds": data_seconds}, progress.epoch * len(loader) + progress.step)
+                   "images_per_second": samples / seconds, "data_waiting_seconds": data_seconds}, step + 1)
 
 
 def _show(board: logs.TensorBoard, values: dict[str, float], found: Predictions, table: PersonTable, epoch: int) -> None:
@@ -268,21 +274,18 @@ def _show(board: logs.TensorBoard, values: dict[str, float], found: Predictions,
     board.picture("heatmaps", visualize.heatmap_mosaic(first["crops"][:len(first["heatmaps"])], first["heatmaps"]), epoch)
 
 
-def _save_debug_pictures(cfg, batch, images, output, target, loader, prefix: Path) -> None:
+def _save_debug_pictures(cfg, codec: Codec, batch, images, output, targets, loader, prefix: Path) -> None:
     """The four kinds of debug pictures of HRNet, of the last batch."""
-    from poise.engine.batch import denormalize
-
-    crops = denormalize(images[:32], loader.crops.rgb)
+    crops = denormalize(cfg, images[:32])
     skeleton, maps = loader.crops.table.skeleton, output[:32].float().cpu().numpy()
     visible = batch["visible"][:32].numpy()
     if cfg.DEBUG.SAVE_BATCH_IMAGES_GT:
         visualize.save(f"{prefix}_gt.jpg", visualize.crop_mosaic(crops, batch["joints"][:32].numpy(), visible, skeleton))
     if cfg.DEBUG.SAVE_BATCH_IMAGES_PRED:
-        stride = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.HEATMAP_SIZE[0]
-        coords, _ = CODECS[cfg.MODEL.TARGET_TYPE].decode(maps, cfg.TEST.POST_PROCESS)
-        visualize.save(f"{prefix}_pred.jpg", visualize.crop_mosaic(crops, coords * stride, visible, skeleton))
+        coords, _ = codec.decode(maps)
+        visualize.save(f"{prefix}_pred.jpg", visualize.crop_mosaic(crops, coords, visible, skeleton))
     if cfg.DEBUG.SAVE_HEATMAPS_GT:
-        visualize.save(f"{prefix}_hm_gt.jpg", visualize.heatmap_mosaic(crops[:8], target[:8].cpu().numpy()))
+        visualize.save(f"{prefix}_hm_gt.jpg", visualize.heatmap_mosaic(crops[:8], targets.finest[:8].cpu().numpy()))
     if cfg.DEBUG.SAVE_HEATMAPS_PRED:
         visualize.save(f"{prefix}_hm_pred.jpg", visualize.heatmap_mosaic(crops[:8], maps[:8]))
 

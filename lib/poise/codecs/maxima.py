@@ -1,0 +1,84 @@
+"""Where a heatmap is highest, to the cell and below it. Legend: B batch, J joints, h w heatmap cells."""
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+
+def find_maxima(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cells (B, J, 2) int64 as (x, y), the first of equal ones, and values (B, J) of the maxima of heatmaps (B, J, h, w)."""
+    flat = _flat(heatmaps)
+    index = flat.argmax(axis=2)
+    row, column = np.divmod(index, heatmaps.shape[3])
+    return np.stack([column, row], axis=2), np.take_along_axis(flat, index[:, :, None], axis=2)[:, :, 0]
+
+
+def quarter_step(heatmaps: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """(B, J, 2) float32: a quarter cell towards the higher neighbour on each axis, for maxima that are at least two cells from
+    the left and upper border and one from the others (0 elsewhere).
+
+    Source: lib/core/inference.py of SimpleBaseline and HRNet; mmpose 0.29 keypoints_from_heatmaps, post_process 'default'.
+    """
+    height, width = heatmaps.shape[2:]
+    flat, (column, row) = _flat(heatmaps), (cells[:, :, 0], cells[:, :, 1])
+    inner = (column > 1) & (column < width - 1) & (row > 1) & (row < height - 1)
+    at = np.where(inner, row * width + column, width + 1 if flat.shape[2] > 2 * width + 1 else 0)
+
+    def neighbour(offset: int) -> np.ndarray:
+        return np.take_along_axis(flat, np.clip(at + offset, 0, flat.shape[2] - 1)[:, :, None], axis=2)[:, :, 0]
+
+    step = np.stack([np.sign(neighbour(1) - neighbour(-1)), np.sign(neighbour(width) - neighbour(-width))], axis=2)
+    return (0.25 * step * inner[:, :, None]).astype(np.float32)
+
+
+def dark_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
+    """(B, J, 2) float32: one Newton step to the top of the Gaussian that the blurred map's logarithm describes.
+
+    cells: (B, J, 2) the maxima. kernel: size of the blur in cells, odd; 11 goes with sigma 2, 17 with sigma 3. Maxima within
+    two cells of the border stay, and so does a map that is no hill there.
+    Source: Zhang et al., Distribution-Aware Coordinate Representation (DARK), CVPR 2020, arXiv 1910.06278, section 3.1,
+    equations 3 to 9; differences as in mmpose 0.29 (_taylor). Figures: tests/golden/mmpose_functions.json.
+    """
+    height, width = heatmaps.shape[2:]
+    step = np.zeros((*heatmaps.shape[:2], 2), np.float32)
+    if height < 5 or width < 5:
+        return step
+    blurred = blur(heatmaps, kernel)
+    peak, blurred_peak = heatmaps.max(axis=(2, 3), keepdims=True), blurred.max(axis=(2, 3), keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_map = np.log(np.maximum(blurred * (peak / blurred_peak), 1e-10))
+    flat = _flat(log_map)
+    column, row = cells[:, :, 0], cells[:, :, 1]
+    inner = (column > 1) & (column < width - 2) & (row > 1) & (row < height - 2)
+    at = np.where(inner, row * width + column, 2 * width + 2)
+
+    def value(dx: int, dy: int) -> np.ndarray:
+        return np.take_along_axis(flat, (at + dy * width + dx)[:, :, None], axis=2)[:, :, 0]
+
+    dx, dy = 0.5 * (value(1, 0) - value(-1, 0)), 0.5 * (value(0, 1) - value(0, -1))
+    center = 2 * value(0, 0)
+    dxx, dyy = 0.25 * (value(2, 0) - center + value(-2, 0)), 0.25 * (value(0, 2) - center + value(0, -2))
+    dxy = 0.25 * (value(1, 1) - value(1, -1) - value(-1, 1) + value(-1, -1))
+    determinant = dxx * dyy - dxy * dxy
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        newton = np.stack([(dxy * dy - dyy * dx) / determinant, (dxy * dx - dxx * dy) / determinant], axis=2)
+    usable = inner & (determinant != 0) & np.isfinite(newton).all(axis=2)
+    step[usable] = newton[usable]
+    return step
+
+
+def blur(heatmaps: np.ndarray, kernel: int) -> np.ndarray:
+    """Heatmaps (B, J, h, w) blurred by OpenCV's Gaussian of `kernel` cells, with zeros around them.
+
+    All maps lie below each other in one picture with zeros between: one call instead of B times J.
+    """
+    batch, joints, height, width = heatmaps.shape
+    gap = kernel // 2
+    tall = np.zeros((batch * joints, height + gap, width), np.float32)
+    tall[:, :height] = heatmaps.reshape(-1, height, width)
+    blurred = cv2.GaussianBlur(tall.reshape(-1, width), (kernel, kernel), 0, borderType=cv2.BORDER_CONSTANT)
+    return blurred.reshape(tall.shape)[:, :height].reshape(heatmaps.shape)
+
+
+def _flat(heatmaps: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(heatmaps).reshape(*heatmaps.shape[:2], -1)

@@ -1,0 +1,86 @@
+"""MSPN's codec: blurred points in several sharpnesses, read from a blurred map.
+
+Source: megvii-research/MSPN dataset/JointsDataset.py (generate_heatmap) and exps/*/test.py (get_results); the way of CPN
+(Chen et al., CVPR 2018, arXiv 1711.07319). Figures: tests/golden/mspn_functions.json.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+
+from poise.codecs.codec import Codec, Targets
+from poise.codecs.maxima import find_maxima
+
+AMPLITUDE = 255.0
+_BORDER = 10        # cells of zeros around a map before it is blurred
+_STEP = 0.25        # of a cell, from the highest towards the second highest cell
+
+
+@dataclass(frozen=True)
+class Megvii(Codec):
+    """kernels: sizes in cells of the blurs of the targets, from coarse to fine."""
+
+    kernels: tuple[int, ...] = (15, 11, 9, 7, 5)
+
+    mirror_exact = True
+    own_refine = "megvii"
+    own_blur = 5
+
+    def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
+        """See Codec: heatmaps (B, K, J, h, w), one for each kernel, with maximum 255.
+
+        The cell of a joint is rounded down. Joints are cut to whole pixels before it is looked whether they lie in the crop: MSPN
+        keeps COCO's joints as integers. (It keeps MPII's as floats, so that there a joint up to one pixel outside is left out.)
+        """
+        pixels = torch.trunc(joints)
+        size = joints.new_tensor(self.image_size)
+        inside = ((pixels >= 0) & (pixels <= size - 1)).all(dim=2)
+        weight = ((visible > 0) & inside).float()
+        cell = torch.trunc(pixels / joints.new_tensor(self.stride)).long()
+        cell = torch.where(inside[:, :, None], cell, 0)
+        maps = []
+        for kernel in self.kernels:
+            columns, rows = (blurred_points(count, kernel).to(joints.device)[cell[:, :, axis]] for axis, count in enumerate(self.heatmap_size))
+            maps.append((rows * (AMPLITUDE * weight)[:, :, None])[:, :, :, None] * columns[:, :, None, :])
+        return Targets(torch.stack(maps, dim=1), weight[:, :, None], weight[:, :, None] * (visible > 1)[:, :, None])
+
+    def decode(self, heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See Codec. The score is the unblurred map's value at the found cell / 255 + 0.5, so it can leave [0, 1]."""
+        if self.refine != "megvii":
+            coords, scores = super().decode(heatmaps)
+            return coords, scores / np.float32(AMPLITUDE) + np.float32(0.5)
+        height, width = heatmaps.shape[2:]
+        padded = np.pad(heatmaps, ((0, 0), (0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))
+        # the zeros around each map keep the blur of one out of the other, so all are blurred as one tall picture
+        blurred = cv2.GaussianBlur(padded.reshape(-1, padded.shape[3]), (self.blur_kernel, self.blur_kernel), 0).reshape(padded.shape)
+        first, _ = find_maxima(blurred)
+        batch, joint = np.indices(first.shape[:2])
+        blurred[batch, joint, first[:, :, 1], first[:, :, 0]] = 0
+        second, _ = find_maxima(blurred)
+        way = (second - first).astype(np.float64)
+        length = np.linalg.norm(way, axis=2, keepdims=True)
+        coords = first - _BORDER + _STEP * way / np.where(length > 1e-3, length, np.inf)
+        coords = np.clip(coords, 0, [width - 1, height - 1])
+        at = np.rint(coords).astype(np.int64)
+        scores = heatmaps[batch, joint, at[:, :, 1], at[:, :, 0]] / np.float32(AMPLITUDE) + np.float32(0.5)
+        return self.cells_to_pixels(coords).astype(np.float32), scores
+
+    def cells_to_pixels(self, coords: np.ndarray) -> np.ndarray:
+        """The middle of the cell: half a cell makes good that encoding rounds down (2 pixels at stride 4, as in MSPN)."""
+        stride = np.array(self.stride)
+        return (coords * stride + stride / 2).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def blurred_points(count: int, kernel: int) -> torch.Tensor:
+    """(count, count) float32: row i is a point at i, blurred along its axis and brought to maximum 1.
+
+    A blurred and normalised point of a map is the product of its column's and its row's. MSPN's border reflects, and the maximum is
+    the map's own, so that the peak of a joint within a few cells of the border moves to it; kept, for so the published networks learnt.
+    """
+    blurred = cv2.GaussianBlur(np.eye(count, dtype=np.float32), (kernel, 1), 0)
+    return torch.from_numpy(blurred / blurred.max(axis=1, keepdims=True))

@@ -1,0 +1,32 @@
+"""UDP: sizes measured between the centres of the outer pixels, in the crop, in the targets and on the way back.
+
+A crop of W pixels and a heatmap of w cells are W - 1 and w - 1 long, so that cell 0 is pixel 0 and cell w - 1 is pixel W - 1.
+The heatmap of a mirrored crop is then the mirrored heatmap, and the flip test needs no shift.
+Source: Huang, Zhu, Guo, Huang: The Devil is in the Details, CVPR 2020, arXiv 1911.07524, sections 3.1 (unbiased data processing) and 3.2;
+mmpose 0.29 with use_udp and target_type GaussianHeatmap. The offset maps of its second target type are not part of Poise.
+"""
+from __future__ import annotations
+
+import torch
+
+from poise.codecs.codec import Codec, Targets
+from poise.codecs.gaussian import draw, nearest_cell
+
+
+class Udp(Codec):
+    """Targets around the exact position, cut off at 3 sigma from its cell; DARK's decoder, as in mmpose."""
+
+    unbiased = True
+    mirror_exact = True
+    own_refine = "dark"
+
+    @property
+    def stride(self) -> tuple[float, float]:
+        width, height = ((image - 1) / max(heatmap - 1, 1) for image, heatmap in zip(self.image_size, self.heatmap_size))
+        return width, height
+
+    def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
+        """See Codec. The weight is 0 too where the whole Gaussian falls outside."""
+        center = joints / joints.new_tensor(self.stride)
+        cell, inside = nearest_cell(center, self.heatmap_size, self.sigma)
+        return draw(center, cell, visible, inside, self.heatmap_size, self.sigma)
