@@ -1,0 +1,50 @@
+"""What an experiment file comes to: python tools/print_config.py --cfg FILE [--diff | --against OTHER_FILE] [KEY VALUE ...]"""
+from __future__ import annotations
+
+import argparse
+
+from poise.errors import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    from poise.tool_arguments import add_experiment_arguments
+
+    parser = argparse.ArgumentParser(
+        description="Print every key of an experiment as YAML that --cfg takes, with the default beside each value that is another.")
+    shorter = parser.add_mutually_exclusive_group()
+    shorter.add_argument("--diff", action="store_true", help="only the keys that differ from the defaults, and the file that sets each")
+    shorter.add_argument("--against", metavar="OTHER_FILE",
+                         help="only the keys that differ from those of another experiment, which KEY VALUE does not change")
+    add_experiment_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    from poise import config
+    from poise.config import difference
+    from poise.text_table import aligned
+    from poise.tool_arguments import experiment
+
+    cfg = experiment(args)
+    if args.against:
+        changed = difference.differences(cfg, config.load(args.against))
+        print(f"{len(changed)} keys differ")
+        if changed:
+            print(aligned([("key", args.cfg, args.against), *((key, mine, theirs) for key, (mine, theirs) in changed.items())]), end="")
+        return 0
+    changed, origins = difference.differences(cfg), difference.origins(cfg, args.cfg)
+    title = f"{args.cfg}: {len(changed)} of {len(dict(difference.flat(cfg)))} keys differ from the defaults"
+    if args.diff:
+        rows = [(key, mine, theirs, origins.get(key, args.cfg)) for key, (mine, theirs) in changed.items()]
+        print(title)
+        print(aligned([("key", "value", "default", "set by"), *rows]), end="")
+        return 0
+    notes = {key: f"default: {default}" if default != difference.ABSENT else "no default" for key, (_, default) in changed.items()}
+    print(f"# {title}")
+    print(difference.as_yaml(cfg, notes), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
