@@ -40,12 +40,16 @@ MMCV_POOLS = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool
 
 @dataclass
 class Layer:
-    """One module. Parameters and operations include those of the modules inside it; `output` is (C, h, w), or () where there is no one shape."""
+    """One module. Parameters and operations include those of the modules inside it, own_operations does not.
+
+    output: (C, h, w), or () where there is no one shape.
+    """
 
     name: str
     kind: str
     parameters: int = 0
     operations: int = 0
+    own_operations: int = 0
     calls: int = 0
     output: tuple[int, ...] = ()
     layers: list[Layer] = field(default_factory=list)
@@ -54,7 +58,7 @@ class Layer:
         """Give each layer the operations of the layers inside it, which may run without it: a ModuleList is never called."""
         for layer in self.layers:
             layer.add_up()
-            self.operations += layer.operations
+        self.operations = self.own_operations + sum(layer.operations for layer in self.layers)
 
     def runs(self) -> bool:
         """Whether this layer or one inside it was called."""
@@ -108,8 +112,6 @@ def mmcv_operations(module: nn.Module, inputs: torch.Tensor, output: torch.Tenso
 
 
 RULES: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], int]] = {"macs": macs, "mmcv": mmcv_operations}
-# layers that a reference runs twice where once gives the same result, by the class of the network; its published sum counts them twice
-RUN_TWICE = {"PoseNAS": ("reduce_channel_prev",)}
 RULE_TEXTS = {
     "macs": "multiply-adds of convolutions, transposed convolutions and linear layers; biases, norms, activations, pooling and resizing are not counted",
     "mmcv": "as mmcv 1.x: multiply-adds and biases of convolutions, 2 per input of a norm, 1 per output of a ReLU, 1 per input of a pooling module",
@@ -161,7 +163,7 @@ def measure(model: nn.Module, image_size: tuple[int, int], *, rule: str = "macs"
         if isinstance(output, torch.Tensor):
             layer.output = tuple(output.shape[1:])
             if inputs and isinstance(inputs[0], torch.Tensor):
-                layer.operations += count(module, inputs[0], output)
+                layer.own_operations += count(module, inputs[0], output)
 
     modes = {module: module.training for module in model.modules()}
     handles = [handle for module in model.modules() for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))]
@@ -208,12 +210,6 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def reference_operations(size: Size) -> int:
-    """Operations as the reference's own code would be counted: of every supervised output, and RUN_TWICE twice. size: with all_outputs."""
-    twice = RUN_TWICE.get(size.network.kind, ())
-    return size.network.operations + sum(layer.operations for layer in size.network.layers if layer.name in twice and layer.calls == 1)
-
-
 def report(tested: Size, trained: Size, *, depth: int | None = None, all_outputs: bool = False) -> str:
     """The table of a network and its sums, in lines for a terminal.
 
@@ -227,14 +223,16 @@ def report(tested: Size, trained: Size, *, depth: int | None = None, all_outputs
     sums = {"to predict, as in testing": tested.network.operations, "of every supervised output, as in training": trained.network.operations}
     if len(set(sums.values())) == 1:
         sums = {"": tested.network.operations}
-    if (operations := reference_operations(trained)) not in sums.values():
-        sums[f"the same with {', '.join(RUN_TWICE[trained.network.kind])} twice, as the reference runs it and counts"] = operations
     for number, (meaning, operations) in enumerate(sums.items()):
         lines.append(f"{'' if number else 'operations':<12}{_amount(operations, 'G', 9, 30)}{': ' if meaning else ''}{meaning}")
     lines.append(f"rule        {shown.rule}: {RULE_TEXTS[shown.rule]}")
+    for mode, size in (("testing", tested), ("training", trained)):
+        again = [f"{name} {layer.calls} times" for name, layer in _paths(size.network) if layer.calls > 1 and layer.own_operations]
+        if again:
+            lines.append(f"run again   in {mode}: {', '.join(again)}; counted each time")
     unused = [(name, layer) for name, layer in _paths(shown.network) if not layer.calls and layer.parameters and not layer.layers]
     if unused:
-        lines.append(f"not run     {len(unused)} layers with {sum(layer.parameters for _, layer in unused):,} of the parameters, {unused[0][0]} the first")
+        lines.append(f"not run     {len(unused)} {'layer' if len(unused) == 1 else 'layers'} with {sum(layer.parameters for _, layer in unused):,} of the parameters, {unused[0][0]} the first")
     for operation, times in shown.unknown.items():
         lines.append(f"WARNING     not counted: {operation} ({times} {'time' if times == 1 else 'times'}); the operations are more than this")
     return "\n".join(lines)
