@@ -10,7 +10,7 @@ from filling import filled_input, filled_state, generator
 from poise import config
 from poise.errors import ConfigError
 from poise.losses import JointsMSELoss
-from poise.models import MODELS, build_model
+from poise.models import build_model
 
 COCO, MPII = "experiments/coco", "experiments/mpii"
 EXPERIMENT = {
@@ -19,12 +19,29 @@ EXPERIMENT = {
     **{f"pose_res2net{d}_coco": f"{COCO}/res2net/res2net{d}_4s_26w_256x192_d256x3_adam_lr1e-3.yaml" for d in (50, 101)},
     **{f"pose_res2net{d}_v1b_coco": f"{COCO}/res2net/res2net{d}_v1b_4s_26w_256x192_d256x3_adam_lr1e-3.yaml" for d in (50, 101)},
     "pose_res2net50_mpii": f"{MPII}/res2net/res2net50_256x256_d256x3_adam_lr1e-3.yaml",
+    "pose_hrnet_w32_coco": f"{COCO}/hrnet/w32_256x192_adam_lr1e-3.yaml",
+    "pose_hrnet_w48_coco": f"{COCO}/hrnet/w48_384x288_adam_lr1e-3.yaml",
+    "pose_hrnet_w32_mpii": f"{MPII}/hrnet/w32_256x256_adam_lr1e-3.yaml",
+    **{f"mspn_{s}stg_coco": f"{COCO}/mspn/mspn_{s}stg_256x192.yaml" for s in (1, 2, 3, 4)},
+    "mspn_4stg_coco_384x288": f"{COCO}/mspn/mspn_4stg_384x288.yaml",
+    "mspn_2stg_mpii": f"{MPII}/mspn/mspn_2stg_256x256.yaml",
+    **{f"posenas_l18_c{c}_coco": f"{COCO}/posenas/256x192_18l_{c}c.yaml" for c in (48, 64)},
+    **{f"posenas_l18_c{c}_mpii": f"{MPII}/posenas/256x256_18l_{c}c.yaml" for c in (48, 64)},
+    **{f"moganet_{size}_coco": f"{COCO}/moganet/moganet_{size}_256x192.yaml" for size in ("xt", "t", "s", "b", "l", "xl")},
 }
+# the networks whose whole forward pass is compared at every run of the tests: small ones of each family, which together have all its
+# blocks. The others are compared by make test-slow; their keys, shapes and parameters always
+SMALL = ("pose_resnet50_coco", "pose_res2net50_coco", "pose_res2net50_v1b_coco", "pose_res2net50_mpii", "pose_hrnet_w32_coco", "mspn_1stg_coco",
+         "mspn_2stg_mpii", "posenas_l18_c48_coco", "posenas_l18_c64_mpii", "moganet_xt_coco", "moganet_t_coco")
 
 
-def build(name, width, height):
+def build(name, width, height, *overrides):
     return build_model(config.load(ROOT / EXPERIMENT[name], ["MODEL.IMAGE_SIZE", [width, height], "MODEL.HEATMAP_SIZE",
-                                                             [width // 4, height // 4], "MODEL.INIT_WEIGHTS", False]))
+                                                             [width // 4, height // 4], "MODEL.INIT_WEIGHTS", False, *overrides]))
+
+
+def read(kind, name):
+    return json.loads((GOLDEN / kind / f"{name}.json").read_text())
 
 
 def golden(kind):
@@ -32,17 +49,26 @@ def golden(kind):
 
 
 def test_every_record_has_an_experiment():
-    assert set(golden("models")) == set(EXPERIMENT)
+    assert set(golden("models")) <= set(EXPERIMENT) and set(SMALL) <= set(EXPERIMENT)
+    assert set(golden("train")) <= set(golden("models"))
 
 
 @pytest.mark.parametrize("name", golden("models"))
+def test_keys_shapes_and_parameters_of_the_reference(name):
+    record = read("models", name)
+    _, _, height, width = record["runs"][0]["input"]
+    with torch.device("meta"):
+        model = build(name, width, height)
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == dict(map(tuple, record["keys"]))
+    assert sum(p.numel() for p in model.parameters()) == record["params"]
+
+
+@pytest.mark.parametrize("name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in golden("models")])
 def test_outputs_of_the_reference(name):
-    record = json.loads((GOLDEN / "models" / f"{name}.json").read_text())
+    record = read("models", name)
     for run in record["runs"]:
         batch, _, height, width = run["input"]
         model = build(name, width, height)
-        assert {k: list(v.shape) for k, v in model.state_dict().items()} == dict(map(tuple, record["keys"]))
-        assert sum(p.numel() for p in model.parameters()) == record["params"]
         model.load_state_dict(filled_state(model.state_dict(), record["seed"]))
         model.eval()
         with torch.no_grad():
@@ -60,11 +86,18 @@ def two_torch_threads():
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("name", golden("train"))
+# how far the first gradient's norm and the first three losses may be off where float32 sums have another order than in the recording
+# (another CPU, other threads). Adam's first steps are nearly signs of the gradient, so that the differences grow. The filled PoseNAS
+# has gradients of 1e5: there one thread instead of two moves the norm by 7 %, and the losses by 0.1, 0.5 and 5 %
+OTHER_SUMS = {"posenas": (0.2, 5e-3, 2e-2, 0.1)}
+
+
+# MSPN's losses are its own: tests/test_losses.py
+@pytest.mark.parametrize("name", [name for name in golden("train") if not name.startswith("mspn")])
 def test_first_training_losses_of_the_reference(name, two_torch_threads):
-    record = json.loads((GOLDEN / "train" / f"{name}.json").read_text())
+    record = read("train", name)
     batch, _, height, width = record["batch"]
-    model = build(name, width, height)
+    model = build(name, width, height, *(["MODEL.EXTRA.DROP_PATH", 0] if name.startswith("moganet") else []))
     model.load_state_dict(filled_state(model.state_dict(), record["seed"]))
     model.train()
     rng = generator(record["seed"], f"train/{name}")
@@ -77,18 +110,17 @@ def test_first_training_losses_of_the_reference(name, two_torch_threads):
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            norm = torch.stack([p.grad.double().square().sum() for p in model.parameters()]).sum().sqrt()
-            assert float(norm) == pytest.approx(record["grad_norm_step0"], rel=1e-3)
+            norm = float(torch.stack([p.grad.double().square().sum() for p in model.parameters()]).sum().sqrt())
         optimizer.step()
         losses.append(float(loss.detach()))
-    # the recording ran on two threads, and so run here these losses equal it bit for bit. Adam's first steps are nearly signs of
-    # the gradient, so another order of float32 sums (one thread, another CPU) moves the later losses by thousandths
-    assert losses[0] == pytest.approx(record["loss"][0], rel=1e-5)
-    assert losses[1] == pytest.approx(record["loss"][1], rel=2e-3)
-    assert losses[2] == pytest.approx(record["loss"][2], rel=1e-2)
+    # the recording ran on two threads, as this does: where the first loss is the same to the last bit, so are the sums
+    same_sums = losses[0] == record["loss"][0]
+    tolerances = (1e-3,) * 4 if same_sums else OTHER_SUMS.get(name.split("_")[0], (1e-3, 1e-5, 2e-3, 1e-2))
+    for got, want, tolerance in zip((norm, *losses), (record["grad_norm_step0"], *record["loss"]), tolerances):
+        assert got == pytest.approx(want, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", ["pose_res2net", "pose_res2net_v1b", "pose_resnet"])
 @pytest.mark.parametrize("depth", [18, 34])
 def test_small_depths(name, depth):
     cfg = config.load(ROOT / EXPERIMENT["pose_resnet50_coco"], ["MODEL.NAME", name, "MODEL.EXTRA.NUM_LAYERS", depth, "MODEL.EXTRA.NUM_CHANNELS",

@@ -12,13 +12,15 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models import pose_res2net, pose_resnet, simple_baseline
+from poise.models import moganet, pose_res2net, pose_resnet, posenas, simple_baseline
 
 # MODEL.NAME -> (builder, the keys of MODEL.EXTRA that it reads)
 MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
     "pose_resnet": (pose_resnet.build, simple_baseline.EXTRA_KEYS),
     "pose_res2net": (pose_res2net.build_v1, simple_baseline.EXTRA_KEYS),
     "pose_res2net_v1b": (pose_res2net.build_v1b, simple_baseline.EXTRA_KEYS),
+    "posenas": (posenas.build, posenas.EXTRA_KEYS),
+    "moganet": (moganet.build, moganet.EXTRA_KEYS),
 }
 
 
