@@ -1,11 +1,17 @@
-"""Fetching weights: from a server of this machine, which breaks transfers, lies or knows no ranges. Nothing here leaves the machine."""
+"""Fetching weights: from a server of this machine, which breaks transfers, lies, redirects or knows no ranges. Nothing here leaves the machine."""
+import contextlib
 import hashlib
 import http.server
+import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
+from conftest import ROOT
 
 from poise import download, weights
 from poise.errors import DataError, one_line
@@ -22,6 +28,9 @@ class Server(http.server.ThreadingHTTPServer):
     says_length = True
     nonsense = False            # answers in another protocol
     broken_chunks = False       # the encoding of unknown length, cut off
+    redirect = None             # address to which /moved/ leads
+    shifted = False             # answers a Range with another one
+    says_range = True           # 416 tells the length of the file
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -38,15 +47,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.nonsense:
             self.wfile.write(b"220 welcome to this mail server\r\n")
             return
-        if not self.path.startswith("/weights/net-"):
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", server.redirect)
+            self.end_headers()
+            return
+        if not self.path.startswith("/weights/net"):
             self.send_error(404)
             return
         begin = 0
         if self.headers.get("Range") and server.ranges:
             begin = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
             if begin >= len(CONTENT):
-                self.send_error(416)
+                self.send_response(416)
+                if server.says_range:
+                    self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
+            begin = 0 if server.shifted else begin
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {begin}-{len(CONTENT) - 1}/{len(CONTENT)}")
         else:
@@ -66,9 +85,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+@contextlib.contextmanager
+def serving():
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -78,9 +96,16 @@ def server(monkeypatch):
     thread.join()
 
 
-def refusal(url, folder):
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as server:
+        yield server
+
+
+def refusal(url, folder, **options):
     with pytest.raises(DataError) as error:
-        download.fetch(url, folder)
+        download.fetch(url, folder, **options)
     text = str(error.value)
     assert text == one_line(text)
     return text
@@ -123,9 +148,24 @@ def test_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
 
 def test_part_that_is_whole_needs_no_more_bytes(server, tmp_path):
     """Killed between the last byte and the renaming: the server answers 416, there is nothing left to send."""
-    (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
+    for said in (True, False):
+        server.says_range = said
+        (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
+        assert download.fetch(server.url(), tmp_path, force=True).read_bytes() == CONTENT
+        assert files(tmp_path) == [NAME]
+    assert server.asked == [f"bytes={len(CONTENT)}-"] * 2
+
+
+def test_part_that_is_longer_than_the_file_is_begun_again(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
     assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
-    assert files(tmp_path) == [NAME]
+    assert server.asked == [f"bytes={len(CONTENT) + 4}-", None]
+
+
+def test_range_that_was_not_asked_for_is_not_appended(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1000])
+    server.shifted = True
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
 
 
 def test_part_of_another_file_is_found_out_and_removed(server, tmp_path):
@@ -138,7 +178,7 @@ def test_part_of_another_file_is_found_out_and_removed(server, tmp_path):
 def test_wrong_sum_is_removed(server, tmp_path):
     name = "net-00000000.pth"
     text = refusal(server.url(name), tmp_path)
-    assert f"its sha256 begins with {hashlib.sha256(CONTENT).hexdigest()[:8]}, the name says 00000000" in text
+    assert f"its sha256 begins with {hashlib.sha256(CONTENT).hexdigest()[:8]}, and 00000000 was published; the file was removed" in text
     assert files(tmp_path) == []
 
 
@@ -186,6 +226,92 @@ def test_folder_in_the_place_of_the_file(server, tmp_path):
     assert "cannot be read (Is a directory); remove it" in refusal(server.url(), tmp_path)
 
 
+def test_redirect(server, tmp_path):
+    """GitHub's releases lead to another host; the name is that of the first address."""
+    server.redirect = server.url("net-elsewhere.pth")
+    moved = server.url().replace("/weights/", "/moved/")
+    assert download.fetch(moved, tmp_path) == tmp_path / NAME and (tmp_path / NAME).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("target", ["http://example.com/net.pth", "ftp://example.com/net.pth", "file:///etc/passwd"])
+def test_redirect_to_where_no_address_could_lead(server, tmp_path, target):
+    server.redirect = target
+    text = refusal(server.url().replace("/weights/", "/moved/"), tmp_path)
+    assert "only https addresses are fetched" in text or "is not allowed" in text
+    assert files(tmp_path) == []
+
+
+def test_no_space_is_known_before_the_transfer(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})())
+    text = refusal(server.url(), tmp_path)
+    assert "2.3 MB are to come, and 1.0 MB are free on the disk of" in text and files(tmp_path) == []
+
+
+def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
+    """As when another program writes too: what fitted is kept, nothing half is in the place of the file."""
+    resource = pytest.importorskip("resource")
+    import signal
+
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, before[1]))
+    try:
+        text = refusal(server.url(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "File too large" in text and files(tmp_path) == [f"{NAME}.part"]
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT and server.asked[1].startswith("bytes=1")
+
+
+def test_sum_that_is_not_in_the_name(server, tmp_path):
+    """models/zoo.yaml may know the sum of a file whose name carries none."""
+    whole = hashlib.sha256(CONTENT).hexdigest()
+    target = download.fetch(server.url("net.pth"), tmp_path, name="resnet.pth", sha256=whole)
+    assert target == tmp_path / "resnet.pth" and files(tmp_path) == ["resnet.pth"]
+    assert "its sha256 begins with" in refusal(server.url("net.pth"), tmp_path, name="other.pth", sha256="0" * 64)
+    assert "and 1111" in refusal(server.url(), tmp_path / "b", sha256="1111111111"), "a given sum goes before that of the name"
+
+
+def test_file_without_any_sum_is_fetched_only_when_asked_for(server, tmp_path, caplog):
+    caplog.set_level("WARNING", logger="poise")
+    logging.getLogger("poise").propagate = True
+    assert "could not be checked" in refusal(server.url("net.pth"), tmp_path)
+    target = download.fetch(server.url("net.pth"), tmp_path, unchecked=True)
+    assert target.read_bytes() == CONTENT and f"{target}: was not checked, because its publisher gives no sum of it" in caplog.text
+    assert download.fetch(server.url("net.pth"), tmp_path, unchecked=True) == target and len(server.asked) == 1
+    target.write_bytes(b"")
+    assert "was empty" in refusal(server.url("net.pth"), tmp_path, unchecked=True) and files(tmp_path) == []
+
+
+def test_without_a_sum_a_broken_transfer_is_still_found_out(server, tmp_path):
+    server.breaks_after = 1000
+    assert "the transfer ended after 1000 of 2304000 bytes" in refusal(server.url("net.pth"), tmp_path, unchecked=True)
+    server.breaks_after = None
+    assert download.fetch(server.url("net.pth"), tmp_path, unchecked=True).read_bytes() == CONTENT and server.asked[1] == "bytes=1000-"
+
+
+def test_force_fetches_anew_and_keeps_the_old_until_the_new_is_whole(server, tmp_path):
+    (tmp_path / NAME).write_bytes(b"old")
+    server.breaks_after = 1000
+    refusal(server.url(), tmp_path, force=True)
+    assert (tmp_path / NAME).read_bytes() == b"old"
+    server.breaks_after = None
+    assert download.fetch(server.url(), tmp_path, force=True).read_bytes() == CONTENT and files(tmp_path) == [NAME]
+
+
+def test_ranks_that_ask_at_once_fetch_once(server, tmp_path):
+    """Processes of one training all find the file missing; the first one fetches it, the others wait for it."""
+    pytest.importorskip("fcntl")
+    code = ("import sys; from poise import download; "
+            "print(download.fetch(sys.argv[1], sys.argv[2]).stat().st_size)")
+    ranks = [subprocess.Popen([sys.executable, "-c", code, server.url(), str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for rank in ranks:
+        out, errors = rank.communicate(timeout=60)
+        assert rank.returncode == 0 and out.endswith(f"{len(CONTENT)}\n"), errors
+    assert len(server.asked) == 1 and files(tmp_path) == [NAME]
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     def refuse(*arguments, **_):
@@ -226,7 +352,8 @@ def test_name_cannot_leave_the_folder(server, tmp_path):
 @pytest.mark.parametrize("name, digest", [
     ("resnet50-19c8e357.pth", "19c8e357"), ("res2net50_26w_4s-06e79181.pth", "06e79181"),
     ("a-b-0123456789abcdef.pth.tar", "0123456789abcdef"),
-    ("resnet50.pth", None), ("resnet50-19c8.pth", None),
+    ("mspn50_coco_256x192-8fbfb5d0_20201123.pth", "8fbfb5d0"), ("td-hm_res50_8xb64-210e_coco-256x192-04af38ce_20220923.pth", "04af38ce"),
+    ("resnet50.pth", None), ("resnet50-19c8.pth", None), ("moganet_xtiny_sz224_8xbs128_ep300.pth.tar", None), ("net-0123abcd_2020.pth", None),
 ])
 def test_sums_in_published_names(name, digest):
     assert download.sha256_prefix(name) == digest

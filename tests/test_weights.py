@@ -159,11 +159,15 @@ def test_missing_pretrained_says_where_to_get_it(tmp_path):
     path = tmp_path / "resnet50-19c8e357.pth"
     text = refusal(weights.load_pretrained, Network(), str(path))
     source = "https://download.pytorch.org/models/resnet50-19c8e357.pth"
-    assert text.startswith(f"MODEL.PRETRAINED {path}: no such file; it can be fetched from {source}; or ")
+    assert text == (f"MODEL.PRETRAINED {path}: no such file; python tools/download_weights.py resnet50_imagenet fetches it from {source}; "
+                    "or give MODEL.PRETRAINED '' to start from random weights")
     text = refusal(weights.load_pretrained, Network(), str(tmp_path / "res2net50_26w_4s-06e79181.pth"))
     assert "/res2net/res2net50_26w_4s-06e79181.pth" in text
+    path = tmp_path / "pose_hrnet_w32_256x192.pth"
+    text = refusal(weights.load_pretrained, Network(), str(path))
+    assert f"download the file {path.name}, and put it at {path}; or give" in text and "by hand" in text
     text = refusal(weights.load_pretrained, Network(), str(tmp_path / "mine.pth"))
-    assert "fetched" not in text and "give MODEL.PRETRAINED '' to start from random weights" in text
+    assert text.endswith("mine.pth: no such file; or give MODEL.PRETRAINED '' to start from random weights")
 
 
 # refused --------------------------------------------------------------------------------------------------------------------------

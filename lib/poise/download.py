@@ -3,14 +3,20 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import os
 import re
+import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from poise.errors import DataError, one_line
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -21,60 +27,133 @@ def is_url(path: str) -> bool:
 
 
 def sha256_prefix(name: str) -> str | None:
-    """The checksum that a published file name carries: 'resnet50-19c8e357.pth' -> '19c8e357'; None where there is none."""
-    match = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+$", name)
+    """The checksum that a published file name carries: 'resnet50-19c8e357.pth' -> '19c8e357', and mmpose's with a date behind it,
+    'mspn50_coco_256x192-8fbfb5d0_20201123.pth' -> '8fbfb5d0'; None where there is none.
+    """
+    match = re.search(r"-([0-9a-f]{8,64})(?:_\d{8})?\.[A-Za-z0-9.]+$", name)
     return match.group(1) if match else None
 
 
-def fetch(url: str, folder: str | Path) -> Path:
+def fetch(url: str, folder: str | Path, *, name: str = "", sha256: str = "", unchecked: bool = False, force: bool = False) -> Path:
     """Return the local copy of `url` in `folder`, fetching it when it is not there.
 
-    The file name must carry the first 8 or more hex digits of the file's sha256, and the content must agree; a file already
-    there is checked too. Plain http is taken from this machine only. Raises DataError with what failed and what to do.
+    name: of the copy; '' is the name in the address. sha256: first 8 or more hex digits of the file's sum; '' takes them from the
+    name in the address, and a file whose name carries none is refused, or with `unchecked` fetched with a warning. A file
+    already there is checked too; with `force` it is fetched anew and replaced when the new one is whole. Plain http is taken from this
+    machine only. Raises DataError with what failed and what to do.
     """
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
         raise DataError(f"{url}: not an address ({error})") from None
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise DataError(f"{url}: only https addresses are fetched; fetch the file yourself and give its path")
-    name = Path(urllib.parse.unquote(parts.path)).name
-    digest = sha256_prefix(name)
-    if digest is None:
+    _check_scheme(parts)
+    published = Path(urllib.parse.unquote(parts.path)).name
+    digest = sha256 or sha256_prefix(published)
+    if digest is None and not unchecked:
         raise DataError(f"{url}: the file name carries no sha256 prefix (name-0123abcd.pth), so it could not be checked; "
                         "fetch the file yourself and give its path")
-    target, part = Path(folder) / name, Path(folder) / f"{name}.part"
-    if target.exists():
-        _check(target, digest, url)
+    target = Path(folder) / (name or published)
+    part = target.with_name(f"{target.name}.part")
+    if target.exists() and not force:
+        check(target, digest, url)
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _transfer(url, part)
+        with _alone(part):
+            if target.exists() and not force:       # another process was faster
+                check(target, digest, url)
+                return target
+            _transfer(url, part)
+            check(part, digest, url)
+            os.replace(part, target)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DataError(f"{url}: cannot be fetched ({one_line(error)}); what came is kept in {part} and the next try goes on from there, "
-                        f"or put the file at {target} by hand") from None
-    _check(part, digest, url)
-    os.replace(part, target)
+        kept = f"what came is kept in {part} and the next try goes on from there, " if part.exists() else ""
+        raise DataError(f"{url}: cannot be fetched ({one_line(error)}); {kept}or put the file at {target} by hand") from None
+    if digest is None:
+        log.warning("%s: was not checked, because its publisher gives no sum of it", target)
     return target
 
 
+def check(path: str | Path, digest: str | None, source: str) -> None:
+    """Raise DataError, and remove the file, unless the hex digits of its sha256 begin with `digest`; None checks that it can be read.
+
+    source: from where it can be fetched again.
+    """
+    path, sum_ = Path(path), hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK if digest else 1):
+                sum_.update(chunk)
+                if not digest:
+                    return
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); remove it, and {source} is fetched again") from None
+    if not digest:
+        path.unlink()
+        raise DataError(f"{path}: was empty; the file was removed, fetch {source} again")
+    if not sum_.hexdigest().startswith(digest):
+        path.unlink()
+        raise DataError(f"{path}: its sha256 begins with {sum_.hexdigest()[:len(digest)]}, and {digest} was published; "
+                        f"the file was removed, fetch {source} again")
+
+
+def _check_scheme(parts: urllib.parse.SplitResult) -> None:
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise DataError(f"{parts.geturl()}: only https addresses are fetched; fetch the file yourself and give its path")
+
+
+class _OnlySafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects are followed, as GitHub's releases need, but never to where a first address could not lead."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: D102, the name and signature are urllib's
+        _check_scheme(urllib.parse.urlsplit(newurl))
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Hold the file of a transfer, so that several processes (ranks of one training) fetch it once: the others wait.
+
+    An empty one is removed afterwards. Where the system has no such locks (Windows) nothing is held.
+    """
+    with open(part, "ab") as held:
+        try:
+            import fcntl
+
+            fcntl.flock(held, fcntl.LOCK_EX)
+        except (ImportError, OSError):      # a network file system may know no locks either
+            pass
+        try:
+            yield
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
+
+
 def _transfer(url: str, part: Path) -> None:
+    """Bring `part` up to the whole file, from where it ends."""
     from tqdm import tqdm
 
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    have = part.stat().st_size
+    opener = urllib.request.build_opener(_OnlySafeRedirects)
     try:
-        response = urllib.request.urlopen(request, timeout=60)
+        response = opener.open(urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code != 416:   # 416: nothing is left to send, the part is whole
+        if error.code != 416 or not have:
             raise
-        return
+        if error.headers.get("Content-Range", "").endswith(f"/{have}") or "Content-Range" not in error.headers:
+            return          # nothing is left to send, the part is whole
+        os.truncate(part, 0)    # longer than the file: the beginning of another
+        response, have = opener.open(url, timeout=60), 0
     with response:
-        if response.status != 206:      # the server sends all of it again
-            have = 0
+        if response.status != 206 or not response.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):
+            have = 0        # the server sends all of it again
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        print(f"fetching {url} ({'size unknown' if total is None else f'{total / 1e6:.1f} MB'}) to {part.with_suffix('')}")
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - have > free:
+            raise OSError(f"{(total - have) / 1e6:.1f} MB are to come, and {free / 1e6:.1f} MB are free on the disk of {part.parent}")
+        print(f"fetching {url} ({'size unknown' if total is None else f'{total / 1e6:.1f} MB'}) to {part.with_suffix('')}", flush=True)
         with open(part, "ab" if have else "wb") as file, tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
@@ -82,14 +161,3 @@ def _transfer(url: str, part: Path) -> None:
             have = file.tell()
     if total is not None and have < total:
         raise ConnectionError(f"the transfer ended after {have} of {total} bytes")
-
-
-def _check(path: Path, digest: str, url: str) -> None:
-    try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); remove it, and {url} is fetched again") from None
-    if not found.startswith(digest):
-        path.unlink()
-        raise DataError(f"{path}: its sha256 begins with {found[:len(digest)]}, the name says {digest}; the file was removed, fetch {url} again")

@@ -1,0 +1,132 @@
+"""Reading and writing files of torch.save. No code of a stranger's file is ever run.
+
+Files are read with torch.load(weights_only=True), which makes tensors and plain values and nothing else. Published checkpoints hold
+other things too: HRNet's have a NumPy number beside the weights, mmpose's NumPy arrays and the loggers of mmengine, timm's the arguments
+of the command line. For these an empty object of ours stands in, so the weights can be had although the rest is not understood.
+"""
+from __future__ import annotations
+
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from poise.errors import DataError
+from poise.writing import replacing
+
+# where a dict with the state dict in it may have it: HRNet, mmcv, timm; MSPN, detectron2
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")    # DataParallel and DistributedDataParallel; torch.compile
+_MOST_FOREIGN_CLASSES = 64
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass
+class WeightFile:
+    """The weights of a file under the names that they have there, without 'module.'. foreign: the classes of what was not read."""
+
+    path: str
+    state: State
+    foreign: tuple[str, ...] = ()
+
+
+class _Unread:
+    """Stands for an object of a class that is not ours to make; whatever it was made of is dropped."""
+
+    def __new__(cls, *_, **__):
+        return object.__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+class _UnreadDict(_Unread):
+    """The same for kinds of dict, which are filled item by item."""
+
+    def __new__(cls, *_, **__):
+        return OrderedDict()
+
+
+def read_state_dict(path: str | Path) -> State:
+    """The state dict in a file, under the names that it has there: see read_weight_file."""
+    return read_weight_file(path).state
+
+
+def read_weight_file(path: str | Path) -> WeightFile:
+    """The weights in a file: bare, or in a dict as 'state_dict', 'model' or 'model_state_dict'. A leading 'module.' is stripped.
+
+    Raises DataError when the file is missing, is not a weight file, or holds weights that could not be read without running code.
+    """
+    content, foreign = _read(Path(path), "weight file", _MOST_FOREIGN_CLASSES)
+    for _ in range(3):      # a state dict may be wrapped twice, as {"model": {"state_dict": ...}}
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None) if isinstance(content, Mapping) else None
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        if foreign:
+            raise _foreign_code(path, foreign[0])
+        raise DataError(f"{path}: holds no state dict (names and tensors)")
+    state: State = {}
+    for name, tensor in content.items():
+        plain = str(name)
+        while plain.startswith(_PREFIXES):
+            plain = plain.split(".", 1)[1]
+        if plain in state:
+            raise DataError(f"{path}: holds {plain} twice, with and without 'module.'")
+        state[plain] = tensor
+    return WeightFile(str(path), state, tuple(foreign))
+
+
+def read_tensors(path: str | Path, what: str) -> Any:
+    """The content of a file of torch.save: tensors and plain values, nothing else; NumPy's objects are left empty.
+
+    `what` goes into the DataError where it cannot be read.
+    """
+    return _read(Path(path), what, 0)[0]
+
+
+def save(path: str | Path, content: Any) -> None:
+    """torch.save in place of the old file, wholly or not at all. Raises DataError where it cannot be written."""
+    try:
+        with replacing(path) as part:
+            torch.save(content, part)
+    except RuntimeError as error:    # how torch reports a full disk
+        raise DataError(f"{path}: cannot be written ({str(error).splitlines()[0]}); the file before it, if any, is kept") from None
+
+
+def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
+    """(content, foreign classes). Each class that torch does not know is replaced by an empty one, and the reading begun again."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such {what}")
+    foreign: dict[str, type] = {}
+    while True:
+        try:
+            with warnings.catch_warnings(), torch.serialization.safe_globals([(empty, name) for name, empty in foreign.items()]):
+                warnings.simplefilter("ignore")     # torch warns of what it then refuses
+                return torch.load(path, map_location="cpu", weights_only=True), list(foreign)
+        except Exception as error:      # a damaged file makes torch raise many kinds, AssertionError and struct.error among them
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if found is None and foreign:
+                raise _foreign_code(path, next(iter(foreign))) from None
+            if found is None:
+                raise DataError(f"{path}: not a {what} of PyTorch, or damaged ({type(error).__name__})") from None
+            name = found[1] if "." in found[1] else f"builtins.{found[1]}"      # torch shortens the names of builtins
+            if name in foreign or (len(foreign) >= most_foreign and not name.startswith("numpy.")) or "blocked" in str(error):
+                raise _foreign_code(path, found[1]) from None
+            # yacs' CfgNode, mmcv's ConfigDict, EasyDict, OmegaConf's DictConfig, defaultdict
+            foreign[name] = _UnreadDict if re.search(r"(?i)(dict|cfgnode|dictconfig)$", name) else _Unread
+
+
+def _foreign_code(path: str | Path, name: str) -> DataError:
+    return DataError(f"{path}: holds more than tensors and plain values ({name}), and reading it could run a stranger's code; "
+                     "save its state dict alone and use that")

@@ -1,0 +1,83 @@
+"""What lies beside the weights in published checkpoints, and networks that are nearly the right ones."""
+import argparse
+import collections
+import logging
+
+import numpy as np
+import pytest
+import torch
+from small_networks import small
+from weight_files import equal, mmpose, module, refusal, saved
+
+from poise import weights
+
+
+@pytest.fixture(autouse=True)
+def messages(caplog):
+    caplog.set_level(logging.INFO, logger="poise")
+    logging.getLogger("poise").propagate = True
+    return caplog
+
+
+class HistoryBuffer:
+    """As mmengine's: it would run its __setstate__ when it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __setstate__(self, state):
+        open(state["path"], "w").close()
+
+
+class CfgNode(dict):
+    """As yacs': a dict of another class."""
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_objects_beside_the_weights_are_not_read_and_not_run(tmp_path, zipped, messages):
+    """mmpose 1.x keeps NumPy arrays and mmengine's loggers, timm its arguments, other trainers their configuration."""
+    state = small("resnet", seed=1).state_dict()
+    content = {"meta": {"dataset_meta": {"sigmas": np.arange(17.0), "names": np.array(["a"], dtype=object)}, "cfg": CfgNode(A=CfgNode(B=1))},
+               "message_hub": {"log": HistoryBuffer(tmp_path / "ran"), "counts": collections.defaultdict(list, a=[1])},
+               "args": argparse.Namespace(lr=0.1), "state_dict": state}
+    path = tmp_path / "w.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    model = small("resnet", seed=2)
+    weights.load(model, path)
+    assert equal(model, state) and not (tmp_path / "ran").exists()
+    assert "not read, because that could run code: " in messages.text
+    file = weights.read_weight_file(path)
+    assert {"argparse.Namespace", "test_weights_foreign.HistoryBuffer", "test_weights_foreign.CfgNode"} <= set(file.foreign)
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "ran").exists(), "the file of this test would have run code"
+
+
+def test_weights_that_are_objects_are_refused(tmp_path):
+    path = saved(tmp_path / "w.pth", {"state_dict": {"conv1.weight": HistoryBuffer(tmp_path / "ran")}})
+    text = refusal(weights.load, small("resnet"), path)
+    assert "HistoryBuffer), and reading it could run a stranger's code" in text and not (tmp_path / "ran").exists()
+
+
+def test_networks_alike_are_refused_with_what_differs(tmp_path):
+    """mmpose's SCNet and SEResNet have a ResNet's names and more; a ResNet of other widths has them all."""
+    state = mmpose(small("resnet").state_dict())
+    text = refusal(weights.load, small("resnet"), saved(tmp_path / "w.pth", {**state, "backbone.layer1.0.conv2.k2.1.weight": torch.zeros(4, 4, 3, 3)}))
+    assert "unexpected 1, mismatched 0" in text and text.endswith("another network, like ResNet-50, 17 joints, but with other layers")
+    text = refusal(weights.load, small("resnet", "MODEL.EXTRA.NUM_CHANNELS", [8, 8, 8, 8]), saved(tmp_path / "w.pth", state))
+    assert text.endswith("another network, like ResNet-50, 17 joints, but with other sizes")
+
+
+def test_a_checkpoint_to_go_on_from_holds_nothing_foreign(tmp_path):
+    """Where a run goes on there is no reason for leniency: Poise wrote the file."""
+    path = saved(tmp_path / "c.pth", {"state_dict": {}, "cfg": CfgNode(A=1)})
+    assert "CfgNode), and reading it could run a stranger's code" in refusal(weights.read_tensors, path, "checkpoint")
+    path = saved(tmp_path / "c.pth", {"epoch": 5, "perf": np.float64(0.7)})     # HRNet's: read, so that it can be told what it is
+    assert weights.read_tensors(path, "checkpoint")["epoch"] == 5
+
+
+def test_twice_wrapped_and_compiled(tmp_path):
+    state = small("resnet", seed=1).state_dict()
+    model = small("resnet", seed=2)
+    weights.load(model, saved(tmp_path / "w.pth", {"model": {"state_dict": {f"module._orig_mod.{n}": t for n, t in state.items()}}}))
+    assert equal(model, state)
+    assert "holds conv1.weight twice" in refusal(weights.load, model, saved(tmp_path / "w.pth", {**state, **module(state)}))

@@ -1,0 +1,36 @@
+"""Weight files of the tests: written, refused, compared."""
+import pytest
+import torch
+
+from poise.errors import DataError
+
+MSPN = {"stem": 4, "layers": (2, 1, 1, 2), "width": 6}      # small_networks' MSPN in the words of mmpose_mspn_names
+
+
+def saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+def refusal(call, *args, **options):
+    with pytest.raises(DataError) as error:
+        call(*args, **options)
+    return str(error.value)
+
+
+def same(state, expected):
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def equal(model, expected):
+    return same(model.state_dict(), expected)
+
+
+def module(state):
+    """As DataParallel names it."""
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+def mmpose(state, head="keypoint_head"):
+    """mmpose's names of a ResNet or an HRNet."""
+    return {f"{head}.{name}" if name.startswith(("deconv_layers.", "final_layer.")) else f"backbone.{name}": tensor for name, tensor in state.items()}

@@ -1,0 +1,34 @@
+"""Convert a weight file: python tools/convert_weights.py IN OUT --to {poise,simplebaseline,hrnet,mspn,posenas,moganet,mmpose}
+
+IN may be of any format that Poise loads: SimpleBaseline, HRNet, Res2Net-Pose, MSPN, PoseNAS, MogaNet's pose networks, or mmpose's
+ResNet, HRNet and MSPN. With --cfg the weights must fit the network of that experiment exactly.
+"""
+import argparse
+
+from poise.errors import run_tool
+
+FORMATS = ("poise", "simplebaseline", "hrnet", "mspn", "posenas", "moganet", "mmpose")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="IN", help="weight file to read")
+    parser.add_argument("target", metavar="OUT", help="weight file to write")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="names and wrapping of the written file")
+    parser.add_argument("--cfg", metavar="FILE", help="experiment whose network the weights must fit")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the experiment, overridden")
+    args = parser.parse_intermixed_args()     # KEY VALUE may stand behind the options
+    from poise import config, models
+    from poise.errors import ConfigError
+    from poise.weights import converting
+
+    if args.overrides and not args.cfg:
+        raise ConfigError(f"{args.overrides[0]}: keys belong to an experiment; give --cfg FILE")
+    model = models.build_model(config.load(args.cfg, args.overrides)) if args.cfg else None
+    print(converting.convert(args.source, args.target, args.to, model=model, force=args.force))
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
