@@ -29,6 +29,16 @@ class HistoryBuffer:
         open(state["path"], "w").close()
 
 
+class Expression:
+    """Unpickled, it would be evaluated."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return eval, (f"open({self.path!r}, 'w').close()",)
+
+
 class CfgNode(dict):
     """As yacs': a dict of another class."""
 
@@ -38,18 +48,18 @@ def test_objects_beside_the_weights_are_not_read_and_not_run(tmp_path, zipped, m
     """mmpose 1.x keeps NumPy arrays and mmengine's loggers, timm its arguments, other trainers their configuration."""
     state = small("resnet", seed=1).state_dict()
     content = {"meta": {"dataset_meta": {"sigmas": np.arange(17.0), "names": np.array(["a"], dtype=object)}, "cfg": CfgNode(A=CfgNode(B=1))},
-               "message_hub": {"log": HistoryBuffer(tmp_path / "ran"), "counts": collections.defaultdict(list, a=[1])},
+               "message_hub": {"log": HistoryBuffer(tmp_path / "ran"), "hook": Expression(tmp_path / "evaluated"), "counts": collections.defaultdict(list, a=[1])},
                "args": argparse.Namespace(lr=0.1), "state_dict": state}
     path = tmp_path / "w.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     model = small("resnet", seed=2)
     weights.load(model, path)
-    assert equal(model, state) and not (tmp_path / "ran").exists()
+    assert equal(model, state) and not (tmp_path / "ran").exists() and not (tmp_path / "evaluated").exists()
     assert "not read, because that could run code: " in messages.text
     file = weights.read_weight_file(path)
     assert {"argparse.Namespace", "test_weights_foreign.HistoryBuffer", "test_weights_foreign.CfgNode"} <= set(file.foreign)
     torch.load(path, weights_only=False)
-    assert (tmp_path / "ran").exists(), "the file of this test would have run code"
+    assert (tmp_path / "ran").exists() and (tmp_path / "evaluated").exists(), "the file of this test would have run code"
 
 
 def test_weights_that_are_objects_are_refused(tmp_path):
