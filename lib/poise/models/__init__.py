@@ -12,7 +12,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models import moganet, pose_res2net, pose_resnet, posenas, simple_baseline
+from poise.models import moganet, mspn, pose_hrnet, pose_res2net, pose_resnet, posenas, simple_baseline
 
 # MODEL.NAME -> (builder, the keys of MODEL.EXTRA that it reads)
 MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
@@ -21,6 +21,8 @@ MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
     "pose_res2net_v1b": (pose_res2net.build_v1b, simple_baseline.EXTRA_KEYS),
     "posenas": (posenas.build, posenas.EXTRA_KEYS),
     "moganet": (moganet.build, moganet.EXTRA_KEYS),
+    "pose_hrnet": (pose_hrnet.build, pose_hrnet.EXTRA_KEYS),
+    "mspn": (mspn.build, mspn.EXTRA_KEYS),
 }
 
 
