@@ -92,7 +92,7 @@ def two_torch_threads():
 OTHER_SUMS = {"posenas": (0.2, 5e-3, 2e-2, 0.1)}
 
 
-# MSPN's losses are its own: tests/test_losses.py
+# MSPN's losses are its own: tests/test_mspn_functions.py
 @pytest.mark.parametrize("name", [name for name in golden("train") if not name.startswith("mspn")])
 def test_first_training_losses_of_the_reference(name, two_torch_threads):
     record = read("train", name)

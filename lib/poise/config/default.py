@@ -32,6 +32,7 @@ def default_config() -> CN:
     c.MODEL.NAME = "pose_resnet"        # network; poise.models.MODELS lists them
     c.MODEL.INIT_WEIGHTS = True         # initialise as the family does and load MODEL.PRETRAINED when training begins
     c.MODEL.PRETRAINED = ""             # backbone (or whole network) weights: a path, or an https URL with its sha256 prefix in the name
+    c.MODEL.REPLACE_HEAD = False        # (Poise) MODEL.PRETRAINED may have other joints: its last layers are then left out, which is said; for fine-tuning
     c.MODEL.NUM_JOINTS = 17             # joints, as many as the dataset has
     c.MODEL.TAG_PER_JOINT = True        # accepted for old files; without effect there and here
     c.MODEL.TARGET_TYPE = "gaussian"    # codec between joints and heatmaps; poise.codecs.CODECS lists them
