@@ -12,8 +12,9 @@ from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # said elsewhere: the clone needs a network, the environment is the one that runs this test, tensorboard serves until it is stopped,
-# and the make targets are run by CI itself
-NOT_RUN = ("git clone", "source .venv", "make quickstart", "tensorboard --logdir")
+# and the make targets are run by CI itself; weights are fetched and converted in tests/test_zoo.py and tests/test_weights_convert.py
+NOT_RUN = ("git clone", "source .venv", "make quickstart", "tensorboard --logdir", "python tools/download_weights.py resnet50_imagenet",
+           "python tools/convert_weights.py")
 
 
 def commands():
@@ -43,6 +44,8 @@ def checkout(tmp_path_factory, small_set, small_mpii_set):
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("tools", "experiments"):
         shutil.copytree(ROOT / name, folder / name)
+    (folder / "models").mkdir()
+    shutil.copy(ROOT / "models/zoo.yaml", folder / "models")
     (folder / "data").mkdir()
     shutil.copytree(small_set, folder / "data/coco")
     shutil.copytree(small_mpii_set, folder / "data/mpii")
@@ -50,7 +53,7 @@ def checkout(tmp_path_factory, small_set, small_mpii_set):
                          ("mpii", "experiments/mpii/res2net/res2net50_256x256_d256x3_adam_lr1e-3.yaml")):
         model = build_model(config.load(ROOT / cfg))
         weights = folder / f"models/pytorch/pose_{dataset}/pose_res2net50.pth"
-        weights.parent.mkdir(parents=True)
+        weights.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), weights)
         backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(model.head_prefixes)}
         (folder / "models/pytorch/imagenet").mkdir(exist_ok=True)
