@@ -14,6 +14,7 @@ with eight edges a cell, two per node in the order of the nodes; each of the two
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,15 +23,14 @@ from typing import Any
 
 from poise.errors import ConfigError, DataError
 from poise.json_files import read_json
+from poise.models.posenas_operations import OPERATIONS, STRIDE_BLIND
+from poise.writing import replacing
 
 VERSION = 1
 INPUTS, NODES, EDGES_PER_NODE = 2, 4, 2
 CONCAT = tuple(range(INPUTS, INPUTS + NODES))   # the states that make a cell's output
-# poise.models.posenas_cells.OPERATIONS builds them
-OPERATION_NAMES = ("none", "avg_pool_3x3", "max_pool_3x3", "skip_connect", "std_conv_3x3", "std_conv_1x1", "dil_conv_3x3_2", "dil_conv_3x3_4",
-                   "se_connect", "spatial_wise")
-STRIDE_BLIND = ("se_connect", "spatial_wise")   # these keep the size of their input, so they cannot lead into a reduction cell
-_CELLS = {"encoder": ("normal", "reduce"), "decoder": ("upsample1", "upsample2", "upsample3")}
+# group -> its kinds of cells
+CELLS = {"encoder": ("normal", "reduce"), "decoder": ("upsample1", "upsample2", "upsample3")}
 
 Edges = tuple[tuple[str, int], ...]     # (operation, source state), two per node
 
@@ -50,13 +50,13 @@ class Genotype:
     meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for group, cells in _CELLS.items():
+        for group, cells in CELLS.items():
             for cell in cells:
                 object.__setattr__(self, cell, _checked_edges(getattr(self, cell), f"{group}.{cell}"))
 
     def as_json(self) -> dict[str, Any]:
         """What a genotype file holds; read_genotype reads it back."""
-        cells = {group: {cell: [list(edge) for edge in getattr(self, cell)] for cell in cells} for group, cells in _CELLS.items()}
+        cells = {group: {cell: [list(edge) for edge in getattr(self, cell)] for cell in cells} for group, cells in CELLS.items()}
         return {"version": VERSION, **{group: {**cells[group], "concat": list(CONCAT)} for group in cells}, "meta": dict(self.meta)}
 
 
@@ -75,10 +75,10 @@ def _checked_edges(edges: Any, cell: str) -> Edges:
         if not isinstance(edge, (list, tuple)) or len(edge) != 2:
             raise ConfigError(f"{where} must be [operation, state], got {edge!r}")
         operation, source = edge
-        if operation not in OPERATION_NAMES:
-            close = difflib.get_close_matches(str(operation), OPERATION_NAMES, n=1)
+        if not isinstance(operation, str) or operation not in OPERATIONS:
+            close = difflib.get_close_matches(str(operation), OPERATIONS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{where}: {operation!r} is not an operation ({', '.join(OPERATION_NAMES)}){hint}")
+            raise ConfigError(f"{where}: {operation!r} is not an operation ({', '.join(OPERATIONS)}){hint}")
         if not isinstance(source, int) or isinstance(source, bool) or not 0 <= source < node:
             raise ConfigError(f"{where}: node {node} takes its input from states 0 to {node - 1}, got {source!r}")
         if cell.endswith(".reduce") and reduction_stride(source) != 1 and operation in STRIDE_BLIND:
@@ -105,9 +105,9 @@ def read_genotype(path: str | Path) -> Genotype:
     version = group(content, "the genotype", ("version",), tuple(content) if isinstance(content, dict) else ())["version"]
     if version != VERSION or isinstance(version, bool):
         raise DataError(f"{path}: a genotype of version {version!r}; this Poise reads version {VERSION}")
-    group(content, "the genotype", ("version", *_CELLS), ("meta",))
+    group(content, "the genotype", ("version", *CELLS), ("meta",))
     cells: dict[str, Any] = {}
-    for name, needed in _CELLS.items():
+    for name, needed in CELLS.items():
         of = group(content[name], name, needed, ("concat",))
         if of.get("concat", list(CONCAT)) != list(CONCAT):
             raise DataError(f"{path}: {name}.concat must be {list(CONCAT)}: a cell gives all its nodes; got {of['concat']!r}")
@@ -119,6 +119,18 @@ def read_genotype(path: str | Path) -> Genotype:
         return Genotype(**cells, meta=meta)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def write_genotype(path: str | Path, genotype: Genotype) -> None:
+    """Write a genotype as a file that read_genotype reads, one line a cell. Raises DataError where it cannot be written."""
+    content = genotype.as_json()
+    lines = [f' "version": {content["version"]}']
+    for group in CELLS:
+        inner = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content[group].items())
+        lines.append(f' "{group}": {{\n{inner}\n }}')
+    meta = json.dumps(content["meta"], indent=1).replace("\n", "\n ")
+    with replacing(path) as part:
+        part.write_text("{\n" + ",\n".join([*lines, f' "meta": {meta}']) + "\n}\n", encoding="utf-8")
 
 
 def find_genotype(name: str) -> Genotype:
