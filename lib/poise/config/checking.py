@@ -94,3 +94,23 @@ def check_values(cfg: CfgNode, source: str) -> None:
     need(0 < cfg.TRAIN.WARMUP_FACTOR <= 1, "TRAIN.WARMUP_FACTOR", "above 0 and at most 1")
     need(cfg.TEST.BLUR_KERNEL == 0 or (cfg.TEST.BLUR_KERNEL % 2 == 1 and 3 <= cfg.TEST.BLUR_KERNEL <= 255), "TEST.BLUR_KERNEL", "0, or odd and from 3 to 255")
     need(cfg.TEST.EMPTY_CELL in (0, -1), "TEST.EMPTY_CELL", "0 or -1")
+
+    s = cfg.SEARCH
+    choice("SEARCH.MODE", "joint", "encoder", "decoder")
+    choice("SEARCH.ORDER", "weights", "architecture")
+    need(4 <= s.LAYERS <= 400 and s.LAYERS % 4 == 0, "SEARCH.LAYERS", "a multiple of 4 from 4 to 400")
+    need(4 <= s.INIT_CHANNELS <= 4096 and s.INIT_CHANNELS % 2 == 0, "SEARCH.INIT_CHANNELS", "an even number from 4 to 4096")
+    need(0 <= s.SEED < 2**63, "SEARCH.SEED", "from 0 to below 2**63")
+    need(0 < s.SUBSET <= 1, "SEARCH.SUBSET", "above 0 and at most 1")
+    need(0 < s.W_FRACTION < 1, "SEARCH.W_FRACTION", "between 0 and 1")
+    need(s.BATCH_SIZE >= 1, "SEARCH.BATCH_SIZE", "at least 1")
+    need(0 <= s.INIT_EPOCHS < s.EPOCHS, "SEARCH.INIT_EPOCHS", f"0 or more and below SEARCH.EPOCHS ({s.EPOCHS}), or no architecture is searched")
+    for key in ("W_LR", "ALPHA_LR"):
+        need(0 < s[key] < 1e30, f"SEARCH.{key}", "above 0 and below 1e30")
+    need(0 < s.LR_FACTOR <= 1000, "SEARCH.LR_FACTOR", "above 0 and at most 1000")
+    need(all(isinstance(v, int) for v in s.LR_STEP), "SEARCH.LR_STEP", "whole epochs")
+    need(len(s.ALPHA_BETAS) == 2 and all(0 <= v < 1 for v in s.ALPHA_BETAS), "SEARCH.ALPHA_BETAS", "two numbers from 0 to below 1")
+    for key in ("ALPHA_WD", "GRAD_CLIP"):
+        need(finite(s[key]) and s[key] >= 0, f"SEARCH.{key}", "0 or more")
+    need(1 <= s.PARTIAL_CHANNELS <= 64, "SEARCH.PARTIAL_CHANNELS", "from 1 to 64")
+    need(s.EVAL_INTERVAL >= 0, "SEARCH.EVAL_INTERVAL", "0 or more")

@@ -127,6 +127,32 @@ def default_config() -> CN:
     c.TEST.MODEL_FILE = ""          # weights to test; '' is the run folder's model_best.pth, else its final_state.pth
     c.TEST.PICTURES = 8             # (Poise) images drawn with their predictions after a test
 
+    # (Poise) tools/search.py, see docs/search.md; the figures are those of PoseNAS's files, most of them of its last search on MPII
+    c.SEARCH = CN()
+    c.SEARCH.MODE = "joint"         # what is searched: joint (encoder and decoder), encoder or decoder
+    c.SEARCH.GENOTYPE = "posenas"   # where the cells that are not searched come from, as MODEL.GENOTYPE
+    c.SEARCH.ENCODER_OPERATIONS = "max_pool_3x3, avg_pool_3x3, skip_connect, dil_conv_3x3_2, std_conv_1x1, std_conv_3x3"  # candidates of the encoder's edges
+    c.SEARCH.DECODER_OPERATIONS = "avg_pool_3x3, max_pool_3x3, std_conv_3x3, dil_conv_3x3_2, dil_conv_3x3_4, se_connect"  # ... and of the decoder's
+    c.SEARCH.LAYERS = 12            # encoder cells of the search's network, a multiple of 4
+    c.SEARCH.INIT_CHANNELS = 32     # its width, as MODEL.EXTRA.INIT_CHANNELS
+    c.SEARCH.SEED = 2               # of the search instead of SEED: weights, split, order and augmentation
+    c.SEARCH.SUBSET = 1.0           # share of the training images that the search uses
+    c.SEARCH.W_FRACTION = 0.5       # share of those that train the weights; the others train the architecture
+    c.SEARCH.BATCH_SIZE = 64        # samples of a step of either kind
+    c.SEARCH.INIT_EPOCHS = 10       # the first epochs train the weights alone ...
+    c.SEARCH.EPOCHS = 40            # ... those up to this one weights and architecture in turns
+    c.SEARCH.ORDER = "weights"      # which of the two steps comes first: weights, as in PoseNAS, or architecture, as in DARTS
+    c.SEARCH.W_LR = 0.001           # weights: learning rate of Adam
+    c.SEARCH.LR_FACTOR = 0.2        # it is multiplied by this ...
+    c.SEARCH.LR_STEP = [30]         # ... when these epochs begin
+    c.SEARCH.GRAD_CLIP = 5.0        # weights: norm to which larger gradients are cut; 0: never
+    c.SEARCH.ALPHA_LR = 0.0004      # architecture: learning rate of Adam
+    c.SEARCH.ALPHA_BETAS = [0.9, 0.999]  # architecture: Adam's averages
+    c.SEARCH.ALPHA_WD = 0.0001      # architecture: weight decay, added to the gradient
+    c.SEARCH.PARTIAL_CHANNELS = 1   # one of so many channels goes through the candidates, the others go by (PC-DARTS); less memory and time
+    c.SEARCH.CHECKPOINTING = False  # candidates are computed again in the backward pass instead of kept; less memory, more time
+    c.SEARCH.EVAL_INTERVAL = 1      # test the search's network after every this many epochs and after the last; 0: never
+
     c.DEBUG = CN()
     c.DEBUG.DEBUG = False                   # switch of the four below; pictures are written every PRINT_FREQ steps
     c.DEBUG.SAVE_BATCH_IMAGES_GT = False    # crops with their true joints
