@@ -4,19 +4,18 @@ Letters: N predicted persons, G labelled persons, J joints, D predictions in an 
 """
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from poise import nms
 from poise.errors import DataError
 from poise.json_files import read_json
+from poise.metrics import keypoint_ap
 from poise.metrics.results import check_finite, read_results
 from poise.skeleton import COCO as COCO_SKELETON
 
@@ -81,7 +80,7 @@ def suppress(
 
 
 def average_precision(ground_truth, results, sigmas: Sequence[float] | None = None) -> dict[str, float]:
-    """The ten COCO keypoint figures, by pycocotools, under HRNet's names and in its order (STATS).
+    """The ten COCO keypoint figures, equal to pycocotools', under HRNet's names and in its order (STATS).
 
     ground_truth: path of a COCO keypoint annotation file, its content as a dict, or a pycocotools COCO object; it is
     not changed. results: path of a result file or its content, a list of dicts (metrics.coco_results makes one from
@@ -93,23 +92,44 @@ def average_precision(ground_truth, results, sigmas: Sequence[float] | None = No
     truth = read_truth(ground_truth)
     results = _results(results)
     if not results:
-        logger.warning("there is no result to evaluate, hence AP 0: no person was detected or all were filtered out")
-        return dict.fromkeys(STATS, 0.0)
+        return _nothing_found()
     sigmas = _checked_sigmas(truth, results, sigmas)
+    image_ids, categories, scores = (np.array([r[key] for r in results]) for key in ("image_id", "category_id", "score"))
+    keypoints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), len(sigmas), 3)
+    return _figures(truth, image_ids, categories, keypoints, scores, sigmas)
 
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and cannot be told not to
-        coco = COCO()
-        coco.dataset = truth
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "keypoints")
-        evaluation.params.kpt_oks_sigmas = sigmas
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(STATS, map(float, evaluation.stats)))
+def average_precision_of_arrays(
+    truth: dict, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: Sequence[float], category_id: int = 1
+) -> dict[str, float]:
+    """The same of predictions that were not written to a file: image_ids (N,), keypoints (N, J, 2 or 3), scores (N,).
+
+    truth: what read_truth returned. Raises DataError for images that it does not have.
+    """
+    if not len(image_ids):
+        return _nothing_found()
+    strange = np.setdiff1d(image_ids, [image["id"] for image in truth["images"]])
+    _refuse_strange_images(strange)
+    return _figures(truth, np.asarray(image_ids), np.full(len(image_ids), category_id), np.asarray(keypoints, np.float64),
+                    np.asarray(scores, np.float64), np.asarray(sigmas, np.float64))
+
+
+def _nothing_found() -> dict[str, float]:
+    logger.warning("there is no result to evaluate, hence AP 0: no person was detected or all were filtered out")
+    return dict.fromkeys(STATS, 0.0)
+
+
+def _figures(truth: dict, image_ids: np.ndarray, categories: np.ndarray, keypoints: np.ndarray, scores: np.ndarray,
+             sigmas: np.ndarray) -> dict[str, float]:
+    known = np.unique([image["id"] for image in truth["images"]])
+    position = {image_id: place for place, image_id in enumerate(known.tolist())}
+    curves = []
+    for category in sorted({c["id"] for c in truth["categories"]}):
+        persons = [p for p in truth["annotations"] if p["category_id"] == category]
+        labelled = keypoint_ap.LabelledPersons.from_annotations(persons, position, len(sigmas))
+        mine = categories == category
+        curves.append(keypoint_ap.evaluate(labelled, np.searchsorted(known, image_ids[mine]), keypoints[mine], scores[mine], sigmas))
+    return dict(zip(STATS, keypoint_ap.summary(curves)))
 
 
 def per_joint_pck(
@@ -222,10 +242,13 @@ def _checked_sigmas(truth: dict, results: list[dict], sigmas: Sequence[float] | 
         found = ", ".join(f"{j:g}" for j in sorted(joints))
         mend = "; give the OKS sigmas of this joint set" if sigmas is None else ""
         raise DataError(f"annotations and results have {found} joints, the OKS sigmas {len(given)}{mend}")
-    strange = {result["image_id"] for result in results} - {image["id"] for image in truth["images"]}
-    if strange:
+    _refuse_strange_images({result["image_id"] for result in results} - {image["id"] for image in truth["images"]})
+    return given
+
+
+def _refuse_strange_images(strange: Collection) -> None:
+    if len(strange):
         raise DataError(
             f"the results name {len(strange)} images that the ground truth does not have, such as {min(strange)}: "
             "they belong to another set"
         )
-    return given

@@ -1,0 +1,175 @@
+"""COCO's keypoint average precision on arrays, for all images at once; equal to pycocotools' to the last bits of the sums.
+
+Letters: A size ranges (all, medium, large), T OKS thresholds, R recall levels, G labelled persons, D predicted persons, J joints.
+Source of the rules: Lin et al., Microsoft COCO, arXiv 1405.0312, and https://cocodataset.org/#keypoints-eval, as
+pycocotools' cocoeval.py carries them out. The judge in the tests is pycocotools itself.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SIZES = {"all": (0.0, 1e10), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}     # square pixels
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+MOST_PER_IMAGE = 20     # predictions that count, the best of each image
+_CELLS_AT_ONCE = 2_000_000      # of the matching's arrays: bounds the memory
+
+
+@dataclass(frozen=True)
+class LabelledPersons:
+    """G labelled persons. image (G,): position of their image among the sorted image ids. keypoints (G, J, 3): x, y, flag.
+
+    area (G,) and box (G, 4) x, y, width, height: as annotated. crowd (G,) bool: a region of many. ignored (G,) bool: neither found
+    nor missed counts (crowds, persons without a labelled joint).
+    """
+
+    image: np.ndarray
+    keypoints: np.ndarray
+    area: np.ndarray
+    box: np.ndarray
+    crowd: np.ndarray
+    ignored: np.ndarray
+
+    @classmethod
+    def from_annotations(cls, persons: Sequence[dict], position: dict[int, int], joints: int) -> "LabelledPersons":
+        """Of annotations as poise.metrics.read_truth gives them. position: image id -> its place among the sorted ids."""
+        count = len(persons)
+        crowd = np.fromiter((bool(p["iscrowd"]) for p in persons), bool, count)
+        return cls(
+            np.fromiter((position[p["image_id"]] for p in persons), np.int64, count),
+            np.array([p["keypoints"] for p in persons], np.float64).reshape(count, joints, 3),
+            np.fromiter((p["area"] for p in persons), np.float64, count),
+            np.array([p["bbox"] for p in persons], np.float64).reshape(count, 4),
+            crowd,
+            crowd | np.fromiter((p["num_keypoints"] == 0 for p in persons), bool, count),
+        )
+
+
+def oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Object keypoint similarity (P,) of P pairs: labelled persons g (P,) and predictions points (P, J, 2).
+
+    For a person without labelled joints the distance is that to a box of three times its size, as in pycocotools.
+    """
+    variance = (sigmas * 2) ** 2
+    labelled = truth.keypoints[g, :, 2] > 0
+    count = labelled.sum(axis=1)
+    offset = points - truth.keypoints[g, :, :2]
+    bare = count == 0
+    if bare.any():
+        low = truth.box[g[bare], :2] - truth.box[g[bare], 2:]
+        high = truth.box[g[bare], :2] + truth.box[g[bare], 2:] * 2
+        inside = points[bare]
+        offset[bare] = np.maximum(0, low[:, None] - inside) + np.maximum(0, inside - high[:, None])
+    error = (offset[:, :, 0] ** 2 + offset[:, :, 1] ** 2) / variance / (truth.area[g] + np.spacing(1))[:, None] / 2
+    similarity = np.exp(-error)
+    counted = labelled | bare[:, None]
+    return (similarity * counted).sum(axis=1) / counted.sum(axis=1)
+
+
+def evaluate(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, A) and recall (T, A) of D predictions; -1 where a size range has no labelled person.
+
+    image (D,): as LabelledPersons.image. keypoints: (D, J, 2 or 3). scores: (D,).
+    """
+    order = np.lexsort((-scores, image))        # lexsort is stable: equal scores stay in their order
+    rank = _place_in_group(image[order])
+    order, rank = order[rank < MOST_PER_IMAGE], rank[rank < MOST_PER_IMAGE]
+    image, points, scores = image[order], keypoints[order, :, :2].astype(np.float64), scores[order]
+    size = points.max(axis=1) - points.min(axis=1)
+    matched, dismissed = _match(truth, image, points, rank, size[:, 0] * size[:, 1], sigmas)
+    best_first = np.argsort(-scores, kind="mergesort")
+    precision = -np.ones((len(THRESHOLDS), len(RECALLS), len(SIZES)))
+    recall = -np.ones((len(THRESHOLDS), len(SIZES)))
+    for a, (least, most) in enumerate(SIZES.values()):
+        wanted = int((~(truth.ignored | (truth.area < least) | (truth.area > most))).sum())
+        if not wanted:
+            continue
+        right, counted = matched[a][:, best_first], ~dismissed[a][:, best_first]
+        hits = np.cumsum(right & counted, axis=1).astype(np.float64)
+        misses = np.cumsum(~right & counted, axis=1).astype(np.float64)
+        for t in range(len(THRESHOLDS)):
+            found = hits[t] / wanted
+            share = hits[t] / (misses[t] + hits[t] + np.spacing(1))
+            recall[t, a] = found[-1] if len(found) else 0
+            envelope = np.maximum.accumulate(share[::-1])[::-1]
+            at = np.searchsorted(found, RECALLS, side="left")
+            precision[t, :, a] = np.append(envelope, 0)[np.minimum(at, len(found))]
+    return precision, recall
+
+
+def summary(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """The ten figures, AP, AP .5, AP .75, AP medium, AP large, and the same of the average recall; of what `evaluate` gave for each category."""
+
+    def mean(values: np.ndarray) -> float:
+        there = values[values > -1]
+        return float(np.mean(there)) if len(there) else -1.0
+
+    figures = []
+    for curve in (np.concatenate([p for p, _ in curves], axis=1), np.stack([r for _, r in curves], axis=1)):
+        figures += [mean(curve[:, :, 0]), mean(curve[:1, :, 0]), mean(curve[5:6, :, 0]), mean(curve[:, :, 1]), mean(curve[:, :, 2])]
+    return figures
+
+
+def _match(truth: LabelledPersons, image: np.ndarray, points: np.ndarray, rank: np.ndarray, area: np.ndarray,
+           sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(A, T, D) bool twice: whether a prediction has found a person, and whether it does not count.
+
+    image, rank (D,): predictions sorted by image, their place within it. Images with equally many labelled persons are matched together,
+    rank by rank, because a person that was found by a better prediction cannot be found again.
+    """
+    shape = (len(SIZES), len(THRESHOLDS), len(image))
+    matched, dismissed = np.zeros(shape, bool), np.zeros(shape, bool)
+    by_image = np.argsort(truth.image, kind="stable")
+    person_images, person_first, person_count = np.unique(truth.image[by_image], return_index=True, return_counts=True)
+    images, first, count = np.unique(image, return_index=True, return_counts=True)
+    place = np.searchsorted(person_images, images)
+    place = np.minimum(place, max(len(person_images) - 1, 0))
+    labelled = person_images[place] == images if len(person_images) else np.zeros(len(images), bool)
+    bounds = np.array(list(SIZES.values()))
+    outside = (area < bounds[:, :1]) | (area > bounds[:, 1:])       # (A, D)
+    ignored = truth.ignored | (truth.area < bounds[:, :1]) | (truth.area > bounds[:, 1:])       # (A, G)
+    persons = np.where(labelled, person_count[place] if len(person_images) else 0, 0)
+    for number in np.unique(persons[persons > 0]):
+        group = np.flatnonzero(persons == number)
+        step = max(_CELLS_AT_ONCE // (shape[0] * shape[1] * int(number)), 1)
+        for begin in range(0, len(group), step):
+            part = group[begin:begin + step]
+            g = by_image[person_first[place[part]][:, None] + np.arange(number)]        # (I, n) labelled persons of I images
+            _match_images(truth, g, first[part], count[part], points, ignored, sigmas, matched, dismissed)
+    dismissed |= ~matched & outside[:, None, :]
+    return matched, dismissed
+
+
+def _match_images(truth, g, first, count, points, ignored, sigmas, matched, dismissed) -> None:
+    """Fill `matched` and `dismissed` for I images with n labelled persons g (I, n) each and predictions first, first + 1, ... (count (I,))."""
+    free = np.ones((len(SIZES), len(THRESHOLDS), *g.shape), bool)
+    crowd, unwanted = truth.crowd[g], ignored[:, None, g]       # (I, n), (A, 1, I, n)
+    limits = np.minimum(THRESHOLDS, 1 - 1e-10)[None, :, None]
+    for rank in range(int(count.max())):
+        rows = np.flatnonzero(count > rank)
+        d = first[rows] + rank
+        pairs = g[rows]
+        similarity = oks(truth, pairs.ravel(), np.repeat(points[d], g.shape[1], axis=0), sigmas).reshape(pairs.shape)
+        open_to = free[:, :, rows] | crowd[rows]
+        for which in (False, True):     # persons that count come first; those that do not are taken only where none of them fits
+            value = np.where(open_to & (unwanted[:, :, rows] == which), similarity, -1.0)
+            # of equal similarities pycocotools takes the last
+            best = g.shape[1] - 1 - value[..., ::-1].argmax(axis=3)
+            fits = np.take_along_axis(value, best[..., None], axis=3)[..., 0] >= limits
+            if which:
+                fits &= ~matched[:, :, d]
+            a, t, i = np.nonzero(fits)
+            free[a, t, rows[i], best[a, t, i]] = False
+            matched[a, t, d[i]] = True
+            dismissed[a, t, d[i]] = which
+
+
+def _place_in_group(sorted_values: np.ndarray) -> np.ndarray:
+    """(D,) int: 0, 1, 2, ... within each run of equal values."""
+    if not len(sorted_values):
+        return np.zeros(0, np.int64)
+    begins = np.flatnonzero(np.r_[True, sorted_values[1:] != sorted_values[:-1]])
+    return np.arange(len(sorted_values)) - np.repeat(begins, np.diff(np.r_[begins, len(sorted_values)]))
