@@ -54,6 +54,10 @@ class Genotype:
             for cell in cells:
                 object.__setattr__(self, cell, _checked_edges(getattr(self, cell), f"{group}.{cell}"))
 
+    def cells(self) -> dict[str, Edges]:
+        """kind of cell -> its edges, in the order of CELLS."""
+        return {cell: getattr(self, cell) for cells in CELLS.values() for cell in cells}
+
     def as_json(self) -> dict[str, Any]:
         """What a genotype file holds; read_genotype reads it back."""
         cells = {group: {cell: [list(edge) for edge in getattr(self, cell)] for cell in cells} for group, cells in CELLS.items()}

@@ -1,0 +1,78 @@
+"""The two steps of the search: weights on one batch, architecture values on another, each with the other standing still.
+
+First order, as PoseNAS's training function has it: the architecture's gradient is taken at the weights as they are, without the
+second-order term of DARTS (Liu et al., ICLR 2019, arXiv 1806.09055, section 2.3, xi = 0).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from poise.codecs import build_codec
+from poise.engine.batch import encode_targets, normalize
+from poise.engine.schedule import set_learning_rate
+from poise.errors import PoiseError
+from poise.losses import build_loss
+from poise.metrics.pck import heatmap_pck
+from poise.search.supernet import SearchNetwork, weights_of
+
+
+class Alternation:
+    """A search network on its device, and the optimisers of its two kinds of parameters."""
+
+    def __init__(self, cfg: CfgNode, network: SearchNetwork, device: torch.device):
+        s = cfg.SEARCH
+        self.cfg, self.network, self.device = cfg, network, device
+        self.criterion, self.codec = build_loss(cfg).to(device), build_codec(cfg)
+        self.weights = list(weights_of(network).values())
+        self.values = list(network.architecture.values())
+        self.weight_optimizer = torch.optim.Adam(self.weights, lr=s.W_LR, fused=True)
+        self.value_optimizer = torch.optim.Adam(self.values, lr=s.ALPHA_LR, betas=tuple(s.ALPHA_BETAS), weight_decay=s.ALPHA_WD)
+
+    def rate(self, epoch: int) -> float:
+        """The weights' learning rate in an epoch; the architecture's stays as it is."""
+        s = self.cfg.SEARCH
+        return s.W_LR * s.LR_FACTOR ** sum(epoch >= milestone for milestone in s.LR_STEP)
+
+    def weights_step(self, batch: dict[str, torch.Tensor], epoch: int) -> tuple[float, float, float]:
+        """Train the weights on a batch of a loader, the architecture frozen: (loss, right joints, counted joints)."""
+        set_learning_rate(self.weight_optimizer, self.rate(epoch))
+        figures = self._gradients(batch, self.weight_optimizer, frozen=self.values)
+        if self.cfg.SEARCH.GRAD_CLIP:
+            nn.utils.clip_grad_norm_(self.weights, self.cfg.SEARCH.GRAD_CLIP)
+        self.weight_optimizer.step()
+        return figures
+
+    def architecture_step(self, batch: dict[str, torch.Tensor]) -> tuple[float, float, float]:
+        """Train the architecture values on a batch, the weights frozen: (loss, right joints, counted joints).
+
+        The network stays in train mode, as PoseNAS's does: its batch norms take the batch's statistics and go on with the running ones.
+        """
+        figures = self._gradients(batch, self.value_optimizer, frozen=self.weights)
+        self.value_optimizer.step()
+        return figures
+
+    def _gradients(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, frozen: Iterable[nn.Parameter]) -> tuple[float, float, float]:
+        """Leave the gradients of a batch in the parameters that are not frozen. What stands still needs no inner tensors kept for it."""
+        images = normalize(self.cfg, batch["images"], self.device)
+        targets = encode_targets(self.cfg, self.codec, batch, self.device)
+        self.network.train()
+        optimizer.zero_grad()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            outputs = self.network(images)
+            loss = self.criterion(outputs, targets)
+            loss.backward()
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise PoiseError(f"the loss of the search is {value}; lower SEARCH.W_LR or SEARCH.ALPHA_LR, or set SEARCH.GRAD_CLIP")
+        right, counted = heatmap_pck(outputs[-1].detach(), targets.finest)
+        return value, float(right), float(counted)

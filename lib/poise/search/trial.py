@@ -1,0 +1,121 @@
+"""What a search will cost, measured on its first batch, and what to do where the memory is not enough."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from yacs.config import CfgNode
+
+from poise.engine import device as devices
+from poise.errors import PoiseError
+from poise.search.alternation import Alternation
+from poise.search.space import Space
+from poise.search.supernet import build
+
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step of each kind; bytes at the peak, of the GPU or of this process, and how many there are; None where that is not known."""
+
+    weights_seconds: float
+    architecture_seconds: float
+    peak: int | None
+    present: int | None
+
+    def __str__(self) -> str:
+        peak = "peak not known here" if self.peak is None else f"{self.peak / _GB:.2f} GB at the peak"
+        present = "" if self.present is None else f" of {self.present / _GB:.1f} GB"
+        return f"{self.weights_seconds:.3f} s a weights step, {self.architecture_seconds:.3f} s an architecture step; memory: {peak}{present}"
+
+
+def measure(cfg: CfgNode, space: Space, batch: dict[str, torch.Tensor], device: torch.device) -> Cost:
+    """Both steps on a batch, by a network made for this and thrown away. Raises PoiseError where they do not fit into the memory.
+
+    Linux grants a process more memory than there is and ends it without a word when it comes to that. So on the CPU two samples go
+    first, and where a whole batch is bound to fail it is not tried.
+    """
+    with memory_advice(cfg):
+        trial = Alternation(cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device)
+        samples = len(batch["images"])
+        few = {key: value[:2] for key, value in batch.items()}
+        present = _memory_present(device)
+        if device.type == "cpu":
+            needed = kept_bytes(lambda: trial.weights_step(few, 0), trial.weights) * samples // len(few["images"])
+            if present is not None and needed > present:
+                raise MemoryError(f"a batch of {samples} needs more than {needed / _GB:.1f} GB, {present / _GB:.1f} GB are free")
+        else:
+            torch.cuda.reset_peak_memory_stats(device)
+            trial.weights_step(batch, 0)        # the first step chooses cuDNN's algorithms
+            trial.architecture_step(batch)
+        seconds = [_timed(step, device) for step in (lambda: trial.weights_step(batch, 0), lambda: trial.architecture_step(batch))]
+        peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _peak_of_process()
+    del trial
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        present = torch.cuda.get_device_properties(device).total_memory
+    return Cost(*seconds, peak, present)
+
+
+@contextmanager
+def memory_advice(cfg: CfgNode) -> Iterator[None]:
+    """Memory that runs out within becomes a PoiseError that names the keys which need less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in text or "can't allocate memory" in text):
+            raise
+        s = cfg.SEARCH
+        more = "" if s.CHECKPOINTING else "; SEARCH.CHECKPOINTING True takes less memory and more time"
+        raise PoiseError(f"the search does not fit into the memory ({text.split(': ', 1)[-1]}): lower SEARCH.BATCH_SIZE ({s.BATCH_SIZE}), "
+                         f"SEARCH.INIT_CHANNELS ({s.INIT_CHANNELS}), SEARCH.LAYERS ({s.LAYERS}) or MODEL.IMAGE_SIZE, or raise SEARCH.PARTIAL_CHANNELS "
+                         f"({s.PARTIAL_CHANNELS}){more}") from None
+
+
+def kept_bytes(step: Callable[[], object], parameters: list[torch.nn.Parameter]) -> int:
+    """Bytes of the tensors that are kept for the backward pass while `step` runs, `parameters` apart."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
+
+
+def _timed(step: Callable[[], object], device: torch.device) -> float:
+    begin = time.perf_counter()
+    step()      # its loss has been looked at when it returns, its optimiser may still be at work
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _memory_present(device: torch.device) -> int | None:
+    """Free bytes for a process on the CPU; None where the system does not tell."""
+    if device.type != "cpu":
+        return None
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _peak_of_process() -> int | None:
+    try:
+        import resource     # not on Windows
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
