@@ -1,4 +1,5 @@
 """Whole runs of a very small network: what they write, and that they come out the same however they are cut up."""
+import argparse
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +19,11 @@ import yaml
 from torch import nn
 
 from conftest import ROOT, TINY
-from poise import config, weights
-from poise.datasets import read_set
+from poise import config, tool_arguments, weights
+from poise.datasets import build_loader, read_set
 from poise.datasets.persons import EpochBatches
-from poise.engine import checkpoint, device, interrupt, logs, schedule, test, threads, train
-from poise.errors import DataError, PoiseError
+from poise.engine import checkpoint, device, interrupt, logs, progress, schedule, test, threads, train
+from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
 
 # what depends on the clock
@@ -201,11 +203,11 @@ def stopped_run(tiny_experiment, monkeypatch):
         asked, now = [], [0]
         report, predict = train._report, train.predict
 
-        def reporting(progress, *rest):
-            now[0] = progress.epoch
-            if (progress.epoch, progress.step) == (epoch, step):
+        def reporting(training, *rest):
+            now[0] = training.progress.epoch
+            if (training.progress.epoch, training.progress.step) == (epoch, step):
                 asked[-1].asked = True
-            report(progress, *rest)
+            report(training, *rest)
 
         def predicting(*arguments):
             if step is None and now[0] == epoch:
@@ -367,6 +369,14 @@ def test_loss_that_is_no_number(tiny_experiment, monkeypatch):
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
+def test_checkpoint_of_an_older_run_is_not_named(tiny_experiment):
+    """A run that began anew beside it has written none."""
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
+    assert (folder / "checkpoint.pth").exists()
+    with pytest.raises(PoiseError, match="the loss is .*; no checkpoint was written yet; lower TRAIN.LR"):
+        run_train(tiny_experiment, "TRAIN.LR", 9e29)
+
+
 @pytest.fixture
 def spoiling_step(monkeypatch):
     """A function after which a given step of the optimiser makes weights infinite; only a later loss could show it."""
@@ -386,7 +396,7 @@ def spoiling_step(monkeypatch):
 
 def test_last_step_that_spoils_the_weights(tiny_experiment, spoiling_step, steps):
     spoiling_step(steps)
-    with pytest.raises(PoiseError, match="epoch 0: a weight is not finite after the last step; lower TRAIN.LR"):
+    with pytest.raises(PoiseError, match="epoch 0: a weight is not finite after the last step; lower TRAIN.LR; no checkpoint was written yet"):
         run_train(tiny_experiment)
     assert not list(folder_of(config.load(tiny_experiment), tiny_experiment).glob("*.pth"))
 
@@ -452,6 +462,18 @@ def test_pretrained_whole_network(tiny_experiment, reference):
     begin, end = state_of(reference / "final_state.pth"), state_of(folder / "final_state.pth")
     assert all(torch.allclose(begin[name], end[name], atol=1e-9) for name in begin if name.endswith("conv1.weight"))
     assert "loaded 290 of 290 tensors" in (folder / "train.log").read_text()
+
+
+def test_pretrained_with_another_number_of_joints(tiny_experiment, reference, tmp_path, tiny_mpii_experiment):
+    """MODEL.REPLACE_HEAD decides; a test never replaces."""
+    weights_of_coco = reference / "final_state.pth"
+    with pytest.raises(DataError, match="17 joints"):
+        run_train(tiny_mpii_experiment, "MODEL.PRETRAINED", weights_of_coco, "TRAIN.END_EPOCH", 1)
+    with pytest.raises(DataError, match="17 joints"):
+        run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", weights_of_coco, "MODEL.REPLACE_HEAD", True)
+    folder = run_train(tiny_mpii_experiment, "MODEL.PRETRAINED", weights_of_coco, "MODEL.REPLACE_HEAD", True, "TRAIN.END_EPOCH", 1, "TRAIN.LR", 1e-12)
+    begin, end = state_of(weights_of_coco), state_of(folder / "final_state.pth")
+    assert end["final_layer.weight"].shape[0] == 16 and torch.allclose(begin["conv1.weight"], end["conv1.weight"], atol=1e-9)
 
 
 # variants -------------------------------------------------------------------------------------------------------------------------
@@ -525,6 +547,64 @@ def test_weights_that_are_tested_when_none_are_named(tiny_experiment, reference)
         test.model_file(cfg, folder)
 
 
+def said_of_training(caplog, path, *overrides):
+    caplog.clear()
+    cfg = config.load(path, [str(value) for value in overrides])
+    test.warn_of_other_training(cfg, Path(cfg.TEST.MODEL_FILE))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_weights_that_were_trained_with_another_codec(tiny_experiment, reference, tmp_path, caplog):
+    """Said in one line, of the files of a run folder and of a checkpoint that was moved out of it."""
+    shutil.copy(reference / "checkpoint.pth", tmp_path / "moved.pth")
+    shutil.copy(reference / "final_state.pth", tmp_path / "bare.pth")
+    for file in (reference / "model_best.pth", reference / "checkpoint.pth", tmp_path / "moved.pth"):
+        assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", file) == []
+        assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", file, "MODEL.TARGET_TYPE", "udp") == [
+            f"{file} was trained with MODEL.TARGET_TYPE gaussian (tested with udp): joints may be found in the wrong places"]
+        assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", file, "MODEL.IMAGE_SIZE", "[96, 64]", "MODEL.HEATMAP_SIZE", "[24, 16]",
+                                "DATASET.COLOR_RGB", True) == [
+            f"{file} was trained with MODEL.IMAGE_SIZE [64, 64] (tested with [96, 64]), DATASET.COLOR_RGB False (tested with True): "
+            "joints may be found in the wrong places"]
+    # nothing is known of bare weights, nor from a config.yaml that is another program's
+    assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", tmp_path / "bare.pth", "MODEL.TARGET_TYPE", "udp") == []
+    for text in ("MODEL: [1, 2]", "- 3", "MODEL: {TARGET_TYPE: [}", "\0", "", "DATASET: {COLOR_RGB: false}\nMODEL: {NAME: x}"):
+        (tmp_path / "config.yaml").write_text(text)
+        assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", tmp_path / "bare.pth", "MODEL.TARGET_TYPE", "udp") == []
+
+
+def test_test_with_another_codec_says_so(tiny_experiment, reference, capsys):
+    run_test(tiny_experiment, "TEST.MODEL_FILE", reference / "final_state.pth", "MODEL.TARGET_TYPE", "udp", "TEST.PICTURES", 0)
+    assert capsys.readouterr().out.count("was trained with MODEL.TARGET_TYPE gaussian (tested with udp)") == 1
+    run_test(tiny_experiment, "TEST.MODEL_FILE", reference / "final_state.pth", "TEST.PICTURES", 0)
+    assert "was trained with" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("metrics, out, said", [
+    (["AP"], None, "--eval AP: coco is evaluated with mAP, and always is"), (["mAP", "PCKh"], None, "--eval PCKh: coco is evaluated with mAP"),
+    ([], "r.json", "--out r.json: predictions are written to a pickle"), ([], "r", "--out r: predictions are written to a pickle"),
+])
+def test_wishes_that_a_test_cannot_fulfil(tiny_experiment, reference, metrics, out, said):
+    cfg = config.load(tiny_experiment, ["TEST.MODEL_FILE", str(reference / "final_state.pth")])
+    with pytest.raises(ConfigError, match=said):
+        test.run(cfg, str(tiny_experiment), ["test"], metrics=metrics, out=out)
+    assert not (tiny_experiment.parent / "output").exists()
+
+
+@pytest.mark.parametrize("words, metrics, keys", [
+    ([], [], []), (["mAP"], ["mAP"], []), (["mAP", "TEST.FLIP_TEST", "True"], ["mAP"], ["TEST.FLIP_TEST", "True"]), (["a", "b", "SEED", "3"], ["a", "b"], ["SEED", "3"]),
+    (["GPUS", "()"], [], ["GPUS", "()"]), (["mAP", "TEST.X.Y", "mAP"], ["mAP"], ["TEST.X.Y", "mAP"]),
+])
+def test_words_before_keys(words, metrics, keys):
+    assert tool_arguments.words_before_keys(words) == (metrics, keys)
+
+
+def test_options_after_keys(tiny_experiment):
+    arguments = argparse.Namespace(cfg=str(tiny_experiment), overrides=["SEED", "1", "--out", "r.pkl"], modelDir="", logDir="", dataDir="")
+    with pytest.raises(ConfigError, match="--out: options stand before the first KEY VALUE"):
+        tool_arguments.experiment(arguments)
+
+
 def test_detected_boxes(tiny_experiment, reference, small_set):
     name = "COCO_val2017_detections_AP_H_56_person"
     folder = copy_run(reference, tiny_experiment)
@@ -589,7 +669,7 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
 
     monkeypatch.setattr(test, "build_model", lambda cfg: Middle())
     torch.save({"a": torch.zeros(1)}, tiny_mpii_experiment.parent / "w.pth")
-    monkeypatch.setattr(test.weights, "load", lambda model, path: None)
+    monkeypatch.setattr(test.weights, "load", lambda *_, **__: None)
     run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", tiny_mpii_experiment.parent / "w.pth", "TEST.FLIP_TEST", False)
     cfg = config.load(tiny_mpii_experiment)
     table, _ = read_set(cfg, train=False)
@@ -619,6 +699,14 @@ def test_choice_of_devices(tiny_experiment, monkeypatch, caplog, present, wanted
     found = device.choose_devices(config.load(tiny_experiment, ["GPUS", wanted]))
     assert found == ([torch.device("cpu")] if used is None else [torch.device("cuda", number) for number in used])
     assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize("on_gpu, wanted, pinned", [(False, True, False), (True, True, True), (True, False, False)])
+def test_pages_are_locked_for_gpus_only(tiny_experiment, monkeypatch, on_gpu, wanted, pinned):
+    """Also where there is a GPU that the run does not use."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = config.load(tiny_experiment, ["PIN_MEMORY", wanted])
+    assert build_loader(cfg, *read_set(cfg, train=False), train=False, on_gpu=on_gpu)._loader.pin_memory == pinned
 
 
 def test_laying_a_network_on_devices():
@@ -677,9 +765,9 @@ def test_measured_threads():
 def test_first_signal_only_asks(number):
     before = signal.getsignal(number)
     with interrupt.Interrupt() as asking:
-        assert not asking.check()
+        assert not asking.asked
         signal.raise_signal(number)
-        assert asking.check() and asking.asked
+        assert asking.asked
     assert signal.getsignal(number) is before
 
 
@@ -729,7 +817,7 @@ def test_averages_take_the_layout_of_the_weights(tiny_experiment, layouts):
     model = device.lay_on(build_model(cfg), [torch.device("cpu")], layouts[1])
     optimizer = schedule.build_optimizer(cfg, model)
     saved = checkpoint.load(folder / "checkpoint.pth", "tiny")
-    train.Progress(0).restore(saved, model, optimizer)
+    progress.Progress(0).restore(saved, model, optimizer)
     several = 0
     for number, (parameter, state) in enumerate(optimizer.state.items()):
         for name in ("exp_avg", "exp_avg_sq"):

@@ -1,20 +1,26 @@
 """Test an experiment: python tools/test.py --cfg experiments/coco/res2net/....yaml TEST.MODEL_FILE x.pth TEST.USE_GT_BBOX False"""
-import argparse
 import sys
 
 from poise.errors import run_tool
 
 
 def main() -> int:
-    from poise.tool_arguments import add_experiment_arguments, experiment
+    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment, words_before_keys
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=f"{__doc__}, also under torchrun")
+    parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions here too, as mmpose's tools/test.py does")
+    parser.add_argument("--eval", nargs="+", default=[], metavar="NAME", help="mAP for COCO, PCKh for MPII; evaluated with and without it, as in mmpose")
     add_experiment_arguments(parser)
     args = parser.parse_args()
-    cfg = experiment(args)
-    from poise.engine import test
+    metrics, keys = words_before_keys(args.eval)
+    args.overrides = keys + args.overrides
+    from poise.engine.distributed import joined
 
-    test.run(cfg, args.cfg, sys.argv)
+    with joined() as processes:
+        cfg = experiment(args)
+        from poise.engine import test
+
+        test.run(cfg, args.cfg, sys.argv, processes, metrics=metrics, out=args.out)
     return 0
 
 

@@ -1,24 +1,27 @@
-"""Train an experiment: python tools/train.py --cfg experiments/coco/res2net/....yaml [KEY VALUE ...]"""
-import argparse
+"""Train an experiment: python tools/train.py --cfg experiments/coco/res2net/....yaml [KEY VALUE ...], also under torchrun"""
 import sys
 
 from poise.errors import INTERRUPTED, run_tool
 
 
 def main() -> int:
-    from poise.tool_arguments import add_experiment_arguments, experiment
+    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     add_experiment_arguments(parser)
     args = parser.parse_args()
-    cfg = experiment(args)
-    from poise.engine import interrupt, train
+    from poise.engine.distributed import joined
 
-    try:
-        train.run(cfg, args.cfg, sys.argv)
-    except interrupt.Interrupted as stopped:
-        print(stopped)
-        return INTERRUPTED
+    with joined() as processes:
+        cfg = experiment(args)
+        from poise.engine import interrupt, train
+
+        try:
+            train.run(cfg, args.cfg, sys.argv, processes)
+        except interrupt.Interrupted as stopped:
+            if processes.main:
+                print(stopped)
+            return INTERRUPTED
     return 0
 
 

@@ -96,25 +96,51 @@ def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: floa
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys in an order that depends on (seed, epoch) alone; can begin in the middle of an epoch."""
+    """Batches of keys in an order that depends on (seed, epoch) alone; can begin in the middle of an epoch.
 
-    def __init__(self, persons: int, batch_size: int, *, shuffle: bool, seed: int):
+    Of several processes (`rank` of `world`) each has its share of every batch, so that `batch_size` counts the samples of all of
+    them: rows that follow each other, as many for all, or one more for the first ranks. Of a batch of fewer persons than processes
+    the last ranks get its first person, which is not theirs: see `share`. With `whole_batches` a process has every world-th
+    batch instead, of `batch_size` alone; so a batch holds the same persons whatever the number of processes.
+    """
+
+    def __init__(self, persons: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1, whole_batches: bool = False):
         self.persons, self.batch_size, self.shuffle, self.seed = persons, batch_size, shuffle, seed
+        self.rank, self.world, self.whole_batches = rank, world, whole_batches
         self.epoch, self.first_batch = 0, 0
 
     def begin(self, epoch: int, first_batch: int = 0) -> None:
         """What the next iteration yields: batches first_batch, first_batch + 1, ... of this epoch."""
         self.epoch, self.first_batch = epoch, first_batch
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Batches of an epoch, over all processes."""
         return -(-self.persons // self.batch_size)
+
+    def __len__(self) -> int:
+        """Batches of an epoch that this process has a part in."""
+        return len(range(self.rank, self.count, self.world)) if self.whole_batches else self.count
+
+    def share(self, batch: int) -> tuple[int, int]:
+        """(samples of a batch that are this process's own, samples of the batch)."""
+        size = min(self.batch_size, self.persons - batch * self.batch_size)
+        if self.whole_batches:
+            return size if batch % self.world == self.rank else 0, size
+        return size // self.world + (self.rank < size % self.world), size
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = np.arange(self.persons)
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.persons)
-        for batch in range(self.first_batch, len(self)):
-            yield [(self.epoch, int(person)) for person in order[batch * self.batch_size:(batch + 1) * self.batch_size]]
+        for number in range(self.first_batch, self.count):
+            own, size = self.share(number)
+            if not own and self.whole_batches:
+                continue
+            begin = number * self.batch_size
+            if not self.whole_batches and own:
+                begin += self.rank * (size // self.world) + min(self.rank, size % self.world)
+            yield [(self.epoch, int(person)) for person in order[begin:begin + max(own, 1)]]
 
 
 class BatchLoader:
@@ -128,7 +154,7 @@ class BatchLoader:
         # PyTorch's advice to use fewer workers than WORKERS asks for goes to stderr at every start; the log tells the waiting time
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         self._loader = DataLoader(
-            crops, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory and torch.cuda.is_available(),
+            crops, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory,
             collate_fn=_unchanged, worker_init_fn=_prepare_worker, persistent_workers=workers > 0)
         if not workers:
             cv2.setNumThreads(0)

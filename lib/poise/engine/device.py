@@ -1,18 +1,27 @@
-"""Which devices a run uses, and how a network is laid on them."""
+"""Which devices a process uses, and how a network is laid on them."""
 from __future__ import annotations
 
 import logging
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
+
+from poise.engine.distributed import ALONE, Processes
 
 log = logging.getLogger(__name__)
 
 
-def choose_devices(cfg: CfgNode) -> list[torch.device]:
-    """The CUDA devices of GPUS that exist, said where some do not; the CPU where none does."""
+def choose_devices(cfg: CfgNode, processes: Processes = ALONE) -> list[torch.device]:
+    """The CUDA devices of GPUS that exist, said where some do not; the CPU where none does.
+
+    A process of torchrun has one device: the GPU of its number on this machine, whatever GPUS lists, if every process has one;
+    else, or where GPUS is empty, the CPU.
+    """
     wanted, present = [int(gpu) for gpu in cfg.GPUS], torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if processes.local_rank is not None:
+        return [_device_of_process(wanted, present, processes)]
     usable = [gpu for gpu in wanted if gpu < present]
     if usable:
         if len(usable) < len(wanted):
@@ -24,6 +33,17 @@ def choose_devices(cfg: CfgNode) -> list[torch.device]:
                     "no CUDA device" if not present else f"GPUS {wanted} do not exist, {present} do",
                     f" instead of {len(wanted)} x" if len(wanted) > 1 else "")
     return [torch.device("cpu")]
+
+
+def _device_of_process(wanted: list[int], present: int, processes: Processes) -> torch.device:
+    if processes.any(not wanted or processes.local_rank >= present):
+        if wanted:
+            log.warning("%s: running on the CPU", "no CUDA device" if not present else
+                        f"a process has no CUDA device of its own, there are {present} on this machine; start so many processes")
+        return torch.device("cpu")
+    device = torch.device("cuda", processes.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def set_up(cfg: CfgNode) -> None:
@@ -40,5 +60,10 @@ def lay_on(model: nn.Module, devices: list[torch.device], channels_last: bool = 
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The network without its DataParallel wrapper."""
-    return model.module if isinstance(model, nn.DataParallel) else model
+    """The network without the wrapper of several devices or processes."""
+    return model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else model
+
+
+def without_ddp(model: nn.Module) -> nn.Module:
+    """For testing: the processes' shares may differ, and DistributedDataParallel would wait for each step of all."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -32,6 +32,3 @@ class Interrupt:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.asked = True
-
-    def check(self) -> bool:
-        return self.asked

@@ -19,6 +19,8 @@ from yacs.config import CfgNode
 
 from poise import __version__
 from poise.config import experiment_name
+from poise.engine.distributed import is_lost_peer
+from poise.engine.interrupt import Interrupted
 from poise.errors import DataError, PoiseError, one_line
 from poise.writing import replacing
 
@@ -44,19 +46,22 @@ def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
 FILE_ONLY = {"file_only": True}     # log.info(..., extra=FILE_ONLY): not for the console
 
 
-def start_console() -> None:
+def start_console(rank: int = 0) -> None:
     """Messages of poise go to stdout, and are kept for the log file that `add_file` will name.
 
     The run folder is made only when everything that can be wrong with the input has been looked at, so that a wrong path
-    leaves nothing behind.
+    leaves nothing behind. Of several processes all but rank 0 are silent; their errors will be in the log file.
     """
     root = logging.getLogger("poise")
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     root.propagate = False
     logging.raiseExceptions = False     # stdout's reader may go away (`| head`): the run goes on, and its log file is complete
     for handler in list(root.handlers):
         handler.close()
         root.removeHandler(handler)
+    if rank > 0:
+        root.addHandler(logging.NullHandler())      # without any, Python shows errors on stderr
+        return
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
@@ -65,14 +70,19 @@ def start_console() -> None:
     root.addHandler(logging.handlers.MemoryHandler(capacity=1 << 30, flushLevel=1 << 30, flushOnClose=False))
 
 
-def add_file(path: Path) -> None:
-    """Write what was said so far, and all that follows, to `path` too, with times; an old file is continued."""
+def add_file(path: Path, rank: int = 0) -> None:
+    """Write what was said so far, and all that follows, to `path` too, with times; an old file is continued.
+
+    Rank 0 has made the folder before others call this.
+    """
     root = logging.getLogger("poise")
+    if rank > 0 and not path.parent.is_dir():       # another machine, without a disk in common
+        return
     try:
         file = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {f'rank {rank}: ' if rank else ''}%(message)s"))
     for handler in list(root.handlers):
         if isinstance(handler, logging.handlers.MemoryHandler):
             handler.setTarget(file)
@@ -84,11 +94,15 @@ def add_file(path: Path) -> None:
 
 @contextmanager
 def errors_in_file() -> Iterator[None]:
-    """An error that ends the run is in its log file too."""
+    """An error that ends the run, or a signal, is in its log file too."""
     try:
         yield
+    except Interrupted as stopped:
+        log.info("%s", stopped, extra=FILE_ONLY)
+        raise
     except Exception as error:
-        log.error("%s", one_line(error), extra=FILE_ONLY, exc_info=not isinstance(error, PoiseError))
+        if not is_lost_peer(error):     # the process that is gone has written why, if it could
+            log.error("%s", one_line(error), extra=FILE_ONLY, exc_info=not isinstance(error, PoiseError))
         raise
 
 

@@ -3,20 +3,34 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.datasets import PersonTable, coco, mpii
+from poise.datasets import ImageFolder, PersonTable, coco, mpii
 from poise.engine.predict import Predictions
-from poise.errors import DataError
+from poise.errors import ConfigError, DataError
 from poise.geometry import PIXEL_STD
 from poise.metrics import (average_precision, format_joint_table, format_table, pckh, per_joint_pck, per_joint_pckh, read_truth, rescore,
                            suppress, write_results)
+from poise.metrics.results import box_ids_by_image, prediction_batches, write_pickle
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
+
+METRICS = {"coco": "mAP", "mpii": "PCKh"}   # what mmpose calls the one metric of a dataset
+
+
+def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | None = None) -> None:
+    """Raise ConfigError for metrics that the dataset does not have, by mmpose's names, and for a file that predictions cannot go to."""
+    own = METRICS[cfg.DATASET.DATASET]
+    others = [name for name in metrics if name != own]
+    if others:
+        raise ConfigError(f"--eval {others[0]}: {cfg.DATASET.DATASET} is evaluated with {own}, and always is; give --eval {own} or leave it out")
+    if out and (Path(out).suffix not in (".pkl", ".pickle") or Path(out).is_dir()):
+        raise ConfigError(f"--out {out}: predictions are written to a pickle; give a file that ends in .pkl")
 
 
 def check_truth(cfg: CfgNode, table: PersonTable) -> None:
@@ -44,6 +58,19 @@ def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *,
     if cfg.DATASET.DATASET == "mpii":
         return _score_mpii(cfg, found, results, per_joint)
     return _score_coco(cfg, table, found, results, per_joint)
+
+
+def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, path: str | Path, batch_size: int) -> None:
+    """All predictions, before any suppression, as mmpose 0.x pickles them: see poise.metrics.results.prediction_batches.
+
+    bbox_ids: mmpose counts the annotated boxes of each COCO image from 0, and detections, like the persons of MPII, over the whole set.
+    """
+    by_image = cfg.DATASET.DATASET == "coco" and table.box_source == "gt"
+    ids = box_ids_by_image(table.image_index) if by_image else range(len(table))
+    paths = [f"{images.location}/{table.image_name(person)}" for person in range(len(table))]
+    keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
+    write_pickle(path, prediction_batches(keypoints, table.center, table.scale, table.score, paths, ids, batch_size))
+    log.info("%d predictions in batches of %d written to %s", len(table), batch_size, path)
 
 
 def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool) -> tuple[OrderedDict[str, float], float]:

@@ -3,18 +3,21 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from yacs.config import CfgNode
 
 from poise import visualize, weights
 from poise.config import data_path
 from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
 from poise.engine import device, logs
+from poise.engine.distributed import ALONE, Processes
 from poise.engine.predict import Predictions, predict
-from poise.engine.score import check_truth, score
+from poise.engine.score import check_truth, check_wishes, score, write_predictions
 from poise.engine.threads import CpuThreads
 from poise.errors import DataError
 from poise.losses import build_loss
@@ -23,31 +26,71 @@ from poise.models import build_model
 log = logging.getLogger(__name__)
 
 
-def run(cfg: CfgNode, cfg_path: str, command: list[str]) -> OrderedDict[str, float]:
-    """Test the weights TEST.MODEL_FILE, or the best ones of the run folder, on DATASET.TEST_SET.
+def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE, *, metrics: Sequence[str] = (),
+        out: str | Path | None = None) -> OrderedDict[str, float]:
+    """Test the weights TEST.MODEL_FILE, or the best ones of the run folder, on DATASET.TEST_SET; one of `processes`, which all call this.
 
-    Writes test.log, results/ and pictures/ in the run folder. Returns {metric: value}. Raises PoiseError for what cannot be used.
+    Writes test.log, results/ and pictures/ in the run folder, and the predictions in mmpose's form to `out`, if given. metrics:
+    names that mmpose has for what is evaluated in any case, checked. Returns {metric: value}. Raises PoiseError for what cannot
+    be used.
     """
-    logs.start_console()
+    logs.start_console(processes.rank)
+    check_wishes(cfg, metrics, out)
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
-    file = model_file(cfg, folder)
-    devices = device.choose_devices(cfg)
+    devices = device.choose_devices(cfg, processes)
     model = build_model(cfg)
-    log.info("%s", f"weights: {file}")
-    weights.load(model, file)
+    if processes.main:
+        file = model_file(cfg, folder)
+        log.info("%s", f"weights: {file}")
+        weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB)
+        warn_of_other_training(cfg, file)
+    processes.spread(model.state_dict().values())
     table, images = read_set(cfg, train=False)
-    check_truth(cfg, table)
-    loader = build_loader(cfg, table, images, train=False, devices=len(devices))
+    if processes.main:
+        check_truth(cfg, table)
+    loader = build_loader(cfg, table, images, train=False, devices=len(devices), on_gpu=devices[0].type == "cuda",
+                          rank=processes.rank, world=processes.world)
     device.set_up(cfg)
     CpuThreads(cfg, devices[0])
-    logs.make_run_folder(cfg, cfg_path)
-    logs.add_file(folder / "test.log")
-    logs.log_environment(cfg, command)
-    with logs.errors_in_file():
-        found = predict(cfg, device.lay_on(model, devices, cfg.CHANNELS_LAST), loader, devices[0], build_loss(cfg).to(devices[0]))
-        metrics, _ = score(cfg, table, found, folder, per_joint=True)
+    processes.from_first(lambda: logs.make_run_folder(cfg, cfg_path))
+    logs.add_file(folder / "test.log", processes.rank)
+    if processes.main:
+        logs.log_environment(cfg, command)
+
+    def use(found: Predictions) -> OrderedDict[str, float]:
+        if out:
+            write_predictions(cfg, table, found, images, out, loader.batches.batch_size)
+        values, _ = score(cfg, table, found, folder, per_joint=True)
         draw_predictions(cfg, table, found, images, folder)
-    return metrics
+        return values
+
+    with logs.errors_in_file():
+        criterion = build_loss(cfg).to(devices[0])
+        found = predict(cfg, device.lay_on(model, devices, cfg.CHANNELS_LAST), loader, devices[0], criterion, processes=processes)
+        return processes.from_first(lambda: use(found))
+
+
+# what the joints found depend on besides the weights, and what a file of another value was trained with
+_TRAINED_WITH = ("MODEL.TARGET_TYPE", "MODEL.IMAGE_SIZE", "DATASET.COLOR_RGB")
+
+
+def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
+    """A warning where the weights were trained with another codec, input size or order of colours than they are tested with.
+
+    That is known of the files of a run folder, by the config.yaml beside them, and of a checkpoint, by its own content.
+    """
+    try:
+        beside = file.parent / "config.yaml"
+        if beside.is_file():
+            trained = yaml.safe_load(beside.read_text(encoding="utf-8"))
+        else:
+            trained = yaml.safe_load(weights.read_tensors(file, "weight file")["config"])
+        values = [(key, trained[key.split(".")[0]].get(key.split(".")[1]), cfg[key.split(".")[0]][key.split(".")[1]]) for key in _TRAINED_WITH]
+    except (OSError, ValueError, yaml.YAMLError, DataError, LookupError, TypeError, AttributeError):    # another program's
+        return
+    others = [f"{key} {then} (tested with {now})" for key, then, now in values if then is not None and then != now]
+    if others:
+        log.warning("%s was trained with %s: joints may be found in the wrong places", file, ", ".join(others))
 
 
 def model_file(cfg: CfgNode, folder: Path) -> Path:

@@ -53,8 +53,14 @@ class CpuThreads:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, and no more than OMP_NUM_THREADS where the user set it."""
+    """Cores that this process may run on, divided among torchrun's processes on this machine, and no more than OMP_NUM_THREADS.
+
+    torchrun itself sets OMP_NUM_THREADS to 1 where the user did not.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if processes.isdigit():
+        cores = max(cores // max(int(processes), 1), 1)
     wish = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wish)) if wish.isdigit() and int(wish) > 0 else cores
 

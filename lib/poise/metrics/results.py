@@ -1,15 +1,17 @@
-"""Result files as the COCO server takes them, and the table that HRNet-style code prints.
+"""Result files as the COCO server takes them and as mmpose's tools do, and the table that HRNet-style code prints.
 
 Letters: N persons, J joints.
 """
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import pickle
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from poise.errors import DataError
+from poise.geometry import PIXEL_STD
 from poise.json_files import read_json
 from poise.writing import replacing
 
@@ -73,6 +75,55 @@ def write_results(
     results = coco_results(image_ids, keypoints, scores, centers, scales, category_id)
     with replacing(path) as part:
         part.write_bytes(orjson.dumps(results, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def prediction_batches(
+    keypoints: np.ndarray,
+    centers: np.ndarray,
+    scales: np.ndarray,
+    scores: np.ndarray,
+    image_paths: Sequence[str],
+    box_ids: Sequence[int],
+    batch_size: int,
+) -> list[dict]:
+    """What mmpose 0.x's tools/test.py --out pickles: a dict for every `batch_size` persons, in their order.
+
+    keypoints: (N, J, 3) x, y in image pixels and score. centers (N, 2) pixels, scales (N, 2) in units of 200 pixels, scores (N,):
+    of the boxes. Of a dict with n persons: preds (n, J, 3) float32; boxes (n, 6) float32, centre, scale, area in square pixels and
+    score; image_paths and bbox_ids, lists of n; output_heatmap None. Source: mmpose 0.29 mmpose/models/heads/topdown_heatmap_base_head.py.
+    """
+    preds = np.asarray(keypoints, np.float32)
+    size = np.asarray(scales, np.float32)
+    area = np.prod(size * np.float32(PIXEL_STD), axis=1)
+    boxes = np.column_stack([np.asarray(centers, np.float32), size, area, np.asarray(scores, np.float32)])
+    return [
+        {
+            "preds": preds[begin:begin + batch_size],
+            "boxes": boxes[begin:begin + batch_size],
+            "image_paths": list(image_paths[begin:begin + batch_size]),
+            "bbox_ids": [int(box_id) for box_id in box_ids[begin:begin + batch_size]],
+            "output_heatmap": None,
+        }
+        for begin in range(0, len(preds), batch_size)
+    ]
+
+
+def write_pickle(path: str | os.PathLike, batches: list[dict]) -> None:
+    """Write the batches of `prediction_batches`, wholly or not at all. Raises DataError if the file cannot be written."""
+    with replacing(path) as part, open(part, "wb") as file:
+        pickle.dump(batches, file)
+
+
+def box_ids_by_image(image_index: np.ndarray) -> np.ndarray:
+    """(N,) int: each person's number among those of the same image, counted from 0 in the order of `image_index` (N,)."""
+    image_index = np.asarray(image_index)
+    order = np.argsort(image_index, kind="stable")
+    ordered = image_index[order]
+    place = np.arange(len(order))
+    begins = np.concatenate([np.ones(min(len(order), 1), bool), ordered[1:] != ordered[:-1]])
+    ids = np.empty(len(order), np.int64)
+    ids[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
+    return ids
 
 
 def check_finite(image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray) -> None:

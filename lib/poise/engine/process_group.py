@@ -1,0 +1,193 @@
+"""Several processes that train or test together: joining, telling each other things, and leaving. Uses torch.distributed.
+
+The default group is gloo's, on the CPU: it carries figures, flags and results. Gradients have a group of their own, NCCL's where
+the networks lie on GPUs.
+
+One error line, no hang: a process that fails counts itself in the launcher's store. The first to do so tells its error and ends;
+torchrun notices and ends the others, which wait for that in silence: those that failed too, those whose connection broke, and, by
+a thread that looks into the store, those that do something long or hang in a kernel that waits for the one that is gone.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from poise.engine.distributed import Processes, T, is_lost_peer
+from poise.errors import PoiseError
+
+log = logging.getLogger(__name__)
+
+_FAILURES = "poise/failures"
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_LEAVE = 8.0     # for a process that fails or sees a failure, before it is cut off
+_SECONDS_OF_SILENCE = 3.0   # torchrun ends the others within a second of the first that fails; more only where it is not there
+# others wait so long while rank 0 downloads weights or scores a large set
+_TIMEOUT = timedelta(hours=3)
+
+
+@contextmanager
+def group(rank: int, world: int, local_rank: int) -> Iterator["Group"]:
+    """The processes of torchrun's environment, joined; left at the end, whatever ended it."""
+    processes = Group(rank, world, local_rank)
+    try:
+        yield processes
+        processes.any(False)    # nobody leaves before all have finished
+    except KeyboardInterrupt:       # everyone gets it, and ends without a word
+        processes.first_to_fail()
+        raise
+    except Exception as error:
+        if not processes.first_to_fail():
+            _leave_quietly()
+        processes.leave_after_error()
+        if is_lost_peer(error):
+            raise PoiseError("another process of this run ended without a word, perhaps killed for its memory; "
+                             "torchrun's report names it") from error
+        raise
+    else:
+        processes.leave()
+
+
+class Group(Processes):
+    """Processes of torchrun's environment; see the base class."""
+
+    def __init__(self, rank: int, world: int, local_rank: int):
+        super().__init__(rank, world, local_rank)
+        if rank > 0:
+            warnings.simplefilter("ignore")     # rank 0 shows the same
+        store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        # a launcher's store may outlive a restart of the processes
+        self._store = dist.PrefixStore(f"poise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group("gloo", store=self._store, rank=rank, world_size=world, timeout=_TIMEOUT)
+        self._nccl = False
+        self._leaving = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    # telling each other -----------------------------------------------------------------------------------------------------------
+
+    def any(self, flag: bool) -> bool:
+        return self.sum([float(flag)])[0] > 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any] | None:
+        values = [None] * self.world if self.main else None
+        dist.gather_object(value, values)
+        return values
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        box = [make() if self.main else None]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    @torch.no_grad()
+    def spread(self, tensors: Iterable[torch.Tensor]) -> None:
+        by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_type.setdefault(tensor.dtype, []).append(tensor)
+        for same in by_type.values():     # one message instead of hundreds
+            flat = torch.cat([tensor.reshape(-1) for tensor in same]).cpu()
+            dist.broadcast(flat, 0)
+            for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same])):
+                tensor.copy_(part.view(tensor.shape))
+
+    # gradients --------------------------------------------------------------------------------------------------------------------
+
+    def wrap(self, model: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+        """The network under DistributedDataParallel; all begin with rank 0's weights and buffers. NCCL between GPUs, else gloo.
+
+        Batch norm's buffers are each process's own while it trains, as in mmpose 0.29: whoever needs one network for all, for a
+        test or a checkpoint, spreads rank 0's.
+        """
+        device = next(model.parameters()).device
+        self._nccl = device.type == "cuda"
+        unused = unused_parameters(model, image_size)
+        if unused:
+            log.info("%d parameters have no part in the network's outputs, %s%s", len(unused), ", ".join(unused[:3]), ", ..." if len(unused) > 3 else "")
+        gradients = dist.new_group(backend="nccl" if self._nccl else "gloo", timeout=_TIMEOUT)
+        log.info("%d processes, DistributedDataParallel over %s", self.world, "NCCL" if self._nccl else "gloo on the CPU")
+        # of the layout that 1x1 kernels have under CHANNELS_LAST; costs a copy of them
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        # PyTorch renamed it, and under the old name left buffers apart from the beginning
+        each_its_own = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+        self.spread(model.buffers())
+        return DistributedDataParallel(model, device_ids=[device.index] if self._nccl else None, process_group=gradients,
+                                       find_unused_parameters=bool(unused), **{each_its_own: False})
+
+    # leaving ----------------------------------------------------------------------------------------------------------------------
+
+    def first_to_fail(self) -> bool:
+        """Say that this process fails; whether none has said so before. Without a store to ask, its host has failed before."""
+        self._leaving.set()
+        try:
+            return self._store.add(_FAILURES, 1) == 1
+        except RuntimeError:
+            return False
+
+    def leave(self) -> None:
+        self._leaving.set()
+        self._watcher.join()
+        dist.destroy_process_group()
+
+    def leave_after_error(self) -> None:
+        """The same while others may wait for this process: it must not wait for them, as NCCL would, and must end."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(_SECONDS_TO_LEAVE))
+        if not self._nccl:
+            dist.destroy_process_group()
+
+    def _watch(self) -> None:
+        try:
+            while not self._leaving.wait(_SECONDS_BETWEEN_LOOKS):
+                if self._store.check([_FAILURES]):
+                    # the main thread's connections break, so it can leave by itself, tidily, unless it hangs
+                    if not self._leaving.wait(_SECONDS_TO_LEAVE):
+                        os._exit(1)
+        except RuntimeError:    # the store is gone, and so is who would tell of failures in it
+            pass
+
+
+def _leave_quietly() -> None:
+    """End without a word, and not before torchrun has seen who failed first, for it blames the first that it sees."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.stdout.flush()
+    time.sleep(_SECONDS_OF_SILENCE)
+    os._exit(1)
+
+
+def unused_parameters(model: nn.Module, image_size: tuple[int, int]) -> list[str]:
+    """Names of parameters that have no part in the outputs of train mode. The model stays as it is, and so do random numbers.
+
+    DistributedDataParallel waits for every gradient, and looks for those that never come only when told to, for it takes time.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    device, (width, height) = named[0][1].device, image_size
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    was_training = model.training
+    model.train()
+    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
+        outputs = model(torch.zeros(2, 3, height, width, device=device))     # two: batch norm over a 1x1 map needs them
+        gradients = torch.autograd.grad(sum(output.sum() for output in outputs), [parameter for _, parameter in named], allow_unused=True)
+    model.train(was_training)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return [name for (name, _), gradient in zip(named, gradients) if gradient is None]

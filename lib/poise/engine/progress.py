@@ -1,0 +1,85 @@
+"""Where a training is, and its way to the disk and back."""
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from poise.config import data_path, experiment_name
+from poise.engine import checkpoint, device
+from poise.errors import PoiseError
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """The epoch, the steps of it that are done, their sums over all processes, and the best score so far.
+
+    kept: the newest checkpoint that this run wrote or went on from; None before there is one.
+    """
+
+    def __init__(self, epoch: int):
+        self.epoch, self.step = epoch, 0
+        self.sums = dict.fromkeys(("loss", "right", "counted", "samples", "seconds", "data_seconds"), 0.0)
+        self.best_score, self.best_epoch = -math.inf, -1
+        self.kept: Path | None = None
+
+    def restore(self, saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Go on from what `save` wrote. Raises PoiseError where it does not fit."""
+        try:
+            device.bare(model).load_state_dict(saved["state_dict"])
+            # PyTorch takes another optimiser's state without a word and fails at the first step
+            theirs, own = (set(state["param_groups"][0]) & {"betas", "momentum"} for state in (saved["optimizer"], optimizer.state_dict()))
+            if theirs != own:
+                raise ValueError("TRAIN.OPTIMIZER is another")
+            optimizer.load_state_dict(saved["optimizer"])
+            # the saved averages may lie in memory in another order (CHANNELS_LAST), and fused Adam walks raw memory
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    if torch.is_tensor(value) and value.shape == parameter.shape:
+                        state[key] = torch.empty_like(parameter).copy_(value)
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:
+            raise PoiseError(f"{saved['path']}: the checkpoint does not fit the network or optimiser of this configuration ({str(error).splitlines()[0]}); "
+                             "remove it to begin anew") from None
+        self.epoch, self.step, self.sums = saved["epoch"], saved["step"], dict(saved["sums"])
+        self.best_score, self.best_epoch = saved["best"]["score"], saved["best"]["epoch"]
+        self.kept = Path(saved["path"])
+        log.info("going on at epoch %d, step %d; best score so far %.4f of epoch %d", self.epoch, self.step, self.best_score, self.best_epoch)
+
+    def begin(self, epoch: int) -> None:
+        self.epoch, self.step = epoch, 0
+        self.sums = dict.fromkeys(self.sums, 0.0)
+
+    def save(self, path: Path, cfg: CfgNode, cfg_path: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        checkpoint.save(path, {
+            "format": checkpoint.FORMAT, "epoch": self.epoch, "step": self.step, "sums": self.sums,
+            "best": {"score": self.best_score, "epoch": self.best_epoch},
+            "state_dict": device.bare(model).state_dict(), "optimizer": optimizer.state_dict(),
+            "experiment": experiment_name(cfg_path), "seed": cfg.SEED, "threads": torch.get_num_threads(),
+            "config": cfg.dump(), "torch": str(torch.__version__),
+        })
+
+    def averages(self) -> dict[str, float]:
+        """The figures of the epoch so far; those of the clock are rank 0's."""
+        sums, seconds = self.sums, max(self.sums["seconds"], 1e-9)
+        return {"train_loss": sums["loss"] / max(sums["samples"], 1), "train_acc": sums["right"] / max(sums["counted"], 1),
+                "images_per_second": sums["samples"] / seconds, "data_time_share": sums["data_seconds"] / seconds}
+
+
+def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
+    """The checkpoint to go on from: TRAIN.CHECKPOINT, else the run folder's when AUTO_RESUME or TRAIN.RESUME; or None."""
+    if cfg.TRAIN.CHECKPOINT:
+        path = Path(data_path(cfg, cfg.TRAIN.CHECKPOINT))
+    elif (cfg.AUTO_RESUME or cfg.TRAIN.RESUME) and (folder / checkpoint.NAME).exists():
+        path = folder / checkpoint.NAME
+    else:
+        return None
+    saved = checkpoint.load(path, experiment_name(cfg_path))
+    log.info("going on from %s", path)
+    if saved["seed"] != cfg.SEED:
+        log.warning("SEED is %d, the checkpoint's run had %d: the order of samples changes", cfg.SEED, saved["seed"])
+    return saved
