@@ -1,5 +1,6 @@
 """The space of the search: its candidates, how a genotype is read from architecture values, random genotypes, and its pictures."""
 import json
+import re
 from collections import Counter
 from xml.etree import ElementTree
 
@@ -10,6 +11,7 @@ from conftest import GOLDEN, ROOT
 from filling import filled_input, filled_state
 
 from poise import config
+from poise.config.default import default_config
 from poise.errors import ConfigError, DataError
 from poise.models import build_model
 from poise.models.genotypes import GENOTYPES, find_genotype, read_genotype, write_genotype
@@ -211,3 +213,22 @@ def test_tables_and_pictures_of_probabilities():
     assert pictures[0].shape == pictures[1].shape and pictures[0].dtype == np.uint8
     fields = [picture[30:48, 70 + 5 * 120 + 4:70 + 5 * 120 + 30].mean() for picture in pictures]
     assert fields[0] < fields[1] - 50 and fields[1] == 255
+
+
+# the page -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_what_there_is():
+    text = (ROOT / "docs/search.md").read_text(encoding="utf-8")
+    keys = default_config()
+    named = set(re.findall(r"\b([A-Z]+)\.([A-Z][A-Z_]+)\b", text)) - {("DATASET", "ROOT")}
+    assert len(named) > 10
+    assert [f"{group}.{key}" for group, key in named if key not in keys[group]] == []
+    for path in re.findall(r"\b(?:experiments|tools|lib|docs)/[\w./-]+\.(?:yaml|py|md|svg)", text):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"\]\((\w+\.svg)\)", text):
+        assert cells_svg(GENOTYPES["posenas"], "The cells of PoseNAS, as published") == (ROOT / "docs" / path).read_text()
+    # the key of a table's second column belongs to SEARCH
+    rows = re.findall(r"^\| `[^|]*\| ([^|]*)\|$", text.split("## Keys")[1].split("##")[0], re.M)
+    own = {word for row in rows for word in re.findall(r"`([A-Z_]+)`", row)}
+    assert {"ALPHA_LR", "GRAD_CLIP", "SUBSET"} <= own <= set(keys.SEARCH)

@@ -90,8 +90,9 @@ class Records:
         for kind, table in found.items():
             scalars[f"entropy/{kind}"] = undecided[kind].mean()
             for row, edge in enumerate(EDGE_NAMES):
-                scalars[f"entropy_{kind}/{edge}"] = undecided[kind][row]
-                scalars |= {f"{kind}, {edge}/{name}": table[row, column] for column, name in enumerate(self.space.operations[kind])}
+                tag = edge.replace(" ", "_")
+                scalars[f"entropy_{kind}/{tag}"] = undecided[kind][row]
+                scalars |= {f"{kind}/{tag}/{name}": table[row, column] for column, name in enumerate(self.space.operations[kind])}
             self.board.picture(f"probabilities/{kind}", probability_picture(self.space, kind, table, genotype), epoch)
         self.board.scalars(scalars, epoch)
 

@@ -46,7 +46,8 @@ def measure(cfg: CfgNode, space: Space, batch: dict[str, torch.Tensor], device: 
         few = {key: value[:2] for key, value in batch.items()}
         present = _memory_present(device)
         if device.type == "cpu":
-            needed = kept_bytes(lambda: trial.weights_step(few, 0), trial.weights) * samples // len(few["images"])
+            steps = (lambda: trial.weights_step(few, 0), lambda: trial.architecture_step(few))
+            needed = max(kept_bytes(step, trial.weights) for step in steps) * samples // len(few["images"])
             if present is not None and needed > present:
                 raise MemoryError(f"a batch of {samples} needs more than {needed / _GB:.1f} GB, {present / _GB:.1f} GB are free")
         else:

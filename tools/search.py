@@ -1,0 +1,39 @@
+"""Search the cells of a PoseNAS network: python tools/search.py --cfg experiments/mpii/posenas/search_256x256.yaml [KEY VALUE ...]"""
+import sys
+
+from poise.errors import INTERRUPTED, run_tool
+
+
+def main() -> int:
+    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment, words_before_keys
+
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("--random", nargs="+", default=None, metavar="SEED",
+                        help="search nothing: draw genotypes from the same space, one for each seed, and write them to the run folder")
+    add_experiment_arguments(parser)
+    args = parser.parse_args()
+    words, keys = words_before_keys(args.random or [])
+    args.overrides = keys + args.overrides
+    cfg = experiment(args)
+    from poise.engine import interrupt
+    from poise.engine.distributed import joined
+    from poise.errors import ConfigError
+    from poise.search import run
+
+    if args.random is not None:
+        wrong = [word for word in words if not word.isascii() or not word.isdecimal()]
+        if wrong or not words:
+            raise ConfigError(f"--random {' '.join(args.random)}: takes one or more seeds, whole numbers from 0 on")
+        run.write_random(cfg, args.cfg, [int(word) for word in words])
+        return 0
+    with joined() as processes:
+        try:
+            run.run(cfg, args.cfg, sys.argv, processes)
+        except interrupt.Interrupted as stopped:
+            print(stopped)
+            return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
