@@ -191,12 +191,26 @@ def test_one_process_alone():
 def test_half_an_environment(monkeypatch, environment, said):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with distributed.joined() as processes:
-        assert processes is ALONE
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said), distributed.joined():
         pytest.fail("joined")
+
+
+def test_the_only_process_of_torchrun(tiny, monkeypatch):
+    """Has one GPU, as each of several has; a plain process has those of GPUS."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    cfg = config.load(tiny, ["GPUS", "(2, 3)"])
+    for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with distributed.joined() as processes:
+        assert processes is ALONE and device.choose_devices(cfg, processes) == [torch.device("cuda", 2), torch.device("cuda", 3)]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with distributed.joined() as processes:
+        assert processes.main and processes.world == 1 and device.choose_devices(cfg, processes) == [torch.device("cuda", 0)]
 
 
 # shares ---------------------------------------------------------------------------------------------------------------------------
@@ -509,6 +523,8 @@ def failing_here(processes, how):
     process_group._SECONDS_TO_LEAVE = 2.0
     if how == "both":
         raise ConfigError("a key of everyone")
+    if how == "Ctrl-C":
+        raise KeyboardInterrupt
     if processes.rank == 1:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -586,6 +602,10 @@ def test_score_that_fails_while_others_wait(together, tiny):
     done = together(2, unscored_here, tiny, (), fails=True)
     assert [one.status for one in done] == [1, 1] and done[1].err == ""
     assert done[0].err == "error: results.json: cannot be written (No space left on device)\n"
+
+
+def test_ctrl_c_says_nothing(together):
+    assert [(one.status, one.out, one.err) for one in together(2, failing_here, "Ctrl-C", fails=True)] == [(130, "", "")] * 2
 
 
 def test_errors_of_lost_peers():

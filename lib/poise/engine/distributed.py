@@ -66,10 +66,10 @@ def joined() -> Iterator[Processes]:
     Raises ConfigError for half an environment.
     """
     world = os.environ.get("WORLD_SIZE", "1")
-    missing = [name for name in _VARIABLES if name not in os.environ]
-    if world == "1":
-        yield Processes(local_rank=0) if not missing else ALONE
+    if world == "1":    # torchrun's only process has one device, as each of several has; a plain one has all of GPUS
+        yield Processes(local_rank=0) if "TORCHELASTIC_RUN_ID" in os.environ else ALONE
         return
+    missing = [name for name in _VARIABLES if name not in os.environ]
     if missing or not all(os.environ[name].isdigit() for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")):
         raise ConfigError(f"the environment has WORLD_SIZE={world} but {f'no {missing[0]}' if missing else 'no numbers as ranks'}: "
                           "start several processes with torchrun, or unset WORLD_SIZE")

@@ -36,7 +36,7 @@ _FAILURES = "poise/failures"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_LEAVE = 8.0     # for a process that fails or sees a failure, before it is cut off
 _SECONDS_OF_SILENCE = 3.0   # torchrun ends the others within a second of the first that fails; more only where it is not there
-# others wait so long while rank 0 downloads weights or scores a large set
+# how long others wait in the default group while rank 0 downloads weights or scores a large set
 _TIMEOUT = timedelta(hours=3)
 
 
@@ -49,6 +49,7 @@ def group(rank: int, world: int, local_rank: int) -> Iterator["Group"]:
         processes.any(False)    # nobody leaves before all have finished
     except KeyboardInterrupt:       # everyone gets it, and ends without a word
         processes.first_to_fail()
+        processes.leave_after_error()
         raise
     except Exception as error:
         if not processes.first_to_fail():
@@ -69,7 +70,7 @@ class Group(Processes):
         super().__init__(rank, world, local_rank)
         if rank > 0:
             warnings.simplefilter("ignore")     # rank 0 shows the same
-        store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        store, _, _ = next(dist.rendezvous("env://"))
         # a launcher's store may outlive a restart of the processes
         self._store = dist.PrefixStore(f"poise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group("gloo", store=self._store, rank=rank, world_size=world, timeout=_TIMEOUT)
@@ -122,7 +123,7 @@ class Group(Processes):
         unused = unused_parameters(model, image_size)
         if unused:
             log.info("%d parameters have no part in the network's outputs, %s%s", len(unused), ", ".join(unused[:3]), ", ..." if len(unused) > 3 else "")
-        gradients = dist.new_group(backend="nccl" if self._nccl else "gloo", timeout=_TIMEOUT)
+        gradients = dist.new_group(backend="nccl" if self._nccl else "gloo")
         log.info("%d processes, DistributedDataParallel over %s", self.world, "NCCL" if self._nccl else "gloo on the CPU")
         # of the layout that 1x1 kernels have under CHANNELS_LAST; costs a copy of them
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

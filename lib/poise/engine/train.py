@@ -95,6 +95,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         if progress.step and progress.sums["samples"] != min(progress.step * loader.batches.batch_size, len(table)):
             log.warning("epoch %d was begun with another batch size, number of devices or training set; it is begun again", progress.epoch)
             progress.begin(progress.epoch)
+        del saved       # as large as the network and its optimiser
     processes.from_first(lambda: logs.make_run_folder(cfg, cfg_path))
     logs.add_file(folder / "train.log", processes.rank)
     with logs.errors_in_file():
