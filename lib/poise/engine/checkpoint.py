@@ -4,24 +4,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from poise import weights
 from poise.errors import DataError
-from poise.writing import replacing
 
 FORMAT = 1
 NAME = "checkpoint.pth"
 _FIELDS = ("epoch", "step", "sums", "state_dict", "optimizer", "best", "experiment", "seed", "threads")
 
 
-def save(path: str | Path, content: Any) -> None:
-    """Write `content` in place of the old file, wholly or not at all. Raises DataError where it cannot be written."""
-    try:
-        with replacing(path) as part:
-            torch.save(content, part)
-    except RuntimeError as error:    # how torch reports a full disk
-        raise DataError(f"{path}: cannot be written ({str(error).splitlines()[0]}); the file before it, if any, is kept") from None
+save = weights.save
 
 
 def load(path: str | Path, experiment: str) -> dict[str, Any]:
