@@ -93,9 +93,10 @@ def _three_point_matrix(center, scale, rotation: float, size) -> np.ndarray:
 def _unbiased_matrix(center, scale, rotation: float, size) -> np.ndarray:
     """The centre goes to the middle of the outer pixels' centres. The two axes' zooms differ by a hair, as in UDP."""
     span = np.array([size[0] - 1.0, size[1] - 1.0])
+    extent = float(scale[0]) * PIXEL_STD * np.array([1.0, size[1] / size[0]])
     angle = np.deg2rad(rotation)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    linear = (span / (np.asarray(scale, dtype=np.float64) * PIXEL_STD))[:, None] * turn
+    linear = (span / extent)[:, None] * turn
     return np.concatenate([linear, (span * 0.5 - linear @ np.asarray(center, dtype=np.float64))[:, None]], axis=1)
 
 
@@ -113,5 +114,5 @@ def crop_to_image(coords: np.ndarray, center: np.ndarray, scale: np.ndarray, ima
     size = np.array([image_size[0], image_size[1]], dtype=np.float64)
     if unbiased:
         span = np.maximum(size - 1, 1)
-        return (coords - span * 0.5) * (scale * PIXEL_STD / span) + center
+        return (coords - span * 0.5) * (scale[:, :, :1] * PIXEL_STD * (size / size[0]) / span) + center
     return (coords - size * 0.5) * (scale[:, :, :1] * PIXEL_STD / size[0]) + center

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from poise.codecs.maxima import dark_step, find_maxima, quarter_step
+from poise.codecs.maxima import dark_step, find_maxima, quarter_step, udp_step
 
 
 class Targets(NamedTuple):
@@ -33,7 +33,11 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """One convention. refine: how a maximum is moved below the cell: 'none', 'quarter', 'dark' or the codec's own."""
+    """One convention.
+
+    refine: how a maximum is moved below the cell: 'none', 'quarter', 'dark', 'udp' or the codec's own. blur_kernel: size in cells of
+    the blur that the last three begin with, odd.
+    """
 
     image_size: tuple[int, int]
     heatmap_size: tuple[int, int]
@@ -45,7 +49,8 @@ class Codec(ABC):
     unbiased: ClassVar[bool] = False        # crops are UDP's: see poise.geometry
     mirror_exact: ClassVar[bool] = False    # heatmaps of a mirrored crop lie right without TEST.SHIFT_HEATMAP
     own_refine: ClassVar[str] = "quarter"   # what TEST.DECODE '' stands for
-    own_blur: ClassVar[int] = 11            # what TEST.BLUR_KERNEL 0 stands for
+    amplitude: ClassVar[float] = 1.0        # maximum of a target
+    shown_score: ClassVar[float] = 0.2      # joints above it are drawn in pictures
 
     @property
     def stride(self) -> tuple[float, float]:
@@ -68,6 +73,8 @@ class Codec(ABC):
             coords += quarter_step(heatmaps, cells) * ~empty[:, :, None]
         elif self.refine == "dark":
             coords += dark_step(heatmaps, cells, self.blur_kernel) * ~empty[:, :, None]
+        elif self.refine == "udp":
+            coords += udp_step(heatmaps, cells, self.blur_kernel) * ~empty[:, :, None]
         coords[empty] = self.empty_cell
         return self.cells_to_pixels(coords), scores
 

@@ -31,10 +31,15 @@ def quarter_step(heatmaps: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return (0.25 * step * inner[:, :, None]).astype(np.float32)
 
 
+def dark_kernel(sigma: float) -> int:
+    """The blur kernel whose sigma, by OpenCV's rule 0.3 (k / 2 - 1.5) + 0.8, is nearest to that of the targets: DARK blurs as wide."""
+    return max(2 * round((sigma - 0.8) / 0.3 + 1) + 1, 3)
+
+
 def dark_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
     """(B, J, 2) float32: one Newton step to the top of the Gaussian that the blurred map's logarithm describes.
 
-    cells: (B, J, 2) the maxima. kernel: size of the blur in cells, odd; 11 goes with sigma 2, 17 with sigma 3. Maxima within
+    cells: (B, J, 2) the maxima. kernel: size of the blur in cells, odd; 11 goes with sigma 2, 17 with sigma 3: see dark_kernel. Maxima within
     two cells of the border stay, and so does a map that is no hill there.
     Source: Zhang et al., Distribution-Aware Coordinate Representation (DARK), CVPR 2020, arXiv 1910.06278, section 3.1,
     equations 3 to 9; differences as in mmpose 0.29 (_taylor). Figures: tests/golden/mmpose_functions.json.
@@ -65,6 +70,34 @@ def dark_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarra
     usable = inner & (determinant != 0) & np.isfinite(newton).all(axis=2)
     step[usable] = newton[usable]
     return step
+
+
+def udp_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
+    """(B, J, 2) float32: the Newton step as mmpose takes it for UDP, with differences of one cell and no rule for the border.
+
+    cells: (B, J, 2) the maxima. The blur reflects at the border, the blurred map is cut to 0.001 .. 50 before its logarithm, and what
+    lies outside is as its border cell. Source: mmpose 0.29 post_dark_udp, after UDP's own code.
+    """
+    reach = kernel // 2
+    padded = np.pad(heatmaps, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="reflect")
+    blurred = blur(padded, kernel)[:, :, reach:-reach, reach:-reach]
+    log_map = np.pad(np.log(np.clip(blurred, 0.001, 50)), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    flat, width = _flat(log_map), log_map.shape[3]
+    at = (cells[:, :, 1] + 1) * width + cells[:, :, 0] + 1
+
+    def value(dx: int, dy: int) -> np.ndarray:
+        return np.take_along_axis(flat, (at + dy * width + dx)[:, :, None], axis=2)[:, :, 0].astype(np.float64)
+
+    center, right, left, below, above = value(0, 0), value(1, 0), value(-1, 0), value(0, 1), value(0, -1)
+    gradient = 0.5 * np.stack([right - left, below - above], axis=2)
+    dxy = 0.5 * (value(1, 1) - right - below + 2 * center - left - above + value(-1, -1))
+    tiny = np.finfo(np.float32).eps
+    hessian = np.stack([right - 2 * center + left + tiny, dxy, dxy, below - 2 * center + above + tiny], axis=2)
+    a, b, _, d = np.moveaxis(hessian, 2, 0)
+    determinant = a * d - b * b
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        newton = -np.stack([d * gradient[..., 0] - b * gradient[..., 1], a * gradient[..., 1] - b * gradient[..., 0]], axis=2) / determinant[..., None]
+    return np.where(np.isfinite(newton), newton, 0).astype(np.float32)
 
 
 def blur(heatmaps: np.ndarray, kernel: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from poise.codecs.codec import Codec, Targets
-from poise.codecs.maxima import find_maxima
+from poise.codecs.maxima import blur, find_maxima
 
 AMPLITUDE = 255.0
 _BORDER = 10        # cells of zeros around a map before it is blurred
@@ -28,7 +28,8 @@ class Megvii(Codec):
 
     mirror_exact = True
     own_refine = "megvii"
-    own_blur = 5
+    amplitude = AMPLITUDE
+    shown_score = 0.7       # 0.2 of the amplitude
 
     def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
         """See Codec: heatmaps (B, K, J, h, w), one for each kernel, with maximum 255.
@@ -55,8 +56,7 @@ class Megvii(Codec):
             return coords, scores / np.float32(AMPLITUDE) + np.float32(0.5)
         height, width = heatmaps.shape[2:]
         padded = np.pad(heatmaps, ((0, 0), (0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))
-        # the zeros around each map keep the blur of one out of the other, so all are blurred as one tall picture
-        blurred = cv2.GaussianBlur(padded.reshape(-1, padded.shape[3]), (self.blur_kernel, self.blur_kernel), 0).reshape(padded.shape)
+        blurred = blur(padded, self.blur_kernel)
         first, _ = find_maxima(blurred)
         batch, joint = np.indices(first.shape[:2])
         blurred[batch, joint, first[:, :, 1], first[:, :, 0]] = 0

@@ -14,11 +14,11 @@ from poise.codecs.gaussian import draw, nearest_cell
 
 
 class Udp(Codec):
-    """Targets around the exact position, cut off at 3 sigma from its cell; DARK's decoder, as in mmpose."""
+    """Targets around the exact position, cut off at 3 sigma from its cell; its own form of DARK's decoder."""
 
     unbiased = True
     mirror_exact = True
-    own_refine = "dark"
+    own_refine = "udp"
 
     @property
     def stride(self) -> tuple[float, float]:

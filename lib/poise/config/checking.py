@@ -83,14 +83,19 @@ def check_values(cfg: CfgNode, source: str) -> None:
              f"three {'finite numbers' if key == 'MEAN' else 'numbers above 0'}, one a channel")
     need(1 <= len(cfg.MODEL.KERNELS) and all(isinstance(k, int) and k % 2 == 1 and 3 <= k <= 255 for k in cfg.MODEL.KERNELS), "MODEL.KERNELS",
          "odd sizes from 3 to 255 cells")
+    need(list(cfg.MODEL.KERNELS) == sorted(set(cfg.MODEL.KERNELS), reverse=True), "MODEL.KERNELS", "falling, from coarse to fine")
     need(cfg.LOSS.TYPE != "mspn" or cfg.MODEL.TARGET_TYPE == "megvii", "LOSS.TYPE", "'joints_mse' unless MODEL.TARGET_TYPE is megvii")
+    kernels = 4 + cfg.LOSS.COARSE_TO_FINE
+    need(cfg.LOSS.TYPE != "mspn" or kernels <= len(cfg.MODEL.KERNELS) <= 5, "MODEL.KERNELS",
+         f"{'5' if kernels == 5 else '4 or 5'} sizes with LOSS.TYPE mspn and LOSS.COARSE_TO_FINE {cfg.LOSS.COARSE_TO_FINE}")
+    need(cfg.LOSS.TYPE != "mspn" or not cfg.LOSS.USE_DIFFERENT_JOINTS_WEIGHT, "LOSS.USE_DIFFERENT_JOINTS_WEIGHT", "False with LOSS.TYPE mspn, which has no such weights")
     need(finite(cfg.LOSS.FACTOR) and cfg.LOSS.FACTOR > 0, "LOSS.FACTOR", "above 0")
     for key in ("PROB_CENTER_SHIFT", "PROB_ROTATION"):
         need(0 <= cfg.DATASET[key] <= 1, f"DATASET.{key}", "from 0 to 1")
     need(0 <= cfg.DATASET.CENTER_SHIFT <= 1, "DATASET.CENTER_SHIFT", "from 0 to 1")
     need(0 < cfg.DATASET.SCALE_SHRINK <= 100, "DATASET.SCALE_SHRINK", "above 0 and at most 100")
-    need(cfg.TRAIN.WARMUP_ITERS >= 0 and cfg.TRAIN.ITERATIONS >= 0 and cfg.TRAIN.BASE_BATCH >= 0, "TRAIN.WARMUP_ITERS",
-         "0 or more, and TRAIN.ITERATIONS and TRAIN.BASE_BATCH too")
+    for key in ("WARMUP_ITERS", "ITERATIONS", "BASE_BATCH"):
+        need(cfg.TRAIN[key] >= 0, f"TRAIN.{key}", "0 or more")
     need(0 < cfg.TRAIN.WARMUP_FACTOR <= 1, "TRAIN.WARMUP_FACTOR", "above 0 and at most 1")
     need(cfg.TEST.BLUR_KERNEL == 0 or (cfg.TEST.BLUR_KERNEL % 2 == 1 and 3 <= cfg.TEST.BLUR_KERNEL <= 255), "TEST.BLUR_KERNEL", "0, or odd and from 3 to 255")
     need(cfg.TEST.EMPTY_CELL in (0, -1), "TEST.EMPTY_CELL", "0 or -1")

@@ -111,8 +111,8 @@ def default_config() -> CN:
     c.TEST.FLIP_TEST = False        # average with the prediction for the mirrored image
     c.TEST.POST_PROCESS = False     # refine each maximum below the cell, as TEST.DECODE says
     c.TEST.DECODE = ""              # (Poise) how a maximum is refined: '' as the codec does, 'quarter' of a cell, or 'dark' (DARK, arXiv 1910.06278)
-    c.TEST.BLUR_KERNEL = 0          # (Poise) dark, megvii: cells of the blur before decoding, odd; 0 is the codec's own
-    c.TEST.EMPTY_CELL = 0           # (Poise) both coordinates of a joint whose heatmap is nowhere above 0, in cells; mmpose takes -1
+    c.TEST.BLUR_KERNEL = 0          # (Poise) dark, udp, megvii: cells of the blur before decoding, odd; 0: as wide as MODEL.SIGMA, megvii 5
+    c.TEST.EMPTY_CELL = 0           # (Poise) both coordinates of a joint whose heatmap is nowhere above 0, in cells; mmpose takes -1; megvii has a rule of its own
     c.TEST.SHIFT_HEATMAP = False    # flip test: move the mirrored heatmap by one cell, for its better alignment
     c.TEST.USE_GT_BBOX = False      # boxes from the annotations instead of TEST.COCO_BBOX_FILE
     c.TEST.IMAGE_THRE = 0.1         # detections with a lower score are dropped

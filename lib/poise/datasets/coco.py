@@ -178,7 +178,8 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, 
         return boxes, (boxes[:, 2:] > 0).all(axis=1) & inside
     low = np.maximum(boxes[:, :2], 0)
     high = np.minimum(low + np.maximum(boxes[:, 2:] - (rule == "hrnet"), 0), sizes - 1)
-    usable = (boxes[:, 2:] > 0).all(axis=1) & (high >= low).all(axis=1) & (high > low).any(axis=1)
+    has_area = (high > low).any(axis=1) if rule == "hrnet" else (high > low).all(axis=1)
+    usable = (boxes[:, 2:] > 0).all(axis=1) & (high >= low).all(axis=1) & has_area
     return np.concatenate([low, high - low], axis=1), usable
 
 

@@ -48,7 +48,7 @@ class Schedule:
         end = max(round(t.ITERATIONS / share), 1) if t.ITERATIONS else t.END_EPOCH * steps_per_epoch
         note = ""
         if t.BASE_BATCH and (share != 1 or t.ITERATIONS):
-            note = f"; for {t.BASE_BATCH} samples a step it would be {t.ITERATIONS or end} steps at {t.LR:g}"
+            note = f"; for {t.BASE_BATCH} samples a step it would be {t.ITERATIONS or round(end * share)} steps at {t.LR:g}"
         return cls(steps_per_epoch, end, t.LR * share, t.LR_SCHEDULE, tuple(t.LR_STEP), t.LR_FACTOR, t.WARMUP_ITERS, t.WARMUP_FACTOR, note)
 
     @property

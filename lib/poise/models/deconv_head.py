@@ -1,4 +1,4 @@
-"""The deconvolution head of SimpleBaseline, shared by ResNet, Res2Net and later backbones.
+"""The deconvolution head of SimpleBaseline, shared by ResNet, Res2Net and MogaNet.
 
 Source: Xiao, Wu, Wei: Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018, arXiv 1804.06208, section 2;
 lib/models/pose_resnet.py of microsoft/human-pose-estimation.pytorch.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from poise.errors import ConfigError
+from poise.models.options import is_channels
 
 BN_MOMENTUM = 0.1
 # kernel -> (padding, output padding) with which a stride-2 transposed convolution doubles its input exactly
@@ -60,8 +61,3 @@ def head_settings(extra) -> tuple[list[int], list[int], bool, int]:
     if not isinstance(bias, bool):
         raise ConfigError(f"MODEL.EXTRA.DECONV_WITH_BIAS must be True or False, got {bias!r}")
     return list(filters), list(kernels), bias, final_kernel
-
-
-def is_channels(value) -> bool:
-    """Whether `value` is a list of whole numbers above 0."""
-    return isinstance(value, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value)

@@ -10,7 +10,7 @@ MODEL.EXTRA:
     ARCH ('tiny'): xtiny (xt), tiny (t), small (s), base (b), large (l) or xlarge (xl).
     EMBED_DIMS, DEPTHS, FFN_RATIOS: four numbers each, instead of those of ARCH.
     DROP_PATH (0.1): stochastic depth of the last block; the rate rises to it from 0 in the first.
-    INIT_VALUE (1e-5): what the layer scales begin with. A network without ImageNet weights learns faster from 1.0.
+    INIT_VALUE (1e-5): what the layer scales begin with, so that a block begins as almost nothing; for ImageNet's 300 epochs.
     and those of the head, see poise.models.deconv_head.
 """
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.deconv_head import deconv_layers, final_layer, head_settings, init_head, is_channels
+from poise.models.deconv_head import deconv_layers, final_layer, head_settings, init_head
 from poise.models.drop_path import DropPath, linear_rates
-from poise.models.sizes import check_sizes
+from poise.models.options import check_sizes, is_channels, is_number
 
 # name -> (channels, blocks, FFN expansion) of the four stages
 ARCHS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
@@ -211,9 +211,9 @@ def build(cfg: CfgNode) -> MogaNetPose:
     extra = cfg.MODEL.EXTRA
     dims, depths, ratios = arch_settings(extra)
     rate, init_value = extra.get("DROP_PATH", 0.1), extra.get("INIT_VALUE", 1e-5)
-    if not _is_number(rate) or not 0 <= rate < 1:
+    if not is_number(rate) or not 0 <= rate < 1:
         raise ConfigError(f"MODEL.EXTRA.DROP_PATH must be a number from 0 to below 1, got {rate!r}")
-    if not _is_number(init_value) or not 0 < init_value <= 1e3:
+    if not is_number(init_value) or not 0 < init_value <= 1e3:
         raise ConfigError(f"MODEL.EXTRA.INIT_VALUE must be a number above 0 and at most 1000, got {init_value!r}")
     filters, kernels, bias, final_kernel = head_settings(extra)
     check_sizes(cfg, stride=32 >> len(filters))
@@ -237,7 +237,3 @@ def arch_settings(extra) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
     if any(channels % 8 for channels in settings[0]):
         raise ConfigError(f"MODEL.EXTRA.EMBED_DIMS must hold multiples of 8, got {settings[0]!r}")
     return settings[0], settings[1], settings[2]
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -16,7 +16,7 @@ Options of MODEL.EXTRA:
 - STEM_CHANNELS (64): channels before the first bottleneck; those after the bottlenecks are 4, 8, 16 and 32 times as many.
 - CHANNELS (256): channels of the way up.
 - EFFICIENT (False): compute activations again in the backward pass instead of keeping them (the repository's RUN_EFFICIENT):
-  less memory, about a third more time, the same result.
+  less memory, a second forward pass' time, the same result.
 - PRETRAINED_STAGES ('first'): into which stages poise.weights puts an ImageNet ResNet-50: the 'first' as the authors did,
   or 'all' as mmpose does.
 """
@@ -32,8 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.deconv_head import is_channels
-from poise.models.sizes import check_sizes
+from poise.models.options import check_sizes, is_channels
 
 EXTRA_KEYS = ("STAGES", "LAYERS", "STEM_CHANNELS", "CHANNELS", "EFFICIENT", "PRETRAINED_STAGES")
 PRETRAINED_STAGES = ("first", "all")

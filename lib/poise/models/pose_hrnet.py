@@ -5,8 +5,7 @@ lib/models/pose_hrnet.py. Keys and figures: tests/golden/models/pose_hrnet_*.jso
 
 Branches of strides 4, 8, 16 and 32 run side by side and are added to each other again and again; heatmaps come from the first.
 Differences from the repository: no weight file is read here (poise.weights does), and a backbone without one is initialised by
-He's rule instead of Normal(0, 0.001), from which small networks learn more slowly: on synthetic people a W16 had a training loss
-of 0.0017 after four epochs instead of 0.0020. With MODEL.PRETRAINED the two are the same.
+He's rule instead of Normal(0, 0.001), from which small networks learnt more slowly here. With MODEL.PRETRAINED the two are the same.
 
 Options of MODEL.EXTRA, in the layout of the repository's files:
 - STAGE2, STAGE3, STAGE4: NUM_MODULES (each ends with an addition of the branches), NUM_BRANCHES (2, 3 and 4), BLOCK (BASIC or
@@ -24,9 +23,9 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.deconv_head import final_layer, is_channels
+from poise.models.deconv_head import final_layer
+from poise.models.options import check_sizes, is_channels
 from poise.models.pose_resnet import BasicBlock, Bottleneck
-from poise.models.sizes import check_sizes
 
 EXTRA_KEYS = ("STAGE2", "STAGE3", "STAGE4", "FINAL_CONV_KERNEL", "PRETRAINED_LAYERS", "STEM_CHANNELS")
 STAGE_KEYS = ("NUM_MODULES", "NUM_BRANCHES", "BLOCK", "NUM_BLOCKS", "NUM_CHANNELS", "FUSE_METHOD")

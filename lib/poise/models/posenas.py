@@ -18,8 +18,8 @@ from yacs.config import CfgNode
 
 from poise.errors import ConfigError
 from poise.models.genotypes import CONCAT, Genotype, find_genotype
+from poise.models.options import check_sizes, is_whole
 from poise.models.posenas_cells import DecoderStage, EncoderCells
-from poise.models.sizes import check_sizes
 
 EXTRA_KEYS = ("INIT_CHANNELS", "LAYERS", "REFINE_CHANNELS", "REFINE_LAYERS", "SE_REDUCTION", "ALIASED_FEATURES")
 
@@ -105,13 +105,13 @@ def build(cfg: CfgNode) -> PoseNAS:
     widths = {key: extra.get(key, default) for key, default in (("INIT_CHANNELS", 48), ("REFINE_CHANNELS", 16))}
     depths = {key: extra.get(key, default) for key, default in (("LAYERS", 18), ("REFINE_LAYERS", 12))}
     for key, value in widths.items():
-        if not _is_whole(value) or not 4 <= value <= 4096 or value % 2:
+        if not is_whole(value) or not 4 <= value <= 4096 or value % 2:
             raise ConfigError(f"MODEL.EXTRA.{key} must be an even number from 4 to 4096, got {value!r}")
     for key, value in depths.items():
-        if not _is_whole(value) or not 4 <= value <= 400 or (value % 4 and value != 18):
+        if not is_whole(value) or not 4 <= value <= 400 or (value % 4 and value != 18):
             raise ConfigError(f"MODEL.EXTRA.{key} must be 18 or a multiple of 4 from 4 to 400, got {value!r}")
     se_reduction, aliased = extra.get("SE_REDUCTION", 1), extra.get("ALIASED_FEATURES", True)
-    if not _is_whole(se_reduction) or se_reduction not in (1, 2):
+    if not is_whole(se_reduction) or se_reduction not in (1, 2):
         raise ConfigError(f"MODEL.EXTRA.SE_REDUCTION must be 1 or 2, got {se_reduction!r}")
     if not isinstance(aliased, bool):
         raise ConfigError(f"MODEL.EXTRA.ALIASED_FEATURES must be True or False, got {aliased!r}")
@@ -121,7 +121,3 @@ def build(cfg: CfgNode) -> PoseNAS:
     if cfg.MODEL.INIT_WEIGHTS:
         model.init_weights()
     return model
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -13,7 +13,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.deconv_head import deconv_layers, final_layer, head_settings, init_head, is_channels
+from poise.models.deconv_head import deconv_layers, final_layer, head_settings, init_head
+from poise.models.options import check_sizes, is_channels
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STAGE_CHANNELS = (64, 128, 256, 512)
@@ -35,10 +36,7 @@ class SimpleBaseline(nn.Module):
         super().__init__()
         blocks, planes = stage_settings(cfg.MODEL.EXTRA)
         filters, kernels, bias, final_kernel = head_settings(cfg.MODEL.EXTRA)
-        for image, heatmap in zip(cfg.MODEL.IMAGE_SIZE, cfg.MODEL.HEATMAP_SIZE):
-            if image % 32 or heatmap * 32 != image << len(filters):
-                raise ConfigError(f"MODEL.IMAGE_SIZE {list(cfg.MODEL.IMAGE_SIZE)} and MODEL.HEATMAP_SIZE {list(cfg.MODEL.HEATMAP_SIZE)}: {cfg.MODEL.NAME} "
-                                  f"takes multiples of 32, and with {len(filters)} deconvolutions gives heatmaps of 1/{32 >> len(filters)} of them")
+        check_sizes(cfg, stride=32 >> len(filters))
         self.conv1 = stem
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)

@@ -13,7 +13,7 @@ from poise.errors import ConfigError
 from poise.models.genotypes import CELLS, CONCAT
 from poise.models.posenas import PoseNAS
 from poise.models.posenas_cells import Cell, DecoderStage, EncoderCells
-from poise.models.sizes import check_sizes
+from poise.models.options import check_sizes
 from poise.search.architecture import new_values
 from poise.search.mixed import Candidates, MixedCell, without_affine
 from poise.search.space import Space

@@ -1,0 +1,31 @@
+"""What the options of a network may be: sizes of its input and output, and kinds of the values of MODEL.EXTRA."""
+from __future__ import annotations
+
+from typing import Any
+
+from yacs.config import CfgNode
+
+from poise.errors import ConfigError
+
+
+def check_sizes(cfg: CfgNode, stride: int, multiple: int = 32) -> None:
+    """Raise ConfigError unless width and height of MODEL.IMAGE_SIZE are multiples of `multiple` and of MODEL.HEATMAP_SIZE 1/stride of them."""
+    images, heatmaps = cfg.MODEL.IMAGE_SIZE, cfg.MODEL.HEATMAP_SIZE
+    if any(image % multiple or heatmap * stride != image for image, heatmap in zip(images, heatmaps)):
+        raise ConfigError(f"MODEL.IMAGE_SIZE {list(images)} and MODEL.HEATMAP_SIZE {list(heatmaps)}: {cfg.MODEL.NAME} takes multiples of {multiple} "
+                          f"and gives heatmaps of 1/{stride} of them")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number; True and False, which are ints in Python, are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number."""
+    return is_whole(value) or isinstance(value, float)
+
+
+def is_channels(value: Any) -> bool:
+    """Whether `value` is a list of whole numbers above 0."""
+    return isinstance(value, (list, tuple)) and all(is_whole(v) and v > 0 for v in value)
