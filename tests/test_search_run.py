@@ -186,6 +186,13 @@ def test_tests_in_between(dataset, metric, tmp_path, small_set, small_mpii_set):
     assert find_genotype(str(folder / "genotype_best.json")).cells()["reduce"] == tuple((name, source) for name, source in lines[best]["genotype"]["reduce"])
 
 
+def test_the_best_of_an_earlier_search_does_not_stay(tiny_search):
+    _, folder = search(tiny_search, "SEARCH.EVAL_INTERVAL", 2, "SEARCH.EPOCHS", 2)
+    assert (folder / "genotype_best.json").exists()
+    search(tiny_search, "AUTO_RESUME", False, "SEARCH.EPOCHS", 2)
+    assert (folder / "genotype.json").exists() and not (folder / "genotype_best.json").exists()
+
+
 # repeating ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,8 @@ class Records:
         write_genotype(self.folder / LAST, genotype)
         if best:
             write_genotype(self.folder / BEST, genotype)
+        elif before is None:
+            (self.folder / BEST).unlink(missing_ok=True)     # of an earlier search
         write_drawing(self.folder / PICTURE, genotype, f"{experiment_name(self.cfg_path)}, epoch {epoch}", genotype.meta["probabilities"])
         self.file.write(**figures, changed_edges=changed, entropy={kind: values.tolist() for kind, values in undecided.items()},
                         probabilities={kind: table.tolist() for kind, table in found.items()},

@@ -166,9 +166,9 @@ def _announce(search: Search, cost) -> None:
 
 
 def _span(seconds: float) -> str:
-    if seconds < 600:
-        return f"{seconds / 60:.1f} minutes"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def _epochs(search: Search, interrupt: Interrupt) -> None:
