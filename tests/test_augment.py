@@ -1,8 +1,12 @@
 """Where training samples are cut out: HRNet's half-body rule, and the shares and limits of its draws."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from poise.datasets.augment import Augmentation, half_body
+from poise import config
+from poise.datasets.augment import Augmentation, half_body, half_body_extent
 from poise.skeleton import COCO, MPII
 
 CENTER, SCALE, ASPECT = np.array([300.0, 200.0]), np.array([1.5, 2.0]), 0.75
@@ -169,3 +173,88 @@ def test_arguments_are_left_as_they_are():
     before = [array.copy() for array in (CENTER, SCALE, joints, visible)]
     draws(50, augmentation=Augmentation(True, 0.35, 45.0, 1.0, 8), joints=joints, visible=visible)
     assert all(np.array_equal(a, b) for a, b in zip(before, (CENTER, SCALE, joints, visible)))
+
+
+# the recipes of MSPN and mmpose ---------------------------------------------------------------------------------------------------
+
+MSPN = Augmentation(flip=True, scale_factor=0.25, rotation_factor=45.0, half_body_share=0.3, half_body_joints=3, half_body_rule="mspn",
+                    half_body_margin_random=(0.6, 0.8), draw_rule="uniform", shrink=0.8, rotated_share=0.5, margin=(1.05, 1.05), margin_random=(0.6, 0.8))
+EXTENT = np.array([100.0, 160.0])
+
+
+def mspn_draws(augmentation, count=4000, joints=None, visible=None):
+    joints, visible = (np.zeros((17, 2)), np.zeros(17)) if joints is None else (joints, visible)
+    found = [augmentation.draw(np.random.default_rng((0, 0, i)), CENTER, SCALE, joints, visible, COCO, ASPECT, EXTENT) for i in range(count)]
+    return [np.array(column) for column in zip(*found)]
+
+
+def test_margins_of_mspn():
+    """Each axis by its own draw, before the fit to the input's aspect ratio: 100 x 160 becomes up to 168 x 302.4."""
+    still = replace(MSPN, scale_factor=0.0, rotation_factor=0.0, shrink=1.0, half_body_share=0.0, flip=False)
+    centers, scales, rotations, _ = mspn_draws(still)
+    assert (centers == CENTER).all() and not rotations.any() and np.allclose(scales[:, 0] / scales[:, 1], ASPECT)
+    heights = scales[:, 1] * 200        # 1.05 * 1.6 * 100 / 0.75 = 224 at most from the width
+    assert 168 <= heights.min() < 172 and 300 < heights.max() <= 302.4
+    rng = np.random.default_rng((0, 0, 7))
+    grown = EXTENT * 1.05 * (1 + rng.random(2) * [0.6, 0.8])
+    assert scales[7] == pytest.approx(np.array([max(grown[0], grown[1] * 0.75), max(grown[1], grown[0] / 0.75)]) / 200)
+
+
+def test_sizes_and_rotations_of_mspn():
+    """Both are uniform: 0.8 x (0.75 .. 1.25), and -45 .. 45 degrees for half of the samples."""
+    plain = replace(MSPN, margin_random=(0.0, 0.0), half_body_share=0.0)
+    _, scales, rotations, mirrored = mspn_draws(plain)
+    factor = scales[:, 0] / SCALE[0]
+    assert 0.6 <= factor.min() < 0.605 and 0.995 < factor.max() <= 1.0
+    assert abs(factor.mean() - 0.8) < 0.01 and abs(factor.std() - 0.4 / np.sqrt(12)) < 0.005
+    turned = rotations[rotations != 0]
+    assert abs(len(turned) / len(rotations) - 0.5) < 0.025 and abs(turned.std() - 90 / np.sqrt(12)) < 1 and np.abs(turned).max() <= 45
+    assert abs(mirrored.mean() - 0.5) < 0.025
+
+
+def test_half_bodies_of_mspn():
+    """Around the middle of the joints' extent, by MSPN's margins; the hips belong to both halves, and four joints make one."""
+    joints, visible = body()
+    center, scale = half_body_extent(joints, visible, COCO, ASPECT, True, np.array([1.5, 1.2]))
+    # the upper half with the hips: x 100..200, y 50..240
+    assert np.allclose(center, [150, 145]) and np.allclose(scale * 200, [190 * 1.2 * 0.75, 190 * 1.2])
+    center, scale = half_body_extent(joints, visible, COCO, ASPECT, False, np.array([1.0, 1.0]))
+    assert np.allclose(center, [140, 300]) and np.allclose(scale * 200, [150, 200])
+    joints, visible = body(upper=2, lower=3)        # upper with hips: four joints; lower: three, too few
+    for upper in (True, False):
+        assert half_body_extent(joints, visible, COCO, ASPECT, upper, np.ones(2))[0][1] < 200
+    joints, visible = body(upper=2, lower=0)
+    assert half_body_extent(joints, visible, COCO, ASPECT, True, np.ones(2)) is None
+    joints[:] = 7
+    assert half_body_extent(joints, np.ones(17), COCO, ASPECT, True, np.ones(2)) is None
+    everything = replace(MSPN, half_body_share=1.0, margin_random=(0.0, 0.0))
+    joints, visible = body()
+    centers, _, _, _ = mspn_draws(everything, 2000, joints, visible)
+    assert abs((centers[:, 1] == 145).mean() - 0.6915) < 0.03 and ((centers[:, 1] == 145) | (centers[:, 1] == 300)).all()
+
+
+def test_centre_shift_of_mmpose():
+    shifting = Augmentation(flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_share=0.0, half_body_joints=8, shifted_share=0.3, shift=0.16)
+    centers, scales, _, _ = draws(augmentation=shifting)
+    moved = (centers != CENTER).any(axis=1)
+    assert abs(moved.mean() - 0.3) < 0.025 and (scales == SCALE).all()
+    limit = 0.16 * SCALE * 200
+    distance = np.abs(centers[moved] - CENTER)
+    assert (distance <= limit).all() and (distance.max(axis=0) > 0.98 * limit).all()
+    # a half body takes the place of the shift
+    joints, visible = body()
+    both = replace(shifting, half_body_share=1.0, shifted_share=1.0)
+    centers, _, _, _ = draws(200, augmentation=both, joints=joints, visible=visible)
+    assert (np.isclose(centers, [150, 100]).all(axis=1) | np.isclose(centers, [140, 300]).all(axis=1)).all()
+
+
+@pytest.mark.parametrize("family, wanted", [
+    ("mspn/mspn_2stg_256x192", MSPN),
+    ("hrnet/w32_256x192_adam_lr1e-3", Augmentation(True, 0.35, 45.0, 0.3, 8, half_body_margin_random=(0.6, 0.8), shift=0.16)),
+    ("posenas/256x192_18l_48c", Augmentation(True, 0.3, 40.0, 0.3, 8, half_body_margin_random=(0.6, 0.8), shift=0.16)),
+    ("moganet/moganet_s_256x192", Augmentation(True, 0.5, 40.0, 0.3, 8, half_body_margin_random=(0.6, 0.8), shifted_share=0.3, shift=0.16)),
+    ("resnet/res50_256x192_d256x3_adam_lr1e-3", Augmentation(True, 0.3, 40.0, 0.0, 8, half_body_margin_random=(0.6, 0.8), shift=0.16)),
+])
+def test_published_settings(family, wanted):
+    found = Augmentation.from_config(config.load(ROOT / f"experiments/coco/{family}.yaml"))
+    assert found == replace(wanted, shift=0.16)

@@ -1,12 +1,20 @@
-"""The Gaussian codec against the figures of HRNet's code, and against a slow twin."""
+"""The codecs: HRNet's against the figures of its code and a slow twin; DARK's, UDP's and MSPN's against what they promise."""
+import cv2
 import numpy as np
 import pytest
 import torch
 from filling import generator
 
+from poise import config
+from poise.codecs import CODECS, build_codec
+from poise.codecs.dark import Dark
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
-from poise.geometry import crop_to_image
+from poise.codecs.maxima import blur
+from poise.codecs.megvii import Megvii
+from poise.codecs.udp import Udp
+from poise.datasets.persons import cut
+from poise.geometry import crop_matrix, crop_to_image
 from poise.skeleton import COCO
 
 
@@ -98,3 +106,117 @@ def test_flip_merge():
     shifted = merge_flipped(heatmaps, mirrored, order, shift=True)
     assert torch.allclose(shifted[..., 1:], (heatmaps[..., 1:] + heatmaps[..., :-1]) / 2)
     assert torch.equal(shifted[..., 0], heatmaps[..., 0])
+
+
+# dark, udp, and what all codecs have in common ------------------------------------------------------------------------------------
+
+SIZES = (192, 256), (48, 64)
+KINDS = {
+    "gaussian": Gaussian(*SIZES), "dark": Dark(*SIZES, refine="dark", blur_kernel=11), "udp": Udp(*SIZES, refine="udp", blur_kernel=11),
+    "megvii": Megvii(*SIZES, refine="megvii", blur_kernel=5),
+}
+
+
+def some_joints(count=6, margin=25):
+    return np.random.default_rng(2).uniform((margin, margin), (192 - margin, 256 - margin), (count, 17, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name, bound", [("gaussian", 2.1), ("dark", 0.1), ("udp", 0.1), ("megvii", 3.01)])
+def test_round_trip(name, bound):
+    """Crop pixels to heatmaps and back: within half a cell (plus the quarter step) where the cell is whole, nearly exact where it is not."""
+    joints = some_joints()
+    targets = KINDS[name].encode(torch.from_numpy(joints), torch.full((6, 17), 2.0))
+    coords, scores = KINDS[name].decode(targets.finest.numpy())
+    assert np.abs(coords - joints).max() < bound and (targets.weight == 1).all() and (targets.seen == 1).all()
+    assert coords.dtype == scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_hidden_and_unlabelled_joints(name):
+    targets = KINDS[name].encode(torch.from_numpy(some_joints(1)), torch.tensor([[0.0, 1.0] + [2.0] * 15]))
+    assert targets.weight[0, :, 0].tolist() == [0] + [1] * 16 and targets.seen[0, :, 0].tolist() == [0, 0] + [1] * 15
+    assert targets.finest[0, 0].max() == 0 and targets.finest[0, 1].max() > 0.5
+
+
+def test_targets_of_dark_and_udp():
+    """Gaussians around the position itself; UDP's lie on a grid of W - 1 pixels and are cut off."""
+    joints = torch.tensor([[[101.0, 77.0]]])
+    rows, columns = np.mgrid[:64, :48]
+    for codec, (x, y), cut in ((Dark(*SIZES, sigma=3), (101 / 4, 77 / 4), False), (Udp(*SIZES, sigma=3), (101 * 47 / 191, 77 * 63 / 255), True)):
+        wanted = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)
+        if cut:
+            wanted *= (np.abs(columns - round(x)) <= 9) & (np.abs(rows - round(y)) <= 9)
+        assert np.abs(codec.encode(joints, torch.ones(1, 1)).heatmaps[0, 0].numpy() - wanted).max() < 1e-6
+
+
+def test_outside_joints_have_no_weight():
+    joints = torch.tensor([[[-40.0, 10.0], [10.0, 300.0], [-10.0, 10.0], [195.0, 10.0]]])
+    for name in ("dark", "udp"):
+        assert KINDS[name].encode(joints, torch.ones(1, 4)).weight[0, :, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name, exact", [("udp", True), ("megvii", True), ("gaussian", False), ("dark", False)])
+def test_heatmaps_of_the_mirrored_crop(name, exact):
+    """UDP's and MSPN's lie right when mirrored back; HRNet's do not, which TEST.SHIFT_HEATMAP is for."""
+    codec, joints = KINDS[name], np.round(some_joints())
+    mirrored = joints.copy()
+    mirrored[:, :, 0] = 191 - mirrored[:, :, 0]
+    maps, back = (codec.encode(torch.from_numpy(j), torch.ones(6, 17)).finest for j in (joints, mirrored))
+    worst = float((maps - back.flip(3)).abs().max()) / codec.amplitude
+    assert codec.mirror_exact == exact and (worst < 1e-5) == exact
+
+
+def test_unbiased_crops_are_their_mirror_images():
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (300, 400, 3), np.uint8), (9, 9), 0)
+    place = {"scale": np.array([0.9, 1.2]), "rotation": 0.0, "mirrored": False, "size": (192, 256)}
+    for unbiased in (True, False):
+        plain, _ = cut(image, np.array([180.0, 140.0]), **place, unbiased=unbiased)
+        mirrored, _ = cut(np.ascontiguousarray(image[:, ::-1]), np.array([399 - 180.0, 140.0]), **place, unbiased=unbiased)
+        assert (np.abs(plain.astype(int) - mirrored[:, ::-1]).max() <= 1) == unbiased
+
+
+def test_unbiased_crop_of_a_square_box_is_not_stretched():
+    """MPII's boxes are square whatever the input; their width alone decides the zoom."""
+    matrix = crop_matrix(np.array([100.0, 100.0]), np.array([1.0, 1.0]), 0.0, (192, 256), unbiased=True)
+    assert matrix[0, 0] == pytest.approx(191 / 200) and matrix[1, 1] == pytest.approx(255 / (200 * 256 / 192))
+
+
+def test_udp_step_at_the_border():
+    """It is taken there too, and does not lead further than a cell and a half from the joint."""
+    joints = np.array([[[2.0, 250.0], [188.0, 5.0], [0.0, 0.0]]], np.float32)
+    coords, _ = KINDS["udp"].decode(KINDS["udp"].encode(torch.from_numpy(joints), torch.ones(1, 3)).heatmaps.numpy())
+    assert 0 < np.abs(coords - joints).max() < 6
+
+
+def test_blur_of_one_map_does_not_touch_the_next():
+    maps = np.zeros((1, 2, 20, 16), np.float32)
+    maps[0, 0] = 1
+    for kernel in (5, 11, 17, 31):
+        alone = cv2.GaussianBlur(maps[0, 0], (kernel, kernel), 0, borderType=cv2.BORDER_CONSTANT)
+        assert np.abs(blur(maps, kernel)[0, 0] - alone).max() < 1e-6 and blur(maps, kernel)[0, 1].max() == 0
+
+
+@pytest.mark.parametrize("overrides, refine, kernel", [
+    ([], "none", 11), (["TEST.POST_PROCESS", True], "quarter", 11), (["TEST.POST_PROCESS", True, "TEST.DECODE", "dark"], "dark", 11),
+    (["TEST.POST_PROCESS", True, "TEST.DECODE", "dark", "MODEL.SIGMA", 3], "dark", 17),
+    (["TEST.POST_PROCESS", True, "TEST.DECODE", "dark", "TEST.BLUR_KERNEL", 7], "dark", 7),
+    (["TEST.POST_PROCESS", True, "MODEL.TARGET_TYPE", "dark"], "dark", 11), (["TEST.POST_PROCESS", True, "MODEL.TARGET_TYPE", "udp"], "udp", 11),
+    (["TEST.POST_PROCESS", True, "MODEL.TARGET_TYPE", "megvii"], "megvii", 5),
+    (["TEST.POST_PROCESS", True, "MODEL.TARGET_TYPE", "megvii", "TEST.BLUR_KERNEL", 9], "megvii", 9),
+    (["TEST.POST_PROCESS", True, "MODEL.TARGET_TYPE", "megvii", "TEST.BLUR_KERNEL", 9, "TEST.DECODE", "dark"], "dark", 11),
+])
+def test_build_codec(overrides, refine, kernel, tmp_path):
+    (tmp_path / "e.yaml").write_text("MODEL: {NUM_JOINTS: 16}\nTEST: {EMPTY_CELL: -1}\n")
+    codec = build_codec(config.load(tmp_path / "e.yaml", overrides))
+    assert (codec.refine, codec.blur_kernel, codec.empty_cell) == (refine, kernel, -1)
+    assert type(codec) is CODECS[dict(zip(overrides[::2], overrides[1::2])).get("MODEL.TARGET_TYPE", "gaussian")]
+
+
+def test_empty_heatmaps():
+    """A map that is nowhere above 0 has its joint at cell 0, or -1 where mmpose is followed, and no step below the cell."""
+    maps = np.full((1, 2, 64, 48), -1, np.float32)
+    maps[0, 1, 30, 20] = 0.5
+    for cell in (0, -1):
+        coords, scores = Gaussian(*SIZES, empty_cell=cell).decode(maps)
+        assert coords[0, 0].tolist() == [4 * cell, 4 * cell] and coords[0, 1].tolist() == [80, 120] and scores[0].tolist() == [-1, 0.5]

@@ -872,3 +872,13 @@ def test_config_in_a_checkpoint_is_the_runs(reference):
     saved = state_of(reference / "checkpoint.pth")
     assert yaml.safe_load(saved["config"])["TRAIN"]["LR"] == 0.001
     assert (saved["experiment"], saved["epoch"], saved["step"]) == ("tiny", 2, 0)
+
+
+def test_released_weights_of_another_codec_are_told(tiny_experiment, capsys):
+    """mmpose's UDP networks say so by their name in the zoo; the same test with their codec says nothing."""
+    from poise import zoo
+    entry = next(e for e in zoo.read_zoo().values() if "udp" in e.overrides)
+    for overrides, told in ((), True), (("MODEL.TARGET_TYPE", "udp"), False):
+        logs.start_console()
+        test.warn_of_other_training(config.load(tiny_experiment, overrides), Path(entry.file))
+        assert ("was trained with MODEL.TARGET_TYPE udp (tested with gaussian)" in capsys.readouterr().out) == told

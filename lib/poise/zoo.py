@@ -160,13 +160,18 @@ def describe(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def advice(path: str | Path) -> str:
-    """Behind 'no such file', how to come by a file that was released; '' for any other, and where the list is not installed."""
+def released_as(path: str | Path) -> Entry | None:
+    """The entry of a file of this name; None where there is none, or the list is not installed."""
     try:
         entries = read_zoo()
     except DataError:
-        return ""
-    entry = next((e for e in entries.values() if Path(path).name in (e.file, Path(e.target).name)), None)
+        return None
+    return next((e for e in entries.values() if Path(path).name in (e.file, Path(e.target).name)), None)
+
+
+def advice(path: str | Path) -> str:
+    """Behind 'no such file', how to come by a file that was released; '' for any other."""
+    entry = released_as(path)
     if entry is None:
         return ""
     if entry.by_hand:

@@ -14,7 +14,7 @@ def default_config() -> CN:
     c.LOG_DIR = "log"           # TensorBoard logs go here: LOG_DIR/<dataset>/<model>/<experiment>_<time>/
     c.DATA_DIR = ""             # prefix of relative DATASET.ROOT, MODEL.PRETRAINED, TEST.MODEL_FILE and TEST.COCO_BBOX_FILE
     c.GPUS = (0,)               # CUDA devices to train and test on; more than there are: those that exist; none: the CPU
-    c.WORKERS = 4               # processes that load samples; 0 loads in the main process
+    c.WORKERS = 4               # processes that load samples on this machine, shared by torchrun's processes; 0 loads in the main process
     c.PRINT_FREQ = 20           # a log line, and the debug pictures if any, every this many steps
     c.AUTO_RESUME = False       # go on from checkpoint.pth in the run folder when there is one
     c.PIN_MEMORY = True         # page-locked batches, for faster copies to a GPU
@@ -102,7 +102,7 @@ def default_config() -> CN:
     c.TRAIN.END_EPOCH = 140             # epoch at which training ends; not trained itself
     c.TRAIN.RESUME = False              # as AUTO_RESUME, under SimpleBaseline's name
     c.TRAIN.CHECKPOINT = ""             # go on from this checkpoint instead of the run folder's
-    c.TRAIN.BATCH_SIZE_PER_GPU = 32     # samples per step on each device
+    c.TRAIN.BATCH_SIZE_PER_GPU = 32     # samples per step on each device, or in each of torchrun's processes
     c.TRAIN.SHUFFLE = True              # another order each epoch
     c.TRAIN.EVAL_INTERVAL = 1           # (Poise) test after every this many epochs, and after the last
 

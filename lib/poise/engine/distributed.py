@@ -1,7 +1,7 @@
 """The processes of a run, as torchrun starts them: what they are to each other, and how they join.
 
 A program asks its Processes and need not know how many there are: here is the answer for one, which needs no torch; the answers
-for several are in process_group.py. Every method but `first_only` is called by all processes, in the same order.
+for several are in process_group.py. Every method is called by all processes, in the same order.
 """
 from __future__ import annotations
 
@@ -77,6 +77,12 @@ def joined() -> Iterator[Processes]:
 
     with group(int(os.environ["RANK"]), int(world), int(os.environ["LOCAL_RANK"])) as processes:
         yield processes
+
+
+def local_processes() -> int:
+    """How many processes torchrun started on this machine; 1 without it. They share its cores and its loader's workers."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(count), 1) if count.isdigit() else 1
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -81,7 +81,7 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
             if not found.first_batch:
                 crops = batch["images"][:16].numpy()
                 found.first_batch = {"crops": crops[..., ::-1] if loader.crops.rgb else crops, "joints": coords[:16],
-                                     "scores": found.scores[person][:16], "heatmaps": maps[:4]}
+                                     "shown": found.scores[person][:16] > codec.shown_score, "heatmaps": maps[:4] / codec.amplitude}
             if (step + 1) % cfg.PRINT_FREQ == 0 and not sys.stderr.isatty():
                 done = min((step + 1) * batches.world * batches.batch_size, count)
                 log.info("test: %d of %d persons, %.1f persons/s", done, count, done / (time.perf_counter() - begin))

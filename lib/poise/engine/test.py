@@ -11,11 +11,12 @@ import numpy as np
 import yaml
 from yacs.config import CfgNode
 
-from poise import visualize, weights
+from poise import visualize, weights, zoo
+from poise.codecs import build_codec
 from poise.config import data_path
 from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
 from poise.engine import device, logs
-from poise.engine.distributed import ALONE, Processes
+from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.predict import Predictions, predict
 from poise.engine.score import check_truth, check_wishes, score, write_predictions
 from poise.engine.threads import CpuThreads
@@ -49,7 +50,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     if processes.main:
         check_truth(cfg, table)
     loader = build_loader(cfg, table, images, train=False, devices=len(devices), on_gpu=devices[0].type == "cuda",
-                          rank=processes.rank, world=processes.world)
+                          rank=processes.rank, world=processes.world, local_world=local_processes())
     device.set_up(cfg)
     CpuThreads(cfg, devices[0])
     processes.from_first(lambda: logs.make_run_folder(cfg, cfg_path))
@@ -77,18 +78,22 @@ _TRAINED_WITH = ("MODEL.TARGET_TYPE", "MODEL.IMAGE_SIZE", "DATASET.COLOR_RGB")
 def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
     """A warning where the weights were trained with another codec, input size or order of colours than they are tested with.
 
-    That is known of the files of a run folder, by the config.yaml beside them, and of a checkpoint, by its own content.
+    That is known of the files of a run folder, by the config.yaml beside them, of a checkpoint, by its own content, and of released files
+    whose entry in the zoo says so.
     """
+    entry = zoo.released_as(file)
     try:
         beside = file.parent / "config.yaml"
-        if beside.is_file():
-            trained = yaml.safe_load(beside.read_text(encoding="utf-8"))
+        if entry is not None:
+            trained = dict(zip(entry.overrides[::2], entry.overrides[1::2]))
         else:
-            trained = yaml.safe_load(weights.read_tensors(file, "weight file")["config"])
-        values = [(key, trained[key.split(".")[0]].get(key.split(".")[1]), cfg[key.split(".")[0]][key.split(".")[1]]) for key in _TRAINED_WITH]
+            text = beside.read_text(encoding="utf-8") if beside.is_file() else weights.read_tensors(file, "weight file")["config"]
+            groups = yaml.safe_load(text)
+            trained = {key: groups[key.split(".")[0]].get(key.split(".")[1]) for key in _TRAINED_WITH}
     except (OSError, ValueError, yaml.YAMLError, DataError, LookupError, TypeError, AttributeError):    # another program's
         return
-    others = [f"{key} {then} (tested with {now})" for key, then, now in values if then is not None and then != now]
+    now = {key: cfg[key.split(".")[0]][key.split(".")[1]] for key in _TRAINED_WITH}
+    others = [f"{key} {trained[key]} (tested with {now[key]})" for key in _TRAINED_WITH if trained.get(key) is not None and str(trained[key]) != str(now[key])]
     if others:
         log.warning("%s was trained with %s: joints may be found in the wrong places", file, ", ".join(others))
 
@@ -98,7 +103,7 @@ def model_file(cfg: CfgNode, folder: Path) -> Path:
     if cfg.TEST.MODEL_FILE:
         path = Path(data_path(cfg, cfg.TEST.MODEL_FILE))
         if not path.is_file():
-            raise DataError(f"TEST.MODEL_FILE {path}: no such weight file")
+            raise DataError(f"TEST.MODEL_FILE {path}: no such weight file{zoo.advice(path)}")
         return path
     for name in ("model_best.pth", "final_state.pth"):
         if (folder / name).is_file():
@@ -107,8 +112,9 @@ def model_file(cfg: CfgNode, folder: Path) -> Path:
 
 
 def draw_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, folder: Path) -> list[Path]:
-    """The first TEST.PICTURES images with their predicted skeletons, in folder/pictures. Joints below 0.2 are not drawn."""
+    """The first TEST.PICTURES images with their predicted skeletons, in folder/pictures. Joints of low score are not drawn."""
     written: list[Path] = []
+    least = build_codec(cfg).shown_score
     for index in list(dict.fromkeys(table.image_index.tolist()))[:cfg.TEST.PICTURES]:
         name = table.image_names[index]
         image = images.read(name).copy()
@@ -119,7 +125,7 @@ def draw_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, image
             zoom = 1.0
         for person in np.flatnonzero(table.image_index == index):
             if table.score[person] >= 0.5 or table.box_source == "gt":
-                visualize.draw_person(image, (found.keypoints[person] + 0.5) * zoom - 0.5, table.skeleton, shown=found.scores[person] > 0.2)
+                visualize.draw_person(image, (found.keypoints[person] + 0.5) * zoom - 0.5, table.skeleton, shown=found.scores[person] > least)
         written.append(folder / "pictures" / f"{Path(name).stem}.jpg")
         visualize.save(written[-1], image)
     if written:

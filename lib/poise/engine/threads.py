@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from poise.engine.distributed import local_processes
+
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN = 15.0
@@ -58,9 +60,7 @@ def usable_cores() -> int:
     torchrun itself sets OMP_NUM_THREADS to 1 where the user did not.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
-    if processes.isdigit():
-        cores = max(cores // max(int(processes), 1), 1)
+    cores = max(cores // local_processes(), 1)
     wish = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wish)) if wish.isdigit() and int(wish) > 0 else cores
 

@@ -21,7 +21,7 @@ from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.engine import checkpoint, device, logs
 from poise.engine.batch import denormalize, encode_targets, normalize
-from poise.engine.distributed import ALONE, Processes
+from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.predict import Predictions, predict
 from poise.engine.progress import Progress, find_checkpoint
@@ -76,7 +76,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     test_table, test_images = read_set(cfg, train=False)
     if processes.main:
         check_truth(cfg, test_table)
-    share = {"devices": len(devices), "on_gpu": devices[0].type == "cuda", "rank": processes.rank, "world": processes.world}
+    share = {"devices": len(devices), "on_gpu": devices[0].type == "cuda", "rank": processes.rank, "world": processes.world, "local_world": local_processes()}
     loader = build_loader(cfg, table, images, train=True, **share)
     test_loader = build_loader(cfg, test_table, test_images, train=False, **share)
     if saved is None and cfg.MODEL.INIT_WEIGHTS and processes.main:     # the others take rank 0's when they wrap the network
@@ -270,7 +270,7 @@ def _show(board: logs.TensorBoard, values: dict[str, float], found: Predictions,
     train_side = ("epoch", "lr", "train_loss", "train_acc", "images_per_second", "data_time_share")
     board.scalars({name if name.startswith("valid") else f"test/{name}": value for name, value in values.items() if name not in train_side}, epoch)
     first = found.first_batch
-    board.picture("predictions", visualize.crop_mosaic(first["crops"], first["joints"], first["scores"] > 0.2, table.skeleton), epoch)
+    board.picture("predictions", visualize.crop_mosaic(first["crops"], first["joints"], first["shown"], table.skeleton), epoch)
     board.picture("heatmaps", visualize.heatmap_mosaic(first["crops"][:len(first["heatmaps"])], first["heatmaps"]), epoch)
 
 
@@ -285,9 +285,9 @@ def _save_debug_pictures(cfg, codec: Codec, batch, images, output, targets, load
         coords, _ = codec.decode(maps)
         visualize.save(f"{prefix}_pred.jpg", visualize.crop_mosaic(crops, coords, visible, skeleton))
     if cfg.DEBUG.SAVE_HEATMAPS_GT:
-        visualize.save(f"{prefix}_hm_gt.jpg", visualize.heatmap_mosaic(crops[:8], targets.finest[:8].cpu().numpy()))
+        visualize.save(f"{prefix}_hm_gt.jpg", visualize.heatmap_mosaic(crops[:8], targets.finest[:8].cpu().numpy() / codec.amplitude))
     if cfg.DEBUG.SAVE_HEATMAPS_PRED:
-        visualize.save(f"{prefix}_hm_pred.jpg", visualize.heatmap_mosaic(crops[:8], maps[:8]))
+        visualize.save(f"{prefix}_hm_pred.jpg", visualize.heatmap_mosaic(crops[:8], maps[:8] / codec.amplitude))
 
 
 def _check_weights(model: nn.Module, progress: Progress) -> None:
