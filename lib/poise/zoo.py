@@ -11,6 +11,7 @@ import yaml
 
 from poise import download
 from poise.errors import ConfigError, DataError
+from poise.text_table import aligned
 
 ZOO = Path(__file__).parents[2] / "models" / "zoo.yaml"
 KINDS = ("imagenet", "pose")
@@ -147,8 +148,7 @@ def table(entries: Iterable[Entry]) -> str:
     rows = [("name", "what", "MB", "fetched", "checked by", "licence")]
     rows += [(e.name, e.what, f"{e.size_bytes / 1e6:.1f}" if e.size_bytes else "?", "by hand" if e.by_hand else "here", e.sha256_prefix or "nothing",
               e.licence.split(" ")[0] if not e.licence.startswith("not known") else "?") for e in entries]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return aligned(rows).rstrip("\n")
 
 
 def describe(entry: Entry) -> str:
