@@ -72,8 +72,9 @@ def tiny_search(tmp_path, small_set):
 
 
 @pytest.fixture(autouse=True)
-def loud_again():
-    """A search's log handlers hold this test's stdout and files; the next test has its own."""
+def quick_and_loud_again(monkeypatch):
+    """Steps are timed once. A search's log handlers hold this test's stdout and files; the next test has its own."""
+    monkeypatch.setattr(trial, "_PATIENCE", 0.0)
     yield
     root = logging.getLogger("poise")
     for handler in list(root.handlers):
