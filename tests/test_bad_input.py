@@ -323,8 +323,16 @@ def test_log_folder_that_cannot_be_made(tool, tmp_path):
 # how the tools end ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to SIGINT, also where the tests run in the background, whose programs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_ctrl_c_before_the_first_step(tool, tmp_path, weight_file, monkeypatch, name):
+def test_ctrl_c_before_the_first_step(tool, tmp_path, weight_file, monkeypatch, ctrl_c, name):
     """While the sets are read, say; the signal then is Python's own KeyboardInterrupt."""
     module = importlib.import_module(f"poise.engine.{name}")
     monkeypatch.setattr(module, "read_set", lambda *_, **__: signal.raise_signal(signal.SIGINT))
