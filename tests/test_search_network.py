@@ -115,7 +115,8 @@ def test_a_decided_search_network_is_the_network_of_the_genotype():
         for row, (node, source) in enumerate(EDGES):
             chosen = {edge_source: operation for operation, edge_source in genotype.cells()[kind][2 * (node - 2):2 * (node - 1)]}
             values.data[row, space.operations[kind].index(chosen.get(source, "none"))] = 1e4
-    for place, cell in [(f"cells.{k}", cell) for k, cell in enumerate(network.cells)] + [(f"decoder.upsamples.{k}", c) for k, c in enumerate(network.decoder.upsamples)]:
+    groups = {"cells": network.cells, "decoder.upsamples": network.decoder.upsamples}
+    for place, cell in [(f"{group}.{k}", cell) for group, cells in groups.items() for k, cell in enumerate(cells)]:
         for number, (operation, source) in enumerate(genotype.cells()[cell.kind]):
             row, column = EDGES.index((2 + number // 2, source)), space.operations[cell.kind].index(operation)
             names[f"{place}._ops.{number}."] = f"{place}.edges.{row}.candidates.{column}."

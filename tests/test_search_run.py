@@ -15,10 +15,11 @@ from conftest import ROOT
 
 from poise import config
 from poise.datasets import read_set
+from poise.datasets.persons import PersonCrops
 from poise.engine import interrupt, train
 from poise.engine.distributed import Processes
 from poise.errors import ConfigError, DataError, PoiseError
-from poise.models.genotypes import find_genotype
+from poise.models.genotypes import Genotype, find_genotype, write_genotype
 from poise.search import progress, run, trial
 from poise.search.alternation import Alternation
 from poise.search.space import Space
@@ -117,7 +118,8 @@ def reference(small_set, tmp_path_factory):
 
 
 def test_files_of_a_search(reference, small_set):
-    assert {path.name for path in reference.iterdir()} == {"cells.svg", "config.yaml", "genotype.json", "search.jsonl", "search.log", "search.pth", "split.json"}
+    assert {path.name for path in reference.iterdir()} == {"cells.svg", "config.yaml", "genotype.json", "search.jsonl", "search.log", "search.pth",
+                                                           "split.json"}
     genotype = find_genotype(str(reference / "genotype.json"))
     assert genotype.meta["config"]["SEARCH"]["ALPHA_LR"] == 0.1 and genotype.meta["figures"]["epoch"] == 2
     assert config.load(reference / "config.yaml").SEARCH.BATCH_SIZE == 8
@@ -265,19 +267,31 @@ def test_a_finished_search_is_not_begun_again(tiny_search):
 
 
 def test_the_order_of_the_two_steps(tiny_search, monkeypatch):
-    seen = []
+    def marked(self, keys, getitems=PersonCrops.__getitems__):
+        images = self.table.image_ids[self.table.image_index[[person for _, person in keys]]]
+        return {**getitems(self, keys), "image": images}
+
+    monkeypatch.setattr(PersonCrops, "__getitems__", marked)
+    seen, fed = [], {"w": set(), "a": set()}
     for kind in ("weights_step", "architecture_step"):
-        step = getattr(Alternation, kind)
-        monkeypatch.setattr(Alternation, kind, lambda self, *words, kind=kind, step=step: seen.append(kind[0]) or step(self, *words))
+        def counted(self, batch, *words, kind=kind, step=getattr(Alternation, kind)):
+            seen.append(kind[0])
+            fed[kind[0]].update(batch["image"].tolist())
+            return step(self, batch, *words)
+
+        monkeypatch.setattr(Alternation, kind, counted)
     monkeypatch.setattr(run, "measure", lambda *_: trial.Cost(1.0, 1.0, None, None))
     for order, pair in (("weights", "wa"), ("architecture", "aw")):
         seen.clear()
-        search(tiny_search, "SEARCH.ORDER", order, "SEARCH.EPOCHS", 2, "AUTO_RESUME", False)
+        _, folder = search(tiny_search, "SEARCH.ORDER", order, "SEARCH.EPOCHS", 2, "AUTO_RESUME", False)
         text = "".join(seen)
         alone = len(text) - len(text.lstrip("w"))
         steps = text.count("a")
         # a first epoch of the weights alone, then pairs, as many as the shorter half has batches
         assert text == "w" * (alone - (order == "weights")) + pair * steps and steps >= 2
+    # each half to its own step
+    halves = json.loads((folder / "split.json").read_text())
+    assert fed["w"] == set(halves["weights"]) and fed["a"] and fed["a"] <= set(halves["architecture"])
 
 
 # the split ------------------------------------------------------------------------------------------------------------------------
@@ -397,6 +411,48 @@ def test_checkpoints_that_do_not_fit_are_named(tiny_search):
                             (["SEARCH.MODE", "encoder"], "a search in another space")]:
         with pytest.raises(PoiseError, match=f"search.pth: .*{part}"):
             search(tiny_search, *overrides)
+    folder = tiny_search.parent / "output/coco/posenas/tiny_search"
+    (folder / "split.json").unlink()
+    with pytest.raises(DataError, match="split.json: cannot read the split .*; to begin anew, remove search.pth beside it"):
+        search(tiny_search)
+
+
+def test_the_given_half_belongs_to_the_space(tiny_search):
+    """Two encoders of the same operations have the same weights by name and shape."""
+    for name, mirrored in (("one.json", False), ("other.json", True)):
+        cells = find_genotype("posenas").cells()
+        if mirrored:
+            cells["normal"] = tuple((operation, 1 - source) if source < 2 else (operation, source) for operation, source in cells["normal"])
+        write_genotype(tiny_search.parent / name, Genotype(**cells))
+    decoder = ("SEARCH.MODE", "decoder", "SEARCH.GENOTYPE")
+    search(tiny_search, *decoder, tiny_search.parent / "one.json", "SEARCH.EPOCHS", 2)
+    with pytest.raises(PoiseError, match="search.pth: .* in another space .*SEARCH.GENOTYPE"):
+        search(tiny_search, *decoder, tiny_search.parent / "other.json")
+    with pytest.raises(ConfigError, match="MODEL.EXTRA.SE_REDUCTION must be 1 or 2, got 0"):
+        search(tiny_search, "MODEL.EXTRA.SE_REDUCTION", 0)
+    with pytest.raises(ConfigError, match="MODEL.NAME 'pose_hrnet': what is searched are the cells of posenas"):
+        search(tiny_search, "MODEL.NAME", "pose_hrnet")
+
+
+def test_settings_of_the_architecture_may_change_between_runs(tiny_search):
+    _, folder = search(tiny_search, "SEARCH.EPOCHS", 2)
+    search(tiny_search, "SEARCH.ALPHA_LR", 0.5, "SEARCH.ALPHA_BETAS", [0.5, 0.99], "SEARCH.ALPHA_WD", 0.25)
+    group, = kept(folder)["architecture_optimizer"]["param_groups"]
+    assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (0.5, (0.5, 0.99), 0.25)
+
+
+def test_a_training_does_not_go_on_with_other_cells(tiny_search):
+    """The weights of two wirings of the same operations would fit."""
+    cells = find_genotype("posenas").cells()
+    path = tiny_search.parent / "genotype.json"
+    write_genotype(path, Genotype(**cells))
+    cfg = config.load(tiny_search, ["MODEL.GENOTYPE", str(path)])
+    train.run(cfg, str(tiny_search), ["tools/train.py"])
+    folder = tiny_search.parent / "output/coco/posenas/tiny_search"
+    assert find_genotype(str(folder / "genotype.json")) == Genotype(**cells)
+    write_genotype(path, Genotype(**{**cells, "normal": tuple((operation, max(source - 1, 0)) for operation, source in cells["normal"])}))
+    with pytest.raises(PoiseError, match="checkpoint.pth: the checkpoint of a network with other cells .MODEL.GENOTYPE is another"):
+        train.run(cfg, str(tiny_search), ["tools/train.py"])
 
 
 # the tool -------------------------------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_changed_edges_are_counted_by_node_and_whatever_their_order():
     (["SEARCH.DECODER_OPERATIONS", "se_connect se_connect"], "an operation is there twice"),
     (["SEARCH.DECODER_OPERATIONS", "none"], "at least one operation other than none"),
     (["SEARCH.DECODER_OPERATIONS", ""], "at least one operation other than none, got ''"),
-    (["SEARCH.GENOTYPE", "posenass"], "posenass"),
+    (["SEARCH.GENOTYPE", "posenass"], "SEARCH.GENOTYPE 'posenass' is neither .* did you mean posenas"),
     (["SEARCH.MODE", "both"], "SEARCH.MODE must be one of 'joint', 'encoder', 'decoder'"),
     (["SEARCH.LAYERS", 18], "SEARCH.LAYERS must be a multiple of 4"),
     (["SEARCH.INIT_EPOCHS", 40], "SEARCH.INIT_EPOCHS must be .* below SEARCH.EPOCHS"),
@@ -170,6 +170,9 @@ def test_written_genotypes_are_read_again_with_their_origin(tmp_path):
     assert again.meta["figures"] == {"epoch": 3, "Mean": 61.5}
     strong, weak = (np.exp(9 - k) / (np.exp(9 - k) + 5 * np.exp(1e-3)) for k in (0, 1))
     np.testing.assert_allclose(again.meta["probabilities"]["reduce"], [strong, weak] * 4, atol=1e-6)
+    nothing_counted = genotype_of(cfg, "x/search_256x256.yaml", of, probabilities(one_hot(of, found)), {"epoch": 3, "Ankle": float("nan")})
+    write_genotype(tmp_path / "uncounted.json", nothing_counted)
+    assert read_genotype(tmp_path / "uncounted.json").meta["figures"] == {"epoch": 3, "Ankle": None}
     lines = (tmp_path / "found.json").read_text().splitlines()
     assert lines[3].startswith('  "normal": [["std_conv_3x3", 0], ["std_conv_3x3", 1]')      # a cell on a line, for people
 
@@ -194,7 +197,7 @@ def test_drawing_has_every_edge():
         assert texts[0].startswith(f"{kind}: ")
         halved = [" /2" if kind == "reduce" and source < 2 else "" for _, source in edges]
         assert [text for text in texts if text.split(" /2")[0] in looks.values()] == [looks[name] + half for (name, _), half in zip(edges, halved)]
-        assert texts.count("0.50") == (8 if kind == "normal" else 0)
+        assert texts.count("50.0 %") == (8 if kind == "normal" else 0)
         # a dot on the line of its source for every edge
         dots = Counter(circle.get("cy") for circle in panel.findall(f"{svg}circle") if circle.get("r") == "3.2")
         assert sorted(dots.values()) == sorted(Counter(source for _, source in edges).values())

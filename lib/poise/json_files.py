@@ -1,6 +1,7 @@
-"""JSON files from disk, each fault told in one line."""
+"""JSON files: read with each fault told in one line, and what may be written into them."""
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -29,3 +30,12 @@ def read_json(path: str | Path, what: str, mend: str = "") -> Any:
             raise DataError(f"{path}: the {what} holds {word.group()} in line {error.lineno}, column {error.colno}, "
                             f"where JSON has only finite numbers: ...{one_line(text[max(0, at - 60):at + 20])}...; mend or remove this entry") from None
         raise DataError(f"{path}: the {what} is not valid JSON ({error}){suffix}") from None
+
+
+def finite(value: Any) -> Any:
+    """The same dictionaries and lists with None where a figure is NaN or infinite (one that there is nothing to count for), for JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
-import math
 import platform
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from poise.config import experiment_name
 from poise.engine.distributed import is_lost_peer
 from poise.engine.interrupt import Interrupted
 from poise.errors import DataError, PoiseError, one_line
+from poise.json_files import finite
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -139,8 +139,8 @@ class MetricsFile:
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:
-        """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is null, for JSON has no NaN."""
-        line = json.dumps({key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()})
+        """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is null."""
+        line = json.dumps(finite(values), allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 

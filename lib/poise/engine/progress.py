@@ -30,6 +30,9 @@ class Progress:
 
     def restore(self, saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Go on from what `save` wrote. Raises PoiseError where it does not fit."""
+        if saved.get("genotype") and saved["genotype"] != _cells(model):
+            raise PoiseError(f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is another, or its file has changed); remove it to "
+                             "begin anew, or give the training a folder of its own with OUTPUT_DIR")
         try:
             device.bare(model).load_state_dict(saved["state_dict"])
             # PyTorch takes another optimiser's state without a word and fails at the first step
@@ -48,7 +51,8 @@ class Progress:
         self.epoch, self.step, self.sums = saved["epoch"], saved["step"], dict(saved["sums"])
         self.best_score, self.best_epoch = saved["best"]["score"], saved["best"]["epoch"]
         self.kept = Path(saved["path"])
-        log.info("going on at epoch %d, step %d; best score so far %.4f of epoch %d", self.epoch, self.step, self.best_score, self.best_epoch)
+        best = "" if self.best_epoch < 0 else f"; best score so far {self.best_score:.4f} of epoch {self.best_epoch}"
+        log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
 
     def begin(self, epoch: int) -> None:
         self.epoch, self.step = epoch, 0
@@ -58,7 +62,7 @@ class Progress:
         checkpoint.save(path, {
             "format": checkpoint.FORMAT, "epoch": self.epoch, "step": self.step, "sums": self.sums,
             "best": {"score": self.best_score, "epoch": self.best_epoch},
-            "state_dict": device.bare(model).state_dict(), "optimizer": optimizer.state_dict(),
+            "state_dict": device.bare(model).state_dict(), "genotype": _cells(model), "optimizer": optimizer.state_dict(),
             "experiment": experiment_name(cfg_path), "seed": cfg.SEED, "threads": torch.get_num_threads(),
             "config": cfg.dump(), "torch": str(torch.__version__),
         })
@@ -83,3 +87,9 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
     if saved["seed"] != cfg.SEED:
         log.warning("SEED is %d, the checkpoint's run had %d: the order of samples changes", cfg.SEED, saved["seed"])
     return saved
+
+
+def _cells(model: nn.Module) -> dict[str, list] | None:
+    """How a searched network is wired, as plain values: two wirings of the same operations have the same weights by name and shape. None for others."""
+    genotype = getattr(device.bare(model), "genotype", None)
+    return genotype and genotype.plain_cells()

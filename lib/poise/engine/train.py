@@ -32,6 +32,7 @@ from poise.errors import PoiseError
 from poise.losses import build_loss
 from poise.metrics.pck import heatmap_pck
 from poise.models import build_model
+from poise.models.genotypes import write_genotype
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,9 @@ def _begin_records(training: Training, command: list[str]) -> None:
     log.info("schedule: %s", t.schedule)
     with replacing(t.folder / "config.yaml") as part:
         part.write_text(cfg.dump(), encoding="utf-8")
+    genotype = getattr(device.bare(t.model), "genotype", None)
+    if genotype is not None:    # MODEL.GENOTYPE may name a file that the next search writes anew
+        write_genotype(t.folder / "genotype.json", genotype)
     t.metrics = logs.MetricsFile(t.folder / "metrics.jsonl", t.progress.epoch)
     t.board = logs.TensorBoard(cfg, t.cfg_path)
 

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from poise.errors import ConfigError
 from poise.models import moganet, mspn, pose_hrnet, pose_res2net, pose_resnet, posenas, simple_baseline
+from poise.models.options import check_extra
 
 # MODEL.NAME -> (builder, the keys of MODEL.EXTRA that it reads)
 MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
@@ -37,8 +38,5 @@ def build_model(cfg: CfgNode) -> nn.Module:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(f"MODEL.NAME {name!r} is not a network of Poise ({', '.join(MODELS)}){hint}")
     builder, known = MODELS[name]
-    for key in cfg.MODEL.EXTRA:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=2) or known
-            raise ConfigError(f"MODEL.EXTRA.{key} is not a key of {name}; the nearest known keys are {', '.join(close)}")
+    check_extra(cfg, known)
     return builder(cfg)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import ConfigError, DataError
-from poise.json_files import read_json
+from poise.json_files import finite, read_json
 from poise.models.posenas_operations import OPERATIONS, STRIDE_BLIND
 from poise.writing import replacing
 
@@ -58,10 +58,15 @@ class Genotype:
         """kind of cell -> its edges, in the order of CELLS."""
         return {cell: getattr(self, cell) for cells in CELLS.values() for cell in cells}
 
+    def plain_cells(self) -> dict[str, list]:
+        """The same as lists, for files."""
+        return {cell: [list(edge) for edge in edges] for cell, edges in self.cells().items()}
+
     def as_json(self) -> dict[str, Any]:
         """What a genotype file holds; read_genotype reads it back."""
-        cells = {group: {cell: [list(edge) for edge in getattr(self, cell)] for cell in cells} for group, cells in CELLS.items()}
-        return {"version": VERSION, **{group: {**cells[group], "concat": list(CONCAT)} for group in cells}, "meta": dict(self.meta)}
+        plain = self.plain_cells()
+        groups = {group: {**{cell: plain[cell] for cell in cells}, "concat": list(CONCAT)} for group, cells in CELLS.items()}
+        return {"version": VERSION, **groups, "meta": dict(self.meta)}
 
 
 def reduction_stride(source: int) -> int:
@@ -126,26 +131,26 @@ def read_genotype(path: str | Path) -> Genotype:
 
 
 def write_genotype(path: str | Path, genotype: Genotype) -> None:
-    """Write a genotype as a file that read_genotype reads, one line a cell. Raises DataError where it cannot be written."""
+    """Write a genotype as a file that read_genotype reads, one line a cell; NaN in its meta becomes null. Raises DataError where it cannot be written."""
     content = genotype.as_json()
     lines = [f' "version": {content["version"]}']
     for group in CELLS:
         inner = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content[group].items())
         lines.append(f' "{group}": {{\n{inner}\n }}')
-    meta = json.dumps(content["meta"], indent=1).replace("\n", "\n ")
+    meta = json.dumps(finite(content["meta"]), indent=1, allow_nan=False).replace("\n", "\n ")
     with replacing(path) as part:
         part.write_text("{\n" + ",\n".join([*lines, f' "meta": {meta}']) + "\n}\n", encoding="utf-8")
 
 
-def find_genotype(name: str) -> Genotype:
-    """MODEL.GENOTYPE: a name of GENOTYPES, or a path of a genotype file. Raises ConfigError for neither, DataError for a bad file."""
+def find_genotype(name: str, key: str = "MODEL.GENOTYPE") -> Genotype:
+    """A name of GENOTYPES, or a path of a genotype file. Raises ConfigError naming the key for neither, DataError for a bad file."""
     if name in GENOTYPES:
         return GENOTYPES[name]
     if name.endswith(".json") or os.path.exists(name):
         return read_genotype(name)
     close = difflib.get_close_matches(name, GENOTYPES, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"MODEL.GENOTYPE {name!r} is neither a genotype of Poise ({', '.join(GENOTYPES)}) nor a .json file{hint}")
+    raise ConfigError(f"{key} {name!r} is neither a genotype of Poise ({', '.join(GENOTYPES)}) nor a .json file{hint}")
 
 
 def _edges(text: str) -> Edges:

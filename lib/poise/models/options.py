@@ -1,6 +1,8 @@
 """What the options of a network may be: sizes of its input and output, and kinds of the values of MODEL.EXTRA."""
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from yacs.config import CfgNode
@@ -14,6 +16,14 @@ def check_sizes(cfg: CfgNode, stride: int, multiple: int = 32) -> None:
     if any(image % multiple or heatmap * stride != image for image, heatmap in zip(images, heatmaps)):
         raise ConfigError(f"MODEL.IMAGE_SIZE {list(images)} and MODEL.HEATMAP_SIZE {list(heatmaps)}: {cfg.MODEL.NAME} takes multiples of {multiple} "
                           f"and gives heatmaps of 1/{stride} of them")
+
+
+def check_extra(cfg: CfgNode, known: Sequence[str]) -> None:
+    """Raise ConfigError for a key of MODEL.EXTRA that the network does not read."""
+    for key in cfg.MODEL.EXTRA:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=2) or known
+            raise ConfigError(f"MODEL.EXTRA.{key} is not a key of {cfg.MODEL.NAME}; the nearest known keys are {', '.join(close)}")
 
 
 def is_whole(value: Any) -> bool:

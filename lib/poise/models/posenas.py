@@ -37,6 +37,7 @@ class PoseNAS(nn.Module):
                  refine_layers: int = 12, se_reduction: int = 1, aliased_features: bool = True):
         super().__init__()
         self.aliased_features = aliased_features
+        self.genotype = genotype
         c, refined = 2 * init_channels, len(CONCAT) * refine_channels     # channels at stride 4
         encoder = (genotype.normal, genotype.reduce)
         decoder = (genotype.upsample1, genotype.upsample2, genotype.upsample3)
@@ -110,14 +111,20 @@ def build(cfg: CfgNode) -> PoseNAS:
     for key, value in depths.items():
         if not is_whole(value) or not 4 <= value <= 400 or (value % 4 and value != 18):
             raise ConfigError(f"MODEL.EXTRA.{key} must be 18 or a multiple of 4 from 4 to 400, got {value!r}")
-    se_reduction, aliased = extra.get("SE_REDUCTION", 1), extra.get("ALIASED_FEATURES", True)
-    if not is_whole(se_reduction) or se_reduction not in (1, 2):
-        raise ConfigError(f"MODEL.EXTRA.SE_REDUCTION must be 1 or 2, got {se_reduction!r}")
+    aliased = extra.get("ALIASED_FEATURES", True)
     if not isinstance(aliased, bool):
         raise ConfigError(f"MODEL.EXTRA.ALIASED_FEATURES must be True or False, got {aliased!r}")
     model = PoseNAS(find_genotype(cfg.MODEL.GENOTYPE), joints=cfg.MODEL.NUM_JOINTS, init_channels=widths["INIT_CHANNELS"], layers=depths["LAYERS"],
-                    refine_channels=widths["REFINE_CHANNELS"], refine_layers=depths["REFINE_LAYERS"], se_reduction=se_reduction,
+                    refine_channels=widths["REFINE_CHANNELS"], refine_layers=depths["REFINE_LAYERS"], se_reduction=se_reduction_of(cfg),
                     aliased_features=aliased)
     if cfg.MODEL.INIT_WEIGHTS:
         model.init_weights()
     return model
+
+
+def se_reduction_of(cfg: CfgNode) -> int:
+    """MODEL.EXTRA.SE_REDUCTION: 1, or 2 as in the first release. Raises ConfigError for anything else."""
+    value = cfg.MODEL.EXTRA.get("SE_REDUCTION", 1)
+    if not is_whole(value) or value not in (1, 2):
+        raise ConfigError(f"MODEL.EXTRA.SE_REDUCTION must be 1 or 2, got {value!r}")
+    return value

@@ -31,7 +31,16 @@ class Alternation:
         self.weights = list(weights_of(network).values())
         self.values = list(network.architecture.values())
         self.weight_optimizer = torch.optim.Adam(self.weights, lr=s.W_LR, fused=True)
-        self.value_optimizer = torch.optim.Adam(self.values, lr=s.ALPHA_LR, betas=tuple(s.ALPHA_BETAS), weight_decay=s.ALPHA_WD)
+        self.value_optimizer = torch.optim.Adam(self.values, **self._value_settings())
+
+    def _value_settings(self) -> dict:
+        s = self.cfg.SEARCH
+        return {"lr": s.ALPHA_LR, "betas": tuple(s.ALPHA_BETAS), "weight_decay": s.ALPHA_WD}
+
+    def take_value_optimizer(self, state: dict) -> None:
+        """Take over an earlier run's averages, but not its settings: those are the configuration's, as the weights' rate is."""
+        self.value_optimizer.load_state_dict(state)
+        self.value_optimizer.param_groups[0].update(self._value_settings())
 
     def rate(self, epoch: int) -> float:
         """The weights' learning rate in an epoch; the architecture's stays as it is."""

@@ -80,11 +80,12 @@ def _cell(kind: str, edges: Edges, strengths: Sequence[float] | None) -> list[st
         halved = kind == "reduce" and source < INPUTS
         parts.append(f'<path d="M{x:g} {lanes[source]:g} V{box:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>')
         parts.append(f'<circle cx="{x:g}" cy="{lanes[source]:g}" r="3.2" fill="{_INK}"/>')
-        parts.append(f'<path d="M{x:g} {box + _BOX_HEIGHT:g} C{x:g} {sum_y - 12:g} {centers[node] + side * 14:g} {sum_y - 16:g} {centers[node] + side * 6:g} {sum_y - 7:g}" '
-                     f'stroke="{_PALE}" stroke-width="1.5" fill="none"/>')
+        parts.append(f'<path d="M{x:g} {box + _BOX_HEIGHT:g} C{x:g} {sum_y - 12:g} {centers[node] + side * 14:g} {sum_y - 16:g} '
+                     f'{centers[node] + side * 6:g} {sum_y - 7:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>')
         parts.append(_box(x - _BOX_WIDTH / 2, box, _BOX_WIDTH, _BOX_HEIGHT, colour, name + (" /2" if halved else "")))
         if strengths is not None:
-            parts.append(_text(x + side * 5, box + _BOX_HEIGHT + 12, f"{strengths[number]:.2f}", size=9, anchor="start" if side > 0 else "end", colour="#78909c"))
+            parts.append(_text(x + side * 5, box + _BOX_HEIGHT + 12, f"{100 * strengths[number]:.1f} %", size=9,
+                               anchor="start" if side > 0 else "end", colour="#78909c"))
     for node, center in enumerate(centers):
         y = lanes[INPUTS + node]
         parts.append(f'<circle cx="{center:g}" cy="{y:g}" r="9" fill="#ffffff" stroke="{_INK}" stroke-width="1.5"/>')

@@ -50,16 +50,17 @@ class SearchProgress(Progress):
     def take_over(self, saved: dict, alternation: Alternation, space: Space) -> None:
         """Go on from what `keep` wrote. Raises PoiseError where it was written by a search of another space or network."""
         if saved["space"] != _plain(space):
-            raise PoiseError(f"{saved['path']}: the checkpoint of a search in another space (SEARCH.MODE or the operations are others); remove it to begin anew")
+            raise PoiseError(f"{saved['path']}: the checkpoint of a search in another space (SEARCH.MODE, SEARCH.GENOTYPE or "
+                             "the operations are others); remove it to begin anew")
         state = {**saved["state_dict"], **{_PREFIX + kind: table for kind, table in saved["architecture"].items()}}
-        self.restore({**saved, "state_dict": state}, alternation.network, alternation.weight_optimizer)
-        alternation.value_optimizer.load_state_dict(saved["architecture_optimizer"])
+        self.restore({**saved, "state_dict": state, "genotype": None}, alternation.network, alternation.weight_optimizer)
+        alternation.take_value_optimizer(saved["architecture_optimizer"])
         self.genotype = Genotype(**saved["genotype"]) if saved["genotype"] else None
 
     def keep(self, path: Path, cfg: CfgNode, cfg_path: str, alternation: Alternation, space: Space) -> None:
         """Write a checkpoint with everything that the search needs to go on, the architecture values under a key of their own."""
         state = alternation.network.state_dict()
-        genotype = self.genotype and {kind: [list(edge) for edge in edges] for kind, edges in self.genotype.cells().items()}
+        genotype = self.genotype and self.genotype.plain_cells()
         checkpoint.save(path, {
             "format": checkpoint.FORMAT, "epoch": self.epoch, "step": self.step, "sums": self.sums,
             "best": {"score": self.best_score, "epoch": self.best_epoch}, "genotype": genotype, "space": _plain(space),
@@ -86,5 +87,6 @@ def find_kept(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
     return saved
 
 
-def _plain(space: Space) -> dict[str, list[str]]:
-    return {kind: list(candidates) for kind, candidates in space.operations.items()}
+def _plain(space: Space) -> dict[str, list]:
+    """Candidates of the kinds that are searched, edges of those that are given."""
+    return {**space.given.plain_cells(), **{kind: list(candidates) for kind, candidates in space.operations.items()}}

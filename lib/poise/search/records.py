@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from poise import __version__
 from poise.config import experiment_name
 from poise.engine import logs
-from poise.models.genotypes import EDGES_PER_NODE, INPUTS, Genotype, write_genotype
+from poise.models.genotypes import EDGES_PER_NODE, INPUTS, NODES, Genotype, write_genotype
 from poise.search.architecture import Probabilities, derive_cells, entropy
 from poise.search.drawing import write_drawing
 from poise.search.space import EDGES, Space
@@ -45,8 +45,9 @@ def changed_edges(genotype: Genotype, before: Genotype | None, space: Space) -> 
     """How many of the searched edges of `genotype` were not in the one before; their order within a node does not count. None where there was none."""
     if before is None:
         return None
-    nodes = [(kind, first) for kind in space.operations for first in range(0, len(genotype.cells()[kind]), EDGES_PER_NODE)]
-    return sum(len(set(genotype.cells()[kind][first:first + EDGES_PER_NODE]) - set(before.cells()[kind][first:first + EDGES_PER_NODE])) for kind, first in nodes)
+    pairs = [(genotype.cells()[kind], before.cells()[kind]) for kind in space.operations]
+    nodes = [slice(first, first + EDGES_PER_NODE) for first in range(0, NODES * EDGES_PER_NODE, EDGES_PER_NODE)]
+    return sum(len(set(now[node]) - set(then[node])) for now, then in pairs for node in nodes)
 
 
 class Records:
@@ -84,7 +85,7 @@ class Records:
         write_drawing(self.folder / PICTURE, genotype, f"{experiment_name(self.cfg_path)}, epoch {epoch}", genotype.meta["probabilities"])
         self.file.write(**figures, changed_edges=changed, entropy={kind: values.tolist() for kind, values in undecided.items()},
                         probabilities={kind: table.tolist() for kind, table in found.items()},
-                        genotype={kind: [list(edge) for edge in genotype.cells()[kind]] for kind in found})
+                        genotype={kind: genotype.plain_cells()[kind] for kind in found})
         return genotype
 
     def _show(self, epoch: int, figures: dict, found: Probabilities, undecided: dict[str, np.ndarray], changed: int | None, genotype: Genotype) -> None:

@@ -38,7 +38,7 @@ class Space:
         for group in SEARCHED[cfg.SEARCH.MODE]:
             candidates = _checked_candidates(cfg.SEARCH[keys[group]], f"SEARCH.{keys[group]}", may_stride=group == "encoder")
             operations |= dict.fromkeys(CELLS[group], candidates)
-        return cls(operations, find_genotype(cfg.SEARCH.GENOTYPE))
+        return cls(operations, find_genotype(cfg.SEARCH.GENOTYPE, "SEARCH.GENOTYPE"))
 
     @property
     def values(self) -> int:

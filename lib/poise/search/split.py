@@ -18,6 +18,7 @@ from poise.json_files import read_json
 from poise.writing import replacing
 
 NAME = "split.json"
+_ANEW = "to begin anew, remove search.pth beside it or set AUTO_RESUME False"
 VERSION = 1
 
 
@@ -47,18 +48,18 @@ class Split:
     @classmethod
     def read(cls, path: Path, cfg: CfgNode, table: PersonTable) -> "Split":
         """The split that a run has stored. Raises DataError where it is none, or was drawn for other settings or another set."""
-        content = read_json(path, "split", "remove it to begin anew")
+        content = read_json(path, "split", _ANEW)
         parts = [content.get(name) if isinstance(content, dict) else None for name in ("weights", "architecture")]
         if not all(isinstance(part, list) and part and all(type(i) is int for i in part) for part in parts) or content.get("version") != VERSION:
-            raise DataError(f"{path}: not a split of a search of version {VERSION}; remove it to begin anew")
+            raise DataError(f"{path}: not a split of a search of version {VERSION}; {_ANEW}")
         for name, value in _drawn(cfg).items():
             if content.get(name) != value:
-                raise DataError(f"{path}: drawn for {name} {content.get(name)!r}, the search has {value!r}; remove it to begin anew")
+                raise DataError(f"{path}: drawn for {name} {content.get(name)!r}, the search has {value!r}; {_ANEW}")
         weights, architecture = (np.array(part, dtype=np.int64) for part in parts)
         unknown = np.setdiff1d(np.concatenate([weights, architecture]), table.image_ids[table.image_index])
         if len(unknown) or len(np.intersect1d(weights, architecture)):
             raise DataError(f"{path}: {f'{len(unknown)} of its images are not in the set' if len(unknown) else 'an image is in both parts'}; "
-                            "remove it to begin anew")
+                            f"{_ANEW}")
         return cls(weights, architecture, _drawn(cfg))
 
     def write(self, path: Path) -> None:

@@ -11,9 +11,9 @@ from yacs.config import CfgNode
 
 from poise.errors import ConfigError
 from poise.models.genotypes import CELLS, CONCAT
-from poise.models.posenas import PoseNAS
+from poise.models.options import check_extra, check_sizes
+from poise.models.posenas import EXTRA_KEYS, PoseNAS, se_reduction_of
 from poise.models.posenas_cells import Cell, DecoderStage, EncoderCells
-from poise.models.options import check_sizes
 from poise.search.architecture import new_values
 from poise.search.mixed import Candidates, MixedCell, without_affine
 from poise.search.space import Space
@@ -67,6 +67,9 @@ def weights_of(network: SearchNetwork) -> dict[str, nn.Parameter]:
 
 def build(cfg: CfgNode, space: Space) -> SearchNetwork:
     """The network of SEARCH.*, with new weights. Raises ConfigError for settings that cannot be."""
+    if cfg.MODEL.NAME != "posenas":
+        raise ConfigError(f"MODEL.NAME {cfg.MODEL.NAME!r}: what is searched are the cells of posenas")
+    check_extra(cfg, EXTRA_KEYS)
     check_sizes(cfg, stride=4)
     s = cfg.SEARCH
     width = 2 * s.INIT_CHANNELS // len(CONCAT)
@@ -74,6 +77,6 @@ def build(cfg: CfgNode, space: Space) -> SearchNetwork:
         raise ConfigError(f"SEARCH.PARTIAL_CHANNELS {s.PARTIAL_CHANNELS}: the narrowest cell has {width} channels, and a part of them must be an even "
                           f"number; make SEARCH.INIT_CHANNELS a multiple of {4 * s.PARTIAL_CHANNELS}")
     network = SearchNetwork(space, joints=cfg.MODEL.NUM_JOINTS, init_channels=s.INIT_CHANNELS, layers=s.LAYERS,
-                            se_reduction=cfg.MODEL.EXTRA.get("SE_REDUCTION", 1), partial_channels=s.PARTIAL_CHANNELS, recompute=s.CHECKPOINTING)
+                            se_reduction=se_reduction_of(cfg), partial_channels=s.PARTIAL_CHANNELS, recompute=s.CHECKPOINTING)
     network.init_weights()
     return network
