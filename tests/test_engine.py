@@ -670,7 +670,7 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
     monkeypatch.setattr(test, "build_model", lambda cfg: Middle())
     torch.save({"a": torch.zeros(1)}, tiny_mpii_experiment.parent / "w.pth")
     monkeypatch.setattr(test.weights, "load", lambda *_, **__: None)
-    run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", tiny_mpii_experiment.parent / "w.pth", "TEST.FLIP_TEST", False)
+    run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", tiny_mpii_experiment.parent / "w.pth", "TEST.FLIP_TEST", False, "TEST.FOLD_BN", False)
     cfg = config.load(tiny_mpii_experiment)
     table, _ = read_set(cfg, train=False)
     found = loadmat(folder_of(cfg, tiny_mpii_experiment) / "results" / "pred.mat")["preds"]

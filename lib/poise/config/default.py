@@ -125,6 +125,8 @@ def default_config() -> CN:
     c.TEST.COCO_BBOX_FILE = ""      # person detections: a JSON list of {image_id, category_id, bbox, score}
     c.TEST.BBOX_THRE = 1.0          # accepted for old files; without effect there and here
     c.TEST.MODEL_FILE = ""          # weights to test; '' is the run folder's model_best.pth, else its final_state.pth
+    # on by default, for results are equal but for float rounding, and every map is gone over once less
+    c.TEST.FOLD_BN = True           # (Poise) test with a copy of the network whose batch norms are part of the convolutions before them
     c.TEST.PICTURES = 8             # (Poise) images drawn with their predictions after a test
 
     # (Poise) tools/search.py, see docs/search.md; the figures are those of PoseNAS's files, most of them of its last search on MPII

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from poise.engine.distributed import ALONE, Processes
+from poise.models.folding import fold_batch_norms
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ def bare(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else model
 
 
-def without_ddp(model: nn.Module) -> nn.Module:
-    """For testing: the processes' shares may differ, and DistributedDataParallel would wait for each step of all."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+def for_testing(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> nn.Module:
+    """What predicts in `model`'s place, on the devices: a folded copy with TEST.FOLD_BN, else the network itself.
+
+    Never under DistributedDataParallel: the processes' shares may differ, and it would wait for each step of all.
+    """
+    return lay_on(fold_batch_norms(bare(model)) if cfg.TEST.FOLD_BN else bare(model), devices, cfg.CHANNELS_LAST)

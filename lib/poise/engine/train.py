@@ -47,7 +47,7 @@ class Training:
     cfg_path: str
     folder: Path
     processes: Processes
-    device: torch.device
+    devices: list[torch.device]
     threads: CpuThreads
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -58,6 +58,11 @@ class Training:
     progress: Progress
     metrics: logs.MetricsFile | None = None
     board: logs.TensorBoard | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are prepared and losses lie."""
+        return self.devices[0]
 
 
 def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE) -> None:
@@ -100,7 +105,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     logs.add_file(folder / "train.log", processes.rank)
     with logs.errors_in_file():
         model = processes.wrap(model, cfg.MODEL.IMAGE_SIZE)
-        training = Training(cfg, cfg_path, folder, processes, devices[0], threads, model, optimizer, schedule, criterion, loader, test_loader, progress)
+        training = Training(cfg, cfg_path, folder, processes, devices, threads, model, optimizer, schedule, criterion, loader, test_loader, progress)
         if processes.main:
             _begin_records(training, command)
         try:
@@ -141,7 +146,7 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         best = False
         if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == t.schedule.epochs:
             try:
-                found = predict(cfg, device.without_ddp(t.model), t.test_loader, t.device, t.criterion, lambda: interrupt.asked, processes)
+                found = predict(cfg, device.for_testing(cfg, t.model, t.devices), t.test_loader, t.device, t.criterion, lambda: interrupt.asked, processes)
             except KeyboardInterrupt:
                 _save_and_stop(t)
             metrics, deciding = processes.from_first(lambda: score(cfg, table, found, t.folder))
