@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from poise.engine.distributed import ALONE, Processes
+from poise.errors import ConfigError
 from poise.models.folding import fold_batch_norms
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,25 @@ def lay_on(model: nn.Module, devices: list[torch.device], channels_last: bool = 
     """The network on its device; under DataParallel where there are several."""
     model = model.to(devices[0], memory_format=torch.channels_last if channels_last else torch.preserve_format)
     return nn.DataParallel(model, device_ids=[device.index for device in devices]) if len(devices) > 1 else model
+
+
+def compile_network(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> None:
+    """With COMPILE: the network, as it is laid on its devices, is compiled when it is first called. Raises ConfigError where that cannot be."""
+    if not cfg.COMPILE:
+        return
+    if len(devices) > 1:
+        raise ConfigError(f"COMPILE True: one process cannot compile for {len(devices)} GPUS; start a process for each with torchrun")
+    try:
+        torch.compile(_probe)(torch.ones(8, device=devices[0]))
+    except Exception as error:      # of many classes: no C++ compiler, no Triton, a Python that is not supported
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"COMPILE True: torch.compile does not work here ({reason[0]}); it needs a C++ compiler on the CPU and Triton on a GPU; "
+                          "install them or leave COMPILE False") from None
+    model.compile()
+
+
+def _probe(x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x) + 1
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -67,7 +67,9 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
 
     with logs.errors_in_file():
         criterion = build_loss(cfg).to(devices[0])
-        found = predict(cfg, device.for_testing(cfg, model, devices), loader, devices[0], criterion, processes=processes)
+        tested = device.for_testing(cfg, model, devices)
+        device.compile_network(cfg, tested, devices)
+        found = predict(cfg, tested, loader, devices[0], criterion, processes=processes)
         return processes.from_first(lambda: use(found))
 
 

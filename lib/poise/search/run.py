@@ -162,13 +162,7 @@ def _announce(search: Search, cost) -> None:
         seconds += turns * (search.steps_in(epoch) - (progress.step if epoch == progress.epoch else 0))
     log.info("first batch: %s", cost)
     log.info("epochs %d to %d, architecture from epoch %d on; %d and %d steps an epoch; about %s at this pace, tests not counted", progress.epoch,
-             s.EPOCHS - 1, s.INIT_EPOCHS, search.steps_in(0), search.steps_in(s.EPOCHS - 1), _span(seconds))
-
-
-def _span(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+             s.EPOCHS - 1, s.INIT_EPOCHS, search.steps_in(0), search.steps_in(s.EPOCHS - 1), logs.span(seconds))
 
 
 def _epochs(search: Search, interrupt: Interrupt) -> None:
