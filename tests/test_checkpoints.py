@@ -283,7 +283,7 @@ def small_disk(tmp_path):
         return folder
 
     yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True)
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
 def test_full_disk(tiny_experiment, small_disk):
