@@ -14,7 +14,7 @@ from torch import nn
 from conftest import ROOT
 from poise import config
 from poise.datasets.persons import EpochBatches
-from poise.engine import device, precision, progress, schedule, train
+from poise.engine import device, precision, progress, schedule, step, train
 from poise.engine.average import WeightAverage
 from poise.engine.precision import LossScale
 from poise.errors import ConfigError, PoiseError
@@ -60,7 +60,7 @@ def test_parts_of_a_share(size, world, parts, whole):
     for batch in batches:
         rows = torch.tensor([person for _, person in next(iter(batch))])
         own, _ = batch.share(0)
-        found = train._parts({"person": rows}, own, parts, size, whole, world)
+        found = step._parts({"person": rows}, own, parts, size, whole, world)
         counts.add(len(found))
         assert sum(count for _, count in found) == own and all(len(part["person"]) == max(count, 1) for part, count in found)
         assert torch.cat([part["person"][:count] for part, count in found]).tolist() == rows[:own].tolist()
@@ -70,7 +70,7 @@ def test_parts_of_a_share(size, world, parts, whole):
 
 def test_one_part_is_the_batch():
     batch = {"person": torch.arange(3)}
-    (part, own), = train._parts(batch, 3, 1, 8, 3, 1)
+    (part, own), = step._parts(batch, 3, 1, 8, 3, 1)
     assert part is batch and own == 3
 
 
@@ -84,7 +84,7 @@ def gradients(path, *overrides):
     batch = next(iter(training.loader))
     called = []
     training.scale.step = lambda _: None
-    figures, _ = train.train_step(training, train.build_codec(training.cfg), batch, lambda: called.append(1))
+    figures, _ = step.train_step(training, train.build_codec(training.cfg), batch, lambda: called.append(1))
     assert called == [1] and len(figures) == training.cfg.TRAIN.ACCUMULATE
     return [parameter.grad.clone() for parameter in training.model.parameters()], figures
 
@@ -169,7 +169,10 @@ def test_a_gpu_without_bf16(tiny_experiment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "An old GPU")
     with pytest.raises(ConfigError, match="AMP bf16: An old GPU cannot compute it; use AMP fp16"):
-        precision.autocast(config.load(tiny_experiment, ["AMP", "bf16"]), torch.device("cuda", 0))
+        precision.check_precision(config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0)])
+    with pytest.raises(ConfigError, match="AMP bf16: one process cannot compute it on 2 GPUS; start a process for each with torchrun"):
+        precision.check_precision(config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0), torch.device("cuda", 1)])
+    precision.check_precision(config.load(tiny_experiment, ["AMP", "fp16"]), [torch.device("cuda", 0), torch.device("cuda", 1)])
 
 
 class Overflowing(nn.Module):

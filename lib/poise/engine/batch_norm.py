@@ -34,7 +34,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        values = x.float()
+        values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         count = SumOverProcesses.apply(values.new_tensor([x.numel() // x.shape[1]]), self.process_group)
         mean = SumOverProcesses.apply(values.sum(dim=(0, 2, 3)), self.process_group) / count
         # the squares of the differences, not the difference of the squares, which would lose digits

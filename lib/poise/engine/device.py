@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from poise.engine.distributed import ALONE, Processes
+from poise.engine.precision import check_precision
 from poise.errors import ConfigError
 from poise.models.folding import fold_batch_norms
 
@@ -48,8 +49,9 @@ def _device_of_process(wanted: list[int], present: int, processes: Processes) ->
     return device
 
 
-def set_up(cfg: CfgNode) -> None:
-    """cuDNN's switches."""
+def set_up(cfg: CfgNode, devices: list[torch.device]) -> None:
+    """cuDNN's switches. Raises ConfigError where the devices cannot compute what AMP asks for."""
+    check_precision(cfg, devices)
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED

@@ -12,13 +12,19 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 2.0**-10     # gradients that overflow below it are not finite at any scale
 
 
+def check_precision(cfg: CfgNode, devices: list[torch.device]) -> None:
+    """Raise ConfigError where the devices cannot compute as AMP says."""
+    if cfg.AMP != "bf16":
+        return
+    if len(devices) > 1:    # DataParallel's threads would compute in fp16, autocast's default
+        raise ConfigError(f"AMP bf16: one process cannot compute it on {len(devices)} GPUS; start a process for each with torchrun")
+    if devices[0].type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(f"AMP bf16: {torch.cuda.get_device_name(devices[0])} cannot compute it; use AMP fp16")
+
+
 def autocast(cfg: CfgNode, device: torch.device) -> AbstractContextManager:
-    """Within, the network computes as AMP says. Its outputs are of that type. Raises ConfigError where the GPU has no bf16."""
-    if not cfg.AMP:
-        return nullcontext()
-    if cfg.AMP == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ConfigError(f"AMP bf16: {torch.cuda.get_device_name(device)} cannot compute it; use AMP fp16")
-    return torch.autocast(device.type, _TYPES[cfg.AMP])
+    """Within, the network computes as AMP says. Its outputs are of that type."""
+    return torch.autocast(device.type, _TYPES[cfg.AMP]) if cfg.AMP else nullcontext()
 
 
 class LossScale:

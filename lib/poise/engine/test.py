@@ -51,7 +51,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         check_truth(cfg, table)
     loader = build_loader(cfg, table, images, train=False, devices=len(devices), on_gpu=devices[0].type == "cuda",
                           rank=processes.rank, world=processes.world, local_world=local_processes())
-    device.set_up(cfg)
+    device.set_up(cfg, devices)
     CpuThreads(cfg, devices[0])
     processes.from_first(lambda: logs.make_run_folder(cfg, cfg_path))
     logs.add_file(folder / "test.log", processes.rank)

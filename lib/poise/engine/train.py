@@ -6,15 +6,12 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from poise import visualize, weights
@@ -24,24 +21,22 @@ from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.engine import checkpoint, device, logs
 from poise.engine.average import WeightAverage
-from poise.engine.batch import denormalize, encode_targets, normalize
+from poise.engine.batch import denormalize
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.interrupt import Interrupt, Interrupted
-from poise.engine.precision import LossScale, autocast
+from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
 from poise.engine.progress import Progress, find_checkpoint
-from poise.engine.schedule import Schedule, build_optimizer, set_learning_rate
+from poise.engine.schedule import Schedule, build_optimizer
 from poise.engine.score import check_truth, score
+from poise.engine.step import StepFigures, train_step
 from poise.engine.threads import CpuThreads
 from poise.errors import PoiseError
 from poise.losses import build_loss
-from poise.metrics.pck import heatmap_pck
 from poise.models import build_model
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
-
-_STEPS_OF_A_SEED = 1_000_000_007     # the random numbers of one seed's steps do not meet those of the next one's
 
 
 @dataclass
@@ -115,7 +110,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     if saved is None and cfg.MODEL.INIT_WEIGHTS and processes.main:     # the others take rank 0's when they wrap the network
         weights.load_pretrained(model, data_path(cfg, cfg.MODEL.PRETRAINED), data_path(cfg, "models/pytorch/imagenet"),
                                 replace_head=cfg.MODEL.REPLACE_HEAD, rgb=cfg.DATASET.COLOR_RGB)
-    device.set_up(cfg)
+    device.set_up(cfg, devices)
     threads = CpuThreads(cfg, devices[0], saved and saved["threads"])
     model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
     optimizer = build_optimizer(cfg, model)
@@ -254,17 +249,6 @@ def _save_and_stop(training: Training) -> NoReturn:
                       "the same command with AUTO_RESUME True goes on")
 
 
-@dataclass
-class StepFigures:
-    """What is looked at of a part of a step when it is done. right, counted: joints, for the accuracy; own: the process's own samples."""
-
-    loss: torch.Tensor
-    right: torch.Tensor
-    counted: torch.Tensor
-    own: int
-    persons: torch.Tensor
-
-
 def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
     """The rest of progress.epoch from progress.step on. Returns early, between two steps, when an interrupt is asked for.
 
@@ -333,56 +317,6 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
                 old = False
             training.threads.look()
             begin = time.perf_counter()
-
-
-def train_step(training: Training, codec: Codec, batch: dict[str, torch.Tensor], before_backward: Callable[[], None]) -> tuple[list[StepFigures], tuple]:
-    """The step progress.step of the epoch, on this process's share of its batch, in parts (TRAIN.ACCUMULATE); progress stays as it is.
-
-    before_backward is called when the first part's loss has been launched. Returns the figures of each part, and what can be shown of
-    the last: (batch, normalised images, its last outputs, targets).
-    """
-    cfg, model, optimizer, progress, processes = training.cfg, training.model, training.optimizer, training.progress, training.processes
-    step = progress.epoch * training.schedule.steps_per_epoch + progress.step
-    own, whole = training.loader.batches.share(progress.step)
-    set_learning_rate(optimizer, training.schedule.rate(step))
-    # stochastic depth draws from it; so a resumed run draws the same, and each process something else
-    torch.manual_seed((cfg.SEED * _STEPS_OF_A_SEED + step * processes.world + processes.rank) % 2**63)
-    figures: list[StepFigures] = []
-    parts = _parts(batch, own, cfg.TRAIN.ACCUMULATE, training.loader.batches.batch_size, whole, processes.world)
-    for number, (part, count) in enumerate(parts):
-        last = number == len(parts) - 1
-        with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
-            images = normalize(cfg, part["images"], training.device)
-            targets = encode_targets(cfg, codec, part, training.device)
-            with autocast(cfg, training.device):
-                outputs = model(images)
-            outputs = tuple(output.float() for output in outputs)
-            loss = training.criterion(outputs, targets)
-            if not number:
-                before_backward()
-                optimizer.zero_grad()
-            # gradients become the mean over processes: by this weight they are those of the mean over the whole batch
-            training.scale.backward(loss * (count * processes.world / whole))
-        with torch.no_grad():
-            figures.append(StepFigures(loss.detach(), *heatmap_pck(outputs[-1].detach(), targets.finest), count, part["person"]))
-    training.scale.step(optimizer)
-    if training.average:
-        training.average.update(device.bare(model))
-    return figures, (part, images, outputs[-1].detach(), targets)
-
-
-def _parts(batch: dict[str, torch.Tensor], own: int, parts: int, batch_size: int, whole: int, world: int) -> list[tuple[dict[str, torch.Tensor], int]]:
-    """[(rows of a batch, how many of them are the process's own)]: as many parts in every process, and no more than have something to do.
-
-    A process without rows of its own for a part has its first row there, as the whole share has in EpochBatches. whole: samples of the
-    step; batch_size: of a full one.
-    """
-    if parts == 1:
-        return [(batch, own)]
-    largest, size = -(-whole // world), -(-batch_size // (world * parts))
-    count = -(-largest // size)
-    edges = [own * number // count for number in range(count + 1)]
-    return [({key: rows[a:b] if b > a else rows[:1] for key, rows in batch.items()}, b - a) for a, b in zip(edges, edges[1:])]
 
 
 def _report(training: Training, bar, step: int, rate: float, seconds: float, data_seconds: float, samples: int) -> None:

@@ -85,7 +85,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     on_gpu = device.type == "cuda"
     loaders = [build_loader(loading, part, images, train=True, on_gpu=on_gpu) for part in halves.tables(table)]
     test_loader = build_loader(loading, *test_set, train=False, on_gpu=on_gpu) if test_set else None
-    devices.set_up(cfg)
+    devices.set_up(cfg, [device])
     threads = CpuThreads(cfg, device, saved and saved["threads"])
 
     log.info("split: %d images with %d persons for the weights, %d with %d for the architecture", len(halves.weights), len(loaders[0].crops),
