@@ -2,11 +2,8 @@
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import pickle
 import signal
-import sys
 import time
 
 import numpy as np
@@ -14,76 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ROOT, TINY
+from conftest import TINY
+from gloo_processes import copied, folder_of, forks, same_weights, state_of, together, train_here  # noqa: F401
 from poise import config
 from poise.datasets.persons import EpochBatches
-from poise.engine import device, distributed, process_group
+from poise.engine import device, distributed, process_group, step
 from poise.engine.distributed import ALONE, Processes
-from poise.errors import ConfigError, PoiseError, run_tool
+from poise.errors import ConfigError, PoiseError
 from poise.models import build_model
 
 RESULTS = "results/keypoints_val2017_results_gt_boxes.json"
-
-
-# processes as torchrun starts them, without the seconds that each needs to import torch -------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def forks():
-    """Processes that are forked from one that has imported torch and has done nothing with it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", f"{ROOT / 'lib'}{os.pathsep}{ROOT / 'tests'}")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["poise.engine.train", "poise.engine.test", "poise.engine.process_group", "tensorboardX", "scipy.io"])
-        context.Process(target=int).start()
-    return context
-
-
-class Done:
-    """One process that has ended: its exit status, what it printed, and what its function returned, if it did."""
-
-    def __init__(self, status, folder):
-        self.status, self.out, self.err = status, (folder / "out").read_text(), (folder / "err").read_text()
-        self.result = pickle.loads((folder / "result").read_bytes()) if (folder / "result").exists() else None
-
-
-@pytest.fixture(scope="module")
-def together(forks, tmp_path_factory):
-    """A function that runs function(processes, *arguments) in some processes; returns a Done for each."""
-    def run(world, function, *arguments, fails=False):
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)    # torchrun's own process has it
-        folders = [tmp_path_factory.mktemp("process") for _ in range(world)]
-        started = [forks.Process(target=_process, args=(rank, world, store.port, folder, function, arguments)) for rank, folder in enumerate(folders)]
-        for process in started:
-            process.start()
-        limit = time.monotonic() + 60
-        for process in started:
-            process.join(max(limit - time.monotonic(), 0))
-            if process.is_alive():
-                for other in started:
-                    other.kill()
-                pytest.fail(f"still running after 60 seconds: {[folder.joinpath('err').read_text() for folder in folders]}")
-        done = [Done(process.exitcode, folder) for process, folder in zip(started, folders)]
-        assert fails or [one.status for one in done] == [0] * world, [one.err for one in done]
-        return done
-    return run
-
-
-def _process(rank, world, port, folder, function, arguments):
-    for name, number in (("out", 1), ("err", 2)):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
-    # text that was not yet printed when this process was forked is not its own
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
-    process_group._SECONDS_OF_SILENCE = 0.2     # here is no torchrun that would end it
-
-    def main():
-        with distributed.joined() as processes:
-            (folder / "result").write_bytes(pickle.dumps(function(processes, *arguments)))
-
-    run_tool(main)
 
 
 # an experiment that ends in seconds -----------------------------------------------------------------------------------------------
@@ -108,41 +45,6 @@ def of_two(together, small_set, tmp_path_factory):
     text = adapted(TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17))
     path.write_text(f"OUTPUT_DIR: {path.parent / 'output'}\nLOG_DIR: {path.parent / 'log'}\n{text}")
     return path, together(2, digest_here, path)
-
-
-def train_here(processes, path, overrides=(), prepare=None):
-    """Train as one of the processes. prepare(train) changes the module, in this process alone. Returns what it returns, or its end."""
-    from poise.engine import train
-    from poise.engine.interrupt import Interrupted
-
-    train._show = lambda *_: None       # pictures take half of the time of a run of this size
-    told = prepare(train) if prepare else None
-    try:
-        train.run(config.load(path, [str(value) for value in overrides]), str(path), ["tools/train.py"], processes)
-    except Interrupted as stopped:
-        return str(stopped)
-    return told
-
-
-def folder_of(path):
-    return path.parent / "output" / "coco" / "pose_res2net" / path.stem
-
-
-def state_of(file):
-    return torch.load(file, weights_only=True)
-
-
-def same_weights(file, other):
-    one, two = state_of(file), state_of(other)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def copied(path, name):
-    """The same experiment, with other folders."""
-    other = path.parent / name / path.name
-    other.parent.mkdir()
-    other.write_text(path.read_text().replace(f"{path.parent}/", f"{other.parent}/"))
-    return other
 
 
 # what processes tell each other ---------------------------------------------------------------------------------------------------
@@ -317,6 +219,79 @@ def test_gradients_are_those_of_the_whole_batch(together, tiny):
             assert lines[world][name] == lines[1][name]
 
 
+def synchronised_here(processes, path, overrides):
+    """Gradients of the steps of a run whose weights stay, with batch norm over the processes, and its statistics in the end.
+
+    In float64, for in float32 the rounding alone of some twenty batch norms one after the other comes to 1e-4 of a gradient.
+    """
+    def prepare(train):
+        kept, epochs, build, normalize = [], train._epochs, train.build_model, step.normalize
+
+        def watched(training, interrupt):
+            epochs(training, interrupt)
+            kept.append({name: buffer.numpy() for name, buffer in device.bare(training.model).named_buffers()})
+
+        train.build_optimizer = lambda cfg, model: kept.append(Recorded(model.parameters())) or kept[0]
+        train._epochs = watched
+        train.build_model = lambda cfg: build(cfg).double()
+        step.normalize = lambda *arguments: normalize(*arguments).double()
+        train.device.for_testing = lambda cfg, model, devices: device.bare(model).float()
+        process_group.unused_parameters = lambda *_: []
+        return kept
+
+    optimizer, buffers = train_here(processes, path, overrides, prepare)
+    return [[gradient.numpy() for gradient in step] for step in optimizer.gradients], buffers
+
+
+def test_batch_norm_over_the_processes(together, tiny):
+    """Two processes with half the batch each: gradients and running statistics of one with the whole, in two steps of 24 persons."""
+    found = {}
+    for world in (1, 2):
+        path = copied(tiny, f"of{world}")
+        overrides = ("SYNC_BN", True, "TRAIN.BATCH_SIZE_PER_GPU", 24 // world, "TRAIN.ITERATIONS", 2)
+        found[world] = [done.result for done in together(world, synchronised_here, path, overrides)]
+    (alone, buffers), = found[1]
+    assert len(alone) == 2
+    for gradients, others in found[2]:
+        for step, wanted in zip(gradients, alone, strict=True):
+            size = max(np.abs(tensor).max() for tensor in wanted)
+            assert size > 1e-4 and max(np.abs(one - two).max() for one, two in zip(step, wanted, strict=True)) <= 1e-5 * size
+        assert buffers.keys() == others.keys() and all(np.allclose(others[name], values, rtol=1e-5, atol=1e-6) for name, values in buffers.items())
+
+
+def persons_here(processes, path, overrides, stop):
+    """Trains; the process's own persons of every step. Stopped, as by a signal, in step `stop`, counted from 1."""
+    def prepare(train):
+        seen, train_step = [], train.train_step
+
+        def watched(training, codec, batch, *rest):
+            own, _ = training.loader.batches.share(training.progress.step)
+            seen.append(batch["person"][:own].tolist())
+            if len(seen) == stop:
+                signal.raise_signal(signal.SIGTERM)
+            return train_step(training, codec, batch, *rest)
+
+        train.train_step = watched
+        return seen
+
+    seen = []
+    train_here(processes, path, overrides, lambda train: seen.append(prepare(train)))
+    return seen[0]
+
+
+def test_global_batches_of_any_number_of_processes(together, tiny):
+    """Two processes stop in the middle of an epoch, three go on: the persons of every step, in their order, are those of one process."""
+    def of_all(done):
+        return [sum(shares, []) for shares in zip(*(one.result for one in done), strict=True)]
+
+    path = copied(tiny, "alone")
+    alone = of_all(together(1, persons_here, path, ("TRAIN.BATCH_SIZE_PER_GPU", 12), None))
+    assert len(alone) == 10 and sorted(sum(alone[:5], [])) == list(range(50))
+    begun = of_all(together(2, persons_here, tiny, ("TRAIN.BATCH_SIZE_PER_GPU", 6), 3))
+    rest = of_all(together(3, persons_here, tiny, ("TRAIN.BATCH_SIZE_PER_GPU", 4, "AUTO_RESUME", True), None))
+    assert len(begun) == 3 and begun + rest == alone
+
+
 def digest_here(processes, path):
     """Train; returns a hash of the process's own weights after the last step and of rank 0's batch norm, which it was given for the test."""
     def prepare(train):
@@ -347,7 +322,7 @@ def test_processes_end_with_the_same_weights(of_two, tiny):
 def test_two_processes_write_one_set_of_files(of_two):
     path, (first, second) = of_two
     folder = folder_of(path)
-    assert {file.name for file in folder.iterdir()} == {"config.yaml", "train.log", "metrics.jsonl", "checkpoint.pth", "model_best.pth", "final_state.pth", "results"}
+    assert {file.name for file in folder.iterdir()} == {"config.yaml", "train.log", "metrics.jsonl", "checkpoint.pth", "checkpoint_1.pth", "model_best.pth", "final_state.pth", "results"}
     assert [line["epoch"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())] == [0, 1]
     assert len(list((path.parent / "log" / "coco" / "pose_res2net").iterdir())) == 1
     log = (folder / "train.log").read_text()
@@ -359,18 +334,18 @@ def test_two_processes_write_one_set_of_files(of_two):
     assert checkpoint["epoch"] == 2 and not [name for name in checkpoint["state_dict"] if name.startswith("module.")]
 
 
-def stopped_here(processes, path, overrides, rank, step):
+def stopped_here(processes, path, overrides, rank, when):
     """A signal reaches one of the processes only, in a step of epoch 0."""
     def prepare(train):
-        normalize, count = train.normalize, [0]
+        normalize, count = step.normalize, [0]
 
         def signalled(*arguments):
             count[0] += 1
-            if processes.rank == rank and count[0] == step:
+            if processes.rank == rank and count[0] == when:
                 signal.raise_signal(signal.SIGTERM)
             return normalize(*arguments)
 
-        train.normalize = signalled
+        step.normalize = signalled
 
     return train_here(processes, path, overrides, prepare)
 
@@ -410,7 +385,7 @@ def test_random_numbers_differ_between_processes_and_steps(together, tiny):
 def seeds_here(processes, path, overrides):
     def prepare(train):
         seeds = []
-        train.normalize = lambda *arguments, was=train.normalize: seeds.append(torch.initial_seed()) or was(*arguments)
+        step.normalize = lambda *arguments, was=step.normalize: seeds.append(torch.initial_seed()) or was(*arguments)
         return seeds
 
     return train_here(processes, path, overrides, prepare)

@@ -128,7 +128,7 @@ def check_equal_to(reference, folder):
 
 def test_run_folder(reference):
     assert {path.name for path in reference.iterdir()} == {
-        "config.yaml", "train.log", "metrics.jsonl", "checkpoint.pth", "model_best.pth", "final_state.pth", "results"}
+        "config.yaml", "train.log", "metrics.jsonl", "checkpoint.pth", "checkpoint_1.pth", "model_best.pth", "final_state.pth", "results"}
     assert [path.name for path in (reference / "results").iterdir()] == ["keypoints_val2017_results_gt_boxes.json"]
     boards = list((reference.parents[3] / "log" / "coco" / "pose_res2net").iterdir())
     assert len(boards) == 1 and boards[0].name.startswith("tiny_2")
@@ -257,14 +257,14 @@ def test_epoch_that_was_begun_with_another_batch_size(tiny_experiment, stopped_r
 
 def test_run_that_was_killed_between_two_files(tiny_experiment, reference, monkeypatch):
     """Killed after model_best.pth and metrics.jsonl, before the checkpoint: the epoch is trained again, its line is not doubled."""
-    save = checkpoint.save
+    write = checkpoint.write
 
-    def killed(path, content):
-        if path.name == "checkpoint.pth" and content["epoch"] == 2:
+    def killed(folder, content, *rest, **more):
+        if content["epoch"] == 2:
             raise SystemExit(9)
-        save(path, content)
+        return write(folder, content, *rest, **more)
 
-    monkeypatch.setattr(checkpoint, "save", killed)
+    monkeypatch.setattr(checkpoint, "write", killed)
     with pytest.raises(SystemExit):
         run_train(tiny_experiment)
     monkeypatch.undo()
@@ -670,7 +670,7 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
     monkeypatch.setattr(test, "build_model", lambda cfg: Middle())
     torch.save({"a": torch.zeros(1)}, tiny_mpii_experiment.parent / "w.pth")
     monkeypatch.setattr(test.weights, "load", lambda *_, **__: None)
-    run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", tiny_mpii_experiment.parent / "w.pth", "TEST.FLIP_TEST", False)
+    run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", tiny_mpii_experiment.parent / "w.pth", "TEST.FLIP_TEST", False, "TEST.FOLD_BN", False)
     cfg = config.load(tiny_mpii_experiment)
     table, _ = read_set(cfg, train=False)
     found = loadmat(folder_of(cfg, tiny_mpii_experiment) / "results" / "pred.mat")["preds"]
@@ -761,7 +761,7 @@ def test_measured_threads():
 # signals --------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_first_signal_only_asks(number):
     before = signal.getsignal(number)
     with interrupt.Interrupt() as asking:
@@ -778,7 +778,7 @@ def test_second_signal_ends_at_once():
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "still here\n", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_process_group(tiny_experiment, number):
     """As a terminal or a scheduler sends it: to the whole process group, workers included. Ends within seconds, can be gone on with."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}

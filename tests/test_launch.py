@@ -93,6 +93,71 @@ def test_several_machines_need_an_address(script, arguments, tmp_path):
     assert (status, out) == (2, "") and err == "error: NNODES=2 needs MASTER_ADDR, the first machine's address\n"
 
 
+# the examples ---------------------------------------------------------------------------------------------------------------------
+
+TWO_MACHINES, SLURM = ROOT / "experiments" / "launch" / "two_machines.sh", ROOT / "experiments" / "launch" / "slurm.sh"
+
+
+def test_arguments_of_two_machines(told):
+    words, environment = told(TWO_MACHINES, "10.0.0.1:29400", "8", "some/my experiment.yaml", "SEED", "1", RESTARTS="5")
+    assert words == ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=8", "--max-restarts=5", "--rdzv-backend=c10d", "--rdzv-endpoint=10.0.0.1:29400",
+                     "--rdzv-id=my experiment", str(ROOT / "tools" / "train.py"), "--cfg", "some/my experiment.yaml", "AUTO_RESUME", "True", "SEED", "1"]
+    assert environment["PYTHONPATH"] == str(ROOT / "lib") and environment["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.mark.parametrize("script, arguments, said", [(TWO_MACHINES, ["10.0.0.1", "8", "e.yaml"], "usage: two_machines.sh HOST:PORT GPUS CONFIG"),
+                                                     (TWO_MACHINES, ["a:1", "0", "e.yaml"], "usage: two_machines.sh"), (SLURM, ["e.yaml"], "usage: sbatch")])
+def test_wrong_use_of_the_examples(script, arguments, said, tmp_path):
+    status, out, err = ended(start(script, *arguments, cwd=tmp_path, PYTHON="false"))
+    assert (status, out) == (2, "") and err.startswith(said) and len(err.splitlines()) == 1
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A function that starts the SLURM example with stand-ins for SLURM's programs; the training ends with `status` when it gets SIGTERM, else by itself."""
+    programs = {
+        "scontrol": f'if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" >> "{tmp_path}/requeued"; fi',
+        "srun": 'shift; exec "$@"',
+        "scancel": f'echo "$@" > "{tmp_path}/cancelled"; kill -TERM "$(cat "{tmp_path}/pid")"',
+        "python": f'echo $$ > "{tmp_path}/pid"; echo "$@" > "{tmp_path}/arguments"; trap "exit $STATUS" TERM; echo ready; '
+                  'if [ $TENTHS = fail ]; then exit $STATUS; fi; for i in $(seq $TENTHS); do sleep 0.1; done; exit 0',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(status, tenths, stop=None):
+        job = start(SLURM, "e.yaml", "SEED", "2", cwd=tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="77", SLURM_SUBMIT_DIR=str(ROOT),
+                    SLURM_JOB_NODELIST="node[7-8]", SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="4", STATUS=str(status), TENTHS=str(tenths))
+        assert job.stdout.readline() == "ready\n"
+        if stop:
+            job.send_signal(stop)
+        return ended(job), tmp_path
+
+    return run
+
+
+def test_slurm_job_that_is_done(cluster):
+    (status, out, err), folder = cluster(1, 2)
+    assert (status, out, err) == (0, "", "") and not (folder / "requeued").exists()
+    assert (folder / "arguments").read_text().split() == [
+        "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=4", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-endpoint=node7:29400", "--rdzv-id=77",
+        str(ROOT / "tools" / "train.py"), "--cfg", "e.yaml", "AUTO_RESUME", "True", "SEED", "2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_slurm_job_that_is_preempted(cluster, number):
+    """The training is told, and its job goes back into the queue when it has ended."""
+    (status, out, err), folder = cluster(1, 600, number)
+    assert status == 1 and err == "" and out == "stopped before its time was over; back into the queue\n"
+    assert (folder / "cancelled").read_text() == "--signal=TERM 77.0\n" and (folder / "requeued").read_text() == "requeue 77\n"
+
+
+def test_slurm_job_that_fails_is_not_queued_again(cluster):
+    (status, out, _), folder = cluster(3, "fail")
+    assert status == 3 and out == "" and not (folder / "requeued").exists()
+
+
 # whole jobs -----------------------------------------------------------------------------------------------------------------------
 
 

@@ -369,7 +369,7 @@ def test_a_batch_that_is_bound_to_fail_is_not_tried_on_the_cpu(tiny_search, monk
     steps = []
     step = Alternation.weights_step
     monkeypatch.setattr(Alternation, "weights_step", lambda self, batch, epoch: steps.append(len(batch["images"])) or step(self, batch, epoch))
-    monkeypatch.setattr(trial, "_memory_present", lambda _: 1000)
+    monkeypatch.setattr(trial, "memory_present", lambda: 1000)
     with pytest.raises(PoiseError, match="a batch of 8 needs more than .* GB, .* GB are free.: lower SEARCH.BATCH_SIZE"):
         search(tiny_search)
     assert steps == [2]     # and of the whole batch none
@@ -394,7 +394,7 @@ def test_memory_of_the_process_that_really_runs_out(tiny_search):
 
 
 def test_peak_is_that_of_the_process(tiny_search):
-    peak = trial._peak_of_process()
+    peak = trial.peak_memory(torch.device("cpu"))
     assert peak == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.05) and peak > 5e7
 
 

@@ -8,14 +8,19 @@ def main() -> int:
     from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="build everything, take two steps and test one batch; print memory, speed and the time "
+                        "of the whole run; write nothing")
     add_experiment_arguments(parser)
     args = parser.parse_args()
     from poise.engine.distributed import joined
 
     with joined() as processes:
         cfg = experiment(args)
-        from poise.engine import interrupt, train
+        from poise.engine import dry_run, interrupt, train
 
+        if args.dry_run:
+            dry_run.run(cfg, args.cfg, processes)
+            return 0
         try:
             train.run(cfg, args.cfg, sys.argv, processes)
         except interrupt.Interrupted as stopped:

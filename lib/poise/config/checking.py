@@ -52,6 +52,11 @@ def check_values(cfg: CfgNode, source: str) -> None:
     need(0 <= cfg.TRAIN.BEGIN_EPOCH, "TRAIN.BEGIN_EPOCH", "0 or more")
     need(cfg.TRAIN.BEGIN_EPOCH <= cfg.TRAIN.END_EPOCH, "TRAIN.END_EPOCH", f"TRAIN.BEGIN_EPOCH ({cfg.TRAIN.BEGIN_EPOCH}) or more")
     need(cfg.TRAIN.EVAL_INTERVAL >= 1, "TRAIN.EVAL_INTERVAL", "at least 1")
+    need(0 <= cfg.TRAIN.EMA_DECAY < 1, "TRAIN.EMA_DECAY", "from 0 to below 1")
+    for key, least in (("ACCUMULATE", 1), ("CHECKPOINTS_KEPT", 1), ("CHECKPOINT_STEPS", 0), ("PATIENCE", 0)):
+        need(least <= cfg.TRAIN[key] <= 1_000_000, f"TRAIN.{key}", f"from {least} to a million")
+    need(finite(cfg.TRAIN.CHECKPOINT_MINUTES) and cfg.TRAIN.CHECKPOINT_MINUTES >= 0, "TRAIN.CHECKPOINT_MINUTES", "0 or more")
+    need(cfg.AMP in ("", "bf16", "fp16"), "AMP", "'', 'bf16' or 'fp16'")
     need(1 <= cfg.LOSS.TOPK <= cfg.MODEL.NUM_JOINTS or not cfg.LOSS.USE_OHKM, "LOSS.TOPK", f"from 1 to {cfg.MODEL.NUM_JOINTS} joints")
     need(finite(cfg.DATASET.SCALE_FACTOR) and 0 <= cfg.DATASET.SCALE_FACTOR < 1, "DATASET.SCALE_FACTOR", "from 0 to below 1")
     need(finite(cfg.DATASET.ROT_FACTOR) and cfg.DATASET.ROT_FACTOR >= 0, "DATASET.ROT_FACTOR", "0 or more degrees")
@@ -70,7 +75,7 @@ def check_values(cfg: CfgNode, source: str) -> None:
     choice("DATASET.BOX_CLIP", "hrnet", "mmpose", "none")
     choice("DATASET.AUGMENT_DRAW", "normal", "uniform")
     choice("DATASET.HALF_BODY", "hrnet", "mspn")
-    choice("TRAIN.LR_SCHEDULE", "step", "linear")
+    choice("TRAIN.LR_SCHEDULE", "step", "linear", "cosine")
     choice("TEST.DECODE", "", "quarter", "dark")
     for key in ("DATASET.BOX_MARGIN", "TEST.BOX_MARGIN", "DATASET.BOX_MARGIN_RANDOM", "DATASET.HALF_BODY_MARGIN_RANDOM"):
         group, name = key.split(".")

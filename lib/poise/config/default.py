@@ -23,6 +23,10 @@ def default_config() -> CN:
     c.CPU_THREADS = 0           # (Poise) torch threads on the CPU; 0: all cores; -1: the fastest count, measured again every 15 seconds
     c.CHANNELS_LAST = False     # (Poise) images and weights with channels innermost in memory; often faster, equal but for rounding
 
+    c.AMP = ""                  # (Poise) mixed precision, in training and testing: bf16, or fp16 with a loss scale; '' is float32 throughout
+    c.COMPILE = False           # (Poise) torch.compile of the training's network and of the one that tools/test.py tests; needs a compiler; one device a process
+    c.SYNC_BN = False           # (Poise) batch norm over the batches of all of torchrun's processes together; without them, no effect
+
     c.CUDNN = CN()
     c.CUDNN.BENCHMARK = True        # let cuDNN time its algorithms on the first batch
     c.CUDNN.DETERMINISTIC = False   # only deterministic cuDNN algorithms
@@ -87,12 +91,13 @@ def default_config() -> CN:
     c.TRAIN.LR = 0.001                  # learning rate of epoch 0
     c.TRAIN.LR_FACTOR = 0.1             # the rate is multiplied by this ...
     c.TRAIN.LR_STEP = [90, 110]         # ... when these epochs begin
-    c.TRAIN.LR_SCHEDULE = "step"        # (Poise) step: by LR_STEP and LR_FACTOR; linear: to 0 at the end, step by step
+    c.TRAIN.LR_SCHEDULE = "step"        # (Poise) step: by LR_STEP and LR_FACTOR; linear, cosine: to 0 at the end, step by step
     c.TRAIN.WARMUP_ITERS = 0            # (Poise) the rate rises over so many steps ...
     c.TRAIN.WARMUP_FACTOR = 0.1         # (Poise) ... from this share of itself
     c.TRAIN.BASE_BATCH = 0              # (Poise) samples per step that LR and ITERATIONS are meant for: with others LR is scaled in proportion and ITERATIONS inversely; 0: never
     c.TRAIN.ITERATIONS = 0              # (Poise) length of the training in steps instead of END_EPOCH
     c.TRAIN.OPTIMIZER = "adam"          # adam (ignores WD, as the HRNet family does), adam_l2 (adds WD to the gradient), adamw or sgd
+    c.TRAIN.WD_NORM_AND_BIAS = True     # (Poise) WD is for the parameters of norms and for biases too; False: for the other weights only
     c.TRAIN.MOMENTUM = 0.9              # sgd: momentum
     c.TRAIN.WD = 0.0001                 # adam_l2, adamw and sgd: weight decay
     c.TRAIN.NESTEROV = False            # sgd: Nesterov momentum
@@ -103,8 +108,14 @@ def default_config() -> CN:
     c.TRAIN.RESUME = False              # as AUTO_RESUME, under SimpleBaseline's name
     c.TRAIN.CHECKPOINT = ""             # go on from this checkpoint instead of the run folder's
     c.TRAIN.BATCH_SIZE_PER_GPU = 32     # samples per step on each device, or in each of torchrun's processes
+    c.TRAIN.ACCUMULATE = 1              # (Poise) a step is so many times as many samples, one part after the other; gradients add up, batch norm sees a part
     c.TRAIN.SHUFFLE = True              # another order each epoch
     c.TRAIN.EVAL_INTERVAL = 1           # (Poise) test after every this many epochs, and after the last
+    c.TRAIN.EMA_DECAY = 0.0             # (Poise) a moving average of the weights, tested and saved beside them (*_ema.pth): the share that stays in a step; 0: none
+    c.TRAIN.PATIENCE = 0                # (Poise) end early when the best score, with EMA_DECAY either of the two, has not risen in so many tests; 0: never
+    c.TRAIN.CHECKPOINT_STEPS = 0        # (Poise) a checkpoint after every this many steps, besides those at the ends of epochs; 0: none
+    c.TRAIN.CHECKPOINT_MINUTES = 30.0   # (Poise) a checkpoint where the last is so old; 0: none
+    c.TRAIN.CHECKPOINTS_KEPT = 2        # (Poise) checkpoint.pth and those before it, checkpoint_1.pth, ...: the last so many
 
     c.TEST = CN()
     c.TEST.BATCH_SIZE_PER_GPU = 32  # persons per step on each device
@@ -125,6 +136,8 @@ def default_config() -> CN:
     c.TEST.COCO_BBOX_FILE = ""      # person detections: a JSON list of {image_id, category_id, bbox, score}
     c.TEST.BBOX_THRE = 1.0          # accepted for old files; without effect there and here
     c.TEST.MODEL_FILE = ""          # weights to test; '' is the run folder's model_best.pth, else its final_state.pth
+    # on by default, for results are equal but for float rounding, and every map is gone over once less
+    c.TEST.FOLD_BN = True           # (Poise) test with a copy of the network whose batch norms are part of the convolutions before them
     c.TEST.PICTURES = 8             # (Poise) images drawn with their predictions after a test
 
     # (Poise) tools/search.py, see docs/search.md; the figures are those of PoseNAS's files, most of them of its last search on MPII

@@ -1,31 +1,140 @@
-"""Checkpoints: everything a run needs to go on, as tensors and plain values, written whole or not at all."""
+"""Checkpoints: everything a run needs to go on, as tensors and plain values, written whole or not at all, the last few of them kept."""
 from __future__ import annotations
 
+import logging
+import os
+import platform
+import re
+import socket
+import zipfile
 from pathlib import Path
 from typing import Any
 
-from poise import weights
+import numpy as np
+import torch
+from yacs.config import CfgNode
+
+from poise import __version__, weights
+from poise.config import experiment_name
+from poise.engine.revision import git_revision
 from poise.errors import DataError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 NAME = "checkpoint.pth"
+_NEXT = "checkpoint_next.pth"
 _FIELDS = ("epoch", "step", "sums", "state_dict", "optimizer", "best", "experiment", "seed", "threads")
+
+
+class Damaged(DataError):
+    """A checkpoint that cannot be read to its end."""
 
 
 save = weights.save
 
 
+def numbered(number: int) -> str:
+    """The name of the checkpoint that was written `number` checkpoints before the newest."""
+    return f"checkpoint_{number}.pth" if number else NAME
+
+
+def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
+    """What every checkpoint says of the run that wrote it."""
+    return {"format": FORMAT, "experiment": experiment_name(cfg_path), "seed": seed, "threads": torch.get_num_threads(), "config": cfg.dump(),
+            "torch": str(torch.__version__), "git": git_revision(), "job": job(),
+            "versions": {"poise": __version__, "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}}
+
+
+def job() -> str:
+    """What the processes that torchrun starts have in common with those that it starts in their place; '' without torchrun."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{socket.gethostname()} {os.getppid()}" if run == "none" else run
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process in place of one that ended (--max-restarts)."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path:
+    """The folder's newest checkpoint; returns its path. Those before it take the next numbers, and `kept` are left in all.
+
+    first: of a run that began anew; the checkpoints there are another run's, and are removed. Raises DataError where the disk is full
+    or cannot be written; all files are then as they were. A process that is killed at any moment leaves the newest or the one before it.
+    """
+    newest = folder / NAME
+    save(folder / _NEXT, content)
+    try:
+        if first:
+            _remove_from(folder, 1)
+        else:
+            together = [number for place, number in enumerate(_numbers(folder)) if place == number]
+            for number in reversed(together):
+                os.replace(folder / numbered(number), folder / numbered(number + 1))
+        os.replace(folder / _NEXT, newest)
+        _remove_from(folder, kept)
+    except OSError as error:
+        raise DataError(f"{newest}: cannot be written ({error.strerror or error}); {folder / _NEXT} is whole, and those before it are kept") from None
+    return newest
+
+
+def tidy(folder: Path, used: Path | None) -> None:
+    """Remove what a killed process had begun to write, and damaged checkpoints that are newer than `used`, the one that is gone on with."""
+    for path in (*folder.glob(".*.pth.*.part"), folder / _NEXT):
+        path.unlink(missing_ok=True)
+    for number in _numbers(folder):
+        if used is None or folder / numbered(number) == used:
+            break
+        if used.parent == folder:
+            (folder / numbered(number)).unlink()
+
+
 def load(path: str | Path, experiment: str) -> dict[str, Any]:
-    """A checkpoint that `save` wrote for this experiment. Raises DataError for any other file."""
+    """A checkpoint that was written for this experiment. Raises Damaged, or DataError for any other file."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth of a run folder")
     try:
         content = weights.read_tensors(path, "checkpoint")
-    except DataError as error:
-        raise DataError(f"{error}; remove it to begin anew") from None
+        with zipfile.ZipFile(path) as archive:      # torch does not look at the sums that it wrote
+            spoiled = archive.testzip()
+    except (DataError, OSError, zipfile.BadZipFile) as error:
+        raise Damaged(f"{error}; remove it to begin anew") from None
+    if spoiled:
+        raise Damaged(f"{path}: damaged, the sum of {spoiled} is another; remove it to begin anew")
     if not isinstance(content, dict) or content.get("format") != FORMAT or any(key not in content for key in _FIELDS):
         raise DataError(f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give it as MODEL.PRETRAINED")
     if content["experiment"] != experiment:
         raise DataError(f"{path}: a checkpoint of experiment {content['experiment']}, not of {experiment}; give it as MODEL.PRETRAINED to start from its weights")
     return {**content, "path": str(path)}
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Numbers of the checkpoints that are there, the newest first; a process that was killed while it renamed them leaves a gap."""
+    names = (re.fullmatch(r"checkpoint(?:_([1-9]\d*))?\.pth", path.name) for path in folder.glob("checkpoint*.pth"))
+    return sorted(int(name[1] or 0) for name in names if name)
+
+
+def _remove_from(folder: Path, least: int) -> None:
+    for number in _numbers(folder):
+        if number >= least:
+            (folder / numbered(number)).unlink()
+
+
+def load_newest(folder: Path, experiment: str) -> dict[str, Any] | None:
+    """The newest checkpoint of a run folder that is whole, with a warning where it is not the newest; None where there is none at all.
+
+    Raises Damaged where none is whole, and DataError for the file of another experiment or program.
+    """
+    first: Damaged | None = None
+    for number in _numbers(folder):
+        path = folder / numbered(number)
+        try:
+            return load(path, experiment)
+        except Damaged as error:
+            first = first or error
+            log.warning("%s: damaged; looking at the checkpoint before it", path)
+    if first:
+        raise first
+    return None

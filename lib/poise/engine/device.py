@@ -9,6 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from poise.engine.distributed import ALONE, Processes
+from poise.engine.precision import check_precision
+from poise.errors import ConfigError
+from poise.models.folding import fold_batch_norms
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,9 @@ def _device_of_process(wanted: list[int], present: int, processes: Processes) ->
     return device
 
 
-def set_up(cfg: CfgNode) -> None:
-    """cuDNN's switches."""
+def set_up(cfg: CfgNode, devices: list[torch.device]) -> None:
+    """cuDNN's switches. Raises ConfigError where the devices cannot compute what AMP asks for."""
+    check_precision(cfg, devices)
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
@@ -59,11 +63,33 @@ def lay_on(model: nn.Module, devices: list[torch.device], channels_last: bool = 
     return nn.DataParallel(model, device_ids=[device.index for device in devices]) if len(devices) > 1 else model
 
 
+def compile_network(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> None:
+    """With COMPILE: the network, as it is laid on its devices, is compiled when it is first called. Raises ConfigError where that cannot be."""
+    if not cfg.COMPILE:
+        return
+    if len(devices) > 1:
+        raise ConfigError(f"COMPILE True: one process cannot compile for {len(devices)} GPUS; start a process for each with torchrun")
+    try:
+        torch.compile(_probe)(torch.ones(8, device=devices[0]))
+    except Exception as error:      # of many classes: no C++ compiler, no Triton, a Python that is not supported
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"COMPILE True: torch.compile does not work here ({reason[0]}); it needs a C++ compiler on the CPU and Triton on a GPU; "
+                          "install them or leave COMPILE False") from None
+    model.compile()
+
+
+def _probe(x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x) + 1
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The network without the wrapper of several devices or processes."""
     return model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else model
 
 
-def without_ddp(model: nn.Module) -> nn.Module:
-    """For testing: the processes' shares may differ, and DistributedDataParallel would wait for each step of all."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+def for_testing(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> nn.Module:
+    """What predicts in `model`'s place, on the devices: a folded copy with TEST.FOLD_BN, else the network itself.
+
+    Never under DistributedDataParallel: the processes' shares may differ, and it would wait for each step of all.
+    """
+    return lay_on(fold_batch_norms(bare(model)) if cfg.TEST.FOLD_BN else bare(model), devices, cfg.CHANNELS_LAST)

@@ -50,7 +50,7 @@ class Processes:
     def spread(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give the tensors the values that they have on rank 0, in place."""
 
-    def wrap(self, model: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+    def wrap(self, model: nn.Module, image_size: tuple[int, int], sync_batch_norm: bool = False) -> nn.Module:
         """The network, which lies on its device, such that its gradients become the mean over the processes."""
         return model
 

@@ -1,9 +1,16 @@
-"""Ctrl-C and SIGTERM end a run after the current step, not in the middle of one."""
+"""Ctrl-C, SIGTERM and SIGUSR1 end a run after the current step, not in the middle of one."""
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType
+
+# what terminals, schedulers, and SLURM on request (--signal=USR1@120) send before they end a job
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# a signal to the whole process group reaches torchrun too, which passes it on: that is not a second one
+_SECONDS_OF_ECHO = 5.0
 
 
 class Interrupted(Exception):
@@ -11,15 +18,17 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """`asked` becomes true at the first SIGINT or SIGTERM; a second one ends the program at once."""
+    """`asked` becomes true at the first SIGINT, SIGTERM or SIGUSR1; a second one ends the program at once."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
+        self._echo = _SECONDS_OF_ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():      # Python delivers signals nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _SIGNALS:
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
@@ -28,7 +37,9 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self._since >= self._echo:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        if not self.asked:
+            self._since = time.monotonic()
         self.asked = True

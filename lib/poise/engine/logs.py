@@ -5,7 +5,6 @@ import json
 import logging
 import logging.handlers
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from poise import __version__
 from poise.config import experiment_name
 from poise.engine.distributed import is_lost_peer
 from poise.engine.interrupt import Interrupted
+from poise.engine.revision import git_revision
 from poise.errors import DataError, PoiseError, one_line
 from poise.json_files import finite
 from poise.writing import replacing
@@ -110,16 +110,17 @@ def log_environment(cfg: CfgNode, command: list[str]) -> None:
     """Versions, git revision, command line, seed: what is needed to run it again."""
     import torch
 
-    revision = "unknown"
-    try:
-        revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                                  timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
-    log.info("poise %s (git %s), torch %s, numpy %s, python %s on %s", __version__, revision, torch.__version__, np.__version__,
+    log.info("poise %s (git %s), torch %s, numpy %s, python %s on %s", __version__, git_revision(), torch.__version__, np.__version__,
              platform.python_version(), platform.platform())
     log.info("command: %s", " ".join(command))
     log.info("seed: %d", cfg.SEED)
+
+
+def span(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours" if seconds < 360_000 else f"{seconds / 86400:.1f} days"
 
 
 class MetricsFile:

@@ -17,6 +17,7 @@ from poise.codecs import Codec, build_codec, merge_flipped
 from poise.datasets.persons import BatchLoader
 from poise.engine.batch import encode_targets, normalize
 from poise.engine.distributed import ALONE, Processes
+from poise.engine.precision import autocast
 from poise.geometry import crop_to_image
 from poise.metrics.pck import heatmap_pck
 
@@ -36,9 +37,11 @@ class Predictions:
 
 def forward_flipped(cfg: CfgNode, codec: Codec, model: nn.Module, images: torch.Tensor, flip_order: torch.Tensor) -> torch.Tensor:
     """Heatmaps (B, J, h, w) of normalised images (B, 3, H, W), with the flip test where TEST.FLIP_TEST asks for it."""
-    heatmaps = model(images)
-    if cfg.TEST.FLIP_TEST:
-        heatmaps = merge_flipped(heatmaps, model(images.flip(3)), flip_order, cfg.TEST.SHIFT_HEATMAP and not codec.mirror_exact)
+    with autocast(cfg, images.device):
+        heatmaps = model(images).float()
+        mirrored = model(images.flip(3)).float() if cfg.TEST.FLIP_TEST else None
+    if mirrored is not None:
+        heatmaps = merge_flipped(heatmaps, mirrored, flip_order, cfg.TEST.SHIFT_HEATMAP and not codec.mirror_exact)
     return heatmaps
 
 
@@ -68,7 +71,7 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
             stopped = stop()
             if stopped:
                 break
-            heatmaps = forward_flipped(cfg, codec, model, normalize(cfg, batch["images"], device), flip_order).float()
+            heatmaps = forward_flipped(cfg, codec, model, normalize(cfg, batch["images"], device), flip_order)
             person = batch["person"].numpy()
             if table.labelled and criterion is not None:
                 targets = encode_targets(cfg, codec, batch, device)

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from poise.engine.batch_norm import synchronised
 from poise.engine.distributed import Processes, T, is_lost_peer
 from poise.errors import PoiseError
 
@@ -112,11 +113,11 @@ class Group(Processes):
 
     # gradients --------------------------------------------------------------------------------------------------------------------
 
-    def wrap(self, model: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+    def wrap(self, model: nn.Module, image_size: tuple[int, int], sync_batch_norm: bool = False) -> nn.Module:
         """The network under DistributedDataParallel; all begin with rank 0's weights and buffers. NCCL between GPUs, else gloo.
 
         Batch norm's buffers are each process's own while it trains, as in mmpose 0.29: whoever needs one network for all, for a
-        test or a checkpoint, spreads rank 0's.
+        test or a checkpoint, spreads rank 0's. With sync_batch_norm they are those of all batches together.
         """
         device = next(model.parameters()).device
         self._nccl = device.type == "cuda"
@@ -124,7 +125,8 @@ class Group(Processes):
         if unused:
             log.info("%d parameters have no part in the network's outputs, %s%s", len(unused), ", ".join(unused[:3]), ", ..." if len(unused) > 3 else "")
         gradients = dist.new_group(backend="nccl" if self._nccl else "gloo")
-        log.info("%d processes, DistributedDataParallel over %s", self.world, "NCCL" if self._nccl else "gloo on the CPU")
+        model = synchronised(model, gradients) if sync_batch_norm else model
+        log.info("%d processes, DistributedDataParallel over %s", self.world, f"{'NCCL' if self._nccl else 'gloo on the CPU'}{', batch norm over all' if sync_batch_norm else ''}")
         # of the layout that 1x1 kernels have under CHANNELS_LAST; costs a copy of them
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # PyTorch renamed it, and under the old name left buffers apart from the beginning

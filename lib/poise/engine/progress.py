@@ -17,20 +17,21 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """The epoch, the steps of it that are done, their sums over all processes, and the best score so far.
+    """The epoch, the steps of it that are done, their sums over all processes, and the best scores so far, of the weights and of their average.
 
-    kept: the newest checkpoint that this run wrote or went on from; None before there is one.
+    stale: tests since one of the two rose. kept: the newest checkpoint that this run wrote or went on from; None before there is one.
     """
 
     def __init__(self, epoch: int):
         self.epoch, self.step = epoch, 0
-        self.sums = dict.fromkeys(("loss", "right", "counted", "samples", "seconds", "data_seconds"), 0.0)
+        self.sums = dict.fromkeys(("loss", "right", "counted", "samples", "seconds", "data_seconds", "overflows"), 0.0)
         self.best_score, self.best_epoch = -math.inf, -1
+        self.ema_score, self.ema_epoch, self.stale = -math.inf, -1, 0
         self.kept: Path | None = None
 
     def restore(self, saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Go on from what `save` wrote. Raises PoiseError where it does not fit."""
-        if saved.get("genotype") and saved["genotype"] != _cells(model):
+        """Go on from where `saved` was written. Raises PoiseError where it does not fit."""
+        if saved.get("genotype") and saved["genotype"] != cells_of(model):
             raise PoiseError(f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is another, or its file has changed); remove it to "
                              "begin anew, or give the training a folder of its own with OUTPUT_DIR")
         try:
@@ -48,8 +49,9 @@ class Progress:
         except (RuntimeError, ValueError, LookupError, TypeError) as error:
             raise PoiseError(f"{saved['path']}: the checkpoint does not fit the network or optimiser of this configuration ({str(error).splitlines()[0]}); "
                              "remove it to begin anew") from None
-        self.epoch, self.step, self.sums = saved["epoch"], saved["step"], dict(saved["sums"])
+        self.epoch, self.step, self.sums = saved["epoch"], saved["step"], {**self.sums, **saved["sums"]}
         self.best_score, self.best_epoch = saved["best"]["score"], saved["best"]["epoch"]
+        self.ema_score, self.ema_epoch, self.stale = saved.get("average_best", (self.ema_score, self.ema_epoch, self.stale))
         self.kept = Path(saved["path"])
         best = "" if self.best_epoch < 0 else f"; best score so far {self.best_score:.4f} of epoch {self.best_epoch}"
         log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
@@ -58,14 +60,10 @@ class Progress:
         self.epoch, self.step = epoch, 0
         self.sums = dict.fromkeys(self.sums, 0.0)
 
-    def save(self, path: Path, cfg: CfgNode, cfg_path: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        checkpoint.save(path, {
-            "format": checkpoint.FORMAT, "epoch": self.epoch, "step": self.step, "sums": self.sums,
-            "best": {"score": self.best_score, "epoch": self.best_epoch},
-            "state_dict": device.bare(model).state_dict(), "genotype": _cells(model), "optimizer": optimizer.state_dict(),
-            "experiment": experiment_name(cfg_path), "seed": cfg.SEED, "threads": torch.get_num_threads(),
-            "config": cfg.dump(), "torch": str(torch.__version__),
-        })
+    def position(self) -> dict:
+        """What `restore` needs of this, as plain values."""
+        return {"epoch": self.epoch, "step": self.step, "sums": self.sums, "best": {"score": self.best_score, "epoch": self.best_epoch},
+                "average_best": (self.ema_score, self.ema_epoch, self.stale)}
 
     def averages(self) -> dict[str, float]:
         """The figures of the epoch so far; those of the clock are rank 0's."""
@@ -75,21 +73,27 @@ class Progress:
 
 
 def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
-    """The checkpoint to go on from: TRAIN.CHECKPOINT, else the run folder's when AUTO_RESUME or TRAIN.RESUME; or None."""
-    if cfg.TRAIN.CHECKPOINT:
-        path = Path(data_path(cfg, cfg.TRAIN.CHECKPOINT))
-    elif (cfg.AUTO_RESUME or cfg.TRAIN.RESUME) and (folder / checkpoint.NAME).exists():
-        path = folder / checkpoint.NAME
-    else:
+    """The checkpoint to go on from: TRAIN.CHECKPOINT, else the run folder's newest when AUTO_RESUME or TRAIN.RESUME; or None.
+
+    Where torchrun has restarted the processes, it is what they had written before, whatever the keys say.
+    """
+    name, saved = experiment_name(cfg_path), None
+    if checkpoint.restarted():
+        saved = checkpoint.load_newest(folder, name)
+        saved = saved if saved and saved.get("job") == checkpoint.job() else None
+    if saved is None and cfg.TRAIN.CHECKPOINT:
+        saved = checkpoint.load(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)), name)
+    elif saved is None and (cfg.AUTO_RESUME or cfg.TRAIN.RESUME):
+        saved = checkpoint.load_newest(folder, name)
+    if saved is None:
         return None
-    saved = checkpoint.load(path, experiment_name(cfg_path))
-    log.info("going on from %s", path)
+    log.info("going on from %s", saved["path"])
     if saved["seed"] != cfg.SEED:
         log.warning("SEED is %d, the checkpoint's run had %d: the order of samples changes", cfg.SEED, saved["seed"])
     return saved
 
 
-def _cells(model: nn.Module) -> dict[str, list] | None:
+def cells_of(model: nn.Module) -> dict[str, list] | None:
     """How a searched network is wired, as plain values: two wirings of the same operations have the same weights by name and shape. None for others."""
     genotype = getattr(device.bare(model), "genotype", None)
     return genotype and genotype.plain_cells()

@@ -1,24 +1,37 @@
 """Optimisers, how long a training is, and the learning rate as a function of the step."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from yacs.config import CfgNode
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """TRAIN.OPTIMIZER over all parameters. 'adam' ignores TRAIN.WD: HRNet and SimpleBaseline do, and published so.
+    """TRAIN.OPTIMIZER over all parameters, in two groups with TRAIN.WD_NORM_AND_BIAS False. 'adam' ignores TRAIN.WD: HRNet and
+    SimpleBaseline do, and published so.
 
     Fused: one pass over the weights instead of a dozen, equal but for rounding.
     """
     t = cfg.TRAIN
+    parameters = model.parameters() if t.WD_NORM_AND_BIAS else _decayed_and_not(model)
     if t.OPTIMIZER == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=t.LR, momentum=t.MOMENTUM, weight_decay=t.WD, nesterov=t.NESTEROV)
+        return torch.optim.SGD(parameters, lr=t.LR, momentum=t.MOMENTUM, weight_decay=t.WD, nesterov=t.NESTEROV)
     if t.OPTIMIZER == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=t.LR, weight_decay=t.WD, fused=True)
-    return torch.optim.Adam(model.parameters(), lr=t.LR, weight_decay=t.WD if t.OPTIMIZER == "adam_l2" else 0.0, fused=True)
+        return torch.optim.AdamW(parameters, lr=t.LR, weight_decay=t.WD, fused=True)
+    return torch.optim.Adam(parameters, lr=t.LR, weight_decay=t.WD if t.OPTIMIZER == "adam_l2" else 0.0, fused=True)
+
+
+def _decayed_and_not(model: nn.Module) -> list[dict]:
+    """Parameter groups: the weights, and the parameters of norms and the biases, which do not decay."""
+    norms = {id(parameter) for module in model.modules() if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) for parameter in module.parameters()}
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[id(parameter) not in norms and name.split(".")[-1] != "bias"].append(parameter)
+    return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ class Schedule:
         """The learning rate of a step, counted from 0 over the whole training.
 
         linear: MSPN's LambdaLR, which is advanced before the step, so the first step has factor(1) and the last factor(end) = 0.
+        cosine: half a cosine from the end of the warm-up on (Loshchilov and Hutter, SGDR, ICLR 2017, arXiv 1608.03983, without restarts).
         step: TRAIN.LR_FACTOR for every milestone whose epoch has begun; with the warm-up of mmpose 0.29, whose first step has
         TRAIN.WARMUP_FACTOR.
         """
@@ -77,10 +91,12 @@ class Schedule:
             return rate * (self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup)
         if self.kind == "linear":
             return rate * max(self.end - step, 0) / max(self.end - self.warmup, 1)
+        if self.kind == "cosine":
+            return rate * 0.5 * (1 + math.cos(math.pi * min((step - self.warmup) / max(self.end - self.warmup, 1), 1)))
         return rate
 
     def __str__(self) -> str:
-        way = "linear to 0" if self.kind == "linear" else f"x{self.factor:g} at epochs {', '.join(map(str, self.milestones)) or 'none'}"
+        way = f"{self.kind} to 0" if self.kind != "step" else f"x{self.factor:g} at epochs {', '.join(map(str, self.milestones)) or 'none'}"
         warmup = f", warm-up over {self.warmup} steps" if self.warmup else ""
         return (f"{self.end} steps ({self.end / max(self.steps_per_epoch, 1):.1f} epochs of {self.steps_per_epoch}), "
                 f"learning rate {self.base_rate:g}, {way}{warmup}{self.note}")

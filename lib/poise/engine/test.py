@@ -51,7 +51,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         check_truth(cfg, table)
     loader = build_loader(cfg, table, images, train=False, devices=len(devices), on_gpu=devices[0].type == "cuda",
                           rank=processes.rank, world=processes.world, local_world=local_processes())
-    device.set_up(cfg)
+    device.set_up(cfg, devices)
     CpuThreads(cfg, devices[0])
     processes.from_first(lambda: logs.make_run_folder(cfg, cfg_path))
     logs.add_file(folder / "test.log", processes.rank)
@@ -67,7 +67,9 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
 
     with logs.errors_in_file():
         criterion = build_loss(cfg).to(devices[0])
-        found = predict(cfg, device.lay_on(model, devices, cfg.CHANNELS_LAST), loader, devices[0], criterion, processes=processes)
+        tested = device.for_testing(cfg, model, devices)
+        device.compile_network(cfg, tested, devices)
+        found = predict(cfg, tested, loader, devices[0], criterion, processes=processes)
         return processes.from_first(lambda: use(found))
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,35 +20,38 @@ from poise.config import data_path
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.engine import checkpoint, device, logs
-from poise.engine.batch import denormalize, encode_targets, normalize
+from poise.engine.average import WeightAverage
+from poise.engine.batch import denormalize
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.interrupt import Interrupt, Interrupted
+from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
-from poise.engine.progress import Progress, find_checkpoint
-from poise.engine.schedule import Schedule, build_optimizer, set_learning_rate
+from poise.engine.progress import Progress, cells_of, find_checkpoint
+from poise.engine.schedule import Schedule, build_optimizer
 from poise.engine.score import check_truth, score
+from poise.engine.step import StepFigures, train_step
 from poise.engine.threads import CpuThreads
 from poise.errors import PoiseError
 from poise.losses import build_loss
-from poise.metrics.pck import heatmap_pck
 from poise.models import build_model
 from poise.models.genotypes import write_genotype
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
 
-_STEPS_OF_A_SEED = 1_000_000_007     # the random numbers of one seed's steps do not meet those of the next one's
-
 
 @dataclass
 class Training:
-    """What a training consists of. metrics and board are rank 0's alone, which writes."""
+    """What a training consists of. average: of the weights, with TRAIN.EMA_DECAY. metrics and board are rank 0's alone, which writes.
+
+    saved_at: when the last checkpoint was written, or the run began, by time.monotonic.
+    """
 
     cfg: CfgNode
     cfg_path: str
     folder: Path
     processes: Processes
-    device: torch.device
+    devices: list[torch.device]
     threads: CpuThreads
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -57,8 +60,16 @@ class Training:
     loader: BatchLoader
     test_loader: BatchLoader
     progress: Progress
+    scale: LossScale
+    average: WeightAverage | None = None
+    saved_at: float = 0.0
     metrics: logs.MetricsFile | None = None
     board: logs.TensorBoard | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are prepared and losses lie."""
+        return self.devices[0]
 
 
 def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE) -> None:
@@ -67,6 +78,23 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     Writes the run folder and the TensorBoard folder of docs/design.md, section 3. Raises Interrupted after Ctrl-C, with a
     checkpoint written, and PoiseError for what cannot be used.
     """
+    training = build(cfg, cfg_path, processes)
+    processes.from_first(lambda: logs.make_run_folder(cfg, cfg_path))
+    logs.add_file(training.folder / "train.log", processes.rank)
+    with logs.errors_in_file():
+        wrap(training)
+        if processes.main:
+            _begin_records(training, command)
+        try:
+            with Interrupt() as interrupt:
+                _epochs(training, interrupt)
+        finally:
+            if training.board is not None:
+                training.board.close()
+
+
+def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
+    """All that a training needs, as it was when its checkpoint was written where there is one to go on from. Writes nothing."""
     logs.start_console(processes.rank)
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
     devices = device.choose_devices(cfg, processes)
@@ -78,46 +106,55 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     if processes.main:
         check_truth(cfg, test_table)
     share = {"devices": len(devices), "on_gpu": devices[0].type == "cuda", "rank": processes.rank, "world": processes.world, "local_world": local_processes()}
-    loader = build_loader(cfg, table, images, train=True, **share)
+    loader = build_loader(cfg, table, images, train=True, **{**share, "devices": len(devices) * cfg.TRAIN.ACCUMULATE})
     test_loader = build_loader(cfg, test_table, test_images, train=False, **share)
     if saved is None and cfg.MODEL.INIT_WEIGHTS and processes.main:     # the others take rank 0's when they wrap the network
         weights.load_pretrained(model, data_path(cfg, cfg.MODEL.PRETRAINED), data_path(cfg, "models/pytorch/imagenet"),
                                 replace_head=cfg.MODEL.REPLACE_HEAD, rgb=cfg.DATASET.COLOR_RGB)
-    device.set_up(cfg)
+    device.set_up(cfg, devices)
     threads = CpuThreads(cfg, devices[0], saved and saved["threads"])
     model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
     optimizer = build_optimizer(cfg, model)
     criterion = build_loss(cfg).to(devices[0])
     schedule = Schedule.from_config(cfg, len(loader), loader.batches.batch_size)
 
-    progress = Progress(cfg.TRAIN.BEGIN_EPOCH)
+    progress, scale = Progress(cfg.TRAIN.BEGIN_EPOCH), LossScale(cfg, devices[0])
+    average = WeightAverage(device.bare(model), cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
     if saved is not None:
         progress.restore(saved, model, optimizer)
+        scale.load_state_dict(saved.get("scaler", {}))
+        if average and "ema" in saved:
+            average.load_state_dict(saved["ema"])
+        elif average:
+            log.warning("%s holds no average of the weights: TRAIN.EMA_DECAY begins with them as they are", saved["path"])
+            average.update(device.bare(model))
+        if saved.get("schedule", asdict(schedule)) != asdict(schedule):
+            log.warning("the schedule is another than that of the run that is gone on with")
         if progress.step and progress.sums["samples"] != min(progress.step * loader.batches.batch_size, len(table)):
             log.warning("epoch %d was begun with another batch size, number of devices or training set; it is begun again", progress.epoch)
             progress.begin(progress.epoch)
         del saved       # as large as the network and its optimiser
-    processes.from_first(lambda: logs.make_run_folder(cfg, cfg_path))
-    logs.add_file(folder / "train.log", processes.rank)
-    with logs.errors_in_file():
-        model = processes.wrap(model, cfg.MODEL.IMAGE_SIZE)
-        training = Training(cfg, cfg_path, folder, processes, devices[0], threads, model, optimizer, schedule, criterion, loader, test_loader, progress)
-        if processes.main:
-            _begin_records(training, command)
-        try:
-            with Interrupt() as interrupt:
-                _epochs(training, interrupt)
-        finally:
-            if training.board is not None:
-                training.board.close()
+    return Training(cfg, cfg_path, folder, processes, devices, threads, model, optimizer, schedule, criterion, loader, test_loader, progress,
+                    scale, average, time.monotonic())
+
+
+def wrap(training: Training) -> None:
+    """The network becomes that of all processes, and is compiled where that is asked for."""
+    t, cfg = training, training.cfg
+    if cfg.SYNC_BN and t.processes.world == 1:
+        log.warning("SYNC_BN True has no effect without torchrun's processes")
+    t.model = t.processes.wrap(t.model, cfg.MODEL.IMAGE_SIZE, cfg.SYNC_BN)
+    device.compile_network(cfg, t.model, t.devices)
 
 
 def _begin_records(training: Training, command: list[str]) -> None:
     """What is run, in the log and in config.yaml; the files that the epochs will write to."""
     t, cfg = training, training.cfg
+    checkpoint.tidy(t.folder, t.progress.kept)
     logs.log_environment(cfg, command)
-    log.info("%s: %.2f million parameters; %d samples a step, epochs %d to %d", cfg.MODEL.NAME, sum(p.numel() for p in t.model.parameters()) / 1e6,
-             t.loader.batches.batch_size, t.progress.epoch, t.schedule.epochs - 1)
+    parts = f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else ""
+    log.info("%s: %.2f million parameters; %d samples a step%s, epochs %d to %d", cfg.MODEL.NAME, sum(p.numel() for p in t.model.parameters()) / 1e6,
+             t.loader.batches.batch_size, parts, t.progress.epoch, t.schedule.epochs - 1)
     log.info("schedule: %s", t.schedule)
     with replacing(t.folder / "config.yaml") as part:
         part.write_text(cfg.dump(), encoding="utf-8")
@@ -130,8 +167,8 @@ def _begin_records(training: Training, command: list[str]) -> None:
 
 def _epochs(training: Training, interrupt: Interrupt) -> None:
     t, cfg, progress, processes = training, training.cfg, training.progress, training.processes
-    table, bare = t.test_loader.crops.table, device.bare(t.model)
-    while progress.epoch < t.schedule.epochs:
+    bare = device.bare(t.model)
+    while progress.epoch < t.schedule.epochs and not _stale(t):
         epoch = progress.epoch
         train_one_epoch(t, interrupt)
         asked = processes.any(interrupt.asked)      # before the look at the weights: a process whose loss was not finite has more to tell
@@ -141,39 +178,74 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         values = {"epoch": epoch, "lr": t.schedule.rate(epoch * t.schedule.steps_per_epoch + progress.step - 1), **progress.averages()}
         log.info("epoch %d: train loss %.6f, accuracy %.3f, %.1f images/s, %.0f %% of the time waiting for data", epoch,
                  values["train_loss"], values["train_acc"], values["images_per_second"], 100 * values["data_time_share"])
-        processes.spread(bare.buffers())    # batch norm's of rank 0 are those that are tested and saved
-        best = False
+        if t.scale.active:
+            values.update(overflows=int(progress.sums["overflows"]), loss_scale=t.scale.value)
+            log.info("epoch %d: %d steps left out for gradients that overflowed, loss scale %g", epoch, values["overflows"], values["loss_scale"])
+        best: dict[str, nn.Module] = {}     # file -> the network whose weights belong there
         if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == t.schedule.epochs:
-            try:
-                found = predict(cfg, device.without_ddp(t.model), t.test_loader, t.device, t.criterion, lambda: interrupt.asked, processes)
-            except KeyboardInterrupt:
-                _save_and_stop(t)
-            metrics, deciding = processes.from_first(lambda: score(cfg, table, found, t.folder))
-            values.update({"valid_loss": found.loss, "valid_acc": found.accuracy} if found.loss is not None else {}, **metrics)
-            # of equal scores the later counts, as in HRNet; so the last weights are kept where a test set has no labels and every score is 0
-            best = deciding >= progress.best_score
-            if best:
-                progress.best_score, progress.best_epoch = deciding, epoch
-            if processes.main:
-                _show(t.board, values, found, table, epoch)
+            risen = False
+            for name, network in {"": bare, **({"ema": t.average.network} if t.average else {})}.items():
+                found, metrics, deciding = _test(t, network, t.folder / name, interrupt)
+                values.update({f"{name}_{key}" if name else key: value for key, value in metrics.items()})
+                if processes.main and not name:
+                    _show(t.board, values, found, t.test_loader.crops.table, epoch)
+                highest = progress.ema_score if name else progress.best_score
+                risen = risen or deciding > highest
+                # of equal scores the later counts, as in HRNet; so the last weights are kept where a test set has no labels and every score is 0
+                if deciding >= highest and name:
+                    progress.ema_score, progress.ema_epoch, best["model_best_ema.pth"] = deciding, epoch, network
+                elif deciding >= highest:
+                    progress.best_score, progress.best_epoch, best["model_best.pth"] = deciding, epoch, network
+            progress.stale = 0 if risen else progress.stale + 1
         if processes.main:
-            if best:
-                checkpoint.save(t.folder / "model_best.pth", bare.state_dict())
-                log.info("best score so far: %.4f; model_best.pth written", progress.best_score)
+            for file, network in best.items():
+                checkpoint.save(t.folder / file, network.state_dict())
+                log.info("best score so far%s: %.4f; %s written", *((" of the average", progress.ema_score) if "ema" in file else ("", progress.best_score)), file)
             t.metrics.write(**values)
         # last: a run that is killed before this trains the epoch again and writes the two again; killed after it, the run has them
         progress.begin(epoch + 1)
         _save(t)
+    if _stale(t):
+        log.info("ended early: the best score has not risen in %d tests (TRAIN.PATIENCE)", progress.stale)
     if processes.main:
         checkpoint.save(t.folder / "final_state.pth", bare.state_dict())
-    log.info("done: best score %.4f at epoch %d; weights in %s", progress.best_score, progress.best_epoch, t.folder)
+        if t.average:
+            checkpoint.save(t.folder / "final_state_ema.pth", t.average.network.state_dict())
+    log.info("done: best score %.4f at epoch %d%s; weights in %s", progress.best_score, progress.best_epoch,
+             f", of the average {progress.ema_score:.4f} at epoch {progress.ema_epoch}" if t.average else "", t.folder)
+
+
+def _stale(training: Training) -> bool:
+    """Whether the run ends early."""
+    return 0 < training.cfg.TRAIN.PATIENCE <= training.progress.stale
+
+
+def _test(training: Training, network: nn.Module, folder: Path, interrupt: Interrupt) -> tuple[Predictions, dict[str, float], float]:
+    """(predictions, {metric: value}, the one that decides) of the test set; result files go to folder/results."""
+    t = training
+    t.processes.spread(network.buffers())    # batch norm's of rank 0 are those that are tested and saved
+    try:
+        found = predict(t.cfg, device.for_testing(t.cfg, network, t.devices), t.test_loader, t.device, t.criterion, lambda: interrupt.asked, t.processes)
+    except KeyboardInterrupt:
+        _save_and_stop(t)
+    metrics, deciding = t.processes.from_first(lambda: score(t.cfg, t.test_loader.crops.table, found, folder))
+    return found, {**({"valid_loss": found.loss, "valid_acc": found.accuracy} if found.loss is not None else {}), **metrics}, deciding
 
 
 def _save(training: Training) -> None:
     """The run folder's checkpoint, by rank 0. The others wait: a process that ended meanwhile would make torchrun end rank 0."""
-    t, path = training, training.folder / checkpoint.NAME
-    t.processes.from_first(lambda: t.progress.save(path, t.cfg, t.cfg_path, t.model, t.optimizer))
-    t.progress.kept = path
+    t = training
+
+    def content() -> dict:
+        average = {"ema": t.average.state_dict()} if t.average else {}
+        return {**checkpoint.origin(t.cfg, t.cfg_path, t.cfg.SEED), **t.progress.position(), "state_dict": device.bare(t.model).state_dict(),
+                "genotype": cells_of(t.model), "optimizer": t.optimizer.state_dict(), "schedule": asdict(t.schedule),
+                "scaler": t.scale.state_dict(), **average}
+
+    begun_anew = t.progress.kept is None or t.progress.kept.parent != t.folder
+    t.processes.from_first(lambda: checkpoint.write(t.folder, content(), t.cfg.TRAIN.CHECKPOINTS_KEPT, first=begun_anew))
+    t.progress.kept = t.folder / checkpoint.NAME
+    t.saved_at = time.monotonic()
 
 
 def _save_and_stop(training: Training) -> NoReturn:
@@ -190,55 +262,45 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
     """
     from tqdm import tqdm
 
-    cfg, model, optimizer, schedule, progress, processes, where = (
-        training.cfg, training.model, training.optimizer, training.schedule, training.progress, training.processes, training.device)
-    loader, table, sums, codec = training.loader, training.loader.crops.table, progress.sums, build_codec(cfg)
-    model.train()
+    cfg, schedule, progress, processes, where, loader = (
+        training.cfg, training.schedule, training.progress, training.processes, training.device, training.loader)
+    table, sums, codec = loader.crops.table, progress.sums, build_codec(cfg)
+    training.model.train()
     loader.batches.begin(progress.epoch, progress.step)
     steps = schedule.steps_in(progress.epoch)
     bar = tqdm(total=steps, initial=progress.step, desc=f"epoch {progress.epoch}", unit="step", leave=False, disable=None if processes.main else True)
-    pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor] | None = None
-    stop = False
+    pending: list[StepFigures] = []
+    stop = old = False      # whether one was asked to stop; whether the last checkpoint is
     begin = time.perf_counter()
 
     def settle() -> None:
         """Look at the loss, and take the figures of all processes into the sums; with them each learns that one was asked to stop."""
-        nonlocal pending, stop
-        if pending is None:
+        nonlocal pending, stop, old
+        if not pending:
             return
-        loss, right, counted, own, persons = pending
-        pending = None
-        value = float(loss)
-        if not math.isfinite(value):
-            names = ", ".join(dict.fromkeys(table.image_name(int(p)) for p in persons))
-            raise PoiseError(f"epoch {progress.epoch}, step {progress.step - 1}: the loss is {value}; "
-                             f"{f'the last good checkpoint is {progress.kept}' if progress.kept else 'no checkpoint was written yet'}; lower TRAIN.LR, "
-                             f"or look at the images of this batch: {names}")
-        figures = [value * own, float(right), float(counted), own] if own else [0.0] * 4
-        *figures, asked = processes.sum([*figures, float(interrupt.asked)])
+        figures, parts, pending = [0.0] * 4, pending, []
+        for part in parts:
+            value = float(part.loss)
+            if not math.isfinite(value):
+                names = ", ".join(dict.fromkeys(table.image_name(int(p)) for p in part.persons))
+                raise PoiseError(f"epoch {progress.epoch}, step {progress.step - 1}: the loss is {value}; "
+                                 f"{f'the last good checkpoint is {progress.kept}' if progress.kept else 'no checkpoint was written yet'}; lower TRAIN.LR, "
+                                 f"or look at the images of this batch: {names}")
+            if part.own:
+                figures = [a + b for a, b in zip(figures, (value * part.own, float(part.right), float(part.counted), part.own))]
+        sums["overflows"] += training.scale.overflowed()
+        age = time.monotonic() - training.saved_at
+        *figures, asked, due = processes.sum([*figures, float(interrupt.asked), float(processes.main and 0 < 60 * cfg.TRAIN.CHECKPOINT_MINUTES <= age)])
         for name, figure in zip(("loss", "right", "counted", "samples"), figures):
             sums[name] += figure
-        stop = stop or asked > 0
+        stop, old = stop or asked > 0, due > 0
 
     with bar:
         for batch in itertools.islice(loader, steps - progress.step):
             data_seconds = time.perf_counter() - begin
             step = progress.epoch * schedule.steps_per_epoch + progress.step
-            own, whole = loader.batches.share(progress.step)
-            set_learning_rate(optimizer, schedule.rate(step))
-            # stochastic depth draws from it; so a resumed run draws the same, and each process something else
-            torch.manual_seed((cfg.SEED * _STEPS_OF_A_SEED + step * processes.world + processes.rank) % 2**63)
-            images = normalize(cfg, batch["images"], where)
-            targets = encode_targets(cfg, codec, batch, where)
-            outputs = model(images)
-            loss = training.criterion(outputs, targets)
-            settle()
-            optimizer.zero_grad()
-            # gradients become the mean over processes: by this weight they are those of the mean over the whole batch
-            (loss * (own * processes.world / whole)).backward()
-            optimizer.step()
-            with torch.no_grad():
-                pending = (loss.detach(), *heatmap_pck(outputs[-1].detach(), targets.finest), own, batch["person"])
+            _, whole = loader.batches.share(progress.step)
+            pending, shown = train_step(training, codec, batch, settle)
             progress.step += 1
             if where.type == "cpu" or progress.step == steps:
                 settle()
@@ -249,11 +311,15 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
             if processes.main and (progress.step % cfg.PRINT_FREQ == 0 or progress.step == steps):
                 _report(training, bar, step, schedule.rate(step), seconds, data_seconds, whole)
                 if cfg.DEBUG.DEBUG:
-                    _save_debug_pictures(cfg, codec, batch, images, outputs[-1].detach(), targets, loader,
-                                         training.folder / "debug" / f"train_{progress.epoch}_{progress.step}")
+                    _save_debug_pictures(cfg, codec, *shown, loader, training.folder / "debug" / f"train_{progress.epoch}_{progress.step}")
             if stop or interrupt.asked and processes.world == 1:
                 settle()
                 return
+            if old or cfg.TRAIN.CHECKPOINT_STEPS and (step + 1) % cfg.TRAIN.CHECKPOINT_STEPS == 0:
+                settle()
+                _check_weights(device.bare(training.model), progress)
+                _save(training)
+                old = False
             training.threads.look()
             begin = time.perf_counter()
 

@@ -27,7 +27,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
@@ -252,6 +252,7 @@ def build(cfg: CfgNode) -> MSPN:
     return MSPN(cfg)
 
 
+@fx.wrap    # its question for the size has no answer while the network is traced (folding.py)
 def resize(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """Bilinear with aligned corners, as the repository: (B, C, h, w) -> (B, C, *size)."""
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True)

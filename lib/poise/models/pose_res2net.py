@@ -46,8 +46,8 @@ class Bottle2neck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         groups = self.relu(self.bn1(self.conv1(x))).split(self.width, dim=1)
         outputs: list[torch.Tensor] = []
-        for conv, norm, group in zip(self.convs, self.bns, groups):
-            chained = outputs[-1] + group if outputs and self.pool is None else group
+        for number, (conv, norm) in enumerate(zip(self.convs, self.bns)):   # not over the groups: a traced tensor (folding.py) has no end
+            chained = outputs[-1] + groups[number] if outputs and self.pool is None else groups[number]
             outputs.append(self.relu(norm(conv(chained))))
         if self.scales > 1:
             outputs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))

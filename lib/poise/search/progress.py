@@ -4,7 +4,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch
 from yacs.config import CfgNode
 
 from poise.config import experiment_name
@@ -62,13 +61,10 @@ class SearchProgress(Progress):
         state = alternation.network.state_dict()
         genotype = self.genotype and self.genotype.plain_cells()
         checkpoint.save(path, {
-            "format": checkpoint.FORMAT, "epoch": self.epoch, "step": self.step, "sums": self.sums,
-            "best": {"score": self.best_score, "epoch": self.best_epoch}, "genotype": genotype, "space": _plain(space),
+            **checkpoint.origin(cfg, cfg_path, cfg.SEARCH.SEED), **self.position(), "genotype": genotype, "space": _plain(space),
             "state_dict": {name: value for name, value in state.items() if not name.startswith(_PREFIX)},
             "architecture": {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)},
             "optimizer": alternation.weight_optimizer.state_dict(), "architecture_optimizer": alternation.value_optimizer.state_dict(),
-            "experiment": experiment_name(cfg_path), "seed": cfg.SEARCH.SEED, "threads": torch.get_num_threads(),
-            "config": cfg.dump(), "torch": str(torch.__version__),
         })
         self.kept = path
 

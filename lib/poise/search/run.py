@@ -85,7 +85,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     on_gpu = device.type == "cuda"
     loaders = [build_loader(loading, part, images, train=True, on_gpu=on_gpu) for part in halves.tables(table)]
     test_loader = build_loader(loading, *test_set, train=False, on_gpu=on_gpu) if test_set else None
-    devices.set_up(cfg)
+    devices.set_up(cfg, [device])
     threads = CpuThreads(cfg, device, saved and saved["threads"])
 
     log.info("split: %d images with %d persons for the weights, %d with %d for the architecture", len(halves.weights), len(loaders[0].crops),
@@ -162,13 +162,7 @@ def _announce(search: Search, cost) -> None:
         seconds += turns * (search.steps_in(epoch) - (progress.step if epoch == progress.epoch else 0))
     log.info("first batch: %s", cost)
     log.info("epochs %d to %d, architecture from epoch %d on; %d and %d steps an epoch; about %s at this pace, tests not counted", progress.epoch,
-             s.EPOCHS - 1, s.INIT_EPOCHS, search.steps_in(0), search.steps_in(s.EPOCHS - 1), _span(seconds))
-
-
-def _span(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+             s.EPOCHS - 1, s.INIT_EPOCHS, search.steps_in(0), search.steps_in(s.EPOCHS - 1), logs.span(seconds))
 
 
 def _epochs(search: Search, interrupt: Interrupt) -> None:

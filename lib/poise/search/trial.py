@@ -1,7 +1,6 @@
 """What a search will cost, measured on its first batch, and what to do where the memory is not enough."""
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from yacs.config import CfgNode
 
 from poise.engine import device as devices
+from poise.engine.memory import memory_present, peak_memory
 from poise.errors import PoiseError
 from poise.search.alternation import Alternation
 from poise.search.space import Space
@@ -45,7 +45,7 @@ def measure(cfg: CfgNode, space: Space, batch: dict[str, torch.Tensor], device: 
         trial = Alternation(cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device)
         samples = len(batch["images"])
         few = {key: value[:2] for key, value in batch.items()}
-        present = _memory_present(device)
+        present = memory_present() if device.type == "cpu" else None
         if device.type == "cpu":
             steps = (lambda: trial.weights_step(few, 0), lambda: trial.architecture_step(few))
             needed = max(kept_bytes(step, trial.weights) for step in steps) * samples // len(few["images"])
@@ -54,7 +54,7 @@ def measure(cfg: CfgNode, space: Space, batch: dict[str, torch.Tensor], device: 
         else:
             torch.cuda.reset_peak_memory_stats(device)
         seconds = [_timed(step, device) for step in (lambda: trial.weights_step(batch, 0), lambda: trial.architecture_step(batch))]
-        peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _peak_of_process()
+        peak = peak_memory(device)
     del trial
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -104,22 +104,3 @@ def _timed(step: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
-
-
-def _memory_present(device: torch.device) -> int | None:
-    """Free bytes for a process on the CPU; None where the system does not tell."""
-    if device.type != "cpu":
-        return None
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
-
-
-def _peak_of_process() -> int | None:
-    try:
-        import resource     # not on Windows
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,60 @@
+"""Batch norm whose mean and variance are those of the batches of all processes: SYNC_BN."""
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over the processes of a group, in all of them; so is its gradient the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        values = values.clone()
+        dist.all_reduce(values, group=group)
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return SumOverProcesses.apply(gradient.contiguous(), ctx.group), None
+
+
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """What nn.SyncBatchNorm, which is for GPUs only, computes; on the CPU over gloo. (B, C, h, w) -> the same; B may differ between processes.
+
+    In eval mode it is plain batch norm.
+    """
+
+    def __init__(self, *arguments, group: dist.ProcessGroup, **settings):
+        super().__init__(*arguments, **settings)
+        self.process_group = group
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        count = SumOverProcesses.apply(values.new_tensor([x.numel() // x.shape[1]]), self.process_group)
+        mean = SumOverProcesses.apply(values.sum(dim=(0, 2, 3)), self.process_group) / count
+        # the squares of the differences, not the difference of the squares, which would lose digits
+        centred = values - mean[:, None, None]
+        variance = SumOverProcesses.apply(centred.square().sum(dim=(0, 2, 3)), self.process_group) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def synchronised(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
+    """The network with every batch norm replaced by one over the processes of the group; its parameters and buffers are the same tensors."""
+    if next(model.parameters()).device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+    for name, norm in [(name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]:
+        new = CpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, group=group)
+        new.weight, new.bias = norm.weight, norm.bias
+        new.running_mean, new.running_var, new.num_batches_tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        model.set_submodule(name, new.train(norm.training))
+    return model

@@ -1,0 +1,77 @@
+"""What a training will cost, from its first steps: tools/train.py --dry-run. Nothing is written."""
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+
+import numpy as np
+import torch
+from yacs.config import CfgNode
+
+from poise.codecs import build_codec
+from poise.datasets import build_loader
+from poise.engine import device, logs, train
+from poise.engine.distributed import ALONE, Processes
+from poise.engine.memory import peak_memory
+from poise.engine.predict import predict
+from poise.errors import PoiseError
+
+log = logging.getLogger(__name__)
+
+STEPS = 2
+
+
+def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
+    """Build everything that the training would, take two steps and predict one batch of the test set in each process; tell memory and time.
+
+    Raises PoiseError for what cannot be used, as the training would, also for a loss that is not finite.
+    """
+    training = train.build(cfg, cfg_path, processes)
+    train.wrap(training)
+    where, loader, schedule = training.device, training.loader, training.schedule
+    log.info("schedule: %s", schedule)
+    left = schedule.end - training.progress.epoch * schedule.steps_per_epoch - training.progress.step
+    epochs = range(training.progress.epoch, schedule.epochs)
+    tests = sum((epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == schedule.epochs for epoch in epochs) * (2 if training.average else 1)
+
+    training.progress.begin(training.progress.epoch)
+    training.model.train()
+    loader.batches.begin(training.progress.epoch)
+    codec, seconds, begin = build_codec(cfg), [], time.perf_counter()
+    for batch in itertools.islice(loader, STEPS):
+        waited = time.perf_counter() - begin
+        figures, _ = train.train_step(training, codec, batch, lambda: None)
+        loss = sum(float(part.loss) * part.own for part in figures) / max(sum(part.own for part in figures), 1)     # waits for a GPU too
+        _, samples = loader.batches.share(training.progress.step)
+        training.progress.step += 1
+        seconds.append(time.perf_counter() - begin)
+        log.info("step %d: %.3f s (%.3f waiting for data), %.1f images/s, loss %.6f", training.progress.step, seconds[-1], waited, samples / seconds[-1], loss)
+        if processes.any(not np.isfinite(loss)):
+            raise PoiseError(f"dry run, step {training.progress.step}: the loss is {loss}; lower TRAIN.LR")
+        begin = time.perf_counter()
+    trained = peak_memory(where)
+    test_seconds, batches = _test_one_batch(training)
+    peaks = processes.gather(peak_memory(where))
+    if not processes.main:
+        return
+    kind = f"of {torch.cuda.get_device_name(where)}" if where.type == "cuda" else "of the process, besides its workers"
+    if None not in peaks:
+        most = f", the largest of {processes.world} processes" if processes.world > 1 else ""
+        log.info("memory %s: %.2f GB at the peak of training, %.2f GB with the test%s", kind, trained / 1e9, max(peaks) / 1e9, most)
+    total = left * seconds[-1] + tests * batches * test_seconds
+    log.info("the whole run: %d steps of %.3f s and %d tests of %d batches of %.3f s, about %s at the pace of the last step, scoring and checkpoints "
+             "not counted; nothing was written", left, seconds[-1], tests, batches, test_seconds, logs.span(total))
+
+
+def _test_one_batch(training: train.Training) -> tuple[float, int]:
+    """(seconds of a batch of each process, batches that each has in a whole test)."""
+    cfg, whole = training.cfg, training.test_loader.batches
+    table, processes = training.test_loader.crops.table, training.processes
+    few = table.select(np.arange(len(table)) < whole.batch_size * whole.world, "not in the batches of the dry run")
+    loader = build_loader(cfg, few, training.test_loader.crops.images, train=False, devices=len(training.devices), on_gpu=training.device.type == "cuda",
+                          rank=processes.rank, world=processes.world)
+    network = training.average.network if training.average else training.model
+    begin = time.perf_counter()
+    predict(cfg, device.for_testing(cfg, network, training.devices), loader, training.device, training.criterion, processes=processes)
+    return time.perf_counter() - begin, -(-whole.count // whole.world)

@@ -1,0 +1,72 @@
+"""Mixed precision: which operations are computed in 16 bits, and for fp16 the scale of the loss that keeps gradients within its range."""
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from yacs.config import CfgNode
+
+from poise.errors import ConfigError, PoiseError
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LEAST_SCALE = 2.0**-10     # gradients that overflow below it are not finite at any scale
+
+
+def check_precision(cfg: CfgNode, devices: list[torch.device]) -> None:
+    """Raise ConfigError where the devices cannot compute as AMP says."""
+    if cfg.AMP != "bf16":
+        return
+    if len(devices) > 1:    # DataParallel's threads would compute in fp16, autocast's default
+        raise ConfigError(f"AMP bf16: one process cannot compute it on {len(devices)} GPUS; start a process for each with torchrun")
+    if devices[0].type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(f"AMP bf16: {torch.cuda.get_device_name(devices[0])} cannot compute it; use AMP fp16")
+
+
+def autocast(cfg: CfgNode, device: torch.device) -> AbstractContextManager:
+    """Within, the network computes as AMP says. Its outputs are of that type."""
+    return torch.autocast(device.type, _TYPES[cfg.AMP]) if cfg.AMP else nullcontext()
+
+
+class LossScale:
+    """The scale of AMP fp16, PyTorch's GradScaler: a step whose gradients overflow is left out and halves it. Otherwise without effect.
+
+    A step is looked at when its loss is, not before, so that a GPU need not be waited for.
+    """
+
+    def __init__(self, cfg: CfgNode, device: torch.device):
+        self._scaler = torch.amp.GradScaler(device.type, enabled=cfg.AMP == "fp16")
+        self._last = self.value
+
+    @property
+    def active(self) -> bool:
+        return self._scaler.is_enabled()
+
+    @property
+    def value(self) -> float:
+        return self._scaler.get_scale()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimiser's step, or none where a gradient is not finite."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def overflowed(self) -> bool:
+        """Whether the last step was left out. Raises PoiseError where no scale helps any more."""
+        if not self.active:
+            return False
+        before, self._last = self._last, self.value
+        if self._last < _LEAST_SCALE:
+            raise PoiseError(f"AMP fp16: gradients are not finite even with a loss scale of {self._last:g}; use AMP bf16 or lower TRAIN.LR")
+        return self._last < before
+
+    def state_dict(self) -> dict:
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Of a run without fp16 there is none, and the scale begins anew."""
+        if self.active and state:
+            self._scaler.load_state_dict(state)
+        self._last = self.value

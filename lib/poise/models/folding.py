@@ -1,0 +1,47 @@
+"""A copy of a network for inference, in which batch norm is part of the convolution before it: fewer passes over the maps."""
+from __future__ import annotations
+
+import copy
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode whose batch norms are folded into their convolutions, plain and transposed; `model` stays as it is.
+
+    Its outputs are those of the network in eval mode but for float rounding. A batch norm is folded where it follows a convolution
+    whose output nothing else uses; others (before a convolution, after a pooling) stay. The copy is not for training, and its state
+    dict is its own.
+    """
+    groups = [getattr(module, "process_group", None) for module in model.modules()]     # SyncBatchNorm's, which cannot be copied
+    folded = copy.deepcopy(model, {id(group): group for group in groups if group is not None}).eval()
+    for conv, norm in _pairs(folded):
+        modules = folded.get_submodule(conv), folded.get_submodule(norm)
+        folded.set_submodule(conv, fuse_conv_bn_eval(*modules, transpose=isinstance(modules[0], nn.ConvTranspose2d)))
+        folded.set_submodule(norm, nn.Identity().eval())
+    return folded
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into batch norms, those that are not PyTorch's own either."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, _BatchNorm) or super().is_leaf_module(module, name)
+
+
+def _pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of convolutions and the batch norms that alone use their outputs, wherever in the network they are called."""
+    before: dict[str, set[str]] = {}     # batch norm -> what its inputs come from
+    after: dict[str, set[str]] = {}      # convolution -> what uses its outputs
+    for node in _Tracer().trace(model).nodes:
+        if node.op != "call_module":
+            continue
+        module = model.get_submodule(node.target)
+        if isinstance(module, _BatchNorm):
+            source = node.args[0]
+            before.setdefault(node.target, set()).add(source.target if source.op == "call_module" else "")
+        elif isinstance(module, nn.Conv2d) or isinstance(module, nn.ConvTranspose2d) and module.groups == 1:
+            after.setdefault(node.target, set()).update(user.target if user.op == "call_module" else "" for user in node.users)
+    return [(conv, norm) for norm, sources in before.items() for conv in sources if len(sources) == 1 and after.get(conv) == {norm}]

@@ -1,0 +1,348 @@
+"""Checkpoints on the disk: when they are written, how many are kept, and what becomes of them when a file, a disk or a process fails."""
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from poise import config
+from poise.engine import checkpoint, interrupt, logs, train
+from poise.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def quick_and_quiet(monkeypatch):
+    monkeypatch.setattr(train, "_show", lambda *_: None)
+    yield
+    root = logging.getLogger("poise")
+    for handler in list(root.handlers):
+        handler.close()
+        root.removeHandler(handler)
+    root.propagate = True
+
+
+def run_train(path, *overrides):
+    cfg = config.load(path, ["GPUS", "()", "TRAIN.BATCH_SIZE_PER_GPU", "16", *(str(value) for value in overrides)])
+    train.run(cfg, str(path), ["tools/train.py"])
+    return folder_of(path)
+
+
+def folder_of(path):
+    return path.parent / "output" / "coco" / "pose_res2net" / "tiny"
+
+
+def state_of(file):
+    return torch.load(file, weights_only=True)
+
+
+def positions(folder):
+    """Epoch and step of the checkpoints of a folder, the newest first."""
+    files = sorted(folder.glob("checkpoint*.pth"), key=lambda path: (len(path.name), path.name))
+    return [(saved["epoch"], saved["step"]) for saved in map(state_of, files)]
+
+
+def same(file, other):
+    one, two = state_of(file), state_of(other)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Where a run was when it wrote its checkpoints."""
+    found, write = [], checkpoint.write
+
+    def noting(folder, content, *rest, **more):
+        found.append((content["epoch"], content["step"]))
+        return write(folder, content, *rest, **more)
+
+    monkeypatch.setattr(checkpoint, "write", noting)
+    return found
+
+
+# when and how many ----------------------------------------------------------------------------------------------------------------
+
+
+def test_after_steps(tiny_experiment, written):
+    """4 steps an epoch; counted over the whole training; the last three are kept, and the weights are what they are without them."""
+    plain = run_train(tiny_experiment)
+    shutil.move(plain, tiny_experiment.parent / "plain")
+    assert written == [(1, 0), (2, 0)]
+    written.clear()
+    folder = run_train(tiny_experiment, "TRAIN.CHECKPOINT_STEPS", 3, "TRAIN.CHECKPOINTS_KEPT", 3)
+    assert written == [(0, 3), (1, 0), (1, 2), (2, 0)] and positions(folder) == [(2, 0), (1, 2), (1, 0)]
+    assert same(folder / "final_state.pth", tiny_experiment.parent / "plain" / "final_state.pth")
+    # fewer are kept: those beyond are removed
+    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.CHECKPOINTS_KEPT", 1, "TRAIN.END_EPOCH", 3)
+    assert positions(folder) == [(3, 0)]
+
+
+def test_after_minutes(tiny_experiment, written, monkeypatch):
+    """A clock on which a step takes a quarter of a minute."""
+    now, train_step = [0.0], train.train_step
+
+    def slow(*arguments):
+        now[0] += 15
+        return train_step(*arguments)
+
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(train, "train_step", slow)
+    run_train(tiny_experiment, "TRAIN.CHECKPOINT_MINUTES", 0.5, "TRAIN.END_EPOCH", 1)
+    assert written == [(0, 2), (0, 4), (1, 0)]
+    written.clear()
+    run_train(tiny_experiment, "TRAIN.CHECKPOINT_MINUTES", 0, "TRAIN.END_EPOCH", 1)
+    assert written == [(1, 0)]
+
+
+def test_content(tiny_experiment):
+    """Tensors and plain values, by which the run can be made again."""
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "TRAIN.EMA_DECAY", 0.9, "AMP", "fp16")
+    saved = state_of(folder / "checkpoint.pth")      # weights_only: nothing else could be in it
+    assert {"epoch", "step", "sums", "best", "average_best", "state_dict", "optimizer", "schedule", "scaler", "ema", "experiment", "seed", "threads", "config",
+            "versions", "git", "job"} <= saved.keys()
+    assert saved["versions"]["torch"] == torch.__version__ and saved["schedule"]["base_rate"] == 0.001 and saved["scaler"]["scale"] > 0
+    assert saved["ema"]["state_dict"].keys() == saved["state_dict"].keys() and saved["ema"]["updates"] == 4
+    assert f"(git {saved['git']})" in (folder / "train.log").read_text()
+
+
+def test_checkpoint_of_an_older_version(tiny_experiment):
+    """Without the fields that came later."""
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
+    saved = state_of(folder / "checkpoint.pth")
+    for key in ("average_best", "schedule", "scaler", "versions", "git", "job"):
+        del saved[key]
+    del saved["sums"]["overflows"]
+    torch.save(saved, folder / "checkpoint.pth")
+    run_train(tiny_experiment, "AUTO_RESUME", True)
+    assert positions(folder)[0] == (2, 0)
+
+
+def test_another_schedule_is_said(tiny_experiment, capsys):
+    run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
+    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.LR", 0.0005)
+    assert "the schedule is another than that of the run that is gone on with" in capsys.readouterr().out
+
+
+# damaged files --------------------------------------------------------------------------------------------------------------------
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(path):
+    """One bit in the middle of a tensor, which torch.load does not notice."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    torch.load(path, weights_only=True)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.fixture(scope="module")
+def stopped_twice(small_set, tmp_path_factory):
+    """(experiment, its run folder with the checkpoints of epochs 1 and 2, that of a run of two epochs)."""
+    from conftest import TINY
+
+    path = tmp_path_factory.mktemp("damaged") / "tiny.yaml"
+    path.write_text(f"OUTPUT_DIR: {path.parent / 'output'}\nLOG_DIR: {path.parent / 'log'}\n"
+                    + TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_show", lambda *_: None)
+        folder = run_train(path)
+    return path, folder
+
+
+@pytest.fixture
+def of_two_epochs(stopped_twice):
+    """The same, to be spoiled; put back afterwards."""
+    path, folder = stopped_twice
+    kept = folder.with_name("kept")
+    shutil.copytree(folder, kept)
+    yield path, folder
+    shutil.rmtree(folder)
+    kept.rename(folder)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty])
+def test_damaged_newest(of_two_epochs, damage, capsys):
+    """The one before it is used, which is said, and the run ends as it would have."""
+    path, folder = of_two_epochs
+    shutil.copy(folder / "final_state.pth", folder / "before.pth")
+    damage(folder / "checkpoint.pth")
+    run_train(path, "AUTO_RESUME", True)
+    out = capsys.readouterr().out
+    assert f"{folder}/checkpoint.pth: damaged; looking at the checkpoint before it" in out and f"going on from {folder}/checkpoint_1.pth" in out
+    assert "going on at epoch 1, step 0" in out and same(folder / "final_state.pth", folder / "before.pth") and positions(folder) == [(2, 0), (1, 0)]
+
+
+def test_all_damaged(of_two_epochs):
+    """Nothing is begun anew over them."""
+    path, folder = of_two_epochs
+    for file in folder.glob("checkpoint*.pth"):
+        cut(file)
+    before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    with pytest.raises(DataError, match="checkpoint.pth: not a checkpoint of PyTorch, or damaged .*; remove it to begin anew"):
+        run_train(path, "AUTO_RESUME", True)
+    assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+
+
+def test_checkpoint_of_another_experiment_is_no_damage(of_two_epochs):
+    """The one before it is not looked at."""
+    path, folder = of_two_epochs
+    torch.save({**state_of(folder / "checkpoint.pth"), "experiment": "another"}, folder / "checkpoint.pth")
+    with pytest.raises(DataError, match="a checkpoint of experiment another, not of tiny"):
+        run_train(path, "AUTO_RESUME", True)
+    assert len(positions(folder)) == 2
+
+
+def test_a_run_that_begins_anew_takes_no_older_ones(of_two_epochs):
+    """Else its damaged newest would be followed by another run's."""
+    path, folder = of_two_epochs
+    run_train(path, "TRAIN.END_EPOCH", 1)
+    assert positions(folder) == [(1, 0)]
+
+
+def test_killed_at_any_moment_of_writing(tmp_path, monkeypatch):
+    """After each change of the folder the newest or the one before it can be read, and the next writing leaves order."""
+    def contents():
+        found = []
+        for number in checkpoint._numbers(tmp_path):
+            found.append(int(state_of(tmp_path / checkpoint.numbered(number))["number"]))
+        return found
+
+    class Killed(BaseException):
+        pass
+
+    calls = {"replace": os.replace, "unlink": type(tmp_path).unlink}
+    for moment in range(1, 12):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        for number in (1, 2, 3):
+            checkpoint.write(tmp_path, {"number": number}, 3, first=number == 1)
+        assert contents() == [3, 2, 1]
+        left = [moment]
+
+        def counted(call):
+            def run(*arguments, **more):
+                if os.path.basename(str(arguments[0])).startswith("checkpoint") or call is calls["replace"]:
+                    left[0] -= 1
+                    if not left[0]:
+                        raise Killed
+                return call(*arguments, **more)
+            return run
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted(calls["replace"]))
+            patch.setattr(type(tmp_path), "unlink", counted(calls["unlink"]))
+            try:
+                checkpoint.write(tmp_path, {"number": 4}, 3, first=False)
+            except Killed:
+                pass
+        found = contents()
+        assert found[0] in (3, 4) and found == sorted(found, reverse=True) and len(found) >= 2, (moment, found)
+        checkpoint.tidy(tmp_path, tmp_path / checkpoint.numbered(checkpoint._numbers(tmp_path)[0]))
+        checkpoint.write(tmp_path, {"number": 5}, 3, first=False)
+        assert contents()[0] == 5 and contents() == sorted(contents(), reverse=True) and len(contents()) <= 3
+        if not left[0] > 0:
+            continue
+        assert found[0] == 4, "not killed at all: the writing was over"
+        break
+    else:
+        pytest.fail("the writing had more moments than were looked at")
+
+
+def test_what_a_killed_process_had_begun_is_removed(tiny_experiment):
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
+    for name in (".checkpoint_next.pth.123.part", ".model_best.pth.77.part", "checkpoint_next.pth"):
+        (folder / name).write_bytes(b"half")
+    (folder / "notes.part").write_bytes(b"the user's")
+    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1)
+    assert sorted(path.name for path in folder.iterdir() if "part" in path.name or "next" in path.name) == ["notes.part"]
+
+
+# full disks -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a disk of some bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+        if done.returncode:
+            pytest.skip("needs the right to mount a small tmpfs")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def test_full_disk(tiny_experiment, small_disk):
+    """The run ends with one line; the checkpoints before are whole, and when there is room it goes on to the same end."""
+    undisturbed = run_train(tiny_experiment)
+    size = (undisturbed / "checkpoint.pth").stat().st_size
+    disk = small_disk(8 * size)
+    overrides = ("OUTPUT_DIR", disk)
+    folder = disk / "coco" / "pose_res2net" / "tiny"
+    run_train(tiny_experiment, *overrides, "TRAIN.END_EPOCH", 1)
+    room = shutil.disk_usage(disk).free
+    (disk / "others").write_bytes(bytes(room - size // 2))
+    with pytest.raises(DataError, match=r"checkpoint_next.pth: cannot be written \(.*\); the file before it, if any, is kept") as error:
+        run_train(tiny_experiment, *overrides, "AUTO_RESUME", True, "TRAIN.CHECKPOINT_STEPS", 1)
+    assert "\n" not in str(error.value) and positions(folder) == [(1, 0)] and not list(folder.glob(".*.part"))
+    (disk / "others").unlink()
+    run_train(tiny_experiment, *overrides, "AUTO_RESUME", True)
+    assert same(folder / "final_state.pth", undisturbed / "final_state.pth") and positions(folder) == [(2, 0), (1, 0)]
+
+
+# signals under torchrun -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_echo_of_a_signal(monkeypatch):
+    """torchrun passes on what the whole process group has got; later it is a second signal."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    now, ended = [100.0], []
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(interrupt.signal, "raise_signal", ended.append)
+    with interrupt.Interrupt() as asking:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+        assert asking.asked and not ended
+        now[0] += 1
+        asking._handle(signal.SIGTERM, None)
+        assert not ended
+        now[0] += 6
+        asking._handle(signal.SIGTERM, None)
+        assert ended == [signal.SIGTERM]
+        signal.signal(signal.SIGTERM, asking._handle)
+
+
+# restarts -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_restarted_job_takes_its_own_checkpoint(tiny_experiment, monkeypatch, capsys):
+    """Without AUTO_RESUME too, but not that of another job."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
+    assert state_of(folder / "checkpoint.pth")["job"] == "job 1"
+    cfg, path = config.load(tiny_experiment), str(tiny_experiment)
+    find = train.find_checkpoint
+    assert find(cfg, path, folder) is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert find(cfg, path, folder)["epoch"] == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 2")
+    assert find(cfg, path, folder) is None
+    assert find(config.load(tiny_experiment, ["AUTO_RESUME", "True"]), path, folder)["epoch"] == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert str(os.getppid()) in checkpoint.job()
+    assert logs.span(50) == "50 seconds" and logs.span(720) == "12 minutes" and logs.span(9000) == "2.5 hours" and logs.span(864_000) == "10.0 days"

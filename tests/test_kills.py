@@ -1,0 +1,200 @@
+"""Trainings that are killed with SIGKILL at random steps and places, and end as one that nothing disturbed did: to the last bit of the weights."""
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from gloo_processes import copied, folder_of, forks, same_weights, state_of, together, train_here  # noqa: F401
+
+from conftest import ROOT
+from poise import config
+from poise.datasets import read_set
+
+pytestmark = pytest.mark.slow
+
+# where in a step the process dies: before it, between gradients and weights, half of the checkpoint written, between two names, and in a test
+PLACES = ("step", "weights", "writing", "renaming", "test")
+KILLS = 6       # of each of the four runs
+
+
+def killed_here(processes, path, overrides, rank, place, count):
+    """Train until the process `rank` kills itself when it comes to a place for the count-th time."""
+    def prepare(train):
+        from poise.engine import step
+        from poise.engine.precision import LossScale
+
+        left = [count if processes.rank == rank else -1]
+
+        def die():
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def before(owner, name):
+            call = getattr(owner, name)
+            setattr(owner, name, lambda *arguments, **more: (die(), call(*arguments, **more))[1])
+
+        def half_written(content, file, save=train.torch.save):
+            save(content, file)
+            os.truncate(file, os.path.getsize(file) // 2)
+            die()
+            save(content, file)
+
+        if place == "writing":
+            train.torch.save = half_written
+        else:
+            before(*{"step": (step, "normalize"), "weights": (LossScale, "step"), "renaming": (os, "replace"), "test": (train, "score")}[place])
+
+    return train_here(processes, path, overrides, prepare)
+
+
+@pytest.fixture
+def tiny(tiny_experiment):
+    """Four epochs of five steps, with a checkpoint after each of them."""
+    text = tiny_experiment.read_text().replace("GPUS: (0,)", "GPUS: ()").replace("END_EPOCH: 2", "END_EPOCH: 4, EVAL_INTERVAL: 2, CHECKPOINT_STEPS: 1, EMA_DECAY: 0.9")
+    tiny_experiment.write_text(text.replace("LR_STEP: [1]", "LR_STEP: [2]"))
+    assert len(read_set(config.load(tiny_experiment), train=True)[0]) == 50
+    return tiny_experiment
+
+
+def lines_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("images_per_second", "data_time_share")} for line in lines]
+
+
+def assert_as_undisturbed(path, other):
+    for name in ("final_state.pth", "final_state_ema.pth", "model_best.pth", "model_best_ema.pth"):
+        assert same_weights(folder_of(path) / name, folder_of(other) / name), name
+    assert lines_of(folder_of(path)) == lines_of(folder_of(other)) and len(lines_of(folder_of(path))) == 4
+    assert not list(folder_of(path).glob(".*.pth.*")) and not (folder_of(path) / "checkpoint_next.pth").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_again_and_again(together, tiny, world, workers):
+    draw = random.Random(f"{world} {workers}")
+    overrides = ("WORKERS", workers * world, "TRAIN.BATCH_SIZE_PER_GPU", 12 // world, "AUTO_RESUME", True)     # WORKERS are a machine's
+    undisturbed = copied(tiny, "undisturbed")
+    together(world, train_here, undisturbed, (*overrides, "WORKERS", 0))
+    places = [*PLACES[:-1], *draw.choices(PLACES[:-1], k=KILLS - len(PLACES)), "test"]      # the test comes last, when enough epochs are over
+    reached = []
+    for place in places:
+        # files are written by rank 0 alone
+        rank = draw.randrange(world) if place in ("step", "weights") else 0
+        count = 1 if place == "test" else draw.randint(1, 3)
+        done = together(world, killed_here, tiny, overrides, rank, place, count, fails=True)
+        assert done[rank].status == -signal.SIGKILL, (place, count, [one.err for one in done])
+        assert all(one.status == 1 for number, one in enumerate(done) if number != rank), [one.status for one in done]
+        reached.append([(saved["epoch"], saved["step"]) for saved in map(state_of, sorted(folder_of(tiny).glob("checkpoint*[h1].pth"))[:1])])
+    assert reached == sorted(reached) and len({str(position) for position in reached}) > 2, "checkpoints did not move on"
+    together(world, train_here, tiny, overrides)
+    log = (folder_of(tiny) / "train.log").read_text()
+    assert log.count("going on at epoch") >= KILLS - 1 and "damaged" not in log
+    assert_as_undisturbed(tiny, undisturbed)
+
+
+# torchrun -------------------------------------------------------------------------------------------------------------------------
+
+
+def descendants(pid):
+    """Processes below a process, by their command lines."""
+    found = {}
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    for child in map(int, children):
+        found[child] = open(f"/proc/{child}/environ", "rb").read().decode(errors="replace").split("\0")
+        found |= descendants(child)
+    return found
+
+
+def torchrun(path, *words, restarts):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", str(restarts), "--master-port", str(port),
+               str(ROOT / "tools" / "train.py"), "--cfg", str(path), *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+def kill_rank(job, rank, begin):
+    """SIGKILL a rank of a job when a line of its output begins so; returns its process's number."""
+    for line in job.stdout:
+        if line.startswith(begin):
+            break
+    else:
+        pytest.fail(f"ended without {begin!r}: {job.stderr.read()}")
+    victim, = (pid for pid, variables in descendants(job.pid).items() if f"RANK={rank}" in variables)
+    os.kill(victim, signal.SIGKILL)
+    return victim
+
+
+def test_job_that_restarts_itself(together, tiny):
+    """--max-restarts 2, AUTO_RESUME off: one rank is killed, then the other; the job ends by itself with the weights of an undisturbed one."""
+    undisturbed = copied(tiny, "undisturbed")
+    overrides = ("TRAIN.BATCH_SIZE_PER_GPU", 6, "PRINT_FREQ", 1)
+    together(2, train_here, undisturbed, overrides)
+    job = torchrun(tiny, *overrides, restarts=2)
+    try:
+        kill_rank(job, 1, "epoch 0 [3/")
+        kill_rank(job, 0, "epoch 1 [2/")
+        out, err = job.communicate(timeout=300)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 0, err
+    log = (folder_of(tiny) / "train.log").read_text()
+    assert log.count("going on at epoch") == 2 and "done: best score" in out
+    assert_as_undisturbed(tiny, undisturbed)
+
+
+def test_a_rank_that_dies_ends_the_job(tiny):
+    """With a report that names it, within seconds."""
+    job = torchrun(tiny, "TRAIN.BATCH_SIZE_PER_GPU", 6, "PRINT_FREQ", 1, restarts=0)
+    try:
+        victim = kill_rank(job, 1, "epoch 0 [2/")
+        begin = time.monotonic()
+        out, err = job.communicate(timeout=120)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert time.monotonic() - begin < 60 and job.returncode == 1
+    assert "rank      : 1 (local_rank: 1)" in err and f"exitcode  : -9 (pid: {victim})" in err and "Signal 9 (SIGKILL)" in err
+    assert (folder_of(tiny) / "checkpoint.pth").exists()
+
+
+# memory ---------------------------------------------------------------------------------------------------------------------------
+
+
+def resident_here(processes, path, overrides):
+    """Train; megabytes of the process after every 100 steps."""
+    def prepare(train):
+        train_step, found, count = train.train_step, [], [0]
+
+        def watched(*arguments):
+            count[0] += 1
+            if count[0] % 100 == 0:
+                with open("/proc/self/status", encoding="ascii") as file:
+                    found.append(next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmRSS")))
+            return train_step(*arguments)
+
+        train.train_step = watched
+        return found
+
+    return train_here(processes, path, overrides, prepare)
+
+
+def test_memory_is_flat_over_2000_steps(together, tiny, monkeypatch):
+    """With an average of the weights, and with tests, checkpoints and TensorBoard's figures in between."""
+    monkeypatch.setattr("gloo_processes._PATIENCE", 500)
+    overrides = ("TRAIN.BATCH_SIZE_PER_GPU", 4, "TRAIN.CHECKPOINT_STEPS", 50, "TRAIN.ITERATIONS", 2000, "TRAIN.EVAL_INTERVAL", 20)
+    done, = together(1, resident_here, tiny, overrides)
+    found = done.result
+    print("megabytes after every 100 steps:", *(f"{value:.1f}" for value in found))
+    assert len(found) == 20
+    early, late = sum(found[4:8]) / 4, sum(found[-4:]) / 4
+    assert late - early < 5, found

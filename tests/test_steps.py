@@ -1,0 +1,405 @@
+"""What a step may consist of besides the plain one: parts, 16 bits, a compiled network, an average; and when a run ends early."""
+import copy
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import ROOT
+from poise import config
+from poise.datasets.persons import EpochBatches
+from poise.engine import device, precision, progress, schedule, step, train
+from poise.engine.average import WeightAverage
+from poise.engine.precision import LossScale
+from poise.errors import ConfigError, PoiseError
+
+
+@pytest.fixture(autouse=True)
+def quick_and_quiet(monkeypatch):
+    monkeypatch.setattr(train, "_show", lambda *_: None)
+    yield
+    root = logging.getLogger("poise")
+    for handler in list(root.handlers):
+        handler.close()
+        root.removeHandler(handler)
+    root.propagate = True
+
+
+def run_train(path, *overrides):
+    cfg = config.load(path, ["GPUS", "()", *(str(value) for value in overrides)])
+    train.run(cfg, str(path), ["tools/train.py"])
+    return path.parent / "output" / cfg.DATASET.DATASET / cfg.MODEL.NAME / path.stem
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_of(file):
+    return torch.load(file, weights_only=True)
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# parts ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, world, parts, whole", [(24, 1, 3, 24), (24, 1, 3, 7), (24, 1, 3, 2), (48, 2, 3, 48), (48, 2, 3, 47), (48, 2, 3, 5), (24, 3, 2, 2), (24, 3, 4, 9)])
+def test_parts_of_a_share(size, world, parts, whole):
+    """Together they are the share, none is larger than a part of a full batch, and all processes have as many."""
+    batches = [EpochBatches(whole, size, shuffle=False, seed=0, rank=rank, world=world) for rank in range(world)]
+    counts = set()
+    for batch in batches:
+        rows = torch.tensor([person for _, person in next(iter(batch))])
+        own, _ = batch.share(0)
+        found = step._parts({"person": rows}, own, parts, size, whole, world)
+        counts.add(len(found))
+        assert sum(count for _, count in found) == own and all(len(part["person"]) == max(count, 1) for part, count in found)
+        assert torch.cat([part["person"][:count] for part, count in found]).tolist() == rows[:own].tolist()
+        assert max(count for _, count in found) <= size // world // parts
+    assert len(counts) == 1 and counts.pop() <= parts
+
+
+def test_one_part_is_the_batch():
+    batch = {"person": torch.arange(3)}
+    (part, own), = step._parts(batch, 3, 1, 8, 3, 1)
+    assert part is batch and own == 3
+
+
+def gradients(path, *overrides):
+    """Of the first step, with batch norm at rest, whose figures would be a part's own."""
+    training = train.build(config.load(path, ["GPUS", "()", *map(str, overrides)]), str(path), train.ALONE)
+    training.model.eval()
+    forward = training.model.forward
+    training.model.forward = lambda images: (forward(images),)
+    training.loader.batches.begin(0)
+    batch = next(iter(training.loader))
+    called = []
+    training.scale.step = lambda _: None
+    figures, _ = step.train_step(training, train.build_codec(training.cfg), batch, lambda: called.append(1))
+    assert called == [1] and len(figures) == training.cfg.TRAIN.ACCUMULATE
+    return [parameter.grad.clone() for parameter in training.model.parameters()], figures
+
+
+def test_gradients_of_parts_add_up(tiny_experiment):
+    """24 samples at once, and 8 three times: the same persons, gradients and figures."""
+    whole, of_whole = gradients(tiny_experiment, "TRAIN.BATCH_SIZE_PER_GPU", 24)
+    parts, of_parts = gradients(tiny_experiment, "TRAIN.BATCH_SIZE_PER_GPU", 8, "TRAIN.ACCUMULATE", 3)
+    assert max(tensor.abs().max() for tensor in whole) > 1e-4
+    for one, two in zip(whole, parts, strict=True):
+        assert (one - two).abs().max() <= 1e-5 * one.abs().max() + 1e-9
+    assert torch.cat([figure.persons for figure in of_parts]).tolist() == of_whole[0].persons.tolist()
+    assert sum(float(figure.loss) * figure.own for figure in of_parts) == pytest.approx(float(of_whole[0].loss) * 24, rel=1e-5)
+    assert sum(float(figure.counted) for figure in of_parts) == float(of_whole[0].counted)
+
+
+def test_a_run_in_parts(tiny_experiment):
+    folder = run_train(tiny_experiment, "TRAIN.ACCUMULATE", 2, "TRAIN.END_EPOCH", 1, "DEBUG.DEBUG", True, "DEBUG.SAVE_BATCH_IMAGES_GT", True)
+    log = (folder / "train.log").read_text()
+    assert "16 samples a step in 2 parts, epochs 0 to 0" in log and "epoch 0 [4/4]" in log and len(list((folder / "debug").iterdir())) == 2
+    saved = state_of(folder / "checkpoint.pth")
+    assert saved["optimizer"]["state"][0]["step"] == 4 and metrics_of(folder)[0]["train_loss"] > 0
+
+
+# groups and schedules -------------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_that_do_not_decay(tiny_experiment):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Conv2d(4, 2, 1, bias=False), nn.GroupNorm(1, 2)))
+    model.scale = nn.Parameter(torch.ones(1, 2, 1, 1))      # a layer's own weight, not of a norm
+    for name, decay in (("adamw", 0.1), ("sgd", 0.1), ("adam_l2", 0.1), ("adam", 0.0)):
+        cfg = config.load(tiny_experiment, ["TRAIN.OPTIMIZER", name, "TRAIN.WD", "0.1", "TRAIN.WD_NORM_AND_BIAS", "False"])
+        groups = schedule.build_optimizer(cfg, model).param_groups
+        decayed, others = (({id(parameter) for parameter in group["params"]}, group["weight_decay"]) for group in groups)
+        assert decayed == ({id(model.scale), id(model[0].weight), id(model[2][0].weight)}, decay) and others[1] == 0
+        assert len(others[0]) == 5 and not others[0] & decayed[0]
+    cfg = config.load(tiny_experiment, ["TRAIN.OPTIMIZER", "adamw"])
+    assert len(schedule.build_optimizer(cfg, model).param_groups) == 1
+
+
+def test_checkpoint_of_other_groups(tiny_experiment):
+    run_train(tiny_experiment, "TRAIN.OPTIMIZER", "adamw", "TRAIN.END_EPOCH", 1)
+    with pytest.raises(PoiseError, match="does not fit the network or optimiser"):
+        run_train(tiny_experiment, "TRAIN.OPTIMIZER", "adamw", "TRAIN.WD_NORM_AND_BIAS", False, "AUTO_RESUME", True)
+
+
+def test_cosine(tiny_experiment):
+    cfg = config.load(tiny_experiment, ["TRAIN.LR_SCHEDULE", "cosine", "TRAIN.WARMUP_ITERS", "10", "TRAIN.LR", "0.01", "TRAIN.END_EPOCH", "11"])
+    plan = schedule.Schedule.from_config(cfg, 10, 8)
+    rates = [plan.rate(step) for step in range(110)]
+    assert rates[0] == pytest.approx(0.001) and rates[5] == pytest.approx(0.0055) and rates[10] == pytest.approx(0.01)
+    assert rates[60] == pytest.approx(0.005) and rates[35] == pytest.approx(0.01 * (1 + math.sqrt(0.5)) / 2) and 0 < rates[109] < 1e-5
+    assert rates[10:] == sorted(rates[10:], reverse=True) and "learning rate 0.01, cosine to 0, warm-up over 10 steps" in str(plan)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    for step in range(10, 110):
+        assert rates[step] == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-12)
+        optimizer.step(), theirs.step()
+
+
+# 16 bits --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, dtype", [("", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_type_that_is_computed_in(tiny_experiment, kind, dtype):
+    cfg = config.load(tiny_experiment, ["AMP", kind])
+    with precision.autocast(cfg, torch.device("cpu")):
+        assert nn.Conv2d(3, 4, 1)(torch.zeros(1, 3, 8, 8)).dtype == dtype
+    assert LossScale(cfg, torch.device("cpu")).active == (kind == "fp16")
+
+
+def test_bf16_trains_as_float32_does(tiny_experiment):
+    """Not to the bit, but near; the log and the weights are float32."""
+    plain, half = (metrics_of(run_train(tiny_experiment, "AMP", kind, "TRAIN.END_EPOCH", 1))[0] for kind in ("", "bf16"))
+    assert half["train_loss"] != plain["train_loss"] and half["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
+    assert half["valid_loss"] != plain["valid_loss"] and half["valid_loss"] == pytest.approx(plain["valid_loss"], rel=0.1) and "overflows" not in half
+    folder = tiny_experiment.parent / "output" / "coco" / "pose_res2net" / "tiny"
+    assert {tensor.dtype for tensor in state_of(folder / "final_state.pth").values()} == {torch.float32, torch.int64}
+
+
+def test_a_gpu_without_bf16(tiny_experiment, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "An old GPU")
+    with pytest.raises(ConfigError, match="AMP bf16: An old GPU cannot compute it; use AMP fp16"):
+        precision.check_precision(config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0)])
+    with pytest.raises(ConfigError, match="AMP bf16: one process cannot compute it on 2 GPUS; start a process for each with torchrun"):
+        precision.check_precision(config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0), torch.device("cuda", 1)])
+    precision.check_precision(config.load(tiny_experiment, ["AMP", "fp16"]), [torch.device("cuda", 0), torch.device("cuda", 1)])
+
+
+class Overflowing(nn.Module):
+    """A loss whose gradients do not fit into float32 in its third step if they are scaled by more than `most`."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.steps = most, 0
+
+    def forward(self, outputs, targets):
+        if self.training:
+            self.steps += 1
+        loss = outputs[-1].square().mean()
+        return loss + (loss * 0 if self.steps != 3 else _Huge.apply(loss, self.most))
+
+
+class _Huge(torch.autograd.Function):
+    """0, with a gradient that is infinite where what comes in is above `most`."""
+
+    @staticmethod
+    def forward(ctx, x, most):
+        ctx.most = most
+        return x * 0
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (math.inf if gradient.abs() > ctx.most else 1), None
+
+
+def test_a_step_that_overflows_is_left_out(tiny_experiment, monkeypatch):
+    """It is counted, said, and halves the scale; a run that is gone on with has the scale of its checkpoint."""
+    monkeypatch.setattr(train, "build_loss", lambda cfg: Overflowing(1e4))
+    folder = run_train(tiny_experiment, "AMP", "fp16", "TRAIN.END_EPOCH", 1)
+    line, = metrics_of(folder)
+    saved = state_of(folder / "checkpoint.pth")
+    assert (line["overflows"], line["loss_scale"]) == (1, 2.0**15) and saved["scaler"]["scale"] == 2.0**15
+    assert saved["optimizer"]["state"][0]["step"] == 6, "7 steps, of which one was left out"
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state_of(folder / "final_state.pth").values())
+    assert "epoch 0: 1 steps left out for gradients that overflowed, loss scale 32768" in (folder / "train.log").read_text()
+    monkeypatch.setattr(train, "build_loss", lambda cfg: Overflowing(math.inf))
+    run_train(tiny_experiment, "AMP", "fp16", "AUTO_RESUME", True)
+    assert [(line["overflows"], line["loss_scale"]) for line in metrics_of(folder)] == [(1, 2.0**15), (0, 2.0**15)]
+
+
+def test_gradients_that_no_scale_helps(tiny_experiment, monkeypatch):
+    class Never(Overflowing):
+        def forward(self, outputs, targets):
+            self.steps = 2
+            return super().forward(outputs, targets)
+
+    monkeypatch.setattr(train, "build_loss", lambda cfg: Never(0.0))
+    with pytest.raises(PoiseError, match="AMP fp16: gradients are not finite even with a loss scale of 0.000"):
+        run_train(tiny_experiment, "AMP", "fp16", "TRAIN.BATCH_SIZE_PER_GPU", 1, "TRAIN.EVAL_INTERVAL", 9)
+
+
+# torch.compile --------------------------------------------------------------------------------------------------------------------
+
+
+def test_no_compiler(tiny_experiment):
+    """One line that names the key."""
+    code = ("import sys; from poise import config; from poise.engine import device; import torch\n"
+            f"from poise.errors import run_tool; cfg = config.load({str(tiny_experiment)!r}, ['COMPILE', 'True'])\n"
+            "run_tool(lambda: device.compile_network(cfg, torch.nn.Identity(), [torch.device('cpu')]))")
+    environment = {**os.environ, "CXX": "/nowhere/g++", "PYTHONPATH": str(ROOT / "lib"), "TORCHINDUCTOR_CACHE_DIR": str(tiny_experiment.parent / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: COMPILE True: torch.compile does not work here (") and "install them or leave COMPILE False" in done.stderr
+
+
+def test_compiling_for_several_devices(tiny_experiment):
+    with pytest.raises(ConfigError, match="COMPILE True: one process cannot compile for 2 GPUS; start a process for each with torchrun"):
+        device.compile_network(config.load(tiny_experiment, ["COMPILE", "True"]), nn.Identity(), [torch.device("cuda", 0), torch.device("cuda", 1)])
+
+
+@pytest.mark.slow
+def test_a_compiled_run(tiny_experiment):
+    """Trains as the plain one does, but for rounding, and its files have the plain names."""
+    plain = state_of(run_train(tiny_experiment, "TRAIN.END_EPOCH", 1) / "final_state.pth")
+    before = metrics_of(tiny_experiment.parent / "output" / "coco" / "pose_res2net" / "tiny")[0]
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "COMPILE", True)
+    assert metrics_of(folder)[0]["train_loss"] == pytest.approx(before["train_loss"], rel=1e-3)
+    found = state_of(folder / "final_state.pth")
+    assert found.keys() == plain.keys() and not same(found, plain)
+
+
+# the average ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_average_of_weights():
+    """By hand, its beginning included; batch norm's figures too."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = WeightAverage(model, 0.5)
+    expected = None
+    for step in range(6):
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.full_like(tensor, step + 1))
+        average.update(model)
+        share = min(0.5, (1 + step) / (10 + step))
+        expected = 1.0 if expected is None else share * expected + (1 - share) * (step + 1)
+        for name, tensor in average.network.state_dict().items():
+            if tensor.is_floating_point():
+                assert torch.allclose(tensor, torch.tensor(expected)), (name, step)
+    other = WeightAverage(copy.deepcopy(model), 0.5)
+    other.load_state_dict(average.state_dict())
+    for one in (average, other):
+        one.update(model)
+    assert same(average.state_dict()["state_dict"], other.state_dict()["state_dict"]) and average.state_dict()["updates"] == other.state_dict()["updates"] == 7
+
+
+def test_average_beside_the_weights(tiny_experiment):
+    """Tested and saved beside them, which are what they are without it; a run in two parts ends with the same average."""
+    plain = state_of(run_train(tiny_experiment) / "final_state.pth")
+    folder = run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9)
+    assert same(state_of(folder / "final_state.pth"), plain)
+    of_average = state_of(folder / "final_state_ema.pth")
+    assert of_average.keys() == plain.keys() and not torch.equal(of_average["final_layer.weight"], plain["final_layer.weight"])
+    lines = metrics_of(folder)
+    assert all({"AP", "ema_AP", "valid_loss", "ema_valid_loss"} <= line.keys() and line["ema_valid_loss"] != line["valid_loss"] for line in lines)
+    assert (folder / "model_best_ema.pth").exists() and len(list((folder / "ema" / "results").iterdir())) == 1
+    run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9, "TRAIN.END_EPOCH", 1)
+    run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9, "AUTO_RESUME", True)
+    assert same(state_of(folder / "final_state_ema.pth"), of_average)
+    assert "of the average" in (folder / "train.log").read_text()
+
+
+def test_average_that_begins_later(tiny_experiment):
+    """Of a checkpoint without one it begins with its weights, which is said."""
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
+    begin = state_of(folder / "final_state.pth")
+    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.EMA_DECAY", 0.9, "TRAIN.LR", 1e-12)
+    end = state_of(folder / "final_state_ema.pth")
+    assert "holds no average of the weights" in (folder / "train.log").read_text()
+    assert all(torch.allclose(begin[name], end[name], atol=1e-8) for name in begin if name.endswith("conv1.weight"))
+
+
+# early end ------------------------------------------------------------------------------------------------------------------------
+
+
+def ended_after(path, monkeypatch, values, *overrides):
+    given = iter(values)
+    monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
+    folder = run_train(path, "TRAIN.END_EPOCH", len(values), "TRAIN.BATCH_SIZE_PER_GPU", 50, *overrides)
+    return len(metrics_of(folder)), folder
+
+
+@pytest.mark.parametrize("values, patience, epochs", [
+    ([0.5, 0.4, 0.3, 0.2], 0, 4), ([0.5, 0.4, 0.3, 0.2], 2, 3), ([0.5, 0.4, 0.6, 0.5, 0.6, 0.1], 2, 5), ([0.0, 0.0, 0.0, 0.0], 2, 3),
+    ([math.nan, math.nan, math.nan], 1, 1),
+])
+def test_early_end(tiny_experiment, monkeypatch, values, patience, epochs):
+    done, folder = ended_after(tiny_experiment, monkeypatch, values, "TRAIN.PATIENCE", patience)
+    assert done == epochs and (folder / "final_state.pth").exists()
+    assert ("ended early: the best score has not risen in" in (folder / "train.log").read_text()) == (epochs < len(values))
+    if epochs < len(values):     # gone on with, it has nothing to do
+        monkeypatch.setattr(train, "train_one_epoch", lambda *_: pytest.fail("trained on"))
+        run_train(tiny_experiment, "TRAIN.PATIENCE", patience, "TRAIN.END_EPOCH", len(values), "AUTO_RESUME", True)
+
+
+def test_early_end_of_a_run_in_two_parts(tiny_experiment, monkeypatch):
+    """The tests before count."""
+    ended_after(tiny_experiment, monkeypatch, [0.5, 0.4], "TRAIN.PATIENCE", 2)
+    given = iter([0.3, 0.2])
+    monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
+    folder = run_train(tiny_experiment, "TRAIN.PATIENCE", 2, "TRAIN.END_EPOCH", 4, "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 50)
+    assert len(metrics_of(folder)) == 3
+
+
+def test_an_average_that_rises_goes_on(tiny_experiment, monkeypatch):
+    """Scores in turns: of the weights, of their average."""
+    values = [0.5, 0.1, 0.4, 0.2, 0.3, 0.3, 0.2, 0.2]
+    given = iter(values)
+    monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
+    folder = run_train(tiny_experiment, "TRAIN.PATIENCE", 1, "TRAIN.EMA_DECAY", 0.9, "TRAIN.END_EPOCH", 4, "TRAIN.BATCH_SIZE_PER_GPU", 50)
+    assert len(metrics_of(folder)) == 4
+    fresh = progress.Progress(0)
+    fresh.ema_score, fresh.ema_epoch, fresh.stale = state_of(folder / "checkpoint.pth")["average_best"]
+    assert (fresh.ema_score, fresh.ema_epoch, fresh.stale) == (0.3, 2, 1)
+
+
+@pytest.mark.parametrize("key, value, said", [
+    ("AMP", "fp8", "AMP must be '', 'bf16' or 'fp16'"), ("TRAIN.ACCUMULATE", 0, "TRAIN.ACCUMULATE must be from 1"),
+    ("TRAIN.EMA_DECAY", 1.0, "TRAIN.EMA_DECAY must be from 0 to below 1"), ("TRAIN.PATIENCE", -1, "TRAIN.PATIENCE must be from 0"),
+    ("TRAIN.CHECKPOINTS_KEPT", 0, "TRAIN.CHECKPOINTS_KEPT must be from 1"), ("TRAIN.CHECKPOINT_MINUTES", -1, "TRAIN.CHECKPOINT_MINUTES must be 0 or more"),
+    ("TRAIN.CHECKPOINT_STEPS", -1, "TRAIN.CHECKPOINT_STEPS must be from 0"), ("TRAIN.LR_SCHEDULE", "sine", "TRAIN.LR_SCHEDULE must be one of"),
+])
+def test_values_out_of_range(tiny_experiment, key, value, said):
+    with pytest.raises(ConfigError, match=said):
+        config.load(tiny_experiment, [key, str(value)])
+
+
+# dry run --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run(tiny_experiment, tmp_path, capsys):
+    """Two steps, one batch of the test set, figures of the whole run; no file, and none is changed."""
+    from poise.engine import dry_run
+
+    cfg = config.load(tiny_experiment, ["GPUS", "()", "TRAIN.END_EPOCH", "30", "TRAIN.EVAL_INTERVAL", "10", "TRAIN.EMA_DECAY", "0.9"])
+    before = sorted(tmp_path.rglob("*"))
+    dry_run.run(cfg, str(tiny_experiment))
+    assert sorted(tmp_path.rglob("*")) == before
+    out = capsys.readouterr().out
+    steps = [line for line in out.splitlines() if line.startswith("step ")]
+    assert [line.split(":")[0] for line in steps] == ["step 1", "step 2"] and all("images/s, loss 0.0" in line for line in steps)
+    assert "test: 8 persons in" in out and "memory of the process, besides its workers: " in out
+    # 50 persons in batches of 8 are 7 steps; 3 tests of the weights and of their average, of 22 persons in batches of 8
+    assert "the whole run: 210 steps of " in out and " and 6 tests of 3 batches of " in out and "nothing was written" in out
+
+
+def test_dry_run_of_a_run_that_was_begun(tiny_experiment, capsys):
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", str(tiny_experiment), "--dry-run", "GPUS", "()", "AUTO_RESUME", "True"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "") and "going on at epoch 1, step 0" in done.stdout and "the whole run: 7 steps of " in done.stdout
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_dry_run_whose_loss_is_no_number(tiny_experiment, monkeypatch):
+    from poise.engine import dry_run
+
+    monkeypatch.setattr(train, "build_loss", lambda cfg: _NoNumber())
+    with pytest.raises(PoiseError, match="dry run, step 1: the loss is nan; lower TRAIN.LR"):
+        dry_run.run(config.load(tiny_experiment, ["GPUS", "()"]), str(tiny_experiment))
+
+
+class _NoNumber(nn.Module):
+    def forward(self, outputs, targets):
+        return outputs[-1].mean() * math.nan
