@@ -27,7 +27,7 @@ def table_of(joints, visible, box, names=("a.png",), image_index=None):
     count = len(names) if image_index is None else len(image_index)
     center, scale = box_to_center_scale(np.tile(box, (count, 1)), SIZE[0] / SIZE[1])
     return PersonTable(
-        COCO, PackedNames(list(names)), np.arange(len(names)), np.asarray(range(count) if image_index is None else image_index, np.int32),
+        COCO, PackedNames.of(list(names)), np.arange(len(names)), np.asarray(range(count) if image_index is None else image_index, np.int32),
         center, np.tile(np.float64(box[2:]), (count, 1)), scale, np.tile(np.float32(joints), (count, 1, 1)), np.tile(np.float32(visible), (count, 1)),
         np.ones(count), np.arange(count), "gt")
 
