@@ -22,8 +22,8 @@ $(READY): requirements.txt pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# without a compiler the NumPy twin does the same work; that is said here and by the program
-$(NMS): lib/poise/nms/_nms.pyx setup.py $(READY)
+# without a compiler the NumPy twin does the same work; that is said here and by the program. Regions of JPEGs need libjpeg-turbo's header too
+$(NMS): lib/poise/nms/_nms.pyx lib/poise/datasets/_jpeg.pyx setup.py $(READY)
 	$(RUN) setup.py --quiet build_ext --inplace
 	@touch $@
 
@@ -45,5 +45,5 @@ test-slow: setup
 	$(RUN) -m pytest -q -m slow
 
 clean:
-	rm -rf $(VENV) build .pytest_cache lib/*.egg-info lib/poise/nms/*.so lib/poise/nms/_nms.c $(NMS)
+	rm -rf $(VENV) build .pytest_cache lib/*.egg-info lib/poise/nms/*.so lib/poise/nms/_nms.c lib/poise/datasets/*.so lib/poise/datasets/_jpeg.c $(NMS)
 	find lib tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,18 +1,22 @@
-"""Builds the one compiled part of Poise, poise.nms._nms; everything else is declared in pyproject.toml.
+"""Builds the compiled parts of Poise, poise.nms._nms and poise.datasets._jpeg; everything else is declared in pyproject.toml.
 
     pip install -e . --no-build-isolation      # or
     python setup.py build_ext --inplace
 
-Neither fails without a compiler: the extension is optional, and poise.nms then computes the same with NumPy.
+Neither fails without a compiler: the extensions are optional. poise.nms then computes the same with NumPy, and poise.datasets.reading
+decodes whole images with OpenCV. _jpeg is built where libjpeg-turbo's header is found (Debian: libjpeg-dev).
 """
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 
 from setuptools import Extension, setup
 
 
 def extensions() -> list:
-    """The Cython extension, or nothing where Cython is absent (only possible with --no-build-isolation)."""
+    """The Cython extensions, or nothing where Cython is absent (only possible with --no-build-isolation)."""
     try:
         from Cython.Build import cythonize
     except ImportError:
@@ -24,11 +28,27 @@ def extensions() -> list:
         # No -ffast-math and no fused multiply-add (which gcc uses unasked on ARM): both round differently from NumPy,
         # and a box whose overlap is exactly the threshold would be kept by one and not by the other
         flags = ["-O3", "-ffp-contract=off"]
-    kernels = Extension("poise.nms._nms", ["lib/poise/nms/_nms.pyx"], extra_compile_args=flags)
-    built = cythonize([kernels], language_level=3)
+    wanted = [Extension("poise.nms._nms", ["lib/poise/nms/_nms.pyx"], extra_compile_args=flags)]
+    if has_libjpeg_turbo():
+        wanted.append(Extension("poise.datasets._jpeg", ["lib/poise/datasets/_jpeg.pyx"], extra_compile_args=flags, libraries=["jpeg"]))
+    built = cythonize(wanted, language_level=3)
     for extension in built:
         extension.optional = True  # set here, because cythonize makes new objects and forgets it
     return built
+
+
+def has_libjpeg_turbo() -> bool:
+    """Whether a program with libjpeg-turbo's own functions compiles and links, tried quietly: most machines lack it, and it is no fault."""
+    compiler = os.environ.get("CC", "cc").split()
+    if not shutil.which(compiler[0]):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, "try.c")
+        with open(source, "w") as file:
+            file.write("#include <stdio.h>\n#include <jpeglib.h>\n#ifndef LIBJPEG_TURBO_VERSION\n#error\n#endif\n"
+                       "int main(void) { return jpeg_skip_scanlines == 0 || JCS_EXT_BGR == 0; }\n")
+        tried = subprocess.run([*compiler, source, "-o", os.path.join(folder, "try"), "-ljpeg"], capture_output=True, check=False)
+    return tried.returncode == 0
 
 
 setup(ext_modules=extensions())

@@ -350,7 +350,7 @@ def test_select_data_drops_persons_whose_joints_are_elsewhere(annotated, experim
 
 def test_packed_names():
     names = ["", "a.jpg", "größe/日本.png", "x" * 300, "\udcff.jpg"]
-    packed = PackedNames(names)
+    packed = PackedNames.of(names)
     assert len(packed) == 5 and [packed[i] for i in range(5)] == names and list(packed) == names
     with pytest.raises(IndexError):
         packed[5]

@@ -27,7 +27,7 @@ def table_of(joints, visible, box, names=("a.png",), image_index=None):
     count = len(names) if image_index is None else len(image_index)
     center, scale = box_to_center_scale(np.tile(box, (count, 1)), SIZE[0] / SIZE[1])
     return PersonTable(
-        COCO, PackedNames(list(names)), np.arange(len(names)), np.asarray(range(count) if image_index is None else image_index, np.int32),
+        COCO, PackedNames.of(list(names)), np.arange(len(names)), np.asarray(range(count) if image_index is None else image_index, np.int32),
         center, np.tile(np.float64(box[2:]), (count, 1)), scale, np.tile(np.float32(joints), (count, 1, 1)), np.tile(np.float32(visible), (count, 1)),
         np.ones(count), np.arange(count), "gt")
 
@@ -143,16 +143,24 @@ def test_table_without_labels(dotted):
     assert np.array_equal(crop, sample(crops(table, images), 0)[0]) and not joints.any() and not visible.any()
 
 
-def test_an_image_is_read_once_for_persons_that_follow_each_other(dotted, monkeypatch):
+def test_an_image_is_decoded_once_for_all_its_persons(dotted, monkeypatch):
+    """Wherever they stand in a batch, and in the next batch too, in the order of a test."""
     table, images = dotted
     cv2.imwrite(str(images.location / "b.png"), np.zeros((50, 50, 3), np.uint8))
-    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ("a.png", "b.png"), [0, 0, 1, 0])
+    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ("a.png", "b.png"), [0, 0, 1, 0, 1])
     asked = []
-    read = ImageFolder.read
-    monkeypatch.setattr(ImageFolder, "read", lambda self, name: asked.append(name) or read(self, name))
-    batch = crops(table, images).__getitems__([(0, person) for person in range(4)])
-    assert asked == ["a.png", "b.png", "a.png"]
-    assert torch.equal(batch["images"][0], batch["images"][3]) and not batch["images"][2].any()
+    opened = ImageFolder.open
+    monkeypatch.setattr(ImageFolder, "open", lambda self, name: asked.append(name) or opened(self, name))
+    dataset = crops(table, images)
+    batch = dataset.__getitems__([(0, person) for person in (0, 1, 2, 3)])
+    assert asked == ["a.png", "b.png"]
+    assert torch.equal(batch["images"][0], batch["images"][3]) and batch["images"][2].max() == 0
+    dataset.__getitems__([(0, 4)])
+    assert asked == ["a.png", "b.png"]
+    alone = crops(table, images).__getitems__([(0, 3)])
+    assert torch.equal(alone["images"][0], batch["images"][3]) and torch.equal(alone["joints"][0], batch["joints"][3])
+    in_order = EpochBatches(5, 2, shuffle=False, seed=0, order=np.argsort(table.image_index, kind="stable"))
+    assert [person for keys in in_order for _, person in keys] == [0, 1, 3, 2, 4]
 
 
 # what is drawn depends on (seed, epoch, person) ------------------------------------------------------------------------------------
@@ -199,15 +207,26 @@ def test_workers_change_nothing(small_set, tmp_path):
     assert not same(found[0][0], whole)
 
 
-def test_test_batches_are_in_the_order_of_the_table(small_set, tmp_path):
+def test_test_batches_are_in_the_order_of_the_images(small_set, tmp_path):
     cfg = small_config(small_set, tmp_path, "WORKERS", 2)
     table, images = read_set(cfg, train=False)
+    mixed = np.random.default_rng(0).permutation(len(table))
+    for name in ("image_index", "center", "extent", "scale", "joints", "visible", "ids"):
+        object.__setattr__(table, name, getattr(table, name)[mixed])
     loader = build_loader(cfg, table, images, train=False)
     loader.batches.begin(3)
     batches = everything(loader)
-    assert len(loader) == len(batches) and torch.cat([batch["person"] for batch in batches]).tolist() == list(range(len(table)))
+    persons = torch.cat([batch["person"] for batch in batches]).numpy()
+    assert len(loader) == len(batches) and sorted(persons.tolist()) == list(range(len(table)))
+    assert (np.diff(table.image_index[persons]) >= 0).all() and not (np.diff(table.image_index) >= 0).all()
     loader.batches.begin(0)
     assert same(batches, everything(loader))    # nothing is drawn
+    # a sample is the same in whatever order and company it is made
+    alone = build_loader(cfg, table, images, train=False).crops
+    for batch in batches:
+        for row, person in enumerate(batch["person"].tolist()):
+            one = alone.__getitems__([(7, person)])
+            assert torch.equal(one["images"][0], batch["images"][row]) and torch.equal(one["joints"][0], batch["joints"][row])
 
 
 def test_batch_grows_with_the_devices(small_set, tmp_path):

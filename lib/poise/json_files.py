@@ -1,35 +1,117 @@
-"""JSON files: read with each fault told in one line, and what may be written into them."""
+"""JSON files: read with each fault told in one line, long lists of large files in parts, and what may be written into them."""
 from __future__ import annotations
 
+import gc
 import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from poise.errors import DataError, one_line
 
+T = TypeVar("T")
 _NO_NUMBER = re.compile(r"-?(?:NaN|Infinity)", re.IGNORECASE)
+
+
+# what a file is read in: much larger parts take memory that is slow to get, much smaller ones more calls
+PART_BYTES = 1 << 18
+_LARGE_BYTES = 1 << 22
+_BETWEEN = re.compile(rb"\}\s*,\s*\{")
 
 
 def read_json(path: str | Path, what: str, mend: str = "") -> Any:
     """The content of a JSON file. `what` and `mend` go into the DataError when it is missing or not JSON."""
+    return _parsed(_bytes(path, what, mend), path, what, mend)
+
+
+def read_in_parts(path: str | Path, key: str, use: Callable[[Any, Iterator[list]], T], what: str, mend: str = "") -> T:
+    """use(content, parts) for a JSON file whose list `key` is so long that its objects would take gigabytes at once.
+
+    content: as of read_json, but content[key], if it is a list, is empty. parts: an iterator over lists of its elements, in their
+    order. `use` is called again, with the list as one part, where the file was not laid out as it seemed, and where `use`
+    raised DataError. Raises DataError as read_json.
+    """
     import orjson
 
-    suffix = f"; {mend}" if mend else ""
+    data = _bytes(path, what, mend)
+    begin = re.search(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*\[', data) if len(data) >= _LARGE_BYTES else None
+    if begin:       # COCO's files end with the categories; elsewhere the list may be the last thing
+        after, mark = data.rfind(b'"categories"'), ["\0 the list"]
+        end = data.rfind(b"]", begin.end(), after if after > begin.end() else len(data))
+        parts = _Parts(data, begin.end(), end)
+        try:
+            content = orjson.loads(data[:begin.end() - 1] + orjson.dumps(mark) + data[end + 1:])
+            if isinstance(content, dict) and content.get(key) == mark:      # so it is the list's own bracket, not one in a text
+                content[key] = []
+                result = use(content, parts)
+                if parts.complete:      # all of it was JSON, so it was the list and nothing else
+                    return result
+        except (orjson.JSONDecodeError, DataError):
+            pass
+    content = _parsed(data, path, what, mend)
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        return use(content, iter(()))
+    content[key] = []
+    return use(content, iter([entries]))
+
+
+class _Parts:
+    """The list between begin and end of data. A cut in a wrong place, within a text or a list, leaves no JSON on either side of it."""
+
+    def __init__(self, data: bytes, begin: int, end: int):
+        self._data, self._begin, self._end = data, begin, end
+
+    @property
+    def complete(self) -> bool:
+        return self._begin >= self._end
+
+    def __iter__(self) -> Iterator[list]:
+        import orjson
+
+        data = self._data
+        while not self.complete:
+            cut = _BETWEEN.search(data, min(self._begin + PART_BYTES, self._end), self._end)
+            part = orjson.loads(b"[" + data[self._begin:cut.start() + 1 if cut else self._end] + b"]")
+            self._begin = cut.end() - 1 if cut else self._end
+            yield part
+
+
+def _bytes(path: str | Path, what: str, mend: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            data = file.read()
+            return file.read()
     except OSError as error:
-        raise DataError(f"{path}: cannot read the {what} ({error.strerror}){suffix}") from None
+        raise DataError(f"{path}: cannot read the {what} ({error.strerror}){f'; {mend}' if mend else ''}") from None
+
+
+def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
+    import orjson
+
     try:
-        return orjson.loads(data)
+        with _no_garbage_collection():
+            return orjson.loads(data)
     except (orjson.JSONDecodeError, RecursionError) as error:
         text, at = getattr(error, "doc", ""), getattr(error, "pos", 0)
         word = _NO_NUMBER.match(text, at)      # Python's own json module writes these words, which are not JSON
         if word:
             raise DataError(f"{path}: the {what} holds {word.group()} in line {error.lineno}, column {error.colno}, "
                             f"where JSON has only finite numbers: ...{one_line(text[max(0, at - 60):at + 20])}...; mend or remove this entry") from None
-        raise DataError(f"{path}: the {what} is not valid JSON ({error}){suffix}") from None
+        raise DataError(f"{path}: the {what} is not valid JSON ({error}){f'; {mend}' if mend else ''}") from None
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of new objects would be looked through again and again, for circles that JSON cannot have: four times as slow."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def finite(value: Any) -> Any:

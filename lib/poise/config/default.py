@@ -67,6 +67,7 @@ def default_config() -> CN:
     c.DATASET.TRAIN_SET = "train"           # split to train on: train2017, train, trainval, ...
     c.DATASET.TEST_SET = "valid"            # split to test on: val2017, test-dev2017, valid, test, ...
     c.DATASET.DATA_FORMAT = "jpg"           # 'zip' reads images/<split>.zip; anything else reads plain files
+    c.DATASET.CACHE = True                  # (Poise) keep what was read of large annotation and detection files in ~/.cache/poise ($XDG_CACHE_HOME)
     c.DATASET.HYBRID_JOINTS_TYPE = ""       # appended to the dataset's name in the run folder
     c.DATASET.SELECT_DATA = False           # train only on persons whose joints agree with their box (HRNet's select_data)
     c.DATASET.FLIP = True                   # augmentation: mirror half of the samples

@@ -35,7 +35,7 @@ def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder]:
 
 def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder, *, train: bool, devices: int = 1, on_gpu: bool = False,
                  rank: int = 0, world: int = 1, local_world: int = 1) -> BatchLoader:
-    """Batches of a set: shuffled and augmented for training, in the table's order for testing.
+    """Batches of a set: shuffled and augmented for training, for testing image by image, so that each is decoded once.
 
     devices: of this process, each with BATCH_SIZE_PER_GPU samples a step. on_gpu: whether they are GPUs, for PIN_MEMORY. Of
     several processes (`rank` of `world`) each trains on its rows of every batch, and tests every world-th batch; those on one machine
@@ -44,7 +44,8 @@ def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder, *, train
     crops = PersonCrops(table, images, image_size=cfg.MODEL.IMAGE_SIZE, rgb=cfg.DATASET.COLOR_RGB, seed=cfg.SEED,
                         augmentation=Augmentation.from_config(cfg) if train else None, unbiased=build_codec(cfg).unbiased)
     size = (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU * max(devices, 1) * (world if train else 1)
-    batches = EpochBatches(len(table), size, shuffle=train and cfg.TRAIN.SHUFFLE, seed=cfg.SEED, rank=rank, world=world, whole_batches=not train)
+    batches = EpochBatches(len(table), size, shuffle=train and cfg.TRAIN.SHUFFLE, seed=cfg.SEED, rank=rank, world=world, whole_batches=not train,
+                           order=None if train else np.argsort(table.image_index, kind="stable"))
     return BatchLoader(crops, batches, workers=-(-cfg.WORKERS // local_world), pin_memory=cfg.PIN_MEMORY and on_gpu)
 
 

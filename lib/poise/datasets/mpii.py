@@ -11,6 +11,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import data_path
+from poise.datasets.array_cache import Arrays, remembered
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError
@@ -40,10 +41,20 @@ def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
     network's input, and only their width counts.
     """
     path = annotation_path(cfg, split)
+    file = remembered(path, "persons" if split != "test" else "unlabelled persons", lambda: _read(path, split != "test"), cfg.DATASET.CACHE)
+    center, extent, given = mpii_center_extent(file["center"], file["scale"])
+    scale = extent * np.where(given[:, None], margin, 1.0) / PIXEL_STD
+    count = len(center)
+    return PersonTable(
+        MPII, PackedNames(file["name_buffer"], file["name_ends"]), np.arange(len(file["name_ends"]), dtype=np.int64), file["image_index"],
+        center, extent, scale, file.get("joints"), file.get("visible"), np.ones(count), np.arange(count, dtype=np.int64), "gt")
+
+
+def _read(path: Path, labelled: bool) -> Arrays:
+    """name_buffer, name_ends: see PackedNames. image_index, center, scale as in the file, joints and visible as in PersonTable, if labelled."""
     entries = read_json(path, "annotation file", "check DATASET.ROOT and the set's name")
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path}: not a list of persons; the json form of SimpleBaseline and HRNet is needed")
-    labelled = split != "test"
     joints = visible = None
     try:
         names = [entry["image"] for entry in entries]
@@ -72,8 +83,7 @@ def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
         person = int(np.argmax(scale <= 0))
         raise DataError(f"{path}: person {person} ({names[person]}) has scale {scale[person]}, a box of no area; mend or remove it")
     unique = {name: position for position, name in enumerate(dict.fromkeys(names))}
-    center, extent, given = mpii_center_extent(center, scale)
-    scale = extent * np.where(given[:, None], margin, 1.0) / PIXEL_STD
-    return PersonTable(
-        MPII, PackedNames(list(unique)), np.arange(len(unique), dtype=np.int64), np.array([unique[name] for name in names], dtype=np.int32),
-        center, extent, scale, joints, visible, np.ones(len(names)), np.arange(len(names), dtype=np.int64), "gt")
+    packed = PackedNames.of(list(unique))
+    arrays = {"name_buffer": packed.buffer, "name_ends": packed.ends, "image_index": np.array([unique[name] for name in names], dtype=np.int32),
+              "center": center, "scale": scale}
+    return arrays | {"joints": joints, "visible": visible} if labelled else arrays

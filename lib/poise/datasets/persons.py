@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from poise.datasets.augment import Augmentation
+from poise.datasets.decoding import Picture
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PersonTable
 from poise.errors import DataError
@@ -37,6 +38,7 @@ class PersonCrops(Dataset):
         self.augmentation = augmentation
         self.unbiased = unbiased
         self.flip_order = table.skeleton.flip_order
+        self._held: tuple[int, Picture] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -54,18 +56,26 @@ class PersonCrops(Dataset):
             "visible": np.zeros((count, joints), np.float32),
             "person": np.array([person for _, person in keys], np.int64),
         }
-        name, image = None, None
+        of_image: dict[int, list[int]] = {}      # an image is decoded once, wherever its persons stand in the batch
+        for row, (_, person) in enumerate(keys):
+            of_image.setdefault(int(self.table.image_index[person]), []).append(row)
         try:
-            for row, (epoch, person) in enumerate(keys):
-                if self.table.image_name(person) != name:     # persons of one image often follow each other
-                    name = self.table.image_name(person)
-                    image = self.images.read(name)
-                batch["images"][row], batch["joints"][row], batch["visible"][row] = self._crop(image, epoch, person)
+            for index, rows in of_image.items():
+                picture = self._picture(index)
+                for row in rows:
+                    batch["images"][row], batch["joints"][row], batch["visible"][row] = self._crop(picture, *keys[row], whole=len(rows) > 1)
         except DataError as error:
             return error
         return {key: torch.from_numpy(value) for key, value in batch.items()}
 
-    def _crop(self, image: np.ndarray, epoch: int, person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _picture(self, index: int) -> Picture:
+        """An image of the table. The last one is kept: in the order of a test the next batch may begin with it."""
+        if self._held is None or self._held[0] != index:
+            self._held = (index, self.images.open(self.table.image_names[index]))
+        return self._held[1]
+
+    def _crop(self, picture: Picture, epoch: int, person: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """whole: decode all of the image, for other persons need it too; otherwise no more than the crop needs."""
         table = self.table
         center, scale, rotation, mirrored = table.center[person], table.scale[person], 0.0, False
         joints = table.joints[person] if table.labelled else np.zeros((table.skeleton.num_joints, 2), np.float32)
@@ -74,7 +84,13 @@ class PersonCrops(Dataset):
             rng = np.random.default_rng((self.seed, epoch, person))
             aspect = self.image_size[0] / self.image_size[1]
             center, scale, rotation, mirrored = self.augmentation.draw(rng, center, scale, joints, visible, table.skeleton, aspect, table.extent[person])
-        crop, matrix = cut(image, center, scale, rotation, mirrored, self.image_size, self.unbiased)
+        if picture.size is None:
+            raise self.images.undecodable(table.image_name(person))
+        matrix = cut_matrix(picture.size[0], center, scale, rotation, mirrored, self.image_size, self.unbiased)
+        image = picture.pixels if whole else picture.with_region(needed_region(matrix, self.image_size, picture.size))
+        if image is None:
+            raise self.images.undecodable(table.image_name(person))
+        crop = cv2.warpAffine(image, matrix, self.image_size, flags=cv2.INTER_LINEAR)
         joints = transform_points(joints, matrix)
         if mirrored:
             joints, visible = joints[self.flip_order], visible[self.flip_order]
@@ -83,16 +99,36 @@ class PersonCrops(Dataset):
 
 def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size,
         unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it.
+    """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it: see cut_matrix."""
+    matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
+    return cv2.warpAffine(image, matrix, tuple(size), flags=cv2.INTER_LINEAR), matrix
+
+
+def cut_matrix(width: int, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size, unbiased: bool = False) -> np.ndarray:
+    """Matrix (2, 3) from an image of this width to the crop of `size` (width, height).
 
     `center` is of the image as it is; when `mirrored`, the mirror is part of the matrix, so no mirrored copy of the image is made.
     unbiased: see poise.geometry.
     """
-    width = image.shape[1]
     if mirrored:
         center = np.array([width - 1 - center[0], center[1]])
-    matrix = crop_matrix(center, scale, rotation, size, mirror_width=width if mirrored else None, unbiased=unbiased)
-    return cv2.warpAffine(image, matrix, tuple(size), flags=cv2.INTER_LINEAR), matrix
+    return crop_matrix(center, scale, rotation, size, mirror_width=width if mirrored else None, unbiased=unbiased)
+
+
+def needed_region(matrix: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom (the last two not included) of what cv2.warpAffine looks at in an image of image_size, or more.
+
+    At least one pixel, where the crop lies beside the image.
+    """
+    inverse = cv2.invertAffineTransform(matrix)
+    corners = np.array([[0, 0, 1], [size[0] - 1, 0, 1], [0, size[1] - 1, 1], [size[0] - 1, size[1] - 1, 1]]) @ inverse.T
+    if not np.isfinite(corners).all():      # a matrix of a box without size
+        return 0, 0, *image_size
+    # the neighbour that bilinear interpolation looks at, and one more for the rounding
+    (left, top), (right, bottom) = np.floor(corners.min(axis=0)) - 2, np.ceil(corners.max(axis=0)) + 3
+    left, right = (int(min(max(value, low), image_size[0] - 1 + low)) for low, value in enumerate((left, right)))
+    top, bottom = (int(min(max(value, low), image_size[1] - 1 + low)) for low, value in enumerate((top, bottom)))
+    return left, top, right, bottom
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -101,10 +137,13 @@ class EpochBatches(Sampler[list[Key]]):
     Of several processes (`rank` of `world`) each has its share of every batch, so that `batch_size` counts the samples of all of
     them: rows that follow each other, as many for all, or one more for the first ranks. Of a batch of fewer persons than processes
     the last ranks get its first person, which is not theirs: see `share`. With `whole_batches` a process has every world-th
-    batch instead, of `batch_size` alone; so a batch holds the same persons whatever the number of processes.
+    batch instead, of `batch_size` alone; so a batch holds the same persons whatever the number of processes. order: the (N,) persons
+    as they come without `shuffle`, if not 0, 1, 2, ...
     """
 
-    def __init__(self, persons: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1, whole_batches: bool = False):
+    def __init__(self, persons: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1, whole_batches: bool = False,
+                 order: np.ndarray | None = None):
+        self.order = np.arange(persons) if order is None else order
         self.persons, self.batch_size, self.shuffle, self.seed = persons, batch_size, shuffle, seed
         self.rank, self.world, self.whole_batches = rank, world, whole_batches
         self.epoch, self.first_batch = 0, 0
@@ -130,7 +169,7 @@ class EpochBatches(Sampler[list[Key]]):
         return size // self.world + (self.rank < size % self.world), size
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.arange(self.persons)
+        order = self.order
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.persons)
         for number in range(self.first_batch, self.count):

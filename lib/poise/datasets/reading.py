@@ -6,12 +6,12 @@ import re
 import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from poise.datasets.decoding import Picture
 from poise.errors import DataError
 
-_JPEG, _PNG, _PNG_END = b"\xff\xd8", b"\x89PNG", b"IEND\xaeB`\x82"
+_JPEG, _JPEG_END, _PNG, _PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89PNG", b"IEND\xaeB`\x82"
 # start of scan: marker, length 6 + 2n, n = 1 to 4 components; without the length, bytes that a camera appended could pass for one
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
@@ -44,21 +44,26 @@ class ImageFolder:
         if not self.zipped and not self.location.is_dir():
             raise DataError(f"{self.location}: no such image folder; check DATASET.ROOT and the set's name")
 
-    def read(self, name: str) -> np.ndarray:
-        """The image (H, W, 3) uint8 in BGR order. Raises DataError."""
+    def open(self, name: str) -> Picture:
+        """The image, not yet decoded. Raises DataError."""
         data = self._bytes(name)
         shown = f"{self.location}/{name}"
         if not data:
             raise DataError(f"{shown}: the image file is empty; fetch it again")
         if _is_cut_off(data):
             raise DataError(f"{shown}: the image file is cut off; fetch it again")
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | (0 if self.exif else cv2.IMREAD_IGNORE_ORIENTATION))
-        except cv2.error:       # for example a header that claims more pixels than OpenCV allows
-            image = None
+        return Picture(data, self.exif)
+
+    def read(self, name: str) -> np.ndarray:
+        """The image (H, W, 3) uint8 in BGR order. Raises DataError."""
+        image = self.open(name).pixels
         if image is None:
-            raise DataError(f"{shown}: not an image that OpenCV can read; fetch it again or remove it from the annotations")
+            raise self.undecodable(name)
         return image
+
+    def undecodable(self, name: str) -> DataError:
+        """The error of an image that was opened and turned out to be none."""
+        return DataError(f"{self.location}/{name}: not an image that OpenCV can read; fetch it again or remove it from the annotations")
 
     def _bytes(self, name: str) -> bytes:
         if not self.zipped:
@@ -94,8 +99,10 @@ def _is_cut_off(data: bytes) -> bool:
     some cameras append data.
     """
     if data.startswith(_JPEG):
+        if data.endswith(_JPEG_END) and _JPEG_SCAN.search(data):    # the usual file, without a look at all of it
+            return False
         scan = max((found.start() for found in _JPEG_SCAN.finditer(data)), default=-1)
-        return scan < 0 or data.find(b"\xff\xd9", scan) < 0
+        return scan < 0 or data.find(_JPEG_END, scan) < 0
     if data.startswith(_PNG):
         return _PNG_END not in data
     return False

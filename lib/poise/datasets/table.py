@@ -12,17 +12,21 @@ from poise.skeleton import Skeleton
 class PackedNames(Sequence):
     """Many strings in one byte buffer. A list of str would be copied into every worker as its reference counts change."""
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, buffer: np.ndarray, ends: np.ndarray):
+        """buffer: uint8, the strings' UTF-8 one after the other. ends (M,): where each one ends."""
+        self.buffer, self.ends = buffer, ends
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "PackedNames":
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), np.cumsum([len(name) for name in encoded], dtype=np.int64))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return self._bytes[start:self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
+        start = self.ends[index - 1] if index else 0
+        return self.buffer[start:self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True)
