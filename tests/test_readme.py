@@ -67,9 +67,11 @@ def test_command(command, checkout):
     words = shlex.split(command)
     assert words[0] == "python"
     words[0] = sys.executable
-    if words[1] in ("tools/train.py", "tools/test.py"):
+    if words[1] in ("tools/train.py", "tools/test.py", "tools/search.py"):
         words += ["WORKERS", "0", "CPU_THREADS", "1", "MODEL.IMAGE_SIZE", "[64,64]", "MODEL.HEATMAP_SIZE", "[16,16]", "TEST.PICTURES", "1",
                   "TRAIN.END_EPOCH", "1"]
+    if words[1] == "tools/search.py":
+        words += ["SEARCH.LAYERS", "4", "SEARCH.INIT_CHANNELS", "4", "SEARCH.BATCH_SIZE", "4", "SEARCH.INIT_EPOCHS", "1", "SEARCH.EPOCHS", "2"]
     if words[1] == "tools/make_synthetic.py":
         words += ["--train", "2", "--val", "1", "--workers", "1"]      # the last of two equal options counts
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
