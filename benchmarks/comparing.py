@@ -42,15 +42,16 @@ class Row:
         return f"{shown(self.value)} {self.unit}", "" if self.bound is None else f"{sign}{self.bound:g} {self.unit}"
 
 
-def in_turns(contenders: dict[str, Callable[[], object]], turns: int, warm: int = 1) -> dict[str, list[float]]:
-    """Processor seconds of each contender in each turn."""
+def in_turns(contenders: dict[str, Callable[[], object]], turns: int, warm: int = 1, repeats: int = 1) -> dict[str, list[float]]:
+    """Processor seconds of each contender in each turn. repeats: of work that is so short that the others' leavings in the caches would count."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(-warm, turns):
         for name, work in contenders.items():
             begin = time.process_time()
-            work()
+            for _ in range(repeats):
+                work()
             if turn >= 0:
-                seconds[name].append(time.process_time() - begin)
+                seconds[name].append((time.process_time() - begin) / repeats)
     return seconds
 
 

@@ -108,11 +108,11 @@ def measure() -> Iterator[Row]:
             found["reference"] = *reference_decode(merged, center, scale), reference_accuracy(merged, targets)
 
         name = f"{codec.heatmap_size[1]}x{codec.heatmap_size[0]}"
-        seconds = in_turns({"poise": poise, "reference": by_reference}, 15, warm=2)
+        seconds = in_turns({"poise": poise, "reference": by_reference}, 7, repeats=8)
         yield compared(f"decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 15)
         yield Row("the same: largest distance of a joint", "", "", float(np.abs(found["poise"][0] - found["reference"][0]).max()), "most", 0.01, "pixels")
         seconds = in_turns({"poise": lambda: poise(merge_flipped(output, mirrored, order, True)),
-                            "reference": lambda: by_reference(reference_merge(output.numpy(), mirrored.numpy().copy()))}, 15, warm=2)
+                            "reference": lambda: by_reference(reference_merge(output.numpy(), mirrored.numpy().copy()))}, 7, repeats=8)
         yield compared(f"flip merging, decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 3)
 
 

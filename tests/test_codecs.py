@@ -249,3 +249,12 @@ def test_known_maxima_do_not_change_what_is_decoded():
         maps = codec.encode(torch.from_numpy(some_joints(4)), torch.full((4, 17), 2.0)).finest.numpy()
         for one, other in zip(codec.decode(maps), codec.decode(maps, find_maxima(maps))):
             assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_merging_by_numpy_is_pytorchs(shift):
+    maps = torch.randn(2, 3, 17, 16, 12, generator=torch.Generator().manual_seed(3))
+    order = torch.from_numpy(COCO.flip_order)
+    for one, other in (maps, maps.contiguous(memory_format=torch.preserve_format).transpose(3, 4).contiguous().transpose(3, 4)):
+        found = merge_flipped(one, other, order, shift)
+        assert torch.equal(found, merge_flipped(one.clone().requires_grad_(), other, order, shift).detach())
