@@ -10,7 +10,7 @@ from poise.codecs import CODECS, build_codec
 from poise.codecs.dark import Dark
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
-from poise.codecs.maxima import blur
+from poise.codecs.maxima import blur, find_maxima
 from poise.codecs.megvii import Megvii
 from poise.codecs.udp import Udp
 from poise.datasets.persons import cut
@@ -39,7 +39,7 @@ def test_targets_of_hrnet(pipeline):
         width, height = crop["image_size"]
         joints = torch.tensor(crop["joints"], dtype=torch.float32).reshape(1, -1, 2)
         visible = torch.tensor(crop["visible"], dtype=torch.float32)[None]
-        target, weight, _ = Gaussian((width, height), (width // 4, height // 4), crop["sigma"]).encode(joints, visible)
+        target, weight, *_ = Gaussian((width, height), (width // 4, height // 4), crop["sigma"]).encode(joints, visible)
         flat = target.reshape(-1).double().numpy()
         assert np.abs(flat[crop["target"]["index"]] - crop["target"]["value"]).max() < 1e-6
         assert flat.sum() == pytest.approx(crop["target"]["sum"], abs=1e-3)
@@ -52,7 +52,7 @@ def test_targets_of_a_slow_twin(sigma):
     rng = np.random.default_rng(sigma)
     joints = rng.uniform(-60, 260, (40, 17, 2)).astype(np.float32)
     visible = (rng.random((40, 17)) < 0.8).astype(np.float32)
-    target, weight, _ = Gaussian((192, 256), (48, 64), sigma).encode(torch.from_numpy(joints), torch.from_numpy(visible))
+    target, weight, *_ = Gaussian((192, 256), (48, 64), sigma).encode(torch.from_numpy(joints), torch.from_numpy(visible))
     for i in range(40):
         want, want_weight = slow_encode(joints[i], visible[i], (4, 4), (48, 64), sigma)
         assert np.abs(target[i].numpy() - want).max() < 1e-6
@@ -220,3 +220,41 @@ def test_empty_heatmaps():
     for cell in (0, -1):
         coords, scores = Gaussian(*SIZES, empty_cell=cell).decode(maps)
         assert coords[0, 0].tolist() == [4 * cell, 4 * cell] and coords[0, 1].tolist() == [80, 120] and scores[0].tolist() == [-1, 0.5]
+
+
+def test_cells_of_the_targets_maxima():
+    """Told from the joints, they are what a look at the maps finds; joints in, beside and far from the crop, with and without label."""
+    from poise.metrics.pck import heatmap_pck
+
+    rng = np.random.default_rng(11)
+    for sigma in (0.4, 1, 2, 3):
+        codec = Gaussian((96, 128), (24, 32), sigma)
+        joints = torch.from_numpy(rng.uniform(-0.6, 1.6, (400, 17, 2)) * (96, 128)).float()
+        joints[:50] = torch.trunc(joints[:50] / 4) * 4       # exactly on cells, and on the borders of the rules
+        visible = torch.from_numpy(rng.integers(0, 3, (400, 17))).float()
+        targets = codec.encode(joints, visible)
+        cells, values = find_maxima(targets.finest.numpy())
+        assert np.array_equal(targets.cells.numpy(), cells * (values > 0)[:, :, None])
+        assert ((values == 0) & (targets.weight[:, :, 0].numpy() > 0)).any()        # an empty map with a weight, too
+        output = codec.encode(joints + torch.from_numpy(rng.normal(0, 6, joints.shape)).float(), visible).finest
+        wanted = heatmap_pck(output, targets.finest)
+        assert wanted == heatmap_pck(output, targets.finest, maxima=find_maxima(output.numpy()), cells=targets.cells)
+        assert wanted == heatmap_pck(output.double(), targets.finest.double()) and 0 < wanted[0] < wanted[1]      # NumPy's search against PyTorch's
+    for name in ("dark", "udp", "megvii"):
+        assert KINDS[name].encode(torch.zeros(1, 17, 2), torch.ones(1, 17)).cells is None
+
+
+def test_known_maxima_do_not_change_what_is_decoded():
+    for codec in KINDS.values():
+        maps = codec.encode(torch.from_numpy(some_joints(4)), torch.full((4, 17), 2.0)).finest.numpy()
+        for one, other in zip(codec.decode(maps), codec.decode(maps, find_maxima(maps))):
+            assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_merging_by_numpy_is_pytorchs(shift):
+    maps = torch.randn(2, 3, 17, 16, 12, generator=torch.Generator().manual_seed(3))
+    order = torch.from_numpy(COCO.flip_order)
+    for one, other in (maps, maps.contiguous(memory_format=torch.preserve_format).transpose(3, 4).contiguous().transpose(3, 4)):
+        found = merge_flipped(one, other, order, shift)
+        assert torch.equal(found, merge_flipped(one.clone().requires_grad_(), other, order, shift).detach())

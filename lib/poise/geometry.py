@@ -78,16 +78,16 @@ def _three_point_matrix(center, scale, rotation: float, size) -> np.ndarray:
     width, height = size
     arm = float(np.float32(scale[0]) * np.float32(PIXEL_STD)) * 0.5
     angle = np.deg2rad(rotation)
-    inside = np.zeros((3, 2), np.float32)
-    outside = np.zeros((3, 2), np.float32)
-    inside[0] = center
-    inside[1] = inside[0] + (arm * np.sin(angle), -arm * np.cos(angle))
-    outside[0] = (width * 0.5, height * 0.5)
-    outside[1] = outside[0] + (0, -width * 0.5)
-    for points in (inside, outside):
-        across = points[0] - points[1]
-        points[2] = points[1] + (-across[1], across[0])     # the corner that makes a right angle
+    x, y = np.float32(center[0]), np.float32(center[1])
+    inside = _right_angle(x, y, np.float32(float(x) + arm * np.sin(angle)), np.float32(float(y) - arm * np.cos(angle)))
+    x, y = np.float32(width * 0.5), np.float32(height * 0.5)
+    outside = _right_angle(x, y, x, np.float32(float(y) - width * 0.5))
     return cv2.getAffineTransform(inside, outside)
+
+
+def _right_angle(x: np.float32, y: np.float32, end_x: np.float32, end_y: np.float32) -> np.ndarray:
+    """(3, 2) float32: the two points and the corner that makes a right angle at the second."""
+    return np.array([[x, y], [end_x, end_y], [end_x - (y - end_y), end_y + (x - end_x)]], np.float32)
 
 
 def _unbiased_matrix(center, scale, rotation: float, size) -> np.ndarray:

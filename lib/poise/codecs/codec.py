@@ -18,12 +18,14 @@ class Targets(NamedTuple):
     """What a batch should be answered with.
 
     heatmaps: (B, J, h, w), or (B, K, J, h, w) from coarse to fine. weight: (B, J, 1), 0 for joints without a label and those
-    outside of the crop. seen: (B, J, 1), 1 for those of them that are not hidden.
+    outside of the crop. seen: (B, J, 1), 1 for those of them that are not hidden. cells: (B, J, 2) float, x and y of the maxima of
+    `finest`, 0 for empty maps; None where only a look at the maps tells.
     """
 
     heatmaps: torch.Tensor
     weight: torch.Tensor
     seen: torch.Tensor
+    cells: torch.Tensor | None = None
 
     @property
     def finest(self) -> torch.Tensor:
@@ -61,12 +63,12 @@ class Codec(ABC):
     def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
         """Targets, on the device of `joints`. joints: (B, J, 2) crop pixels. visible: (B, J), COCO's flag 0, 1 or 2."""
 
-    def decode(self, heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, heatmaps: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Joints (B, J, 2) float32 in crop pixels and scores (B, J) float32 of heatmaps (B, J, h, w) float32.
 
-        A map that is nowhere above 0 has its joint in `empty_cell` and its maximum as score.
+        A map that is nowhere above 0 has its joint in `empty_cell` and its maximum as score. maxima: what find_maxima gives, if it is known.
         """
-        cells, scores = find_maxima(heatmaps)
+        cells, scores = find_maxima(heatmaps) if maxima is None else maxima
         coords = cells.astype(np.float32)
         empty = scores <= 0
         if self.refine == "quarter":

@@ -1,6 +1,7 @@
 """Flip test: the mirrored image's heatmaps laid back over the image's own."""
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -11,7 +12,24 @@ def merge_flipped(heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: to
     codec are aligned at cell 0 and not at the middle (TEST.SHIFT_HEATMAP; HRNet lib/core/function.py). The first column then
     keeps its unshifted values, as in the original.
     """
+    if all(maps.device.type == "cpu" and maps.dtype == torch.float32 and not maps.requires_grad for maps in (heatmaps, mirrored)):
+        return torch.from_numpy(_merge_arrays(heatmaps.numpy(), mirrored.numpy(), flip_order.tolist(), shift))
     mirrored = mirrored.flip(3)[:, flip_order]
     if shift:
         mirrored[:, :, :, 1:] = mirrored[:, :, :, :-1].clone()
     return (heatmaps + mirrored) * 0.5
+
+
+def _merge_arrays(heatmaps: np.ndarray, mirrored: np.ndarray, flip_order: list[int], shift: bool) -> np.ndarray:
+    """The same in one pass over the memory: NumPy can read backwards, PyTorch makes a mirrored copy first."""
+    merged = np.empty_like(heatmaps, order="C")
+    backwards = mirrored[:, :, :, ::-1]
+    for joint, other in enumerate(flip_order):
+        one, two, out = heatmaps[:, joint], backwards[:, other], merged[:, joint]
+        if shift:
+            np.add(one[:, :, 1:], two[:, :, :-1], out=out[:, :, 1:])
+            np.add(one[:, :, :1], two[:, :, :1], out=out[:, :, :1])
+        else:
+            np.add(one, two, out=out)
+        out *= np.float32(0.5)
+    return merged

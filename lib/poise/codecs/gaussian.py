@@ -16,7 +16,12 @@ class Gaussian(Codec):
     def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
         """See Codec. The weight is 0 too where the whole Gaussian falls outside."""
         cell, inside = nearest_cell(joints / joints.new_tensor(self.stride), self.heatmap_size, self.sigma)
-        return draw(cell, cell, visible, inside, self.heatmap_size, self.sigma)
+        targets = draw(cell, cell, visible, inside, self.heatmap_size, self.sigma)
+        # a square that ends right before the first cell counts as inside, as in the original, and its map is empty
+        low, high = _reach(cell, self.sigma)
+        size = cell.new_tensor(self.heatmap_size)
+        drawn = ((low < size) & (high > 0)).all(dim=2, keepdim=True) * targets.weight
+        return targets._replace(cells=torch.minimum(cell.clamp(min=0), size - 1) * drawn)
 
 
 def nearest_cell(position: torch.Tensor, size: tuple[int, int], sigma: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -49,10 +49,10 @@ class Megvii(Codec):
             maps.append((rows * (AMPLITUDE * weight)[:, :, None])[:, :, :, None] * columns[:, :, None, :])
         return Targets(torch.stack(maps, dim=1), weight[:, :, None], weight[:, :, None] * (visible > 1)[:, :, None])
 
-    def decode(self, heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, heatmaps: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See Codec. The score is the unblurred map's value at the found cell / 255 + 0.5, so it can leave [0, 1]."""
         if self.refine != "megvii":
-            coords, scores = super().decode(heatmaps)
+            coords, scores = super().decode(heatmaps, maxima)
             return coords, scores / np.float32(AMPLITUDE) + np.float32(0.5)
         height, width = heatmaps.shape[2:]
         padded = np.pad(heatmaps, ((0, 0), (0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))

@@ -63,7 +63,7 @@ class PersonCrops(Dataset):
             for index, rows in of_image.items():
                 picture = self._picture(index)
                 for row in rows:
-                    batch["images"][row], batch["joints"][row], batch["visible"][row] = self._crop(picture, *keys[row], whole=len(rows) > 1)
+                    self._crop(picture, *keys[row], {key: value[row] for key, value in batch.items()}, whole=len(rows) > 1)
         except DataError as error:
             return error
         return {key: torch.from_numpy(value) for key, value in batch.items()}
@@ -74,12 +74,11 @@ class PersonCrops(Dataset):
             self._held = (index, self.images.open(self.table.image_names[index]))
         return self._held[1]
 
-    def _crop(self, picture: Picture, epoch: int, person: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """whole: decode all of the image, for other persons need it too; otherwise no more than the crop needs."""
+    def _crop(self, picture: Picture, epoch: int, person: int, row: dict[str, np.ndarray], whole: bool) -> None:
+        """Fill a row of the batch. whole: decode all of the image, for other persons need it too; otherwise no more than the crop needs."""
         table = self.table
         center, scale, rotation, mirrored = table.center[person], table.scale[person], 0.0, False
-        joints = table.joints[person] if table.labelled else np.zeros((table.skeleton.num_joints, 2), np.float32)
-        visible = table.visible[person] if table.labelled else np.zeros(table.skeleton.num_joints, np.float32)
+        joints, visible = (table.joints[person], table.visible[person]) if table.labelled else (row["joints"], row["visible"])
         if self.augmentation is not None:
             rng = np.random.default_rng((self.seed, epoch, person))
             aspect = self.image_size[0] / self.image_size[1]
@@ -90,11 +89,15 @@ class PersonCrops(Dataset):
         image = picture.pixels if whole else picture.with_region(needed_region(matrix, self.image_size, picture.size))
         if image is None:
             raise self.images.undecodable(table.image_name(person))
-        crop = cv2.warpAffine(image, matrix, self.image_size, flags=cv2.INTER_LINEAR)
+        cv2.warpAffine(image, matrix, self.image_size, dst=row["images"], flags=cv2.INTER_LINEAR)
+        if self.rgb:
+            cv2.cvtColor(row["images"], cv2.COLOR_BGR2RGB, dst=row["images"])
+        if not table.labelled:      # the rows are zeros already
+            return
         joints = transform_points(joints, matrix)
         if mirrored:
             joints, visible = joints[self.flip_order], visible[self.flip_order]
-        return crop[:, :, ::-1] if self.rgb else crop, joints * (visible > 0)[:, None], visible
+        row["joints"][:], row["visible"][:] = joints * (visible > 0)[:, None], visible
 
 
 def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size,

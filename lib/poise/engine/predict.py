@@ -14,6 +14,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.codecs import Codec, build_codec, merge_flipped
+from poise.codecs.maxima import find_maxima
 from poise.datasets.persons import BatchLoader
 from poise.engine.batch import encode_targets, normalize
 from poise.engine.distributed import ALONE, Processes
@@ -73,12 +74,13 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
                 break
             heatmaps = forward_flipped(cfg, codec, model, normalize(cfg, batch["images"], device), flip_order)
             person = batch["person"].numpy()
+            maps = heatmaps.cpu().numpy()
+            maxima = find_maxima(maps)      # once, for the accuracy and the joints
             if table.labelled and criterion is not None:
                 targets = encode_targets(cfg, codec, batch, device)
-                right, counted = heatmap_pck(heatmaps, targets.finest)
+                right, counted = heatmap_pck(heatmaps, targets.finest, maxima=maxima, cells=targets.cells)
                 sums.append(torch.stack([criterion((heatmaps,), targets) * len(person), counted.new_tensor(len(person)), right, counted]).double())
-            maps = heatmaps.cpu().numpy()
-            coords, found.scores[person] = codec.decode(maps)
+            coords, found.scores[person] = codec.decode(maps, maxima)
             found.keypoints[person] = crop_to_image(coords, table.center[person], table.scale[person], cfg.MODEL.IMAGE_SIZE, codec.unbiased)
             persons.append(person)
             if not found.first_batch:

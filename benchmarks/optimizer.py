@@ -1,0 +1,35 @@
+"""The optimiser's step that a training takes, against PyTorch's loop over the tensors."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from comparing import Row, compared, in_turns, main
+
+from poise import config
+from poise.engine.schedule import build_optimizer
+from poise.models import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def measure() -> Iterator[Row]:
+    """Adam's step over the weights of ResNet-50 and of HRNet-W32."""
+    for name, file in (("ResNet-50", "resnet/res50_256x192_d256x3_adam_lr1e-3"), ("HRNet-W32", "hrnet/w32_256x192_adam_lr1e-3")):
+        cfg = config.load(ROOT / "experiments" / "coco" / f"{file}.yaml")
+        optimizers = {}
+        for kind in ("poise", "reference", "foreach"):
+            torch.manual_seed(0)
+            model = build_model(cfg)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter) * 1e-3
+            optimizers[kind] = (build_optimizer(cfg, model) if kind == "poise" else
+                                torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=kind == "foreach"))
+        seconds = in_turns({kind: optimizer.step for kind, optimizer in optimizers.items()}, 15, warm=2)
+        yield compared(f"optimiser step, {name}", seconds, 3)
+        yield compared(f"the same against PyTorch's foreach, {name}", seconds, None, baseline="foreach")
+
+
+if __name__ == "__main__":
+    main(measure)
