@@ -129,7 +129,7 @@ def cluster(tmp_path):
     def run(status, tenths, stop=None):
         job = start(SLURM, "e.yaml", "SEED", "2", cwd=tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="77", SLURM_SUBMIT_DIR=str(ROOT),
                     SLURM_JOB_NODELIST="node[7-8]", SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="4", STATUS=str(status), TENTHS=str(tenths))
-        assert job.stdout.readline() == "ready\n"
+        assert job.stdout.readline() == "ready\n", job.stderr.read()
         if stop:
             job.send_signal(stop)
         return ended(job), tmp_path

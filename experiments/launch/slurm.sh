@@ -23,7 +23,8 @@ config=$1
 shift
 root=${SLURM_SUBMIT_DIR:?}
 gpus=${GPUS_OF_A_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")     # whole: `| head` would end it before its last line, and with it this script
+first=${hosts%%$'\n'*}
 export PYTHONPATH="$root/lib${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
 
