@@ -218,6 +218,8 @@ def _unchanged(batch: Any) -> Any:
 
 def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    # Ctrl-C, and a SIGTERM that a scheduler sends, reach the whole process group; the main process decides what to do and ends its workers
+    # Ctrl-C, and a SIGTERM or SIGUSR1 that a scheduler sends, reach the whole process group; the main process decides what to do and ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):      # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -62,7 +62,7 @@ def train_step(training: Training, codec: Codec, batch: dict[str, torch.Tensor],
             # gradients become the mean over processes: by this weight they are those of the mean over the whole batch
             training.scale.backward(loss * (count * processes.world / whole))
         with torch.no_grad():
-            figures.append(StepFigures(loss.detach(), *heatmap_pck(outputs[-1].detach(), targets.finest), count, part["person"]))
+            figures.append(StepFigures(loss.detach(), *heatmap_pck(outputs[-1].detach(), targets.finest, cells=targets.cells), count, part["person"]))
     training.scale.step(optimizer)
     if training.average:
         training.average.update(bare(model))

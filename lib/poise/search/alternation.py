@@ -83,5 +83,5 @@ class Alternation:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise PoiseError(f"the loss of the search is {value}; lower SEARCH.W_LR or SEARCH.ALPHA_LR, or set SEARCH.GRAD_CLIP")
-        right, counted = heatmap_pck(outputs[-1].detach(), targets.finest)
+        right, counted = heatmap_pck(outputs[-1].detach(), targets.finest, cells=targets.cells)
         return value, float(right), float(counted)
