@@ -33,7 +33,7 @@ quickstart: setup
 	$(RUN) tools/test.py --cfg $(QUICK)
 	@echo "pictures with predicted skeletons: output/coco/pose_res2net/res2net18_quickstart/pictures/"
 
-# every family's recipe on the quickstart's set, one after the other: about a quarter of an hour on one core for each, MogaNet half an hour
+# every family's recipe on the quickstart's set, one after the other: about a quarter of an hour on one core for each, MogaNet more
 families: setup
 	$(RUN) tools/make_synthetic.py --out data/synthetic --train 2000 --val 300
 	set -e; for name in $(FAMILIES); do $(RUN) tools/train.py --cfg experiments/synthetic/$${name}_small.yaml; done
