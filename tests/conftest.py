@@ -1,5 +1,6 @@
 """Shared fixtures: recorded figures, the real data beside the project where it is, and a small synthetic set."""
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,12 @@ def tiny_mpii_experiment(tmp_path, small_mpii_set):
     path = tmp_path / "tiny_mpii.yaml"
     path.write_text(f"OUTPUT_DIR: {tmp_path / 'output'}\nLOG_DIR: {tmp_path / 'log'}\n{text}")
     return path
+
+
+def forget_log_handlers():
+    """After a run in this process: its log handlers hold this test's stdout and files, and the next test has its own."""
+    root = logging.getLogger("poise")
+    for handler in list(root.handlers):
+        handler.close()
+        root.removeHandler(handler)
+    root.propagate = True

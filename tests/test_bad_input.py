@@ -4,7 +4,6 @@ Most runs are in this process through poise.errors.run_tool, as the tools run; a
 """
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT
+from conftest import ROOT, forget_log_handlers
 from poise import config
 from poise.errors import run_tool
 from poise.models import build_model
@@ -32,11 +31,7 @@ BOXES = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
 def quiet_afterwards():
     """A run's log handlers hold this test's stdout; the next test has its own."""
     yield
-    root = logging.getLogger("poise")
-    for handler in list(root.handlers):
-        handler.close()
-        root.removeHandler(handler)
-    root.propagate = True
+    forget_log_handlers()
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 """Checkpoints on the disk: when they are written, how many are kept, and what becomes of them when a file, a disk or a process fails."""
-import logging
 import os
 import shutil
 import signal
@@ -8,6 +7,7 @@ import time
 
 import pytest
 import torch
+from conftest import forget_log_handlers
 
 from poise import config
 from poise.engine import checkpoint, interrupt, logs, train
@@ -18,11 +18,7 @@ from poise.errors import DataError
 def quick_and_quiet(monkeypatch):
     monkeypatch.setattr(train, "_show", lambda *_: None)
     yield
-    root = logging.getLogger("poise")
-    for handler in list(root.handlers):
-        handler.close()
-        root.removeHandler(handler)
-    root.propagate = True
+    forget_log_handlers()
 
 
 def run_train(path, *overrides):

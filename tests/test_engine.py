@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import nn
 
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, forget_log_handlers
 from poise import config, tool_arguments, weights
 from poise.datasets import build_loader, read_set
 from poise.datasets.persons import EpochBatches
@@ -57,11 +57,7 @@ def quick_and_quiet(monkeypatch):
     """
     monkeypatch.setattr(train, "_show", lambda *_: None)
     yield
-    root = logging.getLogger("poise")
-    for handler in list(root.handlers):
-        handler.close()
-        root.removeHandler(handler)
-    root.propagate = True
+    forget_log_handlers()
 
 
 def run_train(path, *overrides):

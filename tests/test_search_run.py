@@ -1,6 +1,5 @@
 """Whole searches of a very small network: what they write, that they repeat themselves however they are cut up, and what they refuse."""
 import json
-import logging
 import os
 import resource
 import runpy
@@ -11,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_log_handlers
 
 from poise import config
 from poise.datasets import read_set
@@ -77,11 +76,7 @@ def quick_and_loud_again(monkeypatch):
     """Steps are timed once. A search's log handlers hold this test's stdout and files; the next test has its own."""
     monkeypatch.setattr(trial, "_PATIENCE", 0.0)
     yield
-    root = logging.getLogger("poise")
-    for handler in list(root.handlers):
-        handler.close()
-        root.removeHandler(handler)
-    root.propagate = True
+    forget_log_handlers()
 
 
 def search(path, *overrides):

@@ -1,7 +1,6 @@
 """What a step may consist of besides the plain one: parts, 16 bits, a compiled network, an average; and when a run ends early."""
 import copy
 import json
-import logging
 import math
 import os
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ROOT
+from conftest import ROOT, forget_log_handlers
 from poise import config
 from poise.datasets.persons import EpochBatches
 from poise.engine import device, precision, progress, schedule, step, train
@@ -24,11 +23,7 @@ from poise.errors import ConfigError, PoiseError
 def quick_and_quiet(monkeypatch):
     monkeypatch.setattr(train, "_show", lambda *_: None)
     yield
-    root = logging.getLogger("poise")
-    for handler in list(root.handlers):
-        handler.close()
-        root.removeHandler(handler)
-    root.propagate = True
+    forget_log_handlers()
 
 
 def run_train(path, *overrides):
