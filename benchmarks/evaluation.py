@@ -92,7 +92,7 @@ def _measured() -> Iterator[Row]:
         count = len(p["image_ids"])
         table = PersonTable(SKELETON, PackedNames.of(["a.jpg"] * len(ids)), ids, np.searchsorted(ids, p["image_ids"]).astype(np.int32), p["center"], p["scale"] * 200,
                             p["scale"], None, None, p["box_scores"], np.arange(count), "made")
-        found = Predictions(p["keypoints"], p["keypoint_scores"])
+        found = Predictions(p["keypoints"].astype(np.float64), p["keypoint_scores"])
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(path))
         stats = {}

@@ -86,7 +86,7 @@ def detection_file(path: Path, count: int, images: int, seed: int = 1) -> None:
 def predictions(content: dict, count: int, seed: int = 2) -> dict[str, np.ndarray]:
     """Predicted persons for an annotation file: most of those labelled once or more, moved by noise, and many that are nobody.
 
-    image_ids (N,), keypoints (N, 17, 2), keypoint_scores (N, 17) float32, box_scores (N,), center (N, 2), scale (N, 2).
+    image_ids (N,), keypoints (N, 17, 2) and keypoint_scores (N, 17) float32, box_scores (N,), center (N, 2), scale (N, 2).
     """
     rng = np.random.default_rng(seed)
     persons = [a for a in content["annotations"] if a["num_keypoints"]]
@@ -107,7 +107,8 @@ def predictions(content: dict, count: int, seed: int = 2) -> dict[str, np.ndarra
     keypoint_scores[rng.random(count) < 0.01] = 0.05       # some score exactly 0 after rescoring
     box_scores = np.where(found, rng.uniform(0.3, 1, count), rng.beta(0.4, 2, count))
     scale = np.maximum(box[:, 2:], box[:, [3, 2]] * (0.75, 1 / 0.75)) * 1.25 / 200
-    return {"image_ids": image_ids[order], "keypoints": keypoints[order], "keypoint_scores": keypoint_scores[order], "box_scores": box_scores[order],
+    # in float32, as the references keep them; the values are the same to both
+    return {"image_ids": image_ids[order], "keypoints": keypoints[order].astype(np.float32), "keypoint_scores": keypoint_scores[order], "box_scores": box_scores[order],
             "center": (box[:, :2] + box[:, 2:] / 2)[order], "scale": scale[order]}
 
 

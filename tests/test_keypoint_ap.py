@@ -80,3 +80,12 @@ def test_no_person_of_a_size():
     precision, recall, stats = judge(small, results, image_ids)
     assert keypoint_ap.summary([ours(small, results, image_ids)]) == pytest.approx(stats.tolist(), abs=1e-12)
     assert stats[3] == -1 and stats[4] == -1
+
+
+@pytest.mark.skipif(keypoint_ap._compiled is None, reason="poise.metrics._matching is not built here")
+@pytest.mark.parametrize("seed", range(3))
+def test_numpy_twin_of_the_compiled_matching(monkeypatch, seed):
+    compiled = ours(*made_set(seed))
+    monkeypatch.setattr(keypoint_ap, "_compiled", None)
+    for one, other in zip(compiled, ours(*made_set(seed)), strict=True):
+        np.testing.assert_array_equal(one, other)

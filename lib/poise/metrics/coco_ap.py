@@ -14,12 +14,13 @@ import numpy as np
 
 from poise import nms
 from poise.errors import DataError
-from poise.json_files import read_json
+from poise.json_files import no_garbage_collection, read_json
 from poise.metrics import keypoint_ap
 from poise.metrics.results import check_finite, read_results
 from poise.skeleton import COCO as COCO_SKELETON
 
 logger = logging.getLogger(__name__)
+_NEEDED = "image_id", "category_id", "area", "bbox"
 
 #: HRNet's names of the ten COCO figures, in its order
 STATS = ("AP", "Ap .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "AR (M)", "AR (L)")
@@ -202,29 +203,47 @@ def read_truth(source, joints: int | None = None) -> dict:
         source = {**source, "annotations": [a for a in source["annotations"] if a.get("category_id") == named[0]],
                   "categories": [c for c in source["categories"] if c["id"] == named[0]]}
     joints = joints or max((len(a.get("keypoints") or ()) // 3 for a in source["annotations"]), default=0)
-    persons = []
-    for number, annotation in enumerate(source["annotations"], start=1):
-        # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for "unmatched" and keeps
-        # one of two equal ids, both of which people's own files have, hence our ids
-        name = f"annotation {annotation.get('id', number)} of {where}"
-        person = {key: annotation[key] for key in ("image_id", "category_id", "area", "bbox") if key in annotation}
-        if len(person) < 4:
-            missing = {"image_id", "category_id", "area", "bbox"} - person.keys()
-            raise DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
-        keypoints = annotation.get("keypoints") or [0] * 3 * joints
-        if len(keypoints) != 3 * joints:
-            raise DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
-        if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (person["area"], *person["bbox"], *keypoints)):
-            raise DataError(f"{name} has an area, bbox or keypoint that is no finite number; mend or remove it")
-        labelled = sum(v > 0 for v in keypoints[2::3])
-        persons.append(
-            person | {
-                "id": number, "keypoints": keypoints, "iscrowd": annotation.get("iscrowd", 0),
-                "num_keypoints": annotation.get("num_keypoints", labelled),
-            }
-        )
+    persons, blank = [], [0] * 3 * joints
+    with no_garbage_collection():
+        for number, annotation in enumerate(source["annotations"], start=1):
+            # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for "unmatched" and keeps
+            # one of two equal ids, both of which people's own files have, hence our ids
+            person = {key: annotation[key] for key in _NEEDED if key in annotation}
+            person["id"], person["keypoints"] = number, annotation.get("keypoints") or blank
+            if len(person) < len(_NEEDED) + 2 or not isinstance(person["keypoints"], list) or len(person["keypoints"]) != 3 * joints:
+                raise _fault(annotation, number, where, joints)
+            person["iscrowd"] = annotation.get("iscrowd", 0)
+            persons.append(person)
+    if not _plain_numbers(persons, joints):
+        for annotation, person in zip(source["annotations"], persons):
+            if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (person["area"], *person["bbox"], *person["keypoints"])):
+                raise _fault(annotation, person["id"], where, joints)
+    for annotation, person in zip(source["annotations"], persons):
+        labelled = annotation.get("num_keypoints")
+        person["num_keypoints"] = sum(v > 0 for v in person["keypoints"][2::3]) if labelled is None else labelled
     categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]
     return {"info": {}, "images": source["images"], "categories": categories, "annotations": persons}
+
+
+def _plain_numbers(persons: list[dict], joints: int) -> bool:
+    """Whether the persons' areas, boxes and keypoints are finite numbers: all at once, for one by one takes longer than the matching."""
+    try:
+        columns = [np.array([person[key] for person in persons]) for key in ("area", "bbox", "keypoints")]
+    except ValueError:
+        return False
+    shapes = (len(persons),), (len(persons), 4), (len(persons), 3 * joints)
+    return all(column.shape == shape and column.dtype.kind in "if" and np.isfinite(column).all() for column, shape in zip(columns, shapes)) or not persons
+
+
+def _fault(annotation: dict, number: int, where: str, joints: int) -> DataError:
+    name = f"annotation {annotation.get('id', number)} of {where}"
+    missing = set(_NEEDED) - annotation.keys()
+    if missing:
+        return DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
+    keypoints = annotation.get("keypoints")
+    if isinstance(keypoints, list) and keypoints and len(keypoints) != 3 * joints:
+        return DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
+    return DataError(f"{name} has an area, bbox or keypoint that is no finite number; mend or remove it")
 
 
 def _results(results) -> list[dict]:

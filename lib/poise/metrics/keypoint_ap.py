@@ -11,10 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+try:
+    from poise.metrics import _matching as _compiled
+except ImportError:
+    _compiled = None
+
 SIZES = {"all": (0.0, 1e10), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}     # square pixels
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 MOST_PER_IMAGE = 20     # predictions that count, the best of each image
+_PAIRS_AT_ONCE = 4096   # arrays of so many stay in a core's cache
 _CELLS_AT_ONCE = 2_000_000      # of the matching's arrays: bounds the memory
 
 
@@ -48,25 +54,39 @@ class LabelledPersons:
         )
 
 
-def oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    """Object keypoint similarity (P,) of P pairs: labelled persons g (P,) and predictions points (P, J, 2).
+def oks(truth: LabelledPersons, g: np.ndarray, d: np.ndarray, points: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Object keypoint similarity (P,) of P pairs: labelled persons g (P,) and predictions d (P,) of points (D, J, 2).
 
     For a person without labelled joints the distance is that to a box of three times its size, as in pycocotools.
     """
-    variance = (sigmas * 2) ** 2
-    labelled = truth.keypoints[g, :, 2] > 0
-    count = labelled.sum(axis=1)
-    offset = points - truth.keypoints[g, :, :2]
-    bare = count == 0
-    if bare.any():
-        low = truth.box[g[bare], :2] - truth.box[g[bare], 2:]
-        high = truth.box[g[bare], :2] + truth.box[g[bare], 2:] * 2
-        inside = points[bare]
-        offset[bare] = np.maximum(0, low[:, None] - inside) + np.maximum(0, inside - high[:, None])
-    error = (offset[:, :, 0] ** 2 + offset[:, :, 1] ** 2) / variance / (truth.area[g] + np.spacing(1))[:, None] / 2
-    similarity = np.exp(-error)
-    counted = labelled | bare[:, None]
-    return (similarity * counted).sum(axis=1) / counted.sum(axis=1)
+    similarity = np.empty(len(g))
+    for begin in range(0, len(g), _PAIRS_AT_ONCE):
+        part = slice(begin, begin + _PAIRS_AT_ONCE)
+        similarity[part] = _oks(truth, g[part], points[d[part]], sigmas)
+    return similarity
+
+
+def _oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    person = truth.keypoints[g]
+    counted = person[:, :, 2] > 0
+    count = counted.sum(axis=1)
+    x, y = points[:, :, 0] - person[:, :, 0], points[:, :, 1] - person[:, :, 1]
+    bare = np.flatnonzero(count == 0)
+    if len(bare):
+        box, inside = truth.box[g[bare]], points[bare]
+        for offset, axis in ((x, 0), (y, 1)):
+            low, high = box[:, axis] - box[:, 2 + axis], box[:, axis] + box[:, 2 + axis] * 2
+            offset[bare] = np.maximum(0, low[:, None] - inside[:, :, axis]) + np.maximum(0, inside[:, :, axis] - high[:, None])
+        counted[bare], count[bare] = True, len(sigmas)
+    # in place, and in pycocotools' order, for the last bits
+    error = np.square(x, out=x)
+    error += np.square(y, out=y)
+    error /= (sigmas * 2) ** 2
+    error /= (truth.area[g] + np.spacing(1))[:, None]
+    error /= 2
+    similarity = np.exp(np.negative(error, out=error), out=error)
+    similarity *= counted
+    return similarity.sum(axis=1) / count
 
 
 def evaluate(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,8 +98,8 @@ def evaluate(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, s
     rank = _place_in_group(image[order])
     order, rank = order[rank < MOST_PER_IMAGE], rank[rank < MOST_PER_IMAGE]
     image, points, scores = image[order], keypoints[order, :, :2].astype(np.float64), scores[order]
-    size = points.max(axis=1) - points.min(axis=1)
-    matched, dismissed = _match(truth, image, points, rank, size[:, 0] * size[:, 1], sigmas)
+    width, height = np.ptp(np.ascontiguousarray(points.transpose(2, 1, 0)), axis=1)      # joint after joint: a tenth of the time
+    matched, dismissed = _match(truth, image, points, rank, width * height, sigmas)
     best_first = np.argsort(-scores, kind="mergesort")
     precision = -np.ones((len(THRESHOLDS), len(RECALLS), len(SIZES)))
     recall = -np.ones((len(THRESHOLDS), len(SIZES)))
@@ -117,48 +137,60 @@ def _match(truth: LabelledPersons, image: np.ndarray, points: np.ndarray, rank: 
            sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(A, T, D) bool twice: whether a prediction has found a person, and whether it does not count.
 
-    image, rank (D,): predictions sorted by image, their place within it. Images with equally many labelled persons are matched together,
-    rank by rank, because a person that was found by a better prediction cannot be found again.
+    image, rank (D,): predictions sorted by image, their place within it.
     """
-    shape = (len(SIZES), len(THRESHOLDS), len(image))
-    matched, dismissed = np.zeros(shape, bool), np.zeros(shape, bool)
-    by_image = np.argsort(truth.image, kind="stable")
-    person_images, person_first, person_count = np.unique(truth.image[by_image], return_index=True, return_counts=True)
-    images, first, count = np.unique(image, return_index=True, return_counts=True)
-    place = np.searchsorted(person_images, images)
-    place = np.minimum(place, max(len(person_images) - 1, 0))
-    labelled = person_images[place] == images if len(person_images) else np.zeros(len(images), bool)
+    matched, dismissed = np.zeros((2, len(SIZES), len(THRESHOLDS), len(image)), bool)
     bounds = np.array(list(SIZES.values()))
-    outside = (area < bounds[:, :1]) | (area > bounds[:, 1:])       # (A, D)
     ignored = truth.ignored | (truth.area < bounds[:, :1]) | (truth.area > bounds[:, 1:])       # (A, G)
-    persons = np.where(labelled, person_count[place] if len(person_images) else 0, 0)
-    for number in np.unique(persons[persons > 0]):
-        group = np.flatnonzero(persons == number)
-        step = max(_CELLS_AT_ONCE // (shape[0] * shape[1] * int(number)), 1)
-        for begin in range(0, len(group), step):
-            part = group[begin:begin + step]
-            g = by_image[person_first[place[part]][:, None] + np.arange(number)]        # (I, n) labelled persons of I images
-            _match_images(truth, g, first[part], count[part], points, ignored, sigmas, matched, dismissed)
+    persons = np.argsort(truth.image, kind="stable")
+    # by image: (M,) the first of its persons and how many there are
+    most = int(max(truth.image.max(initial=-1), image.max(initial=-1))) + 1
+    number = np.bincount(truth.image, minlength=most)
+    first_person = np.cumsum(number) - number
+    first_pair = np.concatenate([[0], np.cumsum(number[image])])
+    d = np.repeat(np.arange(len(image)), number[image])
+    g = persons[first_person[image][d] + np.arange(len(d)) - first_pair[d]]
+    similarity = oks(truth, g, d, points, sigmas)
+    limits = np.minimum(THRESHOLDS, 1 - 1e-10)
+    if _compiled is not None:
+        _compiled.match_persons(similarity, first_pair, image, persons, first_person, ignored.view(np.uint8), truth.crowd.view(np.uint8), limits,
+                                matched.view(np.uint8), dismissed.view(np.uint8), np.zeros(len(persons), np.uint8))
+    else:
+        _match_by_number(similarity, first_pair, rank, g, ignored, truth.crowd, limits, matched, dismissed)
+    outside = (area < bounds[:, :1]) | (area > bounds[:, 1:])       # (A, D)
     dismissed |= ~matched & outside[:, None, :]
     return matched, dismissed
 
 
-def _match_images(truth, g, first, count, points, ignored, sigmas, matched, dismissed) -> None:
+def _match_by_number(similarity, first_pair, rank, g, ignored, crowd, limits, matched, dismissed) -> None:
+    """The compiled match_persons in NumPy: images with equally many labelled persons are matched together, rank by rank, because a
+    person that was found by a better prediction cannot be found again."""
+    first = np.flatnonzero(rank == 0)
+    count, persons = np.diff(np.append(first, len(rank))), np.diff(first_pair)[first]
+    for number in np.unique(persons[persons > 0]):
+        group = np.flatnonzero(persons == number)
+        step = max(_CELLS_AT_ONCE // (len(ignored) * len(limits) * int(number)), 1)
+        for begin in range(0, len(group), step):
+            part = group[begin:begin + step]
+            _match_images(similarity, first_pair, first[part], count[part], g[first_pair[first[part]][:, None] + np.arange(number)],
+                          ignored, crowd, limits, matched, dismissed)
+
+
+def _match_images(similarity, first_pair, first, count, g, ignored, crowd, limits, matched, dismissed) -> None:
     """Fill `matched` and `dismissed` for I images with n labelled persons g (I, n) each and predictions first, first + 1, ... (count (I,))."""
-    free = np.ones((len(SIZES), len(THRESHOLDS), *g.shape), bool)
-    crowd, unwanted = truth.crowd[g], ignored[:, None, g]       # (I, n), (A, 1, I, n)
-    limits = np.minimum(THRESHOLDS, 1 - 1e-10)[None, :, None]
+    number = g.shape[1]
+    free = np.ones((len(ignored), len(limits), *g.shape), bool)
+    crowd, unwanted = crowd[g], ignored[:, None, g]       # (I, n), (A, 1, I, n)
     for rank in range(int(count.max())):
         rows = np.flatnonzero(count > rank)
         d = first[rows] + rank
-        pairs = g[rows]
-        similarity = oks(truth, pairs.ravel(), np.repeat(points[d], g.shape[1], axis=0), sigmas).reshape(pairs.shape)
+        values = similarity[first_pair[d][:, None] + np.arange(number)]
         open_to = free[:, :, rows] | crowd[rows]
         for which in (False, True):     # persons that count come first; those that do not are taken only where none of them fits
-            value = np.where(open_to & (unwanted[:, :, rows] == which), similarity, -1.0)
+            value = np.where(open_to & (unwanted[:, :, rows] == which), values, -1.0)
             # of equal similarities pycocotools takes the last
-            best = g.shape[1] - 1 - value[..., ::-1].argmax(axis=3)
-            fits = np.take_along_axis(value, best[..., None], axis=3)[..., 0] >= limits
+            best = number - 1 - value[..., ::-1].argmax(axis=3)
+            fits = np.take_along_axis(value, best[..., None], axis=3)[..., 0] >= limits[:, None]
             if which:
                 fits &= ~matched[:, :, d]
             a, t, i = np.nonzero(fits)

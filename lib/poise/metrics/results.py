@@ -12,10 +12,11 @@ import numpy as np
 
 from poise.errors import DataError
 from poise.geometry import PIXEL_STD
-from poise.json_files import read_json
+from poise.json_files import no_garbage_collection, read_json
 from poise.writing import replacing
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
+_AT_ONCE = 2048     # persons of a result file
 
 
 def coco_results(
@@ -32,28 +33,7 @@ def coco_results(
     `center` and `scale` like HRNet does, left out when None. `keypoints` in a dict is a (3 J,) float64 array. Raises
     ValueError on other shapes, DataError on values that are not finite.
     """
-    keypoints, scores = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64)
-    image_ids = np.asarray(image_ids)
-    if keypoints.size == 0:
-        keypoints = keypoints.reshape(0, 0, 3)
-    if keypoints.ndim != 3 or keypoints.shape[2] != 3 or {len(image_ids), len(scores)} != {len(keypoints)}:
-        raise ValueError(
-            "results need N image ids, keypoints (N, J, 3) and N scores; got "
-            f"{image_ids.shape}, {keypoints.shape}, {scores.shape}"
-        )
-    check_finite(image_ids, keypoints, scores)
-    flat = np.ascontiguousarray(keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]))
-    results = [
-        {"image_id": image_id, "category_id": category_id, "keypoints": row, "score": score}
-        for image_id, row, score in zip(image_ids.tolist(), flat, scores.tolist())
-    ]
-    for key, values in (("center", centers), ("scale", scales)):
-        if values is not None:
-            if np.shape(values) != (len(results), 2):
-                raise ValueError(f"{key}s must be ({len(results)}, 2); got {np.shape(values)}")
-            for result, row in zip(results, np.asarray(values, np.float64).tolist()):
-                result[key] = row
-    return results
+    return _entries(*_checked(image_ids, keypoints, scores, centers, scales), category_id)
 
 
 def write_results(
@@ -72,9 +52,43 @@ def write_results(
     """
     import orjson
 
-    results = coco_results(image_ids, keypoints, scores, centers, scales, category_id)
-    with replacing(path) as part:
-        part.write_bytes(orjson.dumps(results, option=orjson.OPT_SERIALIZE_NUMPY))
+    columns = _checked(image_ids, keypoints, scores, centers, scales)
+    with replacing(path) as part, open(part, "wb") as file, no_garbage_collection():
+        file.write(b"[")
+        # in parts, which bounds the memory
+        for begin in range(0, len(columns[0]), _AT_ONCE):
+            entries = _entries(*(None if column is None else column[begin:begin + _AT_ONCE] for column in columns), category_id)
+            file.write(b"," if begin else b"")
+            file.write(memoryview(orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY))[1:-1])
+        file.write(b"]")
+
+
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
+
+
+def _checked(image_ids, keypoints, scores, centers, scales) -> Columns:
+    """The arguments of coco_results as arrays, keypoints as (N, 3 J), or its errors."""
+    keypoints, scores, image_ids = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64), np.asarray(image_ids)
+    if keypoints.size == 0:
+        keypoints = keypoints.reshape(0, 0, 3)
+    if keypoints.ndim != 3 or keypoints.shape[2] != 3 or {len(image_ids), len(scores)} != {len(keypoints)}:
+        raise ValueError(f"results need N image ids, keypoints (N, J, 3) and N scores; got {image_ids.shape}, {keypoints.shape}, {scores.shape}")
+    check_finite(image_ids, keypoints, scores)
+    for key, values in (("center", centers), ("scale", scales)):
+        if values is not None and np.shape(values) != (len(scores), 2):
+            raise ValueError(f"{key}s must be ({len(scores)}, 2); got {np.shape(values)}")
+    flat = np.ascontiguousarray(keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]))
+    return image_ids, flat, scores, *(None if values is None else np.asarray(values, np.float64) for values in (centers, scales))
+
+
+def _entries(image_ids, keypoints, scores, centers, scales, category_id: int) -> list[dict]:
+    results = [{"image_id": image_id, "category_id": category_id, "keypoints": row, "score": score}
+               for image_id, row, score in zip(image_ids.tolist(), keypoints, scores.tolist())]
+    for key, values in (("center", centers), ("scale", scales)):
+        if values is not None:
+            for result, row in zip(results, values.tolist()):
+                result[key] = row
+    return results
 
 
 def prediction_batches(
