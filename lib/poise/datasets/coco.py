@@ -14,7 +14,6 @@ from poise.config import data_path
 from poise.datasets.array_cache import Arrays, remembered
 from poise.datasets.coco_files import read_annotations, read_detections, read_entries, read_images, refuse
 from poise.datasets.places import annotation_path
-from poise.datasets.places import image_folder as image_folder    # a caller finds both here
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError
 from poise.geometry import BOX_MARGIN, box_to_center_scale

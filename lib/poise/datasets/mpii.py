@@ -12,7 +12,6 @@ from yacs.config import CfgNode
 
 from poise.datasets.array_cache import Arrays, remembered
 from poise.datasets.places import annotation_path, set_files
-from poise.datasets.places import image_folder as image_folder    # a caller finds both here
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError
 from poise.geometry import BOX_MARGIN, PIXEL_STD, mpii_center_extent

@@ -31,6 +31,6 @@ def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
     return ImageFolder(images.with_name(f"{images.name}.zip") if cfg.DATASET.DATA_FORMAT == "zip" else images, exif=cfg.DATASET.EXIF)
 
 
-def headbox_path(cfg: CfgNode, split: str) -> Path:
-    """The MATLAB file with a set's joints and head boxes, for PCKh."""
-    return root(cfg) / set_files(cfg, split).head_boxes
+def headbox_path(cfg: CfgNode) -> Path:
+    """The MATLAB file with the joints and head boxes of DATASET.TEST_SET, for PCKh."""
+    return root(cfg) / set_files(cfg, cfg.DATASET.TEST_SET).head_boxes

@@ -46,7 +46,7 @@ def check_truth(cfg: CfgNode, table: PersonTable) -> None:
     if data.metric == "pckh" and files.head_boxes:
         if data.skeleton.num_joints != MPII_JOINTS:
             raise ConfigError(f"{data.path}: metric pckh is for the {MPII_JOINTS} joints of MPII, joints has {data.skeleton.num_joints}")
-        pckh(np.zeros((len(table), MPII_JOINTS, 2)), headbox_path(cfg, cfg.DATASET.TEST_SET))
+        pckh(np.zeros((len(table), MPII_JOINTS, 2)), headbox_path(cfg))
     if data.metric != "pckh" and files.labelled:
         _truth(cfg)
 
@@ -131,11 +131,11 @@ def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     if not set_files(cfg, split).head_boxes:
         log.info("PCKh needs head boxes, which are public for MPII's set 'valid'; %s has none here", split)
         return OrderedDict(), 0.0
-    metrics = pckh(one_based, headbox_path(cfg, split))
+    metrics = pckh(one_based, headbox_path(cfg))
     log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if per_joint:
-        share, count = per_joint_pckh(one_based, headbox_path(cfg, split))
+        share, count = per_joint_pckh(one_based, headbox_path(cfg))
         rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(table.skeleton.names, count, share)]
         log.info("%s", "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows]))
     return OrderedDict(metrics), float(metrics["Mean"])
