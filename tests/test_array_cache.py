@@ -210,7 +210,7 @@ def made_annotations(count, rng):
 def test_columns_equal_entries_one_by_one():
     entries = list(made_annotations(200, np.random.default_rng(0)))
     position = {5: 1, 70: 0}
-    fast, slow = regular_persons(entries, 1, position), persons_one_by_one(entries, 1, position, "file")
+    fast, slow = regular_persons(entries, 1, position, 17), persons_one_by_one(entries, 1, position, 17, "file")
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(fast[0], slow[0])) and fast[1] == slow[1]
     assert len(fast[0][0]) == 100 and fast[1] == {"crowd regions": 25, "of another category": 25, "of area 0": 25, "without labelled joints": 25}
 
@@ -218,7 +218,7 @@ def test_columns_equal_entries_one_by_one():
 @pytest.mark.parametrize("odd", [{"keypoints": [0] * 50 + [-1]}, {"image_id": 9}, {"keypoints": [1]}, {"bbox": [1, 2, 3]}, {"keypoints": [None] * 51},
                                  {"keypoints": ["7"] * 51}, {"id": "3"}, {"bbox": None}, {"area": "7"}])
 def test_odd_annotations_are_looked_at_one_by_one(odd):
-    assert regular_persons([person(1), person(2, **odd)], 1, {5: 0}) is None
+    assert regular_persons([person(1), person(2, **odd)], 1, {5: 0}, 17) is None
 
 
 def test_detection_columns_equal_entries_one_by_one():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from poise import config
-from poise.datasets import coco, read_set
+from poise.datasets import coco, places, read_set
 from poise.datasets.table import PackedNames
 from poise.errors import ConfigError, DataError
 
@@ -312,7 +312,7 @@ def test_test_set_has_images_and_detections(tmp_path, detected, experiment):
     table = detected([box(), box(image_id=70)], split="test-dev2017")
     assert len(table) == 2 and not table.labelled
     # test-dev2017 is a part of test2017
-    assert coco.image_folder(experiment(), "test-dev2017").location == tmp_path / "images" / "test2017"
+    assert places.image_folder(experiment(), "test-dev2017").location == tmp_path / "images" / "test2017"
 
 
 def test_test_set_has_no_ground_truth_boxes(tmp_path, experiment):
@@ -323,10 +323,10 @@ def test_test_set_has_no_ground_truth_boxes(tmp_path, experiment):
 
 
 def test_where_images_lie(tmp_path, experiment):
-    assert coco.image_folder(experiment(), "train2017").location == tmp_path / "images" / "train2017"
-    images = coco.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "val2017")
+    assert places.image_folder(experiment(), "train2017").location == tmp_path / "images" / "train2017"
+    images = places.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "val2017")
     assert images.location == tmp_path / "images" / "val2017.zip" and images.zipped
-    images = coco.image_folder(experiment("DATA_DIR", "/data", "DATASET.ROOT", "coco"), "val2017")
+    images = places.image_folder(experiment("DATA_DIR", "/data", "DATASET.ROOT", "coco"), "val2017")
     assert images.location.as_posix() == "/data/coco/images/val2017"
 
 

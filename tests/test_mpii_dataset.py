@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from poise import config
-from poise.datasets import mpii, read_set
+from poise.datasets import mpii, places, read_set
 from poise.errors import DataError
 from poise.skeleton import MPII
 
@@ -128,9 +128,9 @@ def test_missing_annotation_file(tmp_path, experiment):
 
 
 def test_where_files_lie(tmp_path, experiment):
-    assert mpii.image_folder(experiment(), "valid").location == tmp_path / "images"
-    assert mpii.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "valid").location == tmp_path / "images.zip"
-    assert mpii.headbox_path(experiment()) == tmp_path / "annot" / "gt_valid.mat"
+    assert places.image_folder(experiment(), "valid").location == tmp_path / "images"
+    assert places.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "valid").location == tmp_path / "images.zip"
+    assert places.headbox_path(experiment()) == tmp_path / "annot" / "gt_valid.mat"
 
 
 def test_synthetic_set_is_read(small_mpii_set, experiment):
@@ -149,7 +149,7 @@ def test_real_validation_set(shared, experiment):
     table, _ = read_set(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), train=False)
     assert len(table) == 2958 and table.labelled
     five = mpii.read_table(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons")
-    images = mpii.image_folder(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons")
+    images = places.image_folder(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons")
     for person in range(len(five)):
         height, width = images.read(five.image_name(person)).shape[:2]
         inside = five.joints[person][five.visible[person] > 0]

@@ -83,17 +83,20 @@ class MSPNLoss(nn.Module):
             stage, unit = divmod(place, self.units)
             target = targets.heatmaps[:, unit + (stage == last_stage and self.coarse_to_fine)]
             if unit < self.units - 1:
-                total = total + self._seen_joints(output, target, targets.seen) / self.units
+                total = total + self._seen_joints(output, target, targets) / self.units
             elif self.topk is None:
-                total = total + self._seen_joints(output, target, targets.seen)
+                total = total + self._seen_joints(output, target, targets)
             else:
                 per_joint = (output - target).square().mean(dim=(2, 3)) * (targets.weight[:, :, 0] > 0)
                 total = total + per_joint.topk(self.topk, dim=1, sorted=False).values.mean()
         return total
 
     @staticmethod
-    def _seen_joints(output: torch.Tensor, target: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        return (output - target * (seen > 0)[:, :, :, None]).square().mean()
+    def _seen_joints(output: torch.Tensor, target: torch.Tensor, targets: Targets) -> torch.Tensor:
+        error = output - target * (targets.seen > 0)[:, :, :, None]
+        if targets.known is not None:       # what a person's set does not have is no empty map
+            error = error * targets.known[:, :, :, None]
+        return error.square().mean()
 
 
 def _squared_error(output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:

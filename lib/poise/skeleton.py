@@ -1,13 +1,29 @@
-"""Joint names, mirror pairs, limbs and OKS sigmas of the joint sets.
+"""Dataset files (experiments/datasets/*.yaml): a data set's joints, mirror pairs, limbs, upper body and OKS sigmas, and where its files lie.
 
-The orders are those of the annotation files: COCO (Lin et al., 2014; person_keypoints_*.json) and MPII
-(Andriluka et al., 2014; the json files of SimpleBaseline and HRNet).
+They are the only home of these facts; experiments/datasets/template.yaml tells what each key means. `COCO` and `MPII` of this module
+are the joints of the files of these names, read when they are first asked for.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+import math
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from yacs.config import CfgNode
+
+from poise.errors import ConfigError, shown
+from poise.yaml_files import read_yaml
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "datasets"
+DEFAULT_SIGMA = 0.067       # the mean of COCO's 17
+MOST_JOINTS = 1000          # of a dataset file: COCO-WholeBody has 133
+METRICS = {"coco": ("oks", "crowdpose"), "mpii": ("pckh",)}     # of each format, the first where the file names none
+_KEYS = ("name", "format", "metric", "category", "root", "annotations", "images", "sets", "joints", "flip_pairs", "limbs", "upper_body", "both_halves",
+         "sigmas", "weights")
 
 
 @dataclass(frozen=True)
@@ -42,47 +58,212 @@ class Skeleton:
         return order
 
     def side(self, joint: int) -> int:
-        """-1 for a joint on the person's left, 1 on the right, 0 on the axis."""
+        """-1 for a joint on the person's left, 1 on the right, 0 on the axis: by its name, or else its place in a mirror pair."""
         name = self.names[joint]
-        return -1 if name.startswith("left") else 1 if name.startswith("right") else 0
+        if name.startswith(("left", "right")):
+            return -1 if name.startswith("left") else 1
+        return next((2 * pair.index(joint) - 1 for pair in self.flip_pairs if joint in pair), 0)
 
 
-COCO = Skeleton(
-    name="coco",
-    names=(
-        "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-        "right_ankle",
-    ),
-    flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
-    limbs=(
-        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-        (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-    ),
-    upper_body=tuple(range(11)),
-    both_halves=(11, 12),
-    sigmas=(.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089),
-    weights=(1, 1, 1, 1, 1, 1, 1, 1.2, 1.2, 1.5, 1.5, 1, 1, 1.2, 1.2, 1.5, 1.5),
-)
+@dataclass(frozen=True)
+class SetFiles:
+    """Where a set's files are below the data set's root. labelled: whether it has joints to score. head_boxes: MPII's gt_valid.mat, or ''."""
 
-MPII = Skeleton(
-    name="mpii",
-    names=(
-        "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
-        "upper_neck", "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow",
-        "left_wrist",
-    ),
-    flip_pairs=((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13)),
-    limbs=(
-        (0, 1), (1, 2), (2, 6), (3, 6), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9), (7, 12), (12, 11), (11, 10), (7, 13),
-        (13, 14), (14, 15),
-    ),
-    upper_body=(7, 8, 9, 10, 11, 12, 13, 14, 15),
-    both_halves=(),
-    # MPII is scored by PCKh and publishes no OKS constants. Ours, for where an OKS is asked for: COCO's figure of the
-    # same joint, hip's for the pelvis, shoulder's for thorax and neck, ear's for the head top
-    sigmas=(.089, .087, .107, .107, .087, .089, .107, .079, .079, .035, .062, .072, .079, .079, .072, .062),
-    weights=(1.5, 1.2, 1, 1, 1.2, 1.5, 1, 1, 1, 1, 1.5, 1.2, 1, 1, 1.2, 1.5),
-)
+    annotations: str
+    images: str
+    labelled: bool = True
+    head_boxes: str = ""
 
-SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, MPII)}
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """What a dataset file says. format, metric: see METRICS. category: name or id of the annotations' category. sets: (pattern, SetFiles), with
+    {set} for the set's name. remarks: what a user should know before trusting figures."""
+
+    path: Path
+    skeleton: Skeleton
+    format: str
+    metric: str
+    category: str | int
+    root: str
+    annotations: str
+    images: str
+    sets: tuple[tuple[str, SetFiles], ...] = ()
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.skeleton.name
+
+    def files(self, set_name: str) -> SetFiles:
+        """The files of a set: those of the first pattern that fits it, else those of every other set."""
+        found = next((files for pattern, files in self.sets if fnmatchcase(set_name, pattern)), SetFiles(self.annotations, self.images))
+        return replace(found, **{key: getattr(found, key).replace("{set}", set_name) for key in ("annotations", "images", "head_boxes")})
+
+
+_last_read: dict[str, DatasetFile] = {}
+
+
+def __getattr__(name: str) -> Skeleton:
+    if name in ("COCO", "MPII"):
+        return dataset(name.lower()).skeleton
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def shipped() -> list[str]:
+    """Names of the files in experiments/datasets."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def dataset_of(cfg: CfgNode) -> DatasetFile:
+    """The dataset file of DATASET.FILE, else of DATASET.DATASET, as it was when config.load read it. Raises ConfigError."""
+    return dataset(cfg.DATASET.FILE or cfg.DATASET.DATASET)
+
+
+def dataset(name: str, *, again: bool = False) -> DatasetFile:
+    """A dataset file by its path, or by the name of one of experiments/datasets; read once in a process, or `again`. Raises ConfigError."""
+    known = _last_read.get(name)
+    if known is None or again:
+        found = read_dataset(_path(name))
+        _last_read[name] = known if found == known else found
+    return _last_read[name]
+
+
+def _path(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    if not FOLDER.is_dir():
+        raise ConfigError(f"{FOLDER}: no such folder, and no dataset file {name!r} therefore; Poise runs from its checkout (pip install -e .), "
+                          "or DATASET.FILE takes the path of a dataset file")
+    if name not in shipped():
+        raise ConfigError(f"no dataset file {name!r}: it must be one of {', '.join(shipped())}, or the path of a YAML file")
+    return FOLDER / f"{name}.yaml"
+
+
+def read_dataset(path: str | Path) -> DatasetFile:
+    """Read and check a dataset file. Raises ConfigError, naming the file and the key."""
+    path = Path(path)
+    values = read_yaml(path, "dataset file", "experiments/datasets/template.yaml shows what one holds")
+    for key in values:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            raise ConfigError(f"{path}: unknown key {shown(key)}{f'; did you mean {close[0]}?' if close else f'; the keys are ' + ', '.join(_KEYS)}")
+    values = {key: value for key, value in values.items() if value is not None}
+    file = _Values(values, path)
+    names = file.joints()
+    count = len(names)
+    name = file.text("name", path.stem)
+    if "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
+        raise ConfigError(f"{path}: name must do as the name of a folder, got {shown(name)}")
+    form = file.choice("format", tuple(METRICS))
+    category = values.get("category", "person")
+    if isinstance(category, bool) or not isinstance(category, (str, int)) or category == "":
+        raise ConfigError(f"{path}: category must be the name or the id of a category, got {shown(category)}")
+    pairs = file.pairs("flip_pairs", names)
+    paired = [joint for pair in pairs for joint in pair]
+    if len(set(paired)) < len(paired):
+        twice = next(names[joint] for joint in paired if paired.count(joint) > 1)
+        raise ConfigError(f"{path}: flip_pairs has {twice!r} twice; a joint has one mirror image")
+    skeleton = Skeleton(
+        name, names, pairs, file.pairs("limbs", names), file.members("upper_body", names), file.members("both_halves", names),
+        file.numbers("sigmas", count, DEFAULT_SIGMA, above_zero=True), file.numbers("weights", count, 1.0))
+    result = DatasetFile(path, skeleton, form, file.choice("metric", METRICS[form]), category, file.text("root", ""), file.text("annotations"),
+                         file.text("images"), file.sets())
+    return replace(result, remarks=tuple(_remarks(result, "sigmas" in values)))
+
+
+def _remarks(file: DatasetFile, has_sigmas: bool):
+    if not has_sigmas and file.metric != "pckh":
+        yield (f"{file.path}: has no sigmas, so the OKS takes {DEFAULT_SIGMA} for every joint, the mean of COCO's; such an AP compares runs on this "
+               "data set only")
+    paired = {joint for pair in file.skeleton.flip_pairs for joint in pair}
+    lost = [name for joint, name in enumerate(file.skeleton.names) if name.startswith(("left", "right")) and joint not in paired]
+    if lost:
+        yield f"{file.path}: {', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''} are in no flip_pairs, so a mirrored person keeps left for left"
+
+
+def find_category(content: Any, category: str | int) -> dict | None:
+    """The first category of this name or id in a COCO-format dict; None where it has none."""
+    categories, key = content.get("categories") if isinstance(content, dict) else None, "id" if isinstance(category, int) else "name"
+    return next((c for c in categories if isinstance(c, dict) and c.get(key) == category), None) if isinstance(categories, (list, tuple)) else None
+
+
+class _Values:
+    """The values of a dataset file, checked one key at a time; `path` is for the errors."""
+
+    def __init__(self, values: dict, path: Path):
+        self.values, self.path = values, path
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.values.get(key, default)
+        if value is None:
+            raise ConfigError(f"{self.path}: has no {key}, which a dataset file needs; experiments/datasets/template.yaml shows them")
+        if not isinstance(value, str) or (not value and default != ""):
+            raise ConfigError(f"{self.path}: {key} must be text, got {shown(value)}")
+        return value
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        value = self.values.get(key, allowed[0])
+        if value not in allowed:
+            raise ConfigError(f"{self.path}: {key} must be {' or '.join(allowed)}{' with format mpii' if allowed == METRICS['mpii'] else ''}, got {shown(value)}")
+        return value
+
+    def joints(self) -> tuple[str, ...]:
+        names = self.values.get("joints")
+        if not isinstance(names, list) or not 1 <= len(names) <= MOST_JOINTS:
+            raise ConfigError(f"{self.path}: joints must be a list of 1 to {MOST_JOINTS} names, got {shown(names)}")
+        for name in names:
+            if not isinstance(name, str) or not name or not name.isprintable():
+                raise ConfigError(f"{self.path}: joints must be a list of names, got {shown(name)} in it")
+            if names.count(name) > 1:
+                raise ConfigError(f"{self.path}: joints has {name!r} twice; names must differ")
+        return tuple(names)
+
+    def members(self, key: str, names: tuple[str, ...]) -> tuple[int, ...]:
+        """The places of joints listed under `key`."""
+        return tuple(self._place(key, name, names) for name in self._list(key))
+
+    def pairs(self, key: str, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+        found = []
+        for pair in self._list(key):
+            if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
+                raise ConfigError(f"{self.path}: {key} must be pairs of two joints, got {shown(pair)}")
+            found.append((self._place(key, pair[0], names), self._place(key, pair[1], names)))
+        return tuple(found)
+
+    def numbers(self, key: str, count: int, default: float, *, above_zero: bool = False) -> tuple[float, ...]:
+        if key not in self.values:
+            return (default,) * count
+        values = self._list(key)
+        if len(values) != count:
+            raise ConfigError(f"{self.path}: {key} has {len(values)} numbers, expected {count}, one for each of joints")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 if above_zero else value >= 0) or not math.isfinite(value) \
+                    or value > 1000:
+                raise ConfigError(f"{self.path}: {key} must be numbers {'above 0' if above_zero else 'of 0 or more'} and at most 1000, got {shown(value)}")
+        return tuple(values)
+
+    def sets(self) -> tuple[tuple[str, SetFiles], ...]:
+        sets = self.values.get("sets", {})
+        if not isinstance(sets, dict) or not all(isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()):
+            raise ConfigError(f"{self.path}: sets must be set names, each with its keys, got {shown(sets)}")
+        types = {"annotations": str, "images": str, "labelled": bool, "head_boxes": str}
+        for name, files in sets.items():
+            for key, value in files.items():
+                if key not in types or type(value) is not types[key]:
+                    wanted = f"must be {'text' if types[key] is str else 'true or false'}, got {shown(value)}" if key in types else f"is none of {', '.join(types)}"
+                    raise ConfigError(f"{self.path}: sets.{name}.{key} {wanted}")
+        other = {key: self.text(key) for key in ("annotations", "images")}
+        return tuple((name, SetFiles(**(other | files))) for name, files in sets.items())
+
+    def _list(self, key: str) -> list:
+        value = self.values.get(key, [])
+        if not isinstance(value, list):
+            raise ConfigError(f"{self.path}: {key} must be a list, got {shown(value)}")
+        return value
+
+    def _place(self, key: str, name: Any, names: tuple[str, ...]) -> int:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            raise ConfigError(f"{self.path}: {key} names {shown(name)}, which joints does not list{f'; did you mean {close[0]}?' if close else ''}")
+        return names.index(name)

@@ -19,13 +19,14 @@ class Targets(NamedTuple):
 
     heatmaps: (B, J, h, w), or (B, K, J, h, w) from coarse to fine. weight: (B, J, 1), 0 for joints without a label and those
     outside of the crop. seen: (B, J, 1), 1 for those of them that are not hidden. cells: (B, J, 2) float, x and y of the maxima of
-    `finest`, 0 for empty maps; None where only a look at the maps tells.
+    `finest`, 0 for empty maps; None where only a look at the maps tells. known: (B, J, 1), 0 for joints that the person's set does not have; None: all are.
     """
 
     heatmaps: torch.Tensor
     weight: torch.Tensor
     seen: torch.Tensor
     cells: torch.Tensor | None = None
+    known: torch.Tensor | None = None
 
     @property
     def finest(self) -> torch.Tensor:
@@ -61,7 +62,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
-        """Targets, on the device of `joints`. joints: (B, J, 2) crop pixels. visible: (B, J), COCO's flag 0, 1 or 2."""
+        """Targets, on the device of `joints`. joints: (B, J, 2) crop pixels. visible: (B, J), COCO's flag 0, 1 or 2; -1 is as 0."""
 
     def decode(self, heatmaps: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Joints (B, J, 2) float32 in crop pixels and scores (B, J) float32 of heatmaps (B, J, h, w) float32.

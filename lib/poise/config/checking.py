@@ -6,7 +6,7 @@ import math
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.skeleton import SKELETONS
+from poise.skeleton import dataset_of
 
 CODEC_NAMES = ("gaussian", "dark", "udp", "megvii")     # poise.codecs.CODECS, which stands above this floor
 
@@ -33,9 +33,9 @@ def check_values(cfg: CfgNode, source: str) -> None:
     need(cfg.MODEL.NUM_JOINTS >= 1, "MODEL.NUM_JOINTS", "at least 1")
     need(cfg.MODEL.STYLE in ("pytorch", "caffe"), "MODEL.STYLE", "'pytorch' or 'caffe'")
     need(cfg.MODEL.SCALE >= 1 and cfg.MODEL.BASEWIDTH >= 1, "MODEL.SCALE", "at least 1, and MODEL.BASEWIDTH too")
-    need(cfg.DATASET.DATASET in SKELETONS, "DATASET.DATASET", f"one of {', '.join(SKELETONS)}")
-    joints = SKELETONS[cfg.DATASET.DATASET].num_joints
-    need(cfg.MODEL.NUM_JOINTS == joints, "MODEL.NUM_JOINTS", f"{joints}, as {cfg.DATASET.DATASET} has")
+    data = dataset_of(cfg)
+    joints = data.skeleton.num_joints
+    need(cfg.MODEL.NUM_JOINTS == joints, "MODEL.NUM_JOINTS", f"{joints}, as {cfg.DATASET.FILE or cfg.DATASET.DATASET} has")
     need(all(isinstance(g, int) and 0 <= g < 1024 for g in cfg.GPUS) and len(set(cfg.GPUS)) == len(cfg.GPUS), "GPUS",
          "device numbers from 0 on, each once")
     for key, least, most in (("WORKERS", 0, 1024), ("CPU_THREADS", -1, 1024), ("SEED", 0, 2**63 - 1)):
@@ -61,6 +61,7 @@ def check_values(cfg: CfgNode, source: str) -> None:
     need(finite(cfg.DATASET.SCALE_FACTOR) and 0 <= cfg.DATASET.SCALE_FACTOR < 1, "DATASET.SCALE_FACTOR", "from 0 to below 1")
     need(finite(cfg.DATASET.ROT_FACTOR) and cfg.DATASET.ROT_FACTOR >= 0, "DATASET.ROT_FACTOR", "0 or more degrees")
     need(cfg.DATASET.PROB_HALF_BODY <= 1, "DATASET.PROB_HALF_BODY", "at most 1")     # HRNet's MPII files have -1 for never
+    need(cfg.DATASET.PROB_HALF_BODY <= 0 or data.skeleton.upper_body, "DATASET.PROB_HALF_BODY", f"0 without upper_body in {data.path}")
     need(finite(cfg.TEST.OKS_THRE) and 0 < cfg.TEST.OKS_THRE, "TEST.OKS_THRE", "above 0")
     for key in ("IMAGE_THRE", "IN_VIS_THRE"):
         need(finite(cfg.TEST[key]), f"TEST.{key}", "a finite number")

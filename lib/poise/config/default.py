@@ -37,7 +37,7 @@ def default_config() -> CN:
     c.MODEL.INIT_WEIGHTS = True         # initialise as the family does and load MODEL.PRETRAINED when training begins
     c.MODEL.PRETRAINED = ""             # backbone (or whole network) weights: a path, or an https URL with its sha256 prefix in the name
     c.MODEL.REPLACE_HEAD = False        # (Poise) MODEL.PRETRAINED may have other joints: its last layers are then left out, which is said; for fine-tuning
-    c.MODEL.NUM_JOINTS = 17             # joints, as many as the dataset has
+    c.MODEL.NUM_JOINTS = 0              # joints, as many as the dataset file has; 0 takes their number from there
     c.MODEL.TAG_PER_JOINT = True        # accepted for old files; without effect there and here
     c.MODEL.TARGET_TYPE = "gaussian"    # codec between joints and heatmaps; poise.codecs.CODECS lists them
     c.MODEL.IMAGE_SIZE = [256, 256]     # network input, width and height in pixels
@@ -59,11 +59,16 @@ def default_config() -> CN:
     c.LOSS.USE_OHKM = False                     # only the TOPK hardest joints of each person count
     c.LOSS.TOPK = 8                             # how many, with USE_OHKM
     c.LOSS.USE_TARGET_WEIGHT = True             # unlabelled joints do not count
-    c.LOSS.USE_DIFFERENT_JOINTS_WEIGHT = False  # wrists, ankles, elbows and knees count more (poise.skeleton weights)
+    c.LOSS.USE_DIFFERENT_JOINTS_WEIGHT = False  # wrists, ankles, elbows and knees count more (weights of the dataset file)
 
     c.DATASET = CN()
-    c.DATASET.ROOT = ""                     # folder of the dataset
-    c.DATASET.DATASET = "mpii"              # reader: coco or mpii
+    c.DATASET.ROOT = ""                     # folder of the dataset; '' is the root that the dataset file names
+    c.DATASET.DATASET = "mpii"              # dataset: a file of experiments/datasets, coco, mpii, crowdpose, ...; with FILE the name that it gives
+    c.DATASET.FILE = ""                     # (Poise) a dataset file of your own instead: joints, sigmas, places of files; see experiments/datasets/template.yaml
+    # (Poise) more sets to train on, by names of your choice, each a group of keys: FILE, the dataset file or the name of one in experiments/datasets
+    # (''; the group's name), SET, ROOT and DATA_FORMAT as above (''; the dataset file's root, DATASET.DATA_FORMAT), REPEAT, how often its persons come in
+    # an epoch (1.0; 0.5 is half of them, others each epoch), and JOINTS, {its name: ours} for joints that are not called the same
+    c.DATASET.MIX = CN(new_allowed=True)
     c.DATASET.TRAIN_SET = "train"           # split to train on: train2017, train, trainval, ...
     c.DATASET.TEST_SET = "valid"            # split to test on: val2017, test-dev2017, valid, test, ...
     c.DATASET.DATA_FORMAT = "jpg"           # 'zip' reads images/<split>.zip; anything else reads plain files

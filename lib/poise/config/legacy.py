@@ -36,5 +36,4 @@ def translate_simple_baseline(values: dict) -> dict:
             group.setdefault("BATCH_SIZE_PER_GPU", group.pop("BATCH_SIZE"))
     for key, value in _DEFAULTS.items():
         test.setdefault(key, value)
-    model.setdefault("NUM_JOINTS", 16)
     return values

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from poise.config.checking import check_values
+from poise.config.following import follow_dataset
 from poise.config.default import default_config
 from poise.config.legacy import translate_simple_baseline
-from poise.errors import ConfigError
+from poise.errors import ConfigError, shown
+from poise.yaml_files import read_yaml
 
 BASE_KEY = "_BASE_"
-MAX_BYTES = 1 << 20     # the longest published file has 3 KB; more is not an experiment
 MAX_BASES = 16
-MAX_VALUES = 100_000    # YAML aliases let a small file stand for a huge one, or for one without end
 
 
 def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -39,6 +38,7 @@ def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
         for part in reversed(str(key).split(".")):
             nested = {part: nested}
         _merge(cfg, nested, "command line")
+    follow_dataset(cfg, str(path))
     check_values(cfg, str(path))
     cfg.freeze()
     return cfg
@@ -60,25 +60,13 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     """One file with its bases merged under it, as nested dictionaries."""
     try:
         resolved = path.resolve()
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError, RuntimeError) as error:    # a NUL in the name; a circle of symbolic links
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot read the experiment file ({reason}); --cfg takes a file of experiments/") from None
+    except (OSError, ValueError, RuntimeError):     # reading it tells
+        resolved = path
     if resolved in seen:
         raise ConfigError(f"{path}: {BASE_KEY} leads back to itself ({' -> '.join(p.name for p in (*seen, resolved))})")
     if len(seen) >= MAX_BASES:
         raise ConfigError(f"{path}: more than {MAX_BASES} files deep in {BASE_KEY}")
-    if len(text) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; this is not an experiment file")
-    try:
-        own = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:    # PyYAML lets other errors through
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
-    own = {} if own is None else own
-    _check_extent(own, path)
-    if not isinstance(own, dict):
-        raise ConfigError(f"{path}: expected KEY: VALUE lines, got a {type(own).__name__}")
+    own = read_yaml(path, "experiment file", "--cfg takes a file of experiments/")
     bases = own.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -88,17 +76,6 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
         _update(merged, _read(path.parent / base, (*seen, resolved)))
     _update(merged, own)
     return merged
-
-
-def _check_extent(value: Any, path: Path) -> None:
-    """Raise ConfigError for more values than a file of MAX_BYTES holds honestly; each alias counts as what it stands for."""
-    found, waiting = 0, [value]
-    while waiting:
-        item = waiting.pop()
-        waiting.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
-        found += 1
-        if found > MAX_VALUES:
-            raise ConfigError(f"{path}: stands for more than {MAX_VALUES} values; this is not an experiment file")
 
 
 def _update(into: dict, values: dict) -> None:
@@ -124,7 +101,7 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
             node[key] = _free_value(value)
         elif isinstance(node[key], CfgNode):
             if not isinstance(value, dict):
-                raise ConfigError(f"{source}: {name} is a group of keys, got {_shown(value)}")
+                raise ConfigError(f"{source}: {name} is a group of keys, got {shown(value)}")
             _merge(node[key], value, source, f"{name}.")
         else:
             node[key] = _free_value(value) if node.is_new_allowed() else _typed(node[key], value, name, source)
@@ -164,11 +141,6 @@ def _free_value(value: Any) -> Any:
     return _literal(value)
 
 
-def _shown(value: Any) -> str:
-    """`value` for an error line, not longer than that."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
 
 def _typed(default: Any, value: Any, name: str, source: str) -> Any:
     """`value` in the type of `default`, or ConfigError."""
@@ -192,8 +164,8 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
             if isinstance(value, (list, tuple)):
                 if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
                     return wanted(int(item) if isinstance(item, float) and item.is_integer() else item for item in value)
-                raise ConfigError(f"{source}: {name} must hold numbers, got {_shown(value)}")
+                raise ConfigError(f"{source}: {name} must hold numbers, got {shown(value)}")
         if type(value) is wanted:
             return value
     kind = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}.get(wanted.__name__, "a list of numbers")
-    raise ConfigError(f"{source}: {name} must be {kind}, got {_shown(value)} ({type(value).__name__})")
+    raise ConfigError(f"{source}: {name} must be {kind}, got {shown(value)} ({type(value).__name__})")

@@ -9,31 +9,44 @@ from yacs.config import CfgNode
 from poise.codecs import build_codec
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
+from poise.datasets.mixing import ImageFolders, as_set, mixed
 from poise.datasets.persons import BatchLoader, EpochBatches, PersonCrops
+from poise.datasets.places import image_folder
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PersonTable
 from poise.geometry import PIXEL_STD
+from poise.skeleton import dataset_of
 
 log = logging.getLogger(__name__)
 
 __all__ = ["build_loader", "read_set", "PersonTable", "ImageFolder"]
 
 
-def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder]:
-    """Persons and images of DATASET.TRAIN_SET or DATASET.TEST_SET, with what was dropped in the log."""
+def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | ImageFolders]:
+    """Persons and images of DATASET.TRAIN_SET, with those of DATASET.MIX, or of DATASET.TEST_SET; what was dropped is in the log."""
+    if not train:
+        for remark in dataset_of(cfg).remarks:
+            log.warning("%s", remark)
+    own = _read_one(cfg, train)
+    if not train or not cfg.DATASET.MIX:
+        return own
+    # in an order of their own, for a configuration that was written and read again has the groups in another
+    return mixed(cfg, {"": own, **{name: _read_one(as_set(cfg, name), train) for name in sorted(cfg.DATASET.MIX)}})
+
+
+def _read_one(cfg: CfgNode, train: bool) -> tuple[PersonTable, ImageFolder]:
     split, margin = (cfg.DATASET.TRAIN_SET, cfg.DATASET.BOX_MARGIN) if train else (cfg.DATASET.TEST_SET, cfg.TEST.BOX_MARGIN)
-    if cfg.DATASET.DATASET == "mpii":
-        table, images = mpii.read_table(cfg, split, margin=margin), mpii.image_folder(cfg, split)
+    if dataset_of(cfg).format == "mpii":
+        table = mpii.read_table(cfg, split, margin=margin)
     else:
         table = coco.read_table(cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin)
-        images = coco.image_folder(cfg, split)
     if train and cfg.DATASET.SELECT_DATA:
         table = table.select(joints_agree_with_box(table), "joints far from the box's centre, DATASET.SELECT_DATA")
     log.info("%s set %s: %s", "train" if train else "test", split, table.summary())
-    return table, images
+    return table, image_folder(cfg, split)
 
 
-def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder, *, train: bool, devices: int = 1, on_gpu: bool = False,
+def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder | ImageFolders, *, train: bool, devices: int = 1, on_gpu: bool = False,
                  rank: int = 0, world: int = 1, local_world: int = 1) -> BatchLoader:
     """Batches of a set: shuffled and augmented for training, for testing image by image, so that each is decoded once.
 
@@ -45,14 +58,15 @@ def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder, *, train
                         augmentation=Augmentation.from_config(cfg) if train else None, unbiased=build_codec(cfg).unbiased)
     size = (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU * max(devices, 1) * (world if train else 1)
     batches = EpochBatches(len(table), size, shuffle=train and cfg.TRAIN.SHUFFLE, seed=cfg.SEED, rank=rank, world=world, whole_batches=not train,
-                           order=None if train else np.argsort(table.image_index, kind="stable"))
+                           order=None if train else np.argsort(table.image_index, kind="stable"), repeat=table.repeat if train else None)
     return BatchLoader(crops, batches, workers=-(-cfg.WORKERS // local_world), pin_memory=cfg.PIN_MEMORY and on_gpu)
 
 
 def joints_agree_with_box(table: PersonTable) -> np.ndarray:
     """(N,) bool: the mean of a person's joints lies near the box's centre, the nearer the fewer joints there are.
 
-    Source: HRNet lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1 joint by 0.0125 a joint.
+    Source: HRNet lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1 joint by 0.0125 a joint, to 0.65 for COCO's 17; where
+    there are more, to 0.65 for all of them.
     """
     labelled = table.visible > 0
     count = labelled.sum(axis=1)
@@ -60,4 +74,5 @@ def joints_agree_with_box(table: PersonTable) -> np.ndarray:
     distance = np.square(mean - table.center).sum(axis=1)
     area = table.scale.prod(axis=1) * PIXEL_STD**2
     similarity = np.exp(-distance / (2 * 0.2**2 * area))
-    return (count > 0) & (similarity > 0.2 / 16 * count + 0.45 - 0.2 / 16)
+    rise = 0.2 / max(16, table.skeleton.num_joints - 1)
+    return (count > 0) & (similarity > rise * count + 0.45 - rise)

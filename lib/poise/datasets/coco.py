@@ -1,10 +1,10 @@
-"""COCO keypoints: persons from annotations, from a detection file, or the images of a test set.
+"""Keypoint annotations in COCO's form: persons from annotations, from a detection file, or the images of a test set.
 
-Layout below DATASET.ROOT: annotations/person_keypoints_<split>.json (image_info_<split>.json for test sets), images/<split>/
-or images/<split>.zip (images/test2017 for every test split). Source of the selection rules: HRNet lib/dataset/coco.py.
+The dataset file says where they lie below DATASET.ROOT. Source of the selection rules: HRNet lib/dataset/coco.py.
 """
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +13,11 @@ from yacs.config import CfgNode
 from poise.config import data_path
 from poise.datasets.array_cache import Arrays, remembered
 from poise.datasets.coco_files import read_annotations, read_detections, read_entries, read_images, refuse
-from poise.datasets.reading import ImageFolder
+from poise.datasets.places import annotation_path
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError
 from poise.geometry import BOX_MARGIN, box_to_center_scale
-from poise.skeleton import COCO
-
-
-def annotation_path(cfg: CfgNode, split: str) -> Path:
-    """The annotation file of a split; test sets have only image_info files."""
-    prefix = "image_info" if "test" in split else "person_keypoints"
-    return Path(data_path(cfg, cfg.DATASET.ROOT)) / "annotations" / f"{prefix}_{split}.json"
-
-
-def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
-    """Where the images of a split lie; test-dev2017 is part of test2017."""
-    name = "test2017" if "test" in split else split
-    ending = ".zip" if cfg.DATASET.DATA_FORMAT == "zip" else ""
-    return ImageFolder(Path(data_path(cfg, cfg.DATASET.ROOT)) / "images" / f"{name}{ending}", exif=cfg.DATASET.EXIF)
+from poise.skeleton import DatasetFile, dataset_of
 
 
 def read_table(cfg: CfgNode, split: str, *, detections: bool, margin=BOX_MARGIN) -> PersonTable:
@@ -40,23 +27,37 @@ def read_table(cfg: CfgNode, split: str, *, detections: bool, margin=BOX_MARGIN)
     """
     path = annotation_path(cfg, split)
     aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
+    data = dataset_of(cfg)
+    # what the dataset file decides of the arrays is part of their kind, so that a changed one has others read
+    joints, kind = data.skeleton.num_joints, f"of category {data.category!r}"
     if detections:
-        table = _detected(cfg, remembered(path, "images", lambda: read_images(path), cfg.DATASET.CACHE), path, aspect, margin)
+        images = remembered(path, f"images {kind}", partial(read_images, path, data.category), cfg.DATASET.CACHE)
+        table = _detected(cfg, data, images, path, aspect, margin)
     else:
-        table = _annotated(remembered(path, "persons", lambda: read_annotations(path, split), cfg.DATASET.CACHE), path, aspect, margin, cfg.DATASET.BOX_CLIP)
+        persons = remembered(path, f"persons {kind} with {joints} joints", partial(read_annotations, path, split, joints, data.category), cfg.DATASET.CACHE)
+        check_order(persons["joint_names"].tolist(), data, path)
+        table = _annotated(persons, data, path, aspect, margin, cfg.DATASET.BOX_CLIP)
     if not len(table):
         raise DataError(f"{data_path(cfg, cfg.TEST.COCO_BBOX_FILE) if detections else path}: no person is left to use; {table.summary()}")
     return table
 
 
-def _annotated(file: Arrays, path: Path, aspect: float, margin, clip: str) -> PersonTable:
+def check_order(names: list[str], data: DatasetFile, path: Path) -> None:
+    """Raise DataError where the annotation file names its joints, the same ones as the dataset file, in another order."""
+    ours = data.skeleton.names
+    if names != list(ours) and sorted(names) == sorted(ours):
+        place = next(i for i, pair in enumerate(zip(names, ours)) if pair[0] != pair[1])
+        raise DataError(f"{path}: its joint {place} is {names[place]!r}, in {data.path} it is {ours[place]!r}; `joints` there must have the annotation file's order")
+
+
+def _annotated(file: Arrays, data: DatasetFile, path: Path, aspect: float, margin, clip: str) -> PersonTable:
     ids, index = file["ids"], file["image_index"]
     boxes, usable = _clip(file["boxes"], file["image_sizes"][index], clip)
     refuse(~usable, ids, path, "a bbox without area inside its image")
     center, scale = box_to_center_scale(boxes, aspect, margin)
     dropped = dict(zip(file["reasons"].tolist(), file["counts"].tolist()))
     return PersonTable(
-        COCO, PackedNames(file["name_buffer"], file["name_ends"]), file["image_ids"], index, center, boxes[:, 2:], scale, file["joints"], file["visible"],
+        data.skeleton, PackedNames(file["name_buffer"], file["name_ends"]), file["image_ids"], index, center, boxes[:, 2:], scale, file["joints"], file["visible"],
         np.ones(len(ids)), ids, "gt", dropped, int(file["person"][0]))
 
 
@@ -77,13 +78,13 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, 
     return np.concatenate([low, high - low], axis=1), usable
 
 
-def _detected(cfg: CfgNode, images: Arrays, path: Path, aspect: float, margin) -> PersonTable:
+def _detected(cfg: CfgNode, data: DatasetFile, images: Arrays, path: Path, aspect: float, margin) -> PersonTable:
     if not cfg.TEST.COCO_BBOX_FILE:
         raise ConfigError("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test with ground-truth boxes")
     file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
     mend = "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}; README.md says where to get it; TEST.USE_GT_BBOX True does without"
-    person = int(images["person"][0]) if images["person"].any() else 1
-    columns = remembered(file, "detections", lambda: read_detections(file, mend), cfg.DATASET.CACHE)
+    person = int(images["person"][0]) if len(images["person"]) else data.category if isinstance(data.category, int) else 1
+    columns = remembered(file, "detections", partial(read_detections, file, mend), cfg.DATASET.CACHE)
     if columns is not None:
         values, dropped = chosen_detections(columns, images["image_ids"], person, cfg.TEST.IMAGE_THRE)
     else:
@@ -94,7 +95,7 @@ def _detected(cfg: CfgNode, images: Arrays, path: Path, aspect: float, margin) -
     if bad.any():
         raise DataError(f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite; mend or remove it")
     center, scale = box_to_center_scale(values[:, 3:], aspect, margin)
-    table = PersonTable(COCO, PackedNames(images["name_buffer"], images["name_ends"]), images["image_ids"], values[:, 1].astype(np.int32), center,
+    table = PersonTable(data.skeleton, PackedNames(images["name_buffer"], images["name_ends"]), images["image_ids"], values[:, 1].astype(np.int32), center,
                         values[:, 5:], scale, None, None, values[:, 2], values[:, 0].astype(np.int64), file.stem,
                         {reason: count for reason, count in named.items() if count}, person)
     # both conditions on all rows, so that a box that fails both is counted once

@@ -12,46 +12,44 @@ from poise.datasets.array_cache import Arrays
 from poise.datasets.table import PackedNames
 from poise.errors import ConfigError, DataError
 from poise.json_files import read_in_parts, read_json
-from poise.skeleton import COCO
+from poise.skeleton import find_category
 
 MOST_PIXELS = 1e7
-NUMBERS = 3 * COCO.num_joints
-_UNLABELLED = [0] * NUMBERS
 MEND = "check DATASET.ROOT and the set's name"
 
 
-def read_images(path: Path) -> Arrays:
-    """The images of an annotation file. Raises DataError, naming the file.
+def read_images(path: Path, category: str | int) -> Arrays:
+    """The images of an annotation file. category: name or id of the persons' category. Raises DataError, naming the file.
 
     name_buffer, name_ends: see PackedNames. image_ids (M,) int64. image_sizes (M, 2) float64, width and height in pixels.
-    person: the id of the category 'person'; empty where the file names no such category.
+    person: the id of the category; empty where the file has no such category. joint_names: of the category, as far as the file tells.
     """
-    return _images(read_json(path, "annotation file", MEND), path)
+    return _images(read_json(path, "annotation file", MEND), path, category)
 
 
-def read_annotations(path: Path, split: str) -> Arrays:
-    """The same and the labelled persons, without crowd regions and those that nothing can be learned from. Raises DataError or ConfigError.
+def read_annotations(path: Path, split: str, joints: int, category: str | int) -> Arrays:
+    """The same and the labelled persons of so many joints, without crowd regions and those that nothing can be learned from. Raises DataError or ConfigError.
 
     ids (N,) int64. image_index (N,) int32. boxes (N, 4) float64 as annotated. joints (N, J, 2) and visible (N, J) float32: see PersonTable.
     reasons, counts: what was dropped.
     """
-    return read_in_parts(path, "annotations", lambda content, parts: _annotations(content, parts, path, split), "annotation file", MEND)
+    return read_in_parts(path, "annotations", lambda content, parts: _annotations(content, parts, path, split, joints, category), "annotation file", MEND)
 
 
-def _annotations(content: Any, parts: Iterator[list], path: Path, split: str) -> Arrays:
-    arrays = _images(content, path)
+def _annotations(content: Any, parts: Iterator[list], path: Path, split: str, joints: int, category: str | int) -> Arrays:
+    arrays = _images(content, path, category)
     if "annotations" not in content:
         raise ConfigError(f"{path}: set {split} has no annotations, so no ground-truth boxes; set TEST.USE_GT_BBOX False and "
                           "TEST.COCO_BBOX_FILE to a detection file")
     if not len(arrays["person"]):
-        raise DataError(f"{path}: has no category 'person' with an id; Poise trains on the persons of a COCO keypoint file")
+        raise DataError(f"{path}: has no category {category!r} with an id; Poise trains on one category, which `category` of the dataset file names")
     if not isinstance(content["annotations"], list):
         raise DataError(f"{path}: 'annotations' is not a list; this is not a COCO annotation file")
     person, position = int(arrays["person"][0]), {image_id: index for index, image_id in enumerate(arrays["image_ids"].tolist())}
     dropped: Counter[str] = Counter()
-    found = [_no_persons()]
+    found = [_no_persons(joints)]
     for entries in parts:
-        columns, reasons = regular_persons(entries, person, position) or persons_one_by_one(entries, person, position, path)
+        columns, reasons = regular_persons(entries, person, position, joints) or persons_one_by_one(entries, person, position, joints, path)
         found.append(columns)
         dropped.update(reasons)
     ids, index, boxes, keypoints = (np.concatenate(column) for column in zip(*found))
@@ -96,7 +94,7 @@ def detection_columns(entries: list) -> Arrays | None:
     return {name: array.astype(np.int64 if name in whole else np.float64) for name, array in columns.items()}
 
 
-def _images(content: Any, path: Path) -> Arrays:
+def _images(content: Any, path: Path, category: str | int) -> Arrays:
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path}: has no list 'images'; this is not a COCO annotation file")
@@ -110,39 +108,35 @@ def _images(content: Any, path: Path) -> Arrays:
         raise DataError(f"{path}: two entries of 'images' have the same id; ids must differ")
     if not all(isinstance(name, str) and name for name in names):
         raise DataError(f"{path}: an entry of 'images' has a file_name that is not text")
-    packed, person = PackedNames.of(names), _person_category(content)
+    packed, found = PackedNames.of(names), find_category(content, category)
+    person, names = (found or {}).get("id"), (found or {}).get("keypoints")
+    joint_names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
     return {"name_buffer": packed.buffer, "name_ends": packed.ends, "image_ids": ids, "image_sizes": sizes,
-            "person": np.array([] if person is None else [person], dtype=np.int64)}
-
-
-def _person_category(content: dict) -> int | None:
-    categories = content.get("categories")
-    named = [c for c in categories if isinstance(c, dict) and c.get("name") == "person"] if isinstance(categories, list) else []
-    found = named[0].get("id") if named else None
-    return found if isinstance(found, int) else None
+            "person": np.array([person] if isinstance(person, int) else [], dtype=np.int64), "joint_names": np.array(joint_names, dtype=str)}
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]     # ids (N,), image_index (N,), boxes (N, 4), keypoints (N, J, 3)
 
 
-def _no_persons() -> Columns:
-    return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 4)), np.zeros((0, COCO.num_joints, 3))
+def _no_persons(joints: int) -> Columns:
+    return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 4)), np.zeros((0, joints, 3))
 
 
-def regular_persons(entries: list, person: int, position: dict[int, int]) -> tuple[Columns, Counter[str]] | None:
+def regular_persons(entries: list, person: int, position: dict[int, int], joints: int) -> tuple[Columns, Counter[str]] | None:
     """The columns of a list of annotations and what was dropped, column by column, in a fifth of the time that one by one takes.
 
     None where an entry is not as it should be: persons_one_by_one then finds out what is wrong with it, if anything.
     """
+    numbers, unlabelled = 3 * joints, [0] * (3 * joints)
     try:
         mine = [entry for entry in entries if entry["category_id"] == person]
         single = [entry for entry in mine if not entry.get("iscrowd", 0)]
         index = [position[entry["image_id"]] for entry in single]
-        if any(len(entry["keypoints"]) != NUMBERS for entry in single):
+        if any(len(entry["keypoints"]) != numbers for entry in single):
             return None
-        labelled = [(entry, place) for entry, place in zip(single, index) if entry["keypoints"] != _UNLABELLED]
+        labelled = [(entry, place) for entry, place in zip(single, index) if entry["keypoints"] != unlabelled]
         kept = [(entry, place) for entry, place in labelled if entry.get("area", 1) > 0]
-        columns = _columns([entry for entry, _ in kept], [place for _, place in kept], strict=True)
+        columns = _columns([entry for entry, _ in kept], [place for _, place in kept], joints, strict=True)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         return None
     if (columns[3].max(axis=(1, 2), initial=-1) == 0).any():      # zeros and negative numbers
@@ -152,7 +146,7 @@ def regular_persons(entries: list, person: int, position: dict[int, int]) -> tup
     return columns, Counter({reason: count for reason, count in dropped.items() if count})
 
 
-def persons_one_by_one(entries: list, person: int, position: dict[int, int], path: Path) -> tuple[Columns, Counter[str]]:
+def persons_one_by_one(entries: list, person: int, position: dict[int, int], joints: int, path: Path) -> tuple[Columns, Counter[str]]:
     """The same, entry by entry. Raises DataError, naming the annotation, for what cannot be used."""
     dropped: Counter[str] = Counter()
     rows: list[dict] = []
@@ -165,9 +159,9 @@ def persons_one_by_one(entries: list, person: int, position: dict[int, int], pat
                 reason = "crowd regions"
             elif entry["image_id"] not in position:
                 raise DataError(f"{path}: annotation {entry.get('id')} belongs to image {entry['image_id']}, which 'images' does not list")
-            elif len(entry["keypoints"]) != NUMBERS:
+            elif len(entry["keypoints"]) != 3 * joints:
                 raise DataError(f"{path}: annotation {entry.get('id')} has {len(entry['keypoints'])} keypoint numbers, "
-                                f"expected {NUMBERS} ({COCO.num_joints} joints x 3)")
+                                f"expected {3 * joints} ({joints} joints x 3)")
             elif max(entry["keypoints"]) == 0:
                 reason = "without labelled joints"
             elif entry.get("area", 1) <= 0:
@@ -184,7 +178,7 @@ def persons_one_by_one(entries: list, person: int, position: dict[int, int], pat
         else:
             rows.append(entry)
     try:
-        return _columns(rows, [position[row["image_id"]] for row in rows]), dropped
+        return _columns(rows, [position[row["image_id"]] for row in rows], joints), dropped
     except (KeyError, TypeError, ValueError, OverflowError):
         for row in rows:    # one by one, to name the annotation
             try:
@@ -196,15 +190,15 @@ def persons_one_by_one(entries: list, person: int, position: dict[int, int], pat
         raise
 
 
-def _columns(rows: list[dict], index: list[int], strict: bool = False) -> Columns:
+def _columns(rows: list[dict], index: list[int], joints: int, strict: bool = False) -> Columns:
     """Raises ValueError and others for what is no number; `strict` refuses text that reads as one too."""
     if not rows:
-        return _no_persons()
+        return _no_persons(joints)
     ids, boxes, keypoints = (np.array([row[key] for row in rows], dtype=None if strict else kind)
                              for key, kind in (("id", np.int64), ("bbox", np.float64), ("keypoints", np.float64)))
     if ids.ndim != 1 or boxes.shape[1:] != (4,) or keypoints.ndim != 2 or ids.dtype.kind != "i" or not {boxes.dtype.kind, keypoints.dtype.kind} <= {"i", "f"}:
         raise ValueError("lists within lists")
-    keypoints = keypoints.astype(np.float64, copy=False).reshape(-1, COCO.num_joints, 3)
+    keypoints = keypoints.astype(np.float64, copy=False).reshape(-1, joints, 3)
     return ids, np.array(index, dtype=np.int32), boxes.astype(np.float64, copy=False).reshape(-1, 4), keypoints
 
 

@@ -1,37 +1,22 @@
 """MPII single persons in the json form of SimpleBaseline and HRNet.
 
-Layout below DATASET.ROOT: annot/<split>.json, annot/gt_valid.mat, images/ or images.zip. Coordinates in the files are 1-based.
-Source: HRNet lib/dataset/mpii.py.
+Coordinates in the files are 1-based. Source: HRNet lib/dataset/mpii.py.
 """
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config import data_path
 from poise.datasets.array_cache import Arrays, remembered
-from poise.datasets.reading import ImageFolder
+from poise.datasets.places import annotation_path, set_files
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError
 from poise.geometry import BOX_MARGIN, PIXEL_STD, mpii_center_extent
 from poise.json_files import read_json
-from poise.skeleton import MPII
-
-
-def annotation_path(cfg: CfgNode, split: str) -> Path:
-    return Path(data_path(cfg, cfg.DATASET.ROOT)) / "annot" / f"{split}.json"
-
-
-def headbox_path(cfg: CfgNode) -> Path:
-    """The MATLAB file with the validation set's joints and head boxes, for PCKh."""
-    return Path(data_path(cfg, cfg.DATASET.ROOT)) / "annot" / "gt_valid.mat"
-
-
-def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
-    ending = ".zip" if cfg.DATASET.DATA_FORMAT == "zip" else ""
-    return ImageFolder(Path(data_path(cfg, cfg.DATASET.ROOT)) / f"images{ending}", exif=cfg.DATASET.EXIF)
+from poise.skeleton import dataset_of
 
 
 def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
@@ -40,18 +25,20 @@ def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
     margin: factors in x and y by which the square boxes grow. There is no aspect fit: HRNet's boxes stay square whatever the
     network's input, and only their width counts.
     """
-    path = annotation_path(cfg, split)
-    file = remembered(path, "persons" if split != "test" else "unlabelled persons", lambda: _read(path, split != "test"), cfg.DATASET.CACHE)
+    path, labelled, skeleton = annotation_path(cfg, split), set_files(cfg, split).labelled, dataset_of(cfg).skeleton
+    joints = skeleton.num_joints
+    kind = f"persons with {joints} joints" if labelled else "unlabelled persons"
+    file = remembered(path, kind, partial(_read, path, labelled, joints), cfg.DATASET.CACHE)
     center, extent, given = mpii_center_extent(file["center"], file["scale"])
     scale = extent * np.where(given[:, None], margin, 1.0) / PIXEL_STD
     count = len(center)
     return PersonTable(
-        MPII, PackedNames(file["name_buffer"], file["name_ends"]), np.arange(len(file["name_ends"]), dtype=np.int64), file["image_index"],
+        skeleton, PackedNames(file["name_buffer"], file["name_ends"]), np.arange(len(file["name_ends"]), dtype=np.int64), file["image_index"],
         center, extent, scale, file.get("joints"), file.get("visible"), np.ones(count), np.arange(count, dtype=np.int64), "gt")
 
 
-def _read(path: Path, labelled: bool) -> Arrays:
-    """name_buffer, name_ends: see PackedNames. image_index, center, scale as in the file, joints and visible as in PersonTable, if labelled."""
+def _read(path: Path, labelled: bool, count: int) -> Arrays:
+    """name_buffer, name_ends: see PackedNames. image_index, center, scale as in the file, `count` joints and visible as in PersonTable, if labelled."""
     entries = read_json(path, "annotation file", "check DATASET.ROOT and the set's name")
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path}: not a list of persons; the json form of SimpleBaseline and HRNet is needed")
@@ -62,12 +49,12 @@ def _read(path: Path, labelled: bool) -> Arrays:
         scale = np.array([entry["scale"] for entry in entries], dtype=np.float64)
         if labelled:
             for person, entry in enumerate(entries):
-                if len(entry["joints"]) != MPII.num_joints or len(entry["joints_vis"]) != MPII.num_joints:
+                if len(entry["joints"]) != count or len(entry["joints_vis"]) != count:
                     raise DataError(f"{path}: person {person} ({entry['image']}) has {len(entry['joints'])} joints and "
-                                    f"{len(entry['joints_vis'])} joints_vis, expected {MPII.num_joints}")
+                                    f"{len(entry['joints_vis'])} joints_vis, expected {count}")
             joints = np.array([entry["joints"] for entry in entries], dtype=np.float32)
             visible = np.array([entry["joints_vis"] for entry in entries], dtype=np.float32)
-            if joints.shape[1:] != (MPII.num_joints, 2) or visible.ndim != 2:
+            if joints.shape[1:] != (count, 2) or visible.ndim != 2:
                 raise ValueError("a joint is x and y, a joints_vis one number")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: a person lacks or spoils image, center, scale, joints or joints_vis ({error})") from None

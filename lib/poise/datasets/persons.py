@@ -1,7 +1,8 @@
 """Samples and batches: crops of persons, made in worker processes, the same whatever their number.
 
-A sampler's key is (epoch, person): it carries all that a worker needs to draw the sample's random numbers, which come from a
-generator seeded by (seed, epoch, person) and from nothing else.
+A sampler's key is (epoch, sample): it carries all that a worker needs to draw the sample's random numbers, which come from a
+generator seeded by (seed, epoch, sample) and from nothing else. Sample n of N persons is person n; where persons come more than once in
+an epoch, samples n + N, n + 2 N, ... are person n too, each cut out in its own way.
 """
 from __future__ import annotations
 
@@ -54,10 +55,10 @@ class PersonCrops(Dataset):
             "images": np.empty((count, height, width, 3), np.uint8),
             "joints": np.zeros((count, joints, 2), np.float32),
             "visible": np.zeros((count, joints), np.float32),
-            "person": np.array([person for _, person in keys], np.int64),
+            "person": np.array([sample % len(self) for _, sample in keys], np.int64),
         }
         of_image: dict[int, list[int]] = {}      # an image is decoded once, wherever its persons stand in the batch
-        for row, (_, person) in enumerate(keys):
+        for row, person in enumerate(batch["person"]):
             of_image.setdefault(int(self.table.image_index[person]), []).append(row)
         try:
             for index, rows in of_image.items():
@@ -74,13 +75,13 @@ class PersonCrops(Dataset):
             self._held = (index, self.images.open(self.table.image_names[index]))
         return self._held[1]
 
-    def _crop(self, picture: Picture, epoch: int, person: int, row: dict[str, np.ndarray], whole: bool) -> None:
+    def _crop(self, picture: Picture, epoch: int, sample: int, row: dict[str, np.ndarray], whole: bool) -> None:
         """Fill a row of the batch. whole: decode all of the image, for other persons need it too; otherwise no more than the crop needs."""
-        table = self.table
+        table, person = self.table, sample % len(self)
         center, scale, rotation, mirrored = table.center[person], table.scale[person], 0.0, False
         joints, visible = (table.joints[person], table.visible[person]) if table.labelled else (row["joints"], row["visible"])
         if self.augmentation is not None:
-            rng = np.random.default_rng((self.seed, epoch, person))
+            rng = np.random.default_rng((self.seed, epoch, sample))
             aspect = self.image_size[0] / self.image_size[1]
             center, scale, rotation, mirrored = self.augmentation.draw(rng, center, scale, joints, visible, table.skeleton, aspect, table.extent[person])
         if picture.size is None:
@@ -141,12 +142,15 @@ class EpochBatches(Sampler[list[Key]]):
     them: rows that follow each other, as many for all, or one more for the first ranks. Of a batch of fewer persons than processes
     the last ranks get its first person, which is not theirs: see `share`. With `whole_batches` a process has every world-th
     batch instead, of `batch_size` alone; so a batch holds the same persons whatever the number of processes. order: the (N,) persons
-    as they come without `shuffle`, if not 0, 1, 2, ...
+    as they come without `shuffle`, if not 0, 1, 2, ... repeat: (N,) how often each person comes in an epoch; of those with a fraction, such a
+    share comes once more, others in each epoch.
     """
 
     def __init__(self, persons: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1, whole_batches: bool = False,
-                 order: np.ndarray | None = None):
+                 order: np.ndarray | None = None, repeat: np.ndarray | None = None):
         self.order = np.arange(persons) if order is None else order
+        self.repeat = repeat
+        self.samples = persons if repeat is None else len(self._drawn(np.random.default_rng(0)))
         self.persons, self.batch_size, self.shuffle, self.seed = persons, batch_size, shuffle, seed
         self.rank, self.world, self.whole_batches = rank, world, whole_batches
         self.epoch, self.first_batch = 0, 0
@@ -158,7 +162,7 @@ class EpochBatches(Sampler[list[Key]]):
     @property
     def count(self) -> int:
         """Batches of an epoch, over all processes."""
-        return -(-self.persons // self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     def __len__(self) -> int:
         """Batches of an epoch that this process has a part in."""
@@ -166,15 +170,29 @@ class EpochBatches(Sampler[list[Key]]):
 
     def share(self, batch: int) -> tuple[int, int]:
         """(samples of a batch that are this process's own, samples of the batch)."""
-        size = min(self.batch_size, self.persons - batch * self.batch_size)
+        size = min(self.batch_size, self.samples - batch * self.batch_size)
         if self.whole_batches:
             return size if batch % self.world == self.rank else 0, size
         return size // self.world + (self.rank < size % self.world), size
 
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """The samples of an epoch: all whole repetitions, and of each fraction its share of the persons that have it."""
+        persons = np.arange(len(self.repeat))
+        whole = np.floor(self.repeat).astype(np.int64)
+        found = [persons[whole > copy] + copy * len(persons) for copy in range(whole.max(initial=0))]
+        for fraction in np.unique(self.repeat[self.repeat > whole]):
+            having = persons[self.repeat == fraction]
+            chosen = np.sort(rng.permutation(having)[:round((fraction % 1) * len(having))])
+            found.append(chosen + whole[chosen] * len(persons))
+        return np.concatenate(found) if found else persons[:0]
+
     def __iter__(self) -> Iterator[list[Key]]:
         order = self.order
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.persons)
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
+        if self.repeat is not None:
+            # a stream of its own, so that REPEAT 1 leaves the order that it would be without
+            order = self._drawn(np.random.default_rng((self.seed, self.epoch, 1)))[order if self.shuffle else slice(None)]
         for number in range(self.first_batch, self.count):
             own, size = self.share(number)
             if not own and self.whole_batches:

@@ -9,6 +9,9 @@ import numpy as np
 from poise.skeleton import Skeleton
 
 
+UNKNOWN = -1.0      # visible: the set that a person is of does not have the joint (DATASET.MIX)
+
+
 class PackedNames(Sequence):
     """Many strings in one byte buffer. A list of str would be copied into every worker as its reference counts change."""
 
@@ -37,8 +40,9 @@ class PersonTable:
     image_index (N,) int32: the image of each person. center (N, 2) pixels, extent (N, 2) box width and height in pixels, and
     scale (N, 2) in units of 200 pixels, the extent after margin and aspect fit: see poise.geometry. joints (N, J, 2) float32
     pixels, visible (N, J) float32 as COCO's flag: 0 not labelled, 1 labelled but hidden, 2 labelled and seen; both None where
-    the set has no labels (detections, test sets). score (N,): of the detector; 1 for annotated boxes. ids (N,): annotation id, or the detection's position.
+    the set has no labels (detections, test sets); UNKNOWN where only other sets of a mix have the joint. score (N,): of the detector; 1 for annotated boxes. ids (N,): annotation id, or the detection's position.
     dropped: why and how many entries of the file are not here. box_source: 'gt' or a detection file's name. category_id: of the set's persons, for result files.
+    repeat (N,): how often a person comes in an epoch of training; None: once.
     """
 
     skeleton: Skeleton
@@ -55,6 +59,7 @@ class PersonTable:
     box_source: str
     dropped: dict[str, int] = field(default_factory=dict)
     category_id: int = 1
+    repeat: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -74,7 +79,8 @@ class PersonTable:
         return PersonTable(
             self.skeleton, self.image_names, self.image_ids, self.image_index[keep], self.center[keep], self.extent[keep], self.scale[keep],
             None if self.joints is None else self.joints[keep], None if self.visible is None else self.visible[keep],
-            self.score[keep], self.ids[keep], self.box_source, dropped, self.category_id)
+            self.score[keep], self.ids[keep], self.box_source, dropped, self.category_id,
+            None if self.repeat is None else self.repeat[keep])
 
     def summary(self) -> str:
         """One line for the log: persons, images, boxes, and what was dropped and why."""

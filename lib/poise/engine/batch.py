@@ -6,7 +6,8 @@ import torch
 from yacs.config import CfgNode
 
 from poise.codecs import Codec, Targets
-from poise.skeleton import SKELETONS
+from poise.datasets.table import UNKNOWN
+from poise.skeleton import dataset_of
 
 
 def normalize(cfg: CfgNode, images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -31,6 +32,8 @@ def encode_targets(cfg: CfgNode, codec: Codec, batch: dict[str, torch.Tensor], d
     """The targets of a batch's joints, drawn on the device."""
     joints, visible = (batch[key].to(device, non_blocking=True) for key in ("joints", "visible"))
     targets = codec.encode(joints, visible)
+    if cfg.DATASET.MIX:
+        targets = targets._replace(known=(visible > UNKNOWN).float()[:, :, None])
     if cfg.LOSS.USE_DIFFERENT_JOINTS_WEIGHT:
-        targets = targets._replace(weight=targets.weight * targets.weight.new_tensor(SKELETONS[cfg.DATASET.DATASET].weights)[:, None])
+        targets = targets._replace(weight=targets.weight * targets.weight.new_tensor(dataset_of(cfg).skeleton.weights)[:, None])
     return targets

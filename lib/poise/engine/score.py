@@ -9,23 +9,27 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.datasets import ImageFolder, PersonTable, coco, mpii
+from poise.datasets import ImageFolder, PersonTable
+from poise.datasets.places import annotation_path, headbox_path, set_files
 from poise.engine.predict import Predictions
 from poise.errors import ConfigError, DataError
 from poise.geometry import PIXEL_STD
-from poise.metrics import (average_precision_of_arrays, format_joint_table, format_table, pckh, per_joint_pck, per_joint_pckh, read_truth, rescore,
-                           suppress, write_results)
+from poise.metrics import (average_precision_of_arrays, crowd_average_precision, format_joint_table, format_table, pckh, per_joint_pck, per_joint_pckh,
+                           read_truth, rescore, suppress, write_results)
+from poise.metrics.crowdpose_ap import AREA_OF_BOX, crowd_indices
+from poise.metrics.mpii_pckh import JOINTS as MPII_JOINTS
 from poise.metrics.results import box_ids_by_image, prediction_batches, write_pickle
+from poise.skeleton import dataset_of
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
 
-METRICS = {"coco": "mAP", "mpii": "PCKh"}   # what mmpose calls the one metric of a dataset
+METRICS = {"oks": "mAP", "crowdpose": "mAP", "pckh": "PCKh"}   # what mmpose calls the one metric of a dataset
 
 
 def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | None = None) -> None:
     """Raise ConfigError for metrics that the dataset does not have, by mmpose's names, and for a file that predictions cannot go to."""
-    own = METRICS[cfg.DATASET.DATASET]
+    own = METRICS[dataset_of(cfg).metric]
     others = [name for name in metrics if name != own]
     if others:
         raise ConfigError(f"--eval {others[0]}: {cfg.DATASET.DATASET} is evaluated with {own}, and always is; give --eval {own} or leave it out")
@@ -38,10 +42,23 @@ def check_truth(cfg: CfgNode, table: PersonTable) -> None:
 
     MPII's head boxes lie in a file of their own; COCO's OKS needs areas, which custom annotation files often lack.
     """
-    if cfg.DATASET.DATASET == "mpii" and cfg.DATASET.TEST_SET == "valid":
-        pckh(np.zeros((len(table), table.skeleton.num_joints, 2)), mpii.headbox_path(cfg))
-    if cfg.DATASET.DATASET == "coco" and "test" not in cfg.DATASET.TEST_SET:
-        read_truth(coco.annotation_path(cfg, cfg.DATASET.TEST_SET), table.skeleton.num_joints)
+    data, files = dataset_of(cfg), set_files(cfg, cfg.DATASET.TEST_SET)
+    if data.metric == "pckh" and files.head_boxes:
+        if data.skeleton.num_joints != MPII_JOINTS:
+            raise ConfigError(f"{data.path}: metric pckh is for the {MPII_JOINTS} joints of MPII, joints has {data.skeleton.num_joints}")
+        pckh(np.zeros((len(table), MPII_JOINTS, 2)), headbox_path(cfg))
+    if data.metric != "pckh" and files.labelled:
+        _truth(cfg)
+
+
+def _truth(cfg: CfgNode) -> dict:
+    """The annotations of DATASET.TEST_SET, as its metric takes them."""
+    data = dataset_of(cfg)
+    crowded = data.metric == "crowdpose"
+    truth = read_truth(annotation_path(cfg, cfg.DATASET.TEST_SET), data.skeleton.num_joints, data.category, AREA_OF_BOX if crowded else None)
+    if crowded:
+        crowd_indices(truth)
+    return truth
 
 
 def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False) -> tuple[OrderedDict[str, float], float]:
@@ -55,8 +72,8 @@ def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *,
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
-    if cfg.DATASET.DATASET == "mpii":
-        return _score_mpii(cfg, found, results, per_joint)
+    if dataset_of(cfg).metric == "pckh":
+        return _score_mpii(cfg, table, found, results, per_joint)
     return _score_coco(cfg, table, found, results, per_joint)
 
 
@@ -65,7 +82,7 @@ def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, imag
 
     bbox_ids: mmpose counts the annotated boxes of each COCO image from 0, and detections, like the persons of MPII, over the whole set.
     """
-    by_image = cfg.DATASET.DATASET == "coco" and table.box_source == "gt"
+    by_image = dataset_of(cfg).format == "coco" and table.box_source == "gt"
     ids = box_ids_by_image(table.image_index) if by_image else range(len(table))
     paths = [f"{images.location}/{table.image_name(person)}" for person in range(len(table))]
     keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
@@ -87,13 +104,13 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     write_results(path, image_ids[kept], keypoints[kept], scores[kept], table.center[kept], table.scale[kept], table.category_id)
     way = f"kept by {'soft ' if cfg.TEST.SOFT_NMS else ''}OKS-NMS" if cfg.TEST.OKS_NMS else "kept, no OKS-NMS"
     log.info("%d of %d poses %s; written to %s", len(kept), len(table), way, path)
-    if "test" in split:
-        log.info("%s has no public labels: send %s to the COCO server", split, path.name)
+    if not set_files(cfg, split).labelled:
+        log.info("%s has no public labels: send %s to the server of the data set", split, path.name)
         return OrderedDict(), 0.0
-    truth = coco.annotation_path(cfg, split)
+    truth = _truth(cfg)
+    average = crowd_average_precision if dataset_of(cfg).metric == "crowdpose" else average_precision_of_arrays
     # of the arrays, not of the file that was just written: the same to the last digit, and a large set's file takes seconds to read
-    metrics = average_precision_of_arrays(read_truth(truth, skeleton.num_joints), image_ids[kept], keypoints[kept], scores[kept], skeleton.sigmas,
-                                          table.category_id)
+    metrics = average(truth, image_ids[kept], keypoints[kept], scores[kept], skeleton.sigmas, table.category_id)
     log.info("%s, %s, flip test %s:", split, "ground-truth boxes" if table.box_source == "gt" else f"boxes of {table.box_source}",
              "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
@@ -102,7 +119,7 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     return OrderedDict(metrics), float(metrics["AP"])
 
 
-def _score_mpii(cfg: CfgNode, found: Predictions, results: Path, per_joint: bool) -> tuple[OrderedDict[str, float], float]:
+def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool) -> tuple[OrderedDict[str, float], float]:
     from scipy.io import savemat
 
     split = cfg.DATASET.TEST_SET
@@ -111,14 +128,14 @@ def _score_mpii(cfg: CfgNode, found: Predictions, results: Path, per_joint: bool
     with replacing(path) as part:
         savemat(part, {"preds": one_based}, appendmat=False)
     log.info("%d predictions written to %s", len(one_based), path)
-    if split != "valid":
-        log.info("PCKh is computed for the set 'valid', whose head boxes are public; %s has none here", split)
+    if not set_files(cfg, split).head_boxes:
+        log.info("PCKh needs head boxes, which are public for MPII's set 'valid'; %s has none here", split)
         return OrderedDict(), 0.0
-    metrics = pckh(one_based, mpii.headbox_path(cfg))
+    metrics = pckh(one_based, headbox_path(cfg))
     log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if per_joint:
-        share, count = per_joint_pckh(one_based, mpii.headbox_path(cfg))
-        rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(mpii.MPII.names, count, share)]
+        share, count = per_joint_pckh(one_based, headbox_path(cfg))
+        rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(table.skeleton.names, count, share)]
         log.info("%s", "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows]))
     return OrderedDict(metrics), float(metrics["Mean"])

@@ -130,7 +130,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
             average.update(device.bare(model))
         if saved.get("schedule", asdict(schedule)) != asdict(schedule):
             log.warning("the schedule is another than that of the run that is gone on with")
-        if progress.step and progress.sums["samples"] != min(progress.step * loader.batches.batch_size, len(table)):
+        if progress.step and progress.sums["samples"] != min(progress.step * loader.batches.batch_size, loader.batches.samples):
             log.warning("epoch %d was begun with another batch size, number of devices or training set; it is begun again", progress.epoch)
             progress.begin(progress.epoch)
         del saved       # as large as the network and its optimiser

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from poise.errors import DataError
 from poise.json_files import no_garbage_collection, read_json
 from poise.metrics import keypoint_ap
 from poise.metrics.results import check_finite, read_results
-from poise.skeleton import COCO as COCO_SKELETON
+from poise.skeleton import dataset, find_category
 
 logger = logging.getLogger(__name__)
 _NEEDED = "image_id", "category_id", "area", "bbox"
@@ -51,12 +51,13 @@ def suppress(
     image_ids: np.ndarray,
     oks_thre: float,
     soft: bool = False,
-    sigmas: Sequence[float] = COCO_SKELETON.sigmas,
+    sigmas: Sequence[float] | None = None,
 ) -> np.ndarray:
     """Indices of the persons that OKS-NMS keeps, image by image (in order of first appearance), best first in each.
 
     keypoints: (N, J, 2 or 3), pixels. scores: (N,), already rescored. areas: (N,) square pixels, of the box that the
-    crop was taken from. image_ids: (N,), in any order. soft: lower scores instead of deleting, at most 20 a picture.
+    crop was taken from. image_ids: (N,), in any order. soft: lower scores instead of deleting, at most 20 a picture. sigmas: (J,), None
+    takes COCO's.
     Returns (K,) int64. Raises DataError where a prediction is NaN or infinite, and ValueError as poise.nms.oks_nms.
     The best person of an image is always kept, so the reference's "if nothing was kept, keep all" has no counterpart.
     """
@@ -77,7 +78,11 @@ def suppress(
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rank))])
     nms_by_image = nms.soft_oks_nms_by_image if soft else nms.oks_nms_by_image
     arrays = [np.asarray(array)[rows] for array in (keypoints, scores, areas)]
-    return rows[nms_by_image(*arrays, offsets, oks_thre, np.asarray(sigmas))]
+    return rows[nms_by_image(*arrays, offsets, oks_thre, _or_cocos(sigmas))]
+
+
+def _or_cocos(sigmas: Sequence[float] | None) -> np.ndarray:
+    return np.asarray(dataset("coco").skeleton.sigmas if sigmas is None else sigmas, np.float64)
 
 
 def average_precision(ground_truth, results, sigmas: Sequence[float] | None = None) -> dict[str, float]:
@@ -93,11 +98,11 @@ def average_precision(ground_truth, results, sigmas: Sequence[float] | None = No
     truth = read_truth(ground_truth)
     results = _results(results)
     if not results:
-        return _nothing_found()
+        return nothing_found()
     sigmas = _checked_sigmas(truth, results, sigmas)
     image_ids, categories, scores = (np.array([r[key] for r in results]) for key in ("image_id", "category_id", "score"))
     keypoints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), len(sigmas), 3)
-    return _figures(truth, image_ids, categories, keypoints, scores, sigmas)
+    return dict(zip(STATS, keypoint_ap.summary(curves(truth, image_ids, categories, keypoints, scores, sigmas))))
 
 
 def average_precision_of_arrays(
@@ -108,29 +113,31 @@ def average_precision_of_arrays(
     truth: what read_truth returned. Raises DataError for images that it does not have.
     """
     if not len(image_ids):
-        return _nothing_found()
-    strange = np.setdiff1d(image_ids, [image["id"] for image in truth["images"]])
-    _refuse_strange_images(strange)
-    return _figures(truth, np.asarray(image_ids), np.full(len(image_ids), category_id), np.asarray(keypoints, np.float64),
-                    np.asarray(scores, np.float64), np.asarray(sigmas, np.float64))
+        return nothing_found()
+    refuse_strange_images(np.asarray(image_ids).tolist(), truth)
+    found = curves(truth, np.asarray(image_ids), np.full(len(image_ids), category_id), np.asarray(keypoints, np.float64),
+                   np.asarray(scores, np.float64), np.asarray(sigmas, np.float64))
+    return dict(zip(STATS, keypoint_ap.summary(found)))
 
 
-def _nothing_found() -> dict[str, float]:
+def nothing_found(names: Sequence[str] = STATS) -> dict[str, float]:
+    """The figures of no prediction at all, and a warning."""
     logger.warning("there is no result to evaluate, hence AP 0: no person was detected or all were filtered out")
-    return dict.fromkeys(STATS, 0.0)
+    return dict.fromkeys(names, 0.0)
 
 
-def _figures(truth: dict, image_ids: np.ndarray, categories: np.ndarray, keypoints: np.ndarray, scores: np.ndarray,
-             sigmas: np.ndarray) -> dict[str, float]:
+def curves(truth: dict, image_ids: np.ndarray, categories: np.ndarray, keypoints: np.ndarray, scores: np.ndarray,
+           sigmas: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What keypoint_ap.evaluate gives for each category. truth: of read_truth. image_ids, categories, scores (N,), keypoints (N, J, 2 or 3)."""
     known = np.unique([image["id"] for image in truth["images"]])
     position = {image_id: place for place, image_id in enumerate(known.tolist())}
-    curves = []
+    found = []
     for category in sorted({c["id"] for c in truth["categories"]}):
         persons = [p for p in truth["annotations"] if p["category_id"] == category]
         labelled = keypoint_ap.LabelledPersons.from_annotations(persons, position, len(sigmas))
         mine = categories == category
-        curves.append(keypoint_ap.evaluate(labelled, np.searchsorted(known, image_ids[mine]), keypoints[mine], scores[mine], sigmas))
-    return dict(zip(STATS, keypoint_ap.summary(curves)))
+        found.append(keypoint_ap.evaluate(labelled, np.searchsorted(known, image_ids[mine]), keypoints[mine], scores[mine], sigmas))
+    return found
 
 
 def per_joint_pck(
@@ -183,11 +190,12 @@ def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> 
     return "\n".join(["| Joint | labelled | similarity | PCK |", "|---|---|---|---|", *rows])
 
 
-def read_truth(source, joints: int | None = None) -> dict:
+def read_truth(source, joints: int | None = None, category: str | int = "person", area_of_box: float | None = None) -> dict:
     """The annotations as a fresh COCO-format dict with every field that pycocotools reads.
 
     source: a path, a COCO-format dict or a pycocotools COCO object. joints: how many there must be; None takes what the file has.
-    Raises DataError, naming the annotation, for what could not be scored.
+    category: name or id of what is scored, where the file has it, else all. area_of_box: a person's area is this share of its box's; None:
+    as annotated. Raises DataError, naming the annotation, for what could not be scored.
     """
     where = "the ground truth"
     if isinstance(source, (str, os.PathLike)):
@@ -198,10 +206,9 @@ def read_truth(source, joints: int | None = None) -> dict:
     if not isinstance(source["annotations"], list) or not all(isinstance(a, dict) for a in source["annotations"]):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
     # other categories than persons may have other joints, or none, and are not scored
-    named = [c["id"] for c in source.get("categories") or () if isinstance(c, dict) and c.get("name") == "person"]
-    if named:
-        source = {**source, "annotations": [a for a in source["annotations"] if a.get("category_id") == named[0]],
-                  "categories": [c for c in source["categories"] if c["id"] == named[0]]}
+    named = find_category(source, category)
+    if named and "id" in named:
+        source = {**source, "annotations": [a for a in source["annotations"] if a.get("category_id") == named["id"]], "categories": [named]}
     joints = joints or max((len(a.get("keypoints") or ()) // 3 for a in source["annotations"]), default=0)
     persons, blank = [], [0] * 3 * joints
     with no_garbage_collection():
@@ -209,18 +216,22 @@ def read_truth(source, joints: int | None = None) -> dict:
             # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for "unmatched" and keeps
             # one of two equal ids, both of which people's own files have, hence our ids
             person = {key: annotation[key] for key in _NEEDED if key in annotation}
+            if area_of_box is not None:
+                person["area"] = 0.0
             person["id"], person["keypoints"] = number, annotation.get("keypoints") or blank
             if len(person) < len(_NEEDED) + 2 or not isinstance(person["keypoints"], list) or len(person["keypoints"]) != 3 * joints:
-                raise _fault(annotation, number, where, joints)
+                raise _fault(annotation, number, where, joints, area_of_box)
             person["iscrowd"] = annotation.get("iscrowd", 0)
             persons.append(person)
     if not _plain_numbers(persons, joints):
         for annotation, person in zip(source["annotations"], persons):
             if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (person["area"], *person["bbox"], *person["keypoints"])):
-                raise _fault(annotation, person["id"], where, joints)
+                raise _fault(annotation, person["id"], where, joints, area_of_box)
     for annotation, person in zip(source["annotations"], persons):
         labelled = annotation.get("num_keypoints")
         person["num_keypoints"] = sum(v > 0 for v in person["keypoints"][2::3]) if labelled is None else labelled
+        if area_of_box is not None:
+            person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
     categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]
     return {"info": {}, "images": source["images"], "categories": categories, "annotations": persons}
 
@@ -235,9 +246,9 @@ def _plain_numbers(persons: list[dict], joints: int) -> bool:
     return all(column.shape == shape and column.dtype.kind in "if" and np.isfinite(column).all() for column, shape in zip(columns, shapes)) or not persons
 
 
-def _fault(annotation: dict, number: int, where: str, joints: int) -> DataError:
+def _fault(annotation: dict, number: int, where: str, joints: int, area_of_box: float | None) -> DataError:
     name = f"annotation {annotation.get('id', number)} of {where}"
-    missing = set(_NEEDED) - annotation.keys()
+    missing = {key for key in _NEEDED if key != "area" or area_of_box is None} - annotation.keys()
     if missing:
         return DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
     keypoints = annotation.get("keypoints")
@@ -256,17 +267,19 @@ def _results(results) -> list[dict]:
 def _checked_sigmas(truth: dict, results: list[dict], sigmas: Sequence[float] | None) -> np.ndarray:
     """`sigmas` as an array; DataError unless ground truth, results and sigmas have the same joints and images."""
     joints = {len(item["keypoints"]) / 3 for part in (truth["annotations"], results) for item in part}
-    given = np.asarray(COCO_SKELETON.sigmas if sigmas is None else sigmas, np.float64)
+    given = _or_cocos(sigmas)
     if joints - {len(given)}:
         found = ", ".join(f"{j:g}" for j in sorted(joints))
         mend = "; give the OKS sigmas of this joint set" if sigmas is None else ""
         raise DataError(f"annotations and results have {found} joints, the OKS sigmas {len(given)}{mend}")
-    _refuse_strange_images({result["image_id"] for result in results} - {image["id"] for image in truth["images"]})
+    refuse_strange_images([result["image_id"] for result in results], truth)
     return given
 
 
-def _refuse_strange_images(strange: Collection) -> None:
-    if len(strange):
+def refuse_strange_images(image_ids: Sequence, truth: dict) -> None:
+    """Raise DataError for predictions in images that the ground truth does not have."""
+    strange = set(image_ids) - {image["id"] for image in truth["images"]}
+    if strange:
         raise DataError(
             f"the results name {len(strange)} images that the ground truth does not have, such as {min(strange)}: "
             "they belong to another set"

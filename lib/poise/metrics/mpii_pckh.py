@@ -9,8 +9,8 @@ import os
 import numpy as np
 
 from poise.errors import DataError
-from poise.skeleton import MPII
 
+JOINTS = 16     # of gt_valid.mat, which this evaluation knows by name and place
 # a head's length is 0.6 of the diagonal of its box (the constant of MPII's own evaluation)
 SC_BIAS = 0.6
 # joints that are not scored: pelvis and thorax, which the MPII evaluation leaves out
@@ -55,7 +55,7 @@ def mean_pckh(predictions: np.ndarray, gt_valid_mat: str | os.PathLike, threshol
 def per_joint_pckh(
     predictions: np.ndarray, gt_valid_mat: str | os.PathLike, threshold: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PCKh of each of the 16 joints (in the order of skeleton.MPII, pelvis and thorax too) and its number of labels.
+    """PCKh of each of the 16 joints (in the order of MPII's annotation file, pelvis and thorax too) and its number of labels.
 
     Arguments and errors as pckh; threshold: in head lengths. Returns (16,) percent, NaN where a joint is never
     labelled, and (16,) int64 counts.
@@ -82,10 +82,10 @@ def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.nda
     except Exception as error:  # scipy raises many kinds of error on a file that is no .mat file
         raise DataError(f"{gt_valid_mat} is not a readable MATLAB file: {error}") from error
     predictions = np.asarray(predictions, np.float64)
-    if predictions.ndim != 3 or predictions.shape[1:] != (MPII.num_joints, 2):
+    if predictions.ndim != 3 or predictions.shape[1:] != (JOINTS, 2):
         raise ValueError(f"PCKh needs predictions (N, 16, 2); got {predictions.shape}")
     persons = positions.shape[-1]
-    if positions.shape != (MPII.num_joints, 2, persons) or heads.shape != (2, 2, persons) or labelled.shape != (MPII.num_joints, persons):
+    if positions.shape != (JOINTS, 2, persons) or heads.shape != (2, 2, persons) or labelled.shape != (JOINTS, persons):
         raise DataError(f"{gt_valid_mat} is no ground truth of MPII: its arrays have other shapes, {positions.shape}, {heads.shape} and {labelled.shape}")
     if len(predictions) != persons:
         raise DataError(

@@ -98,7 +98,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     if saved:
         progress.take_over(saved, alternation, space)
         batches = loaders[0].batches
-        if progress.step and progress.sums["weights_samples"] != min(progress.step * batches.batch_size, len(loaders[0].crops)):
+        if progress.step and progress.sums["weights_samples"] != min(progress.step * batches.batch_size, batches.samples):
             log.warning("epoch %d was begun with another batch size or training set; it is begun again", progress.epoch)
             progress.begin(progress.epoch)
 
