@@ -36,6 +36,16 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
 
 
+def shown(name: object, most: int = 200) -> str:
+    """A name from a file (of an image, a member, a category, a key) as it may be printed: on one line, nothing that steers a terminal, not without end.
+
+    Unlike one_line it keeps what the name is: a newline is shown as \\n, and blanks are left as they are.
+    """
+    text = str(name)
+    cut = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in cut)
+
+
 def run_tool(main: Callable[[], int | None]) -> None:
     """Run a tool's `main` and exit with its status.
 

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
+from poise.bounded_reading import read_bytes
 from poise.config.checking import check_values
 from poise.config.default import default_config
 from poise.config.legacy import translate_simple_baseline
 from poise.errors import ConfigError
+from poise.yaml_files import parse_yaml
 
 BASE_KEY = "_BASE_"
 MAX_BYTES = 1 << 20     # the longest published file has 3 KB; more is not an experiment
 MAX_BASES = 16
-MAX_VALUES = 100_000    # YAML aliases let a small file stand for a huge one, or for one without end
+_MEND = "--cfg takes a file of experiments/"
 
 
 def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -60,23 +61,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     """One file with its bases merged under it, as nested dictionaries."""
     try:
         resolved = path.resolve()
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
     except (OSError, ValueError, RuntimeError) as error:    # a NUL in the name; a circle of symbolic links
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot read the experiment file ({reason}); --cfg takes a file of experiments/") from None
+        raise ConfigError(f"{path}: cannot read the experiment file ({getattr(error, 'strerror', None) or error}); {_MEND}") from None
+    text = read_bytes(path, "experiment file", MAX_BYTES, _MEND, ConfigError)
     if resolved in seen:
         raise ConfigError(f"{path}: {BASE_KEY} leads back to itself ({' -> '.join(p.name for p in (*seen, resolved))})")
     if len(seen) >= MAX_BASES:
         raise ConfigError(f"{path}: more than {MAX_BASES} files deep in {BASE_KEY}")
-    if len(text) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; this is not an experiment file")
-    try:
-        own = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:    # PyYAML lets other errors through
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    own = parse_yaml(text, path, ConfigError)
     own = {} if own is None else own
-    _check_extent(own, path)
     if not isinstance(own, dict):
         raise ConfigError(f"{path}: expected KEY: VALUE lines, got a {type(own).__name__}")
     bases = own.pop(BASE_KEY, [])
@@ -88,17 +81,6 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
         _update(merged, _read(path.parent / base, (*seen, resolved)))
     _update(merged, own)
     return merged
-
-
-def _check_extent(value: Any, path: Path) -> None:
-    """Raise ConfigError for more values than a file of MAX_BYTES holds honestly; each alias counts as what it stands for."""
-    found, waiting = 0, [value]
-    while waiting:
-        item = waiting.pop()
-        waiting.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
-        found += 1
-        if found > MAX_VALUES:
-            raise ConfigError(f"{path}: stands for more than {MAX_VALUES} values; this is not an experiment file")
 
 
 def _update(into: dict, values: dict) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from poise import nms
-from poise.errors import DataError
+from poise.errors import DataError, shown
 from poise.json_files import read_json
 from poise.metrics import keypoint_ap
-from poise.metrics.results import check_finite, read_results
+from poise.metrics.results import check_finite, is_finite, read_results
 from poise.skeleton import COCO as COCO_SKELETON
 
 logger = logging.getLogger(__name__)
@@ -196,31 +196,41 @@ def read_truth(source, joints: int | None = None) -> dict:
         raise DataError(f"{where} is not a COCO annotation file: it has no images or no annotations")
     if not isinstance(source["annotations"], list) or not all(isinstance(a, dict) for a in source["annotations"]):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
+    images, categories = source["images"], source.get("categories") or ()
+    if not isinstance(images, list) or not all(isinstance(image, dict) and type(image.get("id")) is int for image in images):
+        raise DataError(f"{where}: 'images' is not a list of images with whole numbers as ids")
+    if not isinstance(categories, (list, tuple)) or not all(isinstance(c, dict) and type(c.get("id")) is int for c in categories):
+        raise DataError(f"{where}: 'categories' is not a list of categories with whole numbers as ids")
     # other categories than persons may have other joints, or none, and are not scored
-    named = [c["id"] for c in source.get("categories") or () if isinstance(c, dict) and c.get("name") == "person"]
+    named = [c["id"] for c in categories if c.get("name") == "person"]
     if named:
         source = {**source, "annotations": [a for a in source["annotations"] if a.get("category_id") == named[0]],
-                  "categories": [c for c in source["categories"] if c["id"] == named[0]]}
-    joints = joints or max((len(a.get("keypoints") or ()) // 3 for a in source["annotations"]), default=0)
+                  "categories": [c for c in categories if c["id"] == named[0]]}
+    joints = joints or max((len(a["keypoints"]) // 3 for a in source["annotations"] if isinstance(a.get("keypoints"), list)), default=0)
+    known = {image["id"] for image in images}
     persons = []
     for number, annotation in enumerate(source["annotations"], start=1):
         # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for "unmatched" and keeps
         # one of two equal ids, both of which people's own files have, hence our ids
-        name = f"annotation {annotation.get('id', number)} of {where}"
+        name = f"annotation {shown(annotation.get('id', number), 40)} of {where}"
         person = {key: annotation[key] for key in ("image_id", "category_id", "area", "bbox") if key in annotation}
         if len(person) < 4:
             missing = {"image_id", "category_id", "area", "bbox"} - person.keys()
             raise DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
         keypoints = annotation.get("keypoints") or [0] * 3 * joints
+        if not isinstance(keypoints, list) or not isinstance(person["bbox"], list) or len(person["bbox"]) != 4:
+            raise DataError(f"{name} has keypoints or a bbox that are no list of numbers; mend or remove it")
         if len(keypoints) != 3 * joints:
             raise DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
-        if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (person["area"], *person["bbox"], *keypoints)):
+        if not all(map(is_finite, (person["area"], *person["bbox"], *keypoints))):
             raise DataError(f"{name} has an area, bbox or keypoint that is no finite number; mend or remove it")
+        if type(person["image_id"]) is not int or type(person["category_id"]) is not int or person["image_id"] not in known:
+            raise DataError(f"{name} has image_id {shown(person['image_id'])}, which 'images' does not list, or a category_id that is no whole number")
         labelled = sum(v > 0 for v in keypoints[2::3])
         persons.append(
             person | {
-                "id": number, "keypoints": keypoints, "iscrowd": annotation.get("iscrowd", 0),
-                "num_keypoints": annotation.get("num_keypoints", labelled),
+                "id": number, "keypoints": keypoints, "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+                "num_keypoints": annotation["num_keypoints"] if type(annotation.get("num_keypoints")) is int else labelled,
             }
         )
     categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]
