@@ -36,10 +36,20 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
 
 
-def shown(value: object, most: int = 200) -> str:
-    """`value` for an error line, not longer than that."""
+def quoted(value: object, most: int = 200) -> str:
+    """A value for an error line as Python writes it, not longer than that."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def shown(name: object, most: int = 200) -> str:
+    """A name from a file (of an image, a member, a category, a key) as it may be printed: on one line, nothing that steers a terminal, not without end.
+
+    Unlike one_line it keeps what the name is: a newline is shown as \\n, and blanks are left as they are.
+    """
+    text = str(name)
+    cut = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in cut)
 
 
 def run_tool(main: Callable[[], int | None]) -> None:

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from poise.bounded_reading import read_bytes
 from poise.errors import DataError, one_line
 
 T = TypeVar("T")
 _NO_NUMBER = re.compile(r"-?(?:NaN|Infinity)", re.IGNORECASE)
 
-
+MOST_BYTES = 1 << 32     # the largest published annotation file has 1 GB
+_OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"\x00", "UTF-16 or UTF-32"))
 # what a file is read in: much larger parts take memory that is slow to get, much smaller ones more calls
 PART_BYTES = 1 << 18
 _LARGE_BYTES = 1 << 22
@@ -80,11 +82,8 @@ class _Parts:
 
 
 def _bytes(path: str | Path, what: str, mend: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the {what} ({error.strerror}){f'; {mend}' if mend else ''}") from None
+    """The file, in UTF-8 as it should be: the mark that Windows' editors set before it is left out."""
+    return read_bytes(path, what, MOST_BYTES, mend).removeprefix(b"\xef\xbb\xbf")
 
 
 def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
@@ -93,13 +92,22 @@ def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
     try:
         with no_garbage_collection():
             return orjson.loads(data)
+    except MemoryError:
+        raise DataError(f"{path}: there is no memory for the content of the {what}, {len(data)} bytes") from None
     except (orjson.JSONDecodeError, RecursionError) as error:
         text, at = getattr(error, "doc", ""), getattr(error, "pos", 0)
         word = _NO_NUMBER.match(text, at)      # Python's own json module writes these words, which are not JSON
         if word:
             raise DataError(f"{path}: the {what} holds {word.group()} in line {error.lineno}, column {error.colno}, "
                             f"where JSON has only finite numbers: ...{one_line(text[max(0, at - 60):at + 20])}...; mend or remove this entry") from None
-        raise DataError(f"{path}: the {what} is not valid JSON ({error}){f'; {mend}' if mend else ''}") from None
+        encoding = next((name for mark, name in _OTHER_ENCODINGS if mark in data[:2]), "")
+        try:
+            data[:1 << 24].decode()
+        except UnicodeDecodeError as fault:     # unless a letter was cut in two at the end of what was looked at
+            encoding = encoding or ("another encoding than UTF-8" if fault.end < 1 << 24 else "")
+        if encoding:
+            raise DataError(f"{path}: the {what} is in {encoding}; save it as UTF-8") from None
+        raise DataError(f"{path}: the {what} is not valid JSON ({one_line(error)[:200]}){f'; {mend}' if mend else ''}") from None
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from poise import download
+from poise.bounded_reading import read_bytes
 from poise.errors import ConfigError, DataError
 from poise.text_table import aligned
+from poise.yaml_files import MAX_BYTES, parse_yaml
 
 ZOO = Path(__file__).parents[2] / "models" / "zoo.yaml"
 KINDS = ("imagenet", "pose")
@@ -49,12 +49,7 @@ def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
 
     `url` and `target` of a group that end in / are continued by the file's name. Raises DataError, naming the entry and the key.
     """
-    try:
-        groups = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read the list of released weights ({getattr(error, 'strerror', None) or error})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid YAML ({error})") from None
+    groups = parse_yaml(read_bytes(path, "list of released weights", MAX_BYTES), path, DataError)
     if not isinstance(groups, list) or not all(isinstance(group, dict) and isinstance(group.get("files"), list) for group in groups):
         raise DataError(f"{path}: must be a list of groups, each with a list of files")
     entries: dict[str, Entry] = {}

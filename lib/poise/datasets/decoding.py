@@ -19,6 +19,7 @@ try:
 except ImportError:
     simplejpeg = None
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)   # what is wrong with an image is told in one line by whoever asked for it
 _JPEG = b"\xff\xd8"
 _SIMPLE_KINDS = {("YCbCr", "444"), ("YCbCr", "422"), ("YCbCr", "420"), ("Gray", "Gray")}
 

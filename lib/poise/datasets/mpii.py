@@ -11,6 +11,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.datasets.array_cache import Arrays, remembered
+from poise.datasets.coco_files import MOST_PIXELS
 from poise.datasets.places import annotation_path, set_files
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError
@@ -52,18 +53,19 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
                 if len(entry["joints"]) != count or len(entry["joints_vis"]) != count:
                     raise DataError(f"{path}: person {person} ({entry['image']}) has {len(entry['joints'])} joints and "
                                     f"{len(entry['joints_vis'])} joints_vis, expected {count}")
-            joints = np.array([entry["joints"] for entry in entries], dtype=np.float32)
-            visible = np.array([entry["joints_vis"] for entry in entries], dtype=np.float32)
+            joints = np.array([entry["joints"] for entry in entries], dtype=np.float64)
+            visible = np.array([entry["joints_vis"] for entry in entries], dtype=np.float64)
             if joints.shape[1:] != (count, 2) or visible.ndim != 2:
                 raise ValueError("a joint is x and y, a joints_vis one number")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: a person lacks or spoils image, center, scale, joints or joints_vis ({error})") from None
     if not all(isinstance(name, str) and name for name in names) or center.shape != (len(names), 2) or scale.shape != (len(names),):
         raise DataError(f"{path}: a person's image, center or scale is not of the json form of SimpleBaseline and HRNet")
-    finite = np.isfinite(center).all(axis=1) & np.isfinite(scale)
+    finite = (np.abs(center) < MOST_PIXELS).all(axis=1) & (np.abs(scale) < MOST_PIXELS)     # 1e300 is finite, but not in float32
     if labelled:
-        finite &= np.isfinite(joints).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
-        joints, visible = joints - 1.0, 2 * np.clip(visible, 0, 1)      # MPII does not tell hidden joints from seen ones
+        finite &= (np.abs(joints) < MOST_PIXELS).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
+        with np.errstate(over="ignore"):        # what does not fit is refused below
+            joints, visible = joints.astype(np.float32) - 1, (2 * np.clip(visible, 0, 1)).astype(np.float32)      # MPII does not tell hidden joints from seen ones
     if not finite.all():
         raise DataError(f"{path}: person {int(np.argmin(finite))} ({names[int(np.argmin(finite))]}) has a number that is not finite; mend or remove it")
     if (scale <= 0).any():

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from poise import archives
+from poise.bounded_reading import read_bytes
+from poise.datasets import image_header
 from poise.datasets.decoding import Picture
-from poise.errors import DataError
+from poise.errors import DataError, shown
 
+MOST_BYTES = 1 << 29        # of an encoded image
 _JPEG, _JPEG_END, _PNG, _PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89PNG", b"IEND\xaeB`\x82"
 # start of scan: marker, length 6 + 2n, n = 1 to 4 components; without the length, bytes that a camera appended could pass for one
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
@@ -47,11 +51,16 @@ class ImageFolder:
     def open(self, name: str) -> Picture:
         """The image, not yet decoded. Raises DataError."""
         data = self._bytes(name)
-        shown = f"{self.location}/{name}"
+        where = f"{self.location}/{shown(name)}"
         if not data:
-            raise DataError(f"{shown}: the image file is empty; fetch it again")
+            raise DataError(f"{where}: the image file is empty; fetch it again")
         if _is_cut_off(data):
-            raise DataError(f"{shown}: the image file is cut off; fetch it again")
+            raise DataError(f"{where}: the image file is cut off; fetch it again")
+        if image_header.claimed_size(data) is None:
+            raise self.undecodable(name)
+        fault = image_header.fault(data)
+        if fault:
+            raise DataError(f"{where}: the image {fault}")
         return Picture(data, self.exif)
 
     def read(self, name: str) -> np.ndarray:
@@ -63,32 +72,25 @@ class ImageFolder:
 
     def undecodable(self, name: str) -> DataError:
         """The error of an image that was opened and turned out to be none."""
-        return DataError(f"{self.location}/{name}: not an image that OpenCV can read; fetch it again or remove it from the annotations")
+        return DataError(f"{self.location}/{shown(name)}: not an image that OpenCV can read ({image_header.FORMATS} are); fetch it again or remove it from the annotations")
 
     def _bytes(self, name: str) -> bytes:
+        fault = archives.name_fault(name)
+        if fault:
+            raise DataError(f"{self.location}: the image name {shown(name)} {fault}; names are relative to the image folder, mend the annotations")
         if not self.zipped:
-            try:
-                return (self.location / name).read_bytes()
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise DataError(f"{self.location / name}: cannot read the image ({reason}); check DATASET.ROOT and the annotation file") from None
+            return read_bytes(self.location / name, "image", MOST_BYTES, "check DATASET.ROOT and the annotation file")
         archive = self._open()
         for member in (name, f"{self.location.stem}/{name}"):
-            try:
-                return archive.read(member)
-            except KeyError:
-                continue
-            except Exception as error:      # each compression has errors of its own: zlib.error, LZMAError
-                raise DataError(f"{self.location}: cannot read {member} ({error})") from None
-        raise DataError(f"{self.location}: the archive holds no {name}")
+            data = archives.read_member(archive, member, MOST_BYTES)
+            if data is not None:
+                return data
+        raise DataError(f"{self.location}: the archive holds no {shown(name)}")
 
     def _open(self) -> zipfile.ZipFile:
         process = os.getpid()
         if self._archive is None or self._archive[0] != process:
-            try:
-                self._archive = (process, zipfile.ZipFile(self.location))
-            except (OSError, zipfile.BadZipFile) as error:
-                raise DataError(f"{self.location}: cannot open the archive ({error})") from None
+            self._archive = (process, archives.open_zip(self.location))
         return self._archive[1]
 
 

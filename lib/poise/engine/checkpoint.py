@@ -7,6 +7,7 @@ import platform
 import re
 import socket
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from yacs.config import CfgNode
 from poise import __version__, weights
 from poise.config import experiment_name
 from poise.engine.revision import git_revision
-from poise.errors import DataError
+from poise.errors import DataError, one_line, shown
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 NAME = "checkpoint.pth"
 _NEXT = "checkpoint_next.pth"
-_FIELDS = ("epoch", "step", "sums", "state_dict", "optimizer", "best", "experiment", "seed", "threads")
+_FIELDS = {"epoch": int, "step": int, "sums": dict, "state_dict": Mapping, "optimizer": dict, "best": object, "experiment": str, "seed": int, "threads": int}
 
 
 class Damaged(DataError):
@@ -99,14 +100,16 @@ def load(path: str | Path, experiment: str) -> dict[str, Any]:
         content = weights.read_tensors(path, "checkpoint")
         with zipfile.ZipFile(path) as archive:      # torch does not look at the sums that it wrote
             spoiled = archive.testzip()
-    except (DataError, OSError, zipfile.BadZipFile) as error:
+    except DataError as error:
         raise Damaged(f"{error}; remove it to begin anew") from None
+    except Exception as error:      # zipfile, zlib and struct have a dozen kinds between them
+        raise Damaged(f"{path}: damaged ({one_line(error) or type(error).__name__}); remove it to begin anew") from None
     if spoiled:
         raise Damaged(f"{path}: damaged, the sum of {spoiled} is another; remove it to begin anew")
-    if not isinstance(content, dict) or content.get("format") != FORMAT or any(key not in content for key in _FIELDS):
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not all(key in content and isinstance(content[key], kind) for key, kind in _FIELDS.items()):
         raise DataError(f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give it as MODEL.PRETRAINED")
     if content["experiment"] != experiment:
-        raise DataError(f"{path}: a checkpoint of experiment {content['experiment']}, not of {experiment}; give it as MODEL.PRETRAINED to start from its weights")
+        raise DataError(f"{path}: a checkpoint of experiment {shown(content['experiment'])}, not of {experiment}; give it as MODEL.PRETRAINED to start from its weights")
     return {**content, "path": str(path)}
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 from yacs.config import CfgNode
 
 from poise import visualize, weights, zoo
@@ -23,6 +22,7 @@ from poise.engine.threads import CpuThreads
 from poise.errors import DataError
 from poise.losses import build_loss
 from poise.models import build_model
+from poise.yaml_files import parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +90,9 @@ def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
             trained = dict(zip(entry.overrides[::2], entry.overrides[1::2]))
         else:
             text = beside.read_text(encoding="utf-8") if beside.is_file() else weights.read_tensors(file, "weight file")["config"]
-            groups = yaml.safe_load(text)
+            groups = parse_yaml(text, file, DataError)
             trained = {key: groups[key.split(".")[0]].get(key.split(".")[1]) for key in _TRAINED_WITH}
-    except (OSError, ValueError, yaml.YAMLError, DataError, LookupError, TypeError, AttributeError):    # another program's
+    except (OSError, ValueError, DataError, LookupError, TypeError, AttributeError):    # another program's
         return
     now = {key: cfg[key.split(".")[0]][key.split(".")[1]] for key in _TRAINED_WITH}
     others = [f"{key} {trained[key]} (tested with {now[key]})" for key in _TRAINED_WITH if trained.get(key) is not None and str(trained[key]) != str(now[key])]

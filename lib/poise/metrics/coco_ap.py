@@ -5,7 +5,6 @@ Letters: N predicted persons, G labelled persons, J joints, D predictions in an 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from poise import nms
-from poise.errors import DataError
+from poise.errors import DataError, shown
 from poise.json_files import no_garbage_collection, read_json
 from poise.metrics import keypoint_ap
-from poise.metrics.results import check_finite, read_results
+from poise.metrics.results import check_finite, is_finite, read_results
 from poise.skeleton import dataset, find_category
 
 logger = logging.getLogger(__name__)
@@ -205,11 +204,17 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
         raise DataError(f"{where} is not a COCO annotation file: it has no images or no annotations")
     if not isinstance(source["annotations"], list) or not all(isinstance(a, dict) for a in source["annotations"]):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
+    images, categories = source["images"], source.get("categories") or ()
+    if not isinstance(images, list) or not all(isinstance(image, dict) and type(image.get("id")) is int for image in images):
+        raise DataError(f"{where}: 'images' is not a list of images with whole numbers as ids")
+    if not isinstance(categories, (list, tuple)) or not all(isinstance(c, dict) and type(c.get("id")) is int for c in categories):
+        raise DataError(f"{where}: 'categories' is not a list of categories with whole numbers as ids")
     # other categories than persons may have other joints, or none, and are not scored
     named = find_category(source, category)
     if named and "id" in named:
         source = {**source, "annotations": [a for a in source["annotations"] if a.get("category_id") == named["id"]], "categories": [named]}
-    joints = joints or max((len(a.get("keypoints") or ()) // 3 for a in source["annotations"]), default=0)
+    joints = joints or max((len(a["keypoints"]) // 3 for a in source["annotations"] if isinstance(a.get("keypoints"), list)), default=0)
+    known = {image["id"] for image in images}
     persons, blank = [], [0] * 3 * joints
     with no_garbage_collection():
         for number, annotation in enumerate(source["annotations"], start=1):
@@ -219,17 +224,18 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
             if area_of_box is not None:
                 person["area"] = 0.0
             person["id"], person["keypoints"] = number, annotation.get("keypoints") or blank
-            if len(person) < len(_NEEDED) + 2 or not isinstance(person["keypoints"], list) or len(person["keypoints"]) != 3 * joints:
+            if len(person) < len(_NEEDED) + 2 or not isinstance(person["keypoints"], list) or len(person["keypoints"]) != 3 * joints \
+                    or type(person["image_id"]) is not int or type(person["category_id"]) is not int or person["image_id"] not in known:
                 raise _fault(annotation, number, where, joints, area_of_box)
-            person["iscrowd"] = annotation.get("iscrowd", 0)
+            person["iscrowd"] = int(bool(annotation.get("iscrowd", 0)))
             persons.append(person)
     if not _plain_numbers(persons, joints):
         for annotation, person in zip(source["annotations"], persons):
-            if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (person["area"], *person["bbox"], *person["keypoints"])):
+            if not isinstance(person["bbox"], list) or len(person["bbox"]) != 4 or not all(map(is_finite, (person["area"], *person["bbox"], *person["keypoints"]))):
                 raise _fault(annotation, person["id"], where, joints, area_of_box)
     for annotation, person in zip(source["annotations"], persons):
         labelled = annotation.get("num_keypoints")
-        person["num_keypoints"] = sum(v > 0 for v in person["keypoints"][2::3]) if labelled is None else labelled
+        person["num_keypoints"] = labelled if type(labelled) is int else sum(v > 0 for v in person["keypoints"][2::3])
         if area_of_box is not None:
             person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
     categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]
@@ -243,18 +249,23 @@ def _plain_numbers(persons: list[dict], joints: int) -> bool:
     except ValueError:
         return False
     shapes = (len(persons),), (len(persons), 4), (len(persons), 3 * joints)
-    return all(column.shape == shape and column.dtype.kind in "if" and np.isfinite(column).all() for column, shape in zip(columns, shapes)) or not persons
+    return all(column.shape == shape and column.dtype.kind in "if" and (np.abs(column) < 1e100).all() for column, shape in zip(columns, shapes)) or not persons
 
 
 def _fault(annotation: dict, number: int, where: str, joints: int, area_of_box: float | None) -> DataError:
-    name = f"annotation {annotation.get('id', number)} of {where}"
+    """What is wrong with an annotation that cannot be used."""
+    name = f"annotation {shown(annotation.get('id', number), 40)} of {where}"
     missing = {key for key in _NEEDED if key != "area" or area_of_box is None} - annotation.keys()
+    keypoints, bbox = annotation.get("keypoints") or [], annotation.get("bbox")
     if missing:
         return DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
-    keypoints = annotation.get("keypoints")
-    if isinstance(keypoints, list) and keypoints and len(keypoints) != 3 * joints:
+    if not isinstance(keypoints, list) or not isinstance(bbox, list) or len(bbox) != 4:
+        return DataError(f"{name} has keypoints or a bbox that are no list of numbers; mend or remove it")
+    if keypoints and len(keypoints) != 3 * joints:
         return DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
-    return DataError(f"{name} has an area, bbox or keypoint that is no finite number; mend or remove it")
+    if not all(map(is_finite, (annotation.get("area", 0), *bbox, *keypoints))):
+        return DataError(f"{name} has an area, bbox or keypoint that is no finite number; mend or remove it")
+    return DataError(f"{name} has image_id {shown(annotation['image_id'])}, which 'images' does not list, or a category_id that is no whole number")
 
 
 def _results(results) -> list[dict]:

@@ -75,6 +75,7 @@ def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.nda
         positions, heads = truth["pos_gt_src"].astype(np.float64), truth["headboxes_src"].astype(np.float64)
         labelled = truth["jnt_missing"] == 0
         names = [str(name.item()) for name in truth["dataset_joints"].ravel()]
+        unnamed = [joint for joints in GROUPS.values() for joint in joints if joint not in names[:MPII.num_joints]]
     except OSError as error:
         raise DataError(f"cannot read {gt_valid_mat}: {error.strerror or error}") from error
     except KeyError as error:
@@ -87,6 +88,8 @@ def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.nda
     persons = positions.shape[-1]
     if positions.shape != (JOINTS, 2, persons) or heads.shape != (2, 2, persons) or labelled.shape != (JOINTS, persons):
         raise DataError(f"{gt_valid_mat} is no ground truth of MPII: its arrays have other shapes, {positions.shape}, {heads.shape} and {labelled.shape}")
+    if unnamed:
+        raise DataError(f"{gt_valid_mat} is no ground truth of MPII: its dataset_joints do not name {', '.join(unnamed)}")
     if len(predictions) != persons:
         raise DataError(
             f"{len(predictions)} persons were predicted, {gt_valid_mat} holds {persons}: test on the set that it "

@@ -159,7 +159,16 @@ def read_results(path: str | os.PathLike) -> list[dict]:
         missing = [key for key in FIELDS if not isinstance(result, dict) or key not in result]
         if missing:
             raise DataError(f"{path} is not a COCO keypoint result file: entry {i} has no {', '.join(missing)}")
+        if type(result["image_id"]) is not int or type(result["category_id"]) is not int or not is_finite(result["score"]):
+            raise DataError(f"{path}: entry {i} has an image_id, category_id or score that is no plain number")
+        if not isinstance(result["keypoints"], list) or not all(map(is_finite, result["keypoints"])):
+            raise DataError(f"{path}: entry {i} (image {result['image_id']}) has keypoints that are no list of finite numbers")
     return results
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value of a JSON file is a number that can be reckoned with: 1e300 squared is not."""
+    return type(value) in (int, float) and -1e100 < value < 1e100
 
 
 def format_table(name_values: Mapping[str, float], arch: str) -> str:

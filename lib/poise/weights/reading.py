@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from poise.errors import DataError
+from poise.errors import DataError, shown
 from poise.writing import replacing
 
 # where a dict with the state dict in it may have it: HRNet, mmcv, timm; MSPN, detectron2
@@ -82,9 +82,18 @@ def read_weight_file(path: str | Path) -> WeightFile:
         while plain.startswith(_PREFIXES):
             plain = plain.split(".", 1)[1]
         if plain in state:
-            raise DataError(f"{path}: holds {plain} twice, with and without 'module.'")
+            raise DataError(f"{path}: holds {shown(plain)} twice, with and without 'module.'")
+        if not _is_plain(tensor):
+            raise DataError(f"{path}: {shown(plain)} is no plain tensor (sparse, quantised, without memory, or of more values than the file holds)")
         state[plain] = tensor
     return WeightFile(str(path), state, tuple(foreign))
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has memory of its own for every value: a few bytes of a file can say that a million rows are all the same one."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def read_tensors(path: str | Path, what: str) -> Any:
@@ -128,5 +137,5 @@ def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
 
 
 def _foreign_code(path: str | Path, name: str) -> DataError:
-    return DataError(f"{path}: holds more than tensors and plain values ({name}), and reading it could run a stranger's code; "
+    return DataError(f"{path}: holds more than tensors and plain values ({shown(name)}), and reading it could run a stranger's code; "
                      "save its state dict alone and use that")

@@ -1,0 +1,329 @@
+"""What is fuzzed: each harness gives some bytes to one of Poise's readers, as the file that it would be.
+
+A reader may take them or refuse them with a PoiseError whose line names the file; anything else is a fault: another exception, a line without
+end, pixels outside of what was asked for, a file outside of its folder. Time and memory are watched from outside (run.py, tests/test_fuzz.py).
+"""
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mutation
+import numpy as np
+import seeds
+
+from poise.errors import PoiseError, one_line
+
+LONGEST_LINE = 2000
+_GUARD = 4096       # bytes before and behind an image that no decoder may write
+
+
+@dataclass(frozen=True)
+class Harness:
+    """run(bytes) raises for a fault. seeds: makes good files. mutate: a broken one from a good one. share: of the inputs of a long run."""
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+    mutate: mutation.Mutation
+    share: int = 1
+
+
+class Scratch:
+    """One file at a time, in memory where the system has such a folder."""
+
+    def __init__(self):
+        memory = Path("/dev/shm")
+        self.folder = Path(tempfile.mkdtemp(prefix=f"poise-fuzz-{os.getpid()}-", dir=memory if memory.is_dir() else None))
+
+    def file(self, name: str, data: bytes) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_scratch: Scratch | None = None
+
+
+def scratch() -> Scratch:
+    global _scratch
+    if _scratch is None:
+        _scratch = Scratch()
+        logging.getLogger("poise").setLevel(logging.CRITICAL)       # warnings by the million
+    return _scratch
+
+
+def close() -> None:
+    """Remove the scratch files."""
+    global _scratch
+    if _scratch is not None:
+        _scratch.close()
+        _scratch = None
+
+
+def remove_left_over() -> None:
+    """Scratch files of processes that were ended from outside."""
+    memory = Path("/dev/shm")
+    for folder in (memory if memory.is_dir() else Path(tempfile.gettempdir())).glob("poise-fuzz-*"):
+        if not Path(f"/proc/{folder.name.split('-')[2]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def refused(call: Callable[[], object], path: Path | None = None) -> object | None:
+    """What `call` returns; None where it refuses the file in one line that names it."""
+    try:
+        return call()
+    except PoiseError as error:
+        line = one_line(error)
+        assert len(line) < LONGEST_LINE, f"a line of {len(line)} characters"
+        assert line.isprintable(), "a line with control characters"
+        assert path is None or path.name in line, f"a line that does not name the file: {line}"
+        return None
+
+
+def config(data: bytes) -> None:
+    from poise import config as configuration
+
+    path = scratch().file("experiment.yaml", data)
+    base = scratch().folder / "base.yaml"
+    if not base.exists():
+        base.write_text("TRAIN: {LR: 0.002}\n")
+    cfg = refused(lambda: configuration.load(path))
+    if cfg is not None:
+        cfg.dump()
+        assert configuration.load(path) == cfg
+
+
+def command_line(data: bytes) -> None:
+    """KEY VALUE behind an experiment file."""
+    from poise import config as configuration
+
+    path = scratch().folder / "plain.yaml"
+    if not path.exists():
+        path.write_bytes(seeds.config()[0])
+    words = data.decode("utf-8", "surrogateescape").split("\n")[:20]
+    refused(lambda: configuration.load(path, words))
+
+
+def _settings(kind: str):
+    """The configuration of a set whose files lie in the scratch folder."""
+    from poise.config.default import default_config
+
+    cfg = default_config()
+    cfg.DATASET.DATASET, cfg.DATASET.ROOT, cfg.DATASET.CACHE = kind, str(scratch().folder), False
+    cfg.DATASET.TRAIN_SET = cfg.DATASET.TEST_SET = "set"
+    cfg.MODEL.IMAGE_SIZE = [24, 32]
+    return cfg
+
+
+class _Grey:
+    """Images of one colour, for crops."""
+
+    def open(self, _):
+        from poise.datasets.decoding import Picture
+
+        return Picture(_GREY)
+
+
+_GREY = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + 24000, 0, 54, 40, 100, 80, 1, 24, 0, 24000, 0, 0, 0, 0) + bytes(24000)
+
+
+def _cut(table) -> None:
+    """Samples of the first persons, as training takes them."""
+    from poise.datasets.augment import Augmentation
+    from poise.datasets.persons import PersonCrops
+
+    augmentation = Augmentation.from_config(_settings("coco")) if table.labelled else None
+    crops = PersonCrops(table, _Grey(), image_size=(24, 32), rgb=True, seed=0, augmentation=augmentation)
+    batch = crops.__getitems__([(0, person) for person in range(min(len(table), 3))])
+    assert isinstance(batch, dict) and np.isfinite(batch["joints"].numpy()).all(), "a sample without joints"
+
+
+def annotations(data: bytes) -> None:
+    from poise.datasets import coco
+
+    path = scratch().file("annotations/person_keypoints_set.json", data)
+    cfg = _settings("coco")
+    cfg.DATASET.BOX_CLIP = ("hrnet", "mmpose", "none")[len(data) % 3]
+    table = refused(lambda: coco.read_table(cfg, "set", detections=False), path)
+    if table is not None:
+        _cut(table)
+
+
+def truth(data: bytes) -> None:
+    """The same file as the evaluation reads it."""
+    from poise.metrics import coco_ap
+
+    path = scratch().file("truth.json", data)
+    refused(lambda: coco_ap.average_precision(path, seeds.results_for_truth()), path)
+
+
+def results(data: bytes) -> None:
+    from poise.metrics import coco_ap
+
+    path = scratch().file("results.json", data)
+    refused(lambda: coco_ap.average_precision(seeds.persons(), path))
+
+
+def mpii(data: bytes) -> None:
+    from poise.datasets import mpii as mpii_set
+
+    path = scratch().file("annot/set.json", data)
+    table = refused(lambda: mpii_set.read_table(_settings("mpii"), "set"), path)
+    if table is not None:
+        _cut(table)
+
+
+def detections(data: bytes) -> None:
+    from poise.datasets import coco
+
+    folder = scratch().folder
+    if not (folder / "annotations/person_keypoints_listed.json").exists():
+        scratch().file("annotations/person_keypoints_listed.json", seeds.annotations()[0])
+    path = scratch().file("boxes.json", data)
+    cfg = _settings("coco")
+    cfg.TEST.COCO_BBOX_FILE = str(path)
+    table = refused(lambda: coco.read_table(cfg, "listed", detections=True), path)
+    if table is not None:
+        _cut(table)
+
+
+def genotype(data: bytes) -> None:
+    from poise.models.genotypes import read_genotype
+
+    path = scratch().file("genotype.json", data)
+    refused(lambda: read_genotype(path), path)
+
+
+def matlab(data: bytes) -> None:
+    from poise.metrics.mpii_pckh import pckh
+
+    path = scratch().file("gt_valid.mat", data)
+    refused(lambda: pckh(np.ones((3, 16, 2)), path), path)
+
+
+def checkpoint(data: bytes) -> None:
+    """As weights, as a run to go on with, and as weights to convert."""
+    from poise.engine import checkpoint as checkpoints
+    from poise.weights import reading
+    from poise.weights.loading import Source
+
+    path = scratch().file("weights.pth", data)
+    file = refused(lambda: reading.read_weight_file(path), path)
+    if file is not None:
+        source = refused(lambda: Source(file), path)
+        if source is not None:
+            assert sum(tensor.numel() * tensor.element_size() for tensor in source.state.values()) <= 64 * len(data) + (1 << 20), "more values than the file holds"
+    refused(lambda: checkpoints.load(path, "seed"), path)
+
+
+def cache(data: bytes) -> None:
+    """Damage is no error there: the source is read again."""
+    from poise.datasets import array_cache
+
+    assert array_cache._load(scratch().file("kept.npz", data), {"never": "this"}) is None
+    found = array_cache._load(scratch().folder / "kept.npz", {})
+    assert found is None or all(isinstance(array, np.ndarray) and array.dtype != object for array in found.values())
+
+
+def archive(data: bytes) -> None:
+    """Unpacked into an empty folder: nothing may lie beside it, and no link in it."""
+    from poise import archives
+
+    path = scratch().file("archive.bin", data)
+    outside = scratch().folder / "outside"
+    shutil.rmtree(outside, ignore_errors=True)
+    inside = outside / "a" / "b"
+    inside.mkdir(parents=True)
+    refused(lambda: archives.unpack(path, inside), path)
+    assert [item.name for item in outside.iterdir()] == ["a"] and [item.name for item in (outside / "a").iterdir()] == ["b"], "written beside the folder"
+    for item in inside.rglob("*"):
+        assert not item.is_symlink() and (item.is_dir() or item.is_file()), "a link or a device"
+
+
+def zip_reader(data: bytes) -> None:
+    from poise.datasets.reading import ImageFolder
+
+    path = scratch().file("set.zip", data)
+    for name in ("000000000001.jpg", "b.png", "missing.jpg"):
+        refused(lambda: ImageFolder(path).read(name), path)
+
+
+def image(data: bytes) -> None:
+    """Decoded whole, in part, turned; the part must be the whole's, and nothing beside it may be written."""
+    from poise.datasets import decoding
+    from poise.datasets.reading import ImageFolder
+
+    path = scratch().file("images/picture.jpg", data)
+    whole = refused(lambda: ImageFolder(path.parent).read(path.name), path)
+    assert whole is None or (whole.dtype == np.uint8 and whole.ndim == 3 and whole.shape[2] == 3 and whole.size > 0)
+    refused(lambda: ImageFolder(path.parent, exif=True).read(path.name), path)
+    region(data, whole)
+    if decoding._jpeg is not None and whole is not None:
+        height, width = whole.shape[:2]
+        part = decoding.Picture(data)
+        draw = random.Random(data)
+        left, top = draw.randrange(width), draw.randrange(height)
+        box = left, top, draw.randrange(left, width) + 1, draw.randrange(top, height) + 1
+        pixels = part.with_region(box)
+        if part._jpeg_size is not None:      # what is not a usual JPEG is decoded whole anyway
+            shown = np.s_[box[1]:box[3], box[0]:box[2]]
+            assert np.array_equal(pixels[shown], whole[shown]) or "pixels" not in decoding.Picture(data).__dict__ and _has_fault(data), "a part that is not the whole's"
+
+
+def _has_fault(data: bytes) -> bool:
+    """Whether the decoder finds fault with the whole: what lies below a part is then allowed to differ from OpenCV's repair."""
+    from poise.datasets import decoding
+
+    size = decoding._jpeg.size(data)
+    canvas = np.empty((size[1], size[0], 3), np.uint8)
+    return not decoding._jpeg.decode_region(data, canvas, 0, 0, *size)
+
+
+def region(data: bytes, whole: np.ndarray | None = None) -> None:
+    """The compiled decoder of parts of JPEGs, into an image with guards on both sides."""
+    from poise.datasets import decoding
+
+    if decoding._jpeg is None:
+        return
+    size = decoding._jpeg.size(data)
+    if size is None or size[0] * size[1] > 1 << 22:
+        return
+    width, height = size
+    memory = np.full(height * width * 3 + 2 * _GUARD, 0xa5, np.uint8)
+    canvas = memory[_GUARD:-_GUARD].reshape(height, width, 3)
+    draw = random.Random(data)
+    for _ in range(2):
+        left, top = draw.randrange(width), draw.randrange(height)
+        right, bottom = draw.randrange(left, width) + 1, draw.randrange(top, height) + 1
+        decoding._jpeg.decode_region(data, canvas, left, top, right, bottom)
+    assert (memory[:_GUARD] == 0xa5).all() and (memory[-_GUARD:] == 0xa5).all(), "written outside of the image"
+
+
+HARNESSES = {
+    "config": Harness(config, seeds.config, mutation.of_lines),
+    "command line": Harness(command_line, seeds.command_line, mutation.of_bytes),
+    "annotations": Harness(annotations, seeds.annotations, mutation.of_json, 3),
+    "truth": Harness(truth, seeds.annotations, mutation.of_json),
+    "results": Harness(results, seeds.results, mutation.of_json),
+    "MPII annotations": Harness(mpii, seeds.mpii, mutation.of_json, 2),
+    "detections": Harness(detections, seeds.detections, mutation.of_json, 3),
+    "genotype": Harness(genotype, seeds.genotype, mutation.of_json),
+    "head boxes": Harness(matlab, seeds.matlab, mutation.of_bytes),
+    "checkpoint": Harness(checkpoint, seeds.checkpoints, mutation.of_zip(mutation.of_bytes), 2),
+    "cache": Harness(cache, seeds.cache, mutation.of_zip(mutation.of_bytes)),
+    "archive": Harness(archive, seeds.archives, mutation.of_archive, 2),
+    "zip reader": Harness(zip_reader, seeds.zips, mutation.of_zip(mutation.of_bytes), 2),
+    "image reader": Harness(image, seeds.image, mutation.of_jpeg, 4),
+    "JPEG regions": Harness(region, seeds.image, mutation.of_jpeg, 6),
+}

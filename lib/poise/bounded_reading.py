@@ -1,0 +1,37 @@
+"""The bytes of a file from outside: of a regular file, of no more than can be meant, each fault told in one line."""
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from poise.errors import DataError, PoiseError
+
+
+def read_bytes(path: str | Path, what: str, most: int, mend: str = "", error: type[PoiseError] = DataError) -> bytes:
+    """The content of a file of at most `most` bytes. Links are followed; what they lead to must be a file, not a device, a pipe or a folder.
+
+    `what` and `mend` go into the `error` that is raised where it cannot be read.
+    """
+    advice = f"; {mend}" if mend else ""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):      # reading one may wait, or go on, for ever
+            raise error(f"{path}: cannot read the {what} (it is a device or a pipe, not a file){advice}")
+        if found.st_size > most:
+            raise error(f"{path}: has {in_words(found.st_size)}, and a {what} has at most {in_words(most)}{advice}")
+        with open(path, "rb") as file:
+            data = file.read(found.st_size + 1)
+            return data if len(data) <= found.st_size else data + file.read(most - len(data))      # it has grown since
+    except (OSError, ValueError) as fault:      # ValueError: a NUL in the name
+        raise error(f"{path}: cannot read the {what} ({getattr(fault, 'strerror', None) or fault}){advice}") from None
+    except MemoryError:
+        raise error(f"{path}: cannot read the {what}, there is no memory for its {in_words(found.st_size)}") from None
+
+
+def in_words(size: float) -> str:
+    """A number of bytes for people: '17.0 MB'."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} bytes"
