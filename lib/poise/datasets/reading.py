@@ -50,7 +50,7 @@ class ImageFolder:
         shown = f"{self.location}/{name}"
         if not data:
             raise DataError(f"{shown}: the image file is empty; fetch it again")
-        if _is_cut_off(data):
+        if is_cut_off(data):
             raise DataError(f"{shown}: the image file is cut off; fetch it again")
         return Picture(data, self.exif)
 
@@ -92,7 +92,7 @@ class ImageFolder:
         return self._archive[1]
 
 
-def _is_cut_off(data: bytes) -> bool:
+def is_cut_off(data: bytes) -> bool:
     """Whether a JPEG or PNG ends before its end mark. OpenCV 4 decodes such JPEGs without an error, the rest grey.
 
     In a JPEG the mark is looked for after the last start of scan, because an embedded thumbnail has a mark of its own and
