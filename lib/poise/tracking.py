@@ -27,6 +27,9 @@ class Tracker:
     """
 
     def __init__(self, least_iou: float = 0.3, patience: float = 1.0):
+        from scipy.optimize import linear_sum_assignment
+
+        self._assign = linear_sum_assignment
         self.least_iou, self.patience = least_iou, patience
         self._last_number = 0
         self._numbers = np.empty(0, np.int64)
@@ -34,14 +37,12 @@ class Tracker:
 
     def update(self, boxes: np.ndarray, seconds: float) -> np.ndarray:
         """The tracks (N,) int64 of the boxes (N, 4), left, top, right, bottom, of the frame at `seconds`. Frames come in order."""
-        from scipy.optimize import linear_sum_assignment
-
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         alive = self._seen >= seconds - self.patience
         self._numbers, self._boxes, self._seen = self._numbers[alive], self._boxes[alive], self._seen[alive]
         overlap = pairwise_iou(boxes, self._boxes)
         overlap[overlap < self.least_iou] = 0       # or a pair that will not stand could cost another one its partner
-        box, track = linear_sum_assignment(overlap, maximize=True)
+        box, track = self._assign(overlap, maximize=True)
         stands = overlap[box, track] > 0
         box, track = box[stands], track[stands]
         numbers = np.zeros(len(boxes), np.int64)
