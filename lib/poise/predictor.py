@@ -21,15 +21,16 @@ import torch
 from yacs.config import CfgNode
 
 from poise import config, weights
-from poise.codecs import Codec, build_codec
+from poise.codecs import build_codec
 from poise.datasets.persons import cut
-from poise.datasets.reading import ImageFolder
 from poise.engine.device import for_testing
 from poise.errors import ConfigError, DataError
+from poise.export import onnx_network
 from poise.forward import check_precision, forward_flipped, normalize
 from poise.geometry import box_to_center_scale, crop_matrix, crop_to_image
 from poise.metrics import rescore
 from poise.models import build_model
+from poise.pictures import read_picture
 from poise.poses import Poses
 from poise.skeleton import SKELETONS
 from poise.weights.origin import warn_of_other_training
@@ -42,23 +43,24 @@ class Network(Protocol):
     """What finds joints in crops: a network of PyTorch, or a file of onnxruntime."""
 
     def __call__(self, crops: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Crops (B, H, W, 3) uint8 in the network's order of colours -> heatmaps (B, J, h, w), or joints (B, J, 2) in crop pixels and scores (B, J)."""
+        """Crops (B, H, W, 3) uint8, RGB -> heatmaps (B, J, h, w) float32, or joints (B, J, 2) in crop pixels and scores (B, J)."""
 
 
 class TorchNetwork:
     """The network of an experiment with the weights of a file, as tools/test.py would run them."""
 
-    def __init__(self, cfg: CfgNode, file: str | os.PathLike, codec: Codec, device: torch.device):
+    def __init__(self, cfg: CfgNode, file: str | os.PathLike, device: torch.device):
         check_precision(cfg, [device])
         model = build_model(cfg)
         weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB)
         warn_of_other_training(cfg, Path(file))
-        self._cfg, self._codec, self._device = cfg, codec, device
+        self._cfg, self._codec, self._device = cfg, build_codec(cfg), device
         self._model = for_testing(cfg, model, [device]).eval()
         self._flip_order = torch.from_numpy(SKELETONS[cfg.DATASET.DATASET].flip_order).to(device)
 
     @torch.no_grad()
     def __call__(self, crops: np.ndarray) -> np.ndarray:
+        crops = crops if self._cfg.DATASET.COLOR_RGB else np.ascontiguousarray(crops[:, :, :, ::-1])
         images = normalize(self._cfg, torch.from_numpy(crops), self._device)
         return forward_flipped(self._cfg, self._codec, self._model, images, self._flip_order).cpu().numpy()
 
@@ -80,12 +82,21 @@ class PoseEstimator:
                  flip_test: bool | None = None, batch_size: int = 32, overrides: Sequence[Any] = ()):
         if batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size!r}")
-        self.batch_size, self.device = int(batch_size), choose_device(device)
-        if cfg is None:
-            raise ConfigError(f"{weights}: the experiment is not known; give its YAML file")
-        self.cfg = _experiment(cfg, self.device, half, flip_test, overrides)
+        self.batch_size = int(batch_size)
+        experiment = cfg if cfg is None or isinstance(cfg, CfgNode) else config.load(cfg)
+        if onnx_network.is_onnx(weights):
+            if half:
+                raise ConfigError(f"{weights}: an ONNX file computes as it was exported; leave half out")
+            self.device = onnx_network.best_device() if device == "auto" else choose_device(device)
+            network = onnx_network.OnnxNetwork(weights, experiment, self.device, flip_test, overrides)
+            self.cfg, self._network = network.cfg, network
+        else:
+            if experiment is None:
+                raise ConfigError(f"{weights}: the experiment is not known; give its YAML file")
+            self.device = choose_device(device)
+            self.cfg = _experiment(experiment, self.device, half, flip_test, overrides)
+            self._network: Network = TorchNetwork(self.cfg, weights, self.device)
         self._codec = build_codec(self.cfg)
-        self._network: Network = TorchNetwork(self.cfg, weights, self._codec, self.device)
         self.skeleton = SKELETONS[self.cfg.DATASET.DATASET]
         self.seconds = {"read": 0.0, "crop": 0.0, "network": 0.0, "decode": 0.0}
 
@@ -161,7 +172,7 @@ class PoseEstimator:
         if bad.any():
             index = int(np.argmax(bad))
             fault = fault if finite[index] else "is not finite"
-            raise DataError(f"box {index} of {name} ({', '.join(f'{value:g}' for value in array[index])}) {fault}")
+            raise DataError(f"box {index} of {name} ({', '.join(f'{value:.9g}' for value in array[index])}) {fault}")
         return array
 
     def _centers_and_scales(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -173,16 +184,14 @@ class PoseEstimator:
         return crop_matrix(center, scale, 0.0, self.cfg.MODEL.IMAGE_SIZE, unbiased=self._codec.unbiased)
 
     def _read(self, image: Picture) -> np.ndarray:
-        """RGB (H, W, 3) uint8, rows and columns in OpenCV's order."""
+        """RGB (H, W, 3) uint8, laid out as OpenCV needs it."""
         if isinstance(image, np.ndarray):
             return np.ascontiguousarray(image)
         with self._timed("read"):
-            path = Path(image)
-            return np.ascontiguousarray(ImageFolder(path.parent).read(path.name)[:, :, ::-1])
+            return read_picture(image)
 
     def _crop(self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        crop, _ = cut(pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)
-        return crop if self.cfg.DATASET.COLOR_RGB else crop[:, :, ::-1]
+        return cut(pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)[0]
 
     def _find(self, crops: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """Keypoints (B, J, 2) in pixels of the pictures and scores (B, J), float32, of crops and their centres and scales."""
@@ -215,9 +224,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
-def _experiment(cfg: str | os.PathLike | CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]) -> CfgNode:
-    own = list(overrides)
-    cfg = config.changed(cfg, own) if isinstance(cfg, CfgNode) else config.load(cfg, own)
+def _experiment(cfg: CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]) -> CfgNode:
+    cfg = config.changed(cfg, overrides)
     if flip_test is not None:
         cfg = config.changed(cfg, ["TEST.FLIP_TEST", bool(flip_test)])
     if half and not cfg.AMP:
