@@ -28,8 +28,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps")
     parser.add_argument("--half", action="store_true", help="compute the pose network in 16 bits")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_experiment_arguments(parser)
+    add_experiment_arguments(parser, cfg_required=False)
     args = parser.parse_args()
+    if not args.cfg and (not args.weights.lower().endswith(".onnx") or args.overrides):
+        raise ConfigError("--cfg FILE is needed, the experiment of the weights; without it go the .onnx files of tools/export.py, which say it themselves, without KEY VALUE")
     if args.max_frames < 0:
         raise ConfigError(f"--max-frames {args.max_frames}: must be 0 or more")
     if args.detector_weights and not args.detector:
@@ -45,7 +47,7 @@ def main() -> int:
         os.environ[DEBUG_VARIABLE] = "1"
     from poise.tool_arguments import experiment
 
-    cfg = experiment(args)
+    cfg = experiment(args) if args.cfg else None
     from poise import demo
 
     summary = demo.run(

@@ -80,7 +80,7 @@ class Demo:
         self._names: set[str] = set()
         self._video: VideoWriter | None = None
         if draw and source.fps is not None:
-            self._video = VideoWriter(self._folder / f"{Path(source.name).stem.replace(' ', '_')}_pose.mp4", source.fps, source.live)
+            self._video = VideoWriter(self._folder / f"{Path(source.name).stem}_pose.mp4", source.fps, source.live)
         self.summary = Summary(self._folder)
 
     def run(self, head: dict[str, Any]) -> Summary:
@@ -164,14 +164,20 @@ class Demo:
             self._video.write(image, frame.seconds)
             return None
         ending = ".jpg" if max(image.shape[:2]) <= _JPEG_SIDE else ".png"
-        name = f"{Path(frame.name).stem}_pose"
-        number = next(n for n in range(1, len(self._names) + 2) if (f"{name}_{n}" if n > 1 else name) not in self._names)
-        name = f"{name}_{number}" if number > 1 else name
-        self._names.add(name)
+        name = self._new_name(f"{Path(frame.name).stem}_pose")
         _, data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         with replacing(self._folder / f"{name}{ending}") as part:
             part.write_bytes(data.tobytes())
         return f"{name}{ending}"
+
+    def _new_name(self, name: str) -> str:
+        """`name`, with a number behind it where a.jpg and a.png, or files of two folders, would have one name."""
+        number, new = 1, name
+        while new in self._names:
+            number += 1
+            new = f"{name}_{number}"
+        self._names.add(new)
+        return new
 
     def _tail(self) -> dict[str, Any]:
         summary = self.summary
@@ -179,11 +185,12 @@ class Demo:
                 "seconds": {part: round(value, 4) for part, value in summary.seconds.items()}, "frames_per_second": round(summary.frames_per_second, 3)}
 
 
-def run(cfg: CfgNode, cfg_path: str, *, input: str, weights: str = "", boxes: str = "", detector: str = "", detector_weights: str = "",
+def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str = "", boxes: str = "", detector: str = "", detector_weights: str = "",
         score_threshold: float = 0.5, output: str = "output/demo", device: str = "auto", half: bool = False, **options: Any) -> Summary:
     """What the command line asks for, from its words; options: those of Demo. Prints a report. Raises PoiseError for what cannot be used.
 
-    weights: '' is TEST.MODEL_FILE, else the best ones of the run folder. boxes and detector: '' is the whole picture.
+    cfg: None for weights that are an .onnx file, which says of itself what it is. weights: '' is TEST.MODEL_FILE, else the best ones of the run folder.
+    boxes and detector: where both are '', a picture is one person.
     """
     start_console()
     source = open_input(input)

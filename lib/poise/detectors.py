@@ -16,6 +16,7 @@ import numpy as np
 
 from poise import download
 from poise.errors import ConfigError, DataError, one_line
+from poise.predictor import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,6 @@ class TorchvisionDetector:
     """One of torchvision's detectors (https://pytorch.org/vision/stable/models.html#object-detection)."""
 
     def __init__(self, name: str, device: str, score_threshold: float, weights: str | Path | None, folder: Path):
-        from poise.predictor import choose_device
-
         models = _torchvision_models(name)
         self._device, self._threshold = choose_device(device), score_threshold
         file = Path(weights) if weights is not None else _fetch(name, models, folder)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
 _USUAL_FPS = 30.0
+# no lines of FFmpeg's own beside ours about damaged files; OpenCV reads it once, when it first opens a video
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Pictures:
             except DataError as error:
                 if len(self.paths) == 1:
                     raise
-                log.warning("%s; it is left out", error)
+                log.warning("left out: %s", error)
                 self.skipped.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
             yield Frame(path, index, image)
@@ -115,12 +117,12 @@ def open_input(name: str) -> Pictures | Video:
     """
     path = Path(name)
     try:
-        if path.is_dir():
+        if name and path.is_dir():
             found = sorted(str(entry) for entry in path.iterdir() if is_picture_name(entry) and not entry.is_dir())
             if not found:
                 raise DataError(f"{name}: the folder holds no file with the ending of a picture")
             return Pictures(found)
-        if path.is_file() or (path.exists() and not name.isdecimal()):
+        if name and path.exists():
             return Video(name) if path.suffix.lower() in VIDEO_ENDINGS else Pictures([name])
     except (OSError, ValueError) as error:      # a folder that may not be read, a name that is none
         raise DataError(f"{name!r}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
@@ -131,7 +133,7 @@ def open_input(name: str) -> Pictures | Video:
         if not found:
             raise DataError(f"{name}: no file fits this pattern")
         return Pictures(found)
-    raise DataError(f"{name}: no such file or folder; --input takes a picture, a folder, a pattern, a video or the number of a camera")
+    raise DataError(f"{name or repr('')}: no such file or folder; --input takes a picture, a folder, a pattern, a video or the number of a camera")
 
 
 class VideoWriter:

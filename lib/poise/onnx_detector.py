@@ -20,8 +20,11 @@ import cv2
 import numpy as np
 
 from poise.detectors import PERSON, persons
-from poise.errors import ConfigError, DataError, one_line
+from poise.errors import DataError, one_line
+from poise.export.formats import onnx_session
+from poise.export.onnx_network import best_device
 from poise.nms import box_nms
+from poise.predictor import choose_device
 
 _SIDE = 640                 # of YOLO's input, where the file does not say
 _GREY = 114                 # beside a picture of another shape, as YOLO is trained
@@ -34,25 +37,16 @@ class OnnxDetector:
     """See the module. Raises DataError for a file that is not of one of these kinds."""
 
     def __init__(self, path: str | Path, device: str = "auto", score_threshold: float = 0.5):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise ConfigError(f"detector {path}: onnxruntime is not installed; pip install 'poise[onnx]'") from None
         if not Path(path).is_file():
             raise DataError(f"{path}: no such detector file")
         self._path, self._threshold = str(path), score_threshold
-        present = onnxruntime.get_available_providers()
-        cuda = ["CUDAExecutionProvider"] if str(device) != "cpu" and "CUDAExecutionProvider" in present else []
-        try:
-            self._session = onnxruntime.InferenceSession(self._path, providers=[*cuda, "CPUExecutionProvider"])
-        except Exception as error:      # onnxruntime's own classes, one for each kind of fault
-            raise DataError(f"{path}: onnxruntime cannot load the detector ({one_line(error)[:200]})") from None
-        inputs, self._outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._session = onnx_session(path, best_device() if device == "auto" else choose_device(device))
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._input = inputs[0]
         shape = self._input.shape
-        if len(inputs) != 1 or len(shape) not in (3, 4) or self._input.type not in ("tensor(float)", "tensor(uint8)") or len(self._outputs) not in (1, 3):
+        if len(inputs) != 1 or len(shape) not in (3, 4) or self._input.type not in ("tensor(float)", "tensor(uint8)") or len(outputs) not in (1, 3):
             raise DataError(f"{path}: not a detector that is understood; it needs one input (1, 3, H, W) or (3, H, W) of float or uint8 and {_FORMS}")
-        self._yolo = len(self._outputs) == 1
+        self._yolo = len(outputs) == 1
         height, width = (side if isinstance(side, int) and side > 0 else _SIDE if self._yolo else None for side in shape[-2:])
         self._size = None if height is None or width is None else (width, height)
 
