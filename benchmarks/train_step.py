@@ -11,8 +11,9 @@ from torch import nn
 from poise import config
 from poise.codecs import build_codec
 from poise.engine import device
-from poise.engine.batch import encode_targets, normalize
+from poise.engine.batch import encode_targets
 from poise.engine.schedule import build_optimizer
+from poise.forward import normalize
 from poise.losses import build_loss
 from poise.metrics.pck import heatmap_pck
 from poise.models import build_model

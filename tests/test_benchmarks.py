@@ -73,7 +73,8 @@ def test_samples_of_the_reference(small, tmp_path):
 
     from poise.codecs import build_codec
     from poise.datasets import build_loader, read_set
-    from poise.engine.batch import encode_targets, normalize
+    from poise.engine.batch import encode_targets
+    from poise.forward import normalize
 
     names = [f"{n}.jpg" for n in range(3)]
     for split in ("train2017", "val2017"):

@@ -28,9 +28,9 @@ class ToolParser(argparse.ArgumentParser):
         super().exit(status, None if self._silent else message)
 
 
-def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
+def add_experiment_arguments(parser: argparse.ArgumentParser, cfg_required: bool = True) -> None:
     """--cfg, HRNet's folder options, and the overrides."""
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment file, a YAML of experiments/")
+    parser.add_argument("--cfg", required=cfg_required, metavar="FILE", help="experiment file, a YAML of experiments/")
     parser.add_argument("--modelDir", default="", metavar="DIR", help="OUTPUT_DIR, as HRNet calls it")
     parser.add_argument("--logDir", default="", metavar="DIR", help="LOG_DIR, as HRNet calls it")
     parser.add_argument("--dataDir", default="", metavar="DIR", help="DATA_DIR, as HRNet calls it")

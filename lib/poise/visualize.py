@@ -11,6 +11,7 @@ from poise.skeleton import Skeleton
 
 # left, right, middle: told apart also by people who do not tell red from green
 _SIDE_COLOURS = {-1: (0, 165, 255), 1: (255, 120, 30), 0: (80, 220, 80)}
+_BOX_COLOUR = (230, 230, 230)
 
 
 def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, shown: np.ndarray | None = None, scale: float = 1.0) -> None:
@@ -35,6 +36,19 @@ def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *,
     for joint in np.flatnonzero(usable):
         cv2.circle(image, at(joint), (radius + 1) * 8, (255, 255, 255), -1, cv2.LINE_AA, 3)
         cv2.circle(image, at(joint), radius * 8, _SIDE_COLOURS[skeleton.side(joint)], -1, cv2.LINE_AA, 3)
+
+
+def draw_box(image: np.ndarray, box: np.ndarray, label: str = "") -> None:
+    """Draw a person's box into `image`: (4,) left, top, right, bottom in pixels, cut to the image. label: written in its upper left corner."""
+    size = max(image.shape[:2]) / 400
+    last = np.array([image.shape[1] - 1, image.shape[0] - 1] * 2)
+    left, top, right, bottom = (int(value) for value in np.clip(np.nan_to_num(box), 0, last).round())
+    cv2.rectangle(image, (left, top), (right, bottom), _BOX_COLOUR, max(1, round(size)), cv2.LINE_AA)
+    if label:
+        scale, thick = max(0.35, 0.3 * size), max(1, round(0.6 * size))
+        (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
+        cv2.rectangle(image, (left, top), (left + width + 2, top + height + below + 2), _BOX_COLOUR, -1)
+        cv2.putText(image, label, (left + 1, top + height + 1), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
 
 
 def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:

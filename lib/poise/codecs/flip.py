@@ -14,9 +14,14 @@ def merge_flipped(heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: to
     """
     if all(maps.device.type == "cpu" and maps.dtype == torch.float32 and not maps.requires_grad for maps in (heatmaps, mirrored)):
         return torch.from_numpy(_merge_arrays(heatmaps.numpy(), mirrored.numpy(), flip_order.tolist(), shift))
+    return merge_tensors(heatmaps, mirrored, flip_order, shift)
+
+
+def merge_tensors(heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool) -> torch.Tensor:
+    """merge_flipped by operations of PyTorch alone, on any device and in graphs that are exported."""
     mirrored = mirrored.flip(3)[:, flip_order]
     if shift:
-        mirrored[:, :, :, 1:] = mirrored[:, :, :, :-1].clone()
+        mirrored = torch.cat([mirrored[:, :, :, :1], mirrored[:, :, :, :-1]], dim=3)
     return (heatmaps + mirrored) * 0.5
 
 

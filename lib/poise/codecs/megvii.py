@@ -16,8 +16,8 @@ from poise.codecs.codec import Codec, Targets
 from poise.codecs.maxima import blur, find_maxima
 
 AMPLITUDE = 255.0
-_BORDER = 10        # cells of zeros around a map before it is blurred
-_STEP = 0.25        # of a cell, from the highest towards the second highest cell
+BORDER = 10        # cells of zeros around a map before it is blurred
+STEP = 0.25        # of a cell, from the highest towards the second highest cell
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Megvii(Codec):
             coords, scores = super().decode(heatmaps, maxima)
             return coords, scores / np.float32(AMPLITUDE) + np.float32(0.5)
         height, width = heatmaps.shape[2:]
-        padded = np.pad(heatmaps, ((0, 0), (0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))
+        padded = np.pad(heatmaps, ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER)))
         blurred = blur(padded, self.blur_kernel)
         first, _ = find_maxima(blurred)
         batch, joint = np.indices(first.shape[:2])
@@ -63,7 +63,7 @@ class Megvii(Codec):
         second, _ = find_maxima(blurred)
         way = (second - first).astype(np.float64)
         length = np.linalg.norm(way, axis=2, keepdims=True)
-        coords = first - _BORDER + _STEP * way / np.where(length > 1e-3, length, np.inf)
+        coords = first - BORDER + STEP * way / np.where(length > 1e-3, length, np.inf)
         coords = np.clip(coords, 0, [width - 1, height - 1])
         at = np.rint(coords).astype(np.int64)
         scores = heatmaps[batch, joint, at[:, :, 1], at[:, :, 0]] / np.float32(AMPLITUDE) + np.float32(0.5)

@@ -32,15 +32,25 @@ def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """
     cfg = default_config()
     _merge(cfg, translate_simple_baseline(_read(Path(path), ())), str(path))
+    return _overridden(cfg, overrides, "command line", str(path))
+
+
+def changed(cfg: CfgNode, overrides: Sequence[Any], source: str = "overrides") -> CfgNode:
+    """A frozen copy of `cfg` with KEY, VALUE, KEY, VALUE, ... as `load` takes them; source: where they come from, for the ConfigError."""
+    return _overridden(cfg.clone(), overrides, source, source)
+
+
+def _overridden(cfg: CfgNode, overrides: Sequence[Any], source: str, checked_as: str) -> CfgNode:
+    cfg.defrost()
     if len(overrides) % 2:
-        raise ConfigError(f"command line: {overrides[-1]!r} has no value; overrides are KEY VALUE pairs")
+        raise ConfigError(f"{source}: {overrides[-1]!r} has no value; overrides are KEY VALUE pairs")
     for key, value in zip(overrides[::2], overrides[1::2]):
         nested: Any = value
         for part in reversed(str(key).split(".")):
             nested = {part: nested}
-        _merge(cfg, nested, "command line")
-    follow_dataset(cfg, str(path))
-    check_values(cfg, str(path))
+        _merge(cfg, nested, source)
+    follow_dataset(cfg, checked_as)
+    check_values(cfg, checked_as)
     cfg.freeze()
     return cfg
 

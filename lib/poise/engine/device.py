@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from poise.engine.distributed import ALONE, Processes
-from poise.engine.precision import check_precision
 from poise.errors import ConfigError
+from poise.forward import check_precision
 from poise.models.folding import fold_batch_norms
 
 log = logging.getLogger(__name__)

@@ -1,30 +1,12 @@
-"""Mixed precision: which operations are computed in 16 bits, and for fp16 the scale of the loss that keeps gradients within its range."""
+"""Mixed precision in training: the scale of the loss that keeps fp16's gradients within its range. What is computed in 16 bits: poise.forward."""
 from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from yacs.config import CfgNode
 
-from poise.errors import ConfigError, PoiseError
+from poise.errors import PoiseError
 
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 2.0**-10     # gradients that overflow below it are not finite at any scale
-
-
-def check_precision(cfg: CfgNode, devices: list[torch.device]) -> None:
-    """Raise ConfigError where the devices cannot compute as AMP says."""
-    if cfg.AMP != "bf16":
-        return
-    if len(devices) > 1:    # DataParallel's threads would compute in fp16, autocast's default
-        raise ConfigError(f"AMP bf16: one process cannot compute it on {len(devices)} GPUS; start a process for each with torchrun")
-    if devices[0].type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ConfigError(f"AMP bf16: {torch.cuda.get_device_name(devices[0])} cannot compute it; use AMP fp16")
-
-
-def autocast(cfg: CfgNode, device: torch.device) -> AbstractContextManager:
-    """Within, the network computes as AMP says. Its outputs are of that type."""
-    return torch.autocast(device.type, _TYPES[cfg.AMP]) if cfg.AMP else nullcontext()
 
 
 class LossScale:

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.codecs import Codec, build_codec, merge_flipped
+from poise.codecs import build_codec
 from poise.codecs.maxima import find_maxima
 from poise.datasets.persons import BatchLoader
-from poise.engine.batch import encode_targets, normalize
+from poise.engine.batch import encode_targets
 from poise.engine.distributed import ALONE, Processes
-from poise.engine.precision import autocast
+from poise.forward import forward_flipped, normalize
 from poise.geometry import crop_to_image
 from poise.metrics.pck import heatmap_pck
 
@@ -34,16 +34,6 @@ class Predictions:
     loss: float | None = None
     accuracy: float | None = None
     first_batch: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def forward_flipped(cfg: CfgNode, codec: Codec, model: nn.Module, images: torch.Tensor, flip_order: torch.Tensor) -> torch.Tensor:
-    """Heatmaps (B, J, h, w) of normalised images (B, 3, H, W), with the flip test where TEST.FLIP_TEST asks for it."""
-    with autocast(cfg, images.device):
-        heatmaps = model(images).float()
-        mirrored = model(images.flip(3)).float() if cfg.TEST.FLIP_TEST else None
-    if mirrored is not None:
-        heatmaps = merge_flipped(heatmaps, mirrored, flip_order, cfg.TEST.SHIFT_HEATMAP and not codec.mirror_exact)
-    return heatmaps
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from poise.codecs import Codec
-from poise.engine.batch import encode_targets, normalize
+from poise.engine.batch import encode_targets
 from poise.engine.device import bare
-from poise.engine.precision import autocast
 from poise.engine.schedule import set_learning_rate
+from poise.forward import autocast, normalize
 from poise.metrics.pck import heatmap_pck
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.engine import checkpoint, device, logs
 from poise.engine.average import WeightAverage
-from poise.engine.batch import denormalize
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.precision import LossScale
@@ -32,6 +31,7 @@ from poise.engine.score import check_truth, score
 from poise.engine.step import StepFigures, train_step
 from poise.engine.threads import CpuThreads
 from poise.errors import PoiseError
+from poise.forward import denormalize
 from poise.losses import build_loss
 from poise.models import build_model
 from poise.models.genotypes import write_genotype

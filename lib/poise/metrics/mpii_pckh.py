@@ -75,7 +75,7 @@ def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.nda
         positions, heads = truth["pos_gt_src"].astype(np.float64), truth["headboxes_src"].astype(np.float64)
         labelled = truth["jnt_missing"] == 0
         names = [str(name.item()) for name in truth["dataset_joints"].ravel()]
-        unnamed = [joint for joints in GROUPS.values() for joint in joints if joint not in names[:MPII.num_joints]]
+        unnamed = [joint for joints in GROUPS.values() for joint in joints if joint not in names[:JOINTS]]
     except OSError as error:
         raise DataError(f"cannot read {gt_valid_mat}: {error.strerror or error}") from error
     except KeyError as error:

@@ -5,6 +5,7 @@
     formats     the ways in which weights are named and wrapped, and how each becomes Poise's
     loading     load and load_pretrained, with their report
     converting  Poise's names to the released ones and back
+    origin      what a file was trained with, where that can be known
 """
 from poise.weights.loading import LoadReport, load, load_pretrained
 from poise.weights.reading import WeightFile, read_state_dict, read_tensors, read_weight_file, save

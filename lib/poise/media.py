@@ -1,0 +1,188 @@
+"""Where frames come from and go to: a picture, a folder, a glob, a video file or a camera, read one by one; a drawn video, written."""
+from __future__ import annotations
+
+import glob
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from poise.errors import DataError
+from poise.pictures import is_picture_name, quiet_opencv, read_picture
+
+log = logging.getLogger(__name__)
+
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
+_USUAL_FPS = 30.0
+# no lines of FFmpeg's own beside ours about damaged files; OpenCV reads it once, when it first opens a video
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+@dataclass
+class Frame:
+    """One picture. name: its file, or the video or camera that it is of. index: from 0. seconds: since the video's beginning, None of a picture."""
+
+    name: str
+    index: int
+    image: np.ndarray       # RGB (H, W, 3) uint8
+    seconds: float | None = None
+
+
+class Pictures:
+    """Picture files, in the order given. One that cannot be read is put into `skipped`, (file, reason), and the rest go on."""
+
+    fps, live = None, False
+
+    def __init__(self, paths: list[str]):
+        self.paths, self.skipped = paths, []
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, path in enumerate(self.paths):
+            try:
+                image = read_picture(path)
+            except DataError as error:
+                if len(self.paths) == 1:
+                    raise
+                log.warning("left out: %s", error)
+                self.skipped.append((path, str(error).removeprefix(f"{path}: ")))
+                continue
+            yield Frame(path, index, image)
+
+
+class Video:
+    """A video file, or a camera by its number. fps: frames a second as the file says; where it says nothing that can be, 30, with a warning.
+
+    A video that ends before the frames that it claims is put into `skipped`. Raises DataError where it cannot be opened or has no frame.
+    """
+
+    def __init__(self, name: str, camera: int | None = None):
+        self.name, self.live, self.skipped = name, camera is not None, []
+        with quiet_opencv():
+            self._capture = cv2.VideoCapture(name if camera is None else camera)
+            opened = self._capture.isOpened()
+        if not opened:
+            raise DataError(f"{name}: cannot be opened; is it connected, and may this user read it?" if self.live else
+                            f"{name}: not a video that OpenCV can read, or a damaged one")
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS)
+        if not (math.isfinite(self.fps) and 0.1 <= self.fps <= 1000):
+            log.warning("%s: says %g frames a second; %g is taken", name, self.fps, _USUAL_FPS)
+            self.fps = _USUAL_FPS
+        self._count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+
+    def __len__(self) -> int:
+        """Frames that the file claims; 0 where it is not known."""
+        return int(self._count) if not self.live and math.isfinite(self._count) and 0 < self._count < 1e9 else 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        begin, index, seconds = time.monotonic(), 0, -math.inf
+        try:
+            while True:
+                with quiet_opencv():
+                    done, image = self._capture.read()
+                if not done:
+                    break
+                # the file's own times where they rise, as they do in most; a camera's are the clock's
+                told = time.monotonic() - begin if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                seconds = told if math.isfinite(told) and told > seconds and (told > 0 or not index) else index / self.fps
+                yield Frame(self.name, index, _as_rgb(image), seconds)
+                index += 1
+        finally:
+            self._capture.release()
+        if not index:
+            raise DataError(f"{self.name}: no frame of the video can be read")
+        if index < len(self):
+            reason = f"the video ends after {index} of {len(self)} frames"
+            log.warning("%s: %s", self.name, reason)
+            self.skipped.append((self.name, reason))
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 or image.shape[2] == 1 else cv2.COLOR_BGR2RGB)
+
+
+def open_input(name: str) -> Pictures | Video:
+    """What --input names. Raises DataError where there is nothing.
+
+    A file with the ending of a video is a video, any other file a picture; a folder stands for its files with the ending of a picture, not
+    those of folders below, by name; a number is a camera; and what is none of these is a pattern (*, ?, [], ** for folders below), by name.
+    """
+    path = Path(name)
+    try:
+        if name and path.is_dir():
+            found = sorted(str(entry) for entry in path.iterdir() if is_picture_name(entry) and not entry.is_dir())
+            if not found:
+                raise DataError(f"{name}: the folder holds no file with the ending of a picture")
+            return Pictures(found)
+        if name and path.exists():
+            return Video(name) if path.suffix.lower() in VIDEO_ENDINGS else Pictures([name])
+    except (OSError, ValueError) as error:      # a folder that may not be read, a name that is none
+        raise DataError(f"{name!r}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if name.isascii() and name.isdecimal():
+        return Video(f"camera {int(name)}", camera=int(name))
+    if glob.has_magic(name):
+        found = sorted(entry for entry in glob.glob(name, recursive=True) if not os.path.isdir(entry))
+        if not found:
+            raise DataError(f"{name}: no file fits this pattern")
+        return Pictures(found)
+    raise DataError(f"{name or repr('')}: no such file or folder; --input takes a picture, a folder, a pattern, a video or the number of a camera")
+
+
+class VideoWriter:
+    """An mp4 (MPEG-4 part 2, which every build of OpenCV writes) of RGB frames of one size; it appears whole when it is closed.
+
+    path: its final place. The first frame decides the size; frames of another size are scaled to it. live: frames are repeated to keep to
+    the clock, because a camera's come as fast as they can be worked on. Raises DataError where it cannot be written.
+    """
+
+    def __init__(self, path: Path, fps: float, live: bool = False):
+        self.path, self.fps, self.live = path, fps, live
+        self._part = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+        self._writer: cv2.VideoWriter | None = None
+        self._size, self._written = (0, 0), 0
+
+    def write(self, image: np.ndarray, seconds: float) -> None:
+        if self._writer is None:
+            self._size = (image.shape[1], image.shape[0])
+            self._open()
+        if (image.shape[1], image.shape[0]) != self._size:
+            image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        due = max(1, int(seconds * self.fps) + 1 - self._written) if self.live else 1
+        for _ in range(min(due, 1000)):
+            self._writer.write(image)
+            self._written += 1
+
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._part.touch()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
+        with quiet_opencv():
+            self._writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, self._size)
+        if not self._writer.isOpened():
+            self._part.unlink(missing_ok=True)
+            raise DataError(f"{self.path}: OpenCV cannot write an mp4 of {self._size[0]} x {self._size[1]} at {self.fps:g} frames a second")
+
+    def close(self, keep: bool = True) -> None:
+        """Put the video in its place, or with keep False throw it away."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        try:
+            if keep:
+                os.replace(self._part, self.path)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
+        finally:
+            self._part.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""A person detector in an ONNX file, run by onnxruntime, which must be installed (the extra `onnx`).
+
+What is taken, told apart by the outputs' shapes:
+
+- As torchvision's detectors are exported: an input (3, H, W) or (1, 3, H, W), float32 RGB from 0 to 1, and three outputs: boxes (N, 4) left,
+  top, right, bottom in pixels of the input, labels (N,) with 1 for a person, and scores (N,); a leading 1 in a shape is fine.
+- As YOLO's (v8 and later): an input (1, 3, H, W) as above and one output (1, 4 + C, A): for each of A places its centre x, y, width and height in pixels
+  of the input and the scores of C classes, of which class 0 is a person. Boxes that overlap by more than 0.7 of a better one's are dropped. An
+  output (1, A, 4 + C) is the same, turned.
+
+Where the file fixes H and W, the picture is scaled to fit and the rest is grey; where it leaves them open, YOLO's get 640 x 640 and the others the
+picture as it is. An input of uint8 gets pixels from 0 to 255.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from poise.detectors import PERSON, persons
+from poise.errors import DataError, one_line
+from poise.export.formats import onnx_session
+from poise.export.onnx_network import best_device
+from poise.nms import box_nms
+from poise.predictor import choose_device
+
+_SIDE = 640                 # of YOLO's input, where the file does not say
+_GREY = 114                 # beside a picture of another shape, as YOLO is trained
+_OVERLAP = 0.7
+_PERSON_OF_YOLO = 0
+_FORMS = "outputs boxes (N, 4), labels (N,) and scores (N,), or one of (1, 4 + classes, places)"
+
+
+class OnnxDetector:
+    """See the module. Raises DataError for a file that is not of one of these kinds."""
+
+    def __init__(self, path: str | Path, device: str = "auto", score_threshold: float = 0.5):
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such detector file")
+        self._path, self._threshold = str(path), score_threshold
+        self._session = onnx_session(path, best_device() if device == "auto" else choose_device(device))
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._input = inputs[0]
+        shape = self._input.shape
+        if len(inputs) != 1 or len(shape) not in (3, 4) or self._input.type not in ("tensor(float)", "tensor(uint8)") or len(outputs) not in (1, 3):
+            raise DataError(f"{path}: not a detector that is understood; it needs one input (1, 3, H, W) or (3, H, W) of float or uint8 and {_FORMS}")
+        self._yolo = len(outputs) == 1
+        height, width = (side if isinstance(side, int) and side > 0 else _SIDE if self._yolo else None for side in shape[-2:])
+        self._size = None if height is None or width is None else (width, height)
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        placed, zoom, left, top = (image, 1.0, 0, 0) if self._size is None else _fitted(image, self._size)
+        pixels = np.ascontiguousarray(placed.transpose(2, 0, 1))
+        if self._input.type == "tensor(float)":
+            pixels = pixels.astype(np.float32) / 255
+        try:
+            answers = self._session.run(None, {self._input.name: pixels[None] if len(self._input.shape) == 4 else pixels})
+        except Exception as error:
+            raise DataError(f"{self._path}: the detector fails on a picture of {placed.shape[1]} x {placed.shape[0]} ({one_line(error)[:200]})") from None
+        boxes, scores = self._of_yolo(answers[0]) if self._yolo else self._of_three(answers)
+        return persons((boxes - [left, top, left, top]) / zoom, scores, self._threshold, image.shape)
+
+    def _of_three(self, answers: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        if any(answer.ndim == 3 for answer in answers):     # each has a batch's dimension in front
+            answers = [answer[0] if len(answer) == 1 else answer for answer in answers]
+        boxes = [answer for answer in answers if answer.ndim == 2 and answer.shape[1] == 4]
+        labels = [answer for answer in answers if answer.ndim == 1 and answer.dtype.kind in "iu"]
+        scores = [answer for answer in answers if answer.ndim == 1 and answer.dtype.kind == "f"]
+        if not len(boxes) == len(labels) == len(scores) == 1 or not len(boxes[0]) == len(labels[0]) == len(scores[0]):
+            raise DataError(f"{self._path}: the detector's outputs have the shapes {', '.join(str(answer.shape) for answer in answers)}; it needs {_FORMS}")
+        person = labels[0] == PERSON
+        return boxes[0][person].astype(np.float64), scores[0][person].astype(np.float64)
+
+    def _of_yolo(self, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if answer.ndim != 3 or answer.shape[0] != 1 or min(answer.shape[1:]) < 5:
+            raise DataError(f"{self._path}: the detector's output has the shape {answer.shape}; it needs {_FORMS}")
+        table = answer[0].astype(np.float64)
+        if table.shape[0] <= table.shape[1]:        # there are more places than classes
+            table = table.T
+        best = table[:, 4:].argmax(axis=1)
+        scores = table[:, 4 + _PERSON_OF_YOLO]
+        chosen = (best == _PERSON_OF_YOLO) & (scores >= self._threshold) & np.isfinite(table[:, :5]).all(axis=1)
+        center, half, scores = table[chosen, :2], table[chosen, 2:4] / 2, scores[chosen]
+        boxes = np.concatenate([center - half, center + half], axis=1)
+        kept = box_nms(boxes, scores, _OVERLAP)
+        return boxes[kept], scores[kept]
+
+
+def _fitted(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, int, int]:
+    """The picture scaled into the middle of a grey one of `size` (width, height); the zoom, and its left and top there."""
+    width, height = size
+    zoom = min(width / image.shape[1], height / image.shape[0])
+    inner = max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    canvas = np.full((height, width, 3), _GREY, np.uint8)
+    canvas[top:top + inner[1], left:left + inner[0]] = cv2.resize(image, inner, interpolation=cv2.INTER_LINEAR)
+    return canvas, zoom, left, top

@@ -1,0 +1,132 @@
+"""One picture file from anywhere, as RGB: every usual kind is read, and what cannot be used is refused in one line.
+
+The header is read first, so that a small file that unpacks to gigabytes is refused before it is unpacked. The pixels are those that
+training and tests see of the same file (datasets/decoding.py), turned as its EXIF entry says.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+from poise.datasets.decoding import Picture
+from poise.datasets.reading import is_cut_off
+from poise.errors import DataError
+
+log = logging.getLogger(__name__)
+
+#: width x height of the largest picture that is read, 0.54 GB as RGB; where Pillow itself refuses (twice its MAX_IMAGE_PIXELS)
+MOST_PIXELS = 178_956_970
+#: of a picture file
+MOST_BYTES = 1 << 30
+#: endings of the files that a folder is searched for, in lower case
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+_KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
+_READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM and JPEG 2000 are read"
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """A picture file as (H, W, 3) uint8 in RGB order, upright as its EXIF entry says.
+
+    Grey, CMYK and palette pictures become RGB, 16 bits become 8, transparency is dropped. Of an animation the first frame is taken,
+    of a TIFF of several pages the first one, and the log says so. Raises DataError, in one line that names the file, for one that
+    is missing, empty, no picture, cut off or damaged, larger than MOST_PIXELS pixels or MOST_BYTES bytes.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            _check_file(path, os.fstat(file.fileno()))
+            kind, first_of_several = _look_at_header(path, file)
+            file.seek(0)
+            data = file.read(MOST_BYTES)
+    except (OSError, ValueError) as error:      # ValueError: a name with a zero byte
+        raise DataError(f"{path}: cannot read the picture ({getattr(error, 'strerror', None) or error})") from None
+    if is_cut_off(data):
+        raise DataError(f"{path}: the picture is cut off; fetch it again")
+    image = _decode(data, kind)
+    if image is None:
+        raise DataError(f"{path}: the picture ({kind}) is damaged, or of a kind of {kind} that is not read; fetch it again or save it as PNG")
+    if first_of_several:
+        log.warning("%s: has several %s, the first one is used", path, "pages" if kind == "TIFF" else "frames")
+    return image
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Opening a named pipe would otherwise wait for somebody to write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_file(path: str | os.PathLike, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: is no ordinary file, and no picture")
+    if not status.st_size:
+        raise DataError(f"{path}: the picture file is empty")
+    if status.st_size > MOST_BYTES:
+        raise DataError(f"{path}: has {status.st_size} bytes, and pictures of up to {MOST_BYTES} are read")
+
+
+def _look_at_header(path: str | os.PathLike, file: BinaryIO) -> tuple[str, bool]:
+    """The kind of picture, and whether there are several in it, of which only the first counts. Nothing is unpacked."""
+    import warnings
+
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # Pillow's own word on large pictures and odd headers
+            with Image.open(file, formats=_KINDS) as header:
+                (width, height), kind = header.size, header.format
+                several = kind != "MPO" and getattr(header, "is_animated", False)     # an MPO's others are views and thumbnails
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: too large ({error}); make the picture smaller") from None
+    except UnidentifiedImageError:
+        file.seek(4)
+        other = " (a HEIC, AVIF or video file: save it as JPEG or PNG)" if file.read(4) == b"ftyp" else ""
+        raise DataError(f"{path}: not a picture, or its beginning is damaged{other}; {_READ}") from None
+    except Exception as error:      # damaged headers have errors of many classes: struct.error, OverflowError, zlib.error
+        raise DataError(f"{path}: the picture's header is damaged ({error}); {_READ}") from None
+    if width * height > MOST_PIXELS:        # where the program using this has lifted Pillow's limit
+        raise DataError(f"{path}: too large ({width} x {height} is more than {MOST_PIXELS} pixels); make the picture smaller")
+    return kind, bool(several)
+
+
+def _decode(data: bytes, kind: str) -> np.ndarray | None:
+    """(H, W, 3) uint8 RGB, or None."""
+    if kind == "GIF":       # which OpenCV before 4.11 does not read
+        return _decode_gif(data)
+    with quiet_opencv():
+        image = Picture(data, exif=True).pixels
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _decode_gif(data: bytes) -> np.ndarray | None:
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("GIF",)) as image:
+            return np.array(image.convert("RGB"))
+    except Exception:       # as for the header
+        return None
+
+
+@contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """OpenCV says nothing on stderr; what is wrong with a file is told by an error, in one line."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def is_picture_name(path: str | os.PathLike) -> bool:
+    return Path(path).suffix.lower() in ENDINGS

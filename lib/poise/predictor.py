@@ -1,0 +1,243 @@
+"""From pictures and person boxes to poses, for other people's programs.
+
+    from poise import PoseEstimator
+    pose = PoseEstimator("experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml", "pose_hrnet_w32_256x192.pth")
+    people = pose("picture.jpg", boxes=[[10, 20, 110, 320]])
+
+The way is that of tools/test.py, function by function: geometry and datasets.persons.cut, forward, codecs, geometry again.
+Letters: N persons, B crops of a batch, J joints, H W pixels.
+"""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from yacs.config import CfgNode
+
+from poise import config, weights
+from poise.codecs import build_codec
+from poise.datasets.persons import cut
+from poise.engine.device import for_testing
+from poise.errors import ConfigError, DataError
+from poise.export import onnx_network
+from poise.forward import check_precision, forward_flipped, normalize
+from poise.geometry import box_to_center_scale, crop_matrix, crop_to_image
+from poise.metrics import rescore
+from poise.models import build_model
+from poise.pictures import read_picture
+from poise.poses import Poses
+from poise.skeleton import SKELETONS
+from poise.weights.origin import warn_of_other_training
+
+Picture = str | os.PathLike | np.ndarray
+_FARTHEST = 2.0**23     # pixels; float32 tells halves apart up to it
+
+
+class Network(Protocol):
+    """What finds joints in crops: a network of PyTorch, or a file of onnxruntime."""
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Crops (B, H, W, 3) uint8, RGB -> heatmaps (B, J, h, w) float32, or joints (B, J, 2) in crop pixels and scores (B, J)."""
+
+
+class TorchNetwork:
+    """The network of an experiment with the weights of a file, as tools/test.py would run them."""
+
+    def __init__(self, cfg: CfgNode, file: str | os.PathLike, device: torch.device):
+        check_precision(cfg, [device])
+        model = build_model(cfg)
+        weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB)
+        warn_of_other_training(cfg, Path(file))
+        self._cfg, self._codec, self._device = cfg, build_codec(cfg), device
+        self._model = for_testing(cfg, model, [device]).eval()
+        self._flip_order = torch.from_numpy(SKELETONS[cfg.DATASET.DATASET].flip_order).to(device)
+
+    @torch.no_grad()
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        crops = crops if self._cfg.DATASET.COLOR_RGB else np.ascontiguousarray(crops[:, :, :, ::-1])
+        images = normalize(self._cfg, torch.from_numpy(crops), self._device)
+        return forward_flipped(self._cfg, self._codec, self._model, images, self._flip_order).cpu().numpy()
+
+
+class PoseEstimator:
+    """Finds the joints of persons in pictures.
+
+    cfg: the experiment, a YAML file or what poise.config.load made of one. weights: a weight file of any family that the experiment's
+    network takes (see poise.weights.load), or an .onnx file of tools/export.py, with which `cfg` may be None. device: 'auto' is the first CUDA
+    device, Apple's (mps) or the CPU, whichever is there; or a name or torch.device. half: compute in 16 bits, as AMP says, else fp16
+    and on the CPU bf16; otherwise as the experiment's AMP says. flip_test: average with the mirrored crop; None is TEST.FLIP_TEST.
+    batch_size: crops that go through the network at once. overrides: KEY, VALUE, ... of the experiment.
+
+    Raises PoiseError (ConfigError, DataError) in one line for what cannot be used, here and when it is called.
+    Attributes: cfg, skeleton, device, and seconds, the time spent so far in reading, cropping, the network and decoding.
+    """
+
+    def __init__(self, cfg: str | os.PathLike | CfgNode | None, weights: str | os.PathLike, *, device: str | torch.device = "auto", half: bool = False,
+                 flip_test: bool | None = None, batch_size: int = 32, overrides: Sequence[Any] = ()):
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be 1 or more, got {batch_size!r}")
+        self.batch_size = int(batch_size)
+        experiment = cfg if cfg is None or isinstance(cfg, CfgNode) else config.load(cfg)
+        if onnx_network.is_onnx(weights):
+            if half:
+                raise ConfigError(f"{weights}: an ONNX file computes as it was exported; leave half out")
+            self.device = onnx_network.best_device() if device == "auto" else choose_device(device)
+            network = onnx_network.OnnxNetwork(weights, experiment, self.device, flip_test, overrides)
+            self.cfg, self._network = network.cfg, network
+        else:
+            if experiment is None:
+                raise ConfigError(f"{weights}: the experiment is not known; give its YAML file")
+            self.device = choose_device(device)
+            self.cfg = _experiment(experiment, self.device, half, flip_test, overrides)
+            self._network: Network = TorchNetwork(self.cfg, weights, self.device)
+        self._codec = build_codec(self.cfg)
+        self.skeleton = SKELETONS[self.cfg.DATASET.DATASET]
+        self.seconds = {"read": 0.0, "crop": 0.0, "network": 0.0, "decode": 0.0}
+
+    def __call__(self, image: Picture | Sequence[Picture], boxes: Any = None) -> Poses | list[Poses]:
+        """The poses of one picture, or of a list of pictures a list.
+
+        image: RGB (H, W, 3) uint8, or a picture file's path, or a list of these. boxes: persons in the picture, (N, 4) left, top, right,
+        bottom in pixels (right = left + width), in a list one such array for each picture; None is the whole picture as one person. A box grows by
+        TEST.BOX_MARGIN and to the network's aspect ratio, and may lie partly or wholly outside: what is not picture is black.
+        No pictures and no boxes are fine. All crops of a call go through the network in batches of batch_size.
+        """
+        if isinstance(image, (str, os.PathLike, np.ndarray)):
+            return self._poses([image], [boxes])[0]
+        images = list(image)
+        if boxes is None:
+            boxes = [None] * len(images)
+        elif len(boxes) != len(images):
+            raise DataError(f"boxes must be given for each picture: there are {len(images)} pictures and {len(boxes)} sets of boxes")
+        return self._poses(images, list(boxes))
+
+    def _poses(self, images: list[Picture], boxes: list[Any]) -> list[Poses]:
+        names = [f"picture {number}" if isinstance(image, np.ndarray) else str(image) for number, image in enumerate(images)]
+        for image, name in zip(images, names):
+            _check_picture(image, name)
+        given = [None if own is None else self._checked_boxes(own, name) for own, name in zip(boxes, names)]
+        width, height = self.cfg.MODEL.IMAGE_SIZE
+        crops = np.empty((self.batch_size, height, width, 3), np.uint8)
+        waiting: list[tuple[np.ndarray, np.ndarray]] = []        # centre and scale of the crops that are filled
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for number, (image, own) in enumerate(zip(images, given)):
+            if own is not None and not len(own):
+                continue
+            pixels = self._read(image)
+            if own is None:
+                given[number] = own = np.array([[0.0, 0.0, pixels.shape[1], pixels.shape[0]]])
+            for center, scale in zip(*self._centers_and_scales(own)):
+                with self._timed("crop"):
+                    crops[len(waiting)] = self._crop(pixels, center, scale)
+                waiting.append((center, scale))
+                if len(waiting) == self.batch_size:
+                    found.append(self._find(crops, waiting))
+                    waiting = []
+        if waiting:
+            found.append(self._find(crops[:len(waiting)], waiting))
+        joints = self.skeleton.num_joints
+        keypoints = np.concatenate([np.empty((0, joints, 2), np.float32), *(part[0] for part in found)])
+        scores = np.concatenate([np.empty((0, joints), np.float32), *(part[1] for part in found)])
+        ends = np.cumsum([0, *map(len, given)])
+        return [self._as_poses(keypoints[begin:end], scores[begin:end], own) for begin, end, own in zip(ends, ends[1:], given)]
+
+    def _as_poses(self, keypoints: np.ndarray, scores: np.ndarray, boxes: np.ndarray) -> Poses:
+        persons = rescore(scores, np.ones(len(scores)), self.cfg.TEST.IN_VIS_THRE).astype(np.float32)
+        return Poses(keypoints, scores, boxes.astype(np.float32), persons, self.skeleton, self._codec.shown_score)
+
+    def _checked_boxes(self, boxes: Any, name: str) -> np.ndarray:
+        """(N, 4) float64, or DataError with the number of the first box that no crop can be cut for."""
+        try:
+            array = np.asarray(boxes, np.float64)
+        except (TypeError, ValueError):
+            raise DataError(f"boxes of {name}: four numbers each are needed, left, top, right, bottom") from None
+        if array.size == 0:
+            return np.empty((0, 4))
+        if array.ndim != 2 or array.shape[1] != 4:
+            raise DataError(f"boxes of {name}: an array (N, 4) of left, top, right, bottom is needed, its shape is {array.shape}")
+        finite = np.isfinite(array).all(axis=1)
+        bad = ~finite | (array[:, 2] <= array[:, 0]) | (array[:, 3] <= array[:, 1])
+        fault = "has no area; left < right and top < bottom are needed"
+        if not bad.any():       # there is no crop where float32 cannot tell the box's sides apart
+            bad, fault = (np.abs(array) > _FARTHEST).any(axis=1), "is too far away"
+        if not bad.any():
+            matrices = np.array([self._matrix(*place) for place in zip(*self._centers_and_scales(array))])
+            bad, fault = ~(np.isfinite(matrices).all(axis=(1, 2)) & (matrices[:, 0, 0] > 0)), "is too small"
+        if bad.any():
+            index = int(np.argmax(bad))
+            fault = fault if finite[index] else "is not finite"
+            raise DataError(f"box {index} of {name} ({', '.join(f'{value:.9g}' for value in array[index])}) {fault}")
+        return array
+
+    def _centers_and_scales(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        width, height = self.cfg.MODEL.IMAGE_SIZE
+        sized = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        return box_to_center_scale(sized, width / height, self.cfg.TEST.BOX_MARGIN)
+
+    def _matrix(self, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return crop_matrix(center, scale, 0.0, self.cfg.MODEL.IMAGE_SIZE, unbiased=self._codec.unbiased)
+
+    def _read(self, image: Picture) -> np.ndarray:
+        """RGB (H, W, 3) uint8, laid out as OpenCV needs it."""
+        if isinstance(image, np.ndarray):
+            return np.ascontiguousarray(image)
+        with self._timed("read"):
+            return read_picture(image)
+
+    def _crop(self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return cut(pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)[0]
+
+    def _find(self, crops: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints (B, J, 2) in pixels of the pictures and scores (B, J), float32, of crops and their centres and scales."""
+        with self._timed("network"):
+            answer = self._network(crops)
+        with self._timed("decode"):
+            coords, scores = answer if isinstance(answer, tuple) else self._codec.decode(answer)
+            center, scale = (np.array(values) for values in zip(*places))
+            keypoints = crop_to_image(coords, center, scale, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)
+        return keypoints.astype(np.float32), np.asarray(scores, np.float32)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - begin
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """'auto': the first CUDA device, Apple's, or the CPU. Raises ConfigError for one that is not there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); give auto, cpu, cuda, cuda:1 or mps") from None
+    return chosen
+
+
+def _experiment(cfg: CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]) -> CfgNode:
+    cfg = config.changed(cfg, overrides)
+    if flip_test is not None:
+        cfg = config.changed(cfg, ["TEST.FLIP_TEST", bool(flip_test)])
+    if half and not cfg.AMP:
+        cfg = config.changed(cfg, ["AMP", "bf16" if device.type == "cpu" else "fp16"])
+    return cfg
+
+
+def _check_picture(image: Any, name: str) -> None:
+    """Raise DataError for an array that is not an RGB picture."""
+    if isinstance(image, (str, os.PathLike)):
+        return
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"{name}: an array or a path is needed, it is a {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 is needed, got {image.shape} of {image.dtype}")

@@ -1,0 +1,40 @@
+"""What a weight file was trained with, where that can be known."""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from poise import zoo
+from poise.errors import DataError
+from poise.weights.reading import read_tensors
+from poise.yaml_files import parse_yaml
+
+log = logging.getLogger(__name__)
+
+# what the joints found depend on besides the weights, and what a file of another value was trained with
+_TRAINED_WITH = ("MODEL.TARGET_TYPE", "MODEL.IMAGE_SIZE", "DATASET.COLOR_RGB")
+
+
+def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
+    """A warning where the weights were trained with another codec, input size or order of colours than they are tested with.
+
+    That is known of the files of a run folder, by the config.yaml beside them, of a checkpoint, by its own content, and of released files
+    whose entry in the zoo says so.
+    """
+    entry = zoo.released_as(file)
+    try:
+        beside = file.parent / "config.yaml"
+        if entry is not None:
+            trained = dict(zip(entry.overrides[::2], entry.overrides[1::2]))
+        else:
+            text = beside.read_text(encoding="utf-8") if beside.is_file() else read_tensors(file, "weight file")["config"]
+            groups = parse_yaml(text, file, DataError)
+            trained = {key: groups[key.split(".")[0]].get(key.split(".")[1]) for key in _TRAINED_WITH}
+    except (OSError, ValueError, DataError, LookupError, TypeError, AttributeError):    # another program's
+        return
+    now = {key: cfg[key.split(".")[0]][key.split(".")[1]] for key in _TRAINED_WITH}
+    others = [f"{key} {trained[key]} (tested with {now[key]})" for key in _TRAINED_WITH if trained.get(key) is not None and str(trained[key]) != str(now[key])]
+    if others:
+        log.warning("%s was trained with %s: joints may be found in the wrong places", file, ", ".join(others))

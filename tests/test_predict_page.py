@@ -1,0 +1,82 @@
+"""docs/predict.md: its snippets run, in their order and as they stand, with a narrow network under the names that the page uses."""
+import ast
+import importlib.util
+import re
+import shlex
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from small_networks import command_line, small
+
+from poise import config
+from poise.errors import run_tool
+
+PAGE = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with the experiment, weights and pictures that the page names."""
+    from poise.config.difference import as_yaml
+    from poise.datasets.synthetic_scene import sample_scene
+
+    path, words = command_line("hrnet")
+    experiment = tmp_path / "experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml"
+    assert path == str(experiment.relative_to(tmp_path))
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text(as_yaml(config.load(ROOT / path, words)))
+    assert yaml.safe_load(experiment.read_text())["MODEL"]["IMAGE_SIZE"] == [64, 64]
+    torch.save(small("hrnet").state_dict(), tmp_path / "pose_hrnet_w32_256x192.pth")
+    for number, name in enumerate(("picture.jpg", "other.jpg")):
+        cv2.imwrite(str(tmp_path / name), cv2.resize(sample_scene(np.random.default_rng(number)).image, (480, 360)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_command(line, monkeypatch):
+    words = shlex.split(line)
+    assert words[0] == "python", line
+    monkeypatch.setattr(sys, "argv", words[1:])
+    spec = importlib.util.spec_from_file_location("tool_of_the_page", ROOT / words[1])
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    with pytest.raises(SystemExit) as done:
+        run_tool(tool.main)
+    assert done.value.code == 0, line
+
+
+def test_the_snippets_run(place, monkeypatch, capsys):
+    assert [kind for kind, _ in BLOCKS].count("python") >= 7 and {kind for kind, _ in BLOCKS} == {"python", "sh"}
+    names: dict = {}
+    for kind, text in BLOCKS:
+        if kind == "python":
+            exec(compile(text, f"docs/predict.md: {text.splitlines()[0]}", "exec"), names)
+        else:
+            for line in text.splitlines():
+                run_command(line, monkeypatch)
+    said = capsys.readouterr().out
+    assert "nose at [" in said and "1 0 1\n" in said and said.count("made persons: 8 crops: heatmaps differ by at most") == 4 and "'left_ankle': [" in said
+    assert len(yaml.safe_load((place / "poses.json").read_text())) == 2 and (place / "drawn.png").is_file() and (place / "whole.onnx").is_file()
+    assert float((names["again"] - names["keypoints"]).abs().max()) < 0.01 and names["people"].keypoints.shape == (1, 17, 2)
+
+
+def test_what_the_page_says_of_options_and_fields():
+    from dataclasses import fields
+    from inspect import signature
+
+    from poise import PoseEstimator, Poses
+
+    arguments = signature(PoseEstimator.__init__).parameters
+    told = re.findall(r"^\| `(\w+)=([^`]+)` \|", PAGE, re.MULTILINE)
+    assert len(told) == 5 and all(ast.literal_eval(value) == arguments[name].default for name, value in told), told
+    named = re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)
+    assert {field.name for field in fields(Poses)} - {"shown_score"} <= set(named)
+    source = (ROOT / "tools" / "export.py").read_text()
+    options = set(re.findall(r"--[a-z-]+", PAGE))
+    assert len(options) > 5 and all(f'"{option}"' in source for option in options - {"--cfg"}), options

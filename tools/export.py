@@ -1,0 +1,64 @@
+"""Export a network: python tools/export.py --cfg FILE --weights W.pth [--format onnx|torchscript|torch_export] [--out FILE] [KEY VALUE ...]
+
+The batch norms are folded, the number of crops is free, and the file is kept only where it finds what the network finds. docs/predict.md
+says how such a file is used.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from poise.errors import ConfigError, DataError, run_tool
+
+FORMATS = ("onnx", "torchscript", "torch_export")
+
+
+def parse_args() -> argparse.Namespace:
+    from poise.tool_arguments import add_experiment_arguments
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="weight file of any family's format, or a checkpoint of a training")
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default onnx, which needs the extra: pip install 'poise[onnx]'")
+    parser.add_argument("--out", metavar="FILE", help="the file to write; default beside the weights, with the format's ending")
+    parser.add_argument("--with-normalize", action="store_true", help="the input is RGB crops (B, H, W, 3) uint8 instead of normalised images (B, 3, H, W)")
+    parser.add_argument("--with-flip", action="store_true", help="the flip test is part of the graph")
+    parser.add_argument("--with-decode", action="store_true", help="the outputs are keypoints in crop pixels and scores, then the heatmaps")
+    parser.add_argument("--images", action="append", default=[], metavar="PATH",
+                        help="a picture, or a folder of them, whose crops the file is checked on; may be given again; default made pictures of persons")
+    add_experiment_arguments(parser)
+    return parser.parse_args()
+
+
+def pictures(paths: list[str]) -> list[Path]:
+    """The pictures at these paths, those of folders by name."""
+    from poise.pictures import is_picture_name
+
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(filter(is_picture_name, path.iterdir())) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"--images {path}: no pictures in this folder")
+        found += inside
+    return found
+
+
+def main() -> int:
+    args = parse_args()
+    from poise.export import export
+    from poise.export.formats import FORMATS as WRITERS
+    from poise.export.graph import Parts
+    from poise.tool_arguments import experiment
+
+    cfg = experiment(args)
+    out = Path(args.out) if args.out else Path(args.weights).with_suffix(WRITERS[args.format].ending)
+    if out.is_dir() or out.resolve() == Path(args.weights).resolve():
+        raise ConfigError(f"--out {out}: give a file of its own")
+    parts = Parts(normalize=args.with_normalize, flip=args.with_flip, decode=args.with_decode)
+    for line in export(cfg, args.weights, out, args.format, parts, images=pictures(args.images)):
+        print(line)
+    print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
