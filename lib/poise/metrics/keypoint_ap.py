@@ -69,28 +69,60 @@ def oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.nd
     return (similarity * counted).sum(axis=1) / counted.sum(axis=1)
 
 
-def evaluate(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, A) and recall (T, A) of D predictions; -1 where a size range has no labelled person.
+@dataclass(frozen=True)
+class Matches:
+    """What COCO's matching gives for the D predictions that count, the best MOST_PER_IMAGE of each image.
 
-    image (D,): as LabelledPersons.image. keypoints: (D, J, 2 or 3). scores: (D,).
+    order (D,): their places among all predictions; sorted by image, the best first in each. person (A, T, D): the labelled person that each
+    has found, -1 where it has none. dismissed (A, T, D) bool: those that do not count as right or wrong, for they found a person who does
+    not count, or nobody and have another size. wanted (A,): labelled persons that count.
+    """
+
+    order: np.ndarray
+    person: np.ndarray
+    dismissed: np.ndarray
+    wanted: np.ndarray
+
+
+def match(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: np.ndarray, *,
+          thresholds: np.ndarray = THRESHOLDS, sizes: Sequence[tuple[float, float]] = tuple(SIZES.values())) -> Matches:
+    """Give the predictions of each image, the best first, the labelled person whose OKS is highest of those left, at each of T thresholds.
+
+    image (D,): as LabelledPersons.image. keypoints: (D, J, 2 or 3). scores: (D,). sizes: A ranges of area in square pixels.
     """
     order = np.lexsort((-scores, image))        # lexsort is stable: equal scores stay in their order
     rank = _place_in_group(image[order])
     order, rank = order[rank < MOST_PER_IMAGE], rank[rank < MOST_PER_IMAGE]
-    image, points, scores = image[order], keypoints[order, :, :2].astype(np.float64), scores[order]
-    size = points.max(axis=1) - points.min(axis=1)
-    matched, dismissed = _match(truth, image, points, rank, size[:, 0] * size[:, 1], sigmas)
-    best_first = np.argsort(-scores, kind="mergesort")
-    precision = -np.ones((len(THRESHOLDS), len(RECALLS), len(SIZES)))
-    recall = -np.ones((len(THRESHOLDS), len(SIZES)))
-    for a, (least, most) in enumerate(SIZES.values()):
-        wanted = int((~(truth.ignored | (truth.area < least) | (truth.area > most))).sum())
+    points = keypoints[order, :, :2].astype(np.float64)
+    extent = points.max(axis=1) - points.min(axis=1)
+    bounds = np.asarray(sizes, np.float64)
+    person, dismissed = _match(truth, image[order], points, rank, extent[:, 0] * extent[:, 1], sigmas, np.asarray(thresholds), bounds)
+    counted = ~(truth.ignored | (truth.area < bounds[:, :1]) | (truth.area > bounds[:, 1:]))
+    return Matches(order, person, dismissed, counted.sum(axis=1))
+
+
+def evaluate(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: np.ndarray, *,
+             sizes: Sequence[tuple[float, float]] = tuple(SIZES.values())) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, A) and recall (T, A) of D predictions; -1 where a size range has no labelled person. Arguments as of `match`."""
+    return precision_and_recall(match(truth, image, keypoints, scores, sigmas, sizes=sizes), scores)
+
+
+def precision_and_recall(matches: Matches, scores: np.ndarray, false_weight: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, A) and recall (T, A) of matches; -1 where a size range has no labelled person.
+
+    scores: of all predictions, as `match` got them. false_weight: what a wrong prediction counts in the precision.
+    """
+    best_first = np.argsort(-scores[matches.order], kind="mergesort")
+    sizes, thresholds, _ = matches.person.shape
+    precision = -np.ones((thresholds, len(RECALLS), sizes))
+    recall = -np.ones((thresholds, sizes))
+    for a, wanted in enumerate(matches.wanted.tolist()):
         if not wanted:
             continue
-        right, counted = matched[a][:, best_first], ~dismissed[a][:, best_first]
+        right, counted = matches.person[a][:, best_first] >= 0, ~matches.dismissed[a][:, best_first]
         hits = np.cumsum(right & counted, axis=1).astype(np.float64)
-        misses = np.cumsum(~right & counted, axis=1).astype(np.float64)
-        for t in range(len(THRESHOLDS)):
+        misses = np.cumsum(~right & counted, axis=1).astype(np.float64) * false_weight
+        for t in range(thresholds):
             found = hits[t] / wanted
             share = hits[t] / (misses[t] + hits[t] + np.spacing(1))
             recall[t, a] = found[-1] if len(found) else 0
@@ -113,22 +145,21 @@ def summary(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
     return figures
 
 
-def _match(truth: LabelledPersons, image: np.ndarray, points: np.ndarray, rank: np.ndarray, area: np.ndarray,
-           sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(A, T, D) bool twice: whether a prediction has found a person, and whether it does not count.
+def _match(truth: LabelledPersons, image: np.ndarray, points: np.ndarray, rank: np.ndarray, area: np.ndarray, sigmas: np.ndarray,
+           thresholds: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(A, T, D) int32 and bool: the person that a prediction has found, or -1, and whether it does not count.
 
     image, rank (D,): predictions sorted by image, their place within it. Images with equally many labelled persons are matched together,
     rank by rank, because a person that was found by a better prediction cannot be found again.
     """
-    shape = (len(SIZES), len(THRESHOLDS), len(image))
-    matched, dismissed = np.zeros(shape, bool), np.zeros(shape, bool)
+    shape = (len(bounds), len(thresholds), len(image))
+    person, dismissed = np.full(shape, -1, np.int32), np.zeros(shape, bool)
     by_image = np.argsort(truth.image, kind="stable")
     person_images, person_first, person_count = np.unique(truth.image[by_image], return_index=True, return_counts=True)
     images, first, count = np.unique(image, return_index=True, return_counts=True)
     place = np.searchsorted(person_images, images)
     place = np.minimum(place, max(len(person_images) - 1, 0))
     labelled = person_images[place] == images if len(person_images) else np.zeros(len(images), bool)
-    bounds = np.array(list(SIZES.values()))
     outside = (area < bounds[:, :1]) | (area > bounds[:, 1:])       # (A, D)
     ignored = truth.ignored | (truth.area < bounds[:, :1]) | (truth.area > bounds[:, 1:])       # (A, G)
     persons = np.where(labelled, person_count[place] if len(person_images) else 0, 0)
@@ -138,16 +169,16 @@ def _match(truth: LabelledPersons, image: np.ndarray, points: np.ndarray, rank: 
         for begin in range(0, len(group), step):
             part = group[begin:begin + step]
             g = by_image[person_first[place[part]][:, None] + np.arange(number)]        # (I, n) labelled persons of I images
-            _match_images(truth, g, first[part], count[part], points, ignored, sigmas, matched, dismissed)
-    dismissed |= ~matched & outside[:, None, :]
-    return matched, dismissed
+            _match_images(truth, g, first[part], count[part], points, ignored, sigmas, thresholds, person, dismissed)
+    dismissed |= (person < 0) & outside[:, None, :]
+    return person, dismissed
 
 
-def _match_images(truth, g, first, count, points, ignored, sigmas, matched, dismissed) -> None:
-    """Fill `matched` and `dismissed` for I images with n labelled persons g (I, n) each and predictions first, first + 1, ... (count (I,))."""
-    free = np.ones((len(SIZES), len(THRESHOLDS), *g.shape), bool)
+def _match_images(truth, g, first, count, points, ignored, sigmas, thresholds, person, dismissed) -> None:
+    """Fill `person` and `dismissed` for I images with n labelled persons g (I, n) each and predictions first, first + 1, ... (count (I,))."""
+    free = np.ones((*person.shape[:2], *g.shape), bool)
     crowd, unwanted = truth.crowd[g], ignored[:, None, g]       # (I, n), (A, 1, I, n)
-    limits = np.minimum(THRESHOLDS, 1 - 1e-10)[None, :, None]
+    limits = np.minimum(thresholds, 1 - 1e-10)[None, :, None]
     for rank in range(int(count.max())):
         rows = np.flatnonzero(count > rank)
         d = first[rows] + rank
@@ -160,10 +191,10 @@ def _match_images(truth, g, first, count, points, ignored, sigmas, matched, dism
             best = g.shape[1] - 1 - value[..., ::-1].argmax(axis=3)
             fits = np.take_along_axis(value, best[..., None], axis=3)[..., 0] >= limits
             if which:
-                fits &= ~matched[:, :, d]
+                fits &= person[:, :, d] < 0
             a, t, i = np.nonzero(fits)
             free[a, t, rows[i], best[a, t, i]] = False
-            matched[a, t, d[i]] = True
+            person[a, t, d[i]] = pairs[i, best[a, t, i]]
             dismissed[a, t, d[i]] = which
 
 
