@@ -1,10 +1,9 @@
-"""The AP of groups of persons: by size, crowding, labelled and seen joints, and by where the boxes came from.
+"""The AP of groups of persons: by size, crowding, labelled and visible joints.
 
 Letters: as poise.analysis.pairing.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -73,9 +72,3 @@ def figures_of(found: Found, group: np.ndarray) -> dict[str, float]:
     precision, _ = keypoint_ap.precision_and_recall(matches, found.scores, count / int(truth.counted.sum()))
     oks = pairs.found_oks[wanted]
     return {"persons": count, **headline(precision[:, :, 0]), "found": float((oks >= 0.5).mean()), "oks": float(oks.mean())}
-
-
-def by_box_source(founds: Sequence[Found], ten: Sequence[dict[str, float]]) -> list[dict[str, object]]:
-    """A row for each result file: its boxes, predictions, and AP. ten: what metrics.average_precision gave for each."""
-    return [{"results": found.name, "boxes": found.box_source, "predictions": len(found), "per picture": len(found) / len(found.truth.images),
-             "AP": figures["AP"], "AR": figures["AR"]} for found, figures in zip(founds, ten)]

@@ -78,7 +78,8 @@ def bars(title: str, series: Mapping[str, Sequence[float]], labels: Sequence[str
     return svg(figure, title)
 
 
-def _draw_bars(axis, series: Mapping[str, Sequence[float]], labels: Sequence[str], value: str, limits: tuple[float, float] | None) -> None:
+def _draw_bars(axis, series: Mapping[str, Sequence[float]], labels: Sequence[str], value: str, limits: tuple[float, float] | None,
+               legend: bool = True) -> None:
     thick = 0.8 / len(series)
     place = np.arange(len(labels))
     for number, (name, values) in enumerate(series.items()):
@@ -94,7 +95,7 @@ def _draw_bars(axis, series: Mapping[str, Sequence[float]], labels: Sequence[str
         axis.set_xlim(*limits)
     else:
         axis.margins(x=0.12)
-    if len(series) > 1:
+    if legend and len(series) > 1:
         _legend(axis, len(series))
 
 
@@ -108,8 +109,11 @@ def panels(title: str, groups: Mapping[str, tuple[Mapping[str, Sequence[float]],
         if name is None:
             axis.set_visible(False)
             continue
-        _draw_bars(axis, series, labels, value, (0, 1.12))
+        _draw_bars(axis, series, labels, value, (0, 1.12), legend=False)
         axis.set_title(name, loc="left", color=INK)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    if len(names) > 1:
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8, labelcolor=INK)
     return svg(figure, title)
 
 

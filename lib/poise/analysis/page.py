@@ -20,8 +20,8 @@ body { background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, 
 h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid var(--line); } h3 { font-size: 1em; margin-bottom: .2em; }
 p, li { max-width: 52em; } .soft { color: var(--soft); } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9em; margin: .6em 0; }
-th, td { padding: .15em .7em; border-bottom: 1px solid var(--line); text-align: right; overflow-wrap: anywhere; } th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; } .better { color: var(--better); } .worse { color: var(--worse); }
+th, td { padding: .15em .7em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; } th:first-child, td:first-child, .text { text-align: left; }
+th { vertical-align: bottom; white-space: normal; } td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7em; } .better { color: var(--better); } .worse { color: var(--worse); }
 figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { display: flex; flex-wrap: wrap; gap: 8px; } .panels figure { margin: 0; }
 .panels img { max-width: 100%; border: 1px solid var(--line); } figcaption { font-size: .85em; color: var(--soft); overflow-wrap: anywhere; }
 .picture { margin: 1.2em 0; } .picture p { margin: .1em 0; overflow-wrap: anywhere; }
@@ -33,10 +33,10 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def render(report: Report) -> str:
     """The page as text."""
     two = len(report.founds) == 2
-    title = "Where it errs: " + " beside ".join(found.name for found in report.founds)
+    title = "Where it errs: " + " beside ".join(found.file for found in report.founds)
     parts = [f"<h1>{escape(title)}</h1>", _intro(report), *(f'<p class="soft">{escape(note)}</p>' for note in report.notes),
              _overall(report), _errors(report), _joint_errors(report), _breakdowns(report), _joints(report), _precision_recall(report), _calibration(report),
-             _pictures("Worst pictures" + (f" of {report.founds[0].name}" if two else ""), report.costliest, report)]
+             _pictures("Worst pictures" + (f" of {report.founds[0].file}" if two else ""), report.costliest, report)]
     if two:
         parts.append(_pictures("Pictures in which the two differ most", report.most_different, report))
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -60,7 +60,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequ
         return f'<td class="text">{shown}</td>' if column in text_columns else f"<td>{shown}</td>"
 
     lines = ["".join(cell(content, column) for column, content in enumerate(row)) for row in rows]
-    return ('<div class="scroll"><table><tr>' + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"
+    titles = "".join(f'<th{" class=text" if column in text_columns else ""}>{escape(name)}</th>' for column, name in enumerate(head))
+    return (f'<div class="scroll"><table><tr>{titles}</tr>'
             + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>")
 
 
@@ -87,19 +88,19 @@ def _intro(report: Report) -> str:
     rows = []
     for found, figures in zip(report.founds, report.figures):
         kinds, point = figures["predictions"], figures["operating point"]
-        rows.append([found.name, found.box_source, str(kinds["all"]), *(str(kinds[kind]) for kind in ("found a person", "outranked", "duplicate", "background", "not counted")),
+        rows.append([found.name, found.file, found.box_source, str(kinds["all"]), *(str(kinds[kind]) for kind in ("found a person", "outranked", "duplicate", "background", "not counted")),
                      f"{figures['found persons']} of {figures['labelled persons']}", number(point["score"]), number(point["precision"]), number(point["recall"])])
-    head = ["results", "boxes", "predictions", "found a person", "outranked", "duplicate", "background", "not counted", "persons found", "best score threshold",
+    head = ["", "file", "boxes", "predictions", "found a person", "outranked", "duplicate", "background", "not counted", "persons found", "best score threshold",
             "precision there", "recall there"]
-    return (f"<p>{escape(text)}</p>" + table(head, rows, (0, 1)) + '<p class="soft">Found from an OKS of 0.1 on. The best score threshold is where F1 at OKS 0.5 is highest.</p>')
+    return (f"<p>{escape(text)}</p>" + table(head, rows, (1, 2)) + '<p class="soft">Found from an OKS of 0.1 on. The best score threshold is where F1 at OKS 0.5 is highest.</p>')
 
 
 def _overall(report: Report) -> str:
     rows = [[name, *beside([figures["coco"][name] for figures in report.figures])] for name in report.figures[0]["coco"]]
-    sources = [[figures["results"], figures["boxes"], str(figures["predictions"]["all"]), number(figures["predictions"]["all"] / figures["images"], 1),
+    sources = [[figures["boxes"], figures["results"], str(figures["predictions"]["all"]), number(figures["predictions"]["all"] / figures["images"], 1),
                 number(figures["coco"]["AP"]), number(figures["coco"]["AR"])] for figures in report.figures]
     return ("<h2>Average precision</h2>" + table(["", *_head(report)], rows) + "<h3>By the source of the boxes</h3>"
-            + table(["results", "boxes", "predictions", "per picture", "AP", "AR"], sources, (0, 1))
+            + table(["boxes", "file", "predictions", "per picture", "AP", "AR"], sources, (1,))
             + '<p class="soft">The source is read from the result file\'s name; give a second file, of other boxes, to --compare.</p>')
 
 
@@ -134,8 +135,16 @@ def _joint_errors(report: Report) -> str:
         errors = figures["joint errors"]
         rows = [[_words(name), *(str(errors[part][j]) for part in parts)] for j, name in enumerate(names)]
         rows.append(["all", *(str(sum(errors[part])) for part in parts)])
-        tables.append(f"<h3>{escape(found.name)}</h3>" + table(["joint", *parts], rows))
-    return f"<h2>Joint errors</h2><figure>{chart}</figure>" + "".join(tables)
+        tables.append(_titled(report, found.name) + table(["joint", *parts], rows))
+    return f"<h2>Joint errors</h2><figure>{chart}</figure>" + _side_by_side(tables)
+
+
+def _titled(report: Report, name: str) -> str:
+    return f"<h3>{escape(name)}</h3>" if len(report.founds) == 2 else ""
+
+
+def _side_by_side(parts: Sequence[str]) -> str:
+    return '<div class="panels">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
 
 
 def _words(name: str) -> str:
@@ -165,12 +174,12 @@ def _joints(report: Report) -> str:
     names = several[0]["joints"]
     chart = charts.bars("AP of each joint", {name: one["AP"] for name, one in zip(_names(report), several)}, [_words(name) for name in names], "AP of the joint alone", limits=(0, 1.1))
     columns = [column for column in several[0] if column not in ("joints", "labelled")]
-    parts = [f"<figure>{chart}</figure>"]
+    parts = []
     for name, one in zip(_names(report), several):
         rows = [[_words(joint), str(one["labelled"][j]), *(number(one[column][j]) for column in columns)] for j, joint in enumerate(names)]
-        parts.append((f"<h3>{escape(name)}</h3>" if len(several) == 2 else "") + table(["joint", "labelled", *columns], rows))
+        parts.append(_titled(report, name) + table(["joint", "labelled", *columns], rows))
     return ("<h2>By joint</h2><p>AP: as if the joint were the only one. Similarity: the mean of its term of the OKS. pck: the share with a similarity above 0.5, as tools/test.py prints it. "
-            "pck@s: the share within s of the longer side of the person's box.</p>" + "".join(parts))
+            "pck@s: the share within s of the longer side of the person's box.</p>" + f"<figure>{chart}</figure>" + _side_by_side(parts))
 
 
 def _precision_recall(report: Report) -> str:
@@ -188,11 +197,10 @@ def _calibration(report: Report) -> str:
     for key, y in (("persons", "mean OKS, 0 for nobody"), ("joints", "share with similarity above 0.5")):
         several = [figures["calibration"][key] for figures in report.figures]
         lines = [(found.name, one["score"], one["value"], number_, "o-") for number_, (found, one) in enumerate(zip(report.founds, several))]
-        parts.append(f"<h3>{key.capitalize()}</h3><figure>{charts.lines(f'Scores of {key}', lines, f'mean score of {key}', y, diagonal=True, size=(5.6, 4))}</figure>")
+        parts.append(f"<h3>{key.capitalize()}</h3><figure>{charts.lines(f'Scores of {key}', lines, f'mean score of {key}', y, diagonal=True, size=(5.2, 3.9))}</figure>")
         rows += [[found.name, key, number(one["error"]), number(one["correlation"])] for found, one in zip(report.founds, several)]
     return ("<h2>Scores</h2><p>Ten bins of equally many predictions each. A calibrated score lies on the dotted line; for the AP only the order counts, which the rank correlation tells.</p>"
-            '<div class="panels">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
-            + table(["results", "scores of", "expected calibration error", "rank correlation"], rows, (0, 1)))
+            + _side_by_side(parts) + table(["", "scores of", "expected calibration error", "rank correlation"], rows, (1,)))
 
 
 def _pictures(title: str, pictures: Sequence[Picture], report: Report) -> str:
@@ -206,5 +214,5 @@ def _pictures(title: str, pictures: Sequence[Picture], report: Report) -> str:
         blocks.append(f'<div class="picture"><p><b>{escape(picture.name or "without a name")}</b> (id {escape(str(picture.image_id))}), lost {lost}</p>'
                       + "".join(f'<p class="soft">{escape(note)}</p>' for note in picture.notes) + f'<div class="panels">{shown}</div></div>')
     return (f"<h2>{escape(title)}</h2><p>Lost: 1 - OKS of every labelled person, 1 for each who was not found, and 1 for each duplicate or background prediction scored above the best score threshold. "
-            "The person's left is orange, the right blue. Lines lead from a wrong joint to its place: yellow a miss, red a swap, magenta an inversion; false predictions have a red box.</p>"
+            "The person's left is orange, the right blue. Lines lead from a wrong joint to its place: yellow a miss, red a swap, magenta an inversion; false predictions have a red box. The number at a person is the OKS, at a false prediction the score.</p>"
             + "".join(blocks))

@@ -46,14 +46,15 @@ class Truth:
 
 @dataclass(frozen=True)
 class Found:
-    """A result file. image (D,): place in truth.images. keypoints (D, J, 3): x, y, score. scores (D,). box_source: see box_source."""
+    """A result file. image (D,): place in truth.images. keypoints (D, J, 3): x, y, score. scores (D,). box_source: see box_source. name: see named."""
 
-    name: str
+    file: str
     box_source: str
     truth: Truth
     image: np.ndarray
     keypoints: np.ndarray
     scores: np.ndarray
+    name: str = "results"
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -180,12 +181,25 @@ def box_source(path: str | Path) -> str:
     return "not known" if named is None else "ground truth" if named[1] == "gt_boxes" else named[1]
 
 
-def distinct_names(founds: Sequence[Found], paths: Sequence[str | Path]) -> list[str]:
-    """A short name of each result file: its own, or with as many of its folders as tell them apart."""
+def named(founds: Sequence[Found], paths: Sequence[str | Path]) -> list[Found]:
+    """The same with a `file` that tells them apart, with as many of its folders as that needs, and with a short `name` for tables and charts."""
     parts = [Path(path).parts for path in paths]
-    longest = max(map(len, parts))
-    for depth in range(1, longest + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{found.name} ({number})" for number, found in enumerate(founds, 1)]
+    files = [Path(path).name for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        if len(set(files)) == len(files):
+            break
+        files = ["/".join(part[-depth:]) for part in parts]
+    return [replace(found, file=file, name=name) for found, file, name in zip(founds, files, short_names(files))]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """What differs in two names, in whole words; 'first' and 'second' where that is nothing or long. A single name is 'results'."""
+    if len(names) != 2:
+        return ["results"] * len(names)
+    words = [re.split(r"([_./\\ -]+)", name) for name in names]
+    same = [a == b for a, b in zip(*words)]
+    begin = same.index(False) if False in same else len(same)
+    back = [a == b for a, b in zip(words[0][begin:][::-1], words[1][begin:][::-1])]
+    end = back.index(False) if False in back else len(back)
+    short = ["".join(word[begin:len(word) - end]).strip("_./\\ -") for word in words]
+    return short if all(0 < len(name) <= 24 for name in short) and short[0] != short[1] else ["first", "second"]

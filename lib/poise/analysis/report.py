@@ -1,9 +1,8 @@
 """All figures of one or two result files, as plain data, and the files that they are written to."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,12 @@ import numpy as np
 from poise import metrics
 from poise.analysis import breakdowns, curves, error_kinds, worst
 from poise.analysis.error_kinds import JointErrors
-from poise.analysis.pairing import PREDICTIONS, Found, Truth, average_precision, distinct_names, read_found, read_ground_truth
+from poise.analysis.pairing import PREDICTIONS, Found, Truth, average_precision, named, read_found, read_ground_truth
 from poise.analysis.per_joint import per_joint
 from poise.datasets.reading import ImageFolder
 from poise.errors import DataError
 from poise.json_files import finite
 from poise.writing import replacing
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,7 @@ def make(results: Sequence[str | Path], annotations: str | Path, images: str | P
     Raises DataError for files that cannot be used or do not belong together.
     """
     truth = read_ground_truth(annotations)
-    founds = [read_found(path, truth) for path in results]
-    founds = [replace(found, name=name) for found, name in zip(founds, distinct_names(founds, results))]
+    founds = named([read_found(path, truth) for path in results], results)
     errors = [error_kinds.joint_errors(found) for found in founds]
     points = [worst.operating_point(found) for found in founds]
     figures = [figures_of(found, wrong, point) for found, wrong, point in zip(founds, errors, points)]
@@ -65,7 +61,7 @@ def figures_of(found: Found, errors: JointErrors, point: worst.OperatingPoint) -
                                               truth.content["categories"][0]["id"])
     counted, predictions = truth.counted, np.bincount(pairs.kind, minlength=len(PREDICTIONS)).tolist()
     return {
-        "results": found.name, "annotations": truth.name, "boxes": found.box_source,
+        "results": found.file, "annotations": truth.name, "boxes": found.box_source,
         "images": len(truth.images), "labelled persons": int(counted.sum()), "found persons": int((pairs.prediction[counted] >= 0).sum()),
         "predictions": {"all": len(found), **dict(zip(PREDICTIONS, predictions))},
         "coco": {name: float(value) for name, value in ten.items()},
@@ -116,9 +112,10 @@ def summary(report: Report) -> str:
     """A few lines for the terminal."""
     from poise.text_table import aligned
 
+    head = "".join(f"{found.name}: {found.file}, boxes: {found.box_source}\n" for found in report.founds)
     rows = [["", *(found.name for found in report.founds)]]
     rows += [[name, *(f"{figures['coco'][name]:.3f}" for figures in report.figures)] for name in ("AP", "Ap .5", "AP .75", "AR")]
     rows += [["AP that the errors cost:", *("" for _ in report.founds)]]
     rows += [[f"  {name}", *(f"{figures['errors'][name]['AP']:+.3f}  ({figures['errors'][name]['count']} times)" for figures in report.figures)]
              for name in error_kinds.MEANINGS]
-    return aligned(rows, right=range(1, len(rows[0])))
+    return head + aligned(rows, right=range(1, len(rows[0])))

@@ -19,7 +19,8 @@ from poise.errors import DataError
 
 # of the lines from a wrong joint to its place, BGR; none of them is a colour of the skeletons
 ERROR_COLOURS = {INVERSION: (220, 60, 220), SWAP: (50, 50, 235), MISS: (40, 220, 240)}
-PANEL_WIDTH, PANEL_HEIGHT = 420, 360       # most pixels of a drawn picture
+ROW_WIDTH, PANEL_HEIGHT = 1010, 420       # most pixels of a picture's panels together, and of their height
+_LINES = 0.7        # of the skeletons, beside those of single crops
 _BLANK = 235
 
 
@@ -81,7 +82,7 @@ def draw(places: Sequence[int], founds: Sequence[Found], errors: Sequence[JointE
         image, note = _read(folder, truth, place)
         people = np.flatnonzero((truth.persons.image == place) & ~truth.persons.crowd & (truth.persons.keypoints[:, :, 2] > 0).any(axis=1))
         shown = [np.flatnonzero((found.image == place) & ((found.pairs.kind == FOUND) | false_ones(found, point.score))) for found, point in zip(founds, points)]
-        view = _View.around(truth, place, people, [found.keypoints[d, :, :2] for found, d in zip(founds, shown)], image)
+        view = _View.around(truth, place, people, [found.keypoints[d, :, :2] for found, d in zip(founds, shown)], image, ROW_WIDTH // (1 + len(founds)))
         panels = [("labelled", _labelled_panel(view, truth, people))]
         panels += [(found.name, _predicted_panel(view, found, wrong, d)) for found, wrong, d in zip(founds, errors, shown)]
         notes = [_note(found, wrong, place, point.score) for found, wrong, point in zip(founds, errors, points)]
@@ -100,8 +101,8 @@ class _View:
     zoom: float
 
     @classmethod
-    def around(cls, truth: Truth, place: int, people: np.ndarray, predicted: Sequence[np.ndarray], image: np.ndarray | None) -> "_View":
-        """Around all persons drawn, as far as the picture reaches, on a blank where there is no picture."""
+    def around(cls, truth: Truth, place: int, people: np.ndarray, predicted: Sequence[np.ndarray], image: np.ndarray | None, width: int) -> "_View":
+        """Around all persons drawn, as far as the picture reaches, on a blank where there is no picture; no wider than `width`."""
         persons = truth.persons
         corners = [persons.box[people, :2], persons.box[people, :2] + persons.box[people, 2:], *(points.reshape(-1, 2) for points in predicted)]
         joints = persons.keypoints[people].reshape(-1, 3)
@@ -121,7 +122,7 @@ class _View:
         high = np.clip(np.ceil(high + margin), low + 16, np.maximum(size, low + 16))
         left, top = low.astype(int)
         right, bottom = high.astype(int)
-        zoom = min(PANEL_WIDTH / (right - left), PANEL_HEIGHT / (bottom - top))
+        zoom = min(width / (right - left), PANEL_HEIGHT / (bottom - top))
         shape = max(1, round((bottom - top) * zoom)), max(1, round((right - left) * zoom))
         if image is None:
             return cls(np.full((*shape, 3), _BLANK, np.uint8), low, zoom)
@@ -153,7 +154,8 @@ def _read(folder: ImageFolder | None, truth: Truth, place: int) -> tuple[np.ndar
 def _labelled_panel(view: _View, truth: Truth, people: np.ndarray) -> np.ndarray:
     panel = view.pixels.copy()
     for person in people:
-        visualize.draw_person(panel, view(truth.persons.keypoints[person, :, :2]), truth.skeleton, shown=truth.persons.keypoints[person, :, 2] > 0)
+        visualize.draw_person(panel, view(truth.persons.keypoints[person, :, :2]), truth.skeleton, shown=truth.persons.keypoints[person, :, 2] > 0,
+                              scale=_LINES)
     return panel
 
 
@@ -162,7 +164,7 @@ def _predicted_panel(view: _View, found: Found, errors: JointErrors, shown: np.n
     panel, labels = view.pixels.copy(), found.truth.persons.keypoints
     for d in shown:
         points = view(found.keypoints[d, :, :2])
-        visualize.draw_person(panel, points, found.truth.skeleton)
+        visualize.draw_person(panel, points, found.truth.skeleton, scale=_LINES)
         person = found.pairs.person[d]
         low = points.min(axis=0)
         if person < 0:
@@ -174,7 +176,7 @@ def _predicted_panel(view: _View, found: Found, errors: JointErrors, shown: np.n
         for joint in np.flatnonzero(np.isin(errors.kind[row], tuple(ERROR_COLOURS))):
             ends = (points[joint], view(labels[person, joint, :2]))
             cv2.line(panel, *(tuple(int(v) for v in np.clip(end, -9999, 9999)) for end in ends), ERROR_COLOURS[errors.kind[row, joint]], 2, cv2.LINE_AA)
-        _write(panel, f"OKS {found.pairs.oks[d]:.2f}", low)
+        _write(panel, f"{found.pairs.oks[d]:.2f}", low)
     return panel
 
 
