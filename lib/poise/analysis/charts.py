@@ -7,8 +7,9 @@ import io
 import itertools
 import logging
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +19,25 @@ from poise.errors import PoiseError
 _STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)",
               **{f"#0303{number:02x}": f"var(--series-{number})" for number in range(8)}}
 INK, LINE, *SERIES = _STAND_INS
+# the colours of the light page, for pictures
+COLOURS = ("#1f6fb4", "#d9730d", "#8fb98f", "#e0b23c", "#b565c4", "#d64545", "#6b8fd6", "#888888")
+_ON_WHITE = dict(zip(_STAND_INS, ("#1b1b1b", "#d5d5d5", *COLOURS)))
 _SETTINGS = {
     "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "poise", "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"], "font.size": 9,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE, "xtick.color": INK, "ytick.color": INK, "axes.titlesize": 10,
     "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
 }
-_numbers = itertools.count(1)
+
+
+class Curve(NamedTuple):
+    """colour: number of one of SERIES; style: as matplotlib writes lines and marks."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int
+    style: str = "-"
 
 
 def styled(draw: Callable[..., str]) -> Callable[..., str]:
@@ -62,7 +75,7 @@ def svg(figure, title: str) -> str:
     drawing = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", drawing)      # inside HTML they say nothing
     drawing = drawing.replace("xlink:href", "href")
     # several drawings stand in one page, so their ids must differ
-    prefix = f"c{next(_numbers)}-"
+    prefix = f"c{zlib.crc32((title + drawing).encode()):08x}-"
     drawing = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', drawing)
     drawing = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', drawing)
     drawing = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", drawing)
@@ -139,22 +152,48 @@ def stacked(title: str, files: Mapping[str, Mapping[str, Sequence[float]]], labe
 
 
 @styled
-def lines(title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float], int, str]], x: str, y: str, *, diagonal: bool = False,
-          limits: tuple[float, float] | None = (0, 1.02), size: tuple[float, float] = (7, 4)) -> str:
-    """Curves (name, x values, y values, number of its colour, style of its line)."""
+def lines(title: str, curves: Sequence[Curve], x: str, y: str, *, diagonal: bool = False, limits: tuple[float, float] | None = (0, 1.02),
+          size: tuple[float, float] = (7, 4), logarithmic: bool = False) -> str:
+    """Curves over a common axis; with a diagonal where x and y should be equal, or with a logarithmic y axis."""
     figure, axes = new_figure(*size)
-    axis = axes[0, 0]
-    for name, across, up, colour, style in curves:
-        axis.plot(across, up, style, color=SERIES[colour], label=_plain(name), linewidth=1.6, markersize=4)
+    _draw_lines(axes[0, 0], curves, x, y, diagonal, limits, logarithmic)
+    return svg(figure, title)
+
+
+@styled
+def lines_as_png(charts: Sequence[tuple[str, Sequence[Curve], str, bool]]) -> bytes:
+    """A PNG on white with charts (title, curves, name of the x axis, whether logarithmic), two in a row."""
+    rows = -(-len(charts) // 2)
+    figure, axes = new_figure(12, 3.6 * rows, rows, 2)
+    for axis, chart in itertools.zip_longest(axes.flat, charts):
+        if chart is None:
+            axis.set_visible(False)
+            continue
+        title, curves, x, logarithmic = chart
+        _draw_lines(axis, curves, x, title, False, None, logarithmic)
+    for artist in figure.findobj():     # no page stands behind these colours
+        for name in ("color", "edgecolor", "facecolor", "markerfacecolor", "markeredgecolor"):
+            colour = getattr(artist, f"get_{name}", lambda: None)()
+            if isinstance(colour, str) and colour in _ON_WHITE:
+                getattr(artist, f"set_{name}")(_ON_WHITE[colour])
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    return data.getvalue()
+
+
+def _draw_lines(axis, curves: Sequence[Curve], x: str, y: str, diagonal: bool, limits: tuple[float, float] | None, logarithmic: bool) -> None:
+    for curve in curves:
+        axis.plot(curve.x, curve.y, curve.style, color=SERIES[curve.colour % len(SERIES)], label=_plain(curve.name), linewidth=1.6, markersize=4)
     if diagonal:
         axis.plot([0, 1], [0, 1], ":", color=INK, linewidth=1, label="equal")
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     if limits:
         axis.set_ylim(*limits)
+    if logarithmic:
+        axis.set_yscale("log")
     if len(curves) > 1 or diagonal:
         _legend(axis, 4)
-    return svg(figure, title)
 
 
 def _legend(axis, columns: int) -> None:

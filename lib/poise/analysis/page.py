@@ -13,7 +13,7 @@ from poise.analysis.worst import Picture
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1b1b1b; --soft: #666; --line: #d5d5d5; --better: #137333; --worse: #b3261e;
-  --series-0: #1f6fb4; --series-1: #d9730d; --series-2: #8fb98f; --series-3: #e0b23c; --series-4: #b565c4; --series-5: #d64545; --series-6: #6b8fd6; --series-7: #888; }
+  LIGHT }
 @media (prefers-color-scheme: dark) { :root { --ground: #16181b; --text: #e6e6e6; --soft: #a0a0a0; --line: #3c4045; --better: #74c68a; --worse: #f08a80;
   --series-0: #5aa2e0; --series-1: #f0994d; --series-2: #6f9c74; --series-3: #d9ad3f; --series-4: #c584d4; --series-5: #e56a6a; --series-6: #86a5e4; --series-7: #999; } }
 body { background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, sans-serif; max-width: 1060px; margin: 2em auto; padding: 0 1em; }
@@ -25,7 +25,7 @@ th { vertical-align: bottom; white-space: normal; } td.text { white-space: norma
 figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { display: flex; flex-wrap: wrap; gap: 8px; } .panels figure { margin: 0; }
 .panels img { max-width: 100%; border: 1px solid var(--line); } figcaption { font-size: .85em; color: var(--soft); overflow-wrap: anywhere; }
 .picture { margin: 1.2em 0; } .picture p { margin: .1em 0; overflow-wrap: anywhere; }
-"""
+""".replace("LIGHT", " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(charts.COLOURS)))
 # nothing may be fetched, whatever a file's text holds
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -39,6 +39,11 @@ def render(report: Report) -> str:
              _pictures("Worst pictures" + (f" of {report.founds[0].file}" if two else ""), report.costliest, report)]
     if two:
         parts.append(_pictures("Pictures in which the two differ most", report.most_different, report))
+    return document(title, parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page of HTML parts."""
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n' + "\n".join(parts) + "\n</body>\n</html>\n")
@@ -187,7 +192,7 @@ def _precision_recall(report: Report) -> str:
     for number_, (found, figures) in enumerate(zip(report.founds, report.figures)):
         curve = figures["precision-recall"]
         start = f"{found.name}: " if len(report.founds) == 2 else ""
-        lines += [(start + name, curve["recall"], curve[name], colour, styles[number_]) for name, colour in zip((name for name in curve if name != "recall"), (0, 2, 3, 5))]
+        lines += [charts.Curve(start + name, curve["recall"], curve[name], colour, styles[number_]) for name, colour in zip((name for name in curve if name != "recall"), (0, 2, 3, 5))]
     chart = charts.lines("Precision over recall", lines, "recall", "precision", size=(8, 4.6))
     return f"<h2>Precision and recall</h2><figure>{chart}</figure>"
 
@@ -196,7 +201,7 @@ def _calibration(report: Report) -> str:
     parts, rows = [], []
     for key, y in (("persons", "mean OKS, 0 for nobody"), ("joints", "share with similarity above 0.5")):
         several = [figures["calibration"][key] for figures in report.figures]
-        lines = [(found.name, one["score"], one["value"], number_, "o-") for number_, (found, one) in enumerate(zip(report.founds, several))]
+        lines = [charts.Curve(found.name, one["score"], one["value"], number_, "o-") for number_, (found, one) in enumerate(zip(report.founds, several))]
         parts.append(f"<h3>{key.capitalize()}</h3><figure>{charts.lines(f'Scores of {key}', lines, f'mean score of {key}', y, diagonal=True, size=(5.2, 3.9))}</figure>")
         rows += [[found.name, key, number(one["error"]), number(one["correlation"])] for found, one in zip(report.founds, several)]
     return ("<h2>Scores</h2><p>Ten bins of equally many predictions each. A calibrated score lies on the dotted line; for the AP only the order counts, which the rank correlation tells.</p>"

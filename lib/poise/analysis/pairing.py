@@ -183,13 +183,18 @@ def box_source(path: str | Path) -> str:
 
 def named(founds: Sequence[Found], paths: Sequence[str | Path]) -> list[Found]:
     """The same with a `file` that tells them apart, with as many of its folders as that needs, and with a short `name` for tables and charts."""
-    parts = [Path(path).parts for path in paths]
-    files = [Path(path).name for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        if len(set(files)) == len(files):
-            break
-        files = ["/".join(part[-depth:]) for part in parts]
+    files = distinct(paths)
     return [replace(found, file=file, name=name) for found, file, name in zip(founds, files, short_names(files))]
+
+
+def distinct(paths: Sequence[str | Path]) -> list[str]:
+    """The last part of each path, or as many of its last parts as tell all of them apart."""
+    parts = [Path(path).parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def short_names(names: Sequence[str]) -> list[str]:
