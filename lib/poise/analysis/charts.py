@@ -182,6 +182,8 @@ def lines_as_png(charts: Sequence[tuple[str, Sequence[Curve], str, bool]]) -> by
 
 
 def _draw_lines(axis, curves: Sequence[Curve], x: str, y: str, diagonal: bool, limits: tuple[float, float] | None, logarithmic: bool) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
     for curve in curves:
         axis.plot(curve.x, curve.y, curve.style, color=SERIES[curve.colour % len(SERIES)], label=_plain(curve.name), linewidth=1.6, markersize=4)
     if diagonal:
@@ -190,8 +192,13 @@ def _draw_lines(axis, curves: Sequence[Curve], x: str, y: str, diagonal: bool, l
     axis.set_ylabel(y)
     if limits:
         axis.set_ylim(*limits)
+    if x == "epoch":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if logarithmic:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
     if len(curves) > 1 or diagonal:
         _legend(axis, 4)
 

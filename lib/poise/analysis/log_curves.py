@@ -89,14 +89,14 @@ def chart_lines(runs: Mapping[str, Figures], wanted: Sequence[str] = ()) -> dict
     if strange:
         raise ConfigError(f"--figures {strange[0]}: no run has it; there are {', '.join(there)}")
     several = {}
-    for title, names in ({name: (name,) for name in wanted} if wanted else CHARTS).items():
-        names = [name for name in names if name in there]
+    for title, possible in ({name: (name,) for name in wanted} if wanted else CHARTS).items():
+        names = [name for name in possible if name in there]
         curves = []
         for colour, (run, figures) in enumerate(runs.items()):
             for name, style in zip(names, _STYLES):
                 if name in figures:
                     epochs, values = zip(*figures[name])
-                    label = name if len(runs) == 1 else run if len(names) == 1 else f"{run}: {name}"
+                    label = name if len(runs) == 1 else run if len(possible) == 1 else f"{run}: {name}"
                     curves.append(charts.Curve(label, epochs, values, colour if len(runs) > 1 else names.index(name), f"{style}o" if len(epochs) == 1 else style))
         if curves:
             several[title] = curves
