@@ -10,8 +10,8 @@ ctypedef long long index_t
 
 def match_persons(const double[::1] similarity, const index_t[::1] first_pair, const index_t[::1] image, const index_t[::1] persons,
                   const index_t[::1] first_person, const unsigned char[:, ::1] ignored, const unsigned char[::1] crowd, const double[::1] limits,
-                  unsigned char[:, :, ::1] matched, unsigned char[:, :, ::1] dismissed, unsigned char[::1] taken):
-    """Fill matched and dismissed (A, T, D) with 1 where a prediction has found a person, and where that person does not count.
+                  int[:, :, ::1] person, unsigned char[:, :, ::1] dismissed, unsigned char[::1] taken):
+    """Fill person (A, T, D) with the labelled person that a prediction has found, dismissed with 1 where that person does not count.
 
     similarity (P,): of prediction d with the labelled persons of its image, from first_pair[d] to first_pair[d + 1]. image (D,): rising.
     persons (G,): labelled persons by image; those of image m begin at first_person[m]. ignored (A, G), crowd (G,): of a person's own
@@ -42,6 +42,6 @@ def match_persons(const double[::1] similarity, const index_t[::1] first_pair, c
                             best, least = g, similarity[first_pair[d] + pair]
                     if best >= 0:
                         taken[best] = 1
-                        matched[a, t, d] = 1
+                        person[a, t, d] = <int>best
                         dismissed[a, t, d] = which
                         break

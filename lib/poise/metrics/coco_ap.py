@@ -99,9 +99,28 @@ def average_precision(ground_truth, results, sigmas: Sequence[float] | None = No
     if not results:
         return nothing_found()
     sigmas = _checked_sigmas(truth, results, sigmas)
-    image_ids, categories, scores = (np.array([r[key] for r in results]) for key in ("image_id", "category_id", "score"))
-    keypoints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), len(sigmas), 3)
-    return dict(zip(STATS, keypoint_ap.summary(curves(truth, image_ids, categories, keypoints, scores, sigmas))))
+    return dict(zip(STATS, keypoint_ap.summary(curves(truth, *_arrays(results, len(sigmas)), sigmas))))
+
+
+def result_arrays(truth: dict, results, sigmas: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """image_ids (N,), category_ids (N,), keypoints (N, J, 3) float64 and scores (N,) float64 of a result file, its path or its content.
+
+    truth: what read_truth returned. sigmas: (J,). Raises DataError where the two do not fit together, or a value is no finite number.
+    """
+    results = _results(results)
+    try:
+        _checked_sigmas(truth, results, sigmas)
+        arrays = _arrays(results, len(sigmas))
+        check_finite(arrays[0], arrays[2], arrays[3])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a result has keypoints or a score that are not numbers ({error}); this is not a COCO keypoint result file") from None
+    return arrays
+
+
+def _arrays(results: list[dict], joints: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    image_ids, categories = (np.array([r[key] for r in results]) for key in ("image_id", "category_id"))
+    keypoints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), joints, 3)
+    return image_ids, categories, keypoints, np.array([r["score"] for r in results], np.float64)
 
 
 def average_precision_of_arrays(

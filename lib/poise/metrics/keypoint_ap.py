@@ -54,20 +54,20 @@ class LabelledPersons:
         )
 
 
-def oks(truth: LabelledPersons, g: np.ndarray, d: np.ndarray, points: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    """Object keypoint similarity (P,) of P pairs: labelled persons g (P,) and predictions d (P,) of points (D, J, 2).
+def oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray, d: np.ndarray | None = None) -> np.ndarray:
+    """Object keypoint similarity (P,) of P pairs: labelled persons g (P,) and predictions points (P, J, 2), or rows d (P,) of them.
 
     For a person without labelled joints the distance is that to a box of three times its size, as in pycocotools.
     """
     similarity = np.empty(len(g))
     for begin in range(0, len(g), _PAIRS_AT_ONCE):
         part = slice(begin, begin + _PAIRS_AT_ONCE)
-        similarity[part] = _oks(truth, g[part], points[d[part]], sigmas)
+        similarity[part] = _oks(truth, g[part], points[part if d is None else d[part]], sigmas)
     return similarity
 
 
 def _oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    person = truth.keypoints[g]
+    person = truth.keypoints[g]     # (P, J, 3)
     counted = person[:, :, 2] > 0
     count = counted.sum(axis=1)
     x, y = points[:, :, 0] - person[:, :, 0], points[:, :, 1] - person[:, :, 1]
@@ -89,28 +89,60 @@ def _oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.n
     return similarity.sum(axis=1) / count
 
 
-def evaluate(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, A) and recall (T, A) of D predictions; -1 where a size range has no labelled person.
+@dataclass(frozen=True)
+class Matches:
+    """What COCO's matching gives for the D predictions that count, the best MOST_PER_IMAGE of each image.
 
-    image (D,): as LabelledPersons.image. keypoints: (D, J, 2 or 3). scores: (D,).
+    order (D,): their places among all predictions; sorted by image, the best first in each. person (A, T, D): the labelled person that each
+    has found, -1 where it has none. dismissed (A, T, D) bool: those that do not count as right or wrong, for they found a person who does
+    not count, or nobody and have another size. wanted (A,): labelled persons that count.
+    """
+
+    order: np.ndarray
+    person: np.ndarray
+    dismissed: np.ndarray
+    wanted: np.ndarray
+
+
+def match(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: np.ndarray, *,
+          thresholds: np.ndarray = THRESHOLDS, sizes: Sequence[tuple[float, float]] = tuple(SIZES.values())) -> Matches:
+    """Give the predictions of each image, the best first, the labelled person whose OKS is highest of those left, at each of T thresholds.
+
+    image (D,): as LabelledPersons.image. keypoints: (D, J, 2 or 3). scores: (D,). sizes: A ranges of area in square pixels.
     """
     order = np.lexsort((-scores, image))        # lexsort is stable: equal scores stay in their order
     rank = _place_in_group(image[order])
     order, rank = order[rank < MOST_PER_IMAGE], rank[rank < MOST_PER_IMAGE]
-    image, points, scores = image[order], keypoints[order, :, :2].astype(np.float64), scores[order]
+    points = keypoints[order, :, :2].astype(np.float64)
     width, height = np.ptp(np.ascontiguousarray(points.transpose(2, 1, 0)), axis=1)      # joint after joint: a tenth of the time
-    matched, dismissed = _match(truth, image, points, rank, width * height, sigmas)
-    best_first = np.argsort(-scores, kind="mergesort")
-    precision = -np.ones((len(THRESHOLDS), len(RECALLS), len(SIZES)))
-    recall = -np.ones((len(THRESHOLDS), len(SIZES)))
-    for a, (least, most) in enumerate(SIZES.values()):
-        wanted = int((~(truth.ignored | (truth.area < least) | (truth.area > most))).sum())
+    bounds = np.asarray(sizes, np.float64)
+    person, dismissed = _match(truth, image[order], points, rank, width * height, sigmas, np.asarray(thresholds), bounds)
+    counted = ~(truth.ignored | (truth.area < bounds[:, :1]) | (truth.area > bounds[:, 1:]))
+    return Matches(order, person, dismissed, counted.sum(axis=1))
+
+
+def evaluate(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: np.ndarray, *,
+             sizes: Sequence[tuple[float, float]] = tuple(SIZES.values())) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, A) and recall (T, A) of D predictions; -1 where a size range has no labelled person. Arguments as of `match`."""
+    return precision_and_recall(match(truth, image, keypoints, scores, sigmas, sizes=sizes), scores)
+
+
+def precision_and_recall(matches: Matches, scores: np.ndarray, false_weight: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, A) and recall (T, A) of matches; -1 where a size range has no labelled person.
+
+    scores: of all predictions, as `match` got them. false_weight: what a wrong prediction counts in the precision.
+    """
+    best_first = np.argsort(-scores[matches.order], kind="mergesort")
+    sizes, thresholds, _ = matches.person.shape
+    precision = -np.ones((thresholds, len(RECALLS), sizes))
+    recall = -np.ones((thresholds, sizes))
+    for a, wanted in enumerate(matches.wanted.tolist()):
         if not wanted:
             continue
-        right, counted = matched[a][:, best_first], ~dismissed[a][:, best_first]
+        right, counted = matches.person[a][:, best_first] >= 0, ~matches.dismissed[a][:, best_first]
         hits = np.cumsum(right & counted, axis=1).astype(np.float64)
-        misses = np.cumsum(~right & counted, axis=1).astype(np.float64)
-        for t in range(len(THRESHOLDS)):
+        misses = np.cumsum(~right & counted, axis=1).astype(np.float64) * false_weight
+        for t in range(thresholds):
             found = hits[t] / wanted
             share = hits[t] / (misses[t] + hits[t] + np.spacing(1))
             recall[t, a] = found[-1] if len(found) else 0
@@ -133,36 +165,35 @@ def summary(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
     return figures
 
 
-def _match(truth: LabelledPersons, image: np.ndarray, points: np.ndarray, rank: np.ndarray, area: np.ndarray,
-           sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(A, T, D) bool twice: whether a prediction has found a person, and whether it does not count.
+def _match(truth: LabelledPersons, image: np.ndarray, points: np.ndarray, rank: np.ndarray, area: np.ndarray, sigmas: np.ndarray,
+           thresholds: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(A, T, D) int32 and bool: the person that a prediction has found, or -1, and whether it does not count.
 
     image, rank (D,): predictions sorted by image, their place within it.
     """
-    matched, dismissed = np.zeros((2, len(SIZES), len(THRESHOLDS), len(image)), bool)
-    bounds = np.array(list(SIZES.values()))
+    person, dismissed = np.full((len(bounds), len(thresholds), len(image)), -1, np.int32), np.zeros((len(bounds), len(thresholds), len(image)), bool)
     ignored = truth.ignored | (truth.area < bounds[:, :1]) | (truth.area > bounds[:, 1:])       # (A, G)
-    persons = np.argsort(truth.image, kind="stable")
+    by_image = np.argsort(truth.image, kind="stable")
     # by image: (M,) the first of its persons and how many there are
     most = int(max(truth.image.max(initial=-1), image.max(initial=-1))) + 1
     number = np.bincount(truth.image, minlength=most)
     first_person = np.cumsum(number) - number
     first_pair = np.concatenate([[0], np.cumsum(number[image])])
     d = np.repeat(np.arange(len(image)), number[image])
-    g = persons[first_person[image][d] + np.arange(len(d)) - first_pair[d]]
-    similarity = oks(truth, g, d, points, sigmas)
-    limits = np.minimum(THRESHOLDS, 1 - 1e-10)
+    g = by_image[first_person[image][d] + np.arange(len(d)) - first_pair[d]]
+    similarity = oks(truth, g, points, sigmas, d)
+    limits = np.minimum(thresholds, 1 - 1e-10)
     if _compiled is not None:
-        _compiled.match_persons(similarity, first_pair, image, persons, first_person, ignored.view(np.uint8), truth.crowd.view(np.uint8), limits,
-                                matched.view(np.uint8), dismissed.view(np.uint8), np.zeros(len(persons), np.uint8))
+        _compiled.match_persons(similarity, first_pair, image, by_image, first_person, ignored.view(np.uint8), truth.crowd.view(np.uint8), limits,
+                                person, dismissed.view(np.uint8), np.zeros(len(by_image), np.uint8))
     else:
-        _match_by_number(similarity, first_pair, rank, g, ignored, truth.crowd, limits, matched, dismissed)
+        _match_by_number(similarity, first_pair, rank, g, ignored, truth.crowd, limits, person, dismissed)
     outside = (area < bounds[:, :1]) | (area > bounds[:, 1:])       # (A, D)
-    dismissed |= ~matched & outside[:, None, :]
-    return matched, dismissed
+    dismissed |= (person < 0) & outside[:, None, :]
+    return person, dismissed
 
 
-def _match_by_number(similarity, first_pair, rank, g, ignored, crowd, limits, matched, dismissed) -> None:
+def _match_by_number(similarity, first_pair, rank, g, ignored, crowd, limits, person, dismissed) -> None:
     """The compiled match_persons in NumPy: images with equally many labelled persons are matched together, rank by rank, because a
     person that was found by a better prediction cannot be found again."""
     first = np.flatnonzero(rank == 0)
@@ -173,11 +204,11 @@ def _match_by_number(similarity, first_pair, rank, g, ignored, crowd, limits, ma
         for begin in range(0, len(group), step):
             part = group[begin:begin + step]
             _match_images(similarity, first_pair, first[part], count[part], g[first_pair[first[part]][:, None] + np.arange(number)],
-                          ignored, crowd, limits, matched, dismissed)
+                          ignored, crowd, limits, person, dismissed)
 
 
-def _match_images(similarity, first_pair, first, count, g, ignored, crowd, limits, matched, dismissed) -> None:
-    """Fill `matched` and `dismissed` for I images with n labelled persons g (I, n) each and predictions first, first + 1, ... (count (I,))."""
+def _match_images(similarity, first_pair, first, count, g, ignored, crowd, limits, person, dismissed) -> None:
+    """Fill `person` and `dismissed` for I images with n labelled persons g (I, n) each and predictions first, first + 1, ... (count (I,))."""
     number = g.shape[1]
     free = np.ones((len(ignored), len(limits), *g.shape), bool)
     crowd, unwanted = crowd[g], ignored[:, None, g]       # (I, n), (A, 1, I, n)
@@ -192,10 +223,10 @@ def _match_images(similarity, first_pair, first, count, g, ignored, crowd, limit
             best = number - 1 - value[..., ::-1].argmax(axis=3)
             fits = np.take_along_axis(value, best[..., None], axis=3)[..., 0] >= limits[:, None]
             if which:
-                fits &= ~matched[:, :, d]
+                fits &= person[:, :, d] < 0
             a, t, i = np.nonzero(fits)
             free[a, t, rows[i], best[a, t, i]] = False
-            matched[a, t, d[i]] = True
+            person[a, t, d[i]] = g[rows[i], best[a, t, i]]
             dismissed[a, t, d[i]] = which
 
 

@@ -1,0 +1,121 @@
+"""All figures of one or two result files, as plain data, and the files that they are written to."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from poise import metrics
+from poise.analysis import breakdowns, curves, error_kinds, worst
+from poise.analysis.error_kinds import JointErrors
+from poise.analysis.pairing import PREDICTIONS, Found, Truth, average_precision, named, read_found, read_ground_truth
+from poise.analysis.per_joint import per_joint
+from poise.datasets.reading import ImageFolder
+from poise.errors import DataError
+from poise.json_files import finite
+from poise.writing import replacing
+
+
+@dataclass(frozen=True)
+class Report:
+    """figures: one dictionary for each result file, as docs/analysis.md describes; costliest and most_different: drawn pictures, the second
+    only of two files. notes: what could not be shown, and why."""
+
+    truth: Truth
+    founds: list[Found]
+    figures: list[dict]
+    costliest: list[worst.Picture]
+    most_different: list[worst.Picture]
+    notes: list[str]
+
+
+def make(results: Sequence[str | Path], annotations: str | Path, images: str | Path | None = None, pictures: int = 12) -> Report:
+    """Analyse one or two result files. images: folder or zip archive of the pictures. pictures: how many of the worst to draw.
+
+    Raises DataError for files that cannot be used or do not belong together.
+    """
+    truth = read_ground_truth(annotations)
+    founds = named([read_found(path, truth) for path in results], results)
+    errors = [error_kinds.joint_errors(found) for found in founds]
+    points = [worst.operating_point(found) for found in founds]
+    figures = [figures_of(found, wrong, point) for found, wrong, point in zip(founds, errors, points)]
+    folder, notes = image_folder(images)
+    lost = np.array([worst.losses(found, point.score) for found, point in zip(founds, points)])
+    places = [place for place in np.argsort(-lost[0], kind="stable")[:pictures].tolist() if lost[0][place] > 0]
+    costliest = worst.draw(places, founds, errors, points, folder)
+    most_different = []
+    if len(founds) == 2:
+        apart = np.abs(lost[0] - lost[1])
+        places = [place for place in np.argsort(-apart, kind="stable")[:pictures].tolist() if apart[place] > 0.05]
+        most_different = worst.draw(places, founds, errors, points, folder)
+    return Report(truth, founds, figures, costliest, most_different, notes)
+
+
+def figures_of(found: Found, errors: JointErrors, point: worst.OperatingPoint) -> dict:
+    """Everything that is told of one result file, in plain values; NaN where there is nothing to count."""
+    truth, pairs = found.truth, found.pairs
+    image_ids = np.array([image["id"] for image in truth.images])[found.image]
+    ten = metrics.average_precision_of_arrays(truth.content, image_ids, found.keypoints, found.scores, truth.sigmas,
+                                              truth.content["categories"][0]["id"])
+    counted, predictions = truth.counted, np.bincount(pairs.kind, minlength=len(PREDICTIONS)).tolist()
+    return {
+        "results": found.file, "annotations": truth.name, "boxes": found.box_source,
+        "images": len(truth.images), "labelled persons": int(counted.sum()), "found persons": int((pairs.prediction[counted] >= 0).sum()),
+        "predictions": {"all": len(found), **dict(zip(PREDICTIONS, predictions))},
+        "coco": {name: float(value) for name, value in ten.items()},
+        "errors": error_kinds.costs(found, errors, average_precision(found)),
+        "joint errors": {"joints": list(truth.skeleton.names), **{name: counts.tolist() for name, counts in error_kinds.table(errors).items()}},
+        "breakdowns": breakdowns.breakdown(found),
+        "per joint": {"joints": list(truth.skeleton.names), **{name: values.tolist() for name, values in per_joint(found).items()}},
+        "precision-recall": curves.precision_recall(found),
+        "calibration": curves.calibration(found),
+        "operating point": asdict(point),
+    }
+
+
+def image_folder(images: str | Path | None) -> tuple[ImageFolder | None, list[str]]:
+    """Where the pictures lie, or None, and what to say about it."""
+    if images is None:
+        return None, ["Without --images FOLDER the worst pictures are drawn on a blank ground."]
+    folder = ImageFolder(images)
+    try:
+        folder.check()
+    except DataError:
+        raise DataError(f"--images {images}: no such folder or zip archive; without it the worst pictures are drawn on a blank ground") from None
+    return folder, []
+
+
+def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
+    """folder/analysis.html and folder/analysis.json."""
+    import orjson
+
+    from poise.analysis import page
+
+    html, figures = Path(folder) / "analysis.html", Path(folder) / "analysis.json"
+    text = page.render(report)
+    content = {"files": report.figures, "worst pictures": [_without_pixels(picture) for picture in report.costliest],
+               "pictures that differ most": [_without_pixels(picture) for picture in report.most_different]}
+    with replacing(figures) as part:
+        part.write_bytes(orjson.dumps(finite(content), option=orjson.OPT_INDENT_2))
+    with replacing(html) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return html, figures
+
+
+def _without_pixels(picture: worst.Picture) -> dict:
+    return {"file_name": picture.name, "image_id": picture.image_id, "lost": picture.lost, "notes": picture.notes}
+
+
+def summary(report: Report) -> str:
+    """A few lines for the terminal."""
+    from poise.text_table import aligned
+
+    head = "".join(f"{found.name}: {found.file}, boxes: {found.box_source}\n" for found in report.founds)
+    rows = [["", *(found.name for found in report.founds)]]
+    rows += [[name, *(f"{figures['coco'][name]:.3f}" for figures in report.figures)] for name in ("AP", "Ap .5", "AP .75", "AR")]
+    rows += [["AP that the errors cost:", *("" for _ in report.founds)]]
+    rows += [[f"  {name}", *(f"{figures['errors'][name]['AP']:+.3f}  ({figures['errors'][name]['count']} times)" for figures in report.figures)]
+             for name in error_kinds.MEANINGS]
+    return head + aligned(rows, right=range(1, len(rows[0])))

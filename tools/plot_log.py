@@ -1,0 +1,32 @@
+"""Curves of one or several runs: python tools/plot_log.py output/coco/pose_res2net/a output/coco/pose_res2net/b [--output curves.html]
+
+Takes run folders or their metrics.jsonl; prints the best epoch of each and draws losses, accuracy, AP or PCKh, learning rate and speed over the epochs.
+"""
+from __future__ import annotations
+
+import argparse
+
+from poise.errors import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder or metrics.jsonl")
+    parser.add_argument("--output", default="curves.png", metavar="FILE", help="a .png, or an .html page that needs nothing else; default curves.png")
+    parser.add_argument("--figures", nargs="+", default=[], metavar="NAME", help="figures of the log to draw, each in a chart of its own, instead of the usual ones")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    from poise.analysis import log_curves
+
+    runs = log_curves.read_logs(args.runs)
+    print(log_curves.summary(runs), end="")
+    log_curves.write(runs, args.output, args.figures)
+    print(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
