@@ -1,4 +1,4 @@
-# Poise: make, make quickstart, make test, make bench. Nothing but Python 3.10+, gcc and make is needed beforehand.
+# Poise: make, make quickstart, make test, make bench, make fuzz. Nothing but Python 3.10+, gcc and make is needed beforehand.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ FAMILIES := hrnet hrnet_dark hrnet_udp mspn posenas moganet
 QUICK  := experiments/synthetic/res2net18_quickstart.yaml
 
 .DELETE_ON_ERROR:
-.PHONY: all setup quickstart families test test-slow bench clean
+.PHONY: all setup quickstart families test test-slow bench fuzz clean
 
 all: setup
 
@@ -44,10 +44,16 @@ test: setup
 test-slow: setup
 	$(RUN) -m pytest -q -m slow
 
+# goes on where the last one ended; counts and the table of docs/reliability.md are written by it. With atheris (pip install .[fuzz]) it is guided by coverage
+MINUTES ?= 60
+fuzz: setup
+	$(RUN) fuzz/run.py --minutes $(MINUTES)
+	$(RUN) fuzz/page.py
+
 # everything that docs/performance.md says about speed, measured here; the page's table is written anew
 bench: setup
 	$(RUN) benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache lib/*.egg-info lib/poise/*/*.so lib/poise/nms/_nms.c lib/poise/metrics/_matching.c lib/poise/datasets/_jpeg.c $(NMS)
-	find lib tools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find lib tools tests benchmarks fuzz -name __pycache__ -type d -prune -exec rm -rf {} +

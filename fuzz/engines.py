@@ -93,7 +93,7 @@ def by_coverage(name: str, folder: Path, seconds: float, inputs: int, first: int
     """atheris. It keeps what reaches new lines in folder/corpus, writes faults beside it, and ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["poise", "yaml"]):
+    with atheris.instrument_imports(include=["poise", "yaml", "torch._weights_only_unpickler"]):
         import harnesses
 
         harness = harnesses.HARNESSES[name]
@@ -116,7 +116,7 @@ def by_coverage(name: str, folder: Path, seconds: float, inputs: int, first: int
     corpus.mkdir(exist_ok=True)
     for number, data in enumerate(_seeds(name)):
         (corpus / f"seed{number}").write_bytes(data)
-    atheris.Setup([sys.argv[0], str(corpus), f"-runs={inputs}", f"-max_total_time={int(seconds)}", f"-timeout={SECONDS_FOR_ONE}", f"-rss_limit_mb={MOST_MEGABYTES}",
+    atheris.Setup([sys.argv[0], str(corpus), f"-runs={min(inputs, 2**31 - 1)}", f"-max_total_time={int(seconds)}", f"-timeout={SECONDS_FOR_ONE}", f"-rss_limit_mb={MOST_MEGABYTES}",
                    f"-max_len={LONGEST_INPUT}", f"-seed={first % (1 << 31) + 1}", f"-artifact_prefix={folder}/", "-verbosity=1", "-len_control=0"],
                   take, custom_mutator=mutated, internal_libfuzzer=True)
     atheris.Fuzz()

@@ -19,20 +19,23 @@ import mutation
 import numpy as np
 import seeds
 
-from poise.errors import PoiseError, one_line
+from poise.errors import MOST_CHARACTERS, PoiseError, error_line
 
-LONGEST_LINE = 2000
 _GUARD = 4096       # bytes before and behind an image that no decoder may write
 
 
 @dataclass(frozen=True)
 class Harness:
-    """run(bytes) raises for a fault. seeds: makes good files. mutate: a broken one from a good one. share: of the inputs of a long run."""
+    """run(bytes) raises for a fault. seeds: makes good files. mutate: a broken one from a good one. share: of the time of a long run.
+
+    compiled: what is tested is not Python, so there is no coverage to guide.
+    """
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
     mutate: mutation.Mutation
     share: int = 1
+    compiled: bool = False
 
 
 class Scratch:
@@ -52,6 +55,7 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+read = 0        # how often a reader took what it was given: a fuzzer whose inputs are all refused at once shows little
 _scratch: Scratch | None = None
 
 
@@ -81,11 +85,14 @@ def remove_left_over() -> None:
 
 def refused(call: Callable[[], object], path: Path | None = None) -> object | None:
     """What `call` returns; None where it refuses the file in one line that names it."""
+    global read
     try:
-        return call()
+        result = call()
+        read += 1
+        return result
     except PoiseError as error:
-        line = one_line(error)
-        assert len(line) < LONGEST_LINE, f"a line of {len(line)} characters"
+        line = error_line(error)
+        assert len(line) <= MOST_CHARACTERS, f"a line of {len(line)} characters"
         assert line.isprintable(), "a line with control characters"
         assert path is None or path.name in line, f"a line that does not name the file: {line}"
         return None
@@ -299,6 +306,8 @@ def region(data: bytes, whole: np.ndarray | None = None) -> None:
     size = decoding._jpeg.size(data)
     if size is None or size[0] * size[1] > 1 << 22:
         return
+    global read
+    read += 1
     width, height = size
     memory = np.full(height * width * 3 + 2 * _GUARD, 0xa5, np.uint8)
     canvas = memory[_GUARD:-_GUARD].reshape(height, width, 3)
@@ -319,11 +328,11 @@ HARNESSES = {
     "MPII annotations": Harness(mpii, seeds.mpii, mutation.of_json, 2),
     "detections": Harness(detections, seeds.detections, mutation.of_json, 3),
     "genotype": Harness(genotype, seeds.genotype, mutation.of_json),
-    "head boxes": Harness(matlab, seeds.matlab, mutation.of_bytes),
+    "head boxes": Harness(matlab, seeds.matlab, mutation.of_bytes, compiled=True),
     "checkpoint": Harness(checkpoint, seeds.checkpoints, mutation.of_zip(mutation.of_bytes), 2),
     "cache": Harness(cache, seeds.cache, mutation.of_zip(mutation.of_bytes)),
     "archive": Harness(archive, seeds.archives, mutation.of_archive, 2),
     "zip reader": Harness(zip_reader, seeds.zips, mutation.of_zip(mutation.of_bytes), 2),
-    "image reader": Harness(image, seeds.image, mutation.of_jpeg, 4),
-    "JPEG regions": Harness(region, seeds.image, mutation.of_jpeg, 6),
+    "image reader": Harness(image, seeds.image, mutation.of_jpeg, 4, compiled=True),
+    "JPEG regions": Harness(region, seeds.image, mutation.of_jpeg, 6, compiled=True),
 }

@@ -11,6 +11,7 @@ import json
 import random
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -64,11 +65,11 @@ def of_json(data: bytes, draw: random.Random) -> bytes:
     """A value of the tree replaced, doubled, removed, renamed or packed into lists; sometimes another encoding."""
     try:
         tree = json.loads(data)
-    except (ValueError, RecursionError):
+        for _ in range(draw.choice((1, 1, 1, 2, 4))):
+            tree = _changed(tree, draw)
+        text = json.dumps(tree)
+    except (ValueError, RecursionError, OverflowError):     # what earlier changes have made of it
         return of_bytes(data, draw)
-    for _ in range(draw.choice((1, 1, 1, 2, 4))):
-        tree = _changed(tree, draw)
-    text = json.dumps(tree)
     for word in STRANGE:
         if isinstance(word, str) and word.startswith("@"):
             text = text.replace(json.dumps(word), word[1:-1])
@@ -169,7 +170,8 @@ def of_zip(inner: Mutation) -> Mutation:
             chosen[1] = inner(chosen[1], draw)
         out = io.BytesIO()
         compression = draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
-        with zipfile.ZipFile(out, "w", compression) as archive:
+        with zipfile.ZipFile(out, "w", compression) as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # of names that are there twice
             for name, content in members:
                 info = zipfile.ZipInfo(name or "x", (2020, 1, 1, 0, 0, 0))
                 info.compress_type = compression

@@ -30,26 +30,27 @@ def child(name: str, folder: Path, seconds: float, inputs: int, first: int, engi
     import harnesses
 
     file = folder / "count"
-    with open(file, "r+b") as stream, mmap.mmap(stream.fileno(), 16) as counter:
+    with open(file, "r+b") as stream, mmap.mmap(stream.fileno(), 24) as counter:
         def count(done: int) -> None:
-            struct.pack_into("<Q", counter, 0, done)
-            if done & 255 == 1:
-                struct.pack_into("<d", counter, 8, engines.megabytes())
+            struct.pack_into("<QQ", counter, 0, done, harnesses.read)
+            if done & 255 == 1:     # asking takes longer than some inputs
+                struct.pack_into("<d", counter, 16, engines.megabytes())
         try:
             engines.ENGINES[engine](name, folder, seconds, inputs, first, count)
         finally:
             harnesses.close()
 
 
-def turn(name: str, seconds: float, inputs: int, engine: str, counts: dict) -> None:
+def turn(name: str, seconds: float, inputs: int, counts: dict) -> None:
     """One process for a harness; what came of it is added to `counts`."""
     import harnesses
 
+    engine = "numbers" if harnesses.HARNESSES[name].compiled or not importlib.util.find_spec("atheris") else "atheris"
     folder = FOLDER / name.replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "count").write_bytes(bytes(16))
+    (folder / "count").write_bytes(bytes(24))
     before = set(folder.glob("*-*"))
-    row = counts.setdefault(name, {"inputs": 0, "seconds": 0.0, "megabytes": 0.0, "faults": 0, "engine": engine})
+    row = counts.setdefault(name, {"inputs": 0, "read": 0, "seconds": 0.0, "megabytes": 0.0, "faults": 0, "engine": engine})
     begin = time.monotonic()
     command = [sys.executable, __file__, "--child", name, "--seconds", str(seconds), "--inputs", str(inputs), "--first", str(row["inputs"]), "--engine", engine]
     with open(folder / "log", "ab") as log:
@@ -57,9 +58,10 @@ def turn(name: str, seconds: float, inputs: int, engine: str, counts: dict) -> N
             status = subprocess.run(command, stdout=log, stderr=log, check=False, timeout=seconds + 120).returncode
         except subprocess.TimeoutExpired:
             status = -1
-    done, megabytes = struct.unpack("<Qd", (folder / "count").read_bytes())
+    done, read, megabytes = struct.unpack("<QQd", (folder / "count").read_bytes())
     found = sorted(path.name for path in set(folder.glob("*-*")) - before)
     row["inputs"] += done
+    row["read"] += read
     row["seconds"] = round(row["seconds"] + time.monotonic() - begin, 1)
     row["megabytes"] = round(max(row["megabytes"], megabytes))
     if status or found:
@@ -74,7 +76,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long")
     parser.add_argument("--inputs", type=int, default=1 << 60, help="end when so many inputs were tried in all, earlier calls included")
     parser.add_argument("--anew", action="store_true", help="count from 0, and forget what was worth keeping")
-    parser.add_argument("--engine", choices=("atheris", "numbers"), default="atheris" if importlib.util.find_spec("atheris") else "numbers")
+    parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, help=argparse.SUPPRESS)
@@ -101,7 +103,7 @@ def main() -> int:
     while time.monotonic() < end and total() < args.inputs:
         # the harness that is furthest behind its share of the time
         name = min(names, key=lambda name: counts.get(name, {}).get("seconds", 0) / HARNESSES[name].share)
-        turn(name, min(TURN, max(end - time.monotonic(), 1)), args.inputs - total(), args.engine, counts)
+        turn(name, min(TURN, max(end - time.monotonic(), 1)), args.inputs - total(), counts)
         COUNTS.write_text(json.dumps({name: counts[name] for name in HARNESSES if name in counts}, indent=1) + "\n")
     faults = sum(row["faults"] for row in counts.values())
     print(f"{total()} inputs in all, {faults} faults")

@@ -266,10 +266,10 @@ def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
 def test_sum_that_is_not_in_the_name(server, tmp_path):
     """models/zoo.yaml may know the sum of a file whose name carries none."""
     whole = hashlib.sha256(CONTENT).hexdigest()
-    target = download.fetch(server.url("net.pth"), tmp_path, name="resnet.pth", sha256=whole)
+    target = download.fetch(server.url("net.pth"), tmp_path, name="resnet.pth", digest=whole)
     assert target == tmp_path / "resnet.pth" and files(tmp_path) == ["resnet.pth"]
-    assert "its sha256 begins with" in refusal(server.url("net.pth"), tmp_path, name="other.pth", sha256="0" * 64)
-    assert "and 1111" in refusal(server.url(), tmp_path / "b", sha256="1111111111"), "a given sum goes before that of the name"
+    assert "its sha256 begins with" in refusal(server.url("net.pth"), tmp_path, name="other.pth", digest="0" * 64)
+    assert "and 1111" in refusal(server.url(), tmp_path / "b", digest="1111111111"), "a given sum goes before that of the name"
 
 
 def test_file_without_any_sum_is_fetched_only_when_asked_for(server, tmp_path, caplog):

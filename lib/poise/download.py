@@ -1,16 +1,18 @@
-"""Fetch a weight file over HTTPS: told beforehand, resumed where a transfer broke, checked, and only then put in place."""
+"""Fetch a file over HTTPS: told beforehand, resumed where a transfer broke, checked, and only then put in place."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import logging
 import os
 import re
 import shutil
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from poise.errors import DataError, one_line
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
+_PASSING = (408, 425, 429, 500, 502, 503, 504)      # HTTP's answers that another time may not come
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -34,13 +38,15 @@ def sha256_prefix(name: str) -> str | None:
     return match.group(1) if match else None
 
 
-def fetch(url: str, folder: str | Path, *, name: str = "", sha256: str = "", unchecked: bool = False, force: bool = False) -> Path:
+def fetch(url: str, folder: str | Path, *, name: str = "", digest: str = "", size: int = 0, unchecked: bool = False, force: bool = False, tries: int = 1,
+          wait: Callable[[int], float] = lambda turn: 2.0**turn) -> Path:
     """Return the local copy of `url` in `folder`, fetching it when it is not there.
 
-    name: of the copy; '' is the name in the address. sha256: first 8 or more hex digits of the file's sum; '' takes them from the
-    name in the address, and a file whose name carries none is refused, or with `unchecked` fetched with a warning. A file
-    already there is checked too; with `force` it is fetched anew and replaced when the new one is whole. Plain http is taken from this
-    machine only. Raises DataError with what failed and what to do.
+    name: of the copy; '' is the name in the address. digest: first 8 or more hex digits of the file's sha256, or 'md5:' and all of that sum; '' takes
+    them from the name in the address, and a file whose name carries none is refused, or with `unchecked` fetched with a warning.
+    size: what it must have, 0 where that is not known. A file already there is checked too; with `force` it is fetched anew and replaced when the new
+    one is whole. tries: how often a transfer is begun or gone on with that broke for a reason that may pass, `wait(turn)` seconds before each further one;
+    one that brought something does not count. Plain http is taken from this machine only. Raises DataError with what failed and what to do.
     """
     try:
         parts = urllib.parse.urlsplit(url)
@@ -48,7 +54,7 @@ def fetch(url: str, folder: str | Path, *, name: str = "", sha256: str = "", unc
         raise DataError(f"{url}: not an address ({error})") from None
     _check_scheme(parts)
     published = Path(urllib.parse.unquote(parts.path)).name
-    digest = sha256 or sha256_prefix(published)
+    digest = digest or sha256_prefix(published)
     if digest is None and not unchecked:
         raise DataError(f"{url}: the file name carries no sha256 prefix (name-0123abcd.pth), so it could not be checked; "
                         "fetch the file yourself and give its path")
@@ -63,7 +69,7 @@ def fetch(url: str, folder: str | Path, *, name: str = "", sha256: str = "", unc
             if target.exists() and not force:       # another process was faster
                 check(target, digest, url)
                 return target
-            _transfer(url, part)
+            _transfer_in_turns(url, part, size, tries, wait)
             check(part, digest, url)
             os.replace(part, target)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -75,11 +81,15 @@ def fetch(url: str, folder: str | Path, *, name: str = "", sha256: str = "", unc
 
 
 def check(path: str | Path, digest: str | None, source: str) -> None:
-    """Raise DataError, and remove the file, unless the hex digits of its sha256 begin with `digest`; None checks that it can be read.
+    """Raise DataError, and remove the file, unless the hex digits of its sum begin with `digest`; None checks that it can be read.
+
+    digest: of sha256, or 'md5:' and the digits of that: against damage it does as well, and COCO's archives have no other.
 
     source: from where it can be fetched again.
     """
-    path, sum_ = Path(path), hashlib.sha256()
+    path = Path(path)
+    kind, digits = digest.split(":", 1) if digest and ":" in digest else ("sha256", digest)
+    sum_ = hashlib.new(kind, usedforsecurity=False)
     try:
         with open(path, "rb") as file:
             while chunk := file.read(_CHUNK if digest else 1):
@@ -91,9 +101,9 @@ def check(path: str | Path, digest: str | None, source: str) -> None:
     if not digest:
         path.unlink()
         raise DataError(f"{path}: was empty; the file was removed, fetch {source} again")
-    if not sum_.hexdigest().startswith(digest):
+    if not sum_.hexdigest().startswith(digits):
         path.unlink()
-        raise DataError(f"{path}: its sha256 begins with {sum_.hexdigest()[:len(digest)]}, and {digest} was published; "
+        raise DataError(f"{path}: its {kind} begins with {sum_.hexdigest()[:len(digits)]}, and {digits} was published; "
                         f"the file was removed, fetch {source} again")
 
 
@@ -130,7 +140,27 @@ def _alone(part: Path) -> Iterator[None]:
                 part.unlink()
 
 
-def _transfer(url: str, part: Path) -> None:
+def _transfer_in_turns(url: str, part: Path, size: int, tries: int, wait: Callable[[int], float]) -> None:
+    turn = 0
+    while True:
+        had = part.stat().st_size
+        try:
+            _transfer(url, part, size)
+            return
+        except (OSError, http.client.HTTPException) as error:
+            passes = error.code in _PASSING if isinstance(error, urllib.error.HTTPError) else getattr(error, "errno", None) not in _DISK
+            turn = 1 if part.exists() and part.stat().st_size > had else turn + 1
+            if not passes or isinstance(error, _Hopeless) or turn >= tries:
+                raise
+            print(f"{url}: {one_line(error)}; try {turn + 1} of {tries}", flush=True)
+            time.sleep(wait(turn))
+
+
+class _Hopeless(OSError):
+    """What another try would not mend."""
+
+
+def _transfer(url: str, part: Path, size: int) -> None:
     """Bring `part` up to the whole file, from where it ends."""
     from tqdm import tqdm
 
@@ -151,13 +181,17 @@ def _transfer(url: str, part: Path) -> None:
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         free = shutil.disk_usage(part.parent).free
+        if size and total is not None and total != size:
+            raise _Hopeless(f"the server has a file of {total} bytes, and {size} were published")
         if total is not None and total - have > free:
-            raise OSError(f"{(total - have) / 1e6:.1f} MB are to come, and {free / 1e6:.1f} MB are free on the disk of {part.parent}")
+            raise _Hopeless(f"{(total - have) / 1e6:.1f} MB are to come, and {free / 1e6:.1f} MB are free on the disk of {part.parent}")
         print(f"fetching {url} ({'size unknown' if total is None else f'{total / 1e6:.1f} MB'}) to {part.with_suffix('')}", flush=True)
         with open(part, "ab" if have else "wb") as file, tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
             while chunk := response.read(_CHUNK):
+                if size and file.tell() + len(chunk) > size:
+                    raise _Hopeless(f"the server sends more than the {size} bytes that were published")
                 file.write(chunk)
                 bar.update(len(chunk))
             have = file.tell()
-    if total is not None and have < total:
-        raise ConnectionError(f"the transfer ended after {have} of {total} bytes")
+    if have < (total or size):
+        raise ConnectionError(f"the transfer ended after {have} of {total or size} bytes")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 DEBUG_VARIABLE = "POISE_DEBUG"
+MOST_CHARACTERS = 1000
 INTERRUPTED = 130    # exit status after Ctrl-C, as shells give it
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -38,8 +39,10 @@ def one_line(text: object) -> str:
 
 def quoted(value: object, most: int = 200) -> str:
     """A value for an error line as Python writes it, not longer than that."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
+    try:
+        return shown(repr(value), most)
+    except (ValueError, RecursionError):    # a whole number of more digits than Python writes
+        return f"a {type(value).__name__} that is too long to show"
 
 
 def shown(name: object, most: int = 200) -> str:
@@ -50,6 +53,12 @@ def shown(name: object, most: int = 200) -> str:
     text = str(name)
     cut = text if len(text) <= most else f"{text[:most]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in cut)
+
+
+def error_line(error: BaseException) -> str:
+    """What is shown of an error: one line, its middle left out where a file has put too much into it."""
+    line = one_line(error)
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS - 300]} ... {line[-290:]}"
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
@@ -63,7 +72,7 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except PoiseError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         status = error.status
     except KeyboardInterrupt:
         status = INTERRUPTED

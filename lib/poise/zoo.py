@@ -124,7 +124,7 @@ def fetch(entry: Entry, folder: str | Path | None = None, force: bool = False) -
         if entry.sha256_prefix:
             download.check(target, entry.sha256_prefix, entry.page)
         return target
-    return download.fetch(entry.url, target.parent, name=target.name, sha256=entry.sha256_prefix, unchecked=not entry.sha256_prefix, force=force)
+    return download.fetch(entry.url, target.parent, name=target.name, digest=entry.sha256_prefix, unchecked=not entry.sha256_prefix, force=force)
 
 
 def place(entry: Entry, folder: str | Path | None = None) -> Path:

@@ -43,7 +43,7 @@ def changed(cfg: CfgNode, overrides: Sequence[Any], source: str = "overrides") -
 def _overridden(cfg: CfgNode, overrides: Sequence[Any], source: str, checked_as: str) -> CfgNode:
     cfg.defrost()
     if len(overrides) % 2:
-        raise ConfigError(f"{source}: {overrides[-1]!r} has no value; overrides are KEY VALUE pairs")
+        raise ConfigError(f"{source}: {quoted(overrides[-1])} has no value; overrides are KEY VALUE pairs")
     for key, value in zip(overrides[::2], overrides[1::2]):
         nested: Any = value
         for part in reversed(str(key).split(".")):
@@ -81,7 +81,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     bases = own.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: {BASE_KEY} must be a path or a list of paths, got {bases!r}")
+        raise ConfigError(f"{path}: {BASE_KEY} must be a path or a list of paths, got {quoted(bases)}")
     merged: dict = {}
     for base in bases:
         _update(merged, _read(path.parent / base, (*seen, resolved)))
@@ -102,20 +102,20 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if not isinstance(key, str):
-            raise ConfigError(f"{source}: key {name!r} is not a name")
+            raise ConfigError(f"{source}: key {quoted(key)} is not a name")
         if key not in node:
             if not node.is_new_allowed():
                 while isinstance(value, dict) and len(value) == 1:      # Test.MODEL_FILE is what was written, not Test
                     (part, value), = value.items()
                     name = f"{name}.{part}"
                 raise ConfigError(f"{source}: unknown key {name}{_nearest(name)}")
-            node[key] = _free_value(value)
+            node[key] = _free_value(value, name, source)
         elif isinstance(node[key], CfgNode):
             if not isinstance(value, dict):
                 raise ConfigError(f"{source}: {name} is a group of keys, got {quoted(value)}")
             _merge(node[key], value, source, f"{name}.")
         else:
-            node[key] = _free_value(value) if node.is_new_allowed() else _typed(node[key], value, name, source)
+            node[key] = _free_value(value, name, source) if node.is_new_allowed() else _typed(node[key], value, name, source)
 
 
 def _nearest(name: str) -> str:
@@ -142,14 +142,28 @@ def _literal(value: Any) -> Any:
         return value
 
 
-def _free_value(value: Any) -> Any:
+def _free_value(value: Any, name: str, source: str) -> Any:
     """A value of MODEL.EXTRA, whose keys belong to the network: literals are read, groups become nodes."""
     if isinstance(value, dict):
         node = CfgNode(new_allowed=True)
         for key, item in value.items():
-            node[key] = _free_value(item)
+            if not isinstance(key, str):
+                raise ConfigError(f"{source}: key {quoted(key)} of {name} is not a name")
+            node[key] = _free_value(item, f"{name}.{key}", source)
         return node
-    return _literal(value)
+    value = _literal(value)
+    if not _is_plain(value):
+        raise ConfigError(f"{source}: {name} must be a number, a text, a group or a list of these, got {quoted(value)} ({type(value).__name__})")
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is of the kinds that a configuration holds; YAML has dates, sets and bytes too, and whole numbers without end."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    return value is None or type(value) in (bool, float, str) or (type(value) is int and value.bit_length() <= 64)
 
 
 
@@ -163,6 +177,8 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
             return value
     else:
         value = _literal(value)
+        if not _is_plain(value):
+            raise ConfigError(f"{source}: {name} has a value that no key has, {quoted(value)} ({type(value).__name__})")
         if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"      # TEST.USE_GT_BBOX false, as a shell user writes it
         if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from poise.archives import name_fault
 from poise.datasets.array_cache import Arrays
 from poise.datasets.table import PackedNames
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, shown
 from poise.json_files import read_in_parts, read_json
 from poise.skeleton import find_category
 
@@ -53,9 +54,9 @@ def _annotations(content: Any, parts: Iterator[list], path: Path, split: str, jo
         found.append(columns)
         dropped.update(reasons)
     ids, index, boxes, keypoints = (np.concatenate(column) for column in zip(*found))
-    refuse(~np.isfinite(boxes).all(axis=1), ids, path, "a bbox that is not finite")
+    refuse(~(np.abs(boxes) < MOST_PIXELS).all(axis=1), ids, path, "a bbox that is not finite or beyond any image")
     # 1e300 is finite, but not in the float32 that the table holds
-    refuse(~(np.abs(keypoints) < MOST_PIXELS).all(axis=(1, 2)), ids, path, "a keypoint that is not finite")
+    refuse(~(np.abs(keypoints) < MOST_PIXELS).all(axis=(1, 2)), ids, path, "a keypoint that is not finite or beyond any image")
     reasons = sorted(dropped)
     return arrays | {
         "ids": ids, "image_index": index, "boxes": boxes, "joints": keypoints[:, :, :2].astype(np.float32),
@@ -103,11 +104,18 @@ def _images(content: Any, path: Path, category: str | int) -> Arrays:
         ids = np.array([entry["id"] for entry in entries], dtype=np.int64)
         sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.float64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: an entry of 'images' lacks or spoils id, file_name, width or height ({error})") from None
+        raise DataError(f"{path}: an entry of 'images' lacks or spoils id, file_name, width or height ({shown(error)})") from None
     if len(np.unique(ids)) < len(ids):
         raise DataError(f"{path}: two entries of 'images' have the same id; ids must differ")
     if not all(isinstance(name, str) and name for name in names):
         raise DataError(f"{path}: an entry of 'images' has a file_name that is not text")
+    # by a quick look first: there are 118,287 of them
+    strange = next((name for name in names if (".." in name or ":" in name or "\\" in name or name[0] == "/" or "\0" in name or len(name) > 255) and name_fault(name)), None)
+    if strange is not None:
+        raise DataError(f"{path}: the file_name {shown(strange)} of 'images' {name_fault(strange)}; names are relative to the image folder")
+    small = ~((sizes >= 1) & (sizes < MOST_PIXELS)).all(axis=1)
+    if small.any():
+        raise DataError(f"{path}: image {ids[small][0]} has width and height {sizes[small][0].tolist()}; mend or remove it")
     packed, found = PackedNames.of(names), find_category(content, category)
     person, names = (found or {}).get("id"), (found or {}).get("keypoints")
     joint_names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
@@ -158,20 +166,20 @@ def persons_one_by_one(entries: list, person: int, position: dict[int, int], joi
             elif entry.get("iscrowd", 0):
                 reason = "crowd regions"
             elif entry["image_id"] not in position:
-                raise DataError(f"{path}: annotation {entry.get('id')} belongs to image {entry['image_id']}, which 'images' does not list")
+                raise DataError(f"{path}: annotation {shown(entry.get('id'))} belongs to image {shown(entry['image_id'])}, which 'images' does not list")
             elif len(entry["keypoints"]) != 3 * joints:
-                raise DataError(f"{path}: annotation {entry.get('id')} has {len(entry['keypoints'])} keypoint numbers, "
+                raise DataError(f"{path}: annotation {shown(entry.get('id'))} has {len(entry['keypoints'])} keypoint numbers, "
                                 f"expected {3 * joints} ({joints} joints x 3)")
             elif max(entry["keypoints"]) == 0:
                 reason = "without labelled joints"
             elif entry.get("area", 1) <= 0:
                 reason = "of area 0"
             elif len(entry["bbox"]) != 4:
-                raise DataError(f"{path}: annotation {entry.get('id')} has {len(entry['bbox'])} numbers in its bbox, "
+                raise DataError(f"{path}: annotation {shown(entry.get('id'))} has {len(entry['bbox'])} numbers in its bbox, "
                                 "expected x, y, width and height")
         except (KeyError, TypeError, AttributeError) as error:
             number = entry.get("id") if isinstance(entry, dict) else entry
-            raise DataError(f"{path}: annotation {number} lacks or spoils {error}; a keypoint annotation needs id, image_id, category_id, "
+            raise DataError(f"{path}: annotation {shown(number)} lacks or spoils {shown(error)}; a keypoint annotation needs id, image_id, category_id, "
                             "bbox and keypoints") from None
         if reason:
             dropped[reason] += 1
@@ -185,8 +193,8 @@ def persons_one_by_one(entries: list, person: int, position: dict[int, int], joi
                 np.array(int(row["id"]), dtype=np.int64)
                 _ = [float(value) for value in (*row["bbox"], *row["keypoints"])]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise DataError(f"{path}: annotation {row.get('id')} (image {row['image_id']}): id, bbox and keypoints must be plain numbers "
-                                f"({error})") from None
+                raise DataError(f"{path}: annotation {shown(row.get('id'))} (image {shown(row['image_id'])}): id, bbox and keypoints must be plain numbers "
+                                f"({shown(error)})") from None
         raise
 
 

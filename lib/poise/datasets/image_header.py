@@ -41,6 +41,8 @@ def fault(data: bytes) -> str:
     width, height = claimed_size(data) or (0, 0)
     if width * height > MOST_PIXELS:
         return f"claims {width} x {height} pixels, and at most {MOST_PIXELS / 1e6:.0f} million are read; make it smaller or remove it from the annotations"
+    if data.startswith(b"\x89PNG") and not _png_is_whole(data):
+        return "is damaged: a part of it ends behind the file; fetch it again"
     if data.startswith(b"\xff\xd8") and width * height * _MOST_SCANS > _FREE_WORK and len(re.findall(rb"\xff\xda\x00", data)) > _MOST_SCANS:
         return f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has; remove it from the annotations"
     return ""
@@ -67,6 +69,16 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
                 largest = max(largest, (width, height), key=lambda size: size[0] * size[1])
             at += 2 + max(struct.unpack_from(">H", data, at + 2)[0], 2)
     return largest
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Whether each chunk to the end mark lies within the file: OpenCV takes as much memory as a chunk says, however small the file is."""
+    at = 8
+    while at + 12 <= len(data):
+        at += 12 + struct.unpack_from(">I", data, at)[0]
+        if data[at - 8:at - 4] == b"IEND":
+            break
+    return at <= len(data)
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:

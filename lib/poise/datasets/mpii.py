@@ -14,7 +14,7 @@ from poise.datasets.array_cache import Arrays, remembered
 from poise.datasets.coco_files import MOST_PIXELS
 from poise.datasets.places import annotation_path, set_files
 from poise.datasets.table import PackedNames, PersonTable
-from poise.errors import DataError
+from poise.errors import DataError, shown
 from poise.geometry import BOX_MARGIN, PIXEL_STD, mpii_center_extent
 from poise.json_files import read_json
 from poise.skeleton import dataset_of
@@ -51,14 +51,14 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
         if labelled:
             for person, entry in enumerate(entries):
                 if len(entry["joints"]) != count or len(entry["joints_vis"]) != count:
-                    raise DataError(f"{path}: person {person} ({entry['image']}) has {len(entry['joints'])} joints and "
+                    raise DataError(f"{path}: person {person} ({shown(entry['image'])}) has {len(entry['joints'])} joints and "
                                     f"{len(entry['joints_vis'])} joints_vis, expected {count}")
             joints = np.array([entry["joints"] for entry in entries], dtype=np.float64)
             visible = np.array([entry["joints_vis"] for entry in entries], dtype=np.float64)
             if joints.shape[1:] != (count, 2) or visible.ndim != 2:
                 raise ValueError("a joint is x and y, a joints_vis one number")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: a person lacks or spoils image, center, scale, joints or joints_vis ({error})") from None
+        raise DataError(f"{path}: a person lacks or spoils image, center, scale, joints or joints_vis ({shown(error)})") from None
     if not all(isinstance(name, str) and name for name in names) or center.shape != (len(names), 2) or scale.shape != (len(names),):
         raise DataError(f"{path}: a person's image, center or scale is not of the json form of SimpleBaseline and HRNet")
     finite = (np.abs(center) < MOST_PIXELS).all(axis=1) & (np.abs(scale) < MOST_PIXELS)     # 1e300 is finite, but not in float32
@@ -67,10 +67,10 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
         with np.errstate(over="ignore"):        # what does not fit is refused below
             joints, visible = joints.astype(np.float32) - 1, (2 * np.clip(visible, 0, 1)).astype(np.float32)      # MPII does not tell hidden joints from seen ones
     if not finite.all():
-        raise DataError(f"{path}: person {int(np.argmin(finite))} ({names[int(np.argmin(finite))]}) has a number that is not finite; mend or remove it")
+        raise DataError(f"{path}: person {int(np.argmin(finite))} ({shown(names[int(np.argmin(finite))])}) has a number that is not finite; mend or remove it")
     if (scale <= 0).any():
         person = int(np.argmax(scale <= 0))
-        raise DataError(f"{path}: person {person} ({names[person]}) has scale {scale[person]}, a box of no area; mend or remove it")
+        raise DataError(f"{path}: person {person} ({shown(names[person])}) has scale {scale[person]}, a box of no area; mend or remove it")
     unique = {name: position for position, name in enumerate(dict.fromkeys(names))}
     packed = PackedNames.of(list(unique))
     arrays = {"name_buffer": packed.buffer, "name_ends": packed.ends, "image_index": np.array([unique[name] for name in names], dtype=np.int32),

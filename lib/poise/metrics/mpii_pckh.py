@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 from poise.errors import DataError
+from poise.matlab_files import read_matlab
 
 JOINTS = 16     # of gt_valid.mat, which this evaluation knows by name and place
 # a head's length is 0.6 of the diagonal of its box (the constant of MPII's own evaluation)
@@ -66,22 +67,13 @@ def per_joint_pckh(
 
 def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(16, N) distances in head lengths, (16, N) whether the joint is labelled, and the file's 16 joint names."""
-    from scipy.io import loadmat
-
-    try:
-        # opened here, because scipy names neither the file nor the reason when there is none
-        with open(gt_valid_mat, "rb") as file:
-            truth = loadmat(file)
-        positions, heads = truth["pos_gt_src"].astype(np.float64), truth["headboxes_src"].astype(np.float64)
-        labelled = truth["jnt_missing"] == 0
-        names = [str(name.item()) for name in truth["dataset_joints"].ravel()]
-        unnamed = [joint for joints in GROUPS.values() for joint in joints if joint not in names[:JOINTS]]
-    except OSError as error:
-        raise DataError(f"cannot read {gt_valid_mat}: {error.strerror or error}") from error
-    except KeyError as error:
-        raise DataError(f"{gt_valid_mat} is no ground truth of MPII: it has no {error.args[0]}") from error
-    except Exception as error:  # scipy raises many kinds of error on a file that is no .mat file
-        raise DataError(f"{gt_valid_mat} is not a readable MATLAB file: {error}") from error
+    truth = read_matlab(gt_valid_mat, "ground truth of MPII")
+    for name, kind in (("pos_gt_src", np.ndarray), ("headboxes_src", np.ndarray), ("jnt_missing", np.ndarray), ("dataset_joints", list)):
+        if not isinstance(truth.get(name), kind):
+            raise DataError(f"{gt_valid_mat} is no ground truth of MPII: it has no {name}")
+    positions, heads = truth["pos_gt_src"].astype(np.float64), truth["headboxes_src"].astype(np.float64)
+    labelled, names = truth["jnt_missing"] == 0, truth["dataset_joints"]
+    unnamed = [joint for joints in GROUPS.values() for joint in joints if joint not in names[:JOINTS]]
     predictions = np.asarray(predictions, np.float64)
     if predictions.ndim != 3 or predictions.shape[1:] != (JOINTS, 2):
         raise ValueError(f"PCKh needs predictions (N, 16, 2); got {predictions.shape}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, shown
 from poise.json_files import finite, read_json
 from poise.models.posenas_operations import OPERATIONS, STRIDE_BLIND
 from poise.writing import replacing
@@ -82,14 +82,14 @@ def _checked_edges(edges: Any, cell: str) -> Edges:
     for number, edge in enumerate(edges):
         where, node = f"{cell}[{number}]", INPUTS + number // EDGES_PER_NODE
         if not isinstance(edge, (list, tuple)) or len(edge) != 2:
-            raise ConfigError(f"{where} must be [operation, state], got {edge!r}")
+            raise ConfigError(f"{where} must be [operation, state], got {shown(repr(edge))}")
         operation, source = edge
         if not isinstance(operation, str) or operation not in OPERATIONS:
             close = difflib.get_close_matches(str(operation), OPERATIONS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{where}: {operation!r} is not an operation ({', '.join(OPERATIONS)}){hint}")
+            raise ConfigError(f"{where}: {shown(repr(operation))} is not an operation ({', '.join(OPERATIONS)}){hint}")
         if not isinstance(source, int) or isinstance(source, bool) or not 0 <= source < node:
-            raise ConfigError(f"{where}: node {node} takes its input from states 0 to {node - 1}, got {source!r}")
+            raise ConfigError(f"{where}: node {node} takes its input from states 0 to {node - 1}, got {shown(repr(source))}")
         if cell.endswith(".reduce") and reduction_stride(source) != 1 and operation in STRIDE_BLIND:
             raise ConfigError(f"{where}: {operation} does not stride, so a reduction cell cannot have it on its inputs (states 0 and 1)")
         checked.append((operation, source))
@@ -108,18 +108,18 @@ def read_genotype(path: str | Path) -> Genotype:
                 raise DataError(f"{path}: {name} has no {key!r}")
         for key in of:
             if key not in needed + allowed:
-                raise DataError(f"{path}: {name} has an unknown key {key!r}; it may have {', '.join(needed + allowed)}")
+                raise DataError(f"{path}: {name} has an unknown key {shown(repr(key))}; it may have {', '.join(needed + allowed)}")
         return of
 
     version = group(content, "the genotype", ("version",), tuple(content) if isinstance(content, dict) else ())["version"]
     if version != VERSION or isinstance(version, bool):
-        raise DataError(f"{path}: a genotype of version {version!r}; this Poise reads version {VERSION}")
+        raise DataError(f"{path}: a genotype of version {shown(repr(version))}; this Poise reads version {VERSION}")
     group(content, "the genotype", ("version", *CELLS), ("meta",))
     cells: dict[str, Any] = {}
     for name, needed in CELLS.items():
         of = group(content[name], name, needed, ("concat",))
         if of.get("concat", list(CONCAT)) != list(CONCAT):
-            raise DataError(f"{path}: {name}.concat must be {list(CONCAT)}: a cell gives all its nodes; got {of['concat']!r}")
+            raise DataError(f"{path}: {name}.concat must be {list(CONCAT)}: a cell gives all its nodes; got {shown(repr(of['concat']))}")
         cells |= {cell: of[cell] for cell in needed}
     meta = content.get("meta", {})
     if not isinstance(meta, dict):
