@@ -9,7 +9,6 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from poise.bounded_reading import read_bytes
 from poise.config.checking import check_values
 from poise.config.following import follow_dataset
 from poise.config.default import default_config
@@ -164,7 +163,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
     return value is None or type(value) in (bool, float, str) or (type(value) is int and value.bit_length() <= 64)
-
 
 
 def _typed(default: Any, value: Any, name: str, source: str) -> Any:
