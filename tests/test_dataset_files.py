@@ -228,3 +228,37 @@ def test_missing_file_and_unknown_name(tmp_path):
     path.write_text("DATASET: {DATASET: imagenet}\n")
     assert refusal(config.load, path) == (f"{path}: DATASET.DATASET must be one of coco, crowdpose, mpii, template, got 'imagenet'; "
                                           "DATASET.FILE takes a file of your own")
+
+
+# docs/custom_data.md --------------------------------------------------------------------------------------------------------------
+
+
+def blocks():
+    """The YAML blocks of the page, in their order."""
+    page = (ROOT / "docs/custom_data.md").read_text()
+    return [part.split("```")[0] for part in page.split("```yaml\n")[1:]]
+
+
+def test_page_has_every_key():
+    page = (ROOT / "docs/custom_data.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert all(any(f"`{key}`" in row.split("|")[1] for row in rows) for key in skeleton._KEYS)
+
+
+def test_files_of_the_page(tmp_path, monkeypatch):
+    """The dataset file, the experiment on a published recipe, and the mix, as they stand there."""
+    hands, recipe, mix = blocks()[:3]
+    (tmp_path / "experiments" / "hands").mkdir(parents=True), (tmp_path / "data" / "hands").mkdir(parents=True)
+    (tmp_path / "data" / "hands" / "hands.yaml").write_text(hands)
+    for name in ("coco", "_base_"):
+        (tmp_path / "experiments" / name).symlink_to(ROOT / "experiments" / name)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "experiments" / "hands" / "w32.yaml"
+    path.write_text(recipe)
+    cfg = config.load(path)
+    assert (cfg.MODEL.NUM_JOINTS, cfg.DATASET.DATASET, cfg.MODEL.NAME) == (5, "hands", "pose_hrnet") and dataset_of(cfg).category == "hand"
+    assert places.annotation_path(cfg, "train").as_posix() == "data/hands/annotations/train.json"
+    path.write_text("_BASE_: ../coco/hrnet/w32_256x192_adam_lr1e-3.yaml\n" + mix)
+    cfg = config.load(path)
+    assert set(cfg.DATASET.MIX) == {"mpii", "hands"} and (cfg.DATASET.MIX.mpii.REPEAT, cfg.DATASET.MIX.hands.REPEAT) == (0.5, 1.0)
+    assert places.annotation_path(cfg, "train2017").as_posix() == "data/coco/annotations/person_keypoints_train2017.json"
