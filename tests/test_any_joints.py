@@ -24,8 +24,7 @@ from poise.skeleton import dataset_of
 
 
 @pytest.fixture(autouse=True)
-def quick_and_quiet(monkeypatch):
-    monkeypatch.setattr(train, "_show", lambda *_: None)
+def quiet():
     yield
     forget_log_handlers()
 
@@ -65,15 +64,17 @@ def test_train_and_test(tmp_path, count):
     assert torch.load(folder / "final_state.pth", weights_only=True)["final_layer.weight"].shape[0] == count
     log = (folder / "test.log").read_text()
     assert all(f"| {name} |" in log for name in joint_names(count))
-    assert len(list((folder / "pictures").iterdir())) == 8
+    assert {file.name for file in (folder / "pictures").iterdir()} == {f"cam 1_val-shot {n}.jpg" for n in range(8)}
+    assert list(folder.rglob("*_pred.jpg"))
 
 
 @pytest.mark.slow
-def test_five_joints_are_learnt(tmp_path):
+def test_five_joints_are_learnt(tmp_path, monkeypatch):
     """Thirty short epochs on dots: mirror, crop, codec, flip test and metric belong together, or the joints would be found elsewhere."""
     file = make_set(tmp_path / "set", 5, (("train", 48), ("val", 8)), sigmas=[0.1] * 5)
     wider = ["TRAIN.BATCH_SIZE_PER_GPU", 4, "MODEL.EXTRA.NUM_DECONV_FILTERS", [24, 24, 24], "MODEL.EXTRA.NUM_CHANNELS", [16, 16, 16, 32],
              "DATASET.PROB_ROTATION", 0, "DATASET.PROB_HALF_BODY", 0, "DATASET.SCALE_FACTOR", 0.1, "TRAIN.LR", 0.004]
+    monkeypatch.setattr(train, "_show", lambda *_: None)     # pictures for TensorBoard
     _, before = run(experiment(tmp_path, file, "before.yaml"), *wider)
     _, after = run(experiment(tmp_path, file), *wider, "TRAIN.END_EPOCH", 30, "TRAIN.EVAL_INTERVAL", 30)
     assert before["AP"] < 0.1 and after["AP"] > 0.4 and after["Ap .5"] > 0.9

@@ -262,8 +262,8 @@ def test_faults_of_a_group(loaded, sets, keys, fault):
 
 
 def test_group_that_is_none(sets):
-    assert "DATASET.MIX.others must be a name without / and a group of FILE, SET" in refusal(config.load, sets[0], ["DATASET.MIX.others", 3])
-    assert "DATASET.MIX.a/b must be a name without /" in refusal(config.load, sets[0], ["DATASET.MIX", {"a/b": {"SET": "all"}}])
+    assert "DATASET.MIX.others must be a group of FILE, SET" in refusal(config.load, sets[0], ["DATASET.MIX.others", 3])
+    assert "DATASET.MIX.a/b: the name must have letters, digits, _ and - alone" in refusal(config.load, sets[0], ["DATASET.MIX", {"a/b": {"SET": "all"}}])
 
 
 def test_set_without_labels(tmp_path, small_mpii_set, small_set):

@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
+import re
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError, shown
@@ -36,8 +35,10 @@ def _read(name: str, key: str, source: str) -> DatasetFile:
 def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
     """Give a group of DATASET.MIX its defaults, and refuse what it cannot mean."""
     key, group = f"DATASET.MIX.{name}", cfg.DATASET.MIX[name]
-    if not isinstance(group, CfgNode) or "/" in name or not name:
-        raise ConfigError(f"{source}: {key} must be a name without / and a group of {', '.join(MIX_KEYS)}, got {shown(group)}")
+    if not re.fullmatch(r"[\w-]+", name):      # image names of the set begin with it, and config.yaml has it as a key
+        raise ConfigError(f"{source}: {key}: the name must have letters, digits, _ and - alone")
+    if not isinstance(group, CfgNode):
+        raise ConfigError(f"{source}: {key} must be a group of {', '.join(MIX_KEYS)}, got {shown(group)}")
     for part in group:
         if part not in MIX_KEYS:
             raise ConfigError(f"{source}: unknown key {key}.{part}; the keys are {', '.join(MIX_KEYS)}")

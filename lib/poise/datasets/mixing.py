@@ -5,6 +5,7 @@ the loss, and a mirror swaps them as the first data set's file says.
 """
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from poise.datasets.reading import ImageFolder
 from poise.datasets.table import UNKNOWN, PackedNames, PersonTable
 from poise.errors import DataError
 from poise.skeleton import dataset_of
+
+log = logging.getLogger(__name__)
 
 
 class ImageFolders:
@@ -67,7 +70,7 @@ def as_set(cfg: CfgNode, name: str) -> CfgNode:
 def mixed(cfg: CfgNode, sets: dict[str, tuple[PersonTable, ImageFolder]]) -> tuple[PersonTable, ImageFolders]:
     """One table and its images of several sets, the first of them of cfg's own data set, the others of DATASET.MIX. Raises DataError.
 
-    Images keep their ids in the first set; those of the others come behind.
+    Images keep their ids in the first set; those of the others come behind. What was mixed is in the log.
     """
     ours = dataset_of(cfg)
     tables, first = [], True
@@ -81,6 +84,9 @@ def mixed(cfg: CfgNode, sets: dict[str, tuple[PersonTable, ImageFolder]]) -> tup
             places = joint_places(dataset_of(as_set(cfg, name)), ours, group.JOINTS)
             joints, visible = in_places(table.joints, table.visible, places, ours.skeleton.num_joints)
             repeat = repeat * group.REPEAT
+            lost = [joint for place, joint in enumerate(ours.skeleton.names) if place not in places.values()]
+            log.info("%s", f"DATASET.MIX.{name}: {len(table)} persons, each {group.REPEAT:g} times an epoch, with {len(places)} of {ours.skeleton.num_joints} joints"
+                           f"{'; without ' + ', '.join(lost[:8]) + (' and others' if len(lost) > 8 else '') if lost else ''}")
         ids = table.image_ids if first else next_id + np.arange(len(table.image_ids), dtype=np.int64)
         tables.append((table, name, joints, visible, repeat, ids, images))
         images, next_id, first = images + len(table.image_ids), int(ids.max(initial=-1)) + 1, False
