@@ -60,7 +60,7 @@ def test_sides_of_the_files(name):
 
 
 def test_coco_and_mpii():
-    assert list(COCO.sigmas) == Params("keypoints").kpt_oks_sigmas.tolist() and COCO.num_joints == 17 and MPII.num_joints == 16
+    assert COCO.sigmas == pytest.approx(Params("keypoints").kpt_oks_sigmas) and COCO.num_joints == 17 and MPII.num_joints == 16
     assert COCO.upper_body == tuple(range(11)) and MPII.upper_body == tuple(range(7, 16)) and COCO.both_halves == (11, 12)
     assert COCO.names[0] == "nose" and COCO.names[9] == "left_wrist" and MPII.names[0] == "right_ankle" and MPII.names[9] == "head_top"
     # HRNet's joints_weight
@@ -179,7 +179,7 @@ def test_side_by_the_pair_where_names_do_not_tell(written):
     (dict(sigmas=[0.1, 0.1, 0.1, 0.1, 0]), "sigmas must be numbers above 0 and at most 1000, got 0"),
     (dict(sigmas=[0.1, 0.1, 0.1, 0.1, float("nan")]), "sigmas must be numbers above 0 and at most 1000, got nan"),
     (dict(sigmas=[0.1, 0.1, 0.1, 0.1, "x"]), "sigmas must be numbers above 0 and at most 1000, got 'x'"),
-    (dict(sigmas=[0.1, 0.1, 0.1, 0.1, True]), "got True"), (dict(sigmas=0.1), "sigmas must be a list, got 0.1"),
+    (dict(sigmas=[0.1, 0.1, 0.1, 0.1, True]), "sigmas must be numbers above 0 and at most 1000, got True"), (dict(sigmas=0.1), "sigmas must be a list, got 0.1"),
     (dict(weights=[1] * 4), "weights has 4 numbers, expected 5"), (dict(weights=[1, 1, 1, 1, -1]), "weights must be numbers of 0 or more"),
     (dict(joints=None), "joints must be a list of 1 to 1000 names, got None"), (dict(joints=[]), "joints must be a list of 1 to 1000 names"),
     (dict(joints=["a"] * 1001), "joints must be a list of 1 to 1000 names"), (dict(joints=["a", "b", "a"]), "joints has 'a' twice"),

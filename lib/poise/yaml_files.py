@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from poise.errors import ConfigError
+from poise.errors import ConfigError, one_line
 
 MAX_BYTES = 1 << 20     # the longest published file has 3 KB; more is none that a person wrote
 MAX_VALUES = 100_000    # YAML aliases let a small file stand for a huge one, or for one without end
@@ -25,7 +25,7 @@ def read_yaml(path: Path, what: str, mend: str = "") -> dict:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:    # PyYAML lets other errors through
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+        raise ConfigError(f"{path}: not valid YAML ({one_line(error)})") from None
     values = {} if values is None else values
     _check_extent(values, path, what)
     if not isinstance(values, dict):
