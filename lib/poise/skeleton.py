@@ -205,7 +205,8 @@ class _Values:
     def choice(self, key: str, allowed: tuple[str, ...]) -> str:
         value = self.values.get(key, allowed[0])
         if value not in allowed:
-            raise ConfigError(f"{self.path}: {key} must be {' or '.join(allowed)}{' with format mpii' if allowed == METRICS['mpii'] else ''}, got {shown(value)}")
+            where = " with format mpii" if allowed == METRICS["mpii"] else ""
+            raise ConfigError(f"{self.path}: {key} must be {' or '.join(allowed)}{where}, got {shown(value)}")
         return value
 
     def joints(self) -> tuple[str, ...]:
@@ -251,8 +252,9 @@ class _Values:
         for name, files in sets.items():
             for key, value in files.items():
                 if key not in types or type(value) is not types[key]:
-                    wanted = f"must be {'text' if types[key] is str else 'true or false'}, got {shown(value)}" if key in types else f"is none of {', '.join(types)}"
-                    raise ConfigError(f"{self.path}: sets.{name}.{key} {wanted}")
+                    kind = "text" if types.get(key) is str else "true or false"
+                    fault = f"must be {kind}, got {shown(value)}" if key in types else f"is none of {', '.join(types)}"
+                    raise ConfigError(f"{self.path}: sets.{name}.{key} {fault}")
         other = {key: self.text(key) for key in ("annotations", "images")}
         return tuple((name, SetFiles(**(other | files))) for name, files in sets.items())
 

@@ -16,7 +16,8 @@ def follow_dataset(cfg: CfgNode, source: str) -> None:
     """Read the dataset files of `cfg` and put what follows from them into it. Raises ConfigError, naming `source` and the key."""
     key = "DATASET.FILE" if cfg.DATASET.FILE else "DATASET.DATASET"
     if key == "DATASET.DATASET" and shipped() and cfg.DATASET.DATASET not in shipped():
-        raise ConfigError(f"{source}: DATASET.DATASET must be one of {', '.join(shipped())}, got {cfg.DATASET.DATASET!r}; DATASET.FILE takes a file of your own")
+        raise ConfigError(f"{source}: DATASET.DATASET must be one of {', '.join(shipped())}, got {cfg.DATASET.DATASET!r}; "
+                          "DATASET.FILE takes a file of your own")
     data = _read(cfg.DATASET.FILE or cfg.DATASET.DATASET, key, source)
     cfg.DATASET.DATASET = data.name if cfg.DATASET.FILE else cfg.DATASET.DATASET
     if cfg.MODEL.NUM_JOINTS == 0:
