@@ -36,7 +36,7 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
 
 
-def shown(value: object, most: int = 200) -> str:
+def shown_value(value: object, most: int = 200) -> str:
     """`value` for an error line, not longer than that."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."

@@ -13,7 +13,7 @@ from poise.config.checking import check_values
 from poise.config.following import follow_dataset
 from poise.config.default import default_config
 from poise.config.legacy import translate_simple_baseline
-from poise.errors import ConfigError, shown
+from poise.errors import ConfigError, shown_value
 from poise.yaml_files import read_yaml
 
 BASE_KEY = "_BASE_"
@@ -101,7 +101,7 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
             node[key] = _free_value(value)
         elif isinstance(node[key], CfgNode):
             if not isinstance(value, dict):
-                raise ConfigError(f"{source}: {name} is a group of keys, got {shown(value)}")
+                raise ConfigError(f"{source}: {name} is a group of keys, got {shown_value(value)}")
             _merge(node[key], value, source, f"{name}.")
         else:
             node[key] = _free_value(value) if node.is_new_allowed() else _typed(node[key], value, name, source)
@@ -164,8 +164,8 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
             if isinstance(value, (list, tuple)):
                 if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
                     return wanted(int(item) if isinstance(item, float) and item.is_integer() else item for item in value)
-                raise ConfigError(f"{source}: {name} must hold numbers, got {shown(value)}")
+                raise ConfigError(f"{source}: {name} must hold numbers, got {shown_value(value)}")
         if type(value) is wanted:
             return value
     kind = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}.get(wanted.__name__, "a list of numbers")
-    raise ConfigError(f"{source}: {name} must be {kind}, got {shown(value)} ({type(value).__name__})")
+    raise ConfigError(f"{source}: {name} must be {kind}, got {shown_value(value)} ({type(value).__name__})")
