@@ -246,6 +246,8 @@ def test_missing_image_folder(tool, root, tmp_path, weight_file, name):
     (("MODEL.EXTRA.NUM_LAYERS", 51), ("MODEL.EXTRA.NUM_LAYERS", "51")),
     (("MODEL.IMAGE_SIZE", "[60, 64]", "MODEL.HEATMAP_SIZE", "[15, 16]"), ("MODEL.IMAGE_SIZE [60, 64]",)),
     (("MODEL.NUM_JOINTS", 16), ("MODEL.NUM_JOINTS must be 17",)),
+    (("DATASET.FILE", "nowhere.yaml"), ("DATASET.FILE: nowhere.yaml: cannot read the dataset file", "template.yaml")),
+    (("DATASET.FILE", "hands"), ("DATASET.FILE: no dataset file 'hands': it must be one of coco, crowdpose, mpii",)),
 ], ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) and len(value) < 5 else None)
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_keys_and_values(tool, tmp_path, weight_file, name, overrides, named):

@@ -37,7 +37,7 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
 
 
-def quoted(value: object, most: int = 200) -> str:
+def shown_value(value: object, most: int = 200) -> str:
     """A value for an error line as Python writes it, not longer than that."""
     try:
         return shown(repr(value), most)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.errors import ConfigError, quoted
+from poise.errors import ConfigError, shown_value
 from poise.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "datasets"
@@ -147,18 +147,18 @@ def read_dataset(path: str | Path) -> DatasetFile:
     for key in values:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
-            raise ConfigError(f"{path}: unknown key {quoted(key)}{f'; did you mean {close[0]}?' if close else f'; the keys are ' + ', '.join(_KEYS)}")
+            raise ConfigError(f"{path}: unknown key {shown_value(key)}{f'; did you mean {close[0]}?' if close else f'; the keys are ' + ', '.join(_KEYS)}")
     values = {key: value for key, value in values.items() if value is not None}
     file = _Values(values, path)
     names = file.joints()
     count = len(names)
     name = file.text("name", path.stem)
     if "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
-        raise ConfigError(f"{path}: name must do as the name of a folder, got {quoted(name)}")
+        raise ConfigError(f"{path}: name must do as the name of a folder, got {shown_value(name)}")
     form = file.choice("format", tuple(METRICS))
     category = values.get("category", "person")
     if isinstance(category, bool) or not isinstance(category, (str, int)) or category == "":
-        raise ConfigError(f"{path}: category must be the name or the id of a category, got {quoted(category)}")
+        raise ConfigError(f"{path}: category must be the name or the id of a category, got {shown_value(category)}")
     pairs = file.pairs("flip_pairs", names)
     paired = [joint for pair in pairs for joint in pair]
     if len(set(paired)) < len(paired):
@@ -199,22 +199,23 @@ class _Values:
         if value is None:
             raise ConfigError(f"{self.path}: has no {key}, which a dataset file needs; experiments/datasets/template.yaml shows them")
         if not isinstance(value, str) or (not value and default != ""):
-            raise ConfigError(f"{self.path}: {key} must be text, got {quoted(value)}")
+            raise ConfigError(f"{self.path}: {key} must be text, got {shown_value(value)}")
         return value
 
     def choice(self, key: str, allowed: tuple[str, ...]) -> str:
         value = self.values.get(key, allowed[0])
         if value not in allowed:
-            raise ConfigError(f"{self.path}: {key} must be {' or '.join(allowed)}{' with format mpii' if allowed == METRICS['mpii'] else ''}, got {quoted(value)}")
+            where = " with format mpii" if allowed == METRICS["mpii"] else ""
+            raise ConfigError(f"{self.path}: {key} must be {' or '.join(allowed)}{where}, got {shown_value(value)}")
         return value
 
     def joints(self) -> tuple[str, ...]:
         names = self.values.get("joints")
         if not isinstance(names, list) or not 1 <= len(names) <= MOST_JOINTS:
-            raise ConfigError(f"{self.path}: joints must be a list of 1 to {MOST_JOINTS} names, got {quoted(names)}")
+            raise ConfigError(f"{self.path}: joints must be a list of 1 to {MOST_JOINTS} names, got {shown_value(names)}")
         for name in names:
             if not isinstance(name, str) or not name or not name.isprintable():
-                raise ConfigError(f"{self.path}: joints must be a list of names, got {quoted(name)} in it")
+                raise ConfigError(f"{self.path}: joints must be a list of names, got {shown_value(name)} in it")
             if names.count(name) > 1:
                 raise ConfigError(f"{self.path}: joints has {name!r} twice; names must differ")
         return tuple(names)
@@ -227,7 +228,7 @@ class _Values:
         found = []
         for pair in self._list(key):
             if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
-                raise ConfigError(f"{self.path}: {key} must be pairs of two joints, got {quoted(pair)}")
+                raise ConfigError(f"{self.path}: {key} must be pairs of two joints, got {shown_value(pair)}")
             found.append((self._place(key, pair[0], names), self._place(key, pair[1], names)))
         return tuple(found)
 
@@ -240,30 +241,31 @@ class _Values:
         for value in values:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 if above_zero else value >= 0) or not math.isfinite(value) \
                     or value > 1000:
-                raise ConfigError(f"{self.path}: {key} must be numbers {'above 0' if above_zero else 'of 0 or more'} and at most 1000, got {quoted(value)}")
+                raise ConfigError(f"{self.path}: {key} must be numbers {'above 0' if above_zero else 'of 0 or more'} and at most 1000, got {shown_value(value)}")
         return tuple(values)
 
     def sets(self) -> tuple[tuple[str, SetFiles], ...]:
         sets = self.values.get("sets", {})
         if not isinstance(sets, dict) or not all(isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()):
-            raise ConfigError(f"{self.path}: sets must be set names, each with its keys, got {quoted(sets)}")
+            raise ConfigError(f"{self.path}: sets must be set names, each with its keys, got {shown_value(sets)}")
         types = {"annotations": str, "images": str, "labelled": bool, "head_boxes": str}
         for name, files in sets.items():
             for key, value in files.items():
                 if key not in types or type(value) is not types[key]:
-                    wanted = f"must be {'text' if types[key] is str else 'true or false'}, got {quoted(value)}" if key in types else f"is none of {', '.join(types)}"
-                    raise ConfigError(f"{self.path}: sets.{name}.{key} {wanted}")
+                    kind = "text" if types.get(key) is str else "true or false"
+                    fault = f"must be {kind}, got {shown_value(value)}" if key in types else f"is none of {', '.join(types)}"
+                    raise ConfigError(f"{self.path}: sets.{name}.{key} {fault}")
         other = {key: self.text(key) for key in ("annotations", "images")}
         return tuple((name, SetFiles(**(other | files))) for name, files in sets.items())
 
     def _list(self, key: str) -> list:
         value = self.values.get(key, [])
         if not isinstance(value, list):
-            raise ConfigError(f"{self.path}: {key} must be a list, got {quoted(value)}")
+            raise ConfigError(f"{self.path}: {key} must be a list, got {shown_value(value)}")
         return value
 
     def _place(self, key: str, name: Any, names: tuple[str, ...]) -> int:
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
-            raise ConfigError(f"{self.path}: {key} names {quoted(name)}, which joints does not list{f'; did you mean {close[0]}?' if close else ''}")
+            raise ConfigError(f"{self.path}: {key} names {shown_value(name)}, which joints does not list{f'; did you mean {close[0]}?' if close else ''}")
         return names.index(name)

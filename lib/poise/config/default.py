@@ -64,7 +64,7 @@ def default_config() -> CN:
     c.DATASET = CN()
     c.DATASET.ROOT = ""                     # folder of the dataset; '' is the root that the dataset file names
     c.DATASET.DATASET = "mpii"              # dataset: a file of experiments/datasets, coco, mpii, crowdpose, ...; with FILE the name that it gives
-    c.DATASET.FILE = ""                     # (Poise) a dataset file of your own instead: joints, sigmas, places of files; see experiments/datasets/template.yaml
+    c.DATASET.FILE = ""                     # (Poise) instead, a dataset file of your own: joints, sigmas, places; see experiments/datasets/template.yaml
     # (Poise) more sets to train on, by names of your choice, each a group of keys: FILE, the dataset file or the name of one in experiments/datasets
     # (''; the group's name), SET, ROOT and DATA_FORMAT as above (''; the dataset file's root, DATASET.DATA_FORMAT), REPEAT, how often its persons come in
     # an epoch (1.0; 0.5 is half of them, others each epoch), and JOINTS, {its name: ours} for joints that are not called the same

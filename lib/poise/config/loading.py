@@ -13,7 +13,7 @@ from poise.config.checking import check_values
 from poise.config.following import follow_dataset
 from poise.config.default import default_config
 from poise.config.legacy import translate_simple_baseline
-from poise.errors import ConfigError, quoted
+from poise.errors import ConfigError, shown_value
 from poise.yaml_files import read_yaml
 
 BASE_KEY = "_BASE_"
@@ -42,7 +42,7 @@ def changed(cfg: CfgNode, overrides: Sequence[Any], source: str = "overrides") -
 def _overridden(cfg: CfgNode, overrides: Sequence[Any], source: str, checked_as: str) -> CfgNode:
     cfg.defrost()
     if len(overrides) % 2:
-        raise ConfigError(f"{source}: {quoted(overrides[-1])} has no value; overrides are KEY VALUE pairs")
+        raise ConfigError(f"{source}: {shown_value(overrides[-1])} has no value; overrides are KEY VALUE pairs")
     for key, value in zip(overrides[::2], overrides[1::2]):
         nested: Any = value
         for part in reversed(str(key).split(".")):
@@ -80,7 +80,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     bases = own.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: {BASE_KEY} must be a path or a list of paths, got {quoted(bases)}")
+        raise ConfigError(f"{path}: {BASE_KEY} must be a path or a list of paths, got {shown_value(bases)}")
     merged: dict = {}
     for base in bases:
         _update(merged, _read(path.parent / base, (*seen, resolved)))
@@ -101,7 +101,7 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if not isinstance(key, str):
-            raise ConfigError(f"{source}: key {quoted(key)} is not a name")
+            raise ConfigError(f"{source}: key {shown_value(key)} is not a name")
         if key not in node:
             if not node.is_new_allowed():
                 while isinstance(value, dict) and len(value) == 1:      # Test.MODEL_FILE is what was written, not Test
@@ -111,7 +111,7 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
             node[key] = _free_value(value, name, source)
         elif isinstance(node[key], CfgNode):
             if not isinstance(value, dict):
-                raise ConfigError(f"{source}: {name} is a group of keys, got {quoted(value)}")
+                raise ConfigError(f"{source}: {name} is a group of keys, got {shown_value(value)}")
             _merge(node[key], value, source, f"{name}.")
         else:
             node[key] = _free_value(value, name, source) if node.is_new_allowed() else _typed(node[key], value, name, source)
@@ -147,12 +147,12 @@ def _free_value(value: Any, name: str, source: str) -> Any:
         node = CfgNode(new_allowed=True)
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{source}: key {quoted(key)} of {name} is not a name")
+                raise ConfigError(f"{source}: key {shown_value(key)} of {name} is not a name")
             node[key] = _free_value(item, f"{name}.{key}", source)
         return node
     value = _literal(value)
     if not _is_plain(value):
-        raise ConfigError(f"{source}: {name} must be a number, a text, a group or a list of these, got {quoted(value)} ({type(value).__name__})")
+        raise ConfigError(f"{source}: {name} must be a number, a text, a group or a list of these, got {shown_value(value)} ({type(value).__name__})")
     return value
 
 
@@ -176,7 +176,7 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
     else:
         value = _literal(value)
         if not _is_plain(value):
-            raise ConfigError(f"{source}: {name} has a value that no key has, {quoted(value)} ({type(value).__name__})")
+            raise ConfigError(f"{source}: {name} has a value that no key has, {shown_value(value)} ({type(value).__name__})")
         if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"      # TEST.USE_GT_BBOX false, as a shell user writes it
         if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
@@ -189,8 +189,8 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
             if isinstance(value, (list, tuple)):
                 if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
                     return wanted(int(item) if isinstance(item, float) and item.is_integer() else item for item in value)
-                raise ConfigError(f"{source}: {name} must hold numbers, got {quoted(value)}")
+                raise ConfigError(f"{source}: {name} must hold numbers, got {shown_value(value)}")
         if type(value) is wanted:
             return value
     kind = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}.get(wanted.__name__, "a list of numbers")
-    raise ConfigError(f"{source}: {name} must be {kind}, got {quoted(value)} ({type(value).__name__})")
+    raise ConfigError(f"{source}: {name} must be {kind}, got {shown_value(value)} ({type(value).__name__})")

@@ -37,7 +37,8 @@ def cache_folder() -> Path:
 def remembered(path: Path, kind: str, read: Callable[[], Arrays | None], wanted: bool = True) -> Arrays | None:
     """What `read` gives for the file `path`: from the cache if its source is unchanged, else read, and kept unless it is None.
 
-    kind: which of a source's contents it is, and what besides the source decides them. read: a function, or a partial of one. wanted: DATASET.CACHE; False neither reads nor writes the cache. Errors of `read` pass.
+    kind: which of a source's contents it is, and what besides the source decides them. read: a function, or a
+    partial of one. wanted: DATASET.CACHE; False neither reads nor writes the cache. Errors of `read` pass.
     """
     source = _state(path, kind, read) if wanted else None
     if source is None or source["size"] < LEAST_BYTES:
@@ -64,7 +65,8 @@ def _state(path: Path, kind: str, read: Callable) -> dict | None:
         where = str(Path(path).resolve())
     except (OSError, ValueError, RuntimeError):
         return None
-    return {"path": where, "kind": kind, "size": found.st_size, "time": found.st_mtime_ns, "reader": _code_sum(getattr(read, "func", read).__code__.co_filename)}
+    code = getattr(read, "func", read).__code__
+    return {"path": where, "kind": kind, "size": found.st_size, "time": found.st_mtime_ns, "reader": _code_sum(code.co_filename)}
 
 
 @cache

@@ -47,7 +47,8 @@ def check_order(names: list[str], data: DatasetFile, path: Path) -> None:
     ours = data.skeleton.names
     if names != list(ours) and sorted(names) == sorted(ours):
         place = next(i for i, pair in enumerate(zip(names, ours)) if pair[0] != pair[1])
-        raise DataError(f"{path}: its joint {place} is {names[place]!r}, in {data.path} it is {ours[place]!r}; `joints` there must have the annotation file's order")
+        raise DataError(f"{path}: its joint {place} is {names[place]!r}, in {data.path} it is {ours[place]!r}; `joints` there must have the annotation "
+                        "file's order")
 
 
 def _annotated(file: Arrays, data: DatasetFile, path: Path, aspect: float, margin, clip: str) -> PersonTable:
@@ -57,8 +58,8 @@ def _annotated(file: Arrays, data: DatasetFile, path: Path, aspect: float, margi
     center, scale = box_to_center_scale(boxes, aspect, margin)
     dropped = dict(zip(file["reasons"].tolist(), file["counts"].tolist()))
     return PersonTable(
-        data.skeleton, PackedNames(file["name_buffer"], file["name_ends"]), file["image_ids"], index, center, boxes[:, 2:], scale, file["joints"], file["visible"],
-        np.ones(len(ids)), ids, "gt", dropped, int(file["person"][0]))
+        data.skeleton, PackedNames(file["name_buffer"], file["name_ends"]), file["image_ids"], index, center, boxes[:, 2:], scale, file["joints"],
+        file["visible"], np.ones(len(ids)), ids, "gt", dropped, int(file["person"][0]))
 
 
 def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,8 @@ the loss, and a mirror swaps them as the first data set's file says.
 """
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from poise.datasets.reading import ImageFolder
 from poise.datasets.table import UNKNOWN, PackedNames, PersonTable
 from poise.errors import DataError
 from poise.skeleton import dataset_of
+
+log = logging.getLogger(__name__)
 
 
 class ImageFolders:
@@ -67,31 +71,34 @@ def as_set(cfg: CfgNode, name: str) -> CfgNode:
 def mixed(cfg: CfgNode, sets: dict[str, tuple[PersonTable, ImageFolder]]) -> tuple[PersonTable, ImageFolders]:
     """One table and its images of several sets, the first of them of cfg's own data set, the others of DATASET.MIX. Raises DataError.
 
-    Images keep their ids in the first set; those of the others come behind.
+    Images keep their ids in the first set; those of the others come behind. What was mixed is in the log.
     """
-    ours = dataset_of(cfg)
-    tables, first = [], True
-    images, next_id = 0, 0
+    parts: list[PersonTable] = []
     for name, (table, folder) in sets.items():
         if not table.labelled:
             raise DataError(f"{folder.location}: a set without labels cannot be trained on")
-        joints, visible, repeat = table.joints, table.visible, np.ones(len(table))
-        if not first:
-            group = cfg.DATASET.MIX[name]
-            places = joint_places(dataset_of(as_set(cfg, name)), ours, group.JOINTS)
-            joints, visible = in_places(table.joints, table.visible, places, ours.skeleton.num_joints)
-            repeat = repeat * group.REPEAT
-        ids = table.image_ids if first else next_id + np.arange(len(table.image_ids), dtype=np.int64)
-        tables.append((table, name, joints, visible, repeat, ids, images))
-        images, next_id, first = images + len(table.image_ids), int(ids.max(initial=-1)) + 1, False
-    columns = {key: np.concatenate([getattr(table, key) for table, *_ in tables]) for key in ("center", "extent", "scale", "score", "ids")}
-    dropped = {f"{reason} ({name})" if name else reason: count for table, name, *_ in tables for reason, count in table.dropped.items()}
-    return PersonTable(
-        ours.skeleton, PackedNames.of([f"{name}/{image}" for table, name, *_ in tables for image in table.image_names]),
-        np.concatenate([ids for *_, ids, _ in tables]), np.concatenate([table.image_index + begin for table, *_, begin in tables]).astype(np.int32),
-        joints=np.concatenate([joints for _, _, joints, *_ in tables]), visible=np.concatenate([visible for _, _, _, visible, *_ in tables]),
-        box_source="gt", dropped=dropped, category_id=tables[0][0].category_id, repeat=np.concatenate([repeat for *_, repeat, _, _ in tables]),
-        **columns), ImageFolders({name: folder for name, (_, folder) in sets.items()})
+        part = _of_mix(cfg, name, table) if parts else replace(table, repeat=np.ones(len(table)))
+        if parts:
+            part = replace(part, image_ids=max(int(other.image_ids.max(initial=-1)) for other in parts) + 1 + np.arange(len(table.image_ids)),
+                           image_index=table.image_index + np.int32(sum(len(other.image_ids) for other in parts)))
+        parts.append(part)
+    arrays = ("image_ids", "image_index", "center", "extent", "scale", "joints", "visible", "score", "ids", "repeat")
+    names = [f"{name}/{image}" for name, part in zip(sets, parts) for image in part.image_names]
+    dropped = {f"{reason} ({name})" if name else reason: count for name, part in zip(sets, parts) for reason, count in part.dropped.items()}
+    table = replace(parts[0], image_names=PackedNames.of(names), dropped=dropped, **{key: np.concatenate([getattr(part, key) for part in parts]) for key in arrays})
+    return table, ImageFolders({name: folder for name, (_, folder) in sets.items()})
+
+
+def _of_mix(cfg: CfgNode, name: str, table: PersonTable) -> PersonTable:
+    """The table of a group of DATASET.MIX with the joints of cfg's own data set."""
+    group, ours, theirs = cfg.DATASET.MIX[name], dataset_of(cfg), dataset_of(as_set(cfg, name))
+    count = ours.skeleton.num_joints
+    places = joint_places(theirs, ours, group.JOINTS)
+    lost = [joint for place, joint in enumerate(ours.skeleton.names) if place not in places.values()]
+    without = f"; without {', '.join(lost[:8])}{' and others' if len(lost) > 8 else ''}" if lost else ""
+    log.info("%s", f"DATASET.MIX.{name}: {len(table)} persons, each {group.REPEAT:g} times an epoch, with {len(places)} of {count} joints{without}")
+    joints, visible = in_places(table.joints, table.visible, places, count)
+    return replace(table, skeleton=ours.skeleton, joints=joints, visible=visible, repeat=np.full(len(table), group.REPEAT))
 
 
 def in_places(joints: np.ndarray, visible: np.ndarray, places: dict[int, int], count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,9 +40,10 @@ class PersonTable:
     image_index (N,) int32: the image of each person. center (N, 2) pixels, extent (N, 2) box width and height in pixels, and
     scale (N, 2) in units of 200 pixels, the extent after margin and aspect fit: see poise.geometry. joints (N, J, 2) float32
     pixels, visible (N, J) float32 as COCO's flag: 0 not labelled, 1 labelled but hidden, 2 labelled and seen; both None where
-    the set has no labels (detections, test sets); UNKNOWN where only other sets of a mix have the joint. score (N,): of the detector; 1 for annotated boxes. ids (N,): annotation id, or the detection's position.
-    dropped: why and how many entries of the file are not here. box_source: 'gt' or a detection file's name. category_id: of the set's persons, for result files.
-    repeat (N,): how often a person comes in an epoch of training; None: once.
+    the set has no labels (detections, test sets); UNKNOWN where only other sets of a mix have the joint. score (N,): of the detector; 1 for
+    annotated boxes. ids (N,): annotation id, or the detection's position. dropped: why and how many entries of the file are not here.
+    box_source: 'gt' or a detection file's name. category_id: of the set's persons, for result files. repeat (N,): how often a person comes
+    in an epoch of training; None: once.
     """
 
     skeleton: Skeleton

@@ -101,7 +101,8 @@ def draw_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, image
         for person in np.flatnonzero(table.image_index == index):
             if table.score[person] >= 0.5 or table.box_source == "gt":
                 visualize.draw_person(image, (found.keypoints[person] + 0.5) * zoom - 0.5, table.skeleton, shown=found.scores[person] > least)
-        written.append(folder / "pictures" / f"{Path(name).stem}.jpg")
+        # folders become part of the name: cam1/0001.jpg and cam2/0001.jpg are two pictures
+        written.append(folder / "pictures" / f"{Path(name).with_suffix('').as_posix().replace('/', '_')}.jpg")
         visualize.save(written[-1], image)
     if written:
         log.info("%d pictures with predictions in %s", len(written), folder / "pictures")
