@@ -29,7 +29,7 @@ def written_weights(cfg, folder: str) -> Path:
 
 
 def measure() -> Iterator[Row]:
-    """A picture of 640x480, boxes of persons; from the picture to the keypoints, without and with the flip test."""
+    """A picture of 640x480 and boxes, from the picture to the keypoints, 256x192, without flip test; as it comes on the CPU: channels last, folded."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (480, 640, 3), np.uint8)
     corners = rng.uniform((0, 0), (500, 240), (PERSONS, 2))
@@ -38,17 +38,14 @@ def measure() -> Iterator[Row]:
         cfg = config.load(ROOT / "experiments" / "coco" / f"{NETWORKS[name]}.yaml", ["MODEL.PRETRAINED", ""])
         with tempfile.TemporaryDirectory() as folder:
             file = written_weights(cfg, folder)
-            for layout in (False, True):
-                pose = PoseEstimator(cfg, file, device="cpu", flip_test=False, batch_size=PERSONS, overrides=["CHANNELS_LAST", layout])
-                works = {"one call": lambda pose=pose: pose(picture, boxes), "calls of one": lambda pose=pose: [pose(picture, box[None]) for box in boxes]}
-                seconds = in_turns(works, 5)
-                title = f"a person of {PERSONS} in a call, {name}{', channels last' if layout else ''}"
-                yield Row(title, shown(seconds["one call"], PERSONS), f"a call each {shown(seconds['calls of one'], PERSONS)}",
-                          ratio(seconds, "calls of one", "one call"), "ratio", 1.0)
-                together, alone = works["one call"](), works["calls of one"]()
-                moved = np.abs(together.keypoints - np.concatenate([poses.keypoints for poses in alone])).max(axis=2)
-                yield Row(f"the same: share of joints that lie within 0.001 px, {name}{', channels last' if layout else ''}", "", "",
-                          100 * float((moved < 1e-3).mean()), "shown", None, "%")
+            pose = PoseEstimator(cfg, file, device="cpu", flip_test=False, batch_size=PERSONS)
+        works = {"one call": lambda pose=pose: pose(picture, boxes), "calls of one": lambda pose=pose: [pose(picture, box[None]) for box in boxes]}
+        seconds = in_turns(works, 5)
+        yield Row(f"a person of {PERSONS} in a call of PoseEstimator, {name}", shown(seconds["one call"], PERSONS),
+                  f"a call each {shown(seconds['calls of one'], PERSONS)}", ratio(seconds, "calls of one", "one call"), "ratio", 1.0)
+        together, alone = works["one call"](), works["calls of one"]()
+        moved = np.abs(together.keypoints - np.concatenate([poses.keypoints for poses in alone])).max(axis=2)
+        yield Row(f"the same: joints that lie elsewhere by more than 0.001 px, {name}", "", "", float((moved >= 1e-3).mean() * 100), "most", 1.0, "%")
 
 
 if __name__ == "__main__":
