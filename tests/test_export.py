@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from filling import filled_state
 from small_networks import EXPERIMENT, command_line, small
 
 from poise import PoseEstimator, config
@@ -20,7 +21,9 @@ from poise.errors import ConfigError, DataError, run_tool
 from poise.export import export, formats, metadata, parity
 from poise.export.decoding import Decoder
 from poise.export.graph import Graph, Parts, normalized
+from poise.models import build_model
 
+SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]       # exporters take their time for each layer
 SIZES = {"64x64": [], "96x128": ["MODEL.IMAGE_SIZE", [96, 128], "MODEL.HEATMAP_SIZE", [24, 32]]}
 WHOLE = Parts(normalize=True, flip=True, decode=True)
 TEST_KEYS = ["TEST.POST_PROCESS", True, "TEST.FLIP_TEST", True, "TEST.SHIFT_HEATMAP", True]
@@ -33,7 +36,7 @@ def narrow(family, folder, *overrides):
     """(configuration, weight file) of a narrow network."""
     path, words = command_line(family, *TEST_KEYS, *overrides)
     file = folder / f"{family}.pth"
-    torch.save(small(family).state_dict(), file)
+    torch.save(small(family, *overrides).state_dict(), file)
     return config.load(ROOT / path, words), file
 
 
@@ -78,7 +81,7 @@ def test_decoding_maps_too_small_to_refine(refine):
 @pytest.mark.parametrize("format", formats.FORMATS)
 def test_a_file_of_each_format(format, tmp_path):
     """With everything in the graph; what it finds is held against the network here once more, with another number of crops."""
-    cfg, file = narrow("resnet", tmp_path, "DATASET.COLOR_RGB", False)
+    cfg, file = narrow("resnet", tmp_path, *SHALLOW, "DATASET.COLOR_RGB", False)
     out = tmp_path / f"net{formats.FORMATS[format].ending}"
     found = export(cfg, file, out, format, WHOLE)
     assert [one.kind for one in found] == ["noise", "made persons"] and all(one.equal and one.joints == 8 * 17 and one.unsure < 20 for one in found)
@@ -98,13 +101,13 @@ def test_a_graph_of_the_network_alone(tmp_path):
     """Its input is what training sees; what lies on both sides of it can be done in any program."""
     import onnxruntime
 
-    cfg, file = narrow("hrnet", tmp_path)
+    cfg, file = narrow("resnet", tmp_path, *SHALLOW)
     export(cfg, file, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     assert [one.name for one in session.get_inputs()] == ["images"] and [one.name for one in session.get_outputs()] == ["heatmaps"]
     images = normalized(cfg, torch.from_numpy(parity.noise_crops(cfg, 3)))
     with torch.no_grad():
-        wanted = small("hrnet")(images).numpy()
+        wanted = small("resnet", *SHALLOW)(images).numpy()
     assert np.abs(session.run(None, {"images": images.numpy()})[0] - wanted).max() < 1e-5 * np.abs(wanted).max()
     told = json.loads(session.get_modelmeta().custom_metadata_map["poise"])
     assert told["config"]["MODEL.IMAGE_SIZE"] == [64, 64] and told["joints"][0] == "nose" and told["parts"] == {"normalize": False, "flip": False, "decode": False}
@@ -129,6 +132,19 @@ def test_every_family(family, size, tmp_path):
 def test_every_codec(target, tmp_path):
     cfg, file = narrow("hrnet", tmp_path, "MODEL.TARGET_TYPE", target)
     assert all(one.equal and one.unsure < one.joints / 4 for one in export(cfg, file, tmp_path / "net.onnx", "onnx", WHOLE))
+
+
+@pytest.mark.slow
+def test_mpii(tmp_path, picture):
+    """Other joints and another crop; the file knows them."""
+    overrides = ["MODEL.PRETRAINED", "", "MODEL.IMAGE_SIZE", [64, 64], "MODEL.HEATMAP_SIZE", [16, 16], *SHALLOW, "MODEL.EXTRA.NUM_DECONV_FILTERS", [4, 4, 4]]
+    cfg = config.load(ROOT / "experiments/mpii/resnet/res50_256x256_d256x3_adam_lr1e-3.yaml", overrides)
+    model = build_model(cfg)
+    torch.save(filled_state(model.state_dict(), 0), tmp_path / "mpii.pth")
+    assert all(one.equal for one in export(cfg, tmp_path / "mpii.pth", tmp_path / "mpii.onnx", "onnx", WHOLE))
+    one = PoseEstimator(None, tmp_path / "mpii.onnx", device="cpu")(picture, BOXES)
+    other = PoseEstimator(cfg, tmp_path / "mpii.pth", device="cpu", flip_test=True)(picture, BOXES)
+    assert one.skeleton.name == "mpii" and one.keypoints.shape == (3, 16, 2) and np.abs(one.keypoints - other.keypoints).max() < 1e-3
 
 
 class Spoiled(Graph):
@@ -171,6 +187,10 @@ def test_joints_in_wrong_places_are_found(tmp_path):
     assert not one.equal and one.keypoints == pytest.approx(0.02, rel=1e-2) and one.heatmaps < parity.HEATMAP_TOLERANCE
     assert not compared(lambda outputs: [outputs[0], outputs[1] * np.float32(1.01), outputs[2]]).equal
     assert not compared(lambda outputs: [*outputs[:2], outputs[2] * np.float32("nan")]).equal
+    with torch.no_grad():
+        model.final_layer.bias[3] = float("inf")
+    with pytest.raises(DataError, match="own heatmaps hold NaN or infinity"):
+        compared(lambda outputs: outputs)
     flat = parity._certain(build_codec(cfg), np.zeros((1, 17, 16, 16), np.float32), np.zeros((1, 17, 2), np.float32), 1e-7)
     assert not flat.any()       # nobody can say where the maximum of a flat map is
 
@@ -181,7 +201,7 @@ def test_joints_in_wrong_places_are_found(tmp_path):
 def exported(tmp_path_factory):
     """(configuration, weights, {parts: ONNX file}) of a narrow network."""
     folder = tmp_path_factory.mktemp("onnx")
-    cfg, file = narrow("resnet", folder, "DATASET.COLOR_RGB", False)
+    cfg, file = narrow("resnet", folder, *SHALLOW, "DATASET.COLOR_RGB", False)
     files = {}
     for parts in (Parts(), Parts(normalize=True), WHOLE, Parts(normalize=True, decode=True)):
         files[parts] = folder / f"{len(files)}.onnx"
@@ -298,6 +318,7 @@ def tool(monkeypatch, capfd):
 
 
 def test_the_tool(tool, tmp_path, picture):
+    assert TOOL.FORMATS == tuple(formats.FORMATS)
     path, words = command_line("resnet")
     file = tmp_path / "net.pth"
     torch.save({"epoch": 3, "state_dict": small("resnet").state_dict()}, file)      # a checkpoint

@@ -12,7 +12,7 @@ from poise.codecs.flip import merge_tensors
 from poise.export.decoding import Decoder
 from poise.forward import forward_flipped, normalize
 from poise.models.folding import fold_batch_norms
-from poise.skeleton import SKELETONS
+from poise.skeleton import dataset_of
 
 HEATMAPS, KEYPOINTS, SCORES, IMAGES = "heatmaps", "keypoints", "scores", "images"
 
@@ -45,10 +45,10 @@ class Graph(nn.Module):
         self.parts, self.bgr = parts, not cfg.DATASET.COLOR_RGB
         self.shift = cfg.TEST.SHIFT_HEATMAP and not codec.mirror_exact
         self.decoder = Decoder(codec) if parts.decode else None
-        self.register_buffer("flip_order", torch.from_numpy(SKELETONS[cfg.DATASET.DATASET].flip_order))
+        self.register_buffer("flip_order", torch.from_numpy(dataset_of(cfg).skeleton.flip_order))
         for name in ("MEAN", "STD"):
             self.register_buffer(name.lower(), (torch.tensor(cfg.MODEL[name], dtype=torch.float32) * 255)[:, None, None])
-        self.eval()
+        self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.parts.normalize:
@@ -74,7 +74,7 @@ def eager_heatmaps(cfg: CfgNode, model: nn.Module, crops: torch.Tensor, flip: bo
     from poise import config
 
     plain = config.changed(cfg, ["TEST.FLIP_TEST", flip, "AMP", ""])
-    flip_order = torch.from_numpy(SKELETONS[cfg.DATASET.DATASET].flip_order)
+    flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
     return forward_flipped(plain, build_codec(cfg), model.eval(), normalized(cfg, crops), flip_order)
 
 

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from poise import config
 from poise.errors import DataError, PoiseError
 from poise.export.graph import Parts
-from poise.skeleton import SKELETONS
+from poise.skeleton import dataset_of
 
 KEY = "poise"           # the name under which the text stands in a file
 VERSION = 1
@@ -36,7 +36,7 @@ def value_of(cfg: CfgNode, key: str) -> Any:
 
 def as_text(cfg: CfgNode, parts: Parts) -> str:
     """The text for a file of this experiment's network with these parts."""
-    skeleton = SKELETONS[cfg.DATASET.DATASET]
+    skeleton = dataset_of(cfg).skeleton
     return json.dumps({
         "version": VERSION, "parts": asdict(parts), "config": {key: value_of(cfg, key) for key in _KEYS},
         "input": "images (B, H, W, 3) uint8 RGB" if parts.normalize else f"images (B, 3, H, W) float32 {'RGB' if cfg.DATASET.COLOR_RGB else 'BGR'}, less MODEL.MEAN and over MODEL.STD",

@@ -17,7 +17,7 @@ from poise.export import metadata
 from poise.export.formats import need_packages, onnx_session
 from poise.export.graph import HEATMAPS, IMAGES, KEYPOINTS, SCORES, normalized
 from poise.forward import forward_flipped
-from poise.skeleton import SKELETONS
+from poise.skeleton import dataset_of
 
 
 def is_onnx(file: str | os.PathLike) -> bool:
@@ -60,7 +60,7 @@ class OnnxNetwork:
         # what is left to do outside of the graph
         self._outside = config.changed(self.cfg, ["TEST.FLIP_TEST", bool(flip_test) and not self._parts.flip])
         self._codec = build_codec(cfg)
-        self._flip_order = torch.from_numpy(SKELETONS[cfg.DATASET.DATASET].flip_order)
+        self._flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
 
     def __call__(self, crops: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """See poise.predictor.Network."""
