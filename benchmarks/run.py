@@ -16,7 +16,7 @@ from comparing import Row, read_rows
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmarks: begin, written by make bench -->", "<!-- benchmarks: end -->"
-PARTS = ("data", "evaluation", "startup", "postprocess", "optimizer", "train_step", "inference", "oks_nms", "loader_memory", "imports")
+PARTS = ("data", "evaluation", "startup", "postprocess", "optimizer", "train_step", "inference", "estimator", "export", "oks_nms", "loader_memory", "imports")
 
 
 def machine() -> str:

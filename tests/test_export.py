@@ -21,6 +21,7 @@ from poise.export import export, formats, metadata, parity
 from poise.export.decoding import Decoder
 from poise.export.graph import Graph, Parts, normalized
 
+SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]       # exporters take their time for each layer
 SIZES = {"64x64": [], "96x128": ["MODEL.IMAGE_SIZE", [96, 128], "MODEL.HEATMAP_SIZE", [24, 32]]}
 WHOLE = Parts(normalize=True, flip=True, decode=True)
 TEST_KEYS = ["TEST.POST_PROCESS", True, "TEST.FLIP_TEST", True, "TEST.SHIFT_HEATMAP", True]
@@ -33,7 +34,7 @@ def narrow(family, folder, *overrides):
     """(configuration, weight file) of a narrow network."""
     path, words = command_line(family, *TEST_KEYS, *overrides)
     file = folder / f"{family}.pth"
-    torch.save(small(family).state_dict(), file)
+    torch.save(small(family, *overrides).state_dict(), file)
     return config.load(ROOT / path, words), file
 
 
@@ -78,7 +79,7 @@ def test_decoding_maps_too_small_to_refine(refine):
 @pytest.mark.parametrize("format", formats.FORMATS)
 def test_a_file_of_each_format(format, tmp_path):
     """With everything in the graph; what it finds is held against the network here once more, with another number of crops."""
-    cfg, file = narrow("resnet", tmp_path, "DATASET.COLOR_RGB", False)
+    cfg, file = narrow("resnet", tmp_path, *SHALLOW, "DATASET.COLOR_RGB", False)
     out = tmp_path / f"net{formats.FORMATS[format].ending}"
     found = export(cfg, file, out, format, WHOLE)
     assert [one.kind for one in found] == ["noise", "made persons"] and all(one.equal and one.joints == 8 * 17 and one.unsure < 20 for one in found)
@@ -98,13 +99,13 @@ def test_a_graph_of_the_network_alone(tmp_path):
     """Its input is what training sees; what lies on both sides of it can be done in any program."""
     import onnxruntime
 
-    cfg, file = narrow("hrnet", tmp_path)
+    cfg, file = narrow("resnet", tmp_path, *SHALLOW)
     export(cfg, file, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     assert [one.name for one in session.get_inputs()] == ["images"] and [one.name for one in session.get_outputs()] == ["heatmaps"]
     images = normalized(cfg, torch.from_numpy(parity.noise_crops(cfg, 3)))
     with torch.no_grad():
-        wanted = small("hrnet")(images).numpy()
+        wanted = small("resnet", *SHALLOW)(images).numpy()
     assert np.abs(session.run(None, {"images": images.numpy()})[0] - wanted).max() < 1e-5 * np.abs(wanted).max()
     told = json.loads(session.get_modelmeta().custom_metadata_map["poise"])
     assert told["config"]["MODEL.IMAGE_SIZE"] == [64, 64] and told["joints"][0] == "nose" and told["parts"] == {"normalize": False, "flip": False, "decode": False}
@@ -181,7 +182,7 @@ def test_joints_in_wrong_places_are_found(tmp_path):
 def exported(tmp_path_factory):
     """(configuration, weights, {parts: ONNX file}) of a narrow network."""
     folder = tmp_path_factory.mktemp("onnx")
-    cfg, file = narrow("resnet", folder, "DATASET.COLOR_RGB", False)
+    cfg, file = narrow("resnet", folder, *SHALLOW, "DATASET.COLOR_RGB", False)
     files = {}
     for parts in (Parts(), Parts(normalize=True), WHOLE, Parts(normalize=True, decode=True)):
         files[parts] = folder / f"{len(files)}.onnx"

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from poise import config
+from poise import config, forward
 from poise.codecs import Targets
 from poise.datasets import coco, read_set
 from poise.datasets.reading import ImageFolder
-from poise.engine import batch, schedule
+from poise.engine import schedule
 from poise.errors import ConfigError
 from poise.losses import build_loss
 
@@ -26,9 +26,9 @@ def test_normalising():
     for name, mean, std in (("mspn/mspn_2stg_256x192", (.406, .456, .485), (.225, .224, .229)),
                             ("hrnet/w32_256x192_adam_lr1e-3", (.485, .456, .406), (.229, .224, .225))):
         cfg = published(name)
-        found = batch.normalize(cfg, pixels, torch.device("cpu"))
+        found = forward.normalize(cfg, pixels, torch.device("cpu"))
         assert found[0, :, 0, 0].tolist() == pytest.approx([(v / 255 - m) / s for v, m, s in zip((10, 100, 200), mean, std)], rel=1e-5)
-        back = batch.denormalize(cfg, found)[0, 0, 0].tolist()
+        back = forward.denormalize(cfg, found)[0, 0, 0].tolist()
         assert back == ([200, 100, 10] if cfg.DATASET.COLOR_RGB else [10, 100, 200])
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from conftest import ROOT, forget_log_handlers
-from poise import config
+from poise import config, forward
 from poise.datasets.persons import EpochBatches
-from poise.engine import device, precision, progress, schedule, step, train
+from poise.engine import device, progress, schedule, step, train
 from poise.engine.average import WeightAverage
 from poise.engine.precision import LossScale
 from poise.errors import ConfigError, PoiseError
@@ -146,7 +146,7 @@ def test_cosine(tiny_experiment):
 @pytest.mark.parametrize("kind, dtype", [("", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_type_that_is_computed_in(tiny_experiment, kind, dtype):
     cfg = config.load(tiny_experiment, ["AMP", kind])
-    with precision.autocast(cfg, torch.device("cpu")):
+    with forward.autocast(cfg, torch.device("cpu")):
         assert nn.Conv2d(3, 4, 1)(torch.zeros(1, 3, 8, 8)).dtype == dtype
     assert LossScale(cfg, torch.device("cpu")).active == (kind == "fp16")
 
@@ -164,10 +164,10 @@ def test_a_gpu_without_bf16(tiny_experiment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "An old GPU")
     with pytest.raises(ConfigError, match="AMP bf16: An old GPU cannot compute it; use AMP fp16"):
-        precision.check_precision(config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0)])
+        forward.check_precision(config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0)])
     with pytest.raises(ConfigError, match="AMP bf16: one process cannot compute it on 2 GPUS; start a process for each with torchrun"):
-        precision.check_precision(config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0), torch.device("cuda", 1)])
-    precision.check_precision(config.load(tiny_experiment, ["AMP", "fp16"]), [torch.device("cuda", 0), torch.device("cuda", 1)])
+        forward.check_precision(config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0), torch.device("cuda", 1)])
+    forward.check_precision(config.load(tiny_experiment, ["AMP", "fp16"]), [torch.device("cuda", 0), torch.device("cuda", 1)])
 
 
 class Overflowing(nn.Module):

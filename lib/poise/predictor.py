@@ -36,6 +36,7 @@ from poise.skeleton import SKELETONS
 from poise.weights.origin import warn_of_other_training
 
 Picture = str | os.PathLike | np.ndarray
+_CPU_BATCH = 8          # crops; the maps of more leave the processor's caches, and each takes longer: benchmarks/estimator.py
 _FARTHEST = 2.0**23     # pixels; float32 tells halves apart up to it
 
 
@@ -72,7 +73,8 @@ class PoseEstimator:
     network takes (see poise.weights.load), or an .onnx file of tools/export.py, with which `cfg` may be None. device: 'auto' is the first CUDA
     device, Apple's (mps) or the CPU, whichever is there; or a name or torch.device. half: compute in 16 bits, as AMP says, else fp16
     and on the CPU bf16; otherwise as the experiment's AMP says. flip_test: average with the mirrored crop; None is TEST.FLIP_TEST.
-    batch_size: crops that go through the network at once. overrides: KEY, VALUE, ... of the experiment.
+    batch_size: crops that go through the network at once, on the CPU no more than 8, which are faster there. overrides: KEY, VALUE, ... of the
+    experiment; on the CPU CHANNELS_LAST is True where they do not say otherwise, for it is faster and equal but for rounding.
 
     Raises PoiseError (ConfigError, DataError) in one line for what cannot be used, here and when it is called.
     Attributes: cfg, skeleton, device, and seconds, the time spent so far in reading, cropping, the network and decoding.
@@ -82,20 +84,20 @@ class PoseEstimator:
                  flip_test: bool | None = None, batch_size: int = 32, overrides: Sequence[Any] = ()):
         if batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size!r}")
-        self.batch_size = int(batch_size)
         experiment = cfg if cfg is None or isinstance(cfg, CfgNode) else config.load(cfg)
         if onnx_network.is_onnx(weights):
             if half:
                 raise ConfigError(f"{weights}: an ONNX file computes as it was exported; leave half out")
             self.device = onnx_network.best_device() if device == "auto" else choose_device(device)
-            network = onnx_network.OnnxNetwork(weights, experiment, self.device, flip_test, overrides)
-            self.cfg, self._network = network.cfg, network
+            self._network: Network = onnx_network.OnnxNetwork(weights, experiment, self.device, flip_test, overrides)
+            self.cfg = self._network.cfg
         else:
             if experiment is None:
                 raise ConfigError(f"{weights}: the experiment is not known; give its YAML file")
             self.device = choose_device(device)
             self.cfg = _experiment(experiment, self.device, half, flip_test, overrides)
-            self._network: Network = TorchNetwork(self.cfg, weights, self.device)
+            self._network = TorchNetwork(self.cfg, weights, self.device)
+        self.batch_size = min(int(batch_size), _CPU_BATCH) if self.device.type == "cpu" else int(batch_size)
         self._codec = build_codec(self.cfg)
         self.skeleton = SKELETONS[self.cfg.DATASET.DATASET]
         self.seconds = {"read": 0.0, "crop": 0.0, "network": 0.0, "decode": 0.0}
@@ -226,6 +228,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 def _experiment(cfg: CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]) -> CfgNode:
     cfg = config.changed(cfg, overrides)
+    if device.type == "cpu" and "CHANNELS_LAST" not in overrides[::2]:
+        cfg = config.changed(cfg, ["CHANNELS_LAST", True])
     if flip_test is not None:
         cfg = config.changed(cfg, ["TEST.FLIP_TEST", bool(flip_test)])
     if half and not cfg.AMP:

@@ -48,7 +48,7 @@ class Graph(nn.Module):
         self.register_buffer("flip_order", torch.from_numpy(SKELETONS[cfg.DATASET.DATASET].flip_order))
         for name in ("MEAN", "STD"):
             self.register_buffer(name.lower(), (torch.tensor(cfg.MODEL[name], dtype=torch.float32) * 255)[:, None, None])
-        self.eval()
+        self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.parts.normalize:

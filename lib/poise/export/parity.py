@@ -22,6 +22,7 @@ from poise.geometry import box_to_center_scale
 HEATMAP_TOLERANCE = 1e-4        # of the largest value of the network's own heatmaps
 KEYPOINT_TOLERANCE = 0.01       # pixels of the crop
 _BATCHES = (1, 3, 4)            # sizes that the graph is asked for, in turn
+_DRAWS = 16                     # of changes of the heatmaps; one in 2,000 of two equal maxima is taken for certain
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _certain(codec: Codec, heatmaps: np.ndarray, coords: np.ndarray, difference:
     """(B, J) bool: joints that stay within half of KEYPOINT_TOLERANCE when their heatmaps change by `difference`."""
     rng = np.random.default_rng(0)
     sure = np.ones(coords.shape[:2], bool)
-    for _ in range(4):
+    for _ in range(_DRAWS):
         changed = heatmaps + rng.choice(np.array([-difference, difference], np.float32), heatmaps.shape)
         sure &= np.abs(codec.decode(changed)[0] - coords).max(axis=2) <= KEYPOINT_TOLERANCE / 2
     return sure
