@@ -210,6 +210,29 @@ def test_nothing_but_bad_pictures(refused, tmp_path):
         assert line.startswith(f"error: {tmp_path / name}: ") and REFUSED[name][1] in line
 
 
+def test_names_that_are_not_utf8_or_steer_a_terminal(tool, tmp_path):
+    folder = os.fsencode(tmp_path / "in")
+    os.mkdir(folder)
+    for name, data in ((b"caf\xe9.png", PNG), (b"line\nbreak.png", PNG), (b"\x1b[2J.jpg", b"404"), (b"\xff\xfe.jpg", b"")):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(data)
+    status, out, error = tool("--input", tmp_path / "in")
+    assert status == 0, error
+    assert "\x1b" not in out and "\\x1b[2J.jpg" in out and "\\udcff" in out
+    content = result(tmp_path / "out")
+    assert [os.path.basename(frame["file"]) for frame in content["frames"]] == ["caf?.png", "line\nbreak.png"] and len(content["skipped"]) == 2
+    assert set(os.listdir(os.fsencode(tmp_path / "out"))) == {b"caf\xe9_pose.jpg", b"line\nbreak_pose.jpg", b"poses.json"}
+
+
+def test_a_video_whose_name_is_not_utf8(refused, tmp_path):
+    write_video(tmp_path / "a.mp4")
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")
+    os.rename(tmp_path / "a.mp4", name)
+    assert "OpenCV cannot open a video whose name is not UTF-8" in refused("--input", name)
+    write_video(tmp_path / "b.mp4")
+    assert "name is not UTF-8" in refused("--input", tmp_path / "b.mp4", output=os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+
+
 # boxes -----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -140,6 +140,20 @@ def test_a_file_of_other_weights_is_refused(stand_in, tmp_path):
         assert text.startswith(str(tmp_path / name)) and ("weight" in text)
 
 
+class Evil:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_weight_file_is_not_run(stand_in, tmp_path):
+    torch.save({"shift": torch.ones(1), "more": Evil(tmp_path / "written")}, tmp_path / "evil.pth")
+    assert str(tmp_path / "evil.pth") in refusal(detectors.build, "ssd300_vgg16", "cpu", weights=tmp_path / "evil.pth")
+    assert not (tmp_path / "written").exists()
+
+
 def test_fetched_weights_with_another_sum_are_refused(stand_in, tmp_path):
     stand_in.chosen.url = stand_in.chosen.url.replace(stand_in.file, "net_coco-00000000.pth")
     assert "00000000 was published; the file was removed" in refusal(detectors.build, "ssd300_vgg16", "cpu", folder=tmp_path)

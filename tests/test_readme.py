@@ -67,7 +67,7 @@ def test_command(command, checkout):
     words = shlex.split(command)
     assert words[0] == "python"
     words[0] = sys.executable
-    if words[1] in ("tools/train.py", "tools/test.py", "tools/search.py"):
+    if words[1] in ("tools/train.py", "tools/test.py", "tools/search.py", "tools/demo.py"):
         words += ["WORKERS", "0", "CPU_THREADS", "1", "MODEL.IMAGE_SIZE", "[64,64]", "MODEL.HEATMAP_SIZE", "[16,16]", "TEST.PICTURES", "1",
                   "TRAIN.END_EPOCH", "1"]
     if words[1] == "tools/search.py":

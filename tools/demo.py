@@ -11,12 +11,13 @@ def parse_args() -> argparse.Namespace:
     from poise.tool_arguments import add_experiment_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, epilog="docs/demo.md has examples and the form of the JSON. POISE_DEBUG=1 shows tracebacks.")
-    parser.add_argument("--weights", default="", metavar="FILE", help="weights of the pose network; default TEST.MODEL_FILE, else the best ones of the run folder")
+    parser.add_argument("--weights", default="", metavar="FILE",
+                        help="weights of the pose network; default TEST.MODEL_FILE, else the best ones of the run folder")
     parser.add_argument("--input", required=True, metavar="WHAT", help="a picture, a folder, a pattern in quotes, a video, or the number of a camera")
     persons = parser.add_mutually_exclusive_group()
     persons.add_argument("--boxes", default="", metavar="FILE", help="persons' boxes: COCO detections or annotations, or the JSON of this tool")
-    persons.add_argument("--detector", default="", metavar="NAME", help="find the persons with an .onnx detector or one of torchvision's (fetched at first use); "
-                         "without --boxes and --detector a picture is one person")
+    persons.add_argument("--detector", default="", metavar="NAME", help="find the persons with an .onnx detector or one of torchvision's "
+                         "(fetched at first use); without --boxes and --detector a picture is one person")
     parser.add_argument("--detector-weights", default="", metavar="FILE", help="own weights for torchvision's detector, instead of fetching its own")
     parser.add_argument("--score-threshold", type=float, default=0.5, metavar="P", help="boxes of a lower score are left out; default 0.5")
     parser.add_argument("--joint-threshold", type=float, metavar="P", help="joints of a higher score are drawn; default as the experiment's codec has it")
@@ -31,7 +32,8 @@ def parse_args() -> argparse.Namespace:
     add_experiment_arguments(parser, cfg_required=False)
     args = parser.parse_args()
     if not args.cfg and (not args.weights.lower().endswith(".onnx") or args.overrides):
-        raise ConfigError("--cfg FILE is needed, the experiment of the weights; without it go the .onnx files of tools/export.py, which say it themselves, without KEY VALUE")
+        raise ConfigError("--cfg FILE is needed, the experiment of the weights; without it go the .onnx files of tools/export.py, which say it themselves "
+                          "and take no KEY VALUE")
     if args.max_frames < 0:
         raise ConfigError(f"--max-frames {args.max_frames}: must be 0 or more")
     if args.detector_weights and not args.detector:

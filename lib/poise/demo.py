@@ -18,7 +18,7 @@ from poise import detectors, pose_file
 from poise.engine.interrupt import Interrupt
 from poise.engine.logs import run_names, start_console
 from poise.engine.test import model_file
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, one_line
 from poise.media import Frame, Pictures, Video, VideoWriter, open_input
 from poise.person_boxes import BoxSource, DetectedPersons, GivenBoxes, WholePictures, usable
 from poise.poses import Poses
@@ -218,7 +218,8 @@ def _check_folder(folder: str | Path, source: Pictures | Video) -> None:
 
 def report(summary: Summary, boxes: BoxSource) -> str:
     """What was done, in a few lines, with where the time went."""
-    lines = [f"{summary.frames} frames, {summary.persons} persons, {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and what was drawn are in {summary.folder}"]
+    lines = [f"{summary.frames} frames, {summary.persons} persons, {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and what was drawn are in "
+             f"{one_line(summary.folder)}"]
     if summary.interrupted:
         lines.append("interrupted: the rest was not looked at")
     total = max(summary.seconds["total"], 1e-9)
@@ -227,8 +228,8 @@ def report(summary: Summary, boxes: BoxSource) -> str:
     if summary.left_out_boxes:
         lines.append(f"{summary.left_out_boxes} boxes lie outside their picture, are less than a pixel wide or high, or are not finite: left out")
     if isinstance(boxes, GivenBoxes) and boxes.missing:
-        lines.append(f"{boxes.missing} of {summary.frames} frames have no boxes in {boxes.name}")
+        lines.append(f"{boxes.missing} of {summary.frames} frames have no boxes in {one_line(boxes.name)}")
     if summary.skipped:
-        lines.append(f"{len(summary.skipped)} of the input could not be read: " + ", ".join(name for name, _ in summary.skipped[:5])
+        lines.append(f"{len(summary.skipped)} of the input could not be read: " + ", ".join(one_line(name) for name, _ in summary.skipped[:5])
                      + (", ..." if len(summary.skipped) > 5 else ""))
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from poise.errors import DataError
+from poise.errors import DataError, one_line
 from poise.pictures import is_picture_name, quiet_opencv, read_picture
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Pictures:
             except DataError as error:
                 if len(self.paths) == 1:
                     raise
-                log.warning("left out: %s", error)
+                log.warning("%s", f"left out: {one_line(error)}")
                 self.skipped.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
             yield Frame(path, index, image)
@@ -66,6 +66,7 @@ class Video:
 
     def __init__(self, name: str, camera: int | None = None):
         self.name, self.live, self.skipped = name, camera is not None, []
+        _check_name(name)
         with quiet_opencv():
             self._capture = cv2.VideoCapture(name if camera is None else camera)
             opened = self._capture.isOpened()
@@ -74,7 +75,7 @@ class Video:
                             f"{name}: not a video that OpenCV can read, or a damaged one")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         if not (math.isfinite(self.fps) and 0.1 <= self.fps <= 1000):
-            log.warning("%s: says %g frames a second; %g is taken", name, self.fps, _USUAL_FPS)
+            log.warning("%s", f"{one_line(name)}: says {self.fps:g} frames a second; {_USUAL_FPS:g} is taken")
             self.fps = _USUAL_FPS
         self._count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
 
@@ -101,8 +102,16 @@ class Video:
             raise DataError(f"{self.name}: no frame of the video can be read")
         if index < len(self):
             reason = f"the video ends after {index} of {len(self)} frames"
-            log.warning("%s: %s", self.name, reason)
+            log.warning("%s", f"{one_line(self.name)}: {reason}")
             self.skipped.append((self.name, reason))
+
+
+def _check_name(path: str | Path) -> None:
+    """OpenCV crashes on a name of a video that is not UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{path}: OpenCV cannot open a video whose name is not UTF-8; rename it or its folder") from None
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
@@ -162,6 +171,7 @@ class VideoWriter:
             self._written += 1
 
     def _open(self) -> None:
+        _check_name(self._part)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._part.touch()

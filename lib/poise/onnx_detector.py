@@ -61,7 +61,8 @@ class OnnxDetector:
         try:
             answers = self._session.run(None, {self._input.name: pixels[None] if len(self._input.shape) == 4 else pixels})
         except Exception as error:
-            raise DataError(f"{self._path}: the detector fails on a picture of {placed.shape[1]} x {placed.shape[0]} ({one_line(error)[:200]})") from None
+            size = f"{placed.shape[1]} x {placed.shape[0]}"
+            raise DataError(f"{self._path}: the detector fails on a picture of {size} ({one_line(error)[:200]})") from None
         boxes, scores = self._of_yolo(answers[0]) if self._yolo else self._of_three(answers)
         return persons((boxes - [left, top, left, top]) / zoom, scores, self._threshold, image.shape)
 

@@ -87,7 +87,8 @@ class GivenBoxes:
     def _add(self, key: Any, box: Any, score: Any, entry: str) -> None:
         numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
         if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST_PIXELS for value in numbers):
-            raise _BadEntry(f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers; it has {str(box)[:60]} and {str(score)[:20]}")
+            raise _BadEntry(f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers; "
+                            f"it has {str(box)[:60]} and {str(score)[:20]}")
         self._of.setdefault(key, []).append((box, float(score)))
 
     def _take_detections(self, entries: list) -> None:
@@ -157,4 +158,5 @@ def usable(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     with np.errstate(invalid="ignore"):
         sides = boxes[:, 2:] - boxes[:, :2]
-        return (np.abs(boxes) < MOST_PIXELS).all(axis=1) & (sides >= 1).all(axis=1) & (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+        inside = (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+        return inside & (np.abs(boxes) < MOST_PIXELS).all(axis=1) & (sides >= 1).all(axis=1)

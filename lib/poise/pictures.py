@@ -18,7 +18,7 @@ import numpy as np
 
 from poise.datasets.decoding import Picture
 from poise.datasets.reading import is_cut_off
-from poise.errors import DataError
+from poise.errors import DataError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     if image is None:
         raise DataError(f"{path}: the picture ({kind}) is damaged, or of a kind of {kind} that is not read; fetch it again or save it as PNG")
     if first_of_several:
-        log.warning("%s: has several %s, the first one is used", path, "pages" if kind == "TIFF" else "frames")
+        log.warning("%s", f"{one_line(path)}: has several {'pages' if kind == 'TIFF' else 'frames'}, the first one is used")
     return image
 
 

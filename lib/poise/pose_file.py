@@ -60,4 +60,15 @@ def _persons(poses: Poses, box_scores: np.ndarray, tracks: np.ndarray | None) ->
 def _bytes(content: dict[str, Any]) -> bytes:
     import orjson
 
-    return orjson.dumps(finite(content))
+    try:
+        return orjson.dumps(finite(content))
+    except TypeError:       # JSON is UTF-8, and names of files need not be
+        return orjson.dumps(_in_utf8(finite(content)))
+
+
+def _in_utf8(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_utf8(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_in_utf8(inner) for inner in value]
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
