@@ -340,3 +340,35 @@ def test_pairs_of_images():
 def test_absent_results(tmp_path):
     with pytest.raises(DataError, match="cannot read the result file"):
         pairing.read_found(tmp_path / "absent.json", truth_of(people(images=1)))
+
+
+@needs_matplotlib
+def test_every_command_of_the_documentation(files, small_set, tmp_path):
+    """The commands of docs/analysis.md as they stand, on a small set, a made result file and a made log in the places they name."""
+    import os
+    import shlex
+    import shutil
+    import subprocess
+    import sys
+
+    from poise.engine.logs import MetricsFile
+
+    folder = tmp_path / "checkout"
+    shutil.copytree(small_set, folder / "data/synthetic")
+    for name in ("tools", "experiments"):
+        shutil.copytree(ROOT / name, folder / name)
+    truth = pairing.read_ground_truth(folder / "data/synthetic/annotations/person_keypoints_val2017.json")
+    run_folder = folder / "output/coco/pose_res2net/res2net18_quickstart"
+    (run_folder / "results").mkdir(parents=True)
+    (run_folder / "results/keypoints_val2017_results_gt_boxes.json").write_text(json.dumps(result_list(perfect(truth).only(truth.counted))))
+    MetricsFile(run_folder / "metrics.jsonl", 0).write(epoch=0, lr=0.001, train_loss=0.01, AP=0.5)
+    text = (ROOT / "docs/analysis.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for block in re.findall(r"^```\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
+    assert [command[1] for command in commands] == ["tools/analyze.py", "tools/plot_log.py", "tools/browse.py"]
+    for command in commands:
+        done = subprocess.run([sys.executable, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=300,
+                              env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "lib"), *sys.path])})
+        assert done.returncode == 0, done.stderr
+    for made in ("results/keypoints_val2017_results_gt_boxes_analysis/analysis.html", "curves.png"):
+        assert (run_folder / made).is_file()
+    assert (folder / "output/browse/coco/pose_res2net/res2net18_quickstart/heatmaps.jpg").is_file()

@@ -5,6 +5,7 @@ Writes mosaics of augmented samples as a training makes them, the first of an ep
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from poise.errors import ConfigError, run_tool
 
@@ -13,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     from poise.tool_arguments import add_experiment_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="browse", metavar="FOLDER", help="where the pictures go; default browse")
+    parser.add_argument("--output", metavar="FOLDER", help="where the pictures go; default OUTPUT_DIR/browse and the experiment's name")
     parser.add_argument("--count", type=int, default=32, metavar="N", help="samples in the mosaic; default 32")
     parser.add_argument("--epoch", type=int, default=0, metavar="N", help="the epoch whose order and augmentation are drawn; default 0")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="begin with this sample of the epoch; default 0")
@@ -32,7 +33,8 @@ def main() -> int:
 
     cfg = experiment(args)
     logs.start_console()
-    for path in browse.run(cfg, args.output, count=args.count, epoch=args.epoch, first=args.first):
+    folder = args.output or Path(cfg.OUTPUT_DIR) / "browse" / logs.run_names(cfg, args.cfg)
+    for path in browse.run(cfg, folder, count=args.count, epoch=args.epoch, first=args.first):
         print(path)
     return 0
 

@@ -12,7 +12,7 @@ from poise.errors import run_tool
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder or metrics.jsonl")
-    parser.add_argument("--output", default="curves.png", metavar="FILE", help="a .png, or an .html page that needs nothing else; default curves.png")
+    parser.add_argument("--output", metavar="FILE", help="a .png, or an .html page that needs nothing else; default: curves.png beside the first run's log")
     parser.add_argument("--figures", nargs="+", default=[], metavar="NAME", help="figures of the log to draw, each in a chart of its own, instead of the usual ones")
     return parser.parse_args()
 
@@ -23,8 +23,9 @@ def main() -> int:
 
     runs = log_curves.read_logs(args.runs)
     print(log_curves.summary(runs), end="")
-    log_curves.write(runs, args.output, args.figures)
-    print(args.output)
+    output = args.output or log_curves.log_file(args.runs[0]).with_name("curves.png")
+    log_curves.write(runs, output, args.figures)
+    print(output)
     return 0
 
 

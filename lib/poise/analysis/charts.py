@@ -9,29 +9,42 @@ import logging
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from poise.errors import PoiseError
 
-# matplotlib wants colours; the page has CSS variables. These stand for them until the SVG is written
-_STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)",
-              **{f"#0303{number:02x}": f"var(--series-{number})" for number in range(8)}}
-INK, LINE, *SERIES = _STAND_INS
-# the colours of the light page, for pictures
-COLOURS = ("#1f6fb4", "#d9730d", "#8fb98f", "#e0b23c", "#b565c4", "#d64545", "#6b8fd6", "#888888")
-_ON_WHITE = dict(zip(_STAND_INS, ("#1b1b1b", "#d5d5d5", *COLOURS)))
-_SETTINGS = {
-    "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "poise", "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"], "font.size": 9,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE, "xtick.color": INK, "ytick.color": INK, "axes.titlesize": 10,
-    "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-}
+T = TypeVar("T")
+
+
+class Palette(NamedTuple):
+    """Colours of text, of axes and grids, and of the things that are shown."""
+
+    ink: str
+    line: str
+    series: tuple[str, ...]
+
+
+#: for pictures on white, and of the series on light pages
+PAPER = Palette("#1b1b1b", "#d5d5d5", ("#1f6fb4", "#d9730d", "#8fb98f", "#e0b23c", "#b565c4", "#d64545", "#6b8fd6", "#888888"))
+# matplotlib wants colours; a page has CSS variables, for which these stand until the SVG is written
+_STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)", **{f"#0303{number:02x}": f"var(--series-{number})" for number in range(len(PAPER.series))}}
+PAGE = Palette(*list(_STAND_INS)[:2], tuple(_STAND_INS)[2:])
+
+
+def _settings(palette: Palette) -> dict[str, Any]:
+    ink, line, _ = palette
+    return {
+        "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "poise", "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"],
+        "font.size": 9, "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": line, "xtick.color": ink, "ytick.color": ink, "axes.titlesize": 10,
+        "axes.grid": True, "grid.color": line, "grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+        "legend.frameon": False, "legend.fontsize": 8, "legend.labelcolor": ink, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+    }
 
 
 class Curve(NamedTuple):
-    """colour: number of one of SERIES; style: as matplotlib writes lines and marks."""
+    """colour: number of one of a palette's series; style: as matplotlib writes lines and marks."""
 
     name: str
     x: Sequence[float]
@@ -40,21 +53,24 @@ class Curve(NamedTuple):
     style: str = "-"
 
 
-def styled(draw: Callable[..., str]) -> Callable[..., str]:
-    """A function that draws and returns an SVG text, with our settings around all of it. Raises PoiseError without matplotlib."""
+def styled(palette: Palette) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """For functions that draw: our settings around all of it. They raise PoiseError without matplotlib."""
 
-    @functools.wraps(draw)
-    def with_settings(*args: Any, **options: Any) -> str:
-        try:
-            import matplotlib
-        except ImportError as error:
-            raise PoiseError(f"charts need matplotlib, which cannot be imported ({error}): pip install 'poise[plot]'") from None
-        # the page's fonts are the reader's, so it does not matter which of them this machine has
-        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-        with matplotlib.rc_context(_SETTINGS):
-            return draw(*args, **options)
+    def decorated(draw: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(draw)
+        def with_settings(*args: Any, **options: Any) -> T:
+            try:
+                import matplotlib
+            except ImportError as error:
+                raise PoiseError(f"charts need matplotlib, which cannot be imported ({error}): pip install 'poise[plot]'") from None
+            # the page's fonts are the reader's, so it does not matter which of them this machine has
+            logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+            with matplotlib.rc_context(_settings(palette)):
+                return draw(*args, **options)
 
-    return with_settings
+        return with_settings
+
+    return decorated
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any):
@@ -83,7 +99,7 @@ def svg(figure, title: str) -> str:
     return drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
-@styled
+@styled(PAGE)
 def bars(title: str, series: Mapping[str, Sequence[float]], labels: Sequence[str], value: str, *, limits: tuple[float, float] | None = (0, 1)) -> str:
     """Horizontal bars: one group for each label, top down, with one bar for each of the series; NaN and -1 are left out."""
     figure, axes = new_figure(7, 0.6 + 0.26 * len(labels) * (0.5 + 0.5 * len(series)))
@@ -98,8 +114,8 @@ def _draw_bars(axis, series: Mapping[str, Sequence[float]], labels: Sequence[str
     for number, (name, values) in enumerate(series.items()):
         values = np.array(values, float)
         values = np.where(values == -1, np.nan, values)
-        drawn = axis.barh(place + (number - (len(series) - 1) / 2) * thick, np.nan_to_num(values), thick * 0.92, label=_plain(name), color=SERIES[number])
-        axis.bar_label(drawn, [f"{v:.3f}" if np.isfinite(v) else "none" for v in values], padding=2, fontsize=7, color=INK)
+        drawn = axis.barh(place + (number - (len(series) - 1) / 2) * thick, np.nan_to_num(values), thick * 0.92, label=_plain(name), color=PAGE.series[number])
+        axis.bar_label(drawn, [f"{v:.3f}" if np.isfinite(v) else "none" for v in values], padding=2, fontsize=7)
     axis.set_yticks(place, labels)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
@@ -112,7 +128,7 @@ def _draw_bars(axis, series: Mapping[str, Sequence[float]], labels: Sequence[str
         _legend(axis, len(series))
 
 
-@styled
+@styled(PAGE)
 def panels(title: str, groups: Mapping[str, tuple[Mapping[str, Sequence[float]], Sequence[str]]], value: str) -> str:
     """Two panels of bars in a row: title of the panel -> (series, labels)."""
     rows = -(-len(groups) // 2)
@@ -123,44 +139,44 @@ def panels(title: str, groups: Mapping[str, tuple[Mapping[str, Sequence[float]],
             axis.set_visible(False)
             continue
         _draw_bars(axis, series, labels, value, (0, 1.12), legend=False)
-        axis.set_title(name, loc="left", color=INK)
+        axis.set_title(name, loc="left")
     handles, names = axes[0, 0].get_legend_handles_labels()
     if len(names) > 1:
-        figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8, labelcolor=INK)
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     return svg(figure, title)
 
 
-@styled
+@styled(PAGE)
 def stacked(title: str, files: Mapping[str, Mapping[str, Sequence[float]]], labels: Sequence[str], value: str) -> str:
     """A panel for each result file: a bar for each label, made of the shares of the parts; name -> part -> values."""
     figure, axes = new_figure(4.6 * len(files) + 1, 0.9 + 0.24 * len(labels), 1, len(files), sharey=True)
     for axis, (name, parts) in zip(axes[0], files.items()):
         left = np.zeros(len(labels))
         for number, (part, values) in enumerate(parts.items()):
-            axis.barh(np.arange(len(labels)), values, 0.78, left=left, color=SERIES[2 + number], label=part)
+            axis.barh(np.arange(len(labels)), values, 0.78, left=left, color=PAGE.series[2 + number], label=part)
             left = left + np.asarray(values, float)
         axis.set_yticks(np.arange(len(labels)), labels)
         axis.set_xlim(0, 1)
         axis.set_xlabel(value)
         axis.grid(axis="y", visible=False)
         if len(files) > 1:
-            axis.set_title(name, loc="left", color=INK)
+            axis.set_title(name, loc="left")
     axes[0, 0].invert_yaxis()
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8, labelcolor=INK)
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     return svg(figure, title)
 
 
-@styled
+@styled(PAGE)
 def lines(title: str, curves: Sequence[Curve], x: str, y: str, *, diagonal: bool = False, limits: tuple[float, float] | None = (0, 1.02),
           size: tuple[float, float] = (7, 4), logarithmic: bool = False) -> str:
     """Curves over a common axis; with a diagonal where x and y should be equal, or with a logarithmic y axis."""
     figure, axes = new_figure(*size)
-    _draw_lines(axes[0, 0], curves, x, y, diagonal, limits, logarithmic)
+    _draw_lines(axes[0, 0], PAGE, curves, x, y, diagonal, limits, logarithmic)
     return svg(figure, title)
 
 
-@styled
+@styled(PAPER)
 def lines_as_png(charts: Sequence[tuple[str, Sequence[Curve], str, bool]]) -> bytes:
     """A PNG on white with charts (title, curves, name of the x axis, whether logarithmic), two in a row."""
     rows = -(-len(charts) // 2)
@@ -170,24 +186,20 @@ def lines_as_png(charts: Sequence[tuple[str, Sequence[Curve], str, bool]]) -> by
             axis.set_visible(False)
             continue
         title, curves, x, logarithmic = chart
-        _draw_lines(axis, curves, x, title, False, None, logarithmic)
-    for artist in figure.findobj():     # no page stands behind these colours
-        for name in ("color", "edgecolor", "facecolor", "markerfacecolor", "markeredgecolor"):
-            colour = getattr(artist, f"get_{name}", lambda: None)()
-            if isinstance(colour, str) and colour in _ON_WHITE:
-                getattr(artist, f"set_{name}")(_ON_WHITE[colour])
+        _draw_lines(axis, PAPER, curves, x, title, logarithmic=logarithmic)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110, facecolor="white", metadata={"Software": None})
     return data.getvalue()
 
 
-def _draw_lines(axis, curves: Sequence[Curve], x: str, y: str, diagonal: bool, limits: tuple[float, float] | None, logarithmic: bool) -> None:
+def _draw_lines(axis, palette: Palette, curves: Sequence[Curve], x: str, y: str, diagonal: bool = False, limits: tuple[float, float] | None = None,
+                logarithmic: bool = False) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     for curve in curves:
-        axis.plot(curve.x, curve.y, curve.style, color=SERIES[curve.colour % len(SERIES)], label=_plain(curve.name), linewidth=1.6, markersize=4)
+        axis.plot(curve.x, curve.y, curve.style, color=palette.series[curve.colour % len(palette.series)], label=_plain(curve.name), linewidth=1.6, markersize=4)
     if diagonal:
-        axis.plot([0, 1], [0, 1], ":", color=INK, linewidth=1, label="equal")
+        axis.plot([0, 1], [0, 1], ":", color=palette.ink, linewidth=1, label="equal")
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     if limits:
@@ -204,7 +216,7 @@ def _draw_lines(axis, curves: Sequence[Curve], x: str, y: str, diagonal: bool, l
 
 
 def _legend(axis, columns: int) -> None:
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(columns, 4), fontsize=8, labelcolor=INK)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(columns, 4))
 
 
 def _plain(text: str) -> str:

@@ -25,7 +25,7 @@ th { vertical-align: bottom; white-space: normal; } td.text { white-space: norma
 figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { display: flex; flex-wrap: wrap; gap: 8px; } .panels figure { margin: 0; }
 .panels img { max-width: 100%; border: 1px solid var(--line); } figcaption { font-size: .85em; color: var(--soft); overflow-wrap: anywhere; }
 .picture { margin: 1.2em 0; } .picture p { margin: .1em 0; overflow-wrap: anywhere; }
-""".replace("LIGHT", " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(charts.COLOURS)))
+""".replace("LIGHT", " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(charts.PAPER.series)))
 # nothing may be fetched, whatever a file's text holds
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
