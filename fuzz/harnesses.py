@@ -328,7 +328,7 @@ HARNESSES = {
     "MPII annotations": Harness(mpii, seeds.mpii, mutation.of_json),
     "detections": Harness(detections, seeds.detections, mutation.of_json, 2),
     "genotype": Harness(genotype, seeds.genotype, mutation.of_json),
-    "head boxes": Harness(matlab, seeds.matlab, mutation.of_bytes, compiled=True),
+    "head boxes": Harness(matlab, seeds.matlab, mutation.of_bytes),
     "checkpoint": Harness(checkpoint, seeds.checkpoints, mutation.of_zip(mutation.of_bytes), 2),
     "cache": Harness(cache, seeds.cache, mutation.of_zip(mutation.of_bytes)),
     "archive": Harness(archive, seeds.archives, mutation.of_archive, 2),

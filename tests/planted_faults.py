@@ -410,6 +410,9 @@ WEIGHTS = [
     _checkpoint("a checkpoint whose epoch is a text", lambda state: {
         "format": 1, "epoch": "three", "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "tiny", "seed": 0, "threads": 1},
         "not a checkpoint of this version of Poise"),
+    _checkpoint("a checkpoint without its best score and optimiser", lambda state: {
+        "format": 1, "epoch": 1, "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "tiny", "seed": 0, "threads": 1},
+        "the checkpoint does not fit the network or optimiser of this configuration"),
     _checkpoint("a checkpoint of another experiment", lambda state: {
         "format": 1, "epoch": 1, "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "\x1b[2J", "seed": 0, "threads": 1},
         "a checkpoint of experiment \\x1b[2J, not of tiny"),
