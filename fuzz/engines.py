@@ -93,7 +93,7 @@ def by_coverage(name: str, folder: Path, seconds: float, inputs: int, first: int
     """atheris. It keeps what reaches new lines in folder/corpus, writes faults beside it, and ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["poise", "yaml", "torch._weights_only_unpickler"]):
+    with atheris.instrument_imports(include=["poise", "torch._weights_only_unpickler"]):
         import harnesses
 
         harness = harnesses.HARNESSES[name]

@@ -1,7 +1,7 @@
 """The long fuzzing: python fuzz/run.py [--minutes M] [--inputs N] [--anew] [HARNESS ...]
 
-Each harness runs in processes of its own, in turns, until the time is over or the number of inputs is reached. With atheris installed (pip install
-poise[fuzz]) its coverage guides what is tried; without it inputs are drawn by number. A later call goes on: what was worth keeping is in
+Each harness runs in processes of its own, in turns, until the time is over or the number of inputs is reached. Inputs are drawn by number, and
+where atheris is installed (pip install poise[fuzz]) in every other turn guided by its coverage. A later call goes on: what was worth keeping is in
 output/fuzz, how many inputs there were in fuzz/counts.json, and the table in docs/reliability.md is made from that.
 """
 from __future__ import annotations
@@ -45,12 +45,15 @@ def turn(name: str, seconds: float, inputs: int, counts: dict) -> None:
     """One process for a harness; what came of it is added to `counts`."""
     import harnesses
 
-    engine = "numbers" if harnesses.HARNESSES[name].compiled or not importlib.util.find_spec("atheris") else "atheris"
+    guided = importlib.util.find_spec("atheris") and not harnesses.HARNESSES[name].compiled
     folder = FOLDER / name.replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "count").write_bytes(bytes(24))
     before = set(folder.glob("*-*"))
-    row = counts.setdefault(name, {"inputs": 0, "read": 0, "seconds": 0.0, "megabytes": 0.0, "faults": 0, "engine": engine})
+    row = counts.setdefault(name, {"inputs": 0, "read": 0, "seconds": 0.0, "megabytes": 0.0, "faults": 0, "turns": 0, "engine": "atheris and numbers" if guided else "numbers"})
+    row["turns"] = row.get("turns", 0) + 1
+    # in turns: coverage leads to the rare branches, and is soon far from any file that can be read; numbers stay near the good ones
+    engine = "atheris" if guided and row["turns"] % 2 else "numbers"
     begin = time.monotonic()
     command = [sys.executable, __file__, "--child", name, "--seconds", str(seconds), "--inputs", str(inputs), "--first", str(row["inputs"]), "--engine", engine]
     with open(folder / "log", "ab") as log:

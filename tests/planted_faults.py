@@ -110,9 +110,9 @@ CONFIG = [
     _config("a misspelt key", "TRAIN: {LERNING_RATE: 1}", "unknown key TRAIN.LERNING_RATE"),
     _config("a key that clears the terminal", '"\\e[2J\\nx": 1', "unknown key \\x1b[2J"),
     _config("a text where a number belongs", "TRAIN: {LR: fast}", "TRAIN.LR must be a number, got 'fast'"),
-    _config("a rate that is NaN", "TRAIN: {LR: .nan}", "TRAIN.LR must be a number"),
-    _config("a rate of 1e400", "TRAIN: {LR: 1.0e+400}", "TRAIN.LR must be a number"),
-    _config("a negative batch", "TRAIN: {BATCH_SIZE_PER_GPU: -4}", "TRAIN.BATCH_SIZE_PER_GPU must be"),
+    _config("a rate that is NaN", "MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR: .nan}", "TRAIN.LR must be a number"),
+    _config("a rate of 1e400", "MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR: 1.0e+400}", "TRAIN.LR must be a number"),
+    _config("a negative batch", "MODEL: {NUM_JOINTS: 16}\nTRAIN: {BATCH_SIZE_PER_GPU: -4}", "TRAIN.BATCH_SIZE_PER_GPU must be"),
     _config("a number of 5000 digits", "WORKERS: " + "1" * 5000, "not valid YAML (Exceeds the limit"),
     _config("a base that leads back", "_BASE_: strange.yaml", "_BASE_ leads back to itself"),
     _config("a base that is not there", "_BASE_: nowhere.yaml", "nowhere.yaml: cannot read the experiment file"),
@@ -336,9 +336,9 @@ def malicious(place: Place, old: bool = False) -> Path:
     return path
 
 
-def plain_pickle(place: Place) -> Path:
+def plain_pickle(place: Place, protocol: int = 2) -> Path:
     path = place.folder / "stranger.pth"
-    path.write_bytes(pickle.dumps(Malicious(place.canary)))
+    path.write_bytes(pickle.dumps(Malicious(place.canary), protocol))
     return path
 
 
@@ -375,8 +375,9 @@ def _written(data: Callable[[bytes], bytes]) -> Callable[[Place], Path]:
     return make
 
 
-def _with(name: str, tensor: Callable[[Any], Any]) -> Callable[[dict], dict]:
-    return lambda state: {**state, name: tensor(state[name])}
+def _with(tensor: Callable[[Any], Any]) -> Callable[[dict], dict]:
+    """The state dict with its first tensor changed."""
+    return lambda state: {**state, next(iter(state)): tensor(next(iter(state.values())))}
 
 
 def _checkpoint(how: str, content: Callable[[dict], Any], line: str) -> Fault:
@@ -386,7 +387,6 @@ def _checkpoint(how: str, content: Callable[[dict], Any], line: str) -> Fault:
     return Fault("weights", how, "train", plant, line, 1)
 
 
-_FIRST = "conv1.0.weight"
 WEIGHTS = [
     _weighed("no such file", lambda place: None, "no such weight file"),
     _weighed("no such file, in training", lambda place: None, "no such file", "train"),
@@ -396,19 +396,23 @@ WEIGHTS = [
     _weighed("cut off", _written(lambda data: data[:3000]), "not a weight file of PyTorch, or damaged"),
     _weighed("a list", _saved(lambda state: [1, 2]), "holds no state dict (names and tensors)"),
     _weighed("another network's", _saved(lambda state: {"a.weight": next(iter(state.values()))}), "loaded 0 of"),
-    _weighed("names that clear the terminal", _saved(lambda state: {**state, "\x1b[2J\nx": state[_FIRST]}), "\\x1b[2J"),
-    _weighed("a tensor without memory", _saved(_with(_FIRST, lambda tensor: tensor.to("meta"))), "is no plain tensor"),
-    _weighed("a sparse tensor", _saved(_with(_FIRST, lambda tensor: tensor.to_sparse())), "is no plain tensor"),
-    _weighed("10^12 values that are one", _saved(_with(_FIRST, lambda tensor: tensor.reshape(-1)[:1].expand(10**6, 10**6))), "is no plain tensor"),
+    _weighed("names that clear the terminal", _saved(lambda state: {**state, "\x1b[2J\nx": next(iter(state.values()))}), "\\x1b[2J"),
+    _weighed("a tensor without memory", _saved(_with(lambda tensor: tensor.to("meta"))), "is no plain tensor"),
+    _weighed("a sparse tensor", _saved(_with(lambda tensor: tensor.to_sparse())), "is no plain tensor"),
+    _weighed("10^12 values that are one", _saved(_with(lambda tensor: tensor.reshape(-1)[:1].expand(10**6, 10**6))), "is no plain tensor"),
     _weighed("a pickle that writes a file", malicious, "holds more than tensors and plain values (posix.system)"),
     _weighed("a pickle that writes a file, in training", malicious, "holds more than tensors and plain values (posix.system)", "train"),
     _weighed("a pickle that writes a file, to convert", malicious, "holds more than tensors and plain values (posix.system)", "convert_weights"),
     _weighed("the same in the form before PyTorch 1.6", lambda place: malicious(place, old=True), "holds more than tensors and plain values (posix.system)"),
     _weighed("a bare pickle that writes a file", plain_pickle, "holds more than tensors and plain values (posix.system)"),
+    _weighed("the same in pickle's protocol 4, which PyTorch does not use", lambda place: plain_pickle(place, 4), "not a weight file of PyTorch, or damaged"),
     _checkpoint("a checkpoint to go on from that is bare weights", lambda state: state, "not a checkpoint of this version of Poise"),
     _checkpoint("a checkpoint whose epoch is a text", lambda state: {
         "format": 1, "epoch": "three", "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "tiny", "seed": 0, "threads": 1},
         "not a checkpoint of this version of Poise"),
+    _checkpoint("a checkpoint without its best score and optimiser", lambda state: {
+        "format": 1, "epoch": 1, "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "tiny", "seed": 0, "threads": 1},
+        "the checkpoint does not fit the network or optimiser of this configuration"),
     _checkpoint("a checkpoint of another experiment", lambda state: {
         "format": 1, "epoch": 1, "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "\x1b[2J", "seed": 0, "threads": 1},
         "a checkpoint of experiment \\x1b[2J, not of tiny"),

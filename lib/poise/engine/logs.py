@@ -134,7 +134,7 @@ class MetricsFile:
                 try:
                     if json.loads(line).get("epoch", begin_epoch) < begin_epoch:
                         kept.append(line)
-                except (ValueError, AttributeError, TypeError):    # a line that was cut off when the run was killed
+                except (ValueError, AttributeError, TypeError, RecursionError):    # a line that was cut off when the run was killed
                     continue
         with replacing(path) as part:
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -35,6 +35,10 @@ class Progress:
             raise PoiseError(f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is another, or its file has changed); remove it to "
                              "begin anew, or give the training a folder of its own with OUTPUT_DIR")
         try:
+            sums = {**self.sums, **{str(key): float(value) for key, value in saved["sums"].items()}}
+            best_score, best_epoch = float(saved["best"]["score"]), int(saved["best"]["epoch"])
+            average_best = tuple(saved.get("average_best", (self.ema_score, self.ema_epoch, self.stale)))
+            ema_score, ema_epoch, stale = float(average_best[0]), int(average_best[1]), int(average_best[2])
             device.bare(model).load_state_dict(saved["state_dict"])
             # PyTorch takes another optimiser's state without a word and fails at the first step
             theirs, own = (set(state["param_groups"][0]) & {"betas", "momentum"} for state in (saved["optimizer"], optimizer.state_dict()))
@@ -46,12 +50,12 @@ class Progress:
                 for key, value in state.items():
                     if torch.is_tensor(value) and value.shape == parameter.shape:
                         state[key] = torch.empty_like(parameter).copy_(value)
-        except (RuntimeError, ValueError, LookupError, TypeError) as error:
-            raise PoiseError(f"{saved['path']}: the checkpoint does not fit the network or optimiser of this configuration ({str(error).splitlines()[0]}); "
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise PoiseError(f"{saved['path']}: the checkpoint does not fit the network or optimiser of this configuration ({str(error).splitlines()[0][:300]}); "
                              "remove it to begin anew") from None
-        self.epoch, self.step, self.sums = saved["epoch"], saved["step"], {**self.sums, **saved["sums"]}
-        self.best_score, self.best_epoch = saved["best"]["score"], saved["best"]["epoch"]
-        self.ema_score, self.ema_epoch, self.stale = saved.get("average_best", (self.ema_score, self.ema_epoch, self.stale))
+        self.epoch, self.step, self.sums = saved["epoch"], saved["step"], sums
+        self.best_score, self.best_epoch = best_score, best_epoch
+        self.ema_score, self.ema_epoch, self.stale = ema_score, ema_epoch, stale
         self.kept = Path(saved["path"])
         best = "" if self.best_epoch < 0 else f"; best score so far {self.best_score:.4f} of epoch {self.best_epoch}"
         log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from poise import download, zoo
-from poise.errors import DataError
+from poise.errors import DataError, shown
 from poise.weights.families import Family, Shapes, describe, joint_tensors, number_of_joints, recognise, se_reduction, shapes_of
 from poise.weights.formats import into_stages, other_order, recognise_format, resnet_to_mspn
 from poise.weights.reading import State, WeightFile, read_weight_file
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def _some(names: Sequence[str]) -> str:
     """A few of many names."""
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    return f"{', '.join(shown(name) for name in names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 @dataclass
