@@ -86,24 +86,3 @@ def train_here(processes, path, overrides=(), prepare=None):
     except Interrupted as stopped:
         return str(stopped)
     return told
-
-
-def folder_of(path):
-    return path.parent / "output" / "coco" / "pose_res2net" / path.stem
-
-
-def state_of(file):
-    return torch.load(file, weights_only=True)
-
-
-def same_weights(file, other):
-    one, two = state_of(file), state_of(other)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def copied(path, name):
-    """The same experiment, with other folders."""
-    other = path.parent / name / path.name
-    other.parent.mkdir()
-    other.write_text(path.read_text().replace(f"{path.parent}/", f"{other.parent}/"))
-    return other

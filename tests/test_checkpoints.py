@@ -7,43 +7,24 @@ import time
 
 import pytest
 import torch
-from conftest import forget_log_handlers
+from conftest import TINY
 
 from poise import config
 from poise.engine import checkpoint, interrupt, logs, train
 from poise.errors import DataError
+from runs import in_larger_steps, quick_and_quiet, run_train, same_weights, state_of  # noqa: F401
 
 
-@pytest.fixture(autouse=True)
-def quick_and_quiet(monkeypatch):
-    monkeypatch.setattr(train, "_show", lambda *_: None)
-    yield
-    forget_log_handlers()
-
-
-def run_train(path, *overrides):
-    cfg = config.load(path, ["GPUS", "()", "TRAIN.BATCH_SIZE_PER_GPU", "16", *(str(value) for value in overrides)])
-    train.run(cfg, str(path), ["tools/train.py"])
-    return folder_of(path)
-
-
-def folder_of(path):
-    return path.parent / "output" / "coco" / "pose_res2net" / "tiny"
-
-
-def state_of(file):
-    return torch.load(file, weights_only=True)
+@pytest.fixture
+def tiny_experiment(tiny_experiment):
+    tiny_experiment.write_text(in_larger_steps(tiny_experiment.read_text()))
+    return tiny_experiment
 
 
 def positions(folder):
     """Epoch and step of the checkpoints of a folder, the newest first."""
     files = sorted(folder.glob("checkpoint*.pth"), key=lambda path: (len(path.name), path.name))
     return [(saved["epoch"], saved["step"]) for saved in map(state_of, files)]
-
-
-def same(file, other):
-    one, two = state_of(file), state_of(other)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture
@@ -70,7 +51,7 @@ def test_after_steps(tiny_experiment, written):
     written.clear()
     folder = run_train(tiny_experiment, "TRAIN.CHECKPOINT_STEPS", 3, "TRAIN.CHECKPOINTS_KEPT", 3)
     assert written == [(0, 3), (1, 0), (1, 2), (2, 0)] and positions(folder) == [(2, 0), (1, 2), (1, 0)]
-    assert same(folder / "final_state.pth", tiny_experiment.parent / "plain" / "final_state.pth")
+    assert same_weights(folder / "final_state.pth", tiny_experiment.parent / "plain" / "final_state.pth")
     # fewer are kept: those beyond are removed
     run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.CHECKPOINTS_KEPT", 1, "TRAIN.END_EPOCH", 3)
     assert positions(folder) == [(3, 0)]
@@ -144,11 +125,9 @@ def empty(path):
 @pytest.fixture(scope="module")
 def stopped_twice(small_set, tmp_path_factory):
     """(experiment, its run folder with the checkpoints of epochs 1 and 2, that of a run of two epochs)."""
-    from conftest import TINY
-
     path = tmp_path_factory.mktemp("damaged") / "tiny.yaml"
     path.write_text(f"OUTPUT_DIR: {path.parent / 'output'}\nLOG_DIR: {path.parent / 'log'}\n"
-                    + TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17))
+                    + in_larger_steps(TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_show", lambda *_: None)
         folder = run_train(path)
@@ -175,7 +154,7 @@ def test_damaged_newest(of_two_epochs, damage, capsys):
     run_train(path, "AUTO_RESUME", True)
     out = capsys.readouterr().out
     assert f"{folder}/checkpoint.pth: damaged; looking at the checkpoint before it" in out and f"going on from {folder}/checkpoint_1.pth" in out
-    assert "going on at epoch 1, step 0" in out and same(folder / "final_state.pth", folder / "before.pth") and positions(folder) == [(2, 0), (1, 0)]
+    assert "going on at epoch 1, step 0" in out and same_weights(folder / "final_state.pth", folder / "before.pth") and positions(folder) == [(2, 0), (1, 0)]
 
 
 def test_all_damaged(of_two_epochs):
@@ -297,7 +276,7 @@ def test_full_disk(tiny_experiment, small_disk):
     assert "\n" not in str(error.value) and positions(folder) == [(1, 0)] and not list(folder.glob(".*.part"))
     (disk / "others").unlink()
     run_train(tiny_experiment, *overrides, "AUTO_RESUME", True)
-    assert same(folder / "final_state.pth", undisturbed / "final_state.pth") and positions(folder) == [(2, 0), (1, 0)]
+    assert same_weights(folder / "final_state.pth", undisturbed / "final_state.pth") and positions(folder) == [(2, 0), (1, 0)]
 
 
 # signals under torchrun -----------------------------------------------------------------------------------------------------------

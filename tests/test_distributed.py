@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from conftest import TINY
-from gloo_processes import copied, folder_of, forks, same_weights, state_of, together, train_here  # noqa: F401
+from gloo_processes import forks, together, train_here  # noqa: F401
 from poise import config
 from poise.datasets.persons import EpochBatches
 from poise.engine import device, distributed, process_group, step
 from poise.engine.distributed import ALONE, Processes
 from poise.errors import ConfigError, PoiseError
 from poise.models import build_model
+from runs import copied, folder_of, metrics_of, same_weights, state_of
 
 RESULTS = "results/keypoints_val2017_results_gt_boxes.json"
 
@@ -362,10 +363,7 @@ def test_run_that_was_stopped_goes_on(together, tiny, of_two):
     together(2, train_here, tiny, ("AUTO_RESUME", True))
     assert "going on at epoch 0, step 2" in (folder_of(tiny) / "train.log").read_text()
     assert same_weights(folder_of(tiny) / "final_state.pth", folder_of(other) / "final_state.pth")
-    metrics = [[json.loads(line) for line in (folder_of(path) / "metrics.jsonl").read_text().splitlines()] for path in (tiny, other)]
-    for one, two in zip(*metrics, strict=True):
-        assert {key: value for key, value in one.items() if key not in ("images_per_second", "data_time_share")} == {
-            key: value for key, value in two.items() if key not in ("images_per_second", "data_time_share")}
+    assert metrics_of(folder_of(tiny)) == metrics_of(folder_of(other))
 
 
 def test_going_on_with_another_number_of_processes(together, tiny):

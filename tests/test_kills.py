@@ -1,5 +1,4 @@
 """Trainings that are killed with SIGKILL at random steps and places, and end as one that nothing disturbed did: to the last bit of the weights."""
-import json
 import os
 import random
 import signal
@@ -10,7 +9,8 @@ import time
 
 import pytest
 import torch
-from gloo_processes import copied, folder_of, forks, same_weights, together, train_here  # noqa: F401
+from gloo_processes import forks, together, train_here  # noqa: F401
+from runs import copied, folder_of, metrics_of, same_weights
 
 from conftest import ROOT
 from poise import config
@@ -65,15 +65,10 @@ def tiny(tiny_experiment):
     return tiny_experiment
 
 
-def lines_of(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("images_per_second", "data_time_share")} for line in lines]
-
-
 def assert_as_undisturbed(path, other):
     for name in ("final_state.pth", "final_state_ema.pth", "model_best.pth", "model_best_ema.pth"):
         assert same_weights(folder_of(path) / name, folder_of(other) / name), name
-    assert lines_of(folder_of(path)) == lines_of(folder_of(other)) and len(lines_of(folder_of(path))) == 4
+    assert metrics_of(folder_of(path)) == metrics_of(folder_of(other)) and len(metrics_of(folder_of(path))) == 4
     assert not list(folder_of(path).glob(".*.pth.*")) and not (folder_of(path) / "checkpoint_next.pth").exists()
 
 

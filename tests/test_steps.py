@@ -1,6 +1,5 @@
 """What a step may consist of besides the plain one: parts, 16 bits, a compiled network, an average; and when a run ends early."""
 import copy
-import json
 import math
 import os
 import subprocess
@@ -10,38 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ROOT, forget_log_handlers
+from conftest import ROOT
 from poise import config
 from poise.datasets.persons import EpochBatches
 from poise.engine import device, precision, progress, schedule, step, train
 from poise.engine.average import WeightAverage
 from poise.engine.precision import LossScale
 from poise.errors import ConfigError, PoiseError
-
-
-@pytest.fixture(autouse=True)
-def quick_and_quiet(monkeypatch):
-    monkeypatch.setattr(train, "_show", lambda *_: None)
-    yield
-    forget_log_handlers()
-
-
-def run_train(path, *overrides):
-    cfg = config.load(path, ["GPUS", "()", *(str(value) for value in overrides)])
-    train.run(cfg, str(path), ["tools/train.py"])
-    return path.parent / "output" / cfg.DATASET.DATASET / cfg.MODEL.NAME / path.stem
-
-
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def state_of(file):
-    return torch.load(file, weights_only=True)
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+from runs import folder_of, metrics_of, quick_and_quiet, run_train, same, state_of  # noqa: F401
 
 
 # parts ----------------------------------------------------------------------------------------------------------------------------
@@ -156,8 +131,7 @@ def test_bf16_trains_as_float32_does(tiny_experiment):
     plain, half = (metrics_of(run_train(tiny_experiment, "AMP", kind, "TRAIN.END_EPOCH", 1))[0] for kind in ("", "bf16"))
     assert half["train_loss"] != plain["train_loss"] and half["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
     assert half["valid_loss"] != plain["valid_loss"] and half["valid_loss"] == pytest.approx(plain["valid_loss"], rel=0.1) and "overflows" not in half
-    folder = tiny_experiment.parent / "output" / "coco" / "pose_res2net" / "tiny"
-    assert {tensor.dtype for tensor in state_of(folder / "final_state.pth").values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in state_of(folder_of(tiny_experiment) / "final_state.pth").values()} == {torch.float32, torch.int64}
 
 
 def test_a_gpu_without_bf16(tiny_experiment, monkeypatch):
@@ -246,7 +220,7 @@ def test_compiling_for_several_devices(tiny_experiment):
 def test_a_compiled_run(tiny_experiment):
     """Trains as the plain one does, but for rounding, and its files have the plain names."""
     plain = state_of(run_train(tiny_experiment, "TRAIN.END_EPOCH", 1) / "final_state.pth")
-    before = metrics_of(tiny_experiment.parent / "output" / "coco" / "pose_res2net" / "tiny")[0]
+    before = metrics_of(folder_of(tiny_experiment))[0]
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "COMPILE", True)
     assert metrics_of(folder)[0]["train_loss"] == pytest.approx(before["train_loss"], rel=1e-3)
     found = state_of(folder / "final_state.pth")
