@@ -58,6 +58,12 @@ def metrics_of(folder):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
+def positions(folder):
+    """Epoch and step of the checkpoints of a folder, the newest first."""
+    files = sorted(folder.glob("checkpoint*.pth"), key=lambda path: (len(path.name), path.name))
+    return [(saved["epoch"], saved["step"]) for saved in map(state_of, files)]
+
+
 def state_of(file):
     return torch.load(file, weights_only=True)
 
