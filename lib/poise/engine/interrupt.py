@@ -23,7 +23,7 @@ class Interrupted(Exception):
 def stop_run() -> bool:
     """Ask the run to end as a first signal does, from any thread; whether there is one that listens."""
     for interrupt in _installed:
-        interrupt.asked = True
+        interrupt._ask()
     return bool(_installed)
 
 
@@ -52,6 +52,9 @@ class Interrupt:
         if self.asked and time.monotonic() - self._since >= self._echo:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        self._ask()
+
+    def _ask(self) -> None:
         if not self.asked:
             self._since = time.monotonic()
         self.asked = True
