@@ -2,8 +2,10 @@
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -38,11 +40,18 @@ class Done:
 
 @pytest.fixture(scope="module")
 def together(forks, tmp_path_factory):
-    """A function that runs function(processes, *arguments) in some processes; returns a Done for each."""
-    def run(world, function, *arguments, fails=False):
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)    # torchrun's own process has it
+    """A function that runs function(processes, *arguments) in some processes; returns a Done for each.
+
+    environments: variables of each, beside those of torchrun. seconds: that they wait for each other at the beginning.
+    """
+    def run(world, function, *arguments, fails=False, environments=None, seconds=60):
+        environments = environments or [{}] * world
+        store = None if any(one.get("TORCHELASTIC_USE_AGENT_STORE") == "False" for one in environments) else torch.distributed.TCPStore(
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False)    # torchrun's own process has it
+        port = store.port if store else free_port()
         folders = [tmp_path_factory.mktemp("process") for _ in range(world)]
-        started = [forks.Process(target=_process, args=(rank, world, store.port, folder, function, arguments)) for rank, folder in enumerate(folders)]
+        started = [forks.Process(target=_process, args=(rank, world, port, folder, function, arguments, environment, seconds))
+                   for rank, (folder, environment) in enumerate(zip(folders, environments))]
         for process in started:
             process.start()
         limit = time.monotonic() + _PATIENCE
@@ -58,13 +67,21 @@ def together(forks, tmp_path_factory):
     return run
 
 
-def _process(rank, world, port, folder, function, arguments):
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def _process(rank, world, port, folder, function, arguments, environment, seconds):
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
     # text that was not yet printed when this process was forked is not its own
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+    os.environ.update(environment)
+    process_group._TIME_TO_MEET = timedelta(seconds=seconds)
     process_group._SECONDS_OF_SILENCE = 0.2     # here is no torchrun that would end it
 
     def main():
@@ -86,24 +103,3 @@ def train_here(processes, path, overrides=(), prepare=None):
     except Interrupted as stopped:
         return str(stopped)
     return told
-
-
-def folder_of(path):
-    return path.parent / "output" / "coco" / "pose_res2net" / path.stem
-
-
-def state_of(file):
-    return torch.load(file, weights_only=True)
-
-
-def same_weights(file, other):
-    one, two = state_of(file), state_of(other)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def copied(path, name):
-    """The same experiment, with other folders."""
-    other = path.parent / name / path.name
-    other.parent.mkdir()
-    other.write_text(path.read_text().replace(f"{path.parent}/", f"{other.parent}/"))
-    return other

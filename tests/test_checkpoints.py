@@ -1,49 +1,25 @@
 """Checkpoints on the disk: when they are written, how many are kept, and what becomes of them when a file, a disk or a process fails."""
+import errno
 import os
 import shutil
 import signal
-import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import forget_log_handlers
+from conftest import TINY
 
 from poise import config
 from poise.engine import checkpoint, interrupt, logs, train
-from poise.errors import DataError
+from poise.errors import DataError, PoiseError
+from runs import in_larger_steps, positions, quick_and_quiet, run_train, same_weights, state_of  # noqa: F401
 
 
-@pytest.fixture(autouse=True)
-def quick_and_quiet(monkeypatch):
-    monkeypatch.setattr(train, "_show", lambda *_: None)
-    yield
-    forget_log_handlers()
-
-
-def run_train(path, *overrides):
-    cfg = config.load(path, ["GPUS", "()", "TRAIN.BATCH_SIZE_PER_GPU", "16", *(str(value) for value in overrides)])
-    train.run(cfg, str(path), ["tools/train.py"])
-    return folder_of(path)
-
-
-def folder_of(path):
-    return path.parent / "output" / "coco" / "pose_res2net" / "tiny"
-
-
-def state_of(file):
-    return torch.load(file, weights_only=True)
-
-
-def positions(folder):
-    """Epoch and step of the checkpoints of a folder, the newest first."""
-    files = sorted(folder.glob("checkpoint*.pth"), key=lambda path: (len(path.name), path.name))
-    return [(saved["epoch"], saved["step"]) for saved in map(state_of, files)]
-
-
-def same(file, other):
-    one, two = state_of(file), state_of(other)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+@pytest.fixture
+def tiny_experiment(tiny_experiment):
+    tiny_experiment.write_text(in_larger_steps(tiny_experiment.read_text()))
+    return tiny_experiment
 
 
 @pytest.fixture
@@ -70,7 +46,7 @@ def test_after_steps(tiny_experiment, written):
     written.clear()
     folder = run_train(tiny_experiment, "TRAIN.CHECKPOINT_STEPS", 3, "TRAIN.CHECKPOINTS_KEPT", 3)
     assert written == [(0, 3), (1, 0), (1, 2), (2, 0)] and positions(folder) == [(2, 0), (1, 2), (1, 0)]
-    assert same(folder / "final_state.pth", tiny_experiment.parent / "plain" / "final_state.pth")
+    assert same_weights(folder / "final_state.pth", tiny_experiment.parent / "plain" / "final_state.pth")
     # fewer are kept: those beyond are removed
     run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.CHECKPOINTS_KEPT", 1, "TRAIN.END_EPOCH", 3)
     assert positions(folder) == [(3, 0)]
@@ -108,7 +84,7 @@ def test_checkpoint_of_an_older_version(tiny_experiment):
     """Without the fields that came later."""
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     saved = state_of(folder / "checkpoint.pth")
-    for key in ("average_best", "schedule", "scaler", "versions", "git", "job"):
+    for key in ("average_best", "schedule", "scaler", "versions", "git", "job", "optimizer_kind"):
         del saved[key]
     del saved["sums"]["overflows"]
     torch.save(saved, folder / "checkpoint.pth")
@@ -120,6 +96,29 @@ def test_another_schedule_is_said(tiny_experiment, capsys):
     run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.LR", 0.0005)
     assert "the schedule is another than that of the run that is gone on with" in capsys.readouterr().out
+
+
+def test_settings_of_the_optimiser_are_the_configurations(tiny_experiment, capsys):
+    """Not the checkpoint's, which PyTorch would keep without a word; what differs is said."""
+    wanted = ("TRAIN.OPTIMIZER", "sgd", "TRAIN.WD_NORM_AND_BIAS", False)
+    run_train(tiny_experiment, *wanted, "TRAIN.WD", 0.1, "TRAIN.MOMENTUM", 0.9, "TRAIN.END_EPOCH", 1)
+    assert "the optimiser's settings are others" not in capsys.readouterr().out
+    cfg = config.load(tiny_experiment, [str(word) for word in (*wanted, "TRAIN.WD", 0.0, "TRAIN.MOMENTUM", 0.5, "TRAIN.NESTEROV", True, "AUTO_RESUME", True)])
+    training = train.build(cfg, str(tiny_experiment), train.ALONE)
+    assert [(group["weight_decay"], group["momentum"], group["nesterov"], group["fused"]) for group in training.optimizer.param_groups] == [(0.0, 0.5, True, True)] * 2
+    assert training.optimizer.state and all("momentum_buffer" in state for state in training.optimizer.state.values())
+    assert ("the optimiser's settings are others than those of the run that is gone on with: momentum 0.5 (was 0.9), nesterov True (was False), "
+            "weight_decay 0.0 (was 0.1)") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("before, now", [("adam", "adamw"), ("adamw", "adam_l2"), ("adam_l2", "adam")])
+def test_another_optimiser_of_the_same_kind_is_refused(tiny_experiment, before, now):
+    """Their states look alike, their steps are not."""
+    folder = run_train(tiny_experiment, "TRAIN.OPTIMIZER", before, "TRAIN.END_EPOCH", 1)
+    kept = (folder / "checkpoint.pth").read_bytes()
+    with pytest.raises(PoiseError, match=rf"checkpoint.pth: .*\(TRAIN.OPTIMIZER is another: {now}, and was {before}\); remove it to begin anew") as error:
+        run_train(tiny_experiment, "TRAIN.OPTIMIZER", now, "AUTO_RESUME", True)
+    assert "\n" not in str(error.value) and (folder / "checkpoint.pth").read_bytes() == kept
 
 
 # damaged files --------------------------------------------------------------------------------------------------------------------
@@ -144,11 +143,9 @@ def empty(path):
 @pytest.fixture(scope="module")
 def stopped_twice(small_set, tmp_path_factory):
     """(experiment, its run folder with the checkpoints of epochs 1 and 2, that of a run of two epochs)."""
-    from conftest import TINY
-
     path = tmp_path_factory.mktemp("damaged") / "tiny.yaml"
     path.write_text(f"OUTPUT_DIR: {path.parent / 'output'}\nLOG_DIR: {path.parent / 'log'}\n"
-                    + TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17))
+                    + in_larger_steps(TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_show", lambda *_: None)
         folder = run_train(path)
@@ -172,10 +169,12 @@ def test_damaged_newest(of_two_epochs, damage, capsys):
     path, folder = of_two_epochs
     shutil.copy(folder / "final_state.pth", folder / "before.pth")
     damage(folder / "checkpoint.pth")
+    damaged = (folder / "checkpoint.pth").read_bytes()
     run_train(path, "AUTO_RESUME", True)
+    assert (folder / "checkpoint.pth.damaged").read_bytes() == damaged
     out = capsys.readouterr().out
     assert f"{folder}/checkpoint.pth: damaged; looking at the checkpoint before it" in out and f"going on from {folder}/checkpoint_1.pth" in out
-    assert "going on at epoch 1, step 0" in out and same(folder / "final_state.pth", folder / "before.pth") and positions(folder) == [(2, 0), (1, 0)]
+    assert "going on at epoch 1, step 0" in out and same_weights(folder / "final_state.pth", folder / "before.pth") and positions(folder) == [(2, 0), (1, 0)]
 
 
 def test_all_damaged(of_two_epochs):
@@ -187,6 +186,67 @@ def test_all_damaged(of_two_epochs):
     with pytest.raises(DataError, match="checkpoint.pth: not a checkpoint of PyTorch, or damaged .*; remove it to begin anew"):
         run_train(path, "AUTO_RESUME", True)
     assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+
+
+def failing_once(call, error, name="checkpoint.pth"):
+    """A function that fails with the error for one file, as where a network disk is away, and does its work for others."""
+    def run(path, *rest, **more):
+        if str(path).endswith(f"/{name}"):
+            raise error
+        return call(path, *rest, **more)
+    return run
+
+
+@pytest.mark.parametrize("error, said", [(OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"), (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+                                         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"), (MemoryError(), "no memory left")])
+@pytest.mark.parametrize("place", ["torch", "zip", "stat"])
+def test_a_file_that_cannot_be_read_now_is_no_damage(of_two_epochs, monkeypatch, error, said, place):
+    """The run ends, and nothing is lost: the next start has the newest again."""
+    path, folder = of_two_epochs
+    before = {file: file.read_bytes() for file in folder.glob("*.pth")}
+    with monkeypatch.context() as patch:
+        owner, name = {"torch": (torch, "load"), "zip": (checkpoint.zipfile, "ZipFile"), "stat": (type(path), "is_file")}[place]
+        patch.setattr(owner, name, failing_once(getattr(owner, name), error))
+        with pytest.raises(DataError, match=rf"checkpoint.pth: cannot be read \({said}\); the file may be whole: try again") as raised:
+            run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 3)
+    assert "\n" not in str(raised.value) and not isinstance(raised.value, checkpoint.Damaged)
+    assert {file: file.read_bytes() for file in folder.glob("*.pth*")} == before
+    assert train.find_checkpoint(config.load(path, ["AUTO_RESUME", "True"]), str(path), folder, False)["epoch"] == 2
+
+
+def test_headers_of_the_archive_that_are_spoiled(tmp_path):
+    """zipfile raises errors of many kinds, of which each is damage."""
+    whole = tmp_path / "whole.pth"
+    torch.save({"a": torch.arange(64.0)}, whole)
+    content = whole.read_bytes()
+    kinds = set()
+    for place in range(len(content) - 200, len(content)):
+        file = tmp_path / "spoiled.pth"
+        file.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1:])
+        try:
+            checkpoint.load(file, "x")
+        except DataError as error:      # a plain one where only a comment's length or a date was hit: then it is no checkpoint
+            kinds.add(type(error))
+    assert checkpoint.Damaged in kinds
+
+
+def test_older_checkpoint_that_the_user_prefers(of_two_epochs, capsys):
+    """The newer one is neither damaged nor lost."""
+    path, folder = of_two_epochs
+    newer = (folder / "checkpoint.pth").read_bytes()
+    run_train(path, "TRAIN.CHECKPOINT", folder / "checkpoint_1.pth")
+    assert (folder / "checkpoint.pth.unused").read_bytes() == newer and f"{folder}/checkpoint.pth is now checkpoint.pth.unused" in capsys.readouterr().out
+
+
+def test_the_run_folder_by_another_path(of_two_epochs, tmp_path, monkeypatch):
+    """What is gone on with is the run's own, also through a link or from another current folder: the one before it is kept."""
+    path, folder = of_two_epochs
+    (tmp_path / "link").symlink_to(folder.parent)
+    monkeypatch.chdir(folder.parent)
+    assert checkpoint.same_folder(tmp_path / "link" / folder.name, folder) and checkpoint.same_folder(Path(folder.name), folder)
+    assert not checkpoint.same_folder(folder.parent, folder)
+    run_train(path, "TRAIN.CHECKPOINT", tmp_path / "link" / folder.name / "checkpoint.pth", "TRAIN.END_EPOCH", 3)
+    assert positions(folder) == [(3, 0), (2, 0)]
 
 
 def test_checkpoint_of_another_experiment_is_no_damage(of_two_epochs):
@@ -256,48 +316,31 @@ def test_killed_at_any_moment_of_writing(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_had_begun_is_removed(tiny_experiment):
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
-    for name in (".checkpoint_next.pth.123.part", ".model_best.pth.77.part", "checkpoint_next.pth"):
+    for name in (".checkpoint_next.pth.123.part", ".model_best.pth.77.part", "checkpoint_next.pth", ".metrics.jsonl.5.part", ".config.yaml.5.part",
+                 "results/.keypoints_val2017_results_gt_boxes.json.8.part"):
         (folder / name).write_bytes(b"half")
-    (folder / "notes.part").write_bytes(b"the user's")
+    for name in ("notes.part", ".notes.part"):
+        (folder / name).write_bytes(b"the user's")
     run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1)
-    assert sorted(path.name for path in folder.iterdir() if "part" in path.name or "next" in path.name) == ["notes.part"]
+    assert sorted(path.name for path in folder.rglob("*") if "part" in path.name or "next" in path.name) == [".notes.part", "notes.part"]
 
 
-# full disks -----------------------------------------------------------------------------------------------------------------------
+def test_names_are_on_the_disk_before_older_files_go(tmp_path, monkeypatch):
+    """After a renaming the folder is flushed, else a power cut could leave neither the new name nor the old file."""
+    events, fsync, replace, unlink = [], os.fsync, os.replace, type(tmp_path).unlink
 
+    def flushed(handle):
+        events.append("flush folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "flush file")
+        fsync(handle)
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A function that mounts a disk of some bytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(size):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
-        if done.returncode:
-            pytest.skip("needs the right to mount a small tmpfs")
-        return folder
-
-    yield mount
-    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
-
-
-def test_full_disk(tiny_experiment, small_disk):
-    """The run ends with one line; the checkpoints before are whole, and when there is room it goes on to the same end."""
-    undisturbed = run_train(tiny_experiment)
-    size = (undisturbed / "checkpoint.pth").stat().st_size
-    disk = small_disk(8 * size)
-    overrides = ("OUTPUT_DIR", disk)
-    folder = disk / "coco" / "pose_res2net" / "tiny"
-    run_train(tiny_experiment, *overrides, "TRAIN.END_EPOCH", 1)
-    room = shutil.disk_usage(disk).free
-    (disk / "others").write_bytes(bytes(room - size // 2))
-    with pytest.raises(DataError, match=r"checkpoint_next.pth: cannot be written \(.*\); the file before it, if any, is kept") as error:
-        run_train(tiny_experiment, *overrides, "AUTO_RESUME", True, "TRAIN.CHECKPOINT_STEPS", 1)
-    assert "\n" not in str(error.value) and positions(folder) == [(1, 0)] and not list(folder.glob(".*.part"))
-    (disk / "others").unlink()
-    run_train(tiny_experiment, *overrides, "AUTO_RESUME", True)
-    assert same(folder / "final_state.pth", undisturbed / "final_state.pth") and positions(folder) == [(2, 0), (1, 0)]
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(f"rename {os.path.basename(new)}"), replace(old, new)))
+    monkeypatch.setattr(type(tmp_path), "unlink", lambda path, **more: (events.append(f"remove {path.name}") if path.exists() else None, unlink(path, **more)))
+    for number in (1, 2):
+        events.clear()
+        checkpoint.write(tmp_path, {"number": number}, 1, first=number == 1)
+    assert events == ["flush file", "rename checkpoint_next.pth", "flush folder", "rename checkpoint_1.pth", "rename checkpoint.pth", "flush folder",
+                      "remove checkpoint_1.pth"]
 
 
 # signals under torchrun -----------------------------------------------------------------------------------------------------------
@@ -322,6 +365,14 @@ def test_the_echo_of_a_signal(monkeypatch):
         signal.signal(signal.SIGTERM, asking._handle)
 
 
+def test_a_run_that_is_asked_from_within():
+    """By a thread that has seen the launcher end."""
+    assert not interrupt.stop_run()
+    with interrupt.Interrupt() as asking:
+        assert interrupt.stop_run() and asking.asked
+    assert not interrupt.stop_run()
+
+
 # restarts -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -333,12 +384,12 @@ def test_a_restarted_job_takes_its_own_checkpoint(tiny_experiment, monkeypatch, 
     assert state_of(folder / "checkpoint.pth")["job"] == "job 1"
     cfg, path = config.load(tiny_experiment), str(tiny_experiment)
     find = train.find_checkpoint
-    assert find(cfg, path, folder) is None
+    assert not checkpoint.restarted() and find(cfg, path, folder, False) is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert find(cfg, path, folder)["epoch"] == 1
+    assert checkpoint.restarted() and find(cfg, path, folder, True)["epoch"] == 1
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 2")
-    assert find(cfg, path, folder) is None
-    assert find(config.load(tiny_experiment, ["AUTO_RESUME", "True"]), path, folder)["epoch"] == 1
+    assert find(cfg, path, folder, True) is None
+    assert find(config.load(tiny_experiment, ["AUTO_RESUME", "True"]), path, folder, True)["epoch"] == 1
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert str(os.getppid()) in checkpoint.job()
     assert logs.span(50) == "50 seconds" and logs.span(720) == "12 minutes" and logs.span(9000) == "2.5 hours" and logs.span(864_000) == "10.0 days"

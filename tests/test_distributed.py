@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from conftest import TINY
-from gloo_processes import copied, folder_of, forks, same_weights, state_of, together, train_here  # noqa: F401
+from gloo_processes import forks, together, train_here  # noqa: F401
 from poise import config
 from poise.datasets.persons import EpochBatches
 from poise.engine import device, distributed, process_group, step
 from poise.engine.distributed import ALONE, Processes
 from poise.errors import ConfigError, PoiseError
 from poise.models import build_model
+from runs import copied, folder_of, metrics_of, same_weights, state_of
 
 RESULTS = "results/keypoints_val2017_results_gt_boxes.json"
 
@@ -259,6 +260,42 @@ def test_batch_norm_over_the_processes(together, tiny):
         assert buffers.keys() == others.keys() and all(np.allclose(others[name], values, rtol=1e-5, atol=1e-6) for name, values in buffers.items())
 
 
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1, "momentum": 0.3}])
+def test_batch_norm_over_processes_is_pytorchs(together, settings):
+    """With every setting of nn.BatchNorm2d: outputs, gradients and running figures are those of the whole batch in one process."""
+    x = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norm = nn.BatchNorm2d(3, **settings).double()
+    whole = x.clone().requires_grad_()
+    for _ in range(3):
+        out = norm(whole)
+    (out * x).sum().backward()
+    wanted = [out.detach(), whole.grad, *norm.buffers(), *(parameter.grad for parameter in norm.parameters())]
+    first, second = (done.result for done in together(2, batch_norm_here, x.numpy(), settings))
+    assert len(first) == len(second) == len(wanted)
+    joined = [np.concatenate(pair) for pair in zip(first[:2], second[:2])]
+    sums = len(list(norm.parameters()))
+    joined += first[2:len(first) - sums] + [a + b for a, b in zip(first[len(first) - sums:], second[len(second) - sums:])]
+    for one, two in zip(joined, wanted, strict=True):
+        assert np.allclose(one, two.numpy(), rtol=1e-9, atol=1e-10)
+
+
+def batch_norm_here(processes, x, settings):
+    """Two persons in one process and four in the other, three times."""
+    from poise.engine.batch_norm import synchronised
+
+    network = nn.Sequential(nn.BatchNorm2d(3, **settings)).double()
+    holder = network if list(network.parameters()) else nn.Sequential(network, nn.Conv2d(1, 1, 1))     # its device is asked of a parameter
+    synchronised(holder, torch.distributed.group.WORLD)
+    norm = network[0]
+    assert type(norm) is not nn.BatchNorm2d
+    own = torch.from_numpy(x)[:2] if processes.main else torch.from_numpy(x)[2:]
+    share = own.clone().requires_grad_()
+    for _ in range(3):
+        out = norm(share)
+    (out * own).sum().backward()
+    return [tensor.detach().numpy() for tensor in (out, share.grad, *norm.buffers(), *(parameter.grad for parameter in norm.parameters()))]
+
+
 def persons_here(processes, path, overrides, stop):
     """Trains; the process's own persons of every step. Stopped, as by a signal, in step `stop`, counted from 1."""
     def prepare(train):
@@ -362,10 +399,7 @@ def test_run_that_was_stopped_goes_on(together, tiny, of_two):
     together(2, train_here, tiny, ("AUTO_RESUME", True))
     assert "going on at epoch 0, step 2" in (folder_of(tiny) / "train.log").read_text()
     assert same_weights(folder_of(tiny) / "final_state.pth", folder_of(other) / "final_state.pth")
-    metrics = [[json.loads(line) for line in (folder_of(path) / "metrics.jsonl").read_text().splitlines()] for path in (tiny, other)]
-    for one, two in zip(*metrics, strict=True):
-        assert {key: value for key, value in one.items() if key not in ("images_per_second", "data_time_share")} == {
-            key: value for key, value in two.items() if key not in ("images_per_second", "data_time_share")}
+    assert metrics_of(folder_of(tiny)) == metrics_of(folder_of(other))
 
 
 def test_going_on_with_another_number_of_processes(together, tiny):
@@ -489,6 +523,125 @@ def predicting_here(processes, path, asked):
     except KeyboardInterrupt:
         return "stopped"
     return int((found.scores != 0).any(axis=1).sum()) if processes.main else None
+
+
+# what a job lives through -----------------------------------------------------------------------------------------------------------
+
+
+def patient_here(processes, path, overrides):
+    """Train with scores that rise in rank 0's eyes only, for the others have none to look at; the epochs that the process has trained."""
+    def prepare(train):
+        scores, epochs, train_one_epoch = iter([0.5, 0.4, 0.3, 0.2]), [], train.train_one_epoch
+        train.score = lambda *_: ({"AP": 0.0}, next(scores))
+        train.train_one_epoch = lambda training, interrupt: (epochs.append(training.progress.epoch), train_one_epoch(training, interrupt))
+        return epochs
+
+    return train_here(processes, path, overrides, prepare)
+
+
+def test_all_processes_lose_patience_together(together, tiny):
+    done = together(2, patient_here, tiny, ("TRAIN.PATIENCE", 2, "TRAIN.END_EPOCH", 4))
+    assert [one.result for one in done] == [[0, 1, 2]] * 2
+    assert done[0].out.count("ended early: the best score has not risen in 2 tests") == 1 and len(metrics_of(folder_of(tiny))) == 3
+
+
+def full_here(processes, path, overrides):
+    """The disk of rank 0's logs is full from the second line on."""
+    def prepare(train):
+        scalars, count = train.logs.TensorBoard.scalars, [0]
+
+        def writing(board, *arguments):
+            count[0] += 1
+            if count[0] == 2:
+                board._fault = OSError(28, "No space left on device")
+            scalars(board, *arguments)
+
+        train.logs.TensorBoard.scalars = writing
+
+    return train_here(processes, path, overrides, prepare)
+
+
+def test_full_disk_of_the_logs_ends_all(together, tiny):
+    """After the same step, with a checkpoint, and told once."""
+    done = together(2, full_here, tiny, ("PRINT_FREQ", 1, "TRAIN.END_EPOCH", 9), fails=True)
+    assert [one.status for one in done] == [1, 1]
+    told = [one.err for one in done if one.err]
+    assert len(told) == 1 and "the TensorBoard page cannot be written (No space left on device)" in told[0] and "checkpoint.pth is written" in told[0]
+    saved = state_of(folder_of(tiny) / "checkpoint.pth")
+    assert (saved["epoch"], saved["step"]) == (0, 3)      # the third step was under way when the second was told
+
+
+def restarted_here(processes, path, overrides):
+    """Rank 1's machine alone has counted a failure: the other's processes were started again for the sake of the meeting."""
+    os.environ.update(TORCHELASTIC_RUN_ID="job 1", TORCHELASTIC_RESTART_COUNT=str(processes.rank))
+    return train_here(processes, path, overrides)
+
+
+def begun_here(processes, path, overrides):
+    os.environ.update(TORCHELASTIC_RUN_ID="job 1", TORCHELASTIC_RESTART_COUNT="0")
+    return train_here(processes, path, overrides)
+
+
+def test_a_restart_that_one_machine_counts_is_everyones(together, tiny):
+    together(2, begun_here, tiny, ("TRAIN.END_EPOCH", 1))
+    first, _ = together(2, restarted_here, tiny, ("TRAIN.END_EPOCH", 2))
+    assert "going on at epoch 1, step 0" in first.out and len(metrics_of(folder_of(tiny))) == 2
+
+
+def met_here(processes):
+    return processes.sum([1.0])
+
+
+@pytest.mark.parametrize("shared, counts, meets", [("True", ("1", "1"), True), ("False", ("0", "1"), True), ("True", ("0", "1"), False)])
+def test_meeting_after_a_restart(together, shared, counts, meets):
+    """Counts that differ between machines keep processes apart only in a store that has outlived the restart; then each says so in a line.
+
+    (PyTorch's own warnings of its sockets stand before it.)
+    """
+    environments = [{"TORCHELASTIC_USE_AGENT_STORE": shared, "TORCHELASTIC_RESTART_COUNT": count} for count in counts]
+    done = together(2, met_here, fails=True, environments=environments, seconds=60 if meets else 2)
+    if meets:
+        assert [(one.status, one.result) for one in done] == [(0, [2.0])] * 2, [one.err for one in done]
+    else:
+        assert [one.status for one in done] == [1, 1]
+        for rank, one in enumerate(done):
+            told = one.err.splitlines()[-1]
+            assert told.startswith(f"error: process {rank} did not meet the 1 others at 127.0.0.1:") and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in told
+            assert one.err.count("error: ") == 1 and "Traceback" not in one.err
+
+
+def orphaned_here(processes, path, overrides, how):
+    """In step 2 the launcher ends without its processes, as of a signal that it does not know: it is their parent, or has only their store."""
+    def prepare(train):
+        train_step, count = train.train_step, [0]
+
+        def watched(*arguments):
+            count[0] += 1
+            if count[0] == 2:
+                if how == "parent":
+                    process_group.os.getppid = lambda: 1
+                else:
+                    class Gone:
+                        def check(self, _):
+                            raise torch.distributed.DistNetworkError("Connection reset by peer")
+
+                        add = check
+                    processes._store = Gone()
+            if count[0] >= 2:
+                time.sleep(0.2)
+            return train_step(*arguments)
+
+        train.train_step = watched
+
+    return train_here(processes, path, overrides, prepare)
+
+
+@pytest.mark.parametrize("how", ["parent", "store"])
+def test_a_launcher_that_is_gone(together, tiny, how):
+    """The run stops after a step, with a checkpoint, as for a signal."""
+    done = together(2, orphaned_here, tiny, ("TRAIN.END_EPOCH", 200, "TRAIN.EVAL_INTERVAL", 200), how)
+    assert all(one.result.startswith("stopped at epoch ") for one in done) and len({one.result for one in done}) == 1
+    assert (folder_of(tiny) / "checkpoint.pth").exists()
 
 
 # failing --------------------------------------------------------------------------------------------------------------------------

@@ -18,87 +18,36 @@ import torch
 import yaml
 from torch import nn
 
-from conftest import ROOT, TINY, forget_log_handlers
+from conftest import ROOT, TINY
 from poise import config, tool_arguments, weights
 from poise.datasets import build_loader, read_set
 from poise.datasets.persons import EpochBatches
 from poise.engine import checkpoint, device, interrupt, logs, progress, schedule, test, threads, train
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
-
-# what depends on the clock
-TIMES = ("images_per_second", "data_time_share")
-
-
-def adapted(text):
-    """The shared experiment with fewer and larger steps, most of whose time here is Python's; and on the CPU also where a GPU
-    is, whose sums need not come out alike twice."""
-    assert "GPUS: (0,)" in text and "BATCH_SIZE_PER_GPU: 8" in text
-    return text.replace("GPUS: (0,)", "GPUS: ()").replace("BATCH_SIZE_PER_GPU: 8", "BATCH_SIZE_PER_GPU: 16")
-
+from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of, unfinished  # noqa: F401
 
 @pytest.fixture
 def tiny_experiment(tiny_experiment):
-    tiny_experiment.write_text(adapted(tiny_experiment.read_text()))
+    tiny_experiment.write_text(in_larger_steps(tiny_experiment.read_text()))
     return tiny_experiment
 
 
 @pytest.fixture
 def tiny_mpii_experiment(tiny_mpii_experiment):
-    tiny_mpii_experiment.write_text(adapted(tiny_mpii_experiment.read_text()))
+    tiny_mpii_experiment.write_text(in_larger_steps(tiny_mpii_experiment.read_text()))
     return tiny_mpii_experiment
-
-
-@pytest.fixture(autouse=True)
-def quick_and_quiet(monkeypatch):
-    """Only the reference run draws pictures for TensorBoard, which take half of the time of a run of this size.
-
-    A run's log handlers hold this test's stdout and files; the next test has its own.
-    """
-    monkeypatch.setattr(train, "_show", lambda *_: None)
-    yield
-    forget_log_handlers()
-
-
-def run_train(path, *overrides):
-    """Train in this process; returns the run folder."""
-    cfg = config.load(path, [str(value) for value in overrides])
-    train.run(cfg, str(path), ["tools/train.py", "--cfg", str(path)])
-    return folder_of(cfg, path)
-
-
-def folder_of(cfg, path):
-    return path.parent / "output" / cfg.DATASET.DATASET / cfg.MODEL.NAME / path.stem
 
 
 def run_test(path, *overrides):
     return test.run(config.load(path, [str(value) for value in overrides]), str(path), ["tools/test.py"])
 
 
-def metrics_of(folder):
-    """The lines of metrics.jsonl without the figures of the clock."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-
-def state_of(file):
-    return torch.load(file, weights_only=True)
-
-
-def same_weights(file, other):
-    one, two = state_of(file), state_of(other)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def unfinished(folder):
-    return [path for path in folder.rglob("*") if path.suffix in (".part", ".tmp")]
-
-
 @pytest.fixture(scope="module")
 def reference(small_set, tmp_path_factory):
     """The run folder of two epochs without any disturbance."""
     path = tmp_path_factory.mktemp("reference") / "tiny.yaml"
-    text = adapted(TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17))
+    text = in_larger_steps(TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17))
     path.write_text(f"OUTPUT_DIR: {path.parent / 'output'}\nLOG_DIR: {path.parent / 'log'}\n{text}")
     return run_train(path)
 
@@ -335,7 +284,7 @@ def test_learning_rate_that_is_far_too_high(tiny_experiment):
     with pytest.raises(PoiseError) as error:
         run_train(tiny_experiment, "TRAIN.LR", 9e29)
     assert "the loss is " in str(error.value) and "no checkpoint was written yet; lower TRAIN.LR" in str(error.value)
-    folder = folder_of(config.load(tiny_experiment), tiny_experiment)
+    folder = folder_of(tiny_experiment)
     assert not list(folder.glob("*.pth")) and not unfinished(folder)
     assert "ERROR epoch 0, step 1: the loss is" in (folder / "train.log").read_text()
 
@@ -394,14 +343,14 @@ def test_last_step_that_spoils_the_weights(tiny_experiment, spoiling_step, steps
     spoiling_step(steps)
     with pytest.raises(PoiseError, match="epoch 0: a weight is not finite after the last step; lower TRAIN.LR; no checkpoint was written yet"):
         run_train(tiny_experiment)
-    assert not list(folder_of(config.load(tiny_experiment), tiny_experiment).glob("*.pth"))
+    assert not list(folder_of(tiny_experiment).glob("*.pth"))
 
 
 def test_spoiled_weights_are_not_saved_by_ctrl_c_either(tiny_experiment, spoiling_step, stopped_run):
     spoiling_step(2)
     with pytest.raises(PoiseError, match="a weight is not finite"):
         stopped_run(0, 2)
-    assert not list(folder_of(config.load(tiny_experiment), tiny_experiment).glob("*.pth"))
+    assert not list(folder_of(tiny_experiment).glob("*.pth"))
 
 
 def test_full_disk_keeps_the_file_before(tmp_path, monkeypatch):
@@ -513,7 +462,7 @@ def test_no_debug_pictures_unless_asked(tiny_experiment):
 
 
 def copy_run(reference, path):
-    folder = folder_of(config.load(path), path)
+    folder = folder_of(path)
     shutil.copytree(reference, folder)
     return folder
 
@@ -629,7 +578,7 @@ def test_test_set_without_labels(tiny_experiment, reference, small_set, tmp_path
     metrics = run_test(tiny_experiment, "DATASET.ROOT", root, "DATASET.TEST_SET", "test-dev2017",
                        "TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", boxes)
     assert metrics == {}
-    folder = folder_of(config.load(tiny_experiment), tiny_experiment)
+    folder = folder_of(tiny_experiment)
     assert json.loads((folder / "results" / f"keypoints_test-dev2017_results_{boxes.stem}.json").read_text())
     assert "send keypoints_test-dev2017_results" in (folder / "test.log").read_text()
 
@@ -669,7 +618,7 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
     run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", tiny_mpii_experiment.parent / "w.pth", "TEST.FLIP_TEST", False, "TEST.FOLD_BN", False)
     cfg = config.load(tiny_mpii_experiment)
     table, _ = read_set(cfg, train=False)
-    found = loadmat(folder_of(cfg, tiny_mpii_experiment) / "results" / "pred.mat")["preds"]
+    found = loadmat(folder_of(tiny_mpii_experiment) / "results" / "pred.mat")["preds"]
     assert np.allclose(found, table.center[:, None] + 1)
 
 
@@ -797,7 +746,7 @@ def test_a_signal_to_the_process_group(tiny_experiment, number):
     assert err == "" and "Traceback" not in out
     last = out.splitlines()[-1]
     assert last.startswith("stopped at epoch ") and last.endswith("the same command with AUTO_RESUME True goes on")
-    folder = folder_of(config.load(tiny_experiment), tiny_experiment)
+    folder = folder_of(tiny_experiment)
     saved = checkpoint.load(folder / "checkpoint.pth", "tiny")
     assert saved["step"] >= 2 or saved["epoch"] > 0
     assert not unfinished(folder)

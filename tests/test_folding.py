@@ -7,6 +7,7 @@ from small_networks import EXPERIMENT, small
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from poise.models import folding
 from poise.models.folding import fold_batch_norms
 
 
@@ -89,6 +90,36 @@ def test_layout_in_memory_and_type_are_kept():
     folded = fold_batch_norms(model)
     assert {parameter.dtype for parameter in folded.parameters()} == {torch.float64}
     assert folded.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Unfollowed(nn.Module):
+    """A forward pass that depends on sizes and values, which torch.fx cannot follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        if x.shape[2] > 4 and x.mean() > 0:
+            x = x + 1
+        for half in x.split(2):
+            x = x + half.mean()
+        return x
+
+
+def test_network_that_cannot_be_followed(caplog):
+    """It is copied as it is, which is said once."""
+    torch.manual_seed(0)
+    folding._say_once.cache_clear()
+    model, images = Unfollowed().train(), torch.randn(2, 3, 9, 9)
+    model(images)
+    for _ in range(2):
+        copied = fold_batch_norms(model)
+        assert copied is not model and norms_of(copied) == ["norm"] and not copied.training and model.training
+    assert torch.equal(outputs(model.eval(), images), outputs(copied, images))
+    said, = [record.getMessage() for record in caplog.records]
+    assert said.startswith("Unfollowed is tested with its batch norms as they are, torch.fx cannot follow its forward pass (TraceError: ") and "\n" not in said
 
 
 def test_a_test_folds_unless_told_not_to(tiny_experiment, monkeypatch):

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,9 @@ def test_arguments_of_two_machines(told):
     assert words == ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=8", "--max-restarts=5", "--rdzv-backend=c10d", "--rdzv-endpoint=10.0.0.1:29400",
                      "--rdzv-id=my experiment", str(ROOT / "tools" / "train.py"), "--cfg", "some/my experiment.yaml", "AUTO_RESUME", "True", "SEED", "1"]
     assert environment["PYTHONPATH"] == str(ROOT / "lib") and environment["OMP_NUM_THREADS"] == "4"
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1" and environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "150"
+    _, environment = told(TWO_MACHINES, "10.0.0.1:29400", "8", "e.yaml", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="60")
+    assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "60"
 
 
 @pytest.mark.parametrize("script, arguments, said", [(TWO_MACHINES, ["10.0.0.1", "8", "e.yaml"], "usage: two_machines.sh HOST:PORT GPUS CONFIG"),
@@ -119,7 +123,7 @@ def cluster(tmp_path):
         "scontrol": f'if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" >> "{tmp_path}/requeued"; fi',
         "srun": 'shift; exec "$@"',
         "scancel": f'echo "$@" > "{tmp_path}/cancelled"; kill -TERM "$(cat "{tmp_path}/pid")"',
-        "python": f'echo $$ > "{tmp_path}/pid"; echo "$@" > "{tmp_path}/arguments"; trap "exit $STATUS" TERM; echo ready; '
+        "python": f'echo $$ > "{tmp_path}/pid"; echo "$@" > "{tmp_path}/arguments"; env > "{tmp_path}/environment"; trap "exit $STATUS" TERM; echo ready; '
                   'if [ $TENTHS = fail ]; then exit $STATUS; fi; for i in $(seq $TENTHS); do sleep 0.1; done; exit 0',
     }
     for name, text in programs.items():
@@ -143,6 +147,19 @@ def test_slurm_job_that_is_done(cluster):
     assert (folder / "arguments").read_text().split() == [
         "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=4", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-endpoint=node7:29400", "--rdzv-id=77",
         str(ROOT / "tools" / "train.py"), "--cfg", "e.yaml", "AUTO_RESUME", "True", "SEED", "2"]
+    assert {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150"} <= set((folder / "environment").read_text().splitlines())
+
+
+def test_names_that_torchrun_reads():
+    """The variables of the examples, in PyTorch's own words, so that another PyTorch without them is noticed."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "151")
+        assert LaunchConfig(1, 1, 1).shutdown_timeout == 151
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in Path(dynamic_rendezvous.__file__).read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

@@ -1,6 +1,5 @@
 """What a step may consist of besides the plain one: parts, 16 bits, a compiled network, an average; and when a run ends early."""
 import copy
-import json
 import math
 import os
 import subprocess
@@ -10,38 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ROOT, forget_log_handlers
+from conftest import ROOT
 from poise import config, forward
 from poise.datasets.persons import EpochBatches
-from poise.engine import device, progress, schedule, step, train
+from poise.engine import device, interrupt, precision, progress, schedule, step, train
 from poise.engine.average import WeightAverage
 from poise.engine.precision import LossScale
 from poise.errors import ConfigError, PoiseError
-
-
-@pytest.fixture(autouse=True)
-def quick_and_quiet(monkeypatch):
-    monkeypatch.setattr(train, "_show", lambda *_: None)
-    yield
-    forget_log_handlers()
-
-
-def run_train(path, *overrides):
-    cfg = config.load(path, ["GPUS", "()", *(str(value) for value in overrides)])
-    train.run(cfg, str(path), ["tools/train.py"])
-    return path.parent / "output" / cfg.DATASET.DATASET / cfg.MODEL.NAME / path.stem
-
-
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def state_of(file):
-    return torch.load(file, weights_only=True)
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+from runs import folder_of, metrics_of, quick_and_quiet, run_train, same, state_of  # noqa: F401
 
 
 # parts ----------------------------------------------------------------------------------------------------------------------------
@@ -120,6 +95,40 @@ def test_parameters_that_do_not_decay(tiny_experiment):
     assert len(schedule.build_optimizer(cfg, model).param_groups) == 1
 
 
+@pytest.mark.parametrize("name, settings", [("adam", {}), ("adam_l2", {"weight_decay": 0.01}), ("adamw", {"weight_decay": 0.01}),
+                                            ("sgd", {"weight_decay": 0.01, "momentum": 0.9}), ("sgd", {"weight_decay": 0.01, "momentum": 0.9, "nesterov": True})])
+def test_fused_optimisers_compute_what_plain_ones_do(tiny_experiment, name, settings):
+    """To float rounding, over twenty steps, also from one layout in memory and with a weight that has no gradient."""
+    overrides = ["TRAIN.OPTIMIZER", name, "TRAIN.WD", "0.01", "TRAIN.LR", "0.01", "TRAIN.NESTEROV", str("nesterov" in settings)]
+    start = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1))
+    start.register_parameter("idle", nn.Parameter(torch.ones(3)))
+    start = start.to(memory_format=torch.channels_last)
+    fused, plain = copy.deepcopy(start), copy.deepcopy(start)
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}.get(name, torch.optim.Adam)
+    optimizers = {fused: schedule.build_optimizer(config.load(tiny_experiment, overrides), fused),
+                  plain: kind(plain.parameters(), lr=0.01, foreach=False, fused=False, **settings)}
+    assert type(optimizers[fused]) is kind and optimizers[fused].defaults["fused"] and not optimizers[plain].defaults["fused"]
+    for number in range(20):
+        images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(number))
+        for network, optimizer in optimizers.items():
+            schedule.set_learning_rate(optimizer, 0.01 / (1 + number))
+            optimizer.zero_grad()
+            network(images).square().mean().backward()
+            optimizer.step()
+    for one, two, before in zip(fused.parameters(), plain.parameters(), start.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-5, atol=1e-7) and (one is fused.idle or not torch.allclose(one, before, atol=1e-3))
+
+
+def test_rate_and_length_follow_the_batch(tiny_experiment):
+    """TRAIN.BASE_BATCH: half of the samples have half of the rate and twice the steps, which the log tells; without it nothing is scaled."""
+    half, whole, unscaled = (train.build(config.load(tiny_experiment, ["GPUS", "()", "TRAIN.ITERATIONS", "10", *words]), str(tiny_experiment), train.ALONE).schedule
+                             for words in (["TRAIN.BASE_BATCH", "16"], ["TRAIN.BASE_BATCH", "8"], []))
+    assert (half.base_rate, half.end) == (0.0005, 20) and (whole.base_rate, whole.end) == (unscaled.base_rate, unscaled.end) == (0.001, 10)
+    assert "learning rate 0.0005" in str(half) and "for 16 samples a step it would be 10 steps at 0.001" in str(half)
+    folder = run_train(tiny_experiment, "TRAIN.BASE_BATCH", 16, "TRAIN.END_EPOCH", 1)
+    assert metrics_of(folder)[0]["lr"] == 0.0005 and "schedule: 7 steps (1.0 epochs of 7), learning rate 0.0005" in (folder / "train.log").read_text()
+
+
 def test_checkpoint_of_other_groups(tiny_experiment):
     run_train(tiny_experiment, "TRAIN.OPTIMIZER", "adamw", "TRAIN.END_EPOCH", 1)
     with pytest.raises(PoiseError, match="does not fit the network or optimiser"):
@@ -156,8 +165,7 @@ def test_bf16_trains_as_float32_does(tiny_experiment):
     plain, half = (metrics_of(run_train(tiny_experiment, "AMP", kind, "TRAIN.END_EPOCH", 1))[0] for kind in ("", "bf16"))
     assert half["train_loss"] != plain["train_loss"] and half["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
     assert half["valid_loss"] != plain["valid_loss"] and half["valid_loss"] == pytest.approx(plain["valid_loss"], rel=0.1) and "overflows" not in half
-    folder = tiny_experiment.parent / "output" / "coco" / "pose_res2net" / "tiny"
-    assert {tensor.dtype for tensor in state_of(folder / "final_state.pth").values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in state_of(folder_of(tiny_experiment) / "final_state.pth").values()} == {torch.float32, torch.int64}
 
 
 def test_a_gpu_without_bf16(tiny_experiment, monkeypatch):
@@ -212,6 +220,14 @@ def test_a_step_that_overflows_is_left_out(tiny_experiment, monkeypatch):
     assert [(line["overflows"], line["loss_scale"]) for line in metrics_of(folder)] == [(1, 2.0**15), (0, 2.0**15)]
 
 
+def test_a_step_that_is_left_out_has_no_part_in_the_average(tiny_experiment, monkeypatch):
+    """Else the weights before it would count twice."""
+    monkeypatch.setattr(train, "build_loss", lambda cfg: Overflowing(1e4))
+    folder = run_train(tiny_experiment, "AMP", "fp16", "TRAIN.END_EPOCH", 1, "TRAIN.EMA_DECAY", 0.9)
+    saved = state_of(folder / "checkpoint.pth")
+    assert metrics_of(folder)[0]["overflows"] == 1 and saved["optimizer"]["state"][0]["step"] == saved["ema"]["updates"] == 6
+
+
 def test_gradients_that_no_scale_helps(tiny_experiment, monkeypatch):
     class Never(Overflowing):
         def forward(self, outputs, targets):
@@ -246,7 +262,7 @@ def test_compiling_for_several_devices(tiny_experiment):
 def test_a_compiled_run(tiny_experiment):
     """Trains as the plain one does, but for rounding, and its files have the plain names."""
     plain = state_of(run_train(tiny_experiment, "TRAIN.END_EPOCH", 1) / "final_state.pth")
-    before = metrics_of(tiny_experiment.parent / "output" / "coco" / "pose_res2net" / "tiny")[0]
+    before = metrics_of(folder_of(tiny_experiment))[0]
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "COMPILE", True)
     assert metrics_of(folder)[0]["train_loss"] == pytest.approx(before["train_loss"], rel=1e-3)
     found = state_of(folder / "final_state.pth")
@@ -303,6 +319,24 @@ def test_average_that_begins_later(tiny_experiment):
     assert all(torch.allclose(begin[name], end[name], atol=1e-8) for name in begin if name.endswith("conv1.weight"))
 
 
+@pytest.mark.parametrize("where, said", [("buffer", "a running figure of batch norm is not finite"), ("average", "a figure of the weights' average is not finite")])
+def test_networks_that_are_spoiled_without_a_loss_to_show_it(tiny_experiment, monkeypatch, where, said):
+    """Nothing of them is saved."""
+    train_step = train.train_step
+
+    def spoiling(training, *rest):
+        found = train_step(training, *rest)
+        if training.progress.step == 6:
+            network = training.model if where == "buffer" else training.average.network
+            (network.bn1.running_var if where == "buffer" else network.conv1.weight).data.fill_(math.inf)
+        return found
+
+    monkeypatch.setattr(train, "train_step", spoiling)
+    with pytest.raises(PoiseError, match=f"epoch 0: {said} after the last step; lower TRAIN.LR; no checkpoint was written yet"):
+        run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9)
+    assert not list(folder_of(tiny_experiment).glob("*.pth"))
+
+
 # early end ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +369,37 @@ def test_early_end_of_a_run_in_two_parts(tiny_experiment, monkeypatch):
     assert len(metrics_of(folder)) == 3
 
 
+def test_early_end_of_a_run_that_was_stopped_between_two_tests(tiny_experiment, monkeypatch):
+    """By a signal in the test of the average: the weights' test before it has not counted, and counts when it is done again."""
+    values, asked, tests = [0.1, 0.0, 0.2, 0.0, 0.3, 0.0, 0.4, 0.0], [], [0]     # of the weights and of their average in turns
+    scores = {number: value for number, value in enumerate(values)}
+    installed, predict = interrupt.Interrupt, train.predict
+
+    def predicting(*arguments):
+        if tests[0] == 3:
+            asked[-1].asked = True
+        return predict(*arguments)
+
+    def scored(*_):
+        tests[0] += 1
+        return {"AP": 0.0}, scores[tests[0] - 1]
+
+    overrides = ("TRAIN.PATIENCE", 1, "TRAIN.EMA_DECAY", 0.9, "TRAIN.END_EPOCH", 4, "TRAIN.BATCH_SIZE_PER_GPU", 50)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Interrupt", lambda: asked.append(installed()) or asked[-1])
+        patch.setattr(train, "predict", predicting)
+        patch.setattr(train, "score", scored)
+        with pytest.raises(interrupt.Interrupted, match="stopped at epoch 1, step 1"):
+            run_train(tiny_experiment, *overrides)
+    folder = folder_of(tiny_experiment)
+    assert state_of(folder / "checkpoint.pth")["best"] == {"score": 0.1, "epoch": 0} and state_of(folder / "checkpoint.pth")["average_best"] == (0.0, 0, 0)
+    tests[0] = 2
+    monkeypatch.setattr(train, "score", scored)
+    run_train(tiny_experiment, *overrides, "AUTO_RESUME", True)
+    assert len(metrics_of(folder)) == 4 and state_of(folder / "checkpoint.pth")["best"] == {"score": 0.4, "epoch": 3}
+    assert "ended early" not in (folder / "train.log").read_text()
+
+
 def test_an_average_that_rises_goes_on(tiny_experiment, monkeypatch):
     """Scores in turns: of the weights, of their average."""
     values = [0.5, 0.1, 0.4, 0.2, 0.3, 0.3, 0.2, 0.2]
@@ -356,45 +421,3 @@ def test_an_average_that_rises_goes_on(tiny_experiment, monkeypatch):
 def test_values_out_of_range(tiny_experiment, key, value, said):
     with pytest.raises(ConfigError, match=said):
         config.load(tiny_experiment, [key, str(value)])
-
-
-# dry run --------------------------------------------------------------------------------------------------------------------------
-
-
-def test_dry_run(tiny_experiment, tmp_path, capsys):
-    """Two steps, one batch of the test set, figures of the whole run; no file, and none is changed."""
-    from poise.engine import dry_run
-
-    cfg = config.load(tiny_experiment, ["GPUS", "()", "TRAIN.END_EPOCH", "30", "TRAIN.EVAL_INTERVAL", "10", "TRAIN.EMA_DECAY", "0.9"])
-    before = sorted(tmp_path.rglob("*"))
-    dry_run.run(cfg, str(tiny_experiment))
-    assert sorted(tmp_path.rglob("*")) == before
-    out = capsys.readouterr().out
-    steps = [line for line in out.splitlines() if line.startswith("step ")]
-    assert [line.split(":")[0] for line in steps] == ["step 1", "step 2"] and all("images/s, loss 0.0" in line for line in steps)
-    assert "test: 8 persons in" in out and "memory of the process, besides its workers: " in out
-    # 50 persons in batches of 8 are 7 steps; 3 tests of the weights and of their average, of 22 persons in batches of 8
-    assert "the whole run: 210 steps of " in out and " and 6 tests of 3 batches of " in out and "nothing was written" in out
-
-
-def test_dry_run_of_a_run_that_was_begun(tiny_experiment, capsys):
-    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--cfg", str(tiny_experiment), "--dry-run", "GPUS", "()", "AUTO_RESUME", "True"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "") and "going on at epoch 1, step 0" in done.stdout and "the whole run: 7 steps of " in done.stdout
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-def test_dry_run_whose_loss_is_no_number(tiny_experiment, monkeypatch):
-    from poise.engine import dry_run
-
-    monkeypatch.setattr(train, "build_loss", lambda cfg: _NoNumber())
-    with pytest.raises(PoiseError, match="dry run, step 1: the loss is nan; lower TRAIN.LR"):
-        dry_run.run(config.load(tiny_experiment, ["GPUS", "()"]), str(tiny_experiment))
-
-
-class _NoNumber(nn.Module):
-    def forward(self, outputs, targets):
-        return outputs[-1].mean() * math.nan

@@ -27,6 +27,10 @@ hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")     # whole: `| head` wou
 first=${hosts%%$'\n'*}
 export PYTHONPATH="$root/lib${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
+# the processes of each start meet in a store of their own: torchrun's lives on, and each node counts its restarts for itself
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# seconds that processes have for their checkpoint when torchrun is told to stop, of its own 30; less than the 180 of --signal
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-150}"
 
 # the step is a child in the background, for bash runs a trap only between commands or in `wait`
 stopping=

@@ -9,6 +9,20 @@ from pathlib import Path
 from poise.errors import DataError
 
 
+def flush_folder(folder: str | Path) -> None:
+    """Bring the names in a folder to the disk, after renaming. Where the system or the disk does not know this nothing is done."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:     # Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError:     # some network disks
+        pass
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; what was written there is flushed to the disk and takes the place of `path` in one step.
@@ -24,6 +38,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); the file before it, if any, is kept") from None
     finally:

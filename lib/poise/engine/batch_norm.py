@@ -40,12 +40,15 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         # the squares of the differences, not the difference of the squares, which would lose digits
         centred = values - mean[:, None, None]
         variance = SumOverProcesses.apply(centred.square().sum(dim=(0, 2, 3)), self.process_group) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum     # None: the mean over all batches
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), share)
+        scale = torch.rsqrt(variance + self.eps) * (self.weight if self.affine else 1)
+        normed = centred * scale[:, None, None]
+        return (normed + self.bias[:, None, None] if self.affine else normed).to(x.dtype)
 
 
 def synchronised(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
@@ -53,7 +56,7 @@ def synchronised(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     if next(model.parameters()).device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
     for name, norm in [(name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]:
-        new = CpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, group=group)
+        new = CpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, group=group)
         new.weight, new.bias = norm.weight, norm.bias
         new.running_mean, new.running_var, new.num_batches_tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
         model.set_submodule(name, new.train(norm.training))

@@ -13,8 +13,9 @@ from yacs.config import CfgNode
 from poise import visualize
 from poise.codecs import build_codec
 from poise.datasets import build_loader, read_set
-from poise.engine.batch import denormalize, encode_targets, normalize
+from poise.engine.batch import encode_targets
 from poise.errors import ConfigError
+from poise.forward import denormalize, normalize
 from poise.skeleton import Skeleton
 
 

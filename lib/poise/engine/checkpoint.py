@@ -7,7 +7,7 @@ import platform
 import re
 import socket
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from poise import __version__, weights
 from poise.config import experiment_name
 from poise.engine.revision import git_revision
 from poise.errors import DataError, one_line, shown
+from poise.writing import flush_folder
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,10 @@ def job() -> str:
 
 
 def restarted() -> bool:
-    """Whether torchrun started this process in place of one that ended (--max-restarts)."""
+    """Whether torchrun started this process in place of one that ended (--max-restarts).
+
+    On several machines each torchrun counts the failures of its own processes, so ask it of all.
+    """
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
@@ -74,35 +78,53 @@ def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path
             for number in reversed(together):
                 os.replace(folder / numbered(number), folder / numbered(number + 1))
         os.replace(folder / _NEXT, newest)
+        flush_folder(folder)        # the new name is on the disk before an old file goes
         _remove_from(folder, kept)
     except OSError as error:
         raise DataError(f"{newest}: cannot be written ({error.strerror or error}); {folder / _NEXT} is whole, and those before it are kept") from None
     return newest
 
 
-def tidy(folder: Path, used: Path | None) -> None:
-    """Remove what a killed process had begun to write, and damaged checkpoints that are newer than `used`, the one that is gone on with."""
-    for path in (*folder.glob(".*.pth.*.part"), folder / _NEXT):
+def tidy(folder: Path, used: Path | None, damaged: Iterable[str] = ()) -> None:
+    """Remove what a killed process had begun to write. Checkpoints newer than `used`, the one that is gone on with, get another name:
+    *.damaged those that load_newest found so, *.unused those that the user passed over with TRAIN.CHECKPOINT."""
+    for path in (*(path for path in folder.rglob(".*.part") if re.fullmatch(r"\..+\.\d+\.part", path.name)), folder / _NEXT):
         path.unlink(missing_ok=True)
+    if used is None or not same_folder(used.parent, folder):
+        return
     for number in _numbers(folder):
-        if used is None or folder / numbered(number) == used:
+        path = folder / numbered(number)
+        if path.name == used.name:
             break
-        if used.parent == folder:
-            (folder / numbered(number)).unlink()
+        aside = path.with_name(f"{path.name}.{'damaged' if str(path) in damaged else 'unused'}")
+        os.replace(path, aside)
+        log.warning("%s is now %s", path, aside.name)
+
+
+def same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths are of one folder, through links and whatever the current folder."""
+    return one.resolve() == other.resolve()
 
 
 def load(path: str | Path, experiment: str) -> dict[str, Any]:
-    """A checkpoint that was written for this experiment. Raises Damaged, or DataError for any other file."""
+    """A checkpoint that was written for this experiment. Raises Damaged, or DataError for any other file and for one that cannot be read now."""
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth of a run folder")
     try:
-        content = weights.read_tensors(path, "checkpoint")
+        if not path.is_file():
+            raise DataError(f"{path}: no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth of a run folder")
+        try:
+            content = weights.read_tensors(path, "checkpoint")
+        except weights.Unreadable:
+            raise
+        except DataError as error:
+            raise Damaged(f"{error}; remove it to begin anew") from None
         with zipfile.ZipFile(path) as archive:      # torch does not look at the sums that it wrote
             spoiled = archive.testzip()
-    except DataError as error:
-        raise Damaged(f"{error}; remove it to begin anew") from None
-    except Exception as error:      # zipfile, zlib and struct have a dozen kinds between them
+    except (OSError, MemoryError) as error:
+        raise weights.unreadable(path, error) from None
+    except DataError:
+        raise
+    except Exception as error:      # zipfile raises many kinds where its headers are spoiled
         raise Damaged(f"{path}: damaged ({one_line(error) or type(error).__name__}); remove it to begin anew") from None
     if spoiled:
         raise Damaged(f"{path}: damaged, the sum of {spoiled} is another; remove it to begin anew")
@@ -128,15 +150,18 @@ def _remove_from(folder: Path, least: int) -> None:
 def load_newest(folder: Path, experiment: str) -> dict[str, Any] | None:
     """The newest checkpoint of a run folder that is whole, with a warning where it is not the newest; None where there is none at all.
 
-    Raises Damaged where none is whole, and DataError for the file of another experiment or program.
+    "damaged" lists those that are newer and damaged. Raises Damaged where none is whole, and DataError for the file of another
+    experiment or program, and where the newest cannot be read now: going on from the one before it would lose what it holds.
     """
     first: Damaged | None = None
+    damaged: list[str] = []
     for number in _numbers(folder):
         path = folder / numbered(number)
         try:
-            return load(path, experiment)
+            return {**load(path, experiment), "damaged": damaged}
         except Damaged as error:
             first = first or error
+            damaged.append(str(path))
             log.warning("%s: damaged; looking at the checkpoint before it", path)
     if first:
         raise first

@@ -1,4 +1,4 @@
-"""What a training will cost, from its first steps: tools/train.py --dry-run. Nothing is written."""
+"""What a training will cost, from its first steps: tools/train.py --dry-run. Nothing is written, and nothing is fetched."""
 from __future__ import annotations
 
 import itertools
@@ -9,30 +9,36 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
+from poise import download
 from poise.codecs import build_codec
 from poise.datasets import build_loader
 from poise.engine import device, logs, train
-from poise.engine.distributed import ALONE, Processes
+from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.memory import peak_memory
 from poise.engine.predict import predict
 from poise.errors import PoiseError
 
 log = logging.getLogger(__name__)
 
-STEPS = 2
+STEPS, BATCHES = 2, 2    # of the training; of each process in a test
 
 
 def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
-    """Build everything that the training would, take two steps and predict one batch of the test set in each process; tell memory and time.
+    """Build everything that the training would, take two steps and predict a few batches of the test set in each process; tell memory and time.
 
     Raises PoiseError for what cannot be used, as the training would, also for a loss that is not finite.
     """
-    training = train.build(cfg, cfg_path, processes)
-    train.wrap(training)
+    training = train.build(_writing_nothing(cfg), cfg_path, processes)
+    if cfg.MODEL.INIT_WEIGHTS and download.is_url(cfg.MODEL.PRETRAINED):
+        log.info("MODEL.PRETRAINED is not fetched by a dry run, which takes the same memory and time with random weights")
     where, loader, schedule = training.device, training.loader, training.schedule
     log.info("schedule: %s", schedule)
-    left = schedule.end - training.progress.epoch * schedule.steps_per_epoch - training.progress.step
+    left = max(schedule.end - training.progress.epoch * schedule.steps_per_epoch - training.progress.step, 0)
     epochs = range(training.progress.epoch, schedule.epochs)
+    if not epochs or train.stale(training):
+        log.info("nothing is left of this run: %s; nothing was written", "it has ended early (TRAIN.PATIENCE)" if epochs else "all its epochs are done")
+        return
+    train.wrap(training)
     tests = sum((epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == schedule.epochs for epoch in epochs) * (2 if training.average else 1)
 
     training.progress.begin(training.progress.epoch)
@@ -51,7 +57,7 @@ def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
             raise PoiseError(f"dry run, step {training.progress.step}: the loss is {loss}; lower TRAIN.LR")
         begin = time.perf_counter()
     trained = peak_memory(where)
-    test_seconds, batches = _test_one_batch(training)
+    start, test_seconds, batches = _test_seconds(training)
     peaks = processes.gather(peak_memory(where))
     if not processes.main:
         return
@@ -59,19 +65,43 @@ def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
     if None not in peaks:
         most = f", the largest of {processes.world} processes" if processes.world > 1 else ""
         log.info("memory %s: %.2f GB at the peak of training, %.2f GB with the test%s", kind, trained / 1e9, max(peaks) / 1e9, most)
-    total = left * seconds[-1] + tests * batches * test_seconds
-    log.info("the whole run: %d steps of %.3f s and %d tests of %d batches of %.3f s, about %s at the pace of the last step, scoring and checkpoints "
-             "not counted; nothing was written", left, seconds[-1], tests, batches, test_seconds, logs.span(total))
+    total = left * seconds[-1] + tests * (start + batches * test_seconds)
+    log.info("the whole run: %d steps of %.3f s and %d tests of %d batches of %.3f s after %.3f s, about %s at the pace of the last step, scoring and checkpoints "
+             "not counted; nothing was written", left, seconds[-1], tests, batches, test_seconds, start, logs.span(total))
 
 
-def _test_one_batch(training: train.Training) -> tuple[float, int]:
-    """(seconds of a batch of each process, batches that each has in a whole test)."""
+def _writing_nothing(cfg: CfgNode) -> CfgNode:
+    """The configuration without the arrays that are kept of annotation files, and without weights that would have to be fetched."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.CACHE = False
+    if download.is_url(cfg.MODEL.PRETRAINED):
+        cfg.MODEL.PRETRAINED = ""
+    cfg.freeze()
+    return cfg
+
+
+def _test_seconds(training: train.Training) -> tuple[float, float, int]:
+    """(seconds until a test's first batch is there, seconds of a batch of each process, batches that each has in a whole test).
+
+    Of the second test of a few batches, as most of a training's are: the worker processes live on and PyTorch has warmed up.
+    """
     cfg, whole = training.cfg, training.test_loader.batches
     table, processes = training.test_loader.crops.table, training.processes
-    few = table.select(np.arange(len(table)) < whole.batch_size * whole.world, "not in the batches of the dry run")
+    few = table.select(np.arange(len(table)) < BATCHES * whole.batch_size * whole.world, "not in the batches of the dry run")
     loader = build_loader(cfg, few, training.test_loader.crops.images, train=False, devices=len(training.devices), on_gpu=training.device.type == "cuda",
-                          rank=processes.rank, world=processes.world)
+                          rank=processes.rank, world=processes.world, local_world=local_processes())
     network = training.average.network if training.average else training.model
-    begin = time.perf_counter()
-    predict(cfg, device.for_testing(cfg, network, training.devices), loader, training.device, training.criterion, processes=processes)
-    return time.perf_counter() - begin, -(-whole.count // whole.world)
+    for _ in range(2):
+        begins: list[float] = []
+
+        def mark() -> bool:
+            """Asked when a batch is there, before it is predicted."""
+            begins.append(time.perf_counter())
+            return False
+
+        begin = time.perf_counter()
+        predict(cfg, device.for_testing(cfg, network, training.devices), loader, training.device, training.criterion, mark, processes)
+        end = time.perf_counter()
+    marks = [*begins, end]      # of more processes than batches one may have none, but never rank 0, which tells
+    return marks[0] - begin, (marks[-1] - marks[0]) / max(len(begins), 1), -(-whole.count // whole.world)

@@ -13,8 +13,18 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 _SECONDS_OF_ECHO = 5.0
 
 
+_installed: list["Interrupt"] = []
+
+
 class Interrupted(Exception):
     """A signal asked the run to end; its state is on the disk."""
+
+
+def stop_run() -> bool:
+    """Ask the run to end as a first signal does, from any thread; whether there is one that listens."""
+    for interrupt in _installed:
+        interrupt._ask()
+    return bool(_installed)
 
 
 class Interrupt:
@@ -30,9 +40,11 @@ class Interrupt:
         if threading.current_thread() is threading.main_thread():      # Python delivers signals nowhere else
             for number in _SIGNALS:
                 self._old[number] = signal.signal(number, self._handle)
+        _installed.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _installed.remove(self)
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -40,6 +52,9 @@ class Interrupt:
         if self.asked and time.monotonic() - self._since >= self._echo:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        self._ask()
+
+    def _ask(self) -> None:
         if not self.asked:
             self._since = time.monotonic()
         self.asked = True

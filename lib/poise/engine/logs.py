@@ -7,7 +7,7 @@ import logging.handlers
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
     return folder
 
 
+_QUEUE_OF_THE_BOARD = 1000      # events that wait for its disk
 FILE_ONLY = {"file_only": True}     # log.info(..., extra=FILE_ONLY): not for the console
 
 
@@ -147,26 +148,62 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """A tensorboardX page in LOG_DIR/<dataset>/<model>/<experiment>_<time>/."""
+    """A tensorboardX page in LOG_DIR/<dataset>/<model>/<experiment>_<time>/.
+
+    A thread of tensorboardX's writes it. Left alone it ends where the disk is full, and whoever adds to its queue then waits for ever; so
+    its first fault is kept, what follows is dropped, and `scalars` and `picture` raise DataError.
+    """
 
     def __init__(self, cfg: CfgNode, cfg_path: str):
         from tensorboardX import SummaryWriter
 
         names = run_names(cfg, cfg_path)
-        folder = Path(cfg.LOG_DIR) / names.with_name(f"{names.name}_{time.strftime('%Y-%m-%d-%H-%M-%S')}")
+        self._folder = Path(cfg.LOG_DIR) / names.with_name(f"{names.name}_{time.strftime('%Y-%m-%d-%H-%M-%S')}")
+        self._fault: Exception | None = None
+        self._told = False
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._writer = SummaryWriter(str(self._folder), max_queue=_QUEUE_OF_THE_BOARD)
         except OSError as error:
-            raise DataError(f"{folder}: cannot make the TensorBoard folder ({error.strerror}); set LOG_DIR to a place you may write to") from None
-        self._writer = SummaryWriter(str(folder))
+            raise DataError(f"{self._folder}: cannot make the TensorBoard folder ({error.strerror}); set LOG_DIR to a place you may write to") from None
+        self._events = self._writer.file_writer.event_writer
+        for name in ("write_event", "flush", "close"):
+            setattr(self._events._ev_writer, name, self._keeping_fault(getattr(self._events._ev_writer, name), always=name == "close"))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
+        """Raises DataError where the page can no longer be written."""
+        self._look()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """image: (H, W, 3) uint8 BGR."""
+        """image: (H, W, 3) uint8 BGR. Raises DataError where the page can no longer be written."""
+        self._look()
         self._writer.add_image(name, image[:, :, ::-1], step, dataformats="HWC")
 
     def close(self) -> None:
-        self._writer.close()
+        """What is still to be written is. Where it cannot be that is only said: the run is over."""
+        if self._events._worker.is_alive():
+            self._writer.close()
+        if self._fault and not self._told:
+            log.warning("%s", self._said())
+
+    def _keeping_fault(self, call: Callable[..., Any], always: bool) -> Callable[..., Any]:
+        def kept(*arguments: Any) -> Any:
+            if always or self._fault is None:
+                try:
+                    return call(*arguments)
+                except Exception as error:
+                    self._fault = self._fault or error
+        return kept
+
+    def _look(self) -> None:
+        if self._fault is None and not self._events._worker.is_alive():
+            self._fault = RuntimeError("its thread has ended")
+        if self._fault:
+            self._told = True
+            raise DataError(self._said())
+
+    def _said(self) -> str:
+        return (f"{self._folder}: the TensorBoard page cannot be written ({getattr(self._fault, 'strerror', None) or self._fault}); "
+                "make room there, or set LOG_DIR to another place")

@@ -35,6 +35,10 @@ class LossScale:
         self._scaler.step(optimizer)
         self._scaler.update()
 
+    def left_out(self) -> bool:
+        """Whether the step that was just done was left out. Waits for a GPU."""
+        return self.active and self.value < self._last
+
     def overflowed(self) -> bool:
         """Whether the last step was left out. Raises PoiseError where no scale helps any more."""
         if not self.active:

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from poise.engine.batch_norm import synchronised
 from poise.engine.distributed import Processes, T, is_lost_peer
+from poise.engine.interrupt import stop_run
 from poise.errors import PoiseError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ _FAILURES = "poise/failures"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_LEAVE = 8.0     # for a process that fails or sees a failure, before it is cut off
 _SECONDS_OF_SILENCE = 3.0   # torchrun ends the others within a second of the first that fails; more only where it is not there
+_TIME_TO_MEET = timedelta(minutes=10)
 # how long others wait in the default group while rank 0 downloads weights or scores a large set
 _TIMEOUT = timedelta(hours=3)
 
@@ -71,11 +73,9 @@ class Group(Processes):
         super().__init__(rank, world, local_rank)
         if rank > 0:
             warnings.simplefilter("ignore")     # rank 0 shows the same
-        store, _, _ = next(dist.rendezvous("env://"))
-        # a launcher's store may outlive a restart of the processes
-        self._store = dist.PrefixStore(f"poise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group("gloo", store=self._store, rank=rank, world_size=world, timeout=_TIMEOUT)
+        self._store = _meet(rank, world)
         self._nccl = False
+        self._parent = os.getppid()
         self._leaving = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -158,14 +158,40 @@ class Group(Processes):
             dist.destroy_process_group()
 
     def _watch(self) -> None:
-        try:
-            while not self._leaving.wait(_SECONDS_BETWEEN_LOOKS):
-                if self._store.check([_FAILURES]):
+        store = True
+        while not self._leaving.wait(_SECONDS_BETWEEN_LOOKS):
+            try:
+                if store and self._store.check([_FAILURES]):
                     # the main thread's connections break, so it can leave by itself, tidily, unless it hangs
                     if not self._leaving.wait(_SECONDS_TO_LEAVE):
                         os._exit(1)
-        except RuntimeError:    # the store is gone, and so is who would tell of failures in it
-            pass
+            except RuntimeError:    # the store is gone, and so is who would tell of failures in it: perhaps the launcher, perhaps only rank 0 that has done
+                store = False
+                if not self._leaving.is_set():
+                    stop_run()
+            if os.getppid() != self._parent:      # the launcher has ended without its processes, as of a signal that it does not know
+                if not self._leaving.is_set() and not stop_run():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+
+def _meet(rank: int, world: int) -> dist.Store:
+    """The processes' store, when all have come to it and the default group is made. Raises PoiseError where they do not come."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=_TIME_TO_MEET))
+        # torchrun's own store outlives a restart of the processes. Where it has none rank 0 makes a new one each time, and the machines'
+        # counts of restarts may differ: each counts the failures of its own processes
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = dist.PrefixStore(f"poise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store.set(f"here/{rank}", "")
+        store.wait([f"here/{number}" for number in range(world)], _TIME_TO_MEET)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PoiseError(f"process {rank} did not meet the {world - 1} others at {where} ({reason}); is the address reached from every machine, and is "
+                         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set on all of several machines (docs/scale.md)?") from None
+    return store
 
 
 def _leave_quietly() -> None:

@@ -20,6 +20,7 @@ class Progress:
     """The epoch, the steps of it that are done, their sums over all processes, and the best scores so far, of the weights and of their average.
 
     stale: tests since one of the two rose. kept: the newest checkpoint that this run wrote or went on from; None before there is one.
+    damaged: newer ones that could not be gone on from.
     """
 
     def __init__(self, epoch: int):
@@ -28,9 +29,13 @@ class Progress:
         self.best_score, self.best_epoch = -math.inf, -1
         self.ema_score, self.ema_epoch, self.stale = -math.inf, -1, 0
         self.kept: Path | None = None
+        self.damaged: tuple[str, ...] = ()
 
-    def restore(self, saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Go on from where `saved` was written. Raises PoiseError where it does not fit."""
+    def restore(self, saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer, kind: str = "") -> None:
+        """Go on from where `saved` was written, with the settings that the optimiser has. kind: TRAIN.OPTIMIZER, where it must be the run's.
+
+        Raises PoiseError where it does not fit.
+        """
         if saved.get("genotype") and saved["genotype"] != cells_of(model):
             raise PoiseError(f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is another, or its file has changed); remove it to "
                              "begin anew, or give the training a folder of its own with OUTPUT_DIR")
@@ -42,9 +47,12 @@ class Progress:
             device.bare(model).load_state_dict(saved["state_dict"])
             # PyTorch takes another optimiser's state without a word and fails at the first step
             theirs, own = (set(state["param_groups"][0]) & {"betas", "momentum"} for state in (saved["optimizer"], optimizer.state_dict()))
-            if theirs != own:
-                raise ValueError("TRAIN.OPTIMIZER is another")
+            before = saved.get("optimizer_kind", kind)
+            if theirs != own or kind and before != kind:
+                raise ValueError(f"TRAIN.OPTIMIZER is another{f': {kind}, and was {before}' if before != kind else ''}")
+            settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved["optimizer"])
+            _take_settings(optimizer, settings)
             # the saved averages may lie in memory in another order (CHANNELS_LAST), and fused Adam walks raw memory
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
@@ -56,7 +64,7 @@ class Progress:
         self.epoch, self.step, self.sums = saved["epoch"], saved["step"], sums
         self.best_score, self.best_epoch = best_score, best_epoch
         self.ema_score, self.ema_epoch, self.stale = ema_score, ema_epoch, stale
-        self.kept = Path(saved["path"])
+        self.kept, self.damaged = Path(saved["path"]), tuple(saved.get("damaged", ()))
         best = "" if self.best_epoch < 0 else f"; best score so far {self.best_score:.4f} of epoch {self.best_epoch}"
         log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
 
@@ -76,13 +84,26 @@ class Progress:
                 "images_per_second": sums["samples"] / seconds, "data_time_share": sums["data_seconds"] / seconds}
 
 
-def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
+def _take_settings(optimizer: torch.optim.Optimizer, settings: list[dict]) -> None:
+    """Give the parameter groups the configuration's settings, not those of the run that is gone on with; what differs is said."""
+    said = set()
+    for group, own in zip(optimizer.param_groups, settings):
+        for name in ("weight_decay", "momentum", "nesterov", "betas"):
+            before, now = group.get(name), own.get(name)
+            if (tuple(before) if isinstance(before, list) else before) != now:
+                said.add(f"{name} {now} (was {before})")
+        group.update(own)
+    if said:
+        log.warning("the optimiser's settings are others than those of the run that is gone on with: %s", ", ".join(sorted(said)))
+
+
+def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> dict | None:
     """The checkpoint to go on from: TRAIN.CHECKPOINT, else the run folder's newest when AUTO_RESUME or TRAIN.RESUME; or None.
 
-    Where torchrun has restarted the processes, it is what they had written before, whatever the keys say.
+    restarted: torchrun has started any of the processes again; then it is what they had written before, whatever the keys say.
     """
     name, saved = experiment_name(cfg_path), None
-    if checkpoint.restarted():
+    if restarted:
         saved = checkpoint.load_newest(folder, name)
         saved = saved if saved and saved.get("job") == checkpoint.job() else None
     if saved is None and cfg.TRAIN.CHECKPOINT:

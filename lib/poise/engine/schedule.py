@@ -19,7 +19,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     t = cfg.TRAIN
     parameters = model.parameters() if t.WD_NORM_AND_BIAS else _decayed_and_not(model)
     if t.OPTIMIZER == "sgd":
-        return torch.optim.SGD(parameters, lr=t.LR, momentum=t.MOMENTUM, weight_decay=t.WD, nesterov=t.NESTEROV)
+        return torch.optim.SGD(parameters, lr=t.LR, momentum=t.MOMENTUM, weight_decay=t.WD, nesterov=t.NESTEROV, fused=True)
     if t.OPTIMIZER == "adamw":
         return torch.optim.AdamW(parameters, lr=t.LR, weight_decay=t.WD, fused=True)
     return torch.optim.Adam(parameters, lr=t.LR, weight_decay=t.WD if t.OPTIMIZER == "adam_l2" else 0.0, fused=True)

@@ -64,7 +64,7 @@ def train_step(training: Training, codec: Codec, batch: dict[str, torch.Tensor],
         with torch.no_grad():
             figures.append(StepFigures(loss.detach(), *heatmap_pck(outputs[-1].detach(), targets.finest, cells=targets.cells), count, part["person"]))
     training.scale.step(optimizer)
-    if training.average:
+    if training.average and not training.scale.left_out():
         training.average.update(bare(model))
     return figures, (part, images, outputs[-1].detach(), targets)
 

@@ -6,6 +6,8 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -15,12 +17,13 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise import visualize, weights
-from poise.codecs import Codec, build_codec
+from poise.codecs import build_codec
 from poise.config import data_path
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.engine import checkpoint, device, logs
 from poise.engine.average import WeightAverage
+from poise.engine.debug_pictures import DebugPictures
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.precision import LossScale
@@ -30,8 +33,7 @@ from poise.engine.schedule import Schedule, build_optimizer
 from poise.engine.score import check_truth, score
 from poise.engine.step import StepFigures, train_step
 from poise.engine.threads import CpuThreads
-from poise.errors import PoiseError
-from poise.forward import denormalize
+from poise.errors import DataError, PoiseError
 from poise.losses import build_loss
 from poise.models import build_model
 from poise.models.genotypes import write_genotype
@@ -44,7 +46,8 @@ log = logging.getLogger(__name__)
 class Training:
     """What a training consists of. average: of the weights, with TRAIN.EMA_DECAY. metrics and board are rank 0's alone, which writes.
 
-    saved_at: when the last checkpoint was written, or the run began, by time.monotonic.
+    saved_at: when the last checkpoint was written, or the run began, by time.monotonic. fault: rank 0's, of a file that the run does not
+    need to go on; it ends the run with a checkpoint.
     """
 
     cfg: CfgNode
@@ -65,6 +68,8 @@ class Training:
     saved_at: float = 0.0
     metrics: logs.MetricsFile | None = None
     board: logs.TensorBoard | None = None
+    pictures: DebugPictures | None = None
+    fault: PoiseError | None = None
 
     @property
     def device(self) -> torch.device:
@@ -85,12 +90,11 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         wrap(training)
         if processes.main:
             _begin_records(training, command)
-        try:
-            with Interrupt() as interrupt:
-                _epochs(training, interrupt)
-        finally:
-            if training.board is not None:
-                training.board.close()
+        with ExitStack() as closing, Interrupt() as interrupt:
+            for written in (training.board, training.pictures):
+                if written is not None:
+                    closing.callback(written.close)
+            _epochs(training, interrupt)
 
 
 def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
@@ -98,7 +102,8 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     logs.start_console(processes.rank)
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
     devices = device.choose_devices(cfg, processes)
-    saved = processes.from_first(lambda: find_checkpoint(cfg, cfg_path, folder))
+    restarted = processes.any(checkpoint.restarted())
+    saved = processes.from_first(lambda: find_checkpoint(cfg, cfg_path, folder, restarted))
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
     table, images = read_set(cfg, train=True)
@@ -121,7 +126,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     progress, scale = Progress(cfg.TRAIN.BEGIN_EPOCH), LossScale(cfg, devices[0])
     average = WeightAverage(device.bare(model), cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
     if saved is not None:
-        progress.restore(saved, model, optimizer)
+        progress.restore(saved, model, optimizer, cfg.TRAIN.OPTIMIZER)
         scale.load_state_dict(saved.get("scaler", {}))
         if average and "ema" in saved:
             average.load_state_dict(saved["ema"])
@@ -150,7 +155,7 @@ def wrap(training: Training) -> None:
 def _begin_records(training: Training, command: list[str]) -> None:
     """What is run, in the log and in config.yaml; the files that the epochs will write to."""
     t, cfg = training, training.cfg
-    checkpoint.tidy(t.folder, t.progress.kept)
+    checkpoint.tidy(t.folder, t.progress.kept, t.progress.damaged)
     logs.log_environment(cfg, command)
     parts = f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else ""
     log.info("%s: %.2f million parameters; %d samples a step%s, epochs %d to %d", cfg.MODEL.NAME, sum(p.numel() for p in t.model.parameters()) / 1e6,
@@ -163,16 +168,18 @@ def _begin_records(training: Training, command: list[str]) -> None:
         write_genotype(t.folder / "genotype.json", genotype)
     t.metrics = logs.MetricsFile(t.folder / "metrics.jsonl", t.progress.epoch)
     t.board = logs.TensorBoard(cfg, t.cfg_path)
+    if cfg.DEBUG.DEBUG:
+        t.pictures = DebugPictures(cfg, build_codec(cfg), t.loader.crops.table.skeleton)
 
 
 def _epochs(training: Training, interrupt: Interrupt) -> None:
     t, cfg, progress, processes = training, training.cfg, training.progress, training.processes
     bare = device.bare(t.model)
-    while progress.epoch < t.schedule.epochs and not _stale(t):
+    while progress.epoch < t.schedule.epochs and not stale(t):
         epoch = progress.epoch
         train_one_epoch(t, interrupt)
-        asked = processes.any(interrupt.asked)      # before the look at the weights: a process whose loss was not finite has more to tell
-        _check_weights(bare, progress)
+        asked = processes.any(_asked(t, interrupt))      # before the look at the weights: a process whose loss was not finite has more to tell
+        _check_weights(t)
         if asked:
             _save_and_stop(t)
         values = {"epoch": epoch, "lr": t.schedule.rate(epoch * t.schedule.steps_per_epoch + progress.step - 1), **progress.averages()}
@@ -181,22 +188,7 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         if t.scale.active:
             values.update(overflows=int(progress.sums["overflows"]), loss_scale=t.scale.value)
             log.info("epoch %d: %d steps left out for gradients that overflowed, loss scale %g", epoch, values["overflows"], values["loss_scale"])
-        best: dict[str, nn.Module] = {}     # file -> the network whose weights belong there
-        if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == t.schedule.epochs:
-            risen = False
-            for name, network in {"": bare, **({"ema": t.average.network} if t.average else {})}.items():
-                found, metrics, deciding = _test(t, network, t.folder / name, interrupt)
-                values.update({f"{name}_{key}" if name else key: value for key, value in metrics.items()})
-                if processes.main and not name:
-                    _show(t.board, values, found, t.test_loader.crops.table, epoch)
-                highest = progress.ema_score if name else progress.best_score
-                risen = risen or deciding > highest
-                # of equal scores the later counts, as in HRNet; so the last weights are kept where a test set has no labels and every score is 0
-                if deciding >= highest and name:
-                    progress.ema_score, progress.ema_epoch, best["model_best_ema.pth"] = deciding, epoch, network
-                elif deciding >= highest:
-                    progress.best_score, progress.best_epoch, best["model_best.pth"] = deciding, epoch, network
-            progress.stale = 0 if risen else progress.stale + 1
+        best = _test_networks(t, values, interrupt) if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == t.schedule.epochs else {}
         if processes.main:
             for file, network in best.items():
                 checkpoint.save(t.folder / file, network.state_dict())
@@ -205,7 +197,8 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         # last: a run that is killed before this trains the epoch again and writes the two again; killed after it, the run has them
         progress.begin(epoch + 1)
         _save(t)
-    if _stale(t):
+        _end_for_fault(t)
+    if stale(t):
         log.info("ended early: the best score has not risen in %d tests (TRAIN.PATIENCE)", progress.stale)
     if processes.main:
         checkpoint.save(t.folder / "final_state.pth", bare.state_dict())
@@ -215,9 +208,34 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
              f", of the average {progress.ema_score:.4f} at epoch {progress.ema_epoch}" if t.average else "", t.folder)
 
 
-def _stale(training: Training) -> bool:
+def stale(training: Training) -> bool:
     """Whether the run ends early."""
     return 0 < training.cfg.TRAIN.PATIENCE <= training.progress.stale
+
+
+def _test_networks(training: Training, values: dict[str, float], interrupt: Interrupt) -> dict[str, nn.Module]:
+    """Test the weights and their average after an epoch; {file: the network whose weights belong there}, their figures in `values`.
+
+    Progress changes when all have been tested: a run that is stopped between two of them tests both again.
+    """
+    t, progress, epoch = training, training.progress, training.progress.epoch
+    networks = {"": device.bare(t.model), **({"ema": t.average.network} if t.average else {})}
+    tested = {name: _test(t, network, t.folder / name, interrupt) for name, network in networks.items()}
+    best: dict[str, nn.Module] = {}
+    risen = False
+    for name, (found, metrics, deciding) in tested.items():
+        values.update({f"{name}_{key}" if name else key: value for key, value in metrics.items()})
+        if t.processes.main and not name:
+            _keep_fault(t, lambda: _show(t.board, values, found, t.test_loader.crops.table, epoch))
+        highest = progress.ema_score if name else progress.best_score
+        risen = risen or deciding > highest
+        # of equal scores the later counts, as in HRNet; so the last weights are kept where a test set has no labels and every score is 0
+        if deciding >= highest and name:
+            progress.ema_score, progress.ema_epoch, best["model_best_ema.pth"] = deciding, epoch, networks[name]
+        elif deciding >= highest:
+            progress.best_score, progress.best_epoch, best["model_best.pth"] = deciding, epoch, networks[name]
+    progress.stale = 0 if risen else progress.stale + 1
+    return best
 
 
 def _test(training: Training, network: nn.Module, folder: Path, interrupt: Interrupt) -> tuple[Predictions, dict[str, float], float]:
@@ -225,7 +243,7 @@ def _test(training: Training, network: nn.Module, folder: Path, interrupt: Inter
     t = training
     t.processes.spread(network.buffers())    # batch norm's of rank 0 are those that are tested and saved
     try:
-        found = predict(t.cfg, device.for_testing(t.cfg, network, t.devices), t.test_loader, t.device, t.criterion, lambda: interrupt.asked, t.processes)
+        found = predict(t.cfg, device.for_testing(t.cfg, network, t.devices), t.test_loader, t.device, t.criterion, lambda: _asked(t, interrupt), t.processes)
     except KeyboardInterrupt:
         _save_and_stop(t)
     metrics, deciding = t.processes.from_first(lambda: score(t.cfg, t.test_loader.crops.table, found, folder))
@@ -239,17 +257,37 @@ def _save(training: Training) -> None:
     def content() -> dict:
         average = {"ema": t.average.state_dict()} if t.average else {}
         return {**checkpoint.origin(t.cfg, t.cfg_path, t.cfg.SEED), **t.progress.position(), "state_dict": device.bare(t.model).state_dict(),
-                "genotype": cells_of(t.model), "optimizer": t.optimizer.state_dict(), "schedule": asdict(t.schedule),
+                "genotype": cells_of(t.model), "optimizer": t.optimizer.state_dict(), "optimizer_kind": t.cfg.TRAIN.OPTIMIZER, "schedule": asdict(t.schedule),
                 "scaler": t.scale.state_dict(), **average}
 
-    begun_anew = t.progress.kept is None or t.progress.kept.parent != t.folder
+    begun_anew = t.progress.kept is None or not checkpoint.same_folder(t.progress.kept.parent, t.folder)
     t.processes.from_first(lambda: checkpoint.write(t.folder, content(), t.cfg.TRAIN.CHECKPOINTS_KEPT, first=begun_anew))
     t.progress.kept = t.folder / checkpoint.NAME
     t.saved_at = time.monotonic()
 
 
+def _keep_fault(training: Training, write: Callable[[], None]) -> None:
+    """Write what the run does not need to go on; where that fails it ends with a checkpoint, as when it is asked to."""
+    try:
+        write()
+    except PoiseError as error:
+        training.fault = training.fault or error
+
+
+def _asked(training: Training, interrupt: Interrupt) -> bool:
+    return interrupt.asked or training.fault is not None
+
+
+def _end_for_fault(training: Training) -> None:
+    """Raise rank 0's fault, if there is one, in all processes. A checkpoint has been written."""
+    fault = training.processes.from_first(lambda: training.fault and str(training.fault))
+    if fault:
+        raise DataError(f"{fault}; {training.progress.kept} is written, the same command with AUTO_RESUME True goes on")
+
+
 def _save_and_stop(training: Training) -> NoReturn:
     _save(training)
+    _end_for_fault(training)
     raise Interrupted(f"stopped at epoch {training.progress.epoch}, step {training.progress.step}; {training.progress.kept} is written, "
                       "the same command with AUTO_RESUME True goes on")
 
@@ -290,7 +328,7 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
                 figures = [a + b for a, b in zip(figures, (value * part.own, float(part.right), float(part.counted), part.own))]
         sums["overflows"] += training.scale.overflowed()
         age = time.monotonic() - training.saved_at
-        *figures, asked, due = processes.sum([*figures, float(interrupt.asked), float(processes.main and 0 < 60 * cfg.TRAIN.CHECKPOINT_MINUTES <= age)])
+        *figures, asked, due = processes.sum([*figures, float(_asked(training, interrupt)), float(processes.main and 0 < 60 * cfg.TRAIN.CHECKPOINT_MINUTES <= age)])
         for name, figure in zip(("loss", "right", "counted", "samples"), figures):
             sums[name] += figure
         stop, old = stop or asked > 0, due > 0
@@ -310,14 +348,14 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
             bar.update()
             if processes.main and (progress.step % cfg.PRINT_FREQ == 0 or progress.step == steps):
                 _report(training, bar, step, schedule.rate(step), seconds, data_seconds, whole)
-                if cfg.DEBUG.DEBUG:
-                    _save_debug_pictures(cfg, codec, *shown, loader, training.folder / "debug" / f"train_{progress.epoch}_{progress.step}")
-            if stop or interrupt.asked and processes.world == 1:
+                if training.pictures:
+                    _keep_fault(training, lambda: training.pictures.add(training.folder / "debug" / f"train_{progress.epoch}_{progress.step}", *shown))
+            if stop or _asked(training, interrupt) and processes.world == 1:
                 settle()
                 return
             if old or cfg.TRAIN.CHECKPOINT_STEPS and (step + 1) % cfg.TRAIN.CHECKPOINT_STEPS == 0:
                 settle()
-                _check_weights(device.bare(training.model), progress)
+                _check_weights(training)
                 _save(training)
                 old = False
             training.threads.look()
@@ -331,8 +369,9 @@ def _report(training: Training, bar, step: int, rate: float, seconds: float, dat
     log.info("epoch %d [%d/%d]  %.3f s/step (%.3f waiting for data)  %.1f images/s  loss %.6f  accuracy %.3f  lr %g", progress.epoch,
              progress.step, training.schedule.steps_in(progress.epoch), seconds, data_seconds, samples / seconds, mean["train_loss"], mean["train_acc"], rate,
              extra=logs.FILE_ONLY if sys.stderr.isatty() else None)
-    training.board.scalars({"train_loss": mean["train_loss"], "train_acc": mean["train_acc"], "learning_rate": rate,
-                            "images_per_second": samples / seconds, "data_waiting_seconds": data_seconds}, step + 1)
+    figures = {"train_loss": mean["train_loss"], "train_acc": mean["train_acc"], "learning_rate": rate, "images_per_second": samples / seconds,
+               "data_waiting_seconds": data_seconds}
+    _keep_fault(training, lambda: training.board.scalars(figures, step + 1))
 
 
 def _show(board: logs.TensorBoard, values: dict[str, float], found: Predictions, table: PersonTable, epoch: int) -> None:
@@ -344,24 +383,14 @@ def _show(board: logs.TensorBoard, values: dict[str, float], found: Predictions,
     board.picture("heatmaps", visualize.heatmap_mosaic(first["crops"][:len(first["heatmaps"])], first["heatmaps"]), epoch)
 
 
-def _save_debug_pictures(cfg, codec: Codec, batch, images, output, targets, loader, prefix: Path) -> None:
-    """The four kinds of debug pictures of HRNet, of the last batch."""
-    crops = denormalize(cfg, images[:32])
-    skeleton, maps = loader.crops.table.skeleton, output[:32].float().cpu().numpy()
-    visible = batch["visible"][:32].numpy()
-    if cfg.DEBUG.SAVE_BATCH_IMAGES_GT:
-        visualize.save(f"{prefix}_gt.jpg", visualize.crop_mosaic(crops, batch["joints"][:32].numpy(), visible, skeleton))
-    if cfg.DEBUG.SAVE_BATCH_IMAGES_PRED:
-        coords, _ = codec.decode(maps)
-        visualize.save(f"{prefix}_pred.jpg", visualize.crop_mosaic(crops, coords, visible, skeleton))
-    if cfg.DEBUG.SAVE_HEATMAPS_GT:
-        visualize.save(f"{prefix}_hm_gt.jpg", visualize.heatmap_mosaic(crops[:8], targets.finest[:8].cpu().numpy() / codec.amplitude))
-    if cfg.DEBUG.SAVE_HEATMAPS_PRED:
-        visualize.save(f"{prefix}_hm_pred.jpg", visualize.heatmap_mosaic(crops[:8], maps[:8] / codec.amplitude))
-
-
-def _check_weights(model: nn.Module, progress: Progress) -> None:
-    """The last step may spoil the weights without a loss to show it; such weights are not saved."""
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise PoiseError(f"epoch {progress.epoch}: a weight is not finite after the last step; lower TRAIN.LR; "
-                         f"{f'the last good checkpoint is {progress.kept}' if progress.kept else 'no checkpoint was written yet'}")
+def _check_weights(training: Training) -> None:
+    """The last step may spoil weights, batch norm's figures or the average without a loss to show it; such a network is not saved."""
+    progress, bare = training.progress, device.bare(training.model)
+    looked_at = {"a weight": bare.parameters(), "a running figure of batch norm": bare.buffers()}
+    if training.average:
+        looked_at["a figure of the weights' average"] = training.average.network.state_dict().values()
+    for what, tensors in looked_at.items():
+        finite = [torch.isfinite(tensor).all() for tensor in tensors]
+        if finite and not torch.stack(finite).all():        # one look at a GPU, not hundreds
+            raise PoiseError(f"epoch {progress.epoch}: {what} is not finite after the last step; lower TRAIN.LR; "
+                             f"{f'the last good checkpoint is {progress.kept}' if progress.kept else 'no checkpoint was written yet'}")

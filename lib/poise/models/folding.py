@@ -2,26 +2,43 @@
 from __future__ import annotations
 
 import copy
+import logging
+from functools import cache
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from poise.errors import one_line
+
+log = logging.getLogger(__name__)
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode whose batch norms are folded into their convolutions, plain and transposed; `model` stays as it is.
 
     Its outputs are those of the network in eval mode but for float rounding. A batch norm is folded where it follows a convolution
-    whose output nothing else uses; others (before a convolution, after a pooling) stay. The copy is not for training, and its state
+    whose output nothing else uses; others (before a convolution, after a pooling) stay. A network that torch.fx cannot follow, as one
+    whose forward pass depends on values or sizes, is copied as it is, which is said once. The copy is not for training, and its state
     dict is its own.
     """
     groups = [getattr(module, "process_group", None) for module in model.modules()]     # SyncBatchNorm's, which cannot be copied
     folded = copy.deepcopy(model, {id(group): group for group in groups if group is not None}).eval()
-    for conv, norm in _pairs(folded):
+    try:
+        pairs = _pairs(folded)
+    except Exception as error:      # a TraceError, or whatever a forward pass raises when it is called with a stand-in for its images
+        _say_once(type(model).__name__, f"{type(error).__name__}: {one_line(error)}")
+        return folded
+    for conv, norm in pairs:
         modules = folded.get_submodule(conv), folded.get_submodule(norm)
         folded.set_submodule(conv, fuse_conv_bn_eval(*modules, transpose=isinstance(modules[0], nn.ConvTranspose2d)))
         folded.set_submodule(norm, nn.Identity().eval())
     return folded
+
+
+@cache
+def _say_once(name: str, reason: str) -> None:
+    log.warning("%s is tested with its batch norms as they are, torch.fx cannot follow its forward pass (%s); TEST.FOLD_BN False says nothing", name, reason)
 
 
 class _Tracer(fx.Tracer):

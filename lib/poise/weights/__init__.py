@@ -8,6 +8,6 @@
     origin      what a file was trained with, where that can be known
 """
 from poise.weights.loading import LoadReport, load, load_pretrained
-from poise.weights.reading import WeightFile, read_state_dict, read_tensors, read_weight_file, save
+from poise.weights.reading import Unreadable, WeightFile, read_state_dict, read_tensors, read_weight_file, save, unreadable
 
-__all__ = ["LoadReport", "WeightFile", "load", "load_pretrained", "read_state_dict", "read_tensors", "read_weight_file", "save"]
+__all__ = ["LoadReport", "Unreadable", "WeightFile", "load", "load_pretrained", "read_state_dict", "read_tensors", "read_weight_file", "save", "unreadable"]

@@ -36,6 +36,10 @@ class WeightFile:
     foreign: tuple[str, ...] = ()
 
 
+class Unreadable(DataError):
+    """The system could not read a file that may be whole: a disk that is away for a moment, too many open files, no memory."""
+
+
 class _Unread:
     """Stands for an object of a class that is not ours to make; whatever it was made of is dropped."""
 
@@ -113,9 +117,18 @@ def save(path: str | Path, content: Any) -> None:
         raise DataError(f"{path}: cannot be written ({str(error).splitlines()[0]}); the file before it, if any, is kept") from None
 
 
+def unreadable(path: str | Path, error: OSError | MemoryError) -> Unreadable:
+    """What to raise where the system failed and not the file."""
+    return Unreadable(f"{path}: cannot be read ({getattr(error, 'strerror', None) or str(error) or 'no memory left'}); the file may be whole: try again")
+
+
 def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
     """(content, foreign classes). Each class that torch does not know is replaced by an empty one, and the reading begun again."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if not there:
         raise DataError(f"{path}: no such {what}")
     foreign: dict[str, type] = {}
     while True:
@@ -123,6 +136,8 @@ def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
             with warnings.catch_warnings(), torch.serialization.safe_globals([(empty, name) for name, empty in foreign.items()]):
                 warnings.simplefilter("ignore")     # torch warns of what it then refuses
                 return torch.load(path, map_location="cpu", weights_only=True), list(foreign)
+        except (OSError, MemoryError) as error:
+            raise unreadable(path, error) from None
         except Exception as error:      # a damaged file makes torch raise many kinds, AssertionError and struct.error among them
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             if found is None and foreign:
