@@ -12,6 +12,7 @@ from poise.engine.distributed import ALONE, Processes
 from poise.errors import ConfigError
 from poise.forward import check_precision
 from poise.models.folding import fold_batch_norms
+from poise.models.packing import can_pack, pack_convolutions
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +89,13 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def for_testing(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> nn.Module:
-    """What predicts in `model`'s place, on the devices: a folded copy with TEST.FOLD_BN, else the network itself.
+    """What predicts in `model`'s place, on the devices: a folded copy with TEST.FOLD_BN, on the CPU with packed convolutions, else the network itself.
 
     Never under DistributedDataParallel: the processes' shares may differ, and it would wait for each step of all.
     """
-    return lay_on(fold_batch_norms(bare(model)) if cfg.TEST.FOLD_BN else bare(model), devices, cfg.CHANNELS_LAST)
+    if not cfg.TEST.FOLD_BN:
+        return lay_on(bare(model), devices, cfg.CHANNELS_LAST)
+    tested = lay_on(fold_batch_norms(bare(model)), devices, cfg.CHANNELS_LAST)
+    if devices[0].type == "cpu" and cfg.AMP in ("", "bf16") and not cfg.COMPILE and can_pack():
+        pack_convolutions(tested, torch.bfloat16 if cfg.AMP else torch.float32)
+    return tested
