@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,14 +30,18 @@ class Row:
     @property
     def verdict(self) -> str:
         if self.kind == "shown":
-            return ""
+            return "slower" if self.unit == "x" and self.value < 1 else ""
         return "reached" if (self.value >= self.bound if self.kind == "ratio" else self.value <= self.bound) else "below"
 
     @property
     def figures(self) -> tuple[str, str]:
         """Value and bound as they are printed, the value towards the worse, so that no rounding turns it into a reached one."""
+        rounding = {"ratio": math.floor, "most": math.ceil}.get(self.kind, round)
+
         def shown(value: float) -> str:
-            return f"{value:.2g}" if abs(value) < 0.01 and value else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+            if abs(value) < 0.01 and value:
+                return f"{value:.2g}"
+            return f"{rounding(value * 100) / 100:.2f}" if value < 100 else f"{rounding(value):.0f}"
 
         sign = {"ratio": ">= ", "most": "<= "}.get(self.kind, "")
         return f"{shown(self.value)} {self.unit}", "" if self.bound is None else f"{sign}{self.bound:g} {self.unit}"

@@ -27,10 +27,13 @@ from poise.skeleton import COCO as SKELETON
 
 def reference_evaluation(truth: COCO, p: dict[str, np.ndarray], folder: Path) -> np.ndarray:
     """As the references do it: a dictionary for each person, loops, an indented file, which is read again twice."""
+    # the arrays that their test loop fills
+    predicted = np.concatenate([p["keypoints"], p["keypoint_scores"][:, :, None]], axis=2)
+    boxes = np.column_stack([p["center"], p["scale"], np.prod(p["scale"] * 200, axis=1), p["box_scores"]])
     persons = []
     for n in range(len(p["image_ids"])):
-        persons.append({"keypoints": np.concatenate([p["keypoints"][n], p["keypoint_scores"][n][:, None]], axis=1), "center": p["center"][n],
-                        "scale": p["scale"][n], "area": np.prod(p["scale"][n] * 200), "score": p["box_scores"][n], "image": int(p["image_ids"][n])})
+        persons.append({"keypoints": predicted[n], "center": boxes[n][0:2], "scale": boxes[n][2:4], "area": boxes[n][4], "score": boxes[n][5],
+                        "image": int(p["image_ids"][n])})
     images = defaultdict(list)
     for person in persons:
         images[person["image"]].append(person)
@@ -98,7 +101,7 @@ def _measured() -> Iterator[Row]:
         stats = {}
 
         def poise() -> None:
-            stats["poise"], _ = score(cfg, table, found, folder / "run")
+            stats["poise"], _ = score(cfg, table, found, folder / "run", per_joint=True)     # as tools/test.py does
 
         def by_reference() -> None:
             with contextlib.redirect_stdout(io.StringIO()):

@@ -12,6 +12,7 @@ from poise.engine.schedule import build_optimizer
 from poise.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
+TURNS, WARM = 15, 2
 
 
 def measure() -> Iterator[Row]:
@@ -26,8 +27,10 @@ def measure() -> Iterator[Row]:
                 parameter.grad = torch.randn_like(parameter) * 1e-3
             optimizers[kind] = (build_optimizer(cfg, model) if kind == "poise" else
                                 torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=kind == "foreach"))
-        seconds = in_turns({kind: optimizer.step for kind, optimizer in optimizers.items()}, 15, warm=2)
+        seconds = in_turns({kind: optimizer.step for kind, optimizer in optimizers.items()}, TURNS, warm=WARM)
         yield compared(f"optimiser step, {name}", seconds, 3)
+        ends = [torch.cat([p.detach().flatten() for group in optimizers[kind].param_groups for p in group["params"]]) for kind in ("poise", "reference")]
+        yield Row(f"the same: largest difference of the weights after {TURNS + WARM} steps, {name}", "", "", (ends[0] - ends[1]).abs().max().item(), "most", 1e-5, "")
         yield compared(f"the same against PyTorch's foreach, {name}", seconds, None, baseline="foreach")
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from comparing import Row, compared, in_turns, main
@@ -12,10 +13,12 @@ from poise import config
 from poise.codecs import build_codec
 from poise.engine import device
 from poise.engine.batch import encode_targets
+from poise.engine.distributed import ALONE
+from poise.engine.precision import LossScale
 from poise.engine.schedule import build_optimizer
+from poise.engine.step import train_step
 from poise.forward import normalize
 from poise.losses import build_loss
-from poise.metrics.pck import heatmap_pck
 from poise.models import build_model
 from postprocess import reference_accuracy
 
@@ -27,7 +30,10 @@ BATCH = 4
 class ReferenceLoss(nn.Module):
     """Joint after joint, each with the mean squared error of its own."""
 
-    def forward(self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(self, outputs, targets) -> torch.Tensor:
+        return sum(self.of_one(output, targets.finest, targets.weight) for output in outputs)
+
+    def of_one(self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         criterion, count = nn.MSELoss(reduction="mean"), output.size(1)
         predicted = output.reshape((output.size(0), count, -1)).split(1, 1)
         wanted = target.reshape((output.size(0), count, -1)).split(1, 1)
@@ -35,6 +41,27 @@ class ReferenceLoss(nn.Module):
         for joint in range(count):
             loss += 0.5 * criterion(predicted[joint].squeeze(1).mul(weight[:, joint]), wanted[joint].squeeze(1).mul(weight[:, joint]))
         return loss / count
+
+
+class ReferenceMspnLoss(nn.Module):
+    """Sample after sample for each of the supervised maps, as MSPN computes it."""
+
+    def forward(self, outputs, targets) -> torch.Tensor:
+        visible = targets.seen + (targets.weight > 0)       # 2 for seen joints, 1 for hidden ones
+        total = 0
+        for place, output in enumerate(outputs):
+            stage, unit = divmod(place, 4)
+            labels = targets.heatmaps[:, unit + (stage == len(outputs) // 4 - 1)]
+            mean = 0
+            for sample in range(len(output)):
+                if unit < 3:
+                    wanted = labels[sample] * (visible[sample] > 1).float()[:, :, None]
+                    mean = mean + ((output[sample] - wanted) ** 2).mean() / 4
+                else:
+                    error = ((output[sample] - labels[sample]) ** 2).mean(dim=(1, 2)) * (visible[sample, :, 0] > 0).float()
+                    mean = mean + error.topk(8).values.mean()
+            total = total + mean / len(output)
+        return total
 
 
 def measure() -> Iterator[Row]:
@@ -45,57 +72,57 @@ def measure() -> Iterator[Row]:
 
 def steps(name: str, cfg) -> Iterator[Row]:
     torch.manual_seed(0)
-    cpu, codec, criterion = torch.device("cpu"), build_codec(cfg), build_loss(cfg)
+    cpu, codec = torch.device("cpu"), build_codec(cfg)
     width, height = cfg.MODEL.IMAGE_SIZE
     batch = {"images": torch.randint(0, 256, (BATCH, height, width, 3), dtype=torch.uint8), "joints": torch.rand(BATCH, 17, 2) * torch.tensor([width, height]),
-             "visible": torch.full((BATCH, 17), 2.0)}
+             "visible": torch.full((BATCH, 17), 2.0), "person": torch.arange(BATCH)}
     works = {}
     for kind in ("poise", "bf16", "reference"):
         torch.manual_seed(0)
         model = build_model(cfg).train()
         if kind == "reference":
-            works[kind] = reference_step(cfg, model, codec, batch, criterion)
+            works[kind] = reference_step(cfg, model, codec, batch)
         else:
-            model = device.lay_on(model, [cpu], cfg.CHANNELS_LAST)
-            works[kind] = poise_step(cfg, model, codec, batch, criterion, kind == "bf16")
-    seconds = in_turns(works, 5)
-    yield compared(f"training step, {name}, float32", seconds, 1.1)
-    yield compared(f"training step, {name}, bf16 autocast", seconds, 1.9, product="bf16")
+            own = config.changed(cfg, ["AMP", "bf16" if kind == "bf16" else ""])
+            works[kind] = poise_step(own, device.lay_on(model, [cpu], cfg.CHANNELS_LAST), codec, batch)
+    first = {kind: work() for kind, work in works.items()}
+    seconds = in_turns(works, 7, warm=0)
+    yield compared(f"training step, {name}, float32, CHANNELS_LAST True", seconds, 1.1)
+    yield compared(f"training step, {name}, bf16 autocast, CHANNELS_LAST True", seconds, 1.9, product="bf16")
+    difference = abs(first["poise"] - first["reference"]) / first["reference"]
+    yield Row(f"the same: difference of the first loss in float32, {name}", f"{first['poise']:.6g}", f"reference {first['reference']:.6g}", difference, "most", 1e-4, "relative")
 
 
-def poise_step(cfg, model, codec, batch, criterion, bf16: bool):
-    optimizer, cpu = build_optimizer(cfg, model), torch.device("cpu")
+def poise_step(cfg, model, codec, batch):
+    """engine.step.train_step, with what it needs of a training."""
+    cpu = torch.device("cpu")
+    training = SimpleNamespace(
+        cfg=cfg, model=model, optimizer=build_optimizer(cfg, model), criterion=build_loss(cfg), device=cpu, processes=ALONE, scale=LossScale(cfg, cpu), average=None,
+        schedule=SimpleNamespace(rate=lambda step: cfg.TRAIN.LR, steps_per_epoch=1), progress=SimpleNamespace(epoch=0, step=0),
+        loader=SimpleNamespace(batches=SimpleNamespace(share=lambda step: (BATCH, BATCH), batch_size=BATCH)))
 
-    def step() -> None:
-        images, targets = normalize(cfg, batch["images"], cpu), encode_targets(cfg, codec, batch, cpu)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            outputs = model(images)
-        outputs = tuple(output.float() for output in outputs)
-        loss = criterion(outputs, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            heatmap_pck(outputs[-1].detach(), targets.finest)
-        float(loss.detach())
+    def step() -> float:
+        figures, _ = train_step(training, codec, batch, lambda: None)
+        float(figures[0].right)
+        return float(figures[0].loss)
 
     return step
 
 
-def reference_step(cfg, model, codec, batch, criterion):
-    """NCHW, Adam tensor by tensor, the loss joint by joint (MSPN's own loss stays), the accuracy of copies. Targets come from the workers."""
-    optimizer, cpu = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False), torch.device("cpu")
+def reference_step(cfg, model, codec, batch):
+    """NCHW, Adam tensor by tensor, the loss in loops, the accuracy of copies. Its normalised images and targets come from the workers."""
+    optimizer, cpu = torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=False), torch.device("cpu")
     images, targets = normalize(cfg, batch["images"], cpu).contiguous(), encode_targets(cfg, codec, batch, cpu)
-    joint_by_joint = ReferenceLoss()
+    criterion = ReferenceMspnLoss() if cfg.LOSS.TYPE == "mspn" else ReferenceLoss()
 
-    def step() -> None:
+    def step() -> float:
         outputs = model(images)
-        loss = criterion(outputs, targets) if cfg.LOSS.TYPE == "mspn" else sum(joint_by_joint(output, targets.finest, targets.weight) for output in outputs)
+        loss = criterion(outputs, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        loss.item()
         reference_accuracy(outputs[-1].detach().cpu().numpy(), targets.finest.cpu().numpy())
+        return loss.item()
 
     return step
 

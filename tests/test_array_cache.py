@@ -63,7 +63,7 @@ def test_changed_sources_are_read_again(kept, source, change, monkeypatch):
         source.write_text("99999")
         os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     else:
-        monkeypatch.setattr(array_cache, "_code_sum", lambda file: 1)
+        monkeypatch.setattr(array_cache, "_code_sum", lambda: 1)
     assert read()["values"].tolist() == {"content": [5, 4, 3, 2, 1, 0, 0, 0], "time": [9] * 5, "reader": [1, 2, 3, 4, 5]}[change]
     assert read.calls == 2
     read()

@@ -37,7 +37,8 @@ def test_verdicts():
     row = compared("work", seconds, 2.9)
     assert row.value == 3 and row.verdict == "reached" and compared("work", seconds, 3.1).verdict == "below"
     slower = {"poise": [1.0] * 3, "reference": [0.99] * 3}
-    assert compared("work", slower, 1.0).verdict == "below" and compared("work", slower, None).verdict == ""
+    assert compared("work", slower, 1.0).verdict == "below" and compared("work", slower, None).verdict == "slower"
+    assert compared("work", seconds, None).verdict == "" and Row("w", "", "", 2.2996, "ratio", 2.3).figures[0] == "2.29 x"
     assert Row("w", "", "", 5.0, "most", 4).verdict == "below" and Row("w", "", "", 4.0, "most", 4).verdict == "reached"
     turns = []
     in_turns({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 2)
@@ -47,7 +48,7 @@ def test_verdicts():
 def test_every_bound_asks_for_more_than_the_baseline():
     """A row with a bound on a ratio must want more than 1, or a slower Poise could reach it."""
     for file in (ROOT / "benchmarks").glob("*.py"):
-        for bound in re.findall(r"compared\([^\n]*?seconds, ([\d.]+)", file.read_text()):
+        for bound in re.findall(r"compared\([^\n]*?seconds, (?:\{\d+: )?([\d.]+)", file.read_text()):
             assert float(bound) > 1, file.name
 
 

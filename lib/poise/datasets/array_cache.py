@@ -1,11 +1,12 @@
 """Arrays that were read from a large annotation or detection file, kept on the disk, so that the next run need not read the file again.
 
 They lie in $XDG_CACHE_HOME/poise, or ~/.cache/poise, one file for each source. A file is used only where its source still has the path,
-size and time that it had, and where the code that read it is the same; damage shows in the sums of the ZIP format that .npz files have.
+size and times that it had, and where the code that reads such files is the same; damage shows in the sums of the ZIP format that .npz files have.
 Whatever is wrong with a file, the source is read. Everything there may be deleted at any time.
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -40,7 +41,7 @@ def remembered(path: Path, kind: str, read: Callable[[], Arrays | None], wanted:
     kind: which of a source's contents it is, and what besides the source decides them. read: a function, or a
     partial of one. wanted: DATASET.CACHE; False neither reads nor writes the cache. Errors of `read` pass.
     """
-    source = _state(path, kind, read) if wanted else None
+    source = _state(path, kind) if wanted else None
     if source is None or source["size"] < LEAST_BYTES:
         return read()
     try:
@@ -53,27 +54,28 @@ def remembered(path: Path, kind: str, read: Callable[[], Arrays | None], wanted:
         log.info("%s", f"{path}: unchanged since it was last read, taken from {file}")
         return arrays
     arrays = read()
-    if arrays is not None and _state(path, kind, read) == source:      # a file that was being written is not remembered
+    if arrays is not None and _state(path, kind) == source:      # a file that was being written is not remembered
         _save(file, source, arrays)
     return arrays
 
 
-def _state(path: Path, kind: str, read: Callable) -> dict | None:
+def _state(path: Path, kind: str) -> dict | None:
     """What must be equal for the cache to hold; None where the source cannot be looked at, which its reader will tell."""
     try:
         found = os.stat(path)
         where = str(Path(path).resolve())
     except (OSError, ValueError, RuntimeError):
         return None
-    code = getattr(read, "func", read).__code__
-    return {"path": where, "kind": kind, "size": found.st_size, "time": found.st_mtime_ns, "reader": _code_sum(code.co_filename)}
+    return {"path": where, "kind": kind, "size": found.st_size, "time": found.st_mtime_ns, "changed": found.st_ctime_ns, "code": _code_sum()}
 
 
 @cache
-def _code_sum(file: str) -> int:
-    """A reader that was changed may give other arrays."""
+def _code_sum() -> int:
+    """Of all that has a part in reading annotations: code that was changed may give other arrays."""
+    package = Path(__file__).parents[1]
+    files = [*sorted((package / "datasets").glob("*.py")), package / "json_files.py", package / "skeleton.py", package / "geometry.py"]
     try:
-        return zlib.crc32(Path(file).read_bytes())
+        return zlib.crc32(b"".join(file.read_bytes() for file in files))
     except OSError:     # a package in an archive
         return 0
 
@@ -86,7 +88,8 @@ def _load(file: Path, source: dict) -> Arrays | None:
             arrays = {name: content[name] for name in content.files if name != _HEADER}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):     # a member that is no array comes back as its bytes
             return None
-        os.utime(file)
+        with contextlib.suppress(OSError):      # of a cache that another user filled
+            os.utime(file)
         return arrays
     except Exception:       # NumPy, zlib and Python's own parser, which NumPy reads an array's header with, have a dozen kinds between them
         return None

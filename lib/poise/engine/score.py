@@ -14,7 +14,7 @@ from poise.datasets.places import annotation_path, headbox_path, set_files
 from poise.engine.predict import Predictions
 from poise.errors import ConfigError, DataError
 from poise.geometry import PIXEL_STD
-from poise.metrics import (average_precision_of_arrays, crowd_average_precision, format_joint_table, format_table, pckh, per_joint_pck, per_joint_pckh,
+from poise.metrics import (average_precision_of_arrays, crowd_average_precision, format_joint_table, format_table, pckh, per_joint_pck_of_arrays, per_joint_pckh,
                            read_truth, rescore, suppress, write_results)
 from poise.metrics.crowdpose_ap import AREA_OF_BOX, crowd_indices
 from poise.metrics.mpii_pckh import JOINTS as MPII_JOINTS
@@ -115,7 +115,7 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
              "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if per_joint:
-        log.info("%s", format_joint_table(skeleton.names, per_joint_pck(truth, path, skeleton.sigmas)))
+        log.info("%s", format_joint_table(skeleton.names, per_joint_pck_of_arrays(truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas)))
     return OrderedDict(metrics), float(metrics["AP"])
 
 

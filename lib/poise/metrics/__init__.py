@@ -1,5 +1,5 @@
 """What a set of predictions is worth: COCO AP, CrowdPose AP, MPII PCKh, and the result files that other programs read."""
-from poise.metrics.coco_ap import (average_precision, average_precision_of_arrays, format_joint_table, per_joint_pck, read_truth, rescore, result_arrays,
+from poise.metrics.coco_ap import (average_precision, average_precision_of_arrays, format_joint_table, per_joint_pck, per_joint_pck_of_arrays, read_truth, rescore, result_arrays,
                                    suppress)
 from poise.metrics.crowdpose_ap import crowd_average_precision
 from poise.metrics.mpii_pckh import mean_pckh, pckh, per_joint_pckh
@@ -7,5 +7,5 @@ from poise.metrics.results import coco_results, format_table, read_results, writ
 
 __all__ = [
     "average_precision", "average_precision_of_arrays", "coco_results", "crowd_average_precision", "format_joint_table", "format_table", "mean_pckh",
-    "pckh", "per_joint_pck", "per_joint_pckh", "read_results", "read_truth", "rescore", "result_arrays", "suppress", "write_results",
+    "pckh", "per_joint_pck", "per_joint_pck_of_arrays", "per_joint_pckh", "read_results", "read_truth", "rescore", "result_arrays", "suppress", "write_results",
 ]

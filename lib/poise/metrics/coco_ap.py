@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -174,25 +173,28 @@ def per_joint_pck(
     truth = read_truth(ground_truth)
     results = _results(results)
     sigmas = _checked_sigmas(truth, results, sigmas)
-    predictions = defaultdict(list)
-    for result in results:
-        predictions[result["image_id"], result["category_id"]].append(result["keypoints"])
+    image_ids, categories, keypoints, _ = _arrays(results, len(sigmas))
+    return per_joint_pck_of_arrays(truth, image_ids, categories, keypoints, sigmas, threshold)
+
+
+def per_joint_pck_of_arrays(truth: dict, image_ids: np.ndarray, categories: np.ndarray | int, keypoints: np.ndarray, sigmas: Sequence[float],
+                            threshold: float = 0.5) -> dict[str, np.ndarray]:
+    """The same of predictions that were not written to a file: image_ids (N,), categories (N,) or one for all, keypoints (N, J, 2 or 3).
+
+    truth: what read_truth returned.
+    """
+    sigmas, categories = np.asarray(sigmas, np.float64), np.broadcast_to(categories, np.shape(image_ids))
+    known = np.unique(np.concatenate([np.array([image["id"] for image in truth["images"]], np.int64), np.asarray(image_ids, np.int64)]))
+    position = {image_id: place for place, image_id in enumerate(known.tolist())}
     labelled, total, found = np.zeros(len(sigmas), np.int64), np.zeros(len(sigmas)), np.zeros(len(sigmas))
-    for person in truth["annotations"]:
-        target = np.reshape(np.asarray(person["keypoints"], np.float64), (-1, 3))
-        visible = target[:, 2] > 0
-        if person["iscrowd"] or not visible.any():
-            continue
-        labelled += visible
-        candidates = predictions.get((person["image_id"], person["category_id"]))
-        if candidates is None:
-            continue
-        xy = np.reshape(np.asarray(candidates, np.float64), (len(candidates), -1, 3))[:, :, :2]
-        d2 = ((xy - target[:, :2]) ** 2).sum(axis=2)
-        similarity = np.exp(-d2 / (2 * sigmas) ** 2 / (person["area"] + np.spacing(1)) / 2) * visible
-        best = similarity[similarity.sum(axis=1).argmax()]
-        total += best
-        found += visible & (best > threshold)
+    for category in {person["category_id"] for person in truth["annotations"]}:
+        persons = [p for p in truth["annotations"] if p["category_id"] == category and not p["iscrowd"] and any(p["keypoints"][2::3])]
+        people = keypoint_ap.LabelledPersons.from_annotations(persons, position, len(sigmas))
+        mine = np.flatnonzero(categories == category)
+        similarity = keypoint_ap.best_similarity(people, np.searchsorted(known, np.asarray(image_ids)[mine]), np.asarray(keypoints)[mine], sigmas)
+        labelled += (people.keypoints[:, :, 2] > 0).sum(axis=0)
+        total += similarity.sum(axis=0)
+        found += (similarity > threshold).sum(axis=0)
     count = np.where(labelled > 0, labelled, np.nan)
     return {"labelled": labelled, "similarity": total / count, "pck": found / count}
 

@@ -89,6 +89,33 @@ def _oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.n
     return similarity.sum(axis=1) / count
 
 
+def best_similarity(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """(G, J) similarity of each labelled joint with that of the prediction whose OKS with the person is highest; 0 for other joints and without a prediction.
+
+    image (D,), keypoints (D, J, 2 or 3): the predictions. Of equal ones the first counts.
+    """
+    best = np.zeros(truth.keypoints.shape[:2])
+    order = np.argsort(image, kind="stable")
+    first = np.searchsorted(image[order], truth.image)
+    count = np.searchsorted(image[order], truth.image, side="right") - first
+    step = max(_PAIRS_AT_ONCE // max(int(count.max(initial=1)), 1), 1)
+    for begin in range(0, len(best), step):
+        persons = np.flatnonzero(count[begin:begin + step]) + begin
+        if not len(persons):
+            continue
+        starts = np.cumsum(count[persons]) - count[persons]
+        pairs = int(count[persons].sum())
+        d = order[np.repeat(first[persons] - starts, count[persons]) + np.arange(pairs)]
+        g = np.repeat(persons, count[persons])
+        distance = ((keypoints[d, :, :2] - truth.keypoints[g, :, :2]) ** 2).sum(axis=2)
+        similarity = np.exp(-distance / (2 * sigmas) ** 2 / (truth.area[g] + np.spacing(1))[:, None] / 2) * (truth.keypoints[g, :, 2] > 0)
+        total = similarity.sum(axis=1)
+        highest = np.flatnonzero(total == np.repeat(np.maximum.reduceat(total, starts), count[persons]))
+        _, chosen = np.unique(g[highest], return_index=True)
+        best[persons] = similarity[highest[chosen]]
+    return best
+
+
 @dataclass(frozen=True)
 class Matches:
     """What COCO's matching gives for the D predictions that count, the best MOST_PER_IMAGE of each image.
