@@ -107,7 +107,7 @@ def test_post_processing_of_the_reference(monkeypatch):
     monkeypatch.setattr(postprocess, "BATCH", 4)
     monkeypatch.setattr(postprocess, "in_turns", lambda works, *_, **__: {name: [work() or 1.0] for name, work in works.items()})
     rows = list(postprocess.measure())
-    assert len(rows) == 6 and all(isinstance(row, Row) for row in rows)
+    assert len(rows) == 8 and all(isinstance(row, Row) for row in rows)
     assert [row.verdict for row in rows if row.unit == "pixels"] == ["reached"] * 2
     output = torch.rand(3, 17, 16, 12)
     from poise.codecs import merge_flipped
