@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from filling import filled_state
 from small_networks import EXPERIMENT, command_line, small
 
 from poise import PoseEstimator, config
@@ -20,6 +21,7 @@ from poise.errors import ConfigError, DataError, run_tool
 from poise.export import export, formats, metadata, parity
 from poise.export.decoding import Decoder
 from poise.export.graph import Graph, Parts, normalized
+from poise.models import build_model
 
 SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]       # exporters take their time for each layer
 SIZES = {"64x64": [], "96x128": ["MODEL.IMAGE_SIZE", [96, 128], "MODEL.HEATMAP_SIZE", [24, 32]]}
@@ -132,6 +134,19 @@ def test_every_codec(target, tmp_path):
     assert all(one.equal and one.unsure < one.joints / 4 for one in export(cfg, file, tmp_path / "net.onnx", "onnx", WHOLE))
 
 
+@pytest.mark.slow
+def test_mpii(tmp_path, picture):
+    """Other joints and another crop; the file knows them."""
+    overrides = ["MODEL.PRETRAINED", "", "MODEL.IMAGE_SIZE", [64, 64], "MODEL.HEATMAP_SIZE", [16, 16], *SHALLOW, "MODEL.EXTRA.NUM_DECONV_FILTERS", [4, 4, 4]]
+    cfg = config.load(ROOT / "experiments/mpii/resnet/res50_256x256_d256x3_adam_lr1e-3.yaml", overrides)
+    model = build_model(cfg)
+    torch.save(filled_state(model.state_dict(), 0), tmp_path / "mpii.pth")
+    assert all(one.equal for one in export(cfg, tmp_path / "mpii.pth", tmp_path / "mpii.onnx", "onnx", WHOLE))
+    one = PoseEstimator(None, tmp_path / "mpii.onnx", device="cpu")(picture, BOXES)
+    other = PoseEstimator(cfg, tmp_path / "mpii.pth", device="cpu", flip_test=True)(picture, BOXES)
+    assert one.skeleton.name == "mpii" and one.keypoints.shape == (3, 16, 2) and np.abs(one.keypoints - other.keypoints).max() < 1e-3
+
+
 class Spoiled(Graph):
     """A graph whose heatmaps are a little off."""
 
@@ -172,6 +187,10 @@ def test_joints_in_wrong_places_are_found(tmp_path):
     assert not one.equal and one.keypoints == pytest.approx(0.02, rel=1e-2) and one.heatmaps < parity.HEATMAP_TOLERANCE
     assert not compared(lambda outputs: [outputs[0], outputs[1] * np.float32(1.01), outputs[2]]).equal
     assert not compared(lambda outputs: [*outputs[:2], outputs[2] * np.float32("nan")]).equal
+    with torch.no_grad():
+        model.final_layer.bias[3] = float("inf")
+    with pytest.raises(DataError, match="own heatmaps hold NaN or infinity"):
+        compared(lambda outputs: outputs)
     flat = parity._certain(build_codec(cfg), np.zeros((1, 17, 16, 16), np.float32), np.zeros((1, 17, 2), np.float32), 1e-7)
     assert not flat.any()       # nobody can say where the maximum of a flat map is
 
@@ -299,6 +318,7 @@ def tool(monkeypatch, capfd):
 
 
 def test_the_tool(tool, tmp_path, picture):
+    assert TOOL.FORMATS == tuple(formats.FORMATS)
     path, words = command_line("resnet")
     file = tmp_path / "net.pth"
     torch.save({"epoch": 3, "state_dict": small("resnet").state_dict()}, file)      # a checkpoint

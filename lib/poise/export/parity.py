@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from poise.codecs import Codec, build_codec
 from poise.datasets.persons import cut
+from poise.errors import DataError
 from poise.export.formats import Run
 from poise.export.graph import HEATMAPS, KEYPOINTS, SCORES, Parts, eager_heatmaps, normalized
 from poise.geometry import box_to_center_scale
@@ -60,6 +61,8 @@ def compare(cfg: CfgNode, model: nn.Module, parts: Parts, run: Run, crops: np.nd
     """
     codec = build_codec(cfg)
     own = eager_heatmaps(cfg, model, torch.from_numpy(crops), parts.flip).numpy()
+    if not np.isfinite(own).all():
+        raise DataError("the network's own heatmaps hold NaN or infinity: it has diverged or its weights do not fit")
     given = crops if parts.normalize else normalized(cfg, torch.from_numpy(crops)).numpy()
     outputs: list[list[np.ndarray]] = []
     begin = 0
