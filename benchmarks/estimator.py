@@ -29,7 +29,7 @@ def written_weights(cfg, folder: str) -> Path:
 
 
 def measure() -> Iterator[Row]:
-    """A picture of 640x480 and boxes, from the picture to the keypoints, 256x192, without flip test; as it comes on the CPU: channels last, folded."""
+    """A picture of 640x480 and boxes, from the picture to the keypoints, 256x192, without flip test; as it comes on the CPU."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (480, 640, 3), np.uint8)
     corners = rng.uniform((0, 0), (500, 240), (PERSONS, 2))

@@ -80,7 +80,7 @@ def assert_same(cfg_path, overrides, file, folder):
 @pytest.mark.parametrize("family, overrides", [
     ("resnet", [*REFINED, "TEST.SHIFT_HEATMAP", True, "TEST.BOX_MARGIN", [1.1, 1.4]]), ("res2net_v1b", ["TEST.FLIP_TEST", False, "TEST.POST_PROCESS", False]),
     ("hrnet", [*REFINED, "MODEL.TARGET_TYPE", "dark", "DATASET.COLOR_RGB", False]), ("hrnet", [*REFINED, "MODEL.TARGET_TYPE", "udp"]),
-    ("mspn", [*REFINED]), ("posenas", [*REFINED, "CHANNELS_LAST", False]), ("moganet", [*REFINED, "TEST.FOLD_BN", False])],
+    ("mspn", [*REFINED]), ("posenas", [*REFINED, "CHANNELS_LAST", True]), ("moganet", [*REFINED, "TEST.FOLD_BN", False])],
     ids=["resnet", "res2net", "dark", "udp", "megvii", "posenas", "moganet"])
 def test_the_same_as_tools_test(family, overrides, narrow, small_set, tmp_path):
     cfg_path, words, file = narrow(family)

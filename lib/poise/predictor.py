@@ -36,7 +36,7 @@ from poise.skeleton import dataset_of
 from poise.weights.origin import warn_of_other_training
 
 Picture = str | os.PathLike | np.ndarray
-_CPU_BATCH = 8          # crops; the maps of more leave the processor's caches, and each takes longer: benchmarks/estimator.py
+_CPU_BATCH = 4          # crops; the maps of more leave the processor's caches, and each takes longer: benchmarks/estimator.py
 _FARTHEST = 2.0**23     # pixels; float32 tells halves apart up to it
 
 
@@ -73,8 +73,8 @@ class PoseEstimator:
     network takes (see poise.weights.load), or an .onnx file of tools/export.py, with which `cfg` may be None. device: 'auto' is the first CUDA
     device, Apple's (mps) or the CPU, whichever is there; or a name or torch.device. half: compute in 16 bits, as AMP says, else fp16
     and on the CPU bf16; otherwise as the experiment's AMP says. flip_test: average with the mirrored crop; None is TEST.FLIP_TEST.
-    batch_size: crops that go through the network at once, on the CPU no more than 8, which are faster there. overrides: KEY, VALUE, ... of the
-    experiment; on the CPU CHANNELS_LAST is True where they do not say otherwise, for it is faster and equal but for rounding.
+    batch_size: crops that go through the network at once, on the CPU no more than 4, which are faster there. overrides: KEY, VALUE, ... of the
+    experiment.
 
     Raises PoiseError (ConfigError, DataError) in one line for what cannot be used, here and when it is called.
     Attributes: cfg, skeleton, device, and seconds, the time spent so far in reading, cropping, the network and decoding.
@@ -228,8 +228,6 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 def _experiment(cfg: CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]) -> CfgNode:
     cfg = config.changed(cfg, overrides)
-    if device.type == "cpu" and "CHANNELS_LAST" not in overrides[::2]:
-        cfg = config.changed(cfg, ["CHANNELS_LAST", True])
     if flip_test is not None:
         cfg = config.changed(cfg, ["TEST.FLIP_TEST", bool(flip_test)])
     if half and not cfg.AMP:
