@@ -30,6 +30,10 @@ figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { disp
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+class Markup(str):
+    """Text that is HTML already, made here and not read from a file."""
+
+
 def render(report: Report) -> str:
     """The page as text."""
     two = len(report.founds) == 2
@@ -59,9 +63,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    """An HTML table; every cell is escaped, except those that begin with <span, which this module makes."""
+    """An HTML table; every cell is escaped that is not Markup."""
     def cell(content: str, column: int) -> str:
-        shown = content if content.startswith("<span ") else escape(content)
+        shown = content if isinstance(content, Markup) else escape(content)
         return f'<td class="text">{shown}</td>' if column in text_columns else f"<td>{shown}</td>"
 
     lines = ["".join(cell(content, column) for column, content in enumerate(row)) for row in rows]
@@ -77,7 +81,7 @@ def beside(values: Sequence[float | None], less_is_better: bool = False) -> list
         usable = all(value is not None and math.isfinite(value) and value != -1 for value in values)
         change = values[1] - values[0] if usable else 0.0
         kind = "soft" if abs(change) < 0.0005 else "better" if (change > 0) != less_is_better else "worse"
-        cells.append(f'<span class="{kind}">{change:+.3f}</span>' if usable else "–")
+        cells.append(Markup(f'<span class="{kind}">{change:+.3f}</span>') if usable else "–")
     return cells
 
 
