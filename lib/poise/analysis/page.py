@@ -96,12 +96,11 @@ def _intro(report: Report) -> str:
             "AP and OKS as COCO defines them; what else is counted here is described in docs/analysis.md.")
     rows = []
     for found, figures in zip(report.founds, report.figures):
-        kinds, point = figures["predictions"], figures["operating point"]
+        kinds = figures["predictions"]
         rows.append([found.name, found.file, found.box_source, str(kinds["all"]), *(str(kinds[kind]) for kind in ("found a person", "outranked", "duplicate", "background", "not counted")),
-                     f"{figures['found persons']} of {figures['labelled persons']}", number(point["score"]), number(point["precision"]), number(point["recall"])])
-    head = ["", "file", "boxes", "predictions", "found a person", "outranked", "duplicate", "background", "not counted", "persons found", "best score threshold",
-            "precision there", "recall there"]
-    return (f"<p>{escape(text)}</p>" + table(head, rows, (1, 2)) + '<p class="soft">Found from an OKS of 0.1 on. The best score threshold is where F1 at OKS 0.5 is highest.</p>')
+                     f"{figures['found persons']} of {figures['labelled persons']}"])
+    head = ["", "file", "boxes", "predictions", "found a person", "outranked", "duplicate", "background", "not counted", "persons found"]
+    return (f"<p>{escape(text)}</p>" + table(head, rows, (1, 2)) + '<p class="soft">Found from an OKS of 0.1 on.</p>')
 
 
 def _overall(report: Report) -> str:
@@ -203,13 +202,15 @@ def _precision_recall(report: Report) -> str:
 
 def _calibration(report: Report) -> str:
     parts, rows = [], []
+    points = [[found.name, *(number(figures["operating point"][key]) for key in ("score", "precision", "recall"))] for found, figures in zip(report.founds, report.figures)]
     for key, y in (("persons", "mean OKS, 0 for nobody"), ("joints", "share with similarity above 0.5")):
         several = [figures["calibration"][key] for figures in report.figures]
         lines = [charts.Curve(found.name, one["score"], one["value"], number_, "o-") for number_, (found, one) in enumerate(zip(report.founds, several))]
         parts.append(f"<h3>{key.capitalize()}</h3><figure>{charts.lines(f'Scores of {key}', lines, f'mean score of {key}', y, diagonal=True, size=(5.2, 3.9))}</figure>")
         rows += [[found.name, key, number(one["error"]), number(one["correlation"])] for found, one in zip(report.founds, several)]
     return ("<h2>Scores</h2><p>Ten bins of equally many predictions each. A calibrated score lies on the dotted line; for the AP only the order counts, which the rank correlation tells.</p>"
-            + _side_by_side(parts) + table(["", "scores of", "expected calibration error", "rank correlation"], rows, (1,)))
+            + _side_by_side(parts) + table(["", "scores of", "expected calibration error", "rank correlation"], rows, (1,))
+            + "<p>The best score threshold is where F1 at OKS 0.5 is highest.</p>" + table(["", "best score threshold", "precision there", "recall there"], points))
 
 
 def _pictures(title: str, pictures: Sequence[Picture], report: Report) -> str:
