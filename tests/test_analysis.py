@@ -230,13 +230,13 @@ def test_names_with_markup_stay_text(files, monkeypatch, capsys):
     for image in content["images"]:
         image["file_name"] = name
     (files / "truth.json").write_text(json.dumps(content))
-    results = files / "<b>$a_1$ & results.json"
+    results = files / "<span onclick=x><b>$a_1$ & results.json"
     results.write_bytes((files / "keypoints_val2017_results_gt_boxes.json").read_bytes())
     assert run(monkeypatch, "--results", results, "--annotations", files / "truth.json", "--compare", files / "keypoints_val2017_results_detector.json") == 0
-    page = Page((files / "<b>$a_1$ & results_analysis/analysis.html").read_text())
-    assert "script" not in page.tags and page.tags.count("b") == 2 * page.text.count("(id ") / 2
-    assert name in page.text and "<b>$a_1$ & results.json" in page.text
-    assert json.loads((files / "<b>$a_1$ & results_analysis/analysis.json").read_text())["worst pictures"][0]["file_name"] == name
+    page = Page((files / "<span onclick=x><b>$a_1$ & results_analysis/analysis.html").read_text())
+    assert "script" not in page.tags and page.tags.count("b") == page.text.count("(id ") > 0
+    assert name in page.text and "<span onclick=x><b>$a_1$ & results.json" in page.text
+    assert json.loads((files / "<span onclick=x><b>$a_1$ & results_analysis/analysis.json").read_text())["worst pictures"][0]["file_name"] == name
 
 
 @needs_matplotlib
@@ -372,3 +372,34 @@ def test_every_command_of_the_documentation(files, small_set, tmp_path):
     for made in ("results/keypoints_val2017_results_gt_boxes_analysis/analysis.html", "curves.png"):
         assert (run_folder / made).is_file()
     assert (folder / "output/browse/coco/pose_res2net/res2net18_quickstart/heatmaps.jpg").is_file()
+
+
+@needs_matplotlib
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_in_a_browser(files, tmp_path, dark):
+    """Chromium shows the charts in the colours of the reader's system and complains of nothing."""
+    import shutil
+    import subprocess
+
+    from poise.analysis import report
+
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs chromium")
+    made = report.make([files / "keypoints_val2017_results_gt_boxes.json", files / "keypoints_val2017_results_detector.json"], files / "truth.json", files / "images")
+    html, _ = report.write(made, tmp_path)
+    picture = tmp_path / "shown.png"
+    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}",
+                           f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1160,7000", f"--screenshot={picture}", html.as_uri()],
+                          capture_output=True, text=True, timeout=300)
+    assert picture.is_file(), done.stderr
+    assert "CONSOLE" not in done.stderr
+    shown = cv2.imread(str(picture)).astype(int)
+    ground, series = ("16181b", ("5aa2e0", "f0994d", "6f9c74")) if dark else ("ffffff", ("1f6fb4", "d9730d", "8fb98f"))
+
+    def pixels(colour):
+        return (np.abs(shown - [int(colour[i:i + 2], 16) for i in (4, 2, 0)]).max(axis=2) < 8).sum()
+
+    assert pixels(ground) > 0.5 * shown.shape[0] * shown.shape[1]
+    assert all(pixels(colour) > 2000 for colour in series), [pixels(colour) for colour in series]

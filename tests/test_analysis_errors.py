@@ -195,6 +195,48 @@ def test_more_than_twenty_in_an_image_are_not_counted():
     assert np.bincount(made.pairs.kind, minlength=5).tolist() == [1, 0, 0, 19, 11]
 
 
+def test_crowded_pictures_joint_by_joint():
+    """Kinds and corrections against the definitions in plain loops, where persons overlap, joints are unlabelled and crowds stand about."""
+    rng = np.random.default_rng(7)
+    content = people(images=25, persons=4)
+    for annotation in content["annotations"]:
+        area = rng.uniform(60, 200) ** 2
+        points = FRONT * np.sqrt(area) + rng.uniform(150, 330, 2)
+        flags = rng.choice([0, 1, 2], 17, p=[0.2, 0.2, 0.6])
+        annotation.update(area=area, keypoints=np.column_stack([points, flags]).ravel().tolist(), num_keypoints=int((flags > 0).sum()), iscrowd=int(rng.random() < 0.1))
+    truth = truth_of(content)
+    labels = truth.persons.keypoints
+    mixed = labels[:, :, :2] + rng.normal(0, 1, (100, 17, 2)) * rng.uniform(0, 25, (100, 1, 1))
+    for person in range(100):       # some joints lie on those of the neighbours, or on the other side
+        neighbour, swapped, mirrored = person // 4 * 4 + rng.integers(4), rng.random(17) < 0.2, rng.random(17) < 0.2
+        mixed[person, swapped] = labels[neighbour, swapped, :2] + rng.normal(0, 3, (swapped.sum(), 2))
+        mixed[person, mirrored] = labels[person, COCO.flip_order[mirrored], :2] + rng.normal(0, 3, (mirrored.sum(), 2))
+    found = with_more(perfect(truth).only(np.zeros(100, bool)), truth.persons.image, mixed, rng.random(100))
+    errors = error_kinds.joint_errors(found)
+
+    def similarity(point, label, joint, person):
+        return np.exp(-((point - label[:2]) ** 2).sum() / (2 * (2 * SIGMAS[joint]) ** 2 * truth.persons.area[person])) if label[2] > 0 else 0.0
+
+    seen = dict.fromkeys(error_kinds.JOINTS, 0)
+    for row, (d, person) in enumerate(zip(errors.prediction, errors.person)):
+        others = [g for g in range(100) if truth.persons.image[g] == truth.persons.image[person] and g != person and truth.counted[g]]
+        for joint in range(17):
+            point, other_side = found.keypoints[d, joint, :2], COCO.flip_order[joint]
+            own = similarity(point, labels[person, joint], joint, person)
+            values = {"jitter": own, "inversion": similarity(point, labels[person, other_side], joint, person) if other_side != joint else 0,
+                      "swap": max([similarity(point, labels[g, side], joint, g) for g in others for side in (joint, other_side)], default=0)}
+            nearest = max(values, key=values.get)
+            want = "not labelled" if labels[person, joint, 2] == 0 else "good" if own >= 0.85 else nearest if values[nearest] >= 0.5 else "miss"
+            assert error_kinds.JOINTS[errors.kind[row, joint]] == want
+            right = similarity(errors.corrected[row, joint], labels[person, joint], joint, person)
+            if want in ("good", "not labelled"):
+                assert errors.corrected[row, joint].tolist() == point.tolist()
+            else:
+                assert right == pytest.approx({"jitter": 0.85, "miss": 0.5}.get(want, values[nearest]))
+            seen[want] += 1
+    assert min(seen.values()) > 30, seen
+
+
 def test_corrections_are_those_of_the_written_results(truth, tmp_path):
     """The AP with errors put right is that of a result file which holds the corrected predictions, as pycocotools would score it."""
     rng = np.random.default_rng(0)

@@ -26,8 +26,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from poise.analysis import report
+    from poise.analysis import charts, report
 
+    charts.need_matplotlib()        # before the figures are computed, not when they are drawn
     made = report.make([args.results, *([args.compare] if args.compare else [])], args.annotations, args.images, args.pictures)
     output = args.output or Path(args.results).with_suffix("").with_name(f"{Path(args.results).stem}_analysis")
     page, figures = report.write(made, output)

@@ -53,19 +53,24 @@ class Curve(NamedTuple):
     style: str = "-"
 
 
+def need_matplotlib():
+    """The module. Raises PoiseError without it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise PoiseError(f"charts need matplotlib, which cannot be imported ({error}): pip install 'poise[plot]'") from None
+    # the page's fonts are the reader's, so it does not matter which of them this machine has
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    return matplotlib
+
+
 def styled(palette: Palette) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """For functions that draw: our settings around all of it. They raise PoiseError without matplotlib."""
 
     def decorated(draw: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(draw)
         def with_settings(*args: Any, **options: Any) -> T:
-            try:
-                import matplotlib
-            except ImportError as error:
-                raise PoiseError(f"charts need matplotlib, which cannot be imported ({error}): pip install 'poise[plot]'") from None
-            # the page's fonts are the reader's, so it does not matter which of them this machine has
-            logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-            with matplotlib.rc_context(_settings(palette)):
+            with need_matplotlib().rc_context(_settings(palette)):
                 return draw(*args, **options)
 
         return with_settings

@@ -30,6 +30,10 @@ figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { disp
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+class Markup(str):
+    """Text that is HTML already, made here and not read from a file."""
+
+
 def render(report: Report) -> str:
     """The page as text."""
     two = len(report.founds) == 2
@@ -59,9 +63,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    """An HTML table; every cell is escaped, except those that begin with <span, which this module makes."""
+    """An HTML table; every cell is escaped that is not Markup."""
     def cell(content: str, column: int) -> str:
-        shown = content if content.startswith("<span ") else escape(content)
+        shown = content if isinstance(content, Markup) else escape(content)
         return f'<td class="text">{shown}</td>' if column in text_columns else f"<td>{shown}</td>"
 
     lines = ["".join(cell(content, column) for column, content in enumerate(row)) for row in rows]
@@ -77,7 +81,7 @@ def beside(values: Sequence[float | None], less_is_better: bool = False) -> list
         usable = all(value is not None and math.isfinite(value) and value != -1 for value in values)
         change = values[1] - values[0] if usable else 0.0
         kind = "soft" if abs(change) < 0.0005 else "better" if (change > 0) != less_is_better else "worse"
-        cells.append(f'<span class="{kind}">{change:+.3f}</span>' if usable else "–")
+        cells.append(Markup(f'<span class="{kind}">{change:+.3f}</span>') if usable else "–")
     return cells
 
 
@@ -92,12 +96,11 @@ def _intro(report: Report) -> str:
             "AP and OKS as COCO defines them; what else is counted here is described in docs/analysis.md.")
     rows = []
     for found, figures in zip(report.founds, report.figures):
-        kinds, point = figures["predictions"], figures["operating point"]
+        kinds = figures["predictions"]
         rows.append([found.name, found.file, found.box_source, str(kinds["all"]), *(str(kinds[kind]) for kind in ("found a person", "outranked", "duplicate", "background", "not counted")),
-                     f"{figures['found persons']} of {figures['labelled persons']}", number(point["score"]), number(point["precision"]), number(point["recall"])])
-    head = ["", "file", "boxes", "predictions", "found a person", "outranked", "duplicate", "background", "not counted", "persons found", "best score threshold",
-            "precision there", "recall there"]
-    return (f"<p>{escape(text)}</p>" + table(head, rows, (1, 2)) + '<p class="soft">Found from an OKS of 0.1 on. The best score threshold is where F1 at OKS 0.5 is highest.</p>')
+                     f"{figures['found persons']} of {figures['labelled persons']}"])
+    head = ["", "file", "boxes", "predictions", "found a person", "outranked", "duplicate", "background", "not counted", "persons found"]
+    return (f"<p>{escape(text)}</p>" + table(head, rows, (1, 2)) + '<p class="soft">Found from an OKS of 0.1 on.</p>')
 
 
 def _overall(report: Report) -> str:
@@ -199,13 +202,15 @@ def _precision_recall(report: Report) -> str:
 
 def _calibration(report: Report) -> str:
     parts, rows = [], []
+    points = [[found.name, *(number(figures["operating point"][key]) for key in ("score", "precision", "recall"))] for found, figures in zip(report.founds, report.figures)]
     for key, y in (("persons", "mean OKS, 0 for nobody"), ("joints", "share with similarity above 0.5")):
         several = [figures["calibration"][key] for figures in report.figures]
         lines = [charts.Curve(found.name, one["score"], one["value"], number_, "o-") for number_, (found, one) in enumerate(zip(report.founds, several))]
         parts.append(f"<h3>{key.capitalize()}</h3><figure>{charts.lines(f'Scores of {key}', lines, f'mean score of {key}', y, diagonal=True, size=(5.2, 3.9))}</figure>")
         rows += [[found.name, key, number(one["error"]), number(one["correlation"])] for found, one in zip(report.founds, several)]
     return ("<h2>Scores</h2><p>Ten bins of equally many predictions each. A calibrated score lies on the dotted line; for the AP only the order counts, which the rank correlation tells.</p>"
-            + _side_by_side(parts) + table(["", "scores of", "expected calibration error", "rank correlation"], rows, (1,)))
+            + _side_by_side(parts) + table(["", "scores of", "expected calibration error", "rank correlation"], rows, (1,))
+            + "<p>The best score threshold is where F1 at OKS 0.5 is highest.</p>" + table(["", "best score threshold", "precision there", "recall there"], points))
 
 
 def _pictures(title: str, pictures: Sequence[Picture], report: Report) -> str:

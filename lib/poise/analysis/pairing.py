@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.errors import DataError
+from poise.errors import DataError, one_line
 from poise.metrics import keypoint_ap, read_results, read_truth, result_arrays
 from poise.metrics.keypoint_ap import LabelledPersons
 from poise.skeleton import COCO, Skeleton
@@ -33,6 +33,11 @@ class Truth:
     images: list[dict]
     skeleton: Skeleton
     content: dict
+
+    @property
+    def category(self) -> int:
+        """The one that its annotations are of."""
+        return self.content["annotations"][0]["category_id"]
 
     @property
     def sigmas(self) -> np.ndarray:
@@ -168,7 +173,7 @@ def read_found(path: str | Path, truth: Truth) -> Found:
         image_ids, categories, keypoints, scores = result_arrays(truth.content, results, truth.sigmas)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    mine = np.isin(categories, [category["id"] for category in truth.content["categories"]])
+    mine = categories == truth.category
     if not mine.any():
         raise DataError(f"{path}: none of its predictions has the category of {truth.name}'s persons")
     known = np.array([image["id"] for image in truth.images])
@@ -194,7 +199,7 @@ def distinct(paths: Sequence[str | Path]) -> list[str]:
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             break
-    return names
+    return [one_line(name) for name in names]
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -57,8 +57,7 @@ def figures_of(found: Found, errors: JointErrors, point: worst.OperatingPoint) -
     """Everything that is told of one result file, in plain values; NaN where there is nothing to count."""
     truth, pairs = found.truth, found.pairs
     image_ids = np.array([image["id"] for image in truth.images])[found.image]
-    ten = metrics.average_precision_of_arrays(truth.content, image_ids, found.keypoints, found.scores, truth.sigmas,
-                                              truth.content["categories"][0]["id"])
+    ten = metrics.average_precision_of_arrays(truth.content, image_ids, found.keypoints, found.scores, truth.sigmas, truth.category)
     counted, predictions = truth.counted, np.bincount(pairs.kind, minlength=len(PREDICTIONS)).tolist()
     return {
         "results": found.file, "annotations": truth.name, "boxes": found.box_source,

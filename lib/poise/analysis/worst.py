@@ -15,7 +15,7 @@ from poise import visualize
 from poise.analysis.error_kinds import INVERSION, JOINTS, MISS, SWAP, JointErrors
 from poise.analysis.pairing import BACKGROUND, DUPLICATE, FOUND, OUTRANKED, PREDICTIONS, Found, Truth
 from poise.datasets.reading import ImageFolder
-from poise.errors import DataError
+from poise.errors import DataError, one_line
 
 # of the lines from a wrong joint to its place, BGR; none of them is a colour of the skeletons
 ERROR_COLOURS = {INVERSION: (220, 60, 220), SWAP: (50, 50, 235), MISS: (40, 220, 240)}
@@ -87,7 +87,7 @@ def draw(places: Sequence[int], founds: Sequence[Found], errors: Sequence[JointE
         panels += [(found.name, _predicted_panel(view, found, wrong, d)) for found, wrong, d in zip(founds, errors, shown)]
         notes = [_note(found, wrong, place, point.score) for found, wrong, point in zip(founds, errors, points)]
         entry = truth.images[place]
-        pictures.append(Picture(str(entry.get("file_name", "")), entry["id"], [float(each[place]) for each in lost],
+        pictures.append(Picture(one_line(entry.get("file_name", "")), entry["id"], [float(each[place]) for each in lost],
                                 [(title, _data_uri(panel)) for title, panel in panels], [*([note] if note else []), *notes]))
     return pictures
 
