@@ -50,6 +50,8 @@ def made_heatmaps(codec, rng, batch=6, joints=17):
     maps = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * codec.sigma**2)) * rng.uniform(0.3, 1, (batch, joints, 1, 1))
     maps = (maps + 0.02 * rng.standard_normal(maps.shape)) * codec.amplitude
     maps[0, :3], maps[1, 0] = -0.1, 0
+    maps[2] = -1 - rng.random(maps[2].shape)        # with one cell above 0, the blurred map is nowhere above 0
+    maps[2, :, height // 2, width // 2] = 0.5
     return maps.astype(np.float32)
 
 

@@ -58,8 +58,8 @@ class Decoder(nn.Module):
             return torch.zeros_like(torch.stack([column, row], dim=2), dtype=heatmaps.dtype)
         blurred = self._blur(heatmaps)
         peak, blurred_peak = (maps.flatten(2).amax(dim=2)[:, :, None, None] for maps in (heatmaps, blurred))
-        # the peak of a map that is nowhere above 0 is not used
-        logs = torch.log(torch.clamp(blurred * (peak / torch.where(blurred_peak > 0, blurred_peak, torch.ones_like(blurred_peak))), min=1e-10)).flatten(2)
+        # also a blurred peak below 0 divides, as in the codec; one of 0 is an empty map's, whose step is not used
+        logs = torch.log(torch.clamp(blurred * (peak / _nonzero(blurred_peak)), min=1e-10)).flatten(2)
         inner = (column > 1) & (column < width - 2) & (row > 1) & (row < height - 2)
         at = torch.where(inner, index, torch.full_like(index, 2 * width + 2))
 
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
     def _udp_step(self, heatmaps: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         reach = len(self.kernel) // 2
         blurred = self._blur(F.pad(heatmaps, (reach, reach, reach, reach), mode="reflect"))[:, :, reach:-reach, reach:-reach]
-        logs = F.pad(torch.log(torch.clamp(blurred, 0.001, 50)), (1, 1, 1, 1), mode="replicate")
+        logs = F.pad(torch.log(torch.clamp(blurred, 0.001, 50.0)), (1, 1, 1, 1), mode="replicate")
         width, flat = logs.shape[3], logs.flatten(2)
         at = (row + 1) * width + column + 1
 
@@ -133,8 +133,8 @@ def _quarter_step(flat: torch.Tensor, index: torch.Tensor, column: torch.Tensor,
     return 0.25 * step * inner[:, :, None]
 
 
-def _nonzero(determinant: torch.Tensor) -> torch.Tensor:
-    return torch.where(determinant != 0, determinant, torch.ones_like(determinant))
+def _nonzero(divisor: torch.Tensor) -> torch.Tensor:
+    return torch.where(divisor != 0, divisor, torch.ones_like(divisor))
 
 
 def _where_usable(usable: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
