@@ -129,6 +129,8 @@ def _figures(truth: dict, image_ids: np.ndarray, categories: np.ndarray, keypoin
         labelled = keypoint_ap.LabelledPersons.from_annotations(persons, position, len(sigmas))
         mine = categories == category
         curves.append(keypoint_ap.evaluate(labelled, np.searchsorted(known, image_ids[mine]), keypoints[mine], scores[mine], sigmas))
+    if not curves:      # no category, hence nobody
+        return dict.fromkeys(STATS, -1.0)
     return dict(zip(STATS, keypoint_ap.summary(curves)))
 
 
