@@ -94,9 +94,9 @@ def _update(into: dict, values: dict) -> None:
 def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
     """Put nested `values` into `node`, refusing unknown keys and wrong types."""
     for key, value in values.items():
-        name = f"{prefix}{key}"
         if not isinstance(key, str):
-            raise ConfigError(f"{source}: key {_shown(key)} is not a name")
+            raise ConfigError(f"{source}: key {_shown(prefix + _shown(key))} is not a name")
+        name = f"{prefix}{key}"
         if key not in node:
             if not node.is_new_allowed():
                 while isinstance(value, dict) and len(value) == 1:      # Test.MODEL_FILE is what was written, not Test
