@@ -19,6 +19,7 @@ from poise.yaml_files import parse_yaml
 BASE_KEY = "_BASE_"
 MAX_BYTES = 1 << 20     # the longest published file has 3 KB; more is not an experiment
 MAX_BASES = 16
+_MOST_BITS = 4096       # of a whole number: Python writes no more than 4300 digits
 _MEND = "--cfg takes a file of experiments/"
 
 
@@ -157,7 +158,7 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
-    return value is None or type(value) in (bool, float, str) or (type(value) is int and value.bit_length() <= 64)
+    return value is None or type(value) in (bool, float, str) or (type(value) is int and value.bit_length() <= _MOST_BITS)
 
 
 def _shown(value: Any) -> str:
@@ -179,7 +180,7 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
     else:
         value = _literal(value)
         if not _is_plain(value):
-            raise ConfigError(f"{source}: {name} has a value that no key has, {_shown(value)} ({type(value).__name__})")
+            raise _wrong_type(wanted, value, name, source)
         if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"      # TEST.USE_GT_BBOX false, as a shell user writes it
         if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
@@ -195,5 +196,9 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
                 raise ConfigError(f"{source}: {name} must hold numbers, got {_shown(value)}")
         if type(value) is wanted:
             return value
+    raise _wrong_type(wanted, value, name, source)
+
+
+def _wrong_type(wanted: type, value: Any, name: str, source: str) -> ConfigError:
     kind = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}.get(wanted.__name__, "a list of numbers")
-    raise ConfigError(f"{source}: {name} must be {kind}, got {_shown(value)} ({type(value).__name__})")
+    return ConfigError(f"{source}: {name} must be {kind}, got {_shown(value)} ({type(value).__name__})")

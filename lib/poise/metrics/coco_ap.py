@@ -20,6 +20,7 @@ from poise.metrics.results import check_finite, is_finite, read_results
 from poise.skeleton import COCO as COCO_SKELETON
 
 logger = logging.getLogger(__name__)
+WHOLE = (int, np.integer)
 
 #: HRNet's names of the ten COCO figures, in its order
 STATS = ("AP", "Ap .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "AR (M)", "AR (L)")
@@ -199,9 +200,9 @@ def read_truth(source, joints: int | None = None) -> dict:
     if not isinstance(source["annotations"], list) or not all(isinstance(a, dict) for a in source["annotations"]):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
     images, categories = source["images"], source.get("categories") or ()
-    if not isinstance(images, list) or not all(isinstance(image, dict) and type(image.get("id")) is int for image in images):
+    if not isinstance(images, list) or not all(isinstance(image, dict) and isinstance(image.get("id"), WHOLE) for image in images):
         raise DataError(f"{where}: 'images' is not a list of images with whole numbers as ids")
-    if not isinstance(categories, (list, tuple)) or not all(isinstance(c, dict) and type(c.get("id")) is int for c in categories):
+    if not isinstance(categories, (list, tuple)) or not all(isinstance(c, dict) and isinstance(c.get("id"), WHOLE) for c in categories):
         raise DataError(f"{where}: 'categories' is not a list of categories with whole numbers as ids")
     # other categories than persons may have other joints, or none, and are not scored
     named = [c["id"] for c in categories if c.get("name") == "person"]
@@ -226,13 +227,13 @@ def read_truth(source, joints: int | None = None) -> dict:
             raise DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
         if not all(map(is_finite, (person["area"], *person["bbox"], *keypoints))):
             raise DataError(f"{name} has an area, bbox or keypoint that is no finite number; mend or remove it")
-        if type(person["image_id"]) is not int or type(person["category_id"]) is not int or person["image_id"] not in known:
+        if not isinstance(person["image_id"], WHOLE) or not isinstance(person["category_id"], WHOLE) or person["image_id"] not in known:
             raise DataError(f"{name} has image_id {shown(person['image_id'])}, which 'images' does not list, or a category_id that is no whole number")
         labelled = sum(v > 0 for v in keypoints[2::3])
         persons.append(
             person | {
                 "id": number, "keypoints": keypoints, "iscrowd": int(bool(annotation.get("iscrowd", 0))),
-                "num_keypoints": annotation["num_keypoints"] if type(annotation.get("num_keypoints")) is int else labelled,
+                "num_keypoints": annotation["num_keypoints"] if isinstance(annotation.get("num_keypoints"), WHOLE) else labelled,
             }
         )
     categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]
