@@ -347,8 +347,8 @@ TAKES_WEIGHTS: dict[str, Callable[[Place, Path], list]] = {
     "train": lambda place, path: place.arguments("MODEL.PRETRAINED", path),
     "test": lambda place, path: place.arguments("TEST.MODEL_FILE", path),
     "convert_weights": lambda place, path: [path, place.folder / "out.pth", "--to", "poise"],
-    "demo": lambda place, path: ["--cfg", place.experiment, "--input", place.image(), "--out", place.folder / "demo", "TEST.MODEL_FILE", path],
-    "export": lambda place, path: ["--cfg", place.experiment, "--out", place.folder / "net.onnx", "TEST.MODEL_FILE", path],
+    "demo": lambda place, path: ["--cfg", place.experiment, "--weights", path, "--input", place.image(), "--output", place.folder / "demo"],
+    "export": lambda place, path: ["--cfg", place.experiment, "--weights", path, "--format", "torchscript", "--out", place.folder / "net.pt"],
 }
 
 

@@ -54,7 +54,7 @@ class ImageFolder:
         where = f"{self.location}/{shown(name)}"
         if not data:
             raise DataError(f"{where}: the image file is empty; fetch it again")
-        if _is_cut_off(data):
+        if is_cut_off(data):
             raise DataError(f"{where}: the image file is cut off; fetch it again")
         if image_header.claimed_size(data) is None:
             raise self.undecodable(name)
@@ -94,7 +94,7 @@ class ImageFolder:
         return self._archive[1]
 
 
-def _is_cut_off(data: bytes) -> bool:
+def is_cut_off(data: bytes) -> bool:
     """Whether a JPEG or PNG ends before its end mark. OpenCV 4 decodes such JPEGs without an error, the rest grey.
 
     In a JPEG the mark is looked for after the last start of scan, because an embedded thumbnail has a mark of its own and
