@@ -496,12 +496,16 @@ def test_circle_of_links(tmp_path):
 @pytest.mark.parametrize("text", [
     "TRAIN: [1, 2", "TRAIN: {LR: 1", "\tTRAIN: 1", "a: b: c", "!!python/object/apply:os.system ['true']", "TRAIN: !!int ''",
     "TRAIN: 2021-99-99",
-    "x: !!float 'a'", b"\xff\xfe\x00\xd8", b"\x80\x81", "a: \x01", "[" * 3000, "? [a]\n: b",
-], ids=range(13))
+    "x: !!float 'a'", b"\xff\xfe\x00\xd8", b"\x80\x81", "a: \x01", "? [a]\n: b",
+], ids=range(12))
 def test_not_yaml(written, text):
     path = written(text)
-    with pytest.raises(ConfigError, match="not valid YAML|nested more than 64 deep"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         config.load(path)
+
+
+def test_deep_nesting(written):
+    assert "is nested more than 64 deep" in refusal(written("[" * 3000))
 
 
 def test_empty_file_is_the_defaults_and_so_has_the_joints_of_mpii(written):
@@ -520,7 +524,7 @@ def test_keys_that_are_no_names(written):
 
 
 def test_huge_file(written):
-    assert "has 1.0 MB, the experiment file may have at most 1.0 MB" in refusal(written(b"# " + b"x" * (1 << 20)))
+    assert "more than the 1.0 MB that are read" in refusal(written(b"# " + b"x" * (1 << 20)))
 
 
 def test_small_file_that_stands_for_a_huge_one(written):

@@ -42,7 +42,7 @@ def test_links_to_files_are_followed(tmp_path):
     (tmp_path / "there").write_bytes(b"1")
     (tmp_path / "link").symlink_to(tmp_path / "there")
     assert read_bytes(tmp_path / "link", "file", 10) == b"1"
-    with pytest.raises(ConfigError, match="has 1 bytes, and a file has at most 0 bytes"):
+    with pytest.raises(ConfigError, match="the file has 1 bytes, more than the 0 bytes that are read"):
         read_bytes(tmp_path / "there", "file", 0, error=ConfigError)
 
 

@@ -19,7 +19,7 @@ def read_bytes(path: str | Path, what: str, most: int, mend: str = "", error: ty
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):      # reading one may wait, or go on, for ever
             raise error(f"{path}: cannot read the {what} (it is a device or a pipe, not a file){advice}")
         if found.st_size > most:
-            raise error(f"{path}: has {in_words(found.st_size)}, the {what} may have at most {in_words(most)}{advice}")
+            raise error(f"{path}: the {what} has {in_words(found.st_size)}, more than the {in_words(most)} that are read{advice}")
         with open(path, "rb") as file:
             data = file.read(found.st_size + 1)
             return data if len(data) <= found.st_size else data + file.read(most - len(data))      # it has grown since

@@ -106,7 +106,7 @@ def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
         except UnicodeDecodeError as fault:     # unless a letter was cut in two at the end of what was looked at
             encoding = encoding or ("another encoding than UTF-8" if fault.end < 1 << 24 else "")
         if encoding:
-            raise DataError(f"{path}: the {what} is in {encoding}; save it as UTF-8") from None
+            raise DataError(f"{path}: the {what} is not valid JSON, for it is in {encoding}; save it as UTF-8") from None
         raise DataError(f"{path}: the {what} is not valid JSON ({one_line(error)[:200]}){f'; {mend}' if mend else ''}") from None
 
 

@@ -18,6 +18,7 @@ from poise.yaml_files import read_yaml
 
 BASE_KEY = "_BASE_"
 MAX_BASES = 16
+_MOST_BITS = 4096       # of a whole number: Python writes no more than 4300 digits
 
 
 def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -99,9 +100,9 @@ def _update(into: dict, values: dict) -> None:
 def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
     """Put nested `values` into `node`, refusing unknown keys and wrong types."""
     for key, value in values.items():
-        name = f"{prefix}{key}"
         if not isinstance(key, str):
-            raise ConfigError(f"{source}: key {shown_value(key)} is not a name")
+            raise ConfigError(f"{source}: key {shown_value(prefix + shown_value(key))} is not a name")
+        name = f"{prefix}{key}"
         if key not in node:
             if not node.is_new_allowed():
                 while isinstance(value, dict) and len(value) == 1:      # Test.MODEL_FILE is what was written, not Test
@@ -162,7 +163,7 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
-    return value is None or type(value) in (bool, float, str) or (type(value) is int and value.bit_length() <= 64)
+    return value is None or type(value) in (bool, float, str) or (type(value) is int and value.bit_length() <= _MOST_BITS)
 
 
 def _typed(default: Any, value: Any, name: str, source: str) -> Any:
@@ -176,7 +177,7 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
     else:
         value = _literal(value)
         if not _is_plain(value):
-            raise ConfigError(f"{source}: {name} has a value that no key has, {shown_value(value)} ({type(value).__name__})")
+            raise _wrong_type(wanted, value, name, source)
         if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"      # TEST.USE_GT_BBOX false, as a shell user writes it
         if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
@@ -192,5 +193,9 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
                 raise ConfigError(f"{source}: {name} must hold numbers, got {shown_value(value)}")
         if type(value) is wanted:
             return value
+    raise _wrong_type(wanted, value, name, source)
+
+
+def _wrong_type(wanted: type, value: Any, name: str, source: str) -> ConfigError:
     kind = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}.get(wanted.__name__, "a list of numbers")
-    raise ConfigError(f"{source}: {name} must be {kind}, got {shown_value(value)} ({type(value).__name__})")
+    return ConfigError(f"{source}: {name} must be {kind}, got {shown_value(value)} ({type(value).__name__})")

@@ -16,6 +16,7 @@ from poise.json_files import read_in_parts, read_json
 from poise.skeleton import find_category
 
 MOST_PIXELS = 1e7
+_LARGEST_BOX = 1e15       # it may reach beyond its image, which it is clipped to
 MEND = "check DATASET.ROOT and the set's name"
 
 
@@ -54,7 +55,7 @@ def _annotations(content: Any, parts: Iterator[list], path: Path, split: str, jo
         found.append(columns)
         dropped.update(reasons)
     ids, index, boxes, keypoints = (np.concatenate(column) for column in zip(*found))
-    refuse(~(np.abs(boxes) < MOST_PIXELS).all(axis=1), ids, path, "a bbox that is not finite or beyond any image")
+    refuse(~(np.abs(boxes) < _LARGEST_BOX).all(axis=1), ids, path, "a bbox that is not finite or beyond any image")
     # 1e300 is finite, but not in the float32 that the table holds
     refuse(~(np.abs(keypoints) < MOST_PIXELS).all(axis=(1, 2)), ids, path, "a keypoint that is not finite or beyond any image")
     reasons = sorted(dropped)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import struct
 
-MOST_PIXELS = 1 << 27       # 134 million, 400 MB decoded
+MOST_PIXELS = 110_000_000   # 330 MB decoded; the sensors of medium format have 102 million
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF and WebP"
 _MOST_SCANS = 64            # a progressive JPEG has about ten; each one more is one more look at all of it
 _FREE_WORK = 1 << 28        # pixels times scans that take no more than seconds
@@ -20,7 +20,7 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) that an image claims; (0, 0) where its header is cut off or says none; None where it is of no format that is read."""
     try:
         if data.startswith(b"\xff\xd8"):
-            return _jpeg_size(data)
+            return _jpeg_frame(data)[:2]
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
             return struct.unpack_from(">II", data, 16)
         if data.startswith(b"BM"):
@@ -39,18 +39,23 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
 def fault(data: bytes) -> str:
     """Why the image must not be decoded, '' where it may; data: of one of FORMATS."""
     width, height = claimed_size(data) or (0, 0)
-    if width * height > MOST_PIXELS:
-        return f"claims {width} x {height} pixels, and at most {MOST_PIXELS / 1e6:.0f} million are read; make it smaller or remove it from the annotations"
+    jpeg, most = data.startswith(b"\xff\xd8") and width > 0, MOST_PIXELS      # else its header may be cut off
+    # the coefficients of a JPEG in several scans are kept until the last one has come, which takes twice the memory of its pixels
+    if jpeg and _jpeg_frame(data)[2]:
+        most = MOST_PIXELS // 2
+    if width * height > most:
+        return f"claims {width} x {height} pixels, and at most {most / 1e6:.0f} million are read; make it smaller or remove it from the annotations"
     if data.startswith(b"\x89PNG") and not _png_is_whole(data):
         return "is damaged: a part of it ends behind the file; fetch it again"
-    if data.startswith(b"\xff\xd8") and width * height * _MOST_SCANS > _FREE_WORK and len(re.findall(rb"\xff\xda\x00", data)) > _MOST_SCANS:
+    if jpeg and width * height * _MOST_SCANS > _FREE_WORK and len(re.findall(rb"\xff\xda\x00", data)) > _MOST_SCANS:
         return f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has; remove it from the annotations"
     return ""
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    at = 2
-    largest = (0, 0)
+def _jpeg_frame(data: bytes) -> tuple[int, int, bool]:
+    """Width, height, and whether it comes in several scans: a progressive one, or one whose first scan has not all the components."""
+    at, parts, several = 2, 0, False
+    width = height = 0
     while at + 4 <= len(data):
         if data[at] != 0xff:        # decoders look for the next mark too
             at = data.find(b"\xff", at)
@@ -62,13 +67,15 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         elif mark in (0x00, 0x01) or 0xd0 <= mark <= 0xd8:
             at += 2
         elif mark in (0xd9, 0xda):
+            several = several or (mark == 0xda and at + 4 < len(data) and data[at + 4] < parts)
             break
         else:
             if mark in _FRAMES:
-                height, width = struct.unpack_from(">HH", data, at + 5)
-                largest = max(largest, (width, height), key=lambda size: size[0] * size[1])
+                rows, columns, parts = struct.unpack_from(">HHB", data, at + 5)
+                width, height = max((width, height), (columns, rows), key=lambda size: size[0] * size[1])
+                several = several or mark not in (0xc0, 0xc1)
             at += 2 + max(struct.unpack_from(">H", data, at + 2)[0], 2)
-    return largest
+    return width, height, several
 
 
 def _png_is_whole(data: bytes) -> bool:

@@ -19,6 +19,7 @@ from poise.skeleton import dataset, find_category
 
 logger = logging.getLogger(__name__)
 _NEEDED = "image_id", "category_id", "area", "bbox"
+WHOLE = (int, np.integer)
 
 #: HRNet's names of the ten COCO figures, in its order
 STATS = ("AP", "Ap .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "AR (M)", "AR (L)")
@@ -226,9 +227,9 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
     if not isinstance(source["annotations"], list) or not all(isinstance(a, dict) for a in source["annotations"]):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
     images, categories = source["images"], source.get("categories") or ()
-    if not isinstance(images, list) or not all(isinstance(image, dict) and type(image.get("id")) is int for image in images):
+    if not isinstance(images, list) or not all(isinstance(image, dict) and isinstance(image.get("id"), WHOLE) for image in images):
         raise DataError(f"{where}: 'images' is not a list of images with whole numbers as ids")
-    if not isinstance(categories, (list, tuple)) or not all(isinstance(c, dict) and type(c.get("id")) is int for c in categories):
+    if not isinstance(categories, (list, tuple)) or not all(isinstance(c, dict) and isinstance(c.get("id"), WHOLE) for c in categories):
         raise DataError(f"{where}: 'categories' is not a list of categories with whole numbers as ids")
     # other categories than persons may have other joints, or none, and are not scored
     named = find_category(source, category)
@@ -246,7 +247,7 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
                 person["area"] = 0.0
             person["id"], person["keypoints"] = number, annotation.get("keypoints") or blank
             if len(person) < len(_NEEDED) + 2 or not isinstance(person["keypoints"], list) or len(person["keypoints"]) != 3 * joints \
-                    or type(person["image_id"]) is not int or type(person["category_id"]) is not int or person["image_id"] not in known:
+                    or not isinstance(person["image_id"], WHOLE) or not isinstance(person["category_id"], WHOLE) or person["image_id"] not in known:
                 raise _fault(annotation, number, where, joints, area_of_box)
             person["iscrowd"] = int(bool(annotation.get("iscrowd", 0)))
             persons.append(person)
@@ -256,7 +257,7 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
                 raise _fault(annotation, person["id"], where, joints, area_of_box)
     for annotation, person in zip(source["annotations"], persons):
         labelled = annotation.get("num_keypoints")
-        person["num_keypoints"] = labelled if type(labelled) is int else sum(v > 0 for v in person["keypoints"][2::3])
+        person["num_keypoints"] = labelled if isinstance(labelled, WHOLE) else sum(v > 0 for v in person["keypoints"][2::3])
         if area_of_box is not None:
             person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
     categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]

@@ -186,6 +186,8 @@ def summary(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         there = values[values > -1]
         return float(np.mean(there)) if len(there) else -1.0
 
+    if not curves:      # no category, hence nobody
+        return [-1.0] * 10
     figures = []
     for curve in (np.concatenate([p for p, _ in curves], axis=1), np.stack([r for _, r in curves], axis=1)):
         figures += [mean(curve[:, :, 0]), mean(curve[:1, :, 0]), mean(curve[5:6, :, 0]), mean(curve[:, :, 1]), mean(curve[:, :, 2])]

@@ -168,7 +168,7 @@ def read_results(path: str | os.PathLike) -> list[dict]:
 
 def is_finite(value: object) -> bool:
     """Whether a value of a JSON file is a number that can be reckoned with: 1e300 squared is not."""
-    return type(value) in (int, float) and -1e100 < value < 1e100
+    return isinstance(value, (int, float)) and -1e100 < value < 1e100
 
 
 def format_table(name_values: Mapping[str, float], arch: str) -> str:

@@ -23,6 +23,7 @@ from poise.writing import replacing
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")    # DataParallel and DistributedDataParallel; torch.compile
 _MOST_FOREIGN_CLASSES = 64
+_MOST_SHARED = 1 << 30      # bytes that a tensor may claim whose values are all the same few
 
 State = dict[str, torch.Tensor]
 
@@ -94,10 +95,10 @@ def read_weight_file(path: str | Path) -> WeightFile:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has memory of its own for every value: a few bytes of a file can say that a million rows are all the same one."""
+    """Whether a tensor has memory for its values: a few bytes of a file can say that a million rows are all the same one."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
         return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    return tensor.numel() * tensor.element_size() <= max(tensor.untyped_storage().nbytes(), _MOST_SHARED)
 
 
 def read_tensors(path: str | Path, what: str) -> Any:
