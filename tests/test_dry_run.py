@@ -9,6 +9,7 @@ from conftest import ROOT
 from torch import nn
 
 from poise import config
+from poise.datasets import read_set
 from poise.engine import dry_run, train
 from poise.errors import PoiseError
 from runs import quick_and_quiet, run_train  # noqa: F401
@@ -39,7 +40,7 @@ def test_dry_run_of_a_run_that_was_begun(tiny_experiment, capsys):
 
 
 def test_estimate_of_a_dry_run(tiny_experiment, monkeypatch, caplog):
-    """By a clock on which the first test needs a minute to start, each later one 5 seconds, and a batch 1 second."""
+    """By a clock on which a step takes 2 seconds, the first test needs a minute to start, each later one 5 seconds, and a batch 1 second."""
     now, calls, workers = [0.0], [], []
     monkeypatch.setattr(dry_run.time, "perf_counter", lambda: now[0])
 
@@ -51,15 +52,22 @@ def test_estimate_of_a_dry_run(tiny_experiment, monkeypatch, caplog):
             assert stop() is False
             now[0] += 1
 
+    train_step = train.train_step
+
+    def training_step(*arguments):
+        now[0] += 2
+        return train_step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", training_step)
     monkeypatch.setattr(dry_run, "predict", predicting)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")     # WORKERS are shared by the processes of a machine
     overrides = ["GPUS", "()", "TRAIN.END_EPOCH", "10", "TEST.BATCH_SIZE_PER_GPU", "1", "WORKERS", "2"]
     with caplog.at_level("INFO", logger="poise"):
         monkeypatch.setattr(train.logs, "start_console", lambda _: None)
         dry_run.run(config.load(tiny_experiment, overrides), str(tiny_experiment))
-    # 22 persons one by one in each of 10 tests: 10 x (5 + 22) seconds
+    # 50 persons in batches of 8, 10 times: 70 x 2 seconds; 22 persons one by one in each of 10 tests: 10 x (5 + 22) seconds
     assert calls == [2, 2] and workers == [1, 1]
-    assert "70 steps of 0.000 s and 10 tests of 22 batches of 1.000 s after 5.000 s, about 4 minutes at the pace" in caplog.text
+    assert "70 steps of 2.000 s and 10 tests of 22 batches of 1.000 s after 5.000 s, about 7 minutes at the pace" in caplog.text
 
 
 @pytest.mark.parametrize("overrides, said", [((), "all its epochs are done"), (("TRAIN.END_EPOCH", 1), "all its epochs are done"),
@@ -84,7 +92,7 @@ def test_dry_run_keeps_and_fetches_nothing(tiny_experiment, monkeypatch, tmp_pat
     words = ["GPUS", "()", "MODEL.PRETRAINED", "https://example.com/weights-01234567.pth"]
     dry_run.run(config.load(tiny_experiment, words), str(tiny_experiment))
     assert sorted(tmp_path.rglob("*")) == before and "MODEL.PRETRAINED is not fetched by a dry run" in capsys.readouterr().out
-    run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "TRAIN.BATCH_SIZE_PER_GPU", 50)
+    read_set(config.load(tiny_experiment), train=True)
     assert any((tmp_path / "cache").rglob("*")), "nothing is kept of so small a set anyway: nothing was tested"
 
 

@@ -71,7 +71,7 @@ def within(seconds):
 
 def test_full_disk_of_the_logs(tiny_experiment, small_disk, capfd):
     """LOG_DIR on a disk of its own that fills: one line that names it, with a checkpoint, and no waiting for TensorBoard's thread."""
-    disk = small_disk(64 * 1024)
+    disk = small_disk(16 * 1024)
     with within(120), pytest.raises(DataError) as error:
         run_train(tiny_experiment, "LOG_DIR", disk, "PRINT_FREQ", 1, "TRAIN.END_EPOCH", 400, "TRAIN.EVAL_INTERVAL", 400, "TRAIN.LR_STEP", [400])
     folder = folder_of(tiny_experiment)
