@@ -12,7 +12,7 @@ from poise.archives import name_fault
 from poise.datasets.array_cache import Arrays
 from poise.datasets.table import PackedNames
 from poise.errors import ConfigError, DataError, shown
-from poise.json_files import read_in_parts, read_json
+from poise.json_files import no_garbage_collection, read_in_parts, read_json
 from poise.skeleton import find_category
 
 MOST_PIXELS = 1e7
@@ -35,7 +35,8 @@ def read_annotations(path: Path, split: str, joints: int, category: str | int) -
     ids (N,) int64. image_index (N,) int32. boxes (N, 4) float64 as annotated. joints (N, J, 2) and visible (N, J) float32: see PersonTable.
     reasons, counts: what was dropped.
     """
-    return read_in_parts(path, "annotations", lambda content, parts: _annotations(content, parts, path, split, joints, category), "annotation file", MEND)
+    with no_garbage_collection():
+        return read_in_parts(path, "annotations", lambda content, parts: _annotations(content, parts, path, split, joints, category), "annotation file", MEND)
 
 
 def _annotations(content: Any, parts: Iterator[list], path: Path, split: str, joints: int, category: str | int) -> Arrays:
@@ -70,7 +71,8 @@ def read_detections(path: Path, mend: str) -> Arrays | None:
 
     Raises DataError, naming the file, where it is no list in JSON.
     """
-    return detection_columns(read_entries(path, mend))
+    with no_garbage_collection():
+        return detection_columns(read_entries(path, mend))
 
 
 def read_entries(path: Path, mend: str) -> list:

@@ -6,6 +6,8 @@ an epoch, samples n + N, n + 2 N, ... are person n too, each cut out in its own 
 """
 from __future__ import annotations
 
+import gc
+import math
 import signal
 import warnings
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from poise.datasets.augment import Augmentation
 from poise.datasets.decoding import Picture
@@ -51,8 +53,9 @@ class PersonCrops(Dataset):
         """
         width, height = self.image_size
         count, joints = len(keys), self.table.skeleton.num_joints
+        images = _room(count, height, width, 3)
         batch = {
-            "images": np.empty((count, height, width, 3), np.uint8),
+            "images": images.numpy(),
             "joints": np.zeros((count, joints, 2), np.float32),
             "visible": np.zeros((count, joints), np.float32),
             "person": np.array([sample % len(self) for _, sample in keys], np.int64),
@@ -67,7 +70,7 @@ class PersonCrops(Dataset):
                     self._crop(picture, *keys[row], {key: value[row] for key, value in batch.items()}, whole=len(rows) > 1)
         except DataError as error:
             return error
-        return {key: torch.from_numpy(value) for key, value in batch.items()}
+        return {key: images if key == "images" else torch.from_numpy(value) for key, value in batch.items()}
 
     def _picture(self, index: int) -> Picture:
         """An image of the table. The last one is kept: in the order of a test the next batch may begin with it."""
@@ -215,7 +218,9 @@ class BatchLoader:
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         self._loader = DataLoader(
             crops, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory,
-            collate_fn=_unchanged, worker_init_fn=_prepare_worker, persistent_workers=workers > 0)
+            collate_fn=_unchanged, worker_init_fn=_prepare_worker, persistent_workers=workers > 0,
+            # batches ahead of each worker: with many, one is enough, and they are what a loader's memory goes into
+            prefetch_factor=None if not workers else 2 if workers < 4 else 1)
         if not workers:
             cv2.setNumThreads(0)
 
@@ -234,8 +239,17 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+def _room(*shape: int) -> torch.Tensor:
+    """An empty uint8 tensor; in a worker process in the memory that it shares with the main process, for PyTorch would copy it there."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    size = math.prod(shape)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size, device="cpu"), 0, shape)     # as PyTorch's own collating does
+
+
 def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)
+    gc.freeze()     # what came from the main process is never looked through, which would copy its pages
     # Ctrl-C, and a SIGTERM or SIGUSR1 that a scheduler sends, reach the whole process group; the main process decides what to do and ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
