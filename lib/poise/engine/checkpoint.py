@@ -7,7 +7,7 @@ import platform
 import re
 import socket
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 NAME = "checkpoint.pth"
 _NEXT = "checkpoint_next.pth"
-_FIELDS = {"epoch": int, "step": int, "sums": dict, "state_dict": Mapping, "optimizer": dict, "best": object, "experiment": str, "seed": int, "threads": int}
+_FIELDS = {"epoch": int, "step": int, "sums": dict, "state_dict": object, "optimizer": dict, "best": object, "experiment": str, "seed": int, "threads": int}
 
 
 class Damaged(DataError):
