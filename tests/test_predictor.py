@@ -62,12 +62,12 @@ def predicted_by_tool(cfg_path, overrides, file, out):
 
 
 def assert_same(cfg_path, overrides, file, folder):
-    """To 0.001 px, but for the few joints that tools/test.py itself finds elsewhere (by 0.0001 px) with batches of another size: on the rough maps of
+    """To 0.001 px, but for the few joints that tools/test.py itself finds elsewhere (by 0.0001 px) one by one instead of in batches: on the rough maps of
     random weights UDP's decoder amplifies their rounding.
     """
     folder.mkdir(exist_ok=True)
     overrides = [*overrides, "OUTPUT_DIR", str(folder / "output"), "LOG_DIR", str(folder / "log"), "GPUS", "()", "WORKERS", 0]
-    again, _, _ = predicted_by_tool(cfg_path, [*overrides, "TEST.BATCH_SIZE_PER_GPU", 3], file, folder / "again.pkl")
+    again, _, _ = predicted_by_tool(cfg_path, [*overrides, "TEST.BATCH_SIZE_PER_GPU", 1], file, folder / "again.pkl")
     wanted, table, images = predicted_by_tool(cfg_path, [*overrides, "TEST.BATCH_SIZE_PER_GPU", 8], file, folder / "found.pkl")
     sure = np.abs(again - wanted)[:, :, :2].max(axis=2) < 1e-4
     assert sure.mean() > 0.97
