@@ -271,8 +271,8 @@ def test_pictures_that_cannot_be_shown(files, monkeypatch, capsys, change):
     ("[]", "holds no predicted person"), ("{}", "a list was expected"), ("[3]", "entry 0 has no image_id"), ("[{", "is not valid JSON"),
     ('[{"image_id": 99, "category_id": 1, "keypoints": KEYPOINTS, "score": 1}]', "name 1 images that the ground truth does not have, such as 99"),
     ('[{"image_id": 1, "category_id": 1, "keypoints": [1, 2, 3], "score": 1}]', "1, 17 joints, the OKS sigmas 17"),
-    ('[{"image_id": 1, "category_id": 1, "keypoints": KEYPOINTS, "score": "high"}]', "not numbers"),
-    ('[{"image_id": 1, "category_id": 1, "keypoints": null, "score": 1}]', "not numbers"),
+    ('[{"image_id": 1, "category_id": 1, "keypoints": KEYPOINTS, "score": "high"}]', "score that is no plain number"),
+    ('[{"image_id": 1, "category_id": 1, "keypoints": null, "score": 1}]', "no list of finite numbers"),
     ('[{"image_id": 1, "category_id": 7, "keypoints": KEYPOINTS, "score": 1}]', "none of its predictions has the category"),
 ])
 def test_results_that_cannot_be_used(files, monkeypatch, capsys, change, message):
@@ -291,8 +291,8 @@ def test_annotations_that_cannot_be_used(files, monkeypatch, capsys):
     lost = [{**annotation, "image_id": 77} for annotation in content["annotations"]]
     for text, message in (
         ("[]", "is not a COCO annotation file"), (json.dumps({**content, "annotations": joints}), "has persons of 14 joints"),
-        (json.dumps({**content, "annotations": nobody}), "nobody has a labelled joint"), (json.dumps({**content, "annotations": lost}), "of image 77"),
-        (json.dumps({**content, "images": [{"file_name": "a.jpg"}]}), "has no id"),
+        (json.dumps({**content, "annotations": nobody}), "nobody has a labelled joint"), (json.dumps({**content, "annotations": lost}), "has image_id 77, which 'images' does not list"),
+        (json.dumps({**content, "images": [{"file_name": "a.jpg"}]}), "not a list of images with whole numbers as ids"),
     ):
         (files / "truth.json").write_text(text)
         assert run(monkeypatch, "--results", results, "--annotations", files / "truth.json") == 1

@@ -73,7 +73,7 @@ def test_a_fault_would_be_found(fuzz, monkeypatch):
     from poise.errors import DataError
 
     with monkeypatch.context() as patch, pytest.raises(KeyError):
-        patch.setattr(coco_files, "_person_category", lambda content: {}["a missing check"])
+        patch.setattr(coco_files, "find_category", lambda *_: {}["a missing check"])
         harnesses.HARNESSES["annotations"].run(harnesses.seeds.annotations()[0])
     with pytest.raises(AssertionError, match="does not name the file"):
         harnesses.refused(lambda: (_ for _ in ()).throw(DataError("something is wrong")), harnesses.Path("a.json"))

@@ -12,9 +12,10 @@ from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # said elsewhere: the clone needs a network, the environment is the one that runs this test, tensorboard serves until it is stopped,
-# and the make targets are run by CI itself; weights are fetched and converted in tests/test_zoo.py and tests/test_weights_convert.py
+# and the make targets are run by CI itself; weights are fetched and converted in tests/test_zoo.py and tests/test_weights_convert.py,
+# data in tests/test_prepare_data.py
 NOT_RUN = ("git clone", "source .venv", "make quickstart", "tensorboard --logdir", "python tools/download_weights.py resnet50_imagenet",
-           "python tools/convert_weights.py")
+           "python tools/convert_weights.py", "python tools/prepare_data.py")
 
 
 def commands():
