@@ -121,12 +121,12 @@ def test_a_graph_of_the_network_alone(tmp_path):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", EXPERIMENT)
 def test_every_family(family, size, tmp_path):
-    cfg, file = narrow(family, tmp_path, *SIZES[size])
-    for parts in (Parts(), WHOLE):
-        for one in export(cfg, file, tmp_path / "net.onnx", "onnx", parts):
-            assert one.equal and one.unsure < one.joints / 4, str(one)
-    export(cfg, file, tmp_path / "net.torchscript", "torchscript", WHOLE)
-    export(cfg, file, tmp_path / "net.pt2", "torch_export", WHOLE)
+    cfg, file = narrow(family, tmp_path, *SIZES[size], *(SHALLOW if family.startswith("res") else []))
+    for one in export(cfg, file, tmp_path / "net.onnx", "onnx", WHOLE):
+        assert one.equal and one.unsure < one.joints / 4, str(one)
+    if size == "64x64":
+        for format in ("torchscript", "torch_export"):
+            assert all(one.equal for one in export(cfg, file, tmp_path / "net", format, WHOLE))
 
 
 @pytest.mark.slow

@@ -62,22 +62,17 @@ def predicted_by_tool(cfg_path, overrides, file, out):
 
 
 def assert_same(cfg_path, overrides, file, folder):
-    """To 0.001 px, but for the few joints that tools/test.py itself finds elsewhere (by 0.0001 px) one by one instead of in batches: on the rough maps of
-    random weights UDP's decoder amplifies their rounding.
-    """
+    """In the same batches: another number of crops gives other last bits, which UDP's decoder amplifies on the rough maps of random weights."""
     folder.mkdir(exist_ok=True)
-    overrides = [*overrides, "OUTPUT_DIR", str(folder / "output"), "LOG_DIR", str(folder / "log"), "GPUS", "()", "WORKERS", 0]
-    again, _, _ = predicted_by_tool(cfg_path, [*overrides, "TEST.BATCH_SIZE_PER_GPU", 1], file, folder / "again.pkl")
-    wanted, table, images = predicted_by_tool(cfg_path, [*overrides, "TEST.BATCH_SIZE_PER_GPU", 8], file, folder / "found.pkl")
-    sure = np.abs(again - wanted)[:, :, :2].max(axis=2) < 1e-4
-    assert sure.mean() > 0.97
+    overrides = [*overrides, "OUTPUT_DIR", str(folder / "output"), "LOG_DIR", str(folder / "log"), "GPUS", "()", "WORKERS", 0, "TEST.BATCH_SIZE_PER_GPU", 4]
+    wanted, table, images = predicted_by_tool(cfg_path, overrides, file, folder / "found.pkl")
     boxes = np.concatenate([table.center - table.extent / 2, table.center + table.extent / 2], axis=1)
     persons = [np.flatnonzero(table.image_index == index) for index in range(len(table.image_names))]
-    estimator = PoseEstimator(cfg_path, file, device="cpu", batch_size=5, overrides=overrides)
+    estimator = PoseEstimator(cfg_path, file, device="cpu", batch_size=4, overrides=overrides)
     found = estimator([images / table.image_names[index] for index in range(len(persons))], [boxes[own] for own in persons])
     assert [len(poses) for poses in found] == [len(own) for own in persons] and len(table) > 10
     for poses, own in zip(found, persons):
-        assert np.abs(poses.keypoints - wanted[own, :, :2])[sure[own]].max(initial=0) < 1e-3
+        assert np.abs(poses.keypoints - wanted[own, :, :2]).max(initial=0) < 1e-3
         assert np.abs(poses.scores - wanted[own, :, 2]).max(initial=0) < 1e-5
         assert np.allclose(poses.boxes, boxes[own], atol=1e-3) and poses.skeleton is table.skeleton
     assert np.ptp(wanted[:, :, :2], axis=0).min() > 5      # joints lie in many places, so that equal is not the same as constant
