@@ -40,7 +40,7 @@ def measure() -> Iterator[Row]:
             file = written_weights(cfg, folder)
             pose = PoseEstimator(cfg, file, device="cpu", flip_test=False, batch_size=PERSONS)
         works = {"one call": lambda pose=pose: pose(picture, boxes), "calls of one": lambda pose=pose: [pose(picture, box[None]) for box in boxes]}
-        seconds = in_turns(works, 5)
+        seconds = in_turns(works, 3)
         yield Row(f"a person of {PERSONS} in a call of PoseEstimator, {name}", shown(seconds["one call"], PERSONS),
                   f"a call each {shown(seconds['calls of one'], PERSONS)}", ratio(seconds, "calls of one", "one call"), "ratio", 1.0)
         together, alone = works["one call"](), works["calls of one"]()

@@ -22,6 +22,7 @@ FAMILIES = {"SimpleBaseline ResNet-50": NETWORKS["ResNet-50"], "Res2Net-50": "re
             "Res2Net-50 v1b": "res2net/res2net50_v1b_4s_26w_256x192_d256x3_adam_lr1e-3", "HRNet-W32": NETWORKS["HRNet-W32"],
             "MSPN, 2 stages": NETWORKS["MSPN, 2 stages"], "PoseNAS, 48 channels": "posenas/256x192_18l_48c", "MogaNet-T": "moganet/moganet_t_256x192"}
 SIZES = ((256, 192), (384, 288))        # height and width
+BOTH_SIZES = ("SimpleBaseline ResNet-50",)      # of the others the second alone would take minutes; docs/performance.md has their figures
 
 
 def measure() -> Iterator[Row]:
@@ -30,7 +31,7 @@ def measure() -> Iterator[Row]:
         for name in ("ResNet-50", "HRNet-W32"):
             yield from times(name, folder)
         for name in FAMILIES:
-            for size in SIZES:
+            for size in SIZES if name in BOTH_SIZES else SIZES[:1]:
                 yield from differences(name, size, folder)
 
 
