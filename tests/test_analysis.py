@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
+from made_joints import make_set
 from planted_errors import FRONT, people, perfect, result_list, similarity_distance, truth_of, with_keypoints, with_more
 
 from poise import metrics
@@ -403,3 +404,22 @@ def test_the_page_in_a_browser(files, tmp_path, dark):
 
     assert pixels(ground) > 0.5 * shown.shape[0] * shown.shape[1]
     assert all(pixels(colour) > 2000 for colour in series), [pixels(colour) for colour in series]
+
+
+def test_joints_of_another_dataset_file(tmp_path, capsys):
+    """Five joints of a category of its own: two of each person exchanged."""
+    from poise.analysis import report
+
+    path = make_set(tmp_path, 5)
+    truth = tmp_path / "labels" / "val.json"
+    content = json.loads(truth.read_text())
+    order = np.array([0, 2, 1, 3, 4])       # middle, left_0, right_0, left_1, right_1
+    results = [{"image_id": a["image_id"], "category_id": 7, "score": 0.9, "keypoints": np.reshape(a["keypoints"], (5, 3))[order].ravel().tolist()}
+               for a in content["annotations"] if "keypoints" in a]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    made = report.make([tmp_path / "results.json"], truth, tmp_path / "frames", 2, str(path))
+    errors = made.figures[0]["joint errors"]
+    assert errors["joints"] == ["middle", "left_0", "right_0", "left_1", "right_1"] and len(made.costliest) == 2
+    assert sum(errors["inversion"][1:3]) > 8 and sum(errors["inversion"]) == sum(errors["inversion"][1:3])
+    with pytest.raises(DataError, match="persons of the 17 joints of coco were expected; --dataset takes another"):
+        report.make([tmp_path / "results.json"], truth)

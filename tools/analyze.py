@@ -14,6 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", required=True, metavar="FILE", help="result file, such as results/keypoints_*.json of a run folder")
     parser.add_argument("--annotations", required=True, metavar="FILE", help="the annotations of the same pictures")
+    parser.add_argument("--dataset", default="coco", metavar="FILE", help="dataset file of the joints, or the name of one of experiments/datasets; default coco")
     parser.add_argument("--compare", metavar="FILE", help="another result file of the same pictures, shown beside the first")
     parser.add_argument("--images", metavar="FOLDER", help="folder or zip archive of the pictures, to draw the worst of them")
     parser.add_argument("--pictures", type=int, default=12, metavar="N", help="how many of the worst pictures to show; default 12")
@@ -29,7 +30,7 @@ def main() -> int:
     from poise.analysis import charts, report
 
     charts.need_matplotlib()        # before the figures are computed, not when they are drawn
-    made = report.make([args.results, *([args.compare] if args.compare else [])], args.annotations, args.images, args.pictures)
+    made = report.make([args.results, *([args.compare] if args.compare else [])], args.annotations, args.images, args.pictures, args.dataset)
     output = args.output or Path(args.results).with_suffix("").with_name(f"{Path(args.results).stem}_analysis")
     page, figures = report.write(made, output)
     print(report.summary(made), end="")

@@ -15,7 +15,7 @@ import numpy as np
 from poise.errors import DataError, one_line
 from poise.metrics import keypoint_ap, read_results, read_truth, result_arrays
 from poise.metrics.keypoint_ap import LabelledPersons
-from poise.skeleton import COCO, Skeleton
+from poise.skeleton import DatasetFile, Skeleton, dataset
 
 # Ronchi & Perona match from this OKS on: what is worse found nobody. coco-analyze: params.oksLocThrs
 LEAST_OKS = 0.1
@@ -138,13 +138,15 @@ def headline(precision: np.ndarray) -> dict[str, float]:
     return {"AP": float(precision.mean()), "AP .5": float(precision[0].mean()), "AP .75": float(precision[5].mean())}
 
 
-def read_ground_truth(path: str | Path, skeleton: Skeleton = COCO) -> Truth:
-    """The annotations to analyse against. Raises DataError, naming the file, where it is not COCO's form or nobody is labelled."""
+def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Truth:
+    """The annotations to analyse against, with the joints and category of a dataset file; None: COCO's. Raises DataError, naming the file, where it is not COCO's form or nobody is labelled."""
     if Path(path).suffix == ".mat":
         raise DataError(f"{path}: only COCO's form of annotations and results can be analysed, not MPII's")
-    content = read_truth(path)
+    data = data or dataset("coco")
+    skeleton = data.skeleton
+    content = read_truth(path, category=data.category)
     if len({person["category_id"] for person in content["annotations"]}) > 1:
-        raise DataError(f"{path}: has annotations of several categories and none named 'person'; one category can be analysed at a time")
+        raise DataError(f"{path}: has annotations of several categories and none that the dataset file names; one category can be analysed at a time")
     images = content["images"]
     if not all(isinstance(image, dict) and "id" in image for image in images):
         raise DataError(f"{path}: an entry of 'images' has no id")
@@ -155,7 +157,7 @@ def read_ground_truth(path: str | Path, skeleton: Skeleton = COCO) -> Truth:
         raise DataError(f"{path}: an annotation is of image {homeless['image_id']}, which 'images' does not have")
     joints = {len(person["keypoints"]) // 3 for person in content["annotations"]} - {skeleton.num_joints}
     if joints:
-        raise DataError(f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_joints} joints of {skeleton.name} can be analysed")
+        raise DataError(f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_joints} joints of {skeleton.name} were expected; --dataset takes another dataset file")
     truth = Truth(Path(path).name, LabelledPersons.from_annotations(content["annotations"], position, skeleton.num_joints), images, skeleton, content)
     if not truth.counted.any():
         raise DataError(f"{path}: nobody has a labelled joint, so there is nothing to compare results with")

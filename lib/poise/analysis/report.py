@@ -15,6 +15,7 @@ from poise.analysis.per_joint import per_joint
 from poise.datasets.reading import ImageFolder
 from poise.errors import DataError
 from poise.json_files import finite
+from poise.skeleton import dataset
 from poise.writing import replacing
 
 
@@ -31,12 +32,12 @@ class Report:
     notes: list[str]
 
 
-def make(results: Sequence[str | Path], annotations: str | Path, images: str | Path | None = None, pictures: int = 12) -> Report:
-    """Analyse one or two result files. images: folder or zip archive of the pictures. pictures: how many of the worst to draw.
-
-    Raises DataError for files that cannot be used or do not belong together.
+def make(results: Sequence[str | Path], annotations: str | Path, images: str | Path | None = None, pictures: int = 12,
+         data: str = "coco") -> Report:
+    """Analyse one or two result files. images: folder or zip archive of the pictures. pictures: how many of the worst to draw. data: name or
+    path of the dataset file that says what the joints are. Raises ConfigError for that one, DataError for other files that cannot be used or do not belong together.
     """
-    truth = read_ground_truth(annotations)
+    truth = read_ground_truth(annotations, dataset(data))
     founds = named([read_found(path, truth) for path in results], results)
     errors = [error_kinds.joint_errors(found) for found in founds]
     points = [worst.operating_point(found) for found in founds]
