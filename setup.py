@@ -3,7 +3,7 @@
     pip install -e . --no-build-isolation      # or
     python setup.py build_ext --inplace
 
-Neither fails without a compiler: the extensions are optional. poise.nms and poise.metrics then compute the same with NumPy, and poise.datasets.reading
+Neither fails without a compiler: the extensions are optional. poise.nms and poise.metrics then compute the same with NumPy, and poise.datasets.decoding
 decodes whole images with OpenCV. _jpeg is built where libjpeg-turbo's header is found (Debian: libjpeg-dev).
 """
 import os

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from filling import filled_state
+from made_joints import make_set
 from small_networks import EXPERIMENT, command_line, small
 
 from poise import PoseEstimator, config
@@ -112,7 +113,7 @@ def test_a_graph_of_the_network_alone(tmp_path):
         wanted = small("resnet", *SHALLOW)(images).numpy()
     assert np.abs(session.run(None, {"images": images.numpy()})[0] - wanted).max() < 1e-5 * np.abs(wanted).max()
     told = json.loads(session.get_modelmeta().custom_metadata_map["poise"])
-    assert told["config"]["MODEL.IMAGE_SIZE"] == [64, 64] and told["joints"][0] == "nose" and told["parts"] == {"normalize": False, "flip": False, "decode": False}
+    assert told["config"]["MODEL.IMAGE_SIZE"] == [64, 64] and told["dataset"]["joints"][0] == "nose" and told["parts"] == {"normalize": False, "flip": False, "decode": False}
     operations = {node.op_type for node in __import__("onnx").load(tmp_path / "net.onnx").graph.node}
     assert "BatchNormalization" not in operations and "Conv" in operations
 
@@ -279,7 +280,9 @@ def test_metadata_of_strangers(exported, tmp_path):
         "texts where numbers": with_keys(MODEL__SIGMA="2.0"), "MODEL.IMAGE_SIZE must be": with_keys(MODEL__IMAGE_SIZE=[10**9, 1]),
         "MODEL.SIGMA must be": with_keys(MODEL__SIGMA=-1.0), "too long": changed(x="y" * 300_000), "is not Poise's .*RecursionError|JSONDecodeError": "[" * 100_000,
         "other keys than": changed(parts={"normalize": 1, "flip": False, "decode": False}), "TypeError": "3", "are not those that its metadata tells": changed(parts={**good["parts"], "decode": True}),
-        "TEST.BLUR_KERNEL must be": with_keys(TEST__BLUR_KERNEL=4), "is not Poise's": "null"}
+        "TEST.BLUR_KERNEL must be": with_keys(TEST__BLUR_KERNEL=4), "is not Poise's": "null",
+        "other keys of its joints": changed(dataset={**good["dataset"], "root": "/"}), "its joints: flip_pairs names 'tail'": changed(dataset={**good["dataset"], "flip_pairs": [["nose", "tail"]]}),
+        "MODEL.NUM_JOINTS must be 1": changed(dataset={"name": "one", "joints": ["nose"], "flip_pairs": [], "limbs": []})}
     for said, text in cases.items():
         file = with_metadata(files[Parts()], tmp_path / "stranger.onnx", text)
         with pytest.raises(DataError, match=said) as error:
@@ -292,6 +295,24 @@ def test_metadata_of_strangers(exported, tmp_path):
         with pytest.raises(DataError, match="onnxruntime cannot run this file") as error:
             PoseEstimator(None, tmp_path / "broken.onnx", device="cpu")
         assert "\n" not in str(error.value)
+
+
+def test_joints_of_its_own(tmp_path):
+    """An ONNX file brings its joints with it: where it is used there is no dataset file."""
+    path = make_set(tmp_path, 5, images=())
+    overrides = ["DATASET.FILE", str(path), "MODEL.NUM_JOINTS", 5, "TEST.FLIP_TEST", True]
+    file = tmp_path / "weights.pth"
+    torch.save(small("resnet", joints=5).state_dict(), file)
+    experiment, words = command_line("resnet", *TEST_KEYS, *overrides)
+    cfg = config.load(ROOT / experiment, words)
+    export(cfg, file, tmp_path / "five.onnx")
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    wanted = PoseEstimator(cfg, file, device="cpu")(picture)
+    path.unlink()
+    found = PoseEstimator(None, tmp_path / "five.onnx", device="cpu")
+    assert found.skeleton.names == ("middle", "left_0", "right_0", "left_1", "right_1") and found.skeleton.flip_pairs == ((1, 2), (3, 4))
+    np.testing.assert_allclose(found(picture).keypoints, wanted.keypoints, atol=1e-2)
+    assert found(picture).draw(picture).shape == picture.shape
 
 
 def test_without_the_extra(tmp_path, monkeypatch):

@@ -102,6 +102,7 @@ class DatasetFile:
 
 
 _last_read: dict[str, DatasetFile] = {}
+_given: dict[str, DatasetFile] = {}
 
 
 def __getattr__(name: str) -> Skeleton:
@@ -122,11 +123,18 @@ def dataset_of(cfg: CfgNode) -> DatasetFile:
 
 def dataset(name: str, *, again: bool = False) -> DatasetFile:
     """A dataset file by its path, or by the name of one of experiments/datasets; read once in a process, or `again`. Raises ConfigError."""
+    if name in _given:
+        return _given[name]
     known = _last_read.get(name)
     if known is None or again:
         found = read_dataset(_path(name))
         _last_read[name] = known if found == known else found
     return _last_read[name]
+
+
+def give_dataset(name: str, data: DatasetFile) -> None:
+    """From now on dataset(name) is this one: that of an exported network, which brings its joints with it."""
+    _given[name] = data
 
 
 def _path(name: str) -> Path:
@@ -142,8 +150,11 @@ def _path(name: str) -> Path:
 
 def read_dataset(path: str | Path) -> DatasetFile:
     """Read and check a dataset file. Raises ConfigError, naming the file and the key."""
-    path = Path(path)
-    values = read_yaml(path, "dataset file", "experiments/datasets/template.yaml shows what one holds")
+    return checked_dataset(read_yaml(Path(path), "dataset file", "experiments/datasets/template.yaml shows what one holds"), Path(path))
+
+
+def checked_dataset(values: dict, path: Path) -> DatasetFile:
+    """The same of keys that were read elsewhere; path: what errors name."""
     for key in values:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)

@@ -2,7 +2,7 @@
 """The pixels of a region of a JPEG, by libjpeg-turbo, whose jpeg_crop_scanline and jpeg_skip_scanlines leave out the rest.
 
 A person is a third of a picture or less; Huffman decoding cannot be left out, the inverse DCT, upsampling and colours can.
-The settings are those of OpenCV (accurate DCT, smooth upsampling), so the pixels are OpenCV's to the bit; poise.datasets.reading
+The settings are those of OpenCV (accurate DCT, smooth upsampling), so the pixels are OpenCV's to the bit; poise.datasets.decoding
 has the files that are not of the usual kind, and those with a fault, decoded by OpenCV.
 """
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
@@ -13,10 +14,10 @@ from yacs.config import CfgNode
 from poise import config
 from poise.errors import DataError, PoiseError
 from poise.export.graph import Parts
-from poise.skeleton import dataset_of
+from poise.skeleton import checked_dataset, dataset_of, give_dataset
 
 KEY = "poise"           # the name under which the text stands in a file
-VERSION = 1
+VERSION = 2
 _MOST_BYTES = 1 << 18
 # what the joints found depend on, besides the weights; of MODEL and DATASET the graph itself is made for these values
 NETWORK_KEYS = ("MODEL.NAME", "MODEL.NUM_JOINTS", "MODEL.TARGET_TYPE", "MODEL.IMAGE_SIZE", "MODEL.HEATMAP_SIZE", "MODEL.SIGMA", "MODEL.KERNELS", "MODEL.MEAN",
@@ -40,7 +41,9 @@ def as_text(cfg: CfgNode, parts: Parts) -> str:
     return json.dumps({
         "version": VERSION, "parts": asdict(parts), "config": {key: value_of(cfg, key) for key in _KEYS},
         "input": "images (B, H, W, 3) uint8 RGB" if parts.normalize else f"images (B, 3, H, W) float32 {'RGB' if cfg.DATASET.COLOR_RGB else 'BGR'}, less MODEL.MEAN and over MODEL.STD",
-        "outputs": parts.outputs, "joints": list(skeleton.names), "limbs": [list(limb) for limb in skeleton.limbs]})
+        "outputs": parts.outputs,
+        "dataset": {"name": skeleton.name, "joints": list(skeleton.names), **{
+            key: [[skeleton.names[joint] for joint in pair] for pair in getattr(skeleton, key)] for key in ("flip_pairs", "limbs")}}})
 
 
 def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
@@ -57,8 +60,13 @@ def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
         defaults = config.default_config()
         if any(isinstance(value, str) != isinstance(value_of(defaults, key), str) for key, value in values.items()):     # texts are not read as literals here
             raise ValueError("texts where numbers are needed")
-        parts = Parts(**content["parts"])
-        return config.changed(defaults, [word for pair in values.items() for word in pair], f"{source}: its metadata"), parts
+        parts, told = Parts(**content["parts"]), content["dataset"]
+        if set(told) != {"name", "joints", "flip_pairs", "limbs"}:
+            raise ValueError("other keys of its joints than an export writes")
+        # the joints come with the file, so that it needs no dataset file where it is used
+        name = f"{source}: its joints"
+        give_dataset(name, checked_dataset({**told, "annotations": "none", "images": "none"}, Path(name)))
+        return config.changed(defaults, [*(word for pair in values.items() for word in pair), "DATASET.FILE", name], f"{source}: its metadata"), parts
     except PoiseError as error:
         raise DataError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
