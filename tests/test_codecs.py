@@ -8,6 +8,7 @@ from filling import generator
 from poise import config
 from poise.codecs import CODECS, build_codec
 from poise.codecs.dark import Dark
+from poise.codecs import flip
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
 from poise.codecs.maxima import blur, find_maxima
@@ -252,7 +253,12 @@ def test_known_maxima_do_not_change_what_is_decoded():
 
 
 @pytest.mark.parametrize("shift", [False, True])
-def test_merging_by_numpy_is_pytorchs(shift):
+@pytest.mark.parametrize("way", ["compiled", "numpy"])
+def test_merging_in_one_pass_is_pytorchs(way, shift, monkeypatch):
+    if way == "numpy":
+        monkeypatch.setattr(flip, "_compiled", None)
+    elif flip._compiled is None:
+        pytest.skip("poise.codecs._flip is not built here")
     maps = torch.randn(2, 3, 17, 16, 12, generator=torch.Generator().manual_seed(3))
     order = torch.from_numpy(COCO.flip_order)
     for one, other in (maps, maps.contiguous(memory_format=torch.preserve_format).transpose(3, 4).contiguous().transpose(3, 4)):

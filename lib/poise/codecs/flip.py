@@ -4,6 +4,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+try:
+    from poise.codecs import _flip as _compiled
+except ImportError:
+    _compiled = None
+
 
 def merge_flipped(heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool) -> torch.Tensor:
     """Mean of two predictions (B, J, h, w), the second made from the mirrored images.
@@ -13,7 +18,13 @@ def merge_flipped(heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: to
     keeps its unshifted values, as in the original.
     """
     if all(maps.device.type == "cpu" and maps.dtype == torch.float32 and not maps.requires_grad for maps in (heatmaps, mirrored)):
-        return torch.from_numpy(_merge_arrays(heatmaps.numpy(), mirrored.numpy(), flip_order.tolist(), shift))
+        if heatmaps.shape != mirrored.shape or flip_order.shape != heatmaps.shape[1:2]:
+            raise ValueError(f"two predictions (B, J, h, w) and J indices are merged; got {tuple(heatmaps.shape)}, {tuple(mirrored.shape)}, {tuple(flip_order.shape)}")
+        if _compiled is None:
+            return torch.from_numpy(_merge_arrays(heatmaps.numpy(), mirrored.numpy(), flip_order.tolist(), shift))
+        merged = torch.empty(heatmaps.shape)
+        _compiled.merge(heatmaps.contiguous().numpy(), mirrored.contiguous().numpy(), flip_order.to(torch.int64).contiguous().numpy(), shift, merged.numpy())
+        return merged
     return merge_tensors(heatmaps, mirrored, flip_order, shift)
 
 
