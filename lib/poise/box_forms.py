@@ -45,12 +45,3 @@ def best_overlaps(wanted: np.ndarray, wanted_image: np.ndarray, boxes: np.ndarra
     place = np.arange(len(pairs)) - np.repeat(np.cumsum(count) - count, count)
     np.maximum.at(best, pairs, overlaps(wanted[pairs], boxes[order[begin[pairs] + place]]))
     return best
-
-
-def share_inside(boxes: np.ndarray, joints: np.ndarray, labelled: np.ndarray) -> float:
-    """Share of the labelled joints (N, J, 2) that lie within their person's box (N, 4), a tenth of its size to each side included; NaN without any."""
-    margin = 0.1 * np.maximum(boxes[:, None, 2:], 0)
-    low, high = boxes[:, None, :2] - margin, boxes[:, None, :2] + boxes[:, None, 2:] + margin
-    inside = ((joints >= low) & (joints <= high)).all(axis=2) & labelled
-    count = int(labelled.sum())
-    return float(inside.sum() / count) if count else float("nan")

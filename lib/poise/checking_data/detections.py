@@ -73,12 +73,13 @@ def _check_recall(found: Findings, columns: Arrays, people: People, image_ids: n
     text = f"detections: {used.sum()} with scores of {threshold:g} or more, {used.sum() / max(len(np.unique(image)), 1):.1f} an image; they find {figures} of {len(best)} labelled persons"
     order = np.argsort(image_ids)
     sizes = people.sizes[order[np.searchsorted(image_ids, image, sorter=order)]]
+    if recall[0] < 0.9:
+        forms = box_forms.other_forms(boxes, sizes)
+        other, form = max((float((box_forms.best_overlaps(people.boxes, wanted_image, others, image) >= 0.5).mean()), form) for form, others in forms.items())
+        if other > recall[0] + 0.2:
+            found.fault(f"{text}; {percent(other, 1)} taken as {form}: the file has its boxes in that form, x, y, width, height in pixels are needed")
+            return
     if recall[0] < _LEAST_RECALL:
-        for form, others in box_forms.other_forms(boxes, sizes).items():
-            other = float((box_forms.best_overlaps(people.boxes, wanted_image, others, image) >= 0.5).mean())
-            if other > max(2 * recall[0], 0.3):
-                found.fault(f"{text}; {percent(other, 1)} taken as {form}: the file has its boxes in that form, x, y, width, height in pixels are needed")
-                return
         found.fault(f"{text}; few persons could be found with these boxes")
         return
     (found.warning if recall[0] < 0.6 else found.note)(text)

@@ -85,16 +85,18 @@ def _first(people: People, joints: np.ndarray) -> str:
 
 def _check_boxes_hold_joints(found: Findings, people: People, odd: np.ndarray) -> None:
     labelled = people.labelled
-    share = box_forms.share_inside(people.boxes, people.joints, labelled)
-    if share < 0.9 and people.sizes is not None:
-        for form, boxes in box_forms.other_forms(people.boxes, people.sizes[people.image]).items():
-            other = box_forms.share_inside(boxes, people.joints, labelled)
-            if other > max(0.9, share + 0.05) and (boxes[:, 2:] > 0).all(axis=1).mean() > 0.9:
-                found.fault(f"boxes: hold {100 * share:.0f} % of the joints as x, y, width, height in pixels, {100 * other:.0f} % taken as {form}: the file has them in that form")
-                return
+    around = np.concatenate([np.where(labelled[:, :, None], people.joints, 1e9).min(axis=1), _extent(people, labelled)], axis=1)
+    several = (labelled.sum(axis=1) > 1) & (around[:, 2:] > 1).all(axis=1)      # one joint has no box
+    if people.sizes is not None and several.any():
+        fits = float(box_forms.overlaps(around[several], people.boxes[several]).mean())
+        forms = box_forms.other_forms(people.boxes[several], people.sizes[people.image[several]])
+        other, form = max((float(box_forms.overlaps(around[several], boxes).mean()), form) for form, boxes in forms.items())
+        if other > 1.2 * fits + 0.03:
+            found.fault(f"boxes: overlap the extent of the joints by {fits:.2f} as x, y, width, height in pixels, by {other:.2f} taken as {form}: the file has them in that form")
+            return
     margin = 0.5 * people.boxes[:, None, 2:]
     away = ((people.joints < people.boxes[:, None, :2] - margin) | (people.joints > people.boxes[:, None, :2] + people.boxes[:, None, 2:] + margin)).any(axis=2)
-    lost = labelled.any(axis=1) & (away | ~labelled).all(axis=1)
+    lost = labelled.any(axis=1) & (away | ~labelled).all(axis=1) & (people.boxes[:, 2:] > 0).all(axis=1)
     if lost.any():
         odd |= lost
         say = found.fault if lost.sum() > _FEW * len(lost) else found.warning
