@@ -88,7 +88,7 @@ def draw(places: Sequence[int], founds: Sequence[Found], errors: Sequence[JointE
         notes = [_note(found, wrong, place, point.score) for found, wrong, point in zip(founds, errors, points)]
         entry = truth.images[place]
         pictures.append(Picture(one_line(entry.get("file_name", "")), entry["id"], [float(each[place]) for each in lost],
-                                [(title, _data_uri(panel)) for title, panel in panels], [*([note] if note else []), *notes]))
+                                [(title, data_uri(panel)) for title, panel in panels], [*([note] if note else []), *notes]))
     return pictures
 
 
@@ -198,7 +198,7 @@ def _note(found: Found, errors: JointErrors, place: int, least_score: float) -> 
     return f"{found.name}: {', '.join(parts)}"
 
 
-def _data_uri(picture: np.ndarray) -> str:
+def data_uri(picture: np.ndarray) -> str:
     done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 82])
     if not done:
         raise DataError("a picture could not be encoded as JPEG")

@@ -14,7 +14,7 @@ from poise.datasets.places import annotation_path, headbox_path, set_files
 from poise.engine.predict import Predictions
 from poise.errors import ConfigError, DataError
 from poise.geometry import PIXEL_STD
-from poise.metrics import (average_precision_of_arrays, crowd_average_precision, format_joint_table, format_table, pckh, per_joint_pck_of_arrays, per_joint_pckh,
+from poise.metrics import (average_precision_of_arrays, crowd_average_precision, explain, format_joint_table, format_table, pckh, per_joint_pck_of_arrays, per_joint_pckh,
                            read_truth, rescore, suppress, write_results)
 from poise.metrics.crowdpose_ap import AREA_OF_BOX, crowd_indices
 from poise.metrics.mpii_pckh import JOINTS as MPII_JOINTS
@@ -61,10 +61,10 @@ def _truth(cfg: CfgNode) -> dict:
     return truth
 
 
-def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False) -> tuple[OrderedDict[str, float], float]:
+def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False, weights: str = "") -> tuple[OrderedDict[str, float], float]:
     """Result files in folder/results, the family's table in the log; ({metric: value}, the one that decides which weights are best).
 
-    per_joint: a second table with a row per joint. Test sets have no public labels: for them only the files are written and the
+    per_joint: a second table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public labels: for them only the files are written and the
     metrics are empty.
     """
     results = folder / "results"
@@ -74,7 +74,7 @@ def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *,
         raise DataError(f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
     if dataset_of(cfg).metric == "pckh":
         return _score_mpii(cfg, table, found, results, per_joint)
-    return _score_coco(cfg, table, found, results, per_joint)
+    return _score_coco(cfg, table, found, results, per_joint, weights)
 
 
 def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, path: str | Path, batch_size: int) -> None:
@@ -90,7 +90,8 @@ def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, imag
     log.info("%d predictions in batches of %d written to %s", len(table), batch_size, path)
 
 
-def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool) -> tuple[OrderedDict[str, float], float]:
+def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool,
+                weights: str) -> tuple[OrderedDict[str, float], float]:
     split, skeleton = cfg.DATASET.TEST_SET, table.skeleton
     image_ids = table.image_ids[table.image_index]
     keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
@@ -114,6 +115,12 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     log.info("%s, %s, flip test %s:", split, "ground-truth boxes" if table.box_source == "gt" else f"boxes of {table.box_source}",
              "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
+    if explain.is_wanted(metrics):
+        boxes = np.concatenate([table.center - table.extent / 2, table.extent], axis=1)[kept]
+        tested = explain.Tested(image_ids[kept], keypoints[kept], scores[kept], boxes, skeleton.sigmas, skeleton.flip_order, table.category_id, table.box_source,
+                                table.dropped, cfg.TEST.IN_VIS_THRE, weights)
+        for reason in explain.reasons(truth, tested, metrics):
+            log.warning("%s", reason)
     if per_joint:
         log.info("%s", format_joint_table(skeleton.names, per_joint_pck_of_arrays(truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas)))
     return OrderedDict(metrics), float(metrics["AP"])

@@ -22,7 +22,7 @@ from poise.engine.threads import CpuThreads
 from poise.errors import DataError
 from poise.losses import build_loss
 from poise.models import build_model
-from poise.weights.origin import warn_of_other_training
+from poise.weights.origin import doubt, warn_of_other_training
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     check_wishes(cfg, metrics, out)
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
     devices = device.choose_devices(cfg, processes)
-    model = build_model(cfg)
+    model, doubts = build_model(cfg), ""
     if processes.main:
         file = model_file(cfg, folder)
         log.info("%s", f"weights: {file}")
-        weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB)
+        doubts = doubt(model, weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB))
         warn_of_other_training(cfg, file)
     processes.spread(model.state_dict().values())
     table, images = read_set(cfg, train=False)
@@ -61,7 +61,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     def use(found: Predictions) -> OrderedDict[str, float]:
         if out:
             write_predictions(cfg, table, found, images, out, loader.batches.batch_size)
-        values, _ = score(cfg, table, found, folder, per_joint=True)
+        values, _ = score(cfg, table, found, folder, per_joint=True, weights=doubts)
         draw_predictions(cfg, table, found, images, folder)
         return values
 

@@ -17,6 +17,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise import visualize, weights
+from poise.checking_data.run import log_look
 from poise.codecs import build_codec
 from poise.config import data_path
 from poise.datasets import PersonTable, build_loader, read_set
@@ -110,6 +111,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     test_table, test_images = read_set(cfg, train=False)
     if processes.main:
         check_truth(cfg, test_table)
+        log_look(cfg, (table, images), (test_table, test_images))
     share = {"devices": len(devices), "on_gpu": devices[0].type == "cuda", "rank": processes.rank, "world": processes.world, "local_world": local_processes()}
     loader = build_loader(cfg, table, images, train=True, **{**share, "devices": len(devices) * cfg.TRAIN.ACCUMULATE})
     test_loader = build_loader(cfg, test_table, test_images, train=False, **share)

@@ -1,13 +1,16 @@
-"""What a weight file was trained with, where that can be known."""
+"""What a weight file was trained with, and whether it was trained at all, where that can be known."""
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
+import torch
+from torch import nn
 from yacs.config import CfgNode
 
 from poise import zoo
 from poise.errors import DataError
+from poise.weights.loading import LoadReport
 from poise.weights.reading import read_tensors
 from poise.yaml_files import parse_yaml
 
@@ -38,3 +41,17 @@ def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
     others = [f"{key} {trained[key]} (tested with {now[key]})" for key in _TRAINED_WITH if trained.get(key) is not None and str(trained[key]) != str(now[key])]
     if others:
         log.warning("%s was trained with %s: joints may be found in the wrong places", file, ", ".join(others))
+
+
+def doubt(model: nn.Module, report: LoadReport) -> str:
+    """Why a network may find nothing although a file was put into it; '' where nothing is known against it. report: of that load."""
+    state = model.state_dict()
+    filled = sum(state[name].numel() for name in report.loaded)
+    total = sum(tensor.numel() for name, tensor in state.items() if not name.endswith("num_batches_tracked"))
+    filled -= sum(1 for name in report.loaded if name.endswith("num_batches_tracked"))
+    if filled < total:
+        return f"weights not loaded: {100 * filled / total:.1f} % of the network's values are of {report.path}, the others are those of a new network"
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None]
+    if norms and all(not module.running_mean.any() and torch.equal(module.running_var, torch.ones_like(module.running_var)) for module in norms):
+        return f"weights not trained: batch norm's running figures in {report.path} are those of a new network"
+    return ""

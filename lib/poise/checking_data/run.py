@@ -1,0 +1,242 @@
+"""The sets of an experiment, checked one after the other and against each other: in full by tools/check_data.py, in short when a training begins."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from yacs.config import CfgNode
+
+from poise.checking_data import detections, images, left_right, people
+from poise.checking_data.columns import read_columns
+from poise.checking_data.findings import FAULT, NOTE, WARNING, Finding, Findings, some
+from poise.checking_data.people import People
+from poise.datasets import PersonTable, coco, mpii
+from poise.datasets.array_cache import Arrays, remembered
+from poise.datasets.mixing import ImageFolders, as_set
+from poise.datasets.places import annotation_path, image_folder, set_files
+from poise.datasets.reading import ImageFolder
+from poise.datasets.table import PackedNames
+from poise.errors import ConfigError, DataError
+from poise.skeleton import DatasetFile, dataset_of
+
+log = logging.getLogger(__name__)
+
+_LOOKED_AT = 32     # images whose headers a training reads before it begins
+
+
+@dataclass
+class CheckedSet:
+    """What is left of a set that was checked. title: 'train set train2017'. people: None where it could not be read. odd (N,) bool: persons to look at."""
+
+    title: str
+    folder: ImageFolder
+    names: Sequence[str] = ()
+    files: images.ImageFiles | None = None
+    people: People | None = None
+    odd: np.ndarray | None = None
+    signs: np.ndarray | None = None
+
+
+def check(cfg: CfgNode) -> tuple[list[Finding], list[CheckedSet]]:
+    """Everything, of DATASET.TRAIN_SET, the sets of DATASET.MIX and DATASET.TEST_SET. Nothing that is wrong with a file raises."""
+    found, sets = [], []
+    trained = [(cfg, cfg.DATASET.TRAIN_SET, f"train set {cfg.DATASET.TRAIN_SET}")]
+    trained += [(as_set(cfg, name), cfg.DATASET.MIX[name].SET, f"DATASET.MIX.{name}") for name in sorted(cfg.DATASET.MIX)]
+    for own, split, title in [*trained, (cfg, cfg.DATASET.TEST_SET, f"test set {cfg.DATASET.TEST_SET}")]:
+        findings = Findings(title)
+        for remark in dataset_of(own).remarks:
+            findings.warning(remark)
+        sets.append(_check_set(own, split, findings, train=not title.startswith("test")))
+        found += findings.found
+    both = Findings("train and test")
+    test = sets[-1]
+    for train in sets[:-1]:
+        if train.files is not None and test.files is not None:
+            images.check_apart(both, (train.folder.location, train.names, train.files), (test.folder.location, test.names, test.files))
+    if sets[0].signs is not None and test.signs is not None:
+        left_right.compare(both, sets[0].signs, test.signs)
+    return found + both.found, sets
+
+
+def _check_set(cfg: CfgNode, split: str, found: Findings, *, train: bool) -> CheckedSet:
+    data, result = dataset_of(cfg), CheckedSet(found.where, image_folder(cfg, split))
+    margin = cfg.DATASET.BOX_MARGIN if train else cfg.TEST.BOX_MARGIN
+    detected = not train and not cfg.TEST.USE_GT_BBOX
+    table = columns = None
+    if data.format == "coco":
+        columns = _columns(cfg, split, found)
+        if columns is None:
+            return result
+    try:    # what a run would read, whatever else is found
+        table = mpii.read_table(cfg, split, margin=margin) if data.format == "mpii" else coco.read_table(cfg, split, detections=detected, margin=margin)
+    except ConfigError as error:
+        found.fault(f"a run would end with: {error}")
+    except DataError as error:
+        found.fault(f"a run would end with: {error}")
+    if columns is not None:
+        _check_coco(cfg, split, found, result, columns, detected=detected, scored=not train and set_files(cfg, split).labelled)
+    elif table is not None:
+        result.names = list(table.image_names)
+        result.files = images.check(found, result.folder, result.names, None, exif=cfg.DATASET.EXIF)
+        if table.labelled:
+            _check_people(found, result, People.of_table(table))
+    if table is not None:
+        people.dropped(found, len(table), table.dropped)
+    return result
+
+
+def _columns(cfg: CfgNode, split: str, found: Findings) -> Arrays | None:
+    data, path = dataset_of(cfg), annotation_path(cfg, split)
+    joints = data.skeleton.num_joints
+    try:
+        return remembered(path, f"check of category {data.category!r} with {joints} joints", partial(read_columns, path, joints, data.category), cfg.DATASET.CACHE)
+    except DataError as error:
+        found.fault(f"annotations: {error}")
+        return None
+
+
+def _check_coco(cfg: CfgNode, split: str, found: Findings, result: CheckedSet, columns: Arrays, *, detected: bool, scored: bool) -> None:
+    data, path = dataset_of(cfg), annotation_path(cfg, split)
+    result.names = list(PackedNames(columns["name_buffer"], columns["name_ends"]))
+    found.note(f"annotations: {path}: {len(result.names)} images, {columns['objects'].sum()} annotations")
+    for text, count, example in zip(columns["fault_texts"], columns["fault_counts"], columns["fault_examples"]):
+        found.fault(f"annotations: {count} {text} ({example})")
+    _check_ids(found, columns, result.names)
+    _check_category(found, columns, data, path, labelled=set_files(cfg, split).labelled)
+    result.files = images.check(found, result.folder, result.names, columns["image_sizes"], exif=cfg.DATASET.EXIF)
+    persons, counted = _persons(found, columns, data)
+    if len(persons.ids):
+        result.odd = people.check_boxes(found, persons)
+        people.check_areas(found, persons, needed=scored and data.metric == "oks")
+        people.check_repeats(found, persons)
+        _check_people(found, result, persons, counted)
+    elif set_files(cfg, split).labelled:
+        found.fault("persons: none with a labelled joint")
+    if detected and cfg.TEST.COCO_BBOX_FILE:
+        try:
+            boxes = detections.read(cfg, found)
+            if boxes is not None:
+                person = int(columns["person"][0]) if len(columns["person"]) else 1
+                detections.check(found, boxes, persons, columns["image_ids"], person, cfg.TEST.IMAGE_THRE)
+        except DataError as error:
+            found.fault(f"detections: {error}")
+    elif detected:
+        found.fault("detections: TEST.COCO_BBOX_FILE is empty and TEST.USE_GT_BBOX False; tools/make_boxes.py writes a detection file")
+
+
+def _persons(found: Findings, columns: Arrays, data: DatasetFile) -> tuple[People, np.ndarray]:
+    """Persons with a labelled joint in an image that is listed, without crowds, and their num_keypoints."""
+    order = np.argsort(columns["image_ids"], kind="stable")
+    sorted_ids = columns["image_ids"][order]
+    place = np.minimum(np.searchsorted(sorted_ids, columns["image_id"]), max(len(sorted_ids) - 1, 0))
+    listed = sorted_ids[place] == columns["image_id"] if len(sorted_ids) else np.zeros(len(place), bool)
+    if not listed.all():
+        found.fault(f"ids: {(~listed).sum()} annotations are of images that the file does not list (annotation {some(columns['ids'][~listed])}, image {some(columns['image_id'][~listed])})")
+    keypoints = columns["keypoints"]
+    kept = listed & ~columns["crowd"] & (keypoints[:, :, 2] != 0).any(axis=1)
+    return People(data.skeleton, columns["ids"][kept], order[place[kept]], keypoints[kept, :, :2], keypoints[kept, :, 2], columns["boxes"][kept],
+                  columns["image_sizes"], columns["area"][kept]), columns["counted"][kept]
+
+
+def _check_people(found: Findings, result: CheckedSet, persons: People, counted: np.ndarray | None = None) -> None:
+    people.check_flags(found, persons, counted)
+    odd = people.check_joints(found, persons)
+    result.people, result.odd = persons, odd if result.odd is None else odd | result.odd
+    result.signs = left_right.check(found, persons.joints, persons.labelled, persons.skeleton)
+
+
+def _check_ids(found: Findings, columns: Arrays, names: Sequence[str]) -> None:
+    for what, values in (("annotations", columns["all_ids"]), ("images", columns["image_ids"]), ("categories", columns["category_ids"])):
+        unique, count = np.unique(values, return_counts=True)
+        if (count > 1).any():
+            found.fault(f"ids: {(count > 1).sum()} ids of {what} come more than once: {some(unique[count > 1].tolist())}")
+    if len(set(names)) < len(names):
+        unique, count = np.unique(np.array(names), return_counts=True)
+        found.fault(f"images: {(count > 1).sum()} file names are listed more than once: {some(unique[count > 1].tolist())}")
+
+
+def _check_category(found: Findings, columns: Arrays, data: DatasetFile, path: Path, *, labelled: bool) -> None:
+    listed = ", ".join(f"{name or 'unnamed'} ({number}): {count}" for number, name, count in zip(columns["category_ids"], columns["category_names"], columns["objects"]))
+    if not len(columns["person"]):
+        if labelled:
+            found.fault(f"categories: none is {data.category!r}, which `category` of {data.path} names; the file has {listed or 'none'}")
+        return
+    if len(columns["category_ids"]) > 1:
+        found.note(f"categories: objects of each: {listed}; only {data.category!r} is used")
+    theirs, ours = columns["joint_names"].tolist(), list(data.skeleton.names)
+    try:
+        coco.check_order(theirs, data, path)
+    except DataError as error:
+        found.fault(f"categories: {error}")
+        return
+    if theirs and len(theirs) != len(ours):
+        found.fault(f"categories: the file's category has {len(theirs)} joints ({some(theirs, 6)}), `joints` of {data.path} {len(ours)}")
+    elif theirs and theirs != ours:
+        differ = [f"{a} is {b}" for a, b in zip(theirs, ours) if a != b]
+        found.warning(f"categories: {len(differ)} joints have another name in {data.path}: {some(differ, 5)}; are they the same joints, in this order?")
+
+
+def verdict(found: Sequence[Finding]) -> str:
+    """One line for all of it."""
+    faults, warnings = (sum(finding.kind == kind for finding in found) for kind in (FAULT, WARNING))
+    if not faults:
+        return f"verdict: fine{f', {warnings} warning{chr(115) * (warnings > 1)}' if warnings else ''}"
+    return f"verdict: {faults} fault{'s' * (faults > 1)} found{f', {warnings} warning{chr(115) * (warnings > 1)}' if warnings else ''}; mend the faults before training"
+
+
+def report(found: Sequence[Finding]) -> str:
+    """The findings as lines, faults first, and the verdict."""
+    lines = [str(finding) for kind in (FAULT, WARNING, NOTE) for finding in found if finding.kind == kind]
+    return "\n".join([*lines, verdict(found)])
+
+
+def look(cfg: CfgNode, train: tuple[PersonTable, ImageFolder | ImageFolders], test: tuple[PersonTable, ImageFolder]) -> list[Finding]:
+    """What a training says before it begins, of tables that it has read: faults and warnings that cost no time to find. Nothing raises."""
+    both, kept, read = Findings("train and test"), [], []
+    for title, split, (table, folder) in (("train set", cfg.DATASET.TRAIN_SET, train), ("test set", cfg.DATASET.TEST_SET, test)):
+        found = Findings(f"{title} {split}")
+        signs = None
+        if table.labelled:
+            persons = People.of_table(table)
+            people.check_flags(found, persons)
+            people.check_joints(found, persons)
+            signs = left_right.check(found, persons.joints, persons.labelled, persons.skeleton)
+        people.dropped(found, len(table), table.dropped)
+        if isinstance(folder, ImageFolder):
+            _look_at_images(found, table, folder, cfg.SEED)
+        kept += [finding for finding in found.found if finding.kind != NOTE]
+        read.append((folder, table, signs))
+    (folder, table, signs), (other_folder, other_table, other_signs) = read
+    if isinstance(folder, ImageFolder):
+        empty = images.ImageFiles(np.zeros(0, bool), np.zeros((0, 2)))
+        images.check_apart(both, (folder.location, list(table.image_names), empty), (other_folder.location, list(other_table.image_names), empty))
+    if signs is not None and other_signs is not None:
+        left_right.compare(both, signs, other_signs)
+    return kept + both.found
+
+
+def _look_at_images(found: Findings, table: PersonTable, folder: ImageFolder, seed: int) -> None:
+    """A few images with persons: whether they are there, and whether the joints lie in them."""
+    places = np.unique(table.image_index)
+    chosen = np.sort(np.random.default_rng(seed).permutation(places)[:_LOOKED_AT])
+    files = images.check(found, folder, [table.image_names[int(place)] for place in chosen], None)
+    if not table.labelled:
+        return
+    rows = np.flatnonzero(np.isin(table.image_index, chosen[files.claimed[:, 0] > 0]))
+    sizes = files.claimed[np.searchsorted(chosen, table.image_index[rows])][:, None]
+    outside = ((table.joints[rows] > sizes + 1) & (table.visible[rows] > 0)[:, :, None]).any(axis=(1, 2))
+    if outside.sum() > 0.1 * len(rows):
+        found.fault(f"images: {outside.sum()} of {len(rows)} persons looked at have joints beyond their image: the images have another size than those that were annotated")
+
+
+def log_look(cfg: CfgNode, train: tuple, test: tuple) -> None:
+    """`look` in the log, each finding a warning; the advice to check in full behind them."""
+    found = look(cfg, train, test)
+    for finding in found:
+        log.warning("%s", finding)
+    if found:
+        log.warning("tools/check_data.py with the same arguments checks all of it, and shows pictures")

@@ -1,0 +1,34 @@
+"""A detection file for TEST.USE_GT_BBOX False: python tools/make_boxes.py --cfg FILE --detector NAME|FILE.onnx [--out FILE] [KEY VALUE ...]"""
+import argparse
+
+from poise.errors import ConfigError, run_tool
+
+
+def main() -> int:
+    from poise.tool_arguments import add_experiment_arguments, experiment
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--detector", required=True, metavar="NAME", help="an .onnx detector, or one of torchvision's (fetched at first use); see docs/demo.md")
+    parser.add_argument("--detector-weights", default="", metavar="FILE", help="own weights for torchvision's detector, instead of fetching its own")
+    parser.add_argument("--score-threshold", type=float, default=0.05, metavar="P", help="boxes of a lower score are left out; default 0.05, for the AP wants doubtful ones too")
+    parser.add_argument("--set", default="", metavar="NAME", help="the set whose images are looked at; default DATASET.TEST_SET")
+    parser.add_argument("--out", default="", metavar="FILE", help="the file to write; default TEST.COCO_BBOX_FILE")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps")
+    add_experiment_arguments(parser)
+    args = parser.parse_args()
+    if not 0 <= args.score_threshold <= 1:
+        raise ConfigError(f"--score-threshold {args.score_threshold:g}: must be from 0 to 1")
+    cfg = experiment(args)
+    from poise import detectors, making_boxes
+    from poise.engine.logs import start_console
+
+    start_console()
+    path = making_boxes.target(cfg, args.out)
+    detect = detectors.build(args.detector, args.device, args.score_threshold, weights=args.detector_weights or None)
+    boxes, images, unread = making_boxes.write(cfg, args.set or cfg.DATASET.TEST_SET, detect, path)
+    print(f"{boxes} boxes in {images} images written to {path}{f'; {unread} images could not be read' if unread else ''}")
+    return 1 if unread else 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
