@@ -742,7 +742,7 @@ def test_a_signal_to_the_process_group(tiny_experiment, number):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130 and time.monotonic() - begin < 10
+    assert process.returncode == 130 and time.monotonic() - begin < 25
     assert err == "" and "Traceback" not in out
     last = out.splitlines()[-1]
     assert last.startswith("stopped at epoch ") and last.endswith("the same command with AUTO_RESUME True goes on")
