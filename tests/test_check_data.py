@@ -207,8 +207,10 @@ def test_files_that_are_no_images(made):
     (frames / "train-shot 0.png").write_bytes(b"")
     (frames / "train-shot 1.png").write_bytes(b"GIF? no")
     (frames / "train-shot 2.png").write_bytes((frames / "train-shot 2.png").read_bytes()[:20])
+    (frames / "train-shot 3.png").unlink()
+    os.mkfifo(frames / "train-shot 3.png")      # nobody writes into it
     lines = found(made)
-    assert [line.split("images: ")[1].split(":")[0].split(" (")[0] for line in lines] == ["1 are empty", "1 are no image that is read", "1 are cut off or damaged at their beginning"]
+    assert [line.split("images: ")[1].split(":")[0].split(" (")[0] for line in lines] == ["1 are empty", "1 are no image that is read", "1 are cut off or damaged at their beginning", "1 are no ordinary files"]
 
 
 def test_headers_behind_long_profiles(tmp_path):

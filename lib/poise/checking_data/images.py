@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy as np
 from poise import archives
 from poise.checking_data.findings import Findings, some
 from poise.datasets import image_header
-from poise.datasets.reading import ImageFolder
+from poise.datasets.reading import MOST_BYTES, ImageFolder
 from poise.errors import DataError
 
 _HEAD = 1 << 16         # most headers lie in it; thumbnails and profiles before them may be longer
 _AT_ONCE = 8
+
+Header = tuple[tuple[int, int], tuple[int, int], str]     # (width, height), (bytes, sum of the beginning), what is wrong
 
 
 @dataclass
@@ -107,8 +110,7 @@ def _check_sizes(found: Findings, files: ImageFiles, names: Sequence[str], sizes
                     f"annotated {sizes[first, 0]:g} x {sizes[first, 1]:g}")
 
 
-def _headers(folder: ImageFolder, names: list[str]) -> Iterable[tuple[tuple[int, int], tuple[int, int], str]]:
-    """((width, height), (bytes, sum of the beginning), what is wrong) of each image."""
+def _headers(folder: ImageFolder, names: list[str]) -> Iterable[Header]:
     if not folder.zipped:
         with ThreadPoolExecutor(_AT_ONCE) as pool:      # a disk that is far away answers several at once
             yield from pool.map(lambda name: _header_of_file(folder.location / name), names, chunksize=64)
@@ -124,21 +126,24 @@ def _headers(folder: ImageFolder, names: list[str]) -> Iterable[tuple[tuple[int,
             yield (0, 0), (0, 0), "cannot be read"
 
 
-def _header_of_file(path: Path):
+def _header_of_file(path: Path) -> Header:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):     # a pipe would keep us waiting
+            return (0, 0), (0, 0), "are no ordinary files"
         with open(path, "rb") as file:
             return _judged(file.read(_HEAD), os.fstat(file.fileno()).st_size, file.read)
-    except OSError:
+    except (OSError, ValueError):
         return (0, 0), (0, 0), "cannot be read"
 
 
-def _judged(head: bytes, size: int, rest):
+def _judged(head: bytes, size: int, rest: Callable[[int], bytes]) -> Header:
+    """head: the image's first bytes. size: of all. rest: gives the others."""
     mark = size, zlib.crc32(head)
     if not head:
         return (0, 0), mark, "are empty"
     claimed = image_header.claimed_size(head)
     if claimed is not None and 0 in claimed and size > _HEAD:
-        claimed = image_header.claimed_size(head + rest())
+        claimed = image_header.claimed_size(head + rest(MOST_BYTES))
     if claimed is None:
         return (0, 0), mark, f"are no image that is read ({image_header.FORMATS} are)"
     return (claimed, mark, "") if 0 not in claimed else ((0, 0), mark, "are cut off or damaged at their beginning")

@@ -20,7 +20,7 @@ from poise.datasets.mixing import ImageFolders, as_set
 from poise.datasets.places import annotation_path, image_folder, set_files
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames
-from poise.errors import ConfigError, DataError
+from poise.errors import DataError, PoiseError
 from poise.skeleton import DatasetFile, dataset_of
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,7 @@ def _check_set(cfg: CfgNode, split: str, found: Findings, *, train: bool) -> Che
             return result
     try:    # what a run would read, whatever else is found
         table = mpii.read_table(cfg, split, margin=margin) if data.format == "mpii" else coco.read_table(cfg, split, detections=detected, margin=margin)
-    except ConfigError as error:
-        found.fault(f"a run would end with: {error}")
-    except DataError as error:
+    except PoiseError as error:
         found.fault(f"a run would end with: {error}")
     if columns is not None:
         _check_coco(cfg, split, found, result, columns, detected=detected, scored=not train and set_files(cfg, split).labelled)
@@ -183,9 +181,8 @@ def _check_category(found: Findings, columns: Arrays, data: DatasetFile, path: P
 def verdict(found: Sequence[Finding]) -> str:
     """One line for all of it."""
     faults, warnings = (sum(finding.kind == kind for finding in found) for kind in (FAULT, WARNING))
-    if not faults:
-        return f"verdict: fine{f', {warnings} warning{chr(115) * (warnings > 1)}' if warnings else ''}"
-    return f"verdict: {faults} fault{'s' * (faults > 1)} found{f', {warnings} warning{chr(115) * (warnings > 1)}' if warnings else ''}; mend the faults before training"
+    warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
+    return f"verdict: {faults} fault{'s' * (faults > 1)} found{warned}; mend before training" if faults else f"verdict: fine{warned}"
 
 
 def report(found: Sequence[Finding]) -> str:
@@ -195,7 +192,7 @@ def report(found: Sequence[Finding]) -> str:
 
 
 def look(cfg: CfgNode, train: tuple[PersonTable, ImageFolder | ImageFolders], test: tuple[PersonTable, ImageFolder]) -> list[Finding]:
-    """What a training says before it begins, of tables that it has read: faults and warnings that cost no time to find. Nothing raises."""
+    """What a training says before it begins, of tables that it has read: faults and warnings that cost no time to find."""
     both, kept, read = Findings("train and test"), [], []
     for title, split, (table, folder) in (("train set", cfg.DATASET.TRAIN_SET, train), ("test set", cfg.DATASET.TEST_SET, test)):
         found = Findings(f"{title} {split}")
@@ -235,7 +232,11 @@ def _look_at_images(found: Findings, table: PersonTable, folder: ImageFolder, se
 
 def log_look(cfg: CfgNode, train: tuple, test: tuple) -> None:
     """`look` in the log, each finding a warning; the advice to check in full behind them."""
-    found = look(cfg, train, test)
+    try:
+        found = look(cfg, train, test)
+    except DataError as error:      # an archive that changed while it was looked at
+        log.warning("the data could not be looked at: %s", error)
+        return
     for finding in found:
         log.warning("%s", finding)
     if found:
