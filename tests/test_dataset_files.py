@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pycocotools.cocoeval import Params
 
-from conftest import ROOT
+from conftest import ROOT, forget_log_handlers
 from made_joints import dataset_keys, experiment, make_set
 from poise import config, skeleton
 from poise.datasets import places, read_set
@@ -157,6 +157,7 @@ def test_defaults_and_remarks(written):
 
 
 def test_warned_once_when_the_test_set_is_read(tmp_path, caplog):
+    forget_log_handlers()
     cfg = config.load(experiment(tmp_path, make_set(tmp_path / "set", 2, sigmas=None)))
     with caplog.at_level(logging.WARNING):
         read_set(cfg, train=True)
