@@ -1,7 +1,8 @@
 """What is wrong with the data of an experiment: python tools/check_data.py --cfg FILE [KEY VALUE ...]
 
-Looks at annotations, images, boxes, left and right of the training and test set, and at the detection file with TEST.USE_GT_BBOX False; prints faults, warnings,
-notes and a verdict, and writes a page with pictures. The exit status is 0 where the data are fine, 1 where a fault was found, 2 for a command line that cannot be used.
+Looks at annotations, images, boxes, left and right of the training and test set, and at the detection file with TEST.USE_GT_BBOX False; prints
+faults, warnings, notes and a verdict, and writes a page with pictures. The exit status is 0 where the data are fine, 1 where a fault was found,
+2 for a command line that cannot be used.
 """
 import argparse
 from pathlib import Path

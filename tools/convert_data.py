@@ -1,6 +1,7 @@
 """Labels between COCO's form and those of labelling tools: python tools/convert_data.py labelme coco LABELS TARGET --dataset data/hands/hands.yaml
 
-Formats: coco (a .json), cvat ('CVAT for images 1.1', a .xml), labelme and yolo (a folder with a file for each image). The dataset file tells the joints and the category.
+Formats: coco (a .json), cvat ('CVAT for images 1.1', a .xml), labelme and yolo (a folder with a file for each image). The dataset file tells the
+joints and the category.
 """
 import argparse
 
@@ -29,7 +30,8 @@ def main() -> int:
     pictures = converters.read(args.source_format, args.source, data, images=args.images)
     converters.write(args.target_format, args.target, data, pictures)
     persons = [person for picture in pictures for person in picture.persons]
-    print(f"{len(persons)} persons with {sum(int((person.keypoints[:, 2] > 0).sum()) for person in persons)} joints in {len(pictures)} images written to {args.target}")
+    print(f"{len(persons)} persons with {sum(int((person.keypoints[:, 2] > 0).sum()) for person in persons)} joints in {len(pictures)} images "
+          f"written to {args.target}")
     return 0
 
 

@@ -10,7 +10,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--detector", required=True, metavar="NAME", help="an .onnx detector, or one of torchvision's (fetched at first use); see docs/demo.md")
     parser.add_argument("--detector-weights", default="", metavar="FILE", help="own weights for torchvision's detector, instead of fetching its own")
-    parser.add_argument("--score-threshold", type=float, default=0.05, metavar="P", help="boxes of a lower score are left out; default 0.05, for the AP wants doubtful ones too")
+    parser.add_argument("--score-threshold", type=float, default=0.05, metavar="P", help="boxes of a lower score are left out; default 0.05, for the "
+                                                                                         "AP wants doubtful ones too")
     parser.add_argument("--set", default="", metavar="NAME", help="the set whose images are looked at; default DATASET.TEST_SET")
     parser.add_argument("--out", default="", metavar="FILE", help="the file to write; default TEST.COCO_BBOX_FILE")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps")

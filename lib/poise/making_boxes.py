@@ -60,7 +60,8 @@ def write(cfg: CfgNode, split: str, detect: Detector, path: Path) -> tuple[int, 
                         log.warning("%s", f"left out: {one_line(error)}")
             for image_id, (found, scores) in zip(of, detect(pictures) if pictures else ()):
                 for (left, top, right, bottom), score in zip(found.tolist(), scores.tolist()):
-                    entry = {"image_id": image_id, "category_id": category, "bbox": [round(value, 3) for value in (left, top, right - left, bottom - top)], "score": round(score, 6)}
+                    box = [round(value, 3) for value in (left, top, right - left, bottom - top)]
+                    entry = {"image_id": image_id, "category_id": category, "bbox": box, "score": round(score, 6)}
                     stream.write((b",\n" if boxes else b"\n") + orjson.dumps(entry))
                     boxes += 1
         stream.write(b"\n]\n")

@@ -48,7 +48,8 @@ def _columns(content: Any, parts: Iterator[list], path: Path, joints: int, categ
         parts_read.append(read[0])
         objects.update(read[1])
     joined = {key: np.concatenate([part[key] for part in parts_read]) for key in parts_read[0]}
-    categories = [c for c in content.get("categories") or () if isinstance(c, dict) and type(c.get("id")) is int] if isinstance(content.get("categories"), list) else []
+    listed = content.get("categories")
+    categories = [c for c in listed if isinstance(c, dict) and type(c.get("id")) is int] if isinstance(listed, list) else []
     names = found.get("keypoints")
     names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
     ids = [c["id"] for c in categories] + [i for i in objects if i not in {c["id"] for c in categories}]

@@ -47,7 +47,8 @@ def check(found: Findings, columns: Arrays, people: People, image_ids: np.ndarra
     strange = mine & ~listed
     if strange.any():
         say = found.fault if strange.sum() > 0.5 * mine.sum() else found.warning
-        say(f"detections: {strange.sum()} of {mine.sum()} are of images that the set does not list (image {some(np.unique(columns['image_id'][strange]).tolist())}): of another set?")
+        say(f"detections: {strange.sum()} of {mine.sum()} are of images that the set does not list (image "
+            f"{some(np.unique(columns['image_id'][strange]).tolist())}): of another set?")
     without = np.setdiff1d(image_ids[np.unique(people.image)] if len(people.ids) else image_ids, columns["image_id"][mine])
     if len(without):
         total = len(np.unique(people.image)) if len(people.ids) else len(image_ids)
@@ -70,7 +71,8 @@ def _check_recall(found: Findings, columns: Arrays, people: People, image_ids: n
     best = box_forms.best_overlaps(people.boxes, wanted_image, boxes, image)
     recall = [float((best >= level).mean()) for level in _THRESHOLDS]
     figures = ", ".join(f"{100 * value:.1f} % at an overlap of {level:g}" for value, level in zip(recall, _THRESHOLDS))
-    text = f"detections: {used.sum()} with scores of {threshold:g} or more, {used.sum() / max(len(np.unique(image)), 1):.1f} an image; they find {figures} of {len(best)} labelled persons"
+    text = (f"detections: {used.sum()} with scores of {threshold:g} or more, {used.sum() / max(len(np.unique(image)), 1):.1f} an image; they find "
+            f"{figures} of {len(best)} labelled persons")
     order = np.argsort(image_ids)
     sizes = people.sizes[order[np.searchsorted(image_ids, image, sorter=order)]]
     if recall[0] < 0.9:

@@ -25,7 +25,10 @@ Header = tuple[tuple[int, int], tuple[int, int], str]     # (width, height), (by
 
 @dataclass
 class ImageFiles:
-    """What was seen of M images. there (M,) bool. claimed (M, 2): width and height in the header, -1 where it was not read. sums: {(bytes, sum of the head): place}."""
+    """What was seen of M images. there (M,) bool. claimed (M, 2): width and height in the header, -1 where it was not read.
+
+    sums: {(bytes, sum of the head): place}.
+    """
 
     there: np.ndarray
     claimed: np.ndarray
@@ -51,8 +54,8 @@ def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
     return found
 
 
-def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.ndarray | None, *, exif: bool = False, only: Iterable[int] | None = None) -> ImageFiles:
-    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not. only: places of those whose headers are read; all by default."""
+def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.ndarray | None, *, exif: bool = False) -> ImageFiles:
+    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not. exif: DATASET.EXIF."""
     files = ImageFiles(np.zeros(len(names), bool), np.full((len(names), 2), -1))
     try:
         files.there = present(folder, names)
@@ -61,8 +64,9 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
         return files
     absent = np.flatnonzero(~files.there)
     if len(absent):
-        found.fault(f"images: {len(absent)} of {len(names)} are absent, such as {some(names[place] for place in absent[:3])}, in {folder.location}{_other_case(folder, names[absent[0]])}")
-    places = np.flatnonzero(files.there) if only is None else np.array([place for place in only if files.there[place]], np.int64)
+        found.fault(f"images: {len(absent)} of {len(names)} are absent, such as {some(names[place] for place in absent[:3])}, in "
+                    f"{folder.location}{_other_case(folder, names[absent[0]])}")
+    places = np.flatnonzero(files.there)
     bad: dict[str, list[str]] = {}
     twins: list[str] = []
     for place, (size, mark, fault) in zip(places.tolist(), _headers(folder, [names[place] for place in places])):
@@ -101,12 +105,14 @@ def _check_sizes(found: Findings, files: ImageFiles, names: Sequence[str], sizes
     if exif:        # whether it is turned stands behind the header
         wrong &= ~turned
     elif turned.any():
-        found.fault(f"images: {turned.sum()} have width and height exchanged, such as {some(names[place] for place in np.flatnonzero(turned)[:3])}: annotated as their EXIF entry "
+        found.fault(f"images: {turned.sum()} have width and height exchanged, such as {some(names[place] for place in np.flatnonzero(turned)[:3])}: "
+                    "annotated as their EXIF entry "
                     "turns them; DATASET.EXIF True reads them so")
         wrong &= ~turned
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        found.fault(f"images: {wrong.sum()} of {read.sum()} have another size than their annotations say: {some([names[first]])} has {files.claimed[first, 0]} x {files.claimed[first, 1]}, "
+        found.fault(f"images: {wrong.sum()} of {read.sum()} have another size than their annotations say: {some([names[first]])} has "
+                    f"{files.claimed[first, 0]} x {files.claimed[first, 1]}, "
                     f"annotated {sizes[first, 0]:g} x {sizes[first, 1]:g}")
 
 
@@ -158,7 +164,8 @@ def check_apart(found: Findings, train: tuple[Path, Sequence[str], ImageFiles], 
         return
     twins = [f"{other_names[place]} and {names[files.sums[mark]]}" for mark, place in other_files.sums.items() if mark in files.sums]
     if twins:
-        found.fault(f"images: {len(twins)} of {len(other_names)} test images have the same content as a training image: {some(twins)}; figures of such a test say nothing")
+        found.fault(f"images: {len(twins)} of {len(other_names)} test images have the same content as a training image: {some(twins)}; figures of "
+                    "such a test say nothing")
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -70,10 +70,12 @@ def check(found: Findings, joints: np.ndarray, labelled: np.ndarray, skeleton: S
     faces = [place for place, pair in enumerate(skeleton.flip_pairs) if tuple(names[joint] for joint in pair) == _FACE]
     facing, seen = lean(signs[:, faces])
     if faces and seen >= LEAST_PERSONS and facing < _LEANS and not bad:
-        found.fault(f"left and right: left_eye lies left of right_eye in {100 * (1 - facing):.0f} % of {seen} faces, as in a mirror: left and right are exchanged "
+        found.fault(f"left and right: left_eye lies left of right_eye in {100 * (1 - facing):.0f} % of {seen} faces, as in a mirror: left and right "
+                    "are exchanged "
                     "throughout, or the images are mirrored")
     elif not bad and count >= LEAST_PERSONS and share < _LEANS:
-        found.warning(f"left and right: in {100 * (1 - share):.0f} % of the pairs the left joint lies left of the right one, as in people seen from behind; unless they "
+        found.warning(f"left and right: in {100 * (1 - share):.0f} % of the pairs the left joint lies left of the right one, as in people seen from "
+                      "behind; unless they "
                       "are, left and right are exchanged (`joints` wants the person's own left)")
     return signs
 
@@ -82,5 +84,6 @@ def compare(found: Findings, train: np.ndarray, test: np.ndarray) -> None:
     """Look at the signs (N, P) of the training and the test set together: one of them may be mirrored."""
     (a, count_a), (b, count_b) = lean(train), lean(test)
     if min(count_a, count_b) >= LEAST_PERSONS and min(a, b) < _LEANS and max(a, b) > 1 - _LEANS:
-        found.fault(f"left and right: left joints lie on the right in {100 * a:.0f} % of the training set's pairs and {100 * b:.0f} % of the test set's: one of them has left and "
+        found.fault(f"left and right: left joints lie on the right in {100 * a:.0f} % of the training set's pairs and {100 * b:.0f} % of the test "
+                    "set's: one of them has left and "
                     "right exchanged, or mirrored images")

@@ -23,7 +23,7 @@ PICTURES = 12       # of each kind and set
 def write(path: str | Path, title: str, found: Sequence[Finding], sets: Sequence[CheckedSet], *, pictures: int = PICTURES, seed: int = 0) -> None:
     """Write the page. pictures: so many drawn at random of each set, and as many of the persons that stand out. Raises DataError where it cannot be written."""
     parts = [f"<h1>{escape(title)}</h1>", f"<p><b>{escape(verdict(found))}</b></p>",
-             table(["kind", "where", "what"], [[finding.kind, finding.where, finding.text] for kind in (FAULT, WARNING, NOTE) for finding in found if finding.kind == kind], (0, 1, 2))]
+             table(["kind", "where", "what"], [[one.kind, one.where, one.text] for kind in (FAULT, WARNING, NOTE) for one in found if one.kind == kind], (0, 1, 2))]
     for one in sets:
         if one.people is None:
             continue
@@ -40,7 +40,8 @@ def write(path: str | Path, title: str, found: Sequence[Finding], sets: Sequence
 def _joints(one: CheckedSet) -> str:
     visible, names = one.people.visible, one.people.skeleton.names
     count = max(len(visible), 1)
-    rows = [[name, *(str(int((visible[:, j] == flag).sum())) for flag in (2, 1)), f"{100 * (visible[:, j] > 0).sum() / count:.1f} %"] for j, name in enumerate(names)]
+    rows = [[name, *(str(int((visible[:, j] == flag).sum())) for flag in (2, 1)), f"{100 * (visible[:, j] > 0).sum() / count:.1f} %"]
+            for j, name in enumerate(names)]
     return table(["joint", "seen", "hidden", "labelled in"], rows)
 
 

@@ -38,7 +38,8 @@ class People:
     @classmethod
     def of_table(cls, table: PersonTable) -> "People":
         """Of a set that a training has read; its boxes are cut to their images."""
-        return cls(table.skeleton, table.ids, table.image_index, table.joints, table.visible, np.concatenate([table.center - table.extent / 2, table.extent], axis=1))
+        boxes = np.concatenate([table.center - table.extent / 2, table.extent], axis=1)
+        return cls(table.skeleton, table.ids, table.image_index, table.joints, table.visible, boxes)
 
 
 def check_joints(found: Findings, people: People) -> np.ndarray:
@@ -64,7 +65,8 @@ def check_joints(found: Findings, people: People) -> np.ndarray:
     if zero.any():
         odd |= zero.any(axis=1)
         say = found.fault if zero.sum() > _FEW * count else found.warning
-        say(f"joints: {zero.sum()} of {count} are flagged as labelled and lie at 0, 0, such as {_first(people, zero)}; joints that are not labelled have flag 0")
+        say(f"joints: {zero.sum()} of {count} are flagged as labelled and lie at 0, 0, such as {_first(people, zero)}; joints that are not labelled "
+            "have flag 0")
     collapsed = (labelled.sum(axis=1) > 1) & (_extent(people, labelled) < 1e-6).all(axis=1)
     if collapsed.any():
         odd |= collapsed
@@ -92,7 +94,8 @@ def _check_boxes_hold_joints(found: Findings, people: People, odd: np.ndarray) -
         forms = box_forms.other_forms(people.boxes[several], people.sizes[people.image[several]])
         other, form = max((float(box_forms.overlaps(around[several], boxes).mean()), form) for form, boxes in forms.items())
         if other > 1.2 * fits + 0.03:
-            found.fault(f"boxes: overlap the extent of the joints by {fits:.2f} as x, y, width, height in pixels, by {other:.2f} taken as {form}: the file has them in that form")
+            found.fault(f"boxes: overlap the extent of the joints by {fits:.2f} as x, y, width, height in pixels, by {other:.2f} taken as {form}: "
+                        "the file has them in that form")
             return
     margin = 0.5 * people.boxes[:, None, 2:]
     away = ((people.joints < people.boxes[:, None, :2] - margin) | (people.joints > people.boxes[:, None, :2] + people.boxes[:, None, 2:] + margin)).any(axis=2)
@@ -108,14 +111,16 @@ def check_flags(found: Findings, people: People, counted: np.ndarray | None = No
     visible, names = people.visible, people.skeleton.names
     strange = ~np.isin(visible, (-1, 0, 1, 2))
     if strange.any():
-        found.fault(f"visibility: {strange.sum()} flags are none of 0, 1 and 2 (annotation {some(people.ids[strange.any(axis=1)])}); COCO's are 0 not labelled, 1 hidden, 2 seen")
+        found.fault(f"visibility: {strange.sum()} flags are none of 0, 1 and 2 (annotation {some(people.ids[strange.any(axis=1)])}); COCO's are 0 "
+                    "not labelled, 1 hidden, 2 seen")
     labelled = people.labelled.sum(axis=0)
     never = [name for name, count in zip(names, labelled) if not count]
     if never and len(never) < len(names):
         found.warning(f"visibility: never labelled: {some(never, 6)}; nothing is learnt of them")
     seen, hidden = int((visible == 2).sum()), int((visible == 1).sum())
     total = seen + hidden
-    found.note(f"visibility: {seen} joints seen, {hidden} hidden, {visible.size - total} not labelled; {total / max(len(visible), 1):.1f} of {len(names)} a person")
+    found.note(f"visibility: {seen} joints seen, {hidden} hidden, {visible.size - total} not labelled; {total / max(len(visible), 1):.1f} of "
+               f"{len(names)} a person")
     if counted is not None:
         wrong = (counted >= 0) & (counted != people.labelled.sum(axis=1))
         if wrong.any():
@@ -171,7 +176,8 @@ def check_repeats(found: Findings, people: People) -> None:
     order = np.lexsort(rows[:, :4].T) if rows.shape[1] >= 4 else np.lexsort(rows.T)
     same = (rows[order][1:] == rows[order][:-1]).all(axis=1)
     if same.any():
-        found.warning(f"persons: {same.sum()} have the same joints as another of the same image (annotation {some(people.ids[people.labelled.any(axis=1)][order][1:][same])})")
+        found.warning(f"persons: {same.sum()} have the same joints as another of the same image (annotation "
+                      f"{some(people.ids[people.labelled.any(axis=1)][order][1:][same])})")
 
 
 def dropped(found: Findings, kept: int, reasons: dict[str, int], others: Sequence[str] = ("of another category",)) -> None:

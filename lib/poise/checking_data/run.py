@@ -133,7 +133,8 @@ def _persons(found: Findings, columns: Arrays, data: DatasetFile) -> tuple[Peopl
     place = np.minimum(np.searchsorted(sorted_ids, columns["image_id"]), max(len(sorted_ids) - 1, 0))
     listed = sorted_ids[place] == columns["image_id"] if len(sorted_ids) else np.zeros(len(place), bool)
     if not listed.all():
-        found.fault(f"ids: {(~listed).sum()} annotations are of images that the file does not list (annotation {some(columns['ids'][~listed])}, image {some(columns['image_id'][~listed])})")
+        found.fault(f"ids: {(~listed).sum()} annotations are of images that the file does not list (annotation {some(columns['ids'][~listed])}, "
+                    f"image {some(columns['image_id'][~listed])})")
     keypoints = columns["keypoints"]
     kept = listed & ~columns["crowd"] & (keypoints[:, :, 2] != 0).any(axis=1)
     return People(data.skeleton, columns["ids"][kept], order[place[kept]], keypoints[kept, :, :2], keypoints[kept, :, 2], columns["boxes"][kept],
@@ -158,7 +159,8 @@ def _check_ids(found: Findings, columns: Arrays, names: Sequence[str]) -> None:
 
 
 def _check_category(found: Findings, columns: Arrays, data: DatasetFile, path: Path, *, labelled: bool) -> None:
-    listed = ", ".join(f"{name or 'unnamed'} ({number}): {count}" for number, name, count in zip(columns["category_ids"], columns["category_names"], columns["objects"]))
+    of_each = zip(columns["category_ids"], columns["category_names"], columns["objects"])
+    listed = ", ".join(f"{name or 'unnamed'} ({number}): {count}" for number, name, count in of_each)
     if not len(columns["person"]):
         if labelled:
             found.fault(f"categories: none is {data.category!r}, which `category` of {data.path} names; the file has {listed or 'none'}")
@@ -227,7 +229,8 @@ def _look_at_images(found: Findings, table: PersonTable, folder: ImageFolder, se
     sizes = files.claimed[np.searchsorted(chosen, table.image_index[rows])][:, None]
     outside = ((table.joints[rows] > sizes + 1) & (table.visible[rows] > 0)[:, :, None]).any(axis=(1, 2))
     if outside.sum() > 0.1 * len(rows):
-        found.fault(f"images: {outside.sum()} of {len(rows)} persons looked at have joints beyond their image: the images have another size than those that were annotated")
+        found.fault(f"images: {outside.sum()} of {len(rows)} persons looked at have joints beyond their image: the images have another size than "
+                    "those that were annotated")
 
 
 def log_look(cfg: CfgNode, train: tuple, test: tuple) -> None:

@@ -1,7 +1,7 @@
 """CVAT for images 1.1, XML (https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/): skeletons, and boxes of the same group_id.
 
-A <skeleton> is a person; its <points> are the joints: outside="1" is not labelled, occluded="1" COCO's flag 1, others 2. A <box> with the skeleton's group_id (not 0)
-is its box; without one the box is that around the joints. Areas are not kept.
+A <skeleton> is a person; its <points> are the joints: outside="1" is not labelled, occluded="1" COCO's flag 1, others 2. A <box> with the skeleton's
+group_id (not 0) is its box; without one the box is that around the joints. Areas are not kept.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Refused(Exception):
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file. One with a document type is refused, for entities can fetch files and grow without end; so is one that is nested deeper than is meant."""
+    """The root of an XML file. One with a document type is refused, for entities can fetch files and grow without end; so is one that is nested too deep."""
     data = read_bytes(path, "CVAT file", _MOST_BYTES)
     depth = 0
 
@@ -113,10 +113,12 @@ def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) ->
         for group, person in enumerate(picture.persons, 1):
             x, y, width, height = person.box.tolist()
             corners = {"xtl": x, "ytl": y, "xbr": x + width, "ybr": y + height}
-            ElementTree.SubElement(image, "box", label=label, source="manual", occluded="0", z_order="0", group_id=str(group), **{key: f"{value:.4f}" for key, value in corners.items()})
-            skeleton = ElementTree.SubElement(image, "skeleton", label=label, source="manual", z_order="0", group_id=str(group))
+            both = {"label": label, "source": "manual", "z_order": "0", "group_id": str(group)}
+            ElementTree.SubElement(image, "box", both, occluded="0", **{key: f"{value:.4f}" for key, value in corners.items()})
+            skeleton = ElementTree.SubElement(image, "skeleton", both)
             for name, (x, y, flag) in zip(data.skeleton.names, person.keypoints):
-                ElementTree.SubElement(skeleton, "points", label=name, source="manual", outside=str(int(flag == 0)), occluded=str(int(flag == 1)), points=f"{x:.4f},{y:.4f}")
+                ElementTree.SubElement(skeleton, "points", label=name, source="manual", outside=str(int(flag == 0)), occluded=str(int(flag == 1)),
+                                       points=f"{x:.4f},{y:.4f}")
     ElementTree.indent(root)
     with replacing(path) as part:
         part.write_bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))

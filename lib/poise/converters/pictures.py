@@ -19,7 +19,7 @@ _MARGIN = 0.1       # of the joints' extent, where nobody drew a box
 
 @dataclass
 class LabelledPerson:
-    """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where it is not labelled. area: square pixels; None where the format has none."""
+    """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where it is not labelled. area: square pixels; None if not known."""
 
     box: np.ndarray
     keypoints: np.ndarray

@@ -63,7 +63,8 @@ def _no_truth(truth: dict, counted: list[dict], empty: Sequence[str]) -> list[st
         return [f"{names}: the annotation file has no annotation of the category that is scored"]
     if not counted:
         crowds = sum(bool(p["iscrowd"]) for p in truth["annotations"])
-        return [f"{names}: no person counts; of {len(truth['annotations'])} annotations {crowds} are crowds, the others have no labelled joint (num_keypoints 0)"]
+        return [f"{names}: no person counts; of {len(truth['annotations'])} annotations {crowds} are crowds, the others have no labelled joint "
+                "(num_keypoints 0)"]
     areas = np.array([p["area"] for p in counted])
     lines = []
     for mark, size in _SIZES.items():
@@ -88,7 +89,8 @@ def _zero(truth: dict, counted: list[dict], test: Tested, wholly: bool) -> list[
     lines += _ids(truth, counted, test) or [*_boxes(truth, counted, test), *_mirrored(truth, counted, test)]
     lines += _scores(test)
     if wholly and _is_same_for_all(test):
-        lines.append(f"the network says nearly the same for every person (joints differ by less than {100 * _SAME:g} % of the box from one to the other): it has learnt nothing, or "
+        lines.append(f"the network says nearly the same for every person (joints differ by less than {100 * _SAME:g} % of the box from one to the "
+                     "other): it has learnt nothing, or "
                      "its weights are not those of this experiment")
     return lines or [_distance(truth, counted, test)]
 
@@ -152,7 +154,8 @@ def _mirrored(truth: dict, counted: list[dict], test: Tested) -> list[str]:
     before = _ap(truth, test, test.keypoints)
     after = _ap(truth, test, test.keypoints[:, test.flip_order])
     if after > before + _MUCH:
-        return [f"joints mirrored: with left and right exchanged the AP is {after:.3f}, as it is {max(before, 0):.3f}; the annotations, `joints` or the weights have them the other way round"]
+        return [f"joints mirrored: with left and right exchanged the AP is {after:.3f}, as it is {max(before, 0):.3f}; the annotations, `joints` or "
+                "the weights have them the other way round"]
     width = {entry["id"]: entry.get("width") for entry in truth["images"]}
     widths = [width.get(key) for key in test.image_ids.tolist()]
     if all(widths):
@@ -160,14 +163,16 @@ def _mirrored(truth: dict, counted: list[dict], test: Tested) -> list[str]:
         turned[:, :, 0] = np.array(widths, np.float64)[:, None] - 1 - turned[:, :, 0]
         after = _ap(truth, test, turned)
         if after > before + _MUCH:
-            return [f"images mirrored: with the predictions mirrored the AP is {after:.3f}, as it is {max(before, 0):.3f}; the images are not those that were annotated"]
+            return [f"images mirrored: with the predictions mirrored the AP is {after:.3f}, as it is {max(before, 0):.3f}; the images are not those "
+                    "that were annotated"]
     return []
 
 
 def _scores(test: Tested) -> list[str]:
     lines = []
     if test.keypoints.shape[2] > 2 and (test.keypoints[:, :, 2] <= test.joint_threshold).all():
-        lines.append(f"nothing above the threshold: the highest score of a joint is {test.keypoints[:, :, 2].max():.4g}, TEST.IN_VIS_THRE is {test.joint_threshold:g}")
+        lines.append(f"nothing above the threshold: the highest score of a joint is {test.keypoints[:, :, 2].max():.4g}, TEST.IN_VIS_THRE is "
+                     f"{test.joint_threshold:g}")
     elif len(test.scores) > 1 and np.ptp(test.scores) == 0:
         lines.append(f"the scores of all {len(test.scores)} predictions are {test.scores[0]:.4g}: their order, which the AP is made of, is that of the file")
     below = sum(count for reason, count in (test.dropped or {}).items() if "IMAGE_THRE" in reason)
@@ -193,5 +198,7 @@ def _distance(truth: dict, counted: list[dict], test: Tested) -> str:
         if len(mine):
             scale = max(np.sqrt(max(annotation["bbox"][2] * annotation["bbox"][3], 0)), 1.0)
             best.append(float(np.linalg.norm(mine - person[:, :2], axis=2)[:, labelled].mean(axis=1).min()) / scale)
-    return (f"none of the faults that are looked for (ids, boxes, left and right, weights, scores); the nearest prediction is {100 * np.median(best):.0f} % of the box's size "
-            "away from the label, as of a network that is not trained far enough or for these figures" if best else "no labelled person's image has a prediction")
+    if not best:
+        return "no labelled person's image has a prediction"
+    return ("none of the faults that are looked for (ids, boxes, left and right, weights, scores); the nearest prediction is "
+            f"{100 * np.median(best):.0f} % of the box's size away from the label, as of a network that is not trained far enough or for these figures")

@@ -43,12 +43,12 @@ def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
         log.warning("%s was trained with %s: joints may be found in the wrong places", file, ", ".join(others))
 
 
-def doubt(model: nn.Module, report: LoadReport) -> str:
-    """Why a network may find nothing although a file was put into it; '' where nothing is known against it. report: of that load."""
-    state = model.state_dict()
-    filled = sum(state[name].numel() for name in report.loaded)
-    total = sum(tensor.numel() for name, tensor in state.items() if not name.endswith("num_batches_tracked"))
-    filled -= sum(1 for name in report.loaded if name.endswith("num_batches_tracked"))
+def doubt(model: nn.Module, report: LoadReport | None) -> str:
+    """Why a network may find nothing although a file was put into it; '' where nothing is known against it. report: of that load, if there was one."""
+    if report is None:
+        return ""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    filled, total = sum(state[name].numel() for name in report.loaded if name in state), sum(tensor.numel() for tensor in state.values())
     if filled < total:
         return f"weights not loaded: {100 * filled / total:.1f} % of the network's values are of {report.path}, the others are those of a new network"
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None]
