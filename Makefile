@@ -38,11 +38,12 @@ families: setup
 	$(RUN) tools/make_synthetic.py --out data/synthetic --train 2000 --val 300
 	set -e; for name in $(FAMILIES); do $(RUN) tools/train.py --cfg experiments/synthetic/$${name}_small.yaml; done
 
+# two at a time, the tests of a file in one process, and at the end what was skipped and why
 test: setup
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile -rs
 
 test-slow: setup
-	$(RUN) -m pytest -q -m slow
+	$(RUN) -m pytest -q -m slow -rs
 
 # goes on where the last one ended; counts and the table of docs/reliability.md are written by it. With atheris (pip install .[fuzz]) it is guided by coverage
 MINUTES ?= 60

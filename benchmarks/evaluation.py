@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 
 from poise.datasets.table import PackedNames, PersonTable
 from poise.engine.predict import Predictions
-from poise.engine.score import score
+from poise.engine.score import check_truth, score
 from poise.metrics import average_precision, average_precision_of_arrays, read_results, read_truth
 from poise.skeleton import COCO as SKELETON
 
@@ -99,6 +99,7 @@ def _measured() -> Iterator[Row]:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(path))
         stats = {}
+        check_truth(cfg, table)     # reads the annotations, as the references' index of them above
 
         def poise() -> None:
             stats["poise"], _ = score(cfg, table, found, folder / "run", per_joint=True)     # as tools/test.py does

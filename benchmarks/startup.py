@@ -35,8 +35,10 @@ runpy.run_path("tools/train.py", run_name="__main__")
 """
 
 
-def reference_detections(path: Path, threshold: float = 0.0) -> list[dict]:
-    """A dictionary for each box, as in the references, which read the file by json_tricks."""
+def reference_detections(annotations: Path, path: Path, threshold: float = 0.0) -> list[dict]:
+    """pycocotools' index for the images, then a dictionary for each box of the file, which the references read by json_tricks."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        COCO(str(annotations)).getImgIds()
     with open(path) as file:
         boxes = json_tricks.load(file, preserve_order=False)
     db = []
@@ -110,13 +112,13 @@ def measure() -> Iterator[Row]:
         write_set(folder)
         boxes = ["TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(folder / "boxes.json")]
         plain, cached = (made_data.experiment(folder, folder, "WORKERS", 0, "DATASET.CACHE", use, *boxes) for use in (False, True))
-        sizes = {}
+        sizes, annotations = {}, folder / "annotations"
         seconds = in_turns({"poise": lambda: sizes.update(poise=len(read_set(plain, train=False)[0])),
-                            "reference": lambda: sizes.update(reference=len(reference_detections(folder / "boxes.json")))}, 3, warm=0)
-        yield same(compared("reading a detection file of 104,125 boxes", seconds, 5), sizes)
-        annotations = folder / "annotations" / "person_keypoints_train2017.json"
+                            "reference": lambda: sizes.update(reference=len(reference_detections(annotations / "person_keypoints_val2017.json", folder / "boxes.json")))},
+                           3, warm=0)
+        yield same(compared("reading a test set of 5,000 images with a detection file of 104,125 boxes", seconds, 5), sizes)
         seconds = in_turns({"poise": lambda: sizes.update(poise=len(read_set(plain, train=True)[0])),
-                            "reference": lambda: sizes.update(reference=len(reference_annotations(annotations)))}, 2, warm=0)
+                            "reference": lambda: sizes.update(reference=len(reference_annotations(annotations / "person_keypoints_train2017.json")))}, 2, warm=0)
         yield same(compared("reading annotations of train2017's size", seconds, 5), sizes)
 
         def second_start(train: bool) -> None:

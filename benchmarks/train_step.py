@@ -14,8 +14,8 @@ from poise.codecs import build_codec
 from poise.engine import device
 from poise.engine.batch import encode_targets
 from poise.engine.distributed import ALONE
+from poise.engine.optimizer import build_optimizer
 from poise.engine.precision import LossScale
-from poise.engine.schedule import build_optimizer
 from poise.engine.step import train_step
 from poise.forward import normalize
 from poise.losses import build_loss

@@ -26,6 +26,13 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def own_logging():
+    """A run's handlers hold the stdout and the files of its test, and switch off what the next one may want to see."""
+    yield
+    forget_log_handlers()
+
+
 @pytest.fixture(scope="session")
 def pipeline():
     """Figures of HRNet's pipeline on real images."""
@@ -95,8 +102,9 @@ def tiny_mpii_experiment(tmp_path, small_mpii_set):
 
 
 def forget_log_handlers():
-    """After a run in this process: its log handlers hold this test's stdout and files, and the next test has its own."""
+    """After a run in this process."""
     root = logging.getLogger("poise")
+    root.setLevel(logging.NOTSET)
     for handler in list(root.handlers):
         handler.close()
         root.removeHandler(handler)

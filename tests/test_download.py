@@ -2,7 +2,6 @@
 import contextlib
 import hashlib
 import http.server
-import logging
 import os
 import socket
 import subprocess
@@ -274,7 +273,6 @@ def test_sum_that_is_not_in_the_name(server, tmp_path):
 
 def test_file_without_any_sum_is_fetched_only_when_asked_for(server, tmp_path, caplog):
     caplog.set_level("WARNING", logger="poise")
-    logging.getLogger("poise").propagate = True
     assert "could not be checked" in refusal(server.url("net.pth"), tmp_path)
     target = download.fetch(server.url("net.pth"), tmp_path, unchecked=True)
     assert target.read_bytes() == CONTENT and f"{target}: was not checked, because its publisher gives no sum of it" in caplog.text

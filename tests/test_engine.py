@@ -23,6 +23,7 @@ from poise import config, tool_arguments, weights
 from poise.datasets import build_loader, read_set
 from poise.datasets.persons import EpochBatches
 from poise.engine import checkpoint, device, interrupt, logs, progress, schedule, test, threads, train
+from poise.engine.optimizer import build_optimizer
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
 from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of, unfinished  # noqa: F401
@@ -760,7 +761,7 @@ def test_averages_take_the_layout_of_the_weights(tiny_experiment, layouts):
     folder = run_train(tiny_experiment, "CHANNELS_LAST", layouts[0], "TRAIN.END_EPOCH", 1, "AUTO_RESUME", False)
     cfg = config.load(tiny_experiment)
     model = device.lay_on(build_model(cfg), [torch.device("cpu")], layouts[1])
-    optimizer = schedule.build_optimizer(cfg, model)
+    optimizer = build_optimizer(cfg, model)
     saved = checkpoint.load(folder / "checkpoint.pth", "tiny")
     progress.Progress(0).restore(saved, model, optimizer)
     several = 0

@@ -14,6 +14,7 @@ from poise import config, forward
 from poise.datasets.persons import EpochBatches
 from poise.engine import device, interrupt, precision, progress, schedule, step, train
 from poise.engine.average import WeightAverage
+from poise.engine.optimizer import build_optimizer
 from poise.engine.precision import LossScale
 from poise.errors import ConfigError, PoiseError
 from runs import folder_of, metrics_of, quick_and_quiet, run_train, same, state_of  # noqa: F401
@@ -87,12 +88,12 @@ def test_parameters_that_do_not_decay(tiny_experiment):
     model.scale = nn.Parameter(torch.ones(1, 2, 1, 1))      # a layer's own weight, not of a norm
     for name, decay in (("adamw", 0.1), ("sgd", 0.1), ("adam_l2", 0.1), ("adam", 0.0)):
         cfg = config.load(tiny_experiment, ["TRAIN.OPTIMIZER", name, "TRAIN.WD", "0.1", "TRAIN.WD_NORM_AND_BIAS", "False"])
-        groups = schedule.build_optimizer(cfg, model).param_groups
+        groups = build_optimizer(cfg, model).param_groups
         decayed, others = (({id(parameter) for parameter in group["params"]}, group["weight_decay"]) for group in groups)
         assert decayed == ({id(model.scale), id(model[0].weight), id(model[2][0].weight)}, decay) and others[1] == 0
         assert len(others[0]) == 5 and not others[0] & decayed[0]
     cfg = config.load(tiny_experiment, ["TRAIN.OPTIMIZER", "adamw"])
-    assert len(schedule.build_optimizer(cfg, model).param_groups) == 1
+    assert len(build_optimizer(cfg, model).param_groups) == 1
 
 
 @pytest.mark.parametrize("name, settings", [("adam", {}), ("adam_l2", {"weight_decay": 0.01}), ("adamw", {"weight_decay": 0.01}),
@@ -107,9 +108,9 @@ def test_fused_optimisers_compute_what_plain_ones_do(tiny_experiment, name, sett
     start = start.to(memory_format=torch.channels_last)
     fused, plain = copy.deepcopy(start), copy.deepcopy(start)
     kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}.get(name, torch.optim.Adam)
-    optimizers = {fused: schedule.build_optimizer(config.load(tiny_experiment, overrides), fused),
+    optimizers = {fused: build_optimizer(config.load(tiny_experiment, overrides), fused),
                   plain: kind(plain.parameters(), lr=0.01, foreach=False, fused=False, **settings)}
-    assert type(optimizers[fused]) is kind and optimizers[fused].defaults["fused"] and not optimizers[plain].defaults["fused"]
+    assert type(optimizers[fused]).__base__ is kind and optimizers[fused].defaults["fused"] and not optimizers[plain].defaults["fused"]
     for number in range(20):
         images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(number))
         for network, optimizer in optimizers.items():
@@ -119,6 +120,26 @@ def test_fused_optimisers_compute_what_plain_ones_do(tiny_experiment, name, sett
             optimizer.step()
     for one, two, before in zip(fused.parameters(), plain.parameters(), start.parameters(), strict=True):
         assert torch.allclose(one, two, rtol=1e-5, atol=1e-7) and (one.dim() == 1 or not torch.allclose(one, before, atol=1e-4))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_optimisers_leave_the_compiler_out(tiny_experiment, name):
+    """Its import takes a second; every method that a training uses would bring it with it."""
+    program = f"""
+import sys, torch
+from poise import config
+from poise.engine.optimizer import build_optimizer
+layer = torch.nn.Linear(2, 2)
+optimizer = build_optimizer(config.load({str(tiny_experiment)!r}, ["TRAIN.OPTIMIZER", {name!r}]), layer)
+for _ in range(2):
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert all(not p.requires_grad or p.grad_fn is None for p in layer.parameters())
+    optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_rate_and_length_follow_the_batch(tiny_experiment):

@@ -36,9 +36,8 @@ def trained():
 
 @pytest.fixture(autouse=True)
 def messages(caplog):
-    """What poise logs; the tools switch the propagation to the root logger off."""
+    """What poise logs."""
     caplog.set_level(logging.INFO, logger="poise")
-    logging.getLogger("poise").propagate = True
     return caplog
 
 

@@ -15,7 +15,6 @@ from poise import weights
 @pytest.fixture(autouse=True)
 def messages(caplog):
     caplog.set_level(logging.INFO, logger="poise")
-    logging.getLogger("poise").propagate = True
     return caplog
 
 

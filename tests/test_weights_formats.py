@@ -18,7 +18,6 @@ from poise.weights import families, formats
 @pytest.fixture(autouse=True)
 def messages(caplog):
     caplog.set_level(logging.INFO, logger="poise")
-    logging.getLogger("poise").propagate = True
     return caplog
 
 

@@ -5,6 +5,7 @@ from poise.errors import run_tool
 
 
 def main() -> int:
+    from poise.garbage import no_garbage_collection
     from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment, words_before_keys
 
     parser = ToolParser(description=f"{__doc__}, also under torchrun")
@@ -18,7 +19,8 @@ def main() -> int:
 
     with joined() as processes:
         cfg = experiment(args)
-        from poise.engine import test
+        with no_garbage_collection():
+            from poise.engine import test
 
         test.run(cfg, args.cfg, sys.argv, processes, metrics=metrics, out=args.out)
     return 0

@@ -5,6 +5,7 @@ from poise.errors import INTERRUPTED, run_tool
 
 
 def main() -> int:
+    from poise.garbage import no_garbage_collection
     from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=__doc__)
@@ -16,7 +17,8 @@ def main() -> int:
 
     with joined() as processes:
         cfg = experiment(args)
-        from poise.engine import dry_run, interrupt, train
+        with no_garbage_collection():
+            from poise.engine import dry_run, interrupt, train
 
         if args.dry_run:
             dry_run.run(cfg, args.cfg, processes)

@@ -1,16 +1,15 @@
 """JSON files: read with each fault told in one line, long lists of large files in parts, and what may be written into them."""
 from __future__ import annotations
 
-import gc
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from poise.bounded_reading import read_bytes
 from poise.errors import DataError, one_line
+from poise.garbage import no_garbage_collection
 
 T = TypeVar("T")
 _NO_NUMBER = re.compile(r"-?(?:NaN|Infinity)", re.IGNORECASE)
@@ -108,18 +107,6 @@ def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
         if encoding:
             raise DataError(f"{path}: the {what} is not valid JSON, for it is in {encoding}; save it as UTF-8") from None
         raise DataError(f"{path}: the {what} is not valid JSON ({one_line(error)[:200]}){f'; {mend}' if mend else ''}") from None
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """While many plain lists and dictionaries are made: they would be looked through again and again, for circles that they cannot have; up to ten times as slow."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def finite(value: Any) -> Any:

@@ -158,7 +158,7 @@ def _judged(head: bytes, size: int, rest: Callable[[int], bytes]) -> Header:
 def check_apart(found: Findings, train: tuple[Path, Sequence[str], ImageFiles], test: tuple[Path, Sequence[str], ImageFiles]) -> None:
     """That no image is in both sets: (folder or archive, names, files) of each; by name in one folder, else by the files' bytes."""
     (folder, names, files), (other_folder, other_names, other_files) = train, test
-    common = sorted(set(names) & set(other_names)) if _same(folder, other_folder) else []
+    common = sorted(set(names) & set(other_names)) if same_place(folder, other_folder) else []
     if common:
         found.fault(f"images: {len(common)} of {len(other_names)} test images are training images too: {some(common)}; figures of such a test say nothing")
         return
@@ -168,7 +168,8 @@ def check_apart(found: Findings, train: tuple[Path, Sequence[str], ImageFiles], 
                     "such a test say nothing")
 
 
-def _same(a: Path, b: Path) -> bool:
+def same_place(a: Path, b: Path) -> bool:
+    """Whether two folders or archives are one."""
     try:
         return a.resolve() == b.resolve()
     except (OSError, RuntimeError):

@@ -60,23 +60,26 @@ def check_joints(found: Findings, people: People) -> np.ndarray:
             odd |= outside.any(axis=1)
             say = found.fault if outside.sum() > _FEW * count else found.warning
             say(f"joints: {outside.sum()} of {count} lie outside their image, such as {_first(people, outside)}")
-    _check_boxes_hold_joints(found, people, odd)
-    zero = labelled & (people.joints == 0).all(axis=2)
+    around = _around(people.joints, labelled)
+    _check_boxes_hold_joints(found, people, around, odd)
+    zero = labelled & (people.joints[:, :, 0] == 0) & (people.joints[:, :, 1] == 0)
     if zero.any():
         odd |= zero.any(axis=1)
         say = found.fault if zero.sum() > _FEW * count else found.warning
         say(f"joints: {zero.sum()} of {count} are flagged as labelled and lie at 0, 0, such as {_first(people, zero)}; joints that are not labelled "
             "have flag 0")
-    collapsed = (labelled.sum(axis=1) > 1) & (_extent(people, labelled) < 1e-6).all(axis=1)
+    collapsed = (labelled.sum(axis=1) > 1) & (around[:, 2:] < 1e-6).all(axis=1)
     if collapsed.any():
         odd |= collapsed
         found.warning(f"joints: all joints of {collapsed.sum()} persons lie in one point (annotation {some(people.ids[collapsed])})")
     return odd
 
 
-def _extent(people: People, labelled: np.ndarray) -> np.ndarray:
-    joints, mask = people.joints, labelled[:, :, None]
-    return np.where(mask, joints, -1e9).max(axis=1) - np.where(mask, joints, 1e9).min(axis=1)
+def _around(joints: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """(N, 4) x, y, width, height around the labelled joints of persons that have any; a negative size for the others."""
+    points, mask = np.ascontiguousarray(joints.transpose(1, 2, 0)), labelled.T[:, None]     # joint after joint: a tenth of the time
+    low, high = np.where(mask, points, 1e9).min(axis=0), np.where(mask, points, -1e9).max(axis=0)
+    return np.concatenate([low, high - low]).T
 
 
 def _first(people: People, joints: np.ndarray) -> str:
@@ -85,9 +88,8 @@ def _first(people: People, joints: np.ndarray) -> str:
     return f"{people.skeleton.names[joint]} of annotation {people.ids[person]} at {x:g}, {y:g}"
 
 
-def _check_boxes_hold_joints(found: Findings, people: People, odd: np.ndarray) -> None:
+def _check_boxes_hold_joints(found: Findings, people: People, around: np.ndarray, odd: np.ndarray) -> None:
     labelled = people.labelled
-    around = np.concatenate([np.where(labelled[:, :, None], people.joints, 1e9).min(axis=1), _extent(people, labelled)], axis=1)
     several = (labelled.sum(axis=1) > 1) & (around[:, 2:] > 1).all(axis=1)      # one joint has no box
     if people.sizes is not None and several.any():
         fits = float(box_forms.overlaps(around[several], people.boxes[several]).mean())
@@ -97,9 +99,11 @@ def _check_boxes_hold_joints(found: Findings, people: People, odd: np.ndarray) -
             found.fault(f"boxes: overlap the extent of the joints by {fits:.2f} as x, y, width, height in pixels, by {other:.2f} taken as {form}: "
                         "the file has them in that form")
             return
-    margin = 0.5 * people.boxes[:, None, 2:]
-    away = ((people.joints < people.boxes[:, None, :2] - margin) | (people.joints > people.boxes[:, None, :2] + people.boxes[:, None, 2:] + margin)).any(axis=2)
-    lost = labelled.any(axis=1) & (away | ~labelled).all(axis=1) & (people.boxes[:, 2:] > 0).all(axis=1)
+    away = ~labelled
+    for axis in (0, 1):
+        low, size = people.boxes[:, None, axis], people.boxes[:, None, axis + 2]
+        away |= (people.joints[:, :, axis] < low - 0.5 * size) | (people.joints[:, :, axis] > low + 1.5 * size)
+    lost = labelled.any(axis=1) & away.all(axis=1) & (people.boxes[:, 2:] > 0).all(axis=1)
     if lost.any():
         odd |= lost
         say = found.fault if lost.sum() > _FEW * len(lost) else found.warning

@@ -12,7 +12,8 @@ from poise.archives import name_fault
 from poise.datasets.array_cache import Arrays
 from poise.datasets.table import PackedNames
 from poise.errors import ConfigError, DataError, shown
-from poise.json_files import no_garbage_collection, read_in_parts, read_json
+from poise.garbage import no_garbage_collection
+from poise.json_files import read_in_parts, read_json
 from poise.skeleton import find_category
 
 MOST_PIXELS = 1e7

@@ -1,37 +1,11 @@
-"""Optimisers, how long a training is, and the learning rate as a function of the step."""
+"""How long a training is, and the learning rate as a function of the step."""
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from yacs.config import CfgNode
-
-
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """TRAIN.OPTIMIZER over all parameters, in two groups with TRAIN.WD_NORM_AND_BIAS False. 'adam' ignores TRAIN.WD: HRNet and
-    SimpleBaseline do, and published so.
-
-    Fused: one pass over the weights instead of a dozen, equal but for rounding.
-    """
-    t = cfg.TRAIN
-    parameters = model.parameters() if t.WD_NORM_AND_BIAS else _decayed_and_not(model)
-    if t.OPTIMIZER == "sgd":
-        return torch.optim.SGD(parameters, lr=t.LR, momentum=t.MOMENTUM, weight_decay=t.WD, nesterov=t.NESTEROV, fused=True)
-    if t.OPTIMIZER == "adamw":
-        return torch.optim.AdamW(parameters, lr=t.LR, weight_decay=t.WD, fused=True)
-    return torch.optim.Adam(parameters, lr=t.LR, weight_decay=t.WD if t.OPTIMIZER == "adam_l2" else 0.0, fused=True)
-
-
-def _decayed_and_not(model: nn.Module) -> list[dict]:
-    """Parameter groups: the weights, and the parameters of norms and the biases, which do not decay."""
-    norms = {id(parameter) for module in model.modules() if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) for parameter in module.parameters()}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[id(parameter) not in norms and name.split(".")[-1] != "bias"].append(parameter)
-    return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
 
 
 @dataclass(frozen=True)

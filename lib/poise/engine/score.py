@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from poise.datasets import ImageFolder, PersonTable
 from poise.datasets.places import annotation_path, headbox_path, set_files
 from poise.engine.predict import Predictions
 from poise.errors import ConfigError, DataError
+from poise.garbage import no_garbage_collection
 from poise.geometry import PIXEL_STD
 from poise.metrics import (average_precision_of_arrays, crowd_average_precision, explain, format_joint_table, format_table, pckh, per_joint_pck_of_arrays, per_joint_pckh,
                            read_truth, rescore, suppress, write_results)
@@ -52,10 +55,20 @@ def check_truth(cfg: CfgNode, table: PersonTable) -> None:
 
 
 def _truth(cfg: CfgNode) -> dict:
-    """The annotations of DATASET.TEST_SET, as its metric takes them."""
-    data = dataset_of(cfg)
-    crowded = data.metric == "crowdpose"
-    truth = read_truth(annotation_path(cfg, cfg.DATASET.TEST_SET), data.skeleton.num_joints, data.category, AREA_OF_BOX if crowded else None)
+    """The annotations of DATASET.TEST_SET, as its metric takes them; not to be changed, for they are kept from one test to the next."""
+    data, path = dataset_of(cfg), annotation_path(cfg, cfg.DATASET.TEST_SET)
+    try:
+        found = os.stat(path)
+        state = found.st_mtime_ns, found.st_size
+    except OSError:     # told by the reading
+        state = None
+    return _truth_of(path, state, data.skeleton.num_joints, data.category, data.metric == "crowdpose")
+
+
+@lru_cache(maxsize=1)
+def _truth_of(path: Path, state: tuple[int, int] | None, joints: int, category: str | int, crowded: bool) -> dict:
+    """state: of the file, so that one that was changed is read again."""
+    truth = read_truth(path, joints, category, AREA_OF_BOX if crowded else None)
     if crowded:
         crowd_indices(truth)
     return truth
@@ -74,7 +87,8 @@ def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *,
         raise DataError(f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
     if dataset_of(cfg).metric == "pckh":
         return _score_mpii(cfg, table, found, results, per_joint)
-    return _score_coco(cfg, table, found, results, per_joint, weights)
+    with no_garbage_collection():       # the persons' dictionaries, hundreds of thousands, make none
+        return _score_coco(cfg, table, found, results, per_joint, weights)
 
 
 def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, path: str | Path, batch_size: int) -> None:

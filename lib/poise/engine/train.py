@@ -27,14 +27,16 @@ from poise.engine.average import WeightAverage
 from poise.engine.debug_pictures import DebugPictures
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.interrupt import Interrupt, Interrupted
+from poise.engine.optimizer import build_optimizer
 from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
 from poise.engine.progress import Progress, cells_of, find_checkpoint
-from poise.engine.schedule import Schedule, build_optimizer
+from poise.engine.schedule import Schedule
 from poise.engine.score import check_truth, score
 from poise.engine.step import StepFigures, train_step
 from poise.engine.threads import CpuThreads
 from poise.errors import DataError, PoiseError
+from poise.garbage import no_garbage_collection
 from poise.losses import build_loss
 from poise.models import build_model
 from poise.models.genotypes import write_genotype
@@ -98,6 +100,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
             _epochs(training, interrupt)
 
 
+@no_garbage_collection()
 def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     """All that a training needs, as it was when its checkpoint was written where there is one to go on from. Writes nothing."""
     logs.start_console(processes.rank)

@@ -12,7 +12,8 @@ import numpy as np
 
 from poise import nms
 from poise.errors import DataError, shown
-from poise.json_files import no_garbage_collection, read_json
+from poise.garbage import no_garbage_collection
+from poise.json_files import read_json
 from poise.metrics import keypoint_ap
 from poise.metrics.results import check_finite, is_finite, read_results
 from poise.skeleton import dataset, find_category

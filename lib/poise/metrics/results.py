@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from poise.errors import DataError
+from poise.garbage import no_garbage_collection
 from poise.geometry import PIXEL_STD
-from poise.json_files import no_garbage_collection, read_json
+from poise.json_files import read_json
 from poise.writing import replacing
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")

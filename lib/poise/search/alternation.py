@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from poise.codecs import build_codec
 from poise.engine.batch import encode_targets
+from poise.engine.optimizer import Adam
 from poise.engine.schedule import set_learning_rate
 from poise.errors import PoiseError
 from poise.forward import normalize
@@ -31,8 +32,8 @@ class Alternation:
         self.criterion, self.codec = build_loss(cfg).to(device), build_codec(cfg)
         self.weights = list(weights_of(network).values())
         self.values = list(network.architecture.values())
-        self.weight_optimizer = torch.optim.Adam(self.weights, lr=s.W_LR, fused=True)
-        self.value_optimizer = torch.optim.Adam(self.values, **self._value_settings())
+        self.weight_optimizer = Adam(self.weights, lr=s.W_LR, fused=True)
+        self.value_optimizer = Adam(self.values, **self._value_settings())
 
     def _value_settings(self) -> dict:
         s = self.cfg.SEARCH
