@@ -43,7 +43,7 @@ test: setup
 	$(RUN) -m pytest -q -n 2 --dist loadfile -rs
 
 test-slow: setup
-	$(RUN) -m pytest -q -m slow -rs
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow -rs
 
 # goes on where the last one ended; counts and the table of docs/reliability.md are written by it. With atheris (pip install .[fuzz]) it is guided by coverage
 MINUTES ?= 60

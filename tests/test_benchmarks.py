@@ -148,4 +148,4 @@ def test_reading_of_the_reference(small, tmp_path):
     theirs = np.array([entry["center"] for entry in db])
     assert np.allclose(np.sort(table.center, axis=0), np.sort(theirs, axis=0), atol=1e-3)
     boxes, _ = read_set(cfg, train=False)
-    assert np.allclose(boxes.center, [entry["center"] for entry in startup.reference_detections(tmp_path / "boxes.json")], atol=1e-3)
+    assert np.allclose(boxes.center, [entry["center"] for entry in startup.reference_detections(tmp_path / "annotations" / "person_keypoints_val2017.json", tmp_path / "boxes.json")], atol=1e-3)
