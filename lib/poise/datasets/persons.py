@@ -22,6 +22,7 @@ from poise.datasets.augment import Augmentation
 from poise.datasets.decoding import Picture
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PersonTable
+from poise.datasets.warping import warp
 from poise.errors import DataError
 from poise.geometry import crop_matrix, transform_points
 
@@ -93,9 +94,7 @@ class PersonCrops(Dataset):
         image = picture.pixels if whole else picture.with_region(needed_region(matrix, self.image_size, picture.size))
         if image is None:
             raise self.images.undecodable(table.image_name(person))
-        cv2.warpAffine(image, matrix, self.image_size, dst=row["images"], flags=cv2.INTER_LINEAR)
-        if self.rgb:
-            cv2.cvtColor(row["images"], cv2.COLOR_BGR2RGB, dst=row["images"])
+        warp(image, matrix, self.image_size, row["images"], self.rgb)
         if not table.labelled:      # the rows are zeros already
             return
         joints = transform_points(joints, matrix)
@@ -108,7 +107,7 @@ def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: floa
         unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it: see cut_matrix."""
     matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
-    return cv2.warpAffine(image, matrix, tuple(size), flags=cv2.INTER_LINEAR), matrix
+    return warp(image, matrix, tuple(size)), matrix
 
 
 def cut_matrix(width: int, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size, unbiased: bool = False) -> np.ndarray:
