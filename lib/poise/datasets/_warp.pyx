@@ -10,7 +10,7 @@ versions of OpenCV and other processors compute otherwise: poise.datasets.warpin
 
 cdef extern from *:
     """
-    #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+    #if defined(__x86_64__) && defined(__GNUC__)
     #include <immintrin.h>
     #include <math.h>
     #include <stdint.h>
@@ -180,7 +180,7 @@ cdef extern from *:
                 __m256 place = _mm256_set1_ps(start_y);
                 __m256i row = _mm256_cvttps_epi32(_mm256_floor_ps(place));
                 __m256 down = _mm256_sub_ps(place, _mm256_cvtepi32_ps(row));
-                int top = _mm256_cvtsi256_si32(row);
+                int top = _mm_cvtsi128_si32(_mm256_castsi256_si128(row));
                 if (top < -1 || top >= height) memset(out, 0, (size_t)regular * 3);
                 else {
                     const float *a = poise_line(&s, &image, top, regular, order), *b = poise_line(&s, &image, top + 1, regular, order);

@@ -126,14 +126,16 @@ def needed_region(matrix: np.ndarray, size: tuple[int, int], image_size: tuple[i
 
     At least one pixel, where the crop lies beside the image.
     """
-    inverse = cv2.invertAffineTransform(matrix)
-    corners = np.array([[0, 0, 1], [size[0] - 1, 0, 1], [0, size[1] - 1, 1], [size[0] - 1, size[1] - 1, 1]]) @ inverse.T
-    if not np.isfinite(corners).all():      # a matrix of a box without size
-        return 0, 0, *image_size
-    # the neighbour that bilinear interpolation looks at, and one more for the rounding
-    (left, top), (right, bottom) = np.floor(corners.min(axis=0)) - 2, np.ceil(corners.max(axis=0)) + 3
-    left, right = (int(min(max(value, low), image_size[0] - 1 + low)) for low, value in enumerate((left, right)))
-    top, bottom = (int(min(max(value, low), image_size[1] - 1 + low)) for low, value in enumerate((top, bottom)))
+    spans = []
+    for (along_x, along_y, start), most in zip(cv2.invertAffineTransform(matrix).tolist(), image_size):
+        over, down = along_x * (size[0] - 1), along_y * (size[1] - 1)
+        if not math.isfinite(start + over + down):      # a matrix of a box without size
+            return 0, 0, *image_size
+        # the neighbour that bilinear interpolation looks at, and one more for the rounding
+        low = math.floor(start + min(over, 0) + min(down, 0)) - 2
+        high = math.ceil(start + max(over, 0) + max(down, 0)) + 3
+        spans.append((min(max(low, 0), most - 1), min(max(high, 1), most)))
+    (left, right), (top, bottom) = spans
     return left, top, right, bottom
 
 
