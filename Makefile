@@ -22,8 +22,8 @@ $(READY): requirements.txt pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# without a compiler the NumPy twin does the same work; that is said here and by the program. Regions of JPEGs need libjpeg-turbo's header too
-$(NMS): lib/poise/nms/_nms.pyx lib/poise/codecs/_flip.pyx lib/poise/metrics/_matching.pyx lib/poise/datasets/_jpeg.pyx setup.py $(READY)
+# without a compiler NumPy and OpenCV do the same work; that is said here and by the program. Regions of JPEGs need libjpeg-turbo's header too
+$(NMS): lib/poise/nms/_nms.pyx lib/poise/codecs/_flip.pyx lib/poise/metrics/_matching.pyx lib/poise/datasets/_jpeg.pyx lib/poise/datasets/_warp.pyx setup.py $(READY)
 	$(RUN) setup.py --quiet build_ext --inplace
 	@touch $@
 
@@ -56,5 +56,5 @@ bench: setup
 	$(RUN) benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) build .pytest_cache lib/*.egg-info lib/poise/*/*.so lib/poise/nms/_nms.c lib/poise/codecs/_flip.c lib/poise/metrics/_matching.c lib/poise/datasets/_jpeg.c $(NMS)
+	rm -rf $(VENV) build .pytest_cache lib/*.egg-info lib/poise/*/*.so lib/poise/nms/_nms.c lib/poise/codecs/_flip.c lib/poise/metrics/_matching.c lib/poise/datasets/_jpeg.c lib/poise/datasets/_warp.c $(NMS)
 	find lib tools tests benchmarks fuzz -name __pycache__ -type d -prune -exec rm -rf {} +

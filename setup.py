@@ -1,10 +1,10 @@
-"""Builds the compiled parts of Poise, poise.nms._nms, poise.codecs._flip, poise.metrics._matching and poise.datasets._jpeg; everything else is declared in pyproject.toml.
+"""Builds the compiled parts of Poise, poise.nms._nms, poise.codecs._flip, poise.metrics._matching, poise.datasets._warp and _jpeg; the rest is declared in pyproject.toml.
 
     pip install -e . --no-build-isolation      # or
     python setup.py build_ext --inplace
 
-Neither fails without a compiler: the extensions are optional. poise.nms, poise.codecs and poise.metrics then compute the same with NumPy, and poise.datasets.decoding
-decodes whole images with OpenCV. _jpeg is built where libjpeg-turbo's header is found (Debian: libjpeg-dev).
+Neither fails without a compiler: the extensions are optional. poise.nms, poise.codecs and poise.metrics then compute the same with NumPy, and poise.datasets
+decodes whole images and cuts crops with OpenCV. _jpeg is built where libjpeg-turbo's header is found (Debian: libjpeg-dev).
 """
 import os
 import shutil
@@ -30,7 +30,8 @@ def extensions() -> list:
         flags = ["-O3", "-ffp-contract=off"]
     wanted = [Extension("poise.nms._nms", ["lib/poise/nms/_nms.pyx"], extra_compile_args=flags),
               Extension("poise.codecs._flip", ["lib/poise/codecs/_flip.pyx"], extra_compile_args=flags),
-              Extension("poise.metrics._matching", ["lib/poise/metrics/_matching.pyx"], extra_compile_args=flags)]
+              Extension("poise.metrics._matching", ["lib/poise/metrics/_matching.pyx"], extra_compile_args=flags),
+              Extension("poise.datasets._warp", ["lib/poise/datasets/_warp.pyx"], extra_compile_args=flags)]
     if has_libjpeg_turbo():
         wanted.append(Extension("poise.datasets._jpeg", ["lib/poise/datasets/_jpeg.pyx"], extra_compile_args=flags, libraries=["jpeg"]))
     built = cythonize(wanted, language_level=3)

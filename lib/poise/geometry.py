@@ -13,6 +13,8 @@ tests/golden/pipeline.json, tests/golden/mmpose_functions.json, tests/golden/msp
 """
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
@@ -80,9 +82,13 @@ def _three_point_matrix(center, scale, rotation: float, size) -> np.ndarray:
     angle = np.deg2rad(rotation)
     x, y = np.float32(center[0]), np.float32(center[1])
     inside = _right_angle(x, y, np.float32(float(x) + arm * np.sin(angle)), np.float32(float(y) - arm * np.cos(angle)))
+    return cv2.getAffineTransform(inside, _crop_corner(width, height))
+
+
+@lru_cache(maxsize=16)
+def _crop_corner(width: int, height: int) -> np.ndarray:
     x, y = np.float32(width * 0.5), np.float32(height * 0.5)
-    outside = _right_angle(x, y, x, np.float32(float(y) - width * 0.5))
-    return cv2.getAffineTransform(inside, outside)
+    return _right_angle(x, y, x, np.float32(float(y) - width * 0.5))
 
 
 def _right_angle(x: np.float32, y: np.float32, end_x: np.float32, end_y: np.float32) -> np.ndarray:

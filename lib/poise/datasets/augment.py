@@ -55,7 +55,7 @@ class Augmentation:
             scale = extent_to_scale(extent, aspect, np.array(self.margin) * (1 + rng.random(2) * self.margin_random))
         if rng.random() < self.shifted_share if self.shifted_share else False:
             center = shift_center(center, scale, rng.uniform(-1, 1, 2) * self.shift)
-        if (visible > 0).sum() > self.half_body_joints and rng.random() < self.half_body_share:
+        if np.count_nonzero(visible > 0) > self.half_body_joints and rng.random() < self.half_body_share:
             center, scale = self._half_body(rng, joints, visible, skeleton, aspect) or (center, scale)
         if self.draw_rule == "uniform":
             scale = scale * (self.shrink * rng.uniform(1 - self.scale_factor, 1 + self.scale_factor))
@@ -80,12 +80,12 @@ def shift_center(center: np.ndarray, scale: np.ndarray, share: np.ndarray) -> np
 
 def clipped_factor(normal: float, limit: float) -> float:
     """The size factor of a draw from the standard normal distribution: 1 + limit * draw, within 1 - limit and 1 + limit."""
-    return float(np.clip(1 + limit * normal, 1 - limit, 1 + limit))
+    return float(min(max(1 + limit * normal, 1 - limit), 1 + limit))
 
 
 def clipped_rotation(normal: float, factor: float) -> float:
     """Degrees of a draw from the standard normal distribution: factor * draw, within twice the factor."""
-    return float(np.clip(factor * normal, -2 * factor, 2 * factor))
+    return float(min(max(factor * normal, -2 * factor), 2 * factor))
 
 
 def half_body(joints: np.ndarray, visible: np.ndarray, skeleton: Skeleton, aspect: float,

@@ -22,10 +22,12 @@ from poise.datasets.augment import Augmentation
 from poise.datasets.decoding import Picture
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PersonTable
+from poise.datasets.warping import warp
 from poise.errors import DataError
 from poise.geometry import crop_matrix, transform_points
 
 Key = tuple[int, int]
+Place = tuple[np.ndarray, np.ndarray, float, bool]      # centre (2,), scale (2,), rotation, mirrored: see cut_matrix
 
 
 class PersonCrops(Dataset):
@@ -60,6 +62,8 @@ class PersonCrops(Dataset):
             "visible": np.zeros((count, joints), np.float32),
             "person": np.array([sample % len(self) for _, sample in keys], np.int64),
         }
+        # draws before the first image and joints after the last: decoding one drives the rest out of the processor's caches, which then takes several times as long
+        places, matrices = [self._place(*key, joints, visible) for key, joints, visible in zip(keys, batch["joints"], batch["visible"])], {}
         of_image: dict[int, list[int]] = {}      # an image is decoded once, wherever its persons stand in the batch
         for row, person in enumerate(batch["person"]):
             of_image.setdefault(int(self.table.image_index[person]), []).append(row)
@@ -67,9 +71,14 @@ class PersonCrops(Dataset):
             for index, rows in of_image.items():
                 picture = self._picture(index)
                 for row in rows:
-                    self._crop(picture, *keys[row], {key: value[row] for key, value in batch.items()}, whole=len(rows) > 1)
+                    matrices[row] = self._crop(picture, places[row], batch["images"][row], whole=len(rows) > 1)
+                    if matrices[row] is None:
+                        raise self.images.undecodable(self.table.image_names[index])
         except DataError as error:
             return error
+        if self.table.labelled:     # otherwise they are zeros already
+            for row, matrix in matrices.items():
+                batch["joints"][row], batch["visible"][row] = self._labels(batch["person"][row], matrix, mirrored=places[row][3])
         return {key: images if key == "images" else torch.from_numpy(value) for key, value in batch.items()}
 
     def _picture(self, index: int) -> Picture:
@@ -78,37 +87,44 @@ class PersonCrops(Dataset):
             self._held = (index, self.images.open(self.table.image_names[index]))
         return self._held[1]
 
-    def _crop(self, picture: Picture, epoch: int, sample: int, row: dict[str, np.ndarray], whole: bool) -> None:
-        """Fill a row of the batch. whole: decode all of the image, for other persons need it too; otherwise no more than the crop needs."""
+    def _place(self, epoch: int, sample: int, joints: np.ndarray, visible: np.ndarray) -> Place:
+        """Centre, scale, rotation and mirror of a sample; joints and visible are those of a person without labels."""
         table, person = self.table, sample % len(self)
-        center, scale, rotation, mirrored = table.center[person], table.scale[person], 0.0, False
-        joints, visible = (table.joints[person], table.visible[person]) if table.labelled else (row["joints"], row["visible"])
-        if self.augmentation is not None:
-            rng = np.random.default_rng((self.seed, epoch, sample))
-            aspect = self.image_size[0] / self.image_size[1]
-            center, scale, rotation, mirrored = self.augmentation.draw(rng, center, scale, joints, visible, table.skeleton, aspect, table.extent[person])
+        center, scale = table.center[person], table.scale[person]
+        if self.augmentation is None:
+            return center, scale, 0.0, False
+        if table.labelled:
+            joints, visible = table.joints[person], table.visible[person]
+        rng, aspect = np.random.default_rng((self.seed, epoch, sample)), self.image_size[0] / self.image_size[1]
+        return self.augmentation.draw(rng, center, scale, joints, visible, table.skeleton, aspect, table.extent[person])
+
+    def _crop(self, picture: Picture, place: Place, out: np.ndarray, whole: bool) -> np.ndarray | None:
+        """Cut the crop `out` (H, W, 3) and return its matrix; None where the image cannot be decoded.
+
+        whole: decode all of the image, for other persons need it too; otherwise no more than the crop needs.
+        """
         if picture.size is None:
-            raise self.images.undecodable(table.image_name(person))
-        matrix = cut_matrix(picture.size[0], center, scale, rotation, mirrored, self.image_size, self.unbiased)
+            return None
+        matrix = cut_matrix(picture.size[0], *place, self.image_size, self.unbiased)
         image = picture.pixels if whole else picture.with_region(needed_region(matrix, self.image_size, picture.size))
         if image is None:
-            raise self.images.undecodable(table.image_name(person))
-        cv2.warpAffine(image, matrix, self.image_size, dst=row["images"], flags=cv2.INTER_LINEAR)
-        if self.rgb:
-            cv2.cvtColor(row["images"], cv2.COLOR_BGR2RGB, dst=row["images"])
-        if not table.labelled:      # the rows are zeros already
-            return
-        joints = transform_points(joints, matrix)
+            return None
+        warp(image, matrix, self.image_size, out, self.rgb)
+        return matrix
+
+    def _labels(self, person: int, matrix: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Joints (J, 2) in the crop, zeros where not labelled, and visible (J,)."""
+        joints, visible = transform_points(self.table.joints[person], matrix), self.table.visible[person]
         if mirrored:
             joints, visible = joints[self.flip_order], visible[self.flip_order]
-        row["joints"][:], row["visible"][:] = joints * (visible > 0)[:, None], visible
+        return joints * (visible > 0)[:, None], visible
 
 
 def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size,
         unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it: see cut_matrix."""
     matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
-    return cv2.warpAffine(image, matrix, tuple(size), flags=cv2.INTER_LINEAR), matrix
+    return warp(image, matrix, tuple(size)), matrix
 
 
 def cut_matrix(width: int, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size, unbiased: bool = False) -> np.ndarray:
@@ -127,14 +143,16 @@ def needed_region(matrix: np.ndarray, size: tuple[int, int], image_size: tuple[i
 
     At least one pixel, where the crop lies beside the image.
     """
-    inverse = cv2.invertAffineTransform(matrix)
-    corners = np.array([[0, 0, 1], [size[0] - 1, 0, 1], [0, size[1] - 1, 1], [size[0] - 1, size[1] - 1, 1]]) @ inverse.T
-    if not np.isfinite(corners).all():      # a matrix of a box without size
-        return 0, 0, *image_size
-    # the neighbour that bilinear interpolation looks at, and one more for the rounding
-    (left, top), (right, bottom) = np.floor(corners.min(axis=0)) - 2, np.ceil(corners.max(axis=0)) + 3
-    left, right = (int(min(max(value, low), image_size[0] - 1 + low)) for low, value in enumerate((left, right)))
-    top, bottom = (int(min(max(value, low), image_size[1] - 1 + low)) for low, value in enumerate((top, bottom)))
+    spans = []
+    for (along_x, along_y, start), most in zip(cv2.invertAffineTransform(matrix).tolist(), image_size):
+        over, down = along_x * (size[0] - 1), along_y * (size[1] - 1)
+        if not math.isfinite(start + over + down):      # a matrix of a box without size
+            return 0, 0, *image_size
+        # the neighbour that bilinear interpolation looks at, and one more for the rounding
+        low = math.floor(start + min(over, 0) + min(down, 0)) - 2
+        high = math.ceil(start + max(over, 0) + max(down, 0)) + 3
+        spans.append((min(max(low, 0), most - 1), min(max(high, 1), most)))
+    (left, right), (top, bottom) = spans
     return left, top, right, bottom
 
 
