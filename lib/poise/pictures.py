@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -115,6 +115,17 @@ def _decode_gif(data: bytes) -> np.ndarray | None:
             return np.array(image.convert("RGB"))
     except Exception:       # as for the header
         return None
+
+
+def as_pixels(image: Any, name: str) -> np.ndarray:
+    """The RGB picture (H, W, 3) uint8 that `image` is: such an array, or the path of a file. Raises DataError, naming `name` where it is neither."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(image)
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 or a path is needed, it is a {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 is needed, got {image.shape} of {image.dtype}")
+    return image
 
 
 @contextmanager
