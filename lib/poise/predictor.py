@@ -13,14 +13,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from poise import config, weights
+from poise import config
 from poise.codecs import build_codec
 from poise.datasets.persons import cut
 from poise.engine.device import compile_network, for_testing
@@ -33,7 +32,7 @@ from poise.models import build_model
 from poise.pictures import as_pixels
 from poise.poses import Poses
 from poise.skeleton import dataset_of
-from poise.weights.origin import warn_of_other_training
+from poise.weights.origin import load_trained
 
 Picture = str | os.PathLike | np.ndarray
 _CPU_BATCH = 4          # crops; the maps of more leave the processor's caches, and each takes longer: benchmarks/estimator.py
@@ -54,8 +53,7 @@ class TorchNetwork:
     def __init__(self, cfg: CfgNode, file: str | os.PathLike, device: torch.device):
         check_precision(cfg, [device])
         model = build_model(cfg)
-        weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB)
-        warn_of_other_training(cfg, Path(file))
+        load_trained(cfg, model, file)
         self._cfg, self._codec, self._device = cfg, build_codec(cfg), device
         self._model = for_testing(cfg, model, [device]).eval()
         compile_network(cfg, self._model, [device])
