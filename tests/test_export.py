@@ -342,6 +342,17 @@ def test_joints_of_its_own(tmp_path):
     assert found(picture).draw(picture).shape == picture.shape
 
 
+def test_many_pictures_go_through_the_network_in_parts(tmp_path, monkeypatch):
+    """A folder of pictures to check an export on may hold thousands."""
+    cfg, _ = narrow("resnet", tmp_path)
+    model, sizes, whole = small("resnet"), [], parity.eager_heatmaps
+    graph = Graph(cfg, small("resnet"), Parts(normalize=True))
+    monkeypatch.setattr(parity, "eager_heatmaps", lambda cfg, model, crops, flip: sizes.append(len(crops)) or whole(cfg, model, crops, flip))
+    with torch.no_grad():
+        one = parity.compare(cfg, model, graph.parts, lambda images: [output.numpy() for output in graph(torch.from_numpy(images))], parity.noise_crops(cfg, 20), "noise")
+    assert one.equal and one.crops == sum(sizes) == 20 and max(sizes) == 4
+
+
 def test_other_joints_than_those_of_the_training(tmp_path, caplog):
     """As many, but others: weights and exports of them are told of, an ONNX file with its joints in it is refused."""
     sets = {"own": make_set(tmp_path, 5, images=()), "renamed": make_set(tmp_path, 5, images=(), file="renamed.yaml", names=["middle", "left_0", "right_0", "hand", "foot"]),

@@ -141,6 +141,8 @@ def test_boxes_outside_see_black(estimator, picture):
     assert np.allclose(partly.keypoints, estimator(rim, box + [100, 50, 100, 50]).keypoints - [100, 50], atol=1e-2)
     outside = estimator(picture, [[500, 500, 560, 580]])
     assert np.allclose(outside.scores, estimator(np.zeros_like(picture), [[20, 5, 80, 85]]).scores, atol=1e-6)
+    far = estimator(picture, [[-9e6, -9e6, 9e6, 9e6], [9e6, 5, 9.9e6, 80]])       # as far as files of boxes may reach
+    assert np.isfinite(far.keypoints).all() and np.isfinite(far.scores).all()
 
 
 def test_results_for_other_programs(estimator, picture):

@@ -26,7 +26,7 @@ from poise.engine.device import compile_network, for_testing
 from poise.errors import ConfigError, DataError
 from poise.export import onnx_network
 from poise.forward import check_precision, forward_flipped, normalize
-from poise.geometry import PIXEL_STD, box_to_center_scale, crop_to_image
+from poise.geometry import FARTHEST, PIXEL_STD, box_to_center_scale, crop_to_image
 from poise.metrics import rescore
 from poise.models import build_model
 from poise.pictures import as_pixels
@@ -36,7 +36,6 @@ from poise.weights.origin import load_trained
 
 Picture = str | os.PathLike | np.ndarray
 _CPU_BATCH = 4          # crops; the maps of more leave the processor's caches, and each takes longer: benchmarks/estimator.py
-_FARTHEST = 2.0**23     # pixels; float32 tells halves apart up to it
 _LEAST_SIDE = 1e-3      # pixels of a crop in the picture
 
 
@@ -167,7 +166,7 @@ class PoseEstimator:
         bad = ~finite | (array[:, 2] <= array[:, 0]) | (array[:, 3] <= array[:, 1])
         fault = "has no area; left < right and top < bottom are needed (right is left plus width)"
         if not bad.any():
-            bad, fault = (np.abs(array) > _FARTHEST).any(axis=1), "is too far away"
+            bad, fault = (np.abs(array) >= FARTHEST).any(axis=1), "is too far away"
         if not bad.any():       # there is no crop where float32 cannot tell its sides apart
             side = self._centers_and_scales(array)[1][:, 0] * PIXEL_STD
             bad, fault = side < np.maximum(_LEAST_SIDE, 4 * np.spacing(np.abs(array).max(axis=1).astype(np.float32))), "is too small"
