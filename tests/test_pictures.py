@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
+from poise.datasets import decoding
 from poise.errors import DataError
 from poise.pictures import MOST_BYTES, read_picture
 
@@ -148,6 +149,20 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, capfd):
     text = str(error.value)
     assert text.startswith(f"{tmp_path / name}: ") and fault in text and "\n" not in text
     assert capfd.readouterr() == ("", ""), "OpenCV's own lines stand in the user's way"
+
+
+def test_opencvs_own_log_is_as_the_program_set_it(tmp_path):
+    (tmp_path / "a.tif").write_bytes(REFUSED["half.tif"][0])
+    log = decoding._opencv_log
+    before = log.getLogLevel()
+    try:
+        log.setLogLevel(2)
+        for _ in range(2):
+            with pytest.raises(DataError, match="damaged"):
+                read_picture(tmp_path / "a.tif")
+        assert log.getLogLevel() == 2
+    finally:
+        log.setLogLevel(before)
 
 
 def test_what_is_no_file(tmp_path):

@@ -212,6 +212,18 @@ def test_arrays_that_may_not_be_written_or_lie_oddly(estimator, picture):
         assert np.array_equal(found.draw(image), wanted.draw(picture)) and np.array_equal(image, picture)
 
 
+def test_a_picture_that_is_too_long_for_opencv_4(estimator):
+    """OpenCV 5 takes it."""
+    long = np.zeros((4, 40_000, 3), np.uint8)
+    long[:, -50:] = 200
+    if int(cv2.__version__.split(".")[0]) >= 5:
+        end = estimator(long, [[39_950, 0, 40_000, 4]])
+        assert np.allclose(end.keypoints - [39_000, 0], estimator(long[:, 39_000:], [[950, 0, 1000, 4]]).keypoints, atol=0.01)
+    else:
+        with pytest.raises(DataError, match="picture 0: OpenCV 4.* cannot cut persons out of an image of 40000 x 4 pixels; make it smaller, or install OpenCV 5"):
+            estimator(long)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_network_that_has_diverged_is_told(narrow, picture, tmp_path):
     path, words, file = narrow("resnet")

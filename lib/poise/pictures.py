@@ -9,8 +9,6 @@ import io
 import logging
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +98,7 @@ def _decode(data: bytes, kind: str) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB, or None."""
     if kind == "GIF":       # which OpenCV before 4.11 does not read
         return _decode_gif(data)
-    with quiet_opencv():
-        image = Picture(data, exif=True).pixels
+    image = Picture(data, exif=True).pixels
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
@@ -124,17 +121,6 @@ def as_pixels(image: Any, name: str) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 is needed, got {image.shape} of {image.dtype}")
     return image
-
-
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """OpenCV says nothing on stderr; what is wrong with a file is told by an error, in one line."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
 
 
 def is_picture_name(path: str | os.PathLike) -> bool:

@@ -135,7 +135,7 @@ class PoseEstimator:
                 given[number] = own = np.array([[0.0, 0.0, pixels.shape[1], pixels.shape[0]]])
             for center, scale in zip(*self._centers_and_scales(own)):
                 with self._timed("crop"):
-                    crops[len(waiting)] = self._crop(pixels, center, scale)
+                    crops[len(waiting)] = self._crop(pixels, center, scale, names[number])
                 waiting.append((center, scale))
                 if len(waiting) == self.batch_size:
                     found.append(self._find(crops, waiting))
@@ -186,8 +186,11 @@ class PoseEstimator:
         with self._timed("read"):
             return np.ascontiguousarray(as_pixels(image, name))
 
-    def _crop(self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return cut(pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)[0]
+    def _crop(self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray, name: str) -> np.ndarray:
+        try:
+            return cut(pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)[0]
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
 
     def _find(self, crops: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """Keypoints (B, J, 2) in pixels of the pictures and scores (B, J), float32, of crops and their centres and scales."""
