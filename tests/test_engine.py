@@ -26,6 +26,8 @@ from poise.engine import checkpoint, device, interrupt, logs, progress, schedule
 from poise.engine.optimizer import build_optimizer
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
+from poise.skeleton import COCO
+from poise.weights.origin import warn_of_other_training
 from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of, unfinished  # noqa: F401
 
 @pytest.fixture
@@ -106,6 +108,7 @@ def test_weights_of_a_run_are_weight_files(reference):
     for name in ("final_state.pth", "model_best.pth", "checkpoint.pth"):
         network = build_model(config.load(reference / "config.yaml"))
         assert not weights.load(network, reference / name).missing
+        assert weights.read_weight_file(reference / name).joints == COCO.names
     assert torch.equal(network.final_layer.weight, state_of(reference / "final_state.pth")["final_layer.weight"])
 
 
@@ -496,7 +499,7 @@ def test_weights_that_are_tested_when_none_are_named(tiny_experiment, reference)
 def said_of_training(caplog, path, *overrides):
     caplog.clear()
     cfg = config.load(path, [str(value) for value in overrides])
-    test.warn_of_other_training(cfg, Path(cfg.TEST.MODEL_FILE))
+    warn_of_other_training(cfg, Path(cfg.TEST.MODEL_FILE))
     return [record.getMessage() for record in caplog.records]
 
 
@@ -615,7 +618,7 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
 
     monkeypatch.setattr(test, "build_model", lambda cfg: Middle())
     torch.save({"a": torch.zeros(1)}, tiny_mpii_experiment.parent / "w.pth")
-    monkeypatch.setattr(test.weights, "load", lambda *_, **__: None)
+    monkeypatch.setattr(test, "load_trained", lambda *_: None)
     run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", tiny_mpii_experiment.parent / "w.pth", "TEST.FLIP_TEST", False, "TEST.FOLD_BN", False)
     cfg = config.load(tiny_mpii_experiment)
     table, _ = read_set(cfg, train=False)
@@ -826,5 +829,5 @@ def test_released_weights_of_another_codec_are_told(tiny_experiment, capsys):
     entry = next(e for e in zoo.read_zoo().values() if "udp" in e.overrides)
     for overrides, told in ((), True), (("MODEL.TARGET_TYPE", "udp"), False):
         logs.start_console()
-        test.warn_of_other_training(config.load(tiny_experiment, overrides), Path(entry.file))
+        warn_of_other_training(config.load(tiny_experiment, overrides), Path(entry.file))
         assert ("was trained with MODEL.TARGET_TYPE udp (tested with gaussian)" in capsys.readouterr().out) == told

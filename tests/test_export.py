@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from filling import filled_state
-from made_joints import make_set
+from made_joints import joint_names, make_set
 from small_networks import EXPERIMENT, command_line, small
 
 from poise import PoseEstimator, config
@@ -23,6 +23,7 @@ from poise.export import export, formats, metadata, parity
 from poise.export.decoding import Decoder
 from poise.export.graph import Graph, Parts, normalized
 from poise.models import build_model
+from poise.weights import with_joints
 
 SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]       # exporters take their time for each layer
 SIZES = {"64x64": [], "96x128": ["MODEL.IMAGE_SIZE", [96, 128], "MODEL.HEATMAP_SIZE", [24, 32]]}
@@ -222,10 +223,11 @@ def picture():
 BOXES = [[20, 30, 120, 200], [-40, 10, 90, 160], [5, 5, 60, 50]]
 
 
-def test_the_same_poses_from_an_onnx_file(exported, picture):
+def test_the_same_poses_from_an_onnx_file(exported, picture, caplog):
     cfg, file, files = exported
     for parts, onnx in files.items():
         flip = parts.flip or not parts.decode
+        caplog.clear()
         wanted = PoseEstimator(cfg, file, device="cpu", flip_test=flip)([picture, picture], [BOXES, None])
         for experiment in (None, cfg):
             estimator = PoseEstimator(experiment, onnx, device="cpu", batch_size=3)
@@ -234,6 +236,8 @@ def test_the_same_poses_from_an_onnx_file(exported, picture):
                 assert np.abs(one.keypoints - other.keypoints).max() < 1e-3 and np.allclose(one.scores, other.scores, atol=1e-5) and len(one) == len(other)
                 assert np.allclose(one.person_scores, other.person_scores, atol=1e-5)
         assert len(estimator(picture, [])) == 0
+        without = "was exported with decoding and without the flip test, so TEST.FLIP_TEST True has no effect"
+        assert caplog.text.count(without) == (0 if flip else 2)
     plain = PoseEstimator(None, files[Parts()], device="cpu", flip_test=False)(picture)
     assert np.allclose(plain.scores, PoseEstimator(cfg, file, device="cpu", flip_test=False)(picture).scores, atol=1e-5)
 
@@ -249,6 +253,29 @@ def test_what_an_onnx_file_cannot_do(exported, tmp_path):
     assert not PoseEstimator(None, files[Parts()], device="cpu", overrides=["TEST.POST_PROCESS", False]).cfg.TEST.POST_PROCESS
     with pytest.raises(DataError, match="no such ONNX file"):
         PoseEstimator(None, tmp_path / "missing.onnx")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_devices_of_an_onnx_file(exported, monkeypatch):
+    """The device is the one that onnxruntime has started, or there is an error."""
+    import onnxruntime
+
+    file = exported[2][Parts()]
+    for device in ("mps", "toaster", 1.5):
+        with pytest.raises(ConfigError, match=f"device '{device}' cannot be used with an ONNX file; give auto, cpu, cuda or cuda:1"):
+            PoseEstimator(None, file, device=device)
+    assert PoseEstimator(None, file).device == torch.device("cpu") and PoseEstimator(None, file, device=torch.device("cpu")).device.type == "cpu"
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(ConfigError, match="this onnxruntime cannot use cuda:1; install onnxruntime-gpu"):
+        PoseEstimator(None, file, device="cuda:1")
+    if "CUDAExecutionProvider" in onnxruntime.InferenceSession(str(file), providers=["CUDAExecutionProvider", "CPUExecutionProvider"]).get_providers():
+        pytest.skip("this machine has a GPU")
+    # a package for GPUs on a machine without one: onnxruntime itself goes on with the CPU
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    found = PoseEstimator(None, file)
+    assert found.device == torch.device("cpu") and found.batch_size == 4
+    with pytest.raises(ConfigError, match="onnxruntime cannot start CUDA here; mend its installation, or give device cpu"):
+        PoseEstimator(None, file, device="cuda")
 
 
 def with_metadata(source, target, text, key="poise"):
@@ -313,6 +340,48 @@ def test_joints_of_its_own(tmp_path):
     assert found.skeleton.names == ("middle", "left_0", "right_0", "left_1", "right_1") and found.skeleton.flip_pairs == ((1, 2), (3, 4))
     np.testing.assert_allclose(found(picture).keypoints, wanted.keypoints, atol=1e-2)
     assert found(picture).draw(picture).shape == picture.shape
+
+
+def test_many_pictures_go_through_the_network_in_parts(tmp_path, monkeypatch):
+    """A folder of pictures to check an export on may hold thousands."""
+    cfg, _ = narrow("resnet", tmp_path)
+    model, sizes, whole = small("resnet"), [], parity.eager_heatmaps
+    graph = Graph(cfg, small("resnet"), Parts(normalize=True))
+    monkeypatch.setattr(parity, "eager_heatmaps", lambda cfg, model, crops, flip: sizes.append(len(crops)) or whole(cfg, model, crops, flip))
+    with torch.no_grad():
+        one = parity.compare(cfg, model, graph.parts, lambda images: [output.numpy() for output in graph(torch.from_numpy(images))], parity.noise_crops(cfg, 20), "noise")
+    assert one.equal and one.crops == sum(sizes) == 20 and max(sizes) == 4
+
+
+def test_other_joints_than_those_of_the_training(tmp_path, caplog):
+    """As many, but others: weights and exports of them are told of, an ONNX file with its joints in it is refused."""
+    sets = {"own": make_set(tmp_path, 5, images=()), "renamed": make_set(tmp_path, 5, images=(), file="renamed.yaml", names=["middle", "left_0", "right_0", "hand", "foot"]),
+            "turned": make_set(tmp_path, 5, images=(), file="turned.yaml", flip_pairs=[["left_0", "right_1"], ["left_1", "right_0"]])}
+    experiment, cfgs = command_line("resnet")[0], {}
+    for name, path in sets.items():
+        cfgs[name] = config.load(ROOT / experiment, command_line("resnet", *TEST_KEYS, "DATASET.FILE", str(path), "MODEL.NUM_JOINTS", 5)[1])
+    file = tmp_path / "weights.pth"
+    torch.save(with_joints(small("resnet", joints=5).state_dict(), joint_names(5)), file)
+    said = f"{file} was trained for other joints than those of {sets['renamed']} (its joint 3 is left_1 and not hand): joints may get wrong names"
+    for name, warnings in (("own", []), ("turned", []), ("renamed", [said])):
+        caplog.clear()
+        PoseEstimator(cfgs[name], file, device="cpu")
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == warnings
+    caplog.clear()
+    export(cfgs["renamed"], file, tmp_path / "net.torchscript", "torchscript")
+    assert said in caplog.text
+    export(cfgs["own"], file, tmp_path / "five.onnx")
+    assert PoseEstimator(cfgs["own"], tmp_path / "five.onnx", device="cpu").skeleton.names == tuple(joint_names(5))
+    for name, fault in (("renamed", "its joint 3 is left_1 and not hand"), ("turned", "its mirror pairs differ")):
+        with pytest.raises(ConfigError, match=rf"exported with other joints than the experiment's \({fault}\); export it anew, or leave the experiment out"):
+            PoseEstimator(cfgs[name], tmp_path / "five.onnx", device="cpu")
+
+
+def test_weights_trained_otherwise_are_told_of(tmp_path, caplog):
+    cfg, file = narrow("resnet", tmp_path, *SHALLOW)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    export(config.changed(cfg, ["DATASET.COLOR_RGB", not cfg.DATASET.COLOR_RGB]), file, tmp_path / "net.torchscript", "torchscript")
+    assert f"{file} was trained with DATASET.COLOR_RGB {cfg.DATASET.COLOR_RGB} (tested with {not cfg.DATASET.COLOR_RGB})" in caplog.text
 
 
 def test_without_the_extra(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
+from poise.datasets import decoding
 from poise.errors import DataError
-from poise.pictures import MOST_BYTES, MOST_PIXELS, read_picture
+from poise.pictures import MOST_BYTES, read_picture
 
 COLOURS = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (80, 60), interpolation=cv2.INTER_CUBIC)
 GREY = COLOURS[..., 1]
@@ -96,6 +97,19 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
+def claiming(data, mark, side):
+    """A JPEG or JPEG 2000 whose header claims a square of `side`, behind the mark of it."""
+    at = data.index(mark) + (5 if mark[0] == 0xff else 4)
+    return data[:at] + (struct.pack(">HH", side, side) if mark[0] == 0xff else struct.pack(">II", side, side)) + data[at + (4 if mark[0] == 0xff else 8):]
+
+
+def many_scans():
+    """A progressive JPEG whose last scan comes a hundred times."""
+    data = encoded(COLOURS, "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda\x00")
+    return data[:last] + data[last:-2] * 100 + data[-2:]
+
+
 NO_PICTURE = "not a picture, or its beginning is damaged; JPEG, PNG, GIF, BMP, WebP, TIFF, PPM and JPEG 2000 are read"
 CUT_OFF = "the picture is cut off; fetch it again"
 REFUSED = {
@@ -106,15 +120,22 @@ REFUSED = {
     "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC, AVIF or video file: save it as JPEG or PNG"),
     "half.jpg": (JPEG[:len(JPEG) // 2], CUT_OFF), "last byte.jpg": (JPEG[:-1], CUT_OFF),
     "half.png": (PNG[:len(PNG) // 2], CUT_OFF),
-    "head.jpg": (JPEG[:30], "damaged"), "mark.jpg": (JPEG[:2], "damaged"), "head.png": (PNG[:20], "damaged"),
+    "head.jpg": (JPEG[:30], CUT_OFF), "mark.jpg": (JPEG[:2], CUT_OFF), "head.png": (PNG[:20], CUT_OFF),
     "half.gif": (encoded(COLOURS, "GIF")[:900], "the picture (GIF) is damaged"),
     "half.webp": (encoded(COLOURS, "WEBP")[:-200], "damaged"),
     "half.bmp": (encoded(COLOURS, "BMP")[:5000], "the picture (BMP) is damaged"),
     "half.tif": (encoded(COLOURS, "TIFF")[:9000], "damaged"), "half.ppm": (encoded(COLOURS, "PPM")[:5000], "the picture (PPM) is damaged"),
     "float.tif": (encoded(GREY.astype(np.float32), "TIFF"), "or of a kind of TIFF that is not read"),
-    "30000.png": (png_header(30_000, 30_000), "too large (Image size (900000000 pixels)"),
-    "20000.png": (png_header(20_000, 20_000), "make the picture smaller"),
-    "most.png": (png_header(2**31 - 1, 2**31 - 1), "make the picture smaller"),
+    "30000.png": (png_header(30_000, 30_000), "the picture claims 30000 x 30000 pixels, and at most 110 million are read; make it smaller"),
+    "11000.png": (png_header(11_000, 11_000), "claims 11000 x 11000 pixels"),
+    "most.png": (png_header(2**31 - 1, 2**31 - 1), "claims 2147483647 x 2147483647 pixels"),
+    "9000 progressive.jpg": (claiming(encoded(COLOURS, "JPEG", progressive=True), b"\xff\xc2", 9_000), "claims 9000 x 9000 pixels, and at most 55 million are read"),
+    "12000.jpg": (claiming(JPEG, b"\xff\xc0", 12_000), "claims 12000 x 12000 pixels"),
+    "30000.jp2": (claiming(encoded(COLOURS, "JPEG2000"), b"ihdr", 30_000), "too large (Image size (900000000 pixels)"),
+    "11000.ppm": (b"P6 11000 11000 255\n" + bytes(100), "claims 11000 x 11000 pixels"),
+    "30000.ppm": (b"P6 30000 30000 255\n" + bytes(100), "too large (Image size (900000000 pixels)"),
+    "chunk.png": (PNG[:33] + struct.pack(">I", 2**31 - 1) + PNG[37:], "is damaged: a part of it ends behind the file; fetch it again"),
+    "scans.jpg": (claiming(many_scans(), b"\xff\xc2", 4_000), "has more than 64 scans"),
     "no size.png": (png_header(0, 10), "damaged"),
 }
 
@@ -128,6 +149,20 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, capfd):
     text = str(error.value)
     assert text.startswith(f"{tmp_path / name}: ") and fault in text and "\n" not in text
     assert capfd.readouterr() == ("", ""), "OpenCV's own lines stand in the user's way"
+
+
+def test_opencvs_own_log_is_as_the_program_set_it(tmp_path):
+    (tmp_path / "a.tif").write_bytes(REFUSED["half.tif"][0])
+    log = decoding._opencv_log
+    before = log.getLogLevel()
+    try:
+        log.setLogLevel(2)
+        for _ in range(2):
+            with pytest.raises(DataError, match="damaged"):
+                read_picture(tmp_path / "a.tif")
+        assert log.getLogLevel() == 2
+    finally:
+        log.setLogLevel(before)
 
 
 def test_what_is_no_file(tmp_path):
@@ -148,8 +183,10 @@ def test_a_file_of_many_bytes_is_not_read(tmp_path):
 def test_the_limit_holds_where_the_program_has_lifted_pillows(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     (tmp_path / "a.png").write_bytes(png_header(30_000, 30_000))
-    with pytest.raises(DataError, match=f"30000 x 30000 is more than {MOST_PIXELS} pixels"):
-        read_picture(tmp_path / "a.png")
+    (tmp_path / "a.ppm").write_bytes(b"P6 30000 30000 255\n" + bytes(100))
+    for name in ("a.png", "a.ppm"):
+        with pytest.raises(DataError, match="the picture claims 30000 x 30000 pixels, and at most 110 million are read; make it smaller"):
+            read_picture(tmp_path / name)
 
 
 MEMORY = """

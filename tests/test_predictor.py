@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from conftest import ROOT, forget_log_handlers
 from filling import filled_state
 from small_networks import command_line, small
@@ -140,6 +141,8 @@ def test_boxes_outside_see_black(estimator, picture):
     assert np.allclose(partly.keypoints, estimator(rim, box + [100, 50, 100, 50]).keypoints - [100, 50], atol=1e-2)
     outside = estimator(picture, [[500, 500, 560, 580]])
     assert np.allclose(outside.scores, estimator(np.zeros_like(picture), [[20, 5, 80, 85]]).scores, atol=1e-6)
+    far = estimator(picture, [[-9e6, -9e6, 9e6, 9e6], [9e6, 5, 9.9e6, 80]])       # as far as files of boxes may reach
+    assert np.isfinite(far.keypoints).all() and np.isfinite(far.scores).all()
 
 
 def test_results_for_other_programs(estimator, picture):
@@ -155,7 +158,7 @@ def test_results_for_other_programs(estimator, picture):
     assert poses.person_scores[0] == pytest.approx(float(shown.mean()) if len(shown) else 0)
 
 
-def test_drawing(picture):
+def test_drawing(picture, tmp_path):
     keypoints = np.array([[[20, 20]] * 5 + [[30, 20], [60, 20]] + [[20, 20]] * 10], np.float32)
     scores = np.zeros((1, 17), np.float32)
     scores[0, 5:7] = 0.9
@@ -167,13 +170,19 @@ def test_drawing(picture):
     assert {rows.min() >= 14, rows.max() <= 26, columns.min() >= 24, columns.max() <= 66} == {True}
     assert tuple(drawn[20, 30]) == (255, 165, 0) and tuple(drawn[20, 60]) == (30, 120, 255)       # left orange, right blue, as RGB
     assert np.array_equal(poses.draw(picture, least_score=0.95), picture)
+    cv2.imwrite(str(tmp_path / "a.png"), picture[:, :, ::-1])
+    assert np.array_equal(poses.draw(tmp_path / "a.png"), drawn)
+    with pytest.raises(DataError, match=r"picture: an RGB array \(H, W, 3\) of uint8 is needed, got \(90, 120\)"):
+        poses.draw(picture[:, :, 0])
+    assert poses == poses and poses != Poses(keypoints, scores, np.zeros((1, 4), np.float32), np.ones(1, np.float32), poise.skeleton.COCO)
 
 
 @pytest.mark.parametrize("boxes, said", [
     ([[0, 0, 10, 10], [np.nan, 0, 5, 5]], r"box 1 of picture 0 \(nan, 0, 5, 5\) is not finite"), ([[0, 0, np.inf, 5]], "box 0 .*not finite"),
     ([[5, 5, 5, 9]], "box 0 of picture 0 .* has no area; left < right"), ([[0, 9, 5, 5]], "has no area"), ([[1e30, 0, 2e30, 9]], "too far away"),
     ([[1e6, 1e6, 1e6 + 1e-4, 1e6 + 1e-4]], "too small"), ([1, 2, 3, 4], r"an array \(N, 4\)"), ([[1, 2, 3]], r"an array \(N, 4\)"),
-    ([["a", 1, 2, 3]], "four numbers"), ("abc", "four numbers")])
+    ([["a", 1, 2, 3]], "four numbers"), ("abc", "four numbers"), (5, r"an array \(N, 4\)"), ([[1, 2, None, 4]], "not finite"),
+    (torch.tensor([[1.0, 2, 3, 4]], requires_grad=True), "four numbers"), ([[0, 0, 1e-4, 1e-4]], "too small")])
 def test_boxes_that_cannot_be_used(estimator, picture, boxes, said):
     with pytest.raises(DataError, match=said) as error:
         estimator(picture, boxes)
@@ -182,10 +191,49 @@ def test_boxes_that_cannot_be_used(estimator, picture, boxes, said):
 
 @pytest.mark.parametrize("image, said", [
     (np.zeros((4, 4), np.uint8), r"picture 0: an RGB array \(H, W, 3\) of uint8"), (np.zeros((4, 4, 4), np.uint8), "RGB array"), (np.zeros((4, 4, 3)), "float64"),
-    (np.zeros((0, 4, 3), np.uint8), "RGB array"), ("no/such.jpg", "no/such.jpg: cannot read the picture"), ([None], "None: an array or a path")])
+    (np.zeros((0, 4, 3), np.uint8), "RGB array"), ("no/such.jpg", "no/such.jpg: cannot read the picture"), ([None], "picture 0: an RGB array .* or a path is needed, it is a NoneType"),
+    (None, "it is a NoneType"), (3, "it is a int"), (torch.zeros(2, 4, 4, 3), "picture 0: .* it is a Tensor"), (Image.new("RGB", (4, 4)), "it is a Image"),
+    (np.zeros((2, 4, 4, 3), np.uint8), r"got \(2, 4, 4, 3\)")])
 def test_pictures_that_cannot_be_used(estimator, image, said):
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=said) as error:
         estimator(image)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_that_may_not_be_written_or_lie_oddly(estimator, picture):
+    wanted = estimator(picture)
+    fixed = picture.copy()
+    fixed.setflags(write=False)
+    sparse = np.zeros((180, 240, 3), np.uint8)[::2, ::2]
+    sparse[:] = picture
+    for image in (fixed, sparse, picture[:, :, ::-1].copy()[:, :, ::-1], picture[::-1].copy()[::-1]):
+        found = estimator(image)
+        assert np.array_equal(found.keypoints, wanted.keypoints) and np.array_equal(found.scores, wanted.scores)
+        assert np.array_equal(found.draw(image), wanted.draw(picture)) and np.array_equal(image, picture)
+
+
+def test_a_picture_that_is_too_long_for_opencv_4(estimator):
+    """OpenCV 5 takes it."""
+    long = np.zeros((4, 40_000, 3), np.uint8)
+    long[:, -50:] = 200
+    if int(cv2.__version__.split(".")[0]) >= 5:
+        end = estimator(long, [[39_950, 0, 40_000, 4]])
+        assert np.allclose(end.keypoints - [39_000, 0], estimator(long[:, 39_000:], [[950, 0, 1000, 4]]).keypoints, atol=0.01)
+    else:
+        with pytest.raises(DataError, match="picture 0: OpenCV 4.* cannot cut persons out of an image of 40000 x 4 pixels; make it smaller, or install OpenCV 5"):
+            estimator(long)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_network_that_has_diverged_is_told(narrow, picture, tmp_path):
+    path, words, file = narrow("resnet")
+    state = torch.load(file, weights_only=True)
+    for value in (float("nan"), float("inf")):
+        state["final_layer.bias"][3] = value
+        torch.save(state, tmp_path / "bad.pth")
+        for half, said in ((False, "its weights do not fit$"), (True, "do not fit, or AMP bf16 is too narrow for it$")):
+            with pytest.raises(DataError, match=f"the network's heatmaps hold NaN or infinity: .*{said}"):
+                PoseEstimator(path, tmp_path / "bad.pth", device="cpu", half=half, overrides=words)(picture)
 
 
 def test_bad_files_are_refused_in_one_line(estimator, tmp_path):
@@ -204,7 +252,8 @@ def test_bad_files_are_refused_in_one_line(estimator, tmp_path):
 
 def test_arguments_that_cannot_be_used(narrow, estimator, picture):
     path, words, file = narrow("resnet")
-    for more, said in (({"batch_size": 0}, "batch_size must be 1 or more"), ({"device": "toaster"}, "device 'toaster' cannot be used"),
+    for more, said in (({"batch_size": 0}, "batch_size must be a whole number of 1 or more"), ({"batch_size": "8"}, "batch_size must be a whole number of 1 or more, got '8'"),
+                       ({"device": "toaster"}, "device 'toaster' cannot be used"),
                        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"), ({"overrides": [*words, "TEST.NOTHING", 1]}, "unknown key TEST.NOTHING")):
         with pytest.raises(ConfigError, match=said):
             PoseEstimator(path, file, **{"overrides": words, **more})
@@ -214,8 +263,26 @@ def test_arguments_that_cannot_be_used(narrow, estimator, picture):
         PoseEstimator(path, "missing.pth", overrides=words)
     with pytest.raises(PoiseError, match="cannot read the experiment file"):
         PoseEstimator("missing.yaml", file)
-    with pytest.raises(DataError, match="2 pictures and 1 sets of boxes"):
-        estimator([picture, picture], [None])
+    for sets in ([None], 5, iter([None])):
+        with pytest.raises(DataError, match="2 pictures and 1 sets of boxes"):
+            estimator([picture, picture], sets)
+
+
+def test_room_is_taken_for_the_persons_that_are_there(narrow, picture):
+    path, words, file = narrow("resnet")
+    estimator = PoseEstimator(path, file, device="cpu", overrides=words)
+    estimator.batch_size = 10**12       # as on a GPU, where it is not lowered
+    assert len(estimator(picture, [[1, 2, 40, 50]] * 6)) == 6 and len(estimator(picture, [])) == 0
+
+
+def test_compile_is_not_passed_over(narrow, monkeypatch):
+    path, words, file = narrow("resnet")
+
+    def no_compiler(*_, **__):
+        raise RuntimeError("no compiler")
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(ConfigError, match=r"COMPILE True: torch.compile does not work here \(no compiler\)"):
+        PoseEstimator(path, file, device="cpu", overrides=[*words, "COMPILE", True])
 
 
 class Evil:

@@ -82,6 +82,29 @@ def test_every_wrapping(tmp_path, trained, wrapping, zipped):
     assert str(report) == f"{path}: loaded 9 of 9 tensors, missing 0, unexpected 0, mismatched 0"
 
 
+@pytest.mark.parametrize("wrapping", ["bare", "poise_checkpoint"])
+def test_a_state_dict_tells_its_joints_and_stays_a_plain_one(tmp_path, wrapping):
+    state = weights.with_joints(Network().state_dict(), ("nose", "tail"))
+    path = saved(tmp_path / "w.pth", WRAPPINGS[wrapping](state))
+    assert weights.read_weight_file(path).joints == weights.load(Network(), path).joints == ("nose", "tail")
+    content = torch.load(path, weights_only=True)
+    found = content if wrapping == "bare" else content["state_dict"]
+    assert equal(dict(found), dict(state)) and list(found) == list(Network().state_dict())
+    other = torch.nn.Sequential(Network())      # as a program that knows nothing of this loads it
+    other[0].load_state_dict(found, strict=True)
+    assert equal(other[0].state_dict(), state)
+
+
+@pytest.mark.parametrize("names", ["nose", 5, None, [1, 2], ("nose",), ["nose"] * 2000, {"a": 1}])
+def test_what_else_may_stand_in_the_place_of_joints_is_passed_over(tmp_path, names):
+    state = Network().state_dict()
+    assert weights.read_weight_file(saved(tmp_path / "w.pth", state)).joints == ()
+    state._metadata["poise.joints"] = names
+    assert weights.read_weight_file(saved(tmp_path / "w.pth", state)).joints == ()
+    state._metadata = names
+    assert weights.read_weight_file(saved(tmp_path / "w.pth", state)).joints == ()
+
+
 def test_numpy_numbers_of_old_numpy_are_read(tmp_path, trained):
     """NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core; a file names the one that it was written with."""
     path = saved(tmp_path / "w.pth", {"state_dict": trained, "perf": np.float32(0.5)})

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 PIXEL_STD = 200.0
+FARTHEST = 1e7      # pixels: coordinates and sides of pictures stay below it, and float32, which tables hold, tells whole pixels apart there
 BOX_MARGIN = (1.25, 1.25)   # in x and y
 MPII_CENTER_DOWN = 15.0     # MPII centres sit on the torso; the readers lower them by 15 units of scale to centre the whole body
 

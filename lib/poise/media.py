@@ -13,8 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from poise.datasets.decoding import quiet_opencv
 from poise.errors import DataError, one_line
-from poise.pictures import is_picture_name, quiet_opencv, read_picture
+from poise.pictures import is_picture_name, read_picture
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from poise.datasets.coco_files import MOST_PIXELS
 from poise.errors import DataError
+from poise.geometry import FARTHEST
 from poise.json_files import read_json
 from poise.media import Frame
 
@@ -86,7 +86,7 @@ class GivenBoxes:
 
     def _add(self, key: Any, box: Any, score: Any, entry: str) -> None:
         numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST_PIXELS for value in numbers):
+        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FARTHEST for value in numbers):
             raise _BadEntry(f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers; "
                             f"it has {str(box)[:60]} and {str(score)[:20]}")
         self._of.setdefault(key, []).append((box, float(score)))
@@ -159,4 +159,4 @@ def usable(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         sides = boxes[:, 2:] - boxes[:, :2]
         inside = (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-        return inside & (np.abs(boxes) < MOST_PIXELS).all(axis=1) & (sides >= 1).all(axis=1)
+        return inside & (np.abs(boxes) < FARTHEST).all(axis=1) & (sides >= 1).all(axis=1)

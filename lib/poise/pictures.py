@@ -5,25 +5,23 @@ training and tests see of the same file (datasets/decoding.py), turned as its EX
 """
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
 
+from poise.datasets import image_header
 from poise.datasets.decoding import Picture
 from poise.datasets.reading import is_cut_off
 from poise.errors import DataError, one_line
 
 log = logging.getLogger(__name__)
 
-#: width x height of the largest picture that is read, 0.54 GB as RGB; where Pillow itself refuses (twice its MAX_IMAGE_PIXELS)
-MOST_PIXELS = 178_956_970
 #: of a picture file
 MOST_BYTES = 1 << 30
 #: endings of the files that a folder is searched for, in lower case
@@ -37,18 +35,19 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 
     Grey, CMYK and palette pictures become RGB, 16 bits become 8, transparency is dropped. Of an animation the first frame is taken,
     of a TIFF of several pages the first one, and the log says so. Raises DataError, in one line that names the file, for one that
-    is missing, empty, no picture, cut off or damaged, larger than MOST_PIXELS pixels or MOST_BYTES bytes.
+    is missing, empty, no picture, cut off or damaged, larger than image_header.MOST_PIXELS pixels (half of them where
+    a JPEG comes in several scans) or MOST_BYTES bytes, or made to keep programs busy.
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             _check_file(path, os.fstat(file.fileno()))
-            kind, first_of_several = _look_at_header(path, file)
-            file.seek(0)
             data = file.read(MOST_BYTES)
     except (OSError, ValueError) as error:      # ValueError: a name with a zero byte
         raise DataError(f"{path}: cannot read the picture ({getattr(error, 'strerror', None) or error})") from None
-    if is_cut_off(data):
-        raise DataError(f"{path}: the picture is cut off; fetch it again")
+    fault = "is cut off; fetch it again" if is_cut_off(data) else image_header.fault(data)
+    if fault:
+        raise DataError(f"{path}: the picture {fault}")
+    kind, first_of_several = _look_at_header(path, data)
     image = _decode(data, kind)
     if image is None:
         raise DataError(f"{path}: the picture ({kind}) is damaged, or of a kind of {kind} that is not read; fetch it again or save it as PNG")
@@ -71,7 +70,7 @@ def _check_file(path: str | os.PathLike, status: os.stat_result) -> None:
         raise DataError(f"{path}: has {status.st_size} bytes, and pictures of up to {MOST_BYTES} are read")
 
 
-def _look_at_header(path: str | os.PathLike, file: BinaryIO) -> tuple[str, bool]:
+def _look_at_header(path: str | os.PathLike, data: bytes) -> tuple[str, bool]:
     """The kind of picture, and whether there are several in it, of which only the first counts. Nothing is unpacked."""
     import warnings
 
@@ -80,19 +79,18 @@ def _look_at_header(path: str | os.PathLike, file: BinaryIO) -> tuple[str, bool]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # Pillow's own word on large pictures and odd headers
-            with Image.open(file, formats=_KINDS) as header:
+            with Image.open(io.BytesIO(data), formats=_KINDS) as header:
                 (width, height), kind = header.size, header.format
                 several = kind != "MPO" and getattr(header, "is_animated", False)     # an MPO's others are views and thumbnails
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: too large ({error}); make the picture smaller") from None
     except UnidentifiedImageError:
-        file.seek(4)
-        other = " (a HEIC, AVIF or video file: save it as JPEG or PNG)" if file.read(4) == b"ftyp" else ""
+        other = " (a HEIC, AVIF or video file: save it as JPEG or PNG)" if data[4:8] == b"ftyp" else ""
         raise DataError(f"{path}: not a picture, or its beginning is damaged{other}; {_READ}") from None
     except Exception as error:      # damaged headers have errors of many classes: struct.error, OverflowError, zlib.error
         raise DataError(f"{path}: the picture's header is damaged ({error}); {_READ}") from None
-    if width * height > MOST_PIXELS:        # where the program using this has lifted Pillow's limit
-        raise DataError(f"{path}: too large ({width} x {height} is more than {MOST_PIXELS} pixels); make the picture smaller")
+    if width * height > image_header.MOST_PIXELS:       # of a kind that image_header does not know
+        raise DataError(f"{path}: the picture {image_header.too_large(width, height)}")
     return kind, bool(several)
 
 
@@ -100,14 +98,11 @@ def _decode(data: bytes, kind: str) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB, or None."""
     if kind == "GIF":       # which OpenCV before 4.11 does not read
         return _decode_gif(data)
-    with quiet_opencv():
-        image = Picture(data, exif=True).pixels
+    image = Picture(data, exif=True).pixels
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def _decode_gif(data: bytes) -> np.ndarray | None:
-    import io
-
     from PIL import Image
 
     try:
@@ -117,15 +112,15 @@ def _decode_gif(data: bytes) -> np.ndarray | None:
         return None
 
 
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """OpenCV says nothing on stderr; what is wrong with a file is told by an error, in one line."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+def as_pixels(image: Any, name: str) -> np.ndarray:
+    """The RGB picture (H, W, 3) uint8 that `image` is: such an array, or the path of a file. Raises DataError, naming `name` where it is neither."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(image)
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 or a path is needed, it is a {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 is needed, got {image.shape} of {image.dtype}")
+    return image
 
 
 def is_picture_name(path: str | os.PathLike) -> bool:

@@ -1,6 +1,7 @@
 """Poses: the persons found in one picture, as other programs use them. Letters: N persons, J joints."""
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from poise.skeleton import Skeleton
 
 
-@dataclass
+@dataclass(eq=False)      # arrays have no single answer to ==
 class Poses:
     """The N persons of one picture.
 
@@ -40,16 +41,15 @@ class Poses:
         results = coco_results(np.full(len(self), image_id), keypoints, self.person_scores, category_id=category_id)
         return [{**result, "keypoints": result["keypoints"].tolist()} for result in results]
 
-    def draw(self, image: np.ndarray, *, least_score: float | None = None) -> np.ndarray:
-        """A copy of the RGB picture (H, W, 3) uint8 with the skeletons drawn: the person's left orange, the right blue, the middle green.
+    def draw(self, image: str | os.PathLike | np.ndarray, *, least_score: float | None = None) -> np.ndarray:
+        """A copy of the RGB picture (H, W, 3) uint8, an array or a path, with the skeletons drawn: the person's left orange, the right blue, the middle green.
 
-        least_score: joints above it are drawn; by default `shown_score`.
+        least_score: joints above it are drawn; by default `shown_score`. Raises DataError where there is no such picture.
         """
         from poise import visualize
+        from poise.pictures import as_pixels
 
-        drawn = np.ascontiguousarray(image[:, :, ::-1])     # visualize's colours are BGR
-        if np.shares_memory(drawn, image):
-            drawn = drawn.copy()
+        drawn = np.array(as_pixels(image, "picture")[:, :, ::-1], order="C")     # a copy; visualize's colours are BGR
         for keypoints, scores in zip(self.keypoints, self.scores):
             visualize.draw_person(drawn, keypoints, self.skeleton, shown=scores > (self.shown_score if least_score is None else least_score))
         return np.ascontiguousarray(drawn[:, :, ::-1])

@@ -11,33 +11,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from poise import config, weights
+from poise import config
 from poise.codecs import build_codec
 from poise.datasets.persons import cut
-from poise.engine.device import for_testing
+from poise.engine.device import compile_network, for_testing
 from poise.errors import ConfigError, DataError
 from poise.export import onnx_network
 from poise.forward import check_precision, forward_flipped, normalize
-from poise.geometry import box_to_center_scale, crop_matrix, crop_to_image
+from poise.geometry import FARTHEST, PIXEL_STD, box_to_center_scale, crop_to_image
 from poise.metrics import rescore
 from poise.models import build_model
-from poise.pictures import read_picture
+from poise.pictures import as_pixels
 from poise.poses import Poses
 from poise.skeleton import dataset_of
-from poise.weights.origin import warn_of_other_training
+from poise.weights.origin import load_trained
 
 Picture = str | os.PathLike | np.ndarray
 _CPU_BATCH = 4          # crops; the maps of more leave the processor's caches, and each takes longer: benchmarks/estimator.py
-_FARTHEST = 2.0**23     # pixels; float32 tells halves apart up to it
+_LEAST_SIDE = 1e-3      # pixels of a crop in the picture
 
 
 class Network(Protocol):
@@ -53,10 +52,10 @@ class TorchNetwork:
     def __init__(self, cfg: CfgNode, file: str | os.PathLike, device: torch.device):
         check_precision(cfg, [device])
         model = build_model(cfg)
-        weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB)
-        warn_of_other_training(cfg, Path(file))
+        load_trained(cfg, model, file)
         self._cfg, self._codec, self._device = cfg, build_codec(cfg), device
         self._model = for_testing(cfg, model, [device]).eval()
+        compile_network(cfg, self._model, [device])
         self._flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order).to(device)
 
     @torch.no_grad()
@@ -82,15 +81,14 @@ class PoseEstimator:
 
     def __init__(self, cfg: str | os.PathLike | CfgNode | None, weights: str | os.PathLike, *, device: str | torch.device = "auto", half: bool = False,
                  flip_test: bool | None = None, batch_size: int = 32, overrides: Sequence[Any] = ()):
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be 1 or more, got {batch_size!r}")
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise ConfigError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}")
         experiment = cfg if cfg is None or isinstance(cfg, CfgNode) else config.load(cfg)
         if onnx_network.is_onnx(weights):
             if half:
                 raise ConfigError(f"{weights}: an ONNX file computes as it was exported; leave half out")
-            self.device = onnx_network.best_device() if device == "auto" else choose_device(device)
-            self._network: Network = onnx_network.OnnxNetwork(weights, experiment, self.device, flip_test, overrides)
-            self.cfg = self._network.cfg
+            self._network: Network = onnx_network.OnnxNetwork(weights, experiment, device, flip_test, overrides)
+            self.cfg, self.device = self._network.cfg, self._network.device
         else:
             if experiment is None:
                 raise ConfigError(f"{weights}: the experiment is not known; give its YAML file")
@@ -110,33 +108,34 @@ class PoseEstimator:
         TEST.BOX_MARGIN and to the network's aspect ratio, and may lie partly or wholly outside: what is not picture is black.
         No pictures and no boxes are fine. All crops of a call go through the network in batches of batch_size.
         """
-        if isinstance(image, (str, os.PathLike, np.ndarray)):
+        if isinstance(image, (str, os.PathLike, np.ndarray)) or not isinstance(image, Iterable):
             return self._poses([image], [boxes])[0]
         images = list(image)
-        if boxes is None:
-            boxes = [None] * len(images)
-        elif len(boxes) != len(images):
-            raise DataError(f"boxes must be given for each picture: there are {len(images)} pictures and {len(boxes)} sets of boxes")
-        return self._poses(images, list(boxes))
+        sets = [None] * len(images) if boxes is None else list(boxes) if isinstance(boxes, Iterable) else [boxes]
+        if len(sets) != len(images):
+            raise DataError(f"boxes must be given for each picture: there are {len(images)} pictures and {len(sets)} sets of boxes")
+        return self._poses(images, sets)
 
     def _poses(self, images: list[Picture], boxes: list[Any]) -> list[Poses]:
-        names = [f"picture {number}" if isinstance(image, np.ndarray) else str(image) for number, image in enumerate(images)]
+        names = [str(image) if isinstance(image, (str, os.PathLike)) else f"picture {number}" for number, image in enumerate(images)]
         for image, name in zip(images, names):
-            _check_picture(image, name)
+            if not isinstance(image, (str, os.PathLike)):       # files are read one by one
+                as_pixels(image, name)
         given = [None if own is None else self._checked_boxes(own, name) for own, name in zip(boxes, names)]
         width, height = self.cfg.MODEL.IMAGE_SIZE
-        crops = np.empty((self.batch_size, height, width, 3), np.uint8)
+        persons = sum(1 if own is None else len(own) for own in given)
+        crops = np.empty((min(self.batch_size, persons), height, width, 3), np.uint8)
         waiting: list[tuple[np.ndarray, np.ndarray]] = []        # centre and scale of the crops that are filled
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for number, (image, own) in enumerate(zip(images, given)):
             if own is not None and not len(own):
                 continue
-            pixels = self._read(image)
+            pixels = self._read(image, names[number])
             if own is None:
                 given[number] = own = np.array([[0.0, 0.0, pixels.shape[1], pixels.shape[0]]])
             for center, scale in zip(*self._centers_and_scales(own)):
                 with self._timed("crop"):
-                    crops[len(waiting)] = self._crop(pixels, center, scale)
+                    crops[len(waiting)] = self._crop(pixels, center, scale, names[number])
                 waiting.append((center, scale))
                 if len(waiting) == self.batch_size:
                     found.append(self._find(crops, waiting))
@@ -157,7 +156,7 @@ class PoseEstimator:
         """(N, 4) float64, or DataError with the number of the first box that no crop can be cut for."""
         try:
             array = np.asarray(boxes, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):      # RuntimeError: a tensor with a gradient
             raise DataError(f"boxes of {name}: four numbers each are needed, left, top, right, bottom") from None
         if array.size == 0:
             return np.empty((0, 4))
@@ -165,12 +164,12 @@ class PoseEstimator:
             raise DataError(f"boxes of {name}: an array (N, 4) of left, top, right, bottom is needed, its shape is {array.shape}")
         finite = np.isfinite(array).all(axis=1)
         bad = ~finite | (array[:, 2] <= array[:, 0]) | (array[:, 3] <= array[:, 1])
-        fault = "has no area; left < right and top < bottom are needed"
-        if not bad.any():       # there is no crop where float32 cannot tell the box's sides apart
-            bad, fault = (np.abs(array) > _FARTHEST).any(axis=1), "is too far away"
+        fault = "has no area; left < right and top < bottom are needed (right is left plus width)"
         if not bad.any():
-            matrices = np.array([self._matrix(*place) for place in zip(*self._centers_and_scales(array))])
-            bad, fault = ~(np.isfinite(matrices).all(axis=(1, 2)) & (matrices[:, 0, 0] > 0)), "is too small"
+            bad, fault = (np.abs(array) >= FARTHEST).any(axis=1), "is too far away"
+        if not bad.any():       # there is no crop where float32 cannot tell its sides apart
+            side = self._centers_and_scales(array)[1][:, 0] * PIXEL_STD
+            bad, fault = side < np.maximum(_LEAST_SIDE, 4 * np.spacing(np.abs(array).max(axis=1).astype(np.float32))), "is too small"
         if bad.any():
             index = int(np.argmax(bad))
             fault = fault if finite[index] else "is not finite"
@@ -182,18 +181,16 @@ class PoseEstimator:
         sized = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
         return box_to_center_scale(sized, width / height, self.cfg.TEST.BOX_MARGIN)
 
-    def _matrix(self, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return crop_matrix(center, scale, 0.0, self.cfg.MODEL.IMAGE_SIZE, unbiased=self._codec.unbiased)
-
-    def _read(self, image: Picture) -> np.ndarray:
+    def _read(self, image: Picture, name: str) -> np.ndarray:
         """RGB (H, W, 3) uint8, laid out as OpenCV needs it."""
-        if isinstance(image, np.ndarray):
-            return np.ascontiguousarray(image)
         with self._timed("read"):
-            return read_picture(image)
+            return np.ascontiguousarray(as_pixels(image, name))
 
-    def _crop(self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return cut(pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)[0]
+    def _crop(self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray, name: str) -> np.ndarray:
+        try:
+            return cut(pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)[0]
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
 
     def _find(self, crops: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """Keypoints (B, J, 2) in pixels of the pictures and scores (B, J), float32, of crops and their centres and scales."""
@@ -203,6 +200,9 @@ class PoseEstimator:
             coords, scores = answer if isinstance(answer, tuple) else self._codec.decode(answer)
             center, scale = (np.array(values) for values in zip(*places))
             keypoints = crop_to_image(coords, center, scale, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased)
+        if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
+            narrow = f", or AMP {self.cfg.AMP} is too narrow for it" if self.cfg.AMP else ""
+            raise DataError(f"the network's heatmaps hold NaN or infinity: it has diverged, its weights do not fit{narrow}")
         return keypoints.astype(np.float32), np.asarray(scores, np.float32)
 
     @contextmanager
@@ -233,13 +233,3 @@ def _experiment(cfg: CfgNode, device: torch.device, half: bool, flip_test: bool 
     if half and not cfg.AMP:
         cfg = config.changed(cfg, ["AMP", "bf16" if device.type == "cpu" else "fp16"])
     return cfg
-
-
-def _check_picture(image: Any, name: str) -> None:
-    """Raise DataError for an array that is not an RGB picture."""
-    if isinstance(image, (str, os.PathLike)):
-        return
-    if not isinstance(image, np.ndarray):
-        raise DataError(f"{name}: an array or a path is needed, it is a {type(image).__name__}")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 is needed, got {image.shape} of {image.dtype}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.errors import ConfigError, shown_value
+from poise.errors import ConfigError, shown, shown_value
 from poise.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "datasets"
@@ -191,6 +192,14 @@ def _remarks(file: DatasetFile, has_sigmas: bool):
     lost = [name for joint, name in enumerate(file.skeleton.names) if name.startswith(("left", "right")) and joint not in paired]
     if lost:
         yield f"{file.path}: {', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''} are in no flip_pairs, so a mirrored person keeps left for left"
+
+
+def other_joint(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Where two lists of joints' names differ first, in words for an error line; '' where they are equal."""
+    if len(theirs) != len(ours):
+        return f"it has {len(theirs)} joints and not {len(ours)}"
+    place = next((place for place, (one, other) in enumerate(zip(theirs, ours)) if one != other), None)
+    return "" if place is None else f"its joint {place} is {shown(theirs[place])} and not {shown(ours[place])}"
 
 
 def find_category(content: Any, category: str | int) -> dict | None:

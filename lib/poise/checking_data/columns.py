@@ -10,9 +10,10 @@ import numpy as np
 
 from poise.archives import name_fault
 from poise.datasets.array_cache import Arrays
-from poise.datasets.coco_files import MEND, MOST_PIXELS
+from poise.datasets.coco_files import MEND
 from poise.datasets.table import PackedNames
 from poise.errors import DataError, shown
+from poise.geometry import FARTHEST
 from poise.json_files import read_in_parts
 from poise.metrics.results import is_finite
 from poise.skeleton import find_category
@@ -72,7 +73,7 @@ def _images(entries: list, faults: dict) -> Arrays:
             fault = "images have no file_name"
         elif name_fault(entry["file_name"]):
             fault = f"images have a file_name that {name_fault(entry['file_name'])}"
-        elif not all(type(entry.get(key)) in _NUMBERS and 1 <= entry[key] < MOST_PIXELS for key in ("width", "height")):
+        elif not all(type(entry.get(key)) in _NUMBERS and 1 <= entry[key] < FARTHEST for key in ("width", "height")):
             fault = "images have no width and height that can be"
         if not _note(faults, fault, entry):
             rows.append(entry)
@@ -113,7 +114,7 @@ def _regular(entries: list, person: int | None, joints: int) -> tuple[Arrays, Co
     if any(type(category) is not int for category in counts):
         return None
     for name in ("area", "boxes", "keypoints"):
-        if not (np.abs(np.nan_to_num(columns[name], nan=0.0 if name == "area" else np.inf)) < (1e14 if name == "area" else MOST_PIXELS)).all():
+        if not (np.abs(np.nan_to_num(columns[name], nan=0.0 if name == "area" else np.inf)) < (1e14 if name == "area" else FARTHEST)).all():
             return None
     kinds = {"boxes": np.float64, "keypoints": np.float32, "area": np.float64, "crowd": bool}
     columns = {name: column.astype(kinds.get(name, np.int64)) for name, column in columns.items()}
@@ -132,13 +133,13 @@ def _fault(entry: Any, person: int | None, joints: int) -> str:
     if type(entry.get("image_id")) is not int or not -2**63 <= entry["image_id"] < 2**63:
         return "annotations have an image_id that is missing or no whole number"
     box, points = entry.get("bbox"), entry.get("keypoints")
-    if not isinstance(box, list) or len(box) != 4 or not all(is_finite(value) and abs(value) < MOST_PIXELS for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_finite(value) and abs(value) < FARTHEST for value in box):
         return "annotations have a bbox that is not four numbers"
     if not isinstance(points, list):
         return "annotations of the category have no keypoints"
     if len(points) != 3 * joints:
         return f"annotations have {len(points)} keypoint numbers, expected {3 * joints} ({joints} joints x 3)"
-    if not all(is_finite(value) and abs(value) < MOST_PIXELS for value in points):
+    if not all(is_finite(value) and abs(value) < FARTHEST for value in points):
         return "annotations have a keypoint that is no number or beyond any image"
     if "area" in entry and not (is_finite(entry["area"]) and abs(entry["area"]) < 1e14):
         return "annotations have an area that is no number"

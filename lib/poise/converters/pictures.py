@@ -9,8 +9,8 @@ import numpy as np
 
 from poise.bounded_reading import read_bytes
 from poise.datasets import image_header
-from poise.datasets.coco_files import MOST_PIXELS
 from poise.errors import DataError, shown
+from poise.geometry import FARTHEST
 from poise.pictures import is_picture_name
 
 MOST_IMAGE_BYTES = 1 << 29
@@ -68,6 +68,6 @@ def numbers(values: Iterable[object], where: str, what: str) -> list[float]:
             found.append(float(value) if not isinstance(value, bool) else float("nan"))     # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             found.append(float("nan"))
-        if not abs(found[-1]) < MOST_PIXELS:
+        if not abs(found[-1]) < FARTHEST:
             raise DataError(f"{where}: {what} has {shown(value, 40)} where a number is needed")
     return found

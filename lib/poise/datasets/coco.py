@@ -12,11 +12,11 @@ from yacs.config import CfgNode
 
 from poise.config import data_path
 from poise.datasets.array_cache import Arrays, remembered
-from poise.datasets.coco_files import MOST_PIXELS, read_annotations, read_detections, read_entries, read_images, refuse
+from poise.datasets.coco_files import read_annotations, read_detections, read_entries, read_images, refuse
 from poise.datasets.places import annotation_path
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError, shown
-from poise.geometry import BOX_MARGIN, box_to_center_scale
+from poise.geometry import BOX_MARGIN, FARTHEST, box_to_center_scale
 from poise.skeleton import DatasetFile, dataset_of
 
 
@@ -92,7 +92,7 @@ def _detected(cfg: CfgNode, data: DatasetFile, images: Arrays, path: Path, aspec
         values, dropped = detections_one_by_one(read_entries(file, mend), images["image_ids"], person, cfg.TEST.IMAGE_THRE, file, mend)
     named = {"of another category": dropped["category"], f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}": dropped["score"],
              f"of images that {path.name} does not list": dropped["image"]}
-    bad = ~(np.abs(values[:, 2:]) < MOST_PIXELS).all(axis=1)      # NaN is not below either
+    bad = ~(np.abs(values[:, 2:]) < FARTHEST).all(axis=1)      # NaN is not below either
     if bad.any():
         raise DataError(f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite or beyond any image; mend or remove it")
     center, scale = box_to_center_scale(values[:, 3:], aspect, margin)

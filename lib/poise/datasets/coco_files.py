@@ -13,10 +13,10 @@ from poise.datasets.array_cache import Arrays
 from poise.datasets.table import PackedNames
 from poise.errors import ConfigError, DataError, shown
 from poise.garbage import no_garbage_collection
+from poise.geometry import FARTHEST
 from poise.json_files import read_in_parts, read_json
 from poise.skeleton import find_category
 
-MOST_PIXELS = 1e7
 _LARGEST_BOX = 1e15       # it may reach beyond its image, which it is clipped to
 MEND = "check DATASET.ROOT and the set's name"
 
@@ -59,7 +59,7 @@ def _annotations(content: Any, parts: Iterator[list], path: Path, split: str, jo
     ids, index, boxes, keypoints = (np.concatenate(column) for column in zip(*found))
     refuse(~(np.abs(boxes) < _LARGEST_BOX).all(axis=1), ids, path, "a bbox that is not finite or beyond any image")
     # 1e300 is finite, but not in the float32 that the table holds
-    refuse(~(np.abs(keypoints) < MOST_PIXELS).all(axis=(1, 2)), ids, path, "a keypoint that is not finite or beyond any image")
+    refuse(~(np.abs(keypoints) < FARTHEST).all(axis=(1, 2)), ids, path, "a keypoint that is not finite or beyond any image")
     reasons = sorted(dropped)
     return arrays | {
         "ids": ids, "image_index": index, "boxes": boxes, "joints": keypoints[:, :, :2].astype(np.float32),
@@ -117,7 +117,7 @@ def _images(content: Any, path: Path, category: str | int) -> Arrays:
     strange = next((name for name in names if (".." in name or ":" in name or "\\" in name or name[0] == "/" or "\0" in name or len(name) > 255) and name_fault(name)), None)
     if strange is not None:
         raise DataError(f"{path}: the file_name {shown(strange)} of 'images' {name_fault(strange)}; names are relative to the image folder")
-    small = ~((sizes >= 1) & (sizes < MOST_PIXELS)).all(axis=1)
+    small = ~((sizes >= 1) & (sizes < FARTHEST)).all(axis=1)
     if small.any():
         raise DataError(f"{path}: image {ids[small][0]} has width and height {sizes[small][0].tolist()}; mend or remove it")
     packed, found = PackedNames.of(names), find_category(content, category)

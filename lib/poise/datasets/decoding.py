@@ -5,6 +5,8 @@ whatever these two find fault with, goes to OpenCV. Which one it was does not sh
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import cv2
@@ -19,7 +21,8 @@ try:
 except ImportError:
     simplejpeg = None
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)   # what is wrong with an image is told in one line by whoever asked for it
+_opencv_log = getattr(cv2.utils, "logging", cv2)    # where OpenCV 5 has what OpenCV 4 has in cv2 itself
+_SILENT = 0
 _JPEG = b"\xff\xd8"
 _SIMPLE_KINDS = {("YCbCr", "444"), ("YCbCr", "422"), ("YCbCr", "420"), ("Gray", "Gray")}
 
@@ -47,7 +50,8 @@ class Picture:
             if image is not None:
                 return image
         try:
-            return cv2.imdecode(np.frombuffer(self._data, np.uint8), cv2.IMREAD_COLOR | (0 if self._exif else cv2.IMREAD_IGNORE_ORIENTATION))
+            with quiet_opencv():
+                return cv2.imdecode(np.frombuffer(self._data, np.uint8), cv2.IMREAD_COLOR | (0 if self._exif else cv2.IMREAD_IGNORE_ORIENTATION))
         except cv2.error:       # for example a header that claims more pixels than OpenCV allows
             return None
 
@@ -72,6 +76,17 @@ class Picture:
         width, height = self._jpeg_size
         image = np.empty((height, width, 3), np.uint8)
         return image if _jpeg.decode_region(self._data, image, *box) else None
+
+
+@contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """OpenCV says nothing on stderr; what is wrong with a file is told by an error, in one line."""
+    level = _opencv_log.getLogLevel()
+    _opencv_log.setLogLevel(_SILENT)
+    try:
+        yield
+    finally:
+        _opencv_log.setLogLevel(level)
 
 
 def _simple_pixels(data: bytes) -> np.ndarray | None:

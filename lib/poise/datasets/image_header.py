@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import struct
 
-MOST_PIXELS = 110_000_000   # 330 MB decoded; the sensors of medium format have 102 million
+MOST_PIXELS = 110_000_000   # of an image: 330 MB decoded; the sensors of medium format have 102 million
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF and WebP"
 _MOST_SCANS = 64            # a progressive JPEG has about ten; each one more is one more look at all of it
 _FREE_WORK = 1 << 28        # pixels times scans that take no more than seconds
@@ -37,19 +37,23 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
 
 
 def fault(data: bytes) -> str:
-    """Why the image must not be decoded, '' where it may; data: of one of FORMATS."""
+    """Why the image must not be decoded, '' where it may, or is of none of FORMATS."""
     width, height = claimed_size(data) or (0, 0)
     jpeg, most = data.startswith(b"\xff\xd8") and width > 0, MOST_PIXELS      # else its header may be cut off
     # the coefficients of a JPEG in several scans are kept until the last one has come, which takes twice the memory of its pixels
     if jpeg and _jpeg_frame(data)[2]:
         most = MOST_PIXELS // 2
     if width * height > most:
-        return f"claims {width} x {height} pixels, and at most {most / 1e6:.0f} million are read; make it smaller or remove it from the annotations"
+        return too_large(width, height, most)
     if data.startswith(b"\x89PNG") and not _png_is_whole(data):
         return "is damaged: a part of it ends behind the file; fetch it again"
     if jpeg and width * height * _MOST_SCANS > _FREE_WORK and len(re.findall(rb"\xff\xda\x00", data)) > _MOST_SCANS:
-        return f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has; remove it from the annotations"
+        return f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has; remove it"
     return ""
+
+
+def too_large(width: int, height: int, most: int = MOST_PIXELS) -> str:
+    return f"claims {width} x {height} pixels, and at most {most / 1e6:.0f} million are read; make it smaller"
 
 
 def _jpeg_frame(data: bytes) -> tuple[int, int, bool]:

@@ -11,11 +11,10 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.datasets.array_cache import Arrays, remembered
-from poise.datasets.coco_files import MOST_PIXELS
 from poise.datasets.places import annotation_path, set_files
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError, shown
-from poise.geometry import BOX_MARGIN, PIXEL_STD, mpii_center_extent
+from poise.geometry import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
 from poise.json_files import read_json
 from poise.skeleton import dataset_of
 
@@ -61,9 +60,9 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
         raise DataError(f"{path}: a person lacks or spoils image, center, scale, joints or joints_vis ({shown(error)})") from None
     if not all(isinstance(name, str) and name for name in names) or center.shape != (len(names), 2) or scale.shape != (len(names),):
         raise DataError(f"{path}: a person's image, center or scale is not of the json form of SimpleBaseline and HRNet")
-    finite = (np.abs(center) < MOST_PIXELS).all(axis=1) & (np.abs(scale) < MOST_PIXELS)     # 1e300 is finite, but not in float32
+    finite = (np.abs(center) < FARTHEST).all(axis=1) & (np.abs(scale) < FARTHEST)     # 1e300 is finite, but not in float32
     if labelled:
-        finite &= (np.abs(joints) < MOST_PIXELS).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
+        finite &= (np.abs(joints) < FARTHEST).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
         with np.errstate(over="ignore"):        # what does not fit is refused below
             joints, visible = joints.astype(np.float32) - 1, (2 * np.clip(visible, 0, 1)).astype(np.float32)      # MPII does not tell hidden joints from seen ones
     if not finite.all():

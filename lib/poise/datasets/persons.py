@@ -122,9 +122,16 @@ class PersonCrops(Dataset):
 
 def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size,
         unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it: see cut_matrix."""
+    """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it: see cut_matrix.
+
+    Raises DataError for an image of a side of 32,767 pixels or more with OpenCV 4, which cannot.
+    """
     matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
-    return warp(image, matrix, tuple(size)), matrix
+    try:
+        return warp(image, matrix, tuple(size)), matrix
+    except cv2.error:
+        raise DataError(f"OpenCV {cv2.__version__} cannot cut persons out of an image of {image.shape[1]} x {image.shape[0]} pixels; make it smaller, or install "
+                        "OpenCV 5") from None
 
 
 def cut_matrix(width: int, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size, unbiased: bool = False) -> np.ndarray:

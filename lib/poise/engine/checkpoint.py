@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from yacs.config import CfgNode
 
 from poise import __version__, weights
 from poise.config import experiment_name
 from poise.engine.revision import git_revision
 from poise.errors import DataError, one_line, shown
+from poise.skeleton import dataset_of
 from poise.writing import flush_folder
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,11 @@ save = weights.save
 def numbered(number: int) -> str:
     """The name of the checkpoint that was written `number` checkpoints before the newest."""
     return f"checkpoint_{number}.pth" if number else NAME
+
+
+def state_of(cfg: CfgNode, network: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a network without wrappers, as it is saved: with its joints."""
+    return weights.with_joints(network.state_dict(), dataset_of(cfg).skeleton.names)
 
 
 def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:

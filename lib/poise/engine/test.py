@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from yacs.config import CfgNode
 
-from poise import visualize, weights, zoo
+from poise import visualize, zoo
 from poise.codecs import build_codec
 from poise.config import data_path
 from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
@@ -22,7 +22,7 @@ from poise.engine.threads import CpuThreads
 from poise.errors import DataError
 from poise.losses import build_loss
 from poise.models import build_model
-from poise.weights.origin import doubt, warn_of_other_training
+from poise.weights.origin import doubt, load_trained
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     if processes.main:
         file = model_file(cfg, folder)
         log.info("%s", f"weights: {file}")
-        doubts = doubt(model, weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB))
-        warn_of_other_training(cfg, file)
+        doubts = doubt(model, load_trained(cfg, model, file))
     processes.spread(model.state_dict().values())
     table, images = read_set(cfg, train=False)
     if processes.main:

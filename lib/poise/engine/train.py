@@ -196,7 +196,7 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         best = _test_networks(t, values, interrupt) if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == t.schedule.epochs else {}
         if processes.main:
             for file, network in best.items():
-                checkpoint.save(t.folder / file, network.state_dict())
+                checkpoint.save(t.folder / file, checkpoint.state_of(cfg, network))
                 log.info("best score so far%s: %.4f; %s written", *((" of the average", progress.ema_score) if "ema" in file else ("", progress.best_score)), file)
             t.metrics.write(**values)
         # last: a run that is killed before this trains the epoch again and writes the two again; killed after it, the run has them
@@ -206,9 +206,9 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
     if stale(t):
         log.info("ended early: the best score has not risen in %d tests (TRAIN.PATIENCE)", progress.stale)
     if processes.main:
-        checkpoint.save(t.folder / "final_state.pth", bare.state_dict())
+        checkpoint.save(t.folder / "final_state.pth", checkpoint.state_of(cfg, bare))
         if t.average:
-            checkpoint.save(t.folder / "final_state_ema.pth", t.average.network.state_dict())
+            checkpoint.save(t.folder / "final_state_ema.pth", checkpoint.state_of(cfg, t.average.network))
     log.info("done: best score %.4f at epoch %d%s; weights in %s", progress.best_score, progress.best_epoch,
              f", of the average {progress.ema_score:.4f} at epoch {progress.ema_epoch}" if t.average else "", t.folder)
 
@@ -261,7 +261,7 @@ def _save(training: Training) -> None:
 
     def content() -> dict:
         average = {"ema": t.average.state_dict()} if t.average else {}
-        return {**checkpoint.origin(t.cfg, t.cfg_path, t.cfg.SEED), **t.progress.position(), "state_dict": device.bare(t.model).state_dict(),
+        return {**checkpoint.origin(t.cfg, t.cfg_path, t.cfg.SEED), **t.progress.position(), "state_dict": checkpoint.state_of(t.cfg, device.bare(t.model)),
                 "genotype": cells_of(t.model), "optimizer": t.optimizer.state_dict(), "optimizer_kind": t.cfg.TRAIN.OPTIMIZER, "schedule": asdict(t.schedule),
                 "scaler": t.scale.state_dict(), **average}
 

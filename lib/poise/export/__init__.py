@@ -14,12 +14,12 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from poise import weights
 from poise.errors import ConfigError, DataError
 from poise.export import metadata, parity
 from poise.export.formats import FORMATS, need_packages
 from poise.export.graph import Graph, Parts
 from poise.models import build_model
+from poise.weights.origin import load_trained
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def export(cfg: CfgNode, file: str | Path, out: str | Path, format: str = "onnx"
     _, needs, write, read = FORMATS[format]
     need_packages(needs, f"exporting to {format}")
     model = build_model(cfg).eval()
-    weights.load(model, file, rgb=cfg.DATASET.COLOR_RGB)
+    load_trained(cfg, model, file)
     kinds = {"noise": parity.noise_crops(cfg), "pictures" if images else "made persons": parity.picture_crops(cfg, images) if images else parity.drawn_crops(cfg)}
     graph = Graph(cfg, model, parts)
     with replacing(out) as part:

@@ -1,6 +1,7 @@
 """An exported ONNX file in the place of the network, for PoseEstimator."""
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,16 @@ from yacs.config import CfgNode
 
 from poise import config
 from poise.codecs import build_codec
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, one_line
 from poise.export import metadata
 from poise.export.formats import need_packages, onnx_session
 from poise.export.graph import HEATMAPS, IMAGES, KEYPOINTS, SCORES, normalized
 from poise.forward import forward_flipped
-from poise.skeleton import dataset_of
+from poise.skeleton import dataset_of, other_joint
+
+log = logging.getLogger(__name__)
+
+_CUDA = "CUDAExecutionProvider"
 
 
 def is_onnx(file: str | os.PathLike) -> bool:
@@ -29,21 +34,37 @@ def best_device() -> torch.device:
     need_packages(("onnxruntime",), "running an .onnx file")
     import onnxruntime
 
-    return torch.device("cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu")
+    return torch.device("cuda" if _CUDA in onnxruntime.get_available_providers() else "cpu")
+
+
+def named_device(device: str | torch.device) -> torch.device:
+    """cpu, cuda or cuda:1. Raises ConfigError for any other. PyTorch itself need not be able to use it."""
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {str(device)!r} cannot be used with an ONNX file; give auto, cpu, cuda or cuda:1")
+    return chosen
 
 
 class OnnxNetwork:
     """A file of tools/export.py --format onnx under onnxruntime.
 
     cfg: an experiment, which must agree with the file, or None for what the file says of itself; overrides: KEY, VALUE, ... on either.
-    flip_test: None is as the file does it, or, where it does neither flip test nor decoding, TEST.FLIP_TEST. Raises DataError for a
-    file that is not such a one, ConfigError where it cannot do what it is asked for. The attribute `cfg` is what it then works by.
+    device: 'auto', or see named_device. flip_test: None is as the file does it, or, where it does neither flip test nor decoding, TEST.FLIP_TEST. Raises DataError for a
+    file that is not such a one, ConfigError where it cannot do what it is asked for. The attributes `cfg` and `device` are what it then works by.
     """
 
-    def __init__(self, file: str | os.PathLike, cfg: CfgNode | None, device: torch.device, flip_test: bool | None, overrides: Sequence[Any] = ()):
+    def __init__(self, file: str | os.PathLike, cfg: CfgNode | None, device: str | torch.device, flip_test: bool | None, overrides: Sequence[Any] = ()):
         if not Path(file).is_file():
             raise DataError(f"{file}: no such ONNX file")
-        self._session = onnx_session(file, device)
+        self.device = best_device() if device == "auto" else named_device(device)
+        self._session = onnx_session(file, self.device)
+        if self.device.type == "cuda" and _CUDA not in self._session.get_providers():       # onnxruntime goes on without a word
+            if device != "auto":
+                raise ConfigError(f"{file}: onnxruntime cannot start CUDA here; mend its installation, or give device cpu")
+            self.device = torch.device("cpu")
         text = self._session.get_modelmeta().custom_metadata_map.get(metadata.KEY)
         if text is None:
             raise DataError(f"{file}: has no metadata of Poise; only files of tools/export.py --format onnx are read")
@@ -53,6 +74,9 @@ class OnnxNetwork:
         self._check_agreement(file, own, cfg)
         if flip_test is None:
             flip_test = self._parts.flip or (cfg.TEST.FLIP_TEST and not self._parts.decode)
+            if cfg.TEST.FLIP_TEST and not flip_test:
+                log.warning("%s", f"{one_line(file)}: was exported with decoding and without the flip test, so TEST.FLIP_TEST True has no effect; "
+                            "give flip_test False, or export it with --with-flip")
         elif flip_test != self._parts.flip and (self._parts.flip or self._parts.decode):
             raise ConfigError(f"{file}: was exported {'with' if self._parts.flip else 'with decoding and without'} the flip test; export it "
                               f"{'without' if self._parts.flip else 'with'} --with-flip, or leave flip_test out")
@@ -94,3 +118,9 @@ class OnnxNetwork:
             if metadata.value_of(own, key) != metadata.value_of(cfg, key):
                 raise ConfigError(f"{file}: was exported with {key} {metadata.value_of(own, key)}, and is to be used with {metadata.value_of(cfg, key)}; "
                                   "export it anew, or leave the experiment out")
+        exported, wanted = dataset_of(own).skeleton, dataset_of(cfg).skeleton
+        other = other_joint(exported.names, wanted.names)
+        if not other and not np.array_equal(exported.flip_order, wanted.flip_order):
+            other = "its mirror pairs differ"
+        if other:
+            raise ConfigError(f"{file}: was exported with other joints than the experiment's ({other}); export it anew, or leave the experiment out")

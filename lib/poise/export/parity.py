@@ -60,16 +60,17 @@ def compare(cfg: CfgNode, model: nn.Module, parts: Parts, run: Run, crops: np.nd
     rounding: where changing the network's own heatmaps by as little as the file's differ moves the joint by more than half the tolerance.
     """
     codec = build_codec(cfg)
-    own = eager_heatmaps(cfg, model, torch.from_numpy(crops), parts.flip).numpy()
-    if not np.isfinite(own).all():
-        raise DataError("the network's own heatmaps hold NaN or infinity: it has diverged or its weights do not fit")
-    given = crops if parts.normalize else normalized(cfg, torch.from_numpy(crops)).numpy()
+    own_maps: list[np.ndarray] = []
     outputs: list[list[np.ndarray]] = []
     begin = 0
     while begin < len(crops):
-        size = _BATCHES[len(outputs) % len(_BATCHES)]
-        outputs.append(run(given[begin:begin + size]))
-        begin += size
+        part = torch.from_numpy(crops[begin:begin + _BATCHES[len(outputs) % len(_BATCHES)]])
+        own_maps.append(eager_heatmaps(cfg, model, part, parts.flip).numpy())
+        outputs.append(run((part if parts.normalize else normalized(cfg, part)).numpy()))
+        begin += len(part)
+    own = np.concatenate(own_maps)
+    if not np.isfinite(own).all():
+        raise DataError("the network's own heatmaps hold NaN or infinity: it has diverged or its weights do not fit")
     found = dict(zip(parts.outputs, (np.concatenate(output) for output in zip(*outputs))))
     assert found[HEATMAPS].shape == own.shape, f"heatmaps of shape {found[HEATMAPS].shape} instead of {own.shape}"
     coords, scores = codec.decode(own)

@@ -5,9 +5,10 @@
     formats     the ways in which weights are named and wrapped, and how each becomes Poise's
     loading     load and load_pretrained, with their report
     converting  Poise's names to the released ones and back
-    origin      what a file was trained with, where that can be known
+    origin      what a file was trained with, where that can be known: load_trained, for whatever predicts
 """
 from poise.weights.loading import LoadReport, load, load_pretrained
-from poise.weights.reading import Unreadable, WeightFile, read_state_dict, read_tensors, read_weight_file, save, unreadable
+from poise.weights.reading import Unreadable, WeightFile, read_state_dict, read_tensors, read_weight_file, save, unreadable, with_joints
 
-__all__ = ["LoadReport", "Unreadable", "WeightFile", "load", "load_pretrained", "read_state_dict", "read_tensors", "read_weight_file", "save", "unreadable"]
+__all__ = ["LoadReport", "Unreadable", "WeightFile", "load", "load_pretrained", "read_state_dict", "read_tensors", "read_weight_file", "save", "unreadable",
+           "with_joints"]

@@ -31,7 +31,7 @@ class LoadReport:
     """What became of each tensor: names in the network (loaded, missing, mismatched, replaced) and in the file (unexpected).
 
     what: the network and the naming that the file was recognised by; '' where it was not. replaced: layers for other joints than
-    the network's, which kept their new values. notes: what else was done to the weights.
+    the network's, which kept their new values. notes: what else was done to the weights. joints: their names, where the file tells them.
     """
 
     path: str
@@ -42,6 +42,7 @@ class LoadReport:
     mismatched: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    joints: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing) + len(self.mismatched) + len(self.replaced)
@@ -97,13 +98,13 @@ class Source:
     """The weights of a file under Poise's names, for the network that is to take them.
 
     own: that network's names and shapes; none for whichever network the file is of. family: of that network; found: of the file.
-    state: the tensors. order: the order of the image's channels that they were trained on, 'rgb' or '' where it is not known.
+    state: the tensors; joints: their joints' names, where the file tells them. order: the order of the image's channels that they were trained on, 'rgb' or '' where it is not known.
     words: the file's network in words; what: the same with its naming. notes: what was done, for the report.
     """
 
     def __init__(self, file: WeightFile, own: Shapes | None = None):
         naming = recognise_format(file.state)
-        self.path, self.notes, self.order = file.path, [], naming.order
+        self.path, self.notes, self.order, self.joints = file.path, [], naming.order, file.joints
         self.state: State = naming.to_poise(file.state)
         shapes = shapes_of(self.state)
         self.own = shapes if own is None else own
@@ -136,7 +137,7 @@ class Source:
 
 
 def _put(model: nn.Module, source: Source, optional: tuple[str, ...], ignored: tuple[str, ...], replace_head: bool, rgb: bool | None) -> LoadReport:
-    report = LoadReport(source.path, source.what, notes=source.notes)
+    report = LoadReport(source.path, source.what, notes=source.notes, joints=source.joints)
     file_shapes = shapes_of(source.state)
     head = _other_joints(source.family, file_shapes, source.own)
     state = fit_order(source, rgb)

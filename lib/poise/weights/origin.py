@@ -10,7 +10,8 @@ from yacs.config import CfgNode
 
 from poise import zoo
 from poise.errors import DataError
-from poise.weights.loading import LoadReport
+from poise.skeleton import dataset_of, other_joint
+from poise.weights.loading import LoadReport, load
 from poise.weights.reading import read_tensors
 from poise.yaml_files import parse_yaml
 
@@ -18,6 +19,17 @@ log = logging.getLogger(__name__)
 
 # what the joints found depend on besides the weights, and what a file of another value was trained with
 _TRAINED_WITH = ("MODEL.TARGET_TYPE", "MODEL.IMAGE_SIZE", "DATASET.COLOR_RGB")
+
+
+def load_trained(cfg: CfgNode, model: nn.Module, file: str | Path) -> LoadReport:
+    """weights.load of a file to predict with: with a warning where it was trained otherwise than `cfg` says, or for other joints than its data set's."""
+    report = load(model, file, rgb=cfg.DATASET.COLOR_RGB)
+    warn_of_other_training(cfg, Path(file))
+    data = dataset_of(cfg)
+    other = other_joint(report.joints, data.skeleton.names) if report.joints else ""
+    if other:
+        log.warning("%s was trained for other joints than those of %s (%s): joints may get wrong names", file, data.path, other)
+    return report
 
 
 def warn_of_other_training(cfg: CfgNode, file: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from poise.errors import DataError, shown
+from poise.skeleton import MOST_JOINTS
 from poise.writing import replacing
 
 # where a dict with the state dict in it may have it: HRNet, mmcv, timm; MSPN, detectron2
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")    # DataParallel and DistributedDataParallel; torch.compile
 _MOST_FOREIGN_CLASSES = 64
+_JOINTS = "poise.joints"
 _MOST_SHARED = 1 << 30      # bytes that a tensor may claim whose values are all the same few
 
 State = dict[str, torch.Tensor]
@@ -30,11 +32,12 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class WeightFile:
-    """The weights of a file under the names that they have there, without 'module.'. foreign: the classes of what was not read."""
+    """The weights of a file under the names that they have there, without 'module.'. foreign: the classes of what was not read. joints: see with_joints."""
 
     path: str
     state: State
     foreign: tuple[str, ...] = ()
+    joints: tuple[str, ...] = ()
 
 
 class Unreadable(DataError):
@@ -91,7 +94,24 @@ def read_weight_file(path: str | Path) -> WeightFile:
         if not _is_plain(tensor):
             raise DataError(f"{path}: {shown(plain)} is no plain tensor (sparse, quantised, without memory, or of more values than the file holds)")
         state[plain] = tensor
-    return WeightFile(str(path), state, tuple(foreign))
+    return WeightFile(str(path), state, tuple(foreign), _joints_of(content))
+
+
+def with_joints(state: State, names: Sequence[str]) -> State:
+    """A network's state_dict() that says, once it is saved, what the network's joints are.
+
+    The names stand beside PyTorch's own version numbers, in the `_metadata` that every state_dict() carries: the file stays a plain state
+    dict for whoever else reads it.
+    """
+    state._metadata[_JOINTS] = list(names)
+    return state
+
+
+def _joints_of(content: Any) -> tuple[str, ...]:
+    """The names that with_joints left; () where there are none, or what stands there is none."""
+    about = getattr(content, "_metadata", None)
+    names = about.get(_JOINTS) if isinstance(about, Mapping) else None
+    return tuple(names) if isinstance(names, list) and len(names) <= MOST_JOINTS and all(isinstance(name, str) for name in names) else ()
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
