@@ -130,6 +130,15 @@ def test_weights_are_fetched_once_and_that_is_said(stand_in, tmp_path, caplog, c
     assert again([]) == []
 
 
+def test_a_picture_on_which_the_detector_fails(stand_in, tmp_path, monkeypatch):
+    def fails(self, images):
+        raise RuntimeError("Input and output sizes should be greater than 0\nwhere it was")
+
+    monkeypatch.setattr(FoundEverywhere, "forward", fails)
+    detect = detectors.build("ssd300_vgg16", "cpu", folder=tmp_path)
+    assert refusal(detect, PICTURES[2:]) == "detector ssd300_vgg16: fails on pictures of 1 x 1 (Input and output sizes should be greater than 0 where it was)"
+
+
 def test_a_file_of_other_weights_is_refused(stand_in, tmp_path):
     (tmp_path / "text.pth").write_text("404")
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
@@ -254,6 +263,27 @@ def test_onnx_as_yolo_exports_it(tmp_path, turned):
     detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output0": table.transpose(0, 2, 1).copy() if turned else table}, (1, 3, 320, 320)), "cpu", 0.5)
     (boxes, scores), = detect(PICTURES[:1])
     assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [110, 15, 140, 45]])) and scores == pytest.approx([0.9, 0.7])
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["1 85 N", "1 N 85"])
+def test_onnx_as_yolo_v5_exports_it(tmp_path, turned):
+    """The fifth number is the objectness, and no class."""
+    table = np.zeros((1, 85, 100), np.float32)
+    for place, (x, objectness, person, dog) in enumerate([(100, 0.9, 0.8, 0.1), (200, 0.9, 0.1, 0.9), (250, 0.5, 0.9, 0), (40, 0, 1, 0)]):
+        table[0, :7, place] = [x, 140, 40, 80, objectness, person, dog]
+    detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output": table.transpose(0, 2, 1).copy() if turned else table}, (1, 3, 320, 320)), "cpu", 0.4)
+    (boxes, scores), = detect(PICTURES[:1])
+    assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [115, 30, 135, 70]])) and scores == pytest.approx([0.72, 0.45])
+
+
+@pytest.mark.parametrize("places", [300, 4])
+def test_onnx_as_yolos_without_suppression_export_it(tmp_path, places):
+    """(1, N, 6): corners, score and class of v10, 26 and exports with suppression, best first and the rest zeros."""
+    table = np.zeros((1, places, 6), np.float32)
+    table[0, :3] = [[80, 100, 120, 180, 0.9, 0], [220, 70, 280, 130, 0.7, 16], [82, 100, 122, 180, 0.6, 0]]
+    detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output0": table}, (1, 3, 320, 320)), "cpu", 0.5)
+    (boxes, scores), = detect(PICTURES[:1])
+    assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [41, 30, 61, 70]])) and scores == pytest.approx([0.9, 0.6])
 
 
 @pytest.mark.parametrize("kind", ["float", "uint8"])

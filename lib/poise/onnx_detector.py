@@ -4,9 +4,11 @@ What is taken, told apart by the outputs' shapes:
 
 - As torchvision's detectors are exported: an input (3, H, W) or (1, 3, H, W), float32 RGB from 0 to 1, and three outputs: boxes (N, 4) left,
   top, right, bottom in pixels of the input, labels (N,) with 1 for a person, and scores (N,); a leading 1 in a shape is fine.
-- As YOLO's (v8 and later): an input (1, 3, H, W) as above and one output (1, 4 + C, A): for each of A places its centre x, y, width and height in pixels
+- As YOLO's (v8 to v13): an input (1, 3, H, W) as above and one output (1, 4 + C, A): for each of A places its centre x, y, width and height in pixels
   of the input and the scores of C classes, of which class 0 is a person. Boxes that overlap by more than 0.7 of a better one's are dropped. An
-  output (1, A, 4 + C) is the same, turned.
+  output (1, A, 4 + C) is the same, turned. 85 numbers a place are those of v5 to v7 for COCO's 80 classes: before the classes stands how likely it is that there
+  is anything, by which their scores are multiplied.
+- As YOLO's that need no suppression (v10, 26, and any that were exported with it): one output (1, N, 6): left, top, right, bottom in pixels of the input, score, class.
 
 Where the file fixes H and W, the picture is scaled to fit and the rest is grey; where it leaves them open, YOLO's get 640 x 640 and the others the
 picture as it is. An input of uint8 gets pixels from 0 to 255.
@@ -30,7 +32,8 @@ _SIDE = 640                 # of YOLO's input, where the file does not say
 _GREY = 114                 # beside a picture of another shape, as YOLO is trained
 _OVERLAP = 0.7
 _PERSON_OF_YOLO = 0
-_FORMS = "outputs boxes (N, 4), labels (N,) and scores (N,), or one of (1, 4 + classes, places)"
+_COLUMNS_OF_V5 = 4 + 1 + 80
+_FORMS = "outputs boxes (N, 4), labels (N,) and scores (N,), or one of (1, 4 + classes, places) or (1, N, 6)"
 
 
 class OnnxDetector:
@@ -41,6 +44,7 @@ class OnnxDetector:
             raise DataError(f"{path}: no such detector file")
         self._path, self._threshold = str(path), score_threshold
         self._session = onnx_session(path, best_device() if device == "auto" else choose_device(device))
+        self._quiet = _quiet_options()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._input = inputs[0]
         shape = self._input.shape
@@ -59,7 +63,7 @@ class OnnxDetector:
         if self._input.type == "tensor(float)":
             pixels = pixels.astype(np.float32) / 255
         try:
-            answers = self._session.run(None, {self._input.name: pixels[None] if len(self._input.shape) == 4 else pixels})
+            answers = self._session.run(None, {self._input.name: pixels[None] if len(self._input.shape) == 4 else pixels}, self._quiet)
         except Exception as error:
             size = f"{placed.shape[1]} x {placed.shape[0]}"
             raise DataError(f"{self._path}: the detector fails on a picture of {size} ({one_line(error)[:200]})") from None
@@ -78,18 +82,31 @@ class OnnxDetector:
         return boxes[0][person].astype(np.float64), scores[0][person].astype(np.float64)
 
     def _of_yolo(self, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if answer.ndim != 3 or answer.shape[0] != 1 or min(answer.shape[1:]) < 5:
+        suppressed = answer.ndim == 3 and answer.shape[2] == 6
+        if answer.ndim != 3 or answer.shape[0] != 1 or min(answer.shape[1:]) < 5 and not suppressed:
             raise DataError(f"{self._path}: the detector's output has the shape {answer.shape}; it needs {_FORMS}")
         table = answer[0].astype(np.float64)
+        if suppressed:
+            person = table[:, 5] == _PERSON_OF_YOLO
+            return table[person, :4], table[person, 4]
         if table.shape[0] <= table.shape[1]:        # there are more places than classes
             table = table.T
-        best = table[:, 4:].argmax(axis=1)
-        scores = table[:, 4 + _PERSON_OF_YOLO]
-        chosen = (best == _PERSON_OF_YOLO) & (scores >= self._threshold) & np.isfinite(table[:, :5]).all(axis=1)
+        classes = table[:, 4:] if table.shape[1] != _COLUMNS_OF_V5 else table[:, 4:5] * table[:, 5:]
+        best, scores = classes.argmax(axis=1), classes[:, _PERSON_OF_YOLO]
+        chosen = (best == _PERSON_OF_YOLO) & (scores >= self._threshold) & np.isfinite(table[:, :4]).all(axis=1)
         center, half, scores = table[chosen, :2], table[chosen, 2:4] / 2, scores[chosen]
         boxes = np.concatenate([center - half, center + half], axis=1)
         kept = box_nms(boxes, scores, _OVERLAP)
         return boxes[kept], scores[kept]
+
+
+def _quiet_options():
+    """onnxruntime writes nothing of its own on stderr when it fails on a picture: our error tells it in one line."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _fitted(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, int, int]:
