@@ -50,12 +50,17 @@ class Pictures:
             try:
                 image = read_picture(path)
             except DataError as error:
-                if len(self.paths) == 1:
-                    raise
-                log.warning("%s", f"left out: {one_line(error)}")
-                self.skipped.append((path, str(error).removeprefix(f"{path}: ")))
+                self.leave_out(path, error)
                 continue
             yield Frame(path, index, image)
+
+    def leave_out(self, path: str, error: DataError) -> None:
+        """Put a picture that cannot be used into `skipped`, and say so; raise `error` again where there is no other picture."""
+        if len(self.paths) == 1:
+            raise error
+        reason = str(error).removeprefix(f"{path}: ")
+        log.warning("%s", f"left out: {one_line(f'{path}: {reason}')}")
+        self.skipped.append((path, reason))
 
 
 class Video:
@@ -183,14 +188,23 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
             raise DataError(f"{self.path}: OpenCV cannot write an mp4 of {self._size[0]} x {self._size[1]} at {self.fps:g} frames a second")
 
+    def _frames_in_file(self) -> int:
+        with quiet_opencv():
+            capture = cv2.VideoCapture(str(self._part))
+            frames = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
+            capture.release()
+        return int(frames)
+
     def close(self, keep: bool = True) -> None:
-        """Put the video in its place, or with keep False throw it away."""
+        """Put the video in its place, or with keep False throw it away. Raises DataError where it was not written whole."""
         if self._writer is None:
             return
         self._writer.release()
         self._writer = None
         try:
             if keep:
+                if self._frames_in_file() != self._written:     # OpenCV says nothing of a disk that is full
+                    raise DataError(f"{self.path}: the video could not be written to its end; is the disk full?")
                 os.replace(self._part, self.path)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
