@@ -267,6 +267,26 @@ def test_the_page_and_the_json(files, monkeypatch, capsys):
 
 
 @needs_matplotlib
+@pytest.mark.parametrize("length", [3, 24, 40])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_legends_stay_in_their_chart(length, columns):
+    """Two files' curves with names of 24 letters, the longest of short_names, and longer ones of runs: nothing is cut off, and the chart keeps its width."""
+    from poise.analysis import charts
+
+    matplotlib = charts.need_matplotlib()
+    with matplotlib.rc_context(charts._settings(charts.PAGE)):
+        figure, axes = charts.new_figure(8 if columns == 1 else 12, 4.6, 1, columns)
+        lines = [charts.Curve(f"{'w' * length}: {name}", [0, 1], [0, 1], colour) for colour in range(2) for name in ("mean of .5 to .95", "OKS 0.5", "OKS 0.75", "OKS 0.9")]
+        for axis in axes.flat:
+            charts._draw_lines(axis, charts.PAGE, lines, "recall", "precision")
+        figure.draw_without_rendering()
+        for axis in axes.flat:
+            legend, chart = axis.get_legend().get_window_extent(), axis.get_window_extent()
+            assert 0 <= legend.x0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
+            assert chart.width > 0.75 * figure.bbox.width / columns
+
+
+@needs_matplotlib
 def test_names_with_markup_stay_text(files, monkeypatch, capsys):
     name = "<script>alert(1)</script>&\"'$x_1$.jpg"
     content = json.loads((files / "truth.json").read_text())

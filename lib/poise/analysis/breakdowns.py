@@ -21,7 +21,7 @@ SEEN_NUMBERS = {"none": (0, 1), **JOINT_NUMBERS}
 
 #: title and explanation of each breakdown, in the order of the page
 TITLES = {
-    "size": ("Size", "of the person's outline, the `area` of the annotation, in square pixels"),
+    "size": ("Size", "of the person's outline, the annotation's area, in square pixels"),
     "crowding": ("Crowding", f"other persons of the picture whose box overlaps the person's with an IoU above {OVERLAP}"),
     "labelled joints": ("Labelled joints", "joints that the annotation has, hidden ones too"),
     "visible joints": ("Visible joints", "joints whose annotation says that they are seen (flag 2)"),
