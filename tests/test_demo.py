@@ -416,6 +416,13 @@ def test_smoothing_moves_the_joints_of_later_frames(tool, tmp_path):
         assert smoother.update([1, 2], seen, box, frame["seconds"]) == pytest.approx(given, abs=0.01)
 
 
+def test_a_pattern_that_fits_videos(tool, refused, tmp_path):
+    write_video(tmp_path / "a.mp4", frames=3)
+    assert tool("--input", tmp_path / "*.mp4")[0] == 0 and len(result(tmp_path / "out")["frames"]) == 3
+    write_video(tmp_path / "b.MOV", frames=3)
+    assert refused("--input", tmp_path / "?.[mM]*") == f"error: {tmp_path / '?.[mM]*'}: 2 videos fit this pattern; give one at a time"
+
+
 def test_max_frames_of_a_video(tool, tmp_path):
     write_video(tmp_path / "a.mp4", frames=20)
     tool("--input", tmp_path / "a.mp4", "--max-frames", "10")

@@ -127,7 +127,8 @@ def open_input(name: str) -> Pictures | Video:
     """What --input names. Raises DataError where there is nothing.
 
     A file with the ending of a video is a video, any other file a picture; a folder stands for its files with the ending of a picture, not
-    those of folders below, by name; a number is a camera; and what is none of these is a pattern (*, ?, [], ** for folders below), by name.
+    those of folders below, by name; a number is a camera; and what is none of these is a pattern (*, ?, [], ** for folders below) of pictures, by name,
+    or of one video.
     """
     path = Path(name)
     try:
@@ -146,6 +147,10 @@ def open_input(name: str) -> Pictures | Video:
         found = sorted(entry for entry in glob.glob(name, recursive=True) if not os.path.isdir(entry))
         if not found:
             raise DataError(f"{name}: no file fits this pattern")
+        if all(Path(entry).suffix.lower() in VIDEO_ENDINGS for entry in found):
+            if len(found) > 1:
+                raise DataError(f"{name}: {len(found)} videos fit this pattern; give one at a time")
+            return Video(found[0])
         return Pictures(found)
     raise DataError(f"{name or repr('')}: no such file or folder; --input takes a picture, a folder, a pattern, a video or the number of a camera")
 
