@@ -1,4 +1,5 @@
 """tools/analyze.py: groups, joints, scores, the page, and what users get wrong."""
+import gzip
 import importlib.util
 import json
 import re
@@ -361,6 +362,9 @@ def test_annotations_that_cannot_be_used(files, monkeypatch, capsys):
         assert run(monkeypatch, "--results", results, "--annotations", files / "truth.json") == 1
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and message in said and "truth.json" in said
+    (files / "truth.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
+    assert run(monkeypatch, "--results", results, "--annotations", files / "truth.json.gz") == 1
+    assert "truth.json.gz: the annotation file is packed by gzip; unpack it first" in capsys.readouterr().err
     assert run(monkeypatch, "--results", results, "--annotations", files / "gt_valid.mat") == 1 and "not MPII's" in capsys.readouterr().err
     assert run(monkeypatch, "--results", files / "pred.mat", "--annotations", files / "truth.json") == 1
     assert run(monkeypatch, "--results", results, "--annotations", files / "absent.json") == 1 and "No such file" in capsys.readouterr().err

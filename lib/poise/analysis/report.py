@@ -108,7 +108,7 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
 
     html, figures = Path(folder) / "analysis.html", Path(folder) / "analysis.json"
     text = page.render(report)
-    content = {"files": report.figures, "worst pictures": [_without_pixels(picture) for picture in report.costliest],
+    content = {"notes": report.notes, "files": report.figures, "worst pictures": [_without_pixels(picture) for picture in report.costliest],
                "pictures that differ most": [_without_pixels(picture) for picture in report.most_different]}
     with replacing(figures) as part:
         part.write_bytes(orjson.dumps(finite(content), option=orjson.OPT_INDENT_2))
