@@ -15,7 +15,7 @@ def on_the_path():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield
-    for name in ("comparing", "made_data", "data", "estimator", "evaluation", "export", "oks_nms", "postprocess", "run", "startup"):
+    for name in ("analysis", "comparing", "made_data", "data", "estimator", "evaluation", "export", "oks_nms", "postprocess", "run", "startup"):
         sys.modules.pop(name, None)
 
 
@@ -148,4 +148,13 @@ def test_reading_of_the_reference(small, tmp_path):
     theirs = np.array([entry["center"] for entry in db])
     assert np.allclose(np.sort(table.center, axis=0), np.sort(theirs, axis=0), atol=1e-3)
     boxes, _ = read_set(cfg, train=False)
-    assert np.allclose(boxes.center, [entry["center"] for entry in startup.reference_detections(tmp_path / "annotations" / "person_keypoints_val2017.json", tmp_path / "boxes.json")], atol=1e-3)
+    theirs = startup.reference_detections(tmp_path / "annotations" / "person_keypoints_val2017.json", tmp_path / "boxes.json")
+    assert np.allclose(boxes.center, [entry["center"] for entry in theirs], atol=1e-3)
+
+
+def test_the_cost_of_an_analysis(small, tmp_path):
+    pytest.importorskip("matplotlib")
+    from analysis import measure
+
+    (row,) = measure()
+    assert row.work == "analysis of 500 predictions in 40 pictures" and row.value > 0 and row.verdict == ""

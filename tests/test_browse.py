@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import ROOT, forget_log_handlers
 
-from poise import config
+from poise import config, visualize
 from poise.engine import browse, train
-from poise.errors import run_tool
+from poise.errors import DataError, run_tool
 
 
 def tool():
@@ -72,12 +72,12 @@ def test_pictures_show_joints_heatmaps_and_weights(tiny_experiment):
     inside = (samples.weight > 0) & (samples.visible > 1)
     outside = (samples.visible > 0) & (samples.weight == 0)
     assert inside.sum() > 40 and outside.sum() > 5
-    for row, joint in np.argwhere(inside)[:40]:
-        if samples.skeleton.names[joint] != "left_ankle":      # nothing is drawn over it later but another joint
-            continue
+    ankles = np.argwhere(inside & (np.array(samples.skeleton.names) == "right_ankle"))      # the last joint, over which nothing is drawn but rings
+    assert len(ankles)
+    for row, joint in ankles:
         x, y = np.rint((samples.joints[row, joint] + 0.5) * zoom - 0.5).astype(int)
         cell = picture[row // 8 * (174 + 2) + y, row % 8 * 162 + x].astype(int)
-        assert abs(cell - (0, 165, 255)).max() < 60, "the left is orange"
+        assert abs(cell - (255, 120, 30)).max() < 60, "the right is blue"
     red = (np.abs(picture.astype(int) - browse._RING).max(axis=2) < 40).sum()
     assert red > 5 * 4
     rows = browse.target_mosaic(samples, rows=3)
@@ -100,6 +100,24 @@ def test_tool_writes_mosaics(tiny_experiment, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "output").exists(), "a run folder is for trainings"
 
 
+def test_the_largest_mosaic(tiny_experiment):
+    """As many samples as are said to have room can be written."""
+    cfg = config.load(tiny_experiment)
+    most, crop = browse.most_samples(cfg), np.zeros((64, 64, 3), np.uint8)
+    rows = most // 8
+    picture = np.zeros((rows * (browse._with_words(browse._enlarged(crop, browse._zoom((64, 64))), "").shape[0] + 2), 8, 3), np.uint8)
+    assert len(visualize.encoded(picture, ".jpg")) > 0
+    with pytest.raises(DataError, match="a picture of 8 x 70000 cannot be written as jpg"):
+        visualize.encoded(np.zeros((70_000, 8, 3), np.uint8), ".jpg")
+
+
+def test_an_output_that_is_a_file(tiny_experiment, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert run(monkeypatch, "--cfg", tiny_experiment, "--output", tmp_path / "file", "--count", 2) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"error: {tmp_path / 'file' / 'joints.jpg'}: cannot be written" in said and (tmp_path / "file").read_text() == "mine"
+
+
 def test_mpii(tiny_mpii_experiment, tmp_path, monkeypatch):
     assert run(monkeypatch, "--cfg", tiny_mpii_experiment, "--output", tmp_path / "look", "--count", 3) == 0
     assert sorted(path.name for path in (tmp_path / "look").iterdir()) == ["heatmaps.jpg", "joints.jpg"]
@@ -107,6 +125,7 @@ def test_mpii(tiny_mpii_experiment, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options, status, message", [
     (["--count", 0], 2, "--count 0: must be 1 or more"), (["--epoch", -1], 2, "--epoch -1: must be 0 or more"), (["--first", 5000], 2, "--first 5000: an epoch has the samples 0 to"),
+    (["--count", 3000], 2, "--count 3000: a picture has room for 2952 of these samples; show the others with --first"),
     (["DATASET.ROOT", "absent"], 1, "annotation file"),
 ])
 def test_what_cannot_be_drawn(tiny_experiment, tmp_path, monkeypatch, capsys, options, status, message):

@@ -190,10 +190,58 @@ def test_a_folder_with_bad_pictures_goes_on_counts_them_and_says_so(tool, tmp_pa
     assert status == 0 and "error" not in error
     assert {os.path.basename(frame["file"]) for frame in content["frames"]} == set(good)
     assert {os.path.basename(entry["file"]) for entry in content["skipped"]} == set(bad) and all(entry["reason"] for entry in content["skipped"])
-    assert f"{len(bad)} of the input could not be read: " in out.splitlines()[-1]
+    assert f"{len(bad)} of the input could not be used: " in out.splitlines()[-1]
     for name, (_, fault) in REFUSED.items():
         if name in bad:
             assert sum(f"left out: {folder / name}: " in line and fault in line for line in out.splitlines()) == 1
+
+
+def test_a_picture_on_which_the_detector_fails_is_left_out(tool, refused, tmp_path):
+    """A detector that takes pictures of 80 x 60 pixels alone, though its file does not say so."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper
+
+    values = {"boxes": np.array([[0, 0, 40, 60]], np.float32), "labels": np.array([1]), "scores": np.array([0.9], np.float32)}
+    nodes = [helper.make_node("Reshape", ["image", "shape"], ["flat"]), helper.make_node("ReduceSum", ["flat"], ["sum"], keepdims=0),
+             helper.make_node("Mul", ["sum", "nothing"], ["none"]), helper.make_node("Add", ["boxes_value", "none"], ["boxes"]),
+             *(helper.make_node("Identity", [f"{name}_value"], [name]) for name in ("labels", "scores"))]
+    constants = [numpy_helper.from_array(array, f"{name}_value") for name, array in values.items()]
+    constants += [numpy_helper.from_array(np.array([3, 60, 80]), "shape"), numpy_helper.from_array(np.float32(0), "nothing")]
+    outputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape) for name, array in values.items()]
+    graph = helper.make_graph(nodes, "detector", [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, 3, "h", "w"))], outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "detector.onnx")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        (folder / name).write_bytes(PNG)
+    cv2.imwrite(str(folder / "b.png"), np.full((50, 80, 3), 90, np.uint8))
+    status, out, error = tool("--input", folder, "--detector", tmp_path / "detector.onnx")
+    assert status == 0, error
+    content = result(tmp_path / "out")
+    assert [os.path.basename(frame["file"]) for frame in content["frames"]] == ["a.png", "c.png"] and len(all_persons(content)) == 2
+    (skipped,) = content["skipped"]
+    assert skipped["file"] == str(folder / "b.png") and "the detector fails on a picture of 80 x 50" in skipped["reason"]
+    assert f"left out: {folder / 'b.png'}: " in out and "1 of the input could not be used" in out
+    assert "the detector fails on a picture of 80 x 50" in refused("--input", folder / "b.png", "--detector", tmp_path / "detector.onnx", output=tmp_path / "one")
+
+
+def test_long_names_are_cut(tool, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("x" * 251 + ".png", "x" * 250 + "y.png", "\u00e9" * 125 + ".png"):
+        (folder / name).write_bytes(PNG)
+    status, _, error = tool("--input", folder)
+    assert status == 0, error
+    drawn = [frame["drawn"] for frame in result(tmp_path / "out")["frames"]]
+    assert drawn == ["x" * 200 + "_pose.jpg", "x" * 200 + "_pose_2.jpg", "\u00e9" * 100 + "_pose.jpg"]
+    assert all((tmp_path / "out" / name).is_file() for name in drawn)
+
+
+def test_one_picture_may_be_drawn_beside_itself(tool, tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    status, _, _ = tool("--input", tmp_path / "a.png", output=tmp_path)
+    assert status == 0 and (tmp_path / "a_pose.jpg").is_file() and (tmp_path / "a.png").read_bytes() == PNG
 
 
 def test_nothing_but_bad_pictures(refused, tmp_path):
@@ -201,7 +249,7 @@ def test_nothing_but_bad_pictures(refused, tmp_path):
     folder.mkdir()
     for number in range(3):
         (folder / f"{number}.jpg").write_text("404")
-    assert refused("--input", folder) == "error: none of the 3 pictures can be read"
+    assert refused("--input", folder) == "error: none of the 3 pictures can be used"
     assert not (tmp_path / "out" / "poses.json").exists()
     for name, (data, fault) in REFUSED.items():
         (tmp_path / name).write_bytes(data)
@@ -368,6 +416,13 @@ def test_smoothing_moves_the_joints_of_later_frames(tool, tmp_path):
         assert smoother.update([1, 2], seen, box, frame["seconds"]) == pytest.approx(given, abs=0.01)
 
 
+def test_a_pattern_that_fits_videos(tool, refused, tmp_path):
+    write_video(tmp_path / "a.mp4", frames=3)
+    assert tool("--input", tmp_path / "*.mp4")[0] == 0 and len(result(tmp_path / "out")["frames"]) == 3
+    write_video(tmp_path / "b.MOV", frames=3)
+    assert refused("--input", tmp_path / "?.[mM]*") == f"error: {tmp_path / '?.[mM]*'}: 2 videos fit this pattern; give one at a time"
+
+
 def test_max_frames_of_a_video(tool, tmp_path):
     write_video(tmp_path / "a.mp4", frames=20)
     tool("--input", tmp_path / "a.mp4", "--max-frames", "10")
@@ -384,20 +439,45 @@ def test_a_video_that_ends_too_early(tool, tmp_path, refused):
     content = result(tmp_path / "out")
     frames = len(content["frames"])
     assert status == 0 and 5 < frames < 35
-    assert content["skipped"] == [{"file": str(tmp_path / "half.avi"), "reason": f"the video ends after {frames} of 40 frames"}] and "could not be read" in out
+    assert content["skipped"] == [{"file": str(tmp_path / "half.avi"), "reason": f"the video ends after {frames} of 40 frames"}] and "could not be used" in out
     (tmp_path / "text.mp4").write_text("404")
     (tmp_path / "empty.mp4").touch()
     for name in ("text.mp4", "empty.mp4"):
         assert refused("--input", tmp_path / name) == f"error: {tmp_path / name}: not a video that OpenCV can read, or a damaged one"
 
 
+def test_a_film_for_which_the_disk_has_no_room(tool, refused, tmp_path):
+    """OpenCV does not tell: the file is looked at before it takes the place of the older one."""
+    import resource
+
+    writer, random = cv2.VideoWriter(str(tmp_path / "a.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 25.0, (160, 120)), np.random.default_rng(0)
+    for _ in range(40):
+        writer.write(random.integers(0, 256, (120, 160, 3), np.uint8))
+    writer.release()
+    tool("--input", tmp_path / "a.mp4", "--max-frames", "3")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(before["a_pose.mp4"]) > 20_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))      # a write beyond it fails, as on a full disk
+    try:
+        line = refused("--input", tmp_path / "a.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert line == f"error: {tmp_path / 'out' / 'a_pose.mp4'}: the video could not be written to its end; is the disk full?"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
 class Camera:
-    """cv2.VideoCapture over some frames; its properties are those of a camera, or of a file that says nonsense."""
+    """cv2.VideoCapture over some frames; its properties are those of a camera, or of a file that says nonsense. Films that were drawn are read as they are."""
+
+    files = cv2.VideoCapture
 
     def __init__(self, properties=(), frames=6):
         self.properties, self.left, self.asked = dict(properties), frames, []
 
     def __call__(self, name):
+        if str(name).endswith(".part.mp4"):
+            return self.files(name)
         self.asked.append(name)
         return self
 
@@ -492,6 +572,7 @@ def test_refusals(refused, tmp_path):
         (["--input", picture, "--smooth"], "need a video", 2),
         (["--input", picture, "--score-threshold", "1.5"], "--score-threshold 1.5: must be from 0 to 1", 2),
         (["--input", picture, "--score-threshold", "nan"], "--score-threshold nan: must be from 0 to 1", 2),
+        (["--input", picture, "--joint-threshold", "nan"], "--joint-threshold nan: must be a number", 2),
         (["--input", picture, "--max-frames", "-1"], "--max-frames -1: must be 0 or more", 2),
         (["--input", picture, "--detector", "yolov5"], "no person detector 'yolov5'", 2),
         (["--input", picture, "--detector", tmp_path / "none.onnx"], "none.onnx: no such detector file", 1),
@@ -510,7 +591,8 @@ def test_refusals_of_weights_and_places(refused, tmp_path, network):
     assert "none.pth" in refused("--input", picture, weights=tmp_path / "none.pth")
     assert "TEST.MODEL_FILE is empty and" in refused("--input", picture, weights=None)
     assert "--cfg FILE is needed" in refused("--input", picture, cfg=None, status=2)
-    assert "the pictures of --input lie there; give another folder" in refused("--input", picture, output=tmp_path, status=2)
+    (tmp_path / "b.png").write_bytes(PNG)
+    assert "the pictures of --input lie there; give another folder" in refused("--input", tmp_path, output=tmp_path, status=2)
     (tmp_path / "file").touch()
     assert f"error: {tmp_path / 'file'}" in refused("--input", picture, output=tmp_path / "file")
 

@@ -130,6 +130,15 @@ def test_weights_are_fetched_once_and_that_is_said(stand_in, tmp_path, caplog, c
     assert again([]) == []
 
 
+def test_a_picture_on_which_the_detector_fails(stand_in, tmp_path, monkeypatch):
+    def fails(self, images):
+        raise RuntimeError("Input and output sizes should be greater than 0\nwhere it was")
+
+    monkeypatch.setattr(FoundEverywhere, "forward", fails)
+    detect = detectors.build("ssd300_vgg16", "cpu", folder=tmp_path)
+    assert refusal(detect, PICTURES[2:]) == "detector ssd300_vgg16: fails on pictures of 1 x 1 (Input and output sizes should be greater than 0 where it was)"
+
+
 def test_a_file_of_other_weights_is_refused(stand_in, tmp_path):
     (tmp_path / "text.pth").write_text("404")
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
@@ -195,8 +204,8 @@ def test_the_weights_are_those_that_torchvision_offers():
 # ONNX ------------------------------------------------------------------------------------------------------------------------------
 
 
-def onnx_file(path, outputs, input_shape, *, kind=None):
-    """A graph of one input that gives fixed outputs, {name: array}; the first also depends on the input, by its mean times nothing."""
+def onnx_file(path, outputs, input_shape, *, kind=None, told=()):
+    """A graph of one input that gives fixed outputs, {name: array}. told: metadata."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
@@ -208,7 +217,9 @@ def onnx_file(path, outputs, input_shape, *, kind=None):
         nodes.append(helper.make_node("Identity", [f"{name}_value"], [name]))
         values.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
     graph = helper.make_graph(nodes, "detector", [helper.make_tensor_value_info("image", kind, input_shape)], values, constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, dict(told))
+    onnx.save(model, path)
     return str(path)
 
 
@@ -254,6 +265,56 @@ def test_onnx_as_yolo_exports_it(tmp_path, turned):
     detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output0": table.transpose(0, 2, 1).copy() if turned else table}, (1, 3, 320, 320)), "cpu", 0.5)
     (boxes, scores), = detect(PICTURES[:1])
     assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [110, 15, 140, 45]])) and scores == pytest.approx([0.9, 0.7])
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["1 85 N", "1 N 85"])
+def test_onnx_as_yolo_v5_exports_it(tmp_path, turned):
+    """The fifth number is the objectness, and no class."""
+    table = np.zeros((1, 85, 100), np.float32)
+    for place, (x, objectness, person, dog) in enumerate([(100, 0.9, 0.8, 0.1), (200, 0.9, 0.1, 0.9), (250, 0.5, 0.9, 0), (40, 0, 1, 0)]):
+        table[0, :7, place] = [x, 140, 40, 80, objectness, person, dog]
+    detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output": table.transpose(0, 2, 1).copy() if turned else table}, (1, 3, 320, 320)), "cpu", 0.4)
+    (boxes, scores), = detect(PICTURES[:1])
+    assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [115, 30, 135, 70]])) and scores == pytest.approx([0.72, 0.45])
+
+
+@pytest.mark.parametrize("places", [300, 4])
+def test_onnx_as_yolos_without_suppression_export_it(tmp_path, places):
+    """(1, N, 6): corners, score and class of v10, 26 and exports with suppression, best first and the rest zeros."""
+    table = np.zeros((1, places, 6), np.float32)
+    table[0, :3] = [[80, 100, 120, 180, 0.9, 0], [220, 70, 280, 130, 0.7, 16], [82, 100, 122, 180, 0.6, 0]]
+    detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output0": table}, (1, 3, 320, 320)), "cpu", 0.5)
+    (boxes, scores), = detect(PICTURES[:1])
+    assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [41, 30, 61, 70]])) and scores == pytest.approx([0.9, 0.6])
+
+
+ONE, POSE = "{0: 'person'}", {"task": "pose"}
+
+
+@pytest.mark.parametrize("told, columns, want", [
+    ({"names": ONE, **POSE}, (100, 140, 40, 80, 0.9, 300, 200, 0.99), [0.9]),           # a pose network's joint is no class
+    ({"names": "['car', 'Person']"}, (100, 140, 40, 80, 0.1, 0.8), [0.8]), ({"names": "['car', 'Person']"}, (100, 140, 40, 80, 0.9, 0.8), []),
+    ({"names": "{0: 'pedestrian'}"}, (100, 140, 40, 80, 0.9), [0.9]), ({"names": "__import__('os')"}, (100, 140, 40, 80, 0.9), [0.9]),
+    ({"names": "{'a': 'b'}"}, (100, 140, 40, 80, 0.9), [0.9]), ({"names": "[" * 5000}, (100, 140, 40, 80, 0.9), [0.9]),
+    ({"names": ONE, "end2end": "True", **POSE}, (80, 100, 120, 180, 0.9, 0, 300, 200, 0.99), [0.9]),
+    ({"names": ONE, "args": "{'batch': 1, 'nms': True}", **POSE}, (80, 100, 120, 180, 0.9, 0, 300, 200, 0.99), [0.9]),
+    ({"names": "['car', 'person']", "end2end": "True"}, (80, 100, 120, 180, 0.9, 0), []), ({"names": "['car', 'person']", "end2end": "True"}, (80, 100, 120, 180, 0.9, 1), [0.9]),
+])
+def test_onnx_metadata_of_ultralytics(tmp_path, told, columns, want):
+    table = np.zeros((1, 100, len(columns)), np.float32)
+    table[0, 0] = columns
+    output = table if "end2end" in told or "args" in told else table.transpose(0, 2, 1).copy()
+    (boxes, scores), = detectors.build(onnx_file(tmp_path / "a.onnx", {"output0": output}, (1, 3, 320, 320), told=told), "cpu", 0.5)(PICTURES[:1])
+    assert scores == pytest.approx(want) and boxes == pytest.approx(np.array([[40, 30, 60, 70]] * len(want)).reshape(-1, 4))
+
+
+def test_onnx_detector_of_other_things(tmp_path, caplog):
+    table = np.zeros((1, 6, 100), np.float32)
+    table[0, :5, 7] = [30, 30, 20, 20, 0.9]
+    (boxes, _), = detectors.build(onnx_file(tmp_path / "a.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['cat', 'dog']"}))(PICTURES[:1])
+    assert len(boxes) == 1 and "a.onnx: finds no class person but cat, dog; the first is taken" in caplog.text
+    detect = detectors.build(onnx_file(tmp_path / "b.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['a', 'b', 'person']"}))
+    assert "the detector's output has 2 classes, and its person is number 2" in refusal(detect, PICTURES[:1])
 
 
 @pytest.mark.parametrize("kind", ["float", "uint8"])

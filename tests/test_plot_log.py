@@ -63,6 +63,9 @@ def test_curves_of_runs(tmp_path):
     assert [(curve.name, curve.colour) for curve in drawn["loss"]] == [("only: train_loss", 0), ("only: valid_loss", 0), ("other: train_loss", 1), ("other: valid_loss", 1)]
     assert [curve.name for curve in drawn["learning rate"]] == ["only", "other"] and len(drawn["PCKh"]) == 1
     assert list(log_curves.chart_lines(two, ["Ap .5"])) == ["Ap .5"]
+    # of one epoch there are no lines, and the figures are told apart by their marks
+    short = log_curves.chart_lines({"short": log_curves.read_log(write_run(tmp_path / "short", epochs=2))})
+    assert [(curve.name, curve.style) for curve in short["AP"]] == [("AP", "o"), ("Ap .5", "s")] and [curve.style for curve in short["loss"]] == ["-", "s"]
     with pytest.raises(ConfigError, match="--figures loss: no run has it; there are AP, AP .M., Ap .5, Mean, "):
         log_curves.chart_lines(two, ["loss"])
 

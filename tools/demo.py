@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 
 from poise.errors import DEBUG_VARIABLE, INTERRUPTED, ConfigError, run_tool
@@ -38,6 +39,8 @@ def parse_args() -> argparse.Namespace:
         raise ConfigError(f"--max-frames {args.max_frames}: must be 0 or more")
     if args.detector_weights and not args.detector:
         raise ConfigError("--detector-weights: needs --detector, whose weights they are")
+    if args.joint_threshold is not None and not math.isfinite(args.joint_threshold):
+        raise ConfigError(f"--joint-threshold {args.joint_threshold:g}: must be a number")
     if not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold {args.score_threshold:g}: must be from 0 to 1")
     return args

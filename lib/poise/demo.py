@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,12 +21,12 @@ from poise.engine.logs import run_names, start_console
 from poise.engine.test import model_file
 from poise.errors import ConfigError, DataError, one_line
 from poise.media import Frame, Pictures, Video, VideoWriter, open_input
-from poise.person_boxes import BoxSource, DetectedPersons, GivenBoxes, WholePictures, usable
+from poise.person_boxes import BoxSource, DetectedPersons, Found, GivenBoxes, WholePictures, usable
 from poise.poses import Poses
 from poise.predictor import PoseEstimator
 from poise.smoothing import PoseSmoother
 from poise.tracking import Tracker
-from poise.visualize import draw_box
+from poise.visualize import draw_box, encoded
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 JSON_NAME = "poses.json"
 _FRAMES_AT_ONCE, _PIXELS_AT_ONCE = 8, 50_000_000
 _JPEG_SIDE = 65_000         # a JPEG has no longer one
+_NAME_BYTES = 200           # of a name that is written; file systems take 255, of which some are for endings
 #: the parts that the time is split into, in their order
 PARTS = ("reading", "detection", "crop", "network", "decode", "tracking", "drawing")
 
@@ -80,7 +82,7 @@ class Demo:
         self._names: set[str] = set()
         self._video: VideoWriter | None = None
         if draw and source.fps is not None:
-            self._video = VideoWriter(self._folder / f"{Path(source.name).stem}_pose.mp4", source.fps, source.live)
+            self._video = VideoWriter(self._folder / f"{_drawn_name(source.name)}.mp4", source.fps, source.live)
         self.summary = Summary(self._folder)
 
     def run(self, head: dict[str, Any]) -> Summary:
@@ -92,7 +94,6 @@ class Demo:
         head = {**head, "boxes": self._boxes.name, "video": video, "tracked": self._tracker is not None, "smoothed": self._smoother is not None}
         total = min(filter(None, (len(source), self._max_frames)), default=None)
         begin = time.perf_counter()
-        done = False
         try:
             with pose_file.writing(self._folder / JSON_NAME, self._estimator.skeleton, head) as poses, Interrupt() as interrupt, \
                     tqdm(total=total, unit="frame", disable=None, file=sys.stderr) as bar:
@@ -107,11 +108,12 @@ class Demo:
                 summary.seconds["other"] = summary.seconds["total"] - sum(summary.seconds[part] for part in PARTS)
                 poses.tail = self._tail()
                 if not summary.frames:
-                    raise DataError(f"none of the {len(source)} pictures can be read" if source.fps is None else f"{source.name}: no frame was read")
-            done = True
+                    raise DataError(f"none of the {len(source)} pictures can be used" if source.fps is None else f"{source.name}: no frame was read")
+                if self._video:
+                    self._video.close()
         finally:
             if self._video:
-                self._video.close(keep=done)
+                self._video.close(keep=False)       # of a run that failed
         return summary
 
     def _groups(self) -> Iterator[list[Frame]]:
@@ -135,7 +137,7 @@ class Demo:
     def _work(self, frames: list[Frame], poses: pose_file.PoseFile) -> None:
         summary = self.summary
         with summary.timed("detection"):
-            found = self._boxes(frames)
+            frames, found = self._found(frames)
         chosen = [usable(boxes, *frame.image.shape[:2]) for frame, (boxes, _) in zip(frames, found)]
         summary.left_out_boxes += sum(int((~one).sum()) for one in chosen)
         boxes = [own[one] for (own, _), one in zip(found, chosen)]
@@ -154,6 +156,19 @@ class Demo:
             summary.frames += 1
             summary.persons += len(own)
 
+    def _found(self, frames: list[Frame]) -> tuple[list[Frame], list[Found]]:
+        """The frames with the boxes of each, without pictures on which the detector fails: one odd picture does not end a folder's run."""
+        try:
+            return frames, self._boxes(frames)
+        except DataError as error:
+            if not isinstance(self._source, Pictures):
+                raise
+            if len(frames) == 1:
+                self._source.leave_out(frames[0].name, error)
+                return [], []
+        parts = [self._found([frame]) for frame in frames]
+        return [frame for part, _ in parts for frame in part], [one for _, found in parts for one in found]
+
     def _draw_frame(self, frame: Frame, poses: Poses, tracks: np.ndarray | None) -> str | None:
         """Write the picture, and return its name, or put the frame into the video."""
         image = np.ascontiguousarray(poses.draw(frame.image, least_score=self._joint_score))
@@ -164,10 +179,9 @@ class Demo:
             self._video.write(image, frame.seconds)
             return None
         ending = ".jpg" if max(image.shape[:2]) <= _JPEG_SIDE else ".png"
-        name = self._new_name(f"{Path(frame.name).stem}_pose")
-        _, data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        name = self._new_name(_drawn_name(frame.name))
         with replacing(self._folder / f"{name}{ending}") as part:
-            part.write_bytes(data.tobytes())
+            part.write_bytes(encoded(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ending))
         return f"{name}{ending}"
 
     def _new_name(self, name: str) -> str:
@@ -183,6 +197,14 @@ class Demo:
         summary = self.summary
         return {"skipped": [{"file": name, "reason": reason} for name, reason in summary.skipped], "interrupted": summary.interrupted,
                 "seconds": {part: round(value, 4) for part, value in summary.seconds.items()}, "frames_per_second": round(summary.frames_per_second, 3)}
+
+
+def _drawn_name(name: str) -> str:
+    """Of what is drawn of a picture or video `name`, without ending; long names are cut."""
+    stem = Path(name).stem
+    while len(os.fsencode(stem)) > _NAME_BYTES:
+        stem = stem[:-1]
+    return f"{stem}_pose"
 
 
 def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str = "", boxes: str = "", detector: str = "", detector_weights: str = "",
@@ -210,9 +232,9 @@ def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str =
 
 
 def _check_folder(folder: str | Path, source: Pictures | Video) -> None:
-    """Raise ConfigError where the output would lie among the input: it would be taken for input at the next run."""
+    """Raise ConfigError where the output would lie among the pictures of a folder or pattern: it would be taken for input at the next run."""
     files = source.paths if isinstance(source, Pictures) else []
-    if any(Path(file).resolve().parent == Path(folder).resolve() for file in files):
+    if len(files) > 1 and any(Path(file).resolve().parent == Path(folder).resolve() for file in files):
         raise ConfigError(f"--output {folder}: the pictures of --input lie there; give another folder")
 
 
@@ -230,6 +252,6 @@ def report(summary: Summary, boxes: BoxSource) -> str:
     if isinstance(boxes, GivenBoxes) and boxes.missing:
         lines.append(f"{boxes.missing} of {summary.frames} frames have no boxes in {one_line(boxes.name)}")
     if summary.skipped:
-        lines.append(f"{len(summary.skipped)} of the input could not be read: " + ", ".join(one_line(name) for name, _ in summary.skipped[:5])
+        lines.append(f"{len(summary.skipped)} of the input could not be used: " + ", ".join(one_line(name) for name, _ in summary.skipped[:5])
                      + (", ..." if len(summary.skipped) > 5 else ""))
     return "\n".join(lines)

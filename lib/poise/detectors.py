@@ -4,7 +4,7 @@
     [(boxes, scores)] = detect([picture])
 
 A detector takes a list of RGB arrays (H, W, 3) uint8, of any sizes, and gives for each its persons: boxes (N, 4) float64, left, top, right,
-bottom in pixels of the picture, within it, and scores (N,) float64, best first.
+bottom in pixels of the picture, within it, and scores (N,) float64, best first. It raises DataError for pictures on which it fails.
 """
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TorchvisionDetector:
         key = "score_thresh" if name.startswith(("retina", "fcos", "ssd")) else "box_score_thresh"
         model = models.get_model(name, weights=None, weights_backbone=None, num_classes=91, **{key: min(score_threshold, 0.05)})
         _fill(model, file, name)
-        self._model = model.to(self._device).eval()
+        self._name, self._model = name, model.to(self._device).eval()
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         import torch
@@ -73,10 +73,17 @@ class TorchvisionDetector:
             for begin in range(0, len(images), _AT_ONCE):
                 part = images[begin:begin + _AT_ONCE]
                 tensors = [torch.from_numpy(np.ascontiguousarray(image)).to(self._device).permute(2, 0, 1).float() / 255 for image in part]
-                for image, answer in zip(part, self._model(tensors)):
+                for image, answer in zip(part, self._answers(tensors)):
                     boxes, labels, scores = (answer[key].cpu().numpy() for key in ("boxes", "labels", "scores"))
                     found.append(persons(boxes[labels == PERSON], scores[labels == PERSON], self._threshold, image.shape))
         return found
+
+    def _answers(self, tensors: list) -> list[dict]:
+        try:
+            return self._model(tensors)
+        except RuntimeError as error:       # a side that is scaled to 0 pixels, no memory left
+            sizes = ", ".join(f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in tensors)
+            raise DataError(f"detector {self._name}: fails on pictures of {sizes} ({one_line(error)[:200]})") from None
 
 
 def persons(boxes: np.ndarray, scores: np.ndarray, threshold: float, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ _NO_NUMBER = re.compile(r"-?(?:NaN|Infinity)", re.IGNORECASE)
 
 MOST_BYTES = 1 << 32     # the largest published annotation file has 1 GB
 _OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"\x00", "UTF-16 or UTF-32"))
+_PACKED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"))
 # what a file is read in: much larger parts take memory that is slow to get, much smaller ones more calls
 PART_BYTES = 1 << 18
 _LARGE_BYTES = 1 << 22
@@ -104,6 +105,9 @@ def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
             data[:1 << 24].decode()
         except UnicodeDecodeError as fault:     # unless a letter was cut in two at the end of what was looked at
             encoding = encoding or ("another encoding than UTF-8" if fault.end < 1 << 24 else "")
+        packed = next((name for mark, name in _PACKED if data.startswith(mark)), "")
+        if packed:
+            raise DataError(f"{path}: the {what} is packed by {packed}; unpack it first") from None
         if encoding:
             raise DataError(f"{path}: the {what} is not valid JSON, for it is in {encoding}; save it as UTF-8") from None
         raise DataError(f"{path}: the {what} is not valid JSON ({one_line(error)[:200]}){f'; {mend}' if mend else ''}") from None

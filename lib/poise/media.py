@@ -51,12 +51,17 @@ class Pictures:
             try:
                 image = read_picture(path)
             except DataError as error:
-                if len(self.paths) == 1:
-                    raise
-                log.warning("%s", f"left out: {one_line(error)}")
-                self.skipped.append((path, str(error).removeprefix(f"{path}: ")))
+                self.leave_out(path, error)
                 continue
             yield Frame(path, index, image)
+
+    def leave_out(self, path: str, error: DataError) -> None:
+        """Put a picture that cannot be used into `skipped`, and say so; raise `error` again where there is no other picture."""
+        if len(self.paths) == 1:
+            raise error
+        reason = str(error).removeprefix(f"{path}: ")
+        log.warning("%s", f"left out: {one_line(f'{path}: {reason}')}")
+        self.skipped.append((path, reason))
 
 
 class Video:
@@ -123,7 +128,8 @@ def open_input(name: str) -> Pictures | Video:
     """What --input names. Raises DataError where there is nothing.
 
     A file with the ending of a video is a video, any other file a picture; a folder stands for its files with the ending of a picture, not
-    those of folders below, by name; a number is a camera; and what is none of these is a pattern (*, ?, [], ** for folders below), by name.
+    those of folders below, by name; a number is a camera; and what is none of these is a pattern (*, ?, [], ** for folders below) of pictures, by name,
+    or of one video.
     """
     path = Path(name)
     try:
@@ -142,6 +148,10 @@ def open_input(name: str) -> Pictures | Video:
         found = sorted(entry for entry in glob.glob(name, recursive=True) if not os.path.isdir(entry))
         if not found:
             raise DataError(f"{name}: no file fits this pattern")
+        if all(Path(entry).suffix.lower() in VIDEO_ENDINGS for entry in found):
+            if len(found) > 1:
+                raise DataError(f"{name}: {len(found)} videos fit this pattern; give one at a time")
+            return Video(found[0])
         return Pictures(found)
     raise DataError(f"{name or repr('')}: no such file or folder; --input takes a picture, a folder, a pattern, a video or the number of a camera")
 
@@ -184,14 +194,23 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
             raise DataError(f"{self.path}: OpenCV cannot write an mp4 of {self._size[0]} x {self._size[1]} at {self.fps:g} frames a second")
 
+    def _frames_in_file(self) -> int:
+        with quiet_opencv():
+            capture = cv2.VideoCapture(str(self._part))
+            frames = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
+            capture.release()
+        return int(frames)
+
     def close(self, keep: bool = True) -> None:
-        """Put the video in its place, or with keep False throw it away."""
+        """Put the video in its place, or with keep False throw it away. Raises DataError where it was not written whole."""
         if self._writer is None:
             return
         self._writer.release()
         self._writer = None
         try:
             if keep:
+                if self._frames_in_file() != self._written:     # OpenCV says nothing of a disk that is full
+                    raise DataError(f"{self.path}: the video could not be written to its end; is the disk full?")
                 os.replace(self._part, self.path)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None

@@ -7,11 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from poise.errors import DataError
 from poise.skeleton import Skeleton
 
 # left, right, middle: told apart also by people who do not tell red from green
 _SIDE_COLOURS = {-1: (0, 165, 255), 1: (255, 120, 30), 0: (80, 220, 80)}
 _BOX_COLOUR = (230, 230, 230)
+GAP = 2         # pixels between the pictures of a mosaic
 
 
 def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, shown: np.ndarray | None = None, scale: float = 1.0) -> None:
@@ -59,7 +61,7 @@ def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     return (colours * 0.7 + image * 0.3).astype(np.uint8)
 
 
-def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
+def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = GAP) -> np.ndarray:
     """Pictures of one size in rows of `columns`, with white gaps."""
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
@@ -89,8 +91,18 @@ def heatmap_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
     return mosaic(pictures, heatmaps.shape[1] + 1, gap=1)
 
 
+def encoded(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
+    """A picture file's content, of the kind that `ending` says. quality: of a JPEG. Raises DataError for a picture that such a file cannot hold."""
+    try:
+        done, data = cv2.imencode(ending, image, [cv2.IMWRITE_JPEG_QUALITY, quality] if ending == ".jpg" else [])
+    except cv2.error:
+        done = False
+    if not done:
+        raise DataError(f"a picture of {image.shape[1]} x {image.shape[0]} cannot be written as {ending[1:]}")
+    return data.tobytes()
+
+
 def save(path: str | Path, image: np.ndarray) -> None:
     """Write a picture; its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"{path}: the picture could not be written")
+    Path(path).write_bytes(encoded(image, Path(path).suffix))

@@ -21,7 +21,7 @@ SEEN_NUMBERS = {"none": (0, 1), **JOINT_NUMBERS}
 
 #: title and explanation of each breakdown, in the order of the page
 TITLES = {
-    "size": ("Size", "of the person's outline, the `area` of the annotation, in square pixels"),
+    "size": ("Size", "of the person's outline, the annotation's area, in square pixels"),
     "crowding": ("Crowding", f"other persons of the picture whose box overlaps the person's with an IoU above {OVERLAP}"),
     "labelled joints": ("Labelled joints", "joints that the annotation has, hidden ones too"),
     "visible joints": ("Visible joints", "joints whose annotation says that they are seen (flag 2)"),
@@ -56,11 +56,12 @@ def breakdown(found: Found) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def figures_of(found: Found, group: np.ndarray) -> dict[str, float]:
-    """persons: how many of the group (G,) bool count. found: the share of them with OKS .5 or more. oks: their mean OKS, 0 for those not found.
+    """persons: how many of the group (G,) bool count. found: the share of them found with OKS .5 or more. oks: their mean OKS, 0 for those not found.
 
-    AP, AP .5, AP .75: the persons of all other groups are neither found nor missed, as COCO does with sizes; a prediction that found nobody
-    belongs to no group and counts in each with the group's share of all persons, so that small groups are not drowned in them (the
-    normalised precision of Hoiem et al., Diagnosing Error in Object Detectors, ECCV 2012). All -1 where the group has nobody.
+    AP, AP .5, AP .75: the persons of all other groups are neither found nor missed, and predictions that are like one of them are neither right nor
+    wrong. A prediction that is like nobody belongs to no group; where it is wrong it counts in each with the group's share of all persons, so that
+    small groups are not drowned in them (the normalised precision of Hoiem et al., Diagnosing Error in Object Detectors, ECCV 2012). So each wrong
+    prediction counts once over all groups. All -1 where the group has nobody.
     """
     truth, pairs = found.truth, found.pairs
     wanted = group & truth.counted
@@ -69,6 +70,6 @@ def figures_of(found: Found, group: np.ndarray) -> dict[str, float]:
         return {"persons": 0, "AP": -1.0, "AP .5": -1.0, "AP .75": -1.0, "found": -1.0, "oks": -1.0}
     persons = replace(truth.persons, ignored=~wanted)
     matches = keypoint_ap.match(persons, found.image, found.keypoints, found.scores, truth.sigmas, sizes=[keypoint_ap.SIZES["all"]])
-    precision, _ = keypoint_ap.precision_and_recall(matches, found.scores, count / int(truth.counted.sum()))
-    oks = pairs.found_oks[wanted]
-    return {"persons": count, **headline(precision[:, :, 0]), "found": float((oks >= 0.5).mean()), "oks": float(oks.mean())}
+    weights = np.where(pairs.like < 0, count / int(truth.counted.sum()), wanted[pairs.like])
+    precision, recall = keypoint_ap.precision_and_recall(matches, found.scores, weights)
+    return {"persons": count, **headline(precision[:, :, 0]), "found": float(recall[0, 0]), "oks": float(pairs.found_oks[wanted].mean())}

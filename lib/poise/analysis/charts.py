@@ -33,6 +33,10 @@ _STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)", **{f"#0303{nu
 PAGE = Palette(*list(_STAND_INS)[:2], tuple(_STAND_INS)[2:])
 
 
+# points of a legend's mark with the space about it, and of a letter, generously
+_LEGEND_MARK, _LEGEND_LETTER, _LEGEND_COLUMNS = 40, 4.8, 4
+
+
 def _settings(palette: Palette) -> dict[str, Any]:
     ink, line, _ = palette
     return {
@@ -130,7 +134,7 @@ def _draw_bars(axis, series: Mapping[str, Sequence[float]], labels: Sequence[str
     else:
         axis.margins(x=0.12)
     if legend and len(series) > 1:
-        _legend(axis, len(series))
+        _legend(axis)
 
 
 @styled(PAGE)
@@ -217,11 +221,15 @@ def _draw_lines(axis, palette: Palette, curves: Sequence[Curve], x: str, y: str,
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
     if len(curves) > 1 or diagonal:
-        _legend(axis, 4)
+        _legend(axis)
 
 
-def _legend(axis, columns: int) -> None:
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(columns, 4))
+def _legend(axis) -> None:
+    """Above the chart, in as many columns, up to 4, as the chart is wide enough for: constrained layout would squeeze it otherwise."""
+    names = axis.get_legend_handles_labels()[1]
+    width = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols      # points
+    fitting = int(width / (_LEGEND_MARK + _LEGEND_LETTER * max(map(len, names))))
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, min(_LEGEND_COLUMNS, fitting, len(names))))
 
 
 def _plain(text: str) -> str:

@@ -29,10 +29,8 @@ def calibration(found: Found) -> dict[str, dict[str, object]]:
     pairs, persons = found.pairs, found.truth.persons
     counted = pairs.kind != NOT_COUNTED
     own = np.flatnonzero(pairs.person >= 0)
-    labels = persons.keypoints[pairs.person[own]]
-    squared = ((found.keypoints[own, :, :2] - labels[:, :, :2]) ** 2).sum(axis=2)
-    similarity = np.exp(-squared / (2 * found.truth.sigmas) ** 2 / (persons.area[pairs.person[own]] + np.spacing(1))[:, None] / 2)
-    labelled = labels[:, :, 2] > 0
+    similarity = keypoint_ap.joint_similarity(persons, pairs.person[own], found.keypoints[own, :, :2], found.truth.sigmas)
+    labelled = persons.keypoints[pairs.person[own], :, 2] > 0
     return {"persons": _reliability(found.scores[counted], pairs.oks[counted]),
             "joints": _reliability(found.keypoints[own][:, :, 2][labelled], (similarity > 0.5)[labelled].astype(float))}
 

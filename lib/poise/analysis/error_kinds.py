@@ -73,8 +73,8 @@ def joint_errors(found: Found) -> JointErrors:
     mirror = truth.skeleton.flip_order
     side = np.where(mirror != np.arange(len(mirror)), 1.0, 0.0)     # a nose has no other side
     labelled = labels[person, :, 2] > 0
-    own = _similarity(found, points, person, labels[person])
-    inverted = _similarity(found, points, person, labels[person][:, mirror]) * side
+    own = keypoint_ap.joint_similarity(truth.persons, person, points, truth.sigmas)
+    inverted = keypoint_ap.joint_similarity(truth.persons, person, points, truth.sigmas, labels[person][:, mirror]) * side
     other, other_place = _of_others(found, points, person)
 
     best = np.maximum(np.maximum(own, inverted), other)
@@ -97,14 +97,6 @@ def joint_errors(found: Found) -> JointErrors:
     return JointErrors(prediction, person, kind, own, corrected)
 
 
-def _similarity(found: Found, points: np.ndarray, person: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(R, J): of predicted joints (R, J, 2) to `labels` (R, J, 3), at the size of `person` (R,); 0 where nothing is labelled."""
-    truth = found.truth
-    distance = ((points - labels[:, :, :2]) ** 2).sum(axis=2)
-    error = distance / (2 * truth.sigmas) ** 2 / (truth.persons.area[person] + np.spacing(1))[:, None] / 2
-    return np.exp(-error) * (labels[:, :, 2] > 0)
-
-
 def _of_others(found: Found, points: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Similarity (R, J) to the most similar joint, of either side, of other persons in the image, and (R, J, 3) its x, y and that person's size."""
     truth = found.truth
@@ -119,7 +111,7 @@ def _of_others(found: Found, points: np.ndarray, person: np.ndarray) -> tuple[np
         r, g = row[turn == number], other[turn == number]
         for order in (np.arange(len(mirror)), mirror):
             theirs = labels[g][:, order]
-            similarity = _similarity(found, points[r], g, theirs)
+            similarity = keypoint_ap.joint_similarity(truth.persons, g, points[r], truth.sigmas, theirs)
             nearer = similarity > best[r]
             at, joint = np.nonzero(nearer)
             best[r[at], joint] = similarity[nearer]

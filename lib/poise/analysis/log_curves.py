@@ -27,7 +27,7 @@ CHARTS = {
 }
 # a rate falls by factors of ten
 _LOGARITHMIC = ("loss", "learning rate")
-_STYLES = ("-", "--", ":", "-.", ".")
+_STYLES, _MARKS = ("-", "--", ":", "-.", "."), "os^Dv"      # of the figures of a chart: lines, and where there is one epoch marks
 #: the figure that decides which weights are best, of COCO and of MPII
 DECIDING = ("AP", "Mean")
 
@@ -93,11 +93,11 @@ def chart_lines(runs: Mapping[str, Figures], wanted: Sequence[str] = ()) -> dict
         names = [name for name in possible if name in there]
         curves = []
         for colour, (run, figures) in enumerate(runs.items()):
-            for name, style in zip(names, _STYLES):
+            for name, style, mark in zip(names, _STYLES, _MARKS):
                 if name in figures:
                     epochs, values = zip(*figures[name])
                     label = name if len(runs) == 1 else run if len(possible) == 1 else f"{run}: {name}"
-                    curves.append(charts.Curve(label, epochs, values, colour if len(runs) > 1 else names.index(name), f"{style}o" if len(epochs) == 1 else style))
+                    curves.append(charts.Curve(label, epochs, values, colour if len(runs) > 1 else names.index(name), mark if len(epochs) == 1 else style))
         if curves:
             several[title] = curves
     return several

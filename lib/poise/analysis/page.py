@@ -172,8 +172,8 @@ def _breakdowns(report: Report) -> str:
         rows = [[group, str(several[0][group]["persons"]), *(number(one[group][value]) for one in several for value in ("AP", "AP .5", "AP .75", "found", "oks"))]
                 for group in several[0]]
         tables.append(f'<h3>{escape(title)}</h3><p class="soft">{escape(meaning)}</p>' + table(head, rows))
-    return ("<h2>By person</h2><p>The AP of a group leaves all other persons out. Predictions that found nobody belong to no group and count in each with the group's share of all persons, so "
-            "that groups can be compared. Found: with OKS 0.5 or more. Mean OKS: of all persons of the group, 0 for those not found.</p>"
+    return ("<h2>By person</h2><p>The AP of a group leaves all other persons out, and predictions that are like one of them. Predictions that are like nobody belong to no group and count in each "
+            "with the group's share of all persons, so that groups can be compared. Found: with OKS 0.5 or more. Mean OKS: of all persons of the group, 0 for those not found.</p>"
             f"<figure>{charts.panels('AP by person', groups, 'AP')}</figure>" + "".join(tables))
 
 
@@ -207,10 +207,14 @@ def _calibration(report: Report) -> str:
         several = [figures["calibration"][key] for figures in report.figures]
         lines = [charts.Curve(found.name, one["score"], one["value"], number_, "o-") for number_, (found, one) in enumerate(zip(report.founds, several))]
         parts.append(f"<h3>{key.capitalize()}</h3><figure>{charts.lines(f'Scores of {key}', lines, f'mean score of {key}', y, diagonal=True, size=(5.2, 3.9))}</figure>")
-        rows += [[found.name, key, number(one["error"]), number(one["correlation"])] for found, one in zip(report.founds, several)]
+        rows += [[found.name, key, number(one["error"]), _correlation(one["correlation"])] for found, one in zip(report.founds, several)]
     return ("<h2>Scores</h2><p>Ten bins of equally many predictions each. A calibrated score lies on the dotted line; for the AP only the order counts, which the rank correlation tells.</p>"
             + _side_by_side(parts) + table(["", "scores of", "expected calibration error", "rank correlation"], rows, (1,))
             + "<p>The best score threshold is where F1 at OKS 0.5 is highest.</p>" + table(["", "best score threshold", "precision there", "recall there"], points))
+
+
+def _correlation(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"      # here -1 is a figure
 
 
 def _pictures(title: str, pictures: Sequence[Picture], report: Report) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from poise.errors import DataError, one_line
 from poise.metrics import keypoint_ap, read_results, read_truth, result_arrays
+from poise.metrics.crowdpose_ap import AREA_OF_BOX
 from poise.metrics.keypoint_ap import LabelledPersons
 from poise.skeleton import DatasetFile, Skeleton, dataset
 
@@ -26,13 +27,17 @@ PREDICTIONS = ("found a person", "outranked", "duplicate", "background", "not co
 
 @dataclass(frozen=True)
 class Truth:
-    """persons: G labelled persons, of whom `persons.image` is the place in `images`, the entries of the annotation file sorted by id."""
+    """persons: G labelled persons, of whom `persons.image` is the place in `images`, the entries of the annotation file sorted by id.
+
+    crowded: whether areas and figures are those of CrowdPose's evaluation.
+    """
 
     name: str
     persons: LabelledPersons
     images: list[dict]
     skeleton: Skeleton
     content: dict
+    crowded: bool = False
 
     @property
     def category(self) -> int:
@@ -78,7 +83,7 @@ class Pairs:
     """Who was found by whom, from an OKS of LEAST_OKS on.
 
     person (D,): the labelled person that a prediction has found, or -1; prediction (G,): the other way round. oks (D,) and found_oks (G,):
-    their OKS, 0 without one. kind (D,): FOUND; DUPLICATE, where a better scored prediction has taken the person; OUTRANKED, where that one is so
+    their OKS, 0 without one. like (D,): whom a prediction has found, else the person who counts and whom it is most like, from LEAST_OKS on, or -1. kind (D,): FOUND; DUPLICATE, where a better scored prediction has taken the person; OUTRANKED, where that one is so
     much worse that from some threshold of the AP on this one finds the person; BACKGROUND, where no labelled person of the image has an OKS of
     LEAST_OKS; NOT_COUNTED: found a person who does not count (a crowd, or one without a labelled joint), or one of more than 20 in an image.
     """
@@ -87,6 +92,7 @@ class Pairs:
     prediction: np.ndarray
     oks: np.ndarray
     found_oks: np.ndarray
+    like: np.ndarray
     kind: np.ndarray
 
     @classmethod
@@ -98,9 +104,11 @@ class Pairs:
         person[matches.order] = matches.person[0, 0]
         d, g = pairs_of_images(found.image, truth.persons.image)
         similarity = keypoint_ap.oks(truth.persons, g, found.keypoints[d, :, :2], truth.sigmas)
-        best = np.zeros(count)
-        np.maximum.at(best, d, np.where(truth.counted[g], similarity, 0))
-        kind = np.where(best >= LEAST_OKS, DUPLICATE, BACKGROUND)
+        near = np.flatnonzero((similarity >= LEAST_OKS) & truth.counted[g])
+        near = near[np.argsort(similarity[near], kind="stable")]
+        like = np.full(count, -1, np.int64)
+        like[d[near]] = g[near]     # of several the last is kept, the most similar
+        kind = np.where(like >= 0, DUPLICATE, BACKGROUND)
         kind[matches.order[(matches.person[0] >= 0).any(axis=0)]] = OUTRANKED
         kind[person >= 0] = FOUND
         uncounted = person >= 0
@@ -109,10 +117,11 @@ class Pairs:
         kind[uncounted] = NOT_COUNTED
         person[uncounted] = -1
         own, who = np.flatnonzero(person >= 0), person[person >= 0]
+        like[own] = who
         oks, found_oks, prediction = np.zeros(count), np.zeros(len(truth.counted)), np.full(len(truth.counted), -1, np.int64)
         oks[own] = keypoint_ap.oks(truth.persons, who, found.keypoints[own, :, :2], truth.sigmas)
         found_oks[who], prediction[who] = oks[own], own
-        return cls(person, prediction, oks, found_oks, kind)
+        return cls(person, prediction, oks, found_oks, like, kind)
 
 
 def pairs_of_images(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,21 +153,16 @@ def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Trut
         raise DataError(f"{path}: only COCO's form of annotations and results can be analysed, not MPII's")
     data = data or dataset("coco")
     skeleton = data.skeleton
-    content = read_truth(path, category=data.category)
+    crowded = data.metric == "crowdpose"
+    content = read_truth(path, category=data.category, area_of_box=AREA_OF_BOX if crowded else None)
     if len({person["category_id"] for person in content["annotations"]}) > 1:
         raise DataError(f"{path}: has annotations of several categories and none that the dataset file names; one category can be analysed at a time")
-    images = content["images"]
-    if not all(isinstance(image, dict) and "id" in image for image in images):
-        raise DataError(f"{path}: an entry of 'images' has no id")
-    images = list({image["id"]: image for image in sorted(images, key=lambda image: image["id"])}.values())
+    images = list({image["id"]: image for image in sorted(content["images"], key=lambda image: image["id"])}.values())
     position = {image["id"]: place for place, image in enumerate(images)}
-    homeless = next((person for person in content["annotations"] if person["image_id"] not in position), None)
-    if homeless:
-        raise DataError(f"{path}: an annotation is of image {homeless['image_id']}, which 'images' does not have")
     joints = {len(person["keypoints"]) // 3 for person in content["annotations"]} - {skeleton.num_joints}
     if joints:
         raise DataError(f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_joints} joints of {skeleton.name} were expected; --dataset takes another dataset file")
-    truth = Truth(Path(path).name, LabelledPersons.from_annotations(content["annotations"], position, skeleton.num_joints), images, skeleton, content)
+    truth = Truth(Path(path).name, LabelledPersons.from_annotations(content["annotations"], position, skeleton.num_joints), images, skeleton, content, crowded)
     if not truth.counted.any():
         raise DataError(f"{path}: nobody has a labelled joint, so there is nothing to compare results with")
     return truth

@@ -43,9 +43,8 @@ def nearest(found: Found) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort((-oks, g))       # stable, so of equal ones the first of the file
     first = order[np.r_[True, g[order][1:] != g[order][:-1]]]
     g, d = g[first], d[first]
-    squared = ((found.keypoints[d, :, :2] - persons.keypoints[g, :, :2]) ** 2).sum(axis=2)
-    similarity[g] = np.exp(-squared / (2 * truth.sigmas) ** 2 / (persons.area[g] + np.spacing(1))[:, None] / 2)
-    distance[g] = np.sqrt(squared)
+    similarity[g] = keypoint_ap.joint_similarity(persons, g, found.keypoints[d, :, :2], truth.sigmas)
+    distance[g] = np.linalg.norm(found.keypoints[d, :, :2] - persons.keypoints[g, :, :2], axis=2)
     return similarity, distance
 
 

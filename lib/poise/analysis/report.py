@@ -43,6 +43,9 @@ def make(results: Sequence[str | Path], annotations: str | Path, images: str | P
     points = [worst.operating_point(found) for found in founds]
     figures = [figures_of(found, wrong, point) for found, wrong, point in zip(founds, errors, points)]
     folder, notes = image_folder(images)
+    notes = [*filter(None, map(_without_predictions, founds)), *notes]
+    if truth.crowded:
+        notes.insert(0, "CrowdPose's evaluation: a person's area is 0.53 of the box's, and pictures are easy, medium or hard by their crowdIndex.")
     lost = np.array([worst.losses(found, point.score) for found, point in zip(founds, points)])
     places = [place for place in np.argsort(-lost[0], kind="stable")[:pictures].tolist() if lost[0][place] > 0]
     costliest = worst.draw(places, founds, errors, points, folder)
@@ -58,13 +61,14 @@ def figures_of(found: Found, errors: JointErrors, point: worst.OperatingPoint) -
     """Everything that is told of one result file, in plain values; NaN where there is nothing to count."""
     truth, pairs = found.truth, found.pairs
     image_ids = np.array([image["id"] for image in truth.images])[found.image]
-    ten = metrics.average_precision_of_arrays(truth.content, image_ids, found.keypoints, found.scores, truth.sigmas, truth.category)
+    average = metrics.crowd_average_precision if truth.crowded else metrics.average_precision_of_arrays
+    headline = average(truth.content, image_ids, found.keypoints, found.scores, truth.sigmas, truth.category)
     counted, predictions = truth.counted, np.bincount(pairs.kind, minlength=len(PREDICTIONS)).tolist()
     return {
         "results": found.file, "annotations": truth.name, "boxes": found.box_source,
         "images": len(truth.images), "labelled persons": int(counted.sum()), "found persons": int((pairs.prediction[counted] >= 0).sum()),
         "predictions": {"all": len(found), **dict(zip(PREDICTIONS, predictions))},
-        "coco": {name: float(value) for name, value in ten.items()},
+        "coco": {name: float(value) for name, value in headline.items()},
         "errors": error_kinds.costs(found, errors, average_precision(found)),
         "joint errors": {"joints": list(truth.skeleton.names), **{name: counts.tolist() for name, counts in error_kinds.table(errors).items()}},
         "breakdowns": breakdowns.breakdown(found),
@@ -87,6 +91,15 @@ def image_folder(images: str | Path | None) -> tuple[ImageFolder | None, list[st
     return folder, []
 
 
+def _without_predictions(found: Found) -> str:
+    """That pictures with labelled persons have no prediction, as where only a part of the set was tested; '' where all have one."""
+    labelled = np.unique(found.truth.persons.image[found.truth.counted])
+    count = int((~np.isin(labelled, found.image)).sum())
+    if not count:
+        return ""
+    return f"{found.file}: no prediction in {count} of the {len(labelled)} pictures with labelled persons, who count as missed, even if those pictures were not tested."
+
+
 def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
     """folder/analysis.html and folder/analysis.json."""
     import orjson
@@ -95,7 +108,7 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
 
     html, figures = Path(folder) / "analysis.html", Path(folder) / "analysis.json"
     text = page.render(report)
-    content = {"files": report.figures, "worst pictures": [_without_pixels(picture) for picture in report.costliest],
+    content = {"notes": report.notes, "files": report.figures, "worst pictures": [_without_pixels(picture) for picture in report.costliest],
                "pictures that differ most": [_without_pixels(picture) for picture in report.most_different]}
     with replacing(figures) as part:
         part.write_bytes(orjson.dumps(finite(content), option=orjson.OPT_INDENT_2))
@@ -112,7 +125,7 @@ def summary(report: Report) -> str:
     """A few lines for the terminal."""
     from poise.text_table import aligned
 
-    head = "".join(f"{found.name}: {found.file}, boxes: {found.box_source}\n" for found in report.founds)
+    head = "".join(f"{found.name}: {found.file}, boxes: {found.box_source}\n" for found in report.founds) + "".join(f"{note}\n" for note in report.notes)
     rows = [["", *(found.name for found in report.founds)]]
     rows += [[name, *(f"{figures['coco'][name]:.3f}" for figures in report.figures)] for name in ("AP", "Ap .5", "AP .75", "AR")]
     rows += [["AP that the errors cost:", *("" for _ in report.founds)]]

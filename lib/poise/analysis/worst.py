@@ -13,9 +13,10 @@ import numpy as np
 
 from poise import visualize
 from poise.analysis.error_kinds import INVERSION, JOINTS, MISS, SWAP, JointErrors
-from poise.analysis.pairing import BACKGROUND, DUPLICATE, FOUND, OUTRANKED, PREDICTIONS, Found, Truth
+from poise.analysis.pairing import BACKGROUND, DUPLICATE, FOUND, PREDICTIONS, Found, Truth
 from poise.datasets.reading import ImageFolder
 from poise.errors import DataError, one_line
+from poise.metrics import keypoint_ap
 
 # of the lines from a wrong joint to its place, BGR; none of them is a colour of the skeletons
 ERROR_COLOURS = {INVERSION: (220, 60, 220), SWAP: (50, 50, 235), MISS: (40, 220, 240)}
@@ -26,7 +27,7 @@ _BLANK = 235
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The score from which on predictions would best be believed: where F1 at OKS 0.5 is highest; with the precision and recall there."""
+    """The score from which on predictions would best be believed: where F1 of COCO's matching at OKS 0.5 is highest; with the precision and recall there."""
 
     score: float
     precision: float
@@ -34,18 +35,20 @@ class OperatingPoint:
 
 
 def operating_point(found: Found) -> OperatingPoint:
-    pairs = found.pairs
-    counted = np.isin(pairs.kind, (FOUND, OUTRANKED, DUPLICATE, BACKGROUND))
-    order = np.flatnonzero(counted)[np.argsort(-found.scores[counted], kind="stable")]
-    if not len(order):
+    truth = found.truth
+    matches = keypoint_ap.match(truth.persons, found.image, found.keypoints, found.scores, truth.sigmas, thresholds=np.array([0.5]), sizes=[keypoint_ap.SIZES["all"]])
+    counted = ~matches.dismissed[0, 0]
+    scores, right = found.scores[matches.order][counted], matches.person[0, 0][counted] >= 0
+    if not len(scores):
         return OperatingPoint(0.0, 0.0, 0.0)
-    right = np.cumsum(pairs.oks[order] >= 0.5)
-    precision, recall = right / np.arange(1, len(order) + 1), right / found.truth.counted.sum()
+    best_first = np.argsort(-scores, kind="stable")
+    scores, hits = scores[best_first], np.cumsum(right[best_first])
+    precision, recall = hits / np.arange(1, len(hits) + 1), hits / truth.counted.sum()
     # a score's predictions are believed together
-    last = np.append(found.scores[order][1:] != found.scores[order][:-1], True)
+    last = np.append(scores[1:] != scores[:-1], True)
     f1 = np.where(last, 2 * precision * recall / np.maximum(precision + recall, 1e-12), -1)
     best = int(f1.argmax())
-    return OperatingPoint(float(found.scores[order][best]), float(precision[best]), float(recall[best]))
+    return OperatingPoint(float(scores[best]), float(precision[best]), float(recall[best]))
 
 
 def losses(found: Found, least_score: float) -> np.ndarray:
@@ -199,7 +202,4 @@ def _note(found: Found, errors: JointErrors, place: int, least_score: float) -> 
 
 
 def data_uri(picture: np.ndarray) -> str:
-    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 82])
-    if not done:
-        raise DataError("a picture could not be encoded as JPEG")
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(visualize.encoded(picture, ".jpg", quality=82)).decode()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from poise.engine.batch import encode_targets
 from poise.errors import ConfigError
 from poise.forward import denormalize, normalize
 from poise.skeleton import Skeleton
+from poise.writing import replacing
 
-
+_COLUMNS = 8        # of the mosaic of joints
+_JPEG_SIDE = 65_000         # a JPEG has no longer one
 _SMALLEST = 160      # pixels of a drawn crop's shorter side, at least
 _STRIP = 14     # pixels below a crop, for words
 _RING = (50, 50, 235)       # BGR, around a joint that does not count
@@ -48,6 +51,8 @@ def run(cfg: CfgNode, folder: str | Path, *, count: int = 32, epoch: int = 0, fi
 
     The samples first, first + 1, ... of an epoch, `count` of them or as many as there are. Returns the pictures' paths. Raises PoiseError.
     """
+    if count > (most := most_samples(cfg)):
+        raise ConfigError(f"--count {count}: a picture has room for {most} of these samples; show the others with --first")
     samples = draw(cfg, count=count, epoch=epoch, first=first)
     folder = Path(folder)
     pictures = {"joints.jpg": joint_mosaic(samples), "heatmaps.jpg": target_mosaic(samples)}
@@ -56,8 +61,15 @@ def run(cfg: CfgNode, folder: str | Path, *, count: int = 32, epoch: int = 0, fi
     paths = []
     for name, picture in pictures.items():
         paths.append(folder / name)
-        visualize.save(paths[-1], picture)
+        with replacing(paths[-1]) as part:
+            part.write_bytes(visualize.encoded(picture, ".jpg"))
     return paths
+
+
+def most_samples(cfg: CfgNode) -> int:
+    """As many as a mosaic of the joints has room for."""
+    height = cfg.MODEL.IMAGE_SIZE[1]
+    return _JPEG_SIDE // (round(height * _zoom(cfg.MODEL.IMAGE_SIZE)) + _STRIP + visualize.GAP) * _COLUMNS
 
 
 def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples:
@@ -83,9 +95,9 @@ def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples
                    maps if maps.shape[1] > 1 else None, weight, table.skeleton)
 
 
-def joint_mosaic(samples: Samples, columns: int = 8) -> np.ndarray:
+def joint_mosaic(samples: Samples, columns: int = _COLUMNS) -> np.ndarray:
     """The crops with all labelled joints: rings where the weight is 0 (outside of the crop), crosses where they are hidden; below, person and picture."""
-    pictures, zoom = [], _zoom(samples.crops)
+    pictures, zoom = [], _zoom(samples.crops.shape[1:3])
     for row, crop in enumerate(samples.crops):
         picture = _enlarged(crop, zoom)
         points, visible = (samples.joints[row] + 0.5) * zoom - 0.5, samples.visible[row]
@@ -108,7 +120,7 @@ def target_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
     titles = [name.replace("_", " ").replace("left ", "l ").replace("right ", "r ") for name in samples.skeleton.names]
     pictures = []
     for row in range(min(rows, len(samples.crops))):
-        crop = _enlarged(samples.crops[row], _zoom(samples.crops) / 1.25)
+        crop = _enlarged(samples.crops[row], _zoom(samples.crops.shape[1:3]) / 1.25)
         maps, words = samples.heatmaps[row], [f"{title} w {weight:g}" for title, weight in zip(titles, samples.weight[row])]
         pictures += [_with_words(crop.copy(), f"person {samples.keys[row][1]}"), _with_words(visualize.heatmap_overlay(crop, maps.max(axis=0)), "all joints")]
         pictures += [_with_words(visualize.heatmap_overlay(crop, one), text) for one, text in zip(maps, words)]
@@ -119,15 +131,15 @@ def sharpness_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
     """A row for each sample: the crop, then all joints together in each sharpness, from coarse to fine."""
     pictures = []
     for row in range(min(rows, len(samples.crops))):
-        crop = _enlarged(samples.crops[row], _zoom(samples.crops))
+        crop = _enlarged(samples.crops[row], _zoom(samples.crops.shape[1:3]))
         pictures += [_with_words(crop.copy(), f"person {samples.keys[row][1]}")]
         pictures += [_with_words(visualize.heatmap_overlay(crop, maps.max(axis=0)), f"sharpness {k} of {samples.coarser.shape[1]}")
                      for k, maps in enumerate(samples.coarser[row], 1)]
     return visualize.mosaic(pictures, 1 + samples.coarser.shape[1])
 
 
-def _zoom(crops: np.ndarray) -> float:
-    return max(_SMALLEST / min(crops.shape[1:3]), 1.0)
+def _zoom(sides: Sequence[int]) -> float:
+    return max(_SMALLEST / min(sides), 1.0)
 
 
 def _enlarged(crop: np.ndarray, zoom: float) -> np.ndarray:

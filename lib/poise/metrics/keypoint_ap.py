@@ -89,6 +89,16 @@ def _oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.n
     return similarity.sum(axis=1) / count
 
 
+def joint_similarity(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """(P, J): each joint's term of the OKS, exp(-d^2 / (2 (2 sigma)^2 area)), of P pairs as in `oks`; 0 where nothing is labelled.
+
+    labels: (P, J, 3) other labelled places than those of g, at the size of g.
+    """
+    labels = truth.keypoints[g] if labels is None else labels
+    squared = ((points - labels[:, :, :2]) ** 2).sum(axis=2)
+    return np.exp(-squared / (2 * sigmas) ** 2 / (truth.area[g] + np.spacing(1))[:, None] / 2) * (labels[:, :, 2] > 0)
+
+
 def best_similarity(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """(G, J) similarity of each labelled joint with that of the prediction whose OKS with the person is highest; 0 for other joints and without a prediction.
 
@@ -107,8 +117,7 @@ def best_similarity(truth: LabelledPersons, image: np.ndarray, keypoints: np.nda
         pairs = int(count[persons].sum())
         d = order[np.repeat(first[persons] - starts, count[persons]) + np.arange(pairs)]
         g = np.repeat(persons, count[persons])
-        distance = ((keypoints[d, :, :2] - truth.keypoints[g, :, :2]) ** 2).sum(axis=2)
-        similarity = np.exp(-distance / (2 * sigmas) ** 2 / (truth.area[g] + np.spacing(1))[:, None] / 2) * (truth.keypoints[g, :, 2] > 0)
+        similarity = joint_similarity(truth, g, keypoints[d, :, :2], sigmas)
         total = similarity.sum(axis=1)
         highest = np.flatnonzero(total == np.repeat(np.maximum.reduceat(total, starts), count[persons]))
         _, chosen = np.unique(g[highest], return_index=True)
@@ -154,10 +163,10 @@ def evaluate(truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, s
     return precision_and_recall(match(truth, image, keypoints, scores, sigmas, sizes=sizes), scores)
 
 
-def precision_and_recall(matches: Matches, scores: np.ndarray, false_weight: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def precision_and_recall(matches: Matches, scores: np.ndarray, false_weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Precision (T, R, A) and recall (T, A) of matches; -1 where a size range has no labelled person.
 
-    scores: of all predictions, as `match` got them. false_weight: what a wrong prediction counts in the precision.
+    scores: of all predictions, as `match` got them. false_weights: what each of them counts in the precision where it is wrong; None: 1.
     """
     best_first = np.argsort(-scores[matches.order], kind="mergesort")
     sizes, thresholds, _ = matches.person.shape
@@ -168,7 +177,8 @@ def precision_and_recall(matches: Matches, scores: np.ndarray, false_weight: flo
             continue
         right, counted = matches.person[a][:, best_first] >= 0, ~matches.dismissed[a][:, best_first]
         hits = np.cumsum(right & counted, axis=1).astype(np.float64)
-        misses = np.cumsum(~right & counted, axis=1).astype(np.float64) * false_weight
+        wrong = ~right & counted
+        misses = np.cumsum(wrong if false_weights is None else wrong * false_weights[matches.order][best_first], axis=1).astype(np.float64)
         for t in range(thresholds):
             found = hits[t] / wanted
             share = hits[t] / (misses[t] + hits[t] + np.spacing(1))
