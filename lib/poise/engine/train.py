@@ -22,6 +22,7 @@ from poise.codecs import build_codec
 from poise.config import data_path
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
+from poise.datasets.truth import check_truth
 from poise.engine import checkpoint, device, logs
 from poise.engine.average import WeightAverage
 from poise.engine.debug_pictures import DebugPictures
@@ -31,7 +32,7 @@ from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
 from poise.engine.progress import Progress, cells_of, find_checkpoint
 from poise.engine.schedule import Schedule, build_optimizer
-from poise.engine.score import check_truth, score
+from poise.engine.score import score
 from poise.engine.step import StepFigures, train_step
 from poise.engine.threads import CpuThreads
 from poise.errors import DataError, PoiseError

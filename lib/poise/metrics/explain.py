@@ -88,10 +88,8 @@ def _zero(truth: dict, counted: list[dict], test: Tested, wholly: bool) -> list[
     lines = [test.weights] if test.weights else []
     lines += _ids(truth, counted, test) or [*_boxes(truth, counted, test), *_mirrored(truth, counted, test)]
     lines += _scores(test)
-    if wholly and _is_same_for_all(test):
-        lines.append(f"the network says nearly the same for every person (joints differ by less than {100 * _SAME:g} % of the box from one to the "
-                     "other): it has learnt nothing, or "
-                     "its weights are not those of this experiment")
+    if wholly:
+        lines += same_for_all(test.keypoints[:, :, :2], test.box)
     return lines or [_distance(truth, counted, test)]
 
 
@@ -181,12 +179,16 @@ def _scores(test: Tested) -> list[str]:
     return lines
 
 
-def _is_same_for_all(test: Tested) -> bool:
-    extent = test.box[:, 2:].max(axis=1)
-    if len(test.box) < 5 or (extent <= 0).any():
-        return False
-    relative = (test.keypoints[:, :, :2] - (test.box[:, :2] + test.box[:, 2:] / 2)[:, None]) / extent[:, None, None]
-    return bool(relative.std(axis=0).mean() < _SAME)
+def same_for_all(keypoints: np.ndarray, box: np.ndarray) -> list[str]:
+    """A line where predictions (N, J, 2) lie at nearly the same places of their boxes (N, 4), whoever is in them."""
+    extent = box[:, 2:].max(axis=1)
+    if len(box) < 5 or (extent <= 0).any():
+        return []
+    relative = (keypoints - (box[:, :2] + box[:, 2:] / 2)[:, None]) / extent[:, None, None]
+    if relative.std(axis=0).mean() >= _SAME:
+        return []
+    return [f"the network says nearly the same for every person (joints differ by less than {100 * _SAME:g} % of the box from one to the other): it has "
+            "learnt nothing, or its weights are not those of this experiment"]
 
 
 def _distance(truth: dict, counted: list[dict], test: Tested) -> str:
