@@ -455,6 +455,14 @@ def test_training_says_nothing_of_a_sound_set(made):
     assert look(made) == []
 
 
+def test_training_explains_a_figure_once(made, monkeypatch):
+    """Nobody of the set is large, which two epochs need not tell twice."""
+    monkeypatch.setattr(train, "_show", lambda *_: None)
+    train.run(config.load(made, ["TRAIN.END_EPOCH", "2"]), str(made), ["tools/train.py"])
+    text = (made.parent / "output" / "dots5" / "pose_res2net" / "dots" / "train.log").read_text()
+    assert text.count("AP (L), AR (L) are -1: no labelled person has an area of 9216") == 1 and text.count("| pose_res2net |") == 2
+
+
 def test_training_misses_no_absent_image(made, monkeypatch):
     """Few are opened, but of all it is known whether they are there."""
     monkeypatch.setattr(run, "_LOOKED_AT", 2)

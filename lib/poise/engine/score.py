@@ -36,20 +36,22 @@ def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | No
         raise ConfigError(f"--out {out}: predictions are written to a pickle; give a file that ends in .pkl")
 
 
-def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False, weights: str = "") -> tuple[OrderedDict[str, float], float]:
+def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False, weights: str = "",
+          told: set[str] | None = None) -> tuple[OrderedDict[str, float], float]:
     """Result files in folder/results, the family's table in the log; ({metric: value}, the one that decides which weights are best).
 
-    per_joint: a second table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public labels: for them only the files are written and the
-    metrics are empty.
+    per_joint: a second table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. told: reasons for such figures that
+    an earlier test of the same set has told, which are not repeated, and to which others are added. Test sets have no public labels: for them only the files are
+    written and the metrics are empty.
     """
-    results = folder / "results"
+    results, told = folder / "results", set() if told is None else told
     try:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
     if dataset_of(cfg).metric == "pckh":
-        return _score_mpii(cfg, table, found, results, per_joint, weights)
-    return _score_coco(cfg, table, found, results, per_joint, weights)
+        return _score_mpii(cfg, table, found, results, per_joint, weights, told)
+    return _score_coco(cfg, table, found, results, per_joint, weights, told)
 
 
 def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, path: str | Path, batch_size: int) -> None:
@@ -65,8 +67,15 @@ def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, imag
     log.info("%d predictions in batches of %d written to %s", len(table), batch_size, path)
 
 
+def _tell(reasons: Sequence[str], told: set[str]) -> None:
+    for reason in reasons:
+        if reason not in told:
+            log.warning("%s", reason)
+    told.update(reasons)
+
+
 def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool,
-                weights: str) -> tuple[OrderedDict[str, float], float]:
+                weights: str, told: set[str]) -> tuple[OrderedDict[str, float], float]:
     split, skeleton = cfg.DATASET.TEST_SET, table.skeleton
     image_ids = table.image_ids[table.image_index]
     keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
@@ -93,15 +102,14 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     if explain.is_wanted(metrics):
         tested = explain.Tested(image_ids[kept], keypoints[kept], scores[kept], table.boxes[kept], skeleton.sigmas, skeleton.flip_order, table.category_id, table.box_source,
                                 table.dropped, cfg.TEST.IN_VIS_THRE, weights)
-        for reason in explain.reasons(truth, tested, metrics):
-            log.warning("%s", reason)
+        _tell(explain.reasons(truth, tested, metrics), told)
     if per_joint:
         log.info("%s", format_joint_table(skeleton.names, per_joint_pck_of_arrays(truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas)))
     return OrderedDict(metrics), float(metrics["AP"])
 
 
 def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool,
-                weights: str) -> tuple[OrderedDict[str, float], float]:
+                weights: str, told: set[str]) -> tuple[OrderedDict[str, float], float]:
     from scipy.io import savemat
 
     split = cfg.DATASET.TEST_SET
@@ -117,8 +125,7 @@ def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if explain_pckh.is_wanted(metrics):
-        for reason in explain_pckh.reasons(headbox_path(cfg), found.keypoints, table.boxes, table.joints, table.visible, table.skeleton.flip_order, metrics, weights):
-            log.warning("%s", reason)
+        _tell(explain_pckh.reasons(headbox_path(cfg), found.keypoints, table.boxes, table.joints, table.visible, table.skeleton.flip_order, metrics, weights), told)
     if per_joint:
         share, count = per_joint_pckh(one_based, headbox_path(cfg))
         rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(table.skeleton.names, count, share)]

@@ -51,7 +51,7 @@ def reasons(truth: dict, test: Tested, figures: Mapping[str, float]) -> list[str
     counted = [p for p in truth["annotations"] if not p["iscrowd"] and p["num_keypoints"] > 0]
     lines = _no_truth(truth, counted, empty) if empty else []
     if zero and counted:
-        found = _zero(truth, counted, test, "AP" in zero)
+        found = _zero(truth, _of_size(counted, zero), test, "AP" in zero)
         lines += [f"{', '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0: {line}" for line in found]
     return lines
 
@@ -78,6 +78,15 @@ def _no_truth(truth: dict, counted: list[dict], empty: Sequence[str]) -> list[st
     if np.median(areas) <= 1:
         lines.append("the areas of the annotations are given as shares of the image; square pixels are needed")
     return lines
+
+
+def _of_size(counted: list[dict], zero: Sequence[str]) -> list[dict]:
+    """The persons whom the figures are of: those of one size, where no other figure is 0."""
+    sizes = {next((size for mark, size in _SIZES.items() if mark in name), "all") for name in zero}
+    if len(sizes) > 1:
+        return counted
+    low, high = keypoint_ap.SIZES[sizes.pop()]
+    return [person for person in counted if low <= person["area"] <= high]
 
 
 def _zero(truth: dict, counted: list[dict], test: Tested, wholly: bool) -> list[str]:
