@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from poise.metrics.explain import same_for_all
+from poise.metrics.explain import is_zero, same_for_all
 from poise.metrics.mpii_pckh import HeadTruth, head_relative, mean_pckh, read_heads
 
 _MUCH = 10.0        # points that an exchange of left and right must win to be the reason
@@ -20,7 +20,7 @@ _SMALL_HEAD = 0.01      # of the person's extent
 
 def is_wanted(figures: Mapping[str, float]) -> bool:
     """Whether a figure is 0 or no number."""
-    return any(not value > 0 for value in figures.values())
+    return any(np.isnan(value) or is_zero(value) for value in figures.values())
 
 
 def reasons(gt_valid_mat: str | os.PathLike, keypoints: np.ndarray, boxes: np.ndarray, joints: np.ndarray | None, visible: np.ndarray | None,
@@ -33,7 +33,7 @@ def reasons(gt_valid_mat: str | os.PathLike, keypoints: np.ndarray, boxes: np.nd
     """
     truth = read_heads(gt_valid_mat)
     lines = []
-    nan, zero = ([name for name, value in figures.items() if test(value)] for test in (np.isnan, lambda value: value == 0))
+    nan, zero = ([name for name, value in figures.items() if test(value)] for test in (np.isnan, is_zero))
     if nan:
         lines.append(f"{', '.join(nan)} {'is' if len(nan) == 1 else 'are'} no number: {gt_valid_mat} has such a joint labelled in nobody")
     if zero and truth.labelled.any():
@@ -46,7 +46,7 @@ def _zero(truth: HeadTruth, file: str, keypoints, boxes, joints, visible, flip_o
     lines = [weights] if weights else []
     lines += _heads(truth, file) or (_other_persons(truth, file, joints, visible) if joints is not None else []) or [
         *_boxes(truth, boxes), *_mirrored(file, keypoints, flip_order, figures)]
-    if figures["Mean"] == 0:
+    if is_zero(figures["Mean"]):
         lines += same_for_all(keypoints, boxes)
     return lines or [_distance(truth, keypoints)]
 
