@@ -19,8 +19,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from poise.datasets.table import PackedNames, PersonTable
+from poise.datasets.truth import check_truth
 from poise.engine.predict import Predictions
-from poise.engine.score import check_truth, score
+from poise.engine.score import score
 from poise.metrics import average_precision, average_precision_of_arrays, read_results, read_truth
 from poise.skeleton import COCO as SKELETON
 

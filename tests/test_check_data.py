@@ -10,6 +10,7 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, forget_log_handlers
 from made_joints import experiment, make_set
 from test_planted_faults import load_tool
@@ -130,6 +131,9 @@ FAULTS = {
     "a flag of 7": (lambda c: persons(c)[0]["keypoints"].__setitem__(2, 7), "visibility: 1 flags are none of 0, 1 and 2 (annotation 5)"),
     "no flag at all": (lambda c: _all_keypoints(c, lambda p, _: p * [1, 1, 0]), "persons: none with a labelled joint"),
     "num_keypoints of nothing": (lambda c: [p.update(num_keypoints=1) for p in persons(c)] and None, "visibility: num_keypoints of 60 annotations is not"),
+    "a flag of -1": (lambda c: persons(c)[0]["keypoints"].__setitem__(2, -1), "visibility: 1 flags are none of 0, 1 and 2 (annotation 5)"),
+    "a category id beyond 64 bits": (lambda c: c["categories"][1].update(id=2**64 - 1), "categories: none is 'dot person'"),
+    "an annotation's category beyond 64 bits": (lambda c: c["annotations"][0].update(category_id=2**64 - 1), "annotations: 1 annotations have an id or category_id that is"),
     "joints as shares": (lambda c: _all_keypoints(c, lambda p, _: p / [120, 64, 1]), "lie between 0 and 1.5: they are given as shares of the image"),
     "joints beyond the image": (lambda c: _all_keypoints(c, lambda p, _: p * [2, 1, 1]), "lie outside their image, such as "),
     "joints at 0, 0": (lambda c: _all_keypoints(c, lambda p, _: p * [[1, 1, 1]] * 4 + [[0, 0, 1]]), "are flagged as labelled and lie at 0, 0"),
@@ -185,7 +189,43 @@ def test_joints_never_labelled_and_persons_twice(made):
     edit(made, lambda c: _all_keypoints(c, lambda p, _: p * [[0, 0, 0], *[[1, 1, 1]] * 4]))
     edit(made, lambda c: c["annotations"].append({**persons(c)[5], "id": 4711}))
     lines = "\n".join(found(made, "warning"))
-    assert "visibility: never labelled: middle" in lines and "persons: 1 have the same joints as another of the same image" in lines
+    assert "visibility: never labelled: middle" in lines and "persons: 1 have the same joints as another of the same image (annotation 4711)" in lines
+
+
+def test_persons_twice_with_others_between_them(made):
+    """Of three persons with the same first two joints, the first and the last are one."""
+    def change(content):
+        first, other = persons(content)[5], {**persons(content)[5], "id": 4710, "keypoints": [*persons(content)[5]["keypoints"]]}
+        other["keypoints"][9] += 1
+        content["annotations"] += [other, {**first, "id": 4711}]
+
+    edit(made, change)
+    assert any("persons: 1 have the same joints as another of the same image (annotation 4711)" in line for line in found(made, "warning"))
+
+
+def test_persons_that_select_data_drops(made):
+    lines = found(made, "note", "DATASET.SELECT_DATA", "True", "DATASET.BOX_MARGIN", "[1.0, 1.0]")
+    edit(made, lambda c: [p.update(bbox=[0, 0, 119, 63]) for p in persons(c)[:10]] and None)
+    lines = found(made, "note", "DATASET.SELECT_DATA", "True")
+    assert any("train: persons: 5" in line and "joints far from the box's centre, DATASET.SELECT_DATA" in line for line in lines), lines
+
+
+def test_remarks_on_the_dataset_file_are_told_once(made):
+    file = made.parent / "set" / "dots.yaml"
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if not line.startswith(("sigmas", "- 0.1"))) + "\n")
+    assert [line for line in found(made, "warning") if "has no sigmas" in line] == [f"dataset file: {file}: has no sigmas, so the OKS takes 0.067 for every joint, "
+                                                                                  "the mean of COCO's; such an AP compares runs on this data set only"]
+
+
+def test_what_a_score_needs(made, tiny_mpii_experiment, tmp_path, small_mpii_set):
+    """A crowdIndex for CrowdPose's figures, MPII's head boxes for PCKh: a test would end without them, so the check tells."""
+    file = made.parent / "set" / "dots.yaml"
+    file.write_text(file.read_text() + "metric: crowdpose\n")
+    assert any("val: a run would end with: image 1001 of the ground truth has no crowdIndex" in line for line in found(made))
+    shutil.copytree(small_mpii_set, tmp_path / "mpii")
+    (tmp_path / "mpii" / "annot" / "gt_valid.mat").unlink()
+    lines = found(tiny_mpii_experiment, "fault", "DATASET.ROOT", str(tmp_path / "mpii"))
+    assert len(lines) == 1 and "test set valid: a run would end with: " in lines[0] and "gt_valid.mat: cannot read the ground truth of MPII" in lines[0]
 
 
 # images ----------------------------------------------------------------------------------------------------------------------------
@@ -211,6 +251,32 @@ def test_files_that_are_no_images(made):
     os.mkfifo(frames / "train-shot 3.png")      # nobody writes into it
     lines = found(made)
     assert [line.split("images: ")[1].split(":")[0].split(" (")[0] for line in lines] == ["1 are empty", "1 are no image that is read", "1 are cut off or damaged at their beginning", "1 are no ordinary files"]
+
+
+def test_images_cut_off_at_their_end(made):
+    """The usual broken transfer: the header is sound, and the rest of an epoch is lost over it."""
+    frames = made.parent / "set" / "frames" / "cam 1"
+    png = frames / "train-shot 0.png"
+    png.write_bytes(png.read_bytes()[:-200])
+    jpg = cv2.imencode(".jpg", cv2.imread(str(frames / "train-shot 1.png")))[1].tobytes()
+    (frames / "train-shot 1.png").write_bytes(jpg[:-50])
+    (frames / "train-shot 2.png").write_bytes(cv2.imencode(".jpg", cv2.imread(str(frames / "train-shot 2.png")))[1].tobytes() + bytes(40))     # as cameras pad
+    assert [line.split("images: ")[1] for line in found(made)] == ["2 are cut off at their end: cam 1/train-shot 0.png, cam 1/train-shot 1.png"]
+
+
+def test_pictures_that_begin_alike(made):
+    """Uncompressed ones of one size, black at the side where their file begins: not the same, but copies are."""
+    frames = made.parent / "set" / "frames" / "cam 1"
+    for name, value in (("train-shot 0", 1), ("train-shot 1", 2), ("val-shot 0", 3), ("val-shot 1", 2)):
+        picture = np.zeros((400, 120, 3), np.uint8)
+        picture[:20] = value
+        (frames / f"{name}.png").write_bytes(cv2.imencode(".bmp", picture)[1].tobytes())
+    for split in ("train", "val"):
+        edit(made, lambda c: [i.update(height=400) for i in c["images"][:2]] and None, split)
+    lines = found(made)
+    assert [line.split("images: ")[1] for line in lines] == ["1 of 24 test images have the same content as a training image: cam 1/val-shot 1.png and "
+                                                           "cam 1/train-shot 1.png; figures of such a test say nothing"]
+    assert not any("look the same" in line for line in found(made, "warning"))
 
 
 def test_headers_behind_long_profiles(tmp_path):
@@ -264,6 +330,19 @@ def test_one_exchanged_pair_of_three():
     assert not findings.found
     left_right.check(findings, joints[:, [0, 1, 3, 2, 4, 5]], np.ones((200, 6), bool), skeleton)
     assert [f.text.split(":")[1] for f in findings.found] == [" left_b and right_b look exchanged"]
+
+
+def test_pairs_in_any_order(made):
+    """A mirror does not care which of a pair is named first, and the names say which is the left one."""
+    file = made.parent / "set" / "dots.yaml"
+    keys = yaml.safe_load(file.read_text())
+    assert keys["flip_pairs"] == [["left_0", "right_0"], ["left_1", "right_1"]]
+    for pairs in ([["left_0", "right_0"], ["right_1", "left_1"]], [["right_0", "left_0"], ["right_1", "left_1"]]):
+        file.write_text(yaml.safe_dump(keys | {"flip_pairs": pairs}))
+        assert not [line for kind in ("fault", "warning") for line in found(made, kind)]
+        edit(made, lambda c: _all_keypoints(c, _exchange(1, 2)))
+        assert any("left_0 and right_0 look exchanged" in line for line in found(made))
+        edit(made, lambda c: _all_keypoints(c, _exchange(1, 2)))
 
 
 def test_exchanged_throughout(made):
@@ -340,6 +419,15 @@ def test_detections_below_the_threshold(detected):
     assert any("none has a score of TEST.IMAGE_THRE 0.95 or more" in line for line in detected.found("fault", "TEST.IMAGE_THRE", "0.95"))
 
 
+def test_boxes_of_low_scores_are_no_warning(detected):
+    """Most of a good detection file has low scores."""
+    numbers = iter(range(36))
+    detected(lambda e: e | {"score": 0.9 if next(numbers) % 6 == 0 else 0.1})
+    lines = detected.found("warning", "TEST.IMAGE_THRE", "0.5")
+    assert not any("dropped" in line for line in lines)
+    assert any("detections: 6 of 36 are used, 83.3 % dropped: 30 scores below TEST.IMAGE_THRE 0.5" in line for line in detected.found("note", "TEST.IMAGE_THRE", "0.5"))
+
+
 def test_no_detection_file(detected, made):
     assert any("detections: TEST.COCO_BBOX_FILE is empty" in line and "tools/make_boxes.py" in line for line in found(made, "fault", "TEST.USE_GT_BBOX", "False"))
 
@@ -358,9 +446,49 @@ def test_training_warns_and_goes_on(made, monkeypatch):
     assert any("tools/check_data.py with the same arguments" in line for line in text)
 
 
+def look(path, *overrides):
+    cfg = config.load(path, [str(value) for value in overrides])
+    return [str(finding) for finding in run.look(cfg, read_set(cfg, train=True), read_set(cfg, train=False))]
+
+
 def test_training_says_nothing_of_a_sound_set(made):
-    cfg = config.load(made)
-    assert run.look(cfg, read_set(cfg, train=True), read_set(cfg, train=False)) == []
+    assert look(made) == []
+
+
+def test_training_explains_a_figure_once(made, monkeypatch):
+    """Nobody of the set is large, which two epochs need not tell twice."""
+    monkeypatch.setattr(train, "_show", lambda *_: None)
+    train.run(config.load(made, ["TRAIN.END_EPOCH", "2"]), str(made), ["tools/train.py"])
+    text = (made.parent / "output" / "dots5" / "pose_res2net" / "dots" / "train.log").read_text()
+    assert text.count("AP (L), AR (L) are -1: no labelled person has an area of 9216") == 1 and text.count("| pose_res2net |") == 2
+
+
+def test_training_misses_no_absent_image(made, monkeypatch):
+    """Few are opened, but of all it is known whether they are there."""
+    monkeypatch.setattr(run, "_LOOKED_AT", 2)
+    (made.parent / "set" / "frames" / "cam 1" / "train-shot 17.png").unlink()
+    assert [line.split(", in ")[0] for line in look(made)] == ["fault: train set train: images: 1 of 40 are absent, such as cam 1/train-shot 17.png"]
+
+
+def test_training_on_several_sets(made, tmp_path):
+    """Each set's images, no alarm for what is of another category in one of them, and none for sigmas that are never used."""
+    other = make_set(tmp_path / "other", 5, (("all", 30),), seed=1, name="more", sigmas=None)
+    mix = ["DATASET.MIX.more.FILE", other, "DATASET.MIX.more.SET", "all"]
+    file = tmp_path / "other" / "labels" / "all.json"
+    content = json.loads(file.read_text())
+    content["annotations"] += [{**content["annotations"][0], "id": 10_000 + n, "category_id": 1} for n in range(400)]
+    file.write_text(json.dumps(content))
+    assert look(made, *mix) == []
+    assert found(made, "warning", *map(str, mix)) == found(made, "fault", *map(str, mix)) == []
+    (tmp_path / "other" / "frames" / "cam 1" / "all-shot 4.png").unlink()
+    assert [line.split(", such")[0] for line in look(made, *mix)] == ["fault: DATASET.MIX.more: images: 1 of 30 are absent"]
+
+
+def test_training_on_the_test_set_by_a_mix(made):
+    """A set of the mix that lies in the test set's folder and has its images."""
+    file = made.parent / "set" / "dots.yaml"
+    lines = look(made, "DATASET.MIX.again.FILE", file, "DATASET.MIX.again.SET", "val")
+    assert len(lines) == 1 and lines[0].startswith("fault: train and test: images: 24 of 24 test images are training images too")
 
 
 def test_mpii_form(tiny_mpii_experiment):

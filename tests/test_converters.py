@@ -2,8 +2,10 @@
 import contextlib
 import io
 import json
+import logging
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -99,6 +101,7 @@ def yolo(tmp_path, text, **options):
     ("0 .5 .5 .2 .2" + " .1 .1 2" * 4 + " .1 nan 2", "line 1: it has nan where a number is needed"),
     ("0 .5 .5 .2 .2" + " .1 .1 5" * 5, "line 1: has a flag that is none of 0, 1 and 2"),
     ("0 30 20 10 10" + " .1 .1 2" * 5, "is not given as shares of the image"),
+    ("0 .5 .5 .2 .2" + " .1 .1 2" * 4 + " 30 20 1", "line 1: joints are not given as shares of the image"),
     ("0 a", "line 1: it has a where a number is needed"),
 ])
 def test_faults_of_yolo(made, tmp_path, text, line):
@@ -141,6 +144,33 @@ def test_labelme_points_go_to_their_rectangle(made, tmp_path):
     assert "the point at 55, 70 lies in no rectangle" in refusal("labelme", folder, made[1])
 
 
+def test_labelme_leaves_out_and_counts(made, tmp_path, caplog):
+    """A rectangle of another label is nobody's box, though joints lie in it."""
+    folder = labelme(tmp_path / "l", shape("car", [[0, 0], [99, 79]], "rectangle"), shape("middle", [[50, 40]], group=1),
+                     shape("dot person", [[1, 1], [9, 9]], "rectangle", group=2))
+    with caplog.at_level(logging.WARNING):
+        persons = converters.read("labelme", folder, made[1])[0].persons
+    assert [person.box.tolist() for person in persons] == [[49.5, 39.5, 1, 1]]
+    assert caplog.messages == [f"{folder}: left out: 1 rectangles called car, 1 rectangles without a joint"]
+    caplog.clear()
+    assert converters.read("labelme", labelme(folder), made[1])[0].persons == [] and not caplog.messages
+    by_id = replace(made[1], category=7)        # the name is not known then
+    assert converters.read("labelme", labelme(folder, shape("car", [[0, 0], [99, 79]], "rectangle"), shape("middle", [[50, 40]])), by_id)[0].persons[0].box.tolist() == [0, 0, 99, 79]
+
+
+@pytest.mark.parametrize("form, file", [("labelme", "a.json"), ("yolo", "a.txt")])
+def test_pictures_that_differ_by_their_ending(made, tmp_path, form, file):
+    """One would take the other's labels."""
+    pictures = [converters.LabelledPicture(name, 60, 40) for name in ("a.jpg", "b.jpg", "a.png")]
+    with pytest.raises(DataError, match=f"a.jpg and a.png have their labels in one file, {file}; rename one of the pictures"):
+        converters.write(form, tmp_path / "out", made[1], pictures)
+    assert not (tmp_path / "out").exists()
+    if form == "yolo":
+        args, options = yolo(tmp_path, "0 .5 .5 .2 .2" + " .1 .1 2" * 5, data=made[1])
+        cv2.imwrite(str(tmp_path / "i" / "a.jpg"), np.zeros((40, 60, 3), np.uint8))
+        assert "a.jpg and a.png have their labels in one file" in refusal(*args, **options)
+
+
 @pytest.mark.parametrize("shapes, more, line", [
     ([shape("nose", [[1, 1]])], {}, "shape 0: the point is called nose, which is none of the joints of "),
     ([shape("middle", [[1, 1]]), shape("middle", [[2, 2]])], {}, "has middle twice for one person"),
@@ -156,7 +186,7 @@ def test_faults_of_labelme(made, tmp_path, shapes, more, line):
     assert line in refusal("labelme", labelme(tmp_path / "l", *shapes, **more), made[1])
 
 
-CVAT = ('<annotations><image id="0" name="a.jpg" width="100" height="80"><skeleton label="x" group_id="0"><points label="middle" outside="0" occluded="0" points="50,40"/>'
+CVAT = ('<annotations><image id="0" name="a.jpg" width="100" height="80"><skeleton label="dot person" group_id="0"><points label="middle" outside="0" occluded="0" points="50,40"/>'
         '<points label="left_0" outside="1" occluded="0" points="1,1"/></skeleton></image></annotations>')
 
 
@@ -168,6 +198,19 @@ def cvat(tmp_path, text):
 def test_cvat_without_boxes(made, tmp_path):
     person = converters.read(*cvat(tmp_path, CVAT), made[1])[0].persons[0]
     assert person.keypoints[:, 2].tolist() == [2, 0, 0, 0, 0] and person.box.tolist() == [49.5, 39.5, 1, 1]
+
+
+def test_cvat_leaves_out_and_counts(made, tmp_path, caplog):
+    """Skeletons of other labels, those without a labelled joint, boxes and shapes of nobody; only others' labels at all is a fault."""
+    more = ('<skeleton label="dog"><points label="tail" points="1,1"/></skeleton><skeleton label="dot person"><points label="middle" outside="1" points="1,1"/></skeleton>'
+            '<box label="car" xtl="1" ytl="1" xbr="9" ybr="9"/><polygon label="car" points="1,1;2,2;3,3"/></image>')
+    with caplog.at_level(logging.WARNING):
+        assert len(converters.read(*cvat(tmp_path, CVAT.replace("</image>", more)), made[1])[0].persons) == 1
+    assert caplog.messages == [f"{tmp_path / 'a.xml'}: left out: 1 boxes without a skeleton, 1 shapes of the kind polygon, 1 skeletons called dog, "
+                               "1 skeletons without a labelled joint"]
+    text = CVAT.replace("dot person", "Dot Person")
+    assert "no skeleton is called dot person, the category of " in refusal(*cvat(tmp_path, text), made[1]) and "there are Dot Person" in refusal(*cvat(tmp_path, text), made[1])
+    assert len(converters.read(*cvat(tmp_path, text), replace(made[1], category=7))[0].persons) == 1
 
 
 @pytest.mark.parametrize("old, new, line", [

@@ -52,6 +52,28 @@ def test_no_person_of_a_size():
     assert [line.split(":")[0] for line in lines] == ["AP (M), AR (M) are -1", "AP (L), AR (L) are -1"] and "an area from 1024 to 9216 square pixels (medium); the 30 that count have 630 to 630" in lines[0]
 
 
+def test_what_the_table_shows_as_zero_is_explained():
+    assert explain.is_wanted({"AP": 0.0004}) and explain.is_wanted({"AP": 0.5, "AP (M)": -1}) and not explain.is_wanted({"AP": 0.0006, "AR": 1})
+    content, tested = made()
+    keypoints = tested.keypoints + [300, 0, 0]
+    lines = explain.reasons(read_truth(content), replace(tested, keypoints=keypoints), {"AP": 0.0004, "Ap .5": 0.002})
+    assert len(lines) == 1 and lines[0].startswith("AP is 0: none of the faults that are looked for")
+
+
+def test_figures_of_one_size_are_of_its_persons():
+    """The medium ones are missed; where the large ones are found says nothing of that."""
+    content, tested = made(size=60)
+    large, found = made(size=200, seed=1)
+    for annotation in large["annotations"]:
+        annotation.update(id=annotation["id"] + 100)
+    content["annotations"] += large["annotations"]
+    both = {key: np.concatenate([getattr(tested, key), getattr(found, key)]) for key in ("image_ids", "keypoints", "scores", "box")}
+    both["keypoints"][:30, :, :2] += [0, 150]
+    figures, lines = told(content, replace(tested, **both))
+    assert figures["AP (M)"] == 0 and figures["AP (L)"] > 0.9 and len(lines) == 1
+    assert lines[0].startswith("AP (M), AR (M) are 0: none of the faults") and int(lines[0].split("prediction is ")[1].split(" %")[0]) > 60
+
+
 def test_areas_in_another_unit():
     content, tested = made()
     for annotation in content["annotations"]:

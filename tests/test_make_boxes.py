@@ -48,6 +48,13 @@ def test_images_that_cannot_be_read(made, tmp_path, caplog):
     assert not (tmp_path / "c.json").exists() and [file.name for file in tmp_path.glob("*.part")] == []
 
 
+def test_a_detector_of_persons_for_another_category(made, tmp_path, caplog):
+    making_boxes.write(config.load(made), "val", detect, tmp_path / "b.json")
+    assert not caplog.messages
+    making_boxes.write(config.load(made), "val", detect, tmp_path / "b.json", finds_persons=True)
+    assert caplog.messages == [f"the detector finds persons; its boxes are written as those of 'dot person', the category of {tmp_path / 'set' / 'dots.yaml'}"]
+
+
 def test_usage(made, tiny_mpii_experiment):
     with pytest.raises(ConfigError, match="--out: give the file to write"):
         making_boxes.target(config.load(made), "")

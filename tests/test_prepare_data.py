@@ -224,7 +224,7 @@ def test_zipped_images_stay_in_their_archive(source, server, tmp_path):
 
     prepare(source, tmp_path, only=["val2017"], zipped=True)
     assert tree(tmp_path) == ["images/val2017.zip"]
-    assert ImageFolder(tmp_path / "images/val2017.zip")._bytes("000000000003.jpg") == IMAGES["val2017/000000000003.jpg"]
+    assert ImageFolder(tmp_path / "images/val2017.zip").data("000000000003.jpg") == IMAGES["val2017/000000000003.jpg"]
     prepare(source, tmp_path, only=["val2017"], zipped=True)
     assert len(server.asked) == 1
 

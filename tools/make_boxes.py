@@ -26,7 +26,8 @@ def main() -> int:
     start_console()
     path = making_boxes.target(cfg, args.out)
     detect = detectors.build(args.detector, args.device, args.score_threshold, weights=args.detector_weights or None)
-    boxes, images, unread = making_boxes.write(cfg, args.set or cfg.DATASET.TEST_SET, detect, path)
+    boxes, images, unread = making_boxes.write(cfg, args.set or cfg.DATASET.TEST_SET, detect, path,
+                                                finds_persons=args.detector in detectors.TORCHVISION)
     print(f"{boxes} boxes in {images} images written to {path}{f'; {unread} images could not be read' if unread else ''}")
     return 1 if unread else 0
 

@@ -9,11 +9,11 @@ import cv2
 from yacs.config import CfgNode
 
 from poise.config import data_path
-from poise.datasets.coco_files import read_images
+from poise.datasets.coco_files import category_id, read_images
 from poise.datasets.places import annotation_path, image_folder
 from poise.datasets.table import PackedNames
 from poise.detectors import Detector
-from poise.errors import ConfigError, DataError, one_line
+from poise.errors import ConfigError, DataError, one_line, shown_value
 from poise.skeleton import dataset_of
 from poise.writing import replacing
 
@@ -29,8 +29,10 @@ def target(cfg: CfgNode, out: str) -> Path:
     return Path(out or data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
 
 
-def write(cfg: CfgNode, split: str, detect: Detector, path: Path) -> tuple[int, int, int]:
+def write(cfg: CfgNode, split: str, detect: Detector, path: Path, *, finds_persons: bool = False) -> tuple[int, int, int]:
     """Write what `detect` finds in the images of a set as COCO's detections; (boxes, images, images that could not be read).
+
+    finds_persons: that is known of the detector, so that another category is warned of.
 
     Each image is turned as DATASET.EXIF says, as in training and tests. Raises DataError where no image can be read, and what reading the set raises.
     """
@@ -44,7 +46,9 @@ def write(cfg: CfgNode, split: str, detect: Detector, path: Path) -> tuple[int, 
     images, folder = read_images(file, data.category), image_folder(cfg, split)
     folder.check()
     names, ids = PackedNames(images["name_buffer"], images["name_ends"]), images["image_ids"].tolist()
-    category = int(images["person"][0]) if len(images["person"]) else data.category if isinstance(data.category, int) else 1
+    category = category_id(images, data.category)
+    if finds_persons and data.category != "person":
+        log.warning("%s", f"the detector finds persons; its boxes are written as those of {shown_value(data.category)}, the category of {data.path}")
     boxes = unread = 0
     with replacing(path) as part, open(part, "wb") as stream:
         stream.write(b"[")

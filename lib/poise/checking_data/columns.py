@@ -10,7 +10,7 @@ import numpy as np
 
 from poise.archives import name_fault
 from poise.datasets.array_cache import Arrays
-from poise.datasets.coco_files import MEND
+from poise.datasets.coco_files import MEND, is_id
 from poise.datasets.table import PackedNames
 from poise.errors import DataError, shown
 from poise.geometry import FARTHEST
@@ -38,7 +38,7 @@ def _columns(content: Any, parts: Iterator[list], path: Path, joints: int, categ
         raise DataError(f"{path}: has no list 'images'; this is not a COCO annotation file")
     faults: dict[str, tuple[int, str]] = {}
     found = find_category(content, category) or {}
-    person = found.get("id") if type(found.get("id")) is int else None
+    person = found["id"] if is_id(found.get("id")) else None
     objects: Counter[int] = Counter()
     parts_read = [_regular([], person, joints)[0]]
     for entries in parts:
@@ -50,7 +50,7 @@ def _columns(content: Any, parts: Iterator[list], path: Path, joints: int, categ
         objects.update(read[1])
     joined = {key: np.concatenate([part[key] for part in parts_read]) for key in parts_read[0]}
     listed = content.get("categories")
-    categories = [c for c in listed if isinstance(c, dict) and type(c.get("id")) is int] if isinstance(listed, list) else []
+    categories = [c for c in listed if isinstance(c, dict) and is_id(c.get("id"))] if isinstance(listed, list) else []
     names = found.get("keypoints")
     names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
     ids = [c["id"] for c in categories] + [i for i in objects if i not in {c["id"] for c in categories}]
@@ -67,7 +67,7 @@ def _images(entries: list, faults: dict) -> Arrays:
     rows = []
     for entry in entries:
         fault = ""
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not -2**63 <= entry["id"] < 2**63:
+        if not isinstance(entry, dict) or not is_id(entry.get("id")):
             fault = "images are no objects with a whole number as id"
         elif not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
             fault = "images have no file_name"
@@ -111,7 +111,7 @@ def _regular(entries: list, person: int | None, joints: int) -> tuple[Arrays, Co
             columns[name] = column = np.zeros(shapes.get(name, (0,)), np.int64 if name in whole else float)
         if column.shape != shapes.get(name, (len(mine),)) or column.dtype.kind not in ("i" if name in whole else "b" if name == "crowd" and len(mine) else "if"):
             return None
-    if any(type(category) is not int for category in counts):
+    if not all(map(is_id, counts)):
         return None
     for name in ("area", "boxes", "keypoints"):
         if not (np.abs(np.nan_to_num(columns[name], nan=0.0 if name == "area" else np.inf)) < (1e14 if name == "area" else FARTHEST)).all():
@@ -126,11 +126,11 @@ def _fault(entry: Any, person: int | None, joints: int) -> str:
     """What makes an annotation unusable; '' where nothing does."""
     if not isinstance(entry, dict):
         return "annotations are no objects"
-    if any(type(entry.get(key)) is not int or not -2**63 <= entry[key] < 2**63 for key in ("id", "category_id")):
+    if not (is_id(entry.get("id")) and is_id(entry.get("category_id"))):
         return "annotations have an id or category_id that is missing or no whole number"
     if entry["category_id"] != person:
         return ""
-    if type(entry.get("image_id")) is not int or not -2**63 <= entry["image_id"] < 2**63:
+    if not is_id(entry.get("image_id")):
         return "annotations have an image_id that is missing or no whole number"
     box, points = entry.get("bbox"), entry.get("keypoints")
     if not isinstance(box, list) or len(box) != 4 or not all(is_finite(value) and abs(value) < FARTHEST for value in box):

@@ -37,9 +37,6 @@ class Findings:
     def note(self, text: str) -> None:
         self.found.append(Finding(NOTE, self.where, one_line(text)))
 
-    def of(self, kind: str) -> list[Finding]:
-        return [finding for finding in self.found if finding.kind == kind]
-
 
 def some(names: Iterable[object], most: int = 3) -> str:
     """The first few of many names."""

@@ -1,6 +1,7 @@
-"""Image files of a set: there, of the size that the annotations say, and not in another set too. Headers alone are read."""
+"""Image files of a set: there, of the size that the annotations say, and not in another set too. Headers and last bytes alone are read."""
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import zlib
@@ -8,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from poise import archives
 from poise.checking_data.findings import Findings, some
 from poise.datasets import image_header
-from poise.datasets.reading import MOST_BYTES, ImageFolder
+from poise.datasets.reading import END_MARKS, MOST_BYTES, ImageFolder, is_cut_off
 from poise.errors import DataError
 
 _HEAD = 1 << 16         # most headers lie in it; thumbnails and profiles before them may be longer
@@ -27,12 +29,12 @@ Header = tuple[tuple[int, int], tuple[int, int], str]     # (width, height), (by
 class ImageFiles:
     """What was seen of M images. there (M,) bool. claimed (M, 2): width and height in the header, -1 where it was not read.
 
-    sums: {(bytes, sum of the head): place}.
+    sums: {(bytes, sum of the head): places}.
     """
 
     there: np.ndarray
     claimed: np.ndarray
-    sums: dict[tuple[int, int], int] = field(default_factory=dict)
+    sums: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
 
 def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
@@ -54,8 +56,10 @@ def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
     return found
 
 
-def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.ndarray | None, *, exif: bool = False) -> ImageFiles:
-    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not. exif: DATASET.EXIF."""
+def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.ndarray | None, *, exif: bool = False,
+          opened: np.ndarray | None = None) -> ImageFiles:
+    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not. exif: DATASET.EXIF. opened: places of those that are
+    opened; all where it is None. The others need only be there."""
     files = ImageFiles(np.zeros(len(names), bool), np.full((len(names), 2), -1))
     try:
         files.there = present(folder, names)
@@ -66,19 +70,18 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
     if len(absent):
         found.fault(f"images: {len(absent)} of {len(names)} are absent, such as {some(names[place] for place in absent[:3])}, in "
                     f"{folder.location}{_other_case(folder, names[absent[0]])}")
-    places = np.flatnonzero(files.there)
+    places = np.flatnonzero(files.there) if opened is None else opened[files.there[opened]]
     bad: dict[str, list[str]] = {}
-    twins: list[str] = []
     for place, (size, mark, fault) in zip(places.tolist(), _headers(folder, [names[place] for place in places])):
         if fault:
             bad.setdefault(fault, []).append(names[place])
             continue
         files.claimed[place] = size
-        if mark in files.sums:
-            twins.append(f"{names[place]} and {names[files.sums[mark]]}")
-        files.sums.setdefault(mark, place)
+        files.sums.setdefault(mark, []).append(place)
     for fault, spoilt in bad.items():
         found.fault(f"images: {len(spoilt)} {fault}: {some(spoilt)}")
+    twins = [f"{names[place]} and {names[group[0]]}" for mark, alike in files.sums.items() if len(alike) > 1
+             for group in _by_content(folder, names, files, mark).values() for place in group[1:]]
     if twins:
         found.warning(f"images: {len(twins)} look the same as another of the set: {some(twins)}")
     if sizes is not None:
@@ -137,9 +140,25 @@ def _header_of_file(path: Path) -> Header:
         if not stat.S_ISREG(os.stat(path).st_mode):     # a pipe would keep us waiting
             return (0, 0), (0, 0), "are no ordinary files"
         with open(path, "rb") as file:
-            return _judged(file.read(_HEAD), os.fstat(file.fileno()).st_size, file.read)
+            head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+            header = _judged(head, size, file.read)
+            if not header[2] and _ends_early(head, size, file):
+                return (0, 0), header[1], "are cut off at their end"
+            return header
     except (OSError, ValueError):
         return (0, 0), (0, 0), "cannot be read"
+
+
+def _ends_early(head: bytes, size: int, file: BinaryIO) -> bool:
+    """Whether a JPEG or PNG has no end mark. All of it is read only where the mark is not at the very end."""
+    mark = END_MARKS.get(head[:2])
+    if mark is None:
+        return False
+    file.seek(max(size - len(mark), 0))
+    if file.read(len(mark)) == mark:
+        return False
+    file.seek(0)
+    return is_cut_off(file.read(MOST_BYTES))
 
 
 def _judged(head: bytes, size: int, rest: Callable[[int], bytes]) -> Header:
@@ -155,21 +174,37 @@ def _judged(head: bytes, size: int, rest: Callable[[int], bytes]) -> Header:
     return (claimed, mark, "") if 0 not in claimed else ((0, 0), mark, "are cut off or damaged at their beginning")
 
 
-def check_apart(found: Findings, train: tuple[Path, Sequence[str], ImageFiles], test: tuple[Path, Sequence[str], ImageFiles]) -> None:
-    """That no image is in both sets: (folder or archive, names, files) of each; by name in one folder, else by the files' bytes."""
+def check_apart(found: Findings, train: tuple[ImageFolder, Sequence[str], ImageFiles], test: tuple[ImageFolder, Sequence[str], ImageFiles]) -> None:
+    """That no image is in both sets: (folder, names, files) of each; by name in one folder, else by the files' bytes."""
     (folder, names, files), (other_folder, other_names, other_files) = train, test
-    common = sorted(set(names) & set(other_names)) if same_place(folder, other_folder) else []
+    common = sorted(set(names) & set(other_names)) if _same(folder.location, other_folder.location) else []
     if common:
         found.fault(f"images: {len(common)} of {len(other_names)} test images are training images too: {some(common)}; figures of such a test say nothing")
         return
-    twins = [f"{other_names[place]} and {names[files.sums[mark]]}" for mark, place in other_files.sums.items() if mark in files.sums]
+    twins = []
+    for mark in files.sums.keys() & other_files.sums.keys():
+        mine = _by_content(folder, names, files, mark)
+        twins += [f"{other_names[place]} and {names[mine[content][0]]}" for content, places in _by_content(other_folder, other_names, other_files, mark).items()
+                  if content in mine for place in places]
+    twins.sort()
     if twins:
         found.fault(f"images: {len(twins)} of {len(other_names)} test images have the same content as a training image: {some(twins)}; figures of "
                     "such a test say nothing")
 
 
-def same_place(a: Path, b: Path) -> bool:
-    """Whether two folders or archives are one."""
+def _by_content(folder: ImageFolder, names: Sequence[str], files: ImageFiles, mark: tuple[int, int]) -> dict[bytes, list[int]]:
+    """The images of one mark, in groups of the same content: uncompressed pictures of one size may well begin alike."""
+    groups: dict[bytes, list[int]] = {}
+    for place in files.sums[mark]:
+        try:
+            content = hashlib.sha256(folder.data(names[place])).digest() if mark[0] > _HEAD else b""
+        except DataError:
+            continue
+        groups.setdefault(content, []).append(place)
+    return groups
+
+
+def _same(a: Path, b: Path) -> bool:
     try:
         return a.resolve() == b.resolve()
     except (OSError, RuntimeError):

@@ -16,12 +16,17 @@ _LEANS = 0.35
 _FACE = ("left_eye", "right_eye")
 
 
+def sided_pairs(skeleton: Skeleton) -> list[tuple[int, int]]:
+    """The mirror pairs with the left joint first, as their names say: a mirror needs no order, so a dataset file may have any."""
+    return [(b, a) if skeleton.side(a) > skeleton.side(b) else (a, b) for a, b in skeleton.flip_pairs]
+
+
 def sides(joints: np.ndarray, labelled: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     """(N, P) float32: 1 where the left joint of a pair lies further right in the picture, -1 further left, 0 where that is not known.
 
     joints (N, J, 2), labelled (N, J) bool. Distances below a twentieth of the person's extent tell nothing.
     """
-    pairs = np.array(skeleton.flip_pairs, np.int64).reshape(-1, 2)
+    pairs = np.array(sided_pairs(skeleton), np.int64).reshape(-1, 2)
     x = joints[:, :, 0]
     widest = np.where(labelled, x, -np.inf).max(axis=1) - np.where(labelled, x, np.inf).min(axis=1)
     offset = x[:, pairs[:, 0]] - x[:, pairs[:, 1]]
@@ -60,14 +65,14 @@ def lean(signs: np.ndarray) -> tuple[float, int]:
 
 def check(found: Findings, joints: np.ndarray, labelled: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     """Look at one set; returns its signs (N, P)."""
-    signs, names = sides(joints, labelled, skeleton), skeleton.names
+    signs, names, pairs = sides(joints, labelled, skeleton), skeleton.names, sided_pairs(skeleton)
     bad, agree = exchanged(signs)
     for pair in bad:
-        left, right = (names[joint] for joint in skeleton.flip_pairs[pair])
+        left, right = (names[joint] for joint in pairs[pair])
         found.fault(f"left and right: {left} and {right} look exchanged: their sides agree with those of other pairs in "
                     f"{100 * np.nanmean(agree[pair]):.0f} % of the persons; exchange them in the annotations, or in `joints` of the dataset file")
     share, count = lean(signs)
-    faces = [place for place, pair in enumerate(skeleton.flip_pairs) if tuple(names[joint] for joint in pair) == _FACE]
+    faces = [place for place, pair in enumerate(pairs) if tuple(names[joint] for joint in pair) == _FACE]
     facing, seen = lean(signs[:, faces])
     if faces and seen >= LEAST_PERSONS and facing < _LEANS and not bad:
         found.fault(f"left and right: left_eye lies left of right_eye in {100 * (1 - facing):.0f} % of {seen} faces, as in a mirror: left and right "

@@ -1,13 +1,13 @@
 """Joints, visibility, boxes and areas of the annotated persons. Letters: N persons, J joints, M images."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from poise import box_forms
 from poise.checking_data.findings import Findings, percent, some
+from poise.datasets.coco_files import OF_ANOTHER
 from poise.datasets.table import PersonTable
 from poise.skeleton import Skeleton
 
@@ -37,9 +37,8 @@ class People:
 
     @classmethod
     def of_table(cls, table: PersonTable) -> "People":
-        """Of a set that a training has read; its boxes are cut to their images."""
-        boxes = np.concatenate([table.center - table.extent / 2, table.extent], axis=1)
-        return cls(table.skeleton, table.ids, table.image_index, table.joints, table.visible, boxes)
+        """Of a set that a training has read; its boxes are cut to their images, and what other sets of a mix have (UNKNOWN) is not labelled."""
+        return cls(table.skeleton, table.ids, table.image_index, table.joints, np.maximum(table.visible, 0), table.boxes)
 
 
 def check_joints(found: Findings, people: People) -> np.ndarray:
@@ -113,7 +112,7 @@ def _check_boxes_hold_joints(found: Findings, people: People, around: np.ndarray
 def check_flags(found: Findings, people: People, counted: np.ndarray | None = None) -> None:
     """Visibility flags. counted: (N,) num_keypoints as the file says, -1 where it does not."""
     visible, names = people.visible, people.skeleton.names
-    strange = ~np.isin(visible, (-1, 0, 1, 2))
+    strange = ~np.isin(visible, (0, 1, 2))
     if strange.any():
         found.fault(f"visibility: {strange.sum()} flags are none of 0, 1 and 2 (annotation {some(people.ids[strange.any(axis=1)])}); COCO's are 0 "
                     "not labelled, 1 hidden, 2 seen")
@@ -176,18 +175,19 @@ def check_areas(found: Findings, people: People, *, needed: bool) -> None:
 
 def check_repeats(found: Findings, people: People) -> None:
     """Persons who are annotated twice."""
-    rows = np.column_stack([people.image, people.joints.reshape(len(people.joints), -1)]).astype(np.float32)[people.labelled.any(axis=1)]
-    order = np.lexsort(rows[:, :4].T) if rows.shape[1] >= 4 else np.lexsort(rows.T)
-    same = (rows[order][1:] == rows[order][:-1]).all(axis=1)
-    if same.any():
-        found.warning(f"persons: {same.sum()} have the same joints as another of the same image (annotation "
-                      f"{some(people.ids[people.labelled.any(axis=1)][order][1:][same])})")
+    those = people.labelled.any(axis=1)
+    rows = np.column_stack([people.image, people.joints.reshape(len(people.joints), -1)])[those].astype(np.float32) + 0     # -0.0 is 0 too
+    as_bytes = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]       # a row as one value, to sort by
+    first = np.unique(as_bytes, return_index=True)[1]
+    again = np.setdiff1d(np.arange(len(rows)), first)
+    if len(again):
+        found.warning(f"persons: {len(again)} have the same joints as another of the same image (annotation {some(people.ids[those][again])})")
 
 
-def dropped(found: Findings, kept: int, reasons: dict[str, int], others: Sequence[str] = ("of another category",)) -> None:
-    """Persons that a training or a test leaves out, and why."""
-    lost = {reason: count for reason, count in reasons.items() if reason not in others}
-    total = kept + sum(lost.values())
-    why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-    text = f"persons: {kept} of {total} are used, {percent(total - kept, total)} dropped{f': {why}' if why else ''}"
-    (found.warning if kept < 0.3 * total else found.note)(text)
+def dropped(found: Findings, table: PersonTable) -> None:
+    """Persons that a training or a test leaves out, and why; of a detection file boxes, of which most may well have low scores."""
+    kept, what = len(table), "persons" if table.box_source == "gt" else "detections"
+    total = kept + sum(count for reason, count in table.dropped.items() if not reason.startswith(OF_ANOTHER))
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(table.dropped.items(), key=lambda item: -item[1]))
+    text = f"{what}: {kept} of {total} are used, {percent(total - kept, total)} dropped{f': {why}' if why else ''}"
+    (found.warning if kept < 0.3 * total and table.box_source == "gt" else found.note)(text)

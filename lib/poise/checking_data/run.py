@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from poise.checking_data import detections, images, left_right, people
 from poise.checking_data.columns import read_columns
 from poise.checking_data.findings import FAULT, NOTE, WARNING, Finding, Findings, some
 from poise.checking_data.people import People
-from poise.datasets import PersonTable, coco, mpii
+from poise.datasets import PersonTable, coco, read_table
 from poise.datasets.array_cache import Arrays, remembered
+from poise.datasets.coco_files import category_id
 from poise.datasets.mixing import ImageFolders, as_set
 from poise.datasets.places import annotation_path, image_folder, set_files
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames
+from poise.datasets.truth import check_truth
 from poise.errors import DataError, PoiseError
 from poise.skeleton import DatasetFile, dataset_of
 
@@ -43,28 +46,28 @@ class CheckedSet:
 
 def check(cfg: CfgNode) -> tuple[list[Finding], list[CheckedSet]]:
     """Everything, of DATASET.TRAIN_SET, the sets of DATASET.MIX and DATASET.TEST_SET. Nothing that is wrong with a file raises."""
-    found, sets = [], []
-    trained = [(cfg, cfg.DATASET.TRAIN_SET, f"train set {cfg.DATASET.TRAIN_SET}")]
-    trained += [(as_set(cfg, name), cfg.DATASET.MIX[name].SET, f"DATASET.MIX.{name}") for name in sorted(cfg.DATASET.MIX)]
-    for own, split, title in [*trained, (cfg, cfg.DATASET.TEST_SET, f"test set {cfg.DATASET.TEST_SET}")]:
+    file, sets = Findings("dataset file"), []
+    for remark in dataset_of(cfg).remarks:      # those of DATASET.MIX are not scored, and mirrored as this one says
+        file.warning(remark)
+    found = file.found
+    trained = [(cfg, f"train set {cfg.DATASET.TRAIN_SET}"), *((as_set(cfg, name), f"DATASET.MIX.{name}") for name in sorted(cfg.DATASET.MIX))]
+    for own, title in [*trained, (cfg, f"test set {cfg.DATASET.TEST_SET}")]:
         findings = Findings(title)
-        for remark in dataset_of(own).remarks:
-            findings.warning(remark)
-        sets.append(_check_set(own, split, findings, train=not title.startswith("test")))
+        sets.append(_check_set(own, findings, train=len(sets) < len(trained)))
         found += findings.found
     both = Findings("train and test")
     test = sets[-1]
     for train in sets[:-1]:
         if train.files is not None and test.files is not None:
-            images.check_apart(both, (train.folder.location, train.names, train.files), (test.folder.location, test.names, test.files))
+            images.check_apart(both, (train.folder, train.names, train.files), (test.folder, test.names, test.files))
     if sets[0].signs is not None and test.signs is not None:
         left_right.compare(both, sets[0].signs, test.signs)
     return found + both.found, sets
 
 
-def _check_set(cfg: CfgNode, split: str, found: Findings, *, train: bool) -> CheckedSet:
+def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
+    split = cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET
     data, result = dataset_of(cfg), CheckedSet(found.where, image_folder(cfg, split))
-    margin = cfg.DATASET.BOX_MARGIN if train else cfg.TEST.BOX_MARGIN
     detected = not train and not cfg.TEST.USE_GT_BBOX
     table = columns = None
     if data.format == "coco":
@@ -72,7 +75,9 @@ def _check_set(cfg: CfgNode, split: str, found: Findings, *, train: bool) -> Che
         if columns is None:
             return result
     try:    # what a run would read, whatever else is found
-        table = mpii.read_table(cfg, split, margin=margin) if data.format == "mpii" else coco.read_table(cfg, split, detections=detected, margin=margin)
+        table = read_table(cfg, train=train)
+        if not train:
+            check_truth(cfg, table)
     except PoiseError as error:
         found.fault(f"a run would end with: {error}")
     if columns is not None:
@@ -83,7 +88,7 @@ def _check_set(cfg: CfgNode, split: str, found: Findings, *, train: bool) -> Che
         if table.labelled:
             _check_people(found, result, People.of_table(table))
     if table is not None:
-        people.dropped(found, len(table), table.dropped)
+        people.dropped(found, table)
     return result
 
 
@@ -118,8 +123,7 @@ def _check_coco(cfg: CfgNode, split: str, found: Findings, result: CheckedSet, c
         try:
             boxes = detections.read(cfg, found)
             if boxes is not None:
-                person = int(columns["person"][0]) if len(columns["person"]) else 1
-                detections.check(found, boxes, persons, columns["image_ids"], person, cfg.TEST.IMAGE_THRE)
+                detections.check(found, boxes, persons, columns["image_ids"], category_id(columns, data.category), cfg.TEST.IMAGE_THRE)
         except DataError as error:
             found.fault(f"detections: {error}")
     elif detected:
@@ -195,42 +199,53 @@ def report(found: Sequence[Finding]) -> str:
 
 def look(cfg: CfgNode, train: tuple[PersonTable, ImageFolder | ImageFolders], test: tuple[PersonTable, ImageFolder]) -> list[Finding]:
     """What a training says before it begins, of tables that it has read: faults and warnings that cost no time to find."""
-    both, kept, read = Findings("train and test"), [], []
+    both, kept, signs = Findings("train and test"), [], []
+    seen: list[list[tuple[ImageFolder, list[str], images.ImageFiles]]] = []
     for title, split, (table, folder) in (("train set", cfg.DATASET.TRAIN_SET, train), ("test set", cfg.DATASET.TEST_SET, test)):
         found = Findings(f"{title} {split}")
-        signs = None
         if table.labelled:
             persons = People.of_table(table)
             people.check_flags(found, persons)
             people.check_joints(found, persons)
-            signs = left_right.check(found, persons.joints, persons.labelled, persons.skeleton)
-        people.dropped(found, len(table), table.dropped)
-        if isinstance(folder, ImageFolder):
-            _look_at_images(found, table, folder, cfg.SEED)
-        kept += [finding for finding in found.found if finding.kind != NOTE]
-        read.append((folder, table, signs))
-    (folder, table, signs), (other_folder, other_table, other_signs) = read
-    if isinstance(folder, ImageFolder) and images.same_place(folder.location, other_folder.location):    # 118,287 names take a fifth of a second
-        empty = images.ImageFiles(np.zeros(0, bool), np.zeros((0, 2)))
-        images.check_apart(both, (folder.location, list(table.image_names), empty), (other_folder.location, list(other_table.image_names), empty))
-    if signs is not None and other_signs is not None:
-        left_right.compare(both, signs, other_signs)
+            signs.append(left_right.check(found, persons.joints, persons.labelled, persons.skeleton))
+        people.dropped(found, table)
+        seen.append([])
+        for name, (own, names, places) in _by_folder(table, folder).items():
+            mine = Findings(f"DATASET.MIX.{name}") if name else found
+            seen[-1].append((own, names, _look_at_images(mine, table, own, names, places, cfg.SEED)))
+            kept += [finding for finding in mine.found if finding.kind != NOTE]
+    for one, other in product(*seen):
+        images.check_apart(both, one, other)
+    if len(signs) == 2:
+        left_right.compare(both, *signs)
     return kept + both.found
 
 
-def _look_at_images(found: Findings, table: PersonTable, folder: ImageFolder, seed: int) -> None:
-    """A few images with persons: whether they are there, and whether the joints lie in them."""
+def _by_folder(table: PersonTable, folder: ImageFolder | ImageFolders) -> dict[str, tuple[ImageFolder, list[str], np.ndarray]]:
+    """{name in DATASET.MIX, '' for the first set: (its folder, its images with persons, their places in the table)}."""
     places = np.unique(table.image_index)
-    chosen = np.sort(np.random.default_rng(seed).permutation(places)[:_LOOKED_AT])
-    files = images.check(found, folder, [table.image_names[int(place)] for place in chosen], None)
-    if not table.labelled:
-        return
-    rows = np.flatnonzero(np.isin(table.image_index, chosen[files.claimed[:, 0] > 0]))
-    sizes = files.claimed[np.searchsorted(chosen, table.image_index[rows])][:, None]
-    outside = ((table.joints[rows] > sizes + 1) & (table.visible[rows] > 0)[:, :, None]).any(axis=(1, 2))
-    if outside.sum() > 0.1 * len(rows):
-        found.fault(f"images: {outside.sum()} of {len(rows)} persons looked at have joints beyond their image: the images have another size than "
-                    "those that were annotated")
+    names = [table.image_names[int(place)] for place in places]
+    if isinstance(folder, ImageFolder):
+        return {"": (folder, names, places)}
+    found = {}
+    for key, own in folder.folders.items():
+        mine = [number for number, name in enumerate(names) if name.startswith(f"{key}/")]
+        found[key] = own, [names[number][len(key) + 1:] for number in mine], places[mine]
+    return found
+
+
+def _look_at_images(found: Findings, table: PersonTable, folder: ImageFolder, names: list[str], places: np.ndarray, seed: int) -> images.ImageFiles:
+    """Whether the images are there, and of a few, whether the joints lie in them."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(names))[:_LOOKED_AT])
+    files = images.check(found, folder, names, None, opened=chosen)
+    if table.labelled:
+        rows = np.flatnonzero(np.isin(table.image_index, places[files.claimed[:, 0] > 0]))
+        sizes = files.claimed[np.searchsorted(places, table.image_index[rows])][:, None]
+        outside = ((table.joints[rows] > sizes + 1) & (table.visible[rows] > 0)[:, :, None]).any(axis=(1, 2))
+        if outside.sum() > 0.1 * len(rows):
+            found.fault(f"images: {outside.sum()} of {len(rows)} persons looked at have joints beyond their image: the images have another size than "
+                        "those that were annotated")
+    return files
 
 
 def log_look(cfg: CfgNode, train: tuple, test: tuple) -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 from poise.converters.pictures import LabelledPicture
 from poise.skeleton import DatasetFile
 
-FORMATS = ("coco", "yolo", "labelme", "cvat")
-
 
 def read(form: str, source: str | Path, data: DatasetFile, *, images: str | Path | None = None) -> list[LabelledPicture]:
-    """The pictures of a file (coco, cvat) or folder (yolo, labelme) of one of FORMATS. images: their folder, which yolo needs. Raises DataError, in one line."""
+    """The pictures of a file (coco, cvat) or folder (yolo, labelme). form: a module of this package. images: their folder, which yolo needs.
+
+    Raises DataError, in one line.
+    """
     return import_module(f"poise.converters.{form}").read(Path(source), data, None if images is None else Path(images))
 
 
 def write(form: str, target: str | Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
-    """Write pictures as one of FORMATS, to a file (coco, cvat) or into a folder (yolo, labelme). Raises DataError where they cannot be written."""
+    """Write pictures in a format, to a file (coco, cvat) or into a folder (yolo, labelme). Raises DataError where they cannot be written."""
     import_module(f"poise.converters.{form}").write(Path(target), data, pictures)

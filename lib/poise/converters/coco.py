@@ -1,22 +1,20 @@
 """COCO's keypoint annotations (https://cocodataset.org/#format-data)."""
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from poise.converters.pictures import LabelledPerson, LabelledPicture
+from poise.converters.pictures import LabelledPerson, LabelledPicture, tell_left_out
 from poise.datasets.coco import check_order
 from poise.datasets.coco_files import read_annotations
 from poise.datasets.table import PackedNames
 from poise.skeleton import DatasetFile
 from poise.writing import replacing
 
-log = logging.getLogger(__name__)
-
-AREA_OF_BOX = 0.5       # of a person whose area nobody has measured
+AREA_OF_BOX = 0.5       # no other format has areas
 
 
 def read(path: Path, data: DatasetFile, images: Path | None = None) -> list[LabelledPicture]:
@@ -27,13 +25,12 @@ def read(path: Path, data: DatasetFile, images: Path | None = None) -> list[Labe
     pictures = [LabelledPicture(name, int(width), int(height)) for name, (width, height) in zip(names, found["image_sizes"])]
     for place, box, joints, visible in zip(found["image_index"], found["boxes"], found["joints"], found["visible"]):
         pictures[place].persons.append(LabelledPerson(box, np.column_stack([joints, visible]).astype(np.float64)))
-    if len(found["reasons"]):
-        log.warning("%s", f"{path}: left out: " + ", ".join(f"{count} {reason}" for reason, count in zip(found["reasons"], found["counts"])))
+    tell_left_out(path, Counter(dict(zip(found["reasons"].tolist(), found["counts"].tolist()))))
     return pictures
 
 
 def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
-    """Ids count from 1. The area is AREA_OF_BOX of the box where there is no other."""
+    """Ids count from 1. The area is AREA_OF_BOX of the box."""
     import orjson
 
     skeleton = data.skeleton
@@ -48,7 +45,7 @@ def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) ->
             labelled = person.keypoints[:, 2] > 0
             content["annotations"].append({
                 "id": len(content["annotations"]) + 1, "image_id": number, "category_id": content["categories"][0]["id"], "iscrowd": 0,
-                "bbox": np.round(person.box, 4).tolist(), "area": round(float(person.area if person.area is not None else AREA_OF_BOX * person.box[2:].prod()), 4),
+                "bbox": np.round(person.box, 4).tolist(), "area": round(float(AREA_OF_BOX * person.box[2:].prod()), 4),
                 "num_keypoints": int(labelled.sum()), "keypoints": np.round(np.where(labelled[:, None], person.keypoints, 0), 4).ravel().tolist()})
     with replacing(path) as part:
         part.write_bytes(orjson.dumps(content))

@@ -1,10 +1,12 @@
 """CVAT for images 1.1, XML (https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/): skeletons, and boxes of the same group_id.
 
-A <skeleton> is a person; its <points> are the joints: outside="1" is not labelled, occluded="1" COCO's flag 1, others 2. A <box> with the skeleton's
-group_id (not 0) is its box; without one the box is that around the joints. Areas are not kept.
+A <skeleton> with the category as its label is a person; its <points> are the joints: outside="1" is not labelled, occluded="1" COCO's flag 1, others 2. Other
+skeletons and shapes are left out and counted. A <box> of any label with the skeleton's group_id (not 0) is its box; without one the box is that around the
+joints. Areas are not kept.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +16,7 @@ import numpy as np
 
 from poise.archives import name_fault
 from poise.bounded_reading import read_bytes
-from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, numbers
+from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, numbers, tell_left_out
 from poise.errors import DataError, one_line, shown
 from poise.skeleton import DatasetFile
 from poise.writing import replacing
@@ -64,6 +66,8 @@ def read(path: Path, data: DatasetFile, images: Path | None = None) -> list[Labe
     if root.tag != "annotations" or not entries:
         raise DataError(f"{path}: not a file of 'CVAT for images 1.1': it needs <annotations> with <image>; export the task in that format")
     pictures = []
+    lost: Counter[str] = Counter()
+    other: set[str] = set()
     for entry in entries:
         name = entry.get("name") or ""
         if not name or name_fault(name):
@@ -71,18 +75,32 @@ def read(path: Path, data: DatasetFile, images: Path | None = None) -> list[Labe
         width, height = numbers([entry.get("width"), entry.get("height")], f"{path}: image {shown(name)}", "width or height")
         if min(width, height) < 1:
             raise DataError(f"{path}: image {shown(name)} is {width:g} x {height:g} pixels large")
-        picture = LabelledPicture(name, int(width), int(height))
+        picture, used = LabelledPicture(name, int(width), int(height)), 0
         where, boxes = f"{path}: image {shown(name)}", {}
         for box in entry.findall("box"):
             left, top, right, bottom = numbers([box.get(key) for key in ("xtl", "ytl", "xbr", "ybr")], where, "a box")
             if box.get("group_id", "0") != "0":
                 boxes[box.get("group_id")] = np.array([left, top, right - left, bottom - top])
+        lost.update(f"shapes of the kind {shape.tag}" for shape in entry if shape.tag not in ("box", "skeleton"))
         for skeleton in entry.findall("skeleton"):
+            label = skeleton.get("label", "")
+            if label != data.category and isinstance(data.category, str):      # of a category by its id the name is not known
+                lost[f"skeletons called {label}"] += 1
+                other.add(label)
+                continue
             keypoints = _keypoints(skeleton, data, where)
-            if (keypoints[:, 2] > 0).any():
+            if not (keypoints[:, 2] > 0).any():
+                lost["skeletons without a labelled joint"] += 1
+            else:
                 box = boxes.get(skeleton.get("group_id", "0"))
+                used += box is not None
                 picture.persons.append(LabelledPerson(box if box is not None else box_around(keypoints, width, height), keypoints))
+        lost["boxes without a skeleton"] += len(entry.findall("box")) - used
         pictures.append(picture)
+    if other and not any(picture.persons for picture in pictures):
+        raise DataError(f"{path}: no skeleton is called {shown(data.category, 40)}, the category of {data.path}; there are "
+                        f"{', '.join(shown(name, 40) for name in sorted(other)[:5])}")
+    tell_left_out(path, lost)
     return pictures
 
 

@@ -1,11 +1,12 @@
 """labelme's JSON (https://github.com/wkentaro/labelme): a file for each image, beside it or in a folder of their own.
 
-A joint is a point whose label is its name; a rectangle with the category as its label is the person's box. What belongs to one person has one group_id. Without any
-group_id a picture has one person, or each point belongs to the smallest rectangle that holds it. Points with a flag `hidden` or the description 'hidden' have COCO's
-flag 1, others 2. Where there is no rectangle the box is that around the joints. Areas are not kept.
+A joint is a point whose label is its name; a rectangle with the category as its label is the person's box, other rectangles are left out and counted. What
+belongs to one person has one group_id. Without any group_id a picture has one person, or each point belongs to the smallest rectangle that holds it. Points with a
+flag `hidden` or the description 'hidden' have COCO's flag 1, others 2. Where there is no rectangle the box is that around the joints. Areas are not kept.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from poise.archives import name_fault
-from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, numbers
+from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, label_files, numbers, tell_left_out
 from poise.errors import DataError, shown
 from poise.json_files import read_json
 from poise.skeleton import DatasetFile
@@ -30,10 +31,13 @@ def read(folder: Path, data: DatasetFile, images: Path | None = None) -> list[La
     files = sorted(folder.rglob("*.json"))
     if not files:
         raise DataError(f"{folder}: has no JSON files of labelme")
-    return [_read_one(path, path.relative_to(folder), data, images) for path in files]
+    left: Counter[str] = Counter()
+    pictures = [_read_one(path, path.relative_to(folder), data, images, left) for path in files]
+    tell_left_out(folder, left)
+    return pictures
 
 
-def _read_one(path: Path, relative: Path, data: DatasetFile, images: Path | None) -> LabelledPicture:
+def _read_one(path: Path, relative: Path, data: DatasetFile, images: Path | None, left: Counter[str]) -> LabelledPicture:
     content = read_json(path, "labelme file")
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes) or not isinstance(content.get("imagePath"), str):
@@ -47,19 +51,20 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, images: Path | None
     if images is not None and not (images / name).is_file():
         raise DataError(f"{path}: {images} has no image {shown(name)}")
     picture = LabelledPicture(name, int(width), int(height))
-    for number, (box, points) in enumerate(_groups(path, shapes, data)):
+    for box, points in _groups(path, shapes, data, left):
         keypoints = np.zeros((data.skeleton.num_joints, 3))
         for joint, x, y, flag in points:
             if keypoints[joint, 2]:
                 raise DataError(f"{path}: has {data.skeleton.names[joint]} twice for one person; give each person's points and box a group_id of their own")
             keypoints[joint] = x, y, flag
-        if not points:
-            continue        # a box alone teaches nothing
+        if not points:      # a box alone teaches nothing
+            left["rectangles without a joint"] += box is not None
+            continue
         picture.persons.append(LabelledPerson(box if box is not None else box_around(keypoints, width, height), keypoints))
     return picture
 
 
-def _groups(path: Path, shapes: list[dict], data: DatasetFile) -> list[tuple[np.ndarray | None, list[tuple]]]:
+def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: Counter[str]) -> list[tuple[np.ndarray | None, list[tuple]]]:
     """(box or None, [(joint, x, y, flag)]) of each person."""
     boxes: list[tuple[Any, np.ndarray]] = []
     points: list[tuple[Any, tuple]] = []
@@ -71,7 +76,9 @@ def _groups(path: Path, shapes: list[dict], data: DatasetFile) -> list[tuple[np.
         group = shape.get("group_id")
         if not isinstance(group, (int, type(None))):
             raise DataError(f"{where}: group_id {shown(group, 40)} is no whole number")
-        if kind == "rectangle" and len(values) in (4, 8):
+        if kind == "rectangle" and label != data.category and isinstance(data.category, str):      # of a category by its id the name is not known
+            left[f"rectangles called {label}"] += 1
+        elif kind == "rectangle" and len(values) in (4, 8):
             corners = np.array(values).reshape(-1, 2)
             boxes.append((group, np.concatenate([corners.min(axis=0), np.ptp(corners, axis=0)])))
         elif kind == "point" and len(values) == 2:
@@ -110,7 +117,8 @@ def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) 
     """A file for each picture, without the picture's bytes."""
     import orjson
 
-    for picture in pictures:
+    files = label_files((picture.name for picture in pictures), ".json")
+    for file, picture in zip(files, pictures):
         shapes = []
         for group, person in enumerate(picture.persons, 1):
             x, y, width, height = person.box.tolist()
@@ -119,7 +127,7 @@ def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) 
                        for name, (x, y, flag) in zip(data.skeleton.names, person.keypoints) if flag > 0]
         content = {"version": _VERSION, "flags": {}, "shapes": shapes, "imagePath": PurePosixPath(picture.name).name, "imageData": None,
                    "imageHeight": picture.height, "imageWidth": picture.width}
-        with replacing(folder / PurePosixPath(picture.name).with_suffix(".json")) as part:
+        with replacing(folder / file) as part:
             part.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 

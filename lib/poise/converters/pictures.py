@@ -1,9 +1,11 @@
 """What all formats can say: pictures, their size, and persons with a box and joints."""
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -13,17 +15,18 @@ from poise.errors import DataError, shown
 from poise.geometry import FARTHEST
 from poise.pictures import is_picture_name
 
+log = logging.getLogger(__name__)
+
 MOST_IMAGE_BYTES = 1 << 29
 _MARGIN = 0.1       # of the joints' extent, where nobody drew a box
 
 
 @dataclass
 class LabelledPerson:
-    """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where it is not labelled. area: square pixels; None if not known."""
+    """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where it is not labelled."""
 
     box: np.ndarray
     keypoints: np.ndarray
-    area: float | None = None
 
 
 @dataclass
@@ -34,6 +37,23 @@ class LabelledPicture:
     width: int
     height: int
     persons: list[LabelledPerson] = field(default_factory=list)
+
+
+def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
+    """{file of a picture's labels: the picture's name}. Raises DataError for two pictures that would share one, a.jpg and a.png."""
+    found: dict[str, str] = {}
+    for name in names:
+        file = PurePosixPath(name).with_suffix(ending).as_posix()
+        if file in found:
+            raise DataError(f"{shown(found[file])} and {shown(name)} have their labels in one file, {shown(file)}; rename one of the pictures")
+        found[file] = name
+    return found
+
+
+def tell_left_out(where: str | Path, left: Counter[str]) -> None:
+    """What a reader has left out, with numbers, as one warning."""
+    if +left:
+        log.warning("%s", f"{where}: left out: " + ", ".join(f"{count} {shown(reason, 80)}" for reason, count in sorted((+left).items())))
 
 
 def box_around(keypoints: np.ndarray, width: float, height: float) -> np.ndarray:

@@ -5,19 +5,17 @@ without flags are taken as seen, those at 0, 0 as not labelled. Class 0 is read.
 """
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from poise.bounded_reading import read_bytes
-from poise.converters.pictures import LabelledPerson, LabelledPicture, image_sizes, numbers
+from poise.converters.pictures import LabelledPerson, LabelledPicture, image_sizes, label_files, numbers, tell_left_out
 from poise.errors import DataError
 from poise.skeleton import DatasetFile
 from poise.writing import replacing
-
-log = logging.getLogger(__name__)
 
 CLASS = 0
 _MOST_BYTES = 1 << 24
@@ -30,13 +28,13 @@ def read(folder: Path, data: DatasetFile, images: Path | None = None) -> list[La
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of YOLO's text files")
     sizes = image_sizes(images)
-    by_text = {PurePosixPath(name).with_suffix(".txt").as_posix(): name for name in sizes}
+    by_text = label_files(sizes, ".txt")
     texts = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.name not in ("classes.txt", "train.txt", "val.txt"))
     strange = [text for text in texts if text not in by_text]
     if strange:
         raise DataError(f"{folder / strange[0]}: {images} has no image of this name{f', nor for {len(strange) - 1} more files' if len(strange) > 1 else ''}")
     pictures = []
-    there, left = set(texts), 0
+    there, left = set(texts), Counter()
     for text, name in by_text.items():
         picture = LabelledPicture(name, *sizes[name])
         if text in there:
@@ -44,12 +42,11 @@ def read(folder: Path, data: DatasetFile, images: Path | None = None) -> list[La
             for number, line in enumerate(lines, 1):
                 values = numbers(line.split(), f"{folder / text}, line {number}", "it")
                 if values and values[0] != CLASS:
-                    left += 1
+                    left[f"objects of other classes than {CLASS}"] += 1
                 elif values:
                     picture.persons.append(_person(values, picture, data.skeleton.num_joints, f"{folder / text}, line {number}"))
         pictures.append(picture)
-    if left:
-        log.warning("%d objects of other classes than %d were left out", left, CLASS)
+    tell_left_out(folder, left)
     return pictures
 
 
@@ -65,17 +62,20 @@ def _person(values: list[float], picture: LabelledPicture, joints: int, where: s
     flags = points[:, 2] if with_flags else np.where((points != 0).any(axis=1), 2.0, 0.0)
     if not np.isin(flags, (0, 1, 2)).all():
         raise DataError(f"{where}: has a flag that is none of 0, 1 and 2")
+    if np.abs(points[flags > 0, :2]).max(initial=0) > 2:
+        raise DataError(f"{where}: joints are not given as shares of the image")
     return LabelledPerson(np.concatenate([centre - extent / 2, extent]), np.column_stack([points[:, :2] * size * (flags > 0)[:, None], flags]))
 
 
 def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
     """With flags, to eight digits: a ten-thousandth of a pixel of any picture."""
-    for picture in pictures:
+    files = label_files((picture.name for picture in pictures), ".txt")
+    for file, picture in zip(files, pictures):
         size = np.array([picture.width, picture.height], np.float64)
         lines = []
         for person in picture.persons:
             box = np.concatenate([(person.box[:2] + person.box[2:] / 2) / size, person.box[2:] / size])
             joints = [f"{x:.8f} {y:.8f} {flag:.0f}" for (x, y), flag in zip(person.keypoints[:, :2] / size, person.keypoints[:, 2])]
             lines.append(" ".join([str(CLASS), *(f"{value:.8f}" for value in box), *joints]) + "\n")
-        with replacing(folder / PurePosixPath(picture.name).with_suffix(".txt")) as part:
+        with replacing(folder / file) as part:
             part.write_text("".join(lines), encoding="utf-8")

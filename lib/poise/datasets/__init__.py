@@ -19,7 +19,7 @@ from poise.skeleton import dataset_of
 
 log = logging.getLogger(__name__)
 
-__all__ = ["build_loader", "read_set", "PersonTable", "ImageFolder"]
+__all__ = ["build_loader", "read_set", "read_table", "PersonTable", "ImageFolder"]
 
 
 def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | ImageFolders]:
@@ -35,6 +35,13 @@ def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | I
 
 
 def _read_one(cfg: CfgNode, train: bool) -> tuple[PersonTable, ImageFolder]:
+    table, split = read_table(cfg, train=train), cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET
+    log.info("%s set %s: %s", "train" if train else "test", split, table.summary())
+    return table, image_folder(cfg, split)
+
+
+def read_table(cfg: CfgNode, *, train: bool) -> PersonTable:
+    """Persons of DATASET.TRAIN_SET, without DATASET.MIX, or of DATASET.TEST_SET. Raises DataError or ConfigError, naming the file or key."""
     split, margin = (cfg.DATASET.TRAIN_SET, cfg.DATASET.BOX_MARGIN) if train else (cfg.DATASET.TEST_SET, cfg.TEST.BOX_MARGIN)
     if dataset_of(cfg).format == "mpii":
         table = mpii.read_table(cfg, split, margin=margin)
@@ -42,8 +49,7 @@ def _read_one(cfg: CfgNode, train: bool) -> tuple[PersonTable, ImageFolder]:
         table = coco.read_table(cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin)
     if train and cfg.DATASET.SELECT_DATA:
         table = table.select(joints_agree_with_box(table), "joints far from the box's centre, DATASET.SELECT_DATA")
-    log.info("%s set %s: %s", "train" if train else "test", split, table.summary())
-    return table, image_folder(cfg, split)
+    return table
 
 
 def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder | ImageFolders, *, train: bool, devices: int = 1, on_gpu: bool = False,

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from poise.config import data_path
 from poise.datasets.array_cache import Arrays, remembered
-from poise.datasets.coco_files import read_annotations, read_detections, read_entries, read_images, refuse
+from poise.datasets.coco_files import OF_ANOTHER, category_id, read_annotations, read_detections, read_entries, read_images, refuse
 from poise.datasets.places import annotation_path
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError, shown
@@ -84,13 +84,13 @@ def _detected(cfg: CfgNode, data: DatasetFile, images: Arrays, path: Path, aspec
         raise ConfigError("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test with ground-truth boxes")
     file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
     mend = "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}; README.md says where to get it; TEST.USE_GT_BBOX True does without"
-    person = int(images["person"][0]) if len(images["person"]) else data.category if isinstance(data.category, int) else 1
+    person = category_id(images, data.category)
     columns = remembered(file, "detections", partial(read_detections, file, mend), cfg.DATASET.CACHE)
     if columns is not None:
         values, dropped = chosen_detections(columns, images["image_ids"], person, cfg.TEST.IMAGE_THRE)
     else:
         values, dropped = detections_one_by_one(read_entries(file, mend), images["image_ids"], person, cfg.TEST.IMAGE_THRE, file, mend)
-    named = {"of another category": dropped["category"], f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}": dropped["score"],
+    named = {OF_ANOTHER: dropped["category"], f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}": dropped["score"],
              f"of images that {path.name} does not list": dropped["image"]}
     bad = ~(np.abs(values[:, 2:]) < FARTHEST).all(axis=1)      # NaN is not below either
     if bad.any():

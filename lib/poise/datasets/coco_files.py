@@ -18,7 +18,18 @@ from poise.json_files import read_in_parts, read_json
 from poise.skeleton import find_category
 
 _LARGEST_BOX = 1e15       # it may reach beyond its image, which it is clipped to
+OF_ANOTHER = "of another category"     # a reason for which an annotation is dropped
 MEND = "check DATASET.ROOT and the set's name"
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value of a JSON file can be an id: a whole number that 64 bits hold."""
+    return type(value) is int and -2**63 <= value < 2**63
+
+
+def category_id(file: Arrays, category: str | int) -> int:
+    """The id of the persons' category. file: of read_images. Where it has no such category: `category` if that is an id, else COCO's 1."""
+    return int(file["person"][0]) if len(file["person"]) else category if isinstance(category, int) else 1
 
 
 def read_images(path: Path, category: str | int) -> Arrays:
@@ -124,7 +135,7 @@ def _images(content: Any, path: Path, category: str | int) -> Arrays:
     person, names = (found or {}).get("id"), (found or {}).get("keypoints")
     joint_names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
     return {"name_buffer": packed.buffer, "name_ends": packed.ends, "image_ids": ids, "image_sizes": sizes,
-            "person": np.array([person] if isinstance(person, int) else [], dtype=np.int64), "joint_names": np.array(joint_names, dtype=str)}
+            "person": np.array([person] if is_id(person) else [], dtype=np.int64), "joint_names": np.array(joint_names, dtype=str)}
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]     # ids (N,), image_index (N,), boxes (N, 4), keypoints (N, J, 3)
@@ -153,7 +164,7 @@ def regular_persons(entries: list, person: int, position: dict[int, int], joints
         return None
     if (columns[3].max(axis=(1, 2), initial=-1) == 0).any():      # zeros and negative numbers
         return None
-    dropped = {"of another category": len(entries) - len(mine), "crowd regions": len(mine) - len(single),
+    dropped = {OF_ANOTHER: len(entries) - len(mine), "crowd regions": len(mine) - len(single),
                "without labelled joints": len(single) - len(labelled), "of area 0": len(labelled) - len(kept)}
     return columns, Counter({reason: count for reason, count in dropped.items() if count})
 
@@ -166,7 +177,7 @@ def persons_one_by_one(entries: list, person: int, position: dict[int, int], joi
         reason = None
         try:
             if entry["category_id"] != person:
-                reason = "of another category"
+                reason = OF_ANOTHER
             elif entry.get("iscrowd", 0):
                 reason = "crowd regions"
             elif entry["image_id"] not in position:

@@ -16,6 +16,7 @@ from poise.errors import DataError, shown
 
 MOST_BYTES = 1 << 29        # of an encoded image
 _JPEG, _JPEG_END, _PNG, _PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89PNG", b"IEND\xaeB`\x82"
+END_MARKS = {_JPEG: _JPEG_END, _PNG[:2]: _PNG_END}     # by the first two bytes: what a whole file usually ends with
 # start of scan: marker, length 6 + 2n, n = 1 to 4 components; without the length, bytes that a camera appended could pass for one
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
@@ -50,7 +51,7 @@ class ImageFolder:
 
     def open(self, name: str) -> Picture:
         """The image, not yet decoded. Raises DataError."""
-        data = self._bytes(name)
+        data = self.data(name)
         where = f"{self.location}/{shown(name)}"
         if not data:
             raise DataError(f"{where}: the image file is empty; fetch it again")
@@ -74,7 +75,8 @@ class ImageFolder:
         """The error of an image that was opened and turned out to be none."""
         return DataError(f"{self.location}/{shown(name)}: not an image that OpenCV can read ({image_header.FORMATS} are); fetch it again or remove it from the annotations")
 
-    def _bytes(self, name: str) -> bytes:
+    def data(self, name: str) -> bytes:
+        """The image file as it is. Raises DataError."""
         fault = archives.name_fault(name)
         if fault:
             raise DataError(f"{self.location}: the image name {shown(name)} {fault}; names are relative to the image folder, mend the annotations")

@@ -69,6 +69,11 @@ class PersonTable:
     def labelled(self) -> bool:
         return self.joints is not None
 
+    @property
+    def boxes(self) -> np.ndarray:
+        """(N, 4) x, y, width and height in pixels, without margin."""
+        return np.concatenate([self.center - self.extent / 2, self.extent], axis=1)
+
     def image_name(self, person: int) -> str:
         return self.image_names[int(self.image_index[person])]
 

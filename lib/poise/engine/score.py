@@ -2,25 +2,22 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from yacs.config import CfgNode
 
 from poise.datasets import ImageFolder, PersonTable
-from poise.datasets.places import annotation_path, headbox_path, set_files
+from poise.datasets.places import headbox_path, set_files
+from poise.datasets.truth import labels
 from poise.engine.predict import Predictions
 from poise.errors import ConfigError, DataError
 from poise.garbage import no_garbage_collection
 from poise.geometry import PIXEL_STD
-from poise.metrics import (average_precision_of_arrays, crowd_average_precision, explain, format_joint_table, format_table, pckh, per_joint_pck_of_arrays, per_joint_pckh,
-                           read_truth, rescore, suppress, write_results)
-from poise.metrics.crowdpose_ap import AREA_OF_BOX, crowd_indices
-from poise.metrics.mpii_pckh import JOINTS as MPII_JOINTS
+from poise.metrics import (average_precision_of_arrays, crowd_average_precision, explain, explain_pckh, format_joint_table, format_table, pckh,
+                           per_joint_pck_of_arrays, per_joint_pckh, rescore, suppress, write_results)
 from poise.metrics.results import box_ids_by_image, prediction_batches, write_pickle
 from poise.skeleton import dataset_of
 from poise.writing import replacing
@@ -40,55 +37,23 @@ def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | No
         raise ConfigError(f"--out {out}: predictions are written to a pickle; give a file that ends in .pkl")
 
 
-def check_truth(cfg: CfgNode, table: PersonTable) -> None:
-    """Raise DataError before an epoch is spent on what could not be scored.
-
-    MPII's head boxes lie in a file of their own; COCO's OKS needs areas, which custom annotation files often lack.
-    """
-    data, files = dataset_of(cfg), set_files(cfg, cfg.DATASET.TEST_SET)
-    if data.metric == "pckh" and files.head_boxes:
-        if data.skeleton.num_joints != MPII_JOINTS:
-            raise ConfigError(f"{data.path}: metric pckh is for the {MPII_JOINTS} joints of MPII, joints has {data.skeleton.num_joints}")
-        pckh(np.zeros((len(table), MPII_JOINTS, 2)), headbox_path(cfg))
-    if data.metric != "pckh" and files.labelled:
-        _truth(cfg)
-
-
-def _truth(cfg: CfgNode) -> dict:
-    """The annotations of DATASET.TEST_SET, as its metric takes them; not to be changed, for they are kept from one test to the next."""
-    data, path = dataset_of(cfg), annotation_path(cfg, cfg.DATASET.TEST_SET)
-    try:
-        found = os.stat(path)
-        state = found.st_mtime_ns, found.st_size
-    except OSError:     # told by the reading
-        state = None
-    return _truth_of(path, state, data.skeleton.num_joints, data.category, data.metric == "crowdpose")
-
-
-@lru_cache(maxsize=1)
-def _truth_of(path: Path, state: tuple[int, int] | None, joints: int, category: str | int, crowded: bool) -> dict:
-    """state: of the file, so that one that was changed is read again."""
-    truth = read_truth(path, joints, category, AREA_OF_BOX if crowded else None)
-    if crowded:
-        crowd_indices(truth)
-    return truth
-
-
-def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False, weights: str = "") -> tuple[OrderedDict[str, float], float]:
+def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False, weights: str = "",
+          told: set[str] | None = None) -> tuple[OrderedDict[str, float], float]:
     """Result files in folder/results, the family's table in the log; ({metric: value}, the one that decides which weights are best).
 
-    per_joint: a second table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public labels: for them only the files are written and the
-    metrics are empty.
+    per_joint: a second table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. told: reasons for such figures that
+    an earlier test of the same set has told, which are not repeated, and to which others are added. Test sets have no public labels: for them only the files are
+    written and the metrics are empty.
     """
-    results = folder / "results"
+    results, told = folder / "results", set() if told is None else told
     try:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
     if dataset_of(cfg).metric == "pckh":
-        return _score_mpii(cfg, table, found, results, per_joint)
+        return _score_mpii(cfg, table, found, results, per_joint, weights, told)
     with no_garbage_collection():       # the persons' dictionaries, hundreds of thousands, make none
-        return _score_coco(cfg, table, found, results, per_joint, weights)
+        return _score_coco(cfg, table, found, results, per_joint, weights, told)
 
 
 def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, path: str | Path, batch_size: int) -> None:
@@ -104,8 +69,15 @@ def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, imag
     log.info("%d predictions in batches of %d written to %s", len(table), batch_size, path)
 
 
+def _tell(reasons: Sequence[str], told: set[str]) -> None:
+    for reason in reasons:
+        if reason not in told:
+            log.warning("%s", reason)
+    told.update(reasons)
+
+
 def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool,
-                weights: str) -> tuple[OrderedDict[str, float], float]:
+                weights: str, told: set[str]) -> tuple[OrderedDict[str, float], float]:
     split, skeleton = cfg.DATASET.TEST_SET, table.skeleton
     image_ids = table.image_ids[table.image_index]
     keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
@@ -122,7 +94,7 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     if not set_files(cfg, split).labelled:
         log.info("%s has no public labels: send %s to the server of the data set", split, path.name)
         return OrderedDict(), 0.0
-    truth = _truth(cfg)
+    truth = labels(cfg)
     average = crowd_average_precision if dataset_of(cfg).metric == "crowdpose" else average_precision_of_arrays
     # of the arrays, not of the file that was just written: the same to the last digit, and a large set's file takes seconds to read
     metrics = average(truth, image_ids[kept], keypoints[kept], scores[kept], skeleton.sigmas, table.category_id)
@@ -130,17 +102,16 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
              "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if explain.is_wanted(metrics):
-        boxes = np.concatenate([table.center - table.extent / 2, table.extent], axis=1)[kept]
-        tested = explain.Tested(image_ids[kept], keypoints[kept], scores[kept], boxes, skeleton.sigmas, skeleton.flip_order, table.category_id, table.box_source,
+        tested = explain.Tested(image_ids[kept], keypoints[kept], scores[kept], table.boxes[kept], skeleton.sigmas, skeleton.flip_order, table.category_id, table.box_source,
                                 table.dropped, cfg.TEST.IN_VIS_THRE, weights)
-        for reason in explain.reasons(truth, tested, metrics):
-            log.warning("%s", reason)
+        _tell(explain.reasons(truth, tested, metrics), told)
     if per_joint:
         log.info("%s", format_joint_table(skeleton.names, per_joint_pck_of_arrays(truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas)))
     return OrderedDict(metrics), float(metrics["AP"])
 
 
-def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool) -> tuple[OrderedDict[str, float], float]:
+def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool,
+                weights: str, told: set[str]) -> tuple[OrderedDict[str, float], float]:
     from scipy.io import savemat
 
     split = cfg.DATASET.TEST_SET
@@ -155,6 +126,8 @@ def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     metrics = pckh(one_based, headbox_path(cfg))
     log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
+    if explain_pckh.is_wanted(metrics):
+        _tell(explain_pckh.reasons(headbox_path(cfg), found.keypoints, table.boxes, table.joints, table.visible, table.skeleton.flip_order, metrics, weights), told)
     if per_joint:
         share, count = per_joint_pckh(one_based, headbox_path(cfg))
         rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(table.skeleton.names, count, share)]

@@ -14,10 +14,11 @@ from poise import visualize, zoo
 from poise.codecs import build_codec
 from poise.config import data_path
 from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
+from poise.datasets.truth import check_truth
 from poise.engine import device, logs
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.predict import Predictions, predict
-from poise.engine.score import check_truth, check_wishes, score, write_predictions
+from poise.engine.score import check_wishes, score, write_predictions
 from poise.engine.threads import CpuThreads
 from poise.errors import DataError
 from poise.losses import build_loss

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +22,7 @@ from poise.codecs import build_codec
 from poise.config import data_path
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
+from poise.datasets.truth import check_truth
 from poise.engine import checkpoint, device, logs
 from poise.engine.average import WeightAverage
 from poise.engine.debug_pictures import DebugPictures
@@ -32,7 +33,7 @@ from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
 from poise.engine.progress import Progress, cells_of, find_checkpoint
 from poise.engine.schedule import Schedule
-from poise.engine.score import check_truth, score
+from poise.engine.score import score
 from poise.engine.step import StepFigures, train_step
 from poise.engine.threads import CpuThreads
 from poise.errors import DataError, PoiseError
@@ -50,7 +51,7 @@ class Training:
     """What a training consists of. average: of the weights, with TRAIN.EMA_DECAY. metrics and board are rank 0's alone, which writes.
 
     saved_at: when the last checkpoint was written, or the run began, by time.monotonic. fault: rank 0's, of a file that the run does not
-    need to go on; it ends the run with a checkpoint.
+    need to go on; it ends the run with a checkpoint. told: why figures are 0 or -1, each reason once in a run.
     """
 
     cfg: CfgNode
@@ -73,6 +74,7 @@ class Training:
     board: logs.TensorBoard | None = None
     pictures: DebugPictures | None = None
     fault: PoiseError | None = None
+    told: set[str] = field(default_factory=set)
 
     @property
     def device(self) -> torch.device:
@@ -251,7 +253,7 @@ def _test(training: Training, network: nn.Module, folder: Path, interrupt: Inter
         found = predict(t.cfg, device.for_testing(t.cfg, network, t.devices), t.test_loader, t.device, t.criterion, lambda: _asked(t, interrupt), t.processes)
     except KeyboardInterrupt:
         _save_and_stop(t)
-    metrics, deciding = t.processes.from_first(lambda: score(t.cfg, t.test_loader.crops.table, found, folder))
+    metrics, deciding = t.processes.from_first(lambda: score(t.cfg, t.test_loader.crops.table, found, folder, told=t.told))
     return found, {**({"valid_loss": found.loss, "valid_acc": found.accuracy} if found.loss is not None else {}), **metrics}, deciding
 
 

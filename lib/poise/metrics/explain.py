@@ -41,17 +41,22 @@ class Tested:
 
 def is_wanted(figures: Mapping[str, float]) -> bool:
     """Whether a figure is 0 or -1."""
-    return any(value in (0, -1) for value in figures.values())
+    return any(value == -1 or is_zero(value) for value in figures.values())
+
+
+def is_zero(value: float) -> bool:
+    """Whether a figure is 0 in the table of the log, which has three decimals: one lucky match of a thousand is no success."""
+    return round(value, 3) == 0
 
 
 def reasons(truth: dict, test: Tested, figures: Mapping[str, float]) -> list[str]:
     """Lines that say why figures are 0 or -1, none where none is. truth: what read_truth returned. figures: by their names."""
     empty = [name for name, value in figures.items() if value == -1]
-    zero = [name for name, value in figures.items() if value == 0]
+    zero = [name for name, value in figures.items() if is_zero(value)]
     counted = [p for p in truth["annotations"] if not p["iscrowd"] and p["num_keypoints"] > 0]
     lines = _no_truth(truth, counted, empty) if empty else []
     if zero and counted:
-        found = _zero(truth, counted, test, "AP" in zero)
+        found = _zero(truth, _of_size(counted, zero), test, "AP" in zero)
         lines += [f"{', '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0: {line}" for line in found]
     return lines
 
@@ -80,6 +85,15 @@ def _no_truth(truth: dict, counted: list[dict], empty: Sequence[str]) -> list[st
     return lines
 
 
+def _of_size(counted: list[dict], zero: Sequence[str]) -> list[dict]:
+    """The persons whom the figures are of: those of one size, where no other figure is 0."""
+    sizes = {next((size for mark, size in _SIZES.items() if mark in name), "all") for name in zero}
+    if len(sizes) > 1:
+        return counted
+    low, high = keypoint_ap.SIZES[sizes.pop()]
+    return [person for person in counted if low <= person["area"] <= high]
+
+
 def _zero(truth: dict, counted: list[dict], test: Tested, wholly: bool) -> list[str]:
     """Why nothing, or nothing of a kind, was found. wholly: the AP itself is 0."""
     if not len(test.image_ids):
@@ -88,10 +102,8 @@ def _zero(truth: dict, counted: list[dict], test: Tested, wholly: bool) -> list[
     lines = [test.weights] if test.weights else []
     lines += _ids(truth, counted, test) or [*_boxes(truth, counted, test), *_mirrored(truth, counted, test)]
     lines += _scores(test)
-    if wholly and _is_same_for_all(test):
-        lines.append(f"the network says nearly the same for every person (joints differ by less than {100 * _SAME:g} % of the box from one to the "
-                     "other): it has learnt nothing, or "
-                     "its weights are not those of this experiment")
+    if wholly:
+        lines += same_for_all(test.keypoints[:, :, :2], test.box)
     return lines or [_distance(truth, counted, test)]
 
 
@@ -181,12 +193,16 @@ def _scores(test: Tested) -> list[str]:
     return lines
 
 
-def _is_same_for_all(test: Tested) -> bool:
-    extent = test.box[:, 2:].max(axis=1)
-    if len(test.box) < 5 or (extent <= 0).any():
-        return False
-    relative = (test.keypoints[:, :, :2] - (test.box[:, :2] + test.box[:, 2:] / 2)[:, None]) / extent[:, None, None]
-    return bool(relative.std(axis=0).mean() < _SAME)
+def same_for_all(keypoints: np.ndarray, box: np.ndarray) -> list[str]:
+    """A line where predictions (N, J, 2) lie at nearly the same places of their boxes (N, 4), whoever is in them."""
+    extent = box[:, 2:].max(axis=1)
+    if len(box) < 5 or (extent <= 0).any():
+        return []
+    relative = (keypoints - (box[:, :2] + box[:, 2:] / 2)[:, None]) / extent[:, None, None]
+    if relative.std(axis=0).mean() >= _SAME:
+        return []
+    return [f"the network says nearly the same for every person (joints differ by less than {100 * _SAME:g} % of the box from one to the other): it has "
+            "learnt nothing, or its weights are not those of this experiment"]
 
 
 def _distance(truth: dict, counted: list[dict], test: Tested) -> str:

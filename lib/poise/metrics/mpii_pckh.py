@@ -5,6 +5,7 @@ As HRNet's and SimpleBaseline's lib/dataset/mpii.py compute it from gt_valid.mat
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,8 +66,18 @@ def per_joint_pckh(
     return _share_within(errors, labelled, threshold)
 
 
-def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(16, N) distances in head lengths, (16, N) whether the joint is labelled, and the file's 16 joint names."""
+@dataclass(frozen=True)
+class HeadTruth:
+    """What gt_valid.mat holds of N persons. positions (16, 2, N) pixels from 1 on, labelled (16, N) bool. heads (N,): lengths in pixels. names: its joints'."""
+
+    positions: np.ndarray
+    labelled: np.ndarray
+    heads: np.ndarray
+    names: list[str]
+
+
+def read_heads(gt_valid_mat: str | os.PathLike) -> HeadTruth:
+    """The ground truth of a MATLAB file. Raises DataError, naming it."""
     truth = read_matlab(gt_valid_mat, "ground truth of MPII")
     for name, kind in (("pos_gt_src", np.ndarray), ("headboxes_src", np.ndarray), ("jnt_missing", np.ndarray), ("dataset_joints", list)):
         if not isinstance(truth.get(name), kind):
@@ -74,23 +85,32 @@ def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.nda
     positions, heads = truth["pos_gt_src"].astype(np.float64), truth["headboxes_src"].astype(np.float64)
     labelled, names = truth["jnt_missing"] == 0, truth["dataset_joints"]
     unnamed = [joint for joints in GROUPS.values() for joint in joints if joint not in names[:JOINTS]]
-    predictions = np.asarray(predictions, np.float64)
-    if predictions.ndim != 3 or predictions.shape[1:] != (JOINTS, 2):
-        raise ValueError(f"PCKh needs predictions (N, 16, 2); got {predictions.shape}")
     persons = positions.shape[-1]
     if positions.shape != (JOINTS, 2, persons) or heads.shape != (2, 2, persons) or labelled.shape != (JOINTS, persons):
         raise DataError(f"{gt_valid_mat} is no ground truth of MPII: its arrays have other shapes, {positions.shape}, {heads.shape} and {labelled.shape}")
     if unnamed:
         raise DataError(f"{gt_valid_mat} is no ground truth of MPII: its dataset_joints do not name {', '.join(unnamed)}")
-    if len(predictions) != persons:
+    return HeadTruth(positions, labelled, np.linalg.norm(heads[1] - heads[0], axis=0) * SC_BIAS, names)
+
+
+def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(16, N) distances in head lengths, (16, N) whether the joint is labelled, and the file's 16 joint names."""
+    predictions = np.asarray(predictions, np.float64)
+    if predictions.ndim != 3 or predictions.shape[1:] != (JOINTS, 2):
+        raise ValueError(f"PCKh needs predictions (N, 16, 2); got {predictions.shape}")
+    truth = read_heads(gt_valid_mat)
+    if len(predictions) != len(truth.heads):
         raise DataError(
-            f"{len(predictions)} persons were predicted, {gt_valid_mat} holds {persons}: test on the set that it "
+            f"{len(predictions)} persons were predicted, {gt_valid_mat} holds {len(truth.heads)}: test on the set that it "
             "belongs to (for valid.json of HRNet that is 2958)"
         )
+    return head_relative(predictions, truth), truth.labelled, truth.names
+
+
+def head_relative(predictions: np.ndarray, truth: HeadTruth) -> np.ndarray:
+    """(16, N) distances of predictions (N, 16, 2), pixels from 1 on, to the labels, in head lengths; NaN or infinite where they have none."""
     with np.errstate(divide="ignore", invalid="ignore"):  # a head of no size: nothing is near enough
-        distances = np.linalg.norm(predictions.transpose(1, 2, 0) - positions, axis=1)
-        errors = distances / (np.linalg.norm(heads[1] - heads[0], axis=0) * SC_BIAS)
-    return errors, labelled, names
+        return np.linalg.norm(predictions.transpose(1, 2, 0) - truth.positions, axis=1) / truth.heads
 
 
 def _share_within(errors: np.ndarray, labelled: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:

@@ -13,12 +13,13 @@ from yacs.config import CfgNode
 
 from poise.datasets import build_loader, read_set
 from poise.datasets.persons import BatchLoader
+from poise.datasets.truth import check_truth
 from poise.engine import device as devices
 from poise.engine import logs
 from poise.engine.distributed import ALONE, Processes
 from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.predict import predict
-from poise.engine.score import check_truth, score
+from poise.engine.score import score
 from poise.engine.threads import CpuThreads
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models.genotypes import Genotype, write_genotype

@@ -1,0 +1,51 @@
+"""The labels that predictions of DATASET.TEST_SET are scored against, looked at before an epoch is spent on what could not be scored."""
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from yacs.config import CfgNode
+
+from poise.datasets.places import annotation_path, headbox_path, set_files
+from poise.datasets.table import PersonTable
+from poise.errors import ConfigError
+from poise.metrics import pckh, read_truth
+from poise.metrics.crowdpose_ap import AREA_OF_BOX, crowd_indices
+from poise.metrics.mpii_pckh import JOINTS as MPII_JOINTS
+from poise.skeleton import dataset_of
+
+
+def check_truth(cfg: CfgNode, table: PersonTable) -> None:
+    """Raise DataError or ConfigError where the test set could not be scored.
+
+    MPII's head boxes lie in a file of their own; COCO's OKS needs areas, which custom annotation files often lack; CrowdPose's figures a crowdIndex.
+    """
+    data, files = dataset_of(cfg), set_files(cfg, cfg.DATASET.TEST_SET)
+    if data.metric == "pckh" and files.head_boxes:
+        if data.skeleton.num_joints != MPII_JOINTS:
+            raise ConfigError(f"{data.path}: metric pckh is for the {MPII_JOINTS} joints of MPII, joints has {data.skeleton.num_joints}")
+        pckh(np.zeros((len(table), MPII_JOINTS, 2)), headbox_path(cfg))
+    if data.metric != "pckh" and files.labelled:
+        labels(cfg)
+
+
+def labels(cfg: CfgNode) -> dict:
+    """The annotations of DATASET.TEST_SET, as its metric takes them: see metrics.read_truth. Not to be changed, for they are kept from one test to the next."""
+    data, path = dataset_of(cfg), annotation_path(cfg, cfg.DATASET.TEST_SET)
+    try:
+        found = os.stat(path)
+        state = found.st_mtime_ns, found.st_size
+    except OSError:     # told by the reading
+        state = None
+    return _labels(path, state, data.skeleton.num_joints, data.category, data.metric == "crowdpose")
+
+
+@lru_cache(maxsize=1)
+def _labels(path: Path, state: tuple[int, int] | None, joints: int, category: str | int, crowded: bool) -> dict:
+    """state: of the file, so that one that was changed is read again."""
+    truth = read_truth(path, joints, category, AREA_OF_BOX if crowded else None)
+    if crowded:
+        crowd_indices(truth)
+    return truth
