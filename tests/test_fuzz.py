@@ -42,7 +42,7 @@ def test_first_inputs(fuzz, clock, name):
     before, read = engines.megabytes(), harnesses.read
     for data in harness.seeds():
         harness.run(data)
-    assert harnesses.read > read or name == "cache", "good files must be read"
+    assert harnesses.read > read, "good files must be read"
     for number in range(SHORT.get(name, OTHERS)):
         data = engines.drawn(name, number)
         try:
@@ -98,8 +98,11 @@ def test_an_input_without_end_is_stopped(fuzz):
     try:
         with pytest.raises(engines.Fault, match="took more than 1 seconds"):
             clock(True)
-            while True:
-                pass
+            try:
+                while True:
+                    pass
+            except Exception:       # as readers have it, for whom all that a library raises is damage
+                pytest.fail("a reader has taken the clock for a fault of the file")
     finally:
         clock(False)
         signal.signal(signal.SIGALRM, before)
