@@ -9,7 +9,8 @@ from conftest import ROOT
 SECONDS_FOR_ONE = 20
 SHORT = {"config": 60, "command line": 150, "checkpoint": 200, "cache": 250, "image reader": 300, "zip reader": 200, "archive": 200, "JPEG regions": 2500}
 OTHERS = 300
-NAMES = ["config", "command line", "annotations", "truth", "results", "MPII annotations", "detections", "genotype", "head boxes", "checkpoint", "cache", "archive",
+NAMES = ["config", "command line", "annotations", "truth", "results", "MPII annotations", "detections", "genotype", "head boxes", "checkpoint", "weight names",
+         "dataset file", "released weights", "given boxes", "cache", "archive",
          "zip reader", "image reader", "JPEG regions"]
 
 
