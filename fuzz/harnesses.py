@@ -5,7 +5,9 @@ end, pixels outside of what was asked for, a file outside of its folder. Time an
 """
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -234,12 +236,76 @@ def checkpoint(data: bytes) -> None:
     refused(lambda: checkpoints.load(path, "seed"), path)
 
 
+def weight_names(data: bytes) -> None:
+    """Names and shapes, written as JSON, of a file's tensors: recognised, described, renamed, converted, and compared with a network."""
+    import torch
+
+    from poise import weights
+    from poise.weights import converting, formats, loading
+
+    try:
+        shapes = json.loads(data)
+        state = {name: torch.zeros(shape) for name, shape in shapes.items() if all(type(side) is int and side < 1 << 16 for side in shape) and math.prod(shape) <= 1 << 16}
+        torch.save(state, scratch().file("names.pth", b""))
+    except (AttributeError, KeyError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError):      # no names and shapes at all
+        return
+    path = scratch().folder / "names.pth"
+    file = refused(lambda: weights.read_weight_file(path), path)
+    if file is None:
+        return
+    source = refused(lambda: loading.Source(file, {name: tuple(tensor.shape) for name, tensor in reversed(state.items())}), path)
+    network = torch.nn.Module()
+    network.final_layer = torch.nn.Conv2d(2, 17, 1)
+    refused(lambda: weights.load(network, path, replace_head=True), path)
+    target = list(formats.TARGETS)[len(data) % len(formats.TARGETS)]
+    report = refused(lambda: converting.convert(path, scratch().folder / "converted.pth", target, force=True), path)
+    assert source is not None and (report is None or str(report).isprintable()), "a report that steers the terminal"
+
+
+def dataset_file(data: bytes) -> None:
+    from poise.skeleton import read_dataset
+
+    path = scratch().file("dataset.yaml", data)
+    found = refused(lambda: read_dataset(path), path)
+    if found is not None:
+        assert found.skeleton.flip_order.shape == (found.skeleton.num_joints,) and np.isfinite(found.skeleton.sigmas).all()
+        assert isinstance(found.files("train2017").annotations, str) and all(remark.isprintable() for remark in found.remarks)
+
+
+def zoo(data: bytes) -> None:
+    """A list of released weights, as tools/download_weights.py --zoo takes it."""
+    from poise import zoo as released
+
+    path = scratch().file("zoo.yaml", data)
+    entries = refused(lambda: released.read_zoo(path), path)
+    for entry in (entries or {}).values():
+        assert released.describe(entry).replace("\n", "").isprintable() and released.instructions(entry, released.place(entry)).isprintable()
+        assert not released.place(entry).is_absolute() and ".." not in released.place(entry).parts, "a target outside"
+    if entries:
+        assert released.table(entries.values()).replace("\n", "").isprintable()
+
+
+def given_boxes(data: bytes) -> None:
+    """The JSON that the demo's --boxes takes, for a picture and for a frame of a video."""
+    from poise.media import Frame
+    from poise.person_boxes import GivenBoxes, usable
+
+    path = scratch().file("boxes.json", data)
+    source = refused(lambda: GivenBoxes(path), path)
+    if source is not None:
+        blank = np.zeros((80, 100, 3), np.uint8)
+        for boxes, scores in source([Frame("000000000001.jpg", 0, blank), Frame("film.mp4", 1, blank, 0.04)]):
+            assert boxes.shape == (len(scores), 4) and usable(boxes, 80, 100).shape == scores.shape and np.isfinite(boxes).all()
+
+
 def cache(data: bytes) -> None:
     """Damage is no error there: the source is read again."""
     from poise.datasets import array_cache
 
+    global read
     assert array_cache._load(scratch().file("kept.npz", data), {"never": "this"}) is None
     found = array_cache._load(scratch().folder / "kept.npz", {})
+    read += found is not None
     assert found is None or all(isinstance(array, np.ndarray) and array.dtype != object for array in found.values())
 
 
@@ -332,6 +398,10 @@ HARNESSES = {
     "genotype": Harness(genotype, seeds.genotype, mutation.of_json),
     "head boxes": Harness(matlab, seeds.matlab, mutation.of_bytes),
     "checkpoint": Harness(checkpoint, seeds.checkpoints, mutation.of_zip(mutation.of_bytes), 2),
+    "weight names": Harness(weight_names, seeds.weight_names, mutation.of_json),
+    "dataset file": Harness(dataset_file, seeds.dataset_file, mutation.of_lines),
+    "released weights": Harness(zoo, seeds.zoo, mutation.of_lines),
+    "given boxes": Harness(given_boxes, seeds.given_boxes, mutation.of_json),
     "cache": Harness(cache, seeds.cache, mutation.of_zip(mutation.of_bytes)),
     "archive": Harness(archive, seeds.archives, mutation.of_archive, 2),
     "zip reader": Harness(zip_reader, seeds.zips, mutation.of_zip(mutation.of_bytes), 2),

@@ -32,9 +32,7 @@ def child(name: str, folder: Path, seconds: float, inputs: int, first: int, engi
     file = folder / "count"
     with open(file, "r+b") as stream, mmap.mmap(stream.fileno(), 24) as counter:
         def count(done: int) -> None:
-            struct.pack_into("<QQ", counter, 0, done, harnesses.read)
-            if done & 255 == 1:     # asking takes longer than some inputs
-                struct.pack_into("<d", counter, 16, engines.megabytes())
+            struct.pack_into("<QQd", counter, 0, done, harnesses.read, engines.megabytes())
         try:
             engines.ENGINES[engine](name, folder, seconds, inputs, first, count)
         finally:

@@ -141,6 +141,51 @@ def checkpoints() -> list[bytes]:
     return [*found, pickle.dumps({"conv1.weight": [1, 2]})]
 
 
+def weight_names() -> list[bytes]:
+    """For each family what it is recognised by, and a head; as it is named by its authors and by others."""
+    norm = {"weight": [4], "bias": [4], "running_mean": [4], "running_var": [4], "num_batches_tracked": []}
+    head = {"final_layer.weight": [17, 4, 1, 1], "final_layer.bias": [17]}
+    resnet = {"conv1.weight": [4, 3, 7, 7], **{f"bn1.{name}": shape for name, shape in norm.items()}, "layer1.0.conv1.weight": [4, 4, 1, 1], "layer1.0.conv3.weight": [16, 4, 1, 1],
+              "layer2.3.conv1.weight": [4, 4, 1, 1], "layer3.5.conv1.weight": [4, 4, 1, 1], "layer4.2.conv1.weight": [4, 4, 1, 1]}
+    deconv = {"deconv_layers.0.weight": [4, 4, 4, 4], **{f"deconv_layers.1.{name}": shape for name, shape in norm.items()}}
+    res2net = {"conv1.weight": [4, 3, 7, 7], "layer1.0.convs.0.weight": [4, 4, 3, 3], "layer1.0.convs.2.weight": [4, 4, 3, 3], "layer4.2.convs.0.weight": [4, 4, 3, 3]}
+    mspn = {"top.conv.conv.weight": [4, 3, 7, 7], "top.conv.conv.bias": [4], **{f"top.conv.bn.{name}": shape for name, shape in norm.items()},
+            "stage0.downsample.layer1.0.conv_bn_relu1.conv.weight": [4, 4, 1, 1], "stage0.downsample.layer1.0.conv_bn_relu1.conv.bias": [4],
+            **{f"stage0.downsample.layer1.0.conv_bn_relu1.bn.{name}": shape for name, shape in norm.items()}, "stage1.upsample.up4.u_skip.conv.weight": [4, 4, 1, 1],
+            "stage1.upsample.up4.res_conv2.conv.weight": [17, 4, 3, 3], "stage1.upsample.up4.res_conv2.bn.num_batches_tracked": []}
+    posenas = {"stem0.0.weight": [4, 3, 3, 3], "cells.0.preprocess0.op.1.weight": [4, 4, 1, 1], "cells.3.preprocess0.op.1.weight": [4, 4, 1, 1],
+               "stage1.upsamples.0._ops.0.fc1.weight": [4, 4, 1, 1], **head}
+    moganet = {"backbone.patch_embed1.projection.0.weight": [4, 3, 3, 3], "backbone.blocks1.0.attn.proj_1.weight": [4, 4, 1, 1], "backbone.blocks2.1.attn.proj_1.weight": [4, 4, 1, 1],
+               "backbone.norm1.weight": [4], **deconv, **head}
+    hrnet = {"conv1.weight": [4, 3, 3, 3], "conv2.weight": [4, 4, 3, 3], "transition1.0.0.weight": [4, 4, 3, 3], "stage2.0.branches.0.0.conv1.weight": [4, 4, 3, 3], **head}
+    theirs = {"backbone.top.top.0.conv.weight": [4, 3, 7, 7], "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight": [4, 4, 1, 1],
+              "backbone.multi_stage_mspn.0.upsample.up1.in_skip.conv.weight": [4, 4, 1, 1], "keypoint_head.predict_layers.3.conv_layers.1.conv.weight": [17, 4, 3, 3]}
+    found = [{**resnet, **deconv, **head}, {**resnet, "fc.weight": [10, 4], "fc.bias": [10]}, {**res2net, **deconv, **head}, {**res2net, "conv1.0.weight": [4, 3, 3, 3]}, mspn, posenas, moganet,
+             hrnet, theirs, {f"backbone.{name}": shape for name, shape in resnet.items()} | {f"keypoint_head.{name}": shape for name, shape in head.items()},
+             {name.removeprefix("backbone."): shape for name, shape in moganet.items()}]
+    return [json.dumps(names).encode() for names in found]
+
+
+def dataset_file() -> list[bytes]:
+    return [
+        b"name: five\njoints: [head, left_hand, right_hand, left_foot, right_foot]\nflip_pairs: [[left_hand, right_hand], [left_foot, right_foot]]\nlimbs: [[head, left_hand]]\n"
+        b"upper_body: [head, left_hand, right_hand]\nboth_halves: [head]\nsigmas: [0.026, 0.07, 0.07, 0.09, 0.09]\nweights: [1, 1.2, 1.2, 1.5, 1.5]\nroot: data/five\ncategory: person\n"
+        b"annotations: annotations/{set}.json\nimages: images/{set}\nformat: coco\nmetric: oks\nsets:\n  'test*': {annotations: annotations/info.json, labelled: false}\n",
+        b"joints: [a, b]\nannotations: a.json\nimages: i\nformat: mpii\nsets: {valid: {head_boxes: annot/gt.mat}}\n"]
+
+
+def zoo() -> list[bytes]:
+    return [b"- family: resnet\n  what: pose\n  page: https://example.org/page\n  licence: MIT\n  target: models/pytorch/\n  url: https://example.org/\n  files:\n"
+            b"    - {name: a, file: a-01234567.pth, sha256_prefix: '01234567', size_bytes: 1000, experiments: [experiments/a.yaml], overrides: [MODEL.NAME, x]}\n"
+            b"    - {name: b, file: b.pth, by_hand: true, url: null, note: the second}\n"]
+
+
+def given_boxes() -> list[bytes]:
+    own = {"format": "poise poses", "version": 1, "frames": [{"file": "000000000001.jpg", "index": 0, "seconds": None, "persons": [{"bbox": [1, 2, 30, 40], "box_score": 0.5}]},
+                                                             {"file": "film.mp4", "index": 1, "seconds": 0.04, "persons": [{"bbox": [1, 2, 30, 40.5]}]}]}
+    return [detections()[0], annotations()[0], json.dumps(own).encode()]
+
+
 class _Foreign:
     """A class that Poise does not know, as a stranger's checkpoint has it."""
 

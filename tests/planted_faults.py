@@ -73,8 +73,8 @@ def _config(how: str, text: str | bytes, line: str) -> Fault:
     return Fault("configuration", how, "print_config", plant, line, 2)
 
 
-def _key(how: str, *overrides: Any, line: str) -> Fault:
-    return Fault("configuration", how, "train", lambda place: place.arguments(*overrides), line, 2)
+def _key(how: str, *overrides: Any, line: str, status: int = 2) -> Fault:
+    return Fault("configuration", how, "train", lambda place: place.arguments(*overrides), line, status)
 
 
 def _path(how: str, make: Callable[[Path], Any], line: str) -> Fault:
@@ -90,6 +90,13 @@ def _bomb(merge: bool) -> str:
         inner = ", ".join([f"*a{level - 1}"] * 10)
         lines.append(f"a{level}: &a{level} " + (f"{{<<: [{inner}], z{level}: 1}}" if merge else f"[{inner}]"))
     return "\n".join(lines)
+
+
+def _many_bases(path: Path) -> None:
+    names = [path.name, *(f"{level}.yaml" for level in range(14))]
+    for name, base in zip(names, names[1:]):
+        (path.parent / name).write_text(f"_BASE_: [{', '.join([base] * 8)}]\n")
+    (path.parent / names[-1]).write_text("WORKERS: 1\n")
 
 
 CONFIG = [
@@ -113,9 +120,14 @@ CONFIG = [
     _config("a rate that is NaN", "MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR: .nan}", "TRAIN.LR must be above 0 and below 1e30, got nan"),
     _config("a rate of 1e400", "MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR: 1.0e+400}", "TRAIN.LR must be above 0 and below 1e30, got inf"),
     _config("a negative batch", "MODEL: {NUM_JOINTS: 16}\nTRAIN: {BATCH_SIZE_PER_GPU: -4}", "TRAIN.BATCH_SIZE_PER_GPU must be"),
-    _config("a number of 5000 digits", "WORKERS: " + "1" * 5000, "not valid YAML (Exceeds the limit"),
+    _config("a number of 5000 digits", "WORKERS: " + "1" * 5000, "has a whole number of 5000 digits"),
     _config("a base that leads back", "_BASE_: strange.yaml", "_BASE_ leads back to itself"),
     _config("a base that is not there", "_BASE_: nowhere.yaml", "nowhere.yaml: cannot read the experiment file"),
+    _path("bases that name eight bases each, 14 levels deep", _many_bases, "more than 100 files to read by _BASE_"),
+    _config("a whole number in base 60 that takes minutes", "WORKERS: " + ":".join(["59"] * 200_000), "has a whole number of 599999 digits"),
+    _config("a text with a zero byte", 'OUTPUT_DIR: "a\\0b"', "has a text with a zero byte"),
+    _key("a run folder whose name is too long", "OUTPUT_DIR", "x" * 300, line="cannot make the run folder (File name too long)", status=1),
+    _key("weights whose name is too long", "MODEL.PRETRAINED", "x" * 300, line="File name too long", status=1),
     _key("a key without a value", "WORKERS", line="'WORKERS' has no value"),
     _key("an input that the network cannot halve", "MODEL.IMAGE_SIZE", "[60, 64]", "MODEL.HEATMAP_SIZE", "[15, 16]", line="MODEL.IMAGE_SIZE [60, 64]"),
     _key("a number of joints that the set has not", "MODEL.NUM_JOINTS", 16, line="MODEL.NUM_JOINTS must be 17"),
@@ -260,6 +272,19 @@ def _many_scans(data: bytes) -> bytes:
     return _claiming(data, 8000, 8000)[:at] + data[at:-2] * 100 + data[-2:]
 
 
+def _progressive_of_many_scans(_: bytes) -> bytes:
+    import cv2
+    import numpy as np
+
+    data = cv2.imencode(".jpg", np.zeros((200, 200, 3), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    return data[:-2] + data[data.rindex(b"\xff\xda"):-2] * 10_000 + data[-2:]
+
+
+def _tiff_of_one_tile() -> bytes:
+    tags = [(256, 40), (257, 30), (258, 8), (259, 1), (262, 1), (277, 1), (322, 16000), (323, 16000), (324, 200), (325, 100)]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + bytes(160)
+
+
 def _zipped(how: str, make: Callable[[Path, str, bytes], Any], line: str) -> Fault:
     """make(archive, name, image): writes images/val2017.zip."""
     def plant(place: Place) -> list:
@@ -307,6 +332,8 @@ IMAGES = [
     _pictured("a JPEG that claims 60,000 x 60,000 pixels", lambda path: lambda data: _claiming(data, 60_000, 60_000), "claims 60000 x 60000 pixels, and at most 110 million are read"),
     _pictured("a PNG of 1 kB that claims 50,000 x 50,000 pixels", lambda path: _png(50_000, 50_000), "claims 50000 x 50000 pixels, and at most 110 million are read"),
     _pictured("a JPEG of a hundred scans", lambda path: _many_scans, "has more than 64 scans"),
+    _pictured("a small JPEG of ten thousand scans", lambda path: _progressive_of_many_scans, "has more than 64 scans"),
+    _pictured("a TIFF of 300 bytes with a tile of 256 million pixels", lambda path: _tiff_of_one_tile(), "is decoded in parts of more than 220 MB"),
     _pictured("a file with a hole of 3 GB", lambda path: (path.touch(), os.truncate(path, 3 * 10**9)) and None, "the image has 3.0 GB, more than the 536.9 MB that are read"),
     _zipped("an archive that is not there", lambda archive, name, image: None, "no such archive"),
     _zipped("an archive that is none", lambda archive, name, image: archive.write_bytes(b"no archive"), "cannot open the archive (File is not a zip file)"),
@@ -342,18 +369,30 @@ def plain_pickle(place: Place, protocol: int = 2) -> Path:
     return path
 
 
-#: how each tool that takes weights is given a file: a tool that is not there yet is left out of the test
-TAKES_WEIGHTS: dict[str, Callable[[Place, Path], list]] = {
-    "train": lambda place, path: place.arguments("MODEL.PRETRAINED", path),
-    "test": lambda place, path: place.arguments("TEST.MODEL_FILE", path),
-    "convert_weights": lambda place, path: [path, place.folder / "out.pth", "--to", "poise"],
-    "demo": lambda place, path: ["--cfg", place.experiment, "--weights", path, "--input", place.image(), "--output", place.folder / "demo"],
-    "export": lambda place, path: ["--cfg", place.experiment, "--weights", path, "--format", "torchscript", "--out", place.folder / "net.pt"],
+def _in_run_folder(place: Place, path: Path, name: str) -> list:
+    """Arguments that have a tool go on from the file, as one of that name in the run folder."""
+    target = place.folder / "output" / "coco" / "pose_res2net" / "tiny" / name
+    target.parent.mkdir(parents=True)
+    shutil.move(path, target)
+    return place.arguments("AUTO_RESUME", True)
+
+
+#: every way in which a tool takes a file of torch.save: the tool, and its arguments
+TAKES_WEIGHTS: dict[str, tuple[str, Callable[[Place, Path], list]]] = {
+    "train": ("train", lambda place, path: place.arguments("MODEL.PRETRAINED", path)),
+    "train with TRAIN.CHECKPOINT": ("train", lambda place, path: place.arguments("TRAIN.CHECKPOINT", path)),
+    "train with AUTO_RESUME": ("train", lambda place, path: _in_run_folder(place, path, "checkpoint.pth")),
+    "search": ("search", lambda place, path: _in_run_folder(place, path, "search.pth")),
+    "test": ("test", lambda place, path: place.arguments("TEST.MODEL_FILE", path)),
+    "convert_weights": ("convert_weights", lambda place, path: [path, place.folder / "out.pth", "--to", "poise"]),
+    "demo": ("demo", lambda place, path: ["--cfg", place.experiment, "--weights", path, "--input", place.image(), "--output", place.folder / "demo"]),
+    "export": ("export", lambda place, path: ["--cfg", place.experiment, "--weights", path, "--format", "torchscript", "--out", place.folder / "net.pt"]),
 }
 
 
-def _weighed(how: str, make: Callable[[Place], Path | None], line: str, tool: str = "test") -> Fault:
-    return Fault("weights", how, tool, lambda place: TAKES_WEIGHTS[tool](place, make(place) or place.folder / "strange.pth"), line, 1)
+def _weighed(how: str, make: Callable[[Place], Path | None], line: str, way: str = "test") -> Fault:
+    tool, arguments = TAKES_WEIGHTS[way]
+    return Fault("weights", how, tool, lambda place: arguments(place, make(place) or place.folder / "strange.pth"), line, 1)
 
 
 def _saved(content: Callable[[dict], Any]) -> Callable[[Place], Path]:
@@ -387,6 +426,36 @@ def _checkpoint(how: str, content: Callable[[dict], Any], line: str) -> Fault:
     return Fault("weights", how, "train", plant, line, 1)
 
 
+def _run(**changes: Any) -> Callable[[dict], dict]:
+    """A checkpoint with nothing but what each must have."""
+    return lambda state: {"format": 1, "epoch": 1, "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "tiny", "seed": 0, "threads": 1, **changes}
+
+
+def _compressed(place: Place) -> Path:
+    import torch
+
+    path = _saved(lambda state: {**state, "zeros": torch.zeros(1_000_000)})(place)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(place.folder / "packed.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    return place.folder / "packed.pth"
+
+
+def _exported(script: bool) -> Callable[[Place], Path]:
+    def make(place: Place) -> Path:
+        import torch
+
+        path = place.folder / "exported.pth"
+        network, example = torch.nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4)
+        with open(path, "wb") as file:
+            if script:
+                torch.jit.save(torch.jit.trace(network, example), file)
+            else:
+                torch.export.save(torch.export.export(network, (example,)), file)
+        return path
+    return make
+
+
 WEIGHTS = [
     _weighed("no such file", lambda place: None, "no such weight file"),
     _weighed("no such file, in training", lambda place: None, "no such file", "train"),
@@ -407,15 +476,23 @@ WEIGHTS = [
     _weighed("a bare pickle that writes a file", plain_pickle, "holds more than tensors and plain values (posix.system)"),
     _weighed("the same in pickle's protocol 4, which PyTorch does not use", lambda place: plain_pickle(place, 4), "not a weight file of PyTorch, or damaged"),
     _checkpoint("a checkpoint to go on from that is bare weights", lambda state: state, "not a checkpoint of this version of Poise"),
-    _checkpoint("a checkpoint whose epoch is a text", lambda state: {
-        "format": 1, "epoch": "three", "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "tiny", "seed": 0, "threads": 1},
-        "not a checkpoint of this version of Poise"),
-    _checkpoint("a checkpoint without its best score and optimiser", lambda state: {
-        "format": 1, "epoch": 1, "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "tiny", "seed": 0, "threads": 1},
-        "the checkpoint does not fit the network or optimiser of this configuration"),
-    _checkpoint("a checkpoint of another experiment", lambda state: {
-        "format": 1, "epoch": 1, "step": 0, "sums": {}, "state_dict": state, "optimizer": {}, "best": {}, "experiment": "\x1b[2J", "seed": 0, "threads": 1},
-        "a checkpoint of experiment \\x1b[2J, not of tiny"),
+    _checkpoint("a checkpoint whose epoch is a text", _run(epoch="three"), "not a checkpoint of this version of Poise"),
+    _checkpoint("a checkpoint before the first epoch", _run(epoch=-3), "the checkpoint has epoch -3, which no run has"),
+    _checkpoint("a checkpoint of a run without threads", _run(threads=0), "the checkpoint has threads 0, which no run has"),
+    _checkpoint("a checkpoint at step 2^70", _run(step=2**70), "the checkpoint has step 1180591620717411303424, which no run has"),
+    _checkpoint("a checkpoint with 10^12 values that are one", lambda state: _run(optimizer={"state": [next(iter(state.values())).reshape(-1)[:1].expand(10**6, 10**6)]})(state),
+                "the checkpoint has a tensor that is no plain one"),
+    _checkpoint("a checkpoint without its best score and optimiser", _run(), "the checkpoint does not fit the network or optimiser of this configuration"),
+    _checkpoint("a checkpoint of another experiment", _run(experiment="\x1b[2J"), "a checkpoint of experiment \\x1b[2J, not of tiny"),
+    _weighed("a pickle that writes a file, to go on from", malicious, "holds more than tensors and plain values (posix.system)", "train with TRAIN.CHECKPOINT"),
+    _weighed("a pickle that writes a file, in the run folder", malicious, "holds more than tensors and plain values (posix.system)", "train with AUTO_RESUME"),
+    _weighed("a pickle that writes a file, of a search", malicious, "holds more than tensors and plain values (posix.system)", "search"),
+    _weighed("a pickle that writes a file, for the demo", malicious, "holds more than tensors and plain values (posix.system)", "demo"),
+    _weighed("a pickle that writes a file, to export", malicious, "holds more than tensors and plain values (posix.system)", "export"),
+    _weighed("compressed, so that 20 kB become 4 MB", _compressed, "its members are compressed or larger than the file"),
+    _weighed("a network as TorchScript, which is code", _exported(True), "holds an exported network (TorchScript or torch.export), not a weight file"),
+    _weighed("a network of torch.export", _exported(False), "holds an exported network (TorchScript or torch.export), not a weight file"),
+    _weighed("a tensor with a name of 5000 letters", _saved(lambda state: {**state, "layer1." + "9" * 5000: next(iter(state.values()))}), "holds a tensor with a name of 5007 letters"),
 ]
 
 
@@ -438,6 +515,12 @@ def _tar(*members: tuple[str, bytes, str], size: int = 100) -> Callable[[Path], 
                 info.type, info.linkname, info.size = kind, link, size if kind == tarfile.REGTYPE else 0
                 archive.addfile(info, io.BytesIO(bytes(info.size)))
     return make
+
+
+def _tar_with_long_header(path: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 33
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
 
 
 def _zip_with_link(path: Path) -> None:
@@ -469,6 +552,8 @@ ARCHIVES = [
     _archived("a pipe", _tar(("images/p", tarfile.FIFOTYPE, "")), "images/p is no file; nothing was unpacked"),
     _archived("a member twice", _tar(("images/good.jpg", tarfile.REGTYPE, "")), "holds images/good.jpg twice; nothing was unpacked"),
     _archived("a name that clears the terminal", _tar(("images/\x1b[2J/../../x", tarfile.REGTYPE, "")), "images/\\x1b[2J/../../x leads out of the folder"),
+    _archived("a header of 8 GB", _tar_with_long_header, "a header in it is larger than a name can be; nothing was unpacked"),
+    _archived("a file with holes", _tar(("images/h", tarfile.GNUTYPE_SPARSE, "")), "images/h is a file with holes; nothing was unpacked"),
     _archived("100 MB in 100 kB", _tar(("images/zeros.jpg", tarfile.REGTYPE, ""), size=50_000_000), "would become more than"),
     _archived("cut off", _cut, "the archive is damaged"),
     _archived("no archive", lambda path: path.write_bytes(b"404: not found\n"), "cannot open the archive"),

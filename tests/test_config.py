@@ -354,7 +354,7 @@ def test_base_of_a_wrong_type(written, value):
 
 
 def test_base_with_a_nul_in_its_name(written):
-    with pytest.raises(ConfigError, match="cannot read the experiment file"):
+    with pytest.raises(ConfigError, match="has a text with a zero byte"):
         config.load(written('_BASE_: "a\\0b.yaml"\n'))
 
 

@@ -9,7 +9,8 @@ from conftest import ROOT
 SECONDS_FOR_ONE = 20
 SHORT = {"config": 60, "command line": 150, "checkpoint": 200, "cache": 250, "image reader": 300, "zip reader": 200, "archive": 200, "JPEG regions": 2500}
 OTHERS = 300
-NAMES = ["config", "command line", "annotations", "truth", "results", "MPII annotations", "detections", "genotype", "head boxes", "checkpoint", "cache", "archive",
+NAMES = ["config", "command line", "annotations", "truth", "results", "MPII annotations", "detections", "genotype", "head boxes", "checkpoint", "weight names",
+         "dataset file", "released weights", "given boxes", "cache", "archive",
          "zip reader", "image reader", "JPEG regions"]
 
 
@@ -42,7 +43,7 @@ def test_first_inputs(fuzz, clock, name):
     before, read = engines.megabytes(), harnesses.read
     for data in harness.seeds():
         harness.run(data)
-    assert harnesses.read > read or name == "cache", "good files must be read"
+    assert harnesses.read > read, "good files must be read"
     for number in range(SHORT.get(name, OTHERS)):
         data = engines.drawn(name, number)
         try:
@@ -98,8 +99,11 @@ def test_an_input_without_end_is_stopped(fuzz):
     try:
         with pytest.raises(engines.Fault, match="took more than 1 seconds"):
             clock(True)
-            while True:
-                pass
+            try:
+                while True:
+                    pass
+            except Exception:       # as readers have it, for whom all that a library raises is damage
+                pytest.fail("a reader has taken the clock for a fault of the file")
     finally:
         clock(False)
         signal.signal(signal.SIGALRM, before)

@@ -10,7 +10,7 @@ from conftest import ROOT, forget_log_handlers
 from planted_faults import FAULTS, TAKES_WEIGHTS, Place, malicious, plain_pickle
 
 from poise import config
-from poise.errors import run_tool
+from poise.errors import DataError, run_tool
 from poise.models import build_model
 
 SECONDS = 60
@@ -82,16 +82,26 @@ def test_there_are_sixty_of_all_kinds():
     assert {fault.kind for fault in FAULTS} == {"configuration", "annotations", "boxes", "images", "weights", "archives"}
 
 
-@pytest.mark.parametrize("tool", TAKES_WEIGHTS)
+@pytest.mark.parametrize("way", TAKES_WEIGHTS)
 @pytest.mark.parametrize("form", ["zip", "before 1.6", "bare pickle"])
-def test_a_strangers_code_is_not_run(tool, form, place, run):
-    """By no tool that takes weights; those that are not there yet are left out."""
-    if not (ROOT / "tools" / f"{tool}.py").exists():
-        pytest.skip(f"tools/{tool}.py is not there")
+def test_a_strangers_code_is_not_run(way, form, place, run):
+    """By no tool, in no way in which it takes weights."""
     path = plain_pickle(place) if form == "bare pickle" else malicious(place, old=form == "before 1.6")
-    status, out, err = run(tool, TAKES_WEIGHTS[tool](place, path))
+    tool, arguments = TAKES_WEIGHTS[way]
+    status, out, err = run(tool, arguments(place, path))
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 1 and "holds more than tensors and plain values (posix.system)" in line
+    assert not place.canary.exists()
+
+
+@pytest.mark.parametrize("form", ["zip", "before 1.6", "bare pickle"])
+def test_a_strangers_code_is_not_run_for_a_detector(form, place):
+    """tools/demo.py and make_boxes.py with --detector-weights, whose networks need a torchvision that is not everywhere."""
+    from poise import detectors
+
+    path = plain_pickle(place) if form == "bare pickle" else malicious(place, old=form == "before 1.6")
+    with pytest.raises(DataError, match="could run a stranger's code"):
+        detectors._fill(torch.nn.Linear(1, 1), path, "fasterrcnn_resnet50_fpn")
     assert not place.canary.exists()
 
 

@@ -90,3 +90,21 @@ def test_twice_wrapped_and_compiled(tmp_path):
     weights.load(model, saved(tmp_path / "w.pth", {"model": {"state_dict": {f"module._orig_mod.{n}": t for n, t in state.items()}}}))
     assert equal(model, state)
     assert "holds conv1.weight twice" in refusal(weights.load, model, saved(tmp_path / "w.pth", {**state, **module(state)}))
+
+
+@pytest.mark.parametrize("changed", ["backbone.top.top.0.conv.weight", "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight"])
+def test_weights_of_known_names_and_strange_sizes(tmp_path, changed):
+    """What the names promise the sizes need not keep: a line, not an IndexError of the renaming."""
+    state = {"backbone.top.top.0.conv.weight": torch.zeros(4, 3, 7, 7), "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight": torch.zeros(4, 4, 1, 1)}
+    for shape in ((), (3,)):
+        path = saved(tmp_path / "w.pth", {**state, changed: torch.zeros(shape)})
+        assert "of 588 tensors, missing" in refusal(weights.load, small("mspn"), path, rgb=False)
+
+
+def test_half_a_network_is_not_converted(tmp_path):
+    from poise.weights.converting import convert
+
+    state = small("mspn").state_dict()
+    del state["top.conv.bn.running_mean"]
+    path = saved(tmp_path / "w.pth", state)
+    assert "but not all of them, or of other sizes" in refusal(convert, path, tmp_path / "out.pth", "mmpose") and not (tmp_path / "out.pth").exists()

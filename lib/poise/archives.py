@@ -20,6 +20,8 @@ MOST_LISTED = 1 << 27           # bytes of a ZIP file's list of members
 MOST_EXPANDED = 100             # times: JSON packs 10 times, images not at all
 _CHUNK = 1 << 20
 _LEAST_BOUND = 1 << 24          # so much may come of the smallest archive
+_MOST_HEADER = 1 << 16          # bytes of a tar file's extended header, which has a long name and a few words more
+_MOST_FOR_ALL = 64              # words in the extended headers that hold for all members
 _FAULTS = (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, struct.error, OverflowError, IndexError, KeyError)
 
 
@@ -35,28 +37,41 @@ class Member:
 def open_zip(path: str | Path) -> zipfile.ZipFile:
     """A ZIP file whose list of members is no larger than can be meant. Raises DataError."""
     try:
-        listed = _bytes_of_list(path)
-        if listed > MOST_LISTED:
-            raise DataError(f"{path}: its list of members has {in_words(listed)}, and at most {in_words(MOST_LISTED)} are read")
-        return zipfile.ZipFile(path)
+        return bounded_zip(path)
     except (*_FAULTS, MemoryError) as error:
         raise DataError(f"{path}: cannot open the archive ({_reason(error)})") from None
 
 
-def _bytes_of_list(path: str | Path) -> int:
-    """What the end of a ZIP file says of its central directory; 0 where it says nothing."""
+def bounded_zip(path: str | Path, plain: bool = False) -> zipfile.ZipFile:
+    """The same with the errors of zipfile and of the system where there is no such list.
+
+    plain: refuse one whose list is not where the file says, which zipfile looks for and other readers do not: they could read another list.
+    """
+    listed, begin = _list_of(path)
+    if listed > MOST_LISTED:
+        raise DataError(f"{path}: its list of members has {in_words(listed)}, and at most {in_words(MOST_LISTED)} are read")
+    archive = zipfile.ZipFile(path)
+    if plain and archive.start_dir != begin:
+        archive.close()
+        raise zipfile.BadZipFile("its list of members is not where it says")
+    return archive
+
+
+def _list_of(path: str | Path) -> tuple[int, int]:
+    """What the end of a ZIP file says of its central directory, bytes and where it begins; (0, -1) where it says nothing."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - (1 << 16) - 100, 0))
         tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) < at + 16:
-        return 0
-    listed = struct.unpack_from("<I", tail, at + 12)[0]
+    if at < 0 or len(tail) < at + 20:
+        return 0, -1
+    found = struct.unpack_from("<II", tail, at + 12)
     at = tail.rfind(b"PK\x06\x06", 0, at)
-    if listed == 0xffffffff and at >= 0 and len(tail) >= at + 48:
-        listed = struct.unpack_from("<Q", tail, at + 40)[0]
-    return min(listed, size)
+    if 0xffffffff in found and at >= 0 and len(tail) >= at + 56:
+        wide = struct.unpack_from("<QQ", tail, at + 40)
+        found = tuple(long if short == 0xffffffff else short for short, long in zip(found, wide))
+    return min(found[0], size), found[1]
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes | None:
@@ -94,11 +109,26 @@ def unpack(path: str | Path, folder: str | Path, rename: Callable[[str], str | N
     return len(members)
 
 
+class _Header(tarfile.TarInfo):
+    """tarfile reads extended headers to their end, however long, before it tells of the member: a megabyte of a packed archive can be a gigabyte of them."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        if extended and self.size > _MOST_HEADER or len(archive.pax_headers) > _MOST_FOR_ALL:
+            raise DataError(f"{archive.name}: a header in it is larger than a name can be; nothing was unpacked, do not trust this archive")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise DataError(f"{archive.name}: {shown(self.name)} is a file with holes; nothing was unpacked, do not trust this archive")
+        return super()._proc_member(archive)
+
+    def _proc_gnusparse_10(self, member: tarfile.TarInfo, _, archive: tarfile.TarFile) -> None:      # whose map of holes is read too
+        raise DataError(f"{archive.name}: {shown(member.name)} is a file with holes; nothing was unpacked, do not trust this archive")
+
+
 def _opened(path: str | Path) -> zipfile.ZipFile | tarfile.TarFile:
     try:
         if zipfile.is_zipfile(path):
             return open_zip(path)
-        return tarfile.open(path)
+        return tarfile.open(path, tarinfo=_Header)
     except (*_FAULTS, MemoryError) as error:
         raise DataError(f"{path}: cannot open the archive ({_reason(error)})") from None
 
@@ -146,6 +176,7 @@ def _listed(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, i
         fault = "" if info.isreg() or info.isdir() else "is a link" if info.issym() or info.islnk() else "is no file"
         if info.issparse():
             fault = "is a file with holes"
+        info.pax_headers = {}       # each is kept until the last one is unpacked
         yield info.name, info.size if info.isreg() else 0, fault, None if info.isdir() else lambda info=info: archive.extractfile(info)
 
 

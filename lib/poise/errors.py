@@ -9,7 +9,8 @@ from collections.abc import Callable
 DEBUG_VARIABLE = "POISE_DEBUG"
 MOST_CHARACTERS = 1000
 INTERRUPTED = 130    # exit status after Ctrl-C, as shells give it
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+# the disk, and names that lead nowhere: too long, of a file where a folder must be, or the other way round
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
 
 
 class PoiseError(Exception):
@@ -53,6 +54,11 @@ def shown(name: object, most: int = 200) -> str:
     text = str(name)
     cut = text if len(text) <= most else f"{text[:most]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in cut)
+
+
+def printable(text: str) -> str:
+    """Several lines as they are, but for what steers a terminal, which is escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def error_line(error: BaseException) -> str:

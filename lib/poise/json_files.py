@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from poise.bounded_reading import read_bytes
+from poise.bounded_reading import check_memory, read_bytes
 from poise.errors import DataError, one_line
 from poise.garbage import no_garbage_collection
 
@@ -20,6 +20,7 @@ _PACKED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"
 # what a file is read in: much larger parts take memory that is slow to get, much smaller ones more calls
 PART_BYTES = 1 << 18
 _LARGE_BYTES = 1 << 22
+_BYTES_OF_VALUE, _BYTES_OF_OBJECT = 48, 200     # that Python takes, about: 32 for a number with a point, 64 for an empty list
 _BETWEEN = re.compile(rb"\}\s*,\s*\{")
 
 
@@ -44,7 +45,9 @@ def read_in_parts(path: str | Path, key: str, use: Callable[[Any, Iterator[list]
         end = data.rfind(b"]", begin.end(), after if after > begin.end() else len(data))
         parts = _Parts(data, begin.end(), end)
         try:
-            content = orjson.loads(data[:begin.end() - 1] + orjson.dumps(mark) + data[end + 1:])
+            rest = data[:begin.end() - 1] + orjson.dumps(mark) + data[end + 1:]
+            _check_values(rest, path, what)
+            content = orjson.loads(rest)
             if isinstance(content, dict) and content.get(key) == mark:      # so it is the list's own bracket, not one in a text
                 content[key] = []
                 result = use(content, parts)
@@ -89,6 +92,7 @@ def _bytes(path: str | Path, what: str, mend: str) -> bytes:
 def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
     import orjson
 
+    _check_values(data, path, what)
     try:
         with no_garbage_collection():
             return orjson.loads(data)
@@ -111,6 +115,12 @@ def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
         if encoding:
             raise DataError(f"{path}: the {what} is not valid JSON, for it is in {encoding}; save it as UTF-8") from None
         raise DataError(f"{path}: the {what} is not valid JSON ({one_line(error)[:200]}){f'; {mend}' if mend else ''}") from None
+
+
+def _check_values(data: bytes, path: str | Path, what: str) -> None:
+    """Raise DataError where what the text stands for takes more memory than there is: a list of empty lists, twenty times the file."""
+    if len(data) > _LARGE_BYTES:
+        check_memory(path, f"content of the {what}", data.count(b",") * _BYTES_OF_VALUE + data.count(b"{") * _BYTES_OF_OBJECT)
 
 
 def finite(value: Any) -> Any:

@@ -37,14 +37,16 @@ def read_matlab(path: str | Path, what: str) -> dict[str, np.ndarray | list[str]
     if order is None or data[124:126] != (b"\0\1" if order == "<" else b"\1\0"):
         raise DataError(f"{path} is not a readable MATLAB file: it is not of version 5 to 7; save it in MATLAB with -v7")
     found: dict[str, np.ndarray | list[str]] = {}
+    left = MOST_BYTES       # of all compressed parts together
     try:
         at = _HEADER
         while at + 8 <= len(data):
             kind, content, at = _element(data, at, order)
             if kind == _COMPRESSED:
                 unpacking = zlib.decompressobj()
-                unpacked = unpacking.decompress(content, MOST_BYTES)
-                if not unpacking.eof:
+                unpacked = unpacking.decompress(content, max(left, 1))      # 0 would be no bound
+                left -= len(unpacked)
+                if not unpacking.eof or left < 0:
                     raise _Damaged("a compressed part is cut off or too large")
                 kind, content, _ = _element(unpacked, 0, order)
             if kind == _MATRIX:

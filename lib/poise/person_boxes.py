@@ -110,7 +110,7 @@ class GivenBoxes:
             own = self._of.setdefault(name, [])
             self._of.setdefault(Path(name).name, own)       # the same list under each of its names
             self._of.setdefault(("index", key), own)
-        persons = {c.get("id") for c in _dicts(content.get("categories") or [], "category") if c.get("name") == "person"} or {1}
+        persons = [c.get("id") for c in _dicts(content.get("categories") or [], "category") if c.get("name") == "person"] or [1]
         for number, entry in enumerate(_dicts(content["annotations"], "annotation")):
             if entry.get("category_id", 1) not in persons or entry.get("iscrowd"):
                 continue

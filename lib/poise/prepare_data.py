@@ -70,7 +70,10 @@ def ask(question: str) -> bool:
     """On the terminal; raises ConfigError where there is none."""
     if not sys.stdin.isatty():
         raise ConfigError(f"{question} There is nobody to ask; give --yes")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:        # Ctrl-D
+        return False
 
 
 def _state(archive: Archive, root: Path, zipped: bool) -> str:

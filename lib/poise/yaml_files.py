@@ -12,6 +12,8 @@ from poise.errors import ConfigError, PoiseError
 MAX_BYTES = 1 << 20     # the longest published file has 3 KB; more is none that a person wrote
 MAX_NODES = 100_000     # aliases let a small file stand for a huge one, or for one without end
 _MAX_DEPTH = 64
+_MAX_BITS = 1000        # of a whole number: more are none that a float can be made of, and of the most Python makes no text
+_MAX_DIGITS = 400       # in whatever base it is written; base 60 takes time that grows with their square
 
 
 class _CountingLoader(yaml.SafeLoader):
@@ -31,6 +33,22 @@ class _CountingLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node) if len(node.value) <= _MAX_DIGITS else None
+        if value is None or value.bit_length() > _MAX_BITS:
+            raise _TooMuch(f"has a whole number of {len(node.value)} digits, {node.value[:20]}...")
+        return value
+
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        text = super().construct_yaml_str(node)
+        if "\0" in text:        # no name of a file or a joint, and the system takes it for the end of one
+            raise _TooMuch("has a text with a zero byte")
+        return text
+
+
+_CountingLoader.add_constructor("tag:yaml.org,2002:int", _CountingLoader.construct_yaml_int)
+_CountingLoader.add_constructor("tag:yaml.org,2002:str", _CountingLoader.construct_yaml_str)
 
 
 class _TooMuch(Exception):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from poise import download
+from poise import archives, download
 from poise.bounded_reading import read_bytes
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, shown, shown_value
 from poise.text_table import aligned
 from poise.yaml_files import MAX_BYTES, parse_yaml
 
@@ -57,7 +57,7 @@ def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
         shared = {key: value for key, value in group.items() if key != "files"}
         for number, own in enumerate(group["files"]):
             if not isinstance(own, dict):
-                raise DataError(f"{path}: file {number} of a group must be a group of keys, got {own!r}")
+                raise DataError(f"{path}: file {number} of a group must be a group of keys, got {shown_value(own)}")
             entry = _entry({**shared, **own}, path)
             if entry.name in entries:
                 raise DataError(f"{path}: two entries are called {entry.name}")
@@ -66,37 +66,39 @@ def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
 
 
 def _entry(values: dict[str, Any], path: str | Path) -> Entry:
-    name = values.get("name", "an entry without a name")
+    name = shown(values.get("name", "an entry without a name"))
     known = {f.name for f in fields(Entry)}
     for key in values:
         if key not in known:
-            raise DataError(f"{path}: {name}: unknown key {key}; the keys are {', '.join(sorted(known))}")
+            raise DataError(f"{path}: {name}: unknown key {shown(key)}; the keys are {', '.join(sorted(known))}")
     values = {key: value for key, value in values.items() if value is not None}
     for key in ("name", "family", "what", "page", "licence", "target"):
         if not values.get(key):
             raise DataError(f"{path}: {name}: {key} is missing")
     values.setdefault("file", "")
     for key in _TEXTS:
-        if not isinstance(values.get(key, ""), str):
-            raise DataError(f"{path}: {name}: {key} must be text, got {values[key]!r}")
+        if not isinstance(values.get(key, ""), str) or not values.get(key, "").isprintable():
+            raise DataError(f"{path}: {name}: {key} must be text of one line, got {shown_value(values[key])}")
     for key in ("url", "target"):
         if values.get(key, "").endswith("/"):
             values[key] += values["file"]
+    if archives.name_fault(values["target"]):
+        raise DataError(f"{path}: {name}: the target {values['target']} {archives.name_fault(values['target'])}; it is below the folder in which Poise runs")
     for key in ("experiments", "overrides"):
         value = values.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise DataError(f"{path}: {name}: {key} must be a list of texts, got {value!r}")
+        if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
+            raise DataError(f"{path}: {name}: {key} must be a list of texts, got {shown_value(value)}")
         values[key] = tuple(value)
     size = values.get("size_bytes", 0)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise DataError(f"{path}: {name}: size_bytes must be a whole number or null, got {size!r}")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 60:
+        raise DataError(f"{path}: {name}: size_bytes must be a whole number or null, got {shown_value(size)}")
     if values["what"] not in KINDS:
-        raise DataError(f"{path}: {name}: what must be {' or '.join(KINDS)}, got {values['what']!r}")
+        raise DataError(f"{path}: {name}: what must be {' or '.join(KINDS)}, got {shown_value(values['what'])}")
     if not isinstance(values.get("by_hand", False), bool) or bool(values.get("url")) == values.get("by_hand", False):
         raise DataError(f"{path}: {name}: give either a url or by_hand: true")
     prefix = values.get("sha256_prefix", "")
     if prefix and (len(prefix) < 8 or not set(prefix) <= set("0123456789abcdef")):
-        raise DataError(f"{path}: {name}: sha256_prefix must be 8 or more lower-case hex digits in quotes, got {prefix!r}")
+        raise DataError(f"{path}: {name}: sha256_prefix must be 8 or more lower-case hex digits in quotes, got {shown_value(prefix)}")
     return Entry(**values)
 
 

@@ -12,8 +12,7 @@ from yacs.config import CfgNode
 from poise.config.default import default_config
 from poise.config.legacy import translate_simple_baseline
 from poise.config.loading import BASE_KEY, load
-from poise.errors import ConfigError
-from poise.yaml_files import parse_yaml
+from poise.yaml_files import read_yaml
 
 ABSENT = "-"      # stands for the value of a key of MODEL.EXTRA that one of two configurations does not have
 COMMAND_LINE = "command line"
@@ -47,7 +46,7 @@ def origins(cfg: CfgNode, path: str | Path) -> dict[str, str]:
 
 
 def _file_origins(path: Path) -> dict[str, str]:
-    values = parse_yaml(path.read_bytes(), path, ConfigError) or {}
+    values = read_yaml(path, "experiment file")
     bases = values.pop(BASE_KEY, [])
     found: dict[str, str] = {}
     for base in [bases] if isinstance(bases, str) else bases:

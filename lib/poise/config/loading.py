@@ -17,7 +17,8 @@ from poise.errors import ConfigError, shown_value
 from poise.yaml_files import read_yaml
 
 BASE_KEY = "_BASE_"
-MAX_BASES = 16
+MAX_BASES = 16      # deep
+MOST_FILES = 100    # for one experiment: a file that names ten bases which name ten others is soon one that is never read to its end
 _MOST_BITS = 4096       # of a whole number: Python writes no more than 4300 digits
 
 
@@ -31,7 +32,7 @@ def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     Raises ConfigError, naming file and key: unreadable file, unknown key (with the nearest known ones), wrong type or value.
     """
     cfg = default_config()
-    _merge(cfg, translate_simple_baseline(_read(Path(path), ())), str(path))
+    _merge(cfg, translate_simple_baseline(_read(Path(path), (), [])), str(path))
     return _overridden(cfg, overrides, "command line", str(path))
 
 
@@ -67,8 +68,8 @@ def data_path(cfg: CfgNode, path: str) -> str:
     return str(Path(cfg.DATA_DIR) / path)
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict:
-    """One file with its bases merged under it, as nested dictionaries."""
+def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> dict:
+    """One file with its bases merged under it, as nested dictionaries. seen: the files that lead to it. read: all so far, to which it is added."""
     try:
         resolved = path.resolve()
     except (OSError, ValueError, RuntimeError):     # reading it tells
@@ -77,6 +78,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
         raise ConfigError(f"{path}: {BASE_KEY} leads back to itself ({' -> '.join(p.name for p in (*seen, resolved))})")
     if len(seen) >= MAX_BASES:
         raise ConfigError(f"{path}: more than {MAX_BASES} files deep in {BASE_KEY}")
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise ConfigError(f"{path}: more than {MOST_FILES} files to read by {BASE_KEY}")
     own = read_yaml(path, "experiment file", "--cfg takes a file of experiments/")
     bases = own.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -84,7 +88,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
         raise ConfigError(f"{path}: {BASE_KEY} must be a path or a list of paths, got {shown_value(bases)}")
     merged: dict = {}
     for base in bases:
-        _update(merged, _read(path.parent / base, (*seen, resolved)))
+        _update(merged, _read(path.parent / base, (*seen, resolved), read))
     _update(merged, own)
     return merged
 

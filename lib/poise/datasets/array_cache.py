@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -82,7 +83,8 @@ def _code_sum() -> int:
 
 def _load(file: Path, source: dict) -> Arrays | None:
     try:
-        with np.load(file, allow_pickle=False) as content:
+        with warnings.catch_warnings(), np.load(file, allow_pickle=False) as content:
+            warnings.simplefilter("ignore")     # NumPy's, of headers that it takes for those of Python 2
             if json.loads(content[_HEADER].tobytes()) != source:
                 return None
             arrays = {name: content[name] for name in content.files if name != _HEADER}

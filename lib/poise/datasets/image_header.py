@@ -5,14 +5,14 @@ stranger's file can attack.
 """
 from __future__ import annotations
 
-import re
 import struct
 
 MOST_PIXELS = 110_000_000   # of an image: 330 MB decoded; the sensors of medium format have 102 million
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF and WebP"
-_MOST_SCANS = 64            # a progressive JPEG has about ten; each one more is one more look at all of it
+_MOST_SCANS = 64            # a progressive JPEG has about ten; each one more is one more look at all of it, however few bytes it has
 _FREE_WORK = 1 << 28        # pixels times scans that take no more than seconds
 # start of frame of every kind: C4, C8 and CC are other segments
+_TIFF_TAGS = frozenset((256, 257, 258, 277, 278, 322, 323))     # width, height, bits, samples, rows of a strip, width and height of a tile
 _FRAMES = frozenset((0xc0, 0xc1, 0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf))
 
 
@@ -39,15 +39,18 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
 def fault(data: bytes) -> str:
     """Why the image must not be decoded, '' where it may, or is of none of FORMATS."""
     width, height = claimed_size(data) or (0, 0)
-    jpeg, most = data.startswith(b"\xff\xd8") and width > 0, MOST_PIXELS      # else its header may be cut off
-    # the coefficients of a JPEG in several scans are kept until the last one has come, which takes twice the memory of its pixels
-    if jpeg and _jpeg_frame(data)[2]:
-        most = MOST_PIXELS // 2
+    jpeg, tiff = data.startswith(b"\xff\xd8") and width > 0, data.startswith((b"II*\0", b"MM\0*"))      # width 0: its header may be cut off
+    several = jpeg and _jpeg_frame(data)[2]
+    # the coefficients of a JPEG in several scans are kept until the last one has come, and the strips of a TIFF beside the image
+    most = MOST_PIXELS // 2 if several or tiff else MOST_PIXELS
     if width * height > most:
         return too_large(width, height, most)
     if data.startswith(b"\x89PNG") and not _png_is_whole(data):
         return "is damaged: a part of it ends behind the file; fetch it again"
-    if jpeg and width * height * _MOST_SCANS > _FREE_WORK and len(re.findall(rb"\xff\xda\x00", data)) > _MOST_SCANS:
+    if tiff and _tiff_part(data) > 2 * MOST_PIXELS:
+        return f"is decoded in parts of more than {2 * MOST_PIXELS / 1e6:.0f} MB; save it as PNG"
+    scans = data.count(b"\xff\xda\x00") if several or jpeg and width * height * _MOST_SCANS > _FREE_WORK else 0
+    if scans > _MOST_SCANS and width * height * scans > _FREE_WORK:
         return f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has; remove it"
     return ""
 
@@ -115,11 +118,39 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
+    tags = _tiff_tags(data)
+    return tags.get(256, 0), tags.get(257, 0)
+
+
+def _tiff_part(data: bytes) -> int:
+    """Bytes of the largest part of a TIFF that is decoded at once: a tile, which may be larger than the image, or a strip. OpenCV makes 4 bytes of a pixel."""
+    try:
+        tags = _tiff_tags(data)
+    except struct.error:
+        return 0
+    width, height = tags.get(256, 0), tags.get(257, 0)
+    if 322 in tags or 323 in tags:
+        width, height = tags.get(322, 0), tags.get(323, 0)
+    else:
+        height = min(height, tags.get(278, height))
+    return width * height * max(4, tags.get(277, 1) * tags.get(258, 1) // 8)
+
+
+def _tiff_tags(data: bytes) -> dict[int, int]:
+    """The whole numbers of a TIFF's first directory, of a tag given twice the larger; of a kind that is not usual there, which may stand anywhere, the largest."""
     order = "<" if data.startswith(b"II") else ">"
     at = struct.unpack_from(f"{order}I", data, 4)[0]
-    found = {256: 0, 257: 0}
+    found: dict[int, int] = {}
     for entry in range(struct.unpack_from(f"{order}H", data, at)[0]):
-        tag, kind = struct.unpack_from(f"{order}HH", data, at + 2 + 12 * entry)
-        if tag in found:
-            found[tag] = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, at + 2 + 12 * entry + 8)[0]
-    return found[256], found[257]
+        tag, kind, count = struct.unpack_from(f"{order}HHI", data, at + 2 + 12 * entry)
+        if tag not in _TIFF_TAGS:
+            continue
+        place = at + 2 + 12 * entry + 8
+        if kind in (3, 4) and count == 1:
+            value = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, place)[0]
+        elif tag == 258 and kind == 3 and 1 < count <= 16:      # of each sample
+            value = max(struct.unpack_from(f"{order}{count}H", data, place if count == 2 else struct.unpack_from(f"{order}I", data, place)[0]))
+        else:
+            value = 0xffffffff
+        found[tag] = max(found.get(tag, 0), value)
+    return found

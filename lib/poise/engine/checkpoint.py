@@ -7,7 +7,7 @@ import platform
 import re
 import socket
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from poise import __version__, weights
 from poise.config import experiment_name
 from poise.engine.revision import git_revision
-from poise.errors import DataError, one_line, shown
+from poise.errors import DataError, one_line, shown, shown_value
 from poise.skeleton import dataset_of
 from poise.writing import flush_folder
 
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 NAME = "checkpoint.pth"
 _NEXT = "checkpoint_next.pth"
+# no number of a run is larger; the least of each
+_NUMBERS_FROM = {"epoch": 0, "step": 0, "seed": 0, "threads": 1}
+_LARGEST = 2**63
 _FIELDS = {"epoch": int, "step": int, "sums": dict, "state_dict": object, "optimizer": dict, "best": object, "experiment": str, "seed": int, "threads": int}
 
 
@@ -137,9 +140,26 @@ def load(path: str | Path, experiment: str) -> dict[str, Any]:
         raise Damaged(f"{path}: damaged, the sum of {spoiled} is another; remove it to begin anew")
     if not isinstance(content, dict) or content.get("format") != FORMAT or not all(key in content and isinstance(content[key], kind) for key, kind in _FIELDS.items()):
         raise DataError(f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give it as MODEL.PRETRAINED")
+    for key, least in _NUMBERS_FROM.items():
+        if not least <= content[key] < _LARGEST:
+            raise DataError(f"{path}: the checkpoint has {key} {shown_value(content[key], 40)}, which no run has; remove it to begin anew")
+    if any(not weights.is_plain(tensor) for tensor in _tensors_of(content)):
+        raise DataError(f"{path}: the checkpoint has a tensor that is no plain one (sparse, quantised, without memory, or of more values than the file holds)")
     if content["experiment"] != experiment:
         raise DataError(f"{path}: a checkpoint of experiment {shown(content['experiment'])}, not of {experiment}; give it as MODEL.PRETRAINED to start from its weights")
     return {**content, "path": str(path)}
+
+
+def _tensors_of(content: Any) -> Iterator[torch.Tensor]:
+    """All tensors in dictionaries and lists, however deep; a stranger's may hold themselves."""
+    waiting, seen = [content], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, dict) else item
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -20,7 +20,7 @@ from poise.config import experiment_name
 from poise.engine.distributed import is_lost_peer
 from poise.engine.interrupt import Interrupted
 from poise.engine.revision import git_revision
-from poise.errors import DataError, PoiseError, one_line
+from poise.errors import DataError, PoiseError, one_line, printable
 from poise.json_files import finite
 from poise.writing import replacing
 
@@ -47,6 +47,13 @@ _QUEUE_OF_THE_BOARD = 1000      # events that wait for its disk
 FILE_ONLY = {"file_only": True}     # log.info(..., extra=FILE_ONLY): not for the console
 
 
+class _Printable(logging.Formatter):
+    """A log line may hold names and values of a stranger's file: on a terminal, or in a log that is shown there, they must not steer it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def start_console(rank: int = 0) -> None:
     """Messages of poise go to stdout, and are kept for the log file that `add_file` will name.
 
@@ -64,7 +71,7 @@ def start_console(rank: int = 0) -> None:
         root.addHandler(logging.NullHandler())      # without any, Python shows errors on stderr
         return
     console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(_Printable("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
     root.addHandler(console)
     # capacity and flush level out of reach: it only waits for its target
@@ -83,7 +90,7 @@ def add_file(path: Path, rank: int = 0) -> None:
         file = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {f'rank {rank}: ' if rank else ''}%(message)s"))
+    file.setFormatter(_Printable(f"%(asctime)s %(levelname)s {f'rank {rank}: ' if rank else ''}%(message)s"))
     for handler in list(root.handlers):
         if isinstance(handler, logging.handlers.MemoryHandler):
             handler.setTarget(file)

@@ -1,4 +1,4 @@
-"""How much memory a run takes, and how much there is."""
+"""How much memory a run takes."""
 from __future__ import annotations
 
 import sys
@@ -15,12 +15,3 @@ def peak_memory(device: torch.device) -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def memory_present() -> int | None:
-    """Free bytes for a process on the CPU; None where the system does not tell."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None

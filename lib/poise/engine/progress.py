@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,9 +13,19 @@ from yacs.config import CfgNode
 
 from poise.config import data_path, experiment_name
 from poise.engine import checkpoint, device
-from poise.errors import PoiseError
+from poise.errors import PoiseError, shown, shown_value
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def fitting(saved: dict) -> Iterator[None]:
+    """What does not fit the run while it takes over what was `saved` becomes a PoiseError, naming the file."""
+    try:
+        yield
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise PoiseError(f"{saved['path']}: the checkpoint does not fit the network or optimiser of this configuration ({reason}); remove it to begin anew") from None
 
 
 class Progress:
@@ -36,10 +48,12 @@ class Progress:
 
         Raises PoiseError where it does not fit.
         """
-        if saved.get("genotype") and saved["genotype"] != cells_of(model):
+        with fitting(saved):
+            other_cells = bool(saved.get("genotype")) and saved["genotype"] != cells_of(model)
+        if other_cells:
             raise PoiseError(f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is another, or its file has changed); remove it to "
                              "begin anew, or give the training a folder of its own with OUTPUT_DIR")
-        try:
+        with fitting(saved):
             sums = {**self.sums, **{str(key): float(value) for key, value in saved["sums"].items()}}
             best_score, best_epoch = float(saved["best"]["score"]), int(saved["best"]["epoch"])
             average_best = tuple(saved.get("average_best", (self.ema_score, self.ema_epoch, self.stale)))
@@ -56,11 +70,11 @@ class Progress:
             # the saved averages may lie in memory in another order (CHANNELS_LAST), and fused Adam walks raw memory
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
-                    if torch.is_tensor(value) and value.shape == parameter.shape:
-                        state[key] = torch.empty_like(parameter).copy_(value)
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise PoiseError(f"{saved['path']}: the checkpoint does not fit the network or optimiser of this configuration ({str(error).splitlines()[0][:300]}); "
-                             "remove it to begin anew") from None
+                    if not torch.is_tensor(value) or not value.dim():
+                        continue
+                    if value.shape != parameter.shape:
+                        raise ValueError(f"the optimiser's {shown(key)} is of another shape than its weight")
+                    state[key] = torch.empty_like(parameter).copy_(value)
         self.epoch, self.step, self.sums = saved["epoch"], saved["step"], sums
         self.best_score, self.best_epoch = best_score, best_epoch
         self.ema_score, self.ema_epoch, self.stale = ema_score, ema_epoch, stale
@@ -91,7 +105,7 @@ def _take_settings(optimizer: torch.optim.Optimizer, settings: list[dict]) -> No
         for name in ("weight_decay", "momentum", "nesterov", "betas"):
             before, now = group.get(name), own.get(name)
             if (tuple(before) if isinstance(before, list) else before) != now:
-                said.add(f"{name} {now} (was {before})")
+                said.add(f"{name} {now} (was {shown_value(before)})")
         group.update(own)
     if said:
         log.warning("the optimiser's settings are others than those of the run that is gone on with: %s", ", ".join(sorted(said)))

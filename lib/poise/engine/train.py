@@ -31,7 +31,7 @@ from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.optimizer import build_optimizer
 from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
-from poise.engine.progress import Progress, cells_of, find_checkpoint
+from poise.engine.progress import Progress, cells_of, find_checkpoint, fitting
 from poise.engine.schedule import Schedule
 from poise.engine.score import score
 from poise.engine.step import StepFigures, train_step
@@ -134,10 +134,11 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     average = WeightAverage(device.bare(model), cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
     if saved is not None:
         progress.restore(saved, model, optimizer, cfg.TRAIN.OPTIMIZER)
-        scale.load_state_dict(saved.get("scaler", {}))
-        if average and "ema" in saved:
-            average.load_state_dict(saved["ema"])
-        elif average:
+        with fitting(saved):
+            scale.load_state_dict(saved.get("scaler", {}))
+            if average and "ema" in saved:
+                average.load_state_dict(saved["ema"])
+        if average and "ema" not in saved:
             log.warning("%s holds no average of the weights: TRAIN.EMA_DECAY begins with them as they are", saved["path"])
             average.update(device.bare(model))
         if saved.get("schedule", asdict(schedule)) != asdict(schedule):

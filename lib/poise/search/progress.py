@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from poise.config import experiment_name
 from poise.engine import checkpoint
-from poise.engine.progress import Progress
+from poise.engine.progress import Progress, fitting
 from poise.errors import DataError, PoiseError
 from poise.models.genotypes import Genotype
 from poise.search.alternation import Alternation
@@ -51,10 +51,11 @@ class SearchProgress(Progress):
         if saved["space"] != _plain(space):
             raise PoiseError(f"{saved['path']}: the checkpoint of a search in another space (SEARCH.MODE, SEARCH.GENOTYPE or "
                              "the operations are others); remove it to begin anew")
-        state = {**saved["state_dict"], **{_PREFIX + kind: table for kind, table in saved["architecture"].items()}}
-        self.restore({**saved, "state_dict": state, "genotype": None}, alternation.network, alternation.weight_optimizer)
-        alternation.take_value_optimizer(saved["architecture_optimizer"])
-        self.genotype = Genotype(**saved["genotype"]) if saved["genotype"] else None
+        with fitting(saved):
+            state = {**saved["state_dict"], **{_PREFIX + kind: table for kind, table in saved["architecture"].items()}}
+            self.restore({**saved, "state_dict": state, "genotype": None}, alternation.network, alternation.weight_optimizer)
+            alternation.take_value_optimizer(saved["architecture_optimizer"])
+            self.genotype = Genotype(**saved["genotype"]) if saved["genotype"] else None
 
     def keep(self, path: Path, cfg: CfgNode, cfg_path: str, alternation: Alternation, space: Space) -> None:
         """Write a checkpoint with everything that the search needs to go on, the architecture values under a key of their own."""
@@ -75,7 +76,7 @@ def find_kept(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
     if not cfg.AUTO_RESUME or not path.exists():
         return None
     saved = checkpoint.load(path, experiment_name(cfg_path))
-    if "architecture" not in saved:
+    if not {"architecture", "architecture_optimizer", "space", "genotype"} <= saved.keys():
         raise DataError(f"{path}: not the checkpoint of a search; remove it to begin anew")
     if saved["seed"] != cfg.SEARCH.SEED:
         raise DataError(f"{path}: the checkpoint of a search with SEARCH.SEED {saved['seed']}; remove it to begin anew")

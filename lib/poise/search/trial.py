@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from yacs.config import CfgNode
 
+from poise.bounded_reading import memory_present
 from poise.engine import device as devices
-from poise.engine.memory import memory_present, peak_memory
+from poise.engine.memory import peak_memory
 from poise.errors import PoiseError
 from poise.search.alternation import Alternation
 from poise.search.space import Space

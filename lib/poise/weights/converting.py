@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, one_line
 from poise.weights.families import UNKNOWN, number_of_joints, shapes_of
 from poise.weights.formats import TARGETS
 from poise.weights.loading import Source, fit_order, load
@@ -60,7 +60,11 @@ def convert(source: str | Path, target: str | Path, to: str, *, model: nn.Module
         able = [name for name, other in TARGETS.items() if family.name in other.families]
         raise DataError(f"{source}: these are the weights of {found.words or 'another network'}, for which {to} has no names; "
                         f"they can be converted to {', '.join(able)}")
-    written = format_.rename(state, family)
+    try:
+        written = format_.rename(state, family)
+    except (LookupError, RuntimeError, ValueError) as error:
+        raise DataError(f"{source}: these are the weights of {found.words or 'another network'}, but not all of them, or of other sizes than such a network has "
+                        f"({one_line(error)[:200]})") from None
     save(target, format_.wrap(written))
     kept = len(written.keys() & file.state.keys())
     fewer, more = max(len(file.state) - len(written), 0), max(len(written) - len(file.state), 0)

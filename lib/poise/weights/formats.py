@@ -79,7 +79,7 @@ def _mmpose_mspn_to_poise(state: State) -> State:
     pattern = r"\A(?:keypoint_head|head)\.predict_layers\.(\d+)\.conv_layers\.([01])\."
     found = rename({re.sub(pattern, head, name): tensor for name, tensor in state.items()}, _MMPOSE_MSPN)
     biases = {name.removesuffix("weight") + "bias": torch.zeros(len(tensor), dtype=tensor.dtype)
-              for name, tensor in found.items() if re.match(r"(top|stage\d+)\.", name) and name.endswith(".conv.weight")}
+              for name, tensor in found.items() if re.match(r"(top|stage\d+)\.", name) and name.endswith(".conv.weight") and tensor.dim()}
     return {**biases, **found}
 
 
@@ -101,7 +101,7 @@ def _mspn_to_mmpose(state: State) -> State:
 
 def other_order(state: State, first_conv: str) -> State:
     """The same network for images of the opposite channel order (RGB and BGR), with mean and standard deviation turned likewise."""
-    return {**state, first_conv: state[first_conv].flip(1)} if first_conv in state else state
+    return {**state, first_conv: state[first_conv].flip(1)} if first_conv in state and state[first_conv].dim() > 1 else state
 
 
 # ImageNet -------------------------------------------------------------------------------------------------------------------------

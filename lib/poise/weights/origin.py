@@ -9,11 +9,12 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise import zoo
-from poise.errors import DataError
+from poise.bounded_reading import read_bytes
+from poise.errors import DataError, shown
 from poise.skeleton import dataset_of, other_joint
 from poise.weights.loading import LoadReport, load
 from poise.weights.reading import read_tensors
-from poise.yaml_files import parse_yaml
+from poise.yaml_files import MAX_BYTES, parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +45,13 @@ def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
         if entry is not None:
             trained = dict(zip(entry.overrides[::2], entry.overrides[1::2]))
         else:
-            text = beside.read_text(encoding="utf-8") if beside.is_file() else read_tensors(file, "weight file")["config"]
-            groups = parse_yaml(text, file, DataError)
+            text = read_bytes(beside, "configuration", MAX_BYTES) if beside.is_file() else read_tensors(file, "weight file")["config"]
+            groups = parse_yaml(text[:MAX_BYTES], file, DataError)
             trained = {key: groups[key.split(".")[0]].get(key.split(".")[1]) for key in _TRAINED_WITH}
     except (OSError, ValueError, DataError, LookupError, TypeError, AttributeError):    # another program's
         return
     now = {key: cfg[key.split(".")[0]][key.split(".")[1]] for key in _TRAINED_WITH}
-    others = [f"{key} {trained[key]} (tested with {now[key]})" for key in _TRAINED_WITH if trained.get(key) is not None and str(trained[key]) != str(now[key])]
+    others = [f"{key} {shown(trained[key])} (tested with {now[key]})" for key in _TRAINED_WITH if trained.get(key) is not None and str(trained[key]) != str(now[key])]
     if others:
         log.warning("%s was trained with %s: joints may be found in the wrong places", file, ", ".join(others))
 

@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 
+from poise.archives import bounded_zip
+from poise.bounded_reading import check_memory
 from poise.errors import DataError, shown
 from poise.skeleton import MOST_JOINTS
+from poise.weights.nesting import check_nesting
 from poise.writing import replacing
 
 # where a dict with the state dict in it may have it: HRNet, mmcv, timm; MSPN, detectron2
@@ -25,6 +28,9 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")    # DataParallel and DistributedDataParallel; torch.compile
 _MOST_FOREIGN_CLASSES = 64
 _JOINTS = "poise.joints"
+_MOST_OF_NUMPY = 16         # besides; each class has the file read once more
+_OF_EXPORTS = ("constants.pkl", "archive_format", "serialized_exported_program.json")      # members of TorchScript's and torch.export's files
+_LONGEST_NAME = 1000        # of a tensor
 _MOST_SHARED = 1 << 30      # bytes that a tensor may claim whose values are all the same few
 
 State = dict[str, torch.Tensor]
@@ -89,9 +95,11 @@ def read_weight_file(path: str | Path) -> WeightFile:
         plain = str(name)
         while plain.startswith(_PREFIXES):
             plain = plain.split(".", 1)[1]
+        if len(plain) > _LONGEST_NAME:
+            raise DataError(f"{path}: holds a tensor with a name of {len(plain)} letters, {shown(plain, 40)}, which no network has")
         if plain in state:
             raise DataError(f"{path}: holds {shown(plain)} twice, with and without 'module.'")
-        if not _is_plain(tensor):
+        if not is_plain(tensor):
             raise DataError(f"{path}: {shown(plain)} is no plain tensor (sparse, quantised, without memory, or of more values than the file holds)")
         state[plain] = tensor
     return WeightFile(str(path), state, tuple(foreign), _joints_of(content))
@@ -114,7 +122,7 @@ def _joints_of(content: Any) -> tuple[str, ...]:
     return tuple(names) if isinstance(names, list) and len(names) <= MOST_JOINTS and all(isinstance(name, str) for name in names) else ()
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     """Whether a tensor has memory for its values: a few bytes of a file can say that a million rows are all the same one."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
         return False
@@ -156,9 +164,13 @@ def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
         try:
             with warnings.catch_warnings(), torch.serialization.safe_globals([(empty, name) for name, empty in foreign.items()]):
                 warnings.simplefilter("ignore")     # torch warns of what it then refuses
+                if not foreign:
+                    _check_packing(path, what)
                 return torch.load(path, map_location="cpu", weights_only=True), list(foreign)
         except (OSError, MemoryError) as error:
             raise unreadable(path, error) from None
+        except DataError:
+            raise
         except Exception as error:      # a damaged file makes torch raise many kinds, AssertionError and struct.error among them
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             if found is None and foreign:
@@ -166,10 +178,36 @@ def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
             if found is None:
                 raise DataError(f"{path}: not a {what} of PyTorch, or damaged ({type(error).__name__})") from None
             name = found[1] if "." in found[1] else f"builtins.{found[1]}"      # torch shortens the names of builtins
-            if name in foreign or (len(foreign) >= most_foreign and not name.startswith("numpy.")) or "blocked" in str(error):
+            if name in foreign or len(foreign) >= most_foreign + _MOST_OF_NUMPY * name.startswith("numpy.") or "blocked" in str(error):
                 raise _foreign_code(path, found[1]) from None
             # yacs' CfgNode, mmcv's ConfigDict, EasyDict, OmegaConf's DictConfig, defaultdict
             foreign[name] = _UnreadDict if re.search(r"(?i)(dict|cfgnode|dictconfig)$", name) else _Unread
+
+
+def _check_packing(path: Path, what: str) -> None:
+    """Raise DataError where reading would take much more memory than the file has bytes, for torch unpacks compressed members, which its own files never have,
+    or all of the stack."""
+    size = path.stat().st_size
+    check_memory(path, what, size)
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":      # the form before PyTorch 1.6, which nothing can be packed in
+            file.seek(0)
+            check_nesting(file, lambda: _nested(path, what))
+            return
+    with bounded_zip(path, plain=True) as archive:
+        members = archive.infolist()
+        if any(member.filename.rsplit("/", 1)[-1] in _OF_EXPORTS for member in members):
+            raise DataError(f"{path}: holds an exported network (TorchScript or torch.export), not a {what}; give the weights that it was made from")
+        if any(member.compress_type or member.file_size != member.compress_size for member in members) or sum(member.file_size for member in members) > size:
+            raise DataError(f"{path}: not a {what} that PyTorch has written, for its members are compressed or larger than the file; do not trust it")
+        for member in members:
+            if member.filename.endswith("data.pkl"):
+                with archive.open(member) as file:
+                    check_nesting(file.read(), lambda: _nested(path, what))
+
+
+def _nested(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: not a {what} that PyTorch has written, for it nests tuples without end; do not trust it")
 
 
 def _foreign_code(path: str | Path, name: str) -> DataError:
