@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.random  # noqa: F401  NumPy loads it when it is first used: here, so that workers share its memory
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
