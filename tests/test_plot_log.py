@@ -1,6 +1,5 @@
 """tools/plot_log.py: what is read of a run's log, what is drawn, and what users get wrong."""
 import importlib.util
-import json
 import re
 
 import cv2

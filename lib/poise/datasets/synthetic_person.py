@@ -107,7 +107,7 @@ class _Painter:
         return lambda s, u: fabric(s * np.float32(length), u * np.float32(0.05))
 
     def draw_torso(self):
-        build, look = self.build, self.look
+        build = self.build
         low, high = self.at["pelvis"], self.at["thorax"]
         along = high - low
         flat = float(np.hypot(*along)) / (build.torso * self.unit)  # 1 upright, 0 seen along the spine

@@ -153,7 +153,7 @@ def _first_batch(loader: BatchLoader) -> dict[str, torch.Tensor]:
 
 
 def _announce(search: Search, cost) -> None:
-    cfg, s, progress = search.cfg, search.cfg.SEARCH, search.progress
+    s, progress = search.cfg.SEARCH, search.progress
     parameters = sum(weight.numel() for weight in weights_of(search.alternation.network).values())
     log.info("search of %s: %d architecture values, a network of %.2f million parameters, %d samples a step", s.MODE, search.space.values, parameters / 1e6,
              s.BATCH_SIZE)
