@@ -1,4 +1,5 @@
 """Crops by the compiled warp are those of cv2.warpAffine to the bit; where it cannot be used, cv2 makes them."""
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -168,7 +169,8 @@ def unfused(image, matrix, size, **_):
     column, row = np.where(inside, column, 0), np.where(inside, row, 0)
     corners = [image[row + below, column + beside].astype(np.float32) for below in (0, 1) for beside in (0, 1)]
     top, bottom = (corners[n] + right * (corners[n + 1] - corners[n]) for n in (0, 2))
-    return np.where(inside[..., None], np.rint(top + down * (bottom - top)).astype(np.uint8), opencv_crop(image, matrix, size, flags=cv2.INTER_LINEAR))
+    crop = np.rint(top + down * (bottom - top)).astype(np.uint8)
+    return np.where(inside[..., None], crop, opencv_crop(image, matrix, size, flags=cv2.INTER_LINEAR))
 
 
 def rounded_places(image, matrix, size, **_):
@@ -192,6 +194,15 @@ def test_another_opencv_is_noticed(asked, other):
 
 
 @compiled
+def test_an_opencv_without_these_instructions_is_noticed():
+    """In a process of its own, for OpenCV chooses its ways when it is imported."""
+    program = "from poise.datasets import warping; print(warping._warp.usable(), warping.compiled_is_equal())"
+    answers = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, **less}).stdout
+               for less in ({}, {"OPENCV_CPU_DISABLE": "AVX2"})]
+    assert answers == ["True True\n", "True False\n"]
+
+
+@compiled
 @pytest.mark.parametrize("view", [lambda i: i.astype(np.float32), lambda i: i[:, ::-1], lambda i: i[:, ::2], lambda i: np.tile(i, (1, 700, 1))],
                          ids=["floats", "mirrored", "with gaps", "too wide"])
 def test_images_that_are_left_to_opencv(monkeypatch, view):
@@ -203,8 +214,8 @@ def test_images_that_are_left_to_opencv(monkeypatch, view):
 
 
 @compiled
-@pytest.mark.parametrize("shapes", [((5, 5, 4), (2, 3), (9, 9, 3)), ((5, 5, 3), (3, 3), (9, 9, 3)), ((0, 5, 3), (2, 3), (9, 9, 3)), ((5, 5, 3), (2, 3), (9, 0, 3)),
-                                    ((2, 32767, 3), (2, 3), (9, 9, 3))])
+@pytest.mark.parametrize("shapes", [((5, 5, 4), (2, 3), (9, 9, 3)), ((5, 5, 3), (3, 3), (9, 9, 3)), ((0, 5, 3), (2, 3), (9, 9, 3)),
+                                    ((5, 5, 3), (2, 3), (9, 0, 3)), ((2, 32767, 3), (2, 3), (9, 9, 3))])
 def test_compiled_refuses_other_shapes(shapes):
     image, matrix, out = (np.zeros(shape, np.float64 if n == 1 else np.uint8) for n, shape in enumerate(shapes))
     with pytest.raises(ValueError):

@@ -56,7 +56,8 @@ cdef extern from *:
     }
 
     /* eight pixels whose upper left neighbours begin at base + at[i], `step` bytes above the lower ones */
-    POISE_INLINE void poise_eight(const uint8_t *base, const int32_t *at, intptr_t step, poise_order order, __m256 right, __m256 down, uint8_t *out, int count) {
+    POISE_INLINE void poise_eight(const uint8_t *base, const int32_t *at, intptr_t step, poise_order order, __m256 right, __m256 down,
+                                  uint8_t *out, int count) {
         __m256i pair[4];
         #define POISE_PAIR(n) { \
             __m256 share = _mm256_permute_ps(right, n * 0x55); \
@@ -87,7 +88,7 @@ cdef extern from *:
     typedef struct {
         float share[POISE_STRAIGHT_COLUMNS];
         int32_t column[POISE_STRAIGHT_COLUMNS], at[POISE_STRAIGHT_COLUMNS];
-        intptr_t reach[POISE_STRAIGHT_COLUMNS / 8];         /* bytes that eight columns read of a row, and of what follows it; 0: some are beside the image */
+        intptr_t reach[POISE_STRAIGHT_COLUMNS / 8];     /* from a row's start to the end of what eight columns read, bytes; 0: some are beside the image */
         float line[2][POISE_STRAIGHT_COLUMNS * 4];          /* of the last even and the last odd row: pairs of pixels, as poise_store has them */
         int row[2];
     } poise_straight;
@@ -113,7 +114,8 @@ cdef extern from *:
                 base = block;
                 at = poise_block_at;
             }
-            #define POISE_PAIR(n) _mm256_storeu_ps(line + x * 4 + n * 8, poise_across(base + at[n], base + at[n + 4], order, _mm256_permute_ps(share, n * 0x55)));
+            #define POISE_PAIR(n) \
+                _mm256_storeu_ps(line + x * 4 + n * 8, poise_across(base + at[n], base + at[n + 4], order, _mm256_permute_ps(share, n * 0x55)));
             POISE_PAIR(0) POISE_PAIR(1) POISE_PAIR(2) POISE_PAIR(3)
             #undef POISE_PAIR
         }
@@ -155,10 +157,10 @@ cdef extern from *:
         const __m256 lanes = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
         poise_straight s;
         poise_order order;
-        order.left = rgb ? _mm256_setr_epi8(2, -1, -1, -1, 1, -1, -1, -1, 0, -1, -1, -1, -1, -1, -1, -1, 2, -1, -1, -1, 1, -1, -1, -1, 0, -1, -1, -1, -1, -1, -1, -1)
-                         : _mm256_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, -1, -1, -1, -1, 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, -1, -1, -1, -1);
+        /* a byte of the image and three zeros for each channel */
+        order.left = rgb ? _mm256_setr_epi32(-254, -255, -256, -1, -254, -255, -256, -1) : _mm256_setr_epi32(-256, -255, -254, -1, -256, -255, -254, -1);
         order.right = _mm256_add_epi8(order.left, _mm256_set1_epi32(3));    /* what this puts into the fourth channels is dropped in the end */
-        order.packed = _mm256_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+        order.packed = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
 
         scale = scale != 0 ? 1 / scale : 0;
         inverse[0] = matrix[4] * scale;
@@ -186,8 +188,10 @@ cdef extern from *:
                     const float *a = poise_line(&s, &image, top, regular, order), *b = poise_line(&s, &image, top + 1, regular, order);
                     for (; x < regular; x += 8, a += 32, b += 32)
                         poise_store(out + x * 3, 8, order,
-                                    poise_down(_mm256_loadu_ps(a), _mm256_loadu_ps(b), down), poise_down(_mm256_loadu_ps(a + 8), _mm256_loadu_ps(b + 8), down),
-                                    poise_down(_mm256_loadu_ps(a + 16), _mm256_loadu_ps(b + 16), down), poise_down(_mm256_loadu_ps(a + 24), _mm256_loadu_ps(b + 24), down));
+                                    poise_down(_mm256_loadu_ps(a), _mm256_loadu_ps(b), down),
+                                    poise_down(_mm256_loadu_ps(a + 8), _mm256_loadu_ps(b + 8), down),
+                                    poise_down(_mm256_loadu_ps(a + 16), _mm256_loadu_ps(b + 16), down),
+                                    poise_down(_mm256_loadu_ps(a + 24), _mm256_loadu_ps(b + 24), down));
                 }
                 x = regular;
             }
@@ -206,8 +210,8 @@ cdef extern from *:
                 source_x = _mm256_sub_ps(source_x, _mm256_cvtepi32_ps(column));
                 source_y = _mm256_sub_ps(source_y, _mm256_cvtepi32_ps(row));
                 place = _mm256_add_epi32(_mm256_mullo_epi32(row, row_bytes), _mm256_mullo_epi32(column, three));
-                inside = _mm256_and_si256(_mm256_and_si256(_mm256_cmpgt_epi32(last_column, column), _mm256_cmpgt_epi32(last_row, row)), _mm256_cmpgt_epi32(end, place));
-                inside = _mm256_andnot_si256(_mm256_or_si256(column, row), inside);
+                inside = _mm256_and_si256(_mm256_cmpgt_epi32(last_column, column), _mm256_cmpgt_epi32(last_row, row));
+                inside = _mm256_andnot_si256(_mm256_or_si256(column, row), _mm256_and_si256(inside, _mm256_cmpgt_epi32(end, place)));
                 if (_mm256_movemask_ps(_mm256_castsi256_ps(inside)) == 255) {
                     _mm256_storeu_si256((__m256i *)at, place);
                     poise_eight(pixels, at, image.step, order, source_x, source_y, out + x * 3, columns - x);
@@ -216,7 +220,8 @@ cdef extern from *:
                 /* above -2 and below the image's width and height: one of the four neighbours is in the image */
                 inside = _mm256_and_si256(
                     _mm256_and_si256(_mm256_cmpgt_epi32(column, _mm256_add_epi32(none, none)), _mm256_cmpgt_epi32(row, _mm256_add_epi32(none, none))),
-                    _mm256_and_si256(_mm256_cmpgt_epi32(last_column, _mm256_add_epi32(column, none)), _mm256_cmpgt_epi32(last_row, _mm256_add_epi32(row, none))));
+                    _mm256_and_si256(_mm256_cmpgt_epi32(last_column, _mm256_add_epi32(column, none)),
+                                     _mm256_cmpgt_epi32(last_row, _mm256_add_epi32(row, none))));
                 if (_mm256_movemask_ps(_mm256_castsi256_ps(inside)) == 0) {
                     memset(out + x * 3, 0, (size_t)(columns - x >= 8 ? 8 : columns - x) * 3);
                     continue;
@@ -245,9 +250,10 @@ def usable():
 def warp(const unsigned char[:, :, ::1] image, const double[:, ::1] matrix, unsigned char[:, :, ::1] out, bint rgb):
     """Fill `out` (h, w, 3) with the image (H, W, 3), warped by the (2, 3) matrix from image to out; rgb: with the channels in reverse.
 
-    The caller has asked `usable`. Raises ValueError for other shapes, and for sides above 32766 and images of 2 GiB, for which 32-bit numbers do not suffice.
+    The caller has asked `usable`. Raises ValueError for other shapes, and for sides above 32766 and images of 2 GiB: 32-bit numbers must suffice.
     """
-    cdef Py_ssize_t most = max(image.shape[0], image.shape[1], out.shape[0], out.shape[1]), least = min(image.shape[0], image.shape[1], out.shape[0], out.shape[1])
+    cdef Py_ssize_t most = max(image.shape[0], image.shape[1], out.shape[0], out.shape[1])
+    cdef Py_ssize_t least = min(image.shape[0], image.shape[1], out.shape[0], out.shape[1])
     if not (image.shape[2] == out.shape[2] == 3 and matrix.shape[0] == 2 and matrix.shape[1] == 3 and least > 0 and most < 32767
             and image.shape[0] * image.shape[1] * 3 < 2147483647):
         raise ValueError("needs images of 3 channels, neither empty nor too large for 32-bit numbers, and a matrix (2, 3)")

@@ -63,8 +63,9 @@ class PersonCrops(Dataset):
             "visible": np.zeros((count, joints), np.float32),
             "person": np.array([sample % len(self) for _, sample in keys], np.int64),
         }
-        # draws before the first image and joints after the last: decoding one drives the rest out of the processor's caches, which then takes several times as long
-        places, matrices = [self._place(*key, joints, visible) for key, joints, visible in zip(keys, batch["joints"], batch["visible"])], {}
+        # draws before the first image, joints after the last: decoding drives all else out of the processor's caches, and makes it several times as slow
+        places = [self._place(*key, joints, visible) for key, joints, visible in zip(keys, batch["joints"], batch["visible"])]
+        matrices = {}
         of_image: dict[int, list[int]] = {}      # an image is decoded once, wherever its persons stand in the batch
         for row, person in enumerate(batch["person"]):
             of_image.setdefault(int(self.table.image_index[person]), []).append(row)
