@@ -19,6 +19,7 @@ MOST_MEMBERS = 2_000_000        # train2017.zip has 118,288
 MOST_LISTED = 1 << 27           # bytes of a ZIP file's list of members
 MOST_EXPANDED = 100             # times: JSON packs 10 times, images not at all
 _CHUNK = 1 << 20
+_USUAL_NAME = re.compile(r"(?=.{1,255}$)(?:[\w-]+/)*[\w-]+(?:\.\w+)?", re.ASCII)
 _LEAST_BOUND = 1 << 24          # so much may come of the smallest archive
 _MOST_HEADER = 1 << 16          # bytes of a tar file's extended header, which has a long name and a few words more
 _MOST_FOR_ALL = 64              # words in the extended headers that hold for all members
@@ -182,6 +183,8 @@ def _listed(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, i
 
 def name_fault(name: str) -> str:
     """Why a path from outside (of an archive, of an annotation) must not be used below a folder; '' where it may."""
+    if _USUAL_NAME.fullmatch(name):     # asked for every sample
+        return ""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or "\0" in name:
         return "is no name"

@@ -23,7 +23,7 @@ def read_bytes(path: str | Path, what: str, most: int, mend: str = "", error: ty
         if found.st_size > most:
             raise error(f"{path}: the {what} has {in_words(found.st_size)}, more than the {in_words(most)} that are read{advice}")
         check_memory(path, what, found.st_size, error)
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=-1 if found.st_size > _LITTLE else 0) as file:      # unbuffered, one read gives all of it
             data = file.read(found.st_size + 1)
             return data if len(data) <= found.st_size else data + file.read(most - len(data))      # it has grown since
     except (OSError, ValueError) as fault:      # ValueError: a NUL in the name

@@ -85,6 +85,11 @@ cdef extern from *:
             return 0;
         }
         jpeg_start_decompress(&info);
+        /* smooth upsampling looks at the neighbour: the columns at a border of what is decoded would be others */
+        if (info.max_h_samp_factor > 1) {
+            left = left > 16 ? left - 16 : 0;
+            right = right + 16 < width ? right + 16 : width;
+        }
         first = (JDIMENSION)left;
         columns = (JDIMENSION)(right - left);
         if (left > 0 || right < width) jpeg_crop_scanline(&info, &first, &columns);
@@ -124,8 +129,6 @@ def decode_region(const unsigned char[::1] data, unsigned char[:, :, ::1] image,
     cdef int good, width = image.shape[1], height = image.shape[0]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height and image.shape[2] == 3 and data.shape[0]):
         raise ValueError(f"no region of {width} x {height} pixels: {left}, {top}, {right}, {bottom}")
-    # smooth upsampling looks at the neighbour: the columns at a border of what is decoded would be others
-    left, right = max(left - 16, 0), min(right + 16, width)
     with nogil:
         good = poise_region(&data[0], data.shape[0], &image[0, 0, 0], width, height, left, top, right, bottom)
     return bool(good)

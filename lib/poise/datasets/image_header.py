@@ -36,11 +36,20 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def fault(data: bytes) -> str:
-    """Why the image must not be decoded, '' where it may, or is of none of FORMATS."""
-    width, height = claimed_size(data) or (0, 0)
+def fault(data: bytes) -> str | None:
+    """Why the image must not be decoded, '' where it may; None where it is of none of FORMATS."""
+    several = False
+    if data.startswith(b"\xff\xd8"):      # its header is walked through once
+        try:
+            width, height, several = _jpeg_frame(data)
+        except struct.error:
+            width = height = 0
+    else:
+        claimed = claimed_size(data)
+        if claimed is None:
+            return None
+        width, height = claimed
     jpeg, tiff = data.startswith(b"\xff\xd8") and width > 0, data.startswith((b"II*\0", b"MM\0*"))      # width 0: its header may be cut off
-    several = jpeg and _jpeg_frame(data)[2]
     # the coefficients of a JPEG in several scans are kept until the last one has come, and the strips of a TIFF beside the image
     most = MOST_PIXELS // 2 if several or tiff else MOST_PIXELS
     if width * height > most:

@@ -52,16 +52,11 @@ class ImageFolder:
     def open(self, name: str) -> Picture:
         """The image, not yet decoded. Raises DataError."""
         data = self.data(name)
-        where = f"{self.location}/{shown(name)}"
-        if not data:
-            raise DataError(f"{where}: the image file is empty; fetch it again")
-        if is_cut_off(data):
-            raise DataError(f"{where}: the image file is cut off; fetch it again")
-        if image_header.claimed_size(data) is None:
+        fault = "file is empty; fetch it again" if not data else "file is cut off; fetch it again" if is_cut_off(data) else image_header.fault(data)
+        if fault is None:
             raise self.undecodable(name)
-        fault = image_header.fault(data)
         if fault:
-            raise DataError(f"{where}: the image {fault}")
+            raise DataError(f"{self.location}/{shown(name)}: the image {fault}")
         return Picture(data, self.exif)
 
     def read(self, name: str) -> np.ndarray:
@@ -81,7 +76,7 @@ class ImageFolder:
         if fault:
             raise DataError(f"{self.location}: the image name {shown(name)} {fault}; names are relative to the image folder, mend the annotations")
         if not self.zipped:
-            return read_bytes(self.location / name, "image", MOST_BYTES, "check DATASET.ROOT and the annotation file")
+            return read_bytes(os.path.join(self.location, name), "image", MOST_BYTES, "check DATASET.ROOT and the annotation file")
         archive = self._open()
         for member in (name, f"{self.location.stem}/{name}"):
             data = archives.read_member(archive, member, MOST_BYTES)
