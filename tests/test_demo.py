@@ -563,7 +563,7 @@ def test_refusals(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     picture = tmp_path / "a.png"
     for words, fault, status in [
-        (["--input", tmp_path / "none.jpg"], "none.jpg: no such file or folder; --input takes a picture, a folder, a pattern, a video or the number of a camera", 1),
+        (["--input", tmp_path / "none.jpg"], "none.jpg: no such file or folder; give a picture, a folder, a pattern, a video or the number of a camera", 1),
         (["--input", tmp_path / "empty"], "the folder holds no file with the ending of a picture", 1),
         (["--input", tmp_path / "*.jpg"], "no file fits this pattern", 1),
         (["--input", "a\nb.jpg"], "a b.jpg: no such file", 1),

@@ -416,12 +416,12 @@ def test_the_tool(tool, tmp_path, picture):
     torch.save({"epoch": 3, "state_dict": small("resnet").state_dict()}, file)      # a checkpoint
     cv2.imwrite(str(tmp_path / "a.jpg"), picture)
     (tmp_path / "notes.txt").write_text("no picture")
-    status, out, err = tool("--cfg", ROOT / path, "--weights", file, "--format", "torchscript", "--with-decode", "--images", tmp_path, "--images", tmp_path / "a.jpg", *words)
+    status, out, err = tool("--cfg", ROOT / path, "--weights", file, "--format", "torchscript", "--with-decode", "--images", tmp_path, "--images", tmp_path / "a.jp*", *words)
     assert status == 0 and not err and (tmp_path / "net.torchscript").is_file(), err
     assert "noise: 8 crops: heatmaps differ by at most" in out and "pictures: 2 crops: " in out and "px in 34 joints" in out and "written: " in out
     shutil.rmtree(tmp_path / "empty", ignore_errors=True)
     (tmp_path / "empty").mkdir()
-    for options, said, wanted in ((["--images", tmp_path / "empty"], "no pictures in this folder", 1), (["--images", tmp_path / "notes.txt"], "notes.txt: not a picture", 1),
+    for options, said, wanted in ((["--images", tmp_path / "empty"], "the folder holds no file with the ending of a picture", 1), (["--images", "0" * 400], "cannot be read (File name too long)", 1), (["--images", tmp_path / "notes.txt"], "notes.txt: not a picture", 1),
                                   (["--out", file], "give a file of its own", 2), (["--out", tmp_path / "empty"], "give a file of its own", 2)):
         status, out, err = tool("--cfg", ROOT / path, "--weights", file, "--format", "torchscript", *options, *words)
         assert status == wanted and said in err and err.count("\n") == 1, err

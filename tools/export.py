@@ -24,21 +24,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--with-flip", action="store_true", help="the flip test is part of the graph")
     parser.add_argument("--with-decode", action="store_true", help="the outputs are keypoints in crop pixels and scores, then the heatmaps")
     parser.add_argument("--images", action="append", default=[], metavar="PATH",
-                        help="a picture, or a folder of them, whose crops the file is checked on; may be given again; default made pictures of persons")
+                        help="a picture, a folder of them or a pattern, whose crops the file is checked on; may be given again; default made pictures of persons")
     add_experiment_arguments(parser)
     return parser.parse_args()
 
 
-def pictures(paths: list[str]) -> list[Path]:
-    """The pictures at these paths, those of folders by name."""
-    from poise.pictures import is_picture_name
+def pictures(words: list[str]) -> list[str]:
+    """The picture files that the words of --images name."""
+    from poise.media import Pictures, open_input
 
-    found: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(filter(is_picture_name, path.iterdir())) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"--images {path}: no pictures in this folder")
-        found += inside
+    found: list[str] = []
+    for word in words:
+        source = open_input(word)
+        if not isinstance(source, Pictures):
+            raise DataError(f"--images {word}: pictures are needed, not a video or a camera")
+        found += source.paths
     return found
 
 

@@ -125,7 +125,7 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def open_input(name: str) -> Pictures | Video:
-    """What --input names. Raises DataError where there is nothing.
+    """What a word of the command line names. Raises DataError where there is nothing.
 
     A file with the ending of a video is a video, any other file a picture; a folder stands for its files with the ending of a picture, not
     those of folders below, by name; a number is a camera; and what is none of these is a pattern (*, ?, [], ** for folders below) of pictures, by name,
@@ -153,7 +153,7 @@ def open_input(name: str) -> Pictures | Video:
                 raise DataError(f"{name}: {len(found)} videos fit this pattern; give one at a time")
             return Video(found[0])
         return Pictures(found)
-    raise DataError(f"{name or repr('')}: no such file or folder; --input takes a picture, a folder, a pattern, a video or the number of a camera")
+    raise DataError(f"{name or repr('')}: no such file or folder; give a picture, a folder, a pattern, a video or the number of a camera")
 
 
 class VideoWriter:

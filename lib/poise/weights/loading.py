@@ -98,8 +98,9 @@ class Source:
     """The weights of a file under Poise's names, for the network that is to take them.
 
     own: that network's names and shapes; none for whichever network the file is of. family: of that network; found: of the file.
-    state: the tensors; joints: their joints' names, where the file tells them. order: the order of the image's channels that they were trained on, 'rgb' or '' where it is not known.
-    words: the file's network in words; what: the same with its naming. notes: what was done, for the report.
+    state: the tensors; joints: their joints' names, where the file tells them. order: the order of the image's channels that they were
+    trained on, 'rgb' or '' where it is not known. words: the file's network in words; what: the same with its naming. notes: what was
+    done, for the report.
     """
 
     def __init__(self, file: WeightFile, own: Shapes | None = None):
