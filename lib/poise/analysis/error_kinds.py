@@ -29,7 +29,7 @@ MEANINGS = {
     "duplicate": "a person whom a better scored prediction had found already",
     "background": "a prediction that is like nobody, OKS below 0.1 with every labelled person of the picture",
     "missed person": "a labelled person whom no prediction found, not even with OKS 0.1",
-    "score": "a prediction scored below a worse one of the same person; put right: every prediction is ranked by its OKS",
+    "score": "counted: predictions scored below a worse one of the same person; put right: all are ranked by their OKS, those of different persons too",
 }
 
 
