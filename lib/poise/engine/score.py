@@ -36,12 +36,12 @@ def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | No
         raise ConfigError(f"--out {out}: predictions are written to a pickle; give a file that ends in .pkl")
 
 
-def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False, weights: str = "",
-          told: set[str] | None = None) -> tuple[OrderedDict[str, float], float]:
+def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, told: set[str] | None = None, *, per_joint: bool = False,
+          weights: str = "") -> tuple[OrderedDict[str, float], float]:
     """Result files in folder/results, the family's table in the log; ({metric: value}, the one that decides which weights are best).
 
-    per_joint: a second table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. told: reasons for such figures that
-    an earlier test of the same set has told, which are not repeated, and to which others are added. Test sets have no public labels: for them only the files are
+    told: reasons for figures of 0 or -1 that an earlier test of the same set has told, which are not repeated, and to which others are added. per_joint: a second
+    table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public labels: for them only the files are
     written and the metrics are empty.
     """
     results, told = folder / "results", set() if told is None else told
