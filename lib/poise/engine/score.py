@@ -100,8 +100,8 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
              "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if explain.is_wanted(metrics):
-        tested = explain.Tested(image_ids[kept], keypoints[kept], scores[kept], table.boxes[kept], skeleton.sigmas, skeleton.flip_order, table.category_id, table.box_source,
-                                table.dropped, cfg.TEST.IN_VIS_THRE, weights)
+        tested = explain.Tested(image_ids[kept], keypoints[kept], scores[kept], table.boxes[kept], skeleton.sigmas, skeleton.flip_order, table.category_id,
+                                table.box_source, table.dropped, cfg.TEST.IN_VIS_THRE, weights)
         _tell(explain.reasons(truth, tested, metrics), told)
     if per_joint:
         log.info("%s", format_joint_table(skeleton.names, per_joint_pck_of_arrays(truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas)))
@@ -125,7 +125,8 @@ def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if explain_pckh.is_wanted(metrics):
-        _tell(explain_pckh.reasons(headbox_path(cfg), found.keypoints, table.boxes, table.joints, table.visible, table.skeleton.flip_order, metrics, weights), told)
+        found_reasons = explain_pckh.reasons(headbox_path(cfg), found.keypoints, table.boxes, table.joints, table.visible, table.skeleton.flip_order, metrics, weights)
+        _tell(found_reasons, told)
     if per_joint:
         share, count = per_joint_pckh(one_based, headbox_path(cfg))
         rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(table.skeleton.names, count, share)]
