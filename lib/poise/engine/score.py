@@ -37,12 +37,12 @@ def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | No
         raise ConfigError(f"--out {out}: predictions are written to a pickle; give a file that ends in .pkl")
 
 
-def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, *, per_joint: bool = False, weights: str = "",
-          told: set[str] | None = None) -> tuple[OrderedDict[str, float], float]:
+def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, told: set[str] | None = None, *, per_joint: bool = False,
+          weights: str = "") -> tuple[OrderedDict[str, float], float]:
     """Result files in folder/results, the family's table in the log; ({metric: value}, the one that decides which weights are best).
 
-    per_joint: a second table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. told: reasons for such figures that
-    an earlier test of the same set has told, which are not repeated, and to which others are added. Test sets have no public labels: for them only the files are
+    told: reasons for figures of 0 or -1 that an earlier test of the same set has told, which are not repeated, and to which others are added. per_joint: a second
+    table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public labels: for them only the files are
     written and the metrics are empty.
     """
     results, told = folder / "results", set() if told is None else told
@@ -102,8 +102,8 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
              "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if explain.is_wanted(metrics):
-        tested = explain.Tested(image_ids[kept], keypoints[kept], scores[kept], table.boxes[kept], skeleton.sigmas, skeleton.flip_order, table.category_id, table.box_source,
-                                table.dropped, cfg.TEST.IN_VIS_THRE, weights)
+        tested = explain.Tested(image_ids[kept], keypoints[kept], scores[kept], table.boxes[kept], skeleton.sigmas, skeleton.flip_order, table.category_id,
+                                table.box_source, table.dropped, cfg.TEST.IN_VIS_THRE, weights)
         _tell(explain.reasons(truth, tested, metrics), told)
     if per_joint:
         log.info("%s", format_joint_table(skeleton.names, per_joint_pck_of_arrays(truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas)))
@@ -127,7 +127,8 @@ def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if explain_pckh.is_wanted(metrics):
-        _tell(explain_pckh.reasons(headbox_path(cfg), found.keypoints, table.boxes, table.joints, table.visible, table.skeleton.flip_order, metrics, weights), told)
+        found_reasons = explain_pckh.reasons(headbox_path(cfg), found.keypoints, table.boxes, table.joints, table.visible, table.skeleton.flip_order, metrics, weights)
+        _tell(found_reasons, told)
     if per_joint:
         share, count = per_joint_pckh(one_based, headbox_path(cfg))
         rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(table.skeleton.names, count, share)]

@@ -254,7 +254,7 @@ def _test(training: Training, network: nn.Module, folder: Path, interrupt: Inter
         found = predict(t.cfg, device.for_testing(t.cfg, network, t.devices), t.test_loader, t.device, t.criterion, lambda: _asked(t, interrupt), t.processes)
     except KeyboardInterrupt:
         _save_and_stop(t)
-    metrics, deciding = t.processes.from_first(lambda: score(t.cfg, t.test_loader.crops.table, found, folder, told=t.told))
+    metrics, deciding = t.processes.from_first(lambda: score(t.cfg, t.test_loader.crops.table, found, folder, t.told))
     return found, {**({"valid_loss": found.loss, "valid_acc": found.accuracy} if found.loss is not None else {}), **metrics}, deciding
 
 
