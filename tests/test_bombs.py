@@ -258,3 +258,23 @@ def test_jpeg_of_many_scans_however_small():
     scan = data[data.rindex(b"\xff\xda"):-2]
     assert image_header.fault(data[:-2] + scan * 100 + data[-2:]) == "", "160,000 pixels a hundred times are nothing"
     assert "has more than 64 scans" in image_header.fault(data[:-2] + scan * 2000 + data[-2:])
+
+
+# what lies beside the weights -------------------------------------------------------------------------------------------------------
+
+
+def test_configuration_beside_the_weights(tmp_path, monkeypatch, caplog):
+    """A stranger's run folder: its config.yaml is read to say what the weights were trained with."""
+    import logging
+
+    from poise.weights import origin
+
+    monkeypatch.setattr(logging.getLogger("poise"), "propagate", True)
+    cfg, weights = config.load(ROOT / "experiments/synthetic/res2net18_quickstart.yaml"), tmp_path / "w.pth"
+    weights.touch()
+    for text, said in [("MODEL: {TARGET_TYPE: \"\\e[2J\\n| all is well\"}\nDATASET: {}", "MODEL.TARGET_TYPE \\x1b[2J\\n| all is well (tested with"), ("MODEL: {IMAGE_SIZE: 0x" + "f" * 9000 + "}\nDATASET: {}", ""),
+                       ("#" * (1 << 21), ""), ("[" * 5000, ""), ("MODEL: 3", "")]:
+        (tmp_path / "config.yaml").write_text(text)
+        caplog.clear()
+        origin.warn_of_other_training(cfg, weights)
+        assert (said in caplog.text) if said else not caplog.records

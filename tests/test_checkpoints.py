@@ -214,6 +214,33 @@ def test_a_file_that_cannot_be_read_now_is_no_damage(of_two_epochs, monkeypatch,
     assert train.find_checkpoint(config.load(path, ["AUTO_RESUME", "True"]), str(path), folder, False)["epoch"] == 2
 
 
+def _other_moments(content):
+    next(iter(content["optimizer"]["state"].values()))["exp_avg"] = torch.zeros(3, 3)
+
+
+@pytest.mark.parametrize("change, part", [
+    (_other_moments, "the optimiser's exp_avg is of another shape than its weight"), (lambda content: content.update(genotype=torch.zeros(3)), "does not fit"),
+    (lambda content: content.update(ema={}, optimizer_kind="sgd"), "TRAIN.OPTIMIZER is another"), (lambda content: content["best"].update(score="x"), "does not fit"),
+    (lambda content: content["optimizer"].update(param_groups=[]), "does not fit"), (lambda content: content.update(seed=-1), "has seed -1, which no run has")])
+def test_checkpoint_that_somebody_has_changed(of_two_epochs, change, part):
+    """A line, whatever is missing in it or of another kind; nothing is begun."""
+    path, folder = of_two_epochs
+    content = torch.load(folder / "checkpoint.pth", weights_only=True)
+    change(content)
+    torch.save(content, folder / "checkpoint.pth")
+    with pytest.raises(PoiseError, match=part) as raised:
+        run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 3)
+    assert "checkpoint.pth" in str(raised.value) and "remove it to begin anew" in str(raised.value)
+
+
+def test_average_that_somebody_has_changed(of_two_epochs):
+    path, folder = of_two_epochs
+    content = torch.load(folder / "checkpoint.pth", weights_only=True)
+    torch.save({**content, "ema": {}}, folder / "checkpoint.pth")
+    with pytest.raises(PoiseError, match="does not fit the network"):
+        run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 3, "TRAIN.EMA_DECAY", 0.9)
+
+
 def test_headers_of_the_archive_that_are_spoiled(tmp_path):
     """zipfile raises errors of many kinds, of which each is damage."""
     whole = tmp_path / "whole.pth"

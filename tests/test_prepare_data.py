@@ -213,6 +213,14 @@ def test_nobody_to_ask(monkeypatch):
         prepare_data.ask("fetch?")
 
 
+def test_end_of_input_is_no_agreement(monkeypatch):
+    """Ctrl-D at the question."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert prepare_data.ask("fetch?") is False
+
+
 def test_disk_too_small(source, server, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_data.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     assert "are needed, and 1.0 kB are free on its disk; nothing was fetched" in refusal(source, tmp_path)

@@ -28,6 +28,22 @@ def test_names_are_shown_so_that_they_cannot_steer_a_terminal():
     assert shown("\ud800") == "\\ud800" and shown("x" * 500) == "x" * 200 + "..." and shown(7) == "7"
 
 
+def test_log_lines_cannot_steer_a_terminal(tmp_path, capsys):
+    """Names and values of strangers' files that reach the log, such as what a checkpoint says of the run that wrote it."""
+    import logging
+
+    from conftest import forget_log_handlers
+
+    from poise.engine import logs
+
+    logs.start_console()
+    logs.add_file(tmp_path / "run.log")
+    logging.getLogger("poise.test").warning("weights of %s\n| a table\t|", "\x1b[2J\u202egnp\r")
+    forget_log_handlers()
+    for said in (capsys.readouterr().out, (tmp_path / "run.log").read_text(encoding="utf-8")):
+        assert said.endswith("weights of \\x1b[2J\\u202egnp\\r\n| a table\t|\n")
+
+
 def test_long_lines_keep_their_ends():
     line = error_line(DataError(f"a.json: {'x' * 5000}; mend it"))
     assert len(line) <= MOST_CHARACTERS and line.startswith("a.json: xxx") and line.endswith("xxx; mend it")

@@ -108,3 +108,12 @@ def test_half_a_network_is_not_converted(tmp_path):
     del state["top.conv.bn.running_mean"]
     path = saved(tmp_path / "w.pth", state)
     assert "but not all of them, or of other sizes" in refusal(convert, path, tmp_path / "out.pth", "mmpose") and not (tmp_path / "out.pth").exists()
+
+
+def test_numbers_in_names_are_not_counted_up_to(tmp_path):
+    """Stage 10^900 of a MogaNet."""
+    from poise.weights.families import describe
+
+    names = ["backbone.patch_embed1.projection.0.weight", "backbone.blocks1.0.attn.proj_1.weight", f"backbone.blocks{'9' * 900}.0.attn.proj_1.weight"]
+    path = saved(tmp_path / "w.pth", {name: torch.zeros(4, 3, 1, 1) for name in names})
+    assert describe({name: tuple(tensor.shape) for name, tensor in weights.read_state_dict(path).items()}).startswith("MogaNet of widths")

@@ -65,7 +65,9 @@ def test_every_published_row_has_its_weights_or_a_reason():
     ({"what": "detector"}, "what must be imagenet or pose"), ({"by_hand": True}, "either a url or by_hand"), ({"url": None}, "either a url or by_hand"),
     ({"sha256_prefix": 12345678}, "sha256_prefix must be text"), ({"sha256_prefix": "12AB34CD"}, "lower-case hex digits"),
     ({"size_bytes": -1}, "size_bytes must be a whole number"), ({"experiments": "a.yaml"}, "experiments must be a list"),
-    ({"file": 5}, "file must be text"),
+    ({"file": 5}, "file must be text"), ({"licence": "\x1b[2J"}, "licence must be text of one line"), ({"size_bytes": 2**70}, "size_bytes must be a whole number"),
+    ({"target": "/etc/passwd"}, "the target /etc/passwd leads out of the folder"), ({"target": "../../up/"}, "leads out of the folder"),
+    ({"overrides": ["A\nB"]}, "overrides must be a list"),
 ])
 def test_faults_of_a_list_are_named(tmp_path, change, part):
     good = {"name": "a", "family": "resnet", "what": "pose", "file": "a.pth", "url": "https://x.org/", "page": "https://x.org", "licence": "MIT",

@@ -16,6 +16,7 @@ from poise.models.simple_baseline import STAGE_BLOCKS
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FINAL_LAYER = r"(.*\.)?final_layer\.(weight|bias)"
+_MOST_LAYERS = 1000
 # what an ImageNet file has behind the backbone: torchvision's classifier; mmpretrain's
 _CLASSIFIER = (r"fc\.", r"head\.fc\.")
 
@@ -38,8 +39,8 @@ class Family:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the highest number that `pattern` finds in a name."""
-    return 1 + max((int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match), default=-1)
+    """One more than the highest number that `pattern` finds in a name, _MOST_LAYERS at the most: a stranger's names may hold any, and are counted up to."""
+    return min(1 + max((int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match), default=-1), _MOST_LAYERS)
 
 
 def _blocks(shapes: Shapes) -> tuple[int, ...]:
