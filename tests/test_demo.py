@@ -336,6 +336,24 @@ def test_what_a_detector_may_give_is_looked_through():
     assert person_boxes.usable(np.empty((0, 4)), 5, 5).shape == (0,)
 
 
+def test_boxes_of_another_category_than_persons(tmp_path):
+    """A set of one's own has ids and names of its own; a file may have persons beside them."""
+    frame = media.Frame("a.png", 0, np.zeros((50, 100, 3), np.uint8))
+    boxes = [{"image_id": 1, "category_id": category, "bbox": [category, 0, 5, 5], "score": 0.9} for category in (1, 7)]
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": boxes, "categories": [{"id": 1, "name": "person"}, {"id": 7, "name": "hand"}]}
+
+    def left(content, category):
+        return person_boxes.GivenBoxes(write_json(tmp_path / "boxes.json", content), 0.5, category)([frame])[0][0][:, 0].tolist()
+
+    assert left(content, "hand") == left(content, 7) == [7] and left(content, "person") == [1]
+    with pytest.raises(DataError, match="none of its 2 categories is 'foot', whose boxes are wanted"):
+        left(content, "foot")
+    alone = {**content, "annotations": boxes[1:], "categories": content["categories"][1:]}
+    assert left(alone, "foot") == [7]      # of a network in an ONNX file the category is not known
+    named = [{**box, "image_id": "a.png"} for box in boxes]
+    assert left(named, "person") == [1] and left(named, 7) == [7] and left(named[1:], "hand") == [7]      # of tools/make_boxes.py
+
+
 BAD_BOXES = {
     "missing": (None, "cannot read the file of boxes (No such file or directory)"), "text": ("not found", "not valid JSON"), "empty": ("", "not valid JSON"),
     "number": ("7", "none of these: a list of COCO detections, COCO annotations, or a poses.json of tools/demo.py"),

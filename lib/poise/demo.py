@@ -24,6 +24,7 @@ from poise.media import Frame, Pictures, Video, VideoWriter, open_input
 from poise.person_boxes import BoxSource, DetectedPersons, Found, GivenBoxes, WholePictures, usable
 from poise.poses import Poses
 from poise.predictor import PoseEstimator
+from poise.skeleton import dataset_of
 from poise.smoothing import PoseSmoother
 from poise.tracking import Tracker
 from poise.visualize import draw_box, encoded
@@ -217,7 +218,7 @@ def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str =
     start_console()
     source = open_input(input)
     _check_folder(output, source)
-    given = GivenBoxes(boxes, score_threshold) if boxes else None
+    given = GivenBoxes(boxes, score_threshold, "person" if cfg is None else dataset_of(cfg).category) if boxes else None
     file = weights or model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
     estimator = PoseEstimator(cfg, file, device=device, half=half)
     if detector:

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from poise.errors import DataError
+from poise.errors import DataError, shown_value
 from poise.geometry import FARTHEST
 from poise.json_files import read_json
 from poise.media import Frame
+from poise.skeleton import find_category
 
 Found = tuple[np.ndarray, np.ndarray]       # boxes (N, 4) float64 and scores (N,) float64
 
@@ -51,12 +52,12 @@ class GivenBoxes:
 
     A picture is looked for by its file name, or, in detections, by its number: 000000000785.jpg and COCO_val2014_000000000785.jpg are image 785.
     A frame of a video is looked for by its index from 0, as image_id, as the id of an image or as the index in our own JSON. Boxes are x, y,
-    width, height in pixels. Boxes with a score below `threshold` are not taken; those of annotations have score 1. `missing` counts the
-    frames that the file says nothing about. Raises DataError, naming the file and the entry, for what cannot be used.
+    width, height in pixels. Boxes with a score below `threshold` are not taken; those of annotations have score 1. category: name or id of those that are
+    taken; of a file that has one category alone all are. Which id has the name is told by annotations; in detections it is taken for COCO's 1. `missing` counts the frames that the file says nothing about. Raises DataError, naming the file and the entry, for what cannot be used.
     """
 
-    def __init__(self, path: str | Path, threshold: float = 0.0):
-        self.name, self.missing, self._threshold = str(path), 0, threshold
+    def __init__(self, path: str | Path, threshold: float = 0.0, category: str | int = "person"):
+        self.name, self.missing, self._threshold, self._category = str(path), 0, threshold, category
         content = read_json(path, "file of boxes")
         self._of: dict[Any, list[tuple[Any, float]]] = {}
         try:
@@ -92,8 +93,10 @@ class GivenBoxes:
         self._of.setdefault(key, []).append((box, float(score)))
 
     def _take_detections(self, entries: list) -> None:
+        categories = {str(entry.get("category_id", 1)) for entry in _dicts(entries, "detection")}
+        wanted = categories.pop() if len(categories) == 1 else str(self._category) if isinstance(self._category, int) else "1"
         for number, entry in enumerate(_dicts(entries, "detection")):
-            if entry.get("category_id", 1) != 1:
+            if str(entry.get("category_id", 1)) != wanted:
                 continue
             image = entry.get("image_id")
             if not isinstance(image, (int, str)) or isinstance(image, bool):
@@ -110,9 +113,12 @@ class GivenBoxes:
             own = self._of.setdefault(name, [])
             self._of.setdefault(Path(name).name, own)       # the same list under each of its names
             self._of.setdefault(("index", key), own)
-        persons = [c.get("id") for c in _dicts(content.get("categories") or [], "category") if c.get("name") == "person"] or [1]
+        listed = list(_dicts(content.get("categories") or [], "category")) or [{"id": 1}]
+        chosen = find_category(content, self._category) or (listed[0] if len(listed) == 1 else None)
+        if chosen is None:
+            raise _BadEntry(f"none of its {len(listed)} categories is {shown_value(self._category)}, whose boxes are wanted")
         for number, entry in enumerate(_dicts(content["annotations"], "annotation")):
-            if entry.get("category_id", 1) not in persons or entry.get("iscrowd"):
+            if entry.get("category_id", 1) != chosen.get("id") or entry.get("iscrowd"):
                 continue
             if not isinstance(entry.get("image_id"), (int, str)) or entry["image_id"] not in names:
                 raise _BadEntry(f"annotation {number} is of an image that the file does not list")
