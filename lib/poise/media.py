@@ -177,9 +177,10 @@ class VideoWriter:
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         due = max(1, int(seconds * self.fps) + 1 - self._written) if self.live else 1
-        for _ in range(min(due, 1000)):
-            self._writer.write(image)
-            self._written += 1
+        with quiet_opencv():        # a full disk is told by `close`
+            for _ in range(min(due, 1000)):
+                self._writer.write(image)
+                self._written += 1
 
     def _open(self) -> None:
         _check_name(self._part)
@@ -205,7 +206,8 @@ class VideoWriter:
         """Put the video in its place, or with keep False throw it away. Raises DataError where it was not written whole."""
         if self._writer is None:
             return
-        self._writer.release()
+        with quiet_opencv():
+            self._writer.release()
         self._writer = None
         try:
             if keep:

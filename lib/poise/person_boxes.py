@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,9 +111,11 @@ class GivenBoxes:
             if not isinstance(name, str) or not isinstance(key, (int, str)):
                 raise _BadEntry(f"image {number} needs an id and a file_name")
             names[key] = name
-            own = self._of.setdefault(name, [])
-            self._of.setdefault(Path(name).name, own)       # the same list under each of its names
-            self._of.setdefault(("index", key), own)
+            self._of.setdefault(("index", key), self._of.setdefault(name, []))      # the same list under each of its names
+        bare = Counter(Path(name).name for name in names.values())
+        for name in names.values():
+            if bare[Path(name).name] == 1:      # of two pictures with one name in different folders none is meant by the name alone
+                self._of.setdefault(Path(name).name, self._of[name])
         listed = list(_dicts(content.get("categories") or [], "category")) or [{"id": 1}]
         chosen = find_category(content, self._category) or (listed[0] if len(listed) == 1 else None)
         if chosen is None:

@@ -22,6 +22,7 @@ from poise.engine.interrupt import Interrupted
 from poise.engine.revision import git_revision
 from poise.errors import DataError, PoiseError, one_line, printable
 from poise.json_files import finite
+from poise.skeleton import Skeleton
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,13 @@ class TensorBoard:
         """image: (H, W, 3) uint8 BGR. Raises DataError where the page can no longer be written."""
         self._look()
         self._writer.add_image(name, image[:, :, ::-1], step, dataformats="HWC")
+
+    def batch(self, first: dict[str, Any], skeleton: Skeleton, step: int) -> None:
+        """Joints and heatmaps of a test's first batch: see predict.Predictions. Raises DataError where the page can no longer be written."""
+        from poise import visualize
+
+        self.picture("predictions", visualize.crop_mosaic(first["crops"], first["joints"], first["shown"], skeleton), step)
+        self.picture("heatmaps", visualize.heatmap_mosaic(first["crops"][:len(first["heatmaps"])], first["heatmaps"]), step)
 
     def close(self) -> None:
         """What is still to be written is. Where it cannot be that is only said: the run is over."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise import visualize, weights
+from poise import weights
 from poise.checking_data.run import log_look
 from poise.codecs import build_codec
 from poise.config import data_path
@@ -386,9 +386,7 @@ def _show(board: logs.TensorBoard, values: dict[str, float], found: Predictions,
     """The epoch's figures and its first test batch on the TensorBoard page."""
     train_side = ("epoch", "lr", "train_loss", "train_acc", "images_per_second", "data_time_share")
     board.scalars({name if name.startswith("valid") else f"test/{name}": value for name, value in values.items() if name not in train_side}, epoch)
-    first = found.first_batch
-    board.picture("predictions", visualize.crop_mosaic(first["crops"], first["joints"], first["shown"], table.skeleton), epoch)
-    board.picture("heatmaps", visualize.heatmap_mosaic(first["crops"][:len(first["heatmaps"])], first["heatmaps"]), epoch)
+    board.batch(found.first_batch, table.skeleton, epoch)
 
 
 def _check_weights(training: Training) -> None:
