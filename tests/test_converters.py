@@ -230,6 +230,13 @@ def test_faults_of_cvat(made, tmp_path, old, new, line):
     assert line in refusal(*cvat(tmp_path, CVAT.replace(old, new)), made[1])
 
 
+def test_cvat_larger_than_the_memory(made, tmp_path, monkeypatch):
+    """An element takes fifty times as much memory as it has letters."""
+    monkeypatch.setattr("poise.bounded_reading.memory_present", lambda: 10**9)
+    many = CVAT.replace("</annotations>", "<a/>" * 6_000_000 + "</annotations>")
+    assert "takes about 1.2 GB of memory, and 1.0 GB are free" in refusal(*cvat(tmp_path, many), made[1])
+
+
 # the tool --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -253,6 +254,19 @@ def test_what_an_onnx_file_cannot_do(exported, tmp_path):
     assert not PoseEstimator(None, files[Parts()], device="cpu", overrides=["TEST.POST_PROCESS", False]).cfg.TEST.POST_PROCESS
     with pytest.raises(DataError, match="no such ONNX file"):
         PoseEstimator(None, tmp_path / "missing.onnx")
+
+
+def test_onnxruntime_that_fails_while_it_runs(exported, monkeypatch):
+    from poise.export.onnx_network import OnnxNetwork
+
+    def fail(*_):
+        raise RuntimeError("no room for\nthe workspace")
+
+    cfg, _, files = exported
+    network = OnnxNetwork(files[Parts()], None, "cpu", None)
+    monkeypatch.setattr(network, "_session", SimpleNamespace(run=fail))
+    with pytest.raises(DataError, match=r"onnxruntime fails on 2 crops \(no room for the workspace\)"):
+        network(np.zeros((2, *reversed(cfg.MODEL.IMAGE_SIZE), 3), np.uint8))
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")

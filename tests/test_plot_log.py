@@ -45,6 +45,13 @@ def test_reading(tmp_path):
     assert figures["train_loss"] == [(epoch, pytest.approx(0.01 / (epoch + 1))) for epoch in range(3)]
 
 
+def test_numbers_beyond_any_figure(tmp_path):
+    """Whole numbers of hundreds of digits are JSON, and no figures."""
+    huge = "9" * 400
+    (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": {huge}, "AP": 0.1}}\n{{"epoch": 0, "AP": {huge}, "Mean": 1e400, "lr": -{huge}, "train_loss": 0.5}}\n')
+    assert log_curves.read_log(tmp_path) == {"train_loss": [(0.0, 0.5)]}
+
+
 def test_best_epochs(tmp_path):
     runs = log_curves.read_logs([write_run(tmp_path / "a/one"), write_run(tmp_path / "b/one", 0.5)])
     assert list(runs) == ["a/one", "b/one"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from poise.analysis import charts
 from poise.analysis.page import document, number, table
 from poise.analysis.pairing import distinct
+from poise.bounded_reading import read_bytes
 from poise.errors import ConfigError, DataError
 from poise.text_table import aligned
 from poise.writing import replacing
@@ -27,6 +29,7 @@ CHARTS = {
 }
 # a rate falls by factors of ten
 _LOGARITHMIC = ("loss", "learning rate")
+_MOST_BYTES = 1 << 28
 _STYLES, _MARKS = ("-", "--", ":", "-.", "."), "os^Dv"      # of the figures of a chart: lines, and where there is one epoch marks
 #: the figure that decides which weights are best, of COCO and of MPII
 DECIDING = ("AP", "Mean")
@@ -41,23 +44,20 @@ def read_log(path: str | Path) -> Figures:
     later line counts. Raises DataError where there is no such file or no epoch in it.
     """
     file = log_file(path)
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError(f"{file}: cannot read the log ({error.strerror}); give a metrics.jsonl, or a run folder that has one") from None
+    text = read_bytes(file, "log", _MOST_BYTES, "give a metrics.jsonl, or a run folder that has one").decode("utf-8", "replace")
     epochs: dict[float, dict] = {}
     for line in text.splitlines():
         try:
             values = json.loads(line)
             epoch = float(values["epoch"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             continue
         if math.isfinite(epoch):
             epochs[epoch] = values
     figures: Figures = {}
     for epoch in sorted(epochs):
         for name, value in epochs[epoch].items():
-            if name != "epoch" and type(value) in (int, float) and math.isfinite(value):
+            if name != "epoch" and type(value) in (int, float) and abs(value) <= sys.float_info.max:
                 figures.setdefault(name, []).append((epoch, float(value)))
     if not figures:
         raise DataError(f"{file}: holds no line with an epoch and a figure; a run writes one after each epoch")

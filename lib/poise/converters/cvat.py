@@ -15,7 +15,7 @@ from xml.parsers import expat
 import numpy as np
 
 from poise.archives import name_fault
-from poise.bounded_reading import read_bytes
+from poise.bounded_reading import check_memory, read_bytes
 from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, numbers, tell_left_out
 from poise.errors import DataError, one_line, shown
 from poise.skeleton import DatasetFile
@@ -23,6 +23,7 @@ from poise.writing import replacing
 
 _MOST_BYTES = 1 << 29
 _DEEPEST = 32
+_BYTES_OF_ELEMENT = 200     # in memory, of the smallest
 
 
 class _Refused(Exception):
@@ -32,6 +33,7 @@ class _Refused(Exception):
 def parse_xml(path: Path) -> ElementTree.Element:
     """The root of an XML file. One with a document type is refused, for entities can fetch files and grow without end; so is one that is nested too deep."""
     data = read_bytes(path, "CVAT file", _MOST_BYTES)
+    check_memory(path, "CVAT file", _BYTES_OF_ELEMENT * data.count(b"<"))
     depth = 0
 
     def refuse(*_):

@@ -59,7 +59,7 @@ class OnnxNetwork:
     def __init__(self, file: str | os.PathLike, cfg: CfgNode | None, device: str | torch.device, flip_test: bool | None, overrides: Sequence[Any] = ()):
         if not Path(file).is_file():
             raise DataError(f"{file}: no such ONNX file")
-        self.device = best_device() if device == "auto" else named_device(device)
+        self._file, self.device = file, best_device() if device == "auto" else named_device(device)
         self._session = onnx_session(file, self.device)
         if self.device.type == "cuda" and _CUDA not in self._session.get_providers():       # onnxruntime goes on without a word
             if device != "auto":
@@ -100,7 +100,10 @@ class OnnxNetwork:
     def _run(self, images: torch.Tensor, outputs: list[str]) -> list[np.ndarray]:
         """images: (B, 3, H, W), uint8 where the graph normalises."""
         given = images.permute(0, 2, 3, 1) if self._parts.normalize else images
-        return self._session.run(outputs, {IMAGES: given.contiguous().numpy()})
+        try:
+            return self._session.run(outputs, {IMAGES: given.contiguous().numpy()})
+        except Exception as error:      # of onnxruntime, which has one class for each kind
+            raise DataError(f"{self._file}: onnxruntime fails on {len(images)} crops ({one_line(error)[:200]})") from None
 
     def _check_form(self, file: str | os.PathLike, own: CfgNode) -> None:
         """Raise DataError where the graph's input and outputs are not those that its metadata tells."""
