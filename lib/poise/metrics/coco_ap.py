@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def _arrays(results: list[dict], joints: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 def average_precision_of_arrays(
-    truth: dict, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: Sequence[float], category_id: int = 1
+    truth: Truth, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: Sequence[float], category_id: int = 1
 ) -> dict[str, float]:
     """The same of predictions that were not written to a file: image_ids (N,), keypoints (N, J, 2 or 3), scores (N,).
 
@@ -145,17 +146,32 @@ def nothing_found(names: Sequence[str] = STATS) -> dict[str, float]:
     return dict.fromkeys(names, 0.0)
 
 
-def curves(truth: dict, image_ids: np.ndarray, categories: np.ndarray, keypoints: np.ndarray, scores: np.ndarray,
+class Truth(dict):
+    """Annotations in COCO's form, as read_truth returns them, and their persons as arrays, which are made once. Not to be changed."""
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """(M,) in rising order."""
+        return np.unique([image["id"] for image in self["images"]])
+
+    @cached_property
+    def persons(self) -> dict[int, keypoint_ap.LabelledPersons]:
+        """Those of each category, by its id."""
+        position = {image_id: place for place, image_id in enumerate(self.image_ids.tolist())}
+        of_each: dict[int, list[dict]] = {category: [] for category in sorted({c["id"] for c in self["categories"]})}
+        for person in self["annotations"]:
+            of_each.setdefault(person["category_id"], []).append(person)
+        joints = len(self["annotations"][0]["keypoints"]) // 3 if self["annotations"] else 0
+        return {category: keypoint_ap.LabelledPersons.from_annotations(persons, position, joints) for category, persons in of_each.items()}
+
+
+def curves(truth: Truth, image_ids: np.ndarray, categories: np.ndarray, keypoints: np.ndarray, scores: np.ndarray,
            sigmas: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """What keypoint_ap.evaluate gives for each category. truth: of read_truth. image_ids, categories, scores (N,), keypoints (N, J, 2 or 3)."""
-    known = np.unique([image["id"] for image in truth["images"]])
-    position = {image_id: place for place, image_id in enumerate(known.tolist())}
     found = []
     for category in sorted({c["id"] for c in truth["categories"]}):
-        persons = [p for p in truth["annotations"] if p["category_id"] == category]
-        labelled = keypoint_ap.LabelledPersons.from_annotations(persons, position, len(sigmas))
         mine = categories == category
-        found.append(keypoint_ap.evaluate(labelled, np.searchsorted(known, image_ids[mine]), keypoints[mine], scores[mine], sigmas))
+        found.append(keypoint_ap.evaluate(truth.persons[category], np.searchsorted(truth.image_ids, image_ids[mine]), keypoints[mine], scores[mine], sigmas))
     return found
 
 
@@ -179,21 +195,21 @@ def per_joint_pck(
     return per_joint_pck_of_arrays(truth, image_ids, categories, keypoints, sigmas, threshold)
 
 
-def per_joint_pck_of_arrays(truth: dict, image_ids: np.ndarray, categories: np.ndarray | int, keypoints: np.ndarray, sigmas: Sequence[float],
+def per_joint_pck_of_arrays(truth: Truth, image_ids: np.ndarray, categories: np.ndarray | int, keypoints: np.ndarray, sigmas: Sequence[float],
                             threshold: float = 0.5) -> dict[str, np.ndarray]:
     """The same of predictions that were not written to a file: image_ids (N,), categories (N,) or one for all, keypoints (N, J, 2 or 3).
 
     truth: what read_truth returned.
     """
-    sigmas, categories = np.asarray(sigmas, np.float64), np.broadcast_to(categories, np.shape(image_ids))
-    known = np.unique(np.concatenate([np.array([image["id"] for image in truth["images"]], np.int64), np.asarray(image_ids, np.int64)]))
-    position = {image_id: place for place, image_id in enumerate(known.tolist())}
+    sigmas, categories, image_ids = np.asarray(sigmas, np.float64), np.broadcast_to(categories, np.shape(image_ids)), np.asarray(image_ids, np.int64)
+    listed = np.isin(image_ids, truth.image_ids)
     labelled, total, found = np.zeros(len(sigmas), np.int64), np.zeros(len(sigmas)), np.zeros(len(sigmas))
-    for category in {person["category_id"] for person in truth["annotations"]}:
-        persons = [p for p in truth["annotations"] if p["category_id"] == category and not p["iscrowd"] and any(p["keypoints"][2::3])]
-        people = keypoint_ap.LabelledPersons.from_annotations(persons, position, len(sigmas))
-        mine = np.flatnonzero(categories == category)
-        similarity = keypoint_ap.best_similarity(people, np.searchsorted(known, np.asarray(image_ids)[mine]), np.asarray(keypoints)[mine], sigmas)
+    for category, persons in truth.persons.items():
+        people = persons.select(~persons.crowd & (persons.keypoints[:, :, 2] != 0).any(axis=1))
+        if not len(people.area):
+            continue
+        mine = np.flatnonzero(listed & (categories == category))
+        similarity = keypoint_ap.best_similarity(people, np.searchsorted(truth.image_ids, image_ids[mine]), np.asarray(keypoints)[mine], sigmas)
         labelled += (people.keypoints[:, :, 2] > 0).sum(axis=0)
         total += similarity.sum(axis=0)
         found += (similarity > threshold).sum(axis=0)
@@ -212,7 +228,7 @@ def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> 
     return "\n".join(["| Joint | labelled | similarity | PCK |", "|---|---|---|---|", *rows])
 
 
-def read_truth(source, joints: int | None = None, category: str | int = "person", area_of_box: float | None = None) -> dict:
+def read_truth(source, joints: int | None = None, category: str | int = "person", area_of_box: float | None = None) -> Truth:
     """The annotations as a fresh COCO-format dict with every field that pycocotools reads.
 
     source: a path, a COCO-format dict or a pycocotools COCO object. joints: how many there must be; None takes what the file has.
@@ -262,7 +278,7 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
         if area_of_box is not None:
             person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
     categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]
-    return {"info": {}, "images": source["images"], "categories": categories, "annotations": persons}
+    return Truth(info={}, images=source["images"], categories=categories, annotations=persons)
 
 
 def _plain_numbers(persons: list[dict], joints: int) -> bool:

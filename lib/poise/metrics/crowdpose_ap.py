@@ -12,7 +12,7 @@ import numpy as np
 
 from poise.errors import DataError
 from poise.metrics import keypoint_ap
-from poise.metrics.coco_ap import curves, nothing_found, refuse_strange_images
+from poise.metrics.coco_ap import Truth, curves, nothing_found, refuse_strange_images
 
 AREA_OF_BOX = 0.53
 EASY_BELOW, HARD_FROM = 0.2, 0.8
@@ -20,7 +20,7 @@ EASY_BELOW, HARD_FROM = 0.2, 0.8
 CROWD_STATS = ("AP", "Ap .5", "AP .75", "AR", "AR .5", "AR .75", "AP (easy)", "AP (medium)", "AP (hard)")
 
 
-def crowd_average_precision(truth: dict, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: Sequence[float],
+def crowd_average_precision(truth: Truth, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: Sequence[float],
                             category_id: int = 1) -> dict[str, float]:
     """The nine figures of predictions: image_ids (N,), keypoints (N, J, 2 or 3), scores (N,). sigmas: (J,).
 
@@ -38,7 +38,7 @@ def crowd_average_precision(truth: dict, image_ids: np.ndarray, keypoints: np.nd
     figures = found[:3] + found[5:8]
     for least, most in ((-np.inf, EASY_BELOW), (EASY_BELOW, HARD_FROM), (HARD_FROM, np.inf)):
         chosen = {image_id for image_id, index in crowding.items() if least <= index < most}
-        part = {**truth, **{key: [item for item in truth[key] if item[name] in chosen] for key, name in (("images", "id"), ("annotations", "image_id"))}}
+        part = Truth({**truth, **{key: [item for item in truth[key] if item[name] in chosen] for key, name in (("images", "id"), ("annotations", "image_id"))}})
         mine = np.isin(image_ids, list(chosen))
         figures.append(keypoint_ap.summary(curves(part, image_ids[mine], *(array[mine] for array in arrays), sigmas))[0] if chosen else -1.0)
     return dict(zip(CROWD_STATS, figures))

@@ -7,7 +7,7 @@ pycocotools' cocoeval.py carries them out. The judge in the tests is pycocotools
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -52,6 +52,11 @@ class LabelledPersons:
             crowd,
             crowd | np.fromiter((p["num_keypoints"] == 0 for p in persons), bool, count),
         )
+
+
+    def select(self, chosen: np.ndarray) -> "LabelledPersons":
+        """Those of a mask (G,) or of places."""
+        return LabelledPersons(*(getattr(self, part.name)[chosen] for part in fields(self)))
 
 
 def oks(truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray, d: np.ndarray | None = None) -> np.ndarray:
@@ -172,20 +177,21 @@ def precision_and_recall(matches: Matches, scores: np.ndarray, false_weights: np
     sizes, thresholds, _ = matches.person.shape
     precision = -np.ones((thresholds, len(RECALLS), sizes))
     recall = -np.ones((thresholds, sizes))
+    weights = None if false_weights is None else false_weights[matches.order][best_first]
     for a, wanted in enumerate(matches.wanted.tolist()):
         if not wanted:
             continue
-        right, counted = matches.person[a][:, best_first] >= 0, ~matches.dismissed[a][:, best_first]
-        hits = np.cumsum(right & counted, axis=1).astype(np.float64)
-        wrong = ~right & counted
-        misses = np.cumsum(wrong if false_weights is None else wrong * false_weights[matches.order][best_first], axis=1).astype(np.float64)
+        right, counted = np.take(matches.person[a] >= 0, best_first, axis=1), ~np.take(matches.dismissed[a], best_first, axis=1)
         for t in range(thresholds):
-            found = hits[t] / wanted
-            share = hits[t] / (misses[t] + hits[t] + np.spacing(1))
-            recall[t, a] = found[-1] if len(found) else 0
+            # a right prediction alone raises recall or precision: what lies between two of them is nowhere the best
+            hits, wrong = np.flatnonzero(right[t] & counted[t]), ~right[t] & counted[t]
+            misses = np.cumsum(wrong if weights is None else wrong * weights)[hits]
+            count = np.arange(1.0, len(hits) + 1)
+            recall[t, a] = len(hits) / wanted
+            share = count / (misses + count + np.spacing(1))
             envelope = np.maximum.accumulate(share[::-1])[::-1]
-            at = np.searchsorted(found, RECALLS, side="left")
-            precision[t, :, a] = np.append(envelope, 0)[np.minimum(at, len(found))]
+            at = np.searchsorted(count / wanted, RECALLS, side="left")
+            precision[t, :, a] = np.append(envelope, 0)[np.minimum(at, len(hits))]
     return precision, recall
 
 
