@@ -103,17 +103,21 @@ def _measured() -> Iterator[Row]:
         check_truth(cfg, table)     # reads the annotations, as the references' index of them above
 
         def poise() -> None:
-            stats["poise"], _ = score(cfg, table, found, folder / "run", per_joint=True)     # as tools/test.py does
+            stats["poise"], _ = score(cfg, table, found, folder / "run")     # as a training does after an epoch
+
+        def with_joints() -> None:
+            score(cfg, table, found, folder / "run", per_joint=True)     # as tools/test.py does
 
         def by_reference() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 stats["reference"] = reference_evaluation(truth, p, folder)
 
         poise()     # the round that does not count; the reference's of 40 s would find nothing warmer
-        seconds = in_turns({"poise": poise, "reference": by_reference}, 2, warm=0)
+        seconds = in_turns({"poise": poise, "with joints": with_joints, "reference": by_reference}, 2, warm=0)
         yield compared(f"evaluation at val2017's scale, {count:,} detections", seconds, 35)
         yield Row("the same: largest difference of the ten figures", f"AP {stats['poise']['AP']:.4f}", f"reference {stats['reference'][0]:.4f}",
                   float(np.abs(np.array(list(stats["poise"].values())) - stats["reference"]).max()), "most", 1e-12, "")
+        yield compared("the same with a table per joint, which the references do not have", seconds, None, product="with joints")
         yield from figures_alone(folder, path, truth)
 
 

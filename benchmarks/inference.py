@@ -38,7 +38,7 @@ def measure() -> Iterator[Row]:
 
         works = {"poise": prepared(""), "bf16": prepared("bf16"), "reference": lambda model=model, images=images: model(images)}
         maps = {kind: work() for kind, work in works.items()}
-        seconds = in_turns(works, 9)
+        seconds = in_turns(works, 7)
         yield compared(f"inference, {name}, folded and packed, float32, CHANNELS_LAST True", seconds, 1.2)
         yield compared(f"inference, {name}, folded and packed, bf16, CHANNELS_LAST True", seconds, 2.2, product="bf16")
         for kind, bound in (("poise", 1e-4), ("bf16", 0.05)):

@@ -86,7 +86,7 @@ def steps(name: str, cfg) -> Iterator[Row]:
             own = config.changed(cfg, ["AMP", "bf16" if kind == "bf16" else ""])
             works[kind] = poise_step(own, device.lay_on(model, [cpu], cfg.CHANNELS_LAST), codec, batch)
     first = {kind: work() for kind, work in works.items()}
-    seconds = in_turns(works, 5, warm=0)
+    seconds = in_turns(works, 4, warm=0)
     yield compared(f"training step, {name}, float32, CHANNELS_LAST True", seconds, 1.1)
     yield compared(f"training step, {name}, bf16 autocast, CHANNELS_LAST True", seconds, 1.9, product="bf16")
     difference = abs(first["poise"] - first["reference"]) / first["reference"]

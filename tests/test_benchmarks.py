@@ -15,7 +15,7 @@ def on_the_path():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield
-    for name in ("analysis", "comparing", "made_data", "data", "estimator", "evaluation", "export", "oks_nms", "postprocess", "run", "startup"):
+    for name in ("analysis", "comparing", "made_data", "data", "estimator", "evaluation", "export", "export_parity", "oks_nms", "postprocess", "run", "startup"):
         sys.modules.pop(name, None)
 
 
