@@ -54,7 +54,8 @@ class GivenBoxes:
     A picture is looked for by its file name, or, in detections, by its number: 000000000785.jpg and COCO_val2014_000000000785.jpg are image 785.
     A frame of a video is looked for by its index from 0, as image_id, as the id of an image or as the index in our own JSON. Boxes are x, y,
     width, height in pixels. Boxes with a score below `threshold` are not taken; those of annotations have score 1. category: name or id of those that are
-    taken; of a file that has one category alone all are. Which id has the name is told by annotations; in detections it is taken for COCO's 1. `missing` counts the frames that the file says nothing about. Raises DataError, naming the file and the entry, for what cannot be used.
+    taken; of a file that has one category alone all are. Which id has the name is told by annotations; in detections it is taken for COCO's 1. `missing`
+    counts the frames that the file says nothing about. Raises DataError, naming the file and the entry, for what cannot be used.
     """
 
     def __init__(self, path: str | Path, threshold: float = 0.0, category: str | int = "person"):
