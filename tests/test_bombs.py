@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from poise import archives, bounded_reading, config, json_files
 from poise.datasets import image_header
-from poise.errors import ConfigError, DataError, PoiseError
+from poise.errors import ConfigError, PoiseError
 from poise.matlab_files import read_matlab
 from poise.weights import read_tensors, read_weight_file
 from poise.yaml_files import parse_yaml

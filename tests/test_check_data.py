@@ -249,8 +249,12 @@ def test_files_that_are_no_images(made):
     (frames / "train-shot 2.png").write_bytes((frames / "train-shot 2.png").read_bytes()[:20])
     (frames / "train-shot 3.png").unlink()
     os.mkfifo(frames / "train-shot 3.png")      # nobody writes into it
+    large = bytearray((frames / "train-shot 4.png").read_bytes())
+    large[16:24] = (12_000).to_bytes(4, "big") * 2      # width and height of a PNG
+    (frames / "train-shot 4.png").write_bytes(bytes(large))
     lines = found(made)
-    assert [line.split("images: ")[1].split(":")[0].split(" (")[0] for line in lines] == ["1 are empty", "1 are no image that is read", "1 are cut off or damaged at their beginning", "1 are no ordinary files"]
+    assert [line.split("images: ")[1].split(":")[0].split(" (")[0] for line in lines] == [
+        "1 are empty", "1 are no image that is read", "1 are cut off or damaged at their beginning", "1 are no ordinary files", "1 claim more pixels than are read"]
 
 
 def test_images_cut_off_at_their_end(made):

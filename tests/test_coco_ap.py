@@ -3,13 +3,16 @@ import copy
 import json
 import logging
 import math
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from poise import metrics
+from poise import config, metrics
+from poise.datasets import truth
 from poise.errors import DataError
 from poise.metrics.coco_ap import STATS
 from poise.skeleton import COCO
@@ -92,6 +95,22 @@ def test_pycocotools_object_and_no_person_of_a_size():
     coco.createIndex()
     figures = metrics.average_precision(coco, results)
     assert figures["AP"] == pytest.approx(1) and figures["AP (L)"] == figures["AR (L)"] == -1
+
+
+def test_labels_are_read_once(tiny_experiment, small_set, tmp_path):
+    """And again when the file is another, also one of equal size and time."""
+    root = tmp_path / "set"
+    shutil.copytree(small_set, root)
+    cfg = config.load(tiny_experiment, ["DATASET.ROOT", str(root)])
+    path, first = root / "annotations/person_keypoints_val2017.json", truth.labels(cfg)
+    assert truth.labels(cfg) is first and first.persons[1] is first.persons[1]
+    other, before = path.with_name("other.json"), path.stat()
+    number = str(first["annotations"][0]["area"])
+    other.write_text(path.read_text().replace(f'"area": {number}', f'"area": {number[:-1]}{(int(number[-1]) + 1) % 10}').replace(
+        f'"area":{number}', f'"area":{number[:-1]}{(int(number[-1]) + 1) % 10}'))
+    other.replace(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size and truth.labels(cfg)["annotations"][0]["area"] != first["annotations"][0]["area"]
 
 
 def test_no_result_is_zero_and_a_warning(caplog):

@@ -464,6 +464,18 @@ def test_a_video_that_ends_too_early(tool, tmp_path, refused):
         assert refused("--input", tmp_path / name) == f"error: {tmp_path / name}: not a video that OpenCV can read, or a damaged one"
 
 
+def test_pictures_of_one_name_in_two_folders(tmp_path):
+    """The name alone means neither; listed twice under one full name it still means that one."""
+    persons = [{"bbox": [1, 2, 30, 40], "box_score": 1.0}]
+    own = {"format": person_boxes.FORMAT, "frames": [{"file": f"x/{n}/1.jpg", "index": i, "seconds": None, "persons": persons} for i, n in enumerate("ab")]}
+    coco = {"images": [{"id": i, "file_name": f"x/{n}/1.jpg"} for i, n in enumerate("ab")] + [{"id": n, "file_name": "x/2.jpg"} for n in (2, 3)], "categories": [],
+            "annotations": [{"image_id": n, "bbox": [1, 2, 30, 40]} for n in range(4)]}
+    for content, twice in ((own, 0), (coco, 2)):
+        boxes = person_boxes.GivenBoxes(write_json(tmp_path / "boxes.json", content))
+        found = boxes([media.Frame(name, index, np.zeros((50, 50, 3), np.uint8)) for index, name in enumerate(["x/a/1.jpg", "b/1.jpg", "elsewhere/2.jpg"])])
+        assert [len(found_boxes) for found_boxes, _ in found] == [1, 0, twice] and boxes.missing == (1 if twice else 2)
+
+
 def test_a_film_for_which_the_disk_has_no_room(tool, refused, tmp_path):
     """OpenCV does not tell: the file is looked at before it takes the place of the older one."""
     import resource

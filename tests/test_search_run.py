@@ -373,7 +373,7 @@ def test_a_batch_that_is_bound_to_fail_is_not_tried_on_the_cpu(tiny_search, monk
 def test_memory_of_the_process_that_really_runs_out(tiny_search):
     """Under a limit of the operating system, told in one line."""
     code = ("import resource, sys, runpy; from poise.search import trial\n"
-            "import torch._dynamo    # which the first optimiser imports; it needs address space that is none of the search's\n"
+            "import torch._dynamo    # which checkpointing may import; it needs address space that is none of the search's\n"
             "measure = trial.measure\n"
             "def limited(*words):\n"
             "    now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"

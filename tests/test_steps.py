@@ -12,9 +12,9 @@ from torch import nn
 from conftest import ROOT
 from poise import config, forward
 from poise.datasets.persons import EpochBatches
-from poise.engine import device, interrupt, precision, progress, schedule, step, train
+from poise.engine import device, interrupt, progress, schedule, step, train
 from poise.engine.average import WeightAverage
-from poise.engine.optimizer import build_optimizer
+from poise.engine.optimizer import SGD, Adam, AdamW, build_optimizer
 from poise.engine.precision import LossScale
 from poise.errors import ConfigError, PoiseError
 from runs import folder_of, metrics_of, quick_and_quiet, run_train, same, state_of  # noqa: F401
@@ -128,18 +128,34 @@ def test_optimisers_leave_the_compiler_out(tiny_experiment, name):
     program = f"""
 import sys, torch
 from poise import config
-from poise.engine.optimizer import build_optimizer
+from poise.engine.optimizer import SGD, Adam, AdamW, build_optimizer
 layer = torch.nn.Linear(2, 2)
 optimizer = build_optimizer(config.load({str(tiny_experiment)!r}, ["TRAIN.OPTIMIZER", {name!r}]), layer)
 for _ in range(2):
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    assert all(not p.requires_grad or p.grad_fn is None for p in layer.parameters())
     optimizer.zero_grad()
 optimizer.load_state_dict(optimizer.state_dict())
 sys.exit("torch._dynamo" in sys.modules)
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "lib")})
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_gradients_are_off_in_a_step_and_on_in_its_closure(kind):
+    parameter = nn.Parameter(torch.ones(2))
+    plan, seen = kind([parameter], lr=0.1), []
+    plan.register_step_pre_hook(lambda *_: seen.append("hook"))
+
+    def closure():
+        seen.append(torch.is_grad_enabled())
+        plan.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert float(plan.step(closure)) == 2 and seen == ["hook", True] and torch.is_grad_enabled()
+    assert parameter.is_leaf and parameter.requires_grad and (parameter < 1).all()
 
 
 def test_rate_and_length_follow_the_batch(tiny_experiment):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from poise.datasets import warping
 from poise.datasets.persons import cut, cut_matrix
@@ -128,7 +129,7 @@ for case in range(3000):
     warping.warp(image, np.column_stack([linear, (20, 15) - linear @ (rng.uniform(0, 1, 2) * (width, height))]), (45, 30))
 print("untouched")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "lib")})
     assert done.stdout == "untouched\n", (done.returncode, done.stderr)
 
 
@@ -197,7 +198,7 @@ def test_another_opencv_is_noticed(asked, other):
 def test_an_opencv_without_these_instructions_is_noticed():
     """In a process of its own, for OpenCV chooses its ways when it is imported."""
     program = "from poise.datasets import warping; print(warping._warp.usable(), warping.compiled_is_equal())"
-    answers = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, **less}).stdout
+    answers = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "lib"), **less}).stdout
                for less in ({}, {"OPENCV_CPU_DISABLE": "AVX2"})]
     assert answers == ["True True\n", "True False\n"]
 

@@ -23,9 +23,13 @@ def read_bytes(path: str | Path, what: str, most: int, mend: str = "", error: ty
         if found.st_size > most:
             raise error(f"{path}: the {what} has {in_words(found.st_size)}, more than the {in_words(most)} that are read{advice}")
         check_memory(path, what, found.st_size, error)
-        with open(path, "rb", buffering=-1 if found.st_size > _LITTLE else 0) as file:      # unbuffered, one read gives all of it
-            data = file.read(found.st_size + 1)
-            return data if len(data) <= found.st_size else data + file.read(most - len(data))      # it has grown since
+        # unbuffered, for one read gives all of it, but where a network disk has given less, which is read again by a buffer's way
+        with open(path, "rb", buffering=0) as file:
+            data = file.read(min(found.st_size, most - 1) + 1)
+        if len(data) == found.st_size:
+            return data
+        with open(path, "rb") as file:
+            return file.read(most)
     except (OSError, ValueError) as fault:      # ValueError: a NUL in the name
         raise error(f"{path}: cannot read the {what} ({getattr(fault, 'strerror', None) or fault}){advice}") from None
     except MemoryError:

@@ -27,14 +27,13 @@ from poise.predictor import PoseEstimator
 from poise.skeleton import dataset_of
 from poise.smoothing import PoseSmoother
 from poise.tracking import Tracker
-from poise.visualize import draw_box, encoded
+from poise.visualize import JPEG_SIDE, draw_box, encoded
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
 
 JSON_NAME = "poses.json"
 _FRAMES_AT_ONCE, _PIXELS_AT_ONCE = 8, 50_000_000
-_JPEG_SIDE = 65_000         # a JPEG has no longer one
 _NAME_BYTES = 200           # of a name that is written; file systems take 255, of which some are for endings
 #: the parts that the time is split into, in their order
 PARTS = ("reading", "detection", "crop", "network", "decode", "tracking", "drawing")
@@ -179,7 +178,7 @@ class Demo:
         if self._video:
             self._video.write(image, frame.seconds)
             return None
-        ending = ".jpg" if max(image.shape[:2]) <= _JPEG_SIDE else ".png"
+        ending = ".jpg" if max(image.shape[:2]) <= JPEG_SIDE else ".png"
         name = self._new_name(_drawn_name(frame.name))
         with replacing(self._folder / f"{name}{ending}") as part:
             part.write_bytes(encoded(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ending))

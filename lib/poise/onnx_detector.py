@@ -28,10 +28,8 @@ import numpy as np
 
 from poise.detectors import PERSON, persons
 from poise.errors import DataError, one_line, shown
-from poise.export.formats import onnx_session
-from poise.export.onnx_network import best_device
+from poise.export.onnx_network import started_session
 from poise.nms import box_nms
-from poise.predictor import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ class OnnxDetector:
         if not Path(path).is_file():
             raise DataError(f"{path}: no such detector file")
         self._path, self._threshold = str(path), score_threshold
-        self._session = onnx_session(path, best_device() if device == "auto" else choose_device(device))
+        self._session, _ = started_session(path, device)
         self._quiet = _quiet_options()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._input = inputs[0]

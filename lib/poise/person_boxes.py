@@ -113,10 +113,7 @@ class GivenBoxes:
                 raise _BadEntry(f"image {number} needs an id and a file_name")
             names[key] = name
             self._of.setdefault(("index", key), self._of.setdefault(name, []))      # the same list under each of its names
-        bare = Counter(Path(name).name for name in names.values())
-        for name in names.values():
-            if bare[Path(name).name] == 1:      # of two pictures with one name in different folders none is meant by the name alone
-                self._of.setdefault(Path(name).name, self._of[name])
+        self._know_by_bare_names(names.values())
         listed = list(_dicts(content.get("categories") or [], "category")) or [{"id": 1}]
         chosen = find_category(content, self._category) or (listed[0] if len(listed) == 1 else None)
         if chosen is None:
@@ -134,11 +131,18 @@ class GivenBoxes:
             if not isinstance(name, str) or not isinstance(frame.get("index"), int) or not isinstance(persons, list):
                 raise _BadEntry(f"frame {number} needs a file, an index and persons")
             key = name if frame.get("seconds") is None else ("index", frame["index"])
-            own = self._of.setdefault(key, [])
-            if key == name:
-                self._of.setdefault(Path(name).name, own)
+            self._of.setdefault(key, [])
             for person in _dicts(persons, f"person of frame {number}"):
                 self._add(key, person.get("bbox"), person.get("box_score", 1.0), f"a person of frame {number}")
+        self._know_by_bare_names(frame["file"] for frame in frames if frame.get("seconds") is None)
+
+    def _know_by_bare_names(self, names: Iterable[str]) -> None:
+        """Pictures are found without their folder too, unless two have one name: then none of them is meant by the name alone."""
+        names = set(names)
+        bare = Counter(Path(name).name for name in names)
+        for name in names:
+            if bare[Path(name).name] == 1:
+                self._of.setdefault(Path(name).name, self._of[name])
 
 
 class _BadEntry(Exception):

@@ -14,6 +14,7 @@ from poise.skeleton import Skeleton
 _SIDE_COLOURS = {-1: (0, 165, 255), 1: (255, 120, 30), 0: (80, 220, 80)}
 _BOX_COLOUR = (230, 230, 230)
 GAP = 2         # pixels between the pictures of a mosaic
+JPEG_SIDE = 65_000         # a JPEG has no longer one
 
 
 def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, shown: np.ndarray | None = None, scale: float = 1.0) -> None:

@@ -171,6 +171,8 @@ def _judged(head: bytes, size: int, rest: Callable[[int], bytes]) -> Header:
         claimed = image_header.claimed_size(head + rest(MOST_BYTES))
     if claimed is None:
         return (0, 0), mark, f"are no image that is read ({image_header.FORMATS} are)"
+    if image_header.is_too_large(head):
+        return claimed, mark, "claim more pixels than are read"
     return (claimed, mark, "") if 0 not in claimed else ((0, 0), mark, "are cut off or damaged at their beginning")
 
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from poise.bounded_reading import read_bytes
 from poise.datasets import image_header
+from poise.datasets.reading import MOST_BYTES
 from poise.errors import DataError, shown
 from poise.geometry import FARTHEST
 from poise.pictures import is_picture_name
 
 log = logging.getLogger(__name__)
 
-MOST_IMAGE_BYTES = 1 << 29
 _MARGIN = 0.1       # of the joints' extent, where nobody drew a box
 
 
@@ -71,7 +71,7 @@ def image_sizes(folder: Path) -> dict[str, tuple[int, int]]:
         raise DataError(f"{folder}: no such image folder")
     found = {}
     for path in sorted(path for path in folder.rglob("*") if is_picture_name(path)):
-        size = image_header.claimed_size(read_bytes(path, "image", MOST_IMAGE_BYTES))
+        size = image_header.claimed_size(read_bytes(path, "image", MOST_BYTES))
         if size is None or 0 in size:
             raise DataError(f"{path}: not an image that is read ({image_header.FORMATS} are); remove it from the folder")
         found[path.relative_to(folder).as_posix()] = size

@@ -63,11 +63,17 @@ def remembered(path: Path, kind: str, read: Callable[[], Arrays | None], wanted:
 def _state(path: Path, kind: str) -> dict | None:
     """What must be equal for the cache to hold; None where the source cannot be looked at, which its reader will tell."""
     try:
-        found = os.stat(path)
+        size, time, changed = file_state(path)
         where = str(Path(path).resolve())
     except (OSError, ValueError, RuntimeError):
         return None
-    return {"path": where, "kind": kind, "size": found.st_size, "time": found.st_mtime_ns, "changed": found.st_ctime_ns, "code": _code_sum()}
+    return {"path": where, "kind": kind, "size": size, "time": time, "changed": changed, "code": _code_sum()}
+
+
+def file_state(path: str | Path) -> tuple[int, int, int]:
+    """Bytes, and when the content and the file were last changed, in nanoseconds: equal as long as a file has not been touched. Raises OSError."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @cache

@@ -38,6 +38,31 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
 
 def fault(data: bytes) -> str | None:
     """Why the image must not be decoded, '' where it may; None where it is of none of FORMATS."""
+    claims = _claims(data)
+    if claims is None:
+        return None
+    width, height, several, most = claims
+    jpeg, tiff = data.startswith(b"\xff\xd8") and width > 0, data.startswith((b"II*\0", b"MM\0*"))      # width 0: its header may be cut off
+    if width * height > most:
+        return too_large(width, height, most)
+    if data.startswith(b"\x89PNG") and not _png_is_whole(data):
+        return "is damaged: a part of it ends behind the file; fetch it again"
+    if tiff and _tiff_part(data) > 2 * MOST_PIXELS:
+        return f"is decoded in parts of more than {2 * MOST_PIXELS / 1e6:.0f} MB; save it as PNG"
+    scans = data.count(b"\xff\xda\x00") if several or jpeg and width * height * _MOST_SCANS > _FREE_WORK else 0
+    if scans > _MOST_SCANS and width * height * scans > _FREE_WORK:
+        return f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has; remove it"
+    return ""
+
+
+def is_too_large(data: bytes) -> bool:
+    """Whether `fault` would refuse it for its size; data: its beginning, with the header."""
+    width, height, _, most = _claims(data) or (0, 0, False, MOST_PIXELS)
+    return width * height > most
+
+
+def _claims(data: bytes) -> tuple[int, int, bool, int] | None:
+    """Width, height, whether it is a JPEG in several scans, and how many pixels it may have; None where it is of none of FORMATS."""
     several = False
     if data.startswith(b"\xff\xd8"):      # its header is walked through once
         try:
@@ -49,19 +74,8 @@ def fault(data: bytes) -> str | None:
         if claimed is None:
             return None
         width, height = claimed
-    jpeg, tiff = data.startswith(b"\xff\xd8") and width > 0, data.startswith((b"II*\0", b"MM\0*"))      # width 0: its header may be cut off
     # the coefficients of a JPEG in several scans are kept until the last one has come, and the strips of a TIFF beside the image
-    most = MOST_PIXELS // 2 if several or tiff else MOST_PIXELS
-    if width * height > most:
-        return too_large(width, height, most)
-    if data.startswith(b"\x89PNG") and not _png_is_whole(data):
-        return "is damaged: a part of it ends behind the file; fetch it again"
-    if tiff and _tiff_part(data) > 2 * MOST_PIXELS:
-        return f"is decoded in parts of more than {2 * MOST_PIXELS / 1e6:.0f} MB; save it as PNG"
-    scans = data.count(b"\xff\xda\x00") if several or jpeg and width * height * _MOST_SCANS > _FREE_WORK else 0
-    if scans > _MOST_SCANS and width * height * scans > _FREE_WORK:
-        return f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has; remove it"
-    return ""
+    return width, height, several, MOST_PIXELS // 2 if several or data.startswith((b"II*\0", b"MM\0*")) else MOST_PIXELS
 
 
 def too_large(width: int, height: int, most: int = MOST_PIXELS) -> str:

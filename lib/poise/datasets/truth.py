@@ -1,17 +1,18 @@
 """The labels that predictions of DATASET.TEST_SET are scored against, looked at before an epoch is spent on what could not be scored."""
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from yacs.config import CfgNode
 
+from poise.datasets.array_cache import file_state
 from poise.datasets.places import annotation_path, headbox_path, set_files
 from poise.datasets.table import PersonTable
 from poise.errors import ConfigError
 from poise.metrics import pckh, read_truth
+from poise.metrics.coco_ap import Truth
 from poise.metrics.crowdpose_ap import AREA_OF_BOX, crowd_indices
 from poise.metrics.mpii_pckh import JOINTS as MPII_JOINTS
 from poise.skeleton import dataset_of
@@ -31,19 +32,18 @@ def check_truth(cfg: CfgNode, table: PersonTable) -> None:
         labels(cfg)
 
 
-def labels(cfg: CfgNode) -> dict:
+def labels(cfg: CfgNode) -> Truth:
     """The annotations of DATASET.TEST_SET, as its metric takes them: see metrics.read_truth. Not to be changed, for they are kept from one test to the next."""
     data, path = dataset_of(cfg), annotation_path(cfg, cfg.DATASET.TEST_SET)
     try:
-        found = os.stat(path)
-        state = found.st_mtime_ns, found.st_size
+        state = file_state(path)
     except OSError:     # told by the reading
         state = None
     return _labels(path, state, data.skeleton.num_joints, data.category, data.metric == "crowdpose")
 
 
 @lru_cache(maxsize=1)
-def _labels(path: Path, state: tuple[int, int] | None, joints: int, category: str | int, crowded: bool) -> dict:
+def _labels(path: Path, state: tuple[int, int, int] | None, joints: int, category: str | int, crowded: bool) -> Truth:
     """state: of the file, so that one that was changed is read again."""
     truth = read_truth(path, joints, category, AREA_OF_BOX if crowded else None)
     if crowded:

@@ -21,7 +21,6 @@ from poise.skeleton import Skeleton
 from poise.writing import replacing
 
 _COLUMNS = 8        # of the mosaic of joints
-_JPEG_SIDE = 65_000         # a JPEG has no longer one
 _SMALLEST = 160      # pixels of a drawn crop's shorter side, at least
 _STRIP = 14     # pixels below a crop, for words
 _RING = (50, 50, 235)       # BGR, around a joint that does not count
@@ -69,7 +68,7 @@ def run(cfg: CfgNode, folder: str | Path, *, count: int = 32, epoch: int = 0, fi
 def most_samples(cfg: CfgNode) -> int:
     """As many as a mosaic of the joints has room for."""
     height = cfg.MODEL.IMAGE_SIZE[1]
-    return _JPEG_SIDE // (round(height * _zoom(cfg.MODEL.IMAGE_SIZE)) + _STRIP + visualize.GAP) * _COLUMNS
+    return visualize.JPEG_SIDE // (round(height * _zoom(cfg.MODEL.IMAGE_SIZE)) + _STRIP + visualize.GAP) * _COLUMNS
 
 
 def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples:

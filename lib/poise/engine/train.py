@@ -165,14 +165,12 @@ def _begin_records(training: Training, command: list[str]) -> None:
     t, cfg = training, training.cfg
     checkpoint.tidy(t.folder, t.progress.kept, t.progress.damaged)
     logs.log_environment(cfg, command)
-    parts = f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else ""
     log.info("%s: %.2f million parameters; %d samples a step%s, epochs %d to %d", cfg.MODEL.NAME, sum(p.numel() for p in t.model.parameters()) / 1e6,
-             t.loader.batches.batch_size, parts, t.progress.epoch, t.schedule.epochs - 1)
+             t.loader.batches.batch_size, f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else "", t.progress.epoch, t.schedule.epochs - 1)
     log.info("schedule: %s", t.schedule)
     with replacing(t.folder / "config.yaml") as part:
         part.write_text(cfg.dump(), encoding="utf-8")
-    genotype = getattr(device.bare(t.model), "genotype", None)
-    if genotype is not None:    # MODEL.GENOTYPE may name a file that the next search writes anew
+    if (genotype := getattr(device.bare(t.model), "genotype", None)) is not None:   # MODEL.GENOTYPE may name a file that the next search writes anew
         write_genotype(t.folder / "genotype.json", genotype)
     t.metrics = logs.MetricsFile(t.folder / "metrics.jsonl", t.progress.epoch)
     t.board = logs.TensorBoard(cfg, t.cfg_path)

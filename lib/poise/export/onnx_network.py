@@ -48,6 +48,17 @@ def named_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def started_session(file: str | os.PathLike, device: str | torch.device) -> tuple[Any, torch.device]:
+    """The file's onnxruntime session, and the device that it runs on: 'auto', or see named_device. Raises DataError, and ConfigError for a device that does not start."""
+    chosen = best_device() if device == "auto" else named_device(device)
+    session = onnx_session(file, chosen)
+    if chosen.type == "cuda" and _CUDA not in session.get_providers():      # onnxruntime goes on without a word
+        if device != "auto":
+            raise ConfigError(f"{file}: onnxruntime cannot start CUDA here; mend its installation, or give device cpu")
+        chosen = torch.device("cpu")
+    return session, chosen
+
+
 class OnnxNetwork:
     """A file of tools/export.py --format onnx under onnxruntime.
 
@@ -59,12 +70,8 @@ class OnnxNetwork:
     def __init__(self, file: str | os.PathLike, cfg: CfgNode | None, device: str | torch.device, flip_test: bool | None, overrides: Sequence[Any] = ()):
         if not Path(file).is_file():
             raise DataError(f"{file}: no such ONNX file")
-        self._file, self.device = file, best_device() if device == "auto" else named_device(device)
-        self._session = onnx_session(file, self.device)
-        if self.device.type == "cuda" and _CUDA not in self._session.get_providers():       # onnxruntime goes on without a word
-            if device != "auto":
-                raise ConfigError(f"{file}: onnxruntime cannot start CUDA here; mend its installation, or give device cpu")
-            self.device = torch.device("cpu")
+        self._file = file
+        self._session, self.device = started_session(file, device)
         text = self._session.get_modelmeta().custom_metadata_map.get(metadata.KEY)
         if text is None:
             raise DataError(f"{file}: has no metadata of Poise; only files of tools/export.py --format onnx are read")

@@ -53,7 +53,6 @@ class LabelledPersons:
             crowd | np.fromiter((p["num_keypoints"] == 0 for p in persons), bool, count),
         )
 
-
     def select(self, chosen: np.ndarray) -> "LabelledPersons":
         """Those of a mask (G,) or of places."""
         return LabelledPersons(*(getattr(self, part.name)[chosen] for part in fields(self)))
