@@ -154,7 +154,7 @@ def test_gradients_are_off_in_a_step_and_on_in_its_closure(kind):
         loss.backward()
         return loss
 
-    assert float(plan.step(closure)) == 2 and seen == ["hook", True] and torch.is_grad_enabled()
+    assert plan.step(closure).item() == 2 and seen == ["hook", True] and torch.is_grad_enabled()
     assert parameter.is_leaf and parameter.requires_grad and (parameter < 1).all()
 
 
