@@ -231,6 +231,14 @@ def test_what_a_score_needs(made, tiny_mpii_experiment, tmp_path, small_mpii_set
 # images ----------------------------------------------------------------------------------------------------------------------------
 
 
+def test_nobody_who_counts_is_found_before_training(made):
+    edit(made, lambda c: [p.update(num_keypoints=0) for p in persons(c)] and None, "val")
+    line = ("test set val: scoring: every AP is -1: no person counts; of 36 annotations 0 are crowds, "
+            "the others have no labelled joint (num_keypoints 0), though 36 have joints with a flag "
+            "above 0; correct or remove num_keypoints")
+    assert line in found(made) and f"fault: {line}" in look(made)
+
+
 def test_absent_images_are_told_once(made):
     frames = made.parent / "set" / "frames" / "cam 1"
     (frames / "train-shot 7.png").rename(frames / "train-shot 7.PNG")

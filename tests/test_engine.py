@@ -22,7 +22,7 @@ from conftest import ROOT, TINY
 from poise import config, tool_arguments, weights
 from poise.datasets import build_loader, read_set
 from poise.datasets.persons import EpochBatches
-from poise.engine import checkpoint, device, interrupt, logs, progress, schedule, test, threads, train
+from poise.engine import checkpoint, device, interrupt, logs, progress, schedule, score, test, threads, train
 from poise.engine.optimizer import build_optimizer
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
@@ -261,6 +261,39 @@ def test_best_score_survives(tiny_experiment, scores):
     run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 3)
     assert same_weights(folder / "model_best.pth", folder / "final_state.pth")
     assert state_of(folder / "checkpoint.pth")["best"] == {"score": 0.6, "epoch": 2}
+
+
+def test_validation_loss_decides_where_nobody_counts(
+    tiny_experiment, small_set, tmp_path, monkeypatch
+):
+    """num_keypoints is 0 for everyone: each AP is -1, said before the first epoch."""
+    root = shutil.copytree(small_set, tmp_path / "set")
+    path = root / "annotations" / "person_keypoints_val2017.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["num_keypoints"] = 0
+    path.write_text(json.dumps(content))
+    losses, predict = iter([0.3, 0.1, 0.2]), train.predict
+
+    def predicting(*arguments):
+        found = predict(*arguments)
+        found.loss = next(losses)
+        return found
+
+    monkeypatch.setattr(train, "predict", predicting)
+    folder = run_train(tiny_experiment, "DATASET.ROOT", root, "TRAIN.END_EPOCH", 3)
+    saved = state_of(folder / "checkpoint.pth")
+    assert saved["best"]["epoch"] == 1 and saved["best"]["score"] == pytest.approx(-1.1)
+    assert not same_weights(folder / "model_best.pth", folder / "final_state.pth")
+    log = (folder / "train.log").read_text()
+    assert log.count("best score so far: validation loss 0.") == 2
+    assert "done: best score validation loss 0.100000, as the metric counts nobody at epoch 1" in log
+
+
+def test_loss_decides_for_no_figure_alone():
+    assert score.deciding(0.0, 5.0) == 0 and score.deciding(0.3, 0.1) == 0.3
+    assert score.deciding(-1.0, None) == -1 and score.deciding(-1.0, 0.2) > score.deciding(-1.0, 0.3)
+    assert score.deciding(float("nan"), 0.5) == -1.5
 
 
 def test_of_equal_scores_the_later_is_best(tiny_experiment, scores):

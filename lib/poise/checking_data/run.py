@@ -22,8 +22,9 @@ from poise.datasets.mixing import ImageFolders, as_set
 from poise.datasets.places import annotation_path, image_folder, set_files
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames
-from poise.datasets.truth import check_truth
+from poise.datasets.truth import check_truth, labels
 from poise.errors import DataError, PoiseError
+from poise.metrics.explain import nobody_counts
 from poise.skeleton import DatasetFile, dataset_of
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
         table = read_table(cfg, train=train)
         if not train:
             check_truth(cfg, table)
+            _check_scored(cfg, found)
     except PoiseError as error:
         found.fault(f"a run would end with: {error}")
     if columns is not None:
@@ -90,6 +92,14 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
     if table is not None:
         people.dropped(found, table)
     return result
+
+
+def _check_scored(cfg: CfgNode, found: Findings) -> None:
+    """Find a test set of which nobody counts in the AP. Raises DataError as labels."""
+    scored = set_files(cfg, cfg.DATASET.TEST_SET).labelled and dataset_of(cfg).metric != "pckh"
+    reason = nobody_counts(labels(cfg)) if scored else ""
+    if reason:
+        found.fault(f"scoring: every AP is -1: {reason}")
 
 
 def _columns(cfg: CfgNode, split: str, found: Findings) -> Arrays | None:
@@ -209,6 +219,8 @@ def look(cfg: CfgNode, train: tuple[PersonTable, ImageFolder | ImageFolders], te
             people.check_joints(found, persons)
             signs.append(left_right.check(found, persons.joints, persons.labelled, persons.skeleton))
         people.dropped(found, table)
+        if table is test[0]:
+            _check_scored(cfg, found)
         seen.append([])
         for name, (own, names, places) in _by_folder(table, folder).items():
             mine = Findings(f"DATASET.MIX.{name}") if name else found

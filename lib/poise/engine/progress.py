@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from poise.config import data_path, experiment_name
 from poise.engine import checkpoint, device
+from poise.engine.score import deciding_text
 from poise.errors import PoiseError, shown, shown_value
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Progress:
         self.best_score, self.best_epoch = best_score, best_epoch
         self.ema_score, self.ema_epoch, self.stale = ema_score, ema_epoch, stale
         self.kept, self.damaged = Path(saved["path"]), tuple(saved.get("damaged", ()))
-        best = "" if self.best_epoch < 0 else f"; best score so far {self.best_score:.4f} of epoch {self.best_epoch}"
+        best = "" if self.best_epoch < 0 else f"; best score so far {deciding_text(self.best_score)} of epoch {self.best_epoch}"
         log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
 
     def begin(self, epoch: int) -> None:

@@ -56,6 +56,24 @@ def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, to
         return _score_coco(cfg, table, found, results, per_joint, weights, told)
 
 
+def deciding(figure: float, loss: float | None) -> float:
+    """Return the figure that decides which weights are best: the higher, the better.
+
+    A metric of -1 or NaN has nobody to count and never changes, so the validation loss decides:
+    -1 - loss, which is below every figure of a metric. Without a loss it is -1.
+    """
+    if figure > -1:
+        return figure
+    return -1.0 if loss is None else -1.0 - loss
+
+
+def deciding_text(figure: float) -> str:
+    """Return a figure of `deciding` for the log."""
+    if figure < -1 and np.isfinite(figure):
+        return f"validation loss {-1.0 - figure:.6f}, as the metric counts nobody"
+    return f"{figure:.4f}"
+
+
 def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, path: str | Path, batch_size: int) -> None:
     """All predictions, before any suppression, as mmpose 0.x pickles them: see poise.metrics.results.prediction_batches.
 
@@ -107,7 +125,7 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
         _tell(explain.reasons(truth, tested, metrics), told)
     if per_joint:
         log.info("%s", format_joint_table(skeleton.names, per_joint_pck_of_arrays(truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas)))
-    return OrderedDict(metrics), float(metrics["AP"])
+    return OrderedDict(metrics), deciding(float(metrics["AP"]), found.loss)
 
 
 def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool,
@@ -133,4 +151,4 @@ def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
         share, count = per_joint_pckh(one_based, headbox_path(cfg))
         rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(table.skeleton.names, count, share)]
         log.info("%s", "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows]))
-    return OrderedDict(metrics), float(metrics["Mean"])
+    return OrderedDict(metrics), deciding(float(metrics["Mean"]), found.loss)

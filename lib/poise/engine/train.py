@@ -33,7 +33,7 @@ from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
 from poise.engine.progress import Progress, cells_of, find_checkpoint, fitting
 from poise.engine.schedule import Schedule
-from poise.engine.score import score
+from poise.engine.score import deciding_text, score
 from poise.engine.step import StepFigures, train_step
 from poise.engine.threads import CpuThreads
 from poise.errors import DataError, PoiseError
@@ -198,7 +198,8 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         if processes.main:
             for file, network in best.items():
                 checkpoint.save(t.folder / file, checkpoint.state_of(cfg, network))
-                log.info("best score so far%s: %.4f; %s written", *((" of the average", progress.ema_score) if "ema" in file else ("", progress.best_score)), file)
+                of, highest = (" of the average", progress.ema_score) if "ema" in file else ("", progress.best_score)
+                log.info("best score so far%s: %s; %s written", of, deciding_text(highest), file)
             t.metrics.write(**values)
         # last: a run that is killed before this trains the epoch again and writes the two again; killed after it, the run has them
         progress.begin(epoch + 1)
@@ -210,8 +211,8 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         checkpoint.save(t.folder / "final_state.pth", checkpoint.state_of(cfg, bare))
         if t.average:
             checkpoint.save(t.folder / "final_state_ema.pth", checkpoint.state_of(cfg, t.average.network))
-    log.info("done: best score %.4f at epoch %d%s; weights in %s", progress.best_score, progress.best_epoch,
-             f", of the average {progress.ema_score:.4f} at epoch {progress.ema_epoch}" if t.average else "", t.folder)
+    log.info("done: best score %s at epoch %d%s; weights in %s", deciding_text(progress.best_score), progress.best_epoch,
+             f", of the average {deciding_text(progress.ema_score)} at epoch {progress.ema_epoch}" if t.average else "", t.folder)
 
 
 def stale(training: Training) -> bool:

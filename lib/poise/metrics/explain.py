@@ -61,15 +61,31 @@ def reasons(truth: dict, test: Tested, figures: Mapping[str, float]) -> list[str
     return lines
 
 
+def nobody_counts(truth: dict) -> str:
+    """Return why no person of the ground truth counts in the AP, '' where one does.
+
+    truth: what read_truth returned.
+    """
+    persons = truth["annotations"]
+    if not persons:
+        return "the annotation file has no annotation of the category that is scored"
+    single = [person for person in persons if not person["iscrowd"]]
+    if any(person["num_keypoints"] > 0 for person in single):
+        return ""
+    text = (f"no person counts; of {len(persons)} annotations {len(persons) - len(single)} are "
+            "crowds, the others have no labelled joint (num_keypoints 0)")
+    labelled = sum(any(flag > 0 for flag in person["keypoints"][2::3]) for person in single)
+    if labelled:
+        text += f", though {labelled} have joints with a flag above 0; correct or remove num_keypoints"
+    return text
+
+
 def _no_truth(truth: dict, counted: list[dict], empty: Sequence[str]) -> list[str]:
     """Why there is nothing to count against."""
     names = f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} -1"
-    if not truth["annotations"]:
-        return [f"{names}: the annotation file has no annotation of the category that is scored"]
-    if not counted:
-        crowds = sum(bool(p["iscrowd"]) for p in truth["annotations"])
-        return [f"{names}: no person counts; of {len(truth['annotations'])} annotations {crowds} are crowds, the others have no labelled joint "
-                "(num_keypoints 0)"]
+    nobody = nobody_counts(truth)
+    if nobody:
+        return [f"{names}: {nobody}"]
     areas = np.array([p["area"] for p in counted])
     lines = []
     for mark, size in _SIZES.items():
