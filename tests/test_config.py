@@ -3,6 +3,7 @@ import re
 
 import pytest
 import yaml
+from yacs.config import CfgNode
 
 from conftest import ROOT
 from poise import config
@@ -458,10 +459,36 @@ def test_wrong_type(written, key, value, kind):
     ("DATASET.ROT_FACTOR", float("inf")), ("DATASET.PROB_HALF_BODY", "1.5"), ("DATASET.PROB_HALF_BODY", float("nan")),
     ("TEST.OKS_THRE", "0"), ("TEST.OKS_THRE", float("nan")), ("TEST.OKS_THRE", float("inf")), ("TEST.IMAGE_THRE", float("nan")),
     ("TEST.IN_VIS_THRE", float("nan")), ("TEST.PICTURES", "-1"),
+    ("TRAIN.LR_STEP", "[90, 60]"), ("TRAIN.LR_STEP", "[-1, 60]"), ("TRAIN.LR_STEP", "[60.5, 90]"),
+    ("TRAIN.LR_STEP", [float("nan")]), ("SEARCH.LR_STEP", "[30, 20]"), ("SEARCH.LR_STEP", "[-1]"),
+    ("SEARCH.LR_STEP", "[1e400]"), ("GPUS", "(0, 1.5)"), ("SEARCH.ALPHA_BETAS", [0.9, float("nan")]),
+    ("SEARCH.ALPHA_BETAS", "[0.9]"), ("MODEL.MEAN", [0.4, 0.4, float("nan")]), ("MODEL.STD", "[1, 1, 0]"),
+    ("MODEL.KERNELS", "[5, 7]"), ("MODEL.KERNELS", "[]"), ("DATASET.BOX_MARGIN", [1.25, float("nan")]),
+    ("TEST.BOX_MARGIN", "[1.25]"), ("DATASET.BOX_MARGIN_RANDOM", "[-0.1, 0]"),
+    ("DATASET.HALF_BODY_MARGIN_RANDOM", "[0.6, 0.8, 1]"),
 ])
 def test_value_out_of_range(written, key, value):
     text = refusal(written(MINIMAL), [key, value])
     assert f"experiment.yaml: {key} must be " in text
+
+
+def test_list_keys_are_all_checked():
+    """A new list key needs a check of its own: a test of it belongs above."""
+
+    def lists(node, prefix=""):
+        for key, value in node.items():
+            if isinstance(value, CfgNode):
+                yield from lists(value, f"{prefix}{key}.")
+            elif isinstance(value, (list, tuple)):
+                yield f"{prefix}{key}"
+
+    marks = {mark.name: mark for mark in test_value_out_of_range.pytestmark}
+    tried = {key for key, _ in marks["parametrize"].args[1]}
+    assert set(lists(default_config())) <= tried
+
+
+def test_lr_steps_that_repeat_an_epoch_are_kept(written):
+    assert config.load(written(MINIMAL), ["TRAIN.LR_STEP", "[5, 7, 7]"]).TRAIN.LR_STEP == [5, 7, 7]
 
 
 def test_values_that_depend_on_each_other(written):

@@ -121,6 +121,12 @@ def test_learning_rate_is_what_the_file_says(reference, tmp_path):
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
+def test_schedule_names_the_lr_steps_after_its_end(tmp_path):
+    (tmp_path / "e.yaml").write_text("MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR_STEP: [60, 90], END_EPOCH: 90}\n")
+    described = str(schedule.Schedule.from_config(config.load(tmp_path / "e.yaml"), 10, 32))
+    assert "x0.1 at epochs 60, 90 (90: after the end, without effect)" in described
+
+
 # the same run, cut up -------------------------------------------------------------------------------------------------------------
 
 

@@ -147,6 +147,8 @@ def test_what_an_imagenet_file_gives():
     (["MODEL.EXTRA.STAGE4.NUM_BRANCHES", 2, "MODEL.EXTRA.STAGE4.NUM_BLOCKS", [4, 4], "MODEL.EXTRA.STAGE4.NUM_CHANNELS", [32, 64]], "must not fall"),
     (["MODEL.EXTRA.FINAL_CONV_KERNEL", 2], "FINAL_CONV_KERNEL must be 1 or 3"),
     (["MODEL.EXTRA.PRETRAINED_LAYERS", "conv1"], "PRETRAINED_LAYERS must be a list"),
+    (["MODEL.EXTRA.PRETRAINED_LAYERS", []], "PRETRAINED_LAYERS must be a list"),
+    (["MODEL.EXTRA.PRETRAINED_LAYERS", ["conv1", "stge2"]], "PRETRAINED_LAYERS: 'stge2' is no part"),
     (["MODEL.EXTRA.STEM_CHANNELS", 0], "STEM_CHANNELS must be a channel count"),
     (["MODEL.IMAGE_SIZE", [200, 256], "MODEL.HEATMAP_SIZE", [50, 64]], "multiples of 32"),
     (["MODEL.HEATMAP_SIZE", [96, 128]], "heatmaps of 1/4"),

@@ -45,6 +45,11 @@ def check_values(cfg: CfgNode, source: str) -> None:
         need(cfg[group].BATCH_SIZE_PER_GPU >= 1, f"{group}.BATCH_SIZE_PER_GPU", "at least 1")
     need(0 < cfg.TRAIN.LR < 1e30, "TRAIN.LR", "above 0 and below 1e30")     # optimisers end with a RuntimeError beyond float32
     need(0 < cfg.TRAIN.LR_FACTOR <= 1000, "TRAIN.LR_FACTOR", "above 0 and at most 1000")
+    for group in ("TRAIN", "SEARCH"):
+        epochs = cfg[group].LR_STEP
+        whole = all(isinstance(epoch, int) and epoch >= 0 for epoch in epochs)
+        need(whole and list(epochs) == sorted(epochs), f"{group}.LR_STEP",
+             "epochs from 0 on in ascending order")
     need(cfg.TRAIN.OPTIMIZER in ("adam", "adam_l2", "adamw", "sgd"), "TRAIN.OPTIMIZER", "'adam', 'adam_l2', 'adamw' or 'sgd'")
     need(0 <= cfg.TRAIN.MOMENTUM < 1, "TRAIN.MOMENTUM", "from 0 to below 1")
     need(finite(cfg.TRAIN.WD) and cfg.TRAIN.WD >= 0, "TRAIN.WD", "0 or more")
@@ -119,7 +124,6 @@ def check_values(cfg: CfgNode, source: str) -> None:
     for key in ("W_LR", "ALPHA_LR"):
         need(0 < s[key] < 1e30, f"SEARCH.{key}", "above 0 and below 1e30")
     need(0 < s.LR_FACTOR <= 1000, "SEARCH.LR_FACTOR", "above 0 and at most 1000")
-    need(all(isinstance(v, int) for v in s.LR_STEP), "SEARCH.LR_STEP", "whole epochs")
     need(len(s.ALPHA_BETAS) == 2 and all(0 <= v < 1 for v in s.ALPHA_BETAS), "SEARCH.ALPHA_BETAS", "two numbers from 0 to below 1")
     for key in ("ALPHA_WD", "GRAD_CLIP"):
         need(finite(s[key]) and s[key] >= 0, f"SEARCH.{key}", "0 or more")

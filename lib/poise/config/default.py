@@ -96,7 +96,7 @@ def default_config() -> CN:
     c.TRAIN = CN()
     c.TRAIN.LR = 0.001                  # learning rate of epoch 0
     c.TRAIN.LR_FACTOR = 0.1             # the rate is multiplied by this ...
-    c.TRAIN.LR_STEP = [90, 110]         # ... when these epochs begin
+    c.TRAIN.LR_STEP = [90, 110]         # ... when these epochs begin, in ascending order
     c.TRAIN.LR_SCHEDULE = "step"        # (Poise) step: by LR_STEP and LR_FACTOR; linear, cosine: to 0 at the end, step by step
     c.TRAIN.WARMUP_ITERS = 0            # (Poise) the rate rises over so many steps ...
     c.TRAIN.WARMUP_FACTOR = 0.1         # (Poise) ... from this share of itself
@@ -163,7 +163,7 @@ def default_config() -> CN:
     c.SEARCH.ORDER = "weights"      # which of the two steps comes first: weights, as in PoseNAS, or architecture, as in DARTS
     c.SEARCH.W_LR = 0.001           # weights: learning rate of Adam
     c.SEARCH.LR_FACTOR = 0.2        # it is multiplied by this ...
-    c.SEARCH.LR_STEP = [30]         # ... when these epochs begin
+    c.SEARCH.LR_STEP = [30]         # ... when these epochs begin, in ascending order
     c.SEARCH.GRAD_CLIP = 5.0        # weights: norm to which larger gradients are cut; 0: never
     c.SEARCH.ALPHA_LR = 0.0004      # architecture: learning rate of Adam
     c.SEARCH.ALPHA_BETAS = [0.9, 0.999]  # architecture: Adam's averages

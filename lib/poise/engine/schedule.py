@@ -71,6 +71,9 @@ class Schedule:
 
     def __str__(self) -> str:
         way = f"{self.kind} to 0" if self.kind != "step" else f"x{self.factor:g} at epochs {', '.join(map(str, self.milestones)) or 'none'}"
+        late = [str(m) for m in self.milestones if m >= self.epochs] if self.kind == "step" else []
+        if late:
+            way += f" ({', '.join(late)}: after the end, without effect)"
         warmup = f", warm-up over {self.warmup} steps" if self.warmup else ""
         return (f"{self.end} steps ({self.end / max(self.steps_per_epoch, 1):.1f} epochs of {self.steps_per_epoch}), "
                 f"learning rate {self.base_rate:g}, {way}{warmup}{self.note}")

@@ -82,6 +82,13 @@ class HRNet(nn.Module):
         self.transition2, self.stage3, channels = _stage(channels, *stages[1])
         self.transition3, self.stage4, channels = _stage(channels, *stages[2], outputs=1)
         self.final_layer = final_layer(channels[0], cfg.MODEL.NUM_JOINTS, final_kernel)
+        parts = [name for name, _ in self.named_children()]
+        unknown = [name for name in self.pretrained_layers if name not in (*parts, "*")]
+        if unknown:
+            raise ConfigError(
+                f"MODEL.EXTRA.PRETRAINED_LAYERS: {unknown[0]!r} is no part of the network; "
+                "parts are conv1, stage2 and the like, '*' is all of them"
+            )
         if cfg.MODEL.INIT_WEIGHTS:
             self.init_weights()
 
@@ -126,7 +133,8 @@ def settings(extra) -> tuple[int, int, tuple[str, ...]]:
         raise ConfigError(f"MODEL.EXTRA.STEM_CHANNELS must be a channel count above 0, got {stem!r}")
     if kernel not in (1, 3):
         raise ConfigError(f"MODEL.EXTRA.FINAL_CONV_KERNEL must be 1 or 3, got {kernel!r}")
-    if not isinstance(layers, (list, tuple)) or not all(isinstance(name, str) for name in layers):
+    named = isinstance(layers, (list, tuple)) and all(isinstance(name, str) for name in layers)
+    if not named or not layers:
         raise ConfigError(f"MODEL.EXTRA.PRETRAINED_LAYERS must be a list of names such as conv1 and stage2, or ['*'], got {layers!r}")
     return stem, kernel, tuple(layers)
 
