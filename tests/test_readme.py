@@ -14,8 +14,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # said elsewhere: the clone needs a network, the environment is the one that runs this test, tensorboard serves until it is stopped,
 # and the make targets are run by CI itself; weights are fetched and converted in tests/test_zoo.py and tests/test_weights_convert.py,
 # data in tests/test_prepare_data.py
-NOT_RUN = ("git clone", "source .venv", "make quickstart", "tensorboard --logdir", "python tools/download_weights.py resnet50_imagenet",
+NOT_RUN = ("git clone", "source .venv", "make quickstart", "tensorboard --logdir",
            "python tools/convert_weights.py", "python tools/prepare_data.py")
+FETCHES = re.compile(r"python tools/download_weights\.py ([a-z]\w+)$")
+# weights that a command of the same page writes
+WRITTEN = {"model_best.pth", "mspn_2stg.pth"}
 
 
 def commands():
@@ -41,6 +44,7 @@ def checkout(tmp_path_factory, small_set, small_mpii_set):
 
     from poise import config
     from poise.models import build_model
+    from poise.zoo import read_zoo
 
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("tools", "experiments"):
@@ -50,19 +54,22 @@ def checkout(tmp_path_factory, small_set, small_mpii_set):
     (folder / "data").mkdir()
     shutil.copytree(small_set, folder / "data/coco")
     shutil.copytree(small_mpii_set, folder / "data/mpii")
-    for dataset, cfg in (("coco", "experiments/coco/res2net/res2net50_4s_26w_256x192_d256x3_adam_lr1e-3.yaml"),
-                         ("mpii", "experiments/mpii/res2net/res2net50_256x256_d256x3_adam_lr1e-3.yaml")):
-        model = build_model(config.load(ROOT / cfg))
-        weights = folder / f"models/pytorch/pose_{dataset}/pose_res2net50.pth"
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), weights)
-        backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(model.head_prefixes)}
-        (folder / "models/pytorch/imagenet").mkdir(exist_ok=True)
-        torch.save({**backbone, "fc.weight": torch.zeros(2, 2)}, folder / "models/pytorch/imagenet/res2net50_26w_4s-06e79181.pth")
+    # random weights of the right shapes, where download_weights.py puts the released ones
+    entries = read_zoo()
+    for name in ("res2net50_imagenet", "mmpose_hrnet_w32_coco_256x192", "mmpose_hrnet_w32_mpii_256x256"):
+        target = folder / entries[name].target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        model = build_model(config.load(ROOT / entries[name].experiments[0]))
+        state = model.state_dict()
+        if entries[name].what == "imagenet":
+            state = {k: v for k, v in state.items() if not k.startswith(model.head_prefixes)}
+            state["fc.weight"] = torch.zeros(2, 2)
+        torch.save(state, target)
     return folder
 
 
-@pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands()) if not c.startswith(NOT_RUN)])
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands())
+                                     if not c.startswith(NOT_RUN) and not FETCHES.match(c)])
 def test_command(command, checkout):
     """Training is cut to one epoch of small pictures by overrides behind the README's words, which stay as they are."""
     words = shlex.split(command)
@@ -107,6 +114,31 @@ def test_tensorboard_reads_the_log(checkout):
     assert {"train_loss", "train_acc", "learning_rate", "images_per_second", "data_waiting_seconds", "valid_loss", "valid_acc"} <= set(events.Tags()["scalars"])
     assert {"predictions", "heatmaps"} <= set(events.Tags()["images"])
     assert any(tag.startswith("test/") for tag in events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+                                  "lib/poise/predictor.py"])
+def test_every_weight_file_of_an_example_can_be_fetched(page):
+    """By the command that the page gives, to the path that the example names."""
+    from poise.zoo import read_zoo
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    examples = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M)) if page.endswith(".md") else text
+    files = {path for path in re.findall(r"[\w./-]*\w\.pth(?:\.tar)?\b", examples) if Path(path).name not in WRITTEN}
+    fetched = {entry.target: entry for entry in read_zoo().values() if not entry.by_hand}
+    assert files <= fetched.keys(), files - fetched.keys()
+    if page.endswith(".md"):
+        assert all(re.search(rf"download_weights\.py [^\n]*\b{fetched[path].name}\b", text) for path in files), files
+    if page in ("README.md", "docs/predict.md"):
+        assert files
+
+
+def test_weights_to_fetch_are_in_the_list():
+    from poise.zoo import read_zoo
+
+    names = [match[1] for match in map(FETCHES.match, commands()) if match]
+    entries = read_zoo()
+    assert len(names) > 5 and all(name in entries and not entries[name].by_hand for name in names)
 
 
 def test_every_named_file_exists():

@@ -1,7 +1,8 @@
 """From pictures and person boxes to poses, for other people's programs.
 
     from poise import PoseEstimator
-    pose = PoseEstimator("experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml", "pose_hrnet_w32_256x192.pth")
+    pose = PoseEstimator("experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml",
+                         "models/pytorch/pose_coco/hrnet_w32_coco_256x192-c78dce93_20200708.pth")
     people = pose("picture.jpg", boxes=[[10, 20, 110, 320]])
 
 The way is that of tools/test.py, function by function: geometry and datasets.persons.cut, forward, codecs, geometry again.

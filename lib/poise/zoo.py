@@ -174,3 +174,21 @@ def advice(path: str | Path) -> str:
     if entry.by_hand:
         return f"; {instructions(entry, path)}"
     return f"; python tools/download_weights.py {entry.name} fetches it from {entry.url}"
+
+
+def advice_for(experiment: str, dataset: str) -> str:
+    """Say how to fetch released weights for an experiment file's name without ending; fetchable ones first."""
+    try:
+        entries = read_zoo().values()
+    except DataError:
+        entries = ()
+    wanted = (f"experiments/{dataset}/", f"/{experiment}.yaml")
+    fits = [
+        entry
+        for entry in entries
+        if entry.what == "pose" and not entry.by_hand and any(
+            path.startswith(wanted[0]) and path.endswith(wanted[1]) for path in entry.experiments)
+    ]
+    # an entry with overrides would need them on the command line too
+    name = min(fits, key=lambda entry: len(entry.overrides)).name if fits else "--list"
+    return f"fetch released weights: python tools/download_weights.py {name}"

@@ -83,7 +83,11 @@ def model_file(cfg: CfgNode, folder: Path) -> Path:
     for name in ("model_best.pth", "final_state.pth"):
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth: train first, or give TEST.MODEL_FILE x.pth")
+    raise DataError(
+        f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth: "
+        "train first, give TEST.MODEL_FILE x.pth, or "
+        f"{zoo.advice_for(folder.name, cfg.DATASET.DATASET)}"
+    )
 
 
 def draw_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, folder: Path) -> list[Path]:

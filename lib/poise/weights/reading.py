@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from poise import zoo
 from poise.archives import bounded_zip
 from poise.bounded_reading import check_memory
 from poise.errors import DataError, shown
@@ -158,7 +159,7 @@ def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
     except OSError as error:
         raise unreadable(path, error) from None
     if not there:
-        raise DataError(f"{path}: no such {what}")
+        raise DataError(f"{path}: no such {what}{zoo.advice(path)}")
     foreign: dict[str, type] = {}
     while True:
         try:
