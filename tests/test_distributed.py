@@ -4,7 +4,9 @@ import json
 import math
 import os
 import signal
+import socket
 import time
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -608,6 +610,20 @@ def test_meeting_after_a_restart(together, shared, counts, meets):
             told = one.err.splitlines()[-1]
             assert told.startswith(f"error: process {rank} did not meet the 1 others at 127.0.0.1:") and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in told
             assert one.err.count("error: ") == 1 and "Traceback" not in one.err
+
+
+def test_meet_on_a_port_in_use_names_the_port(monkeypatch):
+    """The environment of a launcher other than torchrun: rank 0 makes the store itself."""
+    with socket.create_server(("", 0)) as listening:
+        port = str(listening.getsockname()[1])
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", port)
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        monkeypatch.setattr(process_group, "_TIME_TO_MEET", timedelta(seconds=10))
+        with pytest.raises(PoiseError, match=f"MASTER_PORT {port}: another program uses this port"):
+            process_group._meet(0, 2)
 
 
 def orphaned_here(processes, path, overrides, how):

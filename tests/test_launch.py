@@ -1,4 +1,5 @@
 """The scripts that MogaNet's users know, as they start them: what they pass to torchrun, and whole jobs of two processes."""
+import contextlib
 import json
 import os
 import pickle
@@ -32,6 +33,11 @@ def start(script, *arguments, cwd, **environment):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
+def listener():
+    """A socket that listens on a free port of this machine."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
 def ended(process, timeout=90):
     """(exit status, stdout, stderr)."""
     try:
@@ -61,7 +67,7 @@ def told(tmp_path):
 
 def test_arguments_of_torchrun(told):
     words, environment = told(TRAIN, "my experiment.yaml", "2", "MODEL.PRETRAINED", "", "DATASET.ROOT", "a b;'\"*$HOME", PYTHONPATH="/mine", OMP_NUM_THREADS="3")
-    assert words == ["-m", "torch.distributed.run", "--nnodes=1", "--node-rank=0", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=29500",
+    assert words == ["-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--standalone", "--local-addr=127.0.0.1",
                      str(ROOT / "tools" / "train.py"), "--cfg", "my experiment.yaml", "MODEL.PRETRAINED", "", "DATASET.ROOT", "a b;'\"*$HOME"]
     assert environment["PYTHONPATH"] == f"{ROOT / 'lib'}:/mine" and environment["OMP_NUM_THREADS"] == "3"
 
@@ -69,10 +75,33 @@ def test_arguments_of_torchrun(told):
 def test_arguments_on_several_machines(told):
     words, environment = told(TEST, "e.yaml", "my weights.pth", "8", "--out", "r.pkl", "--eval", "mAP", "TEST.FLIP_TEST", "False",
                               NNODES="3", NODE_RANK="2", MASTER_ADDR="10.0.0.1", PORT="12345")
-    assert words == ["-m", "torch.distributed.run", "--nnodes=3", "--node-rank=2", "--nproc-per-node=8", "--master-addr=10.0.0.1", "--master-port=12345",
+    assert words == ["-m", "torch.distributed.run", "--nnodes=3", "--nproc-per-node=8", "--node-rank=2", "--master-addr=10.0.0.1", "--master-port=12345",
                      str(ROOT / "tools" / "test.py"), "--cfg", "e.yaml", "--out", "r.pkl", "--eval", "mAP", "TEST.FLIP_TEST", "False",
                      "TEST.MODEL_FILE", "my weights.pth"]
     assert environment["PYTHONPATH"] == str(ROOT / "lib") and int(environment["OMP_NUM_THREADS"]) >= 1
+
+
+def test_launch_with_a_given_port_passes_it_on(told):
+    with listener() as listening:
+        port = str(listening.getsockname()[1])
+    words, _ = told(TRAIN, "e.yaml", "2", PORT=port)
+    assert words[4:7] == ["--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={port}"]
+
+
+@pytest.mark.parametrize("variables", [{}, {"NNODES": "2", "MASTER_ADDR": "127.0.0.1"}])
+@pytest.mark.parametrize("script, arguments", [(TRAIN, ["e.yaml", "1"]), (TEST, ["e.yaml", "w.pth", "1"])])
+def test_launch_with_a_port_in_use_is_refused(script, arguments, variables, tmp_path):
+    with listener() as listening:
+        port = str(listening.getsockname()[1])
+        job = start(script, *arguments, cwd=tmp_path, PYTHON=sys.executable, PORT=port, **variables)
+        status, out, err = ended(job)
+    assert (status, out) == (1, "")
+    assert err == f"error: PORT={port}: Address already in use; give a free port, or none on a single machine\n"
+
+
+def test_launch_with_a_port_that_is_no_number_is_refused(tmp_path):
+    status, out, err = ended(start(TRAIN, "e.yaml", "1", cwd=tmp_path, PYTHON=sys.executable, PORT="http"))
+    assert (status, out, len(err.splitlines())) == (1, "", 1) and err.startswith("error: PORT=http: ")
 
 
 def test_scripts_that_are_reached_through_a_link(told, tmp_path):
@@ -190,10 +219,7 @@ def elsewhere(tiny_experiment, tmp_path):
 
 
 def job(script, *arguments, cwd):
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    return start(script, *arguments, cwd=cwd, PYTHON=sys.executable, PORT=str(port), OMP_NUM_THREADS="1")
+    return start(script, *arguments, cwd=cwd, PYTHON=sys.executable, OMP_NUM_THREADS="1")
 
 
 def run_folder(elsewhere):
@@ -246,7 +272,11 @@ def test_job_with_an_image_that_one_process_cannot_read(elsewhere, tmp_path, sma
 
 
 def test_job_with_a_wrong_key(elsewhere):
-    status, out, err = ended(job(TEST, "tiny.yaml", "w.pth", 2, "TEST.FLIPTEST", "True", cwd=elsewhere))
+    """The port that torchrun takes by default is in use, as by another job."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(socket.create_server(("", 29500)))
+        status, out, err = ended(job(TEST, "tiny.yaml", "w.pth", 2, "TEST.FLIPTEST", "True", cwd=elsewhere))
     assert status == 1 and out == "" and err.startswith("error: command line: unknown key TEST.FLIPTEST; ") and err.count("error: ") == 1
     assert "exitcode  : 2 " in err and not (elsewhere / "output").exists()
 

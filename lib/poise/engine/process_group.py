@@ -189,6 +189,11 @@ def _meet(rank: int, world: int) -> dist.Store:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "EADDRINUSE" in reason:
+            raise PoiseError(
+                f"MASTER_PORT {os.environ['MASTER_PORT']}: another program uses this port; "
+                "give a free one, the same to all processes"
+            ) from None
         raise PoiseError(f"process {rank} did not meet the {world - 1} others at {where} ({reason}); is the address reached from every machine, and is "
                          "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set on all of several machines (docs/scale.md)?") from None
     return store
