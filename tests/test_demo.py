@@ -464,8 +464,8 @@ def test_a_video_that_ends_too_early(tool, tmp_path, refused):
         assert refused("--input", tmp_path / name) == f"error: {tmp_path / name}: not a video that OpenCV can read, or a damaged one"
 
 
-def test_pictures_of_one_name_in_two_folders(tmp_path):
-    """The name alone means neither; listed twice under one full name it still means that one."""
+def test_given_boxes_longest_common_ending_wins(tmp_path):
+    """A name that is listed twice means the same image both times."""
     persons = [{"bbox": [1, 2, 30, 40], "box_score": 1.0}]
     own = {"format": person_boxes.FORMAT, "frames": [{"file": f"x/{n}/1.jpg", "index": i, "seconds": None, "persons": persons} for i, n in enumerate("ab")]}
     coco = {"images": [{"id": i, "file_name": f"x/{n}/1.jpg"} for i, n in enumerate("ab")] + [{"id": n, "file_name": "x/2.jpg"} for n in (2, 3)], "categories": [],
@@ -473,7 +473,121 @@ def test_pictures_of_one_name_in_two_folders(tmp_path):
     for content, twice in ((own, 0), (coco, 2)):
         boxes = person_boxes.GivenBoxes(write_json(tmp_path / "boxes.json", content))
         found = boxes([media.Frame(name, index, np.zeros((50, 50, 3), np.uint8)) for index, name in enumerate(["x/a/1.jpg", "b/1.jpg", "elsewhere/2.jpg"])])
-        assert [len(found_boxes) for found_boxes, _ in found] == [1, 0, twice] and boxes.missing == (1 if twice else 2)
+        assert [len(found_boxes) for found_boxes, _ in found] == [1, 1, twice] and boxes.missing == (0 if twice else 1)
+
+
+def cameras(folder):
+    """Pictures of two cameras under the same names; COCO annotations and detections of them."""
+    names = [f"cam{camera}/frame_000{number}.png" for camera in (1, 2) for number in range(3)]
+    for name in names:
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).write_bytes(PNG)
+    images = [{"id": i, "file_name": name, "width": 80, "height": 60} for i, name in enumerate(names, 1)]
+    entries = [{"image_id": i, "category_id": 1, "bbox": [i, i, 30, 40]} for i in range(1, 7)]
+    annotations = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "person"}]}
+    return names, annotations, [{**entry, "score": 0.9} for entry in entries]
+
+
+@pytest.mark.parametrize("prefix, pattern", [("", "*/*.png"), ("set 1/images/", "*/*.png"), ("", "cam2/*.png"), ("C:\\data\\", "**/*.png")])
+def test_demo_two_cameras_each_picture_gets_its_own_boxes(tool, tmp_path, prefix, pattern):
+    names, annotations, detections = cameras(tmp_path)
+    for image in annotations["images"]:
+        image["file_name"] = prefix + image["file_name"]
+    named = [{**entry, "file_name": prefix + names[entry["image_id"] - 1]} for entry in detections]
+    for number, content in enumerate((annotations, named)):
+        boxes = write_json(tmp_path / "boxes.json", content)
+        status, out, error = tool("--input", tmp_path / "images" / pattern, "--boxes", boxes, output=tmp_path / str(number))
+        assert status == 0 and "no boxes" not in out and "file name alone" not in out, error
+        for frame in result(tmp_path / str(number))["frames"]:
+            own = 1 + names.index(os.path.relpath(frame["file"], tmp_path / "images"))
+            assert [person["bbox"] for person in frame["persons"]] == [[own, own, 30, 40]]
+
+
+def test_demo_pictures_in_a_folder_of_another_name_are_warned_of(tool, tmp_path):
+    names, annotations, _ = cameras(tmp_path)
+    os.rename(tmp_path / "images" / "cam2", tmp_path / "images" / "cam3")
+    boxes = write_json(tmp_path / "boxes.json", {**annotations, "images": annotations["images"][:3], "annotations": annotations["annotations"][:3]})
+    _, out, _ = tool("--input", tmp_path / "images" / "*" / "*.png", "--boxes", boxes)
+    found = [len(frame["persons"]) for frame in result(tmp_path / "out")["frames"]]
+    assert found == [1, 1, 1, 0, 0, 0], "cam1's boxes are not given to cam3 too"
+    _, out, _ = tool("--input", tmp_path / "images" / "cam3", "--boxes", boxes)
+    assert "pictures found by file name alone, in another folder: 3, such as cam1/frame_0000.png for " in out
+
+
+def test_demo_boxes_whose_image_cannot_be_known_are_refused(refused, tmp_path):
+    names, annotations, detections = cameras(tmp_path)
+    images = tmp_path / "images"
+    boxes = write_json(tmp_path / "boxes.json", detections)
+    needed = "; give the COCO annotation file as --boxes, or detections with a file_name each, as tools/make_boxes.py writes them"
+    for pattern in (images / "*" / "*.png", images / "cam1"):
+        assert refused("--input", pattern, "--boxes", boxes) == (
+            f"error: {boxes}: names images by number only, and there is {images / names[0]}, whose name is not the number of an image{needed}")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0001.png").write_bytes(PNG)
+    line = refused("--input", tmp_path / "[ab]" / "*.png", "--boxes", boxes)
+    assert f"{tmp_path / 'b' / '0001.png'}, whose number is that of {tmp_path / 'a' / '0001.png'} too{needed}" in line
+    boxes = write_json(tmp_path / "boxes.json", annotations)
+    (tmp_path / "frame_0001.png").write_bytes(PNG)
+    assert "frame_0001.png could be cam1/frame_0001.png or cam2/frame_0001.png" in refused("--input", tmp_path / "frame_0001.png", "--boxes", boxes)
+    bare = [{**entry, "file_name": "frame_0001.png"} for entry in detections]
+    line = refused("--input", images / "*" / "*.png", "--boxes", write_json(tmp_path / "boxes.json", bare))
+    assert f"frame_0001.png could be {images / names[1]} or {images / names[4]}; file names with more of their folders are needed" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_boxes_of_none_of_the_frames_end_with_status_1(refused, tmp_path):
+    (tmp_path / "12.png").write_bytes(PNG)
+    write_video(tmp_path / "a.mp4", frames=3)
+    entry = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.3}
+    for content, words, fault in [
+        ([entry], ["12.png"], "has no box for any of the 1 pictures of --input, such as 12.png; its own are such as 7"),
+        ([{**entry, "file_name": "cam/7.png"}], ["12.png"], "its own are such as cam/7.png"), ([], ["12.png"], "its own are such as none"),
+        ([{**entry, "image_id": "12"}], ["12.png"], "no box has a score of 0.5 or more; lower --score-threshold, the best has 0.3"),
+        ([{**entry, "score": 0.9}], ["a.mp4"], "has no box for any of the 3 frames that were read"),
+        ([{**entry, "image_id": "x.png"}], ["a.mp4"], "has no box for any of a.mp4; a frame is listed by its index from 0"),
+    ]:
+        boxes = write_json(tmp_path / "boxes.json", content)
+        line = refused("--input", tmp_path / words[0], "--boxes", boxes)
+        assert line.replace(f"{tmp_path}/", "").startswith("error: boxes.json: ") and fault in line.replace(f"{tmp_path}/", ""), line
+    assert not (tmp_path / "out" / "poses.json").exists()
+
+
+def test_demo_picture_of_another_size_than_its_boxes_is_left_out(tool, refused, tmp_path):
+    _, annotations, _ = cameras(tmp_path)
+    annotations["images"][1].update(width=160, height=120)
+    annotations["images"][2].update(width=60, height=80)
+    boxes = write_json(tmp_path / "boxes.json", annotations)
+    status, out, _ = tool("--input", tmp_path / "images" / "cam1", "--boxes", boxes)
+    content = result(tmp_path / "out")
+    assert status == 0 and len(content["frames"]) == 1 and "2 of the input could not be used" in out
+    assert [entry["reason"] for entry in content["skipped"]] == [
+        f"is 80 x 60 pixels, in {boxes} it is 160 x 120; its boxes are of another picture",
+        f"is 80 x 60 pixels, in {boxes} it is 60 x 80; its boxes are of the picture before its EXIF orientation is applied"]
+    assert "its boxes are of another picture" in refused("--input", tmp_path / "images/cam1/frame_0001.png", "--boxes", boxes, output=tmp_path / "one")
+
+
+def test_demo_boxes_of_frames_behind_the_video_or_of_another_video_are_warned_of(tool, tmp_path):
+    boxes = as_detections(write_video(tmp_path / "a.mp4", frames=3))
+    _, out, _ = tool("--input", tmp_path / "a.mp4", "--boxes", write_json(tmp_path / "boxes.json", boxes))
+    assert "frames are counted from 0" not in out
+    from_1 = [{**entry, "image_id": entry["image_id"] + 1} for entry in boxes]
+    _, out, _ = tool("--input", tmp_path / "a.mp4", "--boxes", write_json(tmp_path / "boxes.json", from_1), output=tmp_path / "from 1")
+    assert "has boxes of frame 3, and the last frame is 2; frames are counted from 0" in out
+    write_video(tmp_path / "b.mp4", frames=3)
+    _, out, _ = tool("--input", tmp_path / "b.mp4", "--boxes", tmp_path / "out" / "poses.json", output=tmp_path / "b")
+    assert f"its boxes are of {tmp_path / 'a.mp4'}, not of {tmp_path / 'b.mp4'}" in out
+
+
+def test_demo_field_two_cameras(tool, refused, tmp_path, shared):
+    field = shared / "field/boxes_of_another_image"
+    truth = json.loads((field / "val.json").read_text())
+    tool("--input", field / "images/*/*.jpg", "--boxes", field / "val.json")
+    for frame in result(tmp_path / "out")["frames"]:
+        image, = (image for image in truth["images"] if frame["file"].endswith(image["file_name"]))
+        assert [person["bbox"] for person in frame["persons"]] == [a["bbox"] for a in truth["annotations"] if a["image_id"] == image["id"]]
+    line = refused("--input", field / "images/cam1", "--boxes", field / "det.json", output=tmp_path / "det")
+    assert "give the COCO annotation file as --boxes" in line
 
 
 def test_a_film_for_which_the_disk_has_no_room(tool, refused, tmp_path):

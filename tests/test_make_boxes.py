@@ -29,8 +29,9 @@ def test_what_is_written_is_what_a_test_reads(made, tmp_path):
     cfg = config.load(made, ["TEST.USE_GT_BBOX", "False", "TEST.COCO_BBOX_FILE", str(tmp_path / "boxes" / "val.json")])
     assert making_boxes.write(cfg, "val", detect, making_boxes.target(cfg, "")) == (12, 6, 0)
     entries = json.loads((tmp_path / "boxes" / "val.json").read_text())
-    assert entries[:2] == [{"image_id": 1001, "category_id": 7, "bbox": [1.0, 2.0, 49.0, 58.0], "score": 0.9},
-                           {"image_id": 1001, "category_id": 7, "bbox": [60.0, 4.0, 50.123, 46.0], "score": 0.125}]
+    name = "cam 1/val-shot 0.png"
+    assert entries[:2] == [{"image_id": 1001, "file_name": name, "category_id": 7, "bbox": [1.0, 2.0, 49.0, 58.0], "score": 0.9},
+                           {"image_id": 1001, "file_name": name, "category_id": 7, "bbox": [60.0, 4.0, 50.123, 46.0], "score": 0.125}]
     table, _ = read_set(cfg, train=False)
     assert len(table) == 12 and not table.dropped and table.score[:2].tolist() == [0.9, 0.125] and table.box_source == "val"
     np.testing.assert_allclose(table.extent[0], [49, 58])

@@ -109,12 +109,21 @@ class Demo:
                 poses.tail = self._tail()
                 if not summary.frames:
                     raise DataError(f"none of the {len(source)} pictures can be used" if source.fps is None else f"{source.name}: no frame was read")
+                if isinstance(self._boxes, GivenBoxes) and not summary.interrupted:
+                    self._check_boxes(self._boxes)
                 if self._video:
                     self._video.close()
         finally:
             if self._video:
                 self._video.close(keep=False)       # of a run that failed
         return summary
+
+    def _check_boxes(self, given: GivenBoxes) -> None:
+        frames = self.summary.frames
+        if not given.with_boxes:
+            raise DataError(f"{given.name}: has no box for any of the {frames} frames that were read")
+        if isinstance(self._source, Video) and not self._source.live and not self._max_frames:
+            given.check_length(frames)
 
     def _groups(self) -> Iterator[list[Frame]]:
         """The frames, some at once, as long as they are not too large together; a camera's one by one."""
@@ -218,6 +227,8 @@ def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str =
     source = open_input(input)
     _check_folder(output, source)
     given = GivenBoxes(boxes, score_threshold, "person" if cfg is None else dataset_of(cfg).category) if boxes else None
+    if given:
+        given.check(source)
     file = weights or model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
     estimator = PoseEstimator(cfg, file, device=device, half=half)
     if detector:

@@ -32,6 +32,8 @@ def target(cfg: CfgNode, out: str) -> Path:
 def write(cfg: CfgNode, split: str, detect: Detector, path: Path, *, finds_persons: bool = False) -> tuple[int, int, int]:
     """Write what `detect` finds in the images of a set as COCO's detections; (boxes, images, images that could not be read).
 
+    An entry has the image's file_name too, by which tools/demo.py finds it.
+
     finds_persons: that is known of the detector, so that another category is warned of.
 
     Each image is turned as DATASET.EXIF says, as in training and tests. Raises DataError where no image can be read, and what reading the set raises.
@@ -57,15 +59,15 @@ def write(cfg: CfgNode, split: str, detect: Detector, path: Path, *, finds_perso
             for place in range(begin, min(begin + _AT_ONCE, len(ids))):
                 try:
                     pictures.append(cv2.cvtColor(folder.read(names[place]), cv2.COLOR_BGR2RGB))
-                    of.append(ids[place])
+                    of.append({"image_id": ids[place], "file_name": names[place]})
                 except DataError as error:
                     unread += 1
                     if unread <= 3:
                         log.warning("%s", f"left out: {one_line(error)}")
-            for image_id, (found, scores) in zip(of, detect(pictures) if pictures else ()):
+            for image, (found, scores) in zip(of, detect(pictures) if pictures else ()):
                 for (left, top, right, bottom), score in zip(found.tolist(), scores.tolist()):
                     box = [round(value, 3) for value in (left, top, right - left, bottom - top)]
-                    entry = {"image_id": image_id, "category_id": category, "bbox": box, "score": round(score, 6)}
+                    entry = {**image, "category_id": category, "bbox": box, "score": round(score, 6)}
                     stream.write((b",\n" if boxes else b"\n") + orjson.dumps(entry))
                     boxes += 1
         stream.write(b"\n]\n")

@@ -1,25 +1,34 @@
 """Where the persons are: found by a detector, read from a JSON, or the whole picture. Boxes are (N, 4) left, top, right, bottom in pixels."""
 from __future__ import annotations
 
+import itertools
+import logging
+import os
 import re
-from collections import Counter
+import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 
-from poise.errors import DataError, shown_value
+from poise.errors import DataError, one_line, shown, shown_value
 from poise.geometry import FARTHEST
 from poise.json_files import read_json
-from poise.media import Frame
+from poise.media import Frame, Pictures, Video
 from poise.skeleton import find_category
+
+log = logging.getLogger(__name__)
 
 Found = tuple[np.ndarray, np.ndarray]       # boxes (N, 4) float64 and scores (N,) float64
 
 #: of the JSON that tools/demo.py writes; docs/demo_schema.json describes it
 FORMAT = "poise poses"
 _FORMS = "a list of COCO detections, COCO annotations, or a poses.json of tools/demo.py"
+
+_NAMES_NEEDED = ("give the COCO annotation file as --boxes, or detections with a file_name each, "
+                 "as tools/make_boxes.py writes them")
 
 
 class BoxSource(Protocol):
@@ -48,20 +57,39 @@ class DetectedPersons:
         return self._detector([frame.image for frame in frames])
 
 
-class GivenBoxes:
-    """Boxes of a JSON: COCO's detections, COCO's annotations, or what tools/demo.py wrote.
+@dataclass
+class _Entry:
+    """What a file of boxes says of one image. size: (width, height), None where it is not given."""
 
-    A picture is looked for by its file name, or, in detections, by its number: 000000000785.jpg and COCO_val2014_000000000785.jpg are image 785.
-    A frame of a video is looked for by its index from 0, as image_id, as the id of an image or as the index in our own JSON. Boxes are x, y,
-    width, height in pixels. Boxes with a score below `threshold` are not taken; those of annotations have score 1. category: name or id of those that are
-    taken; of a file that has one category alone all are. Which id has the name is told by annotations; in detections it is taken for COCO's 1. `missing`
-    counts the frames that the file says nothing about. Raises DataError, naming the file and the entry, for what cannot be used.
+    boxes: list[tuple[Any, float]] = field(default_factory=list)
+    size: tuple[float, float] | None = None
+
+
+class GivenBoxes:
+    """Boxes of a JSON: COCO detections, COCO annotations, or a file of tools/demo.py.
+
+    An image is found by the longest common ending of its path and a file name of the JSON. Only in
+    detections without file names it is found by number, where the name is a number:
+    000000000785.jpg and COCO_val2014_000000000785.jpg are image 785. A frame of a video is found by
+    its index from 0: image_id, the id of an image, or the index in a file of tools/demo.py.
+
+    Boxes are x, y, width, height in pixels; those with a score below `threshold` are left out.
+    Annotations have score 1. category: name or id; of a file that has one category alone all boxes
+    are used. Annotations say which id has the name; in detections it is COCO's 1.
+
+    missing: frames that the file does not list. with_boxes: frames that got a box.
+    Raises DataError, naming the file and the entry, for what cannot be used.
     """
 
     def __init__(self, path: str | Path, threshold: float = 0.0, category: str | int = "person"):
-        self.name, self.missing, self._threshold, self._category = str(path), 0, threshold, category
+        self.name, self.missing, self.with_boxes = str(path), 0, 0
+        self._threshold, self._category = threshold, category
+        self._named: dict[str, _Entry] = {}
+        self._numbered: dict[int, _Entry] = {}      # detections without file names
+        self._indexed: dict[int, _Entry] = {}       # by the index of a video's frame
+        self._of_path: dict[str, _Entry | None] = {}
+        self._video = ""        # the one that a file of tools/demo.py is of
         content = read_json(path, "file of boxes")
-        self._of: dict[Any, list[tuple[Any, float]]] = {}
         try:
             if isinstance(content, list):
                 self._take_detections(content)
@@ -75,24 +103,122 @@ class GivenBoxes:
             raise DataError(f"{path}: {error}") from None
 
     def __call__(self, frames: Sequence[Frame]) -> list[Found]:
-        return [self._of_frame(frame) for frame in frames]
+        unknown = [f.name for f in frames if f.seconds is None and f.name not in self._of_path]
+        if unknown:
+            self._match(unknown)
+        entries = [self._of_path[frame.name] if frame.seconds is None
+                   else self._indexed.get(frame.index) for frame in frames]
+        for frame, entry in zip(frames, entries):
+            self._check_size(frame, entry)
+        found = [self._boxes_of(entry) for entry in entries]
+        self.missing += entries.count(None)
+        self.with_boxes += sum(len(boxes) > 0 for boxes, _ in found)
+        return found
 
-    def _of_frame(self, frame: Frame) -> Found:
-        for key in _keys(frame):
-            if key in self._of:
-                found = [(box, score) for box, score in self._of[key] if score >= self._threshold]
-                boxes = np.array([box for box, _ in found], np.float64).reshape(-1, 4)
-                boxes[:, 2:] += boxes[:, :2]
-                return boxes, np.array([score for _, score in found], np.float64)
-        self.missing += 1
-        return np.empty((0, 4)), np.empty(0)
+    def check(self, source: Pictures | Video) -> None:
+        """Raise DataError where two images could be meant, or no frame of `source` can have a box."""
+        if isinstance(source, Pictures):
+            self._match(source.paths)
+            entries = [self._of_path[path] for path in source.paths]
+            example = next(iter(self._named), None) or next(iter(self._numbered), "none")
+            whose = (f"the {len(entries)} pictures of --input, such as {source.paths[0]}; its own are "
+                     f"such as {shown(example)}")
+        else:
+            entries = [entry for index, entry in self._indexed.items() if index >= 0]
+            whose = f"{source.name}; a frame is listed by its index from 0 as image_id or id"
+            if self._video and _parts(self._video)[-1] != _parts(source.name)[-1]:
+                log.warning("%s", f"{one_line(self.name)}: its boxes are of {shown(self._video)}, "
+                                  f"not of {one_line(source.name)}")
+        boxes = [score for entry in entries if entry is not None for _, score in entry.boxes]
+        if not boxes:
+            raise DataError(f"{self.name}: has no box for any of {whose}")
+        if max(boxes) < self._threshold:
+            raise DataError(f"{self.name}: no box has a score of {self._threshold:g} or more; lower "
+                            f"--score-threshold, the best has {max(boxes):g}")
 
-    def _add(self, key: Any, box: Any, score: Any, entry: str) -> None:
+    def check_length(self, frames: int) -> None:
+        """Warn of boxes behind the last of a video's `frames`."""
+        last = max((index for index, entry in self._indexed.items() if entry.boxes), default=0)
+        if last >= frames:
+            log.warning("%s", f"{one_line(self.name)}: has boxes of frame {last}, and the last frame "
+                              f"is {frames - 1}; frames are counted from 0")
+
+    def _boxes_of(self, entry: _Entry | None) -> Found:
+        kept = [pair for pair in entry.boxes if pair[1] >= self._threshold] if entry else []
+        boxes = np.array([box for box, _ in kept], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes, np.array([score for _, score in kept], np.float64)
+
+    def _check_size(self, frame: Frame, entry: _Entry | None) -> None:
+        height, width = frame.image.shape[:2]
+        if entry is None or entry.size is None or entry.size == (width, height):
+            return
+        of = "of another picture"
+        if entry.size == (height, width):
+            of = "of the picture before its EXIF orientation is applied"
+        raise DataError(f"{frame.name}: is {width} x {height} pixels, in {self.name} it is "
+                        f"{entry.size[0]:g} x {entry.size[1]:g}; its boxes are {of}")
+
+    def _match(self, paths: Sequence[str]) -> None:
+        """Find the entry of each picture, None where there is none.
+
+        Raises DataError where two entries could be meant by one picture or two pictures by one
+        entry, and where a picture's number cannot be known.
+        """
+        by_file: dict[str, list[str]] = {}
+        for name in self._named:
+            by_file.setdefault(_parts(name)[-1], []).append(name)
+        claims: dict[str, list[tuple[int, str]]] = {}
+        for path in paths:
+            name, common = self._closest(path, by_file)
+            if name is not None:
+                claims.setdefault(name, []).append((common, path))
+        self._of_path.update(dict.fromkeys(paths))
+        elsewhere = []
+        for name, pictures in claims.items():
+            common, path = max(pictures)
+            rivals = [other for length, other in pictures if length == common]
+            if len(rivals) > 1:
+                raise DataError(f"{self.name}: {shown(name)} could be {rivals[0]} or {rivals[1]}; "
+                                "file names with more of their folders are needed")
+            self._of_path[path] = self._named[name]
+            if common == 1 < len(_parts(name)):
+                elsewhere.append(f"{shown(name)} for {one_line(path)}")
+        if elsewhere:
+            log.warning("%s", f"{one_line(self.name)}: pictures found by file name alone, in another "
+                              f"folder: {len(elsewhere)}, such as {elsewhere[0]}")
+        if self._numbered:
+            self._match_numbers([path for path in paths if self._of_path[path] is None])
+
+    def _closest(self, path: str, by_file: dict[str, list[str]]) -> tuple[str | None, int]:
+        """The name with the longest common ending, and how many parts that has."""
+        parts = _parts(os.path.abspath(path))
+        names = by_file.get(parts[-1]) or by_file.get(PurePosixPath(parts[-1]).stem, [])
+        lengths = [_common_ending(parts[:-1], _parts(name)[:-1]) + 1 for name in names]
+        longest = [name for name, length in zip(names, lengths) if length == max(lengths)]
+        if len(longest) > 1:
+            raise DataError(f"{self.name}: {path} could be {shown(longest[0])} or "
+                            f"{shown(longest[1])}; its folders must be named as in one of them")
+        return (longest[0], max(lengths)) if longest else (None, 0)
+
+    def _match_numbers(self, paths: Sequence[str]) -> None:
+        seen: dict[int, str] = {}
+        for path in paths:
+            number = _number_in_name(path)
+            other = None if number is None else seen.setdefault(number, path)
+            if number is None or (other != path and number in self._numbered):
+                fault = ("whose name is not the number of an image" if number is None else
+                         f"whose number is that of {other} too")
+                raise DataError(f"{self.name}: names images by number only, and there is {path}, "
+                                f"{fault}; {_NAMES_NEEDED}")
+            self._of_path[path] = self._numbered.get(number)
+
+    def _add(self, to: _Entry, box: Any, score: Any, entry: str) -> None:
         numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
         if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FARTHEST for value in numbers):
             raise _BadEntry(f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers; "
                             f"it has {str(box)[:60]} and {str(score)[:20]}")
-        self._of.setdefault(key, []).append((box, float(score)))
+        to.boxes.append((box, float(score)))
 
     def _take_detections(self, entries: list) -> None:
         categories = {str(entry.get("category_id", 1)) for entry in _dicts(entries, "detection")}
@@ -100,20 +226,27 @@ class GivenBoxes:
         for number, entry in enumerate(_dicts(entries, "detection")):
             if str(entry.get("category_id", 1)) != wanted:
                 continue
-            image = entry.get("image_id")
-            if not isinstance(image, (int, str)) or isinstance(image, bool):
+            name, index = entry.get("file_name"), _as_number(entry.get("image_id"))
+            if name is None and index is None:
+                name = entry.get("image_id")
+            if not (_is_name(name) or name is None and index is not None):
                 raise _BadEntry(f"detection {number} needs an image_id, a number or a file name")
-            self._add(image, entry.get("bbox"), entry.get("score", 1.0), f"detection {number}")
+            table, key = (self._numbered, index) if name is None else (self._named, name)
+            own = table.setdefault(key, _Entry())
+            if index is not None:
+                self._indexed.setdefault(index, own)
+            self._add(own, entry.get("bbox"), entry.get("score", 1.0), f"detection {number}")
 
     def _take_annotations(self, content: dict) -> None:
-        names = {}
+        entries: dict[Any, _Entry] = {}
         for number, image in enumerate(_dicts(content["images"], "image")):
-            name, key = image.get("file_name"), image.get("id")
-            if not isinstance(name, str) or not isinstance(key, (int, str)):
+            name, key = image.get("file_name"), _as_id(image.get("id"))
+            if not _is_name(name) or key is None:
                 raise _BadEntry(f"image {number} needs an id and a file_name")
-            names[key] = name
-            self._of.setdefault(("index", key), self._of.setdefault(name, []))      # the same list under each of its names
-        self._know_by_bare_names(names.values())
+            entries[key] = self._named.setdefault(name, _Entry())
+            entries[key].size = _size(image)
+            if isinstance(key, int):
+                self._indexed.setdefault(key, entries[key])
         listed = list(_dicts(content.get("categories") or [], "category")) or [{"id": 1}]
         chosen = find_category(content, self._category) or (listed[0] if len(listed) == 1 else None)
         if chosen is None:
@@ -121,28 +254,23 @@ class GivenBoxes:
         for number, entry in enumerate(_dicts(content["annotations"], "annotation")):
             if entry.get("category_id", 1) != chosen.get("id") or entry.get("iscrowd"):
                 continue
-            if not isinstance(entry.get("image_id"), (int, str)) or entry["image_id"] not in names:
+            own = entries.get(_as_id(entry.get("image_id")))
+            if own is None:
                 raise _BadEntry(f"annotation {number} is of an image that the file does not list")
-            self._add(names[entry["image_id"]], entry.get("bbox"), 1.0, f"annotation {number}")
+            self._add(own, entry.get("bbox"), 1.0, f"annotation {number}")
 
     def _take_own(self, frames: list) -> None:
         for number, frame in enumerate(_dicts(frames, "frame")):
             name, persons = frame.get("file"), frame.get("persons")
-            if not isinstance(name, str) or not isinstance(frame.get("index"), int) or not isinstance(persons, list):
+            if not _is_name(name) or not isinstance(frame.get("index"), int) or not isinstance(persons, list):
                 raise _BadEntry(f"frame {number} needs a file, an index and persons")
-            key = name if frame.get("seconds") is None else ("index", frame["index"])
-            self._of.setdefault(key, [])
+            if frame.get("seconds") is None:
+                own = self._named.setdefault(name, _Entry())
+            else:
+                own, self._video = self._indexed.setdefault(frame["index"], _Entry()), name
+            own.size = _size(frame)
             for person in _dicts(persons, f"person of frame {number}"):
-                self._add(key, person.get("bbox"), person.get("box_score", 1.0), f"a person of frame {number}")
-        self._know_by_bare_names(frame["file"] for frame in frames if frame.get("seconds") is None)
-
-    def _know_by_bare_names(self, names: Iterable[str]) -> None:
-        """Pictures are found without their folder too, unless two have one name: then none of them is meant by the name alone."""
-        names = set(names)
-        bare = Counter(Path(name).name for name in names)
-        for name in names:
-            if bare[Path(name).name] == 1:
-                self._of.setdefault(Path(name).name, self._of[name])
+                self._add(own, person.get("bbox"), person.get("box_score", 1.0), f"a person of frame {number}")
 
 
 class _BadEntry(Exception):
@@ -158,13 +286,43 @@ def _dicts(entries: Any, what: str) -> Iterable[dict]:
         yield entry
 
 
-def _keys(frame: Frame) -> list[Any]:
-    """Under what the boxes of a frame may be found, best first."""
-    if frame.seconds is not None:
-        return [("index", frame.index), frame.index]
-    path = Path(frame.name)
-    digits = re.search(r"(\d{1,18})$", path.stem)
-    return [frame.name, path.name, path.stem, *([int(digits.group(1))] if digits else [])]
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(_parts(value))
+
+
+def _as_number(value: Any) -> int | None:
+    """An id as a number, None where it is none: '7' is 7."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _as_id(value: Any) -> int | str | None:
+    number = _as_number(value)
+    return number if number is not None else value if isinstance(value, str) else None
+
+
+def _size(entry: dict) -> tuple[float, float] | None:
+    """(width, height) that an image or frame of a file gives, None without."""
+    sides = entry.get("width"), entry.get("height")
+    return sides if all(isinstance(side, (int, float)) and side > 0 for side in sides) else None
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """A path's parts, whichever system and Unicode normalization it comes from."""
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).parts
+
+
+def _common_ending(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts at the end of two paths are the same."""
+    pairs = zip(reversed(one), reversed(other))
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _number_in_name(path: str) -> int | None:
+    """The image id that a file name is: 000000000785.jpg, COCO_val2014_000000000785.jpg."""
+    found = re.fullmatch(r"(?:COCO_[^_]+_)?([0-9]{1,18})", Path(path).stem)
+    return int(found.group(1)) if found else None
 
 
 def usable(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
