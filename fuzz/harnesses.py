@@ -294,7 +294,8 @@ def given_boxes(data: bytes) -> None:
     source = refused(lambda: GivenBoxes(path), path)
     if source is not None:
         blank = np.zeros((80, 100, 3), np.uint8)
-        for boxes, scores in source([Frame("000000000001.jpg", 0, blank), Frame("film.mp4", 1, blank, 0.04)]):
+        frames = [Frame("000000000001.jpg", 0, blank), Frame("film.mp4", 1, blank, 0.04)]
+        for boxes, scores in refused(lambda: source(frames), path) or ():
             assert boxes.shape == (len(scores), 4) and usable(boxes, 80, 100).shape == scores.shape and np.isfinite(boxes).all()
 
 

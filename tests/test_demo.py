@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import sys
 
 import cv2
@@ -619,9 +620,11 @@ class Camera:
     def __init__(self, properties=(), frames=6):
         self.properties, self.left, self.asked = dict(properties), frames, []
 
-    def __call__(self, name):
+    def __call__(self, name, *options):
         if str(name).endswith(".part.mp4"):
             return self.files(name)
+        if options:     # of whoever measures the rate
+            return Camera(self.properties, self.left)
         self.asked.append(name)
         return self
 
@@ -634,6 +637,9 @@ class Camera:
     def read(self):
         self.left -= 1
         return self.left >= 0, np.full((48, 64, 3), 40, np.uint8)
+
+    def grab(self):
+        return self.read()[0]
 
     def release(self):
         self.left = 0
@@ -665,6 +671,69 @@ def test_a_video_that_tells_no_rate(monkeypatch, caplog, fps):
     video = media.Video("a.mp4")
     assert video.fps == 30 and len(video) == 0 and "30 is taken" in caplog.text
     assert [frame.seconds for frame in video] == pytest.approx([number / 30 for number in range(6)])
+
+
+def write_video_of_wrong_rate(path):
+    """40 frames at 30 a second, of which the header says 1000; Matroska's header has the nanoseconds of a frame."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30.0, (160, 120))
+    for number in range(40):
+        writer.write(np.full((120, 160, 3), 5 * number, np.uint8))
+    writer.release()
+    key, data = b"\x23\xe3\x83\x84", path.read_bytes()
+    assert data.count(key + struct.pack(">I", 33_333_333)) == 1
+    path.write_bytes(data.replace(key + struct.pack(">I", 33_333_333), key + struct.pack(">I", 1_000_000)))
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == 1000
+
+
+@pytest.mark.parametrize("packets", [True, False], ids=["times of packets", "of decoded frames alone"])
+def test_video_header_of_1000_fps_is_not_believed(tool, tmp_path, monkeypatch, packets):
+    write_video_of_wrong_rate(tmp_path / "a.mkv")
+    if not packets:     # OpenCV 4.8 gives none
+        mean = media._mean_fps
+        monkeypatch.setattr(media, "_mean_fps", lambda name, options: None if options else mean(name, options))
+    status, out, _ = tool("--input", tmp_path / "a.mkv")
+    content = result(tmp_path / "out")
+    assert status == 0 and content["video"]["fps"] == 30 and content["skipped"] == [] and "the video ends" not in out
+    assert f"{tmp_path / 'a.mkv'}: says 1000 frames a second; 30 is taken, by the times of its frames" in out
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / "a_pose.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 30 and drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 40
+    assert content["frames"][-1]["seconds"] == pytest.approx(1.3, abs=0.002)
+
+
+def test_video_header_is_believed_over_misleading_packets(tmp_path, monkeypatch, caplog):
+    """Half a frame in each packet: as many again as there are frames."""
+    write_video(tmp_path / "a.mp4")
+    mean = media._mean_fps
+    monkeypatch.setattr(media, "_mean_fps", lambda name, options: mean(name, options) * (2 if options else 1))
+    video = media.Video(str(tmp_path / "a.mp4"))
+    assert video.fps == 25 and len(video) == 12 and not caplog.records
+
+
+def test_field_browser_recording_plays_as_long_as_it_took(tool, tmp_path, shared):
+    tool("--input", shared / "field/video_1000_fps/browser.webm")
+    assert result(tmp_path / "out")["video"]["fps"] == pytest.approx(30.35)
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / "browser_pose.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) / drawn.get(cv2.CAP_PROP_FPS) == pytest.approx(1.3, abs=0.05)
+
+
+@pytest.mark.parametrize("fps, written", [(97.2313, 97.23), (239.7345, 239.73), (29.97, 29.97), (1000.0, 1000.0)])
+def test_video_writer_odd_rates_are_written(tmp_path, fps, written):
+    """MPEG-4's clock has denominators of 16 bits, so not every rate can be written."""
+    writer = media.VideoWriter(tmp_path / "a.mp4", fps)
+    for number in range(4):
+        writer.write(np.zeros((48, 64, 3), np.uint8), number / fps)
+    writer.close()
+    assert media.Video(str(tmp_path / "a.mp4")).fps == pytest.approx(written)
+
+
+@pytest.mark.parametrize("ending, codec", [(".asf", "WMV2"), (".mxf", "mpg2"), (".m2ts", "mpg2"), (".vob", "mpg2"), (".m2v", "mpg2")])
+def test_open_input_every_container_that_opencv_reads_is_a_video(tmp_path, ending, codec):
+    writer = cv2.VideoWriter(str(tmp_path / f"a{ending}"), cv2.VideoWriter_fourcc(*codec), 25.0, (160, 120))
+    for number in range(5):
+        writer.write(np.full((120, 160, 3), 50 * number, np.uint8))
+    writer.release()
+    video = media.open_input(str(tmp_path / f"a{ending}"))
+    assert isinstance(video, media.Video) and video.fps == 25 and len(list(video)) == 5
 
 
 def test_ctrl_c_keeps_what_was_done(tool, tmp_path, monkeypatch):

@@ -19,8 +19,11 @@ from poise.pictures import is_picture_name, read_picture
 
 log = logging.getLogger(__name__)
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv",
+                 ".m2ts", ".asf", ".mxf", ".m2v", ".vob", ".f4v", ".3g2", ".divx")
 _USUAL_FPS = 30.0
+_MIN_FPS, _MAX_FPS = 0.1, 1000.0
+_FPS_ERROR = 0.01       # of the header's rate; within it the header's is the exact one
 # no lines of FFmpeg's own beside ours about damaged files; OpenCV reads it once, when it first opens a video
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
@@ -65,9 +68,11 @@ class Pictures:
 
 
 class Video:
-    """A video file, or a camera by its number. fps: frames a second as the file says; where it says nothing that can be, 30, with a warning.
+    """A video file, or a camera by its number.
 
-    A video that ends before the frames that it claims is put into `skipped`. Raises DataError where it cannot be opened or has no frame.
+    fps: frames a second, from the frames' own times where the header says another rate; 30 where
+    neither is known. A video that ends before the frames that it claims is put into `skipped`.
+    Raises DataError where it cannot be opened or has no frame.
     """
 
     def __init__(self, name: str, camera: int | None = None):
@@ -79,11 +84,15 @@ class Video:
         if not opened:
             raise DataError(f"{name}: cannot be opened; is it connected, and may this user read it?" if self.live else
                             f"{name}: not a video that OpenCV can read, or a damaged one")
-        self.fps = self._capture.get(cv2.CAP_PROP_FPS)
-        if not (math.isfinite(self.fps) and 0.1 <= self.fps <= 1000):
-            log.warning("%s", f"{one_line(name)}: says {self.fps:g} frames a second; {_USUAL_FPS:g} is taken")
-            self.fps = _USUAL_FPS
-        self._count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        claimed = self._capture.get(cv2.CAP_PROP_FPS)
+        known = math.isfinite(claimed) and _MIN_FPS <= claimed <= _MAX_FPS
+        measured = None if self.live else _measured_fps(name, claimed if known else 0.0)
+        self.fps = measured or (claimed if known else _USUAL_FPS)
+        if self.fps != claimed:
+            log.warning("%s", f"{one_line(name)}: says {claimed:g} frames a second; {self.fps:g} is taken"
+                              + (", by the times of its frames" if measured else ""))
+        # the count of a header without one is its duration times its rate
+        self._count = 0.0 if measured else self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
 
     def __len__(self) -> int:
         """Frames that the file claims; 0 where it is not known."""
@@ -110,6 +119,31 @@ class Video:
             reason = f"the video ends after {index} of {len(self)} frames"
             log.warning("%s", f"{one_line(self.name)}: {reason}")
             self.skipped.append((self.name, reason))
+
+
+def _measured_fps(name: str, claimed: float) -> float | None:
+    """The mean rate of a video's frames by their times; None where it is `claimed` or not known.
+
+    The times are first read without decoding. What they say is not believed alone: a packet may
+    hold half a frame or a hidden one, and OpenCV before 4.9 gives no times for packets.
+    """
+    for options in ([cv2.CAP_PROP_FORMAT, -1], []):
+        rate = _mean_fps(name, options)
+        if rate is not None and abs(claimed / rate - 1) <= _FPS_ERROR:
+            return None
+    return rate
+
+
+def _mean_fps(name: str, options: list[int]) -> float | None:
+    count, first, last = 0, math.inf, -math.inf
+    with quiet_opencv():
+        capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG, options)
+        while capture.isOpened() and capture.grab():
+            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            count, first, last = count + 1, min(first, seconds), max(last, seconds)
+        capture.release()
+    rate = (count - 1) / (last - first) if last > first else 0.0
+    return round(rate, 3) if _MIN_FPS <= rate <= _MAX_FPS else None
 
 
 def _check_name(path: str | Path) -> None:
@@ -164,7 +198,9 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, fps: float, live: bool = False):
-        self.path, self.fps, self.live = path, fps, live
+        # MPEG-4 counts time in fractions with denominators of up to 16 bits
+        self.path, self.live = path, live
+        self.fps = next(rate for digits in (3, 2, 1) if (rate := round(fps, digits)) * 10**digits < 1 << 16)
         self._part = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
         self._writer: cv2.VideoWriter | None = None
         self._size, self._written = (0, 0), 0
