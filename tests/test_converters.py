@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,12 @@ import cv2
 import numpy as np
 import pytest
 from made_joints import make_set
+from PIL import Image
 from test_planted_faults import load_tool
 
 from poise import converters
+from poise.converters.pictures import image_size
+from poise.datasets import ImageFolder
 from poise.errors import DataError, run_tool
 from poise.skeleton import dataset, read_dataset
 
@@ -158,6 +162,46 @@ def test_labelme_leaves_out_and_counts(made, tmp_path, caplog):
     assert converters.read("labelme", labelme(folder, shape("car", [[0, 0], [99, 79]], "rectangle"), shape("middle", [[50, 40]])), by_id)[0].persons[0].box.tolist() == [0, 0, 99, 79]
 
 
+POINTS = [shape("middle", [[30, 40]], group=1), shape("left_0", [[35, 35]], group=1)]
+BOX = [[2, 2], [90, 70]]
+
+
+@pytest.mark.parametrize("shapes", [
+    [*POINTS, shape("dot person", BOX, "rectangle")],
+    [shape("middle", [[30, 40]]), shape("left_0", [[35, 35]]), shape("dot person", BOX, "rectangle", group=1)],
+    [*POINTS, shape("dot person", [[2, 2], [90, 2], [90, 70], [2, 70]], "oriented_rectangle")],
+    [*POINTS, shape("dot person", BOX, "rectangle"), shape("middle", [[5, 5]], group=2), shape("dot person", [[1, 1], [9, 9]], "rectangle", group=2)],
+], ids=["box", "points", "turned", "another"])
+def test_labelme_only_box_without_person_belongs_to_the_only_person(made, tmp_path, shapes):
+    first = converters.read("labelme", labelme(tmp_path / "l", *shapes), made[1])[0].persons[0]
+    assert first.box.tolist() == [2, 2, 88, 68] and first.keypoints[:, 2].tolist() == [2, 2, 0, 0, 0]
+
+
+def test_labelme_field_box_without_group(shared):
+    field = shared / "field" / "labelme_box_without_group"
+    picture, = converters.read("labelme", field / "labels", read_dataset(field / "tiny.yaml"))
+    assert [person.box.tolist() for person in picture.persons] == [[2, 2, 88, 188]]
+
+
+@pytest.mark.parametrize("shapes, line", [
+    ([*POINTS, shape("middle", [[5, 5]], group=2), shape("dot person", BOX, "rectangle")],
+     "boxes without a person: 1, persons without a box: 2, and some have no group_id; give each person's points and box a group_id of their own"),
+    ([*POINTS, *[shape("dot person", BOX, "rectangle")] * 2], "boxes without a person: 2, persons without a box: 1, and some have no group_id"),
+    ([*POINTS, shape("right_0", [[5, 5]])], "1 points have no group_id and others have one; give each person's points and box a group_id of their own"),
+    ([*POINTS, *[shape("dot person", BOX, "rectangle", group=1)] * 2], "two boxes have the group_id 1"),
+    ([shape("middle", [[5, 5]], group=True)], "group_id True is no whole number"),
+], ids=["persons", "boxes", "points", "group", "bool"])
+def test_labelme_ambiguous_groups_refused(made, tmp_path, shapes, line):
+    assert line in refusal("labelme", labelme(tmp_path / "l", *shapes), made[1])
+
+
+def test_labelme_other_shapes_are_left_out_and_counted(made, tmp_path, caplog):
+    others = [shape("middle", [[1, 1], [2, 2], [3, 3]], "polygon"), shape("dot person", [[1, 1], [2, 2]], "circle"), {"shape_type": "polygon", "points": None}]
+    with caplog.at_level(logging.WARNING):
+        assert len(converters.read("labelme", labelme(tmp_path / "l", *POINTS, *others), made[1])[0].persons) == 1
+    assert caplog.messages == [f"{tmp_path / 'l'}: left out: 1 shapes of the kind circle, 2 shapes of the kind polygon"]
+
+
 @pytest.mark.parametrize("form, file", [("labelme", "a.json"), ("yolo", "a.txt")])
 def test_pictures_that_differ_by_their_ending(made, tmp_path, form, file):
     """One would take the other's labels."""
@@ -174,7 +218,8 @@ def test_pictures_that_differ_by_their_ending(made, tmp_path, form, file):
 @pytest.mark.parametrize("shapes, more, line", [
     ([shape("nose", [[1, 1]])], {}, "shape 0: the point is called nose, which is none of the joints of "),
     ([shape("middle", [[1, 1]]), shape("middle", [[2, 2]])], {}, "has middle twice for one person"),
-    ([shape("middle", [[1, 1], [2, 2], [3, 3]], "polygon")], {}, "shape 0 is a polygon; joints are points, and boxes rectangles"),
+    ([shape("middle", [[1, 1], [2, 2]])], {}, "shape 0: the point has 2 points, expected 1"),
+    ([shape("dot person", [[1, 1]], "rectangle")], {}, "shape 0: the rectangle has 1 points, expected 2 or 4"),
     ([shape("middle", [["a", 1]])], {}, "a point has a where a number is needed"),
     ([shape("middle", 3)], {}, "shape 0 has no points"),
     ([shape("middle", [[1, 1]], group="x")], {}, "group_id x is no whole number"),
@@ -230,11 +275,159 @@ def test_faults_of_cvat(made, tmp_path, old, new, line):
     assert line in refusal(*cvat(tmp_path, CVAT.replace(old, new)), made[1])
 
 
+def test_cvat_elements_outside_of_images_take_no_memory(made, tmp_path):
+    """They took 200 bytes each, and a file of them was refused for its memory."""
+    path = tmp_path / "a.xml"
+    path.write_text(CVAT.replace("</annotations>", '<a b="1"/>' * 300_000 + "</annotations>"))
+    tracemalloc.start()
+    try:
+        assert len(converters.read("cvat", path, made[1])[0].persons) == 1
+        assert tracemalloc.get_traced_memory()[1] - path.stat().st_size < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_cvat_larger_than_the_memory(made, tmp_path, monkeypatch):
-    """An element takes fifty times as much memory as it has letters."""
-    monkeypatch.setattr("poise.bounded_reading.memory_present", lambda: 10**9)
-    many = CVAT.replace("</annotations>", "<a/>" * 6_000_000 + "</annotations>")
-    assert "takes about 1.2 GB of memory, and 1.0 GB are free" in refusal(*cvat(tmp_path, many), made[1])
+    """A skeleton of one joint takes as much memory as one of all."""
+    monkeypatch.setattr("poise.bounded_reading.memory_present", lambda: 10**8)
+    monkeypatch.setattr("poise.bounded_reading._LITTLE", 10**6)
+    many = replace(made[1], skeleton=replace(made[1].skeleton, names=(*made[1].skeleton.names, *map(str, range(995)))))
+    person = CVAT[CVAT.index("<skeleton"):CVAT.index("</image>")]
+    images = "".join(CVAT[CVAT.index("<image"):].replace("a.jpg", f"{n}.jpg").replace("</image></annotations>", person * 300 + "</image>") for n in range(20))
+    text = refusal(*cvat(tmp_path, f"<annotations>{images}</annotations>"), many)
+    assert "reading the CVAT file takes about 148.1 MB of memory, and 100.0 MB are free" in text
+
+
+@pytest.mark.parametrize("old, new, line", [
+    ("<skeleton ", "<skeleton " + " ".join(f"a{n}=''" for n in range(300_000)) + " ", "has a tag of more than 2 MB"),
+    ("<skeleton ", "<skeleton " + " ".join(f"a{n}=''" for n in range(101)) + " ", "has an element of more than 100 attributes"),
+    ("<annotations>", "<annotations>" + "".join(f"<a{n} b{n}=''/>" for n in range(600)), "has more than 1000 names of elements and attributes"),
+    ("</image>", '<a b=""/>' * 10_000 + "</image>", "has an image of more than 20000 elements and attributes"),
+    ("</image>", f"<mask rle='{'1,' * 1_000_000}'/>" * 4 + "</image>", "has an image of more than 4 MB"),
+], ids=["tag", "attributes", "names", "values", "bytes"])
+def test_cvat_stands_for_too_much(made, tmp_path, monkeypatch, old, new, line):
+    monkeypatch.setattr("poise.converters.cvat._MAX_VALUES", 20_000)
+    monkeypatch.setattr("poise.converters.cvat._MAX_IMAGE_BYTES", 4 << 20)
+    assert f"{tmp_path / 'a.xml'}: the CVAT file {line}" == refusal(*cvat(tmp_path, CVAT.replace(old, new, 1)), made[1])
+
+
+@pytest.mark.parametrize("new", ["<meta>" + "x y\n" * 1_000_000 + "</meta>", "<meta><![CDATA[" + "<x " * 1_000_000 + "]]></meta>", f"<!--{'x' * 1_000_000}-->"])
+def test_cvat_long_text_is_not_kept(made, tmp_path, new):
+    assert len(converters.read(*cvat(tmp_path, CVAT.replace("<annotations>", "<annotations>" + new)), made[1])[0].persons) == 1
+
+
+def boxes_of_cvat(made, tmp_path, *boxes, skeleton='label="dot person" group_id="0"'):
+    shapes = "".join(f'<box xtl="10" ytl="10" xbr="50" ybr="110" {more}/>' for more in boxes)
+    text = CVAT.replace('label="dot person" group_id="0"', skeleton).replace("</image>", f"{shapes}</image>")
+    return converters.read(*cvat(tmp_path, text), made[1])[0].persons
+
+
+@pytest.mark.parametrize("angle, box", [
+    ("0", [10, 10, 40, 100]), ("90", [-20, 40, 100, 40]), ("180", [10, 10, 40, 100]), ("45", [-19.4975, 10.5025, 98.9949, 98.9949]),
+    ("330", [30 - 42.3205, 60 - 53.3013, 84.6410, 106.6025])])
+def test_cvat_rotated_box_gives_the_upright_box_around_it(made, tmp_path, angle, box):
+    person, = boxes_of_cvat(made, tmp_path, f'label="any" group_id="3" rotation="{angle}"', skeleton='label="dot person" group_id="3"')
+    np.testing.assert_allclose(person.box, box, atol=1e-4)
+
+
+def test_cvat_field_rotated_box(shared):
+    field = shared / "field" / "cvat_rotated_box"
+    picture, = converters.read("cvat", field / "a.xml", read_dataset(field / "tiny.yaml"))
+    np.testing.assert_allclose(picture.persons[0].box, [25 - 49.4975, 55 - 49.4975, 98.9949, 98.9949], atol=1e-4)
+
+
+def test_cvat_box_without_group_belongs_to_the_only_skeleton(made, tmp_path):
+    assert boxes_of_cvat(made, tmp_path, 'label="dot person"')[0].box.tolist() == [10, 10, 40, 100]
+    assert boxes_of_cvat(made, tmp_path, 'label="dot person"', skeleton='label="dot person" group_id="2"')[0].box.tolist() == [10, 10, 40, 100]
+    assert boxes_of_cvat(made, tmp_path, 'label="car"')[0].box.tolist() == [49.5, 39.5, 1, 1]
+    assert boxes_of_cvat(made, tmp_path, 'label="car" group_id="2"', 'label="wheel" group_id="2"')[0].box.tolist() == [49.5, 39.5, 1, 1]
+
+
+@pytest.mark.parametrize("text, line", [
+    (CVAT.replace("</image>", '<box label="dot person" xtl="1" ytl="1" xbr="9" ybr="9"/>' * 2 + "</image>"),
+     "boxes without a person: 2, persons without a box: 1, and some have no group_id; give each person's points and box a group_id"),
+    (CVAT.replace('group_id="0"', 'group_id="4"').replace("</image>", '<box label="a" xtl="1" ytl="1" xbr="9" ybr="9" group_id="4"/>' * 2 + "</image>"),
+     "two boxes have the group_id 4"),
+    (CVAT.replace("<image ", '<image name="a.jpg" width="100" height="80"/><image ', 1), "image a.jpg is listed twice"),
+], ids=["boxes", "group", "image"])
+def test_cvat_ambiguous_refused(made, tmp_path, text, line):
+    assert line in refusal(*cvat(tmp_path, text), made[1])
+
+
+def test_cvat_two_skeletons_with_one_box_refused(made, tmp_path):
+    skeleton = CVAT[CVAT.index("<skeleton"):CVAT.index("</image>")].replace('group_id="0"', 'group_id="4"')
+    text = CVAT.replace('group_id="0"', 'group_id="4"').replace("</image>", skeleton + "</image>")
+    assert len(converters.read(*cvat(tmp_path, text), made[1])[0].persons) == 2
+    text = text.replace("</image>", '<box label="a" xtl="1" ytl="1" xbr="9" ybr="9" group_id="4"/></image>')
+    assert "a box and two persons have the group_id 4" in refusal(*cvat(tmp_path, text), made[1])
+
+
+# pictures that are stored turned ---------------------------------------------------------------------------------------------------
+
+
+def save_turned(path, orientation):
+    """Write an image that is stored as 60 x 40 pixels with an EXIF orientation."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_image_size_is_that_of_the_decoded_image(tmp_path, ending, orientation):
+    path = tmp_path / f"a.{ending}"
+    save_turned(path, orientation)
+    size = image_size(path)
+    for exif, found in ((False, size.stored), (True, size.upright)):
+        assert found == ImageFolder(tmp_path, exif=exif).read(path.name).shape[1::-1]
+    assert size.orientation == orientation
+
+
+def test_yolo_of_turned_image_takes_the_upright_size(made, tmp_path, caplog):
+    args, options = yolo(tmp_path, "0 .5 .5 .2 .2" + " .1 .2 2" * 5, data=made[1])
+    save_turned(tmp_path / "i" / "a.png", 6)
+    with caplog.at_level(logging.WARNING):
+        picture, = converters.read(*args, **options)
+    assert (picture.width, picture.height) == (40, 60)
+    assert picture.persons[0].box.tolist() == pytest.approx([16, 24, 8, 12]) and picture.persons[0].keypoints[0].tolist() == [4, 12, 2]
+    assert caplog.messages == [f"{tmp_path / 'i'}: 1 of 1 images have an EXIF orientation, and the labels are taken as those of the upright images: "
+                               "set DATASET.EXIF True"]
+
+
+def test_yolo_field_of_turned_images_is_as_expected(shared):
+    field, data = shared / "field" / "yolo_exif", dataset("coco")
+    truth = {picture.name: picture for picture in converters.read("coco", field / "expected_coco.json", data)}
+    pictures = converters.read("yolo", field / "labels", data, images=field / "images")
+    assert [len(picture.persons) for picture in pictures] == [2, 3]
+    for picture in pictures:
+        assert (picture.width, picture.height) == (truth[picture.name].width, truth[picture.name].height)
+        for one, two in zip(picture.persons, truth[picture.name].persons):
+            np.testing.assert_allclose(one.box, two.box, atol=1e-3)
+            np.testing.assert_allclose(one.keypoints, two.keypoints, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat", "labelme"])
+@pytest.mark.parametrize("size, orientation, line", [
+    ((60, 40), 1, ""), ((40, 60), 6, "1 of 1 images have an EXIF orientation, and labels of the upright image: set DATASET.EXIF True"),
+    ((60, 40), 6, "1 of 1 images have an EXIF orientation, and labels of the stored pixels: set DATASET.EXIF False"),
+    ((60, 40), 3, "1 of 1 images have an EXIF orientation, and both sizes equal: set DATASET.EXIF True if upright images were labeled")])
+def test_sizes_of_labels_are_compared_with_the_images(made, tmp_path, caplog, form, size, orientation, line):
+    person = converters.pictures.LabelledPerson(np.array([1.0, 1, 20, 20]), np.array([[5.0, 6, 2]] * 5))
+    converters.write(form, tmp_path / WRITTEN[form], made[1], [converters.LabelledPicture("a.jpg", *size, [person])])
+    save_turned(tmp_path / "i" / "a.jpg", orientation)
+    with caplog.at_level(logging.WARNING):
+        converters.read(form, tmp_path / WRITTEN[form], made[1], images=tmp_path / "i")
+    assert caplog.messages == ([f"{tmp_path / 'i'}: {line}"] if line else [])
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat", "labelme"])
+def test_images_of_another_size_than_labeled_refused(made, tmp_path, form):
+    converters.write(form, tmp_path / WRITTEN[form], made[1], [converters.LabelledPicture("a.jpg", 60, 41)])
+    save_turned(tmp_path / "i" / "a.jpg", 1)
+    assert "the labels are of an image of 60 x 41 pixels, and " in refusal(form, tmp_path / WRITTEN[form], made[1], images=tmp_path / "i")
+    (tmp_path / "i" / "a.jpg").rename(tmp_path / "i" / "b.jpg")
+    assert f"{tmp_path / 'i'} has no image a.jpg" in refusal(form, tmp_path / WRITTEN[form], made[1], images=tmp_path / "i")
 
 
 # the tool --------------------------------------------------------------------------------------------------------------------------
@@ -260,3 +453,32 @@ def test_tool(made, tmp_path):
     status, _, err = call("labelme", "coco", tmp_path / "none", tmp_path / "y.json", "--dataset", folder / "dots.yaml")
     assert status == 1 and err == f"error: {tmp_path / 'none'}: no such folder of labelme's JSON files\n"
     assert call("coco", "coco", "a", "b", "--dataset", "coco")[0] == 2
+
+
+@pytest.mark.parametrize("form, found", [
+    ("cvat", "2 images, nothing is written; found: 1 boxes without a skeleton, 1 shapes of the kind points; a person is a skeleton that is called like"),
+    ("labelme", "1 images, nothing is written; found: 1 rectangles without a joint, 1 shapes of the kind polygon; a person is points that"),
+    ("yolo", "1 images, nothing is written; found: 1 objects of class 1, 2 objects of class 3, 1 persons without a labelled joint; a person is a line of"),
+    ("coco", "1 images, nothing is written; found: 1 annotations without labelled joints, 1 crowd regions; a person is an annotation of the category"),
+    ("empty", "1 images, nothing is written; found: no labels; a person is points that are called like the joints"),
+])
+def test_tool_nobody_written_ends_with_what_was_found(made, tmp_path, form, found):
+    options, source = ["--dataset", made[1].path], tmp_path / "labels"
+    if form == "cvat":
+        source.write_text('<annotations><image name="b.jpg" width="9" height="9"/><image name="a.jpg" width="9" height="9"><points label="dot person" points="1,1"/>'
+                          '<box label="dot person" xtl="1" ytl="1" xbr="2" ybr="2"/></image></annotations>')
+    elif form == "labelme":
+        labelme(source, shape("dot person", [[1, 1], [9, 9]], "rectangle"), shape("middle", [[1, 1]], "polygon"))
+    elif form == "yolo":
+        source = yolo(tmp_path, "1 2 3\n3 1\n3 2\n0 .5 .5 .2 .2" + " .1 .2 0" * 5)[0][1]
+        options += ["--images", tmp_path / "i"]
+    elif form == "coco":
+        person = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 40, "keypoints": [0] * 15}
+        source.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}], "categories": [{"id": 1, "name": "dot person"}],
+                                      "annotations": [{"id": 1, **person}, {"id": 2, **person, "iscrowd": 1}]}))
+    else:
+        form, source = "labelme", labelme(source)
+    target = tmp_path / "out"
+    status, out, err = call(form, "labelme" if form == "coco" else "coco", source, target, *options)
+    assert (status, out) == (1, "") and err.startswith(f"error: {source}: no persons in {found}") and f"(dot person of {made[1].path})" in err
+    assert not target.exists()

@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("source", help="file or folder that is read")
     parser.add_argument("target", help="file or folder that is written; files of the same names are replaced")
     parser.add_argument("--dataset", required=True, metavar="FILE", help="dataset file, or the name of one in experiments/datasets")
-    parser.add_argument("--images", metavar="DIR", help="folder of the images; yolo needs it, labelme looks whether they are there")
+    parser.add_argument("--images", metavar="DIR", help="folder of the images; yolo needs it, for the others it is checked that they are there, with the labels' sizes")
     args = parser.parse_args()
     if args.source_format == args.target_format:
         raise ConfigError(f"{args.source_format} {args.target_format}: the two formats are the same")
@@ -27,8 +27,8 @@ def main() -> int:
 
     start_console()
     data = dataset(args.dataset)
-    pictures = converters.read(args.source_format, args.source, data, images=args.images)
-    converters.write(args.target_format, args.target, data, pictures)
+    forms = (args.source_format, args.target_format)
+    pictures = converters.convert(forms, args.source, args.target, data, images=args.images)
     persons = [person for picture in pictures for person in picture.persons]
     print(f"{len(persons)} persons with {sum(int((person.keypoints[:, 2] > 0).sum()) for person in persons)} joints in {len(pictures)} images "
           f"written to {args.target}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.converters.pictures import LabelledPerson, LabelledPicture, tell_left_out
+from poise.converters.pictures import LabelledPerson, LabelledPicture, check_sizes
 from poise.datasets.coco import check_order
 from poise.datasets.coco_files import read_annotations
 from poise.datasets.table import PackedNames
@@ -15,18 +15,21 @@ from poise.skeleton import DatasetFile
 from poise.writing import replacing
 
 AREA_OF_BOX = 0.5       # no other format has areas
+PERSON = "a person is an annotation of the category, with labelled keypoints"
 
 
-def read(path: Path, data: DatasetFile, images: Path | None = None) -> list[LabelledPicture]:
-    """Pictures with the persons that a training would use; what is left out is in the log."""
+def read(path: Path, data: DatasetFile, images: Path | None = None) -> tuple[list[LabelledPicture], Counter[str]]:
+    """Pictures with the persons that a training would use, and what is left out."""
     found = read_annotations(path, path.stem, data.skeleton.num_joints, data.category)
     check_order(found["joint_names"].tolist(), data, path)
     names = PackedNames(found["name_buffer"], found["name_ends"])
     pictures = [LabelledPicture(name, int(width), int(height)) for name, (width, height) in zip(names, found["image_sizes"])]
     for place, box, joints, visible in zip(found["image_index"], found["boxes"], found["joints"], found["visible"]):
         pictures[place].persons.append(LabelledPerson(box, np.column_stack([joints, visible]).astype(np.float64)))
-    tell_left_out(path, Counter(dict(zip(found["reasons"].tolist(), found["counts"].tolist()))))
-    return pictures
+    if images is not None:
+        check_sizes(path, pictures, images)
+    reasons = (f"annotations {reason}" if reason.startswith(("of ", "without ")) else reason for reason in found["reasons"].tolist())
+    return pictures, Counter(dict(zip(reasons, found["counts"].tolist())))
 
 
 def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:

@@ -1,8 +1,9 @@
 """labelme's JSON (https://github.com/wkentaro/labelme): a file for each image, beside it or in a folder of their own.
 
-A joint is a point whose label is its name; a rectangle with the category as its label is the person's box, other rectangles are left out and counted. What
-belongs to one person has one group_id. Without any group_id a picture has one person, or each point belongs to the smallest rectangle that holds it. Points with a
-flag `hidden` or the description 'hidden' have COCO's flag 1, others 2. Where there is no rectangle the box is that around the joints. Areas are not kept.
+A joint is a point whose label is its name; a rectangle with the category as its label is the person's box, upright around a turned one. Other rectangles and
+shapes are left out and counted. What belongs to one person has one group_id; only a single rectangle, or a single person, may be without. Without any group_id a
+picture has one person, or each point belongs to the smallest rectangle that holds it. Points with a flag `hidden` or the description 'hidden' have COCO's flag 1,
+others 2. Where there is no rectangle the box is that around the joints. Areas are not kept.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from poise.archives import name_fault
-from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, label_files, numbers, tell_left_out
+from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, check_sizes, label_files, match_boxes, numbers
 from poise.errors import DataError, shown
 from poise.json_files import read_json
 from poise.skeleton import DatasetFile
@@ -22,9 +23,11 @@ from poise.writing import replacing
 
 _VERSION = "5.5.0"      # of labelme, whose files these are
 _HIDDEN = "hidden"
+_BOXES = ("rectangle", "oriented_rectangle", "rotation")     # the last is X-AnyLabeling's
+PERSON = "a person is points that are called like the joints, with a rectangle called like the category"
 
 
-def read(folder: Path, data: DatasetFile, images: Path | None = None) -> list[LabelledPicture]:
+def read(folder: Path, data: DatasetFile, images: Path | None = None) -> tuple[list[LabelledPicture], Counter[str]]:
     """The pictures of all .json files in a folder and those below it. A picture's name is the file's, with the ending of imagePath."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of labelme's JSON files")
@@ -32,12 +35,13 @@ def read(folder: Path, data: DatasetFile, images: Path | None = None) -> list[La
     if not files:
         raise DataError(f"{folder}: has no JSON files of labelme")
     left: Counter[str] = Counter()
-    pictures = [_read_one(path, path.relative_to(folder), data, images, left) for path in files]
-    tell_left_out(folder, left)
-    return pictures
+    pictures = [_read_one(path, path.relative_to(folder), data, left) for path in files]
+    if images is not None:
+        check_sizes(folder, pictures, images)
+    return pictures, left
 
 
-def _read_one(path: Path, relative: Path, data: DatasetFile, images: Path | None, left: Counter[str]) -> LabelledPicture:
+def _read_one(path: Path, relative: Path, data: DatasetFile, left: Counter[str]) -> LabelledPicture:
     content = read_json(path, "labelme file")
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes) or not isinstance(content.get("imagePath"), str):
@@ -48,8 +52,6 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, images: Path | None
     name = relative.with_suffix(PurePosixPath(content["imagePath"].replace("\\", "/")).suffix).as_posix()
     if name_fault(name):
         raise DataError(f"{path}: the image name {shown(name)} {name_fault(name)}")
-    if images is not None and not (images / name).is_file():
-        raise DataError(f"{path}: {images} has no image {shown(name)}")
     picture = LabelledPicture(name, int(width), int(height))
     for box, points in _groups(path, shapes, data, left):
         keypoints = np.zeros((data.skeleton.num_joints, 3))
@@ -70,35 +72,60 @@ def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: Counter[str
     points: list[tuple[Any, tuple]] = []
     for number, shape in enumerate(shapes):
         where, label, kind = f"{path}: shape {number}", shape.get("label"), shape.get("shape_type", "point")
-        if not isinstance(shape.get("points"), list) or not all(isinstance(point, list) and len(point) == 2 for point in shape["points"]):
-            raise DataError(f"{where} has no points")
-        values = numbers([value for point in shape["points"] for value in point], where, "a point")
-        group = shape.get("group_id")
-        if not isinstance(group, (int, type(None))):
-            raise DataError(f"{where}: group_id {shown(group, 40)} is no whole number")
-        if kind == "rectangle" and label != data.category and isinstance(data.category, str):      # of a category by its id the name is not known
+        if kind in _BOXES and label != data.category and isinstance(data.category, str):      # of a category by its id the name is not known
             left[f"rectangles called {label}"] += 1
-        elif kind == "rectangle" and len(values) in (4, 8):
-            corners = np.array(values).reshape(-1, 2)
-            boxes.append((group, np.concatenate([corners.min(axis=0), np.ptp(corners, axis=0)])))
-        elif kind == "point" and len(values) == 2:
+        elif kind in _BOXES:
+            corners = _corners(shape, where, (2, 4))
+            boxes.append((_group(shape, where), np.concatenate([corners.min(axis=0), np.ptp(corners, axis=0)])))
+        elif kind == "point":
+            (x, y), = _corners(shape, where, (1,)).tolist()
             if label not in data.skeleton.names:
                 raise DataError(f"{where}: the point is called {shown(label, 40)}, which is none of the joints of {data.path}")
             flags = shape.get("flags") if isinstance(shape.get("flags"), dict) else {}
             hidden = bool(flags.get(_HIDDEN)) or str(shape.get("description") or "").strip().lower() == _HIDDEN
-            points.append((group, (data.skeleton.names.index(label), *values, 1.0 if hidden else 2.0)))
+            points.append((_group(shape, where), (data.skeleton.names.index(label), x, y, 1.0 if hidden else 2.0)))
         else:
-            raise DataError(f"{where} is a {shown(kind, 40)}; joints are points, and boxes rectangles")
+            left[f"shapes of the kind {kind}"] += 1
     if all(group is None for group, _ in points + boxes):
         return _without_groups(path, [box for _, box in boxes], [point for _, point in points])
-    groups: dict[Any, tuple] = {}
-    for group, box in boxes:
-        if group in groups:
-            raise DataError(f"{path}: two rectangles have the group_id {group}")
-        groups[group] = (box, [])
+    return _by_group(path, boxes, points, left)
+
+
+def _group(shape: dict, where: str) -> int | None:
+    group = shape.get("group_id")
+    if group is not None and type(group) is not int:
+        raise DataError(f"{where}: group_id {shown(group, 40)} is no whole number")
+    return group
+
+
+def _corners(shape: dict, where: str, counts: tuple[int, ...]) -> np.ndarray:
+    """Return the points (N, 2) of a shape, whose number must be one of `counts`."""
+    points = shape.get("points")
+    is_list = isinstance(points, list)
+    if not is_list or not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise DataError(f"{where} has no points")
+    if len(points) not in counts:
+        kind, expected = shown(shape.get("shape_type"), 40), " or ".join(map(str, counts))
+        raise DataError(f"{where}: the {kind} has {len(points)} points, expected {expected}")
+    values = numbers([value for point in points for value in point], where, "a point")
+    return np.array(values).reshape(-1, 2)
+
+
+def _by_group(
+    path: Path, boxes: list[tuple[Any, np.ndarray]], points: list[tuple], left: Counter[str]
+) -> list[tuple[np.ndarray | None, list[tuple]]]:
+    groups: dict[Any, list[tuple]] = {}
     for group, point in points:
-        groups.setdefault(group, (None, []))[1].append(point)
-    return list(groups.values())
+        groups.setdefault(group, []).append(point)
+    matched = match_boxes(str(path), boxes, list(groups))
+    for group, box in zip(groups, matched):
+        if group is None and box is None and len(groups) > 1:
+            raise DataError(
+                f"{path}: {len(groups[None])} points have no group_id and others have one; "
+                "give each person's points and box a group_id of their own"
+            )
+    left["rectangles without a joint"] += len(boxes) - sum(box is not None for box in matched)
+    return list(zip(matched, groups.values()))
 
 
 def _without_groups(path: Path, boxes: list[np.ndarray], points: list[tuple]) -> list[tuple]:

@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from poise.bounded_reading import read_bytes
 from poise.datasets import image_header
+from poise.datasets.decoding import Picture
 from poise.datasets.reading import MOST_BYTES
 from poise.errors import DataError, shown
 from poise.geometry import FARTHEST
@@ -19,6 +21,7 @@ from poise.pictures import is_picture_name
 log = logging.getLogger(__name__)
 
 _MARGIN = 0.1       # of the joints' extent, where nobody drew a box
+_MAX_KINDS = 10     # of what was left out, that are listed
 
 
 @dataclass
@@ -50,10 +53,56 @@ def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
     return found
 
 
+def describe_left_out(left: Counter[str]) -> str:
+    """Return what a reader left out, with numbers; '' for nothing."""
+    kinds = sorted((+left).items())
+    if len(kinds) > _MAX_KINDS:     # those there are most of
+        kinds = [*(+left).most_common(_MAX_KINDS), (len(kinds) - _MAX_KINDS, "more kinds")]
+    return ", ".join(f"{count} {shown(reason, 80)}" for reason, count in kinds)
+
+
 def tell_left_out(where: str | Path, left: Counter[str]) -> None:
     """What a reader has left out, with numbers, as one warning."""
     if +left:
-        log.warning("%s", f"{where}: left out: " + ", ".join(f"{count} {shown(reason, 80)}" for reason, count in sorted((+left).items())))
+        log.warning("%s", f"{where}: left out: {describe_left_out(left)}")
+
+
+def match_boxes(
+    where: str, boxes: Sequence[tuple[Any, np.ndarray]], persons: Sequence[Any]
+) -> list[np.ndarray | None]:
+    """Return each person's box, None for a person without one.
+
+    boxes: (group, box (4,)). persons: the group of each. None stands for no group: such a box
+    belongs to the only person without one, and such a person to the only box that is left. Raises
+    DataError where there are several.
+    """
+    box_groups = Counter(group for group, _ in boxes if group is not None)
+    person_groups = Counter(group for group in persons if group is not None)
+    for group, count in box_groups.items():
+        if count > 1 or person_groups[group] > 1:
+            what = "two boxes" if count > 1 else "a box and two persons"
+            raise DataError(
+                f"{where}: {what} have the group_id {shown(group, 40)}; give each person's points "
+                "and box a group_id of their own"
+            )
+    unused = {group: box for group, box in boxes if group is not None}
+    found = [None if group is None else unused.pop(group, None) for group in persons]
+    free_boxes = [box for group, box in boxes if group is None]
+    free_persons = [place for place, group in enumerate(persons) if group is None]
+    if len(free_boxes) == len(free_persons) == 1:
+        found[free_persons[0]] = free_boxes[0]
+        free_boxes, free_persons = [], []
+    rest = [*unused.values(), *free_boxes]
+    without = [place for place, box in enumerate(found) if box is None]
+    if not rest or not without or not (free_boxes or free_persons):
+        return found
+    if len(rest) > 1 or len(without) > 1:
+        raise DataError(
+            f"{where}: boxes without a person: {len(rest)}, persons without a box: {len(without)}, "
+            "and some have no group_id; give each person's points and box a group_id of their own"
+        )
+    found[without[0]] = rest[0]
+    return found
 
 
 def box_around(keypoints: np.ndarray, width: float, height: float) -> np.ndarray:
@@ -65,19 +114,76 @@ def box_around(keypoints: np.ndarray, width: float, height: float) -> np.ndarray
     return np.concatenate([low, high - low])
 
 
-def image_sizes(folder: Path) -> dict[str, tuple[int, int]]:
-    """{name: (width, height)} of the pictures in a folder and those below it, by name, from their headers. Raises DataError."""
+class ImageSize(NamedTuple):
+    """Width and height of an image as read with DATASET.EXIF False (stored) and True (upright)."""
+
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    orientation: int
+
+
+def image_size(path: Path) -> ImageSize:
+    """Read the size of an image file, with few exceptions from its header. Raises DataError."""
+    data = read_bytes(path, "image", MOST_BYTES)
+    size = image_header.claimed_size(data)
+    if size is None or 0 in size:
+        raise DataError(
+            f"{path}: not an image that is read ({image_header.FORMATS} are); "
+            "remove it from the folder"
+        )
+    orientation = image_header.exif_orientation(data)
+    if orientation < 5:
+        return ImageSize(size, size, orientation)
+    if data.startswith((b"\xff\xd8", b"\x89PNG")):
+        return ImageSize(size, size[::-1], orientation)
+    if image_header.fault(data):
+        return ImageSize(size, size, orientation)
+    # OpenCV's versions differ in when they turn WebP, and they turn TIFF always
+    decoded = [Picture(data, exif=exif).pixels for exif in (False, True)]
+    stored, upright = (size if pixels is None else pixels.shape[1::-1] for pixels in decoded)
+    return ImageSize(stored, upright, orientation)
+
+
+def image_sizes(folder: Path) -> dict[str, ImageSize]:
+    """Return {name: size} of the images in a folder and those below it, by name.
+
+    Raises DataError.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such image folder")
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if is_picture_name(path)):
-        size = image_header.claimed_size(read_bytes(path, "image", MOST_BYTES))
-        if size is None or 0 in size:
-            raise DataError(f"{path}: not an image that is read ({image_header.FORMATS} are); remove it from the folder")
-        found[path.relative_to(folder).as_posix()] = size
-    if not found:
+    paths = sorted(path for path in folder.rglob("*") if is_picture_name(path))
+    if not paths:
         raise DataError(f"{folder}: has no images")
-    return found
+    return {path.relative_to(folder).as_posix(): image_size(path) for path in paths}
+
+
+def check_sizes(where: str | Path, pictures: Sequence[LabelledPicture], folder: Path) -> None:
+    """Compare labels that name their image's size with the image files below `folder`.
+
+    Raises DataError for a missing image and for one of another size. Logs which DATASET.EXIF the
+    labels need, if any image has an EXIF orientation.
+    """
+    turned: Counter[str] = Counter()
+    for picture in pictures:
+        if not (folder / picture.name).is_file():
+            raise DataError(f"{where}: {folder} has no image {shown(picture.name)}")
+        size, labeled = image_size(folder / picture.name), (picture.width, picture.height)
+        if labeled not in (size.stored, size.upright):
+            raise DataError(
+                f"{where}: the labels are of an image of {labeled[0]} x {labeled[1]} pixels, "
+                f"and {folder / picture.name} has {size.upright[0]} x {size.upright[1]}; give the "
+                "images that were labeled"
+            )
+        if size.orientation > 1 and size.stored == size.upright:
+            turned["both sizes equal: set DATASET.EXIF True if upright images were labeled"] += 1
+        elif size.orientation > 1 and labeled == size.upright:
+            turned["labels of the upright image: set DATASET.EXIF True"] += 1
+        elif size.orientation > 1:
+            turned["labels of the stored pixels: set DATASET.EXIF False"] += 1
+    for text, count in turned.items():
+        log.warning(
+            "%s", f"{folder}: {count} of {len(pictures)} images have an EXIF orientation, and {text}"
+        )
 
 
 def numbers(values: Iterable[object], where: str, what: str) -> list[float]:

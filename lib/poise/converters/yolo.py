@@ -2,9 +2,11 @@
 
 Class, centre x, y, width and height of the box, then x, y and the flag of each joint, or x and y alone; all but class and flags as shares of the image. Joints
 without flags are taken as seen, those at 0, 0 as not labelled. Class 0 is read. An image without a file has nobody in it. Areas are not kept.
+Sizes are those of the upright image, which ultralytics and labelling tools read.
 """
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from poise.bounded_reading import read_bytes
-from poise.converters.pictures import LabelledPerson, LabelledPicture, image_sizes, label_files, numbers, tell_left_out
+from poise.converters.pictures import LabelledPerson, LabelledPicture, image_sizes, label_files, numbers
 from poise.errors import DataError
 from poise.skeleton import DatasetFile
 from poise.writing import replacing
 
+log = logging.getLogger(__name__)
+
 CLASS = 0
+PERSON = f"a person is a line of class {CLASS}"
 _MOST_BYTES = 1 << 24
+_LISTS = ("classes.txt", "train.txt", "val.txt")    # which are no labels, unless of an image of that name
 
 
-def read(folder: Path, data: DatasetFile, images: Path | None = None) -> list[LabelledPicture]:
+def read(folder: Path, data: DatasetFile, images: Path | None = None) -> tuple[list[LabelledPicture], Counter[str]]:
     """The pictures of `images`, which must be given: the text does not say how large they are."""
     if images is None:
         raise DataError(f"{folder}: YOLO's text is relative to the size of the images; give their folder with --images")
@@ -29,25 +35,33 @@ def read(folder: Path, data: DatasetFile, images: Path | None = None) -> list[La
         raise DataError(f"{folder}: no such folder of YOLO's text files")
     sizes = image_sizes(images)
     by_text = label_files(sizes, ".txt")
-    texts = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.name not in ("classes.txt", "train.txt", "val.txt"))
-    strange = [text for text in texts if text not in by_text]
+    texts = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt"))
+    strange = [text for text in texts if text not in by_text and Path(text).name not in _LISTS]
     if strange:
         raise DataError(f"{folder / strange[0]}: {images} has no image of this name{f', nor for {len(strange) - 1} more files' if len(strange) > 1 else ''}")
     pictures = []
-    there, left = set(texts), Counter()
+    there = set(texts)
+    left: Counter[str] = Counter()
     for text, name in by_text.items():
-        picture = LabelledPicture(name, *sizes[name])
+        picture = LabelledPicture(name, *sizes[name].upright)
         if text in there:
             lines = read_bytes(folder / text, "label file", _MOST_BYTES).decode("utf-8", "replace").splitlines()
             for number, line in enumerate(lines, 1):
                 values = numbers(line.split(), f"{folder / text}, line {number}", "it")
                 if values and values[0] != CLASS:
-                    left[f"objects of other classes than {CLASS}"] += 1
+                    left[f"objects of class {values[0]:g}"] += 1
                 elif values:
-                    picture.persons.append(_person(values, picture, data.skeleton.num_joints, f"{folder / text}, line {number}"))
+                    person = _person(values, picture, data.skeleton.num_joints, f"{folder / text}, line {number}")
+                    if (person.keypoints[:, 2] > 0).any():
+                        picture.persons.append(person)
+                    else:
+                        left["persons without a labelled joint"] += 1
         pictures.append(picture)
-    tell_left_out(folder, left)
-    return pictures
+    turned = sum(sizes[picture.name].orientation > 1 for picture in pictures)
+    if turned:
+        log.warning("%s", f"{images}: {turned} of {len(pictures)} images have an EXIF orientation, and the labels are taken as those of the upright "
+                    "images: set DATASET.EXIF True")
+    return pictures, left
 
 
 def _person(values: list[float], picture: LabelledPicture, joints: int, where: str) -> LabelledPerson:

@@ -11,6 +11,8 @@ MOST_PIXELS = 110_000_000   # of an image: 330 MB decoded; the sensors of medium
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF and WebP"
 _MOST_SCANS = 64            # a progressive JPEG has about ten; each one more is one more look at all of it, however few bytes it has
 _FREE_WORK = 1 << 28        # pixels times scans that take no more than seconds
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")     # those that can have an EXIF entry
+_ORIENTATION_TAG = 274
 # start of frame of every kind: C4, C8 and CC are other segments
 _TIFF_TAGS = frozenset((256, 257, 258, 277, 278, 322, 323))     # width, height, bits, samples, rows of a strip, width and height of a tile
 _FRAMES = frozenset((0xc0, 0xc1, 0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf))
@@ -34,6 +36,31 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
     except struct.error:
         return 0, 0
     return None
+
+
+def exif_orientation(data: bytes) -> int:
+    """Return the EXIF orientation of an encoded image, 1 to 8; 1 (upright) if it has none."""
+    import io
+    import warnings
+
+    from PIL import Image
+
+    is_tiff = data.startswith((b"II*\0", b"MM\0*"))
+    if not is_tiff and not any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # Pillow warns about odd headers
+            with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as header:
+                if is_tiff:
+                    tags = header.tag_v2
+                else:       # not getexif(), which decodes a PNG, and takes XMP's entry, which OpenCV does not
+                    tags = Image.Exif()
+                    tags.load(header.info.get("exif", b""))
+                orientation = tags.get(_ORIENTATION_TAG, 1)
+    except Exception:       # damaged headers raise errors of many classes
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def fault(data: bytes) -> str | None:
