@@ -161,6 +161,11 @@ def _all_images(rename: Callable[[str], str]) -> Callable[[Any], None]:
     return change
 
 
+def _two_persons(content: Any) -> None:
+    content["categories"].append({"id": 2, "name": "person"})
+    content["annotations"][-1]["category_id"] = 2
+
+
 def _in_place(how: str, make: Callable[[Path], Any], line: str) -> Fault:
     def plant(place: Place) -> list:
         path = place.root / TRUTH["train"]
@@ -184,11 +189,11 @@ ANNOTATIONS = [
     _annotated("no images", lambda content: content.update(images=[]), "has no list 'images'"),
     _annotated("no category person", lambda content: content.update(categories=[{"id": 1, "name": "dog"}]), "has no category 'person'"),
     _annotated("nobody", lambda content: content.update(annotations=[]), "no person is left to use"),
-    _annotated("an image without a width", lambda content: content["images"][0].pop("width") and None, "lacks or spoils id, file_name, width or height"),
+    _annotated("an image without a width", lambda content: content["images"][0].pop("width") and None, "has no 'width'; each needs id, file_name, width and height"),
     _annotated("an image of negative size", _image(width=-640), "has width and height [-640.0"),
     _annotated("an image of 1e400 pixels", _image(height="@1e400@"), "annotation file"),
     _annotated("two images of one id", lambda content: content["images"][1].update(id=content["images"][0]["id"]), "two entries of 'images' have the same id"),
-    _annotated("an image id of 22 digits", _image(id=2**70), "lacks or spoils id, file_name, width or height"),
+    _annotated("an image id of 22 digits", _image(id=2**70), "has id 1.1805916207174113e+21, expected a whole number"),
     _annotated("a file_name that is a number", _image(file_name=7), "has a file_name that is not text"),
     _annotated("a file_name that leads out of the folder", _image(file_name="../../../etc/passwd"), "the file_name ../../../etc/passwd of 'images' leads out of the folder"),
     _annotated("an absolute file_name", _image(file_name="/etc/passwd"), "the file_name /etc/passwd of 'images' leads out of the folder"),
@@ -197,11 +202,16 @@ ANNOTATIONS = [
     _annotated("a joint that is NaN", _person(keypoints=["@NaN@"] + [1] * 50), "holds NaN in line 1"),
     _annotated("a joint of 1e400", _person(keypoints=["@1e400@"] + [1] * 50), "annotation file"),
     _annotated("a joint of 1e300", _person(keypoints=[1e300] + [1] * 50), "annotation 4711 has a keypoint that is not finite or beyond any image"),
-    _annotated("a joint that is a text", _person(keypoints=["left"] + [1] * 50), "annotation 4711 lacks or spoils"),
+    _annotated("a joint that is a text", _person(keypoints=["left"] + [1] * 50), "annotation 4711 has 'left' as number 0 of its keypoints, expected a number"),
     _annotated("14 joints", _person(keypoints=[1, 1, 2] * 14), "annotation 4711 has 42 keypoint numbers, expected 51"),
     _annotated("a person of an image that is not listed", _person(image_id=10**6), "annotation 4711 belongs to image 1000000, which 'images' does not list"),
     _annotated("an id that is a list", _person(id=[1]), "annotation [1]"),
-    _annotated("an area that is a text (found before the first epoch)", _person(area="big"), "annotation", tool="test"),
+    _annotated("an area that is a text (found before the first epoch)", _person(area="big"), "annotation 4711 has area 'big', expected a number", tool="test"),
+    _annotated("an area that is null", _person(area=None), "annotation 4711 has area None, expected a number"),
+    _annotated("a flag that is a text", _person(keypoints=[1, 1, 2] * 16 + [1, 1, "2"]), "annotation 4711 has '2' as number 50 of its keypoints, expected a number"),
+    _annotated("an iscrowd that is a word", _person(iscrowd="no"), "annotation 4711 has iscrowd 'no', expected 0 or 1"),
+    _annotated("an image id that is a word", _image(id="first"), "has id 'first', expected a whole number"),
+    _annotated("two categories of one name, both with persons", _two_persons, "2 categories are named 'person' (ids 1, 2), and 2 of them have annotations; name one by its id"),
 ]
 
 
@@ -223,11 +233,12 @@ BOXES_FAULTS = [
     _boxes("NaN", ["@NaN@", 10, 20, 20], "holds NaN in line 1"),
     _boxes("1e400", [10, 10, "@1e400@", 20], "annotation file"),
     _boxes("1e300", [10, 10, 1e300, 20], "annotation 4711 has a bbox that is not finite or beyond any image"),
-    _boxes("null", [None, 10, 20, 20], "annotation 4711 has a bbox that is not finite"),
+    _boxes("null", [None, 10, 20, 20], "annotation 4711 has None as number 0 of its bbox, expected a number"),
     _boxes("three numbers", [1, 2, 3], "annotation 4711 has 3 numbers in its bbox"),
     _detected("a detection file that is cut off", lambda boxes: json.dumps(boxes)[:-20], "not valid JSON"),
     _detected("a detection file that is no list", lambda boxes: {"annotations": boxes}, "is not a list"),
-    _detected("a detection without a score", lambda boxes: boxes[2].pop("score") and None, "entry 2 is not a detection ('score')"),
+    _detected("a detection without a score", lambda boxes: boxes[2].pop("score") and None, "entry 2 is not a detection (it has no 'score')"),
+    _detected("a detection whose score is null", lambda boxes: boxes[2].update(score=None), "entry 2 is not a detection (it has score None, expected a number)"),
     _detected("a detection of three numbers", lambda boxes: boxes[2].update(bbox=[1, 2, 3]), "entry 2 is not a detection"),
     _detected("a detection that is NaN", lambda boxes: boxes[2].update(bbox=[1, 2, "@NaN@", 4]), "holds NaN"),
     _detected("a detection of 1e300", lambda boxes: boxes[2].update(bbox=[1e300, 2, 3, 4]), "entry 2 has a bbox or score that is not finite or beyond any image"),

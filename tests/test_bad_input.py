@@ -110,8 +110,8 @@ ANNOTATIONS = {
     "box outside": (first(bbox=[5000, 10, 20, 20]), "annotation 4711 has a bbox without area inside its image"),
     "nan in box": (first(bbox=[float("nan"), 10, 20, 20]), "holds NaN"),
     "nan in joint": (first(keypoints=[float("nan")] + [1] * 50), "holds NaN"),
-    "null in box": (first(bbox=[None, 10, 20, 20]), "annotation 4711 has a bbox that is not finite"),
-    "text in joint": (first(keypoints=["left"] + [1] * 50), "annotation 4711 lacks or spoils"),
+    "null in box": (first(bbox=[None, 10, 20, 20]), "annotation 4711 has None as number 0 of its bbox, expected a number"),
+    "text in joint": (first(keypoints=["left"] + [1] * 50), "annotation 4711 has 'left' as number 0 of its keypoints, expected a number"),
     "unknown image": (first(image_id=999), "annotation 4711 belongs to image 999, which 'images' does not list"),
     "no images": (lambda content: content.update(images=[]), "has no list 'images'"),
     "nobody": (lambda content: content.update(annotations=[]), "no person is left to use"),
@@ -175,7 +175,7 @@ DETECTIONS = {
     "no list": (lambda boxes: json.dumps({"annotations": boxes}), "is not a list"),
     "nan in box": (lambda boxes: boxes[2].update(bbox=[1, 2, float("nan"), 4]), "holds NaN"),
     "box of three": (lambda boxes: boxes[2].update(bbox=[1, 2, 3]), "entry 2 is not a detection"),
-    "without score": (lambda boxes: boxes[2].pop("score") and None, "entry 2 is not a detection ('score')"),
+    "without score": (lambda boxes: boxes[2].pop("score") and None, "entry 2 is not a detection (it has no 'score')"),
     "all of another set": (lambda boxes: [box.update(image_id=10**6) for box in boxes] and None, "no person is left to use"),
 }
 

@@ -420,7 +420,8 @@ def test_good_detections(detected):
     (lambda e: e | {"bbox": [e["bbox"][0], e["bbox"][1], e["bbox"][0] + e["bbox"][2], e["bbox"][1] + e["bbox"][3]]}, "taken as left, top, right, bottom: the file has its boxes in that form"),
     (lambda e: e | {"bbox": [e["bbox"][0] / 120, e["bbox"][1] / 64, e["bbox"][2] / 120, e["bbox"][3] / 64]}, "taken as shares of the image from 0 to 1"),
     (lambda e: e | {"bbox": [1, 1, 2, 2]}, "few persons could be found with these boxes"),
-    (lambda e: {"image": 1}, "entries lack one of image_id"),
+    (lambda e: {"image": 1}, "36 of 36 entries are no detections: entry 0 has no 'image_id'"),
+    (lambda e: e | {"score": None}, "36 of 36 entries are no detections: entry 0 has score None, expected a number"),
 ])
 def test_bad_detections(detected, change, line):
     assert any(line in text for text in detected(change)), detected(change)

@@ -86,6 +86,13 @@ def test_selection(annotated):
                                "1 without labelled joints")
 
 
+def test_coordinates_without_a_flag_are_no_labels(annotated):
+    """As some tools write persons who are not labeled; COCO has zeros there."""
+    bare = [value for joint in range(17) for value in (50.0 + joint, 40.0 + joint, 0)]
+    table = annotated([person(1), person(2, keypoints=bare), person(3, keypoints=[-v for v in JOINTS])])
+    assert table.ids.tolist() == [1] and table.dropped == {"without labelled joints": 2}
+
+
 def test_columns(annotated):
     joints = list(JOINTS)
     joints[3:6], joints[6:9] = [61.5, 42.25, 1], [0, 0, 0]
@@ -148,17 +155,22 @@ def test_box_of_a_person_that_is_dropped_does_not_matter(annotated):
     (person(42, keypoints=JOINTS[:-3]), "has 48 keypoint numbers, expected 51 (17 joints x 3)"),
     (person(42, keypoints=JOINTS + [1, 1, 1]), "has 54 keypoint numbers"), (person(42, keypoints=[]), "has 0 keypoint numbers"),
     (person(42, image_id=6), "belongs to image 6, which 'images' does not list"), (person(42, image_id=None), "belongs to image None"),
-    (person(42, image_id=[5]), "lacks or spoils"), (person(42, bbox=[1, 2, 3]), "has 3 numbers in its bbox"),
+    (person(42, image_id=[5]), "belongs to image [5]"), (person(42, bbox=[1, 2, 3]), "has 3 numbers in its bbox"),
     (person(42, bbox=[1, 2, 3, 4, 5]), "has 5 numbers in its bbox"),
-    (person(42, bbox=None), "lacks or spoils"), (person(42, bbox=[1, 2, 3, "wide"]), "must be plain numbers"),
-    (person(42, bbox=[1, 2, 3, None]), "a bbox that is not finite"),
-    (person(42, bbox=[1, 2, [3], 4]), "must be plain numbers"), (person(42, keypoints=[[1, 2, 3]] * 17), "has 17 keypoint numbers"),
-    (person(42, keypoints=None), "lacks or spoils"), (person(42, keypoints=JOINTS[:-1] + [None]), "lacks or spoils"),
-    (person(42, keypoints=[[value] for value in JOINTS]), "must be plain numbers"),
-    (person(42, bbox=[[1], [2], [3], [4]]), "must be plain numbers"),
-    (person(42, area="big"), "lacks or spoils"), (without(person(42), "bbox"), "lacks or spoils 'bbox'"),
-    (without(person(42), "keypoints"), "lacks or spoils 'keypoints'"),
-    (without(person(42), "image_id"), "lacks or spoils 'image_id'"), (without(person(42), "category_id"), "lacks or spoils 'category_id'"),
+    (person(42, bbox=None), "has bbox None, expected a list of 4 numbers"),
+    (person(42, bbox=[1, 2, 3, "wide"]), "has 'wide' as number 3 of its bbox, expected a number"),
+    (person(42, bbox=[1, 2, 3, None]), "has None as number 3 of its bbox, expected a number"),
+    (person(42, bbox=[1, 2, [3], 4]), "has [3] as number 2 of its bbox"), (person(42, keypoints=[[1, 2, 3]] * 17), "has 17 keypoint numbers"),
+    (person(42, keypoints=None), "has keypoints None, expected a list of 51 numbers"),
+    (person(42, keypoints=JOINTS[:-1] + [None]), "has None as number 50 of its keypoints"),
+    (person(42, keypoints=JOINTS[:-1] + ["2"]), "has '2' as number 50 of its keypoints, expected a number"),
+    (person(42, keypoints=[[value] for value in JOINTS]), "has [50.0] as number 0 of its keypoints"),
+    (person(42, bbox=[[1], [2], [3], [4]]), "has [1] as number 0 of its bbox"),
+    (person(42, area="big"), "has area 'big', expected a number"), (person(42, area=None), "has area None, expected a number"),
+    (person(42, iscrowd="no"), "has iscrowd 'no', expected 0 or 1"), (person(42, category_id="person"), "has category_id 'person', expected a whole number"),
+    (without(person(42), "bbox"), "has no 'bbox'; a keypoint annotation needs"),
+    (without(person(42), "keypoints"), "has no 'keypoints'"),
+    (without(person(42), "image_id"), "has no 'image_id'"), (without(person(42), "category_id"), "has no 'category_id'"),
 ])
 def test_bad_annotation_is_named(annotated, entry, fault):
     # enough good ones that numbers of a wrong count could be dealt out anew without being noticed
@@ -176,12 +188,12 @@ def test_boxes_of_a_wrong_length_that_add_up(annotated, boxes):
 def test_bad_id(annotated, number):
     refusal(annotated, [person(number), person(number)])      # all alike, which NumPy could take for one more dimension
     text = refusal(annotated, [person(1), person(number)])
-    assert "person_keypoints_val2017.json" in text and "(image 5): id, bbox and keypoints must be plain numbers" in text
+    assert "person_keypoints_val2017.json: annotation " in text and " has id " in text and "expected a whole number" in text
 
 
 def test_annotation_without_id(annotated):
     text = refusal(annotated, [person(1), without(person(42), "id")])
-    assert "annotation None (image 5): id, bbox and keypoints must be plain numbers ('id')" in text
+    assert "annotation None has no 'id'; a keypoint annotation needs id, image_id" in text
 
 
 def test_number_beyond_double(annotated):
@@ -214,10 +226,11 @@ def test_annotations_that_are_no_list(annotated, annotations):
 
 @pytest.mark.parametrize("images, fault", [
     ([], "has no list 'images'"), (None, "has no list 'images'"), ({"5": 1}, "has no list 'images'"),
-    ([without(IMAGES[0], "file_name")], "lacks or spoils id, file_name, width or height ('file_name')"),
-    ([without(IMAGES[0], "id")], "('id')"),
-    ([without(IMAGES[0], "width")], "('width')"), ([{**IMAGES[0], "height": "tall"}], "lacks or spoils"),
-    ([{**IMAGES[0], "id": "x"}], "lacks or spoils"), ([3], "lacks or spoils"),
+    ([without(IMAGES[0], "file_name")], "entry 0 of 'images' (70) has no 'file_name'; each needs id, file_name, width and height"),
+    ([without(IMAGES[0], "id")], "entry 0 of 'images' (b/seventy.jpg) has no 'id'"),
+    ([without(IMAGES[0], "width")], "(b/seventy.jpg) has no 'width'"), ([{**IMAGES[0], "height": "tall"}], "(b/seventy.jpg) has height 'tall', expected a number of pixels"),
+    ([{**IMAGES[0], "id": "x"}], "has id 'x', expected a whole number"), ([{**IMAGES[0], "id": 1.5}], "has id 1.5, expected a whole number"),
+    ([3], "entry 0 of 'images' (3) is not an object"),
     ([{**IMAGES[0], "file_name": 7}], "has a file_name that is not text"),
     ([{**IMAGES[0], "file_name": ""}], "has a file_name that is not text"),
 ])
@@ -275,11 +288,11 @@ def test_threshold_of_detections(detected):
 @pytest.mark.parametrize("entry, fault", [
     (without(box(), "bbox"), "'bbox'"), (without(box(), "score"), "'score'"), (without(box(), "category_id"), "'category_id'"),
     (without(box(), "image_id"), "'image_id'"),
-    (box(bbox=[1, 2, 3]), "not enough values"), (box(bbox=[1, 2, 3, 4, 5]), "too many values"), (box(bbox=None), "is not a detection"),
+    (box(bbox=[1, 2, 3]), "has bbox [1, 2, 3], expected x, y, width and height"), (box(bbox=[1, 2, 3, 4, 5]), "has bbox [1, 2, 3, 4, 5], expected"), (box(bbox=None), "has bbox None, expected"),
     (box(bbox=[1, 2, "w", 4]), "'w'"),
-    (box(score="high"), "is not a detection"), (box(score=None), "is not a detection"), (box(image_id=[5]), "is not a detection"),
-    (box(bbox=[1, 2, None, 4]), "is not a detection"),
-    (3, "is not a detection"), (None, "is not a detection"),
+    (box(score="high"), "has score 'high', expected a number"), (box(score=None), "has score None, expected a number"), (box(image_id=[5]), "has image_id [5], expected a whole number"),
+    (box(bbox=[1, 2, None, 4]), "has bbox [1, 2, None, 4], expected"),
+    (3, "it is not an object"), (None, "it is not an object"),
 ])
 def test_bad_detection_is_named_by_its_place(detected, entry, fault):
     text = refusal(detected, [box(), box(score=0.01), entry, box()])

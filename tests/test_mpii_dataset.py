@@ -69,7 +69,7 @@ def test_test_split_has_no_joints(read):
 def test_other_splits_need_joints(read):
     entry = person()
     del entry["joints"]
-    assert "annot/valid.json: a person lacks or spoils image, center, scale, joints or joints_vis ('joints')" in refusal(read, [entry])
+    assert "annot/valid.json: person 0 (a.jpg) has no 'joints'; the json form" in refusal(read, [entry])
 
 
 @pytest.mark.parametrize("fields, fault", [
@@ -82,14 +82,16 @@ def test_other_splits_need_joints(read):
     (dict(center=[None, 4]), "person 2 (bad.jpg) has a number that is not finite"),
     (dict(joints=[[1, 2]] * 15 + [[None, 2]]), "person 2 (bad.jpg) has a number that is not finite"),
     (dict(joints_vis=[1] * 15 + [None]), "person 2 (bad.jpg) has a number that is not finite"),
-    (dict(scale="large"), "a person lacks or spoils"), (dict(scale=[1, 1]), "a person lacks or spoils"),
-    (dict(center=[1]), "a person lacks or spoils"),
-    (dict(center=[1, 2, 3]), "a person lacks or spoils"), (dict(center=None), "a person lacks or spoils"),
-    (dict(joints=None), "a person lacks or spoils"),
-    (dict(joints=[1] * 16), "a person lacks or spoils"), (dict(joints=[[1, 2, 3]] * 16), "a person lacks or spoils"),
-    (dict(joints_vis=["yes"] * 16), "a person lacks or spoils"),
-    (dict(image=3), "a person's image, center or scale is not of the json form"),
-    (dict(image=""), "a person's image, center or scale is not of the json form"),
+    (dict(scale="large"), "person 2 (bad.jpg) has scale 'large', expected a number"),
+    (dict(scale=[1, 1]), "person 2 (bad.jpg) has scale [1, 1], expected a number"),
+    (dict(center=[1]), "person 2 (bad.jpg) has center [1], expected x and y"),
+    (dict(center=[1, 2, 3]), "person 2 (bad.jpg) has center [1, 2, 3], expected x and y"),
+    (dict(center=None), "person 2 (bad.jpg) has center None, expected x and y"),
+    (dict(joints=None), "person 2 (bad.jpg) has joints None, expected 16 pairs of x and y"),
+    (dict(joints=[1] * 16), "person 2 (bad.jpg) has joints [1, 1, "), (dict(joints=[[1, 2, 3]] * 16), "expected 16 pairs of x and y"),
+    (dict(joints_vis=["yes"] * 16), "person 2 (bad.jpg) has joints_vis ['yes', "),
+    (dict(image=3), "person 2 has image 3, expected the name of a file"),
+    (dict(image=""), "person 2 has image '', expected the name of a file"),
 ])
 def test_bad_person(read, fields, fault):
     text = refusal(read, [person(), person(), person("bad.jpg", **fields)])
@@ -97,10 +99,10 @@ def test_bad_person(read, fields, fault):
 
 
 @pytest.mark.parametrize("fields, fault", [
-    (dict(joints=[[1, 2, 3]] * 16), "a joint is x and y"), (dict(joints=[1] * 16), "a joint is x and y"),
-    (dict(joints_vis=[[1, 1]] * 16), "a joints_vis one number"),
-    (dict(center=[1, 2, 3]), "is not of the json form"), (dict(center=[1]), "is not of the json form"),
-    (dict(scale=[1, 1]), "is not of the json form"),
+    (dict(joints=[[1, 2, 3]] * 16), "expected 16 pairs of x and y"), (dict(joints=[1] * 16), "expected 16 pairs of x and y"),
+    (dict(joints_vis=[[1, 1]] * 16), "expected 16 numbers"),
+    (dict(center=[1, 2, 3]), "expected x and y"), (dict(center=[1]), "expected x and y"),
+    (dict(scale=[1, 1]), "expected a number"),
 ])
 def test_wrong_shapes_that_all_persons_share(read, fields, fault):
     """NumPy makes arrays of them without complaint."""
@@ -114,8 +116,8 @@ def test_nan_written_by_pythons_json(read):
 
 @pytest.mark.parametrize("text, fault", [
     ("", "not valid JSON"), ("[", "not valid JSON"), ("[]", "not a list of persons"), ('{"images": []}', "not a list of persons"),
-    ("[3]", "a person lacks or spoils"),
-    ("[null]", "a person lacks or spoils"),
+    ("[3]", "entry 0 (3) is not an object"),
+    ("[null]", "entry 0 (None) is not an object"),
 ])
 def test_not_an_annotation_file(read, text, fault):
     text = refusal(read, text)

@@ -1,14 +1,15 @@
-"""JSON files: read with each fault told in one line, long lists of large files in parts, and what may be written into them."""
+"""JSON files: read with each fault told in one line, long lists of large files in parts, their ids and numbers, and what may be written into them."""
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
 from poise.bounded_reading import check_memory, read_bytes
-from poise.errors import DataError, one_line
+from poise.errors import DataError, one_line, shown_value
 from poise.garbage import no_garbage_collection
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ _PACKED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"
 PART_BYTES = 1 << 18
 _LARGE_BYTES = 1 << 22
 _BYTES_OF_VALUE, _BYTES_OF_OBJECT = 48, 200     # that Python takes, about: 32 for a number with a point, 64 for an empty list
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
 _BETWEEN = re.compile(rb"\}\s*,\s*\{")
 
 
@@ -29,11 +31,11 @@ def read_json(path: str | Path, what: str, mend: str = "") -> Any:
     return _parsed(_bytes(path, what, mend), path, what, mend)
 
 
-def read_in_parts(path: str | Path, key: str, use: Callable[[Any, Iterator[list]], T], what: str, mend: str = "") -> T:
+def read_in_parts(path: str | Path, key: str, use: Callable[[Any, Iterable[list]], T], what: str, mend: str = "") -> T:
     """use(content, parts) for a JSON file whose list `key` is so long that its objects would take gigabytes at once.
 
-    content: as of read_json, but content[key], if it is a list, is empty. parts: an iterator over lists of its elements, in their
-    order. `use` is called again, with the list as one part, where the file was not laid out as it seemed, and where `use`
+    content: as of read_json, but content[key], if it is a list, is empty. parts: lists of its elements, in their
+    order; each pass over them reads the text again. `use` is called again, with the list as one part, where the file was not laid out as it seemed, and where `use`
     raised DataError. Raises DataError as read_json.
     """
     import orjson
@@ -58,9 +60,9 @@ def read_in_parts(path: str | Path, key: str, use: Callable[[Any, Iterator[list]
     content = _parsed(data, path, what, mend)
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        return use(content, iter(()))
+        return use(content, ())
     content[key] = []
-    return use(content, iter([entries]))
+    return use(content, [entries])
 
 
 class _Parts:
@@ -68,20 +70,18 @@ class _Parts:
 
     def __init__(self, data: bytes, begin: int, end: int):
         self._data, self._begin, self._end = data, begin, end
-
-    @property
-    def complete(self) -> bool:
-        return self._begin >= self._end
+        self.complete = begin >= end
 
     def __iter__(self) -> Iterator[list]:
         import orjson
 
-        data = self._data
-        while not self.complete:
-            cut = _BETWEEN.search(data, min(self._begin + PART_BYTES, self._end), self._end)
-            part = orjson.loads(b"[" + data[self._begin:cut.start() + 1 if cut else self._end] + b"]")
-            self._begin = cut.end() - 1 if cut else self._end
+        data, begin = self._data, self._begin
+        while begin < self._end:
+            cut = _BETWEEN.search(data, min(begin + PART_BYTES, self._end), self._end)
+            part = orjson.loads(b"[" + data[begin:cut.start() + 1 if cut else self._end] + b"]")
+            begin = cut.end() - 1 if cut else self._end
             yield part
+        self.complete = True
 
 
 def _bytes(path: str | Path, what: str, mend: str) -> bytes:
@@ -121,6 +121,42 @@ def _check_values(data: bytes, path: str | Path, what: str) -> None:
     """Raise DataError where what the text stands for takes more memory than there is: a list of empty lists, twenty times the file."""
     if len(data) > _LARGE_BYTES:
         check_memory(path, f"content of the {what}", data.count(b",") * _BYTES_OF_VALUE + data.count(b"{") * _BYTES_OF_OBJECT)
+
+
+def as_id(value: Any) -> int | None:
+    """Return the whole number of 64 bits that a value is, or None.
+
+    Text of digits and 7.0 count as numbers, as some labeling tools write ids so.
+    """
+    if isinstance(value, str):
+        number = int(value) if _DIGITS.fullmatch(value) else None
+    elif isinstance(value, float):
+        number = int(value) if value.is_integer() else None
+    else:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        number = int(value) if whole else None
+    return number if number is not None and -(2**63) <= number < 2**63 else None
+
+
+def with_ids(entry: Any, *keys: str) -> Any:
+    """Return an object with its ids as numbers where as_id reads them; the same object where they are."""
+    if not isinstance(entry, dict):
+        return entry
+    found = {key: as_id(entry[key]) for key in keys if type(entry.get(key)) in (str, float)}
+    found = {key: value for key, value in found.items() if value is not None}
+    return {**entry, **found} if found else entry
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, and not text, a truth value or nothing."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def field_fault(entry: dict, key: str, expected: str) -> str:
+    """Return what is wrong with a field: "has no 'area'" or "has area None, expected a number"."""
+    if key not in entry:
+        return f"has no {key!r}"
+    return f"has {key} {shown_value(entry[key], 60)}, expected {expected}"
 
 
 def finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.errors import ConfigError, shown, shown_value
+from poise.errors import ConfigError, DataError, shown, shown_value
+from poise.json_files import as_id, with_ids
 from poise.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "datasets"
@@ -202,10 +203,48 @@ def other_joint(theirs: Sequence[str], ours: Sequence[str]) -> str:
     return "" if place is None else f"its joint {place} is {shown(theirs[place])} and not {shown(ours[place])}"
 
 
-def find_category(content: Any, category: str | int) -> dict | None:
-    """The first category of this name or id in a COCO-format dict; None where it has none."""
-    categories, key = content.get("categories") if isinstance(content, dict) else None, "id" if isinstance(category, int) else "name"
-    return next((c for c in categories if isinstance(c, dict) and c.get(key) == category), None) if isinstance(categories, (list, tuple)) else None
+def find_category(
+    content: Any, category: str | int, where: str | Path, parts: Iterable[list] = ()
+) -> dict | None:
+    """Return the category of this name or id in a COCO-format dict; None where it has none.
+
+    Of several with one name (Roboflow adds an empty one) it is the one that has annotations.
+
+    Args:
+        where: the file, for the error.
+        parts: the annotations in lists, which are read only where names are not unique.
+
+    Raises:
+        DataError: if several have the name, and not exactly one of them has annotations.
+    """
+    categories = content.get("categories") if isinstance(content, dict) else None
+    if not isinstance(categories, (list, tuple)):
+        return None
+    key = "id" if isinstance(category, int) else "name"
+    found = [with_ids(each, "id") for each in categories if isinstance(each, dict)]
+    found = [each for each in found if each.get(key) == category]
+    ids = sorted({each["id"] for each in found if as_id(each.get("id")) is not None})
+    found = [each for each in found if as_id(each.get("id")) is not None] or found
+    if len(ids) > 1:
+        entries = (entry for part in parts for entry in part if isinstance(entry, dict))
+        used = {as_id(entry.get("category_id")) for entry in entries} & set(ids)
+        if len(used) != 1:
+            raise DataError(
+                f"{where}: {len(ids)} categories are named {shown_value(category)} (ids "
+                f"{', '.join(map(str, ids[:8]))}), and {len(used)} of them have annotations; name "
+                f"one by its id in the dataset file, such as category: {max(used or ids)}"
+            )
+        found = [each for each in found if each["id"] in used]
+    return found[0] if found else None
+
+
+def crowd_flag(annotation: dict) -> bool | None:
+    """Return whether an annotation is a crowd region; None where iscrowd is no whole number."""
+    value = annotation.get("iscrowd")
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    number = as_id(value)
+    return None if number is None else number != 0
 
 
 class _Values:

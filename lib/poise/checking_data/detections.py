@@ -11,7 +11,7 @@ from poise.checking_data.findings import Findings, percent, some
 from poise.checking_data.people import People
 from poise.config import data_path
 from poise.datasets.array_cache import Arrays
-from poise.datasets.coco_files import read_detections, read_entries
+from poise.datasets.coco_files import detection_fault, read_detections, read_entries
 
 _LEAST_RECALL = 0.3
 _THRESHOLDS = (0.5, 0.75)
@@ -23,10 +23,9 @@ def read(cfg: CfgNode, found: Findings) -> Arrays | None:
     columns = read_detections(file, "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}")
     if columns is None:
         entries = read_entries(file, "")
-        keys = ("image_id", "category_id", "bbox", "score")
-        bad = [place for place, entry in enumerate(entries) if not isinstance(entry, dict) or any(key not in entry for key in keys)]
-        found.fault(f"detections: {file}: {len(bad)} of {len(entries)} entries lack one of {', '.join(keys)} (entry {some(bad)})" if bad else
-                    f"detections: {file}: not every entry has whole numbers as ids, four numbers as bbox and a number as score")
+        bad = [(place, fault) for place, entry in enumerate(entries) if (fault := detection_fault(entry))]
+        place, fault = bad[0] if bad else (0, "has numbers that cannot be")
+        found.fault(f"detections: {file}: {len(bad)} of {len(entries)} entries are no detections: entry {place} {fault}")
     return columns
 
 

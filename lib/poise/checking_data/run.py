@@ -167,6 +167,9 @@ def _check_ids(found: Findings, columns: Arrays, names: Sequence[str]) -> None:
         unique, count = np.unique(values, return_counts=True)
         if (count > 1).any():
             found.fault(f"ids: {(count > 1).sum()} ids of {what} come more than once: {some(unique[count > 1].tolist())}")
+    if columns["text_ids"]:
+        found.warning(f"ids: {columns['text_ids']} entries have an id written as text or with a "
+                      "decimal point; Poise reads it as a whole number, pycocotools does not")
     if len(set(names)) < len(names):
         unique, count = np.unique(np.array(names), return_counts=True)
         found.fault(f"images: {(count > 1).sum()} file names are listed more than once: {some(unique[count > 1].tolist())}")
@@ -180,7 +183,11 @@ def _check_category(found: Findings, columns: Arrays, data: DatasetFile, path: P
             found.fault(f"categories: none is {data.category!r}, which `category` of {data.path} names; the file has {listed or 'none'}")
         return
     if len(columns["category_ids"]) > 1:
-        found.note(f"categories: objects of each: {listed}; only {data.category!r} is used")
+        person = int(columns["person"][0])
+        found.note(f"categories: objects of each: {listed}; only {data.category!r} ({person}) is used")
+        alike = columns["category_ids"][columns["category_names"] == columns["category_names"][columns["category_ids"] == person][0]]
+        if len(alike) > 1:
+            found.warning(f"categories: {len(alike)} have the name of {data.category!r} (ids {some(alike.tolist(), 8)}); {person} is used, the one with annotations")
     theirs, ours = columns["joint_names"].tolist(), list(data.skeleton.names)
     try:
         coco.check_order(theirs, data, path)

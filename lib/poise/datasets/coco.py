@@ -12,11 +12,22 @@ from yacs.config import CfgNode
 
 from poise.config import data_path
 from poise.datasets.array_cache import Arrays, remembered
-from poise.datasets.coco_files import OF_ANOTHER, category_id, read_annotations, read_detections, read_entries, read_images, refuse
+from poise.datasets.coco_files import (
+    ID_FIELDS,
+    OF_ANOTHER,
+    category_id,
+    detection_fault,
+    read_annotations,
+    read_detections,
+    read_entries,
+    read_images,
+    refuse,
+)
 from poise.datasets.places import annotation_path
 from poise.datasets.table import PackedNames, PersonTable
-from poise.errors import ConfigError, DataError, shown
+from poise.errors import ConfigError, DataError
 from poise.geometry import BOX_MARGIN, FARTHEST, box_to_center_scale
+from poise.json_files import as_id, is_number, with_ids
 from poise.skeleton import DatasetFile, dataset_of
 
 
@@ -126,17 +137,26 @@ def detections_one_by_one(entries: list, image_ids: np.ndarray, person: int, thr
     position = {image_id: index for index, image_id in enumerate(image_ids.tolist())}
     dropped = {"category": 0, "score": 0, "image": 0}
     rows = []
-    try:
-        for number, entry in enumerate(entries):
-            if entry["category_id"] != person:
-                dropped["category"] += 1
-            elif entry["score"] < threshold:
-                dropped["score"] += 1
-            elif entry["image_id"] not in position:
-                dropped["image"] += 1
-            else:
-                x, y, width, height = map(float, entry["bbox"])
-                rows.append((number, position[entry["image_id"]], float(entry["score"]), x, y, width, height))
-        return np.array(rows, dtype=np.float64).reshape(-1, 7), dropped
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"{file}: entry {number} is not a detection ({shown(error)}); {mend}") from None
+    for number, entry in enumerate(entries):
+        entry = with_ids(entry, *ID_FIELDS)
+        fault = detection_fault(entry)
+        if fault and not _dropped_anyway(entry, person, threshold):
+            raise DataError(f"{file}: entry {number} is not a detection (it {fault}); {mend}")
+        if entry["category_id"] != person:
+            dropped["category"] += 1
+        elif entry["score"] < threshold:
+            dropped["score"] += 1
+        elif entry["image_id"] not in position:
+            dropped["image"] += 1
+        else:
+            rows.append((number, position[entry["image_id"]], entry["score"], *entry["bbox"]))
+    return np.array(rows, dtype=np.float64).reshape(-1, 7), dropped
+
+
+def _dropped_anyway(entry: object, person: int, threshold: float) -> bool:
+    """Return whether a faulty entry is of another category, or has too low a score."""
+    if not isinstance(entry, dict) or as_id(entry.get("category_id")) is None:
+        return False
+    if entry["category_id"] != person:
+        return True
+    return is_number(entry.get("score")) and entry["score"] < threshold

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,16 @@ import numpy as np
 from poise.archives import name_fault
 from poise.datasets.array_cache import Arrays
 from poise.datasets.table import PackedNames
-from poise.errors import ConfigError, DataError, shown
+from poise.errors import ConfigError, DataError, shown, shown_value
 from poise.garbage import no_garbage_collection
 from poise.geometry import FARTHEST
-from poise.json_files import read_in_parts, read_json
-from poise.skeleton import find_category
+from poise.json_files import as_id, field_fault, is_number, read_in_parts, read_json, with_ids
+from poise.skeleton import crowd_flag, find_category
 
 _LARGEST_BOX = 1e15       # it may reach beyond its image, which it is clipped to
 OF_ANOTHER = "of another category"     # a reason for which an annotation is dropped
 MEND = "check DATASET.ROOT and the set's name"
-
-
-def is_id(value: Any) -> bool:
-    """Whether a value of a JSON file can be an id: a whole number that 64 bits hold."""
-    return type(value) is int and -2**63 <= value < 2**63
+ID_FIELDS = ("id", "image_id", "category_id")
 
 
 def category_id(file: Arrays, category: str | int) -> int:
@@ -38,7 +34,9 @@ def read_images(path: Path, category: str | int) -> Arrays:
     name_buffer, name_ends: see PackedNames. image_ids (M,) int64. image_sizes (M, 2) float64, width and height in pixels.
     person: the id of the category; empty where the file has no such category. joint_names: of the category, as far as the file tells.
     """
-    return _images(read_json(path, "annotation file", MEND), path, category)
+    content = read_json(path, "annotation file", MEND)
+    listed = content.get("annotations") if isinstance(content, dict) else None
+    return _images(content, path, category, [listed] if isinstance(listed, list) else [])
 
 
 def read_annotations(path: Path, split: str, joints: int, category: str | int) -> Arrays:
@@ -51,8 +49,8 @@ def read_annotations(path: Path, split: str, joints: int, category: str | int) -
         return read_in_parts(path, "annotations", lambda content, parts: _annotations(content, parts, path, split, joints, category), "annotation file", MEND)
 
 
-def _annotations(content: Any, parts: Iterator[list], path: Path, split: str, joints: int, category: str | int) -> Arrays:
-    arrays = _images(content, path, category)
+def _annotations(content: Any, parts: Iterable[list], path: Path, split: str, joints: int, category: str | int) -> Arrays:
+    arrays = _images(content, path, category, parts)
     if "annotations" not in content:
         raise ConfigError(f"{path}: set {split} has no annotations, so no ground-truth boxes; set TEST.USE_GT_BBOX False and "
                           "TEST.COCO_BBOX_FILE to a detection file")
@@ -84,7 +82,11 @@ def read_detections(path: Path, mend: str) -> Arrays | None:
     Raises DataError, naming the file, where it is no list in JSON.
     """
     with no_garbage_collection():
-        return detection_columns(read_entries(path, mend))
+        entries = read_entries(path, mend)
+        columns = detection_columns(entries)
+        if columns is None:
+            columns = detection_columns([with_ids(entry, *ID_FIELDS) for entry in entries])
+        return columns
 
 
 def read_entries(path: Path, mend: str) -> list:
@@ -97,6 +99,9 @@ def read_entries(path: Path, mend: str) -> list:
 
 def detection_columns(entries: list) -> Arrays | None:
     """What read_detections returns, of the entries."""
+    if not entries:
+        whole, numbers = np.zeros(0, np.int64), np.zeros(0)
+        return {"category": whole, "image_id": whole, "score": numbers, "box": np.zeros((0, 4))}
     try:
         columns = {
             "category": np.array([entry["category_id"] for entry in entries]), "image_id": np.array([entry["image_id"] for entry in entries]),
@@ -110,31 +115,62 @@ def detection_columns(entries: list) -> Arrays | None:
     return {name: array.astype(np.int64 if name in whole else np.float64) for name, array in columns.items()}
 
 
-def _images(content: Any, path: Path, category: str | int) -> Arrays:
+def detection_fault(entry: Any) -> str:
+    """Return what is wrong with an entry of a detection file, '' where nothing is."""
+    if not isinstance(entry, dict):
+        return "is not an object"
+    for key in ("image_id", "category_id"):
+        if as_id(entry.get(key)) is None:
+            return field_fault(entry, key, "a whole number")
+    if not is_number(entry.get("score")):
+        return field_fault(entry, "score", "a number")
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return field_fault(entry, "bbox", "x, y, width and height")
+    return ""
+
+
+def _image_fault(entry: Any) -> str:
+    """Return what is wrong with an entry of 'images', '' where nothing is."""
+    if not isinstance(entry, dict):
+        return "is not an object"
+    if as_id(entry.get("id")) is None:
+        return field_fault(entry, "id", "a whole number")
+    if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+        found = "file_name" in entry
+        return "has a file_name that is not text" if found else field_fault(entry, "file_name", "")
+    wrong = [key for key in ("width", "height") if not is_number(entry.get(key))]
+    return field_fault(entry, wrong[0], "a number of pixels") if wrong else ""
+
+
+def _images(content: Any, path: Path, category: str | int, parts: Iterable[list]) -> Arrays:
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path}: has no list 'images'; this is not a COCO annotation file")
-    try:
-        names = [entry["file_name"] for entry in entries]
-        ids = np.array([entry["id"] for entry in entries], dtype=np.int64)
-        sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.float64)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: an entry of 'images' lacks or spoils id, file_name, width or height ({shown(error)})") from None
+    for place, entry in enumerate(entries):
+        fault = _image_fault(entry)
+        if fault:
+            name = entry.get("file_name", entry.get("id")) if isinstance(entry, dict) else entry
+            raise DataError(
+                f"{path}: entry {place} of 'images' ({shown(name, 80)}) {fault}; each needs id, "
+                "file_name, width and height"
+            )
+    names = [entry["file_name"] for entry in entries]
+    ids = np.array([as_id(entry["id"]) for entry in entries], dtype=np.int64)
+    sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.float64)
     if len(np.unique(ids)) < len(ids):
         raise DataError(f"{path}: two entries of 'images' have the same id; ids must differ")
-    if not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{path}: an entry of 'images' has a file_name that is not text")
     strange = next((name for name in names if name_fault(name)), None)
     if strange is not None:
         raise DataError(f"{path}: the file_name {shown(strange)} of 'images' {name_fault(strange)}; names are relative to the image folder")
     small = ~((sizes >= 1) & (sizes < FARTHEST)).all(axis=1)
     if small.any():
         raise DataError(f"{path}: image {ids[small][0]} has width and height {sizes[small][0].tolist()}; mend or remove it")
-    packed, found = PackedNames.of(names), find_category(content, category)
-    person, names = (found or {}).get("id"), (found or {}).get("keypoints")
+    packed, found = PackedNames.of(names), find_category(content, category, path, parts) or {}
+    person, names = as_id(found.get("id")), found.get("keypoints")
     joint_names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
     return {"name_buffer": packed.buffer, "name_ends": packed.ends, "image_ids": ids, "image_sizes": sizes,
-            "person": np.array([person] if is_id(person) else [], dtype=np.int64), "joint_names": np.array(joint_names, dtype=str)}
+            "person": np.array([] if person is None else [person], dtype=np.int64), "joint_names": np.array(joint_names, dtype=str)}
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]     # ids (N,), image_index (N,), boxes (N, 4), keypoints (N, J, 3)
@@ -151,8 +187,12 @@ def regular_persons(entries: list, person: int, position: dict[int, int], joints
     """
     numbers, unlabelled = 3 * joints, [0] * (3 * joints)
     try:
-        mine = [entry for entry in entries if entry["category_id"] == person]
-        single = [entry for entry in mine if not entry.get("iscrowd", 0)]
+        categories = [entry["category_id"] for entry in entries]
+        mine = [entry for entry, category in zip(entries, categories) if category == person]
+        crowd = [entry.get("iscrowd", 0) for entry in mine]
+        if not set(map(type, crowd)) <= {int, bool} or set(map(type, categories)) - {int}:
+            return None
+        single = [entry for entry, many in zip(mine, crowd) if not many]
         index = [position[entry["image_id"]] for entry in single]
         if any(len(entry["keypoints"]) != numbers for entry in single):
             return None
@@ -161,7 +201,7 @@ def regular_persons(entries: list, person: int, position: dict[int, int], joints
         columns = _columns([entry for entry, _ in kept], [place for _, place in kept], joints, strict=True)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         return None
-    if (columns[3].max(axis=(1, 2), initial=-1) == 0).any():      # zeros and negative numbers
+    if (columns[3][:, :, 2].max(axis=1, initial=-1) <= 0).any():  # coordinates without a flag
         return None
     dropped = {OF_ANOTHER: len(entries) - len(mine), "crowd regions": len(mine) - len(single),
                "without labelled joints": len(single) - len(labelled), "of area 0": len(labelled) - len(kept)}
@@ -173,43 +213,80 @@ def persons_one_by_one(entries: list, person: int, position: dict[int, int], joi
     dropped: Counter[str] = Counter()
     rows: list[dict] = []
     for entry in entries:
-        reason = None
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}: annotation {shown(entry, 60)} is not an object; correct or remove it")
+        entry = with_ids(entry, *ID_FIELDS)
         try:
-            if entry["category_id"] != person:
-                reason = OF_ANOTHER
-            elif entry.get("iscrowd", 0):
-                reason = "crowd regions"
-            elif entry["image_id"] not in position:
-                raise DataError(f"{path}: annotation {shown(entry.get('id'))} belongs to image {shown(entry['image_id'])}, which 'images' does not list")
-            elif len(entry["keypoints"]) != 3 * joints:
-                raise DataError(f"{path}: annotation {shown(entry.get('id'))} has {len(entry['keypoints'])} keypoint numbers, "
-                                f"expected {3 * joints} ({joints} joints x 3)")
-            elif max(entry["keypoints"]) == 0:
-                reason = "without labelled joints"
-            elif entry.get("area", 1) <= 0:
-                reason = "of area 0"
-            elif len(entry["bbox"]) != 4:
-                raise DataError(f"{path}: annotation {shown(entry.get('id'))} has {len(entry['bbox'])} numbers in its bbox, "
-                                "expected x, y, width and height")
-        except (KeyError, TypeError, AttributeError) as error:
-            number = entry.get("id") if isinstance(entry, dict) else entry
-            raise DataError(f"{path}: annotation {shown(number)} lacks or spoils {shown(error)}; a keypoint annotation needs id, image_id, category_id, "
-                            "bbox and keypoints") from None
+            reason = _why_left_out(entry, person, position, joints)
+        except _Unusable as fault:
+            raise DataError(f"{path}: annotation {shown(entry.get('id'), 60)} {fault}") from None
         if reason:
             dropped[reason] += 1
         else:
             rows.append(entry)
-    try:
-        return _columns(rows, [position[row["image_id"]] for row in rows], joints), dropped
-    except (KeyError, TypeError, ValueError, OverflowError):
-        for row in rows:    # one by one, to name the annotation
-            try:
-                np.array(int(row["id"]), dtype=np.int64)
-                _ = [float(value) for value in (*row["bbox"], *row["keypoints"])]
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise DataError(f"{path}: annotation {shown(row.get('id'))} (image {shown(row['image_id'])}): id, bbox and keypoints must be plain numbers "
-                                f"({shown(error)})") from None
-        raise
+    return _columns(rows, [position[row["image_id"]] for row in rows], joints), dropped
+
+
+class _Unusable(Exception):
+    """What is wrong with an annotation."""
+
+
+def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: int) -> str:
+    """Return why a person is left out, '' where it is used; of one left out the rest may be wrong.
+
+    Raises:
+        _Unusable: if it can neither be used nor left out.
+    """
+    if as_id(entry.get("category_id")) is None:
+        raise _Unusable(_field(entry, "category_id", "a whole number"))
+    if entry["category_id"] != person:
+        return OF_ANOTHER
+    crowd = crowd_flag(entry)
+    if crowd is None:
+        raise _Unusable(_field(entry, "iscrowd", "0 or 1"))
+    if crowd:
+        return "crowd regions"
+    if "image_id" not in entry:
+        raise _Unusable(_field(entry, "image_id", "a whole number"))
+    if as_id(entry["image_id"]) not in position:
+        image = shown(entry["image_id"], 60)
+        raise _Unusable(f"belongs to image {image}, which 'images' does not list")
+    keypoints = _numbers(entry, "keypoints", 3 * joints, f"keypoint numbers, expected {3 * joints} ({joints} joints x 3)")
+    if max(keypoints[2::3]) <= 0:  # a flag decides, whatever the coordinates are
+        return "without labelled joints"
+    if not is_number(entry.get("area", 1)):
+        raise _Unusable(_field(entry, "area", "a number"))
+    if entry.get("area", 1) <= 0:
+        return "of area 0"
+    _numbers(entry, "bbox", 4, "numbers in its bbox, expected x, y, width and height")
+    if as_id(entry.get("id")) is None:
+        raise _Unusable(_field(entry, "id", "a whole number"))
+    return ""
+
+
+def _field(entry: dict, key: str, expected: str) -> str:
+    if key in entry:
+        return f"{field_fault(entry, key, expected)}; correct or remove it"
+    return (
+        f"{field_fault(entry, key, expected)}; a keypoint annotation needs id, image_id, "
+        "category_id, bbox and keypoints"
+    )
+
+
+def _numbers(entry: dict, key: str, count: int, wrong_count: str) -> list:
+    """Return a field that is a list of `count` numbers, or raise _Unusable."""
+    values = entry.get(key)
+    if not isinstance(values, list):
+        raise _Unusable(_field(entry, key, f"a list of {count} numbers"))
+    if len(values) != count:
+        raise _Unusable(f"has {len(values)} {wrong_count}")
+    for place, value in enumerate(values):
+        if not is_number(value):
+            raise _Unusable(
+                f"has {shown_value(value, 60)} as number {place} of its {key}, expected a number; "
+                "correct or remove it"
+            )
+    return values
 
 
 def _columns(rows: list[dict], index: list[int], joints: int, strict: bool = False) -> Columns:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from yacs.config import CfgNode
@@ -15,7 +16,7 @@ from poise.datasets.places import annotation_path, set_files
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError, shown
 from poise.geometry import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
-from poise.json_files import read_json
+from poise.json_files import field_fault, read_json
 from poise.skeleton import dataset_of
 
 
@@ -37,6 +38,27 @@ def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
         center, extent, scale, file.get("joints"), file.get("visible"), np.ones(count), np.arange(count, dtype=np.int64), "gt")
 
 
+def _fault(numbered: tuple[int, Any], labelled: bool, count: int) -> str:
+    """Return what is wrong with a person of the file, '' where nothing is. numbered: its place, and what is there."""
+    number, entry = numbered
+    if not isinstance(entry, dict):
+        return f"entry {number} ({shown(entry, 60)}) is not an object"
+    if not isinstance(entry.get("image"), str) or not entry["image"]:
+        return f"person {number} {field_fault(entry, 'image', 'the name of a file')}"
+    fields = [("center", "x and y", (2,)), ("scale", "a number", ())]
+    if labelled:
+        fields.append(("joints", f"{count} pairs of x and y", (count, 2)))
+        fields.append(("joints_vis", f"{count} numbers", (count,)))
+    for key, expected, shape in fields:
+        try:
+            fits = np.array(entry[key], dtype=np.float64).shape == shape
+        except (KeyError, TypeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
+            return f"person {number} ({shown(entry['image'], 80)}) {field_fault(entry, key, expected)}"
+    return ""
+
+
 def _read(path: Path, labelled: bool, count: int) -> Arrays:
     """name_buffer, name_ends: see PackedNames. image_index, center, scale as in the file, `count` joints and visible as in PersonTable, if labelled."""
     entries = read_json(path, "annotation file", "check DATASET.ROOT and the set's name")
@@ -56,10 +78,14 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
             visible = np.array([entry["joints_vis"] for entry in entries], dtype=np.float64)
             if joints.shape[1:] != (count, 2) or visible.ndim != 2:
                 raise ValueError("a joint is x and y, a joints_vis one number")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: a person lacks or spoils image, center, scale, joints or joints_vis ({shown(error)})") from None
-    if not all(isinstance(name, str) and name for name in names) or center.shape != (len(names), 2) or scale.shape != (len(names),):
-        raise DataError(f"{path}: a person's image, center or scale is not of the json form of SimpleBaseline and HRNet")
+        if not all(isinstance(name, str) and name for name in names):
+            raise ValueError("an image is no text")
+        if center.shape != (len(names), 2) or scale.shape != (len(names),):
+            raise ValueError("a center is x and y, a scale one number")
+    except (KeyError, TypeError, ValueError, OverflowError):
+        fault = next(filter(None, (_fault(entry, labelled, count) for entry in enumerate(entries))), "")
+        raise DataError(f"{path}: {fault or 'a person has numbers that cannot be read'}; "
+                        "the json form of SimpleBaseline and HRNet is needed") from None
     finite = (np.abs(center) < FARTHEST).all(axis=1) & (np.abs(scale) < FARTHEST)     # 1e300 is finite, but not in float32
     if labelled:
         finite &= (np.abs(joints) < FARTHEST).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)

@@ -12,12 +12,12 @@ from functools import cached_property
 import numpy as np
 
 from poise import nms
-from poise.errors import DataError, shown
+from poise.errors import DataError, shown, shown_value
 from poise.garbage import no_garbage_collection
-from poise.json_files import read_json
+from poise.json_files import as_id, field_fault, read_json, with_ids
 from poise.metrics import keypoint_ap
-from poise.metrics.results import check_finite, is_finite, read_results
-from poise.skeleton import dataset, find_category
+from poise.metrics.results import FIELDS, check_finite, is_finite, read_results
+from poise.skeleton import crowd_flag, dataset, find_category
 
 logger = logging.getLogger(__name__)
 _NEEDED = "image_id", "category_id", "area", "bbox"
@@ -244,14 +244,19 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
     if not isinstance(source["annotations"], list) or not all(isinstance(a, dict) for a in source["annotations"]):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
     images, categories = source["images"], source.get("categories") or ()
+    if isinstance(images, list):
+        images = [with_ids(image, "id") for image in images]
+    if isinstance(categories, (list, tuple)):
+        categories = [with_ids(each, "id") for each in categories]
     if not isinstance(images, list) or not all(isinstance(image, dict) and isinstance(image.get("id"), WHOLE) for image in images):
         raise DataError(f"{where}: 'images' is not a list of images with whole numbers as ids")
     if not isinstance(categories, (list, tuple)) or not all(isinstance(c, dict) and isinstance(c.get("id"), WHOLE) for c in categories):
         raise DataError(f"{where}: 'categories' is not a list of categories with whole numbers as ids")
     # other categories than persons may have other joints, or none, and are not scored
-    named = find_category(source, category)
+    named = find_category(source, category, where, [source["annotations"]])
     if named and "id" in named:
-        source = {**source, "annotations": [a for a in source["annotations"] if a.get("category_id") == named["id"]], "categories": [named]}
+        mine = [a for a in source["annotations"] if as_id(a.get("category_id")) == named["id"]]
+        source, categories = {**source, "annotations": mine}, [named]
     joints = joints or max((len(a["keypoints"]) // 3 for a in source["annotations"] if isinstance(a.get("keypoints"), list)), default=0)
     known = {image["id"] for image in images}
     persons, blank = [], [0] * 3 * joints
@@ -260,13 +265,17 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
             # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for "unmatched" and keeps
             # one of two equal ids, both of which people's own files have, hence our ids
             person = {key: annotation[key] for key in _NEEDED if key in annotation}
+            person = with_ids(person, "image_id", "category_id")
             if area_of_box is not None:
                 person["area"] = 0.0
             person["id"], person["keypoints"] = number, annotation.get("keypoints") or blank
             if len(person) < len(_NEEDED) + 2 or not isinstance(person["keypoints"], list) or len(person["keypoints"]) != 3 * joints \
                     or not isinstance(person["image_id"], WHOLE) or not isinstance(person["category_id"], WHOLE) or person["image_id"] not in known:
                 raise _fault(annotation, number, where, joints, area_of_box)
-            person["iscrowd"] = int(bool(annotation.get("iscrowd", 0)))
+            crowd = crowd_flag(annotation)
+            if crowd is None:
+                raise _fault(annotation, number, where, joints, area_of_box)
+            person["iscrowd"] = int(crowd)
             persons.append(person)
     if not _plain_numbers(persons, joints):
         for annotation, person in zip(source["annotations"], persons):
@@ -277,8 +286,8 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
         person["num_keypoints"] = labelled if isinstance(labelled, WHOLE) else sum(v > 0 for v in person["keypoints"][2::3])
         if area_of_box is not None:
             person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
-    categories = source.get("categories") or [{"id": i} for i in {p["category_id"] for p in persons}]
-    return Truth(info={}, images=source["images"], categories=categories, annotations=persons)
+    categories = categories or [{"id": i} for i in {p["category_id"] for p in persons}]
+    return Truth(info={}, images=images, categories=categories, annotations=persons)
 
 
 def _plain_numbers(persons: list[dict], joints: int) -> bool:
@@ -302,8 +311,13 @@ def _fault(annotation: dict, number: int, where: str, joints: int, area_of_box: 
         return DataError(f"{name} has keypoints or a bbox that are no list of numbers; mend or remove it")
     if keypoints and len(keypoints) != 3 * joints:
         return DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
-    if not all(map(is_finite, (annotation.get("area", 0), *bbox, *keypoints))):
-        return DataError(f"{name} has an area, bbox or keypoint that is no finite number; mend or remove it")
+    for key, values in (("area", [annotation.get("area", 0)]), ("bbox", bbox), ("keypoint", keypoints)):
+        wrong = next((value for value in values if not is_finite(value)), 0)
+        if wrong != 0:
+            return DataError(f"{name} has {key} {shown_value(wrong, 60)}, expected a finite number; "
+                             "correct or remove it")
+    if crowd_flag(annotation) is None:
+        return DataError(f"{name} {field_fault(annotation, 'iscrowd', '0 or 1')}; correct or remove it")
     return DataError(f"{name} has image_id {shown(annotation['image_id'])}, which 'images' does not list, or a category_id that is no whole number")
 
 
@@ -311,7 +325,7 @@ def _results(results) -> list[dict]:
     """A list of fresh dicts with the fields that count; a `bbox` would change the areas that pycocotools takes."""
     if isinstance(results, (str, os.PathLike)):
         results = read_results(results)
-    return [{key: result[key] for key in ("image_id", "category_id", "keypoints", "score")} for result in results]
+    return [with_ids({key: result[key] for key in FIELDS}, "image_id", "category_id") for result in results]
 
 
 def _checked_sigmas(truth: dict, results: list[dict], sigmas: Sequence[float] | None) -> np.ndarray:

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from poise.errors import DataError
+from poise.errors import DataError, shown_value
 from poise.garbage import no_garbage_collection
 from poise.geometry import PIXEL_STD
-from poise.json_files import read_json
+from poise.json_files import as_id, read_json, with_ids
 from poise.writing import replacing
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
@@ -160,8 +160,11 @@ def read_results(path: str | os.PathLike) -> list[dict]:
         missing = [key for key in FIELDS if not isinstance(result, dict) or key not in result]
         if missing:
             raise DataError(f"{path} is not a COCO keypoint result file: entry {i} has no {', '.join(missing)}")
-        if type(result["image_id"]) is not int or type(result["category_id"]) is not int or not is_finite(result["score"]):
-            raise DataError(f"{path}: entry {i} has an image_id, category_id or score that is no plain number")
+        for key in ("image_id", "category_id", "score"):
+            value = result[key]
+            if not is_finite(value) if key == "score" else as_id(value) is None:
+                raise DataError(f"{path}: entry {i} has a {key} that is no plain number ({shown_value(value, 60)})")
+        results[i] = with_ids(result, "image_id", "category_id")
         if not isinstance(result["keypoints"], list) or not all(map(is_finite, result["keypoints"])):
             raise DataError(f"{path}: entry {i} (image {result['image_id']}) has keypoints that are no list of finite numbers")
     return results
