@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, TINY, forget_log_handlers
 from test_pictures import READ, REFUSED, PNG
 
-from poise import PoseEstimator, config, demo, media, person_boxes
+from poise import PoseEstimator, Poses, config, demo, media, person_boxes, visualize
 from poise.errors import DataError, run_tool
 from poise.models import build_model
 from poise.pictures import read_picture
@@ -153,6 +153,25 @@ def test_the_time_is_split_and_adds_up(tool, tmp_path, small_set):
     for part in demo.PARTS:
         assert f"{part} {seconds[part]:.2f} s (" in out
     assert f"{result(tmp_path / 'out')['frames_per_second']:.2f} frames/s" in out
+
+
+def test_draw_boxes_draws_the_box_with_the_score_of_the_json(tool, tmp_path, monkeypatch):
+    path = tmp_path / "1.png"
+    cv2.imwrite(str(path), np.full((300, 400, 3), 128, np.uint8))
+    found = [{"image_id": 1, "category_id": 1, "bbox": [100, 50, 150, 200], "score": 0.6}]
+    boxes = write_json(tmp_path / "boxes.json", found)
+    labels = []
+    draw_box = visualize.draw_box
+    monkeypatch.setattr("poise.visualize.draw_box", lambda *words: labels.append(words[2]) or draw_box(*words))
+    status, out, _ = tool("--input", path, "--boxes", boxes, "--joint-threshold", "9")
+    assert status == 0 and "1 frame, 1 person, " in out and not labels
+    plain = read_picture(tmp_path / "out" / "1_pose.jpg")
+    tool("--input", path, "--boxes", boxes, "--joint-threshold", "9", "--draw-boxes")
+    person, = all_persons(result(tmp_path / "out"))
+    assert labels == [f"{person['score']:.2f}"]
+    drawn = read_picture(tmp_path / "out" / "1_pose.jpg").astype(int)
+    edge = np.abs(drawn - plain)[60:240, [100, 250]].max(axis=2)
+    assert edge.min() > 40 and np.abs(drawn - plain)[100:200, 150:200].max() < 20
 
 
 def test_one_picture_is_one_person_without_boxes(tool, tmp_path):
@@ -416,6 +435,18 @@ def test_a_video_with_tracks(tool, tmp_path):
     frames = list(media.Video(str(tmp_path / "out" / "two people_pose.mp4")))
     assert len(frames) == 12 and frames[0].image.shape == (120, 160, 3) and media.Video(str(tmp_path / "out" / "two people_pose.mp4")).fps == 25
     assert frames[0].image[30:80, 15:35].mean(axis=(0, 1)).argmax() == 0, "red stays red"
+
+
+@pytest.mark.parametrize("words, color, has_ids", [(["--track"], "auto", True), ([], "side", False)])
+def test_a_video_has_hues_for_ids_alone(tool, tmp_path, monkeypatch, words, color, has_ids):
+    """The order of untracked persons may change from frame to frame, and their hues would change with it."""
+    boxes = write_video(tmp_path / "a.mp4", frames=2)
+    calls = []
+    draw = Poses.draw
+    monkeypatch.setattr(Poses, "draw", lambda self, image, **options: calls.append(options) or draw(self, image, **options))
+    tool("--input", tmp_path / "a.mp4", "--boxes", write_json(tmp_path / "boxes.json", as_detections(boxes)), *words)
+    assert [call["color"] for call in calls] == [color] * 2
+    assert [None if call["ids"] is None else call["ids"].tolist() for call in calls] == [[1, 2] if has_ids else None] * 2
 
 
 def test_smoothing_moves_the_joints_of_later_frames(tool, tmp_path):

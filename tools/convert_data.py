@@ -24,14 +24,16 @@ def main() -> int:
     from poise import converters
     from poise.engine.logs import start_console
     from poise.skeleton import dataset
+    from poise.text_table import pluralize
 
     start_console()
     data = dataset(args.dataset)
     forms = (args.source_format, args.target_format)
     pictures = converters.convert(forms, args.source, args.target, data, images=args.images)
     persons = [person for picture in pictures for person in picture.persons]
-    print(f"{len(persons)} persons with {sum(int((person.keypoints[:, 2] > 0).sum()) for person in persons)} joints in {len(pictures)} images "
-          f"written to {args.target}")
+    joints = sum(int((person.keypoints[:, 2] > 0).sum()) for person in persons)
+    print(f"{pluralize(len(persons), 'person')} with {pluralize(joints, 'joint')} "
+          f"in {pluralize(len(pictures), 'image')} written to {args.target}")
     return 0
 
 

@@ -24,6 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--joint-threshold", type=float, metavar="P", help="joints of a higher score are drawn; default as the experiment's codec has it")
     parser.add_argument("--output", default="output/demo", metavar="DIR", help="pictures or an mp4, and poses.json; default output/demo")
     parser.add_argument("--no-drawing", action="store_true", help="write poses.json alone")
+    parser.add_argument("--draw-boxes", action="store_true", help="draw the boxes too, with the persons' scores")
     parser.add_argument("--track", action="store_true", help="number the persons over the frames of a video, by the overlap of their boxes")
     parser.add_argument("--smooth", action="store_true", help="hold the joints of tracked persons still with the One-Euro filter; tracks too")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="end after N frames; default all")
@@ -58,7 +59,7 @@ def main() -> int:
     summary = demo.run(
         cfg, args.cfg, input=args.input, weights=args.weights, boxes=args.boxes, detector=args.detector, detector_weights=args.detector_weights,
         score_threshold=args.score_threshold, output=args.output, device=args.device, half=args.half, draw=not args.no_drawing, track=args.track,
-        smooth=args.smooth, joint_score=args.joint_threshold, max_frames=args.max_frames)
+        smooth=args.smooth, joint_score=args.joint_threshold, max_frames=args.max_frames, draw_boxes=args.draw_boxes)
     return INTERRUPTED if summary.interrupted else 0
 
 

@@ -22,13 +22,15 @@ def main() -> int:
     cfg = experiment(args)
     from poise import detectors, making_boxes
     from poise.engine.logs import start_console
+    from poise.text_table import pluralize
 
     start_console()
     path = making_boxes.target(cfg, args.out)
     detect = detectors.build(args.detector, args.device, args.score_threshold, weights=args.detector_weights or None)
     boxes, images, unread = making_boxes.write(cfg, args.set or cfg.DATASET.TEST_SET, detect, path,
                                                 finds_persons=args.detector in detectors.TORCHVISION)
-    print(f"{boxes} boxes in {images} images written to {path}{f'; {unread} images could not be read' if unread else ''}")
+    failed = f"; {pluralize(unread, 'image')} could not be read" if unread else ""
+    print(f"{pluralize(boxes, 'box', 'boxes')} in {pluralize(images, 'image')} written to {path}{failed}")
     return 1 if unread else 0
 
 

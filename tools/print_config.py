@@ -29,7 +29,7 @@ def main() -> int:
     cfg = experiment(args)
     if args.against:
         changed = difference.differences(cfg, config.load(args.against))
-        print(f"{len(changed)} keys differ")
+        print("1 key differs" if len(changed) == 1 else f"{len(changed)} keys differ")
         if changed:
             print(aligned([("key", args.cfg, args.against), *((key, mine, theirs) for key, (mine, theirs) in changed.items())]), end="")
         return 0

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from poise.poses import Poses
 from poise.predictor import PoseEstimator
 from poise.skeleton import dataset_of
 from poise.smoothing import PoseSmoother
+from poise.text_table import pluralize
 from poise.tracking import Tracker
-from poise.visualize import JPEG_SIDE, draw_box, encoded
+from poise.visualize import JPEG_SIDE, encoded
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -69,14 +70,17 @@ class Demo:
 
     draw: write pictures, or the mp4. track: number the persons over the frames of a video; smooth: and hold their joints still with the
     One-Euro filter. joint_score: joints of a higher score are drawn, None as the codec has it. max_frames: end after so many; 0 is all.
+    draw_boxes: draw the boxes with the persons' scores too.
     """
 
     def __init__(self, estimator: PoseEstimator, source: Pictures | Video, boxes: BoxSource, folder: str | Path, *, draw: bool = True, track: bool = False,
-                 smooth: bool = False, joint_score: float | None = None, max_frames: int = 0):
+                 smooth: bool = False, joint_score: float | None = None, max_frames: int = 0,
+                 draw_boxes: bool = False):
         if (track or smooth) and source.fps is None:
             raise ConfigError("--track and --smooth need a video or a camera: pictures have no time")
         self._estimator, self._source, self._boxes, self._folder = estimator, source, boxes, Path(folder)
         self._draw, self._joint_score, self._max_frames = draw, joint_score, max_frames
+        self._draw_boxes = draw_boxes
         self._tracker = Tracker() if track or smooth else None
         self._smoother = PoseSmoother() if smooth else None
         self._names: set[str] = set()
@@ -160,7 +164,7 @@ class Demo:
                 if self._smoother is not None:
                     own.keypoints = self._smoother.update(tracks, own.keypoints, own.boxes, frame.seconds)
             with summary.timed("drawing"):
-                name = self._draw_frame(frame, own, tracks) if self._draw else None
+                name = self._draw_frame(frame, own, scores[one], tracks) if self._draw else None
             poses.add(frame, own, scores[one], tracks, name)
             summary.frames += 1
             summary.persons += len(own)
@@ -178,12 +182,14 @@ class Demo:
         parts = [self._found([frame]) for frame in frames]
         return [frame for part, _ in parts for frame in part], [one for _, found in parts for one in found]
 
-    def _draw_frame(self, frame: Frame, poses: Poses, tracks: np.ndarray | None) -> str | None:
+    def _draw_frame(self, frame: Frame, poses: Poses, box_scores: np.ndarray,
+                    tracks: np.ndarray | None) -> str | None:
         """Write the picture, and return its name, or put the frame into the video."""
-        image = np.ascontiguousarray(poses.draw(frame.image, least_score=self._joint_score))
-        if tracks is not None:
-            for box, number in zip(poses.boxes, tracks):
-                draw_box(image, box, str(number))
+        scored = replace(poses, person_scores=poses.person_scores * box_scores)      # as in the JSON
+        # without ids, the order of the persons and so their hues would change from frame to frame
+        color = "side" if self._video and tracks is None else "auto"
+        image = scored.draw(frame.image, least_score=self._joint_score, color=color,
+                            boxes=self._draw_boxes, ids=tracks)
         if self._video:
             self._video.write(image, frame.seconds)
             return None
@@ -251,7 +257,7 @@ def _check_folder(folder: str | Path, source: Pictures | Video) -> None:
 
 def report(summary: Summary, boxes: BoxSource) -> str:
     """What was done, in a few lines, with where the time went."""
-    lines = [f"{summary.frames} frames, {summary.persons} persons, {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and what was drawn are in "
+    lines = [f"{pluralize(summary.frames, 'frame')}, {pluralize(summary.persons, 'person')}, {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and what was drawn are in "
              f"{one_line(summary.folder)}"]
     if summary.interrupted:
         lines.append("interrupted: the rest was not looked at")

@@ -1,4 +1,4 @@
-"""Aligned columns for a terminal."""
+"""Text for a terminal: aligned columns, numbers with nouns."""
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
@@ -9,3 +9,8 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ("  ".join(cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def pluralize(count: int, noun: str, plural: str = "") -> str:
+    """Return '1 person' or '2 persons'; plural: where it is not the noun with an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"

@@ -13,20 +13,26 @@ from poise.skeleton import Skeleton
 # left, right, middle: told apart also by people who do not tell red from green
 _SIDE_COLOURS = {-1: (0, 165, 255), 1: (255, 120, 30), 0: (80, 220, 80)}
 _BOX_COLOUR = (230, 230, 230)
+Color = tuple[int, int, int]        # BGR
+_GOLDEN_RATIO = 0.618034            # multiples of it, modulo 1, stay far apart from each other
+_RING_SIZE = 0.4        # dots of smaller persons have no white ring, which would cover the limbs
 GAP = 2         # pixels between the pictures of a mosaic
 JPEG_SIDE = 65_000         # a JPEG has no longer one
 
 
-def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, shown: np.ndarray | None = None, scale: float = 1.0) -> None:
+def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, shown: np.ndarray | None = None, scale: float = 1.0,
+                person_side: float = 0.0, limb_color: Color | None = None) -> None:
     """Draw a skeleton into `image`: keypoints (J, 2) pixels; shown (J,) bool, all by default; scale: of lines and dots.
 
-    The person's left is orange, the right blue, the middle green.
+    The person's left is orange, the right blue, the middle green; limb_color is used for all limbs instead.
+    person_side: longer side of the person's box in pixels, for lines and dots that fit small persons;
+    0: the person fills the image.
     """
     shown = np.ones(len(keypoints), bool) if shown is None else np.asarray(shown, bool)
     # far outside points would overflow OpenCV's fixed-point coordinates
     limit = 4 * max(image.shape[:2])
     usable = shown & np.isfinite(keypoints).all(axis=1) & (np.abs(np.nan_to_num(keypoints)) < limit).all(axis=1)
-    size = max(image.shape[:2]) / 400 * scale
+    size = _line_size(image, person_side) * scale
     thick, radius = max(1, round(1.6 * size)), max(1, round(2.2 * size))
 
     def at(joint: int) -> tuple[int, int]:
@@ -35,23 +41,50 @@ def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *,
     for a, b in skeleton.limbs:
         if usable[a] and usable[b]:
             side = skeleton.side(a) if skeleton.side(a) == skeleton.side(b) else skeleton.side(a) + skeleton.side(b)
-            cv2.line(image, at(a), at(b), _SIDE_COLOURS[side], thick, cv2.LINE_AA, 3)
+            cv2.line(image, at(a), at(b), limb_color or _SIDE_COLOURS[side], thick, cv2.LINE_AA, 3)
     for joint in np.flatnonzero(usable):
-        cv2.circle(image, at(joint), (radius + 1) * 8, (255, 255, 255), -1, cv2.LINE_AA, 3)
+        if size >= _RING_SIZE:
+            cv2.circle(image, at(joint), (radius + 1) * 8, (255, 255, 255), -1, cv2.LINE_AA, 3)
         cv2.circle(image, at(joint), radius * 8, _SIDE_COLOURS[skeleton.side(joint)], -1, cv2.LINE_AA, 3)
 
 
-def draw_box(image: np.ndarray, box: np.ndarray, label: str = "") -> None:
-    """Draw a person's box into `image`: (4,) left, top, right, bottom in pixels, cut to the image. label: written in its upper left corner."""
-    size = max(image.shape[:2]) / 400
-    last = np.array([image.shape[1] - 1, image.shape[0] - 1] * 2)
+def _line_size(image: np.ndarray, person_side: float) -> float:
+    """Return the size of lines relative to those of an image of 400 pixels that a person fills."""
+    side = max(image.shape[:2])
+    return (min(side, 2 * person_side) if person_side > 0 else side) / 400
+
+
+def person_color(number: int) -> Color:
+    """Return a saturated BGR color; consecutive numbers get hues that are far apart."""
+    hue = round(180 * (number * _GOLDEN_RATIO % 1)) % 180
+    b, g, r = cv2.cvtColor(np.uint8([[[hue, 200, 255]]]), cv2.COLOR_HSV2BGR)[0, 0].tolist()
+    return b, g, r
+
+
+def draw_box(image: np.ndarray, box: np.ndarray, label: str = "", color: Color = _BOX_COLOUR) -> None:
+    """Draw a person's box into `image`: (4,) left, top, right, bottom in pixels, clipped to the image.
+
+    The label stands above the box, or inside where there is no room.
+    """
+    height, width = image.shape[:2]
+    last = np.array([width - 1, height - 1] * 2)
     left, top, right, bottom = (int(value) for value in np.clip(np.nan_to_num(box), 0, last).round())
-    cv2.rectangle(image, (left, top), (right, bottom), _BOX_COLOUR, max(1, round(size)), cv2.LINE_AA)
-    if label:
-        scale, thick = max(0.35, 0.3 * size), max(1, round(0.6 * size))
-        (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
-        cv2.rectangle(image, (left, top), (left + width + 2, top + height + below + 2), _BOX_COLOUR, -1)
-        cv2.putText(image, label, (left + 1, top + height + 1), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
+    size = _line_size(image, max(right - left, bottom - top))
+    cv2.rectangle(image, (left, top), (right, bottom), color, max(1, round(size)), cv2.LINE_AA)
+    if not label:
+        return
+    # as large as the image allows, but no wider than the box where that is legible
+    scale = 0.3 * max(height, width) / 400
+    (text_width, _), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    scale = max(0.35, scale * min(1.0, (right - left) / max(text_width, 1)))
+    thick = max(1, round(2 * scale))
+    (text_width, text_height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
+    tall = text_height + below + 2
+    left = max(0, min(left, width - text_width - 3))
+    top = top - tall if top >= tall else top
+    cv2.rectangle(image, (left, top), (left + text_width + 2, top + tall), color, -1)
+    at = (left + 1, top + text_height + 1)
+    cv2.putText(image, label, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
 
 
 def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:

@@ -158,7 +158,7 @@ def _labelled_panel(view: _View, truth: Truth, people: np.ndarray) -> np.ndarray
     panel = view.pixels.copy()
     for person in people:
         visualize.draw_person(panel, view(truth.persons.keypoints[person, :, :2]), truth.skeleton, shown=truth.persons.keypoints[person, :, 2] > 0,
-                              scale=_LINES)
+                              scale=_LINES, person_side=float(truth.persons.box[person, 2:].max()) * view.zoom)
     return panel
 
 
@@ -167,7 +167,7 @@ def _predicted_panel(view: _View, found: Found, errors: JointErrors, shown: np.n
     panel, labels = view.pixels.copy(), found.truth.persons.keypoints
     for d in shown:
         points = view(found.keypoints[d, :, :2])
-        visualize.draw_person(panel, points, found.truth.skeleton, scale=_LINES)
+        visualize.draw_person(panel, points, found.truth.skeleton, scale=_LINES, person_side=float(np.ptp(points, axis=0).max()))
         person = found.pairs.person[d]
         low = points.min(axis=0)
         if person < 0:

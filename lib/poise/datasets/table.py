@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from poise.skeleton import Skeleton
+from poise.text_table import pluralize
 
 
 UNKNOWN = -1.0      # visible: the set that a person is of does not have the joint (DATASET.MIX)
@@ -91,7 +92,8 @@ class PersonTable:
     def summary(self) -> str:
         """One line for the log: persons, images, boxes, and what was dropped and why."""
         boxes = "ground-truth boxes" if self.box_source == "gt" else f"boxes of {self.box_source}"
-        line = f"{len(self)} persons in {len(np.unique(self.image_index))} of {len(self.image_names)} images, {boxes}"
+        images = f"{len(np.unique(self.image_index))} of {pluralize(len(self.image_names), 'image')}"
+        line = f"{pluralize(len(self), 'person')} in {images}, {boxes}"
         if self.dropped:
             line += "; dropped " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
         return line

@@ -21,6 +21,7 @@ from poise.engine.distributed import ALONE, Processes
 from poise.forward import forward_flipped, normalize
 from poise.geometry import crop_to_image
 from poise.metrics.pck import heatmap_pck
+from poise.text_table import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
     if processes.any(stopped):
         raise KeyboardInterrupt
     _gather(processes, found, persons, sums)
-    log.info("test: %d persons in %.1f s%s", count, time.perf_counter() - begin, ", flip test" if cfg.TEST.FLIP_TEST else "")
+    log.info("test: %s in %.1f s%s", pluralize(count, "person"), time.perf_counter() - begin, ", flip test" if cfg.TEST.FLIP_TEST else "")
     return found
 
 

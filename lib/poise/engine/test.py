@@ -23,6 +23,7 @@ from poise.engine.threads import CpuThreads
 from poise.errors import DataError
 from poise.losses import build_loss
 from poise.models import build_model
+from poise.text_table import pluralize
 from poise.weights.origin import doubt, load_trained
 
 log = logging.getLogger(__name__)
@@ -102,12 +103,15 @@ def draw_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, image
             image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         else:
             zoom = 1.0
-        for person in np.flatnonzero(table.image_index == index):
-            if table.score[person] >= 0.5 or table.box_source == "gt":
-                visualize.draw_person(image, (found.keypoints[person] + 0.5) * zoom - 0.5, table.skeleton, shown=found.scores[person] > least)
+        persons = np.flatnonzero((table.image_index == index) & ((table.score >= 0.5) | (table.box_source == "gt")))
+        for number, person in enumerate(persons):
+            points = (found.keypoints[person] + 0.5) * zoom - 0.5
+            visualize.draw_person(image, points, table.skeleton, shown=found.scores[person] > least,
+                                  person_side=float(table.extent[person].max()) * zoom,
+                                  limb_color=visualize.person_color(number) if len(persons) > 1 else None)
         # folders become part of the name: cam1/0001.jpg and cam2/0001.jpg are two pictures
         written.append(folder / "pictures" / f"{Path(name).with_suffix('').as_posix().replace('/', '_')}.jpg")
         visualize.save(written[-1], image)
     if written:
-        log.info("%d pictures with predictions in %s", len(written), folder / "pictures")
+        log.info("%s with predictions in %s", pluralize(len(written), "picture"), folder / "pictures")
     return written
