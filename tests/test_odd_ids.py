@@ -12,6 +12,8 @@ from poise.checking_data import run
 from poise.datasets import read_set
 from poise.errors import DataError
 from poise.json_files import as_id, with_ids
+from poise.media import Frame
+from poise.person_boxes import GivenBoxes
 from poise.skeleton import find_category
 
 PERSON = 7  # the category id of made_joints
@@ -251,3 +253,36 @@ def test_scoring_names_the_field_that_is_no_number(sound, changed, field, value,
     path = changed(edit)
     with pytest.raises(DataError, match=f"annotation 4711 of .*{path.name} has {said}, expected"):
         metrics.read_truth(path, category="dot person")
+
+
+def boxes_of(folder, change):
+    """How many boxes the demo reads for a picture from annotations that were changed."""
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 9}],
+        "categories": [{"id": 2, "name": "person"}, {"id": 3, "name": "dog"}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": 2, "iscrowd": int(n == 3), "bbox": [n, 1, 2, 2]}
+            for n in range(4)
+        ],
+    }
+    change(content)
+    (folder / "boxes.json").write_text(json.dumps(content))
+    given = GivenBoxes(folder / "boxes.json")
+    frame = Frame(str(folder / "a.jpg"), 0, None, np.zeros((9, 8, 3), np.uint8))
+    return given([frame])[0][0][:, 0].tolist()
+
+
+def test_demo_reads_odd_annotations_as_training_does(tmp_path):
+    def as_text(content):
+        for part in ("images", "annotations", "categories"):
+            for entry in content[part]:
+                keys = {"id", "image_id", "category_id", "iscrowd"} & entry.keys()
+                entry.update({key: str(entry[key]) for key in keys})
+
+    def empty_category(content):
+        content["categories"].insert(0, {"id": 0, "name": "person"})
+
+    for change in (lambda content: None, as_text, empty_category):
+        assert boxes_of(tmp_path, change) == [0, 1, 2]
+    with pytest.raises(DataError, match="annotation 1 has iscrowd 'no', expected 0 or 1"):
+        boxes_of(tmp_path, lambda content: content["annotations"][1].update(iscrowd="no"))

@@ -15,9 +15,9 @@ import numpy as np
 
 from poise.errors import DataError, one_line, shown, shown_value
 from poise.geometry import FARTHEST
-from poise.json_files import read_json
+from poise.json_files import as_id, field_fault, read_json
 from poise.media import Frame, Pictures, Video
-from poise.skeleton import find_category
+from poise.skeleton import crowd_flag, find_category
 
 log = logging.getLogger(__name__)
 
@@ -221,12 +221,13 @@ class GivenBoxes:
         to.boxes.append((box, float(score)))
 
     def _take_detections(self, entries: list) -> None:
-        categories = {str(entry.get("category_id", 1)) for entry in _dicts(entries, "detection")}
-        wanted = categories.pop() if len(categories) == 1 else str(self._category) if isinstance(self._category, int) else "1"
+        categories = {_category(entry) for entry in _dicts(entries, "detection")}
+        default = self._category if isinstance(self._category, int) else 1
+        wanted = categories.pop() if len(categories) == 1 else str(default)
         for number, entry in enumerate(_dicts(entries, "detection")):
-            if str(entry.get("category_id", 1)) != wanted:
+            if _category(entry) != wanted:
                 continue
-            name, index = entry.get("file_name"), _as_number(entry.get("image_id"))
+            name, index = entry.get("file_name"), as_id(entry.get("image_id"))
             if name is None and index is None:
                 name = entry.get("image_id")
             if not (_is_name(name) or name is None and index is not None):
@@ -240,7 +241,7 @@ class GivenBoxes:
     def _take_annotations(self, content: dict) -> None:
         entries: dict[Any, _Entry] = {}
         for number, image in enumerate(_dicts(content["images"], "image")):
-            name, key = image.get("file_name"), _as_id(image.get("id"))
+            name, key = image.get("file_name"), _image_key(image.get("id"))
             if not _is_name(name) or key is None:
                 raise _BadEntry(f"image {number} needs an id and a file_name")
             entries[key] = self._named.setdefault(name, _Entry())
@@ -248,13 +249,19 @@ class GivenBoxes:
             if isinstance(key, int):
                 self._indexed.setdefault(key, entries[key])
         listed = list(_dicts(content.get("categories") or [], "category")) or [{"id": 1}]
-        chosen = find_category(content, self._category) or (listed[0] if len(listed) == 1 else None)
+        parts = [content["annotations"]]
+        chosen = find_category(content, self._category, self.name, parts)
+        chosen = chosen or (listed[0] if len(listed) == 1 else None)
         if chosen is None:
             raise _BadEntry(f"none of its {len(listed)} categories is {shown_value(self._category)}, whose boxes are wanted")
         for number, entry in enumerate(_dicts(content["annotations"], "annotation")):
-            if entry.get("category_id", 1) != chosen.get("id") or entry.get("iscrowd"):
+            crowd = crowd_flag(entry)
+            if crowd is None:
+                fault = field_fault(entry, "iscrowd", "0 or 1")
+                raise _BadEntry(f"annotation {number} {fault}; correct or remove it")
+            if crowd or _category(entry) != str(_image_key(chosen.get("id"))):
                 continue
-            own = entries.get(_as_id(entry.get("image_id")))
+            own = entries.get(_image_key(entry.get("image_id")))
             if own is None:
                 raise _BadEntry(f"annotation {number} is of an image that the file does not list")
             self._add(own, entry.get("bbox"), 1.0, f"annotation {number}")
@@ -290,16 +297,17 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(_parts(value))
 
 
-def _as_number(value: Any) -> int | None:
-    """An id as a number, None where it is none: '7' is 7."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _as_id(value: Any) -> int | str | None:
-    number = _as_number(value)
+def _image_key(value: Any) -> int | str | None:
+    """The id of an image as a number where it is one, else as text."""
+    number = as_id(value)
     return number if number is not None else value if isinstance(value, str) else None
+
+
+def _category(entry: dict) -> str:
+    """The id of an entry's category as text, for ids that are no numbers too."""
+    value = entry.get("category_id", 1)
+    number = as_id(value)
+    return str(value if number is None else number)
 
 
 def _size(entry: dict) -> tuple[float, float] | None:
