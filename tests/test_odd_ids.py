@@ -268,7 +268,7 @@ def boxes_of(folder, change):
     change(content)
     (folder / "boxes.json").write_text(json.dumps(content))
     given = GivenBoxes(folder / "boxes.json")
-    frame = Frame(str(folder / "a.jpg"), 0, None, np.zeros((9, 8, 3), np.uint8))
+    frame = Frame(str(folder / "a.jpg"), 0, np.zeros((9, 8, 3), np.uint8))
     return given([frame])[0][0][:, 0].tolist()
 
 
