@@ -10,9 +10,10 @@ from pycocotools.cocoeval import Params
 
 from conftest import ROOT, forget_log_handlers
 from made_joints import dataset_keys, experiment, make_set
-from poise import config, skeleton
+from poise import config, converters, skeleton
+from poise.checking_data import run
 from poise.datasets import places, read_set
-from poise.errors import ConfigError, one_line
+from poise.errors import ConfigError, DataError, one_line
 from poise.skeleton import COCO, MPII, dataset, dataset_of, read_dataset
 
 MIRROR = {"left": "right", "right": "left"}
@@ -141,11 +142,16 @@ def test_name_of_a_file_that_gives_none(tmp_path, written):
     assert read_dataset(written(name=None)).name == "own"
 
 
-def test_half_body_needs_an_upper_body(tmp_path, written):
-    path = experiment(tmp_path, written(upper_body=None))
-    text = refusal(config.load, path)
-    assert text == f"{path}: DATASET.PROB_HALF_BODY must be 0 without upper_body in {tmp_path}/own.yaml, got 0.3"
-    assert config.load(path, ["DATASET.PROB_HALF_BODY", "0"]).MODEL.NUM_JOINTS == 5
+def test_half_body_without_upper_body_is_off_and_said(tmp_path, caplog):
+    path = experiment(tmp_path, make_set(tmp_path / "set", 5, upper_body=None))
+    cfg = config.load(path)
+    assert cfg.DATASET.PROB_HALF_BODY == 0 and config.load(path, ["DATASET.PROB_HALF_BODY", "-1"]).DATASET.PROB_HALF_BODY == -1
+    assert config.load(experiment(tmp_path, make_set(tmp_path / "other", 5))).DATASET.PROB_HALF_BODY == 0.3
+    forget_log_handlers()
+    with caplog.at_level(logging.INFO):
+        read_set(cfg, train=True)
+        read_set(cfg, train=False)
+    assert caplog.messages.count(f"{tmp_path / 'set' / 'dots.yaml'}: has no upper_body; half-body augmentation is off") == 1
 
 
 def test_defaults_and_remarks(written):
@@ -169,6 +175,115 @@ def test_warned_once_when_the_test_set_is_read(tmp_path, caplog):
 def test_side_by_the_pair_where_names_do_not_tell(written):
     found = read_dataset(written(joints=["a", "b", "c", "d", "e"], flip_pairs=[["b", "a"]], limbs=[], upper_body=["a"])).skeleton
     assert [found.side(j) for j in range(5)] == [1, -1, 0, 0, 0]
+
+
+# ultralytics' data.yaml -----------------------------------------------------------------------------------------------------------
+
+HAND = {"path": "hand", "train": "images/train", "val": "images/val", "test": None, "kpt_shape": [3, 3], "flip_idx": [0, 2, 1], "names": {0: "hand"},
+        "kpt_names": {0: ["wrist", "tip_right", "tip_left"]}, "download": "https://example.org/x.zip", "nc": 1}
+COCO_FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+
+
+@pytest.fixture
+def yolo_file(tmp_path):
+    """A function that writes a data.yaml of HAND with some keys changed, or left out where None, and returns its path."""
+    def write(**keys):
+        path = tmp_path / "data.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in (HAND | keys).items() if value is not None}))
+        return path
+    return write
+
+
+def test_ultralytics_file_gives_joints_pairs_and_places(tmp_path, yolo_file):
+    found = read_dataset(yolo_file())
+    assert found.skeleton.names == ("wrist", "tip_right", "tip_left") and found.skeleton.flip_pairs == ((2, 1),) and found.can_flip
+    assert (found.name, found.category, found.format, found.metric, found.root) == ("hand", "hand", "coco", "oks", str(tmp_path / "hand"))
+    assert found.skeleton.sigmas == (1 / 3,) * 3 and found.skeleton.upper_body == ()
+    assert found.files("val") == skeleton.SetFiles("annotations/val.json", "images/val", yolo_labels="labels/val") and len(found.sets) == 2
+    assert found.remarks == (f"{tmp_path}/data.yaml: the OKS takes 1/3 as the sigma of each keypoint, as ultralytics does; such an AP compares runs on this "
+                             "data set only",)
+    assert read_dataset(yolo_file(kpt_oks_sigmas=[0.1, 0.2, 0.3])).skeleton.sigmas == (0.1, 0.2, 0.3)
+    assert read_dataset(yolo_file(kpt_names=None)).skeleton.names == ("kpt_0", "kpt_1", "kpt_2")
+    assert read_dataset(yolo_file(kpt_names=["a", "b", "c"], names=["x", "y"])).remarks[-1].endswith("has 2 classes; only class 0 is read, x")
+
+
+@pytest.mark.parametrize("names", [{0: list(dataset("coco").skeleton.names)}, None])
+def test_ultralytics_file_of_cocos_keypoints_takes_cocos_facts(yolo_file, names):
+    found, coco = read_dataset(yolo_file(kpt_shape=[17, 3], flip_idx=COCO_FLIP, kpt_names=names, names={0: "person"})), dataset("coco").skeleton
+    for key in ("names", "sigmas", "limbs", "upper_body", "both_halves", "weights"):
+        assert getattr(found.skeleton, key) == getattr(coco, key)
+    assert set(found.skeleton.flip_pairs) == set(coco.flip_pairs)
+    assert [remark.split(": ")[1][:16] for remark in found.remarks] == ([] if names else ["has no kpt_names"])
+    other = read_dataset(yolo_file(kpt_shape=[17, 3], flip_idx=COCO_FLIP, kpt_names=list(coco.names[::-1])))
+    assert other.skeleton.sigmas == (1 / 17,) * 17 and other.skeleton.upper_body == ()
+
+
+def test_ultralytics_file_without_flip_idx_switches_flips_off(tmp_path, yolo_file):
+    path = experiment(tmp_path, yolo_file(flip_idx=None))
+    cfg = config.load(path, ["DATASET.FLIP", True, "TEST.FLIP_TEST", True])
+    assert (cfg.DATASET.FLIP, cfg.TEST.FLIP_TEST, cfg.DATASET.PROB_HALF_BODY) == (False, False, 0)
+    assert dataset_of(cfg).remarks[-1] == f"{tmp_path}/data.yaml: has no flip_idx; DATASET.FLIP and TEST.FLIP_TEST are off, as in ultralytics"
+    cfg = config.load(experiment(tmp_path, yolo_file()))
+    assert cfg.DATASET.FLIP and cfg.TEST.FLIP_TEST
+
+
+def test_ultralytics_paths_as_ultralytics_resolves_them(tmp_path, yolo_file, monkeypatch):
+    """Below the working folder, else beside the file; Roboflow's ../ lead to nothing and are dropped."""
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    found = read_dataset(yolo_file(path=None, train="../train/images", val="/elsewhere/val/images"))
+    assert found.root == str(tmp_path) and found.name == tmp_path.name
+    assert found.files("train") == skeleton.SetFiles("annotations/train.json", "train/images", yolo_labels="train/labels")
+    assert found.files("val") == skeleton.SetFiles("annotations/val.json", "/elsewhere/val/images", yolo_labels="/elsewhere/val/labels")
+    (tmp_path / "work" / "hand").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    assert read_dataset(yolo_file()).root == str(tmp_path / "work" / "hand")
+
+
+@pytest.mark.parametrize("keys, fault", [
+    ({"kpt_shape": [0, 3]}, "kpt_shape must be a number of keypoints from 1 to 1000, and 2 or 3, got [0, 3]"), ({"kpt_shape": [True, 3]}, "kpt_shape must be"),
+    ({"kpt_shape": 17}, "kpt_shape must be"), ({"kpt_shape": [3, 4]}, "kpt_shape must be"),
+    ({"flip_idx": [0, 1]}, "flip_idx must have each number from 0 to 2 once, got [0, 1]"), ({"flip_idx": [1, 2, 0]}, "flip_idx must exchange keypoints in pairs"),
+    ({"flip_idx": 3}, "flip_idx must have each number"), ({"kpt_names": {0: ["a"]}}, "kpt_names must be a list of 3 names, as kpt_shape says, got ['a']"),
+    ({"kpt_names": {0: ["a", "a", "b"]}}, "joints has 'a' twice"), ({"names": []}, "names must be the names of the classes"), ({"names": 3}, "names must be the names"),
+    ({"train": ["a", "b"]}, "train must be a folder of images, got ['a', 'b']; lists of images and of folders are not read"),
+    ({"val": "val2017.txt"}, "val must be a folder of images, got 'val2017.txt'"), ({"path": 3}, "path must be the data set's folder, got 3"),
+    ({"kpt_oks_sigmas": [0.1]}, "sigmas has 1 numbers, expected 3"),
+], ids=lambda value: None if isinstance(value, dict) else value[:40])
+def test_faults_of_an_ultralytics_file(yolo_file, keys, fault):
+    path = yolo_file(**keys)
+    assert f"{path}: {fault}" in refusal(read_dataset, path)
+
+
+def test_ultralytics_labels_are_converted_by_the_command_of_the_message(tmp_path, yolo_file, monkeypatch):
+    """From data.yaml, images and YOLO labels to a table of persons, by what the messages say."""
+    made = read_dataset(make_set(tmp_path / "made", 3, file="made.yaml"))
+    for name in ("train", "val"):
+        pictures = converters.read("coco", tmp_path / "made" / "labels" / f"{name}.json", made)
+        converters.write("yolo", tmp_path / "hand set" / "labels" / name, made, pictures)
+        for picture in pictures:
+            target = tmp_path / "hand set" / "images" / name / picture.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "made" / "frames" / picture.name).rename(target)
+    path = experiment(tmp_path, yolo_file(path="hand set"))
+    assert sum("annotations: " in finding.text and "convert the YOLO labels" in finding.text for finding in run.check(config.load(path))[0]) == 2
+    for name in ("train", "val"):
+        with pytest.raises(DataError) as error:
+            read_set(config.load(path), train=name == "train")
+        assert "hand set/annotations" in str(error.value) and "missing; convert the YOLO labels once: python tools/convert_data.py " in str(error.value)
+        done = subprocess.run(str(error.value).split("once: ")[1].replace("python", sys.executable, 1), shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    table, images = read_set(config.load(path), train=True)
+    assert len(table) == 24 and images.read(table.image_names[0]).shape == (64, 120, 3)
+    assert not [finding for finding in run.check(config.load(path))[0] if finding.kind == "fault"]
+    text = refusal(read_set_of, config.load(path, ["DATASET.TRAIN_SET", "train2017"]))
+    assert text == f"{tmp_path}/data.yaml: has no set 'train2017', it has train, val; set DATASET.TRAIN_SET and DATASET.TEST_SET to one of them"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such folder .*/none; set DATASET.ROOT to the data set's"):
+        read_set_of(config.load(experiment(tmp_path, yolo_file(path="none"))))
+
+
+def read_set_of(cfg):
+    return read_set(cfg, train=True)
 
 
 # what is refused ------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Dataset files (experiments/datasets/*.yaml): a data set's joints, mirror pairs, limbs, upper body and OKS sigmas, and where its files lie.
 
-They are the only home of these facts; experiments/datasets/template.yaml tells what each key means. `COCO` and `MPII` of this module
+They are the only home of these facts; experiments/datasets/template.yaml tells what each key means. Ultralytics' data.yaml is read as one. `COCO` and `MPII` of this module
 are the joints of the files of these names, read when they are first asked for.
 """
 from __future__ import annotations
@@ -69,18 +69,20 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Where a set's files are below the data set's root. labelled: whether it has joints to score. head_boxes: MPII's gt_valid.mat, or ''."""
+    """Where a set's files are below the data set's root. labelled: whether it has joints to score. head_boxes: MPII's gt_valid.mat, or ''.
+    yolo_labels: the folder of YOLO's text that tools/convert_data.py makes the annotations of, or ''."""
 
     annotations: str
     images: str
     labelled: bool = True
     head_boxes: str = ""
+    yolo_labels: str = ""
 
 
 @dataclass(frozen=True)
 class DatasetFile:
     """What a dataset file says. format, metric: see METRICS. category: name or id of the annotations' category. sets: (pattern, SetFiles), with
-    {set} for the set's name. remarks: what a user should know before trusting figures."""
+    {set} for the set's name. can_flip: whether flip_pairs are known. remarks: what a user should know before trusting figures."""
 
     path: Path
     skeleton: Skeleton
@@ -91,6 +93,7 @@ class DatasetFile:
     annotations: str
     images: str
     sets: tuple[tuple[str, SetFiles], ...] = ()
+    can_flip: bool = True
     remarks: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -100,7 +103,7 @@ class DatasetFile:
     def files(self, set_name: str) -> SetFiles:
         """The files of a set: those of the first pattern that fits it, else those of every other set."""
         found = next((files for pattern, files in self.sets if fnmatchcase(set_name, pattern)), SetFiles(self.annotations, self.images))
-        return replace(found, **{key: getattr(found, key).replace("{set}", set_name) for key in ("annotations", "images", "head_boxes")})
+        return replace(found, **{key: getattr(found, key).replace("{set}", set_name) for key in ("annotations", "images", "head_boxes", "yolo_labels")})
 
 
 _last_read: dict[str, DatasetFile] = {}
@@ -157,6 +160,14 @@ def read_dataset(path: str | Path) -> DatasetFile:
 
 def checked_dataset(values: dict, path: Path) -> DatasetFile:
     """The same of keys that were read elsewhere; path: what errors name."""
+    from poise.config.ultralytics import is_ultralytics, translate_ultralytics
+
+    if is_ultralytics(values):
+        keys, assumed = translate_ultralytics(values, path)
+        result = checked_dataset(keys, path)
+        can_flip = bool(values.get("flip_idx"))
+        remarks = (*assumed, *result.remarks) if can_flip else tuple(assumed)
+        return replace(result, can_flip=can_flip, remarks=remarks)
     for key in values:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
@@ -307,7 +318,7 @@ class _Values:
         sets = self.values.get("sets", {})
         if not isinstance(sets, dict) or not all(isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()):
             raise ConfigError(f"{self.path}: sets must be set names, each with its keys, got {shown_value(sets)}")
-        types = {"annotations": str, "images": str, "labelled": bool, "head_boxes": str}
+        types = {"annotations": str, "images": str, "labelled": bool, "head_boxes": str, "yolo_labels": str}
         for name, files in sets.items():
             for key, value in files.items():
                 if key not in types or type(value) is not types[key]:

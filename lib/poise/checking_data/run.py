@@ -103,11 +103,12 @@ def _check_scored(cfg: CfgNode, found: Findings) -> None:
 
 
 def _columns(cfg: CfgNode, split: str, found: Findings) -> Arrays | None:
-    data, path = dataset_of(cfg), annotation_path(cfg, split)
+    data = dataset_of(cfg)
     joints = data.skeleton.num_joints
     try:
+        path = annotation_path(cfg, split)
         return remembered(path, f"check of category {data.category!r} with {joints} joints", partial(read_columns, path, joints, data.category), cfg.DATASET.CACHE)
-    except DataError as error:
+    except PoiseError as error:
         found.fault(f"annotations: {error}")
         return None
 

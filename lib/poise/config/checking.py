@@ -66,7 +66,6 @@ def check_values(cfg: CfgNode, source: str) -> None:
     need(finite(cfg.DATASET.SCALE_FACTOR) and 0 <= cfg.DATASET.SCALE_FACTOR < 1, "DATASET.SCALE_FACTOR", "from 0 to below 1")
     need(finite(cfg.DATASET.ROT_FACTOR) and cfg.DATASET.ROT_FACTOR >= 0, "DATASET.ROT_FACTOR", "0 or more degrees")
     need(cfg.DATASET.PROB_HALF_BODY <= 1, "DATASET.PROB_HALF_BODY", "at most 1")     # HRNet's MPII files have -1 for never
-    need(cfg.DATASET.PROB_HALF_BODY <= 0 or data.skeleton.upper_body, "DATASET.PROB_HALF_BODY", f"0 without upper_body in {data.path}")
     need(finite(cfg.TEST.OKS_THRE) and 0 < cfg.TEST.OKS_THRE, "TEST.OKS_THRE", "above 0")
     for key in ("IMAGE_THRE", "IN_VIS_THRE"):
         need(finite(cfg.TEST[key]), f"TEST.{key}", "a finite number")

@@ -27,6 +27,8 @@ def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | I
     if not train:
         for remark in dataset_of(cfg).remarks:
             log.warning("%s", remark)
+    elif not dataset_of(cfg).skeleton.upper_body:
+        log.info("%s", f"{dataset_of(cfg).path}: has no upper_body; half-body augmentation is off")
     own = _read_one(cfg, train)
     if not train or not cfg.DATASET.MIX:
         return own

@@ -1,0 +1,179 @@
+"""Ultralytics' data.yaml of a pose data set as the keys of a dataset file.
+
+Source: https://docs.ultralytics.com/datasets/pose/ and what ultralytics 8.4 makes of the keys.
+"""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from poise.errors import ConfigError, shown, shown_value
+from poise.skeleton import MOST_JOINTS, Skeleton, dataset
+
+SETS = ("train", "val", "test")
+
+
+def is_ultralytics(values: dict) -> bool:
+    """Whether the keys of a YAML file are those of ultralytics' data.yaml with keypoints."""
+    return "kpt_shape" in values and "joints" not in values
+
+
+def translate_ultralytics(values: dict, path: Path) -> tuple[dict, list[str]]:
+    """Return the keys of a dataset file, and remarks on what is assumed.
+
+    Raises ConfigError, naming the file and the key.
+    """
+    count, remarks = _keypoint_count(values, path), []
+    order = _flip_order(values, count, path)
+    names = _keypoint_names(values, count, path)
+    coco = dataset("coco").skeleton
+    if names is None and order == coco.flip_order.tolist():
+        names = list(coco.names)
+        remarks.append(
+            f"{path}: has no kpt_names; the 17 keypoints are taken as COCO's, whose flip_idx they have"
+        )
+    names = names or [f"kpt_{number}" for number in range(count)]
+    keys: dict[str, Any] = {"joints": names, "flip_pairs": _pairs(names, order)}
+    if names == list(coco.names):
+        keys |= _coco_keys(coco)
+    if values.get("kpt_oks_sigmas"):
+        keys["sigmas"] = values["kpt_oks_sigmas"]
+    if "sigmas" not in keys:
+        keys["sigmas"] = [1 / count] * count
+        remarks.append(
+            f"{path}: the OKS takes 1/{count} as the sigma of each keypoint, as ultralytics does; "
+            "such an AP compares runs on this data set only"
+        )
+    if not order:
+        remarks.append(
+            f"{path}: has no flip_idx; DATASET.FLIP and TEST.FLIP_TEST are off, as in ultralytics"
+        )
+    classes = _class_names(values, path)
+    if len(classes) > 1:
+        remarks.append(f"{path}: has {len(classes)} classes; only class 0 is read, {shown(classes[0])}")
+    keys["category"] = classes[0]
+    return keys | _files(values, path), remarks
+
+
+def _keypoint_count(values: dict, path: Path) -> int:
+    shape = values["kpt_shape"]
+    is_pair = isinstance(shape, list) and len(shape) == 2 and all(type(v) is int for v in shape)
+    if not is_pair or not 1 <= shape[0] <= MOST_JOINTS or shape[1] not in (2, 3):
+        raise ConfigError(
+            f"{path}: kpt_shape must be a number of keypoints from 1 to {MOST_JOINTS}, and 2 or 3, "
+            f"got {shown_value(shape)}"
+        )
+    return shape[0]
+
+
+def _flip_order(values: dict, count: int, path: Path) -> list[int]:
+    """Return flip_idx, [] where the file has none."""
+    order = values.get("flip_idx") or []
+    if order == []:
+        return []
+    is_order = isinstance(order, list) and all(type(v) is int for v in order)
+    if not is_order or sorted(order) != list(range(count)):
+        fault = f"must have each number from 0 to {count - 1} once"
+    elif any(order[other] != joint for joint, other in enumerate(order)):
+        fault = "must exchange keypoints in pairs"
+    else:
+        return order
+    raise ConfigError(f"{path}: flip_idx {fault}, got {shown_value(order)}")
+
+
+def _keypoint_names(values: dict, count: int, path: Path) -> list | None:
+    """Return the names of the first class's keypoints, None where the file has none."""
+    names = values.get("kpt_names")
+    if isinstance(names, dict):
+        names = names.get(0, next(iter(names.values()), None))
+    if not names:
+        return None
+    if not isinstance(names, list) or len(names) != count:
+        raise ConfigError(
+            f"{path}: kpt_names must be a list of {count} names, as kpt_shape says, "
+            f"got {shown_value(names)}"
+        )
+    return names
+
+
+def _pairs(names: list, order: list[int]) -> list[list]:
+    """Return flip_pairs, the left keypoint first where a name has the word left or right."""
+    pairs = [[names[a], names[b]] for a, b in enumerate(order) if a < b]
+    return [pair[::-1] if _has_word("right", pair[0]) or _has_word("left", pair[1]) else pair
+            for pair in pairs]
+
+
+def _has_word(word: str, name: Any) -> bool:
+    return word in re.split("[^a-z]+", str(name).lower())
+
+
+def _coco_keys(coco: Skeleton) -> dict:
+    def named(places):
+        return [coco.names[place] for place in places]
+
+    return {
+        "limbs": [named(limb) for limb in coco.limbs],
+        "upper_body": named(coco.upper_body),
+        "both_halves": named(coco.both_halves),
+        "sigmas": list(coco.sigmas),
+        "weights": list(coco.weights),
+    }
+
+
+def _class_names(values: dict, path: Path) -> list[str]:
+    names = values.get("names")
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=lambda key: (str(type(key)), key))]
+    if names is None:
+        return ["person"]
+    if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0]:
+        raise ConfigError(f"{path}: names must be the names of the classes, got {shown_value(names)}")
+    return names
+
+
+def _files(values: dict, path: Path) -> dict:
+    """Return name, root, annotations, images and sets. Labels lie beside the images, in `labels`."""
+    root = _root(values, path)
+    keys = {
+        "name": root.name or path.stem,
+        "root": str(root),
+        "annotations": "annotations/{set}.json",
+        "images": "images/{set}",
+        "sets": {},
+    }
+    for name in SETS:
+        images = values.get(name)
+        if not images:
+            continue
+        if not isinstance(images, str) or images.endswith(".txt"):
+            raise ConfigError(
+                f"{path}: {name} must be a folder of images, got {shown_value(images)}; lists of "
+                "images and of folders are not read"
+            )
+        folder = (root / images).resolve()
+        if not folder.exists() and images.startswith("../"):      # ultralytics does so for Roboflow's files
+            folder = (root / images[3:]).resolve()
+        parts = list(folder.parts)
+        places = [place for place, part in enumerate(parts) if part == "images"]
+        if places:
+            parts[places[-1]] = "labels"
+        keys["sets"][name] = {
+            "annotations": f"annotations/{name}.json",
+            "images": _below(root, folder),
+            "yolo_labels": _below(root, Path(*parts)),
+        }
+    return keys
+
+
+def _root(values: dict, path: Path) -> Path:
+    root = values.get("path") or ""
+    if not isinstance(root, str):
+        raise ConfigError(f"{path}: path must be the data set's folder, got {shown_value(root)}")
+    here = Path(root).resolve()
+    # ultralytics looks in the working folder, then below its own `datasets`, which only it knows
+    return here if root and here.is_dir() else (path.parent / root).resolve()
+
+
+def _below(root: Path, folder: Path) -> str:
+    return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
