@@ -177,8 +177,9 @@ def test_draw_boxes_draws_the_box_with_the_score_of_the_json(tool, tmp_path, mon
 def test_one_picture_is_one_person_without_boxes(tool, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
-    status, _, _ = tool("--input", path)
+    status, out, _ = tool("--input", path)
     content = result(tmp_path / "out")
+    assert out.count("each whole picture is taken as one person; where it shows more than a crop of one, give --detector NAME or --boxes FILE") == 1
     assert status == 0 and content["boxes"] == "whole picture" and content["frames"][0]["drawn"] == "a_pose.jpg"
     assert [person["bbox"] for person in all_persons(content)] == [[0, 0, 80, 60]]
 
@@ -214,6 +215,21 @@ def test_a_folder_with_bad_pictures_goes_on_counts_them_and_says_so(tool, tmp_pa
     for name, (_, fault) in REFUSED.items():
         if name in bad:
             assert sum(f"left out: {folder / name}: " in line and fault in line for line in out.splitlines()) == 1
+
+
+def test_demo_files_and_folders_that_a_folder_leaves_out_are_counted_and_named(tool, refused, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "below").mkdir(parents=True)
+    assert f"{folder}: the folder holds no file with the ending of a picture; folders are not searched (1), {folder}/**/* is a pattern" in refused("--input", folder)
+    for name in ("a.jfif", "b.png"):
+        (folder / name).write_bytes(PNG)
+    _, out, _ = tool("--input", folder)
+    assert f"{folder}; folders are not searched (1)" in out and "without the ending of a picture" not in out
+    for name in ("c.raw", "d.mp4", "e.txt"):
+        (folder / name).write_bytes(PNG)
+    _, out, _ = tool("--input", folder)
+    assert f"{folder}: left out: 3 files without the ending of a picture: c.raw, d.mp4, e.txt; folders are not searched (1)" in out
+    assert [os.path.basename(frame["file"]) for frame in result(tmp_path / "out")["frames"]] == ["a.jfif", "b.png"]
 
 
 def test_a_picture_on_which_the_detector_fails_is_left_out(tool, refused, tmp_path):
@@ -345,6 +361,7 @@ def test_boxes_outside_the_picture_or_without_area_are_left_out_and_counted(tool
              [80, 10, 20, 20], [10, -40, 20, 40], [-9000, -9000, 10, 10], [10, 10, 0, 20], [10, 10, -5, 20], [10, 10, 0.5, 20]]
     entries = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9} for box in boxes]
     status, out, _ = tool("--input", tmp_path / "1.png", "--boxes", write_json(tmp_path / "boxes.json", entries))
+    assert "taken as one person" not in out
     assert status == 0 and "6 boxes lie outside their picture, are less than a pixel wide or high, or are not finite: left out" in out
     persons = all_persons(result(tmp_path / "out"))
     assert [person["bbox"] for person in persons] == boxes[:3] and np.isfinite([person["keypoints"] for person in persons]).all()

@@ -9,12 +9,19 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from conftest import ROOT
 from poise.datasets import decoding
 from poise.errors import DataError
 from poise.pictures import MOST_BYTES, read_picture
+
+try:
+    import pillow_heif
+except ImportError:
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()
 
 COLOURS = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (80, 60), interpolation=cv2.INTER_CUBIC)
 GREY = COLOURS[..., 1]
@@ -52,8 +59,12 @@ READ = {
     "wrong ending.png": (JPEG, COLOURS, 2), "no ending": (PNG, COLOURS, 0), "trailing.jpg": (JPEG + b"appended by a gallery", COLOURS, 2),
     "one.png": (encoded(COLOURS[:1, :1], "PNG"), COLOURS[:1, :1], 0), "one.jpg": (encoded(np.full((1, 1), 77, np.uint8), "JPEG"), np.full((1, 1, 3), 77), 1),
     "one.gif": (encoded(np.full((1, 1), 77, np.uint8), "GIF"), np.full((1, 1, 3), 77), 0), "line.png": (encoded(COLOURS[:1], "PNG"), COLOURS[:1], 0),
-    "ä ö 名.png": (PNG, COLOURS, 0),
+    "ä ö 名.png": (PNG, COLOURS, 0), "browser.jfif": (JPEG, COLOURS, 2), "a.pnm": (encoded(COLOURS, "PPM"), COLOURS, 0),
 }
+if features.check("avif"):
+    READ["a.avif"] = (encoded(COLOURS, "AVIF", quality=95), COLOURS, 3)
+if pillow_heif:
+    READ["a.heic"] = (encoded(COLOURS, "HEIF", quality=95), COLOURS, 6)
 
 
 @pytest.mark.parametrize("name", READ)
@@ -67,13 +78,13 @@ def test_every_usual_kind_becomes_rgb_of_a_byte(tmp_path, name, capfd, caplog):
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", *(["AVIF"] if features.check("avif") else []), *(["HEIF"] if pillow_heif else [])])
 @pytest.mark.parametrize("orientation, turned", [(1, COLOURS), (3, COLOURS[::-1, ::-1]), (6, np.rot90(COLOURS, -1)), (8, np.rot90(COLOURS)), (2, COLOURS[:, ::-1])])
 def test_exif_orientation_is_followed(tmp_path, kind, orientation, turned):
-    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
-    (tmp_path / "a").write_bytes(encoded(COLOURS, kind, exif=upright(orientation), **options))
+    options = {"WEBP": {"lossless": True}}.get(kind, {"quality": 95})
+    (tmp_path / "a").write_bytes(encoded(COLOURS, kind, exif=upright(orientation).tobytes(), **options))
     image = read_picture(tmp_path / "a")
-    assert image.shape == turned.shape and np.abs(image.astype(int) - turned).mean() < 3
+    assert image.shape == turned.shape and np.abs(image.astype(int) - turned).mean() < (6 if kind == "HEIF" else 3)
 
 
 @pytest.mark.parametrize("kind, word, options", [("GIF", "frames", {}), ("PNG", "frames", {}), ("WEBP", "frames", {"lossless": True}), ("TIFF", "pages", {})])
@@ -110,14 +121,15 @@ def many_scans():
     return data[:last] + data[last:-2] * 100 + data[-2:]
 
 
-NO_PICTURE = "not a picture, or its beginning is damaged; JPEG, PNG, GIF, BMP, WebP, TIFF, PPM and JPEG 2000 are read"
+NO_PICTURE = "not a picture, or its beginning is damaged; JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000, HEIC and AVIF are read"
 CUT_OFF = "the picture is cut off; fetch it again"
 REFUSED = {
     "empty.jpg": (b"", "the picture file is empty"),
     "text.jpg": (b"404: not found\n", NO_PICTURE),
     "page.jpg": (b"<!DOCTYPE html><html><body>sign in</body></html>", NO_PICTURE),
     "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', NO_PICTURE),
-    "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC, AVIF or video file: save it as JPEG or PNG"),
+    "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "the picture (HEIF) is damaged" if pillow_heif else "HEIC needs pillow-heif; pip install pillow-heif, or save the picture as JPEG"),
+    "film.jpg": (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom", "a video with the ending of a picture?"),
     "half.jpg": (JPEG[:len(JPEG) // 2], CUT_OFF), "last byte.jpg": (JPEG[:-1], CUT_OFF),
     "half.png": (PNG[:len(PNG) // 2], CUT_OFF),
     "head.jpg": (JPEG[:30], CUT_OFF), "mark.jpg": (JPEG[:2], CUT_OFF), "head.png": (PNG[:20], CUT_OFF),
@@ -138,6 +150,10 @@ REFUSED = {
     "scans.jpg": (claiming(many_scans(), b"\xff\xc2", 4_000), "has more than 64 scans"),
     "no size.png": (png_header(0, 10), "damaged"),
 }
+if features.check("avif"):
+    REFUSED["half.avif"] = (READ["a.avif"][0][:900], "the picture (AVIF) is damaged")
+if pillow_heif:
+    REFUSED["half.heic"] = (READ["a.heic"][0][:1300], "the picture (HEIF) is damaged")
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -149,6 +165,17 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, capfd):
     text = str(error.value)
     assert text.startswith(f"{tmp_path / name}: ") and fault in text and "\n" not in text
     assert capfd.readouterr() == ("", ""), "OpenCV's own lines stand in the user's way"
+
+
+def test_read_picture_heic_or_avif_without_its_reader_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(features, "get_supported_modules", lambda: [])
+    for brand, fault in ((b"heic", "HEIC needs pillow-heif; pip install pillow-heif, or save the picture as JPEG"),
+                         (b"avif", "AVIF needs Pillow 11.3 or newer; update it or save the picture as JPEG")):
+        (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand)
+        with pytest.raises(DataError) as error:
+            read_picture(tmp_path / "a.heic")
+        assert str(error.value) == f"{tmp_path / 'a.heic'}: {fault}"
 
 
 def test_opencvs_own_log_is_as_the_program_set_it(tmp_path):

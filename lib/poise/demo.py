@@ -241,6 +241,8 @@ def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str =
         persons = DetectedPersons(detectors.build(detector, device, score_threshold, weights=detector_weights or None), detector)
     else:
         persons = given or WholePictures()
+        if not given:
+            log.warning("each whole picture is taken as one person; where it shows more than a crop of one, give --detector NAME or --boxes FILE")
     head = {"input": input, "experiment": cfg_path, "weights": str(file), "score_threshold": score_threshold, "device": str(estimator.device),
             "half": bool(estimator.cfg.AMP), "flip_test": bool(estimator.cfg.TEST.FLIP_TEST)}
     summary = Demo(estimator, source, persons, output, **options).run(head)

@@ -168,10 +168,7 @@ def open_input(name: str) -> Pictures | Video:
     path = Path(name)
     try:
         if name and path.is_dir():
-            found = sorted(str(entry) for entry in path.iterdir() if is_picture_name(entry) and not entry.is_dir())
-            if not found:
-                raise DataError(f"{name}: the folder holds no file with the ending of a picture")
-            return Pictures(found)
+            return Pictures(_pictures_in(path))
         if name and path.exists():
             return Video(name) if path.suffix.lower() in VIDEO_ENDINGS else Pictures([name])
     except (OSError, ValueError) as error:      # a folder that may not be read, a name that is none
@@ -188,6 +185,24 @@ def open_input(name: str) -> Pictures | Video:
             return Video(found[0])
         return Pictures(found)
     raise DataError(f"{name or repr('')}: no such file or folder; give a picture, a folder, a pattern, a video or the number of a camera")
+
+
+def _pictures_in(folder: Path) -> list[str]:
+    """The folder's files with the ending of a picture, by name; the others are named in the log."""
+    entries = sorted(folder.iterdir())
+    folders = sum(entry.is_dir() for entry in entries)
+    files = [entry for entry in entries if not entry.is_dir()]
+    found = [str(file) for file in files if is_picture_name(file)]
+    below = f"; folders are not searched ({folders}), {one_line(folder)}/**/* is a pattern for them" if folders else ""
+    if not found:
+        raise DataError(f"{folder}: the folder holds no file with the ending of a picture{below}")
+    others = [one_line(file.name) for file in files if not is_picture_name(file)]
+    if others:
+        log.warning("%s", f"{one_line(folder)}: left out: {len(others)} files without the ending of a picture: "
+                          f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}{below}")
+    elif folders:
+        log.warning("%s", f"{one_line(folder)}{below}")
+    return found
 
 
 class VideoWriter:

@@ -25,9 +25,12 @@ log = logging.getLogger(__name__)
 #: of a picture file
 MOST_BYTES = 1 << 30
 #: endings of the files that a folder is searched for, in lower case
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".heic", ".heif", ".hif", ".avif", ".pnm", ".pbm", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 _KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
-_READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM and JPEG 2000 are read"
+_READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000, HEIC and AVIF are read"
+# the brands of ISO media files that are pictures
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
@@ -76,16 +79,20 @@ def _look_at_header(path: str | os.PathLike, data: bytes) -> tuple[str, bool]:
 
     from PIL import Image, UnidentifiedImageError
 
+    extra = _extra_kind(path, data)
+    kinds = (extra,) if extra else _KINDS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # Pillow's own word on large pictures and odd headers
-            with Image.open(io.BytesIO(data), formats=_KINDS) as header:
+            with Image.open(io.BytesIO(data), formats=kinds) as header:
                 (width, height), kind = header.size, header.format
                 several = kind != "MPO" and getattr(header, "is_animated", False)     # an MPO's others are views and thumbnails
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: too large ({error}); make the picture smaller") from None
     except UnidentifiedImageError:
-        other = " (a HEIC, AVIF or video file: save it as JPEG or PNG)" if data[4:8] == b"ftyp" else ""
+        if extra:
+            raise DataError(f"{path}: the picture ({extra}) is damaged; fetch it again") from None
+        other = " (a video with the ending of a picture?)" if data[4:8] == b"ftyp" else ""
         raise DataError(f"{path}: not a picture, or its beginning is damaged{other}; {_READ}") from None
     except Exception as error:      # damaged headers have errors of many classes: struct.error, OverflowError, zlib.error
         raise DataError(f"{path}: the picture's header is damaged ({error}); {_READ}") from None
@@ -94,20 +101,44 @@ def _look_at_header(path: str | os.PathLike, data: bytes) -> tuple[str, bool]:
     return kind, bool(several)
 
 
+def _extra_kind(path: str | os.PathLike, data: bytes) -> str:
+    """The kind of a HEIC or AVIF picture, '' of others. Raises DataError where what reads it is not installed."""
+    if data[4:8] != b"ftyp":
+        return ""
+    # the main brand and the compatible ones, up to the end of the first box
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[at:at + 4] for at in (8, *range(16, end, 4))}
+    if brands.intersection(_AVIF_BRANDS):
+        from PIL import features
+
+        if "avif" not in features.get_supported_modules():
+            raise DataError(f"{path}: AVIF needs Pillow 11.3 or newer; update it or save the picture as JPEG")
+        return "AVIF"
+    if brands.intersection(_HEIF_BRANDS):
+        try:
+            import pillow_heif
+        except ImportError:
+            raise DataError(f"{path}: HEIC needs pillow-heif; pip install pillow-heif, or save the picture as "
+                            "JPEG") from None
+        pillow_heif.register_heif_opener()
+        return "HEIF"
+    return ""
+
+
 def _decode(data: bytes, kind: str) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB, or None."""
-    if kind == "GIF":       # which OpenCV before 4.11 does not read
-        return _decode_gif(data)
+    if kind in ("GIF", "AVIF", "HEIF"):     # of which not every OpenCV reads each
+        return _decode_by_pillow(data, kind)
     image = Picture(data, exif=True).pixels
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def _decode_gif(data: bytes) -> np.ndarray | None:
-    from PIL import Image
+def _decode_by_pillow(data: bytes, kind: str) -> np.ndarray | None:
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(data), formats=("GIF",)) as image:
-            return np.array(image.convert("RGB"))
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception:       # as for the header
         return None
 
