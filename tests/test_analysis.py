@@ -304,6 +304,25 @@ def test_names_with_markup_stay_text(files, monkeypatch, capsys):
 
 
 @needs_matplotlib
+def test_names_on_the_page_cannot_turn_the_text_around_them(files, monkeypatch, capsys):
+    """Marks of direction and control characters of file names and of the annotation file's."""
+    content = json.loads((files / "truth.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = "a\u202egnp\u2066\x07.jpg"
+    truth = files / "truth \u202e.json"
+    truth.write_text(json.dumps(content))
+    results = files / "b\u200f\x9b results.json"
+    results.write_bytes((files / "keypoints_val2017_results_gt_boxes.json").read_bytes())
+    other = files / "keypoints_val2017_results_detector.json"
+    arguments = ("--results", results, "--annotations", truth, "--compare", other)
+    assert run(monkeypatch, *arguments, "--output", files / "out") == 0
+    text = (files / "out" / "analysis.html").read_text()
+    assert [c for c in text if not c.isprintable() and c != "\n"] == []
+    for shown in ("a\\u202egnp\\u2066\\x07.jpg", "truth \\u202e.json", "b\\u200f\\x9b results"):
+        assert shown in text
+
+
+@needs_matplotlib
 @pytest.mark.parametrize("change", ["no folder", "pictures missing", "no sizes", "no names", "nothing is wrong", "no pictures wanted"])
 def test_pictures_that_cannot_be_shown(files, monkeypatch, capsys, change):
     content = json.loads((files / "truth.json").read_text())

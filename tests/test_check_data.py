@@ -93,6 +93,21 @@ def test_faults_are_found_together_and_the_status_is_1(made):
     assert not (made.parent / "output").exists()
 
 
+def test_names_on_the_page_cannot_turn_the_text_around_them(made):
+    """File names, categories and joints of a stranger's file; the page has them as codes."""
+    odd = "cam 1/\u202egnp.\x07 <b>.png"
+    frames = made.parent / "set" / "frames"
+    (frames / "cam 1" / "train-shot 0.png").rename(frames / odd)
+    edit(made, lambda c: c["images"][0].update(file_name=odd, width=121))
+    edit(made, lambda c: c["categories"][0].update(name="dog\u2067"))
+    status, out = call(made, "--pictures", "200")
+    page = (made.parent / "output" / "dots5" / "check_data" / "dots.html").read_text()
+    for text in (out, page):
+        assert [c for c in text if not c.isprintable() and c != "\n"] == []
+    assert status == 1 and "<figcaption>cam 1/\\u202egnp.\\x07 &lt;b&gt;.png, annotation 5<" in page
+    assert "cam 1/\\u202egnp.\\x07 <b>.png" in out and "dog\\u2067 (1)" in out
+
+
 def test_usage(made, tmp_path):
     assert call(made, "DATASET.NONE", 1)[0] == 2 and call(tmp_path / "none.yaml")[0] == 2
 

@@ -96,6 +96,17 @@ def test_picture_and_page(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "one.html").read_text().count("<svg") == 2
 
 
+def test_names_of_runs_cannot_turn_the_text_around_them(tmp_path, monkeypatch, capsys):
+    folders = [write_run(tmp_path / "a\u202eb\x07"), write_run(tmp_path / "c\u2067d")]
+    with open(folders[0] / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 9, "odd\\u202e": 1}\n')
+    arguments = ("--output", tmp_path / "curves.html", "--figures", "AP", "odd\u202e")
+    assert run(monkeypatch, *folders, *arguments) == 0
+    text = (tmp_path / "curves.html").read_text()
+    assert [c for c in text if not c.isprintable() and c != "\n"] == []
+    assert "a\\u202eb\\x07" in text and "c\\u2067d" in text and "odd\\u202e" in text
+
+
 def test_what_cannot_be_drawn(tmp_path, monkeypatch, capsys):
     folder = write_run(tmp_path / "run")
     for arguments, status, message in (

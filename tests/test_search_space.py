@@ -187,10 +187,10 @@ def test_a_genotype_of_another_version_is_refused(tmp_path):
 
 def test_drawing_has_every_edge():
     genotype = GENOTYPES["posenas"]
-    root = ElementTree.fromstring(cells_svg(genotype, "a < b & c", {"normal": [0.5] * 8}))
+    root = ElementTree.fromstring(cells_svg(genotype, "a < b & c \u202e\x07", {"normal": [0.5] * 8}))
     svg = "{http://www.w3.org/2000/svg}"
     panels = root.findall(f"{svg}g")
-    assert len(panels) == 6 and root.find(f"{svg}title").text == "a < b & c"
+    assert len(panels) == 6 and root.find(f"{svg}title").text == "a < b & c \\u202e\\x07"
     looks = {"std_conv_3x3": "3x3", "dil_conv_3x3_2": "3x3 d2", "se_connect": "SE", "avg_pool_3x3": "avg"}
     for panel, (kind, edges) in zip(panels, genotype.cells().items()):
         texts = [text.text for text in panel.findall(f"{svg}text")]

@@ -15,7 +15,7 @@ from scipy.io import loadmat, savemat
 from poise import archives, json_files
 from poise.bounded_reading import in_words, read_bytes
 from poise.datasets import image_header
-from poise.errors import MOST_CHARACTERS, ConfigError, DataError, error_line, shown
+from poise.errors import MOST_CHARACTERS, ConfigError, DataError, error_line, escape_html, shown
 from poise.matlab_files import read_matlab
 from poise.yaml_files import parse_yaml
 
@@ -26,6 +26,13 @@ def test_names_are_shown_so_that_they_cannot_steer_a_terminal():
     assert shown("Größe 1.jpg") == "Größe 1.jpg"
     assert shown("a\nb\r\t\x1b[2J\x07\u202egnp.exe\x9b") == "a\\nb\\r\\t\\x1b[2J\\x07\\u202egnp.exe\\x9b"
     assert shown("\ud800") == "\\ud800" and shown("x" * 500) == "x" * 200 + "..." and shown(7) == "7"
+
+
+def test_escape_html_of_markup_and_of_what_steers_the_text():
+    marks = "".join(map(chr, (0x202E, 0x2066, 0x200F, 0x61C, 0x7, 0x9B, 0xFEFF, 0xD800)))
+    shown = "\\u202e\\u2066\\u200f\\u061c\\x07\\x9b\\ufeff\\ud800"
+    assert escape_html(f"<a href='x'>&\"{marks}") == f"&lt;a href=&#x27;x&#x27;&gt;&amp;&quot;{shown}"
+    assert escape_html("Größe\n日本 שלום") == "Größe\n日本 שלום" and escape_html(7) == "7"
 
 
 def test_log_lines_cannot_steer_a_terminal(tmp_path, capsys):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import os
 import sys
 from collections.abc import Callable
@@ -59,6 +60,15 @@ def shown(name: object, most: int = 200) -> str:
 def printable(text: str) -> str:
     """Several lines as they are, but for what steers a terminal, which is escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def escape_html(text: object) -> str:
+    """Return text as it may stand in an HTML or SVG file, in an attribute too.
+
+    Markup is escaped. Control characters and marks that turn the direction of writing are shown as
+    their codes, as in the log, so that a name cannot change the text around it.
+    """
+    return html.escape(printable(str(text)))
 
 
 def error_line(error: BaseException) -> str:

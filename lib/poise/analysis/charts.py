@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import io
 import itertools
 import logging
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from poise.errors import PoiseError
+from poise.errors import PoiseError, escape_html, printable
 
 T = TypeVar("T")
 
@@ -105,7 +104,8 @@ def svg(figure, title: str) -> str:
     drawing = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', drawing)
     drawing = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", drawing)
     drawing = re.sub("|".join(_STAND_INS), lambda colour: _STAND_INS[colour[0]], drawing)
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+    drawing = printable(drawing)  # of names in it matplotlib escapes the markup alone
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape_html(title)}"', 1)
 
 
 @styled(PAGE)

@@ -5,14 +5,13 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from poise.analysis import charts
 from poise.analysis.page import document, number, table
 from poise.analysis.pairing import distinct
 from poise.bounded_reading import read_bytes
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, escape_html
 from poise.text_table import aligned
 from poise.writing import replacing
 
@@ -137,10 +136,10 @@ def write(runs: Mapping[str, Figures], path: str | Path, wanted: Sequence[str] =
         data = charts.lines_as_png([(title, curves, "epoch", _logarithmic(title, curves)) for title, curves in several.items()])
     else:
         title = f"Training of {', '.join(runs)}"
-        parts = [f"<h1>{escape(title)}</h1>", table(_HEAD, best_rows(runs), (3,))]
+        parts = [f"<h1>{escape_html(title)}</h1>", table(_HEAD, best_rows(runs), (3,))]
         for name, curves in several.items():
             chart = charts.lines(name, curves, "epoch", name, limits=None, size=(9, 4.2), logarithmic=_logarithmic(name, curves))
-            parts.append(f"<h2>{escape(name)}</h2><figure>{chart}</figure>")
+            parts.append(f"<h2>{escape_html(name)}</h2><figure>{chart}</figure>")
         data = document(title, parts).encode("utf-8", errors="backslashreplace")
     with replacing(path) as part:
         part.write_bytes(data)

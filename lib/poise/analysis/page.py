@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from poise.analysis import charts
 from poise.analysis.breakdowns import TITLES
 from poise.analysis.error_kinds import JOINTS, MEANINGS
 from poise.analysis.report import Report
 from poise.analysis.worst import Picture
+from poise.errors import escape_html
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1b1b1b; --soft: #666; --line: #d5d5d5; --better: #137333; --worse: #b3261e;
@@ -38,7 +38,7 @@ def render(report: Report) -> str:
     """The page as text."""
     two = len(report.founds) == 2
     title = "Where it errs: " + " beside ".join(found.file for found in report.founds)
-    parts = [f"<h1>{escape(title)}</h1>", _intro(report), *(f'<p class="soft">{escape(note)}</p>' for note in report.notes),
+    parts = [f"<h1>{escape_html(title)}</h1>", _intro(report), *(f'<p class="soft">{escape_html(note)}</p>' for note in report.notes),
              _overall(report), _errors(report), _joint_errors(report), _breakdowns(report), _joints(report), _precision_recall(report), _calibration(report),
              _pictures("Worst pictures" + (f" of {report.founds[0].file}" if two else ""), report.costliest, report)]
     if two:
@@ -50,7 +50,7 @@ def document(title: str, parts: Iterable[str]) -> str:
     """A whole page of HTML parts."""
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n' + "\n".join(parts) + "\n</body>\n</html>\n")
+            f'<link rel="icon" href="data:,">\n<title>{escape_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n' + "\n".join(parts) + "\n</body>\n</html>\n")
 
 
 def _names(report: Report) -> list[str]:
@@ -65,11 +65,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
     """An HTML table; every cell is escaped that is not Markup."""
     def cell(content: str, column: int) -> str:
-        shown = content if isinstance(content, Markup) else escape(content)
+        shown = content if isinstance(content, Markup) else escape_html(content)
         return f'<td class="text">{shown}</td>' if column in text_columns else f"<td>{shown}</td>"
 
     lines = ["".join(cell(content, column) for column, content in enumerate(row)) for row in rows]
-    titles = "".join(f'<th{" class=text" if column in text_columns else ""}>{escape(name)}</th>' for column, name in enumerate(head))
+    titles = "".join(f'<th{" class=text" if column in text_columns else ""}>{escape_html(name)}</th>' for column, name in enumerate(head))
     return (f'<div class="scroll"><table><tr>{titles}</tr>'
             + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>")
 
@@ -100,7 +100,7 @@ def _intro(report: Report) -> str:
         rows.append([found.name, found.file, found.box_source, str(kinds["all"]), *(str(kinds[kind]) for kind in ("found a person", "outranked", "duplicate", "background", "not counted")),
                      f"{figures['found persons']} of {figures['labelled persons']}"])
     head = ["", "file", "boxes", "predictions", "found a person", "outranked", "duplicate", "background", "not counted", "persons found"]
-    return (f"<p>{escape(text)}</p>" + table(head, rows, (1, 2)) + '<p class="soft">Found from an OKS of 0.1 on.</p>')
+    return (f"<p>{escape_html(text)}</p>" + table(head, rows, (1, 2)) + '<p class="soft">Found from an OKS of 0.1 on.</p>')
 
 
 def _overall(report: Report) -> str:
@@ -148,7 +148,7 @@ def _joint_errors(report: Report) -> str:
 
 
 def _titled(report: Report, name: str) -> str:
-    return f"<h3>{escape(name)}</h3>" if len(report.founds) == 2 else ""
+    return f"<h3>{escape_html(name)}</h3>" if len(report.founds) == 2 else ""
 
 
 def _side_by_side(parts: Sequence[str]) -> str:
@@ -171,7 +171,7 @@ def _breakdowns(report: Report) -> str:
             head += [f"{start}AP", "AP .5", "AP .75", "found", "mean OKS"]
         rows = [[group, str(several[0][group]["persons"]), *(number(one[group][value]) for one in several for value in ("AP", "AP .5", "AP .75", "found", "oks"))]
                 for group in several[0]]
-        tables.append(f'<h3>{escape(title)}</h3><p class="soft">{escape(meaning)}</p>' + table(head, rows))
+        tables.append(f'<h3>{escape_html(title)}</h3><p class="soft">{escape_html(meaning)}</p>' + table(head, rows))
     return ("<h2>By person</h2><p>The AP of a group leaves all other persons out, and predictions that are like one of them. Predictions that are like nobody belong to no group and count in each "
             "with the group's share of all persons, so that groups can be compared. Found: with OKS 0.5 or more. Mean OKS: of all persons of the group, 0 for those not found.</p>"
             f"<figure>{charts.panels('AP by person', groups, 'AP')}</figure>" + "".join(tables))
@@ -219,14 +219,14 @@ def _correlation(value: float | None) -> str:
 
 def _pictures(title: str, pictures: Sequence[Picture], report: Report) -> str:
     if not pictures:
-        return f"<h2>{escape(title)}</h2><p>None.</p>"
+        return f"<h2>{escape_html(title)}</h2><p>None.</p>"
     blocks = []
     for picture in pictures:
-        shown = "".join(f'<figure><img src="{uri}" alt="{escape(f"{name}, picture {picture.image_id}")}"><figcaption>{escape(name)}</figcaption></figure>'
+        shown = "".join(f'<figure><img src="{uri}" alt="{escape_html(f"{name}, picture {picture.image_id}")}"><figcaption>{escape_html(name)}</figcaption></figure>'
                         for name, uri in picture.panels)
         lost = " and ".join(f"{value:.2f}" for value in picture.lost)
-        blocks.append(f'<div class="picture"><p><b>{escape(picture.name or "without a name")}</b> (id {escape(str(picture.image_id))}), lost {lost}</p>'
-                      + "".join(f'<p class="soft">{escape(note)}</p>' for note in picture.notes) + f'<div class="panels">{shown}</div></div>')
-    return (f"<h2>{escape(title)}</h2><p>Lost: 1 - OKS of every labelled person, 1 for each who was not found, and 1 for each duplicate or background prediction scored above the best score threshold. "
+        blocks.append(f'<div class="picture"><p><b>{escape_html(picture.name or "without a name")}</b> (id {escape_html(str(picture.image_id))}), lost {lost}</p>'
+                      + "".join(f'<p class="soft">{escape_html(note)}</p>' for note in picture.notes) + f'<div class="panels">{shown}</div></div>')
+    return (f"<h2>{escape_html(title)}</h2><p>Lost: 1 - OKS of every labelled person, 1 for each who was not found, and 1 for each duplicate or background prediction scored above the best score threshold. "
             "The person's left is orange, the right blue. Lines lead from a wrong joint to its place: yellow a miss, red a swap, magenta an inversion; false predictions have a red box. The number at a person is the OKS, at a false prediction the score.</p>"
             + "".join(blocks))

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,7 @@ from poise.analysis.page import document, table
 from poise.analysis.worst import data_uri
 from poise.checking_data.findings import FAULT, NOTE, WARNING, Finding
 from poise.checking_data.run import CheckedSet, verdict
-from poise.errors import PoiseError
+from poise.errors import PoiseError, escape_html
 from poise.writing import replacing
 
 _SIDE = 320         # pixels of a picture's longer side
@@ -22,12 +21,12 @@ PICTURES = 12       # of each kind and set
 
 def write(path: str | Path, title: str, found: Sequence[Finding], sets: Sequence[CheckedSet], *, pictures: int = PICTURES, seed: int = 0) -> None:
     """Write the page. pictures: so many drawn at random of each set, and as many of the persons that stand out. Raises DataError where it cannot be written."""
-    parts = [f"<h1>{escape(title)}</h1>", f"<p><b>{escape(verdict(found))}</b></p>",
+    parts = [f"<h1>{escape_html(title)}</h1>", f"<p><b>{escape_html(verdict(found))}</b></p>",
              table(["kind", "where", "what"], [[one.kind, one.where, one.text] for kind in (FAULT, WARNING, NOTE) for one in found if one.kind == kind], (0, 1, 2))]
     for one in sets:
         if one.people is None:
             continue
-        parts.append(f"<h2>{escape(one.title)}</h2>" + _joints(one))
+        parts.append(f"<h2>{escape_html(one.title)}</h2>" + _joints(one))
         rng = np.random.default_rng(seed)
         chosen = rng.permutation(len(one.people.ids))
         parts.append(_pictures(f"{pictures} persons drawn at random", one, chosen, pictures))
@@ -56,11 +55,11 @@ def _pictures(title: str, one: CheckedSet, persons: np.ndarray, most: int) -> st
         try:
             image = one.folder.read(one.names[place])
         except PoiseError as error:
-            figures.append(f"<figure><figcaption>{escape(str(error))}</figcaption></figure>")
+            figures.append(f"<figure><figcaption>{escape_html(str(error))}</figcaption></figure>")
             continue
         caption = f"{one.names[place]}, annotation {one.people.ids[person]}"
-        figures.append(f'<figure><img src="{data_uri(_drawn(image, one, person))}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>')
-    return f'<h3>{escape(title)}</h3><div class="panels">{"".join(figures)}</div>' if figures else f"<h3>{escape(title)}</h3><p>No image of them is there.</p>"
+        figures.append(f'<figure><img src="{data_uri(_drawn(image, one, person))}" alt="{escape_html(caption)}"><figcaption>{escape_html(caption)}</figcaption></figure>')
+    return f'<h3>{escape_html(title)}</h3><div class="panels">{"".join(figures)}</div>' if figures else f"<h3>{escape_html(title)}</h3><p>No image of them is there.</p>"
 
 
 def _drawn(image: np.ndarray, one: CheckedSet, person: int) -> np.ndarray:

@@ -190,4 +190,7 @@ def dropped(found: Findings, table: PersonTable) -> None:
     total = kept + sum(count for reason, count in table.dropped.items() if not reason.startswith(OF_ANOTHER))
     why = ", ".join(f"{count} {reason}" for reason, count in sorted(table.dropped.items(), key=lambda item: -item[1]))
     text = f"{what}: {kept} of {total} are used, {percent(total - kept, total)} dropped{f': {why}' if why else ''}"
+    bare = int((table.visible <= 0).all(axis=1).sum()) if table.labelled else 0
+    if bare:  # MPII's form, and sets of a mix, keep them
+        text += f"; {bare} of those used have no labelled joint"
     (found.warning if kept < 0.3 * total and table.box_source == "gt" else found.note)(text)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
+from poise.errors import escape_html
 from poise.models.genotypes import EDGES_PER_NODE, INPUTS, NODES, Edges, Genotype
 from poise.writing import replacing
 
@@ -44,7 +44,7 @@ def cells_svg(genotype: Genotype, title: str = "", strengths: Mapping[str, Seque
     head, total = 40, (_COLUMNS * width, -(-len(cells) // _COLUMNS) * height)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total[0]} {total[1] + head}" width="{total[0]}" height="{total[1] + head}" '
              f'font-family="Helvetica, Arial, sans-serif" font-size="12">',
-             f"<title>{escape(title or 'Genotype')}</title>", f'<rect width="{total[0]}" height="{total[1] + head}" fill="#ffffff"/>',
+             f"<title>{escape_html(title or 'Genotype')}</title>", f'<rect width="{total[0]}" height="{total[1] + head}" fill="#ffffff"/>',
              _text(20, 26, title, size=15, anchor="start", weight="bold")]
     for number, (kind, edges) in enumerate(cells.items()):
         row, column = divmod(number, _COLUMNS)
@@ -117,4 +117,4 @@ def _box(x: float, y: float, width: float, height: float, colour: str, text: str
 
 
 def _text(x: float, y: float, text: str, *, size: float = 12, anchor: str = "middle", weight: str = "normal", colour: str = "#1b262c") -> str:
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}" font-weight="{weight}" fill="{colour}">{escape(text)}</text>'
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}" font-weight="{weight}" fill="{colour}">{escape_html(text)}</text>'
