@@ -538,21 +538,22 @@ def test_weights_that_are_tested_when_none_are_named(tiny_experiment, reference)
 def said_of_training(caplog, path, *overrides):
     caplog.clear()
     cfg = config.load(path, [str(value) for value in overrides])
-    warn_of_other_training(cfg, Path(cfg.TEST.MODEL_FILE))
+    warn_of_other_training(cfg, Path(cfg.TEST.MODEL_FILE), weights.read_weight_file(cfg.TEST.MODEL_FILE).experiment)
     return [record.getMessage() for record in caplog.records]
 
 
 def test_weights_that_were_trained_with_another_codec(tiny_experiment, reference, tmp_path, caplog):
     """Said in one line, of the files of a run folder and of a checkpoint that was moved out of it."""
     shutil.copy(reference / "checkpoint.pth", tmp_path / "moved.pth")
-    shutil.copy(reference / "final_state.pth", tmp_path / "bare.pth")
-    for file in (reference / "model_best.pth", reference / "checkpoint.pth", tmp_path / "moved.pth"):
+    shutil.copy(reference / "final_state.pth", tmp_path / "final.pth")
+    torch.save(dict(state_of(reference / "final_state.pth")), tmp_path / "bare.pth")
+    for file in (reference / "model_best.pth", reference / "checkpoint.pth", tmp_path / "moved.pth", tmp_path / "final.pth"):
         assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", file) == []
         assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", file, "MODEL.TARGET_TYPE", "udp") == [
             f"{file} was trained with MODEL.TARGET_TYPE gaussian (tested with udp): joints may be found in the wrong places"]
         assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", file, "MODEL.IMAGE_SIZE", "[96, 64]", "MODEL.HEATMAP_SIZE", "[24, 16]",
                                 "DATASET.COLOR_RGB", True) == [
-            f"{file} was trained with MODEL.IMAGE_SIZE [64, 64] (tested with [96, 64]), DATASET.COLOR_RGB False (tested with True): "
+            f"{file} was trained with MODEL.IMAGE_SIZE [64, 64] (tested with [96, 64]), MODEL.HEATMAP_SIZE [16, 16] (tested with [24, 16]), DATASET.COLOR_RGB False (tested with True): "
             "joints may be found in the wrong places"]
     # nothing is known of bare weights, nor from a config.yaml that is another program's
     assert said_of_training(caplog, tiny_experiment, "TEST.MODEL_FILE", tmp_path / "bare.pth", "MODEL.TARGET_TYPE", "udp") == []

@@ -21,12 +21,18 @@ def main() -> int:
     args = parser.parse_intermixed_args()     # KEY VALUE may stand behind the options
     from poise import config, models
     from poise.errors import ConfigError
-    from poise.weights import converting
+    from poise.weights import converting, experiment
 
     if args.overrides and not args.cfg:
         raise ConfigError(f"{args.overrides[0]}: keys belong to an experiment; give --cfg FILE")
-    model = models.build_model(config.load(args.cfg, args.overrides)) if args.cfg else None
-    print(converting.convert(args.source, args.target, args.to, model=model, force=args.force))
+    cfg = config.load(args.cfg, args.overrides) if args.cfg else None
+    model, told = None, ""
+    if cfg is not None:
+        model = models.build_model(cfg)
+        # weights of MSPN are written for BGR images, whatever the experiment says
+        if cfg.MODEL.NAME != "mspn" or not cfg.DATASET.COLOR_RGB:
+            told = experiment.describe(cfg, config.experiment_name(args.cfg), model)
+    print(converting.convert(args.source, args.target, args.to, model=model, force=args.force, experiment=told))
     return 0
 
 

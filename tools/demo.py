@@ -1,4 +1,4 @@
-"""Poses of pictures or a video, drawn and as JSON: python tools/demo.py --cfg FILE --weights FILE --input PICTURE|FOLDER|PATTERN|VIDEO|CAMERA"""
+"""Poses of pictures or a video, drawn and as JSON: python tools/demo.py --weights FILE [--cfg FILE] --input PICTURE|FOLDER|PATTERN|VIDEO|CAMERA"""
 from __future__ import annotations
 
 import argparse
@@ -13,7 +13,7 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, epilog="docs/demo.md has examples and the form of the JSON. POISE_DEBUG=1 shows tracebacks.")
     parser.add_argument("--weights", default="", metavar="FILE",
-                        help="weights of the pose network; default TEST.MODEL_FILE, else the best ones of the run folder")
+                        help="weights of the pose network; those of a training of Poise and .onnx files need no --cfg; default TEST.MODEL_FILE, else the best ones of the run folder")
     parser.add_argument("--input", required=True, metavar="WHAT", help="a picture, a folder, a pattern in quotes, a video, or the number of a camera")
     persons = parser.add_mutually_exclusive_group()
     persons.add_argument("--boxes", default="", metavar="FILE", help="persons' boxes: COCO detections or annotations, or the JSON of this tool")
@@ -33,9 +33,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_experiment_arguments(parser, cfg_required=False)
     args = parser.parse_args()
-    if not args.cfg and (not args.weights.lower().endswith(".onnx") or args.overrides):
-        raise ConfigError("--cfg FILE is needed, the experiment of the weights; without it go the .onnx files of tools/export.py, which say it themselves "
-                          "and take no KEY VALUE")
+    if not args.cfg and not args.weights:
+        raise ConfigError("--cfg FILE is needed, or --weights FILE with its experiment in it (files of a training of Poise, .onnx files)")
     if args.max_frames < 0:
         raise ConfigError(f"--max-frames {args.max_frames}: must be 0 or more")
     if args.detector_weights and not args.detector:
@@ -59,7 +58,8 @@ def main() -> int:
     summary = demo.run(
         cfg, args.cfg, input=args.input, weights=args.weights, boxes=args.boxes, detector=args.detector, detector_weights=args.detector_weights,
         score_threshold=args.score_threshold, output=args.output, device=args.device, half=args.half, draw=not args.no_drawing, track=args.track,
-        smooth=args.smooth, joint_score=args.joint_threshold, max_frames=args.max_frames, draw_boxes=args.draw_boxes)
+        smooth=args.smooth, joint_score=args.joint_threshold, max_frames=args.max_frames, draw_boxes=args.draw_boxes,
+        overrides=() if args.cfg else args.overrides)
     return INTERRUPTED if summary.interrupted else 0
 
 

@@ -1,4 +1,4 @@
-"""Export a network: python tools/export.py --cfg FILE --weights W.pth [--format onnx|torchscript|torch_export] [--out FILE] [KEY VALUE ...]
+"""Export a network: python tools/export.py --weights W.pth [--cfg FILE] [--format onnx|torchscript|torch_export] [--out FILE] [KEY VALUE ...]
 
 The batch norms are folded, the number of crops is free, and the file is kept only where it finds what the network finds. docs/predict.md
 says how such a file is used.
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--with-decode", action="store_true", help="the outputs are keypoints in crop pixels and scores, then the heatmaps")
     parser.add_argument("--images", action="append", default=[], metavar="PATH",
                         help="a picture, a folder of them or a pattern, whose crops the file is checked on; may be given again; default made pictures of persons")
-    add_experiment_arguments(parser)
+    add_experiment_arguments(parser, cfg_required=False)
     return parser.parse_args()
 
 
@@ -48,8 +48,9 @@ def main() -> int:
     from poise.export.formats import FORMATS as WRITERS
     from poise.export.graph import Parts
     from poise.tool_arguments import experiment
+    from poise.weights.experiment import experiment_of
 
-    cfg = experiment(args)
+    cfg = experiment(args) if args.cfg else experiment_of(args.weights, args.overrides)
     out = Path(args.out) if args.out else Path(args.weights).with_suffix(WRITERS[args.format].ending)
     if out.is_dir() or out.resolve() == Path(args.weights).resolve():
         raise ConfigError(f"--out {out}: give a file of its own")

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -223,20 +223,22 @@ def _drawn_name(name: str) -> str:
 
 
 def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str = "", boxes: str = "", detector: str = "", detector_weights: str = "",
-        score_threshold: float = 0.5, output: str = "output/demo", device: str = "auto", half: bool = False, **options: Any) -> Summary:
+        score_threshold: float = 0.5, output: str = "output/demo", device: str = "auto", half: bool = False,
+        overrides: Sequence[str] = (), **options: Any) -> Summary:
     """What the command line asks for, from its words; options: those of Demo. Prints a report. Raises PoiseError for what cannot be used.
 
-    cfg: None for weights that are an .onnx file, which says of itself what it is. weights: '' is TEST.MODEL_FILE, else the best ones of the run folder.
+    cfg: None for weights that carry their experiment: files of a training, .onnx files. Then overrides are KEY, VALUE, ... of it.
+    weights: '' is TEST.MODEL_FILE, else the best ones of the run folder.
     boxes and detector: where both are '', a picture is one person.
     """
     start_console()
     source = open_input(input)
     _check_folder(output, source)
-    given = GivenBoxes(boxes, score_threshold, "person" if cfg is None else dataset_of(cfg).category) if boxes else None
+    file = weights or model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
+    estimator = PoseEstimator(cfg, file, device=device, half=half, overrides=overrides)
+    given = GivenBoxes(boxes, score_threshold, dataset_of(estimator.cfg).category) if boxes else None
     if given:
         given.check(source)
-    file = weights or model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
-    estimator = PoseEstimator(cfg, file, device=device, half=half)
     if detector:
         persons = DetectedPersons(detectors.build(detector, device, score_threshold, weights=detector_weights or None), detector)
     else:

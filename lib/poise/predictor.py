@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,7 @@ from poise.models import build_model
 from poise.pictures import as_pixels
 from poise.poses import Poses
 from poise.skeleton import dataset_of
+from poise.weights.experiment import experiment_of
 from poise.weights.origin import load_trained
 
 Picture = str | os.PathLike | np.ndarray
@@ -70,7 +72,8 @@ class PoseEstimator:
     """Finds the joints of persons in pictures.
 
     cfg: the experiment, a YAML file or what poise.config.load made of one. weights: a weight file of any family that the experiment's
-    network takes (see poise.weights.load), or an .onnx file of tools/export.py, with which `cfg` may be None. device: 'auto' is the first CUDA
+    network takes (see poise.weights.load), or an .onnx file of tools/export.py. Weight files that Poise trained and .onnx files say what they are: with them
+    `cfg` may be None, or the file may be given alone. device: 'auto' is the first CUDA
     device, Apple's (mps) or the CPU, whichever is there; or a name or torch.device. half: compute in 16 bits, as AMP says, else fp16
     and on the CPU bf16; otherwise as the experiment's AMP says. flip_test: average with the mirrored crop; None is TEST.FLIP_TEST.
     batch_size: crops that go through the network at once, on the CPU no more than 4, which are faster there. overrides: KEY, VALUE, ... of the
@@ -80,20 +83,23 @@ class PoseEstimator:
     Attributes: cfg, skeleton, device, and seconds, the time spent so far in reading, cropping, the network and decoding.
     """
 
-    def __init__(self, cfg: str | os.PathLike | CfgNode | None, weights: str | os.PathLike, *, device: str | torch.device = "auto", half: bool = False,
+    def __init__(self, cfg: str | os.PathLike | CfgNode | None, weights: str | os.PathLike | None = None, *, device: str | torch.device = "auto", half: bool = False,
                  flip_test: bool | None = None, batch_size: int = 32, overrides: Sequence[Any] = ()):
         if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}")
-        experiment = cfg if cfg is None or isinstance(cfg, CfgNode) else config.load(cfg)
+        if weights is None:
+            cfg, weights = None, _weights_alone(cfg)
+        # overrides come with the file: one of them may be what the file lacks
+        experiment, overrides = (cfg, overrides) if cfg is None or isinstance(cfg, CfgNode) else (config.load(cfg, overrides), ())
         if onnx_network.is_onnx(weights):
             if half:
                 raise ConfigError(f"{weights}: an ONNX file computes as it was exported; leave half out")
             self._network: Network = onnx_network.OnnxNetwork(weights, experiment, device, flip_test, overrides)
             self.cfg, self.device = self._network.cfg, self._network.device
         else:
-            if experiment is None:
-                raise ConfigError(f"{weights}: the experiment is not known; give its YAML file")
             self.device = choose_device(device)
+            if experiment is None:
+                experiment, overrides = experiment_of(weights, overrides), ()
             self.cfg = _experiment(experiment, self.device, half, flip_test, overrides)
             self._network = TorchNetwork(self.cfg, weights, self.device)
         self.batch_size = min(int(batch_size), _CPU_BATCH) if self.device.type == "cpu" else int(batch_size)
@@ -225,6 +231,14 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); give auto, cpu, cuda, cuda:1 or mps") from None
     return chosen
+
+
+def _weights_alone(file: str | os.PathLike | CfgNode | None) -> str | os.PathLike:
+    """Return the file of PoseEstimator(file). Raises ConfigError for an experiment."""
+    if not isinstance(file, (str, os.PathLike)) or Path(file).suffix.lower() in (".yaml", ".yml"):
+        raise ConfigError("weights: no weight file is given; PoseEstimator takes an experiment and "
+                          "its weight file, or alone a weight file that carries its experiment")
+    return file
 
 
 def _experiment(cfg: CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]) -> CfgNode:

@@ -142,6 +142,26 @@ def give_dataset(name: str, data: DatasetFile) -> None:
     _given[name] = data
 
 
+def describe_joints(skeleton: Skeleton) -> dict[str, Any]:
+    """Return what predicting needs of a joint set, as plain values for a file's metadata."""
+    names = skeleton.names
+    return {"name": skeleton.name, "joints": list(names), **{
+        key: [[names[joint] for joint in pair] for pair in getattr(skeleton, key)]
+        for key in ("flip_pairs", "limbs")}}
+
+
+def give_joints(name: str, told: dict, category: Any = "person") -> DatasetFile:
+    """Make dataset(name) the joints of a text by describe_joints, after checks; return it.
+
+    Raises ConfigError for other values, ValueError for other keys.
+    """
+    if set(told) != {"name", "joints", "flip_pairs", "limbs"}:
+        raise ValueError("other keys of its joints than Poise writes")
+    values = {**told, "category": category, "annotations": "none", "images": "none"}
+    give_dataset(name, checked_dataset(values, Path(name)))
+    return _given[name]
+
+
 def _path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)

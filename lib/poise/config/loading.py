@@ -36,6 +36,13 @@ def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     return _overridden(cfg, overrides, "command line", str(path))
 
 
+def from_values(values: dict, source: str, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Return the frozen configuration of nested `values`; source: what errors name."""
+    cfg = default_config()
+    _merge(cfg, values, source)
+    return _overridden(cfg, overrides, "overrides", source)
+
+
 def changed(cfg: CfgNode, overrides: Sequence[Any], source: str = "overrides") -> CfgNode:
     """A frozen copy of `cfg` with KEY, VALUE, KEY, VALUE, ... as `load` takes them; source: where they come from, for the ConfigError."""
     return _overridden(cfg.clone(), overrides, source, source)

@@ -21,6 +21,7 @@ from poise.config import experiment_name
 from poise.engine.revision import git_revision
 from poise.errors import DataError, one_line, shown, shown_value
 from poise.skeleton import dataset_of
+from poise.weights.experiment import describe
 from poise.writing import flush_folder
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,10 @@ def numbered(number: int) -> str:
     return f"checkpoint_{number}.pth" if number else NAME
 
 
-def state_of(cfg: CfgNode, network: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a network without wrappers, as it is saved: with its joints."""
-    return weights.with_joints(network.state_dict(), dataset_of(cfg).skeleton.names)
+def state_of(cfg: CfgNode, network: nn.Module, experiment: str) -> dict[str, torch.Tensor]:
+    """Return the state dict of a network without wrappers, with its joints and experiment."""
+    state = weights.with_joints(network.state_dict(), dataset_of(cfg).skeleton.names)
+    return weights.with_experiment(state, describe(cfg, experiment, network))
 
 
 def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from poise import weights
 from poise.checking_data.run import log_look
 from poise.codecs import build_codec
-from poise.config import data_path
+from poise.config import data_path, experiment_name
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.datasets.truth import check_truth
@@ -197,7 +197,7 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         best = _test_networks(t, values, interrupt) if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == t.schedule.epochs else {}
         if processes.main:
             for file, network in best.items():
-                checkpoint.save(t.folder / file, checkpoint.state_of(cfg, network))
+                checkpoint.save(t.folder / file, _state(t, network))
                 of, highest = (" of the average", progress.ema_score) if "ema" in file else ("", progress.best_score)
                 log.info("best score so far%s: %s; %s written", of, deciding_text(highest), file)
             t.metrics.write(**values)
@@ -208,9 +208,9 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
     if stale(t):
         log.info("ended early: the best score has not risen in %d tests (TRAIN.PATIENCE)", progress.stale)
     if processes.main:
-        checkpoint.save(t.folder / "final_state.pth", checkpoint.state_of(cfg, bare))
+        checkpoint.save(t.folder / "final_state.pth", _state(t, bare))
         if t.average:
-            checkpoint.save(t.folder / "final_state_ema.pth", checkpoint.state_of(cfg, t.average.network))
+            checkpoint.save(t.folder / "final_state_ema.pth", _state(t, t.average.network))
     log.info("done: best score %s at epoch %d%s; weights in %s", deciding_text(progress.best_score), progress.best_epoch,
              f", of the average {deciding_text(progress.ema_score)} at epoch {progress.ema_epoch}" if t.average else "", t.folder)
 
@@ -257,13 +257,18 @@ def _test(training: Training, network: nn.Module, folder: Path, interrupt: Inter
     return found, {**({"valid_loss": found.loss, "valid_acc": found.accuracy} if found.loss is not None else {}), **metrics}, deciding
 
 
+def _state(training: Training, network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of a network as they are saved."""
+    return checkpoint.state_of(training.cfg, network, experiment_name(training.cfg_path))
+
+
 def _save(training: Training) -> None:
     """The run folder's checkpoint, by rank 0. The others wait: a process that ended meanwhile would make torchrun end rank 0."""
     t = training
 
     def content() -> dict:
         average = {"ema": t.average.state_dict()} if t.average else {}
-        return {**checkpoint.origin(t.cfg, t.cfg_path, t.cfg.SEED), **t.progress.position(), "state_dict": checkpoint.state_of(t.cfg, device.bare(t.model)),
+        return {**checkpoint.origin(t.cfg, t.cfg_path, t.cfg.SEED), **t.progress.position(), "state_dict": _state(t, device.bare(t.model)),
                 "genotype": cells_of(t.model), "optimizer": t.optimizer.state_dict(), "optimizer_kind": t.cfg.TRAIN.OPTIMIZER, "schedule": asdict(t.schedule),
                 "scaler": t.scale.state_dict(), **average}
 

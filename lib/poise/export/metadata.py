@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
@@ -14,7 +13,7 @@ from yacs.config import CfgNode
 from poise import config
 from poise.errors import DataError, PoiseError
 from poise.export.graph import Parts
-from poise.skeleton import checked_dataset, dataset_of, give_dataset
+from poise.skeleton import dataset_of, describe_joints, give_joints
 
 KEY = "poise"           # the name under which the text stands in a file
 VERSION = 2
@@ -25,6 +24,7 @@ NETWORK_KEYS = ("MODEL.NAME", "MODEL.NUM_JOINTS", "MODEL.TARGET_TYPE", "MODEL.IM
 DECODE_KEYS = ("TEST.POST_PROCESS", "TEST.DECODE", "TEST.BLUR_KERNEL", "TEST.EMPTY_CELL")
 FLIP_KEYS = ("TEST.FLIP_TEST", "TEST.SHIFT_HEATMAP")
 OTHER_KEYS = ("TEST.BOX_MARGIN", "TEST.IN_VIS_THRE")
+WARNED_KEYS = ("TEST.BOX_MARGIN",)      # the graph does not depend on them, the joints found do
 _KEYS = (*NETWORK_KEYS, *DECODE_KEYS, *FLIP_KEYS, *OTHER_KEYS)
 
 
@@ -37,13 +37,11 @@ def value_of(cfg: CfgNode, key: str) -> Any:
 
 def as_text(cfg: CfgNode, parts: Parts) -> str:
     """The text for a file of this experiment's network with these parts."""
-    skeleton = dataset_of(cfg).skeleton
     return json.dumps({
         "version": VERSION, "parts": asdict(parts), "config": {key: value_of(cfg, key) for key in _KEYS},
         "input": "images (B, H, W, 3) uint8 RGB" if parts.normalize else f"images (B, 3, H, W) float32 {'RGB' if cfg.DATASET.COLOR_RGB else 'BGR'}, less MODEL.MEAN and over MODEL.STD",
         "outputs": parts.outputs,
-        "dataset": {"name": skeleton.name, "joints": list(skeleton.names), **{
-            key: [[skeleton.names[joint] for joint in pair] for pair in getattr(skeleton, key)] for key in ("flip_pairs", "limbs")}}})
+        "dataset": describe_joints(dataset_of(cfg).skeleton)})
 
 
 def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
@@ -60,12 +58,10 @@ def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
         defaults = config.default_config()
         if any(isinstance(value, str) != isinstance(value_of(defaults, key), str) for key, value in values.items()):     # texts are not read as literals here
             raise ValueError("texts where numbers are needed")
-        parts, told = Parts(**content["parts"]), content["dataset"]
-        if set(told) != {"name", "joints", "flip_pairs", "limbs"}:
-            raise ValueError("other keys of its joints than an export writes")
+        parts = Parts(**content["parts"])
         # the joints come with the file, so that it needs no dataset file where it is used
         name = f"{source}: its joints"
-        give_dataset(name, checked_dataset({**told, "annotations": "none", "images": "none"}, Path(name)))
+        give_joints(name, content["dataset"])
         return config.changed(defaults, [*(word for pair in values.items() for word in pair), "DATASET.FILE", name], f"{source}: its metadata"), parts
     except PoiseError as error:
         raise DataError(str(error)) from None

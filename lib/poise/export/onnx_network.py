@@ -128,6 +128,10 @@ class OnnxNetwork:
             if metadata.value_of(own, key) != metadata.value_of(cfg, key):
                 raise ConfigError(f"{file}: was exported with {key} {metadata.value_of(own, key)}, and is to be used with {metadata.value_of(cfg, key)}; "
                                   "export it anew, or leave the experiment out")
+        for key in metadata.WARNED_KEYS:
+            if metadata.value_of(own, key) != metadata.value_of(cfg, key):
+                log.warning("%s", f"{one_line(file)}: was exported with {key} {metadata.value_of(own, key)}, and is used with "
+                            f"{metadata.value_of(cfg, key)}: joints may be found in the wrong places")
         exported, wanted = dataset_of(own).skeleton, dataset_of(cfg).skeleton
         other = other_joint(exported.names, wanted.names)
         if not other and not np.array_equal(exported.flip_order, wanted.flip_order):

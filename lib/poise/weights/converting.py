@@ -1,6 +1,7 @@
 """Whole weight files of one format in another: what tools/convert_weights.py does."""
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from poise.errors import ConfigError, DataError, one_line
 from poise.weights.families import UNKNOWN, number_of_joints, shapes_of
 from poise.weights.formats import TARGETS
 from poise.weights.loading import Source, fit_order, load
-from poise.weights.reading import read_weight_file, save
+from poise.weights.reading import read_weight_file, save, with_experiment, with_joints
 
 
 @dataclass
@@ -32,10 +33,12 @@ class ConversionReport:
         return "; ".join([line, *self.notes, f"written as {self.to} to {self.target}"])
 
 
-def convert(source: str | Path, target: str | Path, to: str, *, model: nn.Module | None = None, force: bool = False) -> ConversionReport:
+def convert(source: str | Path, target: str | Path, to: str, *, model: nn.Module | None = None, force: bool = False,
+            experiment: str = "") -> ConversionReport:
     """Write the pose weights of `source`, of any format that can be loaded, to `target` in the format `to`, a key of formats.TARGETS.
 
-    model: the network that the weights must fit exactly; without it they are taken for what their names say. The file appears whole
+    model: the network that the weights must fit exactly; without it they are taken for what their names say. experiment: a text of weights.experiment for
+    files under Poise's names, where `source` has none. The file appears whole
     or not at all, and an old one is replaced only with `force`. Weights of MSPN are written for BGR images, as its repository has them,
     and as mmpose's for RGB. Raises DataError for a file that is no pose network or whose family `to` has no names for.
     """
@@ -65,7 +68,12 @@ def convert(source: str | Path, target: str | Path, to: str, *, model: nn.Module
     except (LookupError, RuntimeError, ValueError) as error:
         raise DataError(f"{source}: these are the weights of {found.words or 'another network'}, but not all of them, or of other sizes than such a network has "
                         f"({one_line(error)[:200]})") from None
-    save(target, format_.wrap(written))
+    content = format_.wrap(written)
+    if to == "poise" and (file.experiment or experiment):
+        content = OrderedDict(content)
+        content._metadata = OrderedDict()
+        content = with_experiment(with_joints(content, file.joints), file.experiment or experiment)
+    save(target, content)
     kept = len(written.keys() & file.state.keys())
     fewer, more = max(len(file.state) - len(written), 0), max(len(written) - len(file.state), 0)
     return ConversionReport(str(source), str(target), found.what or "another network", to, tensors=len(file.state), renamed=len(written) - kept - more,

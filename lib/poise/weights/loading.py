@@ -32,6 +32,7 @@ class LoadReport:
 
     what: the network and the naming that the file was recognised by; '' where it was not. replaced: layers for other joints than
     the network's, which kept their new values. notes: what else was done to the weights. joints: their names, where the file tells them.
+    experiment: the file's text of weights.experiment, or ''.
     """
 
     path: str
@@ -43,6 +44,7 @@ class LoadReport:
     replaced: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     joints: tuple[str, ...] = ()
+    experiment: str = ""
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing) + len(self.mismatched) + len(self.replaced)
@@ -106,6 +108,7 @@ class Source:
     def __init__(self, file: WeightFile, own: Shapes | None = None):
         naming = recognise_format(file.state)
         self.path, self.notes, self.order, self.joints = file.path, [], naming.order, file.joints
+        self.experiment = file.experiment
         self.state: State = naming.to_poise(file.state)
         shapes = shapes_of(self.state)
         self.own = shapes if own is None else own
@@ -138,7 +141,7 @@ class Source:
 
 
 def _put(model: nn.Module, source: Source, optional: tuple[str, ...], ignored: tuple[str, ...], replace_head: bool, rgb: bool | None) -> LoadReport:
-    report = LoadReport(source.path, source.what, notes=source.notes, joints=source.joints)
+    report = LoadReport(source.path, source.what, notes=source.notes, joints=source.joints, experiment=source.experiment)
     file_shapes = shapes_of(source.state)
     head = _other_joints(source.family, file_shapes, source.own)
     state = fit_order(source, rgb)

@@ -12,6 +12,7 @@ from poise import zoo
 from poise.bounded_reading import read_bytes
 from poise.errors import DataError, shown
 from poise.skeleton import dataset_of, other_joint
+from poise.weights.experiment import settings_in
 from poise.weights.loading import LoadReport, load
 from poise.weights.reading import read_tensors
 from poise.yaml_files import MAX_BYTES, parse_yaml
@@ -19,13 +20,14 @@ from poise.yaml_files import MAX_BYTES, parse_yaml
 log = logging.getLogger(__name__)
 
 # what the joints found depend on besides the weights, and what a file of another value was trained with
-_TRAINED_WITH = ("MODEL.TARGET_TYPE", "MODEL.IMAGE_SIZE", "DATASET.COLOR_RGB")
+_TRAINED_WITH = ("MODEL.TARGET_TYPE", "MODEL.SIGMA", "MODEL.KERNELS", "MODEL.IMAGE_SIZE", "MODEL.HEATMAP_SIZE",
+                 "MODEL.MEAN", "MODEL.STD", "DATASET.COLOR_RGB", "TEST.BOX_MARGIN")
 
 
 def load_trained(cfg: CfgNode, model: nn.Module, file: str | Path) -> LoadReport:
     """weights.load of a file to predict with: with a warning where it was trained otherwise than `cfg` says, or for other joints than its data set's."""
     report = load(model, file, rgb=cfg.DATASET.COLOR_RGB)
-    warn_of_other_training(cfg, Path(file))
+    warn_of_other_training(cfg, Path(file), report.experiment)
     data = dataset_of(cfg)
     other = other_joint(report.joints, data.skeleton.names) if report.joints else ""
     if other:
@@ -33,11 +35,11 @@ def load_trained(cfg: CfgNode, model: nn.Module, file: str | Path) -> LoadReport
     return report
 
 
-def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
-    """A warning where the weights were trained with another codec, input size or order of colours than they are tested with.
+def warn_of_other_training(cfg: CfgNode, file: Path, experiment: str = "") -> None:
+    """Warn where weights are tested with another codec, size, color, normalization or box padding.
 
-    That is known of the files of a run folder, by the config.yaml beside them, of a checkpoint, by its own content, and of released files
-    whose entry in the zoo says so.
+    experiment: the file's own text of weights.experiment. Where it has none, the zoo's entry of a
+    released file, the config.yaml in its folder and a checkpoint's own content are read.
     """
     entry = zoo.released_as(file)
     try:
@@ -45,9 +47,12 @@ def warn_of_other_training(cfg: CfgNode, file: Path) -> None:
         if entry is not None:
             trained = dict(zip(entry.overrides[::2], entry.overrides[1::2]))
         else:
-            text = read_bytes(beside, "configuration", MAX_BYTES) if beside.is_file() else read_tensors(file, "weight file")["config"]
-            groups = parse_yaml(text[:MAX_BYTES], file, DataError)
-            trained = {key: groups[key.split(".")[0]].get(key.split(".")[1]) for key in _TRAINED_WITH}
+            if experiment:
+                groups = settings_in(experiment, file)
+            else:
+                text = read_bytes(beside, "configuration", MAX_BYTES) if beside.is_file() else read_tensors(file, "weight file")["config"]
+                groups = parse_yaml(text[:MAX_BYTES], file, DataError)
+            trained = {key: groups.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in _TRAINED_WITH}
     except (OSError, ValueError, DataError, LookupError, TypeError, AttributeError):    # another program's
         return
     now = {key: cfg[key.split(".")[0]][key.split(".")[1]] for key in _TRAINED_WITH}

@@ -28,7 +28,8 @@ from poise.writing import replacing
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")    # DataParallel and DistributedDataParallel; torch.compile
 _MOST_FOREIGN_CLASSES = 64
-_JOINTS = "poise.joints"
+_JOINTS, _EXPERIMENT = "poise.joints", "poise.experiment"
+_LONGEST_EXPERIMENT = 1 << 18      # characters
 _MOST_OF_NUMPY = 16         # besides; each class has the file read once more
 _OF_EXPORTS = ("constants.pkl", "archive_format", "serialized_exported_program.json")      # members of TorchScript's and torch.export's files
 _LONGEST_NAME = 1000        # of a tensor
@@ -39,12 +40,17 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class WeightFile:
-    """The weights of a file under the names that they have there, without 'module.'. foreign: the classes of what was not read. joints: see with_joints."""
+    """The weights of a file under the names that they have there, without 'module.'.
+
+    foreign: the classes of what was not read. joints, experiment: see with_joints and
+    with_experiment.
+    """
 
     path: str
     state: State
     foreign: tuple[str, ...] = ()
     joints: tuple[str, ...] = ()
+    experiment: str = ""
 
 
 class Unreadable(DataError):
@@ -103,7 +109,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
         if not is_plain(tensor):
             raise DataError(f"{path}: {shown(plain)} is no plain tensor (sparse, quantised, without memory, or of more values than the file holds)")
         state[plain] = tensor
-    return WeightFile(str(path), state, tuple(foreign), _joints_of(content))
+    return WeightFile(str(path), state, tuple(foreign), _joints_of(content), _experiment_of(content))
 
 
 def with_joints(state: State, names: Sequence[str]) -> State:
@@ -116,11 +122,24 @@ def with_joints(state: State, names: Sequence[str]) -> State:
     return state
 
 
+def with_experiment(state: State, text: str) -> State:
+    """Add a text of weights.experiment to a network's state_dict(), next to the joints' names."""
+    state._metadata[_EXPERIMENT] = text
+    return state
+
+
 def _joints_of(content: Any) -> tuple[str, ...]:
     """The names that with_joints left; () where there are none, or what stands there is none."""
     about = getattr(content, "_metadata", None)
     names = about.get(_JOINTS) if isinstance(about, Mapping) else None
     return tuple(names) if isinstance(names, list) and len(names) <= MOST_JOINTS and all(isinstance(name, str) for name in names) else ()
+
+
+def _experiment_of(content: Any) -> str:
+    """Return the text that with_experiment added, or '' for other files and values."""
+    about = getattr(content, "_metadata", None)
+    text = about.get(_EXPERIMENT) if isinstance(about, Mapping) else None
+    return text if isinstance(text, str) and len(text) <= _LONGEST_EXPERIMENT else ""
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
