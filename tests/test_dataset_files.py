@@ -228,7 +228,7 @@ def test_ultralytics_file_without_flip_idx_switches_flips_off(tmp_path, yolo_fil
 
 
 def test_ultralytics_paths_as_ultralytics_resolves_them(tmp_path, yolo_file, monkeypatch):
-    """Below the working folder, else beside the file; Roboflow's ../ lead to nothing and are dropped."""
+    """Where the images are: below the working folder, else beside the file. Roboflow's ../ lead to nothing and are dropped."""
     (tmp_path / "train" / "images").mkdir(parents=True)
     found = read_dataset(yolo_file(path=None, train="../train/images", val="/elsewhere/val/images"))
     assert found.root == str(tmp_path) and found.name == tmp_path.name
@@ -237,6 +237,7 @@ def test_ultralytics_paths_as_ultralytics_resolves_them(tmp_path, yolo_file, mon
     (tmp_path / "work" / "hand").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     assert read_dataset(yolo_file()).root == str(tmp_path / "work" / "hand")
+    assert read_dataset(yolo_file(path=".", train="train/images", val="train/images")).root == str(tmp_path)
 
 
 @pytest.mark.parametrize("keys, fault", [

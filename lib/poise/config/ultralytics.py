@@ -151,9 +151,7 @@ def _files(values: dict, path: Path) -> dict:
                 f"{path}: {name} must be a folder of images, got {shown_value(images)}; lists of "
                 "images and of folders are not read"
             )
-        folder = (root / images).resolve()
-        if not folder.exists() and images.startswith("../"):      # ultralytics does so for Roboflow's files
-            folder = (root / images[3:]).resolve()
+        folder = _image_folder(root, images)
         parts = list(folder.parts)
         places = [place for place, part in enumerate(parts) if part == "images"]
         if places:
@@ -170,9 +168,22 @@ def _root(values: dict, path: Path) -> Path:
     root = values.get("path") or ""
     if not isinstance(root, str):
         raise ConfigError(f"{path}: path must be the data set's folder, got {shown_value(root)}")
-    here = Path(root).resolve()
-    # ultralytics looks in the working folder, then below its own `datasets`, which only it knows
-    return here if root and here.is_dir() else (path.parent / root).resolve()
+    # ultralytics looks in the working folder, which also has a folder `.`, then below its own
+    # `datasets`, which only it knows
+    beside = (path.parent / root).resolve()
+    candidates = [Path(root).resolve(), beside] if root else [beside]
+    images = [values[name] for name in SETS if isinstance(values.get(name), str)]
+    for folder in candidates:
+        if any(_image_folder(folder, name).is_dir() for name in images):
+            return folder
+    return next((folder for folder in candidates[:-1] if folder.is_dir()), beside)
+
+
+def _image_folder(root: Path, images: str) -> Path:
+    folder = (root / images).resolve()
+    if images.startswith("../") and not folder.exists():      # as ultralytics reads Roboflow's
+        folder = (root / images[3:]).resolve()
+    return folder
 
 
 def _below(root: Path, folder: Path) -> str:
