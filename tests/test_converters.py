@@ -457,10 +457,10 @@ def test_tool(made, tmp_path):
 
 @pytest.mark.parametrize("form, found", [
     ("cvat", "2 images, nothing is written; found: 1 boxes without a skeleton, 1 shapes of the kind points; a person is a skeleton that is called like"),
-    ("labelme", "1 images, nothing is written; found: 1 rectangles without a joint, 1 shapes of the kind polygon; a person is points that"),
+    ("labelme", "1 images, nothing is written; found: 1 rectangles without a joint, 1 shapes of the kind polygon; a person is points called"),
     ("yolo", "1 images, nothing is written; found: 1 objects of class 1, 2 objects of class 3, 1 persons without a labelled joint; a person is a line of"),
     ("coco", "1 images, nothing is written; found: 1 annotations without labelled joints, 1 crowd regions; a person is an annotation of the category"),
-    ("empty", "1 images, nothing is written; found: no labels; a person is points that are called like the joints"),
+    ("empty", "1 images, nothing is written; found: no labels; a person is points called like the joints"),
 ])
 def test_tool_nobody_written_ends_with_what_was_found(made, tmp_path, form, found):
     options, source = ["--dataset", made[1].path], tmp_path / "labels"

@@ -1,7 +1,7 @@
 """Dataset files (experiments/datasets/*.yaml): a data set's joints, mirror pairs, limbs, upper body and OKS sigmas, and where its files lie.
 
-They are the only home of these facts; experiments/datasets/template.yaml tells what each key means. Ultralytics' data.yaml is read as one. `COCO` and `MPII` of this module
-are the joints of the files of these names, read when they are first asked for.
+They are the only home of these facts; experiments/datasets/template.yaml tells what each key means. Ultralytics' data.yaml
+is read as one. `COCO` and `MPII` of this module are the joints of the files of these names, read when they are first asked for.
 """
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class Skeleton:
 @dataclass(frozen=True)
 class SetFiles:
     """Where a set's files are below the data set's root. labelled: whether it has joints to score. head_boxes: MPII's gt_valid.mat, or ''.
-    yolo_labels: the folder of YOLO's text that tools/convert_data.py makes the annotations of, or ''."""
+
+    yolo_labels: the folder of YOLO labels from which the annotations are converted, or ''.
+    """
 
     annotations: str
     images: str
@@ -82,7 +84,10 @@ class SetFiles:
 @dataclass(frozen=True)
 class DatasetFile:
     """What a dataset file says. format, metric: see METRICS. category: name or id of the annotations' category. sets: (pattern, SetFiles), with
-    {set} for the set's name. can_flip: whether flip_pairs are known. remarks: what a user should know before trusting figures."""
+    {set} for the set's name. can_flip: whether flip_pairs are known.
+
+    remarks: what a user should know before trusting figures.
+    """
 
     path: Path
     skeleton: Skeleton
@@ -103,7 +108,13 @@ class DatasetFile:
     def files(self, set_name: str) -> SetFiles:
         """The files of a set: those of the first pattern that fits it, else those of every other set."""
         found = next((files for pattern, files in self.sets if fnmatchcase(set_name, pattern)), SetFiles(self.annotations, self.images))
-        return replace(found, **{key: getattr(found, key).replace("{set}", set_name) for key in ("annotations", "images", "head_boxes", "yolo_labels")})
+        return replace(
+            found,
+            **{
+                key: getattr(found, key).replace("{set}", set_name)
+                for key in ("annotations", "images", "head_boxes", "yolo_labels")
+            },
+        )
 
 
 _last_read: dict[str, DatasetFile] = {}
@@ -338,7 +349,13 @@ class _Values:
         sets = self.values.get("sets", {})
         if not isinstance(sets, dict) or not all(isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()):
             raise ConfigError(f"{self.path}: sets must be set names, each with its keys, got {shown_value(sets)}")
-        types = {"annotations": str, "images": str, "labelled": bool, "head_boxes": str, "yolo_labels": str}
+        types = {
+            "annotations": str,
+            "images": str,
+            "labelled": bool,
+            "head_boxes": str,
+            "yolo_labels": str,
+        }
         for name, files in sets.items():
             for key, value in files.items():
                 if key not in types or type(value) is not types[key]:

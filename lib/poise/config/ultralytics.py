@@ -2,6 +2,7 @@
 
 Source: https://docs.ultralytics.com/datasets/pose/ and what ultralytics 8.4 makes of the keys.
 """
+
 from __future__ import annotations
 
 import re
@@ -31,7 +32,8 @@ def translate_ultralytics(values: dict, path: Path) -> tuple[dict, list[str]]:
     if names is None and order == coco.flip_order.tolist():
         names = list(coco.names)
         remarks.append(
-            f"{path}: has no kpt_names; the 17 keypoints are taken as COCO's, whose flip_idx they have"
+            f"{path}: has no kpt_names; the 17 keypoints are taken as COCO's, "
+            "whose flip_idx they have"
         )
     names = names or [f"kpt_{number}" for number in range(count)]
     keys: dict[str, Any] = {"joints": names, "flip_pairs": _pairs(names, order)}
@@ -51,7 +53,9 @@ def translate_ultralytics(values: dict, path: Path) -> tuple[dict, list[str]]:
         )
     classes = _class_names(values, path)
     if len(classes) > 1:
-        remarks.append(f"{path}: has {len(classes)} classes; only class 0 is read, {shown(classes[0])}")
+        remarks.append(
+            f"{path}: has {len(classes)} classes; only class 0 is read, {shown(classes[0])}"
+        )
     keys["category"] = classes[0]
     return keys | _files(values, path), remarks
 
@@ -100,8 +104,10 @@ def _keypoint_names(values: dict, count: int, path: Path) -> list | None:
 def _pairs(names: list, order: list[int]) -> list[list]:
     """Return flip_pairs, the left keypoint first where a name has the word left or right."""
     pairs = [[names[a], names[b]] for a, b in enumerate(order) if a < b]
-    return [pair[::-1] if _has_word("right", pair[0]) or _has_word("left", pair[1]) else pair
-            for pair in pairs]
+    return [
+        pair[::-1] if _has_word("right", pair[0]) or _has_word("left", pair[1]) else pair
+        for pair in pairs
+    ]
 
 
 def _has_word(word: str, name: Any) -> bool:
@@ -128,12 +134,14 @@ def _class_names(values: dict, path: Path) -> list[str]:
     if names is None:
         return ["person"]
     if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0]:
-        raise ConfigError(f"{path}: names must be the names of the classes, got {shown_value(names)}")
+        raise ConfigError(
+            f"{path}: names must be the names of the classes, got {shown_value(names)}"
+        )
     return names
 
 
 def _files(values: dict, path: Path) -> dict:
-    """Return name, root, annotations, images and sets. Labels lie beside the images, in `labels`."""
+    """Return name, root, annotations, images and sets; labels are in `labels`, not `images`."""
     root = _root(values, path)
     keys = {
         "name": root.name or path.stem,
@@ -181,7 +189,7 @@ def _root(values: dict, path: Path) -> Path:
 
 def _image_folder(root: Path, images: str) -> Path:
     folder = (root / images).resolve()
-    if images.startswith("../") and not folder.exists():      # as ultralytics reads Roboflow's
+    if images.startswith("../") and not folder.exists():  # as ultralytics reads Roboflow's
         folder = (root / images[3:]).resolve()
     return folder
 

@@ -18,7 +18,9 @@ AREA_OF_BOX = 0.5       # no other format has areas
 PERSON = "a person is an annotation of the category, with labelled keypoints"
 
 
-def read(path: Path, data: DatasetFile, images: Path | None = None) -> tuple[list[LabelledPicture], Counter[str]]:
+def read(
+    path: Path, data: DatasetFile, images: Path | None = None
+) -> tuple[list[LabelledPicture], Counter[str]]:
     """Pictures with the persons that a training would use, and what is left out."""
     found = read_annotations(path, path.stem, data.skeleton.num_joints, data.category)
     check_order(found["joint_names"].tolist(), data, path)
@@ -28,7 +30,10 @@ def read(path: Path, data: DatasetFile, images: Path | None = None) -> tuple[lis
         pictures[place].persons.append(LabelledPerson(box, np.column_stack([joints, visible]).astype(np.float64)))
     if images is not None:
         check_sizes(path, pictures, images)
-    reasons = (f"annotations {reason}" if reason.startswith(("of ", "without ")) else reason for reason in found["reasons"].tolist())
+    reasons = (
+        f"annotations {reason}" if reason.startswith(("of ", "without ")) else reason
+        for reason in found["reasons"].tolist()
+    )
     return pictures, Counter(dict(zip(reasons, found["counts"].tolist())))
 
 

@@ -17,7 +17,14 @@ import numpy as np
 
 from poise.archives import name_fault
 from poise.bounded_reading import check_memory, read_bytes
-from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, check_sizes, match_boxes, numbers
+from poise.converters.pictures import (
+    LabelledPerson,
+    LabelledPicture,
+    box_around,
+    check_sizes,
+    match_boxes,
+    numbers,
+)
 from poise.errors import DataError, one_line, shown
 from poise.skeleton import DatasetFile
 from poise.writing import replacing
@@ -107,13 +114,15 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
     data = memoryview(read_bytes(path, "CVAT file", _MOST_BYTES))
     parser, count = _ImageParser(), 0
     for start in range(0, max(len(data), 1), _CHUNK_BYTES):
-        chunk = data[start:start + _CHUNK_BYTES]
+        chunk = data[start : start + _CHUNK_BYTES]
         try:
             parser.feed(chunk, final=start + len(chunk) == len(data))
         except _Refused as fault:
             raise DataError(f"{path}: the CVAT file {fault}") from None
-        except (expat.ExpatError, ValueError, LookupError) as error:      # LookupError: an encoding that nobody knows
-            raise DataError(f"{path}: the CVAT file is not valid XML ({one_line(error)[:200]})") from None
+        except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: the encoding
+            raise DataError(
+                f"{path}: the CVAT file is not valid XML ({one_line(error)[:200]})"
+            ) from None
         if parser.root not in ("", "annotations"):
             break
         count += len(parser.images)
@@ -123,7 +132,9 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
         raise DataError(f"{path}: not a file of 'CVAT for images 1.1': it needs <annotations> with <image>; export the task in that format")
 
 
-def read(path: Path, data: DatasetFile, images: Path | None = None) -> tuple[list[LabelledPicture], Counter[str]]:
+def read(
+    path: Path, data: DatasetFile, images: Path | None = None
+) -> tuple[list[LabelledPicture], Counter[str]]:
     """The pictures of a file in which each is listed as <image>, and what is left out."""
     pictures: dict[str, LabelledPicture] = {}
     left: Counter[str] = Counter()
@@ -132,10 +143,17 @@ def read(path: Path, data: DatasetFile, images: Path | None = None) -> tuple[lis
     for entry in parse_images(path):
         picture = _picture(entry, path)
         if picture.name in pictures:
-            raise DataError(f"{path}: image {shown(picture.name)} is listed twice; export each task by itself, or rename the images")
+            raise DataError(
+                f"{path}: image {shown(picture.name)} is listed twice; export each task by itself, "
+                "or rename the images"
+            )
         pictures[picture.name] = picture
-        picture.persons += _persons(entry, picture, data, f"{path}: image {shown(picture.name)}", left, other)
-        needed += _PICTURE_BYTES + len(picture.persons) * (_PERSON_BYTES + _JOINT_BYTES * data.skeleton.num_joints)
+        picture.persons += _persons(
+            entry, picture, data, f"{path}: image {shown(picture.name)}", left, other
+        )
+        needed += _PICTURE_BYTES + len(picture.persons) * (
+            _PERSON_BYTES + _JOINT_BYTES * data.skeleton.num_joints
+        )
         if needed - checked > _CHECK_BYTES:
             check_memory(path, "CVAT file", needed)
             checked = needed
@@ -151,34 +169,53 @@ def _picture(entry: ElementTree.Element, path: Path) -> LabelledPicture:
     name = entry.get("name") or ""
     if not name or name_fault(name):
         raise DataError(f"{path}: the image name {shown(name)} {name_fault(name) or 'is empty'}")
-    width, height = numbers([entry.get("width"), entry.get("height")], f"{path}: image {shown(name)}", "width or height")
+    width, height = numbers(
+        [entry.get("width"), entry.get("height")], f"{path}: image {shown(name)}", "width or height"
+    )
     if min(width, height) < 1:
         raise DataError(f"{path}: image {shown(name)} is {width:g} x {height:g} pixels large")
     return LabelledPicture(name, int(width), int(height))
 
 
-def _persons(entry: ElementTree.Element, picture: LabelledPicture, data: DatasetFile, where: str, left: Counter[str],
-             other: set[str]) -> list[LabelledPerson]:
-    """The persons of an image. left: counts what is left out. other: takes the labels of other skeletons."""
-    left.update(f"shapes of the kind {shape.tag}" for shape in entry if shape.tag not in ("box", "skeleton"))
+def _persons(
+    entry: ElementTree.Element,
+    picture: LabelledPicture,
+    data: DatasetFile,
+    where: str,
+    left: Counter[str],
+    other: set[str],
+) -> list[LabelledPerson]:
+    """Return the persons of an image.
+
+    left: counts what is left out. other: takes the labels of other skeletons.
+    """
+    left.update(
+        f"shapes of the kind {shape.tag}" for shape in entry if shape.tag not in ("box", "skeleton")
+    )
     skeletons = []
     for skeleton in entry.findall("skeleton"):
         label = skeleton.get("label", "")
-        if label == data.category or not isinstance(data.category, str):      # of a category by its id the name is not known
+        # of a category by its id the name is not known
+        if label == data.category or not isinstance(data.category, str):
             skeletons.append((_group(skeleton), _keypoints(skeleton, data, where)))
         else:
             left[f"skeletons called {label}"] += 1
             other.add(label)
     groups = [group for group, _ in skeletons]
-    boxes = [(_group(box), _box(box, where)) for box in entry.findall("box")
-             if (_group(box) is not None and _group(box) in groups) or box.get("label") == data.category]
+    boxes = [
+        (_group(box), _box(box, where))
+        for box in entry.findall("box")
+        if (_group(box) is not None and _group(box) in groups) or box.get("label") == data.category
+    ]
     persons, used = [], 0
     for (_, keypoints), box in zip(skeletons, match_boxes(where, boxes, groups)):
         if not (keypoints[:, 2] > 0).any():
             left["skeletons without a labelled joint"] += 1
             continue
         used += box is not None
-        persons.append(LabelledPerson(box_around(keypoints, picture.width, picture.height) if box is None else box, keypoints))
+        if box is None:
+            box = box_around(keypoints, picture.width, picture.height)
+        persons.append(LabelledPerson(box, keypoints))
     left["boxes without a skeleton"] += len(entry.findall("box")) - used
     return persons
 
@@ -189,7 +226,7 @@ def _group(shape: ElementTree.Element) -> str | None:
 
 
 def _box(box: ElementTree.Element, where: str) -> np.ndarray:
-    """Return the upright box (4,) around a box, which is turned by `rotation` degrees about its center."""
+    """Return the upright box (4,) around a box that is turned by `rotation` degrees."""
     corners = [box.get(key) for key in ("xtl", "ytl", "xbr", "ybr")]
     left, top, right, bottom, angle = numbers([*corners, box.get("rotation", 0)], where, "a box")
     sine, cosine = abs(np.sin(np.radians(angle))), abs(np.cos(np.radians(angle)))

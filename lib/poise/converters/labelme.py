@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from poise.archives import name_fault
-from poise.converters.pictures import LabelledPerson, LabelledPicture, box_around, check_sizes, label_files, match_boxes, numbers
+from poise.converters.pictures import (
+    LabelledPerson,
+    LabelledPicture,
+    box_around,
+    check_sizes,
+    label_files,
+    match_boxes,
+    numbers,
+)
 from poise.errors import DataError, shown
 from poise.json_files import read_json
 from poise.skeleton import DatasetFile
@@ -23,11 +31,13 @@ from poise.writing import replacing
 
 _VERSION = "5.5.0"      # of labelme, whose files these are
 _HIDDEN = "hidden"
-_BOXES = ("rectangle", "oriented_rectangle", "rotation")     # the last is X-AnyLabeling's
-PERSON = "a person is points that are called like the joints, with a rectangle called like the category"
+_BOXES = ("rectangle", "oriented_rectangle", "rotation")  # the last is X-AnyLabeling's
+PERSON = "a person is points called like the joints, with a rectangle called like the category"
 
 
-def read(folder: Path, data: DatasetFile, images: Path | None = None) -> tuple[list[LabelledPicture], Counter[str]]:
+def read(
+    folder: Path, data: DatasetFile, images: Path | None = None
+) -> tuple[list[LabelledPicture], Counter[str]]:
     """The pictures of all .json files in a folder and those below it. A picture's name is the file's, with the ending of imagePath."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of labelme's JSON files")
@@ -72,18 +82,21 @@ def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: Counter[str
     points: list[tuple[Any, tuple]] = []
     for number, shape in enumerate(shapes):
         where, label, kind = f"{path}: shape {number}", shape.get("label"), shape.get("shape_type", "point")
-        if kind in _BOXES and label != data.category and isinstance(data.category, str):      # of a category by its id the name is not known
+        # of a category by its id the name is not known
+        if kind in _BOXES and label != data.category and isinstance(data.category, str):
             left[f"rectangles called {label}"] += 1
         elif kind in _BOXES:
             corners = _corners(shape, where, (2, 4))
-            boxes.append((_group(shape, where), np.concatenate([corners.min(axis=0), np.ptp(corners, axis=0)])))
+            box = np.concatenate([corners.min(axis=0), np.ptp(corners, axis=0)])
+            boxes.append((_group(shape, where), box))
         elif kind == "point":
-            (x, y), = _corners(shape, where, (1,)).tolist()
+            ((x, y),) = _corners(shape, where, (1,)).tolist()
             if label not in data.skeleton.names:
                 raise DataError(f"{where}: the point is called {shown(label, 40)}, which is none of the joints of {data.path}")
             flags = shape.get("flags") if isinstance(shape.get("flags"), dict) else {}
             hidden = bool(flags.get(_HIDDEN)) or str(shape.get("description") or "").strip().lower() == _HIDDEN
-            points.append((_group(shape, where), (data.skeleton.names.index(label), x, y, 1.0 if hidden else 2.0)))
+            point = (data.skeleton.names.index(label), x, y, 1.0 if hidden else 2.0)
+            points.append((_group(shape, where), point))
         else:
             left[f"shapes of the kind {kind}"] += 1
     if all(group is None for group, _ in points + boxes):

@@ -182,7 +182,8 @@ def check_sizes(where: str | Path, pictures: Sequence[LabelledPicture], folder: 
             turned["labels of the stored pixels: set DATASET.EXIF False"] += 1
     for text, count in turned.items():
         log.warning(
-            "%s", f"{folder}: {count} of {len(pictures)} images have an EXIF orientation, and {text}"
+            "%s",
+            f"{folder}: {count} of {len(pictures)} images have an EXIF orientation, and {text}",
         )
 
 

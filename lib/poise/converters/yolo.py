@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from poise.bounded_reading import read_bytes
-from poise.converters.pictures import LabelledPerson, LabelledPicture, image_sizes, label_files, numbers
+from poise.converters.pictures import (
+    LabelledPerson,
+    LabelledPicture,
+    image_sizes,
+    label_files,
+    numbers,
+)
 from poise.errors import DataError
 from poise.skeleton import DatasetFile
 from poise.writing import replacing
@@ -24,10 +30,12 @@ log = logging.getLogger(__name__)
 CLASS = 0
 PERSON = f"a person is a line of class {CLASS}"
 _MOST_BYTES = 1 << 24
-_LISTS = ("classes.txt", "train.txt", "val.txt")    # which are no labels, unless of an image of that name
+_LISTS = ("classes.txt", "train.txt", "val.txt")  # labels only of an image of that name
 
 
-def read(folder: Path, data: DatasetFile, images: Path | None = None) -> tuple[list[LabelledPicture], Counter[str]]:
+def read(
+    folder: Path, data: DatasetFile, images: Path | None = None
+) -> tuple[list[LabelledPicture], Counter[str]]:
     """The pictures of `images`, which must be given: the text does not say how large they are."""
     if images is None:
         raise DataError(f"{folder}: YOLO's text is relative to the size of the images; give their folder with --images")
@@ -51,7 +59,9 @@ def read(folder: Path, data: DatasetFile, images: Path | None = None) -> tuple[l
                 if values and values[0] != CLASS:
                     left[f"objects of class {values[0]:g}"] += 1
                 elif values:
-                    person = _person(values, picture, data.skeleton.num_joints, f"{folder / text}, line {number}")
+                    person = _person(
+                        values, picture, data.skeleton.num_joints, f"{folder / text}, line {number}"
+                    )
                     if (person.keypoints[:, 2] > 0).any():
                         picture.persons.append(person)
                     else:
@@ -59,8 +69,11 @@ def read(folder: Path, data: DatasetFile, images: Path | None = None) -> tuple[l
         pictures.append(picture)
     turned = sum(sizes[picture.name].orientation > 1 for picture in pictures)
     if turned:
-        log.warning("%s", f"{images}: {turned} of {len(pictures)} images have an EXIF orientation, and the labels are taken as those of the upright "
-                    "images: set DATASET.EXIF True")
+        log.warning(
+            "%s",
+            f"{images}: {turned} of {len(pictures)} images have an EXIF orientation, and the labels "
+            "are taken as those of the upright images: set DATASET.EXIF True",
+        )
     return pictures, left
 
 

@@ -50,15 +50,15 @@ def exif_orientation(data: bytes) -> int:
         return 1
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # Pillow warns about odd headers
+            warnings.simplefilter("ignore")  # Pillow warns about odd headers
             with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as header:
                 if is_tiff:
                     tags = header.tag_v2
-                else:       # not getexif(), which decodes a PNG, and takes XMP's entry, which OpenCV does not
+                else:  # getexif() decodes a PNG, and takes XMP's entry, which OpenCV does not
                     tags = Image.Exif()
                     tags.load(header.info.get("exif", b""))
                 orientation = tags.get(_ORIENTATION_TAG, 1)
-    except Exception:       # damaged headers raise errors of many classes
+    except Exception:  # damaged headers raise errors of many classes
         return 1
     return orientation if orientation in range(1, 9) else 1
 

@@ -38,12 +38,14 @@ def annotation_path(cfg: CfgNode, split: str) -> Path:
         )
     if files.yolo_labels and not path.exists():
         if not folder.is_dir():
-            raise DataError(f"{data.path}: no such folder {folder}; set DATASET.ROOT to the data set's")
+            raise DataError(
+                f"{data.path}: no such folder {folder}; set DATASET.ROOT to the data set's"
+            )
         places = (folder / files.yolo_labels, path, data.path, folder / files.images)
         labels, target, file, images = (shlex.quote(str(place)) for place in places)
         raise DataError(
-            f"{path}: missing; convert the YOLO labels once: python tools/convert_data.py yolo coco "
-            f"{labels} {target} --dataset {file} --images {images}"
+            f"{path}: missing; convert the YOLO labels once: python tools/convert_data.py "
+            f"yolo coco {labels} {target} --dataset {file} --images {images}"
         )
     return path
 
