@@ -13,7 +13,7 @@ from made_joints import make_set
 from planted_errors import FRONT, people, perfect, result_list, similarity_distance, truth_of, with_keypoints, with_more
 
 from poise import metrics
-from poise.analysis import breakdowns, curves, pairing, report, worst
+from poise.analysis import breakdowns, curves, error_kinds, pairing, report, worst
 from poise.analysis.per_joint import per_joint
 from poise.errors import DataError, run_tool
 from poise.metrics import keypoint_ap
@@ -231,7 +231,7 @@ def test_the_page_and_the_json(files, monkeypatch, capsys):
     assert run(monkeypatch, "--results", files / "keypoints_val2017_results_gt_boxes.json", "--annotations", files / "truth.json", "--images", files / "images",
                "--compare", files / "keypoints_val2017_results_detector.json", "--output", files / "out") == 0
     shown = capsys.readouterr().out
-    assert "boxes: ground truth" in shown and "boxes: detector" in shown and re.search(r"inversion +\+0\.\d+ +\(16 times\)", shown)
+    assert "boxes: ground truth" in shown and "boxes: detector" in shown and re.search(r"inversion +\+0\.\d+ +16\b", shown)
     content = json.loads((files / "out/analysis.json").read_text())
     first, second = content["files"]
     assert (first["boxes"], second["boxes"]) == ("ground truth", "detector") and first["results"] == "keypoints_val2017_results_gt_boxes.json"
@@ -390,6 +390,24 @@ def test_annotations_that_cannot_be_used(files, monkeypatch, capsys):
     assert run(monkeypatch, "--results", results, "--annotations", files / "truth.json", "--pictures", "-1") == 2
 
 
+@needs_matplotlib
+def test_summary_has_straight_columns_and_one_spelling_of_metrics(files, tmp_path):
+    """Counts of different lengths; 'Ap .5', as result tables have it, is nowhere beside 'AP .75'."""
+    names = ("keypoints_val2017_results_gt_boxes.json", "keypoints_val2017_results_detector.json")
+    for paths in (names[:1], names):
+        made = report.make([files / name for name in paths], files / "truth.json")
+        for number, figures in enumerate(made.figures):
+            figures["errors"]["jitter"]["count"] = 10 ** (3 + number)
+        shown = report.summary(made)
+        lines = shown[shown.index("\nAP ") + 1:].splitlines()
+        costs = lines[lines.index(next(line for line in lines if line.startswith("AP that the errors cost"))):]
+        ends = [[cell.end() for cell in re.finditer(r"(?<=  )\S+", line)][-2 * len(paths):] for line in costs]
+        assert len(costs) == 1 + len(error_kinds.MEANINGS) and all(end == ends[0] for end in ends), shown
+        assert costs[1].split()[2::2] == ["1000", "10000"][:len(paths)] and "times" not in shown
+        html, _ = report.write(made, tmp_path / "page")
+        assert all("AP .5" in text and "Ap .5" not in text for text in (shown, html.read_text(encoding="utf-8")))
+
+
 def test_images_folder_that_is_not_there(files, monkeypatch, capsys):
     assert run(monkeypatch, "--results", files / "keypoints_val2017_results_gt_boxes.json", "--annotations", files / "truth.json", "--images", files / "absent") == 1
     assert "no such folder" in capsys.readouterr().err
@@ -487,6 +505,29 @@ def test_the_page_in_a_browser(files, tmp_path, dark):
 
     assert pixels(ground) > 0.5 * shown.shape[0] * shown.shape[1]
     assert all(pixels(colour) > 2000 for colour in series), [pixels(colour) for colour in series]
+
+
+@needs_matplotlib
+@pytest.mark.slow
+def test_headings_stay_within_a_narrow_window(files, tmp_path):
+    """Names of files have no place to break at; the window's right margin stays empty."""
+    import shutil
+    import subprocess
+
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs chromium")
+    paths = [tmp_path / f"{name * 90}.json" for name in "MW"]
+    for path, name in zip(paths, ("gt_boxes", "detector")):
+        shutil.copy(files / f"keypoints_val2017_results_{name}.json", path)
+    html, _ = report.write(report.make(paths, files / "truth.json"), tmp_path / "page")
+    picture = tmp_path / "shown.png"
+    subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                    f"--user-data-dir={tmp_path / 'profile'}", "--blink-settings=preferredColorScheme=1",
+                    "--window-size=600,8000", f"--screenshot={picture}", html.as_uri()],
+                   capture_output=True, timeout=300, check=True)
+    shown = cv2.imread(str(picture))
+    assert (shown[:400, 40:560] < 128).any() and (shown[:, 588:] == 255).all()
 
 
 def test_joints_of_another_dataset_file(tmp_path, capsys):

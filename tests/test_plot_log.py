@@ -77,6 +77,22 @@ def test_curves_of_runs(tmp_path):
 
 
 @needs_matplotlib
+@pytest.mark.parametrize("epochs", [[0], [1], [209], [0, 1], [3, 5], list(range(210))])
+def test_epoch_axis_has_whole_numbers_alone(epochs):
+    from poise.analysis import charts
+
+    figure, axes = charts.new_figure(6, 3.6)
+    curve = charts.Curve("AP", epochs, [0.3] * len(epochs), 0, "o")
+    charts._draw_lines(axes[0, 0], charts.PAPER, [curve], "epoch", "AP", limits=None)
+    figure.canvas.draw()
+    low, high = axes[0, 0].get_xlim()
+    shown = [tick for tick in axes[0, 0].get_xticks() if low <= tick <= high]
+    assert shown and all(float(tick).is_integer() for tick in shown), shown
+    labels = [label.get_text() for label in axes[0, 0].get_xticklabels()]
+    assert not any("." in label for label in labels), labels
+
+
+@needs_matplotlib
 def test_picture_and_page(tmp_path, monkeypatch, capsys):
     folders = [write_run(tmp_path / "first"), write_run(tmp_path / "_<second> $x$", 0.9, epochs=1)]
     assert run(monkeypatch, *folders, "--output", tmp_path / "curves.png") == 0

@@ -214,7 +214,7 @@ def _draw_lines(axis, palette: Palette, curves: Sequence[Curve], x: str, y: str,
     if limits:
         axis.set_ylim(*limits)
     if x == "epoch":
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))      # of one epoch one tick, no fractions
     if logarithmic:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from poise.analysis import charts
 from poise.analysis.breakdowns import TITLES
 from poise.analysis.error_kinds import JOINTS, MEANINGS
-from poise.analysis.report import Report
+from poise.analysis.report import Report, metric_title
 from poise.analysis.worst import Picture
 from poise.errors import escape_html
+from poise.text_table import pluralize
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1b1b1b; --soft: #666; --line: #d5d5d5; --better: #137333; --worse: #b3261e;
@@ -18,11 +19,11 @@ _STYLE = """
   --series-0: #5aa2e0; --series-1: #f0994d; --series-2: #6f9c74; --series-3: #d9ad3f; --series-4: #c584d4; --series-5: #e56a6a; --series-6: #86a5e4; --series-7: #999; } }
 body { background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, sans-serif; max-width: 1060px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid var(--line); } h3 { font-size: 1em; margin-bottom: .2em; }
-p, li { max-width: 52em; } .soft { color: var(--soft); } .scroll { overflow-x: auto; }
+h1, h2, h3, p, li { overflow-wrap: anywhere; } p, li { max-width: 52em; } .soft { color: var(--soft); } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9em; margin: .6em 0; }
 th, td { padding: .15em .7em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; } th:first-child, td:first-child, .text { text-align: left; }
 th { vertical-align: bottom; white-space: normal; } td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7em; } .better { color: var(--better); } .worse { color: var(--worse); }
-figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { display: flex; flex-wrap: wrap; gap: 8px; } .panels figure { margin: 0; }
+figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { display: flex; flex-wrap: wrap; gap: 8px; } .panels > * { max-width: 100%; } .panels figure { margin: 0; }
 .panels img { max-width: 100%; border: 1px solid var(--line); } figcaption { font-size: .85em; color: var(--soft); overflow-wrap: anywhere; }
 .picture { margin: 1.2em 0; } .picture p { margin: .1em 0; overflow-wrap: anywhere; }
 """.replace("LIGHT", " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(charts.PAPER.series)))
@@ -92,7 +93,8 @@ def _head(report: Report) -> list[str]:
 
 def _intro(report: Report) -> str:
     first = report.figures[0]
-    text = (f"{first['annotations']}: {first['images']} pictures, {first['labelled persons']} labelled persons who count (no crowds, and one labelled joint or more). "
+    text = (f"{first['annotations']}: {pluralize(first['images'], 'picture')}, "
+            f"{pluralize(first['labelled persons'], 'labelled person')} that count (no crowds, and one labelled joint or more). "
             "AP and OKS as COCO defines them; what else is counted here is described in docs/analysis.md.")
     rows = []
     for found, figures in zip(report.founds, report.figures):
@@ -104,7 +106,8 @@ def _intro(report: Report) -> str:
 
 
 def _overall(report: Report) -> str:
-    rows = [[name, *beside([figures["coco"][name] for figures in report.figures])] for name in report.figures[0]["coco"]]
+    rows = [[metric_title(name), *beside([figures["coco"][name] for figures in report.figures])]
+            for name in report.figures[0]["coco"]]
     sources = [[figures["boxes"], figures["results"], str(figures["predictions"]["all"]), number(figures["predictions"]["all"] / figures["images"], 1),
                 number(figures["coco"]["AP"]), number(figures["coco"]["AR"])] for figures in report.figures]
     return ("<h2>Average precision</h2>" + table(["", *_head(report)], rows) + "<h3>By the source of the boxes</h3>"

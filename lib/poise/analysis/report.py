@@ -126,9 +126,16 @@ def summary(report: Report) -> str:
     from poise.text_table import aligned
 
     head = "".join(f"{found.name}: {found.file}, boxes: {found.box_source}\n" for found in report.founds) + "".join(f"{note}\n" for note in report.notes)
-    rows = [["", *(found.name for found in report.founds)]]
-    rows += [[name, *(f"{figures['coco'][name]:.3f}" for figures in report.figures)] for name in ("AP", "Ap .5", "AP .75", "AR")]
-    rows += [["AP that the errors cost:", *("" for _ in report.founds)]]
-    rows += [[f"  {name}", *(f"{figures['errors'][name]['AP']:+.3f}  ({figures['errors'][name]['count']} times)" for figures in report.figures)]
-             for name in error_kinds.MEANINGS]
+    rows = [["", *(cell for found in report.founds for cell in (found.name, ""))]]
+    rows += [[metric_title(name), *(cell for figures in report.figures for cell in (f"{figures['coco'][name]:.3f}", ""))]
+             for name in ("AP", "Ap .5", "AP .75", "AR")]
+    rows += [["AP that the errors cost", *(cell for _ in report.founds for cell in ("AP", "count"))]]
+    for name in error_kinds.MEANINGS:
+        costs = [figures["errors"][name] for figures in report.figures]
+        rows.append([f"  {name}", *(cell for cost in costs for cell in (f"{cost['AP']:+.3f}", str(cost["count"])))])
     return head + aligned(rows, right=range(1, len(rows[0])))
+
+
+def metric_title(name: str) -> str:
+    """Return the name of a COCO metric as pages show it: result tables and logs keep HRNet's 'Ap .5'."""
+    return name.replace("Ap ", "AP ")

@@ -184,7 +184,8 @@ def _predicted_panel(view: _View, found: Found, errors: JointErrors, shown: np.n
 
 
 def _write(panel: np.ndarray, text: str, corner: np.ndarray) -> None:
-    x, y = (int(v) for v in np.clip(corner, [2, 12], [max(panel.shape[1] - 60, 2), max(panel.shape[0] - 4, 12)]))
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 3)
+    x, y = (int(v) for v in np.clip(corner, [2, 12], [max(panel.shape[1] - width - 2, 2), max(panel.shape[0] - 4, 12)]))
     for colour, thick in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thick, cv2.LINE_AA)
 
