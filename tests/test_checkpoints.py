@@ -349,7 +349,7 @@ def test_killed_at_any_moment_of_writing(tmp_path, monkeypatch):
 def test_what_a_killed_process_had_begun_is_removed(tiny_experiment):
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     for name in (".checkpoint_next.pth.123.part", ".model_best.pth.77.part", "checkpoint_next.pth", ".metrics.jsonl.5.part", ".config.yaml.5.part",
-                 "results/.keypoints_val2017_results_gt_boxes.json.8.part"):
+                 "results/.keypoints_val2017_results_gt_boxes.json.8.part", ".train.json.0123456789abcdef.part"):
         (folder / name).write_bytes(b"half")
     for name in ("notes.part", ".notes.part"):
         (folder / name).write_bytes(b"the user's")

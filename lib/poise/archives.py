@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from poise.bounded_reading import in_words
 from poise.errors import DataError, shown
+from poise.writing import temporary_file
 
 MOST_MEMBERS = 2_000_000        # train2017.zip has 118,288
 MOST_LISTED = 1 << 27           # bytes of a ZIP file's list of members
@@ -211,9 +212,10 @@ def _check_disk(path: str | Path, folder: Path, needed: int) -> None:
 
 def _write(path: str | Path, member: Member, folder: Path, progress: Callable[[int], Any]) -> None:
     target = folder / member.path
-    part = target.with_name(f".{target.name[:100]}.part")
+    part = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        part = temporary_file(target)
         with member.open() as source, open(part, "wb") as file:
             left = member.size
             while chunk := source.read(min(_CHUNK, left + 1)):
@@ -232,7 +234,8 @@ def _write(path: str | Path, member: Member, folder: Path, progress: Callable[[i
             raise
         raise DataError(f"{path}: the archive is damaged at {shown(member.path)} ({_reason(error)}); fetch it again") from None
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:

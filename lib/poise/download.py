@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from poise.errors import DataError, one_line
+from poise.writing import open_unfollowed
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def _alone(part: Path) -> Iterator[None]:
 
     An empty one is removed afterwards. Where the system has no such locks (Windows) nothing is held.
     """
-    with open(part, "ab") as held:
+    if part.is_symlink() or part.exists() and not part.is_file():
+        raise DataError(f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it")
+    with open(part, "ab", opener=open_unfollowed) as held:
         try:
             import fcntl
 
@@ -186,7 +189,7 @@ def _transfer(url: str, part: Path, size: int) -> None:
         if total is not None and total - have > free:
             raise _Hopeless(f"{(total - have) / 1e6:.1f} MB are to come, and {free / 1e6:.1f} MB are free on the disk of {part.parent}")
         print(f"fetching {url} ({'size unknown' if total is None else f'{total / 1e6:.1f} MB'}) to {part.with_suffix('')}", flush=True)
-        with open(part, "ab" if have else "wb") as file, tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
+        with open(part, "ab" if have else "wb", opener=open_unfollowed) as file, tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
             while chunk := response.read(_CHUNK):
                 if size and file.tell() + len(chunk) > size:
                     raise _Hopeless(f"the server sends more than the {size} bytes that were published")

@@ -16,6 +16,7 @@ import numpy as np
 from poise.datasets.decoding import quiet_opencv
 from poise.errors import DataError, one_line
 from poise.pictures import is_picture_name, read_picture
+from poise.writing import temporary_file
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class VideoWriter:
         # MPEG-4 counts time in fractions with denominators of up to 16 bits
         self.path, self.live = path, live
         self.fps = next(rate for digits in (3, 2, 1) if (rate := round(fps, digits)) * 10**digits < 1 << 16)
-        self._part = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+        self._part: Path | None = None
         self._writer: cv2.VideoWriter | None = None
         self._size, self._written = (0, 0), 0
 
@@ -234,10 +235,10 @@ class VideoWriter:
                 self._written += 1
 
     def _open(self) -> None:
-        _check_name(self._part)
+        _check_name(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._part.touch()
+            self._part = temporary_file(self.path, ".mp4")
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
         with quiet_opencv():

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poise.errors import DataError
@@ -23,6 +24,27 @@ def flush_folder(folder: str | Path) -> None:
         os.close(handle)
 
 
+#: of the names that temporary_file gives, for whatever cleans up after a killed process
+TEMPORARY_NAME = r"\..*\.[0-9a-f]{16}\.part"
+
+
+def open_unfollowed(path: str | Path, flags: int) -> int:
+    """An `opener` that fails on a link, and does not wait for the other end of a named pipe."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def temporary_file(path: str | Path, ending: str = "") -> Path:
+    """Make an empty file in the folder of `path`, under a new name that nobody can know beforehand.
+
+    In a folder that others may write to, a name that is known could already be a link to a file of
+    the user's. The name is cut, so that it is not too long where that of `path` is not.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part{ending}")
+    os.close(open_unfollowed(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    return part
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; what was written there is flushed to the disk and takes the place of `path` in one step.
@@ -31,9 +53,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     names the file. (torch reports a full disk as a RuntimeError: see engine/checkpoint.py.)
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_file(path)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -42,7 +65,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); the file before it, if any, is kept") from None
     finally:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:     # the folder could not be made, so there is nothing in it
-            pass
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()

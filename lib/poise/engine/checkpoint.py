@@ -22,13 +22,14 @@ from poise.engine.revision import git_revision
 from poise.errors import DataError, one_line, shown, shown_value
 from poise.skeleton import dataset_of
 from poise.weights.experiment import describe
-from poise.writing import flush_folder
+from poise.writing import TEMPORARY_NAME, flush_folder
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 NAME = "checkpoint.pth"
 _NEXT = "checkpoint_next.pth"
+_PARTS = rf"{TEMPORARY_NAME}|\..+\.\d+\.part"       # the second as Poise 0.1.0 named them
 # no number of a run is larger; the least of each
 _NUMBERS_FROM = {"epoch": 0, "step": 0, "seed": 0, "threads": 1}
 _LARGEST = 2**63
@@ -100,7 +101,7 @@ def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path
 def tidy(folder: Path, used: Path | None, damaged: Iterable[str] = ()) -> None:
     """Remove what a killed process had begun to write. Checkpoints newer than `used`, the one that is gone on with, get another name:
     *.damaged those that load_newest found so, *.unused those that the user passed over with TRAIN.CHECKPOINT."""
-    for path in (*(path for path in folder.rglob(".*.part") if re.fullmatch(r"\..+\.\d+\.part", path.name)), folder / _NEXT):
+    for path in (*(path for path in folder.rglob(".*.part") if re.fullmatch(_PARTS, path.name)), folder / _NEXT):
         path.unlink(missing_ok=True)
     if used is None or not same_folder(used.parent, folder):
         return
