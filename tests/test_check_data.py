@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from conftest import ROOT, forget_log_handlers
 from made_joints import experiment, make_set
 from test_planted_faults import load_tool
@@ -19,6 +20,7 @@ from poise import box_forms, config
 from poise.checking_data import left_right, run
 from poise.checking_data.columns import read_columns
 from poise.checking_data.findings import Findings
+from poise.checking_data.people import People, check_turned
 from poise.datasets import coco, read_set
 from poise.engine import train
 from poise.engine.distributed import ALONE
@@ -314,6 +316,85 @@ def test_headers_behind_long_profiles(tmp_path):
     long = data[:2] + 2 * (b"\xff\xe2\xff\xf0" + bytes(0xffee)) + data[2:]
     stream = io.BytesIO(long)
     assert _judged(stream.read(1 << 16), len(long), stream.read)[0] == (50, 30)
+
+
+def _turn(path, orientation, upright=False):
+    """Store the images with an EXIF orientation; `upright`: 6's annotations as programs show it."""
+    for file in (path.parent / "set" / "frames").rglob("*.png"):
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.open(file).convert("RGB").save(file, "JPEG", exif=exif)
+
+    def change(content):
+        for image in content["images"]:
+            image.update(width=64, height=120)
+        for one in persons(content):
+            x, y, width, height = one["bbox"]
+            points = np.array(one["keypoints"]).reshape(-1, 3)
+            points = np.column_stack([64 - points[:, 1], points[:, 0], points[:, 2]])
+            points[points[:, 2] == 0] = 0
+            one.update(bbox=[64 - y - height, x, height, width], keypoints=points.ravel().tolist())
+
+    if upright:
+        for name in ("train", "val"):
+            edit(path, change, name)
+
+
+def _of_images(path, exif, kind="fault"):
+    lines = found(path, kind, "DATASET.EXIF", str(exif))
+    return [line for line in lines if "images: " in line or "upper body" in line]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("upright", [False, True])
+def test_annotations_of_images_that_exif_turns(made, upright, zipped):
+    """The setting that the annotations need is named, and only where it is the other one."""
+    _turn(made, 6, upright)
+    folder = made.parent / "set" / "frames"
+    if zipped:
+        shutil.make_archive(str(folder), "zip", folder)
+        shutil.rmtree(folder)
+        made.write_text(made.read_text().replace("{FILE:", "{DATA_FORMAT: zip, FILE:"))
+    assert _of_images(made, upright) == [] == _of_images(made, upright, "note")
+    annotated = "as their EXIF entry turns them" if upright else "as they are stored"
+    (line, _) = _of_images(made, not upright)
+    assert line == (
+        "train set train: images: 40 have width and height exchanged, such as cam 1/train-shot 0.png, "
+        "cam 1/train-shot 1.png, cam 1/train-shot 2.png: annotated "
+        f"{annotated}; DATASET.EXIF {upright} reads them so"
+    )
+    assert not [one for one in look(made, "DATASET.EXIF", upright) if "images: " in one]
+
+
+def test_exchanged_sizes_that_no_exif_entry_explains(made):
+    edit(made, lambda c: [i.update(width=64, height=120) for i in c["images"]] and None)
+    for exif in (False, True):
+        (line,) = _of_images(made, exif)
+        assert line.endswith("their EXIF entry does not turn them, so correct width and height, or the annotations")
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_turned_images_of_equal_size_are_a_note(made, orientation):
+    _turn(made, orientation)
+    for exif, read in ((False, "stored"), (True, "upright")):
+        assert _of_images(made, exif) == []
+        (line, _) = _of_images(made, exif, "note")
+        assert line.startswith("train set train: images: 40 have EXIF orientation 2, 3 or 4, such as ")
+        assert f"whether they were annotated {read}, as DATASET.EXIF {exif} reads them" in line
+
+
+def test_annotations_upside_down_in_images_that_exif_turns():
+    """Upright persons, and the same as they are stored in an image that is turned by 180 degrees."""
+    rng = np.random.default_rng(0)
+    joints = rng.uniform(0, 10, (20, 17, 2)) + np.linspace(0, 90, 17)[:, None] * [0, 1]
+    joints[10:] = 100 - joints[10:]
+    ids, visible, image = np.arange(20), np.full((20, 17), 2.0), np.repeat([0, 1], 10)
+    people = People(COCO, ids, image, joints, visible, np.tile([0, 0, 100, 100], (20, 1)))
+    for orientation, wrong in (((1, 1), 0), ((3, 1), 0), ((1, 3), 1), ((6, 4), 1), ((3, 6), 0)):
+        findings = Findings("set")
+        check_turned(findings, people, np.array(orientation))
+        assert len(findings.found) == wrong
+        assert all("10 of 10 persons" in finding.text for finding in findings.found)
 
 
 def test_train_and_test_share_images(made):

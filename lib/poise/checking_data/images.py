@@ -9,31 +9,44 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from poise import archives
 from poise.checking_data.findings import Findings, some
 from poise.datasets import image_header
+from poise.datasets.decoding import Picture
 from poise.datasets.reading import END_MARKS, MOST_BYTES, ImageFolder, is_cut_off
 from poise.errors import DataError
 
 _HEAD = 1 << 16         # most headers lie in it; thumbnails and profiles before them may be longer
 _AT_ONCE = 8
 
-Header = tuple[tuple[int, int], tuple[int, int], str]     # (width, height), (bytes, sum of the beginning), what is wrong
+
+class Header(NamedTuple):
+    """What the header of an image says.
+
+    size: width and height as the image is read, turned or not as DATASET.EXIF says. mark: number of
+    bytes and sum of the beginning. fault: what is wrong. orientation: the EXIF entry, 1 to 8.
+    """
+
+    size: tuple[int, int]
+    mark: tuple[int, int]
+    fault: str
+    orientation: int = 1
 
 
 @dataclass
 class ImageFiles:
-    """What was seen of M images. there (M,) bool. claimed (M, 2): width and height in the header, -1 where it was not read.
+    """What was seen of M images. there (M,) bool. claimed (M, 2): width and height as read, -1 where the header was not.
 
-    sums: {(bytes, sum of the head): places}.
+    orientation (M,): of the EXIF entry, 1 where there is none. sums: {(bytes, sum of the head): places}.
     """
 
     there: np.ndarray
     claimed: np.ndarray
+    orientation: np.ndarray
     sums: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
 
@@ -56,11 +69,11 @@ def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
     return found
 
 
-def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.ndarray | None, *, exif: bool = False,
-          opened: np.ndarray | None = None) -> ImageFiles:
-    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not. exif: DATASET.EXIF. opened: places of those that are
+def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.ndarray | None, *, opened: np.ndarray | None = None) -> ImageFiles:
+    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not. opened: places of those that are
     opened; all where it is None. The others need only be there."""
-    files = ImageFiles(np.zeros(len(names), bool), np.full((len(names), 2), -1))
+    count = len(names)
+    files = ImageFiles(np.zeros(count, bool), np.full((count, 2), -1), np.ones(count, int))
     try:
         files.there = present(folder, names)
     except DataError as error:
@@ -72,12 +85,12 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
                     f"{folder.location}{_other_case(folder, names[absent[0]])}")
     places = np.flatnonzero(files.there) if opened is None else opened[files.there[opened]]
     bad: dict[str, list[str]] = {}
-    for place, (size, mark, fault) in zip(places.tolist(), _headers(folder, [names[place] for place in places])):
-        if fault:
-            bad.setdefault(fault, []).append(names[place])
+    for place, header in zip(places.tolist(), _headers(folder, [names[place] for place in places])):
+        if header.fault:
+            bad.setdefault(header.fault, []).append(names[place])
             continue
-        files.claimed[place] = size
-        files.sums.setdefault(mark, []).append(place)
+        files.claimed[place], files.orientation[place] = header.size, header.orientation
+        files.sums.setdefault(header.mark, []).append(place)
     for fault, spoilt in bad.items():
         found.fault(f"images: {len(spoilt)} {fault}: {some(spoilt)}")
     twins = [f"{names[place]} and {names[group[0]]}" for mark, alike in files.sums.items() if len(alike) > 1
@@ -85,7 +98,16 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
     if twins:
         found.warning(f"images: {len(twins)} look the same as another of the set: {some(twins)}")
     if sizes is not None:
-        _check_sizes(found, files, names, sizes, exif)
+        _check_sizes(found, files, names, sizes, folder.exif)
+    same_size = np.flatnonzero((files.orientation > 1) & (files.orientation < 5))
+    if len(same_size):
+        read = "upright" if folder.exif else "stored"
+        found.note(
+            f"images: {len(same_size)} have EXIF orientation 2, 3 or 4, such as "
+            f"{some(names[place] for place in same_size[:3])}; their size is the same either way, so it "
+            f"does not show whether they were annotated {read}, as DATASET.EXIF {folder.exif} reads "
+            "them; see the pictures of the page"
+        )
     return files
 
 
@@ -104,14 +126,18 @@ def _other_case(folder: ImageFolder, name: str) -> str:
 def _check_sizes(found: Findings, files: ImageFiles, names: Sequence[str], sizes: np.ndarray, exif: bool) -> None:
     read = files.claimed[:, 0] > 0
     wrong = read & (files.claimed != sizes).any(axis=1)
-    turned = wrong & (files.claimed[:, ::-1] == sizes).all(axis=1)
-    if exif:        # whether it is turned stands behind the header
-        wrong &= ~turned
-    elif turned.any():
-        found.fault(f"images: {turned.sum()} have width and height exchanged, such as {some(names[place] for place in np.flatnonzero(turned)[:3])}: "
-                    "annotated as their EXIF entry "
-                    "turns them; DATASET.EXIF True reads them so")
-        wrong &= ~turned
+    exchanged = wrong & (files.claimed[:, ::-1] == sizes).all(axis=1)
+    for turned in (True, False):
+        places = np.flatnonzero(exchanged & ((files.orientation > 4) == turned))
+        if not len(places):
+            continue
+        why = "their EXIF entry does not turn them, so correct width and height, or the annotations"
+        if turned:
+            annotated = "as they are stored" if exif else "as their EXIF entry turns them"
+            why = f"annotated {annotated}; DATASET.EXIF {not exif} reads them so"
+        found.fault(f"images: {len(places)} have width and height exchanged, such as "
+                    f"{some(names[place] for place in places[:3])}: {why}")
+    wrong &= ~exchanged
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
         found.fault(f"images: {wrong.sum()} of {read.sum()} have another size than their annotations say: {some([names[first]])} has "
@@ -122,7 +148,7 @@ def _check_sizes(found: Findings, files: ImageFiles, names: Sequence[str], sizes
 def _headers(folder: ImageFolder, names: list[str]) -> Iterable[Header]:
     if not folder.zipped:
         with ThreadPoolExecutor(_AT_ONCE) as pool:      # a disk that is far away answers several at once
-            yield from pool.map(lambda name: _header_of_file(folder.location / name), names, chunksize=64)
+            yield from pool.map(lambda name: _header_of_file(folder.location / name, folder.exif), names, chunksize=64)
         return
     archive = archives.open_zip(folder.location)
     for name in names:
@@ -130,23 +156,23 @@ def _headers(folder: ImageFolder, names: list[str]) -> Iterable[Header]:
         info = archive.NameToInfo[member]
         try:
             with archive.open(info) as file:
-                yield _judged(file.read(_HEAD), info.file_size, file.read)
+                yield _judged(file.read(_HEAD), info.file_size, file.read, folder.exif)
         except Exception:       # each compression has errors of its own
-            yield (0, 0), (0, 0), "cannot be read"
+            yield Header((0, 0), (0, 0), "cannot be read")
 
 
-def _header_of_file(path: Path) -> Header:
+def _header_of_file(path: Path, exif: bool) -> Header:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):     # a pipe would keep us waiting
-            return (0, 0), (0, 0), "are no ordinary files"
+            return Header((0, 0), (0, 0), "are no ordinary files")
         with open(path, "rb") as file:
             head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
-            header = _judged(head, size, file.read)
-            if not header[2] and _ends_early(head, size, file):
-                return (0, 0), header[1], "are cut off at their end"
+            header = _judged(head, size, file.read, exif)
+            if not header.fault and _ends_early(head, size, file):
+                return Header((0, 0), header.mark, "are cut off at their end")
             return header
     except (OSError, ValueError):
-        return (0, 0), (0, 0), "cannot be read"
+        return Header((0, 0), (0, 0), "cannot be read")
 
 
 def _ends_early(head: bytes, size: int, file: BinaryIO) -> bool:
@@ -161,19 +187,30 @@ def _ends_early(head: bytes, size: int, file: BinaryIO) -> bool:
     return is_cut_off(file.read(MOST_BYTES))
 
 
-def _judged(head: bytes, size: int, rest: Callable[[int], bytes]) -> Header:
-    """head: the image's first bytes. size: of all. rest: gives the others."""
+def _judged(head: bytes, size: int, rest: Callable[[int], bytes], exif: bool = False) -> Header:
+    """head: the image's first bytes. size: of all. rest: gives the others. exif: see ImageFolder."""
     mark = size, zlib.crc32(head)
     if not head:
-        return (0, 0), mark, "are empty"
-    claimed = image_header.claimed_size(head)
+        return Header((0, 0), mark, "are empty")
+    data, claimed = head, image_header.claimed_size(head)
     if claimed is not None and 0 in claimed and size > _HEAD:
-        claimed = image_header.claimed_size(head + rest(MOST_BYTES))
+        data = head + rest(MOST_BYTES)
+        claimed = image_header.claimed_size(data)
     if claimed is None:
-        return (0, 0), mark, f"are no image that is read ({image_header.FORMATS} are)"
+        return Header((0, 0), mark, f"are no image that is read ({image_header.FORMATS} are)")
     if image_header.is_too_large(head):
-        return claimed, mark, "claim more pixels than are read"
-    return (claimed, mark, "") if 0 not in claimed else ((0, 0), mark, "are cut off or damaged at their beginning")
+        return Header(claimed, mark, "claim more pixels than are read")
+    if 0 in claimed:
+        return Header((0, 0), mark, "are cut off or damaged at their beginning")
+    orientation = image_header.exif_orientation(data)
+    if orientation < 5:
+        return Header(claimed, mark, "", orientation)
+    if data.startswith((b"\xff\xd8", b"\x89PNG")):
+        return Header(claimed[::-1] if exif else claimed, mark, "", orientation)
+    # OpenCV's versions differ in when they turn the other formats
+    data += rest(MOST_BYTES)
+    read = None if image_header.fault(data) else Picture(data, exif).size
+    return Header(read or claimed, mark, "", orientation)
 
 
 def check_apart(found: Findings, train: tuple[ImageFolder, Sequence[str], ImageFiles], test: tuple[ImageFolder, Sequence[str], ImageFiles]) -> None:

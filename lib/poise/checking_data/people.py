@@ -12,6 +12,7 @@ from poise.datasets.table import PersonTable
 from poise.skeleton import Skeleton
 
 _FEW = 0.01         # share of persons or joints from which a spot becomes a fault of the file
+_LEAST_TURNED, _MOSTLY = 5, 0.7     # persons of turned images before their posture is judged, and the share
 _EDGE = 2.0         # pixels that annotators go beyond a border
 
 
@@ -129,6 +130,30 @@ def check_flags(found: Findings, people: People, counted: np.ndarray | None = No
         if wrong.any():
             say = found.fault if wrong.sum() > _FEW * len(wrong) else found.warning
             say(f"visibility: num_keypoints of {wrong.sum()} annotations is not the number of their labelled joints (annotation {some(people.ids[wrong])})")
+
+
+def check_turned(found: Findings, people: People, orientation: np.ndarray) -> None:
+    """Find upside-down annotations of images that are read upright, by heads that lie below.
+
+    orientation (M,): the EXIF entries of the images; 3 and 4 turn by 180 degrees, so that sizes do
+    not show which pixels were annotated.
+    """
+    those = np.isin(orientation[people.image], (3, 4))
+    upper = np.isin(np.arange(people.skeleton.num_joints), people.skeleton.upper_body)
+    labelled, height = people.labelled[those], people.joints[those][:, :, 1]
+    above, below = labelled & upper, labelled & ~upper
+    both = above.any(axis=1) & below.any(axis=1)
+    if both.sum() < _LEAST_TURNED:
+        return
+    above, below, height = above[both], below[both], height[both]
+    mean_above = (height * above).sum(axis=1) / above.sum(axis=1)
+    down = mean_above > (height * below).sum(axis=1) / below.sum(axis=1)
+    if down.mean() > _MOSTLY:
+        found.fault(
+            f"joints: {down.sum()} of {len(down)} persons in images with EXIF orientation 3 or 4 have "
+            f"the upper body below (annotation {some(people.ids[those][both][down])}): annotated as the "
+            "pixels are stored; DATASET.EXIF False reads them so"
+        )
 
 
 def check_boxes(found: Findings, people: People) -> np.ndarray:

@@ -86,7 +86,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
         _check_coco(cfg, split, found, result, columns, detected=detected, scored=not train and set_files(cfg, split).labelled)
     elif table is not None:
         result.names = list(table.image_names)
-        result.files = images.check(found, result.folder, result.names, None, exif=cfg.DATASET.EXIF)
+        result.files = images.check(found, result.folder, result.names, None)
         if table.labelled:
             _check_people(found, result, People.of_table(table))
     if table is not None:
@@ -121,7 +121,7 @@ def _check_coco(cfg: CfgNode, split: str, found: Findings, result: CheckedSet, c
         found.fault(f"annotations: {count} {text} ({example})")
     _check_ids(found, columns, result.names)
     _check_category(found, columns, data, path, labelled=set_files(cfg, split).labelled)
-    result.files = images.check(found, result.folder, result.names, columns["image_sizes"], exif=cfg.DATASET.EXIF)
+    result.files = images.check(found, result.folder, result.names, columns["image_sizes"])
     persons, counted = _persons(found, columns, data)
     if len(persons.ids):
         result.odd = people.check_boxes(found, persons)
@@ -159,6 +159,8 @@ def _persons(found: Findings, columns: Arrays, data: DatasetFile) -> tuple[Peopl
 def _check_people(found: Findings, result: CheckedSet, persons: People, counted: np.ndarray | None = None) -> None:
     people.check_flags(found, persons, counted)
     odd = people.check_joints(found, persons)
+    if result.folder.exif and result.files is not None:
+        people.check_turned(found, persons, result.files.orientation)
     result.people, result.odd = persons, odd if result.odd is None else odd | result.odd
     result.signs = left_right.check(found, persons.joints, persons.labelled, persons.skeleton)
 
