@@ -24,7 +24,7 @@ from poise.checking_data.people import People, check_turned
 from poise.datasets import coco, read_set
 from poise.engine import train
 from poise.engine.distributed import ALONE
-from poise.errors import run_tool
+from poise.errors import DataError, run_tool
 from poise.skeleton import COCO
 
 
@@ -265,6 +265,22 @@ def test_absent_images_are_told_once(made):
         f"train set train: images: 3 of 40 are absent, such as cam 1/train-shot 7.png, cam 1/train-shot 8.png, cam 1/train-shot 9.png, in {frames.parent}; there is train-shot 7.PNG"]
     shutil.rmtree(frames.parent)
     assert [line.split(" (")[0] for line in found(made)] == ["train set train: images: all 40 are absent", "test set val: images: all 24 are absent"]
+
+
+def test_absent_images_of_another_spelling_are_explained(made):
+    """Windows' backslashes, and NFC in the annotations for NFD on the disk; a training says it too."""
+    frames = made.parent / "set" / "frames" / "cam 1"
+    edit(made, lambda c: [i.update(file_name=i["file_name"].replace("/", "\\")) for i in c["images"]] and None)
+    (line,) = [line for line in found(made) if "absent" in line]
+    assert "40 of 40 are absent" in line
+    assert line.endswith("; there is cam 1/train-shot 0.png (its path has /, where file_name has backslashes)")
+    edit(made, lambda c: [i.update(file_name=i["file_name"].replace("\\", "/")) for i in c["images"]] and None)
+    (frames / "train-shot 0.png").rename(frames / "a\u0308.png")
+    edit(made, lambda c: c["images"][0].update(file_name="cam 1/\u00e4.png"))
+    (line,) = [line for line in found(made) if "absent" in line]
+    assert "1 of 40 are absent" in line and "another Unicode normalization, NFD and not NFC; rename" in line
+    with pytest.raises(DataError, match="No such file .*another Unicode normalization, NFD and not NFC"):
+        train.run(config.load(made, []), str(made), ["tools/train.py"])
 
 
 def test_files_that_are_no_images(made):

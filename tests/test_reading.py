@@ -1,5 +1,6 @@
 """Images from folders and archives, JSON files: what is read, what is refused, and in which words."""
 import struct
+import unicodedata
 import zipfile
 import zlib
 
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader
 from poise.datasets.reading import ImageFolder
 from poise.errors import DataError
 from poise.json_files import read_json
+
+NFC, NFD = (unicodedata.normalize(form, "größe_é.jpg") for form in ("NFC", "NFD"))
 
 
 def picture(seed=0, height=60, width=80):
@@ -156,6 +159,36 @@ def test_missing_folder_and_archive(tmp_path):
     assert "no such archive; DATASET.DATA_FORMAT zip reads images/<split>.zip" in refusal(ImageFolder(tmp_path / "val2017.zip").check)
     (tmp_path / "file").touch()
     assert "no such image folder" in refusal(ImageFolder(tmp_path / "file").check)
+
+
+@pytest.mark.parametrize("kept_in", ["folder", "archive"])
+@pytest.mark.parametrize("there, asked, hint", [
+    ("a.JPG", "A.jpg", "; there is a.JPG"),
+    ("a.jpeg", "a.jpg", "; there is a.jpeg"),
+    ("cam 1/a.jpg", "Cam 1/a.jpg", "; there is cam 1/a.jpg"),
+    ("cam 1/a.png", "cam 1/a.jpg", "; there is a.png"),
+    ("cam 1/b/a.jpg", "cam 1\\b\\a.jpg", "; there is cam 1/b/a.jpg (its path has /, where file_name has backslashes)"),
+    (NFD, NFC, f"; there is {NFD} (its letters are written in another Unicode normalization, NFD and not NFC; "
+               "rename the files or change file_name)"),
+    (NFC, NFD, f"; there is {NFC} (its letters are written in another Unicode normalization, NFC and not NFD; "
+               "rename the files or change file_name)"),
+    (f"c/{NFD}", f"c\\{NFC}", f"; there is c/{NFD} (its path has /, where file_name has backslashes, and its letters"
+                             " are written in another Unicode normalization, NFD and not NFC; rename the files or change file_name)"),
+    ("cam 1/a.jpg", "cam 2/a.jpg", ""), ("a.jpg", "b.jpg", ""), ("a.jpg", "a.jpg/b.jpg", ""),
+])
+def test_absent_image_of_another_spelling_is_named(tmp_path, kept_in, there, asked, hint):
+    if kept_in == "archive":
+        images = archive(tmp_path / "val.zip", {"val/": b"", f"val/{there}": JPEG})
+        assert refusal(images.read, asked) == f"{images.location}: the archive holds no {asked}{hint}"
+        return
+    path = tmp_path / there
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(JPEG)
+    if there not in {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")}:
+        pytest.skip("this file system changes names")
+    text = refusal(ImageFolder(tmp_path).read, asked)
+    reason = "Not a directory" if asked.startswith(f"{there}/") else "No such file or directory"
+    assert text == f"{tmp_path}/{asked}: cannot read the image ({reason}); check DATASET.ROOT and the annotation file{hint}"
 
 
 # archives -------------------------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
     absent = np.flatnonzero(~files.there)
     if len(absent):
         found.fault(f"images: {len(absent)} of {len(names)} are absent, such as {some(names[place] for place in absent[:3])}, in "
-                    f"{folder.location}{_other_case(folder, names[absent[0]])}")
+                    f"{folder.location}{folder.other_spelling(names[absent[0]])}")
     places = np.flatnonzero(files.there) if opened is None else opened[files.there[opened]]
     bad: dict[str, list[str]] = {}
     for place, header in zip(places.tolist(), _headers(folder, [names[place] for place in places])):
@@ -109,18 +109,6 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
             "them; see the pictures of the page"
         )
     return files
-
-
-def _other_case(folder: ImageFolder, name: str) -> str:
-    """A hint where the file is there under a name that differs by its letters' case or its ending."""
-    if folder.zipped:
-        return ""
-    path = Path(folder.location) / name
-    try:
-        near = next((other for other in os.listdir(path.parent) if Path(other).stem.lower() == path.stem.lower()), "")
-    except OSError:
-        return ""
-    return f"; there is {some([near])}" if near else ""
 
 
 def _check_sizes(found: Findings, files: ImageFiles, names: Sequence[str], sizes: np.ndarray, exif: bool) -> None:

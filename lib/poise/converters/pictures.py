@@ -13,7 +13,7 @@ import numpy as np
 from poise.bounded_reading import read_bytes
 from poise.datasets import image_header
 from poise.datasets.decoding import Picture
-from poise.datasets.reading import MOST_BYTES
+from poise.datasets.reading import MOST_BYTES, ImageFolder
 from poise.errors import DataError, shown
 from poise.geometry import FARTHEST
 from poise.pictures import is_picture_name
@@ -166,7 +166,8 @@ def check_sizes(where: str | Path, pictures: Sequence[LabelledPicture], folder: 
     turned: Counter[str] = Counter()
     for picture in pictures:
         if not (folder / picture.name).is_file():
-            raise DataError(f"{where}: {folder} has no image {shown(picture.name)}")
+            hint = ImageFolder(folder).other_spelling(picture.name)
+            raise DataError(f"{where}: {folder} has no image {shown(picture.name)}{hint}")
         size, labeled = image_size(folder / picture.name), (picture.width, picture.height)
         if labeled not in (size.stored, size.upright):
             raise DataError(

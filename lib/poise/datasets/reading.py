@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import zipfile
-from pathlib import Path
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -76,19 +79,118 @@ class ImageFolder:
         if fault:
             raise DataError(f"{self.location}: the image name {shown(name)} {fault}; names are relative to the image folder, mend the annotations")
         if not self.zipped:
-            return read_bytes(os.path.join(self.location, name), "image", MOST_BYTES, "check DATASET.ROOT and the annotation file")
+            path = os.path.join(self.location, name)
+            try:
+                return read_bytes(path, "image", MOST_BYTES, "check DATASET.ROOT and the annotation file")
+            except DataError as error:
+                if os.path.lexists(path):
+                    raise
+                raise DataError(f"{error}{self.other_spelling(name)}") from None
         archive = self._open()
         for member in (name, f"{self.location.stem}/{name}"):
             data = archives.read_member(archive, member, MOST_BYTES)
             if data is not None:
                 return data
-        raise DataError(f"{self.location}: the archive holds no {shown(name)}")
+        raise DataError(f"{self.location}: the archive holds no {shown(name)}{self.other_spelling(name)}")
+
+    def other_spelling(self, name: str) -> str:
+        """Return a hint for the error of an absent image, '' where no other file can be meant.
+
+        Such as "; there is a.JPG": names that differ in case, ending, Unicode normalization (macOS
+        has written NFD) or by the backslashes of Windows.
+        """
+        if archives.name_fault(name):
+            return ""
+        wanted = PurePosixPath(name.replace("\\", "/"))
+        found = self._in_archive(wanted) if self.zipped else self._in_folder(wanted)
+        if not found or found == name:
+            return ""
+        given, reasons = wanted.as_posix(), []
+        if "\\" in name:
+            reasons.append("its path has /, where file_name has backslashes")
+        if given != found and _nfc(given) == _nfc(found):
+            forms = [_normalization(text) for text in (given, found)]
+            reasons.append("its letters are written in another Unicode normalization, "
+                           f"{forms[1]} and not {forms[0]}; rename the files or change file_name")
+        same_folder = given.rpartition("/")[0] == found.rpartition("/")[0] and "\\" not in name
+        near = found.rpartition("/")[2] if same_folder else found
+        return f"; there is {shown(near)}" + (f" ({', and '.join(reasons)})" if reasons else "")
+
+    def _in_folder(self, wanted: PurePosixPath) -> str:
+        """Return the path of the file that is spelled most alike, '' without one."""
+        found: list[str] = []
+        for part in wanted.parts:
+            folder = os.path.join(self.location, *found)
+            listed = _listed(folder, _changed(folder))
+            near = listed.get(_spelling(part))
+            if near is None and len(found) == len(wanted.parts) - 1:
+                near = listed.get(_stem(part))
+            if near is None:
+                return ""
+            found.append(near)
+        return "/".join(found)
+
+    def _in_archive(self, wanted: PurePosixPath) -> str:
+        listed = _members(self.location, _changed(self.location))
+        return listed.get(_spelling(wanted.as_posix())) or listed.get(_stem(wanted.as_posix()), "")
 
     def _open(self) -> zipfile.ZipFile:
         process = os.getpid()
         if self._archive is None or self._archive[0] != process:
             self._archive = (process, archives.open_zip(self.location))
         return self._archive[1]
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _normalization(name: str) -> str:
+    return next((form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, name)), "mixed")
+
+
+def _spelling(name: str) -> str:
+    """Return what names have in common that differ in case or Unicode normalization."""
+    return _nfc(name).casefold()
+
+
+def _stem(name: str) -> str:
+    """Return the same of a name without its ending; no name of a file is like it."""
+    return f"{_spelling(os.path.splitext(name)[0])}/"
+
+
+def _by_spelling(names: Iterable[str]) -> dict[str, str]:
+    """Return {spelling, with and without the ending: name}; the first of several names counts."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(_spelling(name), name)
+        found.setdefault(_stem(name), name)
+    return found
+
+
+def _changed(path: str | Path) -> int:
+    """Return when a folder or file was last changed, so that it is listed again."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=16)
+def _listed(folder: str, changed: int) -> dict[str, str]:
+    """Return the files of a folder by spelling, read once: many images may be absent."""
+    try:
+        return _by_spelling(sorted(os.listdir(folder)))
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=2)
+def _members(location: Path, changed: int) -> dict[str, str]:
+    """Return the files of an archive in the same way. Raises DataError."""
+    with archives.open_zip(location) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    return _by_spelling(name.removeprefix(f"{location.stem}/") for name in names)
 
 
 def is_cut_off(data: bytes) -> bool:
