@@ -2,14 +2,17 @@
 import argparse
 import collections
 import logging
+import sys
 
 import numpy as np
 import pytest
 import torch
 from small_networks import small
-from weight_files import equal, mmpose, module, refusal, saved
+from torch.optim.swa_utils import AveragedModel
+from weight_files import equal, mmpose, module, refusal, same, saved
 
 from poise import weights
+from poise.weights.converting import convert
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,101 @@ def test_twice_wrapped_and_compiled(tmp_path):
     weights.load(model, saved(tmp_path / "w.pth", {"model": {"state_dict": {f"module._orig_mod.{n}": t for n, t in state.items()}}}))
     assert equal(model, state)
     assert "holds conv1.weight twice" in refusal(weights.load, model, saved(tmp_path / "w.pth", {**state, **module(state)}))
+
+
+class TrainingLoop(torch.nn.Module):
+    """As a Lightning module: the network as an attribute, a loss with a buffer next to it."""
+
+    def __init__(self, attribute, network, loss=False):
+        super().__init__()
+        setattr(self, attribute, network)
+        if loss:
+            self.loss = torch.nn.BCEWithLogitsLoss(pos_weight=torch.ones(17))
+
+
+def wrap_compiled_part(network):
+    network.layer1 = torch.compile(network.layer1)
+    return network
+
+
+WRAPPERS = {
+    "averaged": AveragedModel,
+    "data_parallel": torch.nn.DataParallel,
+    "compiled": torch.compile,
+    "averaged, compiled, data parallel": lambda n: AveragedModel(torch.compile(torch.nn.DataParallel(n))),
+    "compiled part": wrap_compiled_part,
+    "lightning model": lambda n: TrainingLoop("model", n),
+    "lightning net": lambda n: TrainingLoop("net", n),
+    "lightning with a loss": lambda n: TrainingLoop("model", n, loss=True),
+    "lightning, compiled": lambda n: TrainingLoop("model", torch.compile(n)),
+    "lightning, data parallel": lambda n: TrainingLoop("net", torch.nn.DataParallel(n), loss=True),
+    "lightning, averaged": lambda n: AveragedModel(TrainingLoop("model", n)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")    # of importing torch.compile
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_load_wrapped_network_equals_bare(tmp_path, wrapper):
+    state = small("resnet", seed=1).state_dict()
+    path = saved(tmp_path / "w.ckpt", {"state_dict": WRAPPERS[wrapper](small("resnet", seed=1)).state_dict()})
+    model = small("resnet", seed=2)
+    weights.load(model, path)
+    assert equal(model, state)
+    convert(path, tmp_path / "converted.pth", "poise")
+    assert same(torch.load(tmp_path / "converted.pth", weights_only=True), state)
+
+
+def test_load_lightning_names_what_is_left_out(tmp_path, messages):
+    loop = TrainingLoop("model", small("resnet", seed=1), loss=True)
+    weights.load(small("resnet"), saved(tmp_path / "w.ckpt", {"state_dict": loop.state_dict()}))
+    assert "left out 1 tensors next to the network (loss.pos_weight)" in messages.text
+
+
+def test_load_lightning_of_another_network_names_it(tmp_path):
+    loop = TrainingLoop("net", small("hrnet"))
+    text = refusal(weights.load, small("resnet"), saved(tmp_path / "w.ckpt", loop.state_dict()))
+    assert "these are the weights of HRNet-W" in text
+
+
+def test_load_own_network_with_such_names_keeps_them(tmp_path):
+    """A network of the user's own may call a part `model`, and count something as n_averaged."""
+    own = TrainingLoop("model", torch.nn.Linear(2, 1))
+    own.register_buffer("n_averaged", torch.tensor(3))
+    for wrapped in (own, torch.nn.DataParallel(own)):
+        other = TrainingLoop("model", torch.nn.Linear(2, 1))
+        other.register_buffer("n_averaged", torch.tensor(0))
+        weights.load(other, saved(tmp_path / "w.pth", wrapped.state_dict()))
+        assert equal(other, own.state_dict())
+
+
+@pytest.mark.parametrize("network", ["resnet", "hrnet", "mspn"])
+def test_load_safetensors_equals_torch(tmp_path, network):
+    torch_files = pytest.importorskip("safetensors.torch")
+    state = small(network, seed=1).state_dict()
+    for name in ("w.safetensors", "w.bin"):
+        torch_files.save_file(state, tmp_path / name, metadata={"format": "pt"})
+        model = small(network, seed=2)
+        weights.load(model, tmp_path / name)
+        assert equal(model, state)
+
+
+def test_load_safetensors_that_is_cut_off_is_refused(tmp_path):
+    torch_files = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "w.safetensors"
+    torch_files.save_file(small("resnet").state_dict(), path)
+    content = path.read_bytes()
+    for kept in (0, 5, 100, len(content) - 1):
+        path.write_bytes(content[:kept])
+        text = refusal(weights.load, small("resnet"), path)
+        assert text.startswith(f"{path}: not a weight file of safetensors, or damaged (")
+
+
+def test_load_safetensors_without_the_library_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    (tmp_path / "w.bin").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    text = refusal(weights.read_weight_file, tmp_path / "w.bin")
+    assert text.endswith("is a file of safetensors, which is not installed; pip install 'poise[safetensors]'")
 
 
 @pytest.mark.parametrize("changed", ["backbone.top.top.0.conv.weight", "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from poise.weights.families import UNKNOWN, Family
+from poise.weights.families import UNKNOWN, Family, Shapes, recognise, shapes_of
 from poise.weights.reading import State
 
 
@@ -148,6 +148,29 @@ RELEASED = Format("", (), lambda state: state, "", "the repository of each famil
 def recognise_format(state: State) -> Format:
     """How the names of a file are made; RELEASED where they need no renaming, and for a network that is not known."""
     return next((known for known in FORMATS if all(any(re.match(mark, name) for name in state) for mark in known.marks)), RELEASED)
+
+
+def unwrapped(state: State, own: Shapes | None = None) -> tuple[State, list[str]]:
+    """Return the weights without the name that a training loop's module gave the network.
+
+    PyTorch Lightning's checkpoints have the network as `model.` or `net.`, next to what else the
+    module holds, such as a loss or an average; the names of these tensors are returned too.
+    own: the names and shapes of the network that is to take the weights. Where it uses such a name
+    itself, the weights are returned as they are.
+    """
+    for attribute in ("model", "net"):
+        pattern = rf"\A{attribute}\.(?:module\.)*"
+        if own and any(re.match(pattern, name) for name in own):
+            continue
+        inside = [name for name in state if re.match(pattern, name)]
+        others = [name for name in state if not re.match(pattern, name)]
+        inner = {re.sub(pattern, "", name): state[name] for name in inside}
+        if not inner or len(inner) < len(inside):
+            continue
+        known = recognise_format(inner) is not RELEASED or recognise(shapes_of(inner)) is not UNKNOWN
+        if known or not others or (own and own.keys() <= inner.keys()):
+            return inner, others
+    return state, []
 
 
 # Poise's names to the released ones -----------------------------------------------------------------------------------------------

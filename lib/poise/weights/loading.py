@@ -15,7 +15,7 @@ from torch import nn
 from poise import download, zoo
 from poise.errors import DataError, shown
 from poise.weights.families import Family, Shapes, describe, joint_tensors, number_of_joints, recognise, se_reduction, shapes_of
-from poise.weights.formats import into_stages, other_order, recognise_format, resnet_to_mspn
+from poise.weights.formats import into_stages, other_order, recognise_format, resnet_to_mspn, unwrapped
 from poise.weights.reading import State, WeightFile, read_weight_file
 
 log = logging.getLogger(__name__)
@@ -106,10 +106,11 @@ class Source:
     """
 
     def __init__(self, file: WeightFile, own: Shapes | None = None):
-        naming = recognise_format(file.state)
+        state, others = unwrapped(file.state, own)
+        naming = recognise_format(state)
         self.path, self.notes, self.order, self.joints = file.path, [], naming.order, file.joints
         self.experiment = file.experiment
-        self.state: State = naming.to_poise(file.state)
+        self.state: State = naming.to_poise(state)
         shapes = shapes_of(self.state)
         self.own = shapes if own is None else own
         self.family, self.found = recognise(self.own), recognise(shapes)
@@ -118,6 +119,8 @@ class Source:
         unread = [name for name in file.foreign if not name.startswith("numpy.")]      # a best score and the like, in every checkpoint of HRNet
         if unread:
             self.notes.append(f"not read, because that could run code: {_some(unread)}")
+        if others:
+            self.notes.append(f"left out {len(others)} tensors next to the network ({_some(others)})")
 
     def transplant(self, model: nn.Module) -> None:
         """Put an ImageNet ResNet into the ways down of an MSPN."""

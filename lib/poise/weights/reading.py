@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ import torch
 from poise import zoo
 from poise.archives import bounded_zip
 from poise.bounded_reading import check_memory
-from poise.errors import DataError, shown
+from poise.errors import DataError, one_line, shown
 from poise.skeleton import MOST_JOINTS
 from poise.weights.nesting import check_nesting
 from poise.writing import replacing
 
 # where a dict with the state dict in it may have it: HRNet, mmcv, timm; MSPN, detectron2
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")    # DataParallel and DistributedDataParallel; torch.compile
+_AVERAGED = "n_averaged"    # the counter of torch.optim.swa_utils.AveragedModel
 _MOST_FOREIGN_CLASSES = 64
 _JOINTS, _EXPERIMENT = "poise.joints", "poise.experiment"
 _LONGEST_EXPERIMENT = 1 << 18      # characters
@@ -83,11 +83,18 @@ def read_state_dict(path: str | Path) -> State:
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
-    """The weights in a file: bare, or in a dict as 'state_dict', 'model' or 'model_state_dict'. A leading 'module.' is stripped.
+    """The weights in a file: bare, or in a dict as 'state_dict', 'model' or 'model_state_dict'.
+
+    Files of torch.save and of safetensors. Names are those of the network itself, without what
+    DataParallel, DistributedDataParallel, AveragedModel and torch.compile add to them.
 
     Raises DataError when the file is missing, is not a weight file, or holds weights that could not be read without running code.
     """
-    content, foreign = _read(Path(path), "weight file", _MOST_FOREIGN_CLASSES)
+    path = Path(path)
+    if _is_safetensors(path):
+        content, foreign = _read_safetensors(path), []
+    else:
+        content, foreign = _read(path, "weight file", _MOST_FOREIGN_CLASSES)
     for _ in range(3):      # a state dict may be wrapped twice, as {"model": {"state_dict": ...}}
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None) if isinstance(content, Mapping) else None
         if inner is None:
@@ -99,9 +106,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
         raise DataError(f"{path}: holds no state dict (names and tensors)")
     state: State = {}
     for name, tensor in content.items():
-        plain = str(name)
-        while plain.startswith(_PREFIXES):
-            plain = plain.split(".", 1)[1]
+        plain = _own_name(str(name))
         if len(plain) > _LONGEST_NAME:
             raise DataError(f"{path}: holds a tensor with a name of {len(plain)} letters, {shown(plain, 40)}, which no network has")
         if plain in state:
@@ -109,7 +114,48 @@ def read_weight_file(path: str | Path) -> WeightFile:
         if not is_plain(tensor):
             raise DataError(f"{path}: {shown(plain)} is no plain tensor (sparse, quantised, without memory, or of more values than the file holds)")
         state[plain] = tensor
+    if _AVERAGED in state and _is_counter_of_average(content):
+        del state[_AVERAGED]
     return WeightFile(str(path), state, tuple(foreign), _joints_of(content), _experiment_of(content))
+
+
+def _own_name(name: str) -> str:
+    """Return a tensor's name without the wrappers: `_orig_mod.` anywhere, leading `module.`."""
+    return re.sub(r"\A(?:module\.)+", "", re.sub(r"(?<![^.])_orig_mod\.", "", name))
+
+
+def _is_counter_of_average(names: Iterable[Any]) -> bool:
+    """Whether n_averaged is AveragedModel's, which is outside of its `module.`, or the network's own."""
+    wrappers = {_own_name(name): name.count("module.") for name in map(str, names)}
+    counter = wrappers.pop(_AVERAGED)
+    return bool(wrappers) and counter < min(wrappers.values())
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors: the length of a JSON header, then the header."""
+    try:
+        with open(path, "rb") as file:
+            length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
+        return path.suffix == ".safetensors" or (brace == b"{" and length <= path.stat().st_size)
+    except OSError:     # reading it reports this
+        return False
+
+
+def _read_safetensors(path: Path) -> State:
+    check_memory(path, "weight file", path.stat().st_size)
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise DataError(f"{path}: is a file of safetensors, which is not installed; "
+                        "pip install 'poise[safetensors]'") from None
+    try:
+        return load_file(path)
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, error) from None
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"{path}: not a weight file of safetensors, or damaged "
+                        f"({one_line(error)[:200]})") from None
 
 
 def with_joints(state: State, names: Sequence[str]) -> State:
