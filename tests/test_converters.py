@@ -113,6 +113,16 @@ def test_faults_of_yolo(made, tmp_path, text, line):
     assert line in refusal(*args, **options)
 
 
+def test_yolo_jfif_is_jpeg_and_heic_is_refused_by_name(made, tmp_path):
+    args, options = yolo(tmp_path, "", data=made[1])
+    data = cv2.imencode(".jpg", np.zeros((6, 8, 3), np.uint8))[1].tobytes()
+    (tmp_path / "i" / "b.jfif").write_bytes(data)
+    found = converters.read(*args[:2], made[1], **options)
+    assert {p.name: (p.width, p.height) for p in found}["b.jfif"] == (8, 6)
+    (tmp_path / "i" / "c.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert "c.HEIC: not an image that is read" in refusal(*args[:2], made[1], **options)
+
+
 def test_yolo_without_flags_other_classes_and_images(made, tmp_path):
     args, options = yolo(tmp_path, "0 .5 .5 .2 .2" + " .1 .2" * 4 + " 0 0\n1 2 3\n", data=made[1])
     person = converters.read(*args, **options)[0].persons

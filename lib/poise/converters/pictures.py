@@ -129,7 +129,7 @@ def image_size(path: Path) -> ImageSize:
     if size is None or 0 in size:
         raise DataError(
             f"{path}: not an image that is read ({image_header.FORMATS} are); "
-            "remove it from the folder"
+            "save it as JPEG, or remove it from the folder"
         )
     orientation = image_header.exif_orientation(data)
     if orientation < 5:
