@@ -1,4 +1,5 @@
 """Drawn persons and `Poses` as files: sizes of lines, colors, boxes, iteration, save."""
+
 import json
 
 import cv2
@@ -11,20 +12,44 @@ from poise.pictures import read_picture
 from poise.poses import Poses
 from poise.skeleton import COCO
 
-LEFT, RIGHT = (255, 165, 0), (30, 120, 255)      # RGB
+LEFT, RIGHT = (255, 165, 0), (30, 120, 255)  # RGB
 GREY = np.full((400, 600, 3), 128, np.uint8)
 # a standing person in a box of 0..1; COCO's order
-FIGURE = np.array([
-    [.50, .06], [.55, .04], [.45, .04], [.60, .06], [.40, .06], [.70, .20], [.30, .20], [.80, .37], [.20, .37],
-    [.90, .50], [.10, .50], [.62, .52], [.38, .52], [.64, .75], [.36, .75], [.65, .97], [.35, .97]])
+FIGURE = np.array(
+    [
+        [0.50, 0.06],
+        [0.55, 0.04],
+        [0.45, 0.04],
+        [0.60, 0.06],
+        [0.40, 0.06],
+        [0.70, 0.20],
+        [0.30, 0.20],
+        [0.80, 0.37],
+        [0.20, 0.37],
+        [0.90, 0.50],
+        [0.10, 0.50],
+        [0.62, 0.52],
+        [0.38, 0.52],
+        [0.64, 0.75],
+        [0.36, 0.75],
+        [0.65, 0.97],
+        [0.35, 0.97],
+    ]
+)
 
 
-def people(*boxes, ids=None):
+def people(*boxes):
     """Poses of standing persons in boxes of left, top, right, bottom."""
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     keypoints = boxes[:, None, :2] + FIGURE * (boxes[:, 2:] - boxes[:, :2])[:, None]
     scores = np.full(keypoints.shape[:2], 0.9, np.float32)
-    return Poses(keypoints.astype(np.float32), scores, boxes, np.linspace(0.9, 0.5, len(boxes), dtype=np.float32), COCO)
+    return Poses(
+        keypoints.astype(np.float32),
+        scores,
+        boxes,
+        np.linspace(0.9, 0.5, len(boxes), dtype=np.float32),
+        COCO,
+    )
 
 
 def changed(drawn, image=GREY):
@@ -37,7 +62,7 @@ def test_draw_small_person_leaves_the_figure_visible(height, most):
     image = np.full((1000, 2000, 3), 128, np.uint8)
     poses = people([500, 400, 500 + height / 2, 400 + height])
     covered = changed(poses.draw(image), image)
-    inside = covered[400:400 + height, 500:500 + height // 2]
+    inside = covered[400 : 400 + height, 500 : 500 + height // 2]
     assert 0.05 < inside.mean() < most
     assert covered.sum() < 1.5 * inside.sum()
     by_image = image.copy()
@@ -57,7 +82,9 @@ def test_draw_one_labelled_keypoint_is_visible():
     shown = np.arange(17) == 0
     for side in (5, 50, 500):
         image = GREY.copy()
-        visualize.draw_person(image, people([100, 100, 200, 300]).keypoints[0], COCO, shown=shown, person_side=side)
+        visualize.draw_person(
+            image, people([100, 100, 200, 300]).keypoints[0], COCO, shown=shown, person_side=side
+        )
         assert changed(image).sum() >= 5
 
 
@@ -67,7 +94,7 @@ def test_person_color_of_consecutive_numbers_has_distant_hues():
     assert hsv[:, 1].min() > 150 and hsv[:, 2].min() > 240
     apart = np.abs(hsv[:12, None, 0] - hsv[None, :12, 0])
     apart = np.minimum(apart, 180 - apart)[~np.eye(12, dtype=bool)]
-    assert apart.min() >= 9             # of OpenCV's 180
+    assert apart.min() >= 9  # of OpenCV's 180
     step = np.abs(np.diff(hsv[:, 0]))
     assert np.minimum(step, 180 - step).min() > 60
 
@@ -82,10 +109,13 @@ def test_draw_several_persons_has_a_hue_for_each_and_dots_by_side():
     drawn = poses.draw(GREY)
     limbs = []
     for person in poses.keypoints:
-        limbs.append(pixel(drawn, (person[11] + person[13]) / 2))       # left thigh
+        limbs.append(pixel(drawn, (person[11] + person[13]) / 2))  # left thigh
         assert pixel(drawn, (person[12] + person[14]) / 2) == limbs[-1]
         assert pixel(drawn, person[9]) == LEFT and pixel(drawn, person[10]) == RIGHT
-    assert limbs == [visualize.person_color(number)[::-1] for number in range(3)] and len(set(limbs)) == 3
+    assert (
+        limbs == [visualize.person_color(number)[::-1] for number in range(3)]
+        and len(set(limbs)) == 3
+    )
     by_side = poses.draw(GREY, color="side")
     for person in poses.keypoints:
         assert pixel(by_side, (person[11] + person[13]) / 2) == LEFT
@@ -97,14 +127,17 @@ def test_draw_several_persons_has_a_hue_for_each_and_dots_by_side():
 def test_draw_one_person_has_the_colors_of_its_sides():
     poses = people([30, 50, 180, 350])
     assert np.array_equal(poses.draw(GREY), poses.draw(GREY, color="side"))
-    assert pixel(poses.draw(GREY, color="person"), poses.keypoints[0, 11:14:2].mean(axis=0)) == visualize.person_color(0)[::-1]
+    assert (
+        pixel(poses.draw(GREY, color="person"), poses.keypoints[0, 11:14:2].mean(axis=0))
+        == visualize.person_color(0)[::-1]
+    )
 
 
 def test_draw_ids_keep_their_hue_in_another_order():
     poses = people([30, 50, 180, 350], [430, 50, 580, 350])
     drawn = poses.draw(GREY, ids=np.array([7, 3]))
     assert np.array_equal(drawn, poses[::-1].draw(GREY, ids=[3, 7]))
-    assert pixel(drawn, (180, 200)) == visualize.person_color(7)[::-1]      # the box
+    assert pixel(drawn, (180, 200)) == visualize.person_color(7)[::-1]  # the box
     assert np.array_equal(people().draw(GREY, ids=[]), GREY)
 
 
@@ -112,10 +145,10 @@ def test_draw_boxes_with_scores():
     poses = people([30, 50, 180, 350], [430, 2, 580, 350])
     drawn, plain = poses.draw(GREY, boxes=True), poses.draw(GREY)
     for box in poses.boxes.astype(int):
-        assert changed(drawn, plain)[box[1]:box[3], box[2]].all()
-    label = changed(drawn, plain)[36:48, 31:55]     # above the first box
+        assert changed(drawn, plain)[box[1] : box[3], box[2]].all()
+    label = changed(drawn, plain)[36:48, 31:55]  # above the first box
     assert label.all(axis=1).sum() > 8 and (drawn[36:48, 31:55] < 60).all(axis=2).sum() > 20
-    assert changed(drawn, plain)[4:16, 433:450].mean() > 0.9         # no room above the second
+    assert changed(drawn, plain)[4:16, 433:450].mean() > 0.9  # no room above the second
     assert not changed(drawn, plain)[360:].any()
     assert (changed(poses.draw(GREY, boxes=True, ids=[1, 2]), drawn)[30:50, 30:180]).any()
 
@@ -126,7 +159,9 @@ def test_poses_iterate_index_and_mask():
     assert len(each) == 3 and all(isinstance(person, Poses) and len(person) == 1 for person in each)
     for number, person in enumerate(each):
         assert np.array_equal(person.keypoints[0], poses.keypoints[number])
-        assert np.array_equal(person.boxes, poses.boxes[[number]]) and person.person_scores.shape == (1,)
+        assert np.array_equal(
+            person.boxes, poses.boxes[[number]]
+        ) and person.person_scores.shape == (1,)
         assert person.to_coco() == [poses.to_coco()[number]]
     assert np.array_equal(poses[-1].boxes, poses.boxes[2:])
     assert len(poses[1:]) == 2 and len(poses[poses.person_scores > 0.8]) == 1
@@ -136,7 +171,10 @@ def test_poses_iterate_index_and_mask():
 
 
 def test_poses_repr_is_one_short_line():
-    assert repr(people([30, 50, 180, 350])) == "Poses(1 person, 17 keypoints of coco, person_scores=[0.90])"
+    assert (
+        repr(people([30, 50, 180, 350]))
+        == "Poses(1 person, 17 keypoints of coco, person_scores=[0.90])"
+    )
     many = repr(people(*[[0, 0, 10, 20]] * 500))
     assert many.startswith("Poses(500 persons, ") and many.endswith(", ...])") and len(many) < 160
     assert repr(people()) == "Poses(0 persons, 17 keypoints of coco, person_scores=[])"
@@ -146,16 +184,26 @@ def test_poses_save_by_ending(tmp_path):
     poses = people([30, 50, 180, 350], [230, 50, 380, 350])
     cv2.imwrite(str(tmp_path / "picture.png"), GREY)
     poses.save(tmp_path / "made" / "drawn.png", tmp_path / "picture.png", boxes=True)
-    assert np.array_equal(read_picture(tmp_path / "made" / "drawn.png"), poses.draw(GREY, boxes=True))
+    assert np.array_equal(
+        read_picture(tmp_path / "made" / "drawn.png"), poses.draw(GREY, boxes=True)
+    )
     poses.save(str(tmp_path / "drawn.JPG"), GREY)
     assert read_picture(tmp_path / "drawn.JPG").shape == GREY.shape
     poses.save(tmp_path / "poses.json", image_id=42)
     assert json.loads((tmp_path / "poses.json").read_text()) == poses.to_coco(image_id=42)
     people().save(tmp_path / "nobody.json")
     assert json.loads((tmp_path / "nobody.json").read_text()) == []
-    for name, said in (("drawn.png", "a picture to draw on is missing; give it as the second argument"),
-                       ("poses.txt", "unknown kind of file; use a name that ends in .json, .jpg or .png"),
-                       ("poses", "unknown kind of file")):
+    for name, said in (
+        ("drawn.png", "a picture to draw on is missing; give it as the second argument"),
+        ("poses.txt", "unknown kind of file; use a name that ends in .json, .jpg or .png"),
+        ("poses", "unknown kind of file"),
+    ):
         with pytest.raises(DataError, match=said):
             poses.save(tmp_path / name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn.JPG", "made", "nobody.json", "picture.png", "poses.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "drawn.JPG",
+        "made",
+        "nobody.json",
+        "picture.png",
+        "poses.json",
+    ]

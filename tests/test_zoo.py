@@ -11,7 +11,10 @@ from conftest import ROOT
 from test_download import CONTENT, files, serving
 
 from poise import config, download, zoo
+from poise.engine.logs import run_names
+from poise.engine.test import model_file
 from poise.errors import ConfigError, DataError
+from poise.weights import read_state_dict
 
 ENTRIES = zoo.read_zoo()
 
@@ -177,6 +180,33 @@ def test_tool_tells_what_to_do_by_hand(tmp_path, list_of):
     assert run("net", "--zoo", path, cwd=tmp_path).returncode == 0
     target.write_bytes(b"cut")
     assert "its sha256 begins with" in run("net", "--zoo", path, cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize("experiment, name", [
+    ("experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml", "mmpose_hrnet_w32_coco_256x192"),
+    ("experiments/mpii/hrnet/w32_256x256_adam_lr1e-3.yaml", "mmpose_hrnet_w32_mpii_256x256"),
+    ("experiments/coco/resnet/res50_256x192_d256x3_adam_lr1e-3.yaml", "mmpose_resnet50_coco_256x192"),
+    ("experiments/coco/posenas/256x192_18l_48c.yaml", "--list"),      # by hand alone
+    ("experiments/synthetic/res2net18_quickstart.yaml", "--list"),
+])
+def test_empty_model_file_names_the_weights_of_the_experiment(tmp_path, experiment, name):
+    cfg = config.load(ROOT / experiment)
+    folder = tmp_path / run_names(cfg, experiment)
+    with pytest.raises(DataError) as error:
+        model_file(cfg, folder)
+    assert str(error.value) == (
+        f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth: train first, "
+        f"give TEST.MODEL_FILE x.pth, or fetch released weights: python tools/download_weights.py {name}")
+
+
+def test_missing_released_file_names_the_command_wherever_it_is_read(tmp_path):
+    """--weights of the demo and of exports, PoseEstimator, what is converted."""
+    entry = zoo.read_zoo()["mmpose_hrnet_w32_coco_256x192"]
+    with pytest.raises(DataError, match="no such weight file; python tools/download_weights.py "
+                                        f"mmpose_hrnet_w32_coco_256x192 fetches it from {re.escape(entry.url)}"):
+        read_state_dict(tmp_path / entry.target)
+    with pytest.raises(DataError, match="own.pth: no such weight file$"):
+        read_state_dict(tmp_path / "own.pth")
 
 
 def test_tool_lists(tmp_path):
