@@ -125,7 +125,7 @@ class Demo:
     def _check_boxes(self, given: GivenBoxes) -> None:
         frames = self.summary.frames
         if not given.with_boxes:
-            raise DataError(f"{given.name}: has no box for any of the {frames} frames that were read")
+            raise DataError(f"{given.name}: has no box for any of the {pluralize(frames, 'frame')} that were read")
         if isinstance(self._source, Video) and not self._source.live and not self._max_frames:
             given.check_length(frames)
 

@@ -16,6 +16,7 @@ import numpy as np
 from poise.datasets.decoding import quiet_opencv
 from poise.errors import DataError, one_line
 from poise.pictures import is_picture_name, read_picture
+from poise.text_table import pluralize
 from poise.writing import temporary_file
 
 log = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ def _pictures_in(folder: Path) -> list[str]:
         raise DataError(f"{folder}: the folder holds no file with the ending of a picture{below}")
     others = [one_line(file.name) for file in files if not is_picture_name(file)]
     if others:
-        log.warning("%s", f"{one_line(folder)}: left out: {len(others)} files without the ending of a picture: "
+        log.warning("%s", f"{one_line(folder)}: left out: {pluralize(len(others), 'file')} without the ending of a picture: "
                           f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}{below}")
     elif folders:
         log.warning("%s", f"{one_line(folder)}{below}")

@@ -18,6 +18,7 @@ from poise.geometry import FARTHEST
 from poise.json_files import as_id, field_fault, read_json
 from poise.media import Frame, Pictures, Video
 from poise.skeleton import crowd_flag, find_category
+from poise.text_table import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class GivenBoxes:
             self._match(source.paths)
             entries = [self._of_path[path] for path in source.paths]
             example = next(iter(self._named), None) or next(iter(self._numbered), "none")
-            whose = (f"the {len(entries)} pictures of --input, such as {source.paths[0]}; its own are "
+            whose = (f"the {pluralize(len(entries), 'picture')} of --input, such as {source.paths[0]}; its own are "
                      f"such as {shown(example)}")
         else:
             entries = [entry for index, entry in self._indexed.items() if index >= 0]
