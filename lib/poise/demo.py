@@ -125,7 +125,9 @@ class Demo:
     def _check_boxes(self, given: GivenBoxes) -> None:
         frames = self.summary.frames
         if not given.with_boxes:
-            raise DataError(f"{given.name}: has no box for any of the {pluralize(frames, 'frame')} that were read")
+            raise DataError(
+                f"{given.name}: has no box for any of the {pluralize(frames, 'frame')} that were read"
+            )
         if isinstance(self._source, Video) and not self._source.live and not self._max_frames:
             given.check_length(frames)
 
@@ -244,7 +246,10 @@ def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str =
     else:
         persons = given or WholePictures()
         if not given:
-            log.warning("each whole picture is taken as one person; where it shows more than a crop of one, give --detector NAME or --boxes FILE")
+            log.warning(
+                "each whole picture is taken as one person; where it shows more than a crop of "
+                "one, give --detector NAME or --boxes FILE"
+            )
     head = {"input": input, "experiment": cfg_path, "weights": str(file), "score_threshold": score_threshold, "device": str(estimator.device),
             "half": bool(estimator.cfg.AMP), "flip_test": bool(estimator.cfg.TEST.FLIP_TEST)}
     summary = Demo(estimator, source, persons, output, **options).run(head)

@@ -128,7 +128,9 @@ def _alone(part: Path) -> Iterator[None]:
     An empty one is removed afterwards. Where the system has no such locks (Windows) nothing is held.
     """
     if part.is_symlink() or part.exists() and not part.is_file():
-        raise DataError(f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it")
+        raise DataError(
+            f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it"
+        )
     with open(part, "ab", opener=open_unfollowed) as held:
         try:
             import fcntl

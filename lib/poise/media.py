@@ -195,13 +195,16 @@ def _pictures_in(folder: Path) -> list[str]:
     folders = sum(entry.is_dir() for entry in entries)
     files = [entry for entry in entries if not entry.is_dir()]
     found = [str(file) for file in files if is_picture_name(file)]
-    below = f"; folders are not searched ({folders}), {one_line(folder)}/**/* is a pattern for them" if folders else ""
+    below = ""
+    if folders:
+        below = f"; folders are not searched ({folders}), {one_line(folder)}/**/* is a pattern for them"
     if not found:
         raise DataError(f"{folder}: the folder holds no file with the ending of a picture{below}")
     others = [one_line(file.name) for file in files if not is_picture_name(file)]
     if others:
-        log.warning("%s", f"{one_line(folder)}: left out: {pluralize(len(others), 'file')} without the ending of a picture: "
-                          f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}{below}")
+        some = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        count = pluralize(len(others), "file")
+        log.warning("%s: left out: %s without the ending of a picture: %s%s", one_line(folder), count, some, below)
     elif folders:
         log.warning("%s", f"{one_line(folder)}{below}")
     return found
@@ -217,7 +220,8 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float, live: bool = False):
         # MPEG-4 counts time in fractions with denominators of up to 16 bits
         self.path, self.live = path, live
-        self.fps = next(rate for digits in (3, 2, 1) if (rate := round(fps, digits)) * 10**digits < 1 << 16)
+        rates = ((round(fps, digits), 10**digits) for digits in (3, 2, 1))
+        self.fps = next(rate for rate, base in rates if rate * base < 1 << 16)
         self._part: Path | None = None
         self._writer: cv2.VideoWriter | None = None
         self._size, self._written = (0, 0), 0

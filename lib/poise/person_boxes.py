@@ -122,8 +122,9 @@ class GivenBoxes:
             self._match(source.paths)
             entries = [self._of_path[path] for path in source.paths]
             example = next(iter(self._named), None) or next(iter(self._numbered), "none")
-            whose = (f"the {pluralize(len(entries), 'picture')} of --input, such as {source.paths[0]}; its own are "
-                     f"such as {shown(example)}")
+            count = pluralize(len(entries), "picture")
+            whose = (f"the {count} of --input, such as {source.paths[0]}; its own are such as "
+                     f"{shown(example)}")
         else:
             entries = [entry for index, entry in self._indexed.items() if index >= 0]
             whose = f"{source.name}; a frame is listed by its index from 0 as image_id or id"

@@ -102,7 +102,10 @@ def _look_at_header(path: str | os.PathLike, data: bytes) -> tuple[str, bool]:
 
 
 def _extra_kind(path: str | os.PathLike, data: bytes) -> str:
-    """The kind of a HEIC or AVIF picture, '' of others. Raises DataError where what reads it is not installed."""
+    """Return the kind of a HEIC or AVIF picture, '' of others.
+
+    Raises DataError where what reads it is not installed.
+    """
     if data[4:8] != b"ftyp":
         return ""
     # the main brand and the compatible ones, up to the end of the first box
@@ -112,14 +115,17 @@ def _extra_kind(path: str | os.PathLike, data: bytes) -> str:
         from PIL import features
 
         if "avif" not in features.get_supported_modules():
-            raise DataError(f"{path}: AVIF needs Pillow 11.3 or newer; update it or save the picture as JPEG")
+            raise DataError(
+                f"{path}: AVIF needs Pillow 11.3 or newer; update it or save the picture as JPEG"
+            )
         return "AVIF"
     if brands.intersection(_HEIF_BRANDS):
         try:
             import pillow_heif
         except ImportError:
-            raise DataError(f"{path}: HEIC needs pillow-heif; pip install pillow-heif, or save the picture as "
-                            "JPEG") from None
+            raise DataError(
+                f"{path}: HEIC needs pillow-heif; pip install pillow-heif, or save the picture as JPEG"
+            ) from None
         pillow_heif.register_heif_opener()
         return "HEIF"
     return ""
