@@ -34,8 +34,7 @@ def in_larger_steps(text):
 def run_train(path, *overrides):
     """Train in this process, on the CPU unless GPUS are given; returns the run folder."""
     cfg = config.load(path, ["GPUS", "()", *(str(value) for value in overrides)])
-    train.run(cfg, str(path), ["tools/train.py", "--cfg", str(path)])
-    return folder_of(path, *overrides)
+    return train.run(cfg, str(path), ["tools/train.py", "--cfg", str(path)])
 
 
 def folder_of(path, *overrides):
@@ -80,3 +79,11 @@ def same_weights(file, other):
 def unfinished(folder):
     """What was begun to be written there and is not whole."""
     return [path for path in folder.rglob("*") if path.suffix in (".part", ".tmp")]
+
+
+def without_settings(checkpoint, copy):
+    """The same checkpoint without the configuration of its run."""
+    content = state_of(checkpoint)
+    del content["config"]
+    torch.save(content, copy)
+    return copy

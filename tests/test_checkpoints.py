@@ -14,8 +14,8 @@ from conftest import TINY
 
 from poise import config
 from poise.engine import checkpoint, interrupt, logs, train
-from poise.errors import DataError, PoiseError
-from runs import in_larger_steps, positions, quick_and_quiet, run_train, same_weights, state_of  # noqa: F401
+from poise.errors import ConfigError, DataError, PoiseError
+from runs import in_larger_steps, positions, quick_and_quiet, run_train, same_weights, state_of, without_settings  # noqa: F401
 
 
 @pytest.fixture
@@ -94,29 +94,27 @@ def test_checkpoint_of_an_older_version(tiny_experiment):
     assert positions(folder)[0] == (2, 0)
 
 
-def test_another_schedule_is_said(tiny_experiment, capsys):
-    run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
-    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.LR", 0.0005)
-    assert "the schedule is another than that of the run that is gone on with" in capsys.readouterr().out
-
-
-def test_settings_of_the_optimiser_are_the_configurations(tiny_experiment, capsys):
-    """Not the checkpoint's, which PyTorch would keep without a word; what differs is said."""
+def test_settings_of_the_optimiser_that_differ_are_refused(tiny_experiment, capsys):
     wanted = ("TRAIN.OPTIMIZER", "sgd", "TRAIN.WD_NORM_AND_BIAS", False)
     run_train(tiny_experiment, *wanted, "TRAIN.WD", 0.1, "TRAIN.MOMENTUM", 0.9, "TRAIN.END_EPOCH", 1)
-    assert "the optimiser's settings are others" not in capsys.readouterr().out
     cfg = config.load(tiny_experiment, [str(word) for word in (*wanted, "TRAIN.WD", 0.0, "TRAIN.MOMENTUM", 0.5, "TRAIN.NESTEROV", True, "AUTO_RESUME", True)])
+    with pytest.raises(ConfigError, match=r"TRAIN.MOMENTUM 0.5 \(was 0.9\), TRAIN.NESTEROV True \(was False\), TRAIN.WD 0.0 \(was 0.1\); restore them"):
+        train.build(cfg, str(tiny_experiment), train.ALONE)
+    # of a checkpoint that says nothing of its settings they are the configuration's, not those that PyTorch would keep
+    folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, str(tiny_experiment))
+    without_settings(folder / "checkpoint.pth", folder / "checkpoint.pth")
     training = train.build(cfg, str(tiny_experiment), train.ALONE)
     assert [(group["weight_decay"], group["momentum"], group["nesterov"], group["fused"]) for group in training.optimizer.param_groups] == [(0.0, 0.5, True, True)] * 2
     assert training.optimizer.state and all("momentum_buffer" in state for state in training.optimizer.state.values())
-    assert ("the optimiser's settings are others than those of the run that is gone on with: momentum 0.5 (was 0.9), nesterov True (was False), "
-            "weight_decay 0.0 (was 0.1)") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("before, now", [("adam", "adamw"), ("adamw", "adam_l2"), ("adam_l2", "adam")])
 def test_another_optimiser_of_the_same_kind_is_refused(tiny_experiment, before, now):
-    """Their states look alike, their steps are not."""
+    """Their states look alike, their steps are not; also of a checkpoint that does not say its settings."""
     folder = run_train(tiny_experiment, "TRAIN.OPTIMIZER", before, "TRAIN.END_EPOCH", 1)
+    with pytest.raises(ConfigError, match=f"TRAIN.OPTIMIZER '{now}' .was '{before}'.; restore them"):
+        run_train(tiny_experiment, "TRAIN.OPTIMIZER", now, "AUTO_RESUME", True)
+    without_settings(folder / "checkpoint.pth", folder / "checkpoint.pth")
     kept = (folder / "checkpoint.pth").read_bytes()
     with pytest.raises(PoiseError, match=rf"checkpoint.pth: .*\(TRAIN.OPTIMIZER is another: {now}, and was {before}\); remove it to begin anew") as error:
         run_train(tiny_experiment, "TRAIN.OPTIMIZER", now, "AUTO_RESUME", True)
@@ -291,17 +289,18 @@ def test_checkpoint_of_another_experiment_is_no_damage(of_two_epochs):
 
 
 def test_a_run_that_begins_anew_takes_no_older_ones(of_two_epochs):
-    """Else its damaged newest would be followed by another run's."""
+    """Else its damaged newest would be followed by another run's. Those stay where they are."""
     path, folder = of_two_epochs
-    run_train(path, "TRAIN.END_EPOCH", 1)
-    assert positions(folder) == [(1, 0)]
+    new = run_train(path, "TRAIN.END_EPOCH", 1)
+    assert positions(new) == [(1, 0)] and positions(folder) == [(2, 0), (1, 0)]
+    shutil.rmtree(new)
 
 
 def test_killed_at_any_moment_of_writing(tmp_path, monkeypatch):
     """After each change of the folder the newest or the one before it can be read, and the next writing leaves order."""
     def contents():
         found = []
-        for number in checkpoint._numbers(tmp_path):
+        for number in checkpoint.numbers(tmp_path):
             found.append(int(state_of(tmp_path / checkpoint.numbered(number))["number"]))
         return found
 
@@ -335,7 +334,7 @@ def test_killed_at_any_moment_of_writing(tmp_path, monkeypatch):
                 pass
         found = contents()
         assert found[0] in (3, 4) and found == sorted(found, reverse=True) and len(found) >= 2, (moment, found)
-        checkpoint.tidy(tmp_path, tmp_path / checkpoint.numbered(checkpoint._numbers(tmp_path)[0]))
+        checkpoint.tidy(tmp_path, tmp_path / checkpoint.numbered(checkpoint.numbers(tmp_path)[0]))
         checkpoint.write(tmp_path, {"number": 5}, 3, first=False)
         assert contents()[0] == 5 and contents() == sorted(contents(), reverse=True) and len(contents()) <= 3
         if not left[0] > 0:

@@ -28,7 +28,7 @@ from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
 from poise.skeleton import COCO
 from poise.weights.origin import warn_of_other_training
-from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of, unfinished  # noqa: F401
+from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of, unfinished, without_settings  # noqa: F401
 
 @pytest.fixture
 def tiny_experiment(tiny_experiment):
@@ -421,8 +421,11 @@ def test_checkpoints_that_do_not_fit(tiny_experiment, reference, tmp_path):
     good = reference / "checkpoint.pth"
     shutil.copy(good, tmp_path / "c.pth")
     wider = "[8, 8, 8, 32]"
-    assert "does not fit the network or optimiser" in refusal("TRAIN.CHECKPOINT", good, "MODEL.EXTRA.NUM_CHANNELS", wider)
-    assert "TRAIN.OPTIMIZER is another" in refusal("TRAIN.CHECKPOINT", good, "TRAIN.OPTIMIZER", "sgd")
+    assert "MODEL.EXTRA.NUM_CHANNELS [8, 8, 8, 32] (was [8, 8, 8, 16]); restore them" in refusal("TRAIN.CHECKPOINT", good, "MODEL.EXTRA.NUM_CHANNELS", wider)
+    assert "TRAIN.OPTIMIZER 'sgd' (was 'adam'); restore them" in refusal("TRAIN.CHECKPOINT", good, "TRAIN.OPTIMIZER", "sgd")
+    silent = without_settings(good, tmp_path / "silent.pth")
+    assert "does not fit the network or optimiser" in refusal("TRAIN.CHECKPOINT", silent, "MODEL.EXTRA.NUM_CHANNELS", wider)
+    assert "TRAIN.OPTIMIZER is another" in refusal("TRAIN.CHECKPOINT", silent, "TRAIN.OPTIMIZER", "sgd")
     assert "no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth" in refusal("TRAIN.CHECKPOINT", tmp_path / "none.pth")
     assert "not a checkpoint of this version of Poise" in refusal("TRAIN.CHECKPOINT", reference / "final_state.pth")
     for content in (good.read_bytes()[:2000], b"", b"text", good.read_bytes()[:-30]):

@@ -79,7 +79,7 @@ def test_full_disk_of_the_logs(tiny_experiment, small_disk, capfd):
     assert f"{folder}/checkpoint.pth is written, the same command with AUTO_RESUME True goes on" in str(error.value) and "\n" not in str(error.value)
     (epoch, step), *_ = positions(folder)
     assert 0 < 4 * epoch + step < 1600 and capfd.readouterr().err == ""
-    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.END_EPOCH", epoch + 1)
+    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.END_EPOCH", epoch + 1, "TRAIN.LR_STEP", [400])
     assert f"going on at epoch {epoch}, step {step}" in (folder / "train.log").read_text()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, forget_log_handlers
+from runs import without_settings
 
 from poise import config
 from poise.datasets import read_set
@@ -83,7 +84,8 @@ def search(path, *overrides):
     """Search in this process; returns the genotype and the run folder."""
     cfg = config.load(path, [str(value) for value in overrides])
     found = run.run(cfg, str(path), ["tools/search.py", "--cfg", str(path)])
-    return found, path.parent / "output" / cfg.DATASET.DATASET / "posenas" / path.stem
+    folders = (path.parent / "output" / cfg.DATASET.DATASET / "posenas").iterdir()
+    return found, path.parent / "output" / cfg.DATASET.DATASET / "posenas" / path.stem if cfg.AUTO_RESUME else max(folders, key=lambda folder: folder.stat().st_ctime_ns)
 
 
 def lines_of(folder):
@@ -190,8 +192,9 @@ def test_half_a_search_with_tests_in_between(dataset, metric, mode, tmp_path, sm
 def test_the_best_of_an_earlier_search_does_not_stay(tiny_search):
     _, folder = search(tiny_search, "SEARCH.EVAL_INTERVAL", 2, "SEARCH.EPOCHS", 2)
     assert (folder / "genotype_best.json").exists()
-    search(tiny_search, "AUTO_RESUME", False, "SEARCH.EPOCHS", 2)
-    assert (folder / "genotype.json").exists() and not (folder / "genotype_best.json").exists()
+    _, other = search(tiny_search, "AUTO_RESUME", False, "SEARCH.EPOCHS", 2)
+    assert other.name == "tiny_search-2" and (other / "genotype.json").exists() and not (other / "genotype_best.json").exists()
+    assert (folder / "genotype_best.json").exists(), "the earlier search's own"
 
 
 # repeating ------------------------------------------------------------------------------------------------------------------------
@@ -401,13 +404,17 @@ def test_several_processes_are_refused(tiny_search):
 
 def test_checkpoints_that_do_not_fit_are_named(tiny_search):
     search(tiny_search, "SEARCH.EPOCHS", 2)
-    for overrides, part in [(["SEARCH.SEED", 3], "the checkpoint of a search with SEARCH.SEED 2"),
-                            (["SEARCH.INIT_CHANNELS", 8], "does not fit the network"),
-                            (["SEARCH.DECODER_OPERATIONS", "se_connect std_conv_3x3"], "a search in another space"),
-                            (["SEARCH.MODE", "encoder"], "a search in another space")]:
-        with pytest.raises(PoiseError, match=f"search.pth: .*{part}"):
+    fitting = [(["SEARCH.INIT_CHANNELS", 8], "does not fit the network"),
+               (["SEARCH.DECODER_OPERATIONS", "se_connect std_conv_3x3"], "a search in another space"),
+               (["SEARCH.MODE", "encoder"], "a search in another space")]
+    for overrides, part in [(["SEARCH.SEED", 3], r"SEARCH.SEED 3 \(was 2\)"), *((overrides, overrides[0]) for overrides, _ in fitting)]:
+        with pytest.raises(ConfigError, match=f"search.pth: this run was trained with other settings: {part}.*; restore them"):
             search(tiny_search, *overrides)
     folder = tiny_search.parent / "output/coco/posenas/tiny_search"
+    without_settings(folder / "search.pth", folder / "search.pth")
+    for overrides, part in fitting:
+        with pytest.raises(PoiseError, match=f"search.pth: .*{part}"):
+            search(tiny_search, *overrides)
     (folder / "split.json").unlink()
     with pytest.raises(DataError, match="split.json: cannot read the split .*; to begin anew, remove search.pth beside it"):
         search(tiny_search)
@@ -425,14 +432,19 @@ def test_the_given_half_belongs_to_the_space(tiny_search):
     with pytest.raises(PoiseError, match="search.pth: .* in another space .*SEARCH.GENOTYPE"):
         search(tiny_search, *decoder, tiny_search.parent / "other.json")
     with pytest.raises(ConfigError, match="MODEL.EXTRA.SE_REDUCTION must be 1 or 2, got 0"):
-        search(tiny_search, "MODEL.EXTRA.SE_REDUCTION", 0)
+        search(tiny_search, "MODEL.EXTRA.SE_REDUCTION", 0, "AUTO_RESUME", False)
     with pytest.raises(ConfigError, match="MODEL.NAME 'pose_hrnet': what is searched are the cells of posenas"):
-        search(tiny_search, "MODEL.NAME", "pose_hrnet")
+        search(tiny_search, "MODEL.NAME", "pose_hrnet", "AUTO_RESUME", False)
 
 
-def test_settings_of_the_architecture_may_change_between_runs(tiny_search):
+def test_settings_of_the_architecture_may_not_change_between_runs(tiny_search):
+    """Of a checkpoint that says nothing of its settings they are the configuration's, not those that PyTorch would keep."""
     _, folder = search(tiny_search, "SEARCH.EPOCHS", 2)
-    search(tiny_search, "SEARCH.ALPHA_LR", 0.5, "SEARCH.ALPHA_BETAS", [0.5, 0.99], "SEARCH.ALPHA_WD", 0.25)
+    others = ("SEARCH.ALPHA_LR", 0.5, "SEARCH.ALPHA_BETAS", [0.5, 0.99], "SEARCH.ALPHA_WD", 0.25)
+    with pytest.raises(ConfigError, match=r"SEARCH.ALPHA_BETAS .*, SEARCH.ALPHA_LR 0.5 \(was .*, SEARCH.ALPHA_WD 0.25 \(was 0.0001\); restore them"):
+        search(tiny_search, *others)
+    without_settings(folder / "search.pth", folder / "search.pth")
+    search(tiny_search, *others)
     group, = kept(folder)["architecture_optimizer"]["param_groups"]
     assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (0.5, (0.5, 0.99), 0.25)
 

@@ -17,7 +17,7 @@ from poise.engine.average import WeightAverage
 from poise.engine.optimizer import SGD, Adam, AdamW, build_optimizer
 from poise.engine.precision import LossScale
 from poise.errors import ConfigError, PoiseError
-from runs import folder_of, metrics_of, quick_and_quiet, run_train, same, state_of  # noqa: F401
+from runs import folder_of, metrics_of, quick_and_quiet, run_train, same, state_of, without_settings  # noqa: F401
 
 
 # parts ----------------------------------------------------------------------------------------------------------------------------
@@ -169,7 +169,8 @@ def test_rate_and_length_follow_the_batch(tiny_experiment):
 
 
 def test_checkpoint_of_other_groups(tiny_experiment):
-    run_train(tiny_experiment, "TRAIN.OPTIMIZER", "adamw", "TRAIN.END_EPOCH", 1)
+    folder = run_train(tiny_experiment, "TRAIN.OPTIMIZER", "adamw", "TRAIN.END_EPOCH", 1)
+    without_settings(folder / "checkpoint.pth", folder / "checkpoint.pth")
     with pytest.raises(PoiseError, match="does not fit the network or optimiser"):
         run_train(tiny_experiment, "TRAIN.OPTIMIZER", "adamw", "TRAIN.WD_NORM_AND_BIAS", False, "AUTO_RESUME", True)
 
@@ -342,17 +343,17 @@ def test_average_beside_the_weights(tiny_experiment):
     lines = metrics_of(folder)
     assert all({"AP", "ema_AP", "valid_loss", "ema_valid_loss"} <= line.keys() and line["ema_valid_loss"] != line["valid_loss"] for line in lines)
     assert (folder / "model_best_ema.pth").exists() and len(list((folder / "ema" / "results").iterdir())) == 1
-    run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9, "TRAIN.END_EPOCH", 1)
-    run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9, "AUTO_RESUME", True)
-    assert same(state_of(folder / "final_state_ema.pth"), of_average)
+    run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9, "TRAIN.END_EPOCH", 1, "RUN_NAME", "parts")
+    folder = run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9, "AUTO_RESUME", True, "RUN_NAME", "parts")
+    assert folder.name == "parts" and same(state_of(folder / "final_state_ema.pth"), of_average)
     assert "of the average" in (folder / "train.log").read_text()
 
 
 def test_average_that_begins_later(tiny_experiment):
     """Of a checkpoint without one it begins with its weights, which is said."""
-    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
+    folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "TRAIN.LR_FACTOR", 1e-9)
     begin = state_of(folder / "final_state.pth")
-    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.EMA_DECAY", 0.9, "TRAIN.LR", 1e-12)
+    run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.EMA_DECAY", 0.9, "TRAIN.LR_FACTOR", 1e-9)
     end = state_of(folder / "final_state_ema.pth")
     assert "holds no average of the weights" in (folder / "train.log").read_text()
     assert all(torch.allclose(begin[name], end[name], atol=1e-8) for name in begin if name.endswith("conv1.weight"))

@@ -40,6 +40,7 @@ def check_values(cfg: CfgNode, source: str) -> None:
          "device numbers from 0 on, each once")
     for key, least, most in (("WORKERS", 0, 1024), ("CPU_THREADS", -1, 1024), ("SEED", 0, 2**63 - 1)):
         need(least <= cfg[key] <= most, key, f"from {least} to {most}")
+    need(not set(cfg.RUN_NAME) & set("/\\") and not cfg.RUN_NAME.startswith(".") and cfg.RUN_NAME.isprintable(), "RUN_NAME", "a name for a folder, not a path")
     need(cfg.PRINT_FREQ >= 1, "PRINT_FREQ", "at least 1")
     for group in ("TRAIN", "TEST"):
         need(cfg[group].BATCH_SIZE_PER_GPU >= 1, f"{group}.BATCH_SIZE_PER_GPU", "at least 1")

@@ -10,9 +10,10 @@ from yacs.config import CfgNode as CN
 def default_config() -> CN:
     """Return a new, unfrozen CfgNode with every key at its default."""
     c = CN()
-    c.OUTPUT_DIR = "output"     # run folders go here: OUTPUT_DIR/<dataset>/<model>/<experiment>/
-    c.LOG_DIR = "log"           # TensorBoard logs go here: LOG_DIR/<dataset>/<model>/<experiment>_<time>/
+    c.OUTPUT_DIR = "output"     # run folders go here: OUTPUT_DIR/<dataset>/<model>/<RUN_NAME>/
+    c.LOG_DIR = "log"           # TensorBoard logs go here: LOG_DIR/<dataset>/<model>/<RUN_NAME>_<time>/
     c.DATA_DIR = ""             # prefix of relative DATASET.ROOT, MODEL.PRETRAINED, TEST.MODEL_FILE and TEST.COCO_BBOX_FILE
+    c.RUN_NAME = ""             # (Poise) name of the run's folder; '' is the experiment's. Where it holds another run's results, -2, -3, ... is added
     c.GPUS = (0,)               # CUDA devices to train and test on; more than there are: those that exist; none: the CPU
     c.WORKERS = 4               # processes that load samples on this machine, shared by torchrun's processes; 0 loads in the main process
     c.PRINT_FREQ = 20           # a log line, and the debug pictures if any, every this many steps

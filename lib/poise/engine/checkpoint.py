@@ -54,6 +54,17 @@ def state_of(cfg: CfgNode, network: nn.Module, experiment: str) -> dict[str, tor
     return weights.with_experiment(state, describe(cfg, experiment, network))
 
 
+def holds(file: Path, network: nn.Module) -> bool:
+    """Return whether a weight file holds these weights, to the last bit."""
+    try:
+        found = weights.read_state_dict(file)
+    except DataError:
+        return False
+    state = network.state_dict()
+    return found.keys() == state.keys() and all(
+        torch.equal(found[name], tensor.cpu()) for name, tensor in state.items())
+
+
 def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
     """What every checkpoint says of the run that wrote it."""
     return {"format": FORMAT, "experiment": experiment_name(cfg_path), "seed": seed, "threads": torch.get_num_threads(), "config": cfg.dump(),
@@ -87,7 +98,7 @@ def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path
         if first:
             _remove_from(folder, 1)
         else:
-            together = [number for place, number in enumerate(_numbers(folder)) if place == number]
+            together = [number for place, number in enumerate(numbers(folder)) if place == number]
             for number in reversed(together):
                 os.replace(folder / numbered(number), folder / numbered(number + 1))
         os.replace(folder / _NEXT, newest)
@@ -105,7 +116,7 @@ def tidy(folder: Path, used: Path | None, damaged: Iterable[str] = ()) -> None:
         path.unlink(missing_ok=True)
     if used is None or not same_folder(used.parent, folder):
         return
-    for number in _numbers(folder):
+    for number in numbers(folder):
         path = folder / numbered(number)
         if path.name == used.name:
             break
@@ -165,14 +176,14 @@ def _tensors_of(content: Any) -> Iterator[torch.Tensor]:
             waiting += item.values() if isinstance(item, dict) else item
 
 
-def _numbers(folder: Path) -> list[int]:
+def numbers(folder: Path) -> list[int]:
     """Numbers of the checkpoints that are there, the newest first; a process that was killed while it renamed them leaves a gap."""
     names = (re.fullmatch(r"checkpoint(?:_([1-9]\d*))?\.pth", path.name) for path in folder.glob("checkpoint*.pth"))
     return sorted(int(name[1] or 0) for name in names if name)
 
 
 def _remove_from(folder: Path, least: int) -> None:
-    for number in _numbers(folder):
+    for number in numbers(folder):
         if number >= least:
             (folder / numbered(number)).unlink()
 
@@ -185,7 +196,7 @@ def load_newest(folder: Path, experiment: str) -> dict[str, Any] | None:
     """
     first: Damaged | None = None
     damaged: list[str] = []
-    for number in _numbers(folder):
+    for number in numbers(folder):
         path = folder / numbered(number)
         try:
             return {**load(path, experiment), "damaged": damaged}

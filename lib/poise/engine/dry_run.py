@@ -28,6 +28,7 @@ def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
 
     Raises PoiseError for what cannot be used, as the training would, also for a loss that is not finite.
     """
+    logs.start_console(processes.rank)
     training = train.build(_writing_nothing(cfg), cfg_path, processes)
     if cfg.MODEL.INIT_WEIGHTS and download.is_url(cfg.MODEL.PRETRAINED):
         log.info("MODEL.PRETRAINED is not fetched by a dry run, which takes the same memory and time with random weights")

@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 
 def run_names(cfg: CfgNode, cfg_path: str) -> Path:
-    """<dataset>/<model>/<experiment>, the part that run folder and TensorBoard folder share."""
+    """<dataset>/<model>/<run>, the part that run folder and TensorBoard folder share; the run: RUN_NAME, else the experiment's name."""
     dataset = cfg.DATASET.DATASET + (f"_{cfg.DATASET.HYBRID_JOINTS_TYPE}" if cfg.DATASET.HYBRID_JOINTS_TYPE else "")
-    return Path(dataset.replace(":", "_")) / cfg.MODEL.NAME / experiment_name(cfg_path)
+    return Path(dataset.replace(":", "_")) / cfg.MODEL.NAME / (cfg.RUN_NAME or experiment_name(cfg_path))
 
 
 def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
-    """OUTPUT_DIR/<dataset>/<model>/<experiment>, made. Raises DataError where it cannot be."""
+    """OUTPUT_DIR/<dataset>/<model>/<run>, made. Raises DataError where it cannot be."""
     folder = Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """A tensorboardX page in LOG_DIR/<dataset>/<model>/<experiment>_<time>/.
+    """A tensorboardX page in LOG_DIR/<dataset>/<model>/<run>_<time>/.
 
     A thread of tensorboardX's writes it. Left alone it ends where the disk is full, and whoever adds to its queue then waits for ever; so
     its first fault is kept, what follows is dropped, and `scalars` and `picture` raise DataError.

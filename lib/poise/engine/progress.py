@@ -14,7 +14,8 @@ from yacs.config import CfgNode
 from poise.config import data_path, experiment_name
 from poise.engine import checkpoint, device
 from poise.engine.score import deciding_text
-from poise.errors import PoiseError, shown, shown_value
+from poise.engine.resuming import IN_TRAINING, check_settings
+from poise.errors import PoiseError, shown
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ class Progress:
                 raise ValueError(f"TRAIN.OPTIMIZER is another{f': {kind}, and was {before}' if before != kind else ''}")
             settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved["optimizer"])
-            _take_settings(optimizer, settings)
+            for group, own in zip(optimizer.param_groups, settings):      # of this machine and PyTorch
+                group.update(own)
             # the saved averages may lie in memory in another order (CHANNELS_LAST), and fused Adam walks raw memory
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
@@ -99,19 +101,6 @@ class Progress:
                 "images_per_second": sums["samples"] / seconds, "data_time_share": sums["data_seconds"] / seconds}
 
 
-def _take_settings(optimizer: torch.optim.Optimizer, settings: list[dict]) -> None:
-    """Give the parameter groups the configuration's settings, not those of the run that is gone on with; what differs is said."""
-    said = set()
-    for group, own in zip(optimizer.param_groups, settings):
-        for name in ("weight_decay", "momentum", "nesterov", "betas"):
-            before, now = group.get(name), own.get(name)
-            if (tuple(before) if isinstance(before, list) else before) != now:
-                said.add(f"{name} {now} (was {shown_value(before)})")
-        group.update(own)
-    if said:
-        log.warning("the optimiser's settings are others than those of the run that is gone on with: %s", ", ".join(sorted(said)))
-
-
 def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> dict | None:
     """The checkpoint to go on from: TRAIN.CHECKPOINT, else the run folder's newest when AUTO_RESUME or TRAIN.RESUME; or None.
 
@@ -127,10 +116,20 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) 
         saved = checkpoint.load_newest(folder, name)
     if saved is None:
         return None
+    check_settings(saved, cfg, IN_TRAINING)
     log.info("going on from %s", saved["path"])
-    if saved["seed"] != cfg.SEED:
-        log.warning("SEED is %d, the checkpoint's run had %d: the order of samples changes", cfg.SEED, saved["seed"])
     return saved
+
+
+def resumes_in(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> bool:
+    """Return whether find_checkpoint takes a checkpoint of this run folder."""
+    if restarted:
+        saved = checkpoint.load_newest(folder, experiment_name(cfg_path))
+        if saved and saved.get("job") == checkpoint.job():
+            return True
+    if cfg.TRAIN.CHECKPOINT:
+        return checkpoint.same_folder(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)).parent, folder)
+    return bool((cfg.AUTO_RESUME or cfg.TRAIN.RESUME) and checkpoint.numbers(folder))
 
 
 def cells_of(model: nn.Module) -> dict[str, list] | None:

@@ -23,7 +23,7 @@ from poise.config import data_path, experiment_name
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.datasets.truth import check_truth
-from poise.engine import checkpoint, device, logs
+from poise.engine import checkpoint, device, logs, run_folder
 from poise.engine.average import WeightAverage
 from poise.engine.debug_pictures import DebugPictures
 from poise.engine.distributed import ALONE, Processes, local_processes
@@ -31,7 +31,7 @@ from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.optimizer import build_optimizer
 from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
-from poise.engine.progress import Progress, cells_of, find_checkpoint, fitting
+from poise.engine.progress import Progress, cells_of, find_checkpoint, fitting, resumes_in
 from poise.engine.schedule import Schedule
 from poise.engine.score import deciding_text, score
 from poise.engine.step import StepFigures, train_step
@@ -82,14 +82,44 @@ class Training:
         return self.devices[0]
 
 
-def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE) -> None:
+def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE) -> Path:
     """Train as the configuration says, going on from a checkpoint where it asks for that; one of `processes`, which all call this.
 
-    Writes the run folder and the TensorBoard folder of docs/design.md, section 3. Raises Interrupted after Ctrl-C, with a
-    checkpoint written, and PoiseError for what cannot be used.
+    Writes the run folder and the TensorBoard folder of docs/design.md, section 3; returns the run folder, which no other run can use meanwhile. Raises
+    Interrupted after Ctrl-C, with a checkpoint written, and PoiseError for what cannot be used. A finished run is left as it is.
     """
-    training = build(cfg, cfg_path, processes)
-    processes.from_first(lambda: logs.make_run_folder(cfg, cfg_path))
+    logs.start_console(processes.rank)
+    with run_folder.Lock() as lock:
+        restarted = processes.any(checkpoint.restarted())
+        name = processes.from_first(lambda: run_folder.choose(
+            cfg, cfg_path, run_folder.TRAINING, lambda folder: resumes_in(cfg, cfg_path, folder, restarted), lock))
+        cfg = run_folder.named(cfg, name)
+        training = build(cfg, cfg_path, processes)
+        if processes.from_first(lambda: _is_finished(training)):
+            return training.folder
+        processes.from_first(lambda: run_folder.make(cfg, cfg_path, run_folder.TRAINING, lock))
+        _run(training, command)
+    return training.folder
+
+
+def _is_finished(training: Training) -> bool:
+    """Return whether nothing is left to train or to write, and say so; by rank 0."""
+    t, progress = training, training.progress
+    final = {"final_state.pth": device.bare(t.model)}
+    if t.average and progress.ema_epoch >= 0:
+        final["final_state_ema.pth"] = t.average.network
+    if progress.epoch < t.schedule.epochs and not stale(t) or not all(
+            checkpoint.holds(t.folder / file, network) for file, network in final.items()):
+        return False
+    checkpoint.tidy(t.folder, None)
+    log.info("%s: this run is finished: best score %.4f at epoch %d of %d, with the settings of its config.yaml; nothing is trained or written; "
+             "a later TRAIN.END_EPOCH continues it, another RUN_NAME starts a new run", t.folder, progress.best_score, progress.best_epoch, progress.epoch)
+    return True
+
+
+def _run(training: Training, command: list[str]) -> None:
+    """Train, with a log in the run folder, which is there."""
+    processes = training.processes
     logs.add_file(training.folder / "train.log", processes.rank)
     with logs.errors_in_file():
         wrap(training)
@@ -105,7 +135,6 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
 @no_garbage_collection()
 def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     """All that a training needs, as it was when its checkpoint was written where there is one to go on from. Writes nothing."""
-    logs.start_console(processes.rank)
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
     devices = device.choose_devices(cfg, processes)
     restarted = processes.any(checkpoint.restarted())
@@ -141,8 +170,6 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
         if average and "ema" not in saved:
             log.warning("%s holds no average of the weights: TRAIN.EMA_DECAY begins with them as they are", saved["path"])
             average.update(device.bare(model))
-        if saved.get("schedule", asdict(schedule)) != asdict(schedule):
-            log.warning("the schedule is another than that of the run that is gone on with")
         if progress.step and progress.sums["samples"] != min(progress.step * loader.batches.batch_size, loader.batches.samples):
             log.warning("epoch %d was begun with another batch size, number of devices or training set; it is begun again", progress.epoch)
             progress.begin(progress.epoch)
@@ -294,14 +321,14 @@ def _end_for_fault(training: Training) -> None:
     """Raise rank 0's fault, if there is one, in all processes. A checkpoint has been written."""
     fault = training.processes.from_first(lambda: training.fault and str(training.fault))
     if fault:
-        raise DataError(f"{fault}; {training.progress.kept} is written, the same command with AUTO_RESUME True goes on")
+        raise DataError(f"{fault}; {training.progress.kept} is written, {run_folder.resume_hint(training.cfg)}")
 
 
 def _save_and_stop(training: Training) -> NoReturn:
     _save(training)
     _end_for_fault(training)
     raise Interrupted(f"stopped at epoch {training.progress.epoch}, step {training.progress.step}; {training.progress.kept} is written, "
-                      "the same command with AUTO_RESUME True goes on")
+                      f"{run_folder.resume_hint(training.cfg)}")
 
 
 def train_one_epoch(training: Training, interrupt: Interrupt) -> None:

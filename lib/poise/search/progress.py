@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 from poise.config import experiment_name
 from poise.engine import checkpoint
 from poise.engine.progress import Progress, fitting
+from poise.engine.resuming import IN_SEARCH, check_settings
 from poise.errors import DataError, PoiseError
 from poise.models.genotypes import Genotype
 from poise.search.alternation import Alternation
@@ -71,15 +72,14 @@ class SearchProgress(Progress):
 
 
 def find_kept(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
-    """The run folder's checkpoint of a search, with AUTO_RESUME; or None. Raises DataError for one of another seed."""
+    """The run folder's checkpoint of a search, with AUTO_RESUME; or None. Raises ConfigError for one of other settings."""
     path = folder / NAME
     if not cfg.AUTO_RESUME or not path.exists():
         return None
     saved = checkpoint.load(path, experiment_name(cfg_path))
     if not {"architecture", "architecture_optimizer", "space", "genotype"} <= saved.keys():
         raise DataError(f"{path}: not the checkpoint of a search; remove it to begin anew")
-    if saved["seed"] != cfg.SEARCH.SEED:
-        raise DataError(f"{path}: the checkpoint of a search with SEARCH.SEED {saved['seed']}; remove it to begin anew")
+    check_settings(saved, cfg, IN_SEARCH)
     log.info("going on from %s", path)
     return saved
 

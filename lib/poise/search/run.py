@@ -15,7 +15,7 @@ from poise.datasets import build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.datasets.truth import check_truth
 from poise.engine import device as devices
-from poise.engine import logs
+from poise.engine import logs, run_folder
 from poise.engine.distributed import ALONE, Processes
 from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.predict import predict
@@ -65,11 +65,18 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
 
     Writes into OUTPUT_DIR/<dataset>/<model>/<experiment>: genotype.json, genotype_best.json (best test score), cells.svg,
     split.json, search.log, search.jsonl, search.pth, config.yaml, results/; and a TensorBoard folder as training does. Raises
-    Interrupted after Ctrl-C, with a checkpoint written, and PoiseError for what cannot be used.
+    Interrupted after Ctrl-C, with a checkpoint written, and PoiseError for what cannot be used. A finished search is left as it is.
     """
     logs.start_console(processes.rank)
     if processes.world > 1:
         raise ConfigError("a search is one process; start it without torchrun")
+    with run_folder.Lock() as lock:
+        name = run_folder.choose(cfg, cfg_path, run_folder.SEARCH, lambda folder: cfg.AUTO_RESUME and (folder / NAME).exists(), lock)
+        return _run(run_folder.named(cfg, name), cfg_path, command, lock)
+
+
+def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock) -> Genotype:
+    """The search, in the folder of its RUN_NAME."""
     loading = _as_training(cfg)
     space = Space.from_config(cfg)
     folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
@@ -102,8 +109,12 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         if progress.step and progress.sums["weights_samples"] != min(progress.step * batches.batch_size, batches.samples):
             log.warning("epoch %d was begun with another batch size or training set; it is begun again", progress.epoch)
             progress.begin(progress.epoch)
+    if progress.genotype is not None and progress.epoch >= cfg.SEARCH.EPOCHS:
+        log.info("%s: this search is finished, with the settings of its config.yaml; nothing is searched or written; "
+                 "a later SEARCH.EPOCHS continues it, another RUN_NAME starts a new search", folder)
+        return progress.genotype
 
-    logs.make_run_folder(cfg, cfg_path)
+    run_folder.make(cfg, cfg_path, run_folder.SEARCH, lock)
     logs.add_file(folder / "search.log")
     with logs.errors_in_file():
         logs.log_environment(loading, command)
@@ -210,7 +221,7 @@ def _save(search: Search) -> None:
 def _save_and_stop(search: Search) -> None:
     _save(search)
     raise Interrupted(f"stopped at epoch {search.progress.epoch}, step {search.progress.step}; {search.progress.kept} is written, "
-                      "the same command with AUTO_RESUME True goes on")
+                      f"{run_folder.resume_hint(search.cfg)}")
 
 
 def search_one_epoch(search: Search, interrupt: Interrupt) -> None:

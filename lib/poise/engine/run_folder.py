@@ -1,0 +1,134 @@
+"""Which folder a run writes to, and the lock that keeps a second run out of it.
+
+A run never replaces another's results: where its folder holds some, and it does not resume them, it
+takes the first free folder of NAME-2, NAME-3, ...
+"""
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from yacs.config import CfgNode
+
+from poise.engine import logs
+from poise.errors import ConfigError, DataError, shown
+
+log = logging.getLogger(__name__)
+
+NAME = "run.lock"
+# the files that a run cannot make again without its time; empty ones are none
+TRAINING = ("checkpoint*.pth*", "model_best*.pth", "final_state*.pth", "metrics.jsonl")
+SEARCH = ("search.pth", "search.jsonl", "genotype_best.json")
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)     # of some network file systems
+
+
+class Lock:
+    """The lock on one folder at a time, until `release` or the end of the process, however it ends.
+
+    The operating system holds it (flock, which NFS passes to its server), so a killed run leaves
+    none behind. The file names the process. Processes that are forked do not inherit the lock.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def take(self, folder: Path) -> None:
+        """Lock an existing folder. Raises ConfigError where another process has it."""
+        file = folder / NAME
+        lock = FileLock(file, timeout=0)
+        try:
+            lock.acquire()
+            file.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
+        except Timeout:
+            raise ConfigError(f"{folder}: in use by {_holder(file)}; wait for its end, or give "
+                              "another RUN_NAME") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                lock.release(force=True)
+                raise DataError(f"{file}: cannot be written ({error.strerror or error}); set "
+                                "OUTPUT_DIR to a place you may write to") from None
+            log.warning("%s: the file system has no locks; see that no other run writes there", folder)
+        self.folder, self._lock = folder, lock
+
+    def release(self) -> None:
+        """Give the folder free again; nothing where none is locked."""
+        if self._lock is not None:
+            if self._lock.is_locked:
+                # before the unlocking: a process that waited for this file sees that it is gone
+                (self.folder / NAME).unlink(missing_ok=True)
+            self._lock.release(force=True)
+        self.folder = self._lock = None
+
+
+def _holder(file: Path) -> str:
+    """Return the process that wrote a lock file, in words."""
+    try:
+        with open(file, encoding="utf-8", errors="replace") as stream:
+            pid, host = stream.read(300).split()
+    except (OSError, ValueError):       # about to be written, or removed
+        return "another process"
+    return f"process {shown(pid, 20)} on {shown(host, 100)}"
+
+
+def has_results(folder: Path, results: Sequence[str]) -> bool:
+    """Return whether a folder holds files of these patterns with something in them."""
+    return any(path.stat().st_size for pattern in results for path in folder.glob(pattern))
+
+
+def choose(cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callable[[Path], bool],
+           lock: Lock) -> str:
+    """Return the RUN_NAME of a run's folder, and lock the folder where it exists.
+
+    resumes: whether the run continues what a folder holds. Raises ConfigError for a folder in use.
+    """
+    first = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        if not folder.is_dir():
+            break
+        lock.take(folder)
+        if not has_results(folder, results) or resumes(folder):
+            break
+        lock.release()
+    if folder == first:
+        return cfg.RUN_NAME
+    log.info("%s holds the results of another run, which are kept: this one has RUN_NAME %s", first, folder.name)
+    return folder.name
+
+
+def named(cfg: CfgNode, name: str) -> CfgNode:
+    """Return `cfg` with this RUN_NAME."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.RUN_NAME = name
+    cfg.freeze()
+    return cfg
+
+
+def make(cfg: CfgNode, cfg_path: str, results: Sequence[str], lock: Lock) -> Path:
+    """Make and lock the folder that was chosen. Raises ConfigError where another run was faster."""
+    folder = logs.make_run_folder(cfg, cfg_path)
+    if lock.folder != folder:
+        lock.take(folder)
+        if has_results(folder, results):
+            raise ConfigError(f"{folder}: another run has written there in the meantime; start this one again")
+    return folder
+
+
+def resume_hint(cfg: CfgNode) -> str:
+    """Return how the run is resumed, for the message that ends it."""
+    name = f" RUN_NAME {cfg.RUN_NAME}" if cfg.RUN_NAME else ""
+    return f"the same command with AUTO_RESUME True{name} goes on"
