@@ -34,7 +34,13 @@ def annotations() -> list[bytes]:
     crowd = persons()
     crowd["annotations"][1] |= {"iscrowd": 1, "segmentation": {"counts": [1, 2], "size": [3, 3]}}
     crowd["annotations"][2]["keypoints"] = [0] * 51
-    return [json.dumps(persons()).encode(), json.dumps(crowd, indent=1).encode()]
+    text = persons()
+    for part in text.values():
+        for entry in part:
+            keys = {"id", "image_id", "category_id", "iscrowd"} & entry.keys()
+            entry.update({key: str(entry[key]) for key in keys})
+    text["categories"].insert(0, {"id": 0, "name": "person"})
+    return [json.dumps(content, indent=indent).encode() for content, indent in ((persons(), None), (crowd, 1), (text, None))]
 
 
 def mpii() -> list[bytes]:
@@ -44,7 +50,9 @@ def mpii() -> list[bytes]:
 
 def detections() -> list[bytes]:
     box = {"image_id": 1, "category_id": 1, "bbox": [1.5, 2, 30, 40], "score": 0.9}
-    return [json.dumps([box, box | {"image_id": 2}, box | {"score": 0.01}, box | {"category_id": 3}]).encode()]
+    boxes = [box, box | {"image_id": 2}, box | {"score": 0.01}, box | {"category_id": 3}]
+    text = [{**each, "image_id": str(each["image_id"]), "category_id": "1"} for each in boxes]
+    return [json.dumps(each).encode() for each in (boxes, text)]
 
 
 def results() -> list[bytes]:

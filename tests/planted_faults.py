@@ -332,6 +332,7 @@ def _flipped(data: bytearray) -> None:
 IMAGES = [
     _pictured("missing", lambda path: None, "cannot read the image (No such file or directory)"),
     _pictured("missing, in training", lambda path: None, "cannot read the image (No such file or directory)", "train"),
+    _pictured("missing, and there with an ending in capitals", lambda path: path.with_suffix(".JPG").write_bytes(b"") and None, "(No such file or directory); check DATASET.ROOT and the annotation file; there is "),
     _pictured("empty", lambda path: b"", "the image file is empty; fetch it again"),
     _pictured("cut off", lambda path: lambda data: data[:2000], "the image file is cut off; fetch it again"),
     _pictured("a page of a web server", lambda path: b"404: not found\n", "not an image that OpenCV can read"),

@@ -169,6 +169,9 @@ def test_areas_of_the_file_do_not_count():
 
 def test_images_without_crowd_index():
     truth, results = made_crowd(3)
+    truth["images"][4]["crowdIndex"] = "0.9"
+    with pytest.raises(DataError, match="of the ground truth has crowdIndex '0.9', by which CrowdPose"):
+        ours(truth, results)
     del truth["images"][4]["crowdIndex"]
     with pytest.raises(DataError, match=f"image {truth['images'][4]['id']} of the ground truth has no crowdIndex.*metric: oks"):
         ours(truth, results)

@@ -293,7 +293,7 @@ def test_validation_loss_decides_where_nobody_counts(
     assert not same_weights(folder / "model_best.pth", folder / "final_state.pth")
     log = (folder / "train.log").read_text()
     assert log.count("best score so far: validation loss 0.") == 2
-    assert "done: best score validation loss 0.100000, as the metric counts nobody at epoch 1" in log
+    assert "done: best score validation loss 0.100000 (nobody counts in the metric) at epoch 1" in log
 
 
 def test_loss_decides_for_no_figure_alone():

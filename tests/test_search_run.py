@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,23 @@ def test_half_a_search_with_tests_in_between(dataset, metric, mode, tmp_path, sm
     assert len(lines[best]["genotype"]) == (3 if mode == "decoder" else 2)
     for kind, edges in kept_best.cells().items():
         assert edges == (tuple(map(tuple, lines[best]["genotype"][kind])) if kind in lines[best]["genotype"] else given.cells()[kind])
+
+
+def test_search_says_that_nobody_counts_before_it_begins(
+    tiny_search, small_set, tmp_path, monkeypatch
+):
+    root = shutil.copytree(small_set, tmp_path / "set")
+    path = root / "annotations" / "person_keypoints_val2017.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["num_keypoints"] = 0
+    path.write_text(json.dumps(content))
+    lines = []
+    monkeypatch.setattr(run, "_epochs", lambda search, interrupt: lines.append("first epoch"))
+    monkeypatch.setattr(run.log, "warning", lambda line, *values: lines.append(line % values))
+    search(tiny_search, "DATASET.ROOT", root, "SEARCH.EVAL_INTERVAL", 1)
+    said = [line for line in lines if "test set val2017: scoring: every AP is -1" in line]
+    assert len(said) == 1 and lines.index(said[0]) < lines.index("first epoch")
 
 
 def test_the_best_of_an_earlier_search_does_not_stay(tiny_search):

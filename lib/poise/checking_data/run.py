@@ -79,7 +79,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
         table = read_table(cfg, train=train)
         if not train:
             check_truth(cfg, table)
-            _check_scored(cfg, found)
+            check_scored(cfg, found)
     except PoiseError as error:
         found.fault(f"a run would end with: {error}")
     if columns is not None:
@@ -94,7 +94,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
     return result
 
 
-def _check_scored(cfg: CfgNode, found: Findings) -> None:
+def check_scored(cfg: CfgNode, found: Findings) -> None:
     """Find a test set of which nobody counts in the AP. Raises DataError as labels."""
     scored = set_files(cfg, cfg.DATASET.TEST_SET).labelled and dataset_of(cfg).metric != "pckh"
     reason = nobody_counts(labels(cfg)) if scored else ""
@@ -230,7 +230,7 @@ def look(cfg: CfgNode, train: tuple[PersonTable, ImageFolder | ImageFolders], te
             signs.append(left_right.check(found, persons.joints, persons.labelled, persons.skeleton))
         people.dropped(found, table)
         if table is test[0]:
-            _check_scored(cfg, found)
+            check_scored(cfg, found)
         seen.append([])
         for name, (own, names, places) in _by_folder(table, folder).items():
             mine = Findings(f"DATASET.MIX.{name}") if name else found

@@ -70,7 +70,7 @@ def deciding(figure: float, loss: float | None) -> float:
 def deciding_text(figure: float) -> str:
     """Return a figure of `deciding` for the log."""
     if figure < -1 and np.isfinite(figure):
-        return f"validation loss {-1.0 - figure:.6f}, as the metric counts nobody"
+        return f"validation loss {-1.0 - figure:.6f} (nobody counts in the metric)"
     return f"{figure:.4f}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from poise.errors import DataError
+from poise.errors import DataError, shown_value
 from poise.metrics import keypoint_ap
 from poise.metrics.coco_ap import Truth, curves, nothing_found, refuse_strange_images
 
@@ -49,6 +49,7 @@ def crowd_indices(truth: dict) -> dict[int, float]:
     for image in truth["images"]:
         index = image.get("crowdIndex")
         if isinstance(index, bool) or not isinstance(index, (int, float)) or not np.isfinite(index):
-            raise DataError(f"image {image.get('id')} of the ground truth has no crowdIndex, by which CrowdPose tells easy from hard images; "
+            fault = f"crowdIndex {shown_value(index, 60)}" if "crowdIndex" in image else "no crowdIndex"
+            raise DataError(f"image {image.get('id')} of the ground truth has {fault}, by which CrowdPose tells easy from hard images; "
                             "metric: oks in the dataset file does without")
     return {image["id"]: float(image["crowdIndex"]) for image in truth["images"]}

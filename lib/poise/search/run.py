@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
+from poise.checking_data.findings import Findings
+from poise.checking_data.run import check_scored
 from poise.datasets import build_loader, read_set
 from poise.datasets.persons import BatchLoader
 from poise.datasets.truth import check_truth
@@ -90,6 +92,10 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
     test_set = read_set(loading, train=False) if cfg.SEARCH.EVAL_INTERVAL else None
     if test_set:
         check_truth(cfg, test_set[0])
+        found = Findings(f"test set {cfg.DATASET.TEST_SET}")
+        check_scored(cfg, found)
+        for finding in found.found:
+            log.warning("%s", finding)
     on_gpu = device.type == "cuda"
     loaders = [build_loader(loading, part, images, train=True, on_gpu=on_gpu) for part in halves.tables(table)]
     test_loader = build_loader(loading, *test_set, train=False, on_gpu=on_gpu) if test_set else None
