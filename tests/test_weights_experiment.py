@@ -87,7 +87,7 @@ def test_weight_file_holds_no_path_of_the_machine(trained):
 def test_overrides_of_a_weight_file_alone_are_applied(trained):
     _, file = trained("resnet")
     assert PoseEstimator(file, device="cpu", overrides=["TEST.BOX_MARGIN", [2.0, 2.0]]).cfg.TEST.BOX_MARGIN == [2.0, 2.0]
-    with pytest.raises(DataError, match="unknown key TEST.NO"):
+    with pytest.raises(ConfigError, match="overrides: unknown key TEST.NO"):
         PoseEstimator(file, device="cpu", overrides=["TEST.NO", 1])
 
 

@@ -36,11 +36,11 @@ def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     return _overridden(cfg, overrides, "command line", str(path))
 
 
-def from_values(values: dict, source: str, overrides: Sequence[Any] = ()) -> CfgNode:
+def from_values(values: dict, source: str) -> CfgNode:
     """Return the frozen configuration of nested `values`; source: what errors name."""
     cfg = default_config()
     _merge(cfg, values, source)
-    return _overridden(cfg, overrides, "overrides", source)
+    return _overridden(cfg, (), source, source)
 
 
 def changed(cfg: CfgNode, overrides: Sequence[Any], source: str = "overrides") -> CfgNode:

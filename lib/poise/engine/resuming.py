@@ -53,7 +53,8 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
         return
     groups = parse_yaml(saved["config"], saved["path"], DataError)
     if not isinstance(groups, dict):
-        raise DataError(f"{saved['path']}: its configuration cannot be read; remove it to begin anew")
+        raise DataError(f"{saved['path']}: its configuration cannot be read; "
+                        "remove it to begin anew")
     before, now, defaults = dict(flat(groups)), dict(flat(cfg)), dict(flat(default_config()))
     may, must_not = [], []
     for key in sorted(before.keys() | now.keys()):
@@ -66,9 +67,10 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
             (may if _may_change(key, was, is_, saved, now) else must_not).append(said)
     if must_not:
         more = f" and {len(must_not) - _MOST_SHOWN} more" if len(must_not) > _MOST_SHOWN else ""
-        raise ConfigError(f"{saved['path']}: this run was trained with other settings: "
-                          f"{', '.join(must_not[:_MOST_SHOWN])}{more}; restore them, or start a new "
-                          "run: with another RUN_NAME, or without AUTO_RESUME and TRAIN.CHECKPOINT")
+        listed = ", ".join(must_not[:_MOST_SHOWN])
+        raise ConfigError(f"{saved['path']}: this run was trained with other settings: {listed}"
+                          f"{more}; restore them, or start a new run: with another RUN_NAME, or "
+                          "without AUTO_RESUME and TRAIN.CHECKPOINT")
     if may:
         log.info("settings that the checkpoint does not have: %s", ", ".join(may))
 
@@ -83,7 +85,8 @@ def _may_change(key: str, was: Any, now: Any, saved: dict[str, Any], cfg: dict[s
     if _is_one_of(key, _FILES):
         return Path(str(was)).name == Path(str(now)).name
     if key in ("TRAIN.END_EPOCH", "TRAIN.ITERATIONS"):      # the rates so far depend on the length
-        return cfg["TRAIN.LR_SCHEDULE"] == "step" or key == "TRAIN.END_EPOCH" and cfg["TRAIN.ITERATIONS"] > 0
+        unused = key == "TRAIN.END_EPOCH" and cfg["TRAIN.ITERATIONS"] > 0
+        return unused or cfg["TRAIN.LR_SCHEDULE"] == "step"
     if key in ("TRAIN.LR_STEP", "SEARCH.LR_STEP"):
         begun = saved["epoch"] if saved["step"] else saved["epoch"] - 1
         return isinstance(was, list) and _passed(was, begun) == _passed(now, begun)
@@ -92,4 +95,5 @@ def _may_change(key: str, was: Any, now: Any, saved: dict[str, Any], cfg: dict[s
 
 def _passed(milestones: list, epoch: int) -> list:
     """Return the milestones of the epochs that have begun."""
-    return sorted(value for value in milestones if isinstance(value, (int, float)) and value <= epoch)
+    return sorted(
+        value for value in milestones if isinstance(value, (int, float)) and value <= epoch)

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -60,7 +61,8 @@ class Lock:
                 lock.release(force=True)
                 raise DataError(f"{file}: cannot be written ({error.strerror or error}); set "
                                 "OUTPUT_DIR to a place you may write to") from None
-            log.warning("%s: the file system has no locks; see that no other run writes there", folder)
+            log.warning(
+                "%s: the file system has no locks; see that no other run writes there", folder)
         self.folder, self._lock = folder, lock
 
     def release(self) -> None:
@@ -68,7 +70,8 @@ class Lock:
         if self._lock is not None:
             if self._lock.is_locked:
                 # before the unlocking: a process that waited for this file sees that it is gone
-                (self.folder / NAME).unlink(missing_ok=True)
+                with suppress(OSError):     # Windows cannot remove a file that is open
+                    (self.folder / NAME).unlink()
             self._lock.release(force=True)
         self.folder = self._lock = None
 
@@ -85,7 +88,8 @@ def _holder(file: Path) -> str:
 
 def has_results(folder: Path, results: Sequence[str]) -> bool:
     """Return whether a folder holds files of these patterns with something in them."""
-    return any(path.stat().st_size for pattern in results for path in folder.glob(pattern))
+    return any(path.exists() and path.stat().st_size
+               for pattern in results for path in folder.glob(pattern))
 
 
 def choose(cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callable[[Path], bool],
@@ -105,7 +109,8 @@ def choose(cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callabl
         lock.release()
     if folder == first:
         return cfg.RUN_NAME
-    log.info("%s holds the results of another run, which are kept: this one has RUN_NAME %s", first, folder.name)
+    log.info("%s holds the results of another run, which are kept: this one has RUN_NAME %s",
+             first, folder.name)
     return folder.name
 
 
@@ -124,7 +129,8 @@ def make(cfg: CfgNode, cfg_path: str, results: Sequence[str], lock: Lock) -> Pat
     if lock.folder != folder:
         lock.take(folder)
         if has_results(folder, results):
-            raise ConfigError(f"{folder}: another run has written there in the meantime; start this one again")
+            raise ConfigError(f"{folder}: another run has written there in the meantime; "
+                              "start this one again")
     return folder
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from yacs.config import CfgNode
 
-from poise.config.loading import from_values
+from poise.config.loading import changed, from_values
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
 from poise.models.genotypes import GENOTYPES, Genotype
@@ -87,7 +87,8 @@ def experiment_of(file: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """
     weights = read_weight_file(file)
     if not weights.experiment:
-        raise ConfigError(f"{file}: the experiment is not known; give its YAML file (tools: --cfg FILE is needed)")
+        raise ConfigError(f"{file}: the experiment is not known; give its YAML file "
+                          "(tools: --cfg FILE is needed)")
     try:
         content = _content(weights.experiment, file)
         values = _wanted(_settings(content, file))
@@ -95,7 +96,7 @@ def experiment_of(file: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
         values["DATASET"] |= _dataset(content.get("dataset"), str(file))
         if values.get("MODEL", {}).get("GENOTYPE", "posenas") not in GENOTYPES:
             values["MODEL"]["GENOTYPE"] = _genotype(content.get("genotype"), str(file))
-        cfg = from_values(values, f"{file}: its experiment", overrides)
+        cfg = from_values(values, f"{file}: its experiment")
         _check_extent(cfg, weights.state, file)
     except DataError:
         raise
@@ -104,7 +105,7 @@ def experiment_of(file: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
         raise DataError(said if said.startswith(str(file)) else f"{file}: {said}") from None
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise _not_ours(file, type(error).__name__) from None
-    return cfg
+    return changed(cfg, overrides)
 
 
 def _wanted(groups: dict[str, Any]) -> dict[str, Any]:
