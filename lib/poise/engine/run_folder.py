@@ -101,7 +101,7 @@ def choose(cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callabl
     first = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
     for number in itertools.count(1):
         folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # not Path.is_dir, which raises for a name that is too long
             break
         lock.take(folder)
         if not has_results(folder, results) or resumes(folder):
