@@ -1,5 +1,4 @@
 """Whole runs of a very small network: what they write, and that they come out the same however they are cut up."""
-import argparse
 import json
 import logging
 import math
@@ -19,7 +18,7 @@ import yaml
 from torch import nn
 
 from conftest import ROOT, TINY
-from poise import config, tool_arguments, weights
+from poise import config, weights
 from poise.datasets import build_loader, read_set
 from poise.datasets.persons import EpochBatches
 from poise.engine import checkpoint, device, interrupt, logs, progress, schedule, score, test, threads, train
@@ -581,20 +580,6 @@ def test_wishes_that_a_test_cannot_fulfil(tiny_experiment, reference, metrics, o
     with pytest.raises(ConfigError, match=said):
         test.run(cfg, str(tiny_experiment), ["test"], metrics=metrics, out=out)
     assert not (tiny_experiment.parent / "output").exists()
-
-
-@pytest.mark.parametrize("words, metrics, keys", [
-    ([], [], []), (["mAP"], ["mAP"], []), (["mAP", "TEST.FLIP_TEST", "True"], ["mAP"], ["TEST.FLIP_TEST", "True"]), (["a", "b", "SEED", "3"], ["a", "b"], ["SEED", "3"]),
-    (["GPUS", "()"], [], ["GPUS", "()"]), (["mAP", "TEST.X.Y", "mAP"], ["mAP"], ["TEST.X.Y", "mAP"]),
-])
-def test_words_before_keys(words, metrics, keys):
-    assert tool_arguments.words_before_keys(words) == (metrics, keys)
-
-
-def test_options_after_keys(tiny_experiment):
-    arguments = argparse.Namespace(cfg=str(tiny_experiment), overrides=["SEED", "1", "--out", "r.pkl"], modelDir="", logDir="", dataDir="")
-    with pytest.raises(ConfigError, match="--out: options stand before the first KEY VALUE"):
-        tool_arguments.experiment(arguments)
 
 
 def test_detected_boxes(tiny_experiment, reference, small_set):

@@ -11,9 +11,9 @@ from poise.errors import ConfigError, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import add_experiment_arguments
+    from poise.tool_arguments import ToolParser, add_experiment_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", metavar="FOLDER", help="where the pictures go; default OUTPUT_DIR/browse and the experiment's name")
     parser.add_argument("--count", type=int, default=32, metavar="N", help="samples in the mosaic; default 32")
     parser.add_argument("--epoch", type=int, default=0, metavar="N", help="the epoch whose order and augmentation are drawn; default 0")

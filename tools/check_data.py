@@ -11,9 +11,9 @@ from poise.errors import run_tool
 
 
 def main() -> int:
-    from poise.tool_arguments import add_experiment_arguments, experiment
+    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", metavar="FILE", help="where the page goes; default OUTPUT_DIR/<dataset>/check_data/<experiment>.html")
     parser.add_argument("--no-page", action="store_true", help="write no page")
     parser.add_argument("--pictures", type=int, default=12, metavar="N", help="pictures of each kind and set on the page; default 12")

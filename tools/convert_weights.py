@@ -11,14 +11,16 @@ FORMATS = ("poise", "simplebaseline", "hrnet", "mspn", "posenas", "moganet", "mm
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from poise.tool_arguments import ToolParser, add_overrides
+
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="weight file to read")
     parser.add_argument("target", metavar="OUT", help="weight file to write")
     parser.add_argument("--to", required=True, choices=FORMATS, help="names and wrapping of the written file")
     parser.add_argument("--cfg", metavar="FILE", help="experiment whose network the weights must fit")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the experiment, overridden")
-    args = parser.parse_intermixed_args()     # KEY VALUE may stand behind the options
+    add_overrides(parser)
+    args = parser.parse_args()
     from poise import config, models
     from poise.errors import ConfigError
     from poise.weights import converting, experiment

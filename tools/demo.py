@@ -9,9 +9,9 @@ from poise.errors import DEBUG_VARIABLE, INTERRUPTED, ConfigError, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import add_experiment_arguments
+    from poise.tool_arguments import ToolParser, add_experiment_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, epilog="docs/demo.md has examples and the form of the JSON. POISE_DEBUG=1 shows tracebacks.")
+    parser = ToolParser(description=__doc__, epilog="docs/demo.md has examples and the form of the JSON. POISE_DEBUG=1 shows tracebacks.")
     parser.add_argument("--weights", default="", metavar="FILE",
                         help="weights of the pose network; those of a training of Poise and .onnx files need no --cfg; default TEST.MODEL_FILE, else the best ones of the run folder")
     parser.add_argument("--input", required=True, metavar="WHAT", help="a picture, a folder, a pattern in quotes, a video, or the number of a camera")

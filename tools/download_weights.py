@@ -15,7 +15,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="fetch anew what is there")
     parser.add_argument("--to", metavar="DIR", help="folder to put the files into, instead of where experiments expect them")
     parser.add_argument("--zoo", metavar="FILE", help="another list of released weights")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if not args.names and not args.list:
         parser.error("give NAME or --list")
     from poise import zoo

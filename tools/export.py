@@ -14,9 +14,9 @@ FORMATS = ("onnx", "torchscript", "torch_export")
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import add_experiment_arguments
+    from poise.tool_arguments import ToolParser, add_experiment_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, metavar="FILE", help="weight file of any family's format, or a checkpoint of a training")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="default onnx, which needs the extra: pip install 'poise[onnx]'")
     parser.add_argument("--out", metavar="FILE", help="the file to write; default beside the weights, with the format's ending")

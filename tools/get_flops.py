@@ -7,9 +7,9 @@ from poise.errors import ConfigError, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import add_experiment_arguments
+    from poise.tool_arguments import ToolParser, add_experiment_arguments
 
-    parser = argparse.ArgumentParser(description="Parameters and operations of an experiment's network, per layer and in total.")
+    parser = ToolParser(description="Parameters and operations of an experiment's network, per layer and in total.")
     parser.add_argument("--shape", nargs="+", metavar=("H", "W"),
                         help="input height and width in pixels; one number is a square; default MODEL.IMAGE_SIZE")
     parser.add_argument("--rule", choices=("macs", "mmcv"), default="macs",
@@ -23,12 +23,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.depth is not None and args.depth < 0:
         raise ConfigError(f"--depth {args.depth}: must be 0 or more")
-    # argparse gives --shape every word up to the next option; those that are no numbers begin the overrides
     words = args.shape or []
-    numbers = next((i for i, word in enumerate(words) if not word.isascii() or not word.isdecimal()), len(words))
-    args.shape, args.overrides = [int(word) for word in words[:numbers]], words[numbers:] + args.overrides
-    if words and numbers not in (1, 2):
+    if len(words) > 2 or not all(word.isascii() and word.isdecimal() for word in words):
         raise ConfigError(f"--shape {' '.join(words)}: takes a height and a width in pixels, or one number for both")
+    args.shape = [int(word) for word in words]
     return args
 
 

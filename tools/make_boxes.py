@@ -1,13 +1,12 @@
 """A detection file for TEST.USE_GT_BBOX False: python tools/make_boxes.py --cfg FILE --detector NAME|FILE.onnx [--out FILE] [KEY VALUE ...]"""
-import argparse
 
 from poise.errors import ConfigError, run_tool
 
 
 def main() -> int:
-    from poise.tool_arguments import add_experiment_arguments, experiment
+    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--detector", required=True, metavar="NAME", help="an .onnx detector, or one of torchvision's (fetched at first use); see docs/demo.md")
     parser.add_argument("--detector-weights", default="", metavar="FILE", help="own weights for torchvision's detector, instead of fetching its own")
     parser.add_argument("--score-threshold", type=float, default=0.05, metavar="P", help="boxes of a lower score are left out; default 0.05, for the "

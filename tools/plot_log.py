@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder or metrics.jsonl")
     parser.add_argument("--output", metavar="FILE", help="a .png, or an .html page that needs nothing else; default: curves.png beside the first run's log")
     parser.add_argument("--figures", nargs="+", default=[], metavar="NAME", help="figures of the log to draw, each in a chart of its own, instead of the usual ones")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:

@@ -7,9 +7,9 @@ from poise.errors import run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import add_experiment_arguments
+    from poise.tool_arguments import ToolParser, add_experiment_arguments
 
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description="Print every key of an experiment as YAML that --cfg takes, with the default beside each value that is another.")
     shorter = parser.add_mutually_exclusive_group()
     shorter.add_argument("--diff", action="store_true", help="only the keys that differ from the defaults, and the file that sets each")

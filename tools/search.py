@@ -5,15 +5,13 @@ from poise.errors import INTERRUPTED, run_tool
 
 
 def main() -> int:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment, words_before_keys
+    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=__doc__)
     parser.add_argument("--random", nargs="+", default=None, metavar="SEED",
                         help="search nothing: draw genotypes from the same space, one for each seed, and write them to the run folder")
     add_experiment_arguments(parser)
     args = parser.parse_args()
-    words, keys = words_before_keys(args.random or [])
-    args.overrides = keys + args.overrides
     cfg = experiment(args)
     from poise.engine import interrupt
     from poise.engine.distributed import joined
@@ -21,10 +19,10 @@ def main() -> int:
     from poise.search import run
 
     if args.random is not None:
-        wrong = [word for word in words if not word.isascii() or not word.isdecimal()]
-        if wrong or not words:
+        wrong = [word for word in args.random if not word.isascii() or not word.isdecimal()]
+        if wrong:
             raise ConfigError(f"--random {' '.join(args.random)}: takes one or more seeds, whole numbers from 0 on")
-        run.write_random(cfg, args.cfg, [int(word) for word in words])
+        run.write_random(cfg, args.cfg, [int(word) for word in args.random])
         return 0
     with joined() as processes:
         try:

@@ -6,15 +6,13 @@ from poise.errors import run_tool
 
 def main() -> int:
     from poise.garbage import no_garbage_collection
-    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment, words_before_keys
+    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=f"{__doc__}, also under torchrun")
     parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions here too, as mmpose's tools/test.py does")
     parser.add_argument("--eval", nargs="+", default=[], metavar="NAME", help="mAP for COCO, PCKh for MPII; evaluated with and without it, as in mmpose")
     add_experiment_arguments(parser)
     args = parser.parse_args()
-    metrics, keys = words_before_keys(args.eval)
-    args.overrides = keys + args.overrides
     from poise.engine.distributed import joined
 
     with joined() as processes:
@@ -22,7 +20,7 @@ def main() -> int:
         with no_garbage_collection():
             from poise.engine import test
 
-        test.run(cfg, args.cfg, sys.argv, processes, metrics=metrics, out=args.out)
+        test.run(cfg, args.cfg, sys.argv, processes, metrics=args.eval, out=args.out)
     return 0
 
 
