@@ -248,6 +248,19 @@ def test_what_a_score_needs(made, tiny_mpii_experiment, tmp_path, small_mpii_set
 # images ----------------------------------------------------------------------------------------------------------------------------
 
 
+def test_persons_whose_flags_are_all_0_do_not_count_as_used(made):
+    """The coordinates are there, and num_keypoints says so."""
+    def change(content):
+        for person in persons(content)[:2]:
+            person["keypoints"][2::3] = [0] * 5
+
+    edit(made, change)
+    used = "train set train: persons: 58 of 60 are used, 3.3 % dropped: 40 of another category, 2 without labelled joints"
+    assert used in found(made, "note")
+    (line,) = found(made)
+    assert "2 annotations have num_keypoints above 0 and no labelled joint (annotation 5, " in line
+
+
 def test_nobody_who_counts_is_found_before_training(made):
     edit(made, lambda c: [p.update(num_keypoints=0) for p in persons(c)] and None, "val")
     line = ("test set val: scoring: every AP is -1: no person counts; of 36 annotations 0 are crowds, "

@@ -152,6 +152,10 @@ def _persons(found: Findings, columns: Arrays, data: DatasetFile) -> tuple[Peopl
                     f"image {some(columns['image_id'][~listed])})")
     keypoints = columns["keypoints"]
     kept = listed & ~columns["crowd"] & (keypoints[:, :, 2] != 0).any(axis=1)
+    bare = listed & ~columns["crowd"] & ~kept & (columns["counted"] > 0)
+    if bare.any():
+        found.fault(f"visibility: {bare.sum()} annotations have num_keypoints above 0 and no labelled joint (annotation "
+                    f"{some(columns['ids'][bare])}); training leaves them out, the AP counts them as missed")
     return People(data.skeleton, columns["ids"][kept], order[place[kept]], keypoints[kept, :, :2], keypoints[kept, :, 2], columns["boxes"][kept],
                   columns["image_sizes"], columns["area"][kept]), columns["counted"][kept]
 
