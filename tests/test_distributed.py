@@ -365,9 +365,9 @@ def test_two_processes_write_one_set_of_files(of_two):
     assert [line["epoch"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())] == [0, 1]
     assert len(list((path.parent / "log" / "coco" / "pose_res2net").iterdir())) == 1
     log = (folder / "train.log").read_text()
-    for once in ("train set train2017: ", "command: tools/train.py", "DistributedDataParallel over gloo", "epoch 1: train loss", "done: best score"):
+    for once in ("train set train2017: ", "command: tools/train.py", "DistributedDataParallel over gloo", "epoch 1/2: train loss", "done: best score"):
         assert log.count(once) == 1 and first.out.count(once) == 1, once
-    assert "24 samples a step, epochs 0 to 1" in log and "epoch 0 [3/3]" in log
+    assert "24 samples a step, epochs 0 to 1" in log and "epoch 0/2 [3/3]" in log
     assert second.out == second.err == "" and first.err == ""
     checkpoint = state_of(folder / "checkpoint.pth")
     assert checkpoint["epoch"] == 2 and not [name for name in checkpoint["state_dict"] if name.startswith("module.")]
@@ -409,7 +409,7 @@ def test_going_on_with_another_number_of_processes(together, tiny):
     together(2, stopped_here, tiny, ("TRAIN.END_EPOCH", 1), 0, 1)
     together(3, train_here, tiny, ("TRAIN.END_EPOCH", 1, "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 8))
     log = (folder_of(tiny) / "train.log").read_text()
-    assert "going on at epoch 0, step 1" in log and "begun again" not in log and "epoch 0 [3/3]" in log
+    assert "going on at epoch 0, step 1" in log and "begun again" not in log and "epoch 0/1 [3/3]" in log
     assert state_of(folder_of(tiny) / "checkpoint.pth")["epoch"] == 1
 
 

@@ -163,8 +163,8 @@ def test_job_that_restarts_itself(together, tiny):
     together(2, train_here, undisturbed, overrides)
     job = torchrun(tiny, *overrides, restarts=2)
     try:
-        kill_rank(job, 1, "epoch 0 [3/")
-        kill_rank(job, 0, "epoch 1 [2/")
+        kill_rank(job, 1, "epoch 0/4 [3/")
+        kill_rank(job, 0, "epoch 1/4 [2/")
         out, err = job.communicate(timeout=300)
     finally:
         end(job)
@@ -178,7 +178,7 @@ def test_a_rank_that_dies_ends_the_job(tiny):
     """With a report that names it, within seconds."""
     job = torchrun(tiny, "TRAIN.BATCH_SIZE_PER_GPU", 6, "PRINT_FREQ", 1)
     try:
-        victim = kill_rank(job, 1, "epoch 0 [2/")
+        victim = kill_rank(job, 1, "epoch 0/4 [2/")
         begin = time.monotonic()
         out, err = job.communicate(timeout=120)
     finally:
@@ -194,7 +194,7 @@ def test_sigusr1_to_torchrun(tiny, handled):
     signals = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1") if handled else ()
     job = torchrun(tiny, "TRAIN.BATCH_SIZE_PER_GPU", 6, "PRINT_FREQ", 1, "TRAIN.END_EPOCH", 1000, "TRAIN.EVAL_INTERVAL", 1000, options=signals)
     try:
-        wait_for_line(job, "epoch 0 [2/")
+        wait_for_line(job, "epoch 0/1000 [2/")
         workers = list(descendants(job.pid))
         assert len(workers) == 2
         job.send_signal(signal.SIGUSR1)
@@ -226,7 +226,7 @@ def test_two_machines_of_which_one_loses_its_process(together, tiny):
                 for pid, variables in descendants(job.pid).items():
                     ranks |= {variable: (job, pid) for variable in variables if variable in ("RANK=0", "RANK=1")}
             time.sleep(0.1)
-        wait_for_line(ranks["RANK=0"][0], "epoch 1 [2/")
+        wait_for_line(ranks["RANK=0"][0], "epoch 1/4 [2/")
         os.kill(ranks["RANK=1"][1], signal.SIGKILL)
         said = [job.communicate(timeout=200) for job in (ranks["RANK=0"][0], ranks["RANK=1"][0])]
     finally:

@@ -220,7 +220,7 @@ def test_folder_in_use_is_refused_and_free_after_sigkill(small_set, tmp_path):
     process = subprocess.Popen([sys.executable, str(ROOT / "tools/train.py"), "--cfg", str(path), *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                env={**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}, start_new_session=True)
     try:
-        assert any(line.startswith("epoch 0 [3/") for line in process.stdout)
+        assert any(line.startswith("epoch 0/5000 [3/") for line in process.stdout)
         folder = folder_of(path)
         for overrides in ((), ("AUTO_RESUME", True)):
             with pytest.raises(ConfigError, match=rf"{folder}: in use by process {process.pid} on {os.uname().nodename}; wait for its end") as error:

@@ -145,7 +145,7 @@ def test_log_of_a_search(reference):
                  "epochs 0 to 2, architecture from epoch 1 on", "epoch 2, upsample1: probabilities in per cent", "2 to 5", "seed: 2",
                  "train what was found with MODEL.GENOTYPE"):
         assert part in said, part
-    assert said.index("GB at the peak") < said.index("epoch 0 [")
+    assert said.index("GB at the peak") < said.index("epoch 0/3 [")
     assert "epoch 0, normal" not in said and said.count("normal    ") == 2
 
 
@@ -261,7 +261,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(tiny_search, reference
     command = [sys.executable, str(ROOT / "tools/search.py"), "--cfg", str(tiny_search)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     try:
-        said = next((line for line in process.stdout if line.startswith("epoch 2 [2/")), "")
+        said = next((line for line in process.stdout if line.startswith("epoch 2/3 [2/")), "")
         assert said, process.stderr.read()
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -75,7 +75,7 @@ def test_gradients_of_parts_add_up(tiny_experiment):
 def test_a_run_in_parts(tiny_experiment):
     folder = run_train(tiny_experiment, "TRAIN.ACCUMULATE", 2, "TRAIN.END_EPOCH", 1, "DEBUG.DEBUG", True, "DEBUG.SAVE_BATCH_IMAGES_GT", True)
     log = (folder / "train.log").read_text()
-    assert "16 samples a step in 2 parts, epochs 0 to 0" in log and "epoch 0 [4/4]" in log and len(list((folder / "debug").iterdir())) == 2
+    assert "16 samples a step in 2 parts, epochs 0 to 0" in log and "epoch 0/1 [4/4]" in log and len(list((folder / "debug").iterdir())) == 2
     saved = state_of(folder / "checkpoint.pth")
     assert saved["optimizer"]["state"][0]["step"] == 4 and metrics_of(folder)[0]["train_loss"] > 0
 
@@ -254,7 +254,7 @@ def test_a_step_that_overflows_is_left_out(tiny_experiment, monkeypatch):
     assert (line["overflows"], line["loss_scale"]) == (1, 2.0**15) and saved["scaler"]["scale"] == 2.0**15
     assert saved["optimizer"]["state"][0]["step"] == 6, "7 steps, of which one was left out"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state_of(folder / "final_state.pth").values())
-    assert "epoch 0: 1 steps left out for gradients that overflowed, loss scale 32768" in (folder / "train.log").read_text()
+    assert "epoch 0/1: 1 steps left out for gradients that overflowed, loss scale 32768" in (folder / "train.log").read_text()
     monkeypatch.setattr(train, "build_loss", lambda cfg: Overflowing(math.inf))
     run_train(tiny_experiment, "AMP", "fp16", "AUTO_RESUME", True)
     assert [(line["overflows"], line["loss_scale"]) for line in metrics_of(folder)] == [(1, 2.0**15), (0, 2.0**15)]

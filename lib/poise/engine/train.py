@@ -216,11 +216,11 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
         if asked:
             _save_and_stop(t)
         values = {"epoch": epoch, "lr": t.schedule.rate(epoch * t.schedule.steps_per_epoch + progress.step - 1), **progress.averages()}
-        log.info("epoch %d: train loss %.6f, accuracy %.3f, %.1f images/s, %.0f %% of the time waiting for data", epoch,
+        log.info("epoch %d/%d: train loss %.6f, accuracy %.3f, %.1f images/s, %.0f %% of the time waiting for data", epoch, t.schedule.epochs,
                  values["train_loss"], values["train_acc"], values["images_per_second"], 100 * values["data_time_share"])
         if t.scale.active:
             values.update(overflows=int(progress.sums["overflows"]), loss_scale=t.scale.value)
-            log.info("epoch %d: %d steps left out for gradients that overflowed, loss scale %g", epoch, values["overflows"], values["loss_scale"])
+            log.info("epoch %d/%d: %d steps left out for gradients that overflowed, loss scale %g", epoch, t.schedule.epochs, values["overflows"], values["loss_scale"])
         best = _test_networks(t, values, interrupt) if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == t.schedule.epochs else {}
         if processes.main:
             for file, network in best.items():
@@ -345,7 +345,7 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
     training.model.train()
     loader.batches.begin(progress.epoch, progress.step)
     steps = schedule.steps_in(progress.epoch)
-    bar = tqdm(total=steps, initial=progress.step, desc=f"epoch {progress.epoch}", unit="step", leave=False, disable=None if processes.main else True)
+    bar = tqdm(total=steps, initial=progress.step, desc=f"epoch {progress.epoch}/{schedule.epochs}", unit="step", leave=False, disable=None if processes.main else True)
     pending: list[StepFigures] = []
     stop = old = False      # whether one was asked to stop; whether the last checkpoint is
     begin = time.perf_counter()
@@ -405,8 +405,8 @@ def _report(training: Training, bar, step: int, rate: float, seconds: float, dat
     """A line in the log, and TensorBoard's figures, of a step counted over the whole training."""
     progress, mean = training.progress, training.progress.averages()
     bar.set_postfix(loss=f"{mean['train_loss']:.5f}", acc=f"{mean['train_acc']:.3f}", lr=f"{rate:g}", refresh=False)
-    log.info("epoch %d [%d/%d]  %.3f s/step (%.3f waiting for data)  %.1f images/s  loss %.6f  accuracy %.3f  lr %g", progress.epoch,
-             progress.step, training.schedule.steps_in(progress.epoch), seconds, data_seconds, samples / seconds, mean["train_loss"], mean["train_acc"], rate,
+    log.info("epoch %d/%d [%d/%d]  %.3f s/step (%.3f waiting for data)  %.1f images/s  loss %.6f  accuracy %.3f  lr %g", progress.epoch,
+             training.schedule.epochs, progress.step, training.schedule.steps_in(progress.epoch), seconds, data_seconds, samples / seconds, mean["train_loss"], mean["train_acc"], rate,
              extra=logs.FILE_ONLY if sys.stderr.isatty() else None)
     figures = {"train_loss": mean["train_loss"], "train_acc": mean["train_acc"], "learning_rate": rate, "images_per_second": samples / seconds,
                "data_waiting_seconds": data_seconds}

@@ -191,7 +191,7 @@ def _epochs(search: Search, interrupt: Interrupt) -> None:
         if interrupt.asked:
             _save_and_stop(search)
         figures = {"epoch": epoch, "lr": search.alternation.rate(epoch), **progress.averages()}
-        log.info("epoch %d: %s, %.1f images/s, %.0f %% of the time waiting for data", epoch, _losses(figures), figures["images_per_second"],
+        log.info("epoch %d/%d: %s, %.1f images/s, %.0f %% of the time waiting for data", epoch, cfg.SEARCH.EPOCHS, _losses(figures), figures["images_per_second"],
                  100 * figures["data_time_share"])
         best = False
         if search.test_loader and ((epoch + 1) % cfg.SEARCH.EVAL_INTERVAL == 0 or epoch + 1 == cfg.SEARCH.EPOCHS):
@@ -239,7 +239,7 @@ def search_one_epoch(search: Search, interrupt: Interrupt) -> None:
     for loader in (search.weights_loader, search.architecture_loader):
         loader.batches.begin(epoch, progress.step)
     others = itertools.repeat(None) if alone else search.architecture_loader
-    bar = tqdm(total=steps, initial=progress.step, desc=f"epoch {epoch}", unit="step", leave=False, disable=None)
+    bar = tqdm(total=steps, initial=progress.step, desc=f"epoch {epoch}/{cfg.SEARCH.EPOCHS}", unit="step", leave=False, disable=None)
     begin = time.perf_counter()
     with bar:
         for batches in zip(itertools.islice(search.weights_loader, steps - progress.step), others):
@@ -260,7 +260,7 @@ def search_one_epoch(search: Search, interrupt: Interrupt) -> None:
             progress.sums["data_seconds"] += waited
             bar.update()
             if progress.step % cfg.PRINT_FREQ == 0 or progress.step == steps:
-                log.info("epoch %d [%d/%d]  %.3f s/step (%.3f waiting for data)  %s", epoch, progress.step, steps, seconds, waited,
+                log.info("epoch %d/%d [%d/%d]  %.3f s/step (%.3f waiting for data)  %s", epoch, cfg.SEARCH.EPOCHS, progress.step, steps, seconds, waited,
                          _losses(progress.averages()), extra=logs.FILE_ONLY if sys.stderr.isatty() else None)
             if interrupt.asked:
                 return
