@@ -493,7 +493,8 @@ def test_lr_steps_that_repeat_an_epoch_are_kept(written):
 
 def test_values_that_depend_on_each_other(written):
     path = written(MINIMAL)
-    assert "TRAIN.END_EPOCH must be TRAIN.BEGIN_EPOCH (5) or more" in refusal(path, ["TRAIN.BEGIN_EPOCH", 5, "TRAIN.END_EPOCH", 4])
+    assert "TRAIN.END_EPOCH must be more than TRAIN.BEGIN_EPOCH (5)" in refusal(path, ["TRAIN.BEGIN_EPOCH", 5, "TRAIN.END_EPOCH", 5])
+    assert "TRAIN.END_EPOCH must be more than TRAIN.BEGIN_EPOCH (0)" in refusal(path, ["TRAIN.END_EPOCH", 0])
     assert "TRAIN.MOMENTUM must be above 0 with TRAIN.NESTEROV" in refusal(path, ["TRAIN.MOMENTUM", 0, "TRAIN.NESTEROV", True])
     assert "LOSS.TOPK must be from 1 to 16 joints" in refusal(path, ["LOSS.USE_OHKM", True, "LOSS.TOPK", 17])
     assert "MODEL.NUM_JOINTS must be 17, as coco has, got 16" in refusal(path, ["DATASET.DATASET", "coco"])

@@ -23,6 +23,7 @@ from poise.datasets import build_loader, read_set
 from poise.datasets.persons import EpochBatches
 from poise.engine import checkpoint, device, interrupt, logs, progress, schedule, score, test, threads, train
 from poise.engine.optimizer import build_optimizer
+from poise.engine.step import smallest_part
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
 from poise.skeleton import COCO
@@ -738,7 +739,7 @@ def test_measured_threads():
 # signals --------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_first_signal_only_asks(number):
     before = signal.getsignal(number)
     with interrupt.Interrupt() as asking:
@@ -748,6 +749,18 @@ def test_first_signal_only_asks(number):
     assert signal.getsignal(number) is before
 
 
+def test_sighup_that_is_ignored_stays_ignored():
+    """As nohup starts a program that is to outlive its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.Interrupt() as asking:
+            signal.raise_signal(signal.SIGHUP)
+            assert not asking.asked
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_second_signal_ends_at_once():
     code = ("import signal; from poise.engine.interrupt import Interrupt\nwith Interrupt():\n"
             "    signal.raise_signal(signal.SIGINT); print('still here', flush=True); signal.raise_signal(signal.SIGINT); print('too long')")
@@ -755,7 +768,7 @@ def test_second_signal_ends_at_once():
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "still here\n", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_to_the_process_group(tiny_experiment, number):
     """As a terminal or a scheduler sends it: to the whole process group, workers included. Ends within seconds, can be gone on with."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
@@ -859,3 +872,49 @@ def test_released_weights_of_another_codec_are_told(tiny_experiment, capsys):
         logs.start_console()
         warn_of_other_training(config.load(tiny_experiment, overrides), Path(entry.file))
         assert ("was trained with MODEL.TARGET_TYPE udp (tested with gaussian)" in capsys.readouterr().out) == told
+
+
+# settings and folders that a run cannot use -----------------------------------------------------------------------------------------
+
+
+def test_a_last_batch_of_one_sample_is_refused_before_the_first_epoch(tiny_experiment):
+    """50 persons in batches of 7, at 32 x 32 pixels: the last feature map is 1 x 1, of which batch norm needs two."""
+    small = ("MODEL.IMAGE_SIZE", "[32, 32]", "MODEL.HEATMAP_SIZE", "[8, 8]")
+    with pytest.raises(ConfigError, match="TRAIN.BATCH_SIZE_PER_GPU 7: a step of each epoch has a single sample on a device, and batch norm over maps of "
+                                          "1 x 1 needs two; choose another batch size, or a MODEL.IMAGE_SIZE larger than 32 x 32"):
+        run_train(tiny_experiment, *small, "TRAIN.BATCH_SIZE_PER_GPU", 7)
+    assert not folder_of(tiny_experiment).exists()
+    run_train(tiny_experiment, *small, "TRAIN.END_EPOCH", 1)
+
+
+@pytest.mark.parametrize("batch, parts, world, devices, least", [
+    (8, 1, 1, 1, 2), (7, 1, 1, 1, 1), (8, 2, 1, 1, 2), (4, 3, 1, 1, 2), (8, 1, 2, 1, 1), (8, 1, 1, 2, 1), (25, 1, 1, 1, 25), (9, 1, 1, 4, 2),
+])
+def test_smallest_part_of_50_samples(batch, parts, world, devices, least):
+    """batch: of a device, in each part; the last batch has what is left."""
+    batches = EpochBatches(50, batch * parts * world * devices, shuffle=False, seed=0, rank=world - 1, world=world)
+    assert smallest_part(batches, batches.count, parts, devices) == least
+    assert smallest_part(batches, 1, parts, devices) == min(batch, 50)
+
+
+def test_begin_epoch_that_leaves_nothing_to_train_is_refused(tiny_experiment):
+    with pytest.raises(ConfigError, match="TRAIN.BEGIN_EPOCH 1: nothing is left to train of 4 steps with 4 an epoch"):
+        run_train(tiny_experiment, "TRAIN.ITERATIONS", 4, "TRAIN.BEGIN_EPOCH", 1)
+
+
+def test_a_run_folder_that_is_removed_comes_back_with_its_configuration(tiny_experiment, monkeypatch):
+    folder, step = folder_of(tiny_experiment), train.train_step
+
+    def removing(training, *arguments):
+        if (training.progress.epoch, training.progress.step) in ((0, 2), (1, 2)):
+            shutil.rmtree(folder)
+        return step(training, *arguments)
+
+    monkeypatch.setattr(train, "train_step", removing)
+    run_train(tiny_experiment, "TRAIN.CHECKPOINT_STEPS", 4)
+    cfg = config.load(tiny_experiment, ["GPUS", "()", "TRAIN.CHECKPOINT_STEPS", "4"])
+    assert (folder / "config.yaml").read_text() == cfg.dump()
+    text = (folder / "train.log").read_text()
+    assert text.count("the run folder was removed during the run; config.yaml is written again") == 1 and text.count("done: best score") == 1
+    assert [line["epoch"] for line in metrics_of(folder)] == [1]
+    assert {"checkpoint.pth", "final_state.pth"} <= {path.name for path in folder.iterdir()}

@@ -46,7 +46,8 @@ def test_full_disk(tiny_experiment, small_disk):
     run_train(tiny_experiment, *overrides, "TRAIN.END_EPOCH", 1)
     room = shutil.disk_usage(disk).free
     (disk / "others").write_bytes(bytes(room - size // 2))
-    with pytest.raises(DataError, match=r"checkpoint_next.pth: cannot be written \(.*\); the file before it, if any, is kept") as error:
+    with pytest.raises(DataError, match=fr"checkpoint_next.pth: cannot be written \(No space left on device: the disk at {disk}\); the file before it, "
+                                              "if any, is kept") as error:
         run_train(tiny_experiment, *overrides, "AUTO_RESUME", True, "TRAIN.CHECKPOINT_STEPS", 1)
     assert "\n" not in str(error.value) and positions(folder) == [(1, 0)] and not list(folder.glob(".*.part"))
     (disk / "others").unlink()

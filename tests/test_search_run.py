@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import tool_processes
 import torch
 from conftest import ROOT, forget_log_handlers
 from runs import without_settings
@@ -19,6 +20,7 @@ from poise.datasets import read_set
 from poise.datasets.persons import PersonCrops
 from poise.engine import interrupt, train
 from poise.engine.distributed import Processes
+from poise.engine.memory import machine_limits
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models.genotypes import Genotype, find_genotype, write_genotype
 from poise.search import progress, run, trial
@@ -360,6 +362,40 @@ def test_a_part_without_images_is_named(tiny_search):
     assert not (tiny_search.parent / "output").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_search_killed_worker_is_one_line_with_the_checkpoint(tiny_search, workers):
+    status, _, err = tool_processes.run("search", tiny_search, "WORKERS", workers, before=tool_processes.KILL_WORKER.format(epoch=1))
+    kept = tiny_search.parent / "output/coco/posenas/tiny_search/search.pth"
+    assert (status, err) == (1, "error: a data loader worker was killed, probably out of memory: lower WORKERS; "
+                                f"the last checkpoint is {kept}, the same command with AUTO_RESUME True goes on\n")
+
+
+def test_search_removed_folder_comes_back_with_what_it_is_resumed_from(tiny_search, monkeypatch):
+    folder, step, steps = tiny_search.parent / "output/coco/posenas/tiny_search", Alternation.architecture_step, []
+
+    def removing(self, batch):
+        if len(steps) == 3:     # the first ones are measured
+            shutil.rmtree(folder)
+        steps.append(1)
+        return step(self, batch)
+
+    monkeypatch.setattr(Alternation, "architecture_step", removing)
+    search(tiny_search)
+    assert {"config.yaml", "split.json", "search.log", "search.pth"} <= {path.name for path in folder.iterdir()}
+    assert "the run folder was removed during the search" in (folder / "search.log").read_text()
+    assert search(tiny_search, "SEARCH.EPOCHS", 4)[0].cells() and kept(folder)["epoch"] == 4
+
+
+def test_search_last_batch_of_one_sample_is_refused(tiny_search):
+    cfg = config.load(tiny_search)
+    table, _ = read_set(cfg, train=True)
+    persons = [len(part) for part in Split.draw(cfg, table).tables(table)]
+    batch = next(size for size in range(2, 12) if any(count % size == 1 for count in persons))
+    with pytest.raises(ConfigError, match=f"SEARCH.BATCH_SIZE {batch}: a step of each epoch has a single sample on a device"):
+        search(tiny_search, "SEARCH.BATCH_SIZE", batch, "MODEL.IMAGE_SIZE", "[32, 32]", "MODEL.HEATMAP_SIZE", "[8, 8]")
+
+
 # memory and other refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +412,7 @@ def test_memory_that_runs_out_names_the_keys(tiny_search, monkeypatch):
 
 
 def test_other_errors_of_torch_stay_as_they_are(tiny_search):
-    with pytest.raises(RuntimeError, match="shapes"), trial.memory_advice(config.load(tiny_search)):
+    with pytest.raises(RuntimeError, match="shapes"), machine_limits("search", trial.search_advice(config.load(tiny_search))):
         raise RuntimeError("shapes cannot be multiplied")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import html
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,9 @@ MOST_CHARACTERS = 1000
 INTERRUPTED = 130    # exit status after Ctrl-C, as shells give it
 # the disk, and names that lead nowhere: too long, of a file where a folder must be, or the other way round
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+_OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|MemoryError|out of memory|[Cc]an(?:no|')t allocate memory|Insufficient memory"
+)
 
 
 class PoiseError(Exception):
@@ -31,6 +35,14 @@ class ConfigError(PoiseError):
 
 class DataError(PoiseError):
     """An annotation, detection, weight or image file is missing or cannot be used."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: Python's, PyTorch's on any device, or OpenCV's.
+
+    PyTorch raises a plain RuntimeError on the CPU, and for an error in a worker process one with its text.
+    """
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None
 
 
 def one_line(text: object) -> str:

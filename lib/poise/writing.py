@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; what was written there is flushed to the disk and takes the place of `path` in one step.
 
     The folder is made. After an error the old file is as it was and the temporary one is gone; an OSError becomes a DataError that
-    names the file. (torch reports a full disk as a RuntimeError: see engine/checkpoint.py.)
+    names the file.
     """
     path = Path(path)
     temporary = None
@@ -63,8 +64,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         flush_folder(path.parent)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); the file before it, if any, is kept") from None
+        raise DataError(f"{path}: cannot be written ({reason(error, path)}); the file before it, if any, is kept") from None
     finally:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def reason(error: OSError, path: Path) -> str:
+    """Return why `path` cannot be written, with the disk where that is full."""
+    text = error.strerror or str(error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return text
+    disk = path.parent.resolve()
+    while not os.path.ismount(disk):
+        disk = disk.parent
+    return f"{text}: the disk at {disk}"

@@ -56,7 +56,7 @@ def check_values(cfg: CfgNode, source: str) -> None:
     need(finite(cfg.TRAIN.WD) and cfg.TRAIN.WD >= 0, "TRAIN.WD", "0 or more")
     need(cfg.TRAIN.MOMENTUM > 0 or not cfg.TRAIN.NESTEROV, "TRAIN.MOMENTUM", "above 0 with TRAIN.NESTEROV")
     need(0 <= cfg.TRAIN.BEGIN_EPOCH, "TRAIN.BEGIN_EPOCH", "0 or more")
-    need(cfg.TRAIN.BEGIN_EPOCH <= cfg.TRAIN.END_EPOCH, "TRAIN.END_EPOCH", f"TRAIN.BEGIN_EPOCH ({cfg.TRAIN.BEGIN_EPOCH}) or more")
+    need(cfg.TRAIN.BEGIN_EPOCH < cfg.TRAIN.END_EPOCH, "TRAIN.END_EPOCH", f"more than TRAIN.BEGIN_EPOCH ({cfg.TRAIN.BEGIN_EPOCH})")
     need(cfg.TRAIN.EVAL_INTERVAL >= 1, "TRAIN.EVAL_INTERVAL", "at least 1")
     need(0 <= cfg.TRAIN.EMA_DECAY < 1, "TRAIN.EMA_DECAY", "from 0 to below 1")
     for key, least in (("ACCUMULATE", 1), ("CHECKPOINTS_KEPT", 1), ("CHECKPOINT_STEPS", 0), ("PATIENCE", 0)):

@@ -6,11 +6,15 @@ an epoch, samples n + N, n + 2 N, ... are person n too, each cut out in its own 
 """
 from __future__ import annotations
 
+import atexit
 import gc
 import math
 import signal
+import threading
 import warnings
+import weakref
 from collections.abc import Iterator
+from multiprocessing.queues import Queue
 from typing import Any
 
 import cv2
@@ -24,6 +28,7 @@ from poise.datasets.decoding import Picture
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PersonTable
 from poise.datasets.warping import warp
+from poise.datasets.worker_end import end_with_parent
 from poise.errors import DataError
 from poise.geometry import crop_matrix, transform_points
 
@@ -81,7 +86,7 @@ class PersonCrops(Dataset):
         if self.table.labelled:     # otherwise they are zeros already
             for row, matrix in matrices.items():
                 batch["joints"][row], batch["visible"][row] = self._labels(batch["person"][row], matrix, mirrored=places[row][3])
-        return {key: images if key == "images" else torch.from_numpy(value) for key, value in batch.items()}
+        return {key: images if key == "images" else _shared(torch.from_numpy(value)) for key, value in batch.items()}
 
     def _picture(self, index: int) -> Picture:
         """An image of the table. The last one is kept: in the order of a test the next batch may begin with it."""
@@ -233,8 +238,15 @@ class EpochBatches(Sampler[list[Key]]):
             yield [(self.epoch, int(person)) for person in order[begin:begin + max(own, 1)]]
 
 
+_SECONDS_TO_END = 3.0    # for a worker to finish its batch, before it is killed
+_open_loaders: weakref.WeakSet[BatchLoader] = weakref.WeakSet()
+
+
 class BatchLoader:
-    """A DataLoader over PersonCrops whose errors are the dataset's own."""
+    """A DataLoader over PersonCrops whose errors are the dataset's own.
+
+    Its worker processes live until `close`, which `close_loaders` calls for all loaders.
+    """
 
     def __init__(self, crops: PersonCrops, batches: EpochBatches, *, workers: int, pin_memory: bool):
         self.crops, self.batches = crops, batches
@@ -250,6 +262,7 @@ class BatchLoader:
             prefetch_factor=None if not workers else 2 if workers < 4 else 1)
         if not workers:
             cv2.setNumThreads(0)
+        _open_loaders.add(self)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -259,7 +272,45 @@ class BatchLoader:
             if isinstance(batch, DataError):
                 # a new error, for this frame holds `batch`: the circle would keep the worker processes until PyTorch loses patience
                 raise DataError(str(batch))
+            if isinstance(batch, Exception):    # see _send_error
+                raise batch
             yield batch
+
+    def close(self) -> None:
+        """End the worker processes within seconds, whatever they do. The next iteration starts new ones."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is None:
+            return
+        killer = threading.Timer(_SECONDS_TO_END, _kill, [iterator._workers])
+        try:
+            killer.start()
+        except RuntimeError:    # Python 3.12 starts no thread while it exits
+            pass
+        try:
+            iterator._shutdown_workers()
+        except RuntimeError:    # PyTorch reports a worker that was killed
+            pass
+        finally:
+            killer.cancel()
+            _kill(iterator._workers)
+
+
+def close_loaders() -> None:
+    """End the worker processes of all loaders.
+
+    Workers ignore SIGTERM, by which multiprocessing ends them when the program exits: it would wait for them forever.
+    """
+    for loader in list(_open_loaders):
+        loader.close()
+
+
+atexit.register(close_loaders)      # for programs that end without calling it
+
+
+def _kill(workers: list) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _unchanged(batch: Any) -> Any:
@@ -274,11 +325,25 @@ def _room(*shape: int) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size, device="cpu"), 0, shape)     # as PyTorch's own collating does
 
 
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; in a worker process moved to shared memory here, where an error reaches the main process."""
+    return tensor if get_worker_info() is None else tensor.share_memory_()
+
+
+def _send_error(queue: Queue, error: Exception, batch: tuple[Any, Any]) -> None:
+    """Send the error in place of a batch that a queue's thread could not send, as without a free file handle.
+
+    The thread would print a traceback, and the main process would wait for the batch forever. batch: its number and content.
+    """
+    queue.put((batch[0], error))
+
+
 def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)
     gc.freeze()     # what came from the main process is never looked through, which would copy its pages
-    # Ctrl-C, and a SIGTERM or SIGUSR1 that a scheduler sends, reach the whole process group; the main process decides what to do and ends its workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):      # not on Windows
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Ctrl-C and other signals of terminals and schedulers reach the whole process group; the main process decides what to do and ends its workers
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):      # not all on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    Queue._on_queue_feeder_error = _send_error
+    end_with_parent()

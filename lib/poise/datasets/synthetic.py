@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +19,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, PoiseError
 
 from .synthetic_annotations import coco_annotations, coco_category, made_detections, mpii_annotations, mpii_arrays
 from poise.writing import replacing
 from .synthetic_scene import sample_scene
+from .worker_end import end_with_parent
 
 VERSION = 3  # raise it when the same seed draws other pictures: sets of an older version are then made anew
 STAMP = "synthetic.json"
@@ -178,8 +181,20 @@ def _pictures(draw, split, count, workers, progress):
     if workers == 1:
         yield from bar(map(draw, range(1, count + 1)))
     else:
-        with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-            yield from bar(pool.imap(draw, range(1, count + 1), chunksize=4))
+        # not multiprocessing's Pool, which waits forever for the answer of a worker that was killed
+        pool = ProcessPoolExecutor(workers, context, initializer=_prepare_worker)
+        try:
+            yield from bar(pool.map(draw, range(1, count + 1), chunksize=4))
+        except BrokenProcessPool:
+            raise PoiseError(f"a process that draws {split} was killed, probably out of memory: "
+                             "give fewer --workers") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker():
+    cv2.setNumThreads(0)
+    end_with_parent()
 
 
 def _generator(seed, split, index, use):

@@ -1,9 +1,14 @@
-"""Batch norm whose mean and variance are those of the batches of all processes: SYNC_BN."""
+"""Batch norm whose mean and variance are those of the batches of all processes: SYNC_BN; and batches too small for any."""
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from poise.errors import ConfigError
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -61,3 +66,36 @@ def synchronised(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
         new.running_mean, new.running_var, new.num_batches_tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
         model.set_submodule(name, new.train(norm.training))
     return model
+
+
+@contextmanager
+def train_mode_on_trial(model: nn.Module) -> Iterator[torch.device]:
+    """Hand out the network's device, the network in train mode within. Its mode, its buffers and random numbers are then as before."""
+    device = next(model.parameters()).device
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    was_training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
+            yield device
+    finally:
+        model.train(was_training)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def check_single_sample(model: nn.Module, image_size: Sequence[int], key: str) -> None:
+    """Raise ConfigError, naming the key of the batch size, where the network cannot be trained on one sample.
+
+    Batch norm has no variance there where a feature map is of 1 x 1.
+    """
+    width, height = image_size
+    try:
+        with torch.no_grad(), train_mode_on_trial(model) as device:
+            model(torch.zeros(1, 3, height, width, device=device))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(f"{key}: a step of each epoch has a single sample on a device, and batch norm over maps of 1 x 1 needs two; "
+                          f"choose another batch size, or a MODEL.IMAGE_SIZE larger than {width} x {height}") from None

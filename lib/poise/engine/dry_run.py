@@ -14,7 +14,7 @@ from poise.codecs import build_codec
 from poise.datasets import build_loader
 from poise.engine import device, logs, train
 from poise.engine.distributed import ALONE, Processes, local_processes
-from poise.engine.memory import peak_memory
+from poise.engine.memory import machine_limits, peak_memory, training_advice
 from poise.engine.predict import predict
 from poise.errors import PoiseError
 
@@ -28,6 +28,11 @@ def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
 
     Raises PoiseError for what cannot be used, as the training would, also for a loss that is not finite.
     """
+    with machine_limits("training", training_advice(cfg)):
+        _run(cfg, cfg_path, processes)
+
+
+def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
     logs.start_console(processes.rank)
     training = train.build(_writing_nothing(cfg), cfg_path, processes)
     if cfg.MODEL.INIT_WEIGHTS and download.is_url(cfg.MODEL.PRETRAINED):

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 end a run after the current step, not in the middle of one."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end a run after the current step, not in the middle of one."""
 from __future__ import annotations
 
 import os
@@ -7,8 +7,8 @@ import threading
 import time
 from types import FrameType
 
-# what terminals, schedulers, and SLURM on request (--signal=USR1@120) send before they end a job
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# what terminals (SIGHUP: one that was closed), schedulers, and SLURM on request (--signal=USR1@120) send before they end a job
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 # a signal to the whole process group reaches torchrun too, which passes it on: that is not a second one
 _SECONDS_OF_ECHO = 5.0
 
@@ -28,7 +28,7 @@ def stop_run() -> bool:
 
 
 class Interrupt:
-    """`asked` becomes true at the first SIGINT, SIGTERM or SIGUSR1; a second one ends the program at once."""
+    """`asked` becomes true at the first SIGINT, SIGTERM, SIGHUP or SIGUSR1; a second one ends the program at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -39,6 +39,8 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():      # Python delivers signals nowhere else
             for number in _SIGNALS:
+                if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN:
+                    continue    # nohup: the run outlives its terminal
                 self._old[number] = signal.signal(number, self._handle)
         _installed.append(self)
         return self

@@ -23,7 +23,7 @@ from poise.engine.revision import git_revision
 from poise.errors import DataError, PoiseError, one_line, printable
 from poise.json_files import finite
 from poise.skeleton import Skeleton
-from poise.writing import replacing
+from poise.writing import reason, replacing
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,9 @@ def add_file(path: Path, rank: int = 0) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     file.setFormatter(_Printable(f"%(asctime)s %(levelname)s {f'rank {rank}: ' if rank else ''}%(message)s"))
     for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler) and handler.baseFilename == file.baseFilename:      # of a file that was removed
+            handler.close()
+            root.removeHandler(handler)
         if isinstance(handler, logging.handlers.MemoryHandler):
             handler.setTarget(file)
             handler.flush()
@@ -151,8 +154,11 @@ class MetricsFile:
     def write(self, **values: Any) -> None:
         """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is null."""
         line = json.dumps(finite(values), allow_nan=False)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({reason(error, self.path)}); the lines before it are kept") from None
 
 
 class TensorBoard:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from poise.engine.batch_norm import synchronised
+from poise.engine.batch_norm import synchronised, train_mode_on_trial
 from poise.engine.distributed import Processes, T, is_lost_peer
 from poise.engine.interrupt import stop_run
 from poise.errors import PoiseError
@@ -213,15 +213,8 @@ def unused_parameters(model: nn.Module, image_size: tuple[int, int]) -> list[str
     DistributedDataParallel waits for every gradient, and looks for those that never come only when told to, for it takes time.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    device, (width, height) = named[0][1].device, image_size
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    was_training = model.training
-    model.train()
-    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
+    width, height = image_size
+    with train_mode_on_trial(model) as device:
         outputs = model(torch.zeros(2, 3, height, width, device=device))     # two: batch norm over a 1x1 map needs them
         gradients = torch.autograd.grad(sum(output.sum() for output in outputs), [parameter for _, parameter in named], allow_unused=True)
-    model.train(was_training)
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
     return [name for (name, _), gradient in zip(named, gradients) if gradient is None]

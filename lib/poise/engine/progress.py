@@ -15,7 +15,7 @@ from poise.config import data_path, experiment_name
 from poise.engine import checkpoint, device
 from poise.engine.score import deciding_text
 from poise.engine.resuming import IN_TRAINING, check_settings
-from poise.errors import PoiseError, shown
+from poise.errors import PoiseError, is_out_of_memory, shown
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ def fitting(saved: dict) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        if is_out_of_memory(error):     # removing the checkpoint would not help
+            raise
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise PoiseError(f"{saved['path']}: the checkpoint does not fit the network or optimiser of this configuration ({reason}); remove it to begin anew") from None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from yacs.config import CfgNode
 
+from poise.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -29,10 +31,15 @@ class Schedule:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, steps_per_epoch: int, batch: int) -> "Schedule":
-        """batch: samples of a step, over all devices and processes. TRAIN.BASE_BATCH scales rate and length to it; not the warm-up (as in MSPN)."""
+        """batch: samples of a step, over all devices and processes. TRAIN.BASE_BATCH scales rate and length to it; not the warm-up (as in MSPN).
+
+        Raises ConfigError where TRAIN.BEGIN_EPOCH leaves nothing to train.
+        """
         t = cfg.TRAIN
         share = batch / t.BASE_BATCH if t.BASE_BATCH else 1.0
         end = max(round(t.ITERATIONS / share), 1) if t.ITERATIONS else t.END_EPOCH * steps_per_epoch
+        if t.BEGIN_EPOCH * steps_per_epoch >= end:
+            raise ConfigError(f"TRAIN.BEGIN_EPOCH {t.BEGIN_EPOCH}: nothing is left to train of {end} steps with {steps_per_epoch} an epoch; lower it")
         note = ""
         if t.BASE_BATCH and (share != 1 or t.ITERATIONS):
             note = f"; for {t.BASE_BATCH} samples a step it would be {t.ITERATIONS or round(end * share)} steps at {t.LR:g}"

@@ -10,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from poise.codecs import Codec
+from poise.datasets.persons import EpochBatches
 from poise.engine.batch import encode_targets
 from poise.engine.device import bare
 from poise.engine.schedule import set_learning_rate
@@ -67,6 +68,17 @@ def train_step(training: Training, codec: Codec, batch: dict[str, torch.Tensor],
     if training.average and not training.scale.left_out():
         training.average.update(bare(model))
     return figures, (part, images, outputs[-1].detach(), targets)
+
+
+def smallest_part(batches: EpochBatches, steps: int, parts: int = 1, devices: int = 1) -> int:
+    """Return the fewest samples that a device has in one of the first `steps` batches of an epoch: in the first or the last."""
+    found = []
+    for number in (0, min(steps, batches.count) - 1):
+        own, whole = batches.share(number)
+        rows = {"rows": torch.empty(max(own, 1))}     # a process without own rows has the batch's first
+        for part, _ in _parts(rows, own, parts, batches.batch_size, whole, batches.world):
+            found.append(len(part["rows"].chunk(devices)[-1]))      # as DataParallel divides it
+    return min(found)
 
 
 def _parts(batch: dict[str, torch.Tensor], own: int, parts: int, batch_size: int, whole: int, world: int) -> list[tuple[dict[str, torch.Tensor], int]]:

@@ -17,6 +17,7 @@ from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
 from poise.datasets.truth import check_truth
 from poise.engine import device, logs
 from poise.engine.distributed import ALONE, Processes, local_processes
+from poise.engine.memory import machine_limits, testing_advice
 from poise.engine.predict import Predictions, predict
 from poise.engine.score import check_wishes, score, write_predictions
 from poise.engine.threads import CpuThreads
@@ -66,7 +67,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         draw_predictions(cfg, table, found, images, folder)
         return values
 
-    with logs.errors_in_file():
+    with logs.errors_in_file(), machine_limits("test", testing_advice(cfg)):
         criterion = build_loss(cfg).to(devices[0])
         tested = device.for_testing(cfg, model, devices)
         device.compile_network(cfg, tested, devices)

@@ -25,16 +25,18 @@ from poise.datasets.persons import BatchLoader
 from poise.datasets.truth import check_truth
 from poise.engine import checkpoint, device, logs, run_folder
 from poise.engine.average import WeightAverage
+from poise.engine.batch_norm import check_single_sample
 from poise.engine.debug_pictures import DebugPictures
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.interrupt import Interrupt, Interrupted
+from poise.engine.memory import machine_limits, training_advice
 from poise.engine.optimizer import build_optimizer
 from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
 from poise.engine.progress import Progress, cells_of, find_checkpoint, fitting, resumes_in
 from poise.engine.schedule import Schedule
 from poise.engine.score import deciding_text, score
-from poise.engine.step import StepFigures, train_step
+from poise.engine.step import StepFigures, smallest_part, train_step
 from poise.engine.threads import CpuThreads
 from poise.errors import DataError, PoiseError
 from poise.garbage import no_garbage_collection
@@ -89,7 +91,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     Interrupted after Ctrl-C, with a checkpoint written, and PoiseError for what cannot be used. A finished run is left as it is.
     """
     logs.start_console(processes.rank)
-    with run_folder.Lock() as lock:
+    with machine_limits("training", training_advice(cfg)), run_folder.Lock() as lock:
         restarted = processes.any(checkpoint.restarted())
         name = processes.from_first(lambda: run_folder.choose(
             cfg, cfg_path, run_folder.TRAINING, lambda folder: resumes_in(cfg, cfg_path, folder, restarted), lock))
@@ -119,9 +121,10 @@ def _is_finished(training: Training) -> bool:
 
 def _run(training: Training, command: list[str]) -> None:
     """Train, with a log in the run folder, which is there."""
-    processes = training.processes
+    cfg, processes = training.cfg, training.processes
     logs.add_file(training.folder / "train.log", processes.rank)
-    with logs.errors_in_file():
+    limits = machine_limits("training", training_advice(cfg), lambda: training.progress.kept, run_folder.resume_hint(cfg))
+    with logs.errors_in_file(), limits:
         wrap(training)
         if processes.main:
             _begin_records(training, command)
@@ -158,6 +161,9 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     optimizer = build_optimizer(cfg, model)
     criterion = build_loss(cfg).to(devices[0])
     schedule = Schedule.from_config(cfg, len(loader), loader.batches.batch_size)
+    together = cfg.SYNC_BN and processes.world > 1
+    if not together and smallest_part(loader.batches, schedule.end, cfg.TRAIN.ACCUMULATE, len(devices)) == 1:
+        check_single_sample(device.bare(model), cfg.MODEL.IMAGE_SIZE, f"TRAIN.BATCH_SIZE_PER_GPU {cfg.TRAIN.BATCH_SIZE_PER_GPU}")
 
     progress, scale = Progress(cfg.TRAIN.BEGIN_EPOCH), LossScale(cfg, devices[0])
     average = WeightAverage(device.bare(model), cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
@@ -195,14 +201,30 @@ def _begin_records(training: Training, command: list[str]) -> None:
     log.info("%s: %.2f million parameters; %d samples a step%s, epochs %d to %d", cfg.MODEL.NAME, sum(p.numel() for p in t.model.parameters()) / 1e6,
              t.loader.batches.batch_size, f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else "", t.progress.epoch, t.schedule.epochs - 1)
     log.info("schedule: %s", t.schedule)
-    with replacing(t.folder / "config.yaml") as part:
-        part.write_text(cfg.dump(), encoding="utf-8")
-    if (genotype := getattr(device.bare(t.model), "genotype", None)) is not None:   # MODEL.GENOTYPE may name a file that the next search writes anew
-        write_genotype(t.folder / "genotype.json", genotype)
+    _write_origin(t)
     t.metrics = logs.MetricsFile(t.folder / "metrics.jsonl", t.progress.epoch)
     t.board = logs.TensorBoard(cfg, t.cfg_path)
     if cfg.DEBUG.DEBUG:
         t.pictures = DebugPictures(cfg, build_codec(cfg), t.loader.crops.table.skeleton)
+
+
+def _write_origin(training: Training) -> None:
+    """Write what the run folder's weights were made from."""
+    t, cfg = training, training.cfg
+    with replacing(t.folder / "config.yaml") as part:
+        part.write_text(cfg.dump(), encoding="utf-8")
+    if (genotype := getattr(device.bare(t.model), "genotype", None)) is not None:   # MODEL.GENOTYPE may name a file that the next search writes anew
+        write_genotype(t.folder / "genotype.json", genotype)
+
+
+def _restore_folder(training: Training) -> None:
+    """Write again what is lost where the run folder was removed during the run, as rank 0; nothing where it was not."""
+    t = training
+    if (t.folder / "config.yaml").exists():
+        return
+    _write_origin(t)
+    logs.add_file(t.folder / "train.log")
+    log.warning("%s: the run folder was removed during the run; config.yaml is written again, earlier log lines and metrics are lost", t.folder)
 
 
 def _epochs(training: Training, interrupt: Interrupt) -> None:
@@ -223,6 +245,7 @@ def _epochs(training: Training, interrupt: Interrupt) -> None:
             log.info("epoch %d/%d: %d steps left out for gradients that overflowed, loss scale %g", epoch, t.schedule.epochs, values["overflows"], values["loss_scale"])
         best = _test_networks(t, values, interrupt) if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == t.schedule.epochs else {}
         if processes.main:
+            _restore_folder(t)
             for file, network in best.items():
                 checkpoint.save(t.folder / file, _state(t, network))
                 of, highest = (" of the average", progress.ema_score) if "ema" in file else ("", progress.best_score)
@@ -294,6 +317,7 @@ def _save(training: Training) -> None:
     t = training
 
     def content() -> dict:
+        _restore_folder(t)
         average = {"ema": t.average.state_dict()} if t.average else {}
         return {**checkpoint.origin(t.cfg, t.cfg_path, t.cfg.SEED), **t.progress.position(), "state_dict": _state(t, device.bare(t.model)),
                 "genotype": cells_of(t.model), "optimizer": t.optimizer.state_dict(), "optimizer_kind": t.cfg.TRAIN.OPTIMIZER, "schedule": asdict(t.schedule),

@@ -18,10 +18,13 @@ from poise.datasets.persons import BatchLoader
 from poise.datasets.truth import check_truth
 from poise.engine import device as devices
 from poise.engine import logs, run_folder
+from poise.engine.batch_norm import check_single_sample
 from poise.engine.distributed import ALONE, Processes
 from poise.engine.interrupt import Interrupt, Interrupted
+from poise.engine.memory import machine_limits
 from poise.engine.predict import predict
 from poise.engine.score import score
+from poise.engine.step import smallest_part
 from poise.engine.threads import CpuThreads
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models.genotypes import Genotype, write_genotype
@@ -33,7 +36,7 @@ from poise.search.progress import NAME, SearchProgress, find_kept
 from poise.search.records import LAST, PICTURE, Records, plain_config
 from poise.search.space import Space
 from poise.search.supernet import build, weights_of
-from poise.search.trial import measure, memory_advice
+from poise.search.trial import measure, search_advice
 from poise.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ class Search:
     cfg: CfgNode
     cfg_path: str
     folder: Path
+    halves: split.Split
     space: Space
     alternation: Alternation
     weights_loader: BatchLoader
@@ -72,7 +76,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     logs.start_console(processes.rank)
     if processes.world > 1:
         raise ConfigError("a search is one process; start it without torchrun")
-    with run_folder.Lock() as lock:
+    with machine_limits("search", search_advice(cfg)), run_folder.Lock() as lock:
         name = run_folder.choose(cfg, cfg_path, run_folder.SEARCH, lambda folder: cfg.AUTO_RESUME and (folder / NAME).exists(), lock)
         return _run(run_folder.named(cfg, name), cfg_path, command, lock)
 
@@ -106,8 +110,10 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
              len(halves.architecture), len(loaders[1].crops))
     cost = measure(cfg, space, _first_batch(loaders[0]), device)
     torch.manual_seed(cfg.SEARCH.SEED)
-    with memory_advice(cfg):
-        alternation = Alternation(cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device)
+    alternation = Alternation(cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device)
+    for loader in loaders:
+        if smallest_part(loader.batches, loader.batches.count) == 1:
+            check_single_sample(alternation.network, cfg.MODEL.IMAGE_SIZE, f"SEARCH.BATCH_SIZE {cfg.SEARCH.BATCH_SIZE}")
     progress = SearchProgress()
     if saved:
         progress.take_over(saved, alternation, space)
@@ -124,14 +130,12 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
     logs.add_file(folder / "search.log")
     with logs.errors_in_file():
         logs.log_environment(loading, command)
-        halves.write(folder / split.NAME)
-        with replacing(folder / "config.yaml") as part:
-            part.write_text(cfg.dump(), encoding="utf-8")
+        _write_origin(cfg, folder, halves)
         records = Records(cfg, cfg_path, folder, space, progress.epoch)
-        search = Search(cfg, cfg_path, folder, space, alternation, *loaders, test_loader, threads, progress, records)
+        search = Search(cfg, cfg_path, folder, halves, space, alternation, *loaders, test_loader, threads, progress, records)
         _announce(search, cost)
         try:
-            with Interrupt() as interrupt, memory_advice(cfg):
+            with Interrupt() as interrupt, machine_limits("search", search_advice(cfg), lambda: progress.kept, run_folder.resume_hint(cfg)):
                 _epochs(search, interrupt)
         finally:
             records.close()
@@ -220,7 +224,19 @@ def _test(search: Search, interrupt: Interrupt) -> tuple[dict[str, float], float
     return {**({"valid_loss": found.loss, "valid_acc": found.accuracy} if found.loss is not None else {}), **metrics}, deciding
 
 
+def _write_origin(cfg: CfgNode, folder: Path, halves: split.Split) -> None:
+    """Write what the search's checkpoint is resumed with."""
+    halves.write(folder / split.NAME)
+    with replacing(folder / "config.yaml") as part:
+        part.write_text(cfg.dump(), encoding="utf-8")
+
+
 def _save(search: Search) -> None:
+    folder = search.folder
+    if not (folder / "config.yaml").exists():
+        _write_origin(search.cfg, folder, search.halves)
+        logs.add_file(folder / "search.log")
+        log.warning("%s: the run folder was removed during the search; config.yaml and %s are written again, the rest is lost", folder, split.NAME)
     search.progress.keep(search.folder / NAME, search.cfg, search.cfg_path, search.alternation, search.space)
 
 

@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,7 @@ from yacs.config import CfgNode
 
 from poise.bounded_reading import memory_present
 from poise.engine import device as devices
-from poise.engine.memory import peak_memory
-from poise.errors import PoiseError
+from poise.engine.memory import machine_limits, peak_memory
 from poise.search.alternation import Alternation
 from poise.search.space import Space
 from poise.search.supernet import build
@@ -42,7 +40,7 @@ def measure(cfg: CfgNode, space: Space, batch: dict[str, torch.Tensor], device: 
     Linux grants a process more memory than there is and ends it without a word when it comes to that. So on the CPU two samples go
     first, and where a whole batch is bound to fail it is not tried.
     """
-    with memory_advice(cfg):
+    with machine_limits("search", search_advice(cfg)):
         trial = Alternation(cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device)
         samples = len(batch["images"])
         few = {key: value[:2] for key, value in batch.items()}
@@ -63,20 +61,12 @@ def measure(cfg: CfgNode, space: Space, batch: dict[str, torch.Tensor], device: 
     return Cost(*seconds, peak, present)
 
 
-@contextmanager
-def memory_advice(cfg: CfgNode) -> Iterator[None]:
-    """Memory that runs out within becomes a PoiseError that names the keys which need less."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error).splitlines()[0] if str(error) else ""
-        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in text or "can't allocate memory" in text):
-            raise
-        s = cfg.SEARCH
-        more = "" if s.CHECKPOINTING else "; SEARCH.CHECKPOINTING True takes less memory and more time"
-        raise PoiseError(f"the search does not fit into the memory ({text.split(': ', 1)[-1]}): lower SEARCH.BATCH_SIZE ({s.BATCH_SIZE}), "
-                         f"SEARCH.INIT_CHANNELS ({s.INIT_CHANNELS}), SEARCH.LAYERS ({s.LAYERS}) or MODEL.IMAGE_SIZE, or raise SEARCH.PARTIAL_CHANNELS "
-                         f"({s.PARTIAL_CHANNELS}){more}") from None
+def search_advice(cfg: CfgNode) -> str:
+    """Name the keys that a search's memory depends on."""
+    s = cfg.SEARCH
+    more = "" if s.CHECKPOINTING else "; SEARCH.CHECKPOINTING True takes less memory and more time"
+    return (f"lower SEARCH.BATCH_SIZE ({s.BATCH_SIZE}), SEARCH.INIT_CHANNELS ({s.INIT_CHANNELS}), SEARCH.LAYERS ({s.LAYERS}) or MODEL.IMAGE_SIZE, "
+            f"or raise SEARCH.PARTIAL_CHANNELS ({s.PARTIAL_CHANNELS}){more}")
 
 
 def kept_bytes(step: Callable[[], object], parameters: list[torch.nn.Parameter]) -> int:

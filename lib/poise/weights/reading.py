@@ -19,7 +19,7 @@ import torch
 from poise import zoo
 from poise.archives import bounded_zip
 from poise.bounded_reading import check_memory
-from poise.errors import DataError, one_line, shown
+from poise.errors import DataError, is_out_of_memory, one_line, shown
 from poise.skeleton import MOST_JOINTS
 from poise.weights.nesting import check_nesting
 from poise.writing import replacing
@@ -32,6 +32,8 @@ _JOINTS, _EXPERIMENT = "poise.joints", "poise.experiment"
 _LONGEST_EXPERIMENT = 1 << 18      # characters
 _MOST_OF_NUMPY = 16         # besides; each class has the file read once more
 _OF_EXPORTS = ("constants.pkl", "archive_format", "serialized_exported_program.json")      # members of TorchScript's and torch.export's files
+_TORCHS_WRITER = re.compile("inline_container|PytorchStreamWriter|iostream error")
+_MORE_THAN_A_BLOCK = 1 << 20      # bytes
 _LONGEST_NAME = 1000        # of a tensor
 _MOST_SHARED = 1 << 30      # bytes that a tensor may claim whose values are all the same few
 
@@ -205,11 +207,23 @@ def read_tensors(path: str | Path, what: str) -> Any:
 
 def save(path: str | Path, content: Any) -> None:
     """torch.save in place of the old file, wholly or not at all. Raises DataError where it cannot be written."""
-    try:
-        with replacing(path) as part:
+    with replacing(path) as part:
+        try:
             torch.save(content, part)
-    except RuntimeError as error:    # how torch reports a full disk
-        raise DataError(f"{path}: cannot be written ({str(error).splitlines()[0]}); the file before it, if any, is kept") from None
+        except RuntimeError as error:
+            _try_writing(part)      # torch does not say why a write failed
+            first: BaseException = error    # closing the file fails too, and hides what came before
+            while isinstance(first.__context__, RuntimeError):
+                first = first.__context__
+            if not _TORCHS_WRITER.search(str(first)):
+                raise first from None
+            raise DataError(f"{path}: cannot be written ({one_line(error)}); the file before it, if any, is kept") from None
+
+
+def _try_writing(path: Path) -> None:
+    """Raise the system's OSError where no more can be written to a file, as on a full disk."""
+    with open(path, "ab") as file:
+        file.write(bytes(_MORE_THAN_A_BLOCK))
 
 
 def unreadable(path: str | Path, error: OSError | MemoryError) -> Unreadable:
@@ -238,6 +252,8 @@ def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
         except DataError:
             raise
         except Exception as error:      # a damaged file makes torch raise many kinds, AssertionError and struct.error among them
+            if is_out_of_memory(error):
+                raise unreadable(path, MemoryError()) from None
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             if found is None and foreign:
                 raise _foreign_code(path, next(iter(foreign))) from None
