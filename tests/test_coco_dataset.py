@@ -1,6 +1,7 @@
 """COCO files become a PersonTable: who is taken, who is dropped and counted, and which files are refused."""
 import gzip
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -250,7 +251,31 @@ def test_not_an_annotation_file(tmp_path, experiment, text, fault):
 def test_missing_annotation_file(tmp_path, experiment):
     assert refusal(coco.read_table, experiment(), "val2017", detections=False) == (
         f"{tmp_path}/annotations/person_keypoints_val2017.json: cannot read the annotation file (No such file or directory); "
-        "check DATASET.ROOT and the set's name")
+        f"check DATASET.ROOT and the set's name; fetch it: python tools/prepare_data.py coco --root {tmp_path} --only annotations")
+
+
+@pytest.mark.parametrize("split, part", [("train2017", "annotations"), ("val2017", "annotations"), ("test-dev2017", "image_info")])
+def test_missing_annotation_file_names_the_command(tmp_path, experiment, split, part):
+    detections = split.startswith("test")
+    text = refusal(coco.read_table, experiment(), split, detections=detections)
+    assert text.endswith(f"; fetch it: python tools/prepare_data.py coco --root {tmp_path} --only {part}")
+
+
+def test_missing_annotation_file_of_an_unknown_set_names_no_command(experiment):
+    assert refusal(coco.read_table, experiment(), "val2O17", detections=False).endswith("check DATASET.ROOT and the set's name")
+
+
+def test_missing_annotation_file_of_a_synthetic_set_names_make_synthetic(tmp_path, experiment):
+    cfg = experiment("DATASET.ROOT", str(tmp_path / "synthetic"))
+    text = refusal(coco.read_table, cfg, "val2017", detections=False)
+    assert text.endswith(f"; draw it: python tools/make_synthetic.py --format coco --out {tmp_path}/synthetic")
+
+
+@pytest.mark.parametrize("form, options", [("jpg", "--only val2017"), ("zip", "--only val2017 --zipped")])
+def test_missing_image_folder_names_the_command(tmp_path, experiment, form, options):
+    folder = places.image_folder(experiment("DATASET.DATA_FORMAT", form), "val2017")
+    assert refusal(folder.check).endswith(f"; fetch it: python tools/prepare_data.py coco --root {tmp_path} {options}")
+    assert refusal(pickle.loads(pickle.dumps(folder)).check) == refusal(folder.check)
 
 
 def test_nobody_is_left(annotated):
@@ -310,12 +335,14 @@ def test_bad_detection_file(tmp_path, detected, experiment):
     assert f"{tmp_path}/boxes/made_boxes.json: no person is left to use" in refusal(detected, [])
     text = refusal(coco.read_table, experiment("TEST.COCO_BBOX_FILE", "nowhere.json"), "val2017", detections=True)
     assert "nowhere.json: cannot read the detection file (No such file or directory)" in text and "TEST.USE_GT_BBOX True does without" in text
+    assert "; tools/make_boxes.py writes one, " in text
 
 
 def test_no_detection_file_is_named(tmp_path, experiment):
     write(tmp_path / "annotations" / "person_keypoints_val2017.json", {"images": IMAGES})
     text = refusal(coco.read_table, experiment("TEST.USE_GT_BBOX", False), "val2017", detections=True, kind=ConfigError)
     assert text.startswith("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True")
+    assert text.endswith("; tools/make_boxes.py writes a detection file")
 
 
 # test sets ------------------------------------------------------------------------------------------------------------------------
@@ -332,7 +359,7 @@ def test_test_set_has_no_ground_truth_boxes(tmp_path, experiment):
     write(tmp_path / "annotations" / "image_info_test-dev2017.json", {"images": IMAGES})
     text = refusal(coco.read_table, experiment("DATASET.TEST_SET", "test-dev2017"), "test-dev2017", detections=False, kind=ConfigError)
     assert "image_info_test-dev2017.json: set test-dev2017 has no annotations" in text
-    assert "set TEST.USE_GT_BBOX False and TEST.COCO_BBOX_FILE" in text
+    assert "set TEST.USE_GT_BBOX False and TEST.COCO_BBOX_FILE" in text and "tools/make_boxes.py" in text
 
 
 def test_where_images_lie(tmp_path, experiment):

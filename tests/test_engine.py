@@ -612,8 +612,15 @@ def test_test_set_without_labels(tiny_experiment, reference, small_set, tmp_path
                        "TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", boxes)
     assert metrics == {}
     folder = folder_of(tiny_experiment)
-    assert json.loads((folder / "results" / f"keypoints_test-dev2017_results_{boxes.stem}.json").read_text())
-    assert "send keypoints_test-dev2017_results" in (folder / "test.log").read_text()
+    written = json.loads((folder / "results" / f"keypoints_test-dev2017_results_{boxes.stem}.json").read_text())
+    # the names and fields that COCO's server takes
+    archive = folder / "results" / "person_keypoints_test-dev2017_tiny_results.zip"
+    with zipfile.ZipFile(archive) as opened:
+        assert opened.namelist() == ["person_keypoints_test-dev2017_tiny_results.json"]
+        sent = json.loads(opened.read(opened.namelist()[0]))
+    fields = ("image_id", "category_id", "keypoints", "score")
+    assert sent == [{field: entry[field] for field in fields} for entry in written] and sent
+    assert f"send {archive} to the server" in (folder / "test.log").read_text()
 
 
 def test_mpii_from_end_to_end(tiny_mpii_experiment, small_mpii_set, capsys):

@@ -127,6 +127,10 @@ def test_not_an_annotation_file(read, text, fault):
 def test_missing_annotation_file(tmp_path, experiment):
     text = refusal(mpii.read_table, experiment(), "valid")
     assert text.startswith(f"{tmp_path}/annot/valid.json: cannot read the annotation file (No such file or directory); check DATASET.ROOT")
+    command = f"; how to get it: python tools/prepare_data.py mpii --root {tmp_path}"
+    assert text.endswith(command)
+    assert refusal(places.image_folder(experiment(), "valid").check).endswith(command)
+    assert refusal(places.present_headbox_path, experiment()).endswith(command)
 
 
 def test_where_files_lie(tmp_path, experiment):

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from poise.config import data_path
 from poise.datasets.coco_files import category_id, read_images
-from poise.datasets.places import annotation_path, image_folder
+from poise.datasets.places import image_folder, present_annotation_path
 from poise.datasets.table import PackedNames
 from poise.detectors import Detector
 from poise.errors import ConfigError, DataError, one_line, shown_value
@@ -44,7 +44,7 @@ def write(cfg: CfgNode, split: str, detect: Detector, path: Path, *, finds_perso
     data = dataset_of(cfg)
     if data.format != "coco":
         raise ConfigError(f"{data.path}: detection files are for annotations in COCO's form; the boxes of {data.format} are in its annotations")
-    file = annotation_path(cfg, split)
+    file = present_annotation_path(cfg, split)
     images, folder = read_images(file, data.category), image_folder(cfg, split)
     folder.check()
     names, ids = PackedNames(images["name_buffer"], images["name_ends"]), images["image_ids"].tolist()

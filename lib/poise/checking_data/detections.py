@@ -11,7 +11,7 @@ from poise.checking_data.findings import Findings, percent, some
 from poise.checking_data.people import People
 from poise.config import data_path
 from poise.datasets.array_cache import Arrays
-from poise.datasets.coco_files import detection_fault, read_detections, read_entries
+from poise.datasets.coco_files import DETECTIONS_HINT, detection_fault, read_detections, read_entries
 
 _LEAST_RECALL = 0.3
 _THRESHOLDS = (0.5, 0.75)
@@ -20,7 +20,7 @@ _THRESHOLDS = (0.5, 0.75)
 def read(cfg: CfgNode, found: Findings) -> Arrays | None:
     """The columns of TEST.COCO_BBOX_FILE; None, with a fault, where an entry is no detection. Raises DataError where the file cannot be read."""
     file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
-    columns = read_detections(file, "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}")
+    columns = read_detections(file, DETECTIONS_HINT)
     if columns is None:
         entries = read_entries(file, "")
         bad = [(place, fault) for place, entry in enumerate(entries) if (fault := detection_fault(entry))]

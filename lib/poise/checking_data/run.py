@@ -19,7 +19,7 @@ from poise.datasets import PersonTable, coco, read_table
 from poise.datasets.array_cache import Arrays, remembered
 from poise.datasets.coco_files import category_id
 from poise.datasets.mixing import ImageFolders, as_set
-from poise.datasets.places import annotation_path, image_folder, set_files
+from poise.datasets.places import annotation_path, image_folder, present_annotation_path, set_files
 from poise.datasets.reading import ImageFolder
 from poise.datasets.table import PackedNames
 from poise.datasets.truth import check_truth, labels
@@ -106,7 +106,7 @@ def _columns(cfg: CfgNode, split: str, found: Findings) -> Arrays | None:
     data = dataset_of(cfg)
     joints = data.skeleton.num_joints
     try:
-        path = annotation_path(cfg, split)
+        path = present_annotation_path(cfg, split)
         return remembered(path, f"check of category {data.category!r} with {joints} joints", partial(read_columns, path, joints, data.category), cfg.DATASET.CACHE)
     except PoiseError as error:
         found.fault(f"annotations: {error}")

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from poise.config import data_path
 from poise.datasets.array_cache import Arrays, remembered
 from poise.datasets.coco_files import (
+    DETECTIONS_HINT,
     ID_FIELDS,
     OF_ANOTHER,
     category_id,
@@ -23,7 +24,7 @@ from poise.datasets.coco_files import (
     read_images,
     refuse,
 )
-from poise.datasets.places import annotation_path
+from poise.datasets.places import present_annotation_path
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError
 from poise.geometry import BOX_MARGIN, FARTHEST, box_to_center_scale
@@ -36,7 +37,7 @@ def read_table(cfg: CfgNode, split: str, *, detections: bool, margin=BOX_MARGIN)
 
     Raises DataError or ConfigError, naming the file, for what is missing or cannot be right.
     """
-    path = annotation_path(cfg, split)
+    path = present_annotation_path(cfg, split)
     aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
     data = dataset_of(cfg)
     # what the dataset file decides of the arrays is part of their kind, so that a changed one has others read
@@ -92,15 +93,15 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, 
 
 def _detected(cfg: CfgNode, data: DatasetFile, images: Arrays, path: Path, aspect: float, margin) -> PersonTable:
     if not cfg.TEST.COCO_BBOX_FILE:
-        raise ConfigError("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test with ground-truth boxes")
+        raise ConfigError("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test with ground-truth boxes; "
+                          "tools/make_boxes.py writes a detection file")
     file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
-    mend = "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}; README.md says where to get it; TEST.USE_GT_BBOX True does without"
     person = category_id(images, data.category)
-    columns = remembered(file, "detections", partial(read_detections, file, mend), cfg.DATASET.CACHE)
+    columns = remembered(file, "detections", partial(read_detections, file, DETECTIONS_HINT), cfg.DATASET.CACHE)
     if columns is not None:
         values, dropped = chosen_detections(columns, images["image_ids"], person, cfg.TEST.IMAGE_THRE)
     else:
-        values, dropped = detections_one_by_one(read_entries(file, mend), images["image_ids"], person, cfg.TEST.IMAGE_THRE, file, mend)
+        values, dropped = detections_one_by_one(read_entries(file, DETECTIONS_HINT), images["image_ids"], person, cfg.TEST.IMAGE_THRE, file, DETECTIONS_HINT)
     named = {OF_ANOTHER: dropped["category"], f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}": dropped["score"],
              f"of images that {path.name} does not list": dropped["image"]}
     bad = ~(np.abs(values[:, 2:]) < FARTHEST).all(axis=1)      # NaN is not below either

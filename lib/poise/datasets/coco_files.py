@@ -20,6 +20,10 @@ from poise.skeleton import crowd_flag, find_category
 _LARGEST_BOX = 1e15       # it may reach beyond its image, which it is clipped to
 OF_ANOTHER = "of another category"     # a reason for which an annotation is dropped
 MEND = "check DATASET.ROOT and the set's name"
+DETECTIONS_HINT = (
+    "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}; tools/make_boxes.py "
+    "writes one, README.md says where COCO's is; TEST.USE_GT_BBOX True does without"
+)
 ID_FIELDS = ("id", "image_id", "category_id")
 
 
@@ -53,7 +57,7 @@ def _annotations(content: Any, parts: Iterable[list], path: Path, split: str, jo
     arrays = _images(content, path, category, parts)
     if "annotations" not in content:
         raise ConfigError(f"{path}: set {split} has no annotations, so no ground-truth boxes; set TEST.USE_GT_BBOX False and "
-                          "TEST.COCO_BBOX_FILE to a detection file")
+                          "TEST.COCO_BBOX_FILE to a detection file, which tools/make_boxes.py writes")
     if not len(arrays["person"]):
         raise DataError(f"{path}: has no category {category!r} with an id; Poise trains on one category, which `category` of the dataset file names")
     if not isinstance(content["annotations"], list):

@@ -12,7 +12,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.datasets.array_cache import Arrays, remembered
-from poise.datasets.places import annotation_path, set_files
+from poise.datasets.places import present_annotation_path, set_files
 from poise.datasets.table import PackedNames, PersonTable
 from poise.errors import DataError, shown
 from poise.geometry import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
@@ -26,7 +26,7 @@ def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
     margin: factors in x and y by which the square boxes grow. There is no aspect fit: HRNet's boxes stay square whatever the
     network's input, and only their width counts.
     """
-    path, labelled, skeleton = annotation_path(cfg, split), set_files(cfg, split).labelled, dataset_of(cfg).skeleton
+    path, labelled, skeleton = present_annotation_path(cfg, split), set_files(cfg, split).labelled, dataset_of(cfg).skeleton
     joints = skeleton.num_joints
     kind = f"persons with {joints} joints" if labelled else "unlabelled persons"
     file = remembered(path, kind, partial(_read, path, labelled, joints), cfg.DATASET.CACHE)

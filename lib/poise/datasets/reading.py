@@ -31,15 +31,16 @@ class ImageFolder:
     a folder of the archive's name, as the official COCO archives have it. The archive is opened once in each process: worker
     processes that shared one open file would move each other's reading position. exif: turn images as their EXIF entry says;
     COCO's annotations are of the pixels as they are stored, and the HRNet family ignores the entry.
+    hint: how to get the folder, for the end of a message.
     """
 
-    def __init__(self, location: str | Path, exif: bool = False):
+    def __init__(self, location: str | Path, exif: bool = False, hint: str = ""):
         self.location = Path(location)
-        self.exif = exif
+        self.exif, self.hint = exif, hint
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def __getstate__(self) -> dict:
-        return {"location": self.location, "exif": self.exif, "_archive": None}
+        return {"location": self.location, "exif": self.exif, "hint": self.hint, "_archive": None}
 
     @property
     def zipped(self) -> bool:
@@ -48,9 +49,9 @@ class ImageFolder:
     def check(self) -> None:
         """Raise DataError when the folder or archive is not there."""
         if self.zipped and not self.location.is_file():
-            raise DataError(f"{self.location}: no such archive; DATASET.DATA_FORMAT zip reads images/<split>.zip, jpg reads images/<split>/")
+            raise DataError(f"{self.location}: no such archive; DATASET.DATA_FORMAT zip reads images/<split>.zip, jpg reads images/<split>/{self.hint}")
         if not self.zipped and not self.location.is_dir():
-            raise DataError(f"{self.location}: no such image folder; check DATASET.ROOT and the set's name")
+            raise DataError(f"{self.location}: no such image folder; check DATASET.ROOT and the set's name{self.hint}")
 
     def open(self, name: str) -> Picture:
         """The image, not yet decoded. Raises DataError."""

@@ -8,7 +8,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.datasets.array_cache import file_state
-from poise.datasets.places import annotation_path, headbox_path, set_files
+from poise.datasets.places import present_annotation_path, present_headbox_path, set_files
 from poise.datasets.table import PersonTable
 from poise.errors import ConfigError
 from poise.metrics import pckh, read_truth
@@ -27,14 +27,14 @@ def check_truth(cfg: CfgNode, table: PersonTable) -> None:
     if data.metric == "pckh" and files.head_boxes:
         if data.skeleton.num_joints != MPII_JOINTS:
             raise ConfigError(f"{data.path}: metric pckh is for the {MPII_JOINTS} joints of MPII, joints has {data.skeleton.num_joints}")
-        pckh(np.zeros((len(table), MPII_JOINTS, 2)), headbox_path(cfg))
+        pckh(np.zeros((len(table), MPII_JOINTS, 2)), present_headbox_path(cfg))
     if data.metric != "pckh" and files.labelled:
         labels(cfg)
 
 
 def labels(cfg: CfgNode) -> Truth:
     """The annotations of DATASET.TEST_SET, as its metric takes them: see metrics.read_truth. Not to be changed, for they are kept from one test to the next."""
-    data, path = dataset_of(cfg), annotation_path(cfg, cfg.DATASET.TEST_SET)
+    data, path = dataset_of(cfg), present_annotation_path(cfg, cfg.DATASET.TEST_SET)
     try:
         state = file_state(path)
     except OSError:     # told by the reading

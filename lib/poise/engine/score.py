@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from poise.garbage import no_garbage_collection
 from poise.geometry import PIXEL_STD
 from poise.metrics import (average_precision_of_arrays, crowd_average_precision, explain, explain_pckh, format_joint_table, format_table, pckh,
                            per_joint_pck_of_arrays, per_joint_pckh, rescore, suppress, write_results)
-from poise.metrics.results import box_ids_by_image, prediction_batches, write_pickle
+from poise.metrics.results import box_ids_by_image, prediction_batches, write_pickle, write_submission
 from poise.skeleton import dataset_of
 from poise.writing import replacing
 
@@ -110,7 +111,11 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     way = f"kept by {'soft ' if cfg.TEST.SOFT_NMS else ''}OKS-NMS" if cfg.TEST.OKS_NMS else "kept, no OKS-NMS"
     log.info("%d of %d poses %s; written to %s", len(kept), len(table), way, path)
     if not set_files(cfg, split).labelled:
-        log.info("%s has no public labels: send %s to the server of the data set", split, path.name)
+        if dataset_of(cfg).name == "coco":      # https://cocodataset.org/#upload
+            algorithm = re.sub(r"[^\w.+-]", "-", results.parent.name)
+            path = results / f"person_keypoints_{split}_{algorithm}_results.zip"
+            write_submission(path, image_ids[kept], keypoints[kept], scores[kept], table.category_id)
+        log.info("%s has no public labels: send %s to the server of the data set", split, path)
         return OrderedDict(), 0.0
     truth = labels(cfg)
     average = crowd_average_precision if dataset_of(cfg).metric == "crowdpose" else average_precision_of_arrays

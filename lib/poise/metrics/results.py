@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -51,12 +54,31 @@ def write_results(
     Floats keep every digit, so the file scores exactly as the arrays do. The file appears whole or not at all: a
     submission cut short by a full disk would be scored as if the rest had not been found.
     """
+    columns = _checked(image_ids, keypoints, scores, centers, scales)
+    with replacing(path) as part, open(part, "wb") as file:
+        _write_entries(file, columns, category_id)
+
+
+def write_submission(
+    path: str | os.PathLike, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, category_id: int = 1
+) -> None:
+    """Write a zip archive for COCO's server with one result file of the archive's name in it.
+
+    Arguments and errors as write_results, without the fields that HRNet adds.
+    """
+    columns = _checked(image_ids, keypoints, scores, None, None)
+    name = f"{Path(path).stem}.json"
+    with replacing(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(name, "w", force_zip64=True) as file:
+            _write_entries(file, columns, category_id)
+
+
+def _write_entries(file: IO[bytes], columns: Columns, category_id: int) -> None:
+    """Write the persons as JSON, in parts, which bounds the memory."""
     import orjson
 
-    columns = _checked(image_ids, keypoints, scores, centers, scales)
-    with replacing(path) as part, open(part, "wb") as file, no_garbage_collection():
+    with no_garbage_collection():
         file.write(b"[")
-        # in parts, which bounds the memory
         for begin in range(0, len(columns[0]), _AT_ONCE):
             entries = _entries(*(None if column is None else column[begin:begin + _AT_ONCE] for column in columns), category_id)
             file.write(b"," if begin else b"")
