@@ -671,7 +671,7 @@ class Camera:
     def __call__(self, name, *options):
         if str(name).endswith(".part.mp4"):
             return self.files(name)
-        if options:     # of whoever measures the rate
+        if options:     # opened to measure the frame rate
             return Camera(self.properties, self.left)
         self.asked.append(name)
         return self

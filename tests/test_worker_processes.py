@@ -163,7 +163,7 @@ def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_synthetic_killed_worker_is_told(tmp_path, monkeypatch):
+def test_synthetic_killed_worker_is_named(tmp_path, monkeypatch):
     """multiprocessing's Pool would wait for it forever."""
     monkeypatch.setattr(synthetic, "_coco_picture", killed)
     with pytest.raises(PoiseError, match="a process that draws val2017 was killed, probably out of memory: give fewer --workers"):
@@ -225,7 +225,7 @@ def test_train_really_out_of_memory_is_one_line(tiny_experiment):
     ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that", "/dev/shm is full"),
     ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "a data loader worker was killed"),
 ])
-def test_lack_in_a_worker_is_told(text, told):
+def test_machine_limits_in_a_worker_gives_one_line(text, told):
     with pytest.raises(PoiseError, match=f"^{told}"), machine_limits("run", ""):
         raise RuntimeError(text)
 

@@ -28,13 +28,13 @@ def main() -> int:
     if args.overrides and not args.cfg:
         raise ConfigError(f"{args.overrides[0]}: keys belong to an experiment; give --cfg FILE")
     cfg = config.load(args.cfg, args.overrides) if args.cfg else None
-    model, told = None, ""
+    model, values = None, ""
     if cfg is not None:
         model = models.build_model(cfg)
         # weights of MSPN are written for BGR images, whatever the experiment says
         if cfg.MODEL.NAME != "mspn" or not cfg.DATASET.COLOR_RGB:
-            told = experiment.describe(cfg, config.experiment_name(args.cfg), model)
-    print(converting.convert(args.source, args.target, args.to, model=model, force=args.force, experiment=told))
+            values = experiment.describe(cfg, config.experiment_name(args.cfg), model)
+    print(converting.convert(args.source, args.target, args.to, model=model, force=args.force, experiment=values))
     return 0
 
 

@@ -161,14 +161,14 @@ def describe_joints(skeleton: Skeleton) -> dict[str, Any]:
         for key in ("flip_pairs", "limbs")}}
 
 
-def give_joints(name: str, told: dict, category: Any = "person") -> DatasetFile:
+def give_joints(name: str, joints: dict, category: Any = "person") -> DatasetFile:
     """Make dataset(name) the joints of a text by describe_joints, after checks; return it.
 
     Raises ConfigError for other values, ValueError for other keys.
     """
-    if set(told) != {"name", "joints", "flip_pairs", "limbs"}:
+    if set(joints) != {"name", "joints", "flip_pairs", "limbs"}:
         raise ValueError("other keys of its joints than Poise writes")
-    values = {**told, "category": category, "annotations": "none", "images": "none"}
+    values = {**joints, "category": category, "annotations": "none", "images": "none"}
     give_dataset(name, checked_dataset(values, Path(name)))
     return _given[name]
 

@@ -34,19 +34,19 @@ _KEYS = ("AMP", "CHANNELS_LAST", "DATASET.COLOR_RGB", "DATASET.EXIF")
 
 def describe(cfg: CfgNode, name: str, network: nn.Module | None = None) -> str:
     """Return the text for a weight file of experiment `name`; network: whose cells are kept."""
-    told = cfg.clone()
-    told.defrost()
+    described = cfg.clone()
+    described.defrost()
     for key in _PATHS:
         group, _, last = key.rpartition(".")
-        (told[group] if group else told)[last] = ""
-    told.DATASET.MIX = CfgNode()
-    del told["SEARCH"]
+        (described[group] if group else described)[last] = ""
+    described.DATASET.MIX = CfgNode()
+    del described["SEARCH"]
     genotype = None
-    if told.MODEL.GENOTYPE not in GENOTYPES:
-        genotype, told.MODEL.GENOTYPE = getattr(network, "genotype", None), ""
+    if described.MODEL.GENOTYPE not in GENOTYPES:
+        genotype, described.MODEL.GENOTYPE = getattr(network, "genotype", None), ""
     data = dataset_of(cfg)
     return json.dumps({
-        "version": VERSION, "experiment": name, "config": told.dump(),
+        "version": VERSION, "experiment": name, "config": described.dump(),
         "dataset": {**describe_joints(data.skeleton), "category": data.category},
         "genotype": genotype.plain_cells() if genotype else None})
 
@@ -122,15 +122,15 @@ def _wanted(groups: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _dataset(told: Any, file: str) -> dict[str, str]:
-    """Return the keys of DATASET for the joints in the file: a shipped dataset file, or `told`."""
-    if not isinstance(told, dict):
+def _dataset(joints: Any, file: str) -> dict[str, str]:
+    """Return the keys of DATASET for the joints in the file: a shipped dataset file, or `joints`."""
+    if not isinstance(joints, dict):
         raise _not_ours(file, "no joints")
-    told = dict(told)
-    category = told.pop("category", "person")
+    joints = dict(joints)
+    category = joints.pop("category", "person")
     name = f"{file}: its joints"
-    data = give_joints(name, told, category)
-    if data.name in shipped() and describe_joints(dataset(data.name).skeleton) == told:
+    data = give_joints(name, joints, category)
+    if data.name in shipped() and describe_joints(dataset(data.name).skeleton) == joints:
         return {"DATASET": data.name}
     return {"FILE": name}
 
