@@ -403,6 +403,10 @@ BAD_BOXES = {
     "no object": ([5], "detection 0 is no object but 5"), "object": ({"a": 1}, "none of these"),
     "annotation without image": ({"images": [], "annotations": [{"image_id": 4, "bbox": [1, 2, 3, 4]}]}, "annotation 0 is of an image that the file does not list"),
     "image without name": ({"images": [{"id": 4}], "annotations": []}, "image 0 needs an id and a file_name"),
+    "one id twice": (
+        {"images": [{"id": id, "file_name": f"{id}.jpg"} for id in (1, "01")], "annotations": []},
+        "two images have id 1; give each image its own",
+    ),
     "own": ({"format": "poise poses", "frames": [{"file": "a", "index": 0, "persons": [{"bbox": [1]}]}]}, "a person of frame 0 needs a bbox"),
     "own without persons": ({"format": "poise poses", "frames": [{"file": "a", "index": 0}]}, "frame 0 needs a file, an index and persons"),
 }
@@ -517,11 +521,11 @@ def test_given_boxes_longest_common_ending_wins(tmp_path):
     """A name that is listed twice means the same image both times."""
     persons = [{"bbox": [1, 2, 30, 40], "box_score": 1.0}]
     own = {"format": person_boxes.FORMAT, "frames": [{"file": f"x/{n}/1.jpg", "index": i, "seconds": None, "persons": persons} for i, n in enumerate("ab")]}
-    coco = {"images": [{"id": i, "file_name": f"x/{n}/1.jpg"} for i, n in enumerate("ab")] + [{"id": n, "file_name": "x/2.jpg"} for n in (2, 3)], "categories": [],
+    coco = {"images": [{"id": i, "file_name": f"x/{n}/1.jpg"} for i, n in enumerate("ab")] + [{"id": n, "file_name": name} for n, name in ((2, "x/2.jpg"), (3, "./x/2.jpg"))], "categories": [],
             "annotations": [{"image_id": n, "bbox": [1, 2, 30, 40]} for n in range(4)]}
     for content, twice in ((own, 0), (coco, 2)):
         boxes = person_boxes.GivenBoxes(write_json(tmp_path / "boxes.json", content))
-        found = boxes([media.Frame(name, index, np.zeros((50, 50, 3), np.uint8)) for index, name in enumerate(["x/a/1.jpg", "b/1.jpg", "elsewhere/2.jpg"])])
+        found = boxes([media.Frame(name, index, np.zeros((50, 50, 3), np.uint8)) for index, name in enumerate(["x/a/1.jpg", "b/1.jpg", "x/2.jpg"])])
         assert [len(found_boxes) for found_boxes, _ in found] == [1, 1, twice] and boxes.missing == (0 if twice else 1)
 
 
@@ -552,15 +556,66 @@ def test_demo_two_cameras_each_picture_gets_its_own_boxes(tool, tmp_path, prefix
             assert [person["bbox"] for person in frame["persons"]] == [[own, own, 30, 40]]
 
 
-def test_demo_pictures_in_a_folder_of_another_name_are_warned_of(tool, tmp_path):
+def test_demo_pictures_in_a_folder_of_another_name_are_refused(tool, refused, tmp_path):
     names, annotations, _ = cameras(tmp_path)
     os.rename(tmp_path / "images" / "cam2", tmp_path / "images" / "cam3")
     boxes = write_json(tmp_path / "boxes.json", {**annotations, "images": annotations["images"][:3], "annotations": annotations["annotations"][:3]})
     _, out, _ = tool("--input", tmp_path / "images" / "*" / "*.png", "--boxes", boxes)
     found = [len(frame["persons"]) for frame in result(tmp_path / "out")["frames"]]
     assert found == [1, 1, 1, 0, 0, 0], "cam1's boxes are not given to cam3 too"
-    _, out, _ = tool("--input", tmp_path / "images" / "cam3", "--boxes", boxes)
-    assert "pictures found by file name alone, in another folder: 3, such as cam1/frame_0000.png for " in out
+    line = refused("--input", tmp_path / "images" / "cam3", "--boxes", boxes, output=tmp_path / "cam3")
+    assert line == (
+        f"error: {boxes}: cam1/frame_0000.png is in another folder than "
+        f"{tmp_path / 'images/cam3/frame_0000.png'}; rename the folder of the pictures, or remove the "
+        "folders from file_name"
+    )
+
+
+def given_boxes_left(folder, names, paths):
+    """The left side of each picture's box, the place of its name in `names`; None without a box."""
+    entries = [
+        {"image_id": place, "file_name": name, "bbox": [place, 0, 9, 9], "score": 1}
+        for place, name in enumerate(names)
+    ]
+    given = person_boxes.GivenBoxes(write_json(folder / "boxes.json", entries))
+    given.check(media.Pictures(paths))
+    frames = [media.Frame(path, i, np.zeros((9, 9, 3), np.uint8)) for i, path in enumerate(paths)]
+    return [int(boxes[0, 0]) if len(boxes) else None for boxes, _ in given(frames)]
+
+
+@pytest.mark.parametrize(
+    "names, path, left",
+    [
+        (["cam1/1.jpg", "cam2/1.jpg", "cam2/2.jpg"], "d/cam1/2.jpg", None),
+        (["s1/rgb/1.jpg", "s2/rgb/1.jpg", "s2/rgb/2.jpg"], "d/s1/rgb/2.jpg", None),
+        (["cam2/1.jpg", "1.jpg"], "cam1/1.jpg", 1),
+        (["cam2/1.jpg", "cam1/../1.jpg"], "cam1/1.jpg", 1),
+        (["cam1/1.jpg", "cam2/1.jpg"], "cam1/1.jpg", 0),
+    ],
+)
+def test_given_boxes_picture_has_those_of_its_folder_alone(tmp_path, names, path, left):
+    """A picture without a detection is not listed, and has not the boxes of a sibling folder."""
+    names, paths = [*names, "other/0.jpg"], [path, "other/0.jpg"]
+    assert given_boxes_left(tmp_path, names, paths) == [left, len(names) - 1]
+
+
+def test_given_boxes_of_20000_equal_file_names(tmp_path):
+    names = [f"seq_{number:05d}/rgb.jpg" for number in range(20_000)]
+    paths = [f"/data/{name}" for name in reversed(names)]
+    assert given_boxes_left(tmp_path, names, paths) == list(reversed(range(20_000)))
+
+
+@pytest.mark.parametrize("annotations", [True, False])
+def test_demo_boxes_of_pictures_for_a_video_are_refused(tool, refused, tmp_path, annotations):
+    _, coco, detections = cameras(tmp_path)
+    video = tmp_path / "a.mp4"
+    write_video(video, frames=3)
+    named = [{**entry, "file_name": "cam1/frame_0000.png"} for entry in detections]
+    boxes = write_json(tmp_path / "boxes.json", coco if annotations else named)
+    line = refused("--input", video, "--boxes", boxes)
+    assert f"{boxes}: its boxes are of pictures, such as cam1/frame_0000.png, and {video} is a" in line
+    status, *_ = tool("--input", video, "--boxes", write_json(boxes, detections))
+    assert status == 0 and len(all_persons(result(tmp_path / "out"))) == 2
 
 
 def test_demo_boxes_whose_image_cannot_be_known_are_refused(refused, tmp_path):
@@ -755,6 +810,40 @@ def test_video_header_is_believed_over_misleading_packets(tmp_path, monkeypatch,
     monkeypatch.setattr(media, "_mean_fps", lambda name, options: mean(name, options) * (2 if options else 1))
     video = media.Video(str(tmp_path / "a.mp4"))
     assert video.fps == 25 and len(video) == 12 and not caplog.records
+
+
+class EndlessVideo:
+    """Frames at 25 a second, more than a rate is to be measured by."""
+
+    def __init__(self, *_):
+        self.grabbed = 0
+
+    def isOpened(self):
+        return True
+
+    def grab(self):
+        self.grabbed += 1
+        assert self.grabbed < 10_000, "the whole video is read to measure its rate"
+        return True
+
+    def get(self, _):
+        return self.grabbed * 40.0
+
+    def release(self):
+        pass
+
+
+def test_measured_fps_reads_the_beginning_of_a_long_video_alone(monkeypatch):
+    monkeypatch.setattr(media.cv2, "VideoCapture", EndlessVideo)
+    assert media._measured_fps("a.mp4", 1000.0) == 25 and media._measured_fps("a.mp4", 25.0) is None
+
+
+def test_open_input_pattern_lists_each_picture_once(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("1.png", "a/2.png", "a/b/3.png"):
+        (tmp_path / name).write_bytes(PNG)
+    found = media.open_input(str(tmp_path / "**/**/*.png")).paths
+    assert found == [str(tmp_path / name) for name in ("1.png", "a/2.png", "a/b/3.png")]
 
 
 def test_field_browser_recording_plays_as_long_as_it_took(tool, tmp_path, shared):

@@ -141,6 +141,13 @@ def test_draw_ids_keep_their_hue_in_another_order():
     assert np.array_equal(people().draw(GREY, ids=[]), GREY)
 
 
+@pytest.mark.parametrize("ids", [[7], [7, 3, 1], np.array([], int)])
+def test_draw_ids_of_another_length_are_refused(ids):
+    poses = people([30, 50, 180, 350], [430, 50, 580, 350])
+    with pytest.raises(ConfigError, match=f"ids: has {len(ids)} numbers for 2 persons"):
+        poses.draw(GREY, ids=ids)
+
+
 def test_draw_boxes_with_scores():
     poses = people([30, 50, 180, 350], [430, 2, 580, 350])
     drawn, plain = poses.draw(GREY, boxes=True), poses.draw(GREY)

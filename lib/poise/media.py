@@ -26,6 +26,7 @@ VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg
 _USUAL_FPS = 30.0
 _MIN_FPS, _MAX_FPS = 0.1, 1000.0
 _FPS_ERROR = 0.01       # of the header's rate; within it the header's is the exact one
+_TIMED_FRAMES = 2000    # of a video, whose times decide on its rate; a long one is not read twice
 # no lines of FFmpeg's own beside ours about damaged files; OpenCV reads it once, when it first opens a video
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
@@ -124,7 +125,7 @@ class Video:
 
 
 def _measured_fps(name: str, claimed: float) -> float | None:
-    """The mean rate of a video's frames by their times; None where it is `claimed` or not known.
+    """The mean rate of a video's first frames by their times; None where it is `claimed` or not known.
 
     The times are first read without decoding. What they say is not believed alone: a packet may
     hold half a frame or a hidden one, and OpenCV before 4.9 gives no times for packets.
@@ -140,7 +141,7 @@ def _mean_fps(name: str, options: list[int]) -> float | None:
     count, first, last = 0, math.inf, -math.inf
     with quiet_opencv():
         capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG, options)
-        while capture.isOpened() and capture.grab():
+        while count < _TIMED_FRAMES and capture.isOpened() and capture.grab():
             seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             count, first, last = count + 1, min(first, seconds), max(last, seconds)
         capture.release()
@@ -178,7 +179,8 @@ def open_input(name: str) -> Pictures | Video:
     if name.isascii() and name.isdecimal():
         return Video(f"camera {int(name)}", camera=int(name))
     if glob.has_magic(name):
-        found = sorted(entry for entry in glob.glob(name, recursive=True) if not os.path.isdir(entry))
+        # a pattern with ** twice gives a file several times
+        found = sorted({entry for entry in glob.glob(name, recursive=True) if not os.path.isdir(entry)})
         if not found:
             raise DataError(f"{name}: no file fits this pattern")
         if all(Path(entry).suffix.lower() in VIDEO_ENDINGS for entry in found):

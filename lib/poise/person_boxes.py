@@ -1,9 +1,11 @@
 """Where the persons are: found by a detector, read from a JSON, or the whole picture. Boxes are (N, 4) left, top, right, bottom in pixels."""
 from __future__ import annotations
 
+import bisect
 import itertools
 import logging
 import os
+import posixpath
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,7 @@ from poise.errors import DataError, one_line, shown, shown_value
 from poise.geometry import FARTHEST
 from poise.json_files import as_id, field_fault, read_json
 from poise.media import Frame, Pictures, Video
+from poise.pictures import is_picture_name
 from poise.skeleton import crowd_flag, find_category
 from poise.text_table import pluralize
 
@@ -69,9 +72,9 @@ class _Entry:
 class GivenBoxes:
     """Boxes of a JSON: COCO detections, COCO annotations, or a file of tools/demo.py.
 
-    An image is found by the longest common ending of its path and a file name of the JSON. Only in
-    detections without file names it is found by number, where the name is a number:
-    000000000785.jpg and COCO_val2014_000000000785.jpg are image 785. A frame of a video is found by
+    An image is found by the longest common ending of its path and a file name of the JSON, whose
+    nearest folder, if it has one, must be the image's. Only in detections without file names it is
+    found by number, where the name is a number: 000000000785.jpg and COCO_val2014_000000000785.jpg are image 785. A frame of a video is found by
     its index from 0: image_id, the id of an image, or the index in a file of tools/demo.py.
 
     Boxes are x, y, width, height in pixels; those with a score below `threshold` are left out.
@@ -90,6 +93,7 @@ class GivenBoxes:
         self._indexed: dict[int, _Entry] = {}       # by the index of a video's frame
         self._of_path: dict[str, _Entry | None] = {}
         self._video = ""        # the one that a file of tools/demo.py is of
+        self._picture = ""      # a picture's file name of an entry that has a frame's index too
         content = read_json(path, "file of boxes")
         try:
             if isinstance(content, list):
@@ -102,6 +106,9 @@ class GivenBoxes:
                 raise DataError(f"{path}: the file of boxes is none of these: {_FORMS}")
         except _BadEntry as error:
             raise DataError(f"{path}: {error}") from None
+        # last part first and sorted, so that the names with the longest common ending are neighbors
+        self._endings = sorted(_parts(name)[::-1] for name in self._named)
+        self._folders = sorted({ending[1:] for ending in self._endings})
 
     def __call__(self, frames: Sequence[Frame]) -> list[Found]:
         unknown = [f.name for f in frames if f.seconds is None and f.name not in self._of_path]
@@ -126,6 +133,10 @@ class GivenBoxes:
             whose = (f"the {count} of --input, such as {source.paths[0]}; its own are such as "
                      f"{shown(example)}")
         else:
+            if self._picture:
+                raise DataError(f"{self.name}: its boxes are of pictures, such as {shown(self._picture)}, "
+                                f"and {source.name} is a video; give those pictures as --input, or "
+                                "entries without a file_name, with the frame's index from 0 as image_id")
             entries = [entry for index, entry in self._indexed.items() if index >= 0]
             whose = f"{source.name}; a frame is listed by its index from 0 as image_id or id"
             if self._video and _parts(self._video)[-1] != _parts(source.name)[-1]:
@@ -165,43 +176,55 @@ class GivenBoxes:
         """Find the entry of each picture, None where there is none.
 
         Raises DataError where two entries could be meant by one picture or two pictures by one
-        entry, and where a picture's number cannot be known.
+        entry, where an entry is of another folder, and where a picture's number cannot be known.
         """
-        by_file: dict[str, list[str]] = {}
-        for name in self._named:
-            by_file.setdefault(_parts(name)[-1], []).append(name)
         claims: dict[str, list[tuple[int, str]]] = {}
         for path in paths:
-            name, common = self._closest(path, by_file)
+            name, common = self._closest(path)
             if name is not None:
                 claims.setdefault(name, []).append((common, path))
         self._of_path.update(dict.fromkeys(paths))
-        elsewhere = []
         for name, pictures in claims.items():
             common, path = max(pictures)
             rivals = [other for length, other in pictures if length == common]
             if len(rivals) > 1:
                 raise DataError(f"{self.name}: {shown(name)} could be {rivals[0]} or {rivals[1]}; "
                                 "file names with more of their folders are needed")
-            self._of_path[path] = self._named[name]
             if common == 1 < len(_parts(name)):
-                elsewhere.append(f"{shown(name)} for {one_line(path)}")
-        if elsewhere:
-            log.warning("%s", f"{one_line(self.name)}: pictures found by file name alone, in another "
-                              f"folder: {len(elsewhere)}, such as {elsewhere[0]}")
+                raise DataError(f"{self.name}: {shown(name)} is in another folder than {path}; rename "
+                                "the folder of the pictures, or remove the folders from file_name")
+            self._of_path[path] = self._named[name]
         if self._numbered:
             self._match_numbers([path for path in paths if self._of_path[path] is None])
 
-    def _closest(self, path: str, by_file: dict[str, list[str]]) -> tuple[str | None, int]:
+    def _closest(self, path: str) -> tuple[str | None, int]:
         """The name with the longest common ending, and how many parts that has."""
-        parts = _parts(os.path.abspath(path))
-        names = by_file.get(parts[-1]) or by_file.get(PurePosixPath(parts[-1]).stem, [])
-        lengths = [_common_ending(parts[:-1], _parts(name)[:-1]) + 1 for name in names]
-        longest = [name for name, length in zip(names, lengths) if length == max(lengths)]
+        own = _parts(os.path.abspath(path))[::-1]
+        common, longest = _nearest(self._endings, own)
+        if not common:      # a name may lack the file's extension
+            own = (PurePosixPath(own[0]).stem, *own[1:])
+            common, longest = _nearest(self._endings, own)
+        if not common:
+            return None, 0
+        whole = _joined(own[:common])
+        if whole in self._named:
+            return whole, common
+        if common - 1 < _nearest(self._folders, own[1:])[0]:
+            return None, 0      # the picture's folder is listed, without the picture
         if len(longest) > 1:
-            raise DataError(f"{self.name}: {path} could be {shown(longest[0])} or "
-                            f"{shown(longest[1])}; its folders must be named as in one of them")
-        return (longest[0], max(lengths)) if longest else (None, 0)
+            raise DataError(f"{self.name}: {path} could be {shown(_joined(longest[0]))} or "
+                            f"{shown(_joined(longest[1]))}; its folders must be named as in one of them")
+        return _joined(longest[0]), common
+
+    def _entry_of(self, name: str) -> _Entry:
+        """The entry of a file name, the same one for cam1/1.jpg and ./cam1/1.jpg."""
+        return self._named.setdefault(_joined(_parts(name)[::-1]), _Entry())
+
+    def _index(self, index: int, entry: _Entry, name: str | None) -> None:
+        """Note the id of an entry, which is a frame's index where the input is a video."""
+        self._indexed.setdefault(index, entry)
+        if name is not None and is_picture_name(name):
+            self._picture = self._picture or name
 
     def _match_numbers(self, paths: Sequence[str]) -> None:
         seen: dict[int, str] = {}
@@ -234,10 +257,12 @@ class GivenBoxes:
                 name = entry.get("image_id")
             if not (_is_name(name) or name is None and index is not None):
                 raise _BadEntry(f"detection {number} needs an image_id, a number or a file name")
-            table, key = (self._numbered, index) if name is None else (self._named, name)
-            own = table.setdefault(key, _Entry())
+            if name is None:
+                own = self._numbered.setdefault(index, _Entry())
+            else:
+                own = self._entry_of(name)
             if index is not None:
-                self._indexed.setdefault(index, own)
+                self._index(index, own, name)
             self._add(own, entry.get("bbox"), entry.get("score", 1.0), f"detection {number}")
 
     def _take_annotations(self, content: dict) -> None:
@@ -246,10 +271,12 @@ class GivenBoxes:
             name, key = image.get("file_name"), _image_key(image.get("id"))
             if not _is_name(name) or key is None:
                 raise _BadEntry(f"image {number} needs an id and a file_name")
-            entries[key] = self._named.setdefault(name, _Entry())
+            if key in entries:
+                raise _BadEntry(f"two images have id {shown(str(key))}; give each image its own")
+            entries[key] = self._entry_of(name)
             entries[key].size = _size(image)
             if isinstance(key, int):
-                self._indexed.setdefault(key, entries[key])
+                self._index(key, entries[key], name)
         listed = list(_dicts(content.get("categories") or [], "category")) or [{"id": 1}]
         parts = [content["annotations"]]
         chosen = find_category(content, self._category, self.name, parts)
@@ -274,7 +301,7 @@ class GivenBoxes:
             if not _is_name(name) or not isinstance(frame.get("index"), int) or not isinstance(persons, list):
                 raise _BadEntry(f"frame {number} needs a file, an index and persons")
             if frame.get("seconds") is None:
-                own = self._named.setdefault(name, _Entry())
+                own = self._entry_of(name)
             else:
                 own, self._video = self._indexed.setdefault(frame["index"], _Entry()), name
             own.size = _size(frame)
@@ -320,13 +347,31 @@ def _size(entry: dict) -> tuple[float, float] | None:
 
 def _parts(name: str) -> tuple[str, ...]:
     """A path's parts, whichever system and Unicode normalization it comes from."""
-    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).parts
+    path = posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/")))
+    return tuple(part for part in PurePosixPath(path).parts if part != "..")
 
 
-def _common_ending(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts at the end of two paths are the same."""
-    pairs = zip(reversed(one), reversed(other))
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _joined(ending: Sequence[str]) -> str:
+    """The path of which `ending` has the parts, last first."""
+    return str(PurePosixPath(*reversed(ending)))
+
+
+def _nearest(endings: list[tuple[str, ...]], own: tuple[str, ...]) -> tuple[int, list[tuple[str, ...]]]:
+    """Find the entries of a sorted list that begin with the most parts of `own`.
+
+    Returns how many parts that is, and the one entry, or two to four where there are several.
+    """
+    place = bisect.bisect_left(endings, own)
+    near = endings[max(place - 2, 0):place + 2]
+    lengths = [_common_beginning(own, ending) for ending in near]
+    most = max(lengths, default=0)
+    longest = [ending for ending, length in zip(near, lengths) if length == most]
+    return most, longest
+
+
+def _common_beginning(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts at the beginning of two sequences are the same."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))
 
 
 def _number_in_name(path: str) -> int | None:

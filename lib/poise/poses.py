@@ -79,13 +79,15 @@ class Poses:
         where there are several or `ids`. Dots always have the colors of 'side'. boxes: draw boxes with the
         persons' scores. ids: (N,) numbers of tracked persons, which keep their hue; they are drawn in boxes.
 
-        Raises DataError where there is no such picture, ConfigError for another `color`.
+        Raises DataError where there is no such picture, ConfigError for another `color` or number of `ids`.
         """
         from poise import visualize
         from poise.pictures import as_pixels
 
         if color not in ("auto", "person", "side"):
             raise ConfigError(f"color {color!r}: must be 'auto', 'person' or 'side'")
+        if ids is not None and len(ids) != len(self):
+            raise ConfigError(f"ids: has {len(ids)} numbers for {len(self)} persons; give one for each")
         drawn = np.array(as_pixels(image, "picture")[:, :, ::-1], order="C")     # a copy; visualize's colours are BGR
         least = self.shown_score if least_score is None else least_score
         by_person = color == "person" or (color == "auto" and (ids is not None or len(self) > 1))
