@@ -141,7 +141,7 @@ def test_clipping(annotated, box, wanted):
 ])
 def test_box_without_area_in_its_image(annotated, box):
     text = refusal(annotated, [person(1), person(42, bbox=box), person(43, bbox=box)])
-    assert "person_keypoints_val2017.json: annotation 42 and 1 more has a bbox without area inside its image; mend or remove it" in text
+    assert "person_keypoints_val2017.json: annotation 42 and 1 more has a bbox without area inside its image; correct or remove it" in text
 
 
 def test_box_of_a_person_that_is_dropped_does_not_matter(annotated):
@@ -158,16 +158,16 @@ def test_box_of_a_person_that_is_dropped_does_not_matter(annotated):
     (person(42, image_id=6), "belongs to image 6, which 'images' does not list"), (person(42, image_id=None), "belongs to image None"),
     (person(42, image_id=[5]), "belongs to image [5]"), (person(42, bbox=[1, 2, 3]), "has 3 numbers in its bbox"),
     (person(42, bbox=[1, 2, 3, 4, 5]), "has 5 numbers in its bbox"),
-    (person(42, bbox=None), "has bbox None, expected a list of 4 numbers"),
+    (person(42, bbox=None), "has bbox null, expected a list of 4 numbers"),
     (person(42, bbox=[1, 2, 3, "wide"]), "has 'wide' as number 3 of its bbox, expected a number"),
-    (person(42, bbox=[1, 2, 3, None]), "has None as number 3 of its bbox, expected a number"),
+    (person(42, bbox=[1, 2, 3, None]), "has null as number 3 of its bbox, expected a number"),
     (person(42, bbox=[1, 2, [3], 4]), "has [3] as number 2 of its bbox"), (person(42, keypoints=[[1, 2, 3]] * 17), "has 17 keypoint numbers"),
-    (person(42, keypoints=None), "has keypoints None, expected a list of 51 numbers"),
-    (person(42, keypoints=JOINTS[:-1] + [None]), "has None as number 50 of its keypoints"),
+    (person(42, keypoints=None), "has keypoints null, expected a list of 51 numbers"),
+    (person(42, keypoints=JOINTS[:-1] + [None]), "has null as number 50 of its keypoints"),
     (person(42, keypoints=JOINTS[:-1] + ["2"]), "has '2' as number 50 of its keypoints, expected a number"),
     (person(42, keypoints=[[value] for value in JOINTS]), "has [50.0] as number 0 of its keypoints"),
     (person(42, bbox=[[1], [2], [3], [4]]), "has [1] as number 0 of its bbox"),
-    (person(42, area="big"), "has area 'big', expected a number"), (person(42, area=None), "has area None, expected a number"),
+    (person(42, area="big"), "has area 'big', expected a number"), (person(42, area=None), "has area null, expected a number"),
     (person(42, iscrowd="no"), "has iscrowd 'no', expected 0 or 1"), (person(42, category_id="person"), "has category_id 'person', expected a whole number"),
     (without(person(42), "bbox"), "has no 'bbox'; a keypoint annotation needs"),
     (without(person(42), "keypoints"), "has no 'keypoints'"),
@@ -194,7 +194,12 @@ def test_bad_id(annotated, number):
 
 def test_annotation_without_id(annotated):
     text = refusal(annotated, [person(1), without(person(42), "id")])
-    assert "annotation None has no 'id'; a keypoint annotation needs id, image_id" in text
+    assert "entry 1 of 'annotations' has no 'id'; a keypoint annotation needs id, image_id" in text
+
+
+def test_annotation_that_is_null_is_named_by_its_place(annotated):
+    text = refusal(annotated, [person(1), None])
+    assert "entry 1 of 'annotations' (null) is not an object; correct or remove it" in text
 
 
 def test_number_beyond_double(annotated):
@@ -313,9 +318,9 @@ def test_threshold_of_detections(detected):
 @pytest.mark.parametrize("entry, fault", [
     (without(box(), "bbox"), "'bbox'"), (without(box(), "score"), "'score'"), (without(box(), "category_id"), "'category_id'"),
     (without(box(), "image_id"), "'image_id'"),
-    (box(bbox=[1, 2, 3]), "has bbox [1, 2, 3], expected x, y, width and height"), (box(bbox=[1, 2, 3, 4, 5]), "has bbox [1, 2, 3, 4, 5], expected"), (box(bbox=None), "has bbox None, expected"),
+    (box(bbox=[1, 2, 3]), "has bbox [1, 2, 3], expected x, y, width and height"), (box(bbox=[1, 2, 3, 4, 5]), "has bbox [1, 2, 3, 4, 5], expected"), (box(bbox=None), "has bbox null, expected"),
     (box(bbox=[1, 2, "w", 4]), "'w'"),
-    (box(score="high"), "has score 'high', expected a number"), (box(score=None), "has score None, expected a number"), (box(image_id=[5]), "has image_id [5], expected a whole number"),
+    (box(score="high"), "has score 'high', expected a number"), (box(score=None), "has score null, expected a number"), (box(image_id=[5]), "has image_id [5], expected a whole number"),
     (box(bbox=[1, 2, None, 4]), "has bbox [1, 2, None, 4], expected"),
     (3, "it is not an object"), (None, "it is not an object"),
 ])

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tracemalloc
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from PIL import Image
 from test_planted_faults import load_tool
 
 from poise import converters
-from poise.converters.pictures import image_size
+from poise.converters.pictures import describe_left_out, image_size
 from poise.datasets import ImageFolder
 from poise.errors import DataError, run_tool
 from poise.skeleton import dataset, read_dataset
@@ -165,7 +166,7 @@ def test_labelme_leaves_out_and_counts(made, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         persons = converters.read("labelme", folder, made[1])[0].persons
     assert [person.box.tolist() for person in persons] == [[49.5, 39.5, 1, 1]]
-    assert caplog.messages == [f"{folder}: left out: 1 rectangles called car, 1 rectangles without a joint"]
+    assert caplog.messages == [f"{folder}: left out: 1 rectangle called car, 1 rectangle without a joint"]
     caplog.clear()
     assert converters.read("labelme", labelme(folder), made[1])[0].persons == [] and not caplog.messages
     by_id = replace(made[1], category=7)        # the name is not known then
@@ -209,7 +210,7 @@ def test_labelme_other_shapes_are_left_out_and_counted(made, tmp_path, caplog):
     others = [shape("middle", [[1, 1], [2, 2], [3, 3]], "polygon"), shape("dot person", [[1, 1], [2, 2]], "circle"), {"shape_type": "polygon", "points": None}]
     with caplog.at_level(logging.WARNING):
         assert len(converters.read("labelme", labelme(tmp_path / "l", *POINTS, *others), made[1])[0].persons) == 1
-    assert caplog.messages == [f"{tmp_path / 'l'}: left out: 1 shapes of the kind circle, 2 shapes of the kind polygon"]
+    assert caplog.messages == [f"{tmp_path / 'l'}: left out: 1 shape of the kind circle, 2 shapes of the kind polygon"]
 
 
 @pytest.mark.parametrize("form, file", [("labelme", "a.json"), ("yolo", "a.txt")])
@@ -234,7 +235,7 @@ def test_pictures_that_differ_by_their_ending(made, tmp_path, form, file):
     ([shape("middle", 3)], {}, "shape 0 has no points"),
     ([shape("middle", [[1, 1]], group="x")], {}, "group_id x is no whole number"),
     ([], {"imageWidth": 0}, "the image is 0 x 80 pixels large"),
-    ([], {"imageHeight": None}, "imageWidth or imageHeight has None where a number is needed"),
+    ([], {"imageHeight": None}, "imageWidth or imageHeight has null where a number is needed"),
     ([], {"shapes": 3}, "not a file of labelme"),
 ])
 def test_faults_of_labelme(made, tmp_path, shapes, more, line):
@@ -261,8 +262,8 @@ def test_cvat_leaves_out_and_counts(made, tmp_path, caplog):
             '<box label="car" xtl="1" ytl="1" xbr="9" ybr="9"/><polygon label="car" points="1,1;2,2;3,3"/></image>')
     with caplog.at_level(logging.WARNING):
         assert len(converters.read(*cvat(tmp_path, CVAT.replace("</image>", more)), made[1])[0].persons) == 1
-    assert caplog.messages == [f"{tmp_path / 'a.xml'}: left out: 1 boxes without a skeleton, 1 shapes of the kind polygon, 1 skeletons called dog, "
-                               "1 skeletons without a labelled joint"]
+    assert caplog.messages == [f"{tmp_path / 'a.xml'}: left out: 1 box without a skeleton, 1 shape of the kind polygon, 1 skeleton called dog, "
+                               "1 skeleton without a labelled joint"]
     text = CVAT.replace("dot person", "Dot Person")
     assert "no skeleton is called dot person, the category of " in refusal(*cvat(tmp_path, text), made[1]) and "there are Dot Person" in refusal(*cvat(tmp_path, text), made[1])
     assert len(converters.read(*cvat(tmp_path, text), replace(made[1], category=7))[0].persons) == 1
@@ -277,7 +278,7 @@ def test_cvat_leaves_out_and_counts(made, tmp_path, caplog):
     ('"left_0"', '"middle"', "a skeleton has middle twice"),
     ("50,40", "50", "the point middle has 1 numbers, expected x and y"),
     ("50,40", "50,1e999", "the point middle has 1e999 where a number is needed"),
-    ('width="100"', "", "width or height has None where a number is needed"),
+    ('width="100"', "", "width or height has nothing where a number is needed"),
     ("a.jpg", "../a.jpg", "the image name ../a.jpg "),
     ("image", "picture", "not a file of 'CVAT for images 1.1'"),
 ])
@@ -338,6 +339,40 @@ def boxes_of_cvat(made, tmp_path, *boxes, skeleton='label="dot person" group_id=
 def test_cvat_rotated_box_gives_the_upright_box_around_it(made, tmp_path, angle, box):
     person, = boxes_of_cvat(made, tmp_path, f'label="any" group_id="3" rotation="{angle}"', skeleton='label="dot person" group_id="3"')
     np.testing.assert_allclose(person.box, box, atol=1e-4)
+
+
+@pytest.mark.parametrize("rotation", ["0", "90"])
+def test_cvat_box_of_swapped_corners_is_the_same(made, tmp_path, rotation):
+    def boxes(corners):
+        box = f'<box label="dot person" {corners} rotation="{rotation}"/></image>'
+        person, = converters.read(*cvat(tmp_path, CVAT.replace("</image>", box)), made[1])[0].persons
+        return person.box.tolist()
+
+    swapped = boxes('xtl="50" ytl="110" xbr="10" ybr="10"')
+    assert swapped == boxes('xtl="10" ytl="10" xbr="50" ybr="110"') and min(swapped[2:]) > 0
+
+
+def test_yolo_negative_box_refused(made, tmp_path):
+    args, options = yolo(tmp_path, "0 .5 .5 -.2 .2" + " .1 .2 2" * 5, data=made[1])
+    assert "has a negative width or height; correct" in refusal(*args, **options)
+
+
+@pytest.mark.parametrize("form", ["cvat", "labelme", "yolo"])
+def test_labels_without_number_are_counted_together(made, tmp_path, form):
+    kinds = [f"{number} {'x' * 1000}" for number in range(1200)]
+    if form == "cvat":
+        more = "".join(f'<skeleton label="{kind}"/>' for kind in kinds)
+        args, options = (*cvat(tmp_path, CVAT.replace("</image>", more + "</image>")), made[1]), {}
+    elif form == "labelme":
+        shapes = [shape(kind, [[0, 0], [9, 9]], "rectangle") for kind in kinds]
+        args, options = ("labelme", labelme(tmp_path / "l", *shapes), made[1]), {}
+    else:
+        text = "".join(f"{number} 1\n" for number in range(1, 1201))
+        args, options = yolo(tmp_path, text, data=made[1])
+    source, images = Path(args[1]), options.get("images")
+    _, left = import_module(f"poise.converters.{form}").read(source, args[2], images)
+    assert len(left) <= 1002 and 190 <= left["other labels"] <= 200 and left.total() >= 1200
+    assert max(map(len, left)) <= 83 and "200 other labels" in describe_left_out(left)
 
 
 def test_cvat_field_rotated_box(shared):
@@ -401,7 +436,7 @@ def test_yolo_of_turned_image_takes_the_upright_size(made, tmp_path, caplog):
         picture, = converters.read(*args, **options)
     assert (picture.width, picture.height) == (40, 60)
     assert picture.persons[0].box.tolist() == pytest.approx([16, 24, 8, 12]) and picture.persons[0].keypoints[0].tolist() == [4, 12, 2]
-    assert caplog.messages == [f"{tmp_path / 'i'}: 1 of 1 images have an EXIF orientation, and the labels are taken as those of the upright images: "
+    assert caplog.messages == [f"{tmp_path / 'i'}: images with an EXIF orientation: 1 of 1; the labels are taken as those of the upright images: "
                                "set DATASET.EXIF True"]
 
 
@@ -419,9 +454,9 @@ def test_yolo_field_of_turned_images_is_as_expected(shared):
 
 @pytest.mark.parametrize("form", ["coco", "cvat", "labelme"])
 @pytest.mark.parametrize("size, orientation, line", [
-    ((60, 40), 1, ""), ((40, 60), 6, "1 of 1 images have an EXIF orientation, and labels of the upright image: set DATASET.EXIF True"),
-    ((60, 40), 6, "1 of 1 images have an EXIF orientation, and labels of the stored pixels: set DATASET.EXIF False"),
-    ((60, 40), 3, "1 of 1 images have an EXIF orientation, and both sizes equal: set DATASET.EXIF True if upright images were labeled")])
+    ((60, 40), 1, ""), ((40, 60), 6, "images with an EXIF orientation: 1 of 1; labels of the upright image: set DATASET.EXIF True"),
+    ((60, 40), 6, "images with an EXIF orientation: 1 of 1; labels of the stored pixels: set DATASET.EXIF False"),
+    ((60, 40), 3, "images with an EXIF orientation: 1 of 1; both sizes equal: set DATASET.EXIF True if upright images were labeled")])
 def test_sizes_of_labels_are_compared_with_the_images(made, tmp_path, caplog, form, size, orientation, line):
     person = converters.pictures.LabelledPerson(np.array([1.0, 1, 20, 20]), np.array([[5.0, 6, 2]] * 5))
     converters.write(form, tmp_path / WRITTEN[form], made[1], [converters.LabelledPicture("a.jpg", *size, [person])])
@@ -466,11 +501,11 @@ def test_tool(made, tmp_path):
 
 
 @pytest.mark.parametrize("form, found", [
-    ("cvat", "2 images, nothing is written; found: 1 boxes without a skeleton, 1 shapes of the kind points; a person is a skeleton that is called like"),
-    ("labelme", "1 images, nothing is written; found: 1 rectangles without a joint, 1 shapes of the kind polygon; a person is points called"),
-    ("yolo", "1 images, nothing is written; found: 1 objects of class 1, 2 objects of class 3, 1 persons without a labelled joint; a person is a line of"),
-    ("coco", "1 images, nothing is written; found: 1 annotations without labelled joints, 1 crowd regions; a person is an annotation of the category"),
-    ("empty", "1 images, nothing is written; found: no labels; a person is points called like the joints"),
+    ("cvat", "2 images, nothing is written; found: 1 box without a skeleton, 1 shape of the kind points; a person is a skeleton that is called like"),
+    ("labelme", "1 image, nothing is written; found: 1 rectangle without a joint, 1 shape of the kind polygon; a person is points called"),
+    ("yolo", "1 image, nothing is written; found: 1 object of class 1, 2 objects of class 3, 1 person without a labelled joint; a person is a line of"),
+    ("coco", "1 image, nothing is written; found: 1 annotation without labelled joints, 1 crowd region; a person is an annotation of the category"),
+    ("empty", "1 image, nothing is written; found: no labels; a person is points called like the joints"),
 ])
 def test_tool_nobody_written_ends_with_what_was_found(made, tmp_path, form, found):
     options, source = ["--dataset", made[1].path], tmp_path / "labels"

@@ -1,5 +1,7 @@
 """Dataset files: what those of experiments/datasets say, what follows from one into an experiment, and what is refused in one line."""
+import errno
 import logging
+import os
 import subprocess
 import sys
 
@@ -240,6 +242,25 @@ def test_ultralytics_paths_as_ultralytics_resolves_them(tmp_path, yolo_file, mon
     assert read_dataset(yolo_file(path=".", train="train/images", val="train/images")).root == str(tmp_path)
 
 
+@pytest.mark.parametrize("root", ["locked/deeper", "/" + "x" * 5000, "loop"])
+def test_ultralytics_path_that_cannot_be_entered_is_one_line(
+    tmp_path, yolo_file, monkeypatch, root
+):
+    """The tests may run as root, who enters every folder: the system's answer is put in."""
+    real = os.stat
+
+    def stat(path, *args, **kwargs):
+        if "locked/" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(os, "stat", stat)
+    path = experiment(tmp_path, yolo_file(path=root, train="../images/train"))
+    with pytest.raises(DataError, match="no such folder .*; set DATASET.ROOT to the data set's"):
+        places.annotation_path(config.load(path), "train")
+
+
 @pytest.mark.parametrize("keys, fault", [
     ({"kpt_shape": [0, 3]}, "kpt_shape must be a number of keypoints from 1 to 1000, and 2 or 3, got [0, 3]"), ({"kpt_shape": [True, 3]}, "kpt_shape must be"),
     ({"kpt_shape": 17}, "kpt_shape must be"), ({"kpt_shape": [3, 4]}, "kpt_shape must be"),
@@ -298,7 +319,7 @@ def read_set_of(cfg):
     (dict(sigmas=[0.1, 0.1, 0.1, 0.1, "x"]), "sigmas must be numbers above 0 and at most 1000, got 'x'"),
     (dict(sigmas=[0.1, 0.1, 0.1, 0.1, True]), "sigmas must be numbers above 0 and at most 1000, got True"), (dict(sigmas=0.1), "sigmas must be a list, got 0.1"),
     (dict(weights=[1] * 4), "weights has 4 numbers, expected 5"), (dict(weights=[1, 1, 1, 1, -1]), "weights must be numbers of 0 or more"),
-    (dict(joints=None), "joints must be a list of 1 to 1000 names, got None"), (dict(joints=[]), "joints must be a list of 1 to 1000 names"),
+    (dict(joints=None), "joints must be a list of 1 to 1000 names, got null"), (dict(joints=[]), "joints must be a list of 1 to 1000 names"),
     (dict(joints=["a"] * 1001), "joints must be a list of 1 to 1000 names"), (dict(joints=["a", "b", "a"]), "joints has 'a' twice"),
     (dict(joints=["a", 3]), "joints must be a list of names, got 3 in it"), (dict(joints=["a", "b\nc"]), "joints must be a list of names, got 'b\\nc' in it"),
     (dict(flip_pairs=[["left_0", "rihgt_0"]]), "flip_pairs names 'rihgt_0', which joints does not list; did you mean right_0?"),

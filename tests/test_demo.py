@@ -645,10 +645,10 @@ def test_demo_boxes_of_none_of_the_frames_end_with_status_1(refused, tmp_path):
     write_video(tmp_path / "a.mp4", frames=3)
     entry = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.3}
     for content, words, fault in [
-        ([entry], ["12.png"], "has no box for any of the 1 picture of --input, such as 12.png; its own are such as 7"),
+        ([entry], ["12.png"], "has no box for any of the pictures of --input (1), such as 12.png; its own are such as 7"),
         ([{**entry, "file_name": "cam/7.png"}], ["12.png"], "its own are such as cam/7.png"), ([], ["12.png"], "its own are such as none"),
         ([{**entry, "image_id": "12"}], ["12.png"], "no box has a score of 0.5 or more; lower --score-threshold, the best has 0.3"),
-        ([{**entry, "score": 0.9}], ["a.mp4"], "has no box for any of the 3 frames that were read"),
+        ([{**entry, "score": 0.9}], ["a.mp4"], "has no box for any frame that was read (3 in all)"),
         ([{**entry, "image_id": "x.png"}], ["a.mp4"], "has no box for any of a.mp4; a frame is listed by its index from 0"),
     ]:
         boxes = write_json(tmp_path / "boxes.json", content)

@@ -101,7 +101,7 @@ def test_launch_with_a_port_in_use_is_refused(script, arguments, variables, tmp_
 
 def test_launch_with_a_port_that_is_no_number_is_refused(tmp_path):
     status, out, err = ended(start(TRAIN, "e.yaml", "1", cwd=tmp_path, PYTHON=sys.executable, PORT="http"))
-    assert (status, out, len(err.splitlines())) == (1, "", 1) and err.startswith("error: PORT=http: ")
+    assert (status, out, len(err.splitlines())) == (1, "", 1) and err.startswith("error: PORT=http: must be a number from 0 to 65535; give a free port")
 
 
 def test_scripts_that_are_reached_through_a_link(told, tmp_path):

@@ -77,7 +77,7 @@ def test_other_splits_need_joints(read):
     (dict(joints=[[1, 2]] * 17), "person 2 (bad.jpg) has 17 joints and 16 joints_vis"),
     (dict(joints_vis=[1] * 15), "person 2 (bad.jpg) has 16 joints and 15 joints_vis"),
     (dict(joints=[]), "person 2 (bad.jpg) has 0 joints"),
-    (dict(scale=0), "person 2 (bad.jpg) has scale 0.0, a box of no area; mend or remove it"),
+    (dict(scale=0), "person 2 (bad.jpg) has scale 0.0, a box of no area; correct or remove it"),
     (dict(scale=-1.0), "person 2 (bad.jpg) has scale -1.0"), (dict(scale=None), "person 2 (bad.jpg) has a number that is not finite"),
     (dict(center=[None, 4]), "person 2 (bad.jpg) has a number that is not finite"),
     (dict(joints=[[1, 2]] * 15 + [[None, 2]]), "person 2 (bad.jpg) has a number that is not finite"),
@@ -86,8 +86,8 @@ def test_other_splits_need_joints(read):
     (dict(scale=[1, 1]), "person 2 (bad.jpg) has scale [1, 1], expected a number"),
     (dict(center=[1]), "person 2 (bad.jpg) has center [1], expected x and y"),
     (dict(center=[1, 2, 3]), "person 2 (bad.jpg) has center [1, 2, 3], expected x and y"),
-    (dict(center=None), "person 2 (bad.jpg) has center None, expected x and y"),
-    (dict(joints=None), "person 2 (bad.jpg) has joints None, expected 16 pairs of x and y"),
+    (dict(center=None), "person 2 (bad.jpg) has center null, expected x and y"),
+    (dict(joints=None), "person 2 (bad.jpg) has joints null, expected 16 pairs of x and y"),
     (dict(joints=[1] * 16), "person 2 (bad.jpg) has joints [1, 1, "), (dict(joints=[[1, 2, 3]] * 16), "expected 16 pairs of x and y"),
     (dict(joints_vis=["yes"] * 16), "person 2 (bad.jpg) has joints_vis ['yes', "),
     (dict(image=3), "person 2 has image 3, expected the name of a file"),
@@ -117,7 +117,7 @@ def test_nan_written_by_pythons_json(read):
 @pytest.mark.parametrize("text, fault", [
     ("", "not valid JSON"), ("[", "not valid JSON"), ("[]", "not a list of persons"), ('{"images": []}', "not a list of persons"),
     ("[3]", "entry 0 (3) is not an object"),
-    ("[null]", "entry 0 (None) is not an object"),
+    ("[null]", "entry 0 (null) is not an object"),
 ])
 def test_not_an_annotation_file(read, text, fault):
     text = refusal(read, text)

@@ -176,6 +176,11 @@ def test_the_category_with_annotations_is_taken(sound, changed, monkeypatch, fir
     assert f"2 have the name of 'dot person' (ids {ids}); 7 is used, the one with annot" in line
 
 
+def test_category_listed_twice_is_one(sound, changed):
+    changed(lambda content: content["categories"].append(dict(content["categories"][0])))
+    assert not any("is used, the one with" in line for line in findings(sound))
+
+
 @pytest.mark.parametrize("used", [0, 2])
 def test_two_categories_of_one_name_that_annotations_do_not_decide(sound, changed, used):
     def edit(content):
@@ -233,15 +238,15 @@ def test_iscrowd_that_is_no_number_is_named(sound, changed):
         table_of(sound)
     with pytest.raises(DataError, match=said):
         metrics.read_truth(path, category="dot person")
-    assert any("1 annotations have an iscrowd that is neither 0" in line for line in findings(sound))
+    assert any("1 annotation has an iscrowd that is neither 0" in line for line in findings(sound))
 
 
 @pytest.mark.parametrize(
     "field, value, said",
     [
-        ("area", None, "area None"),
+        ("area", None, "area null"),
         ("area", "9", "area '9'"),
-        ("bbox", [1, 2, None, 4], "bbox None"),
+        ("bbox", [1, 2, None, 4], "bbox null"),
         ("keypoints", [1, 2, "2"] * 5, "keypoint '2'"),
     ],
 )

@@ -285,7 +285,7 @@ def test_words_for_no_number_are_named(tmp_path, word):
     bare = word.removeprefix("-")     # the parser stops behind the sign
     place = f"line 2, column {line.index(bare) + 1}"
     assert text.startswith(f"{path}: the annotation file holds {bare} in {place}, where JSON has only finite numbers: ")
-    assert '{"id": 4' in text and "mend or remove this entry" in text
+    assert '{"id": 4' in text and "correct or remove this entry" in text
 
 
 def test_numbers_too_large_for_a_double(tmp_path):

@@ -2,6 +2,8 @@
 import argparse
 import collections
 import logging
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -121,6 +123,11 @@ WRAPPERS = {
     "lightning with a loss": lambda n: TrainingLoop("model", n, loss=True),
     "lightning, compiled": lambda n: TrainingLoop("model", torch.compile(n)),
     "lightning, data parallel": lambda n: TrainingLoop("net", torch.nn.DataParallel(n), loss=True),
+    "lightning, nested": lambda n: TrainingLoop("model", TrainingLoop("net", n), loss=True),
+    "average in lightning": lambda n: TrainingLoop("model", AveragedModel(n)),
+    "average in nested lightning": lambda n: TrainingLoop(
+        "net", TrainingLoop("model", AveragedModel(n)), loss=True
+    ),
     "lightning, averaged": lambda n: AveragedModel(TrainingLoop("model", n)),
 }
 
@@ -158,6 +165,12 @@ def test_load_own_network_with_such_names_keeps_them(tmp_path):
         other.register_buffer("n_averaged", torch.tensor(0))
         weights.load(other, saved(tmp_path / "w.pth", wrapped.state_dict()))
         assert equal(other, own.state_dict())
+
+
+def test_load_average_in_lightning_has_no_counter_left(tmp_path, messages):
+    loop = TrainingLoop("model", AveragedModel(small("resnet", seed=1)))
+    weights.load(small("resnet"), saved(tmp_path / "w.ckpt", {"state_dict": loop.state_dict()}))
+    assert "unexpected 0" in messages.text and "n_averaged" not in messages.text
 
 
 @pytest.mark.parametrize("network", ["resnet", "hrnet", "mspn"])
@@ -215,3 +228,11 @@ def test_numbers_in_names_are_not_counted_up_to(tmp_path):
     names = ["backbone.patch_embed1.projection.0.weight", "backbone.blocks1.0.attn.proj_1.weight", f"backbone.blocks{'9' * 900}.0.attn.proj_1.weight"]
     path = saved(tmp_path / "w.pth", {name: torch.zeros(4, 3, 1, 1) for name in names})
     assert describe({name: tuple(tensor.shape) for name, tensor in weights.read_state_dict(path).items()}).startswith("MogaNet of widths")
+
+
+def test_load_named_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "w.pth")
+    code = "import sys; from poise import weights; weights.read_weight_file(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path / "w.pth")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert f"{tmp_path / 'w.pth'}: no such weight file" in done.stderr

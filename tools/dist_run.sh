@@ -22,15 +22,18 @@ if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then
     meeting=(--standalone --local-addr=127.0.0.1)
 else
     port=${PORT:-29500}
+    if [[ ! $port =~ ^[0-9]{1,5}$ ]] || ((10#$port > 65535)); then
+        echo "error: PORT=$port: must be a number from 0 to 65535; give a free port, or none on a single machine" >&2
+        exit 1
+    fi
     meeting=(--node-rank="${NODE_RANK:-0}" --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="$port")
     if [[ ${NODE_RANK:-0} == 0 ]]; then     # the machine that listens; torchrun would end with a traceback
         "$python" -c '
 import os, socket, sys
 try:
     socket.create_server(("", int(sys.argv[1]))).close()
-except (OSError, OverflowError, ValueError) as error:
-    reason = os.strerror(error.errno) if isinstance(error, OSError) else error
-    sys.exit(f"error: PORT={sys.argv[1]}: {reason}; give a free port, or none on a single machine")
+except OSError as error:
+    sys.exit(f"error: PORT={sys.argv[1]}: {os.strerror(error.errno)}; give a free port, or none on a single machine")
 ' "$port"
     fi
 fi

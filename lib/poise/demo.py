@@ -126,7 +126,7 @@ class Demo:
         frames = self.summary.frames
         if not given.with_boxes:
             raise DataError(
-                f"{given.name}: has no box for any of the {pluralize(frames, 'frame')} that were read"
+                f"{given.name}: has no box for any frame that was read ({frames} in all)"
             )
         if isinstance(self._source, Video) and not self._source.live and not self._max_frames:
             given.check_length(frames)

@@ -52,7 +52,9 @@ def one_line(text: object) -> str:
 
 
 def shown_value(value: object, most: int = 200) -> str:
-    """A value for an error line as Python writes it, not longer than that."""
+    """A value for an error line as Python writes it, None as JSON and YAML do; not longer."""
+    if value is None:
+        return "null"
     try:
         return shown(repr(value), most)
     except (ValueError, RecursionError):    # a whole number of more digits than Python writes
@@ -64,7 +66,7 @@ def shown(name: object, most: int = 200) -> str:
 
     Unlike one_line it keeps what the name is: a newline is shown as \\n, and blanks are left as they are.
     """
-    text = str(name)
+    text = "null" if name is None else str(name)
     cut = text if len(text) <= most else f"{text[:most]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in cut)
 

@@ -103,7 +103,7 @@ def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
         word = _NO_NUMBER.match(text, at)      # Python's own json module writes these words, which are not JSON
         if word:
             raise DataError(f"{path}: the {what} holds {word.group()} in line {error.lineno}, column {error.colno}, "
-                            f"where JSON has only finite numbers: ...{one_line(text[max(0, at - 60):at + 20])}...; mend or remove this entry") from None
+                            f"where JSON has only finite numbers: ...{one_line(text[max(0, at - 60):at + 20])}...; correct or remove this entry") from None
         encoding = next((name for mark, name in _OTHER_ENCODINGS if mark in data[:2]), "")
         try:
             data[:1 << 24].decode()
@@ -153,7 +153,7 @@ def is_number(value: Any) -> bool:
 
 
 def field_fault(entry: dict, key: str, expected: str) -> str:
-    """Return what is wrong with a field: "has no 'area'" or "has area None, expected a number"."""
+    """Return what is wrong with a field: "has no 'area'" or "has area null, expected a number"."""
     if key not in entry:
         return f"has no {key!r}"
     return f"has {key} {shown_value(entry[key], 60)}, expected {expected}"

@@ -21,7 +21,6 @@ from poise.json_files import as_id, field_fault, read_json
 from poise.media import Frame, Pictures, Video
 from poise.pictures import is_picture_name
 from poise.skeleton import crowd_flag, find_category
-from poise.text_table import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +128,8 @@ class GivenBoxes:
             self._match(source.paths)
             entries = [self._of_path[path] for path in source.paths]
             example = next(iter(self._named), None) or next(iter(self._numbered), "none")
-            count = pluralize(len(entries), "picture")
-            whose = (f"the {count} of --input, such as {source.paths[0]}; its own are such as "
-                     f"{shown(example)}")
+            whose = (f"the pictures of --input ({len(entries)}), such as {source.paths[0]}; its own "
+                     f"are such as {shown(example)}")
         else:
             if self._picture:
                 raise DataError(f"{self.name}: its boxes are of pictures, such as {shown(self._picture)}, "

@@ -118,7 +118,7 @@ def _check_coco(cfg: CfgNode, split: str, found: Findings, result: CheckedSet, c
     result.names = list(PackedNames(columns["name_buffer"], columns["name_ends"]))
     found.note(f"annotations: {path}: {len(result.names)} images, {columns['objects'].sum()} annotations")
     for text, count, example in zip(columns["fault_texts"], columns["fault_counts"], columns["fault_examples"]):
-        found.fault(f"annotations: {count} {text} ({example})")
+        found.fault(f"annotations: {count} {_singular(text) if count == 1 else text} ({example})")
     _check_ids(found, columns, result.names)
     _check_category(found, columns, data, path, labelled=set_files(cfg, split).labelled)
     result.files = images.check(found, result.folder, result.names, columns["image_sizes"])
@@ -169,6 +169,15 @@ def _check_people(found: Findings, result: CheckedSet, persons: People, counted:
     result.signs = left_right.check(found, persons.joints, persons.labelled, persons.skeleton)
 
 
+def _singular(text: str) -> str:
+    for many, one in (
+        ("annotations", "annotation"), ("images", "image"), (" have ", " has "),
+        (" are no objects", " is no object"),
+    ):
+        text = text.replace(many, one, 1)
+    return text
+
+
 def _check_ids(found: Findings, columns: Arrays, names: Sequence[str]) -> None:
     for what, values in (("annotations", columns["all_ids"]), ("images", columns["image_ids"]), ("categories", columns["category_ids"])):
         unique, count = np.unique(values, return_counts=True)
@@ -193,6 +202,7 @@ def _check_category(found: Findings, columns: Arrays, data: DatasetFile, path: P
         person = int(columns["person"][0])
         found.note(f"categories: objects of each: {listed}; only {data.category!r} ({person}) is used")
         alike = columns["category_ids"][columns["category_names"] == columns["category_names"][columns["category_ids"] == person][0]]
+        alike = alike[np.sort(np.unique(alike, return_index=True)[1])]  # in the file's order
         if len(alike) > 1:
             found.warning(f"categories: {len(alike)} have the name of {data.category!r} (ids {some(alike.tolist(), 8)}); {person} is used, the one with annotations")
     theirs, ours = columns["joint_names"].tolist(), list(data.skeleton.names)

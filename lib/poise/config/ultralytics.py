@@ -5,6 +5,7 @@ Source: https://docs.ultralytics.com/datasets/pose/ and what ultralytics 8.4 mak
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -178,20 +179,30 @@ def _root(values: dict, path: Path) -> Path:
         raise ConfigError(f"{path}: path must be the data set's folder, got {shown_value(root)}")
     # ultralytics looks in the working folder, which also has a folder `.`, then below its own
     # `datasets`, which only it knows
-    beside = (path.parent / root).resolve()
-    candidates = [Path(root).resolve(), beside] if root else [beside]
+    beside = _resolved(path.parent / root)
+    candidates = [_resolved(Path(root)), beside] if root else [beside]
     images = [values[name] for name in SETS if isinstance(values.get(name), str)]
     for folder in candidates:
-        if any(_image_folder(folder, name).is_dir() for name in images):
+        if any(os.path.isdir(_image_folder(folder, name)) for name in images):
             return folder
-    return next((folder for folder in candidates[:-1] if folder.is_dir()), beside)
+    return next((folder for folder in candidates[:-1] if os.path.isdir(folder)), beside)
 
 
 def _image_folder(root: Path, images: str) -> Path:
-    folder = (root / images).resolve()
-    if images.startswith("../") and not folder.exists():  # as ultralytics reads Roboflow's
-        folder = (root / images[3:]).resolve()
+    folder = _resolved(root / images)
+    # as ultralytics reads Roboflow's
+    if images.startswith("../") and not os.path.exists(folder):
+        folder = _resolved(root / images[3:])
     return folder
+
+
+def _resolved(folder: Path) -> Path:
+    """Return a folder without links and `..`, as it is where the system cannot follow it."""
+    # unlike Path.resolve no error for a link to itself
+    try:
+        return Path(os.path.realpath(folder))
+    except OSError:
+        return folder
 
 
 def _below(root: Path, folder: Path) -> str:

@@ -5,15 +5,15 @@
 """
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from poise.converters.pictures import LabelledPicture, describe_left_out, tell_left_out
+from poise.converters.pictures import LabelledPicture, LeftOut, describe_left_out, tell_left_out
 from poise.errors import DataError, shown
 from poise.skeleton import DatasetFile
+from poise.text_table import pluralize
 
 
 def read(form: str, source: str | Path, data: DatasetFile, *, images: str | Path | None = None) -> list[LabelledPicture]:
@@ -42,8 +42,8 @@ def convert(
     pictures, left = _read(forms[0], source, data, images)
     if not any(picture.persons for picture in pictures):
         raise DataError(
-            f"{source}: no persons in {len(pictures)} images, nothing is written; found: "
-            f"{describe_left_out(left) or 'no labels'}; {_module(forms[0]).PERSON} "
+            f"{source}: no persons in {pluralize(len(pictures), 'image')}, nothing is written; "
+            f"found: {describe_left_out(left) or 'no labels'}; {_module(forms[0]).PERSON} "
             f"({shown(data.category, 40)} of {data.path})"
         )
     tell_left_out(source, left)
@@ -58,7 +58,7 @@ def write(form: str, target: str | Path, data: DatasetFile, pictures: Sequence[L
 
 def _read(
     form: str, source: str | Path, data: DatasetFile, images: str | Path | None
-) -> tuple[list[LabelledPicture], Counter[str]]:
+) -> tuple[list[LabelledPicture], LeftOut]:
     return _module(form).read(Path(source), data, None if images is None else Path(images))
 
 

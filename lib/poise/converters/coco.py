@@ -1,13 +1,12 @@
 """COCO's keypoint annotations (https://cocodataset.org/#format-data)."""
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from poise.converters.pictures import LabelledPerson, LabelledPicture, check_sizes
+from poise.converters.pictures import LabelledPerson, LabelledPicture, LeftOut, check_sizes
 from poise.datasets.coco import check_order
 from poise.datasets.coco_files import read_annotations
 from poise.datasets.table import PackedNames
@@ -20,7 +19,7 @@ PERSON = "a person is an annotation of the category, with labelled keypoints"
 
 def read(
     path: Path, data: DatasetFile, images: Path | None = None
-) -> tuple[list[LabelledPicture], Counter[str]]:
+) -> tuple[list[LabelledPicture], LeftOut]:
     """Pictures with the persons that a training would use, and what is left out."""
     found = read_annotations(path, path.stem, data.skeleton.num_joints, data.category)
     check_order(found["joint_names"].tolist(), data, path)
@@ -34,7 +33,7 @@ def read(
         f"annotations {reason}" if reason.startswith(("of ", "without ")) else reason
         for reason in found["reasons"].tolist()
     )
-    return pictures, Counter(dict(zip(reasons, found["counts"].tolist())))
+    return pictures, LeftOut(dict(zip(reasons, found["counts"].tolist())))
 
 
 def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:

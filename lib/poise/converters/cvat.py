@@ -7,7 +7,6 @@ are not kept.
 """
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,6 +19,7 @@ from poise.bounded_reading import check_memory, read_bytes
 from poise.converters.pictures import (
     LabelledPerson,
     LabelledPicture,
+    LeftOut,
     box_around,
     check_sizes,
     match_boxes,
@@ -30,6 +30,7 @@ from poise.skeleton import DatasetFile
 from poise.writing import replacing
 
 PERSON = "a person is a skeleton that is called like the category"
+_OTHERS = "skeletons called "
 _MOST_BYTES = 1 << 29
 _DEEPEST = 32
 _MAX_TAG_BYTES = 1 << 21        # a mask is one attribute
@@ -134,11 +135,10 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
 
 def read(
     path: Path, data: DatasetFile, images: Path | None = None
-) -> tuple[list[LabelledPicture], Counter[str]]:
+) -> tuple[list[LabelledPicture], LeftOut]:
     """The pictures of a file in which each is listed as <image>, and what is left out."""
     pictures: dict[str, LabelledPicture] = {}
-    left: Counter[str] = Counter()
-    other: set[str] = set()
+    left = LeftOut()
     needed = checked = 0
     for entry in parse_images(path):
         picture = _picture(entry, path)
@@ -148,15 +148,14 @@ def read(
                 "or rename the images"
             )
         pictures[picture.name] = picture
-        picture.persons += _persons(
-            entry, picture, data, f"{path}: image {shown(picture.name)}", left, other
-        )
+        picture.persons += _persons(entry, picture, data, f"{path}: image {shown(picture.name)}", left)
         needed += _PICTURE_BYTES + len(picture.persons) * (
             _PERSON_BYTES + _JOINT_BYTES * data.skeleton.num_joints
         )
         if needed - checked > _CHECK_BYTES:
             check_memory(path, "CVAT file", needed)
             checked = needed
+    other = [reason.removeprefix(_OTHERS) for reason in left if reason.startswith(_OTHERS)]
     if other and not any(picture.persons for picture in pictures.values()):
         raise DataError(f"{path}: no skeleton is called {shown(data.category, 40)}, the category of {data.path}; there are "
                         f"{', '.join(shown(name, 40) for name in sorted(other)[:5])}")
@@ -170,7 +169,9 @@ def _picture(entry: ElementTree.Element, path: Path) -> LabelledPicture:
     if not name or name_fault(name):
         raise DataError(f"{path}: the image name {shown(name)} {name_fault(name) or 'is empty'}")
     width, height = numbers(
-        [entry.get("width"), entry.get("height")], f"{path}: image {shown(name)}", "width or height"
+        [entry.get("width", "nothing"), entry.get("height", "nothing")],
+        f"{path}: image {shown(name)}",
+        "width or height",
     )
     if min(width, height) < 1:
         raise DataError(f"{path}: image {shown(name)} is {width:g} x {height:g} pixels large")
@@ -182,16 +183,12 @@ def _persons(
     picture: LabelledPicture,
     data: DatasetFile,
     where: str,
-    left: Counter[str],
-    other: set[str],
+    left: LeftOut,
 ) -> list[LabelledPerson]:
-    """Return the persons of an image.
-
-    left: counts what is left out. other: takes the labels of other skeletons.
-    """
-    left.update(
-        f"shapes of the kind {shape.tag}" for shape in entry if shape.tag not in ("box", "skeleton")
-    )
+    """Return the persons of an image; left: counts what is left out."""
+    for shape in entry:
+        if shape.tag not in ("box", "skeleton"):
+            left.add(f"shapes of the kind {shape.tag}")
     skeletons = []
     for skeleton in entry.findall("skeleton"):
         label = skeleton.get("label", "")
@@ -199,8 +196,7 @@ def _persons(
         if label == data.category or not isinstance(data.category, str):
             skeletons.append((_group(skeleton), _keypoints(skeleton, data, where)))
         else:
-            left[f"skeletons called {label}"] += 1
-            other.add(label)
+            left.add(f"{_OTHERS}{label}")
     groups = [group for group, _ in skeletons]
     boxes = [
         (_group(box), _box(box, where))
@@ -210,13 +206,13 @@ def _persons(
     persons, used = [], 0
     for (_, keypoints), box in zip(skeletons, match_boxes(where, boxes, groups)):
         if not (keypoints[:, 2] > 0).any():
-            left["skeletons without a labelled joint"] += 1
+            left.add("skeletons without a labelled joint")
             continue
         used += box is not None
         if box is None:
             box = box_around(keypoints, picture.width, picture.height)
         persons.append(LabelledPerson(box, keypoints))
-    left["boxes without a skeleton"] += len(entry.findall("box")) - used
+    left.add("boxes without a skeleton", len(entry.findall("box")) - used)
     return persons
 
 
@@ -227,10 +223,10 @@ def _group(shape: ElementTree.Element) -> str | None:
 
 def _box(box: ElementTree.Element, where: str) -> np.ndarray:
     """Return the upright box (4,) around a box that is turned by `rotation` degrees."""
-    corners = [box.get(key) for key in ("xtl", "ytl", "xbr", "ybr")]
+    corners = [box.get(key, "nothing") for key in ("xtl", "ytl", "xbr", "ybr")]
     left, top, right, bottom, angle = numbers([*corners, box.get("rotation", 0)], where, "a box")
     sine, cosine = abs(np.sin(np.radians(angle))), abs(np.cos(np.radians(angle)))
-    width, height = right - left, bottom - top
+    width, height = abs(right - left), abs(bottom - top)  # drawn from any corner
     extent = np.array([width * cosine + height * sine, width * sine + height * cosine])
     return np.concatenate([np.array([left + right, top + bottom]) / 2 - extent / 2, extent])
 

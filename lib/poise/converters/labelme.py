@@ -7,7 +7,6 @@ others 2. Where there is no rectangle the box is that around the joints. Areas a
 """
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +17,7 @@ from poise.archives import name_fault
 from poise.converters.pictures import (
     LabelledPerson,
     LabelledPicture,
+    LeftOut,
     box_around,
     check_sizes,
     label_files,
@@ -37,21 +37,21 @@ PERSON = "a person is points called like the joints, with a rectangle called lik
 
 def read(
     folder: Path, data: DatasetFile, images: Path | None = None
-) -> tuple[list[LabelledPicture], Counter[str]]:
+) -> tuple[list[LabelledPicture], LeftOut]:
     """The pictures of all .json files in a folder and those below it. A picture's name is the file's, with the ending of imagePath."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of labelme's JSON files")
     files = sorted(folder.rglob("*.json"))
     if not files:
         raise DataError(f"{folder}: has no JSON files of labelme")
-    left: Counter[str] = Counter()
+    left = LeftOut()
     pictures = [_read_one(path, path.relative_to(folder), data, left) for path in files]
     if images is not None:
         check_sizes(folder, pictures, images)
     return pictures, left
 
 
-def _read_one(path: Path, relative: Path, data: DatasetFile, left: Counter[str]) -> LabelledPicture:
+def _read_one(path: Path, relative: Path, data: DatasetFile, left: LeftOut) -> LabelledPicture:
     content = read_json(path, "labelme file")
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes) or not isinstance(content.get("imagePath"), str):
@@ -70,13 +70,13 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, left: Counter[str])
                 raise DataError(f"{path}: has {data.skeleton.names[joint]} twice for one person; give each person's points and box a group_id of their own")
             keypoints[joint] = x, y, flag
         if not points:      # a box alone teaches nothing
-            left["rectangles without a joint"] += box is not None
+            left.add("rectangles without a joint", box is not None)
             continue
         picture.persons.append(LabelledPerson(box if box is not None else box_around(keypoints, width, height), keypoints))
     return picture
 
 
-def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: Counter[str]) -> list[tuple[np.ndarray | None, list[tuple]]]:
+def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: LeftOut) -> list[tuple[np.ndarray | None, list[tuple]]]:
     """(box or None, [(joint, x, y, flag)]) of each person."""
     boxes: list[tuple[Any, np.ndarray]] = []
     points: list[tuple[Any, tuple]] = []
@@ -84,7 +84,7 @@ def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: Counter[str
         where, label, kind = f"{path}: shape {number}", shape.get("label"), shape.get("shape_type", "point")
         # of a category by its id the name is not known
         if kind in _BOXES and label != data.category and isinstance(data.category, str):
-            left[f"rectangles called {label}"] += 1
+            left.add(f"rectangles called {label}")
         elif kind in _BOXES:
             corners = _corners(shape, where, (2, 4))
             box = np.concatenate([corners.min(axis=0), np.ptp(corners, axis=0)])
@@ -98,7 +98,7 @@ def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: Counter[str
             point = (data.skeleton.names.index(label), x, y, 1.0 if hidden else 2.0)
             points.append((_group(shape, where), point))
         else:
-            left[f"shapes of the kind {kind}"] += 1
+            left.add(f"shapes of the kind {kind}")
     if all(group is None for group, _ in points + boxes):
         return _without_groups(path, [box for _, box in boxes], [point for _, point in points])
     return _by_group(path, boxes, points, left)
@@ -125,7 +125,7 @@ def _corners(shape: dict, where: str, counts: tuple[int, ...]) -> np.ndarray:
 
 
 def _by_group(
-    path: Path, boxes: list[tuple[Any, np.ndarray]], points: list[tuple], left: Counter[str]
+    path: Path, boxes: list[tuple[Any, np.ndarray]], points: list[tuple], left: LeftOut
 ) -> list[tuple[np.ndarray | None, list[tuple]]]:
     groups: dict[Any, list[tuple]] = {}
     for group, point in points:
@@ -137,7 +137,7 @@ def _by_group(
                 f"{path}: {len(groups[None])} points have no group_id and others have one; "
                 "give each person's points and box a group_id of their own"
             )
-    left["rectangles without a joint"] += len(boxes) - sum(box is not None for box in matched)
+    left.add("rectangles without a joint", len(boxes) - sum(box is not None for box in matched))
     return list(zip(matched, groups.values()))
 
 

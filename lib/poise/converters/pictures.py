@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 _MARGIN = 0.1       # of the joints' extent, where nobody drew a box
 _MAX_KINDS = 10     # of what was left out, that are listed
+_MAX_REASONS = 1000  # counted apart; labels are as many as the file has
+_OTHER = "other labels"
+_ONE = re.compile(r"\A(?:(box)es|((?:crowd |other |more )?\w+)s)\b")
 
 
 @dataclass
@@ -53,15 +57,29 @@ def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
     return found
 
 
-def describe_left_out(left: Counter[str]) -> str:
+class LeftOut(Counter[str]):
+    """How many shapes a reader leaves out for each reason, which begins with a plural noun."""
+
+    def add(self, reason: str, count: int = 1) -> None:
+        """Count shapes; the memory stays small whatever labels a file has."""
+        reason = shown(reason, 80)
+        is_counted = reason in self or len(self) < _MAX_REASONS
+        self[reason if is_counted else _OTHER] += count
+
+
+def describe_left_out(left: LeftOut) -> str:
     """Return what a reader left out, with numbers; '' for nothing."""
     kinds = sorted((+left).items())
     if len(kinds) > _MAX_KINDS:     # those there are most of
         kinds = [*(+left).most_common(_MAX_KINDS), (len(kinds) - _MAX_KINDS, "more kinds")]
-    return ", ".join(f"{count} {shown(reason, 80)}" for reason, count in kinds)
+    return ", ".join(f"{count} {_for_count(reason, count)}" for reason, count in kinds)
 
 
-def tell_left_out(where: str | Path, left: Counter[str]) -> None:
+def _for_count(reason: str, count: int) -> str:
+    return _ONE.sub(r"\1\2", reason, count=1) if count == 1 else reason
+
+
+def tell_left_out(where: str | Path, left: LeftOut) -> None:
     """What a reader has left out, with numbers, as one warning."""
     if +left:
         log.warning("%s", f"{where}: left out: {describe_left_out(left)}")
@@ -184,7 +202,7 @@ def check_sizes(where: str | Path, pictures: Sequence[LabelledPicture], folder: 
     for text, count in turned.items():
         log.warning(
             "%s",
-            f"{folder}: {count} of {len(pictures)} images have an EXIF orientation, and {text}",
+            f"{folder}: images with an EXIF orientation: {count} of {len(pictures)}; {text}",
         )
 
 

@@ -7,7 +7,6 @@ Sizes are those of the upright image, which ultralytics and labelling tools read
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from poise.bounded_reading import read_bytes
 from poise.converters.pictures import (
     LabelledPerson,
     LabelledPicture,
+    LeftOut,
     image_sizes,
     label_files,
     numbers,
@@ -35,7 +35,7 @@ _LISTS = ("classes.txt", "train.txt", "val.txt")  # labels only of an image of t
 
 def read(
     folder: Path, data: DatasetFile, images: Path | None = None
-) -> tuple[list[LabelledPicture], Counter[str]]:
+) -> tuple[list[LabelledPicture], LeftOut]:
     """The pictures of `images`, which must be given: the text does not say how large they are."""
     if images is None:
         raise DataError(f"{folder}: YOLO's text is relative to the size of the images; give their folder with --images")
@@ -49,7 +49,7 @@ def read(
         raise DataError(f"{folder / strange[0]}: {images} has no image of this name{f', nor for {len(strange) - 1} more files' if len(strange) > 1 else ''}")
     pictures = []
     there = set(texts)
-    left: Counter[str] = Counter()
+    left = LeftOut()
     for text, name in by_text.items():
         picture = LabelledPicture(name, *sizes[name].upright)
         if text in there:
@@ -57,7 +57,7 @@ def read(
             for number, line in enumerate(lines, 1):
                 values = numbers(line.split(), f"{folder / text}, line {number}", "it")
                 if values and values[0] != CLASS:
-                    left[f"objects of class {values[0]:g}"] += 1
+                    left.add(f"objects of class {values[0]:g}")
                 elif values:
                     person = _person(
                         values, picture, data.skeleton.num_joints, f"{folder / text}, line {number}"
@@ -65,13 +65,13 @@ def read(
                     if (person.keypoints[:, 2] > 0).any():
                         picture.persons.append(person)
                     else:
-                        left["persons without a labelled joint"] += 1
+                        left.add("persons without a labelled joint")
         pictures.append(picture)
     turned = sum(sizes[picture.name].orientation > 1 for picture in pictures)
     if turned:
         log.warning(
             "%s",
-            f"{images}: {turned} of {len(pictures)} images have an EXIF orientation, and the labels "
+            f"{images}: images with an EXIF orientation: {turned} of {len(pictures)}; the labels "
             "are taken as those of the upright images: set DATASET.EXIF True",
         )
     return pictures, left
@@ -84,6 +84,10 @@ def _person(values: list[float], picture: LabelledPicture, joints: int, where: s
     size = np.array([picture.width, picture.height], np.float64)
     if max(map(abs, values[1:5])) > 2:
         raise DataError(f"{where}: the box {values[1:5]} is not given as shares of the image")
+    if min(values[3:5]) < 0:
+        raise DataError(
+            f"{where}: the box {values[1:5]} has a negative width or height; correct or remove it"
+        )
     centre, extent = np.array(values[1:3]) * size, np.array(values[3:5]) * size
     points = np.array(values[5:]).reshape(joints, -1)
     flags = points[:, 2] if with_flags else np.where((points != 0).any(axis=1), 2.0, 0.0)

@@ -106,7 +106,7 @@ def _detected(cfg: CfgNode, data: DatasetFile, images: Arrays, path: Path, aspec
              f"of images that {path.name} does not list": dropped["image"]}
     bad = ~(np.abs(values[:, 2:]) < FARTHEST).all(axis=1)      # NaN is not below either
     if bad.any():
-        raise DataError(f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite or beyond any image; mend or remove it")
+        raise DataError(f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite or beyond any image; correct or remove it")
     center, scale = box_to_center_scale(values[:, 3:], aspect, margin)
     table = PersonTable(data.skeleton, PackedNames(images["name_buffer"], images["name_ends"]), images["image_ids"], values[:, 1].astype(np.int32), center,
                         values[:, 5:], scale, None, None, values[:, 2], values[:, 0].astype(np.int64), file.stem,

@@ -65,8 +65,13 @@ def _annotations(content: Any, parts: Iterable[list], path: Path, split: str, jo
     person, position = int(arrays["person"][0]), {image_id: index for index, image_id in enumerate(arrays["image_ids"].tolist())}
     dropped: Counter[str] = Counter()
     found = [_no_persons(joints)]
+    first = 0
     for entries in parts:
-        columns, reasons = regular_persons(entries, person, position, joints) or persons_one_by_one(entries, person, position, joints, path)
+        regular = regular_persons(entries, person, position, joints)
+        columns, reasons = regular or persons_one_by_one(
+            entries, person, position, joints, path, first
+        )
+        first += len(entries)
         found.append(columns)
         dropped.update(reasons)
     ids, index, boxes, keypoints = (np.concatenate(column) for column in zip(*found))
@@ -169,7 +174,7 @@ def _images(content: Any, path: Path, category: str | int, parts: Iterable[list]
         raise DataError(f"{path}: the file_name {shown(strange)} of 'images' {name_fault(strange)}; names are relative to the image folder")
     small = ~((sizes >= 1) & (sizes < FARTHEST)).all(axis=1)
     if small.any():
-        raise DataError(f"{path}: image {ids[small][0]} has width and height {sizes[small][0].tolist()}; mend or remove it")
+        raise DataError(f"{path}: image {ids[small][0]} has width and height {sizes[small][0].tolist()}; correct or remove it")
     packed, found = PackedNames.of(names), find_category(content, category, path, parts) or {}
     person, names = as_id(found.get("id")), found.get("keypoints")
     joint_names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
@@ -212,18 +217,26 @@ def regular_persons(entries: list, person: int, position: dict[int, int], joints
     return columns, Counter({reason: count for reason, count in dropped.items() if count})
 
 
-def persons_one_by_one(entries: list, person: int, position: dict[int, int], joints: int, path: Path) -> tuple[Columns, Counter[str]]:
-    """The same, entry by entry. Raises DataError, naming the annotation, for what cannot be used."""
+def persons_one_by_one(
+    entries: list, person: int, position: dict[int, int], joints: int, path: Path, first: int = 0
+) -> tuple[Columns, Counter[str]]:
+    """The same, entry by entry; first: the place of the first entry in the file's list.
+
+    Raises DataError, naming the annotation, for what cannot be used.
+    """
     dropped: Counter[str] = Counter()
     rows: list[dict] = []
-    for entry in entries:
+    for place, entry in enumerate(entries, first):
+        unnamed = f"entry {place} of 'annotations'"
         if not isinstance(entry, dict):
-            raise DataError(f"{path}: annotation {shown(entry, 60)} is not an object; correct or remove it")
+            raise DataError(f"{path}: {unnamed} ({shown(entry, 60)}) is not an object; correct or remove it")
         entry = with_ids(entry, *ID_FIELDS)
         try:
             reason = _why_left_out(entry, person, position, joints)
         except _Unusable as fault:
-            raise DataError(f"{path}: annotation {shown(entry.get('id'), 60)} {fault}") from None
+            has_id = entry.get("id") is not None
+            name = f"annotation {shown(entry['id'], 60)}" if has_id else unnamed
+            raise DataError(f"{path}: {name} {fault}") from None
         if reason:
             dropped[reason] += 1
         else:
@@ -309,4 +322,4 @@ def refuse(bad: np.ndarray, ids: np.ndarray, path: Path, fault: str) -> None:
     """Raise DataError where `bad` (N,) is true of an annotation, naming the first of them."""
     if bad.any():
         more = f" and {bad.sum() - 1} more" if bad.sum() > 1 else ""
-        raise DataError(f"{path}: annotation {ids[bad][0]}{more} has {fault}; mend or remove it")
+        raise DataError(f"{path}: annotation {ids[bad][0]}{more} has {fault}; correct or remove it")

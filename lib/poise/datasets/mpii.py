@@ -92,10 +92,10 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
         with np.errstate(over="ignore"):        # what does not fit is refused below
             joints, visible = joints.astype(np.float32) - 1, (2 * np.clip(visible, 0, 1)).astype(np.float32)      # MPII does not tell hidden joints from seen ones
     if not finite.all():
-        raise DataError(f"{path}: person {int(np.argmin(finite))} ({shown(names[int(np.argmin(finite))])}) has a number that is not finite; mend or remove it")
+        raise DataError(f"{path}: person {int(np.argmin(finite))} ({shown(names[int(np.argmin(finite))])}) has a number that is not finite; correct or remove it")
     if (scale <= 0).any():
         person = int(np.argmax(scale <= 0))
-        raise DataError(f"{path}: person {person} ({shown(names[person])}) has scale {scale[person]}, a box of no area; mend or remove it")
+        raise DataError(f"{path}: person {person} ({shown(names[person])}) has scale {scale[person]}, a box of no area; correct or remove it")
     unique = {name: position for position, name in enumerate(dict.fromkeys(names))}
     packed = PackedNames.of(list(unique))
     arrays = {"name_buffer": packed.buffer, "name_ends": packed.ends, "image_index": np.array([unique[name] for name in names], dtype=np.int32),

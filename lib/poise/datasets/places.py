@@ -1,6 +1,7 @@
 """Where the files of a set lie: the dataset file's places below DATASET.ROOT, or below its own root where that is empty."""
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def annotation_path(cfg: CfgNode, split: str) -> Path:
             f"{data.path}: has no set {split!r}, it has {', '.join(yolo_sets)}; set "
             "DATASET.TRAIN_SET and DATASET.TEST_SET to one of them"
         )
-    if files.yolo_labels and not path.exists():
-        if not folder.is_dir():
+    if files.yolo_labels and not os.path.exists(path):
+        if not os.path.isdir(folder):
             raise DataError(
                 f"{data.path}: no such folder {folder}; set DATASET.ROOT to the data set's"
             )
@@ -59,7 +60,7 @@ def present_annotation_path(cfg: CfgNode, split: str) -> Path:
 
 def _present(cfg: CfgNode, path: Path, place: str, what: str) -> Path:
     command = fetching(cfg, place)
-    if command and not path.exists():
+    if command and not os.path.exists(path):
         raise DataError(
             f"{path}: cannot read the {what} (No such file or directory); "
             f"check DATASET.ROOT and the set's name{command}"

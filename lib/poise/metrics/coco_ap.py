@@ -308,7 +308,7 @@ def _fault(annotation: dict, number: int, where: str, joints: int, area_of_box: 
     if missing:
         return DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
     if not isinstance(keypoints, list) or not isinstance(bbox, list) or len(bbox) != 4:
-        return DataError(f"{name} has keypoints or a bbox that are no list of numbers; mend or remove it")
+        return DataError(f"{name} has keypoints or a bbox that are no list of numbers; correct or remove it")
     if keypoints and len(keypoints) != 3 * joints:
         return DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
     for key, values in (("area", [annotation.get("area", 0)]), ("bbox", bbox), ("keypoint", keypoints)):

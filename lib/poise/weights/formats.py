@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from poise.weights.families import UNKNOWN, Family, Shapes, recognise, shapes_of
-from poise.weights.reading import State
+from poise.weights.reading import AVERAGED, State, is_counter_of_average
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ def unwrapped(state: State, own: Shapes | None = None) -> tuple[State, list[str]
 
     PyTorch Lightning's checkpoints have the network as `model.` or `net.`, next to what else the
     module holds, such as a loss or an average; the names of these tensors are returned too.
+    Such names may be nested (`model.net.`). The counter of an AveragedModel inside is dropped.
     own: the names and shapes of the network that is to take the weights. Where it uses such a name
     itself, the weights are returned as they are.
     """
@@ -167,6 +168,10 @@ def unwrapped(state: State, own: Shapes | None = None) -> tuple[State, list[str]
         inner = {re.sub(pattern, "", name): state[name] for name in inside}
         if not inner or len(inner) < len(inside):
             continue
+        if AVERAGED in inner and is_counter_of_average(n.split(".", 1)[1] for n in inside):
+            del inner[AVERAGED]
+        inner, more = unwrapped(inner, own)
+        others += more
         known = recognise_format(inner) is not RELEASED or recognise(shapes_of(inner)) is not UNKNOWN
         if known or not others or (own and own.keys() <= inner.keys()):
             return inner, others

@@ -26,7 +26,7 @@ from poise.writing import replacing
 
 # where a dict with the state dict in it may have it: HRNet, mmcv, timm; MSPN, detectron2
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_AVERAGED = "n_averaged"    # the counter of torch.optim.swa_utils.AveragedModel
+AVERAGED = "n_averaged"    # the counter of torch.optim.swa_utils.AveragedModel
 _MOST_FOREIGN_CLASSES = 64
 _JOINTS, _EXPERIMENT = "poise.joints", "poise.experiment"
 _LONGEST_EXPERIMENT = 1 << 18      # characters
@@ -116,8 +116,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
         if not is_plain(tensor):
             raise DataError(f"{path}: {shown(plain)} is no plain tensor (sparse, quantised, without memory, or of more values than the file holds)")
         state[plain] = tensor
-    if _AVERAGED in state and _is_counter_of_average(content):
-        del state[_AVERAGED]
+    if AVERAGED in state and is_counter_of_average(content):
+        del state[AVERAGED]
     return WeightFile(str(path), state, tuple(foreign), _joints_of(content), _experiment_of(content))
 
 
@@ -126,16 +126,18 @@ def _own_name(name: str) -> str:
     return re.sub(r"\A(?:module\.)+", "", re.sub(r"(?<![^.])_orig_mod\.", "", name))
 
 
-def _is_counter_of_average(names: Iterable[Any]) -> bool:
+def is_counter_of_average(names: Iterable[Any]) -> bool:
     """Whether n_averaged is AveragedModel's, which is outside of its `module.`, or the network's own."""
     wrappers = {_own_name(name): name.count("module.") for name in map(str, names)}
-    counter = wrappers.pop(_AVERAGED)
+    counter = wrappers.pop(AVERAGED)
     return bool(wrappers) and counter < min(wrappers.values())
 
 
 def _is_safetensors(path: Path) -> bool:
     """Whether a file is one of safetensors: the length of a JSON header, then the header."""
     try:
+        if not path.is_file():  # opening a named pipe would wait for a writer
+            return False
         with open(path, "rb") as file:
             length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
         return path.suffix == ".safetensors" or (brace == b"{" and length <= path.stat().st_size)
