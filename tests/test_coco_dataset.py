@@ -10,7 +10,7 @@ import pytest
 from poise import config
 from poise.datasets import coco, places, read_set
 from poise.datasets.table import PackedNames
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError, DataError, shown
 
 JOINTS = [value for joint in range(17) for value in (50.0 + joint, 40.0 + 2 * joint, 2)]
 # ids that are neither sorted nor equal to the file names
@@ -155,7 +155,7 @@ def test_box_of_a_person_that_is_dropped_does_not_matter(annotated):
 @pytest.mark.parametrize("entry, fault", [
     (person(42, keypoints=JOINTS[:-3]), "has 48 keypoint numbers, expected 51 (17 joints x 3)"),
     (person(42, keypoints=JOINTS + [1, 1, 1]), "has 54 keypoint numbers"), (person(42, keypoints=[]), "has 0 keypoint numbers"),
-    (person(42, image_id=6), "belongs to image 6, which 'images' does not list"), (person(42, image_id=None), "belongs to image None"),
+    (person(42, image_id=6), "belongs to image 6, which 'images' does not list"), (person(42, image_id=None), "belongs to image null"),
     (person(42, image_id=[5]), "belongs to image [5]"), (person(42, bbox=[1, 2, 3]), "has 3 numbers in its bbox"),
     (person(42, bbox=[1, 2, 3, 4, 5]), "has 5 numbers in its bbox"),
     (person(42, bbox=None), "has bbox null, expected a list of 4 numbers"),
@@ -189,7 +189,8 @@ def test_boxes_of_a_wrong_length_that_add_up(annotated, boxes):
 def test_bad_id(annotated, number):
     refusal(annotated, [person(number), person(number)])      # all alike, which NumPy could take for one more dimension
     text = refusal(annotated, [person(1), person(number)])
-    assert "person_keypoints_val2017.json: annotation " in text and " has id " in text and "expected a whole number" in text
+    name = "entry 1 of 'annotations'" if number is None else "annotation "
+    assert f"person_keypoints_val2017.json: {name}" in text and " has id " in text and "expected a whole number" in text
 
 
 def test_annotation_without_id(annotated):
@@ -217,7 +218,8 @@ def test_nan_written_by_pythons_json(annotated, field):
 
 @pytest.mark.parametrize("entry", [None, 3, "person", []])
 def test_annotation_that_is_no_mapping(annotated, entry):
-    assert "person_keypoints_val2017.json: annotation " in refusal(annotated, [entry])
+    said = f"person_keypoints_val2017.json: entry 0 of 'annotations' ({shown(entry)}) is not an object"
+    assert said in refusal(annotated, [entry])
 
 
 @pytest.mark.parametrize("categories", [(), [{"id": 1, "name": "dog"}], None, "person", {"person": 1}, [3], [{"name": "person"}]])
