@@ -1,4 +1,5 @@
-"""Tools as real processes, each in a process group of its own, with bounded waits; and faults that are planted in them."""
+"""Tools as real processes, each in its own process group, with bounded waits and planted faults."""
+
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 import pytest
 from conftest import ROOT
 
-PATIENCE = 120      # seconds for a run of a few
+PATIENCE = 120  # seconds for a run of a few
 SECONDS_TO_END = 5.0
 
 # what is done in the tool's process before it begins
@@ -28,20 +29,42 @@ SMALL_SHARED_MEMORY = "mount -t tmpfs -o size=100k tmpfs /dev/shm && "
 @pytest.fixture
 def own_mounts():
     """The words before a command that may mount what nothing else sees."""
-    done = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], capture_output=True)
+    done = subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], capture_output=True
+    )
     if done.returncode:
         pytest.skip("needs the right to mount a tmpfs in a mount namespace")
     return ["unshare", "-m"]
 
 
 def started(tool, path, *overrides, options=(), before="", shell="", words=(), debug=False):
-    """A tool as a process that leads its own process group. before: Python; shell: commands before."""
+    """Start a tool as the leader of a process group. before: Python; shell: commands before."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
     environment |= {"POISE_DEBUG": "1"} if debug else {}
-    code = f"import runpy, sys\n{before}\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code, str(ROOT / "tools" / f"{tool}.py"), *options, "--cfg", str(path), "GPUS", "()", *map(str, overrides)]
-    return subprocess.Popen([*words, "sh", "-c", f'{shell}exec "$@"', "sh", *command], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    code = (
+        f"import runpy, sys\n{before}\nsys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(ROOT / "tools" / f"{tool}.py"),
+        *options,
+        "--cfg",
+        str(path),
+        "GPUS",
+        "()",
+        *map(str, overrides),
+    ]
+    return subprocess.Popen(
+        [*words, "sh", "-c", f'{shell}exec "$@"', "sh", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def assert_none_left(process):

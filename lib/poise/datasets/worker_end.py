@@ -1,4 +1,5 @@
 """The end of worker processes whose main process has ended in any way, as by SIGKILL."""
+
 from __future__ import annotations
 
 import os
