@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,29 @@ def test_run_without_resume_takes_a_new_folder_and_keeps_the_other(finished, cap
     # tools/test.py finds it by the same key
     cfg = loaded(path, "RUN_NAME", "tiny-2")
     assert test.model_file(cfg, path.parent / "output" / logs.run_names(cfg, str(path))) == new / "model_best.pth"
+    assert (new / "train.log").read_text().count("test this run with RUN_NAME tiny-2\n") == 1
+
+
+def test_weights_of_an_earlier_run_are_tested_with_a_warning(finished, caplog):
+    path, folder = finished
+    cfg = loaded(path)
+    runs = {"tiny-2": "tiny-2", "tiny-10": "tiny-10", "tiny-11": "", "tiny-12": "tiny-12"}
+    for name, run_name in runs.items():
+        shutil.copytree(folder, folder.with_name(name))
+        file = folder.with_name(name) / "config.yaml"
+        file.write_text(file.read_text().replace("RUN_NAME: ''", f"RUN_NAME: {run_name or repr('')}"))
+    for file in folder.with_name("tiny-12").glob("*.pth"):      # a run that has no weights yet
+        file.unlink()
+    assert test.model_file(cfg, folder) == folder / "model_best.pth"
+    later = folder.with_name("tiny-10")     # tiny-11 is an experiment of that name
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder}: a later run of this experiment has its weights in {later}; test those with "
+        "RUN_NAME tiny-10"]
+    caplog.clear()
+    test.model_file(loaded(path, "RUN_NAME", "tiny"), folder)
+    test.model_file(loaded(path, "TEST.MODEL_FILE", folder / "final_state.pth"), folder)
+    test.model_file(loaded(path, "RUN_NAME", "tiny-2"), folder.with_name("tiny-2"))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("left, overrides, wanted", [
@@ -110,6 +134,23 @@ def test_restarted_job_returns_to_its_own_folder(finished, monkeypatch):
     assert chosen(path, restarted=True) == "tiny-2" and chosen(path) == "tiny-4"
 
 
+def test_restarted_job_passes_over_folders_that_are_not_its_own(finished, monkeypatch):
+    path, folder = finished
+    for number in (2, 3):
+        shutil.copytree(folder, folder.with_name(f"tiny-{number}"))
+    for file in folder.glob("checkpoint*"):
+        file.write_bytes(b"damaged")
+    state = state_of(folder.with_name("tiny-2") / "checkpoint.pth")
+    files = [folder.with_name(f"tiny-{number}") / "checkpoint.pth" for number in (2, 3)]
+    torch.save({**state, "experiment": "other"}, files[0])
+    torch.save({**state, "job": "mine"}, files[1])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    assert chosen(path, restarted=True) == "tiny-3"
+    files[1].unlink()
+    (folder.with_name("tiny-3") / "model_best.pth").touch()
+    assert chosen(path, restarted=True) == "tiny-4"
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "a\\b", "a\nb"])
 def test_run_name_that_is_no_folder_name_is_refused(name, small_set, tmp_path):
     with pytest.raises(ConfigError, match="RUN_NAME must be a name for a folder, not a path"):
@@ -126,18 +167,40 @@ def test_finished_run_started_again_writes_nothing_and_says_so(finished, capsys)
     said = capsys.readouterr().out
     best = state_of(folder / "checkpoint.pth")["best"]["score"]
     assert f"{folder}: this run is finished: best score {best:.4f} at epoch 0 of 1, with the settings of its config.yaml; nothing is trained or written" in said
-    assert "settings that the checkpoint does not have: " in said and "WORKERS 2 (was 0)" in said and "done: " not in said
+    assert "settings that differ from the checkpoint's and may change: " in said and "WORKERS 2 (was 0)" in said and "done: " not in said
     assert contents(folder) == before and not (path.parent / "log").exists()
 
 
 @pytest.mark.parametrize("overrides", [
-    ("TRAIN.LR", 0.01), ("MODEL.TARGET_TYPE", "udp"), ("DATASET.ROT_FACTOR", 5), ("DATASET.COLOR_RGB", True, "TRAIN.END_EPOCH", 2), ("SEED", 1)])
+    ("TRAIN.LR", 0.01), ("MODEL.TARGET_TYPE", "udp"), ("DATASET.ROT_FACTOR", 5), ("DATASET.COLOR_RGB", True, "TRAIN.END_EPOCH", 2), ("SEED", 1),
+    ("TRAIN.BATCH_SIZE_PER_GPU", 12), ("TRAIN.ACCUMULATE", 2), ("AMP", "bf16"),
+    ("DATASET.ROOT", "elsewhere"), ("TRAIN.EMA_DECAY", 0.9)])
 def test_finished_run_with_other_settings_is_refused(finished, overrides):
     path, folder = finished
     before = contents(folder)
+    if overrides[0] == "DATASET.ROOT":
+        root = path.parent / overrides[1]
+        root.symlink_to(loaded(path).DATASET.ROOT)
+        overrides = (overrides[0], root)
     with pytest.raises(ConfigError, match=rf"checkpoint.pth: this run was trained with other settings: {overrides[0]} .*; restore them, or start a new run") as error:
         run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1, *overrides)
     assert error.value.status == 2 and "\n" not in str(error.value) and contents(folder) == before
+
+
+def test_finished_run_longer_than_asked_for_is_refused(finished):
+    path, folder = finished
+    run_train(path, "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 50)
+    assert state_of(folder / "checkpoint.pth")["epoch"] == 2
+    with pytest.raises(ConfigError, match=r"other settings: TRAIN.END_EPOCH 1 \(was 2\); restore"):
+        run_train(path, *"AUTO_RESUME True TRAIN.BATCH_SIZE_PER_GPU 50 TRAIN.END_EPOCH 1".split())
+
+
+def test_finished_run_decided_by_the_loss_says_so(finished, capsys):
+    path, folder = finished
+    state = state_of(folder / "checkpoint.pth")
+    torch.save({**state, "best": {"score": -1.5, "epoch": 0}}, folder / "checkpoint.pth")
+    run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1)
+    assert "is finished: best score validation loss 0.500000 (nobody" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -148,8 +211,10 @@ def test_run_killed_before_its_final_weights_writes_them(finished, older):
     (folder / "final_state.pth").unlink()
     if older:
         torch.save({name: torch.zeros_like(value) for name, value in wanted.items()}, folder / "final_state.pth")
-    run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1)
+    origin = contents(folder)[Path("config.yaml")]
+    run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1, "PRINT_FREQ", 3)
     assert checkpoint.holds(folder / "final_state.pth", model_of(path, wanted))
+    assert contents(folder)[Path("config.yaml")] == origin
 
 
 def model_of(path, state):
@@ -186,6 +251,14 @@ def test_settings_that_may_change_are_logged(small_set, tmp_path, caplog, before
 def test_settings_that_shape_the_result_are_refused(small_set, tmp_path, before, now, epoch, step):
     with pytest.raises(ConfigError, match="this run was trained with other settings: "):
         compared(experiment(tmp_path, small_set), before, now, epoch=epoch, step=step)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_refused_length_says_that_the_schedule_depends_on_it(small_set, tmp_path, kind):
+    before = ("TRAIN.LR_SCHEDULE", kind)
+    said = rf"TRAIN.END_EPOCH 9 \(was 2; TRAIN.LR_SCHEDULE {kind} depends on the length\);"
+    with pytest.raises(ConfigError, match=said):
+        compared(experiment(tmp_path, small_set), before, (*before, "TRAIN.END_EPOCH", 9))
 
 
 def test_search_compares_its_own_settings(small_set, tmp_path):

@@ -15,7 +15,8 @@ from poise.config import data_path, experiment_name
 from poise.engine import checkpoint, device
 from poise.engine.score import deciding_text
 from poise.engine.resuming import IN_TRAINING, check_settings
-from poise.errors import PoiseError, is_out_of_memory, shown
+from poise.errors import DataError, PoiseError, is_out_of_memory, shown
+from poise.weights import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class Progress:
     """The epoch, the steps of it that are done, their sums over all processes, and the best scores so far, of the weights and of their average.
 
     stale: tests since one of the two rose. kept: the newest checkpoint that this run wrote or went on from; None before there is one.
-    damaged: newer ones that could not be gone on from.
+    damaged: newer ones that could not be gone on from. changed: settings that differ from its own,
+    see check_settings.
     """
 
     def __init__(self, epoch: int):
@@ -46,6 +48,7 @@ class Progress:
         self.ema_score, self.ema_epoch, self.stale = -math.inf, -1, 0
         self.kept: Path | None = None
         self.damaged: tuple[str, ...] = ()
+        self.changed: dict[str, str] = {}
 
     def restore(self, saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer, kind: str = "") -> None:
         """Go on from where `saved` was written, with the settings that the optimiser has. kind: TRAIN.OPTIMIZER, where it must be the run's.
@@ -84,6 +87,7 @@ class Progress:
         self.best_score, self.best_epoch = best_score, best_epoch
         self.ema_score, self.ema_epoch, self.stale = ema_score, ema_epoch, stale
         self.kept, self.damaged = Path(saved["path"]), tuple(saved.get("damaged", ()))
+        self.changed = saved.get("changed", {})
         best = "" if self.best_epoch < 0 else f"; best score so far {deciding_text(self.best_score)} of epoch {self.best_epoch}"
         log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
 
@@ -110,25 +114,38 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) 
     """
     name, saved = experiment_name(cfg_path), None
     if restarted:
-        saved = checkpoint.load_newest(folder, name)
-        saved = saved if saved and saved.get("job") == checkpoint.job() else None
+        saved = _of_this_job(folder, name)
     if saved is None and cfg.TRAIN.CHECKPOINT:
         saved = checkpoint.load(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)), name)
     elif saved is None and (cfg.AUTO_RESUME or cfg.TRAIN.RESUME):
         saved = checkpoint.load_newest(folder, name)
     if saved is None:
         return None
-    check_settings(saved, cfg, IN_TRAINING)
+    saved["changed"] = check_settings(saved, cfg, IN_TRAINING)
     log.info("going on from %s", saved["path"])
     return saved
 
 
+def _of_this_job(folder: Path, name: str) -> dict | None:
+    """Return the newest checkpoint that this torchrun job wrote there; None where it wrote none.
+
+    A folder with damaged checkpoints, or those of another experiment, is another run's. Raises
+    Unreadable where one cannot be read now: this job's own would be lost.
+    """
+    try:
+        saved = checkpoint.load_newest(folder, name)
+    except Unreadable:
+        raise
+    except DataError as error:
+        log.warning("%s; not taken for a checkpoint of this job", error)
+        return None
+    return saved if saved and saved.get("job") == checkpoint.job() else None
+
+
 def resumes_in(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> bool:
     """Return whether find_checkpoint takes a checkpoint of this run folder."""
-    if restarted:
-        saved = checkpoint.load_newest(folder, experiment_name(cfg_path))
-        if saved and saved.get("job") == checkpoint.job():
-            return True
+    if restarted and _of_this_job(folder, experiment_name(cfg_path)):
+        return True
     if cfg.TRAIN.CHECKPOINT:
         return checkpoint.same_folder(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)).parent, folder)
     return bool((cfg.AUTO_RESUME or cfg.TRAIN.RESUME) and checkpoint.numbers(folder))

@@ -26,53 +26,79 @@ IN_TRAINING = (*_IGNORED, "SEARCH.*")
 # a search has a seed, a schedule and an optimizer of its own; of TRAIN it uses SHUFFLE
 IN_SEARCH = (*_IGNORED, "TRAIN.[!S]*", "SEED", "MODEL.GENOTYPE", "MODEL.PRETRAINED",
              "MODEL.INIT_WEIGHTS", "MODEL.REPLACE_HEAD")
-# where and how fast it runs, what it logs, how its batch is divided, when it tests and saves;
-# cells (MODEL.GENOTYPE) are compared themselves: see progress.cells_of and search.progress
-_FREE = ("OUTPUT_DIR", "LOG_DIR", "DATA_DIR", "GPUS", "WORKERS", "PRINT_FREQ", "PIN_MEMORY",
-         "CPU_THREADS", "CHANNELS_LAST", "AMP", "COMPILE", "CUDNN.*", "DEBUG.*",
-         "DATASET.ROOT", "DATASET.DATA_FORMAT", "DATASET.MIX.*.ROOT", "DATASET.MIX.*.DATA_FORMAT",
-         "DATASET.CACHE", "DATASET.HYBRID_JOINTS_TYPE", "MODEL.GENOTYPE", "SEARCH.GENOTYPE",
-         "TRAIN.BATCH_SIZE_PER_GPU", "TRAIN.ACCUMULATE", "TRAIN.BEGIN_EPOCH", "TRAIN.PATIENCE",
-         "TRAIN.EVAL_INTERVAL", "TRAIN.CHECKPOINT_STEPS", "TRAIN.CHECKPOINT_MINUTES",
+# where and how fast it runs, what it logs, when it saves and ends; cells (MODEL.GENOTYPE) are
+# compared themselves: see progress.cells_of and search.progress
+_FREE = ("OUTPUT_DIR", "LOG_DIR", "GPUS", "WORKERS", "PRINT_FREQ", "PIN_MEMORY", "CPU_THREADS",
+         "CHANNELS_LAST", "COMPILE", "CUDNN.*", "DEBUG.*", "DATASET.CACHE", "MODEL.GENOTYPE",
+         "TRAIN.PATIENCE", "TRAIN.CHECKPOINT_STEPS", "TRAIN.CHECKPOINT_MINUTES",
          "TRAIN.CHECKPOINTS_KEPT", "TEST.BATCH_SIZE_PER_GPU", "TEST.MODEL_FILE", "TEST.PICTURES",
-         "TEST.FOLD_BN", "SEARCH.BATCH_SIZE", "SEARCH.EPOCHS", "SEARCH.EVAL_INTERVAL",
-         "SEARCH.CHECKPOINTING")
+         "TEST.FOLD_BN", "SEARCH.GENOTYPE", "SEARCH.CHECKPOINTING")
+# may change while the run trains; a finished run has no result with the new value
+_FREE_IN_TRAINING = ("DATA_DIR", "AMP", "DATASET.ROOT", "DATASET.DATA_FORMAT", "DATASET.MIX.*.ROOT",
+                     "DATASET.MIX.*.DATA_FORMAT", "DATASET.HYBRID_JOINTS_TYPE",
+                     "TRAIN.BATCH_SIZE_PER_GPU", "TRAIN.ACCUMULATE", "TRAIN.BEGIN_EPOCH",
+                     "TRAIN.EVAL_INTERVAL", "SEARCH.BATCH_SIZE", "SEARCH.EPOCHS",
+                     "SEARCH.EVAL_INTERVAL")
+_LENGTHS = ("TRAIN.END_EPOCH", "TRAIN.ITERATIONS", "SEARCH.EPOCHS")
 # the same file may lie elsewhere
 _FILES = ("DATASET.FILE", "DATASET.MIX.*.FILE", "MODEL.PRETRAINED", "TEST.COCO_BBOX_FILE")
 _MOST_SHOWN = 12
 
 
-def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]) -> None:
+def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]) -> dict[str, str]:
     """Compare the configuration in a checkpoint with `cfg`.
 
     saved: the checkpoint, with its path. ignored: IN_TRAINING or IN_SEARCH. Settings that may
-    change are logged. Raises ConfigError, listing the others with both values.
+    change are logged. Raises ConfigError, listing the others with both values. Returns {key: both
+    values} of those that may change only while the run trains, for `check_finished`.
     """
     if not isinstance(saved.get("config"), str):
         log.warning("%s: holds no configuration to compare with", saved["path"])
-        return
+        return {}
     groups = parse_yaml(saved["config"], saved["path"], DataError)
     if not isinstance(groups, dict):
         raise DataError(f"{saved['path']}: its configuration cannot be read; "
                         "remove it to begin anew")
     before, now, defaults = dict(flat(groups)), dict(flat(cfg)), dict(flat(default_config()))
-    may, must_not = [], []
+    may, must_not = {}, {}
     for key in sorted(before.keys() | now.keys()):
         free = key.startswith(("MODEL.EXTRA.", "DATASET.MIX."))
         if key not in now and not free or _is_one_of(key, ignored):       # a key of another version
             continue
         was, is_ = before.get(key, defaults.get(key, ABSENT)), now.get(key, ABSENT)
-        if was != is_:
-            said = f"{key} {shown_value(is_, 60)} (was {shown_value(was, 60)})"
-            (may if _may_change(key, was, is_, saved, now) else must_not).append(said)
-    if must_not:
-        more = f" and {len(must_not) - _MOST_SHOWN} more" if len(must_not) > _MOST_SHOWN else ""
-        listed = ", ".join(must_not[:_MOST_SHOWN])
-        raise ConfigError(f"{saved['path']}: this run was trained with other settings: {listed}"
-                          f"{more}; restore them, or start a new run: with another RUN_NAME, or "
-                          "without AUTO_RESUME and TRAIN.CHECKPOINT")
+        if was == is_:
+            continue
+        allowed = _may_change(key, was, is_, saved, now)
+        why = ""
+        if not allowed and key in _LENGTHS:
+            why = f"; TRAIN.LR_SCHEDULE {cfg.TRAIN.LR_SCHEDULE} depends on the length"
+        said = f"{key} {shown_value(is_, 60)} (was {shown_value(was, 60)}{why})"
+        (may if allowed else must_not)[key] = said
+    _refuse(saved["path"], list(must_not.values()))
     if may:
-        log.info("settings that the checkpoint does not have: %s", ", ".join(may))
+        log.info("settings that differ from the checkpoint's and may change: %s",
+                 ", ".join(may.values()))
+    return {key: said for key, said in may.items() if not _is_one_of(key, _FREE)}
+
+
+def check_finished(path: Path | None, changed: dict[str, str], beyond: bool) -> None:
+    """Raise ConfigError where a run with nothing left to train was trained with other settings.
+
+    path: its checkpoint. changed: what check_settings returned. beyond: whether the run is longer
+    than it is to be now; otherwise its length is the one that is asked for.
+    """
+    _refuse(path, [said for key, said in changed.items() if beyond or key not in _LENGTHS])
+
+
+def _refuse(path: object, settings: list[str]) -> None:
+    """Raise ConfigError where there are such settings."""
+    if not settings:
+        return
+    more = f" and {len(settings) - _MOST_SHOWN} more" if len(settings) > _MOST_SHOWN else ""
+    listed = ", ".join(settings[:_MOST_SHOWN])
+    raise ConfigError(f"{path}: this run was trained with other settings: {listed}{more}; restore "
+                      "them, or start a new run: with another RUN_NAME, or without AUTO_RESUME and "
+                      "TRAIN.CHECKPOINT")
 
 
 def _is_one_of(key: str, patterns: tuple[str, ...]) -> bool:
@@ -80,7 +106,7 @@ def _is_one_of(key: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _may_change(key: str, was: Any, now: Any, saved: dict[str, Any], cfg: dict[str, Any]) -> bool:
-    if _is_one_of(key, _FREE):
+    if _is_one_of(key, (*_FREE, *_FREE_IN_TRAINING)):
         return True
     if _is_one_of(key, _FILES):
         return Path(str(was)).name == Path(str(now)).name

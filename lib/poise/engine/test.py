@@ -1,6 +1,7 @@
 """Test one experiment: weights, predictions, figures, pictures."""
 from __future__ import annotations
 
+import glob
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -82,14 +83,36 @@ def model_file(cfg: CfgNode, folder: Path) -> Path:
         if not path.is_file():
             raise DataError(f"TEST.MODEL_FILE {path}: no such weight file{zoo.advice(path)}")
         return path
-    for name in ("model_best.pth", "final_state.pth"):
-        if (folder / name).is_file():
-            return folder / name
+    if not cfg.RUN_NAME and (later := _later_run(folder)):
+        log.warning("%s: a later run of this experiment has its weights in %s; test those with "
+                    "RUN_NAME %s", folder, later, later.name)
+    if file := _weights_in(folder):
+        return file
     raise DataError(
         f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth: "
         "train first, give TEST.MODEL_FILE x.pth, or "
         f"{zoo.advice_for(folder.name, cfg.DATASET.DATASET)}"
     )
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """Return the best weights of a run folder, else its final ones; None where it has none."""
+    files = (folder / name for name in ("model_best.pth", "final_state.pth"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _later_run(folder: Path) -> Path | None:
+    """Return the newest of the folders NAME-2, NAME-3, ... that a run took and that has weights.
+
+    NAME-2 may also be the name of an experiment; config.yaml has RUN_NAME for a run's own folder.
+    """
+    runs: dict[int, Path] = {}
+    for path in folder.parent.glob(f"{glob.escape(folder.name)}-*/config.yaml"):
+        number = path.parent.name.removeprefix(f"{folder.name}-")
+        taken = f"RUN_NAME: {path.parent.name}" in path.read_text("utf-8", "replace").splitlines()
+        if number.isdecimal() and taken and _weights_in(path.parent):
+            runs[int(number)] = path.parent
+    return runs[max(runs)] if runs else None
 
 
 def draw_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, folder: Path) -> list[Path]:

@@ -34,6 +34,7 @@ from poise.engine.optimizer import build_optimizer
 from poise.engine.precision import LossScale
 from poise.engine.predict import Predictions, predict
 from poise.engine.progress import Progress, cells_of, find_checkpoint, fitting, resumes_in
+from poise.engine.resuming import check_finished
 from poise.engine.schedule import Schedule
 from poise.engine.score import deciding_text, score
 from poise.engine.step import StepFigures, smallest_part, train_step
@@ -95,12 +96,13 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         restarted = processes.any(checkpoint.restarted())
         name = processes.from_first(lambda: run_folder.choose(
             cfg, cfg_path, run_folder.TRAINING, lambda folder: resumes_in(cfg, cfg_path, folder, restarted), lock))
-        cfg = run_folder.named(cfg, name)
+        suffixed, cfg = name != cfg.RUN_NAME, run_folder.named(cfg, name)
         training = build(cfg, cfg_path, processes)
-        if processes.from_first(lambda: _is_finished(training)):
-            return training.folder
-        processes.from_first(lambda: run_folder.make(cfg, cfg_path, run_folder.TRAINING, lock))
-        _run(training, command)
+        if not processes.from_first(lambda: _is_finished(training)):
+            processes.from_first(lambda: run_folder.make(cfg, cfg_path, run_folder.TRAINING, lock))
+            _run(training, command)
+    if suffixed:
+        log.info("test this run with RUN_NAME %s", name)
     return training.folder
 
 
@@ -110,13 +112,19 @@ def _is_finished(training: Training) -> bool:
     final = {"final_state.pth": device.bare(t.model)}
     if t.average and progress.ema_epoch >= 0:
         final["final_state_ema.pth"] = t.average.network
-    if progress.epoch < t.schedule.epochs and not stale(t) or not all(
-            checkpoint.holds(t.folder / file, network) for file, network in final.items()):
+    if _is_left_to_train(t):
+        return False
+    check_finished(progress.kept, progress.changed, progress.epoch > t.schedule.epochs)
+    if not all(checkpoint.holds(t.folder / file, network) for file, network in final.items()):
         return False
     checkpoint.tidy(t.folder, None)
-    log.info("%s: this run is finished: best score %.4f at epoch %d of %d, with the settings of its config.yaml; nothing is trained or written; "
-             "a later TRAIN.END_EPOCH continues it, another RUN_NAME starts a new run", t.folder, progress.best_score, progress.best_epoch, progress.epoch)
+    log.info("%s: this run is finished: best score %s at epoch %d of %d, with the settings of its config.yaml; nothing is trained or written; "
+             "a later TRAIN.END_EPOCH continues it, another RUN_NAME starts a new run", t.folder, deciding_text(progress.best_score), progress.best_epoch, progress.epoch)
     return True
+
+
+def _is_left_to_train(training: Training) -> bool:
+    return training.progress.epoch < training.schedule.epochs and not stale(training)
 
 
 def _run(training: Training, command: list[str]) -> None:
@@ -201,7 +209,9 @@ def _begin_records(training: Training, command: list[str]) -> None:
     log.info("%s: %.2f million parameters; %d samples a step%s, epochs %d to %d", cfg.MODEL.NAME, sum(p.numel() for p in t.model.parameters()) / 1e6,
              t.loader.batches.batch_size, f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else "", t.progress.epoch, t.schedule.epochs - 1)
     log.info("schedule: %s", t.schedule)
-    _write_origin(t)
+    # where only the final weights are missing, nothing is trained with the settings of now
+    if _is_left_to_train(t) or not (t.folder / "config.yaml").exists():
+        _write_origin(t)
     t.metrics = logs.MetricsFile(t.folder / "metrics.jsonl", t.progress.epoch)
     t.board = logs.TensorBoard(cfg, t.cfg_path)
     if cfg.DEBUG.DEBUG:
@@ -230,7 +240,7 @@ def _restore_folder(training: Training) -> None:
 def _epochs(training: Training, interrupt: Interrupt) -> None:
     t, cfg, progress, processes = training, training.cfg, training.progress, training.processes
     bare = device.bare(t.model)
-    while progress.epoch < t.schedule.epochs and not stale(t):
+    while _is_left_to_train(t):
         epoch = progress.epoch
         train_one_epoch(t, interrupt)
         asked = processes.any(_asked(t, interrupt))      # before the look at the weights: a process whose loss was not finite has more to tell

@@ -79,7 +79,7 @@ def find_kept(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
     saved = checkpoint.load(path, experiment_name(cfg_path))
     if not {"architecture", "architecture_optimizer", "space", "genotype"} <= saved.keys():
         raise DataError(f"{path}: not the checkpoint of a search; remove it to begin anew")
-    check_settings(saved, cfg, IN_SEARCH)
+    saved["changed"] = check_settings(saved, cfg, IN_SEARCH)
     log.info("going on from %s", path)
     return saved
 

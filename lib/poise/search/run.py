@@ -23,6 +23,7 @@ from poise.engine.distributed import ALONE, Processes
 from poise.engine.interrupt import Interrupt, Interrupted
 from poise.engine.memory import machine_limits
 from poise.engine.predict import predict
+from poise.engine.resuming import check_finished
 from poise.engine.score import score
 from poise.engine.step import smallest_part
 from poise.engine.threads import CpuThreads
@@ -122,6 +123,7 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
             log.warning("epoch %d was begun with another batch size or training set; it is begun again", progress.epoch)
             progress.begin(progress.epoch)
     if progress.genotype is not None and progress.epoch >= cfg.SEARCH.EPOCHS:
+        check_finished(progress.kept, progress.changed, progress.epoch > cfg.SEARCH.EPOCHS)
         log.info("%s: this search is finished, with the settings of its config.yaml; nothing is searched or written; "
                  "a later SEARCH.EPOCHS continues it, another RUN_NAME starts a new search", folder)
         return progress.genotype
