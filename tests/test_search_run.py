@@ -280,12 +280,13 @@ def test_a_finished_search_is_not_begun_again(tiny_search):
     before = lines_of(folder)
     again, _ = search(tiny_search, "SEARCH.EPOCHS", 2)
     assert again == found and lines_of(folder) == before
-    for key, value, said in (("SEARCH.BATCH_SIZE", 5, "SEARCH.BATCH_SIZE 5"), ("AMP", "bf16", "AMP"),
-                             ("SEARCH.EPOCHS", 1, r"SEARCH.EPOCHS 1 \(was 2\)")):
-        with pytest.raises(ConfigError, match=f"trained with other settings: {said}"):
+    for key, value in (("SEARCH.BATCH_SIZE", 5), ("AMP", "bf16")):
+        with pytest.raises(ConfigError, match=f"trained with other settings: {key} "):
             search(tiny_search, "SEARCH.EPOCHS", 2, key, value)
     search(tiny_search)      # and one that shall be longer goes on
     assert [line["epoch"] for line in lines_of(folder)] == [0, 1, 2]
+    with pytest.raises(ConfigError, match=r"other settings: SEARCH.EPOCHS 2 \(was 3\)"):
+        search(tiny_search, "SEARCH.EPOCHS", 2)
 
 
 def test_the_order_of_the_two_steps(tiny_search, monkeypatch):
