@@ -397,7 +397,8 @@ def test_early_end(tiny_experiment, monkeypatch, values, patience, epochs):
     assert ("ended early: the best score has not risen in" in (folder / "train.log").read_text()) == (epochs < len(values))
     if epochs < len(values):     # gone on with, it has nothing to do
         monkeypatch.setattr(train, "train_one_epoch", lambda *_: pytest.fail("trained on"))
-        run_train(tiny_experiment, "TRAIN.PATIENCE", patience, "TRAIN.END_EPOCH", len(values), "AUTO_RESUME", True)
+        run_train(tiny_experiment, "TRAIN.PATIENCE", patience, "TRAIN.END_EPOCH", len(values),
+                  "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 50)
 
 
 def test_early_end_of_a_run_in_two_parts(tiny_experiment, monkeypatch):
