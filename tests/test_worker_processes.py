@@ -155,7 +155,11 @@ def test_tools_end_without_their_workers(tiny_experiment, own_mounts, workers, t
         "killed worker": "a data loader worker was killed",
     }[fault]
     assert status == 1 and told in err
-    assert debug or err.count("\n") == 1
+    if not debug:
+        # PyTorch raises a worker's death wherever the main process is; what it imports on first use
+        # catches that too, and logs it before the error ends the run
+        assert err.splitlines()[-1].startswith("error: ") and err.count("error: ") == 1
+        assert fault == "killed worker" or err.count("\n") == 1
 
 
 @pytest.mark.slow
