@@ -15,7 +15,7 @@ from conftest import ROOT
 from runs import folder_of, run_train, state_of
 from tool_processes import own_mounts  # noqa: F401
 from tool_processes import KILL_WORKER, PATIENCE, SMALL_SHARED_MEMORY
-from tool_processes import assert_none_left, ended, run, started
+from tool_processes import any_left, assert_none_left, ended, run, started
 
 from poise.datasets import synthetic
 from poise.engine import train
@@ -252,6 +252,45 @@ def test_workers_end_when_the_tool_is_killed(tiny_experiment, tool, number):
     finally:
         process.stdout.close()
         process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(m, marks=pytest.mark.slow) for m in ("spawn", "forkserver"))]
+)
+def test_end_with_parent_ends_a_worker_that_starts_after_the_kill(tmp_path, method):
+    """On a busy machine the main process can be gone before a worker's first line of Python."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, os, signal, sys, time\n"
+        "def work():\n"
+        "    from poise.datasets.worker_end import end_with_parent\n"
+        "    print('started', flush=True)\n"
+        "    time.sleep(1)\n"
+        "    end_with_parent()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        f"    context = multiprocessing.get_context({method!r})\n"
+        "    workers = [context.Process(target=work) for _ in range(2)]\n"
+        "    for worker in workers:\n"
+        "        worker.start()\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
+        start_new_session=True,
+    )
+    try:
+        assert [process.stdout.readline() for _ in range(2)] == ["started\n"] * 2
+        process.kill()
+        process.wait(timeout=PATIENCE)
+        assert_none_left(process)
+    finally:
+        process.stdout.close()
+        if any_left(process):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def killed(*_):

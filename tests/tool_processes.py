@@ -67,15 +67,22 @@ def started(tool, path, *overrides, options=(), before="", shell="", words=(), d
     )
 
 
+def any_left(process):
+    """Whether a process of its group is left."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def assert_none_left(process):
     """Within seconds of the end of the process there is none of its group."""
     limit = time.monotonic() + SECONDS_TO_END
-    try:
-        while time.monotonic() < limit:
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
-    except ProcessLookupError:
-        return
+    while time.monotonic() < limit:
+        if not any_left(process):
+            return
+        time.sleep(0.1)
     pytest.fail("a process is left")
 
 

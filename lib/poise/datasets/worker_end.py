@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
-import time
-
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def end_with_parent() -> None:
-    """End this worker process when its parent has ended; a thread looks for that every second.
+    """End this worker process when its parent has ended, even before this call.
 
     PyTorch's own workers look every 5 s between two batches, those of multiprocessing never.
     """
-    threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 
 
-def _wait_for(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+def _end_after(parent) -> None:
+    # of forked workers each holds the pipes of those before it: the last one ends first
+    parent.join()
     os._exit(1)
