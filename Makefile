@@ -23,7 +23,7 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 # without a compiler NumPy and OpenCV do the same work; that is said here and by the program. Regions of JPEGs need libjpeg-turbo's header too
-$(NMS): lib/poise/nms/_nms.pyx lib/poise/codecs/_flip.pyx lib/poise/metrics/_matching.pyx lib/poise/datasets/_jpeg.pyx lib/poise/datasets/_warp.pyx setup.py $(READY)
+$(NMS): lib/poise/evaluation/nms/_nms.pyx lib/poise/codecs/_flip.pyx lib/poise/evaluation/_matching.pyx lib/poise/io/_jpeg.pyx lib/poise/structures/_warp.pyx setup.py $(READY)
 	$(RUN) setup.py --quiet build_ext --inplace
 	@touch $@
 
@@ -56,5 +56,5 @@ bench: setup
 	$(RUN) benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) build .pytest_cache lib/*.egg-info lib/poise/*/*.so lib/poise/nms/_nms.c lib/poise/codecs/_flip.c lib/poise/metrics/_matching.c lib/poise/datasets/_jpeg.c lib/poise/datasets/_warp.c $(NMS)
+	rm -rf $(VENV) build .pytest_cache lib/*.egg-info lib/poise/*/*.so lib/poise/evaluation/nms/_nms.c lib/poise/codecs/_flip.c lib/poise/evaluation/_matching.c lib/poise/io/_jpeg.c lib/poise/structures/_warp.c $(NMS)
 	find lib tools tests benchmarks fuzz -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
-"""Builds the compiled parts of Poise, poise.nms._nms, poise.codecs._flip, poise.metrics._matching, poise.datasets._warp and _jpeg; the rest is declared in pyproject.toml.
+"""Builds the compiled parts of Poise, poise.evaluation.nms._nms, poise.codecs._flip, poise.evaluation._matching, poise.structures._warp and _jpeg; the rest is declared in pyproject.toml.
 
     pip install -e . --no-build-isolation      # or
     python setup.py build_ext --inplace
 
-Neither fails without a compiler: the extensions are optional. poise.nms, poise.codecs and poise.metrics then compute the same with NumPy, and poise.datasets
+Neither fails without a compiler: the extensions are optional. poise.evaluation.nms, poise.codecs and poise.evaluation then compute the same with NumPy, and poise.datasets
 decodes whole images and cuts crops with OpenCV. _jpeg is built where libjpeg-turbo's header is found (Debian: libjpeg-dev).
 """
 import os
@@ -28,12 +28,12 @@ def extensions() -> list:
         # No -ffast-math and no fused multiply-add (which gcc uses unasked on ARM): both round differently from NumPy,
         # and a box whose overlap is exactly the threshold would be kept by one and not by the other
         flags = ["-O3", "-ffp-contract=off"]
-    wanted = [Extension("poise.nms._nms", ["lib/poise/nms/_nms.pyx"], extra_compile_args=flags),
+    wanted = [Extension("poise.evaluation.nms._nms", ["lib/poise/evaluation/nms/_nms.pyx"], extra_compile_args=flags),
               Extension("poise.codecs._flip", ["lib/poise/codecs/_flip.pyx"], extra_compile_args=flags),
-              Extension("poise.metrics._matching", ["lib/poise/metrics/_matching.pyx"], extra_compile_args=flags),
-              Extension("poise.datasets._warp", ["lib/poise/datasets/_warp.pyx"], extra_compile_args=flags)]
+              Extension("poise.evaluation._matching", ["lib/poise/evaluation/_matching.pyx"], extra_compile_args=flags),
+              Extension("poise.structures._warp", ["lib/poise/structures/_warp.pyx"], extra_compile_args=flags)]
     if has_libjpeg_turbo():
-        wanted.append(Extension("poise.datasets._jpeg", ["lib/poise/datasets/_jpeg.pyx"], extra_compile_args=flags, libraries=["jpeg"]))
+        wanted.append(Extension("poise.io._jpeg", ["lib/poise/io/_jpeg.pyx"], extra_compile_args=flags, libraries=["jpeg"]))
     built = cythonize(wanted, language_level=3)
     for extension in built:
         extension.optional = True  # set here, because cythonize makes new objects and forgets it

@@ -9,8 +9,8 @@ import made_data
 import numpy as np
 from comparing import Row, in_turns, main, shown
 
-from poise import metrics
-from poise.analysis import report
+from poise import evaluation
+from poise.evaluation.analysis import report
 
 
 def measure() -> Iterator[Row]:
@@ -26,8 +26,8 @@ def measure() -> Iterator[Row]:
 
 
 def write_results(path: Path, p: dict) -> None:
-    scores = metrics.rescore(p["keypoint_scores"], p["box_scores"], 0.2)
-    metrics.write_results(path, p["image_ids"], np.concatenate([p["keypoints"], p["keypoint_scores"][:, :, None]], axis=2), scores)
+    scores = evaluation.rescore(p["keypoint_scores"], p["box_scores"], 0.2)
+    evaluation.write_results(path, p["image_ids"], np.concatenate([p["keypoints"], p["keypoint_scores"][:, :, None]], axis=2), scores)
 
 
 if __name__ == "__main__":

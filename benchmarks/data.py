@@ -15,10 +15,11 @@ from comparing import Row, compared, in_turns, main
 from torch.utils.data import default_collate
 
 from poise.codecs import build_codec
-from poise.datasets import build_loader, decoding, read_set
-from poise.engine.batch import encode_targets
-from poise.forward import normalize
-from poise.skeleton import COCO
+from poise.datasets import build_loader, read_set
+from poise.io import decoding
+from poise.engine.targets import encode_targets
+from poise.models.forward import normalize
+from poise.structures.skeleton import COCO
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

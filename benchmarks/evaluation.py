@@ -18,12 +18,12 @@ from oks_nms import THRESHOLD, reference_nms
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from poise.datasets.table import PackedNames, PersonTable
-from poise.datasets.truth import check_truth
+from poise.structures.person_table import PackedNames, PersonTable
+from poise.evaluation.ground_truth import check_truth
 from poise.engine.predict import Predictions
-from poise.engine.score import score
-from poise.metrics import average_precision, average_precision_of_arrays, read_results, read_truth
-from poise.skeleton import COCO as SKELETON
+from poise.engine.evaluate import score
+from poise.evaluation import average_precision, average_precision_of_arrays, read_results, read_truth
+from poise.structures.skeleton import COCO as SKELETON
 
 
 def reference_evaluation(truth: COCO, p: dict[str, np.ndarray], folder: Path) -> np.ndarray:

@@ -10,11 +10,12 @@ from comparing import Row, compared, in_turns, main
 from estimator import written_weights
 from train_step import BATCH, NETWORKS
 
-from poise import complexity, config, weights
-from poise.export import export
-from poise.export.formats import FORMATS
+from poise.models import flops, weights
+from poise import config
+from poise.inference.export import export
+from poise.inference.export.formats import FORMATS
 from poise.models import build_model
-from poise.models.folding import fold_batch_norms
+from poise.models.fuse import fold_batch_norms
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +30,7 @@ def measure() -> Iterator[Row]:
 def experiment(name: str, height: int, width: int):
     path = ROOT / "experiments" / "coco" / f"{name}.yaml"
     own = ["MODEL.PRETRAINED", "", "GPUS", "()"]
-    return config.load(path, [*own, *complexity.size_overrides(config.load(path, own), height, width)])
+    return config.load(path, [*own, *flops.size_overrides(config.load(path, own), height, width)])
 
 
 @torch.no_grad()

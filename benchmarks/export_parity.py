@@ -10,8 +10,8 @@ from estimator import written_weights
 from export import experiment
 from train_step import NETWORKS
 
-from poise.export import export
-from poise.export.graph import Parts
+from poise.inference.export import export
+from poise.inference.export.graph import Parts
 
 FAMILIES = {"SimpleBaseline ResNet-50": NETWORKS["ResNet-50"], "Res2Net-50": "res2net/res2net50_4s_26w_256x192_d256x3_adam_lr1e-3",
             "Res2Net-50 v1b": "res2net/res2net50_v1b_4s_26w_256x192_d256x3_adam_lr1e-3", "HRNet-W32": NETWORKS["HRNet-W32"],

@@ -11,9 +11,9 @@ from train_step import BATCH, NETWORKS
 from poise import config
 from poise.codecs import build_codec
 from poise.engine import device
-from poise.forward import forward_flipped
+from poise.models.forward import forward_flipped
 from poise.models import build_model
-from poise.skeleton import dataset_of
+from poise.structures.skeleton import dataset_of
 
 ROOT = Path(__file__).resolve().parents[1]
 

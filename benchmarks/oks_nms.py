@@ -9,8 +9,8 @@ import made_data
 import numpy as np
 from comparing import Row, compared, in_turns, main
 
-from poise import nms
-from poise.metrics import rescore, suppress
+from poise.evaluation import nms
+from poise.evaluation import rescore, suppress
 
 THRESHOLD = 0.9
 
@@ -63,7 +63,7 @@ def measure() -> Iterator[Row]:
 
     seconds = in_turns({"poise": poise, "reference": by_reference}, 3, warm=0)
     if not nms.compiled:
-        raise SystemExit("poise.nms is not compiled; make builds it")
+        raise SystemExit("poise.evaluation.nms is not compiled; make builds it")
     yield compared(f"OKS-NMS, {len(scores):,} persons in 5,000 images", seconds, 70)
     yield Row("the same: persons that one keeps and the other does not", str(len(kept["poise"])), f"reference {len(kept['reference'])}",
               float(len(set(kept["poise"].tolist()) ^ set(kept["reference"]))), "most", 0, "persons")

@@ -8,7 +8,7 @@ import torch
 from comparing import Row, compared, in_turns, main
 
 from poise import config
-from poise.engine.optimizer import build_optimizer
+from poise.engine.optim import build_optimizer
 from poise.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]

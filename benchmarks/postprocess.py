@@ -12,10 +12,10 @@ from data import affine
 from poise.codecs import Codec, Targets
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
-from poise.codecs.maxima import find_maxima
-from poise.geometry import crop_to_image
-from poise.metrics.pck import heatmap_pck
-from poise.skeleton import COCO
+from poise.codecs.peaks import find_maxima
+from poise.structures.crops import crop_to_image
+from poise.evaluation.pck import heatmap_pck
+from poise.structures.skeleton import COCO
 
 BATCH = 64
 

@@ -32,7 +32,7 @@ def machine() -> str:
     for name in ("faster-coco-eval", "simplejpeg"):
         if importlib.util.find_spec(name.replace("-", "_")):
             versions.append(f"{name} {importlib.metadata.version(name)}")
-    regions = "with" if importlib.util.find_spec("poise.datasets._jpeg") else "without"
+    regions = "with" if importlib.util.find_spec("poise.io._jpeg") else "without"
     return f"{model}, {cores} cores, no GPU used; Python {platform.python_version()}, {', '.join(versions)}; {regions} libjpeg-turbo's header"
 
 

@@ -12,13 +12,13 @@ from torch import nn
 from poise import config
 from poise.codecs import build_codec
 from poise.engine import device
-from poise.engine.batch import encode_targets
+from poise.engine.targets import encode_targets
 from poise.engine.distributed import ALONE
-from poise.engine.optimizer import build_optimizer
-from poise.engine.precision import LossScale
-from poise.engine.step import train_step
-from poise.forward import normalize
-from poise.losses import build_loss
+from poise.engine.optim import build_optimizer
+from poise.engine.amp import LossScale
+from poise.engine.train import train_step
+from poise.models.forward import normalize
+from poise.models.losses import build_loss
 from poise.models import build_model
 from postprocess import reference_accuracy
 

@@ -126,7 +126,7 @@ def command_line(data: bytes) -> None:
 
 def _settings(kind: str):
     """The configuration of a set whose files lie in the scratch folder."""
-    from poise.config.default import default_config
+    from poise.config.defaults import default_config
 
     cfg = default_config()
     cfg.DATASET.DATASET, cfg.DATASET.ROOT, cfg.DATASET.CACHE = kind, str(scratch().folder), False
@@ -139,7 +139,7 @@ class _Grey:
     """Images of one colour, for crops."""
 
     def open(self, _):
-        from poise.datasets.decoding import Picture
+        from poise.io.decoding import Picture
 
         return Picture(_GREY)
 
@@ -150,7 +150,7 @@ _GREY = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + 24000, 0, 54, 40, 100, 80, 
 def _cut(table) -> None:
     """Samples of the first persons, as training takes them."""
     from poise.datasets.augment import Augmentation
-    from poise.datasets.persons import PersonCrops
+    from poise.datasets.loader import PersonCrops
 
     augmentation = Augmentation.from_config(_settings("coco")) if table.labelled else None
     crops = PersonCrops(table, _Grey(), image_size=(24, 32), rgb=True, seed=0, augmentation=augmentation)
@@ -171,14 +171,14 @@ def annotations(data: bytes) -> None:
 
 def truth(data: bytes) -> None:
     """The same file as the evaluation reads it; where it does not fit the results, both are meant and neither is named."""
-    from poise.metrics import coco_ap
+    from poise.evaluation import coco as coco_ap
 
     path = scratch().file("truth.json", data)
     refused(lambda: coco_ap.average_precision(path, seeds.results_for_truth()))
 
 
 def results(data: bytes) -> None:
-    from poise.metrics import coco_ap
+    from poise.evaluation import coco as coco_ap
 
     path = scratch().file("results.json", data)
     refused(lambda: coco_ap.average_precision(seeds.persons(), path))
@@ -208,14 +208,14 @@ def detections(data: bytes) -> None:
 
 
 def genotype(data: bytes) -> None:
-    from poise.models.genotypes import read_genotype
+    from poise.models.posenas.genotypes import read_genotype
 
     path = scratch().file("genotype.json", data)
     refused(lambda: read_genotype(path), path)
 
 
 def matlab(data: bytes) -> None:
-    from poise.metrics.mpii_pckh import pckh
+    from poise.evaluation.mpii import pckh
 
     path = scratch().file("gt_valid.mat", data)
     refused(lambda: pckh(np.ones((3, 16, 2)), path), path)
@@ -224,8 +224,8 @@ def matlab(data: bytes) -> None:
 def checkpoint(data: bytes) -> None:
     """As weights, as a run to go on with, and as weights to convert."""
     from poise.engine import checkpoint as checkpoints
-    from poise.weights import reading
-    from poise.weights.loading import Source
+    from poise.models.weights import reading
+    from poise.models.weights.loading import Source
 
     path = scratch().file("weights.pth", data)
     file = refused(lambda: reading.read_weight_file(path), path)
@@ -240,8 +240,8 @@ def weight_names(data: bytes) -> None:
     """Names and shapes, written as JSON, of a file's tensors: recognised, described, renamed, converted, and compared with a network."""
     import torch
 
-    from poise import weights
-    from poise.weights import converting, formats, loading
+    from poise.models import weights
+    from poise.models.weights import converting, formats, loading
 
     try:
         shapes = json.loads(data)
@@ -263,7 +263,7 @@ def weight_names(data: bytes) -> None:
 
 
 def dataset_file(data: bytes) -> None:
-    from poise.skeleton import read_dataset
+    from poise.structures.skeleton import read_dataset
 
     path = scratch().file("dataset.yaml", data)
     found = refused(lambda: read_dataset(path), path)
@@ -274,7 +274,7 @@ def dataset_file(data: bytes) -> None:
 
 def zoo(data: bytes) -> None:
     """A list of released weights, as tools/download_weights.py --zoo takes it."""
-    from poise import zoo as released
+    from poise.models.weights import zoo as released
 
     path = scratch().file("zoo.yaml", data)
     entries = refused(lambda: released.read_zoo(path), path)
@@ -287,8 +287,8 @@ def zoo(data: bytes) -> None:
 
 def given_boxes(data: bytes) -> None:
     """The JSON that the demo's --boxes takes, for a picture and for a frame of a video."""
-    from poise.media import Frame
-    from poise.person_boxes import GivenBoxes, usable
+    from poise.io.video import Frame
+    from poise.inference.boxes import GivenBoxes, usable
 
     path = scratch().file("boxes.json", data)
     source = refused(lambda: GivenBoxes(path), path)
@@ -301,7 +301,7 @@ def given_boxes(data: bytes) -> None:
 
 def cache(data: bytes) -> None:
     """Damage is no error there: the source is read again."""
-    from poise.datasets import array_cache
+    from poise.io import cache as array_cache
 
     global read
     assert array_cache._load(scratch().file("kept.npz", data), {"never": "this"}) is None
@@ -312,7 +312,7 @@ def cache(data: bytes) -> None:
 
 def archive(data: bytes) -> None:
     """Unpacked into an empty folder: nothing may lie beside it, and no link in it."""
-    from poise import archives
+    from poise.io import archives
 
     path = scratch().file("archive.bin", data)
     outside = scratch().folder / "outside"
@@ -326,7 +326,7 @@ def archive(data: bytes) -> None:
 
 
 def zip_reader(data: bytes) -> None:
-    from poise.datasets.reading import ImageFolder
+    from poise.io.images import ImageFolder
 
     path = scratch().file("set.zip", data)
     for name in ("000000000001.jpg", "b.png", "missing.jpg"):
@@ -335,8 +335,8 @@ def zip_reader(data: bytes) -> None:
 
 def image(data: bytes) -> None:
     """Decoded whole, in part, turned; the part must be the whole's, and nothing beside it may be written."""
-    from poise.datasets import decoding
-    from poise.datasets.reading import ImageFolder
+    from poise.io import decoding
+    from poise.io.images import ImageFolder
 
     path = scratch().file("images/picture.jpg", data)
     refused(lambda: ImageFolder(path.parent, exif=True).read(path.name), path)
@@ -359,7 +359,7 @@ def image(data: bytes) -> None:
 
 def _has_fault(data: bytes) -> bool:
     """Whether the decoder finds fault with the whole: what lies below a part is then allowed to differ from OpenCV's repair."""
-    from poise.datasets import decoding
+    from poise.io import decoding
 
     size = decoding._jpeg.size(data)
     canvas = np.empty((size[1], size[0], 3), np.uint8)
@@ -368,7 +368,7 @@ def _has_fault(data: bytes) -> bool:
 
 def region(data: bytes) -> None:
     """The compiled decoder of parts of JPEGs, into an image with guards on both sides."""
-    from poise.datasets import decoding
+    from poise.io import decoding
 
     if decoding._jpeg is None:
         return

@@ -69,7 +69,7 @@ def command_line() -> list[bytes]:
 
 
 def genotype() -> list[bytes]:
-    from poise.models.genotypes import GENOTYPES
+    from poise.models.posenas.genotypes import GENOTYPES
 
     return [json.dumps(found.as_json()).encode() for found in list(GENOTYPES.values())[:2]]
 

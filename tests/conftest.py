@@ -49,7 +49,7 @@ def shared():
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory):
     """A synthetic set in COCO form: 24 training and 12 test images."""
-    from poise.datasets.synthetic import make_coco
+    from poise.datasets.synthetic.write import make_coco
 
     folder = tmp_path_factory.mktemp("synthetic") / "coco"
     make_coco(folder, {"train2017": 24, "val2017": 12}, seed=3, workers=1, progress=False)
@@ -59,7 +59,7 @@ def small_set(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_mpii_set(tmp_path_factory):
     """A synthetic set in MPII form: 16 training and 8 validation images."""
-    from poise.datasets.synthetic import make_mpii
+    from poise.datasets.synthetic.write import make_mpii
 
     folder = tmp_path_factory.mktemp("synthetic") / "mpii"
     make_mpii(folder, {"train": 16, "valid": 8}, seed=3, workers=1, progress=False)

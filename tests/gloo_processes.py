@@ -12,7 +12,7 @@ import torch
 
 from conftest import ROOT
 from poise import config
-from poise.engine import distributed, process_group
+from poise.engine import distributed, distributed as process_group
 from poise.errors import run_tool
 
 _PATIENCE = 240     # seconds for what takes a few on cores of its own
@@ -25,7 +25,7 @@ def forks():
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", f"{ROOT / 'lib'}{os.pathsep}{ROOT / 'tests'}")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["poise.engine.train", "poise.engine.test", "poise.engine.process_group", "tensorboardX", "scipy.io"])
+        context.set_forkserver_preload(["poise.engine.train", "poise.engine.evaluate", "poise.engine.distributed", "tensorboardX", "scipy.io"])
         context.Process(target=int).start()
     return context
 
@@ -94,7 +94,7 @@ def _process(rank, world, port, folder, function, arguments, environment, second
 def train_here(processes, path, overrides=(), prepare=None):
     """Train as one of the processes. prepare(train) changes the module, in this process alone. Returns what it returns, or its end."""
     from poise.engine import train
-    from poise.engine.interrupt import Interrupted
+    from poise.engine.signals import Interrupted
 
     train._show = lambda *_: None       # pictures take half of the time of a run of this size
     told = prepare(train) if prepare else None

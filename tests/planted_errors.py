@@ -1,10 +1,10 @@
-"""Results with errors that were planted into them, for the tests of poise.analysis."""
+"""Results with errors that were planted into them, for the tests of poise.evaluation.analysis."""
 import numpy as np
 
-from poise.analysis.pairing import Found, Truth
-from poise.metrics import read_truth
-from poise.metrics.keypoint_ap import LabelledPersons
-from poise.skeleton import COCO
+from poise.evaluation.analysis.matching import Found, Truth
+from poise.evaluation import read_truth
+from poise.evaluation.keypoint_ap import LabelledPersons
+from poise.structures.skeleton import COCO
 
 SIGMAS = np.array(COCO.sigmas)
 # a standing person of about 0.7 x 1.9 units, seen from the front, whose joints lie far apart in units of their sigmas

@@ -7,7 +7,7 @@ import torch
 from conftest import forget_log_handlers
 
 from poise import config
-from poise.engine import logs, train
+from poise.engine import logger, train
 
 # what depends on the clock
 TIMES = ("images_per_second", "data_time_share")
@@ -40,7 +40,7 @@ def run_train(path, *overrides):
 def folder_of(path, *overrides):
     """The run folder of an experiment file."""
     cfg = config.load(path, [str(value) for value in overrides])
-    return Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, str(path))
+    return Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(path))
 
 
 def copied(path, name):

@@ -12,11 +12,11 @@ from conftest import ROOT
 from made_joints import make_set
 from planted_errors import FRONT, people, perfect, result_list, similarity_distance, truth_of, with_keypoints, with_more
 
-from poise import metrics
-from poise.analysis import breakdowns, curves, error_kinds, pairing, report, worst
-from poise.analysis.per_joint import per_joint
+from poise import evaluation
+from poise.evaluation.analysis import breakdowns, curves, errors as error_kinds, matching, report, worst_images
+from poise.evaluation.analysis.per_keypoint import per_joint
 from poise.errors import DataError, run_tool
-from poise.metrics import keypoint_ap
+from poise.evaluation import keypoint_ap
 
 needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib (pip install poise[plot])")
 
@@ -74,7 +74,7 @@ def test_groups_by_hand():
     more = with_more(perfect(truth), np.arange(10), np.broadcast_to(FRONT * 60 + [300, 3000], (10, 17, 2)), np.full(10, 0.95))
     more = with_more(more, np.arange(10), np.broadcast_to(FRONT * 60 + [300, 4000], (10, 17, 2)), np.full(10, 0.95))
     assert breakdowns.breakdown(more)["size"]["32² to 64²"]["AP"] == pytest.approx(10 / 20)
-    assert pairing.average_precision(more)["AP"] == pytest.approx(20 / 40)
+    assert matching.average_precision(more)["AP"] == pytest.approx(20 / 40)
 
 
 def test_false_predictions_belong_to_whom_they_are_like():
@@ -97,10 +97,10 @@ def test_false_predictions_belong_to_whom_they_are_like():
 
 def test_sizes_are_those_of_coco(files):
     """All persons as one group have the AP of the whole set."""
-    truth = pairing.read_ground_truth(files / "truth.json")
-    found = pairing.read_found(files / "keypoints_val2017_results_gt_boxes.json", truth)
+    truth = matching.read_ground_truth(files / "truth.json")
+    found = matching.read_found(files / "keypoints_val2017_results_gt_boxes.json", truth)
     figures = breakdowns.figures_of(found, np.ones(12, bool))
-    want = metrics.average_precision(files / "truth.json", files / "keypoints_val2017_results_gt_boxes.json")
+    want = evaluation.average_precision(files / "truth.json", files / "keypoints_val2017_results_gt_boxes.json")
     assert [figures["AP"], figures["AP .5"], figures["AP .75"]] == pytest.approx(list(want.values())[:3], abs=1e-12)
 
 
@@ -136,10 +136,10 @@ def test_joints_by_hand(files):
     high = (keypoint_ap.RECALLS <= 0.5).sum() / 101 * 0.5
     assert figures["AP .5"][9] == pytest.approx(low) and figures["AP .75"][9] == pytest.approx(high)
     # the same as the table of tools/test.py, from files with persons who were not found
-    truth = pairing.read_ground_truth(files / "truth.json")
+    truth = matching.read_ground_truth(files / "truth.json")
     for name in ("gt_boxes", "detector"):
         path = files / f"keypoints_val2017_results_{name}.json"
-        mine, table = per_joint(pairing.read_found(path, truth)), metrics.per_joint_pck(files / "truth.json", path)
+        mine, table = per_joint(matching.read_found(path, truth)), evaluation.per_joint_pck(files / "truth.json", path)
         assert all(mine[key] == pytest.approx(table[key], abs=1e-12) for key in table)
 
 
@@ -160,7 +160,7 @@ def test_curves_and_scores():
     found = with_keypoints(found, keypoints)
     curve = curves.precision_recall(found)
     assert curve["OKS 0.5"][:61] == pytest.approx([1] * 61) and curve["OKS 0.5"][61:] == [0] * 40
-    assert np.mean(curve["mean of .5 to .95"]) == pytest.approx(pairing.average_precision(found)["AP"])
+    assert np.mean(curve["mean of .5 to .95"]) == pytest.approx(matching.average_precision(found)["AP"])
     scores = curves.calibration(found)
     assert scores["persons"]["count"] == [10] * 10 and scores["persons"]["value"] == pytest.approx([0] * 4 + [1] * 6)
     lowest = np.linspace(0.9, 0.5, 100)[::-1][:10].mean()
@@ -178,10 +178,10 @@ def test_operating_point_and_losses():
     truth = truth_of(people(images=5))
     found = perfect(truth)
     made = with_more(found, np.arange(5), np.broadcast_to(FRONT * 60 + [300, 3000], (5, 17, 2)), np.array([0.95, 0.1, 0.1, 0.1, 0.1]))
-    point = worst.operating_point(made)
+    point = worst_images.operating_point(made)
     assert (point.score, point.precision, point.recall) == (pytest.approx(0.5), pytest.approx(10 / 11), 1)
-    assert worst.losses(made, point.score).tolist() == pytest.approx([1, 0, 0, 0, 0]) and worst.losses(made, 0).tolist() == pytest.approx([1] * 5)
-    assert worst.losses(found.only(np.arange(10) != 9), 0.5).tolist() == pytest.approx([0, 0, 0, 0, 1])
+    assert worst_images.losses(made, point.score).tolist() == pytest.approx([1, 0, 0, 0, 0]) and worst_images.losses(made, 0).tolist() == pytest.approx([1] * 5)
+    assert worst_images.losses(found.only(np.arange(10) != 9), 0.5).tolist() == pytest.approx([0, 0, 0, 0, 1])
 
 
 def test_operating_point_is_that_of_the_curve():
@@ -191,7 +191,7 @@ def test_operating_point_is_that_of_the_curve():
     poor = found.keypoints[:4, :, :2].copy()
     poor[:, :, 1] += similarity_distance(0.3)
     made = with_more(found, truth.persons.image[:4], poor, np.full(4, 0.95))
-    point = worst.operating_point(made)
+    point = worst_images.operating_point(made)
     assert (point.score, point.precision, point.recall) == (pytest.approx(0.5), pytest.approx(10 / 14), 1)
     assert max(curves.precision_recall(made)["OKS 0.5"]) == pytest.approx(point.precision)
 
@@ -235,7 +235,7 @@ def test_the_page_and_the_json(files, monkeypatch, capsys):
     content = json.loads((files / "out/analysis.json").read_text())
     first, second = content["files"]
     assert (first["boxes"], second["boxes"]) == ("ground truth", "detector") and first["results"] == "keypoints_val2017_results_gt_boxes.json"
-    assert first["coco"] == pytest.approx(metrics.average_precision(files / "truth.json", files / "keypoints_val2017_results_gt_boxes.json"))
+    assert first["coco"] == pytest.approx(evaluation.average_precision(files / "truth.json", files / "keypoints_val2017_results_gt_boxes.json"))
     assert second["coco"]["AP"] == pytest.approx(1)
     assert {name: first["errors"][name]["count"] for name in ("inversion", "background", "missed person")} == {"inversion": 16, "background": 1, "missed person": 1}
     assert first["predictions"]["background"] == 1 and first["found persons"] == 11
@@ -272,7 +272,7 @@ def test_the_page_and_the_json(files, monkeypatch, capsys):
 @pytest.mark.parametrize("columns", [1, 2])
 def test_legends_stay_in_their_chart(length, columns):
     """Two files' curves with names of 24 letters, the longest of short_names, and longer ones of runs: nothing is cut off, and the chart keeps its width."""
-    from poise.analysis import charts
+    from poise.visualization import charts
 
     matplotlib = charts.need_matplotlib()
     with matplotlib.rc_context(charts._settings(charts.PAGE)):
@@ -426,24 +426,24 @@ def test_without_matplotlib_one_line_names_the_extra(files, monkeypatch, capsys)
     (["one.json"], ["results"]), (["same.json", "same.json"], ["first", "second"]),
 ])
 def test_short_names(names, short):
-    assert pairing.short_names(names) == short
+    assert matching.short_names(names) == short
 
 
 @pytest.mark.parametrize("name, source", [("keypoints_val2017_results_gt_boxes.json", "ground truth"), ("results.json", "not known"),
                                           ("keypoints_val2017_results_COCO_val2017_detections_AP_H_56_person.json", "COCO_val2017_detections_AP_H_56_person")])
 def test_box_source(name, source):
-    assert pairing.box_source(f"some/folder/{name}") == source
+    assert matching.box_source(f"some/folder/{name}") == source
 
 
 def test_pairs_of_images():
-    a, b = pairing.pairs_of_images(np.array([2, 0, 5]), np.array([0, 2, 2, 7]))
+    a, b = matching.pairs_of_images(np.array([2, 0, 5]), np.array([0, 2, 2, 7]))
     assert list(zip(a.tolist(), b.tolist())) == [(0, 1), (0, 2), (1, 0)]
-    assert [len(part) for part in pairing.pairs_of_images(np.zeros(0, int), np.array([1]))] == [0, 0]
+    assert [len(part) for part in matching.pairs_of_images(np.zeros(0, int), np.array([1]))] == [0, 0]
 
 
 def test_absent_results(tmp_path):
     with pytest.raises(DataError, match="cannot read the result file"):
-        pairing.read_found(tmp_path / "absent.json", truth_of(people(images=1)))
+        matching.read_found(tmp_path / "absent.json", truth_of(people(images=1)))
 
 
 @needs_matplotlib
@@ -455,13 +455,13 @@ def test_every_command_of_the_documentation(files, small_set, tmp_path):
     import subprocess
     import sys
 
-    from poise.engine.logs import MetricsFile
+    from poise.engine.logger import MetricsFile
 
     folder = tmp_path / "checkout"
     shutil.copytree(small_set, folder / "data/synthetic")
     for name in ("tools", "experiments"):
         shutil.copytree(ROOT / name, folder / name)
-    truth = pairing.read_ground_truth(folder / "data/synthetic/annotations/person_keypoints_val2017.json")
+    truth = matching.read_ground_truth(folder / "data/synthetic/annotations/person_keypoints_val2017.json")
     run_folder = folder / "output/coco/pose_res2net/res2net18_quickstart"
     (run_folder / "results").mkdir(parents=True)
     (run_folder / "results/keypoints_val2017_results_gt_boxes.json").write_text(json.dumps(result_list(perfect(truth).only(truth.counted))))
@@ -549,9 +549,9 @@ def test_joints_of_another_dataset_file(tmp_path, capsys):
 
 def test_crowdpose(tmp_path, shared):
     """The first table is that of tools/test.py, whose areas are shares of the boxes; CrowdPose's annotations have none."""
-    from poise.metrics import crowd_average_precision, read_results, read_truth, result_arrays
-    from poise.metrics.crowdpose_ap import AREA_OF_BOX
-    from poise.skeleton import dataset
+    from poise.evaluation import crowd_average_precision, read_results, read_truth, result_arrays
+    from poise.evaluation.crowdpose import AREA_OF_BOX
+    from poise.structures.skeleton import dataset
 
     folder = shared / "data/crowdpose_sample"
     truth, results = folder / "example_crowdpose_val.json", folder / "example_crowdpose_preds.json"

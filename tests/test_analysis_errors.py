@@ -6,11 +6,11 @@ import pytest
 from conftest import SHARED
 from planted_errors import (AREA, FRONT, SIGMAS, UNIT, people, perfect, result_list, similarity_distance, truth_of, with_keypoints, with_more)
 
-from poise import metrics
-from poise.analysis import error_kinds
-from poise.analysis.pairing import BACKGROUND, DUPLICATE, FOUND, OUTRANKED, average_precision, read_found, read_ground_truth
-from poise.metrics import keypoint_ap
-from poise.skeleton import COCO
+from poise import evaluation
+from poise.evaluation.analysis import errors as error_kinds
+from poise.evaluation.analysis.matching import BACKGROUND, DUPLICATE, FOUND, OUTRANKED, average_precision, read_found, read_ground_truth
+from poise.evaluation import keypoint_ap
+from poise.structures.skeleton import COCO
 
 PAIRED = np.flatnonzero(COCO.flip_order != np.arange(17))
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
@@ -263,10 +263,10 @@ def test_recorded_predictions_of_real_pictures(tmp_path):
     want = json.loads((SHARED / "conformance/pipeline.json").read_text())["evaluate"][0]
     arrays = np.load(SHARED / "conformance/evaluate.npz")
     keypoints, boxes, ids = arrays["preds"], arrays["boxes"], arrays["image_id"]
-    scores = metrics.rescore(keypoints[:, :, 2], boxes[:, 5], want["in_vis_thre"])
-    kept = metrics.suppress(keypoints, scores, boxes[:, 4], ids, want["oks_thre"], want["soft_nms"])
+    scores = evaluation.rescore(keypoints[:, :, 2], boxes[:, 5], want["in_vis_thre"])
+    kept = evaluation.suppress(keypoints, scores, boxes[:, 4], ids, want["oks_thre"], want["soft_nms"])
     path = tmp_path / "keypoints_val2017_results_gt_boxes.json"
-    metrics.write_results(path, ids[kept], keypoints[kept], scores[kept])
+    evaluation.write_results(path, ids[kept], keypoints[kept], scores[kept])
     truth = read_ground_truth(SHARED / "data/coco_subset/annotations/person_keypoints_val2017.json")
     found = read_found(path, truth)
     assert found.box_source == "ground truth"

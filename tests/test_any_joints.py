@@ -16,11 +16,11 @@ from small_networks import EXPERIMENT, SIZE
 from poise import config
 from poise.codecs import CODECS, build_codec
 from poise.datasets import build_loader, joints_agree_with_box, read_set
-from poise.engine import test, train
+from poise.engine import evaluate, train
 from poise.errors import ConfigError, DataError
-from poise.losses import build_loss
+from poise.models.losses import build_loss
 from poise.models import MODELS, build_model
-from poise.skeleton import dataset_of
+from poise.structures.skeleton import dataset_of
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def run(path, *overrides):
     """Train and test; returns (run folder, figures)."""
     cfg = config.load(path, [str(value) for value in overrides])
     train.run(cfg, str(path), ["tools/train.py"])
-    return path.parent / "output" / cfg.DATASET.DATASET / cfg.MODEL.NAME / path.stem, test.run(cfg, str(path), ["tools/test.py"])
+    return path.parent / "output" / cfg.DATASET.DATASET / cfg.MODEL.NAME / path.stem, evaluate.run(cfg, str(path), ["tools/test.py"])
 
 
 def judged(truth_file, result_file, sigmas, category=7):
@@ -165,7 +165,7 @@ def test_wrong_number_of_joints(tmp_path):
 
 def test_cache_follows_the_dataset_file(tmp_path, monkeypatch):
     """What a changed dataset file makes of the same annotations is not taken from the cache of the unchanged one."""
-    monkeypatch.setattr("poise.datasets.array_cache.LEAST_BYTES", 0)
+    monkeypatch.setattr("poise.io.cache.LEAST_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = make_set(tmp_path / "set", 5)
     path = experiment(tmp_path, file)

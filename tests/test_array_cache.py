@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from test_coco_dataset import IMAGES, experiment, person, write  # noqa: F401
 
-from poise.datasets import array_cache, coco, read_set
+from poise.io import cache
+from poise.datasets import coco, read_set
 from poise.datasets.coco_files import detection_columns, persons_one_by_one, regular_persons
 from poise.errors import DataError
-from poise.json_files import read_in_parts, read_json
+from poise.io.json_file import read_in_parts, read_json
 
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """The folder of the cache, which keeps the smallest files too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(array_cache, "LEAST_BYTES", 0)
+    monkeypatch.setattr(cache, "LEAST_BYTES", 0)
     return tmp_path / "cache" / "poise"
 
 
@@ -39,7 +40,7 @@ class Reader:
             self.calls += 1
             return {"values": np.array([int(c) for c in self.path.read_text()]), "names": np.array(["a", "größe"])}
 
-        return array_cache.remembered(self.path, kind, read, wanted)
+        return cache.remembered(self.path, kind, read, wanted)
 
 
 def test_second_time_from_the_cache(kept, source):
@@ -63,7 +64,7 @@ def test_changed_sources_are_read_again(kept, source, change, monkeypatch):
         source.write_text("99999")
         os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     else:
-        monkeypatch.setattr(array_cache, "_code_sum", lambda: 1)
+        monkeypatch.setattr(cache, "_code_sum", lambda: 1)
     assert read()["values"].tolist() == {"content": [5, 4, 3, 2, 1, 0, 0, 0], "time": [9] * 5, "reader": [1, 2, 3, 4, 5]}[change]
     assert read.calls == 2
     read()
@@ -103,7 +104,7 @@ def test_switched_off_and_small_files(kept, source, monkeypatch):
     read = Reader(source)
     read(False), read(False)
     assert read.calls == 2 and not kept.exists()
-    monkeypatch.setattr(array_cache, "LEAST_BYTES", 6)
+    monkeypatch.setattr(cache, "LEAST_BYTES", 6)
     read(), read()
     assert read.calls == 4 and not kept.exists()
 
@@ -117,15 +118,15 @@ def test_folders_that_cannot_be_written(source, kept, tmp_path, monkeypatch):
 
 def test_place(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert array_cache.cache_folder() == tmp_path / "poise"
+    assert cache.cache_folder() == tmp_path / "poise"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for useless in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", useless)
-        assert array_cache.cache_folder() == tmp_path / "home" / ".cache" / "poise"
+        assert cache.cache_folder() == tmp_path / "home" / ".cache" / "poise"
 
 
 def test_oldest_files_go(kept, source, monkeypatch):
-    monkeypatch.setattr(array_cache, "MOST_FILES", 2)
+    monkeypatch.setattr(cache, "MOST_FILES", 2)
     read = Reader(source)
     for number, kind in enumerate(("a", "b", "a", "c", "a", "b")):
         read(kind=kind)
@@ -136,12 +137,12 @@ def test_oldest_files_go(kept, source, monkeypatch):
 
 def _write_often(folder, path, start):
     os.environ["XDG_CACHE_HOME"] = folder
-    array_cache.LEAST_BYTES = 0
+    cache.LEAST_BYTES = 0
     start.wait()
     for _ in range(20):
-        for file in (array_cache.cache_folder()).glob("*.npz"):
+        for file in (cache.cache_folder()).glob("*.npz"):
             file.unlink(missing_ok=True)
-        found = array_cache.remembered(path, "numbers", lambda: {"values": np.arange(50_000)})
+        found = cache.remembered(path, "numbers", lambda: {"values": np.arange(50_000)})
         assert (found["values"] == np.arange(50_000)).all()
 
 
@@ -255,8 +256,8 @@ NASTY = [{"id": n, "text": 'a "},{" b' if n % 3 else "]", "inner": [{"x": 1}, {"
 ])
 def test_parts_are_the_list(tmp_path, monkeypatch, content, cut, entries, indent):
     """Whatever stands in it, what comes in parts is what the whole file holds; a usual file does come in parts."""
-    monkeypatch.setattr("poise.json_files.PART_BYTES", 300)
-    monkeypatch.setattr("poise.json_files._LARGE_BYTES", 0)
+    monkeypatch.setattr("poise.io.json_file.PART_BYTES", 300)
+    monkeypatch.setattr("poise.io.json_file._LARGE_BYTES", 0)
     path = tmp_path / "file.json"
     path.write_text(json.dumps(json.loads(content.replace("LIST", json.dumps(entries))), indent=indent))
     rest, parts = read_in_parts(path, "annotations", lambda rest, parts: (rest, list(parts)), "file")
@@ -273,8 +274,8 @@ def test_parts_are_the_list(tmp_path, monkeypatch, content, cut, entries, indent
 
 def test_errors_of_parts(tmp_path, monkeypatch):
     """What is wrong is said of the whole file, in the words of read_json."""
-    monkeypatch.setattr("poise.json_files.PART_BYTES", 300)
-    monkeypatch.setattr("poise.json_files._LARGE_BYTES", 0)
+    monkeypatch.setattr("poise.io.json_file.PART_BYTES", 300)
+    monkeypatch.setattr("poise.io.json_file._LARGE_BYTES", 0)
     path = tmp_path / "file.json"
     text = json.dumps({"images": [], "annotations": PLAIN})
     said = []

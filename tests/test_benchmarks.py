@@ -74,8 +74,8 @@ def test_samples_of_the_reference(small, tmp_path):
 
     from poise.codecs import build_codec
     from poise.datasets import build_loader, read_set
-    from poise.engine.batch import encode_targets
-    from poise.forward import normalize
+    from poise.engine.targets import encode_targets
+    from poise.models.forward import normalize
 
     names = [f"{n}.jpg" for n in range(3)]
     for split in ("train2017", "val2017"):
@@ -111,7 +111,7 @@ def test_post_processing_of_the_reference(monkeypatch):
     assert [row.verdict for row in rows if row.unit == "pixels"] == ["reached"] * 2
     output = torch.rand(3, 17, 16, 12)
     from poise.codecs import merge_flipped
-    from poise.skeleton import COCO
+    from poise.structures.skeleton import COCO
 
     ours = merge_flipped(output, output.flip(0), torch.from_numpy(COCO.flip_order), True)
     assert np.array_equal(ours.numpy(), postprocess.reference_merge(output.numpy(), output.flip(0).numpy().copy()))
@@ -127,7 +127,7 @@ def test_suppression_and_evaluation_of_the_reference(small, monkeypatch):
 
     monkeypatch.setattr(oks_nms, "in_turns", once)
     monkeypatch.setattr(evaluation, "in_turns", once)
-    monkeypatch.setattr("poise.nms.compiled", True)     # the NumPy twin keeps the same persons
+    monkeypatch.setattr("poise.evaluation.nms.compiled", True)     # the NumPy twin keeps the same persons
     rows = list(oks_nms.measure())
     assert rows[1].value == 0 and 0 < int(rows[1].product) <= small.DETECTIONS
     rows = list(evaluation.measure())

@@ -14,12 +14,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from poise import archives, bounded_reading, config, json_files
-from poise.datasets import image_header
+from poise.io import archives, files, json_file
+from poise import config
+from poise.io import image_header
 from poise.errors import ConfigError, PoiseError
-from poise.matlab_files import read_matlab
-from poise.weights import read_tensors, read_weight_file
-from poise.yaml_files import parse_yaml
+from poise.io.mat_file import read_matlab
+from poise.models.weights import read_tensors, read_weight_file
+from poise.io.yaml_file import parse_yaml
 
 
 def refusal(call, *arguments):
@@ -85,7 +86,7 @@ def matlab(parts, size):
 
 
 def test_matlab_parts_together(tmp_path, monkeypatch):
-    monkeypatch.setattr("poise.matlab_files.MOST_BYTES", 100_000)
+    monkeypatch.setattr("poise.io.mat_file.MOST_BYTES", 100_000)
     (tmp_path / "a.mat").write_bytes(matlab(3, 30_000))
     assert set(read_matlab(tmp_path / "a.mat", "file")) == {"a0", "a1", "a2"}
     (tmp_path / "a.mat").write_bytes(matlab(4, 30_000))
@@ -116,23 +117,23 @@ def test_json_that_stands_for_more_than_there_is_memory(tmp_path, monkeypatch):
     """A list of empty lists takes twenty times its text."""
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + b"[]," * 3_000_000 + b"[]]")
-    assert len(json_files.read_json(path, "file")) == 3_000_001
-    monkeypatch.setattr(bounded_reading, "memory_present", lambda: 100_000_000)
-    assert "reading the content of the file takes about 144.0 MB of memory, and 100.0 MB are free" in refusal(json_files.read_json, path, "file")
+    assert len(json_file.read_json(path, "file")) == 3_000_001
+    monkeypatch.setattr(files, "memory_present", lambda: 100_000_000)
+    assert "reading the content of the file takes about 144.0 MB of memory, and 100.0 MB are free" in refusal(json_file.read_json, path, "file")
     path.write_bytes(b'{"images": [' + b"[]," * 3_000_000 + b'[]], "annotations": []}')
-    assert "takes about 144.0 MB" in refusal(json_files.read_in_parts, path, "annotations", lambda content, parts: 0, "file")
+    assert "takes about 144.0 MB" in refusal(json_file.read_in_parts, path, "annotations", lambda content, parts: 0, "file")
 
 
 def test_files_larger_than_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(bounded_reading, "memory_present", lambda: 140_000_000)
+    monkeypatch.setattr(files, "memory_present", lambda: 140_000_000)
     for name in ("a.json", "a.pth"):
         (tmp_path / name).touch()
         with open(tmp_path / name, "r+b") as file:
             file.truncate(150_000_000)
-    assert "reading the file takes about 150.0 MB of memory, and 140.0 MB are free" in refusal(json_files.read_json, tmp_path / "a.json", "file")
+    assert "reading the file takes about 150.0 MB of memory, and 140.0 MB are free" in refusal(json_file.read_json, tmp_path / "a.json", "file")
     assert "reading the weight file takes about 150.0 MB" in refusal(read_weight_file, tmp_path / "a.pth")
-    monkeypatch.setattr(bounded_reading, "memory_present", lambda: None)       # a system that does not tell
-    assert "not valid JSON" in refusal(json_files.read_json, tmp_path / "a.json", "file")
+    monkeypatch.setattr(files, "memory_present", lambda: None)       # a system that does not tell
+    assert "not valid JSON" in refusal(json_file.read_json, tmp_path / "a.json", "file")
 
 
 # weights ----------------------------------------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def nested(levels, old=False):
 def test_weights_that_nest_tuples(tmp_path, old):
     """Hashing a million levels takes all of the stack: seen here in a process of its own."""
     (tmp_path / "a.pth").write_bytes(nested(1_000_000, old))
-    code = f"from poise.weights import read_weight_file\ntry:\n    read_weight_file({str(tmp_path / 'a.pth')!r})\nexcept Exception as error:\n    print(error)"
+    code = f"from poise.models.weights import read_weight_file\ntry:\n    read_weight_file({str(tmp_path / 'a.pth')!r})\nexcept Exception as error:\n    print(error)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "lib", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "nests tuples without end" in done.stdout, (done.returncode, done.stdout, done.stderr)
 
@@ -267,7 +268,7 @@ def test_configuration_beside_the_weights(tmp_path, monkeypatch, caplog):
     """A stranger's run folder: its config.yaml is read to say what the weights were trained with."""
     import logging
 
-    from poise.weights import origin
+    from poise.models.weights import origin
 
     monkeypatch.setattr(logging.getLogger("poise"), "propagate", True)
     cfg, weights = config.load(ROOT / "experiments/synthetic/res2net18_quickstart.yaml"), tmp_path / "w.pth"

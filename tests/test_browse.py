@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import ROOT, forget_log_handlers
 
-from poise import config, visualize
+from poise import config
+from poise.visualization import draw
 from poise.engine import browse, train
 from poise.errors import DataError, run_tool
 
@@ -106,9 +107,9 @@ def test_the_largest_mosaic(tiny_experiment):
     most, crop = browse.most_samples(cfg), np.zeros((64, 64, 3), np.uint8)
     rows = most // 8
     picture = np.zeros((rows * (browse._with_words(browse._enlarged(crop, browse._zoom((64, 64))), "").shape[0] + 2), 8, 3), np.uint8)
-    assert len(visualize.encoded(picture, ".jpg")) > 0
+    assert len(draw.encoded(picture, ".jpg")) > 0
     with pytest.raises(DataError, match="a picture of 8 x 70000 cannot be written as jpg"):
-        visualize.encoded(np.zeros((70_000, 8, 3), np.uint8), ".jpg")
+        draw.encoded(np.zeros((70_000, 8, 3), np.uint8), ".jpg")
 
 
 def test_an_output_that_is_a_file(tiny_experiment, tmp_path, monkeypatch, capsys):

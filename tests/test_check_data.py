@@ -16,16 +16,17 @@ from conftest import ROOT, forget_log_handlers
 from made_joints import experiment, make_set
 from test_planted_faults import load_tool
 
-from poise import box_forms, config
-from poise.checking_data import left_right, run
-from poise.checking_data.columns import read_columns
-from poise.checking_data.findings import Findings
-from poise.checking_data.people import People, check_turned
+from poise.structures import boxes as box_forms
+from poise import config
+from poise.datasets.validation import left_right, run
+from poise.datasets.validation.columns import read_columns
+from poise.datasets.validation.findings import Findings
+from poise.datasets.validation.persons import People, check_turned
 from poise.datasets import coco, read_set
 from poise.engine import train
 from poise.engine.distributed import ALONE
 from poise.errors import DataError, run_tool
-from poise.skeleton import COCO
+from poise.structures.skeleton import COCO
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +340,7 @@ def test_pictures_that_begin_alike(made):
 
 def test_headers_behind_long_profiles(tmp_path):
     """A JPEG whose frame header lies behind 64 kB of other segments."""
-    from poise.checking_data.images import _judged
+    from poise.datasets.validation.images import _judged
 
     data = cv2.imencode(".jpg", np.zeros((30, 50, 3), np.uint8))[1].tobytes()
     long = data[:2] + 2 * (b"\xff\xe2\xff\xf0" + bytes(0xffee)) + data[2:]

@@ -13,7 +13,7 @@ import torch
 from conftest import TINY
 
 from poise import config
-from poise.engine import checkpoint, interrupt, logs, train
+from poise.engine import checkpoint, logger, signals, train
 from poise.errors import ConfigError, DataError, PoiseError
 from runs import in_larger_steps, positions, quick_and_quiet, run_train, same_weights, state_of, without_settings  # noqa: F401
 
@@ -101,7 +101,7 @@ def test_settings_of_the_optimiser_that_differ_are_refused(tiny_experiment, caps
     with pytest.raises(ConfigError, match=r"TRAIN.MOMENTUM 0.5 \(was 0.9\), TRAIN.NESTEROV True \(was False\), TRAIN.WD 0.0 \(was 0.1\); restore them"):
         train.build(cfg, str(tiny_experiment), train.ALONE)
     # of a checkpoint that says nothing of its settings they are the configuration's, not those that PyTorch would keep
-    folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, str(tiny_experiment))
+    folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(tiny_experiment))
     without_settings(folder / "checkpoint.pth", folder / "checkpoint.pth")
     training = train.build(cfg, str(tiny_experiment), train.ALONE)
     assert [(group["weight_decay"], group["momentum"], group["nesterov"], group["fused"]) for group in training.optimizer.param_groups] == [(0.0, 0.5, True, True)] * 2
@@ -381,9 +381,9 @@ def test_the_echo_of_a_signal(monkeypatch):
     """torchrun passes on what the whole process group has got; later it is a second signal."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     now, ended = [100.0], []
-    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(interrupt.signal, "raise_signal", ended.append)
-    with interrupt.Interrupt() as asking:
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals.signal, "raise_signal", ended.append)
+    with signals.Interrupt() as asking:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0)
         assert asking.asked and not ended
@@ -398,10 +398,10 @@ def test_the_echo_of_a_signal(monkeypatch):
 
 def test_a_run_that_is_asked_from_within():
     """By a thread that has seen the launcher end."""
-    assert not interrupt.stop_run()
-    with interrupt.Interrupt() as asking:
-        assert interrupt.stop_run() and asking.asked
-    assert not interrupt.stop_run()
+    assert not signals.stop_run()
+    with signals.Interrupt() as asking:
+        assert signals.stop_run() and asking.asked
+    assert not signals.stop_run()
 
 
 # restarts -------------------------------------------------------------------------------------------------------------------------
@@ -423,4 +423,4 @@ def test_a_restarted_job_takes_its_own_checkpoint(tiny_experiment, monkeypatch, 
     assert find(config.load(tiny_experiment, ["AUTO_RESUME", "True"]), path, folder, True)["epoch"] == 1
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert str(os.getppid()) in checkpoint.job()
-    assert logs.span(50) == "50 seconds" and logs.span(720) == "12 minutes" and logs.span(9000) == "2.5 hours" and logs.span(864_000) == "10.0 days"
+    assert logger.span(50) == "50 seconds" and logger.span(720) == "12 minutes" and logger.span(9000) == "2.5 hours" and logger.span(864_000) == "10.0 days"

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poise import config, metrics
-from poise.datasets import truth
+from poise import config, evaluation
+from poise.evaluation import ground_truth as truth
 from poise.errors import DataError
-from poise.metrics.coco_ap import STATS
-from poise.skeleton import COCO
+from poise.evaluation.coco import STATS
+from poise.structures.skeleton import COCO
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "conformance").is_dir(), reason=f"{SHARED} is not here")
@@ -68,7 +68,7 @@ def small_set(sigmas):
 def test_ten_figures_by_hand(sigmas, tmp_path, capsys):
     truth, results = small_set(sigmas or COCO.sigmas)
     before = copy.deepcopy((truth, results))
-    figures = metrics.average_precision(truth, results, sigmas)
+    figures = evaluation.average_precision(truth, results, sigmas)
     # thresholds .50 to .70: false, true, true; precision at most 2/3, at any recall. Thresholds .75 to .95: false,
     # true, false; precision 1/2 up to recall 1/2, which is 51 of 101 points. The false person's area is 0, so it counts
     # for neither size; the 0.72 one has the large size
@@ -82,7 +82,7 @@ def test_ten_figures_by_hand(sigmas, tmp_path, capsys):
     # the same from files
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert metrics.average_precision(tmp_path / "truth.json", str(tmp_path / "results.json"), sigmas) == figures
+    assert evaluation.average_precision(tmp_path / "truth.json", str(tmp_path / "results.json"), sigmas) == figures
 
 
 def test_pycocotools_object_and_no_person_of_a_size():
@@ -93,7 +93,7 @@ def test_pycocotools_object_and_no_person_of_a_size():
     coco = CocoFile()
     coco.dataset = truth
     coco.createIndex()
-    figures = metrics.average_precision(coco, results)
+    figures = evaluation.average_precision(coco, results)
     assert figures["AP"] == pytest.approx(1) and figures["AP (L)"] == figures["AR (L)"] == -1
 
 
@@ -116,23 +116,23 @@ def test_labels_are_read_once(tiny_experiment, small_set, tmp_path):
 def test_no_result_is_zero_and_a_warning(caplog):
     truth, _ = small_set(COCO.sigmas)
     with caplog.at_level(logging.WARNING):
-        assert metrics.average_precision(truth, []) == dict.fromkeys(STATS, 0.0)
+        assert evaluation.average_precision(truth, []) == dict.fromkeys(STATS, 0.0)
     assert "no result to evaluate" in caplog.text
-    figures = metrics.per_joint_pck(truth, [])
+    figures = evaluation.per_joint_pck(truth, [])
     assert figures["labelled"].tolist() == [2] * 17 and figures["pck"].tolist() == [0] * 17
 
 
 def test_truth_and_results_that_do_not_fit():
     truth, results = small_set((0.05,) * 14)
     with pytest.raises(DataError, match="14 joints, the OKS sigmas 17; give the OKS sigmas"):
-        metrics.average_precision(truth, results)
+        evaluation.average_precision(truth, results)
     with pytest.raises(DataError, match="14 joints, the OKS sigmas 16$"):
-        metrics.average_precision(truth, results, [0.05] * 16)
+        evaluation.average_precision(truth, results, [0.05] * 16)
     with pytest.raises(DataError, match="name 1 images that the ground truth does not have, such as 5"):
-        metrics.average_precision(truth, [dict(results[0], image_id=5)], [0.05] * 14)
+        evaluation.average_precision(truth, [dict(results[0], image_id=5)], [0.05] * 14)
     del truth["annotations"][1]["area"]
     with pytest.raises(DataError, match="annotation 1 of the ground truth has no area"):
-        metrics.average_precision(truth, results, [0.05] * 14)
+        evaluation.average_precision(truth, results, [0.05] * 14)
 
 
 def test_per_joint_figures_by_hand():
@@ -153,13 +153,13 @@ def test_per_joint_figures_by_hand():
         result(1, near, 0.1),  # OKS (0.9 + 0.3 + 0.9) / 3
         result(2, moved(xy, area, sigmas, 0.6), 0.5),
     ]
-    figures = metrics.per_joint_pck(truth, results, sigmas)
+    figures = evaluation.per_joint_pck(truth, results, sigmas)
     assert figures["labelled"].tolist() == [3, 2, 1]
     assert figures["similarity"] == pytest.approx([(0.9 + 0.6) / 3, 0.3 / 2, 0.9])
     assert figures["pck"] == pytest.approx([2 / 3, 0, 1])
-    assert metrics.per_joint_pck(truth, results, sigmas, threshold=0.7)["pck"] == pytest.approx([1 / 3, 0, 1])
+    assert evaluation.per_joint_pck(truth, results, sigmas, threshold=0.7)["pck"] == pytest.approx([1 / 3, 0, 1])
 
-    table = metrics.format_joint_table(("a", "b", "c"), figures).splitlines()
+    table = evaluation.format_joint_table(("a", "b", "c"), figures).splitlines()
     assert table[2:] == ["| a | 3 | 0.500 | 0.667 |", "| b | 2 | 0.150 | 0.000 |", "| c | 1 | 0.900 | 1.000 |"]
 
 
@@ -167,7 +167,7 @@ def test_joint_that_is_never_labelled():
     truth, results = small_set((0.05, 0.05))
     for annotation in truth["annotations"]:
         annotation["keypoints"][5] = 0
-    figures = metrics.per_joint_pck(truth, results, (0.05, 0.05))
+    figures = evaluation.per_joint_pck(truth, results, (0.05, 0.05))
     assert figures["labelled"].tolist() == [2, 0]
     assert figures["similarity"][0] == pytest.approx((1 + 0.72) / 2)
     assert np.isnan([figures["similarity"][1], figures["pck"][1]]).all()
@@ -176,15 +176,15 @@ def test_joint_that_is_never_labelled():
 def test_rescore():
     joints = np.array([[0.2, 0.6, 0.4], [0.1, 0.2, 0.0], [0.9, 0.1, 0.1]])
     # the threshold itself does not count
-    assert metrics.rescore(joints, [0.5, 0.7, 1.0], 0.2) == pytest.approx([0.25, 0, 0.9])
-    assert metrics.rescore(np.zeros((0, 17)), np.zeros(0), 0.2).shape == (0,)
+    assert evaluation.rescore(joints, [0.5, 0.7, 1.0], 0.2) == pytest.approx([0.25, 0, 0.9])
+    assert evaluation.rescore(np.zeros((0, 17)), np.zeros(0), 0.2).shape == (0,)
     with pytest.raises(ValueError, match=r"\(3, 3\) and \(2,\)"):
-        metrics.rescore(joints, [0.5, 0.7], 0.2)
+        evaluation.rescore(joints, [0.5, 0.7], 0.2)
 
 
 def test_rescore_of_recorded_predictions():
     golden = np.load(GOLDEN)
-    scores = metrics.rescore(golden["preds"][:, :, 2], golden["box_scores"], 0.2)
+    scores = evaluation.rescore(golden["preds"][:, :, 2], golden["box_scores"], 0.2)
     assert scores.tolist() == golden["scores"].tolist()
 
 
@@ -193,15 +193,15 @@ def test_suppress_groups_images_by_first_appearance(soft):
     golden = np.load(GOLDEN)
     arrays = golden["preds"], golden["scores"], golden["areas"], golden["image_id"]
     want = golden["kept_soft" if soft else "kept_hard"]
-    assert metrics.suppress(*arrays, 0.9, soft).tolist() == want.tolist()
+    assert evaluation.suppress(*arrays, 0.9, soft).tolist() == want.tolist()
 
     # image ids that fall, and images mixed with one another (no two scores of an image tie)
-    assert metrics.suppress(*arrays[:3], -arrays[3], 0.9, soft).tolist() == want.tolist()
+    assert evaluation.suppress(*arrays[:3], -arrays[3], 0.9, soft).tolist() == want.tolist()
     mixed = np.random.default_rng(0).permutation(len(arrays[3]))
-    kept = mixed[metrics.suppress(*(array[mixed] for array in arrays), 0.9, soft)]
+    kept = mixed[evaluation.suppress(*(array[mixed] for array in arrays), 0.9, soft)]
     images = list(dict.fromkeys(arrays[3][mixed].tolist()))
     assert kept.tolist() == [k for image in images for k in want.tolist() if arrays[3][k] == image]
-    assert metrics.suppress(np.zeros((0, 17, 3)), [], [], [], 0.9, soft).shape == (0,)
+    assert evaluation.suppress(np.zeros((0, 17, 3)), [], [], [], 0.9, soft).shape == (0,)
 
 
 def test_suppress_refuses_what_it_cannot_compare():
@@ -209,33 +209,33 @@ def test_suppress_refuses_what_it_cannot_compare():
     keypoints = golden["preds"][:5].copy()
     keypoints[2, 0, 1] = np.nan
     with pytest.raises(DataError, match=f"1 of 5 predicted persons hold NaN .* in image {golden['image_id'][2]}"):
-        metrics.suppress(keypoints, golden["scores"][:5], golden["areas"][:5], golden["image_id"][:5], 0.9)
+        evaluation.suppress(keypoints, golden["scores"][:5], golden["areas"][:5], golden["image_id"][:5], 0.9)
     with pytest.raises(ValueError, match=r"\(5, 17, 3\), \(5,\), \(4,\), \(5,\)"):
-        metrics.suppress(keypoints, golden["scores"][:5], golden["areas"][:4], golden["image_id"][:5], 0.9)
+        evaluation.suppress(keypoints, golden["scores"][:5], golden["areas"][:4], golden["image_id"][:5], 0.9)
 
 
 def test_result_file_round_trip(tmp_path):
     rng = np.random.default_rng(1)
     keypoints, scores = rng.uniform(0, 500, (4, 17, 3)).astype(np.float32), rng.uniform(0, 1, 4)
     path = tmp_path / "results" / "keypoints_val_results.json"
-    metrics.write_results(path, np.array([5, 5, 9, 2**40]), keypoints, scores)
-    read = metrics.read_results(path)
+    evaluation.write_results(path, np.array([5, 5, 9, 2**40]), keypoints, scores)
+    read = evaluation.read_results(path)
     assert [r["image_id"] for r in read] == [5, 5, 9, 2**40]
     assert all(set(r) == {"image_id", "category_id", "keypoints", "score"} and r["category_id"] == 1 for r in read)
     assert np.array([r["keypoints"] for r in read]).tolist() == keypoints.reshape(4, 51).astype(float).tolist()
     assert [r["score"] for r in read] == scores.tolist()
 
     centers, scales = rng.uniform(0, 500, (4, 2)), rng.uniform(0, 3, (4, 2))
-    metrics.write_results(path, np.arange(4), keypoints, scores, centers, scales, category_id=3)
-    read = metrics.read_results(path)
+    evaluation.write_results(path, np.arange(4), keypoints, scores, centers, scales, category_id=3)
+    read = evaluation.read_results(path)
     assert [r["center"] for r in read] == centers.tolist() and [r["scale"] for r in read] == scales.tolist()
     assert {r["category_id"] for r in read} == {3}
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file stays
 
 
 def test_no_persons_make_an_empty_result_file(tmp_path):
-    metrics.write_results(tmp_path / "r.json", [], np.zeros((0, 17, 3)), [])
-    assert metrics.read_results(tmp_path / "r.json") == []
+    evaluation.write_results(tmp_path / "r.json", [], np.zeros((0, 17, 3)), [])
+    assert evaluation.read_results(tmp_path / "r.json") == []
 
 
 def test_result_files_that_cannot_be_written_or_read(tmp_path):
@@ -244,30 +244,30 @@ def test_result_files_that_cannot_be_written_or_read(tmp_path):
     keypoints = np.ones((2, 17, 3))
     keypoints[1, 3, 0] = np.nan
     with pytest.raises(DataError, match="1 of 2 predicted persons hold NaN or infinity .the first in image 8"):
-        metrics.write_results(path, [7, 8], keypoints, [1, 1])
+        evaluation.write_results(path, [7, 8], keypoints, [1, 1])
     assert path.read_text() == "[]"
     with pytest.raises(ValueError, match=r"\(2,\), \(1, 17, 3\), \(1,\)"):
-        metrics.write_results(path, [7, 8], keypoints[:1], [1])
+        evaluation.write_results(path, [7, 8], keypoints[:1], [1])
     with pytest.raises(DataError, match=re.escape(f"{path / 'x.json'}: cannot be written")):
-        metrics.write_results(path / "x.json", [7], keypoints[:1], [1])
+        evaluation.write_results(path / "x.json", [7], keypoints[:1], [1])
     for text, message in (
         ("[{", "is not valid JSON"), ("{}", "a list was expected, it holds a dict"),
         ('[{"image_id": 1, "score": 1}]', "entry 0 has no category_id, keypoints"), ("[3]", "entry 0 has no image_id"),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=message) as error:
-            metrics.read_results(path)
+            evaluation.read_results(path)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(DataError, match="absent.json: cannot read the annotation file .No such file"):
-        metrics.average_precision(tmp_path / "absent.json", [])
+        evaluation.average_precision(tmp_path / "absent.json", [])
 
 
 def test_table_is_that_of_hrnet():
     figures = {"AP": 0.74412, "Ap .5": 0.9}
-    assert metrics.format_table(figures, "pose_resnet").splitlines() == [
+    assert evaluation.format_table(figures, "pose_resnet").splitlines() == [
         "| Arch | AP | Ap .5 |", "|---|---|---|", "| pose_resnet | 0.744 | 0.900 |",
     ]
-    assert "| posenas_... | 0.744 |" in metrics.format_table(figures, "posenas_search_coco")
+    assert "| posenas_... | 0.744 |" in evaluation.format_table(figures, "posenas_search_coco")
 
 
 @needs_shared
@@ -276,11 +276,11 @@ def test_recorded_evaluation_of_the_hrnet_code(case):
     want = json.loads((SHARED / "conformance" / "pipeline.json").read_text())["evaluate"][case]
     arrays = np.load(SHARED / "conformance" / "evaluate.npz")
     keypoints, boxes, image_ids = arrays["preds"], arrays["boxes"], arrays["image_id"]
-    scores = metrics.rescore(keypoints[:, :, 2], boxes[:, 5], want["in_vis_thre"])
-    kept = metrics.suppress(keypoints, scores, boxes[:, 4], image_ids, want["oks_thre"], want["soft_nms"])
+    scores = evaluation.rescore(keypoints[:, :, 2], boxes[:, 5], want["in_vis_thre"])
+    kept = evaluation.suppress(keypoints, scores, boxes[:, 4], image_ids, want["oks_thre"], want["soft_nms"])
     assert len(keypoints) == want["instances"] and len(kept) == want["kept_after_nms"]
     truth = SHARED / "data" / "coco_subset" / "annotations" / "person_keypoints_val2017.json"
-    figures = metrics.average_precision(truth, metrics.coco_results(image_ids[kept], keypoints[kept], scores[kept]))
+    figures = evaluation.average_precision(truth, evaluation.coco_results(image_ids[kept], keypoints[kept], scores[kept]))
     assert list(figures) == list(want["stats"])
     assert figures == pytest.approx(want["stats"], abs=1e-6)
 
@@ -289,7 +289,7 @@ def test_recorded_evaluation_of_the_hrnet_code(case):
 def test_figures_that_cocoapi_documents():
     folder = SHARED / "data" / "coco_eval_oracle"
     truth = folder / "person_keypoints_val2014_first100_reconstructed.json"
-    figures = metrics.average_precision(truth, folder / "person_keypoints_val2014_fakekeypoints100_results.json")
+    figures = evaluation.average_precision(truth, folder / "person_keypoints_val2014_fakekeypoints100_results.json")
     want = [0.372, 0.636, 0.348, 0.384, 0.386, 0.514, 0.734, 0.504, 0.508, 0.522]
     assert [round(value, 3) for value in figures.values()] == want
     assert not math.isnan(sum(figures.values()))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from poise import config
-from poise.datasets import coco, places, read_set
-from poise.datasets.table import PackedNames
+from poise.datasets import coco, read_set
+from poise.config import datasets
+from poise.structures.person_table import PackedNames
 from poise.errors import ConfigError, DataError, shown
 
 JOINTS = [value for joint in range(17) for value in (50.0 + joint, 40.0 + 2 * joint, 2)]
@@ -280,7 +281,7 @@ def test_missing_annotation_file_of_a_synthetic_set_names_make_synthetic(tmp_pat
 
 @pytest.mark.parametrize("form, options", [("jpg", "--only val2017"), ("zip", "--only val2017 --zipped")])
 def test_missing_image_folder_names_the_command(tmp_path, experiment, form, options):
-    folder = places.image_folder(experiment("DATASET.DATA_FORMAT", form), "val2017")
+    folder = datasets.image_folder(experiment("DATASET.DATA_FORMAT", form), "val2017")
     assert refusal(folder.check).endswith(f"; fetch it: python tools/prepare_data.py coco --root {tmp_path} {options}")
     assert refusal(pickle.loads(pickle.dumps(folder)).check) == refusal(folder.check)
 
@@ -359,7 +360,7 @@ def test_test_set_has_images_and_detections(tmp_path, detected, experiment):
     table = detected([box(), box(image_id=70)], split="test-dev2017")
     assert len(table) == 2 and not table.labelled
     # test-dev2017 is a part of test2017
-    assert places.image_folder(experiment(), "test-dev2017").location == tmp_path / "images" / "test2017"
+    assert datasets.image_folder(experiment(), "test-dev2017").location == tmp_path / "images" / "test2017"
 
 
 def test_test_set_has_no_ground_truth_boxes(tmp_path, experiment):
@@ -370,10 +371,10 @@ def test_test_set_has_no_ground_truth_boxes(tmp_path, experiment):
 
 
 def test_where_images_lie(tmp_path, experiment):
-    assert places.image_folder(experiment(), "train2017").location == tmp_path / "images" / "train2017"
-    images = places.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "val2017")
+    assert datasets.image_folder(experiment(), "train2017").location == tmp_path / "images" / "train2017"
+    images = datasets.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "val2017")
     assert images.location == tmp_path / "images" / "val2017.zip" and images.zipped
-    images = places.image_folder(experiment("DATA_DIR", "/data", "DATASET.ROOT", "coco"), "val2017")
+    images = datasets.image_folder(experiment("DATA_DIR", "/data", "DATASET.ROOT", "coco"), "val2017")
     assert images.location.as_posix() == "/data/coco/images/val2017"
 
 
@@ -454,7 +455,7 @@ def test_category_id_is_the_files(annotated, tmp_path):
 
 
 def test_another_category_id_scores(tmp_path):
-    from poise.metrics import average_precision, coco_results
+    from poise.evaluation import average_precision, coco_results
 
     truth = {"images": IMAGES, "categories": [{"id": 7, "name": "person"}, {"id": 8, "name": "dog"}],
              "annotations": [person(category_id=7), {"id": 9, "image_id": 5, "category_id": 8, "keypoints": [1, 2, 2]}]}

@@ -11,12 +11,12 @@ from poise.codecs.dark import Dark
 from poise.codecs import flip
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
-from poise.codecs.maxima import blur, find_maxima
+from poise.codecs.peaks import blur, find_maxima
 from poise.codecs.megvii import Megvii
 from poise.codecs.udp import Udp
-from poise.datasets.persons import cut
-from poise.geometry import crop_matrix, crop_to_image
-from poise.skeleton import COCO
+from poise.datasets.loader import cut
+from poise.structures.crops import crop_matrix, crop_to_image
+from poise.structures.skeleton import COCO
 
 
 def slow_encode(joints, visible, stride, heatmap_size, sigma):
@@ -225,7 +225,7 @@ def test_empty_heatmaps():
 
 def test_cells_of_the_targets_maxima():
     """Told from the joints, they are what a look at the maps finds; joints in, beside and far from the crop, with and without label."""
-    from poise.metrics.pck import heatmap_pck
+    from poise.evaluation.pck import heatmap_pck
 
     rng = np.random.default_rng(11)
     for sigma in (0.4, 1, 2, 3):

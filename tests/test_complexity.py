@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from poise import complexity, config
+from poise.models import flops
+from poise import config
 from poise.errors import ConfigError
 
 COCO, MPII = "experiments/coco", "experiments/mpii"
@@ -37,9 +38,9 @@ RECORDS = sorted(path.stem for path in (GOLDEN / "models").glob("*.json"))
 def sizes(name, height, width, rule="macs"):
     """(tested, trained): the sizes without and with every supervised output, of the experiment of a record."""
     cfg = config.load(ROOT / EXPERIMENT[name])
-    cfg = config.load(ROOT / EXPERIMENT[name], [*complexity.size_overrides(cfg, height, width), "MODEL.INIT_WEIGHTS", False])
-    model = complexity.build_unfilled(cfg)
-    found = [complexity.measure(model, cfg.MODEL.IMAGE_SIZE, rule=rule, all_outputs=outputs) for outputs in (False, True)]
+    cfg = config.load(ROOT / EXPERIMENT[name], [*flops.size_overrides(cfg, height, width), "MODEL.INIT_WEIGHTS", False])
+    model = flops.build_unfilled(cfg)
+    found = [flops.measure(model, cfg.MODEL.IMAGE_SIZE, rule=rule, all_outputs=outputs) for outputs in (False, True)]
     assert not any(size.unknown for size in found)
     return found
 
@@ -63,7 +64,7 @@ def test_posenas_published_in_binary_units(name, published, shown):
     """21.1M / 9.1G and 33.6M / 14.8G of its README are 2^20 and 2^30; the sum has one layer twice, and so has our training."""
     tested, trained = sizes(name, 384, 288)
     assert (trained.network.parameters, trained.network.operations) == published
-    lines = complexity.report(tested, trained, depth=0).splitlines()
+    lines = flops.report(tested, trained, depth=0).splitlines()
     assert lines[1].endswith(f"= {shown[0]}")
     assert lines[3].endswith(f"= {shown[1]}: of every supervised output, as in training")
     assert "run again   in training: reduce_channel_prev.1 2 times; counted each time" in lines
@@ -122,8 +123,8 @@ def test_hrnet_published_in_binary_units(width, small, large):
 def test_torchs_own_counter_agrees(name):
     """It counts every product that torch runs, wherever it is called, a multiply-add as two."""
     tested, _ = sizes(name, 64, 96)
-    overrides = [*complexity.size_overrides(config.load(ROOT / EXPERIMENT[name]), 64, 96), "MODEL.INIT_WEIGHTS", False]
-    model = complexity.build_unfilled(config.load(ROOT / EXPERIMENT[name], overrides)).eval()
+    overrides = [*flops.size_overrides(config.load(ROOT / EXPERIMENT[name]), 64, 96), "MODEL.INIT_WEIGHTS", False]
+    model = flops.build_unfilled(config.load(ROOT / EXPERIMENT[name], overrides)).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(torch.zeros(1, 3, 64, 96, device="meta"))
@@ -155,16 +156,16 @@ class Every(nn.Module):
 
 def test_both_rules_by_hand():
     products = {"conv": 8 * 3 * 9 * 32, "depthwise": 8 * 9 * 8, "deconv": 8 * 4 * 16 * 8, "linear": 16 * 8 * 5}
-    size = complexity.measure(Every(), (16, 8))
+    size = flops.measure(Every(), (16, 8))
     assert {layer.name: layer.operations for layer in size.network.layers if layer.operations} == products
     assert size.network.operations == sum(products.values()) and size.network.output == (4, 4, 5)
-    size = complexity.measure(Every(), (16, 8), rule="mmcv")
+    size = flops.measure(Every(), (16, 8), rule="mmcv")
     others = {"norm": 2 * 8 * 32, "act": 8 * 32, "pool": 8 * 32, "plain": 8 * 8, "unused": 0, "gelu": 0}
     biases = {"conv": 8 * 32, "depthwise": 0, "deconv": 4 * 4 * 8, "linear": 0}
     want = {**others, **{name: products[name] + biases[name] for name in products}}
     assert {layer.name: layer.operations for layer in size.network.layers} == want
     assert size.network.parameters == sum(p.numel() for p in Every().parameters())
-    text = complexity.report(size, size)
+    text = flops.report(size, size)
     assert "not run     1 layer with 20 of the parameters, unused the first" in text and "WARNING" not in text
 
 
@@ -173,7 +174,7 @@ def test_the_model_is_left_as_it_was():
         model = Every().to(device)
         model.act.eval()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        sums = {outputs: complexity.measure(model, (16, 8), all_outputs=outputs).network.operations for outputs in (False, True)}
+        sums = {outputs: flops.measure(model, (16, 8), all_outputs=outputs).network.operations for outputs in (False, True)}
         assert sums[False] == sums[True] == 12_224
         assert model.training and model.norm.training and not model.act.training
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -199,10 +200,10 @@ class SelfProduct(nn.Module):
 
 
 def test_operations_that_no_rule_knows_are_named():
-    size = complexity.measure(Attention(), (16, 8))
+    size = flops.measure(Attention(), (16, 8))
     assert size.unknown == {"bmm in mix.1": 2, "convolution in the network itself": 1}
     assert size.network.operations == 8 * 3 * 16 * 8
-    text = complexity.report(size, size, depth=0)
+    text = flops.report(size, size, depth=0)
     assert "WARNING     not counted: bmm in mix.1 (2 times); the operations are more than this" in text
 
 
@@ -217,19 +218,19 @@ class Shared(nn.Module):
 
 
 def test_shared_layers_count_once_in_parameters_and_each_time_in_operations():
-    size = complexity.measure(Shared(), (2, 2))
+    size = flops.measure(Shared(), (2, 2))
     assert (size.network.parameters, size.network.operations) == (18, 3 * 9 * 4)
     first, group = size.network.layers
     assert (first.calls, first.operations, [layer.name for layer in group.layers]) == (2, 2 * 9 * 4, ["1"])
-    assert "3 x 2 x 2, 2 times" in (text := complexity.report(size, size)) and "run again   in testing: first 2 times; counted each time" in text
+    assert "3 x 2 x 2, 2 times" in (text := flops.report(size, size)) and "run again   in testing: first 2 times; counted each time" in text
 
 
 def test_a_size_without_whole_heatmaps_is_refused():
     cfg = config.load(ROOT / EXPERIMENT["pose_resnet50_coco"])
-    assert complexity.size_overrides(cfg, 384, 288) == ["MODEL.IMAGE_SIZE", [288, 384], "MODEL.HEATMAP_SIZE", [72, 96]]
+    assert flops.size_overrides(cfg, 384, 288) == ["MODEL.IMAGE_SIZE", [288, 384], "MODEL.HEATMAP_SIZE", [72, 96]]
     for height, width in ((258, 192), (256, 191), (0, 192), (256, -4)):
         with pytest.raises(ConfigError, match="multiples of 4 above 0"):
-            complexity.size_overrides(cfg, height, width)
+            flops.size_overrides(cfg, height, width)
 
 
 RES50 = EXPERIMENT["pose_resnet50_coco"]

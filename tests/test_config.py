@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from conftest import ROOT
 from poise import config
-from poise.config.default import default_config
+from poise.config.defaults import default_config
 from poise.errors import ConfigError
 
 EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml") if not {"_base_", "datasets"} & set(path.parts))

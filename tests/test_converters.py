@@ -17,11 +17,11 @@ from made_joints import make_set
 from PIL import Image
 from test_planted_faults import load_tool
 
-from poise import converters
-from poise.converters.pictures import describe_left_out, image_size
+from poise.datasets import converters
+from poise.datasets.converters.images import describe_left_out, image_size
 from poise.datasets import ImageFolder
 from poise.errors import DataError, run_tool
-from poise.skeleton import dataset, read_dataset
+from poise.structures.skeleton import dataset, read_dataset
 
 WRITTEN = {"coco": "labels.json", "cvat": "labels.xml", "labelme": "labelme", "yolo": "yolo"}
 
@@ -300,8 +300,8 @@ def test_cvat_elements_outside_of_images_take_no_memory(made, tmp_path):
 
 def test_cvat_larger_than_the_memory(made, tmp_path, monkeypatch):
     """A skeleton of one joint takes as much memory as one of all."""
-    monkeypatch.setattr("poise.bounded_reading.memory_present", lambda: 10**8)
-    monkeypatch.setattr("poise.bounded_reading._LITTLE", 10**6)
+    monkeypatch.setattr("poise.io.files.memory_present", lambda: 10**8)
+    monkeypatch.setattr("poise.io.files._LITTLE", 10**6)
     many = replace(made[1], skeleton=replace(made[1].skeleton, names=(*made[1].skeleton.names, *map(str, range(995)))))
     person = CVAT[CVAT.index("<skeleton"):CVAT.index("</image>")]
     images = "".join(CVAT[CVAT.index("<image"):].replace("a.jpg", f"{n}.jpg").replace("</image></annotations>", person * 300 + "</image>") for n in range(20))
@@ -317,8 +317,8 @@ def test_cvat_larger_than_the_memory(made, tmp_path, monkeypatch):
     ("</image>", f"<mask rle='{'1,' * 1_000_000}'/>" * 4 + "</image>", "has an image of more than 4 MB"),
 ], ids=["tag", "attributes", "names", "values", "bytes"])
 def test_cvat_stands_for_too_much(made, tmp_path, monkeypatch, old, new, line):
-    monkeypatch.setattr("poise.converters.cvat._MAX_VALUES", 20_000)
-    monkeypatch.setattr("poise.converters.cvat._MAX_IMAGE_BYTES", 4 << 20)
+    monkeypatch.setattr("poise.datasets.converters.cvat._MAX_VALUES", 20_000)
+    monkeypatch.setattr("poise.datasets.converters.cvat._MAX_IMAGE_BYTES", 4 << 20)
     assert f"{tmp_path / 'a.xml'}: the CVAT file {line}" == refusal(*cvat(tmp_path, CVAT.replace(old, new, 1)), made[1])
 
 
@@ -370,7 +370,7 @@ def test_labels_without_number_are_counted_together(made, tmp_path, form):
         text = "".join(f"{number} 1\n" for number in range(1, 1201))
         args, options = yolo(tmp_path, text, data=made[1])
     source, images = Path(args[1]), options.get("images")
-    _, left = import_module(f"poise.converters.{form}").read(source, args[2], images)
+    _, left = import_module(f"poise.datasets.converters.{form}").read(source, args[2], images)
     assert len(left) <= 1002 and 190 <= left["other labels"] <= 200 and left.total() >= 1200
     assert max(map(len, left)) <= 83 and "200 other labels" in describe_left_out(left)
 

@@ -13,12 +13,12 @@ from pycocotools.cocoeval import COCOeval
 
 from conftest import forget_log_handlers
 from made_joints import experiment
-from poise import config, metrics
+from poise import config, evaluation
 from poise.datasets import read_set
-from poise.engine import test, train
+from poise.engine import evaluate, train
 from poise.errors import DataError
-from poise.metrics.crowdpose_ap import AREA_OF_BOX, CROWD_STATS
-from poise.skeleton import dataset
+from poise.evaluation.crowdpose import AREA_OF_BOX, CROWD_STATS
+from poise.structures.skeleton import dataset
 
 # of crowdpose-api, in the order of its joints
 SIGMAS = [.079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089, .079, .079]
@@ -134,7 +134,7 @@ def made_crowd(seed, indices=(0.0, 0.1, 0.2, 0.35, 0.6, 0.79, 0.8, 0.93, 1.0), a
 
 def ours(truth, results):
     arrays = np.array([r["image_id"] for r in results]), np.array([r["keypoints"] for r in results]).reshape(-1, 14, 3), np.array([r["score"] for r in results])
-    return metrics.crowd_average_precision(metrics.read_truth(truth, 14, area_of_box=AREA_OF_BOX), *arrays, dataset("crowdpose").skeleton.sigmas)
+    return evaluation.crowd_average_precision(evaluation.read_truth(truth, 14, area_of_box=AREA_OF_BOX), *arrays, dataset("crowdpose").skeleton.sigmas)
 
 
 def test_joints_and_sigmas():
@@ -197,7 +197,7 @@ def test_crowds_by_pycocotools(seed):
         judge = COCOeval(file, file.loadRes([dict(r) for r in results]), "keypoints")
         judge.params.kpt_oks_sigmas = np.array(SIGMAS)
         judge.evaluate(), judge.accumulate(), judge.summarize()
-    found = metrics.average_precision(truth, results, SIGMAS)
+    found = evaluation.average_precision(truth, results, SIGMAS)
     assert list(found.values()) == pytest.approx(judge.stats.tolist(), abs=1e-12) and 0 < found["AP"] < 1
 
 
@@ -229,7 +229,7 @@ def test_the_real_images_train_and_test(tmp_path, shared, monkeypatch):
     try:
         train.run(cfg, str(path), ["tools/train.py"])
         for more in ([], ["TEST.USE_GT_BBOX", "False", "TEST.COCO_BBOX_FILE", str(source / "test_crowdpose_det_AP_40.json")]):
-            figures = test.run(config.load(path, overrides + more), str(path), ["tools/test.py"])
+            figures = evaluate.run(config.load(path, overrides + more), str(path), ["tools/test.py"])
             assert tuple(figures) == CROWD_STATS and figures["AP (easy)"] == figures["AP (hard)"] == -1 and figures["AP (medium)"] == figures["AP"] >= 0
     finally:
         forget_log_handlers()

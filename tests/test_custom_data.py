@@ -12,9 +12,9 @@ from made_joints import make_set
 from small_networks import command_line
 from test_planted_faults import load_tool
 
-from poise import converters
+from poise.datasets import converters
 from poise.errors import run_tool
-from poise.skeleton import read_dataset
+from poise.structures.skeleton import read_dataset
 
 PAGE = (ROOT / "docs/custom_data.md").read_text(encoding="utf-8")
 STEPS = PAGE[:PAGE.index("### What the formats keep")]

@@ -12,11 +12,14 @@ from pycocotools.cocoeval import Params
 
 from conftest import ROOT, forget_log_handlers
 from made_joints import dataset_keys, experiment, make_set
-from poise import config, converters, skeleton
-from poise.checking_data import run
-from poise.datasets import places, read_set
+from poise import config
+from poise.datasets import converters
+from poise.structures import skeleton
+from poise.datasets.validation import run
+from poise.config import datasets
+from poise.datasets import read_set
 from poise.errors import ConfigError, DataError, one_line
-from poise.skeleton import COCO, MPII, dataset, dataset_of, read_dataset
+from poise.structures.skeleton import COCO, MPII, dataset, dataset_of, read_dataset
 
 MIRROR = {"left": "right", "right": "left"}
 
@@ -95,15 +98,15 @@ def test_where_sets_lie(name, set_name, annotations, images, labelled):
 def test_root_of_the_file_where_the_experiment_has_none(tmp_path):
     path = tmp_path / "e.yaml"
     path.write_text("DATASET: {DATASET: crowdpose}\n")
-    assert places.annotation_path(config.load(path), "val").as_posix() == "data/crowdpose/json/crowdpose_val.json"
+    assert datasets.annotation_path(config.load(path), "val").as_posix() == "data/crowdpose/json/crowdpose_val.json"
     cfg = config.load(path, ["DATASET.ROOT", "crowds", "DATA_DIR", "/data", "DATASET.DATA_FORMAT", "zip"])
-    assert places.annotation_path(cfg, "val").as_posix() == "/data/crowds/json/crowdpose_val.json"
-    assert places.image_folder(cfg, "val").location.as_posix() == "/data/crowds/images.zip"
+    assert datasets.annotation_path(cfg, "val").as_posix() == "/data/crowds/json/crowdpose_val.json"
+    assert datasets.image_folder(cfg, "val").location.as_posix() == "/data/crowds/images.zip"
 
 
 def test_found_from_anywhere(tmp_path):
     """By their place beside lib/, not by the folder in which a program runs."""
-    code = "from poise.skeleton import MPII, shipped; print(MPII.names[6], *shipped())"
+    code = "from poise.structures.skeleton import MPII, shipped; print(MPII.names[6], *shipped())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT / "lib"), "PATH": ""}, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["pelvis", *skeleton.shipped()]
 
@@ -258,7 +261,7 @@ def test_ultralytics_path_that_cannot_be_entered_is_one_line(
     monkeypatch.setattr(os, "stat", stat)
     path = experiment(tmp_path, yolo_file(path=root, train="../images/train"))
     with pytest.raises(DataError, match="no such folder .*; set DATASET.ROOT to the data set's"):
-        places.annotation_path(config.load(path), "train")
+        datasets.annotation_path(config.load(path), "train")
 
 
 @pytest.mark.parametrize("keys, fault", [
@@ -395,8 +398,8 @@ def test_files_of_the_page(tmp_path, monkeypatch):
     path.write_text(recipe)
     cfg = config.load(path)
     assert (cfg.MODEL.NUM_JOINTS, cfg.DATASET.DATASET, cfg.MODEL.NAME) == (5, "hands", "pose_hrnet") and dataset_of(cfg).category == "hand"
-    assert places.annotation_path(cfg, "train").as_posix() == "data/hands/annotations/train.json"
+    assert datasets.annotation_path(cfg, "train").as_posix() == "data/hands/annotations/train.json"
     path.write_text("_BASE_: ../coco/hrnet/w32_256x192_adam_lr1e-3.yaml\n" + mix)
     cfg = config.load(path)
     assert set(cfg.DATASET.MIX) == {"mpii", "hands"} and (cfg.DATASET.MIX.mpii.REPEAT, cfg.DATASET.MIX.hands.REPEAT) == (0.5, 1.0)
-    assert places.annotation_path(cfg, "train2017").as_posix() == "data/coco/annotations/person_keypoints_train2017.json"
+    assert datasets.annotation_path(cfg, "train2017").as_posix() == "data/coco/annotations/person_keypoints_train2017.json"

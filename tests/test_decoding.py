@@ -3,11 +3,11 @@ import cv2
 import numpy as np
 import pytest
 
-from poise.datasets import decoding
-from poise.datasets.decoding import Picture
-from poise.datasets.persons import cut_matrix, needed_region
+from poise.io import decoding
+from poise.io.decoding import Picture
+from poise.datasets.loader import cut_matrix, needed_region
 
-compiled = pytest.mark.skipif(decoding._jpeg is None, reason="poise.datasets._jpeg is not built here: libjpeg-turbo's header was not found")
+compiled = pytest.mark.skipif(decoding._jpeg is None, reason="poise.io._jpeg is not built here: libjpeg-turbo's header was not found")
 
 
 def picture(seed=0, width=203, height=157):

@@ -14,10 +14,13 @@ import torch
 from conftest import ROOT, TINY, forget_log_handlers
 from test_pictures import READ, REFUSED, PNG
 
-from poise import PoseEstimator, Poses, config, demo, media, person_boxes, visualize
+from poise import PoseEstimator, Poses, config
+from poise.inference import boxes as person_boxes, demo
+from poise.io import video as media
+from poise.visualization import draw as visualize
 from poise.errors import DataError, run_tool
 from poise.models import build_model
-from poise.pictures import read_picture
+from poise.io.images import read_picture
 
 spec = importlib.util.spec_from_file_location("tools_demo", ROOT / "tools" / "demo.py")
 TOOL = importlib.util.module_from_spec(spec)
@@ -162,7 +165,7 @@ def test_draw_boxes_draws_the_box_with_the_score_of_the_json(tool, tmp_path, mon
     boxes = write_json(tmp_path / "boxes.json", found)
     labels = []
     draw_box = visualize.draw_box
-    monkeypatch.setattr("poise.visualize.draw_box", lambda *words: labels.append(words[2]) or draw_box(*words))
+    monkeypatch.setattr("poise.visualization.draw.draw_box", lambda *words: labels.append(words[2]) or draw_box(*words))
     status, out, _ = tool("--input", path, "--boxes", boxes, "--joint-threshold", "9")
     assert status == 0 and "1 frame, 1 person, " in out and not labels
     plain = read_picture(tmp_path / "out" / "1_pose.jpg")
@@ -478,7 +481,7 @@ def test_smoothing_moves_the_joints_of_later_frames(tool, tmp_path):
     assert smooth["tracked"] and smooth["smoothed"] and raw["video"] == {"fps": 25.0, "drawn": None}
     joints = [np.array([[person["keypoints"] for person in frame["persons"]] for frame in content["frames"]])[..., :2] for content in (raw, smooth)]
     assert joints[1][0] == pytest.approx(joints[0][0]) and not np.allclose(joints[1][1:], joints[0][1:])
-    from poise.smoothing import PoseSmoother
+    from poise.inference.smoothing import PoseSmoother
 
     smoother = PoseSmoother()
     for frame, seen, given in zip(raw["frames"], joints[0], joints[1]):

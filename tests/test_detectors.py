@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from poise import detectors
-from poise.detectors import persons
+from poise.inference.detectors import torchvision
+from poise.inference.detectors.torchvision import persons
 from poise.errors import ConfigError, DataError, PoiseError
 
 
@@ -49,10 +49,10 @@ def test_boxes_are_cut_to_the_picture_sorted_and_sound():
 
 
 def test_unknown_names_and_thresholds():
-    text = refusal(detectors.build, "yolov5")
+    text = refusal(torchvision.build, "yolov5")
     assert text.startswith("no person detector 'yolov5'; give the path of an .onnx file or one of torchvision's: fasterrcnn_resnet50_fpn, ")
-    assert "from 0 to 1, got 1.5" in refusal(detectors.build, "ssd300_vgg16", score_threshold=1.5)
-    assert "nan" in refusal(detectors.build, "ssd300_vgg16", score_threshold=float("nan"))
+    assert "from 0 to 1, got 1.5" in refusal(torchvision.build, "ssd300_vgg16", score_threshold=1.5)
+    assert "nan" in refusal(torchvision.build, "ssd300_vgg16", score_threshold=float("nan"))
 
 
 # torchvision -----------------------------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_unknown_names_and_thresholds():
 
 def test_a_torchvision_that_does_not_load_is_told_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    text = refusal(detectors.build, "fasterrcnn_resnet50_fpn")
+    text = refusal(torchvision.build, "fasterrcnn_resnet50_fpn")
     assert text.startswith("detector fasterrcnn_resnet50_fpn: torchvision cannot be used here (")
     assert "operators load only beside a torch of the same build" in text and "or give an .onnx detector" in text
 
@@ -113,7 +113,7 @@ def stand_in(monkeypatch):
 def test_weights_are_fetched_once_and_that_is_said(stand_in, tmp_path, caplog, capsys):
     folder = tmp_path / "models" / "detectors"
     with caplog.at_level(logging.INFO, "poise"):
-        detect = detectors.build("fasterrcnn_resnet50_fpn", "cpu", 0.5, folder=folder)
+        detect = torchvision.build("fasterrcnn_resnet50_fpn", "cpu", 0.5, folder=folder)
     assert [record.getMessage() for record in caplog.records] == [
         "detector fasterrcnn_resnet50_fpn of torchvision: its COCO weights COCO_V1 are fetched once, about 160 MB, "
         f"from {stand_in.chosen.url} to {folder / stand_in.file}"]
@@ -123,7 +123,7 @@ def test_weights_are_fetched_once_and_that_is_said(stand_in, tmp_path, caplog, c
     assert [boxes.tolist() for boxes, _ in found] == [[[1, 1, 9, 10]], [[1, 1, 9, 10]]], "the persons alone, moved as the fetched weights say"
     assert [scores.tolist() for _, scores in found] == [[pytest.approx(0.9)]] * 2
     caplog.clear()
-    again = detectors.build("retinanet_resnet50_fpn", "cpu", 0.01, folder=folder)
+    again = torchvision.build("retinanet_resnet50_fpn", "cpu", 0.01, folder=folder)
     assert not caplog.records and "fetching" not in capsys.readouterr().out
     assert stand_in.asked[-1][1]["score_thresh"] == 0.01
     assert [len(boxes) for boxes, _ in again(PICTURES * 3)] == [2, 2, 0] * 3, "nothing lies in a picture of one pixel that was moved by one"
@@ -135,7 +135,7 @@ def test_a_picture_on_which_the_detector_fails(stand_in, tmp_path, monkeypatch):
         raise RuntimeError("Input and output sizes should be greater than 0\nwhere it was")
 
     monkeypatch.setattr(FoundEverywhere, "forward", fails)
-    detect = detectors.build("ssd300_vgg16", "cpu", folder=tmp_path)
+    detect = torchvision.build("ssd300_vgg16", "cpu", folder=tmp_path)
     assert refusal(detect, PICTURES[2:]) == "detector ssd300_vgg16: fails on pictures of 1 x 1 (Input and output sizes should be greater than 0 where it was)"
 
 
@@ -145,7 +145,7 @@ def test_a_file_of_other_weights_is_refused(stand_in, tmp_path):
     torch.save({"shift": torch.ones(2)}, tmp_path / "shape.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     for name in ("none.pth", "text.pth", "other.pth", "shape.pth", "list.pth"):
-        text = refusal(detectors.build, "ssd300_vgg16", "cpu", weights=tmp_path / name)
+        text = refusal(torchvision.build, "ssd300_vgg16", "cpu", weights=tmp_path / name)
         assert text.startswith(str(tmp_path / name)) and ("weight" in text)
 
 
@@ -159,13 +159,13 @@ class Evil:
 
 def test_code_in_a_weight_file_is_not_run(stand_in, tmp_path):
     torch.save({"shift": torch.ones(1), "more": Evil(tmp_path / "written")}, tmp_path / "evil.pth")
-    assert str(tmp_path / "evil.pth") in refusal(detectors.build, "ssd300_vgg16", "cpu", weights=tmp_path / "evil.pth")
+    assert str(tmp_path / "evil.pth") in refusal(torchvision.build, "ssd300_vgg16", "cpu", weights=tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
 
 
 def test_fetched_weights_with_another_sum_are_refused(stand_in, tmp_path):
     stand_in.chosen.url = stand_in.chosen.url.replace(stand_in.file, "net_coco-00000000.pth")
-    assert "00000000 was published; the file was removed" in refusal(detectors.build, "ssd300_vgg16", "cpu", folder=tmp_path)
+    assert "00000000 was published; the file was removed" in refusal(torchvision.build, "ssd300_vgg16", "cpu", folder=tmp_path)
     assert not list(tmp_path.glob("*.pth"))
 
 
@@ -180,11 +180,11 @@ def write_random_weights(models, name, path):
     torch.save(state, path)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if "320" in name else [pytest.mark.slow]) for name in detectors.TORCHVISION])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if "320" in name else [pytest.mark.slow]) for name in torchvision.TORCHVISION])
 def test_torchvisions_detectors(name, tmp_path):
     models = torchvision_models()
     write_random_weights(models, name, tmp_path / "random.pth")
-    detect = detectors.build(name, "cpu", 0.1, weights=tmp_path / "random.pth")
+    detect = torchvision.build(name, "cpu", 0.1, weights=tmp_path / "random.pth")
     found = detect(PICTURES[:2])
     assert len(found) == 2 and sum(len(boxes) for boxes, _ in found) > 0
     for (boxes, scores), picture in zip(found, PICTURES):
@@ -195,10 +195,10 @@ def test_torchvisions_detectors(name, tmp_path):
 
 def test_the_weights_are_those_that_torchvision_offers():
     models = torchvision_models()
-    for name, size in detectors.TORCHVISION.items():
+    for name, size in torchvision.TORCHVISION.items():
         chosen = models.get_model_weights(name).DEFAULT
-        assert round(chosen.meta["_file_size"]) == pytest.approx(size, abs=1) and chosen.meta["categories"][detectors.PERSON] == "person"
-        assert detectors.download.sha256_prefix(chosen.url)
+        assert round(chosen.meta["_file_size"]) == pytest.approx(size, abs=1) and chosen.meta["categories"][torchvision.PERSON] == "person"
+        assert torchvision.download.sha256_prefix(chosen.url)
 
 
 # ONNX ------------------------------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ LABELS, SCORES = np.array([1, 18, 1, 1]), np.array([0.9, 0.8, 0.3, 0.95], np.flo
 def test_onnx_as_torchvision_exports_it(tmp_path, input_shape, batched, turned):
     outputs = {"boxes": BOXES, "labels": LABELS, "scores": SCORES}
     outputs = {name: array[None] if batched else array for name, array in (reversed(outputs.items()) if turned else outputs.items())}
-    detect = detectors.build(onnx_file(tmp_path / "a.onnx", outputs, input_shape), "cpu", 0.5)
+    detect = torchvision.build(onnx_file(tmp_path / "a.onnx", outputs, input_shape), "cpu", 0.5)
     (boxes, scores), = detect(PICTURES[:1])
     assert boxes.tolist() == [[0, 0, 160, 120], [0, 0, 8, 9]] and scores == pytest.approx([0.95, 0.9])
     assert len(detect(PICTURES)) == 3 and detect([]) == []
@@ -241,7 +241,7 @@ def test_onnx_as_torchvision_exports_it(tmp_path, input_shape, batched, turned):
 
 def test_onnx_that_finds_nobody(tmp_path):
     outputs = {"boxes": np.empty((0, 4), np.float32), "labels": np.empty(0, np.int64), "scores": np.empty(0, np.float32)}
-    (boxes, scores), = detectors.build(onnx_file(tmp_path / "a.onnx", outputs, (1, 3, "h", "w")))(PICTURES[:1])
+    (boxes, scores), = torchvision.build(onnx_file(tmp_path / "a.onnx", outputs, (1, 3, "h", "w")))(PICTURES[:1])
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
@@ -262,7 +262,7 @@ def test_onnx_as_yolo_exports_it(tmp_path, turned):
             (2, 200, 200, 20, 20, {0: 0.6, 16: 0.7}),                              # rather a dog
             (3, 250, 100, 60, 60, {0: 0.7}), (4, 30, 30, 9, 9, {0: 0.2}), (5, 10, 10, np.nan, 4, {0: 0.99})]
     table = yolo_output(100, rows)
-    detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output0": table.transpose(0, 2, 1).copy() if turned else table}, (1, 3, 320, 320)), "cpu", 0.5)
+    detect = torchvision.build(onnx_file(tmp_path / "a.onnx", {"output0": table.transpose(0, 2, 1).copy() if turned else table}, (1, 3, 320, 320)), "cpu", 0.5)
     (boxes, scores), = detect(PICTURES[:1])
     assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [110, 15, 140, 45]])) and scores == pytest.approx([0.9, 0.7])
 
@@ -273,7 +273,7 @@ def test_onnx_as_yolo_v5_exports_it(tmp_path, turned):
     table = np.zeros((1, 85, 100), np.float32)
     for place, (x, objectness, person, dog) in enumerate([(100, 0.9, 0.8, 0.1), (200, 0.9, 0.1, 0.9), (250, 0.5, 0.9, 0), (40, 0, 1, 0)]):
         table[0, :7, place] = [x, 140, 40, 80, objectness, person, dog]
-    detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output": table.transpose(0, 2, 1).copy() if turned else table}, (1, 3, 320, 320)), "cpu", 0.4)
+    detect = torchvision.build(onnx_file(tmp_path / "a.onnx", {"output": table.transpose(0, 2, 1).copy() if turned else table}, (1, 3, 320, 320)), "cpu", 0.4)
     (boxes, scores), = detect(PICTURES[:1])
     assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [115, 30, 135, 70]])) and scores == pytest.approx([0.72, 0.45])
 
@@ -283,7 +283,7 @@ def test_onnx_as_yolos_without_suppression_export_it(tmp_path, places):
     """(1, N, 6): corners, score and class of v10, 26 and exports with suppression, best first and the rest zeros."""
     table = np.zeros((1, places, 6), np.float32)
     table[0, :3] = [[80, 100, 120, 180, 0.9, 0], [220, 70, 280, 130, 0.7, 16], [82, 100, 122, 180, 0.6, 0]]
-    detect = detectors.build(onnx_file(tmp_path / "a.onnx", {"output0": table}, (1, 3, 320, 320)), "cpu", 0.5)
+    detect = torchvision.build(onnx_file(tmp_path / "a.onnx", {"output0": table}, (1, 3, 320, 320)), "cpu", 0.5)
     (boxes, scores), = detect(PICTURES[:1])
     assert boxes == pytest.approx(np.array([[40, 30, 60, 70], [41, 30, 61, 70]])) and scores == pytest.approx([0.9, 0.6])
 
@@ -304,16 +304,16 @@ def test_onnx_metadata_of_ultralytics(tmp_path, told, columns, want):
     table = np.zeros((1, 100, len(columns)), np.float32)
     table[0, 0] = columns
     output = table if "end2end" in told or "args" in told else table.transpose(0, 2, 1).copy()
-    (boxes, scores), = detectors.build(onnx_file(tmp_path / "a.onnx", {"output0": output}, (1, 3, 320, 320), told=told), "cpu", 0.5)(PICTURES[:1])
+    (boxes, scores), = torchvision.build(onnx_file(tmp_path / "a.onnx", {"output0": output}, (1, 3, 320, 320), told=told), "cpu", 0.5)(PICTURES[:1])
     assert scores == pytest.approx(want) and boxes == pytest.approx(np.array([[40, 30, 60, 70]] * len(want)).reshape(-1, 4))
 
 
 def test_onnx_detector_of_other_things(tmp_path, caplog):
     table = np.zeros((1, 6, 100), np.float32)
     table[0, :5, 7] = [30, 30, 20, 20, 0.9]
-    (boxes, _), = detectors.build(onnx_file(tmp_path / "a.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['cat', 'dog']"}))(PICTURES[:1])
+    (boxes, _), = torchvision.build(onnx_file(tmp_path / "a.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['cat', 'dog']"}))(PICTURES[:1])
     assert len(boxes) == 1 and "a.onnx: finds no class person but cat, dog; the first is taken" in caplog.text
-    detect = detectors.build(onnx_file(tmp_path / "b.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['a', 'b', 'person']"}))
+    detect = torchvision.build(onnx_file(tmp_path / "b.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['a', 'b', 'person']"}))
     assert "the detector's output has 2 classes, and its person is number 2" in refusal(detect, PICTURES[:1])
 
 
@@ -325,7 +325,7 @@ def test_onnx_gets_the_picture_in_the_middle_of_grey(tmp_path, kind, image):
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper
 
-    from poise.onnx_detector import OnnxDetector
+    from poise.inference.detectors.onnx import OnnxDetector
 
     taken = helper.make_tensor_value_info("image", TensorProto.FLOAT if kind == "float" else TensorProto.UINT8, (1, 3, 64, 64))
     nodes = [helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT), helper.make_node("Reshape", ["pixels", "shape"], ["out"])]
@@ -351,22 +351,22 @@ def test_onnx_gets_the_picture_in_the_middle_of_grey(tmp_path, kind, image):
 def test_onnx_files_that_are_no_detectors(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "text.onnx").write_text("404")
-    assert "no such detector file" in refusal(detectors.build, str(tmp_path / "none.onnx"))
-    assert "onnxruntime cannot run this file (" in refusal(detectors.build, str(tmp_path / "text.onnx"))
+    assert "no such detector file" in refusal(torchvision.build, str(tmp_path / "none.onnx"))
+    assert "onnxruntime cannot run this file (" in refusal(torchvision.build, str(tmp_path / "text.onnx"))
     two = onnx_file(tmp_path / "two.onnx", {"boxes": BOXES, "scores": SCORES}, (1, 3, "h", "w"))
-    assert "not a detector that is understood" in refusal(detectors.build, two)
+    assert "not a detector that is understood" in refusal(torchvision.build, two)
     flat = onnx_file(tmp_path / "flat.onnx", {"out": SCORES}, (1, 3, 64, 64))
-    assert "output has the shape (4,); it needs outputs boxes (N, 4)" in refusal(detectors.build(flat), PICTURES[:1])
+    assert "output has the shape (4,); it needs outputs boxes (N, 4)" in refusal(torchvision.build(flat), PICTURES[:1])
     odd = onnx_file(tmp_path / "odd.onnx", {"boxes": BOXES, "labels": LABELS[:2], "scores": SCORES}, (1, 3, "h", "w"))
-    assert "have the shapes (4, 4), (2,), (4,)" in refusal(detectors.build(odd), PICTURES[:1])
+    assert "have the shapes (4, 4), (2,), (4,)" in refusal(torchvision.build(odd), PICTURES[:1])
     good = onnx_file(tmp_path / "good.onnx", {"boxes": BOXES, "labels": LABELS, "scores": SCORES}, (1, 3, "h", "w"))
-    assert "has its weights in it" in refusal(detectors.build, good, weights="x.pth")
+    assert "has its weights in it" in refusal(torchvision.build, good, weights="x.pth")
     with pytest.raises((ConfigError, DataError)):
-        detectors.build(f"{good}x.onnx")
+        torchvision.build(f"{good}x.onnx")
 
 
 def test_onnxruntime_that_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (tmp_path / "a.onnx").touch()
-    text = refusal(detectors.build, str(tmp_path / "a.onnx"))
+    text = refusal(torchvision.build, str(tmp_path / "a.onnx"))
     assert "needs onnxruntime" in text and "pip install 'poise[onnx]'" in text

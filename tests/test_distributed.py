@@ -16,8 +16,8 @@ from torch import nn
 from conftest import TINY
 from gloo_processes import forks, together, train_here  # noqa: F401
 from poise import config
-from poise.datasets.persons import EpochBatches
-from poise.engine import device, distributed, process_group, step
+from poise.datasets.loader import EpochBatches
+from poise.engine import device, distributed, distributed as process_group, train as step
 from poise.engine.distributed import ALONE, Processes
 from poise.errors import ConfigError, PoiseError
 from poise.models import build_model
@@ -283,7 +283,7 @@ def test_batch_norm_over_processes_is_pytorchs(together, settings):
 
 def batch_norm_here(processes, x, settings):
     """Two persons in one process and four in the other, three times."""
-    from poise.engine.batch_norm import synchronised
+    from poise.engine.sync_bn import synchronised
 
     network = nn.Sequential(nn.BatchNorm2d(3, **settings)).double()
     holder = network if list(network.parameters()) else nn.Sequential(network, nn.Conv2d(1, 1, 1))     # its device is asked of a parameter
@@ -468,9 +468,9 @@ def test_network_with_parameters_without_a_part(together, tiny):
 
 
 def test_here(processes, path, overrides, out):
-    from poise.engine import test
+    from poise.engine import evaluate
 
-    return test.run(config.load(path, [str(value) for value in overrides]), str(path), ["tools/test.py"], processes, out=out)
+    return evaluate.run(config.load(path, [str(value) for value in overrides]), str(path), ["tools/test.py"], processes, out=out)
 
 
 test_here.__test__ = False      # not pytest's
@@ -788,7 +788,7 @@ def test_device_of_a_process(tiny, monkeypatch, caplog, present, wanted, local_r
 
 @pytest.mark.parametrize("cores, processes, wish, count", [(8, "", "", 8), (8, "2", "", 4), (8, "2", "3", 3), (8, "2", "6", 4), (2, "3", "", 1), (8, "", "5", 5)])
 def test_cores_are_divided_among_processes(monkeypatch, cores, processes, wish, count):
-    from poise.engine import threads
+    from poise.engine import device as threads
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     for name, value in (("LOCAL_WORLD_SIZE", processes), ("OMP_NUM_THREADS", wish)):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from poise import download, weights
+from poise.io import download
+from poise.models import weights
 from poise.errors import DataError, one_line
 
 CONTENT = bytes(range(256)) * 9000      # more than two chunks of 1 MiB

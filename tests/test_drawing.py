@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from poise import visualize
+from poise.visualization import draw
 from poise.errors import ConfigError, DataError
-from poise.pictures import read_picture
-from poise.poses import Poses
-from poise.skeleton import COCO
+from poise.io.images import read_picture
+from poise.inference.poses import Poses
+from poise.structures.skeleton import COCO
 
 LEFT, RIGHT = (255, 165, 0), (30, 120, 255)  # RGB
 GREY = np.full((400, 600, 3), 128, np.uint8)
@@ -66,15 +66,15 @@ def test_draw_small_person_leaves_the_figure_visible(height, most):
     assert 0.05 < inside.mean() < most
     assert covered.sum() < 1.5 * inside.sum()
     by_image = image.copy()
-    visualize.draw_person(by_image, poses.keypoints[0], COCO)
+    draw.draw_person(by_image, poses.keypoints[0], COCO)
     assert changed(by_image, image).sum() > 1.5 * covered.sum()
 
 
 def test_draw_person_that_fills_the_image_is_as_without_a_size():
     with_size, without = GREY.copy(), GREY.copy()
     points = people([150, 20, 450, 380]).keypoints[0]
-    visualize.draw_person(with_size, points, COCO, person_side=360)
-    visualize.draw_person(without, points, COCO)
+    draw.draw_person(with_size, points, COCO, person_side=360)
+    draw.draw_person(without, points, COCO)
     assert np.array_equal(with_size, without)
 
 
@@ -82,14 +82,14 @@ def test_draw_one_labelled_keypoint_is_visible():
     shown = np.arange(17) == 0
     for side in (5, 50, 500):
         image = GREY.copy()
-        visualize.draw_person(
+        draw.draw_person(
             image, people([100, 100, 200, 300]).keypoints[0], COCO, shown=shown, person_side=side
         )
         assert changed(image).sum() >= 5
 
 
 def test_person_color_of_consecutive_numbers_has_distant_hues():
-    colors = np.uint8([[visualize.person_color(number) for number in range(200)]])
+    colors = np.uint8([[draw.person_color(number) for number in range(200)]])
     hsv = cv2.cvtColor(colors, cv2.COLOR_BGR2HSV)[0].astype(int)
     assert hsv[:, 1].min() > 150 and hsv[:, 2].min() > 240
     apart = np.abs(hsv[:12, None, 0] - hsv[None, :12, 0])
@@ -113,7 +113,7 @@ def test_draw_several_persons_has_a_hue_for_each_and_dots_by_side():
         assert pixel(drawn, (person[12] + person[14]) / 2) == limbs[-1]
         assert pixel(drawn, person[9]) == LEFT and pixel(drawn, person[10]) == RIGHT
     assert (
-        limbs == [visualize.person_color(number)[::-1] for number in range(3)]
+        limbs == [draw.person_color(number)[::-1] for number in range(3)]
         and len(set(limbs)) == 3
     )
     by_side = poses.draw(GREY, color="side")
@@ -129,7 +129,7 @@ def test_draw_one_person_has_the_colors_of_its_sides():
     assert np.array_equal(poses.draw(GREY), poses.draw(GREY, color="side"))
     assert (
         pixel(poses.draw(GREY, color="person"), poses.keypoints[0, 11:14:2].mean(axis=0))
-        == visualize.person_color(0)[::-1]
+        == draw.person_color(0)[::-1]
     )
 
 
@@ -137,7 +137,7 @@ def test_draw_ids_keep_their_hue_in_another_order():
     poses = people([30, 50, 180, 350], [430, 50, 580, 350])
     drawn = poses.draw(GREY, ids=np.array([7, 3]))
     assert np.array_equal(drawn, poses[::-1].draw(GREY, ids=[3, 7]))
-    assert pixel(drawn, (180, 200)) == visualize.person_color(7)[::-1]  # the box
+    assert pixel(drawn, (180, 200)) == draw.person_color(7)[::-1]  # the box
     assert np.array_equal(people().draw(GREY, ids=[]), GREY)
 
 

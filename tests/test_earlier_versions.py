@@ -13,7 +13,7 @@ from runs import metrics_of
 
 from poise import config
 from poise.engine import train
-from poise.models.genotypes import find_genotype
+from poise.models.posenas.genotypes import find_genotype
 from poise.search import run as search_run
 
 
@@ -54,7 +54,7 @@ def test_search_of_0_1_0_resumed_finds_the_same_genotype(earlier):
 
 def test_weights_of_0_1_0_load_strictly(earlier):
     from poise.models import build_model
-    from poise.weights import load
+    from poise.models.weights import load
 
     model = build_model(config.load(earlier / "recorded.yaml"))
     report = load(model, earlier / "output/coco/pose_res2net/recorded/model_best.pth", rgb=False)

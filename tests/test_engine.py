@@ -18,16 +18,17 @@ import yaml
 from torch import nn
 
 from conftest import ROOT, TINY
-from poise import config, weights
+from poise import config
+from poise.models import weights
 from poise.datasets import build_loader, read_set
-from poise.datasets.persons import EpochBatches
-from poise.engine import checkpoint, device, interrupt, logs, progress, schedule, score, test, threads, train
-from poise.engine.optimizer import build_optimizer
-from poise.engine.step import smallest_part
+from poise.datasets.loader import EpochBatches
+from poise.engine import checkpoint, device, device as threads, evaluate, logger, optim, signals, state as progress, train
+from poise.engine.optim import build_optimizer
+from poise.engine.train import smallest_part
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
-from poise.skeleton import COCO
-from poise.weights.origin import warn_of_other_training
+from poise.structures.skeleton import COCO
+from poise.models.weights.origin import warn_of_other_training
 from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of, unfinished, without_settings  # noqa: F401
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def tiny_mpii_experiment(tiny_mpii_experiment):
 
 
 def run_test(path, *overrides):
-    return test.run(config.load(path, [str(value) for value in overrides]), str(path), ["tools/test.py"])
+    return evaluate.run(config.load(path, [str(value) for value in overrides]), str(path), ["tools/test.py"])
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +118,13 @@ def test_learning_rate_is_what_the_file_says(reference, tmp_path):
     assert state_of(reference / "checkpoint.pth")["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.0001)
     (tmp_path / "hrnet.yaml").write_text("MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR: 0.001, LR_FACTOR: 0.1, LR_STEP: [170, 200], END_EPOCH: 210}\n")
     cfg = config.load(tmp_path / "hrnet.yaml")
-    rates = [schedule.Schedule.from_config(cfg, 10, 128).rate(epoch * 10) for epoch in (0, 169, 170, 199, 200, 209)]
+    rates = [optim.Schedule.from_config(cfg, 10, 128).rate(epoch * 10) for epoch in (0, 169, 170, 199, 200, 209)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
 def test_schedule_names_the_lr_steps_after_its_end(tmp_path):
     (tmp_path / "e.yaml").write_text("MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR_STEP: [60, 90], END_EPOCH: 90}\n")
-    described = str(schedule.Schedule.from_config(config.load(tmp_path / "e.yaml"), 10, 32))
+    described = str(optim.Schedule.from_config(config.load(tmp_path / "e.yaml"), 10, 32))
     assert "x0.1 at epochs 60, 90 (90: after the end, without effect)" in described
 
 
@@ -170,14 +171,14 @@ def stopped_run(tiny_experiment, monkeypatch):
             return predict(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(train, "Interrupt", lambda: asked.append(interrupt.Interrupt()) or asked[-1])
+            patch.setattr(train, "Interrupt", lambda: asked.append(signals.Interrupt()) or asked[-1])
             patch.setattr(train, "_report", reporting)
             patch.setattr(train, "predict", predicting)
             # no pytest.raises: what it keeps makes a circle with the loaders, and worker processes that are left to Python's
             # collector of circles end only after a timeout of PyTorch's
             try:
                 run_train(tiny_experiment, "PRINT_FREQ", 1, *overrides)
-            except interrupt.Interrupted as stopped:
+            except signals.Interrupted as stopped:
                 return str(stopped)
         pytest.fail("the run did not stop")
     return run
@@ -297,9 +298,9 @@ def test_validation_loss_decides_where_nobody_counts(
 
 
 def test_loss_decides_for_no_figure_alone():
-    assert score.deciding(0.0, 5.0) == 0 and score.deciding(0.3, 0.1) == 0.3
-    assert score.deciding(-1.0, None) == -1 and score.deciding(-1.0, 0.2) > score.deciding(-1.0, 0.3)
-    assert score.deciding(float("nan"), 0.5) == -1.5
+    assert evaluate.deciding(0.0, 5.0) == 0 and evaluate.deciding(0.3, 0.1) == 0.3
+    assert evaluate.deciding(-1.0, None) == -1 and evaluate.deciding(-1.0, 0.2) > evaluate.deciding(-1.0, 0.3)
+    assert evaluate.deciding(float("nan"), 0.5) == -1.5
 
 
 def test_of_equal_scores_the_later_is_best(tiny_experiment, scores):
@@ -530,12 +531,12 @@ def test_tested_weights_give_what_training_gave(tiny_experiment, reference):
 def test_weights_that_are_tested_when_none_are_named(tiny_experiment, reference):
     folder = copy_run(reference, tiny_experiment)
     cfg = config.load(tiny_experiment)
-    assert test.model_file(cfg, folder).name == "model_best.pth"
+    assert evaluate.model_file(cfg, folder).name == "model_best.pth"
     (folder / "model_best.pth").unlink()
-    assert test.model_file(cfg, folder).name == "final_state.pth"
+    assert evaluate.model_file(cfg, folder).name == "final_state.pth"
     (folder / "final_state.pth").unlink()
     with pytest.raises(DataError, match="TEST.MODEL_FILE is empty and .* holds no model_best.pth or final_state.pth: train first"):
-        test.model_file(cfg, folder)
+        evaluate.model_file(cfg, folder)
 
 
 def said_of_training(caplog, path, *overrides):
@@ -579,7 +580,7 @@ def test_test_with_another_codec_says_so(tiny_experiment, reference, capsys):
 def test_wishes_that_a_test_cannot_fulfil(tiny_experiment, reference, metrics, out, said):
     cfg = config.load(tiny_experiment, ["TEST.MODEL_FILE", str(reference / "final_state.pth")])
     with pytest.raises(ConfigError, match=said):
-        test.run(cfg, str(tiny_experiment), ["test"], metrics=metrics, out=out)
+        evaluate.run(cfg, str(tiny_experiment), ["test"], metrics=metrics, out=out)
     assert not (tiny_experiment.parent / "output").exists()
 
 
@@ -652,9 +653,9 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
             maps[:, :, 8, 8] = 1
             return maps
 
-    monkeypatch.setattr(test, "build_model", lambda cfg: Middle())
+    monkeypatch.setattr(evaluate, "build_model", lambda cfg: Middle())
     torch.save({"a": torch.zeros(1)}, tiny_mpii_experiment.parent / "w.pth")
-    monkeypatch.setattr(test, "load_trained", lambda *_: None)
+    monkeypatch.setattr(evaluate, "load_trained", lambda *_: None)
     run_test(tiny_mpii_experiment, "TEST.MODEL_FILE", tiny_mpii_experiment.parent / "w.pth", "TEST.FLIP_TEST", False, "TEST.FOLD_BN", False)
     cfg = config.load(tiny_mpii_experiment)
     table, _ = read_set(cfg, train=False)
@@ -749,7 +750,7 @@ def test_measured_threads():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_first_signal_only_asks(number):
     before = signal.getsignal(number)
-    with interrupt.Interrupt() as asking:
+    with signals.Interrupt() as asking:
         assert not asking.asked
         signal.raise_signal(number)
         assert asking.asked
@@ -760,7 +761,7 @@ def test_sighup_that_is_ignored_stays_ignored():
     """As nohup starts a program that is to outlive its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interrupt.Interrupt() as asking:
+        with signals.Interrupt() as asking:
             signal.raise_signal(signal.SIGHUP)
             assert not asking.asked
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -830,7 +831,7 @@ def test_averages_take_the_layout_of_the_weights(tiny_experiment, layouts):
 def test_metrics_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"epoch": 0, "AP": 0.1}\n{"epoch": 1}\n[3]\n{"epoch": "x"}\n{"epoch": 2}\n\xff\xfe\n{"epo')
-    file = logs.MetricsFile(path, 2)
+    file = logger.MetricsFile(path, 2)
     assert path.read_text() == '{"epoch": 0, "AP": 0.1}\n{"epoch": 1}\n'
     file.write(epoch=2, AP=0.5, Head=math.nan)
     line = path.read_text().splitlines()[-1]
@@ -839,13 +840,13 @@ def test_metrics_file(tmp_path):
 
 
 def test_log_holds_what_was_said_before_its_folder_was_made(tmp_path, capsys):
-    logs.start_console()
+    logger.start_console()
     log = logging.getLogger("poise.engine.somewhere")
     log.info("before")
-    logs.add_file(tmp_path / "run.log")
+    logger.add_file(tmp_path / "run.log")
     log.info("after")
-    log.info("hidden", extra=logs.FILE_ONLY)
-    with pytest.raises(DataError), logs.errors_in_file():
+    log.info("hidden", extra=logger.FILE_ONLY)
+    with pytest.raises(DataError), logger.errors_in_file():
         raise DataError("a fault\nof two lines")
     assert capsys.readouterr().out == "before\nafter\n"
     lines = (tmp_path / "run.log").read_text().splitlines()
@@ -853,16 +854,16 @@ def test_log_holds_what_was_said_before_its_folder_was_made(tmp_path, capsys):
 
 
 def test_unexpected_errors_keep_their_traceback_in_the_log(tmp_path, capsys):
-    logs.start_console()
-    logs.add_file(tmp_path / "run.log")
-    with pytest.raises(ZeroDivisionError), logs.errors_in_file():
+    logger.start_console()
+    logger.add_file(tmp_path / "run.log")
+    with pytest.raises(ZeroDivisionError), logger.errors_in_file():
         1 / 0
     assert "Traceback" in (tmp_path / "run.log").read_text() and "Traceback" not in capsys.readouterr().out
 
 
 def test_names_of_run_folders(tiny_experiment):
     cfg = config.load(tiny_experiment, ["DATASET.HYBRID_JOINTS_TYPE", "a:b"])
-    assert logs.run_names(cfg, "x/y.yaml").as_posix() == "coco_a_b/pose_res2net/y"
+    assert logger.run_names(cfg, "x/y.yaml").as_posix() == "coco_a_b/pose_res2net/y"
 
 
 def test_config_in_a_checkpoint_is_the_runs(reference):
@@ -873,10 +874,10 @@ def test_config_in_a_checkpoint_is_the_runs(reference):
 
 def test_released_weights_of_another_codec_are_told(tiny_experiment, capsys):
     """mmpose's UDP networks say so by their name in the zoo; the same test with their codec says nothing."""
-    from poise import zoo
+    from poise.models.weights import zoo
     entry = next(e for e in zoo.read_zoo().values() if "udp" in e.overrides)
     for overrides, told in ((), True), (("MODEL.TARGET_TYPE", "udp"), False):
-        logs.start_console()
+        logger.start_console()
         warn_of_other_training(config.load(tiny_experiment, overrides), Path(entry.file))
         assert ("was trained with MODEL.TARGET_TYPE udp (tested with gaussian)" in capsys.readouterr().out) == told
 

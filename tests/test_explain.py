@@ -7,12 +7,13 @@ import torch
 from conftest import forget_log_handlers
 from made_joints import experiment, make_set
 
-from poise import config, weights
-from poise.engine import test
-from poise.metrics import average_precision_of_arrays, explain
-from poise.metrics.coco_ap import read_truth
+from poise import config
+from poise.models import weights
+from poise.engine import evaluate
+from poise.evaluation import average_precision_of_arrays, diagnose
+from poise.evaluation.coco import read_truth
 from poise.models import build_model
-from poise.weights.origin import doubt
+from poise.models.weights.origin import doubt
 
 SIGMAS = np.full(5, 0.05)
 FLIP = np.array([0, 2, 1, 4, 3])
@@ -29,13 +30,13 @@ def made(count=30, size=60.0, seed=0):
                "annotations": [{"id": n, "image_id": int(i), "category_id": 1, "area": float(0.7 * size**2), "bbox": box.tolist(), "iscrowd": 0,
                                 "keypoints": np.column_stack([p, np.full(5, 2)]).ravel().tolist(), "num_keypoints": 5} for n, (i, box, p) in enumerate(zip(ids, boxes, points))]}
     keypoints = np.concatenate([points + rng.normal(0, 0.5, points.shape), rng.uniform(0.5, 1, (count, 5, 1))], axis=2)
-    return content, explain.Tested(ids, keypoints, rng.uniform(0.5, 1, count), boxes, SIGMAS, FLIP)
+    return content, diagnose.Tested(ids, keypoints, rng.uniform(0.5, 1, count), boxes, SIGMAS, FLIP)
 
 
 def told(content, tested):
     truth = read_truth(content)
     figures = average_precision_of_arrays(truth, tested.image_ids, tested.keypoints, tested.scores, SIGMAS, tested.category_id)
-    return figures, explain.reasons(truth, tested, figures)
+    return figures, diagnose.reasons(truth, tested, figures)
 
 
 def test_nothing_to_explain():
@@ -43,7 +44,7 @@ def test_nothing_to_explain():
     figures, lines = told(content, tested)
     assert figures["AP"] > 0.9 and lines == ["AP (L), AR (L) are -1: no labelled person has an area of 9216 or more square pixels (large); the 30 that count have 2520 to 2520"]
     content["annotations"][0]["area"] = 9999.0
-    assert told(content, tested)[1] == [] and not explain.is_wanted(told(content, tested)[0])
+    assert told(content, tested)[1] == [] and not diagnose.is_wanted(told(content, tested)[0])
 
 
 def test_no_person_of_a_size():
@@ -53,10 +54,10 @@ def test_no_person_of_a_size():
 
 
 def test_what_the_table_shows_as_zero_is_explained():
-    assert explain.is_wanted({"AP": 0.0004}) and explain.is_wanted({"AP": 0.5, "AP (M)": -1}) and not explain.is_wanted({"AP": 0.0006, "AR": 1})
+    assert diagnose.is_wanted({"AP": 0.0004}) and diagnose.is_wanted({"AP": 0.5, "AP (M)": -1}) and not diagnose.is_wanted({"AP": 0.0006, "AR": 1})
     content, tested = made()
     keypoints = tested.keypoints + [300, 0, 0]
-    lines = explain.reasons(read_truth(content), replace(tested, keypoints=keypoints), {"AP": 0.0004, "Ap .5": 0.002})
+    lines = diagnose.reasons(read_truth(content), replace(tested, keypoints=keypoints), {"AP": 0.0004, "Ap .5": 0.002})
     assert len(lines) == 1 and lines[0].startswith("AP is 0: none of the faults that are looked for")
 
 
@@ -189,7 +190,7 @@ def test_a_test_tells(tmp_path):
     path = experiment(tmp_path, make_set(tmp_path / "set", 5, (("train", 12), ("val", 6)), sigmas=[0.01] * 5))
     cfg = config.load(path)
     torch.save(build_model(cfg).state_dict(), tmp_path / "new.pth")
-    figures = test.run(config.load(path, ["TEST.MODEL_FILE", str(tmp_path / "new.pth")]), str(path), ["tools/test.py"])
+    figures = evaluate.run(config.load(path, ["TEST.MODEL_FILE", str(tmp_path / "new.pth")]), str(path), ["tools/test.py"])
     text = (tmp_path / "output" / "dots5" / "pose_res2net" / "dots" / "test.log").read_text()
     assert figures["AP (L)"] == -1 and "AP (L), AR (L) are -1: no labelled person has an area of 9216 or more square pixels (large)" in text
     assert figures["AP"] == 0 and "are 0: weights not trained: batch norm's running figures in " in text

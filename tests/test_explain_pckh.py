@@ -7,10 +7,10 @@ from conftest import forget_log_handlers
 from scipy.io import savemat
 
 from poise import config
-from poise.engine import test
-from poise.metrics import explain_pckh, pckh
+from poise.engine import evaluate
+from poise.evaluation import diagnose_mpii, pckh
 from poise.models import build_model
-from poise.skeleton import MPII
+from poise.structures.skeleton import MPII
 
 NAMES = ("rank", "rkne", "rhip", "lhip", "lkne", "lank", "pelv", "thor", "neck", "head", "rwri", "relb", "rsho", "lsho", "lelb", "lwri")
 PERSONS = 30
@@ -35,7 +35,7 @@ class Made:
         savemat(self.file, {"jnt_missing": (~self.labelled.T).astype(np.uint8), "pos_gt_src": truth.transpose(1, 2, 0) + 1, "headboxes_src": corners,
                             "dataset_joints": np.array([NAMES], dtype=object)})
         figures = pckh(self.keypoints + 1, self.file)
-        lines = explain_pckh.reasons(self.file, self.keypoints, self.boxes, self.joints, 2.0 * self.labelled, MPII.flip_order, figures, self.weights)
+        lines = diagnose_mpii.reasons(self.file, self.keypoints, self.boxes, self.joints, 2.0 * self.labelled, MPII.flip_order, figures, self.weights)
         return figures, lines
 
 
@@ -46,13 +46,13 @@ def made(tmp_path):
 
 def test_nothing_to_explain(made):
     figures, lines = made.told()
-    assert figures["Mean"] > 99 and lines == [] and not explain_pckh.is_wanted(figures)
+    assert figures["Mean"] > 99 and lines == [] and not diagnose_mpii.is_wanted(figures)
 
 
 def test_joints_that_nobody_has(made):
     made.labelled[:, [NAMES.index("rwri"), NAMES.index("lwri")]] = False
     figures, lines = made.told()
-    assert explain_pckh.is_wanted(figures) and lines == [f"Wrist is no number: {made.file} has such a joint labelled in nobody"]
+    assert diagnose_mpii.is_wanted(figures) and lines == [f"Wrist is no number: {made.file} has such a joint labelled in nobody"]
     made.labelled[:] = False
     assert len(made.told()[1]) == 1 and made.told()[1][0].startswith("Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle, Mean, Mean@0.1 are no number")
 
@@ -121,7 +121,7 @@ def test_a_test_tells(tiny_mpii_experiment, tmp_path):
     with torch.no_grad():       # heatmaps that are highest at one corner, whoever is in the crop
         model.final_layer.weight.zero_()
     torch.save(model.state_dict(), tmp_path / "new.pth")
-    figures = test.run(config.load(tiny_mpii_experiment, ["TEST.MODEL_FILE", str(tmp_path / "new.pth")]), str(tiny_mpii_experiment), ["tools/test.py"])
+    figures = evaluate.run(config.load(tiny_mpii_experiment, ["TEST.MODEL_FILE", str(tmp_path / "new.pth")]), str(tiny_mpii_experiment), ["tools/test.py"])
     text = next((tmp_path / "output").rglob("test.log")).read_text()
     forget_log_handlers()
-    assert explain_pckh.is_wanted(figures) and "0: weights not trained: batch norm's running figures in " in text
+    assert diagnose_mpii.is_wanted(figures) and "0: weights not trained: batch norm's running figures in " in text

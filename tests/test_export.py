@@ -20,11 +20,11 @@ from small_networks import EXPERIMENT, command_line, small
 from poise import PoseEstimator, config
 from poise.codecs import CODECS, build_codec
 from poise.errors import ConfigError, DataError, run_tool
-from poise.export import export, formats, metadata, parity
-from poise.export.decoding import Decoder
-from poise.export.graph import Graph, Parts, normalized
+from poise.inference.export import export, formats, metadata, parity
+from poise.inference.export.decoding import Decoder
+from poise.inference.export.graph import Graph, Parts, normalized
 from poise.models import build_model
-from poise.weights import with_joints
+from poise.models.weights import with_joints
 
 SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]       # exporters take their time for each layer
 SIZES = {"64x64": [], "96x128": ["MODEL.IMAGE_SIZE", [96, 128], "MODEL.HEATMAP_SIZE", [24, 32]]}
@@ -166,7 +166,7 @@ def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch):
     cfg, file = narrow("resnet", tmp_path)
     out = tmp_path / "net.torchscript"
     out.write_bytes(b"before")
-    monkeypatch.setattr("poise.export.Graph", Spoiled)
+    monkeypatch.setattr("poise.inference.export.Graph", Spoiled)
     with pytest.raises(DataError, match=r"net.torchscript: the exported file differs from the network and is not kept \(noise: .*made persons") as error:
         export(cfg, file, out, "torchscript")
     assert out.read_bytes() == b"before" and sorted(path.name for path in tmp_path.iterdir()) == ["net.torchscript", "resnet.pth"] and "\n" not in str(error.value)
@@ -216,7 +216,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def picture():
-    from poise.datasets.synthetic_scene import sample_scene
+    from poise.datasets.synthetic.scene import sample_scene
 
     return np.ascontiguousarray(sample_scene(np.random.default_rng(2)).image[:, :, ::-1])
 
@@ -257,7 +257,7 @@ def test_what_an_onnx_file_cannot_do(exported, tmp_path):
 
 
 def test_onnxruntime_that_fails_while_it_runs(exported, monkeypatch):
-    from poise.export.onnx_network import OnnxNetwork
+    from poise.inference.export.onnx_network import OnnxNetwork
 
     def fail(*_):
         raise RuntimeError("no room for\nthe workspace")

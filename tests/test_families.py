@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from poise import config
-from poise.engine import logs, test, train
+from poise.engine import evaluate, logger, train
 
 SMALL = sorted((ROOT / "experiments/synthetic").glob("*_small.yaml"))
 
@@ -35,11 +35,11 @@ def test_small_experiment(path, small_set, tmp_path):
         short += ["TRAIN.ITERATIONS", 7]        # so that the second epoch is cut short
     cfg = config.load(path, short)
     train.run(cfg, str(path), ["test"])
-    folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, str(path))
+    folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(path))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1] and all(0 < line["train_loss"] < math.inf for line in lines)
     assert ("valid_loss" in lines[1]) == cfg.TEST.USE_GT_BBOX       # detections have no labels
-    metrics = test.run(cfg, str(path), ["test"])
+    metrics = evaluate.run(cfg, str(path), ["test"])
     assert {key: lines[1][key] for key in metrics} == pytest.approx(metrics, abs=1e-9) and len(metrics) == 10
     assert (folder / "checkpoint.pth").is_file() and list((folder / "pictures").glob("*.jpg"))
 
@@ -58,7 +58,7 @@ def test_mpii_recipe(family, small_mpii_set, tmp_path):
                              "MODEL.PRETRAINED", "", "MODEL.IMAGE_SIZE", [64, 64], "MODEL.HEATMAP_SIZE", [16, 16], "TRAIN.END_EPOCH", 1,
                              "TRAIN.BATCH_SIZE_PER_GPU", 8, *small])
     train.run(cfg, str(path), ["test"])
-    folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, str(path))
+    folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(path))
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 <= line["Mean"] <= 100 and (folder / "results/pred.mat").is_file()
 
@@ -71,8 +71,8 @@ def test_dark_decoding_of_a_trained_network(small_set, tmp_path):
     found = {}
     for decode in ("", "dark"):
         cfg = config.load(path, [*short, "TEST.DECODE", decode])
-        test.run(cfg, str(path), ["test"])
-        file, = (Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, str(path)) / "results").glob("*.json")
+        evaluate.run(cfg, str(path), ["test"])
+        file, = (Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(path)) / "results").glob("*.json")
         persons = json.loads(file.read_text())
         found[decode] = {(r["image_id"], tuple(r["center"])): np.array(r["keypoints"]).reshape(-1, 3) for r in persons}
     common = sorted(found[""].keys() & found["dark"].keys())
@@ -89,5 +89,5 @@ def test_stochastic_depth_is_drawn_by_seed_and_step(small_set, tmp_path):
         cfg = config.load(path, [*overrides(tmp_path / run, small_set), "TRAIN.END_EPOCH", 1, "TRAIN.EVAL_INTERVAL", 1, "MODEL.EXTRA.DROP_PATH", 0.5])
         torch.rand(17 if run == "b" else 1)
         train.run(cfg, str(path), ["test"])
-        states.append(torch.load(Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, str(path)) / "final_state.pth", weights_only=True))
+        states.append(torch.load(Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(path)) / "final_state.pth", weights_only=True))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

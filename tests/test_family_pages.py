@@ -6,8 +6,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from poise.config import difference
-from poise.config.default import default_config
+from poise.config import diff
+from poise.config.defaults import default_config
 from poise.models import MODELS
 
 PAGES = sorted((ROOT / "docs/families").glob("*.md"))
@@ -29,7 +29,7 @@ def test_every_family_has_its_page():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 class TestPage:
     def test_keys(self, page):
-        known = {key for key, _ in difference.flat(default_config())} | {"MODEL.EXTRA"}
+        known = {key for key, _ in diff.flat(default_config())} | {"MODEL.EXTRA"}
         known |= {f"MODEL.EXTRA.{key}" for _, keys in MODELS.values() for key in keys}
         named = set(re.findall(rf"\b(?:{GROUPS})\.[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*\b", here(page)))
         named |= set(re.findall(r"`([A-Z][A-Z_]+) [\"\d(A-Z]", here(page)))       # GPUS "(0,1)"
@@ -46,7 +46,7 @@ class TestPage:
 
     def test_options_of_tools(self, page):
         commands = re.findall(r"`[^`]*?(tools/\w+\.(?:py|sh)[^`]*)`", here(page))
-        shared = (ROOT / "lib/poise/tool_arguments.py").read_text()
+        shared = (ROOT / "lib/poise/cli/arguments.py").read_text()
         for command in commands:
             source = (ROOT / command.split()[0]).read_text()
             for option in re.findall(r"--[\w-]+", command):

@@ -7,8 +7,8 @@ from small_networks import EXPERIMENT, small
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from poise.models import folding
-from poise.models.folding import fold_batch_norms
+from poise.models import fuse
+from poise.models.fuse import fold_batch_norms
 
 
 def norms_of(model):
@@ -111,7 +111,7 @@ class Unfollowed(nn.Module):
 def test_network_that_cannot_be_followed(caplog):
     """It is copied as it is, which is said once."""
     torch.manual_seed(0)
-    folding._say_once.cache_clear()
+    fuse._say_once.cache_clear()
     model, images = Unfollowed().train(), torch.randn(2, 3, 9, 9)
     model(images)
     for _ in range(2):
@@ -127,10 +127,10 @@ def test_a_test_folds_unless_told_not_to(tiny_experiment, monkeypatch):
     import numpy as np
 
     from poise import config
-    from poise.engine import test, train
+    from poise.engine import evaluate, train
 
     found, predict = [], train.predict
-    for module in (train, test):
+    for module in (train, evaluate):
         monkeypatch.setattr(module, "predict", lambda cfg, model, *rest, **more: found.append((norms_of(model), predict(cfg, model, *rest, **more))) or found[-1][1])
     monkeypatch.setattr(train, "_show", lambda *_: None)
 
@@ -138,7 +138,7 @@ def test_a_test_folds_unless_told_not_to(tiny_experiment, monkeypatch):
         tool.run(config.load(tiny_experiment, ["TRAIN.END_EPOCH", "1", "TEST.PICTURES", "0", "GPUS", "()", "TEST.FOLD_BN", fold, *overrides]), str(tiny_experiment), ["x"])
         return found.pop()
 
-    runs = [run(train, "True"), run(train, "False"), run(test, "True"), run(test, "False")]
+    runs = [run(train, "True"), run(train, "False"), run(evaluate, "True"), run(evaluate, "False")]
     assert [bool(norms) for norms, _ in runs] == [False, True, False, True]
     assert not np.array_equal(runs[2][1].scores, runs[3][1].scores)
     for _, other in runs[1:]:

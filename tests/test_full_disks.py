@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from poise import config
-from poise.engine import logs
+from poise.engine import logger
 from poise.errors import DataError
 from runs import folder_of, in_larger_steps, positions, quick_and_quiet, run_train, same_weights  # noqa: F401
 
@@ -87,7 +87,7 @@ def test_full_disk_of_the_logs(tiny_experiment, small_disk, capfd):
 def test_logs_that_fail_when_the_run_is_over(tiny_experiment, monkeypatch, capfd):
     """Said, and no more: the weights are there."""
     monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.flush", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-    monkeypatch.setattr(logs.TensorBoard, "_look", lambda _: None)
+    monkeypatch.setattr(logger.TensorBoard, "_look", lambda _: None)
     with within(120):
         folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     out, err = capfd.readouterr()
@@ -95,7 +95,7 @@ def test_logs_that_fail_when_the_run_is_over(tiny_experiment, monkeypatch, capfd
 
 
 def test_thread_of_the_logs_that_has_ended(tiny_experiment):
-    board = logs.TensorBoard(config.load(tiny_experiment), str(tiny_experiment))
+    board = logger.TensorBoard(config.load(tiny_experiment), str(tiny_experiment))
     board._events._worker.stop()
     for call in (lambda: board.scalars({"a": 1.0}, 0), lambda: board.picture("a", np.zeros((2, 2, 3), np.uint8), 0)):
         with pytest.raises(DataError, match="the TensorBoard page cannot be written"):
@@ -106,7 +106,7 @@ def test_thread_of_the_logs_that_has_ended(tiny_experiment):
 
 def test_full_disk_of_debug_pictures(tiny_experiment, monkeypatch):
     """Their thread's fault ends the run with a checkpoint too."""
-    monkeypatch.setattr("poise.visualize.save", lambda path, _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device", str(path))))
+    monkeypatch.setattr("poise.visualization.draw.save", lambda path, _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device", str(path))))
     with within(120), pytest.raises(DataError, match="No space left on device.*; make room there, or set DEBUG.DEBUG False; .*checkpoint.pth is written"):
         run_train(tiny_experiment, "DEBUG.DEBUG", True, "DEBUG.SAVE_BATCH_IMAGES_GT", True, "PRINT_FREQ", 1, "TRAIN.END_EPOCH", 50, "TRAIN.EVAL_INTERVAL", 50)
     assert positions(folder_of(tiny_experiment))[0] < (50, 0)

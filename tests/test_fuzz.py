@@ -70,7 +70,8 @@ def test_inputs_are_the_same_each_time(fuzz):
 def test_a_fault_would_be_found(fuzz, monkeypatch):
     """Each way in which a harness may see one."""
     engines, harnesses = fuzz
-    from poise.datasets import coco_files, decoding
+    from poise.datasets import coco_files
+    from poise.io import decoding
     from poise.errors import DataError
 
     with monkeypatch.context() as patch, pytest.raises(KeyError):

@@ -3,10 +3,10 @@ import cv2
 import numpy as np
 import pytest
 
-from poise import geometry
-from poise.datasets.persons import cut
-from poise.datasets.reading import ImageFolder
-from poise.skeleton import COCO
+from poise.structures import crops as geometry
+from poise.datasets.loader import cut
+from poise.io.images import ImageFolder
+from poise.structures.skeleton import COCO
 
 
 def recorded(crop):

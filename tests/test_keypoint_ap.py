@@ -7,8 +7,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from poise.metrics import keypoint_ap
-from poise.skeleton import COCO as SKELETON
+from poise.evaluation import keypoint_ap
+from poise.structures.skeleton import COCO as SKELETON
 
 SIGMAS = np.array(SKELETON.sigmas)
 
@@ -82,7 +82,7 @@ def test_no_person_of_a_size():
     assert stats[3] == -1 and stats[4] == -1
 
 
-@pytest.mark.skipif(keypoint_ap._compiled is None, reason="poise.metrics._matching is not built here")
+@pytest.mark.skipif(keypoint_ap._compiled is None, reason="poise.evaluation._matching is not built here")
 @pytest.mark.parametrize("seed", range(3))
 def test_numpy_twin_of_the_compiled_matching(monkeypatch, seed):
     compiled = ours(*made_set(seed))

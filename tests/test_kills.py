@@ -27,8 +27,8 @@ KILLS = 6       # of each of the four runs
 def killed_here(processes, path, overrides, rank, place, count):
     """Train until the process `rank` kills itself when it comes to a place for the count-th time."""
     def prepare(train):
-        from poise.engine import step
-        from poise.engine.precision import LossScale
+        from poise.engine import train as step
+        from poise.engine.amp import LossScale
 
         left = [count if processes.rank == rank else -1]
 

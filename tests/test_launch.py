@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT
 from poise import config
 from poise.datasets import read_set
-from poise.engine import test
+from poise.engine import evaluate
 from poise.models import build_model
 
 TRAIN, TEST = ROOT / "tools" / "dist_train.sh", ROOT / "tools" / "dist_test.sh"
@@ -251,7 +251,7 @@ def test_training_that_is_stopped_and_tested(elsewhere, monkeypatch):
     of_two = [(elsewhere / "r.pkl").read_bytes(), (folder / RESULTS).read_bytes()]
     (folder / RESULTS).unlink()
     overrides = ["TEST.FLIP_TEST", "False", "TEST.BATCH_SIZE_PER_GPU", "10", "TEST.PICTURES", "1", "TEST.MODEL_FILE", str(folder / "model_best.pth")]
-    test.run(config.load("tiny.yaml", overrides), "tiny.yaml", ["test"], out="of one.pkl")
+    evaluate.run(config.load("tiny.yaml", overrides), "tiny.yaml", ["test"], out="of one.pkl")
     assert of_two == [(elsewhere / "of one.pkl").read_bytes(), (folder / RESULTS).read_bytes()]
     assert [len(batch["bbox_ids"]) for batch in pickle.loads(of_two[0])] == [10, 10, 2]
 
@@ -294,7 +294,7 @@ def weights(elsewhere):
 def pickled(elsewhere, weights, *overrides):
     """(the batches of results.pkl, the table that was tested)."""
     cfg = config.load(elsewhere / "tiny.yaml", ["OUTPUT_DIR", str(elsewhere / "output"), "TEST.MODEL_FILE", str(weights), "TEST.PICTURES", "0", *map(str, overrides)])
-    test.run(cfg, str(elsewhere / "tiny.yaml"), ["test"], out=elsewhere / "sub" / "r.pkl")
+    evaluate.run(cfg, str(elsewhere / "tiny.yaml"), ["test"], out=elsewhere / "sub" / "r.pkl")
     return pickle.loads((elsewhere / "sub" / "r.pkl").read_bytes()), read_set(cfg, train=False)[0]
 
 

@@ -5,7 +5,7 @@ import torch
 from filling import generator
 
 from poise import config
-from poise.losses import JointsMSELoss, JointsOHKMMSELoss, SumOverOutputs, build_loss
+from poise.models.losses import JointsMSELoss, JointsOHKMMSELoss, SumOverOutputs, build_loss
 
 
 @pytest.fixture(scope="module")

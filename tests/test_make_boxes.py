@@ -8,7 +8,8 @@ from conftest import forget_log_handlers
 from made_joints import experiment, make_set
 from test_planted_faults import load_tool
 
-from poise import config, making_boxes
+from poise import config
+from poise.inference import detect_dataset
 from poise.datasets import read_set
 from poise.errors import ConfigError, DataError, run_tool
 
@@ -27,7 +28,7 @@ def detect(pictures):
 
 def test_what_is_written_is_what_a_test_reads(made, tmp_path):
     cfg = config.load(made, ["TEST.USE_GT_BBOX", "False", "TEST.COCO_BBOX_FILE", str(tmp_path / "boxes" / "val.json")])
-    assert making_boxes.write(cfg, "val", detect, making_boxes.target(cfg, "")) == (12, 6, 0)
+    assert detect_dataset.write(cfg, "val", detect, detect_dataset.target(cfg, "")) == (12, 6, 0)
     entries = json.loads((tmp_path / "boxes" / "val.json").read_text())
     name = "cam 1/val-shot 0.png"
     assert entries[:2] == [{"image_id": 1001, "file_name": name, "category_id": 7, "bbox": [1.0, 2.0, 49.0, 58.0], "score": 0.9},
@@ -40,27 +41,27 @@ def test_what_is_written_is_what_a_test_reads(made, tmp_path):
 def test_images_that_cannot_be_read(made, tmp_path, caplog):
     cfg, frames = config.load(made), tmp_path / "set" / "frames" / "cam 1"
     (frames / "val-shot 1.png").unlink()
-    assert making_boxes.write(cfg, "val", detect, tmp_path / "b.json") == (10, 5, 1)
+    assert detect_dataset.write(cfg, "val", detect, tmp_path / "b.json") == (10, 5, 1)
     assert len({entry["image_id"] for entry in json.loads((tmp_path / "b.json").read_text())}) == 5
     for file in frames.glob("val*"):
         file.unlink()
     with pytest.raises(DataError, match="none of the 6 images"):
-        making_boxes.write(cfg, "val", detect, tmp_path / "c.json")
+        detect_dataset.write(cfg, "val", detect, tmp_path / "c.json")
     assert not (tmp_path / "c.json").exists() and [file.name for file in tmp_path.glob("*.part")] == []
 
 
 def test_a_detector_of_persons_for_another_category(made, tmp_path, caplog):
-    making_boxes.write(config.load(made), "val", detect, tmp_path / "b.json")
+    detect_dataset.write(config.load(made), "val", detect, tmp_path / "b.json")
     assert not caplog.messages
-    making_boxes.write(config.load(made), "val", detect, tmp_path / "b.json", finds_persons=True)
+    detect_dataset.write(config.load(made), "val", detect, tmp_path / "b.json", finds_persons=True)
     assert caplog.messages == [f"the detector finds persons; its boxes are written as those of 'dot person', the category of {tmp_path / 'set' / 'dots.yaml'}"]
 
 
 def test_usage(made, tiny_mpii_experiment):
     with pytest.raises(ConfigError, match="--out: give the file to write"):
-        making_boxes.target(config.load(made), "")
+        detect_dataset.target(config.load(made), "")
     with pytest.raises(ConfigError, match="the boxes of mpii are in its annotations"):
-        making_boxes.write(config.load(tiny_mpii_experiment), "valid", detect, made.parent / "x.json")
+        detect_dataset.write(config.load(tiny_mpii_experiment), "valid", detect, made.parent / "x.json")
 
 
 def test_the_tool_with_an_onnx_detector(made, tmp_path, monkeypatch, capsys):

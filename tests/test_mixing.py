@@ -10,15 +10,15 @@ from conftest import forget_log_handlers
 from made_joints import experiment, joint_names, make_set
 from poise import config
 from poise.codecs import build_codec
-from poise.config.following import joint_places
+from poise.config.datasets import joint_places
 from poise.datasets import build_loader, mixing, read_set
-from poise.datasets.persons import EpochBatches
-from poise.datasets.table import UNKNOWN
+from poise.datasets.loader import EpochBatches
+from poise.structures.person_table import UNKNOWN
 from poise.engine import train
-from poise.engine.batch import encode_targets
+from poise.engine.targets import encode_targets
 from poise.errors import ConfigError, DataError
-from poise.losses import build_loss
-from poise.skeleton import COCO, MPII, dataset
+from poise.models.losses import build_loss
+from poise.structures.skeleton import COCO, MPII, dataset
 
 CPU = torch.device("cpu")
 # the five dots, three of them under the same names and in another order

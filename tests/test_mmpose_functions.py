@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import GOLDEN
 
-from poise import geometry, nms
+from poise.structures import crops
+from poise.evaluation import nms
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
 from poise.datasets import augment
-from poise.skeleton import COCO
+from poise.structures.skeleton import COCO
 
 FIGURES = json.loads((GOLDEN / "mmpose_functions.json").read_text())
 
@@ -22,13 +23,13 @@ def heatmaps():
 
 def test_boxes():
     for record in FIGURES["bbox_xywh2cs"]:
-        center, scale = geometry.box_to_center_scale([record["bbox"]], record["aspect"], [record["padding"]] * 2)
+        center, scale = crops.box_to_center_scale([record["bbox"]], record["aspect"], [record["padding"]] * 2)
         assert center[0] == pytest.approx(record["center"]) and scale[0] == pytest.approx(record["scale"], rel=1e-6)
 
 
 def test_crops():
     for record in FIGURES["affine"]:
-        matrix = geometry.crop_matrix(np.array(record["center"]), np.array(record["scale"]), record["rot"], record["out"])
+        matrix = crops.crop_matrix(np.array(record["center"]), np.array(record["scale"]), record["rot"], record["out"])
         assert np.abs(matrix - record["fwd"]).max() < 1e-3
         inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
         assert np.abs(inverse - record["inv"]).max() < 2e-3
@@ -37,7 +38,7 @@ def test_crops():
 def test_way_back():
     for record in FIGURES["transform_preds"]:
         image_size = np.array(record["size"]) * 4
-        found = geometry.crop_to_image(np.array([record["coords"]]) * 4, np.array([record["center"]]), np.array([record["scale"]]), image_size)
+        found = crops.crop_to_image(np.array([record["coords"]]) * 4, np.array([record["center"]]), np.array([record["scale"]]), image_size)
         assert np.abs(found[0] - record["out"]).max() < 1e-3
 
 
@@ -95,7 +96,7 @@ def test_centre_shift_of_the_same_draws():
 def test_decoding(heatmaps, name, settings):
     figures = FIGURES["decode"]
     coords, scores = Gaussian((192, 256), (48, 64), empty_cell=-1, **settings).decode(heatmaps)
-    found = geometry.crop_to_image(coords, np.array(figures["center"]), np.array(figures["scale"]), (192, 256))
+    found = crops.crop_to_image(coords, np.array(figures["center"]), np.array(figures["scale"]), (192, 256))
     wanted = np.array(figures[name]["preds"])
     assert wanted.shape == found.shape == (3, 17, 2) and np.abs(found - wanted).max() < 2e-3
     if "maxvals" in figures[name]:
@@ -141,7 +142,7 @@ def test_mmpose_order_gives_the_same_crop():
         if upper is not None:
             their_center, their_scale = augment.half_body(mirrored, visible, COCO, aspect, upper)
             ours_center, our_scale = augment.half_body(joints, visible, COCO, aspect, upper)
-        theirs = geometry.transform_points(mirrored, geometry.crop_matrix(their_center, their_scale * factor, rotation, (192, 256)))
+        theirs = crops.transform_points(mirrored, crops.crop_matrix(their_center, their_scale * factor, rotation, (192, 256)))
         our_center = np.array([width - 1 - ours_center[0], ours_center[1]])
-        matrix = geometry.crop_matrix(our_center, our_scale * factor, rotation, (192, 256), mirror_width=width)
-        assert np.abs(geometry.transform_points(joints, matrix)[COCO.flip_order] - theirs).max() < 1e-3
+        matrix = crops.crop_matrix(our_center, our_scale * factor, rotation, (192, 256), mirror_width=width)
+        assert np.abs(crops.transform_points(joints, matrix)[COCO.flip_order] - theirs).max() < 1e-3

@@ -9,7 +9,7 @@ from filling import filled_input, filled_state, generator
 
 from poise import config
 from poise.errors import ConfigError
-from poise.losses import JointsMSELoss
+from poise.models.losses import JointsMSELoss
 from poise.models import build_model
 
 COCO, MPII = "experiments/coco", "experiments/mpii"

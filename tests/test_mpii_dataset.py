@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from poise import config
-from poise.datasets import mpii, places, read_set
+from poise.datasets import mpii, read_set
+from poise.config import datasets
 from poise.errors import DataError
-from poise.skeleton import MPII
+from poise.structures.skeleton import MPII
 
 
 def person(name="a.jpg", **fields):
@@ -129,14 +130,14 @@ def test_missing_annotation_file(tmp_path, experiment):
     assert text.startswith(f"{tmp_path}/annot/valid.json: cannot read the annotation file (No such file or directory); check DATASET.ROOT")
     command = f"; how to get it: python tools/prepare_data.py mpii --root {tmp_path}"
     assert text.endswith(command)
-    assert refusal(places.image_folder(experiment(), "valid").check).endswith(command)
-    assert refusal(places.present_headbox_path, experiment()).endswith(command)
+    assert refusal(datasets.image_folder(experiment(), "valid").check).endswith(command)
+    assert refusal(datasets.present_headbox_path, experiment()).endswith(command)
 
 
 def test_where_files_lie(tmp_path, experiment):
-    assert places.image_folder(experiment(), "valid").location == tmp_path / "images"
-    assert places.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "valid").location == tmp_path / "images.zip"
-    assert places.headbox_path(experiment()) == tmp_path / "annot" / "gt_valid.mat"
+    assert datasets.image_folder(experiment(), "valid").location == tmp_path / "images"
+    assert datasets.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "valid").location == tmp_path / "images.zip"
+    assert datasets.headbox_path(experiment()) == tmp_path / "annot" / "gt_valid.mat"
 
 
 def test_synthetic_set_is_read(small_mpii_set, experiment):
@@ -155,7 +156,7 @@ def test_real_validation_set(shared, experiment):
     table, _ = read_set(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), train=False)
     assert len(table) == 2958 and table.labelled
     five = mpii.read_table(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons")
-    images = places.image_folder(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons")
+    images = datasets.image_folder(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons")
     for person in range(len(five)):
         height, width = images.read(five.image_name(person)).shape[:2]
         inside = five.joints[person][five.visible[person] > 0]

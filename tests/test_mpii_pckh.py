@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from poise import metrics
+from poise import evaluation
 from poise.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -48,7 +48,7 @@ def test_figures_by_hand(truth):
     predictions[:, J["pelv"]] += 500  # not scored
     predictions[3, J["rank"]] = np.nan  # counted as wrong
     predictions[:2, J["lank"], 0] += 3.15  # 0.105 heads
-    figures = metrics.pckh(predictions, path)
+    figures = evaluation.pckh(predictions, path)
     assert list(figures) == ["Head", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle", "Mean", "Mean@0.1"]
     assert figures["Head"] == 75 and figures["Shoulder"] == (50 + 100) / 2 and figures["Ankle"] == (75 + 100) / 2
     assert figures["Elbow"] == figures["Hip"] == figures["Knee"] == 100
@@ -56,10 +56,10 @@ def test_figures_by_hand(truth):
     assert figures["Mean"] == pytest.approx(100 * 47 / 50)
     # 14.9 pixels are not within 0.11 heads; 0.105 heads are, so HRNet's "0.1" counts them and a threshold of 0.1 not
     assert figures["Mean@0.1"] == pytest.approx(100 * 46 / 50)
-    assert metrics.mean_pckh(predictions, path, 0.1) == pytest.approx(100 * 44 / 50)
+    assert evaluation.mean_pckh(predictions, path, 0.1) == pytest.approx(100 * 44 / 50)
     assert np.isnan(figures["Wrist"])  # no right wrist is labelled, and HRNet would show NaN as the Mean too
 
-    share, count = metrics.per_joint_pckh(predictions, path)
+    share, count = evaluation.per_joint_pckh(predictions, path)
     want = np.full(16, 100.0)
     want[[J["head"], J["lsho"], J["rank"], J["pelv"], J["rwri"]]] = 75, 50, 75, 0, np.nan
     assert np.array_equal(share, want, equal_nan=True)
@@ -75,32 +75,32 @@ def test_an_error_equal_to_the_threshold_counts(truth):
     savemat(path, content)
     predictions[:] = 100
     predictions[:, J["neck"], 0] += 15
-    assert metrics.per_joint_pckh(predictions, path)[0][J["neck"]] == 100
+    assert evaluation.per_joint_pckh(predictions, path)[0][J["neck"]] == 100
     predictions[:, J["neck"], 0] += 1e-9
-    assert metrics.per_joint_pckh(predictions, path)[0][J["neck"]] == 0
+    assert evaluation.per_joint_pckh(predictions, path)[0][J["neck"]] == 0
 
 
 def test_other_number_of_persons_or_joints(truth):
     path, predictions = truth
     with pytest.raises(DataError, match=re.escape(f"3 persons were predicted, {path} holds 4")) as error:
-        metrics.pckh(predictions[:3], path)
+        evaluation.pckh(predictions[:3], path)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"\(4, 16, 3\)"):
-        metrics.pckh(np.zeros((4, 16, 3)), path)
+        evaluation.pckh(np.zeros((4, 16, 3)), path)
     with pytest.raises(ValueError, match=r"\(4, 17, 2\)"):
-        metrics.pckh(np.zeros((4, 17, 2)), path)
+        evaluation.pckh(np.zeros((4, 17, 2)), path)
 
 
 def test_ground_truth_that_cannot_be_read(truth, tmp_path):
     path, predictions = truth
     with pytest.raises(DataError, match=r"absent.mat: cannot read the ground truth of MPII \(No such file"):
-        metrics.pckh(predictions, tmp_path / "absent.mat")
+        evaluation.pckh(predictions, tmp_path / "absent.mat")
     (tmp_path / "text.mat").write_text("not a matrix" * 50)
     with pytest.raises(DataError, match="text.mat is not a readable MATLAB file"):
-        metrics.pckh(predictions, tmp_path / "text.mat")
+        evaluation.pckh(predictions, tmp_path / "text.mat")
     savemat(tmp_path / "preds.mat", {"preds": predictions})
     with pytest.raises(DataError, match="preds.mat is no ground truth of MPII: it has no pos_gt_src"):
-        metrics.pckh(predictions, tmp_path / "preds.mat")
+        evaluation.pckh(predictions, tmp_path / "preds.mat")
 
 
 @needs_shared
@@ -109,7 +109,7 @@ def test_published_hourglass_predictions(name):
     want = json.loads((PREDICTIONS / "expected_pckh.json").read_text())[name]
     truth = SHARED / "data" / "mpii_subset" / "annot" / "gt_valid.mat"
     predictions = loadmat(PREDICTIONS / name)["preds"]
-    figures = metrics.pckh(predictions, truth)
+    figures = evaluation.pckh(predictions, truth)
     assert list(figures.values())[:7] == pytest.approx(want["head_sho_elb_wri_hip_kne_ank"], abs=1e-4)
     assert figures["Mean"] == pytest.approx(want["mean_weighted_simplebaseline"], abs=1e-4)
-    assert metrics.mean_pckh(predictions, truth, 0.1) == pytest.approx(want["mean_at_0p1_weighted"], abs=1e-4)
+    assert evaluation.mean_pckh(predictions, truth, 0.1) == pytest.approx(want["mean_at_0p1_weighted"], abs=1e-4)

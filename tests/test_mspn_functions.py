@@ -7,11 +7,12 @@ import torch
 from conftest import GOLDEN, ROOT
 from filling import filled_input, filled_state, generator
 
-from poise import config, geometry
+from poise import config
+from poise.structures import crops
 from poise.codecs.codec import Targets
 from poise.codecs.megvii import Megvii, blurred_points
-from poise.engine.schedule import Schedule
-from poise.losses import MSPNLoss
+from poise.engine.optim import Schedule
+from poise.models.losses import MSPNLoss
 from poise.models import build_model
 
 FIGURES = json.loads((GOLDEN / "mspn_functions.json").read_text())
@@ -125,7 +126,7 @@ def test_loss_without_coarse_to_fine():
 def test_crops():
     for record in FIGURES["affine"]:
         height, width = record["out_hw"]
-        matrix = geometry.crop_matrix(np.array(record["center"], float), np.array(record["scale"]), record["rot"], (width, height))
+        matrix = crops.crop_matrix(np.array(record["center"], float), np.array(record["scale"]), record["rot"], (width, height))
         assert np.abs(matrix - record["matrix"]).max() < 1e-3
 
 
@@ -134,7 +135,7 @@ def test_decoding():
     maps = CODEC.encode(*fixture()).heatmaps[:, 3].numpy() + (np.random.RandomState(3).randn(2, 17, 64, 48) * 5).astype(np.float32)
     coords, scores = CODEC.decode(maps)
     # the figures' scale (0.8, 1.0667) is rounded, and MSPN takes each axis' own: up to 0.005 px in y
-    found = geometry.crop_to_image(coords, np.array([[100, 150], [321.5, 77.25]]), np.array([[0.8, 0.8 * 4 / 3], [0.6, 0.8]]), (192, 256))
+    found = crops.crop_to_image(coords, np.array([[100, 150], [321.5, 77.25]]), np.array([[0.8, 0.8 * 4 / 3], [0.6, 0.8]]), (192, 256))
     assert np.abs(found - figures["preds"]).max() < 0.01
     assert np.abs(scores - figures["scores"]).max() < 1e-4
 

@@ -1,4 +1,4 @@
-"""poise.nms: compiled kernels, NumPy twin and a plain double loop must keep the same persons, ties included."""
+"""poise.evaluation.nms: compiled kernels, NumPy twin and a plain double loop must keep the same persons, ties included."""
 import logging
 import math
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poise import nms
-from poise.skeleton import COCO
+from poise.evaluation import nms
+from poise.structures.skeleton import COCO
 
 GOLDEN = Path(__file__).parent / "golden" / "evaluate.npz"
 SIGMAS = np.array(COCO.sigmas)
 
-needs_compiled = pytest.mark.skipif(not nms.compiled, reason="poise.nms is not compiled")
+needs_compiled = pytest.mark.skipif(not nms.compiled, reason="poise.evaluation.nms is not compiled")
 
 
 def twins(monkeypatch, call):
@@ -236,13 +236,13 @@ def test_missing_build_is_said_once_and_only_when_used(tmp_path):
         (tmp_path / "poise" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "poise" / name).write_text("" if name == "__init__.py" else (source / name).read_text())
     program = (
-        "import sys, poise.nms as n; assert not n.compiled; print('imported', file=sys.stderr)\n"
+        "import sys, poise.evaluation.nms as n; assert not n.compiled; print('imported', file=sys.stderr)\n"
         "for _ in range(3): assert n.box_nms([[0, 0, 5, 5], [0, 0, 5, 5]], [0.1, 0.2], 0.5).tolist() == [1]"
     )
     environment = dict(os.environ, PYTHONPATH=str(tmp_path))
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     before, after = run.stderr.split("imported")
-    assert before == "" and after.count("poise.nms is not compiled") == 1
+    assert before == "" and after.count("poise.evaluation.nms is not compiled") == 1
 
 
 @needs_compiled

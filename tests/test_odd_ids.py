@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from made_joints import experiment, make_set
 
-from poise import config, metrics
-from poise.checking_data import run
+from poise import config, evaluation
+from poise.datasets.validation import run
 from poise.datasets import read_set
 from poise.errors import DataError
-from poise.json_files import as_id, with_ids
-from poise.media import Frame
-from poise.person_boxes import GivenBoxes
-from poise.skeleton import find_category
+from poise.io.json_file import as_id, with_ids
+from poise.io.video import Frame
+from poise.inference.boxes import GivenBoxes
+from poise.structures.skeleton import find_category
 
 PERSON = 7  # the category id of made_joints
 SIGMAS = [0.1] * 5
@@ -73,9 +73,9 @@ def scored(path):
     ]
     file = path.with_name("results.json")
     file.write_text(json.dumps(results))
-    truth = metrics.read_truth(path, category="dot person")
-    of_file = metrics.average_precision(truth, str(file), SIGMAS)
-    assert of_file == metrics.average_precision(truth, results, SIGMAS)
+    truth = evaluation.read_truth(path, category="dot person")
+    of_file = evaluation.average_precision(truth, str(file), SIGMAS)
+    assert of_file == evaluation.average_precision(truth, results, SIGMAS)
     return of_file
 
 
@@ -165,8 +165,8 @@ def test_the_category_with_annotations_is_taken(sound, changed, monkeypatch, fir
     """Roboflow adds an empty root category with the name of the first one."""
     plain, figures = table_of(sound), scored(changed(lambda content: None))
     if in_parts:
-        monkeypatch.setattr("poise.json_files.PART_BYTES", 300)
-        monkeypatch.setattr("poise.json_files._LARGE_BYTES", 0)
+        monkeypatch.setattr("poise.io.json_file.PART_BYTES", 300)
+        monkeypatch.setattr("poise.io.json_file._LARGE_BYTES", 0)
     place = 0 if first else 9
     empty = {"id": 0, "name": "dot person"}
     path = changed(lambda content: content["categories"].insert(place, empty))
@@ -196,7 +196,7 @@ def test_two_categories_of_one_name_that_annotations_do_not_decide(sound, change
     with pytest.raises(DataError, match=f"{path.name}: {said}name one by its id in the dataset"):
         table_of(sound)
     with pytest.raises(DataError, match=f"{path.name}: {said}"):
-        metrics.read_truth(path, category="dot person")
+        evaluation.read_truth(path, category="dot person")
     assert any("2 categories are named 'dot person'" in line for line in findings(sound))
 
 
@@ -223,7 +223,7 @@ def test_iscrowd_that_says_yes_is_a_crowd(sound, changed, value):
 
     path = changed(edit)
     assert table_of(sound).dropped["crowd regions"] == 1
-    truth = metrics.read_truth(path, category="dot person")
+    truth = evaluation.read_truth(path, category="dot person")
     assert sum(person["iscrowd"] for person in truth["annotations"]) == 1
 
 
@@ -237,7 +237,7 @@ def test_iscrowd_that_is_no_number_is_named(sound, changed):
     with pytest.raises(DataError, match=f"{path.name}: {said}"):
         table_of(sound)
     with pytest.raises(DataError, match=said):
-        metrics.read_truth(path, category="dot person")
+        evaluation.read_truth(path, category="dot person")
     assert any("1 annotation has an iscrowd that is neither 0" in line for line in findings(sound))
 
 
@@ -257,7 +257,7 @@ def test_scoring_names_the_field_that_is_no_number(sound, changed, field, value,
 
     path = changed(edit)
     with pytest.raises(DataError, match=f"annotation 4711 of .*{path.name} has {said}, expected"):
-        metrics.read_truth(path, category="dot person")
+        evaluation.read_truth(path, category="dot person")
 
 
 def boxes_of(folder, change):

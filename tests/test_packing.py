@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from poise.models.folding import fold_batch_norms
-from poise.models.packing import PackedConv2d, can_pack, pack_convolutions
+from poise.models.fuse import fold_batch_norms
+from poise.models.fuse import PackedConv2d, can_pack, pack_convolutions
 from small_networks import EXPERIMENT, small
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no oneDNN, or not the operations that packing needs")

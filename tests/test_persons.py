@@ -9,12 +9,12 @@ import torch
 from poise import config
 from poise.datasets import build_loader, coco, joints_agree_with_box, read_set
 from poise.datasets.augment import Augmentation
-from poise.datasets.persons import BatchLoader, EpochBatches, PersonCrops
-from poise.datasets.reading import ImageFolder
-from poise.datasets.table import PackedNames, PersonTable
+from poise.datasets.loader import BatchLoader, EpochBatches, PersonCrops
+from poise.io.images import ImageFolder
+from poise.structures.person_table import PackedNames, PersonTable
 from poise.errors import DataError
-from poise.geometry import box_to_center_scale
-from poise.skeleton import COCO
+from poise.structures.crops import box_to_center_scale
+from poise.structures.skeleton import COCO
 
 SIZE = (96, 128)
 FULL = Augmentation(flip=True, scale_factor=0.3, rotation_factor=40.0, half_body_share=0.3, half_body_joints=8)
@@ -110,7 +110,7 @@ def test_mirror_alone(dotted):
     dataset = crops(table, images, augmentation=only_mirror)
     plain, plain_joints, _ = sample(crops(table, images), 0)
     flipped = next(found for found in (sample(dataset, epoch) for epoch in range(20)) if found[2][15] == 0)
-    # one pixel of the crop is the mirror axis' half-pixel, see poise.geometry
+    # one pixel of the crop is the mirror axis' half-pixel, see poise.structures.crops
     difference = np.abs(flipped[0][:, 1:].astype(int) - plain[:, ::-1][:, :-1]).mean()
     assert difference < 2 < np.abs(flipped[0].astype(int) - plain).mean()
     where = plain_joints[COCO.flip_order][:15] * (-1, 1) + (SIZE[0], 0)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, features
 
 from conftest import ROOT
-from poise.datasets import decoding
+from poise.io import decoding
 from poise.errors import DataError
-from poise.pictures import MOST_BYTES, read_picture
+from poise.io.images import MOST_BYTES, read_picture
 
 try:
     import pillow_heif

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from poise import config
-from poise.engine import step, train
+from poise.engine import train, train as step
 from poise.models import build_model
 from runs import quick_and_quiet  # noqa: F401
 

@@ -97,11 +97,11 @@ def test_a_strangers_code_is_not_run(way, form, place, run):
 @pytest.mark.parametrize("form", ["zip", "before 1.6", "bare pickle"])
 def test_a_strangers_code_is_not_run_for_a_detector(form, place):
     """tools/demo.py and make_boxes.py with --detector-weights, whose networks need a torchvision that is not everywhere."""
-    from poise import detectors
+    from poise.inference.detectors import torchvision
 
     path = plain_pickle(place) if form == "bare pickle" else malicious(place, old=form == "before 1.6")
     with pytest.raises(DataError, match="could run a stranger's code"):
-        detectors._fill(torch.nn.Linear(1, 1), path, "fasterrcnn_resnet50_fpn")
+        torchvision._fill(torch.nn.Linear(1, 1), path, "fasterrcnn_resnet50_fpn")
     assert not place.canary.exists()
 
 

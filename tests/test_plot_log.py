@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from poise.analysis import log_curves
-from poise.engine.logs import MetricsFile
+from poise.evaluation.analysis import training_curves
+from poise.engine.logger import MetricsFile
 from poise.errors import ConfigError, DataError, run_tool
 
 needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib (pip install poise[plot])")
@@ -39,8 +39,8 @@ def test_reading(tmp_path):
     folder = write_run(tmp_path / "run", epochs=4)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "AP": 0.9, "best": true, "name": "x"}\nnonsense\n[1]\n{"AP": 1}\n{"epoch": null}\n{"epoch": 4, "train_lo')
-    figures = log_curves.read_log(folder)
-    assert figures == log_curves.read_log(folder / "metrics.jsonl")
+    figures = training_curves.read_log(folder)
+    assert figures == training_curves.read_log(folder / "metrics.jsonl")
     assert figures["AP"] == [(1, pytest.approx(0.4)), (3, 0.9)] and "AP (L)" not in figures and not {"best", "name", "epoch"} & figures.keys()
     assert figures["train_loss"] == [(epoch, pytest.approx(0.01 / (epoch + 1))) for epoch in range(3)]
 
@@ -49,37 +49,37 @@ def test_numbers_beyond_any_figure(tmp_path):
     """Whole numbers of hundreds of digits are JSON, and no figures."""
     huge = "9" * 400
     (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": {huge}, "AP": 0.1}}\n{{"epoch": 0, "AP": {huge}, "Mean": 1e400, "lr": -{huge}, "train_loss": 0.5}}\n')
-    assert log_curves.read_log(tmp_path) == {"train_loss": [(0.0, 0.5)]}
+    assert training_curves.read_log(tmp_path) == {"train_loss": [(0.0, 0.5)]}
 
 
 def test_best_epochs(tmp_path):
-    runs = log_curves.read_logs([write_run(tmp_path / "a/one"), write_run(tmp_path / "b/one", 0.5)])
+    runs = training_curves.read_logs([write_run(tmp_path / "a/one"), write_run(tmp_path / "b/one", 0.5)])
     assert list(runs) == ["a/one", "b/one"]
     # epochs 3 and 5 are equally good: the later one, whose weights the run has kept
-    assert log_curves.best_rows(runs) == [["a/one", "6", "0.001667", "AP", "0.600", "5", "0.600"], ["b/one", "6", "0.000833", "AP", "0.300", "5", "0.300"]]
+    assert training_curves.best_rows(runs) == [["a/one", "6", "0.001667", "AP", "0.600", "5", "0.600"], ["b/one", "6", "0.000833", "AP", "0.300", "5", "0.300"]]
 
 
 def test_curves_of_runs(tmp_path):
-    one = {"only": log_curves.read_log(write_run(tmp_path / "only", Mean=88.0))}
-    drawn = log_curves.chart_lines(one)
+    one = {"only": training_curves.read_log(write_run(tmp_path / "only", Mean=88.0))}
+    drawn = training_curves.chart_lines(one)
     assert list(drawn) == ["loss", "accuracy", "AP", "AP by size", "PCKh", "learning rate", "images per second", "share of the time waiting for data"]
     assert [curve.name for curve in drawn["AP"]] == ["AP", "Ap .5"] and drawn["AP"][0].x == (1, 3, 5)
-    two = {**one, "other": log_curves.read_log(write_run(tmp_path / "other"))}
-    drawn = log_curves.chart_lines(two)
+    two = {**one, "other": training_curves.read_log(write_run(tmp_path / "other"))}
+    drawn = training_curves.chart_lines(two)
     assert [(curve.name, curve.colour) for curve in drawn["loss"]] == [("only: train_loss", 0), ("only: valid_loss", 0), ("other: train_loss", 1), ("other: valid_loss", 1)]
     assert [curve.name for curve in drawn["learning rate"]] == ["only", "other"] and len(drawn["PCKh"]) == 1
-    assert list(log_curves.chart_lines(two, ["Ap .5"])) == ["Ap .5"]
+    assert list(training_curves.chart_lines(two, ["Ap .5"])) == ["Ap .5"]
     # of one epoch there are no lines, and the figures are told apart by their marks
-    short = log_curves.chart_lines({"short": log_curves.read_log(write_run(tmp_path / "short", epochs=2))})
+    short = training_curves.chart_lines({"short": training_curves.read_log(write_run(tmp_path / "short", epochs=2))})
     assert [(curve.name, curve.style) for curve in short["AP"]] == [("AP", "o"), ("Ap .5", "s")] and [curve.style for curve in short["loss"]] == ["-", "s"]
     with pytest.raises(ConfigError, match="--figures loss: no run has it; there are AP, AP .M., Ap .5, Mean, "):
-        log_curves.chart_lines(two, ["loss"])
+        training_curves.chart_lines(two, ["loss"])
 
 
 @needs_matplotlib
 @pytest.mark.parametrize("epochs", [[0], [1], [209], [0, 1], [3, 5], list(range(210))])
 def test_epoch_axis_has_whole_numbers_alone(epochs):
-    from poise.analysis import charts
+    from poise.visualization import charts
 
     figure, axes = charts.new_figure(6, 3.6)
     curve = charts.Curve("AP", epochs, [0.3] * len(epochs), 0, "o")
@@ -134,4 +134,4 @@ def test_what_cannot_be_drawn(tmp_path, monkeypatch, capsys):
         assert said.count("\n") == 1 and message in said
     (tmp_path / "metrics.jsonl").write_text("[]\n")
     with pytest.raises(DataError, match="holds no line with an epoch"):
-        log_curves.read_log(tmp_path)
+        training_curves.read_log(tmp_path)

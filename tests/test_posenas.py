@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from poise import config
 from poise.errors import ConfigError, DataError
 from poise.models import build_model
-from poise.models.genotypes import GENOTYPES, find_genotype, read_genotype
-from poise.models.posenas import PoseNAS
-from poise.models.posenas_cells import Cell, EncoderCells, reduction_cells
-from poise.models.posenas_operations import OPERATIONS, STRIDE_BLIND, FactorizedReduce, SqueezeExcite
+from poise.models.posenas.genotypes import GENOTYPES, find_genotype, read_genotype
+from poise.models.posenas.network import PoseNAS
+from poise.models.posenas.cells import Cell, EncoderCells, reduction_cells
+from poise.models.posenas.operations import FactorizedReduce, OPERATIONS, STRIDE_BLIND, SqueezeExcite
 
 EXPERIMENT = ROOT / "experiments/coco/posenas/256x192_18l_48c.yaml"
 SMALL = ["MODEL.EXTRA.INIT_CHANNELS", 8, "MODEL.EXTRA.LAYERS", 4, "MODEL.EXTRA.REFINE_CHANNELS", 4, "MODEL.EXTRA.REFINE_LAYERS", 4,

@@ -26,8 +26,8 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with the experiment, weights and pictures that the page names."""
-    from poise.config.difference import as_yaml
-    from poise.datasets.synthetic_scene import sample_scene
+    from poise.config.diff import as_yaml
+    from poise.datasets.synthetic.scene import sample_scene
 
     path, words = command_line("resnet", *NARROW)
     experiment = tmp_path / EXPERIMENT

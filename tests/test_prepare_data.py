@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from poise import prepare_data
-from poise.data_sources import SOURCES, Archive, ByHand, Source
+from poise.datasets import prepare as prepare_data
+from poise.datasets.sources import Archive, ByHand, SOURCES, Source
 from poise.errors import ConfigError, DataError, one_line, run_tool
 
 DRAW = np.random.default_rng(0)
@@ -228,7 +228,7 @@ def test_disk_too_small(source, server, tmp_path, monkeypatch):
 
 
 def test_zipped_images_stay_in_their_archive(source, server, tmp_path):
-    from poise.datasets.reading import ImageFolder
+    from poise.io.images import ImageFolder
 
     prepare(source, tmp_path, only=["val2017"], zipped=True)
     assert tree(tmp_path) == ["images/val2017.zip"]

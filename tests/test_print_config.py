@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT
 
 from poise import config
-from poise.config import difference
-from poise.config.default import default_config
+from poise.config import diff
+from poise.config.defaults import default_config
 
 RES384 = "experiments/coco/resnet/res50_384x288_d256x3_adam_lr1e-3.yaml"
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("*/**/*.yaml") if not {"_base_", "datasets"} & set(path.parts))
@@ -38,7 +38,7 @@ def test_the_print_of_every_experiment_loads_to_the_same(path, tool, tmp_path):
     status, text, _ = tool("--cfg", path)
     assert status == 0
     (tmp_path / "printed.yaml").write_text(text)
-    assert dict(difference.flat(config.load(tmp_path / "printed.yaml"))) == dict(difference.flat(config.load(ROOT / path)))
+    assert dict(diff.flat(config.load(tmp_path / "printed.yaml"))) == dict(diff.flat(config.load(ROOT / path)))
 
 
 def test_odd_values_survive_the_round_trip(tool, tmp_path):
@@ -56,15 +56,15 @@ def test_odd_values_survive_the_round_trip(tool, tmp_path):
 def test_every_key_is_there_with_its_default_beside_it(tool):
     _, text, _ = tool("--cfg", RES384)
     lines = text.splitlines()
-    keys = dict(difference.flat(config.load(ROOT / RES384)))
-    assert set(dict(difference.flat(default_config()))) <= set(keys)
+    keys = dict(diff.flat(config.load(ROOT / RES384)))
+    assert set(dict(diff.flat(default_config()))) <= set(keys)
     noted = [line for line in lines[1:] if "# " in line]
     assert lines[0] == f"# {RES384}: {len(noted)} of {len(keys)} keys differ from the defaults"
     assert "  IMAGE_SIZE: [288, 384]                                      # default: [256, 256]" in lines
     assert "  STYLE: pytorch" in lines       # as the default
     assert "    NUM_LAYERS: 50                                            # no default" in lines
-    short = {line.index("# ") for line in noted if len(line.split("#")[0].rstrip()) <= difference.NOTE_COLUMN}
-    assert short == {difference.NOTE_COLUMN + 2}
+    short = {line.index("# ") for line in noted if len(line.split("#")[0].rstrip()) <= diff.NOTE_COLUMN}
+    assert short == {diff.NOTE_COLUMN + 2}
 
 
 def test_differences_say_value_default_and_file(tool):
@@ -86,7 +86,7 @@ def test_the_defaults_alone_differ_in_nothing(tool, tmp_path):
     path = tmp_path / "empty.yaml"
     path.write_text("MODEL: {NUM_JOINTS: 16}\n")
     _, text, _ = tool("--cfg", path, "--diff")
-    assert text.splitlines()[0].endswith(f"1 of {len(dict(difference.flat(default_config())))} keys differ from the defaults")
+    assert text.splitlines()[0].endswith(f"1 of {len(dict(diff.flat(default_config())))} keys differ from the defaults")
     assert [line.split() for line in text.splitlines()[2:]] == [["MODEL.NUM_JOINTS", "16", "0", str(path)]]
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from poise.datasets.reading import ImageFolder
+from poise.io.images import ImageFolder
 from poise.errors import DataError
-from poise.json_files import read_json
+from poise.io.json_file import read_json
 
 NFC, NFD = (unicodedata.normalize(form, "größe_é.jpg") for form in ("NFC", "NFD"))
 

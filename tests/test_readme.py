@@ -44,7 +44,7 @@ def checkout(tmp_path_factory, small_set, small_mpii_set):
 
     from poise import config
     from poise.models import build_model
-    from poise.zoo import read_zoo
+    from poise.models.weights.zoo import read_zoo
 
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("tools", "experiments"):
@@ -117,10 +117,10 @@ def test_tensorboard_reads_the_log(checkout):
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
-                                  "lib/poise/predictor.py"])
+                                  "lib/poise/inference/estimator.py"])
 def test_every_weight_file_of_an_example_can_be_fetched(page):
     """By the command that the page gives, to the path that the example names."""
-    from poise.zoo import read_zoo
+    from poise.models.weights.zoo import read_zoo
 
     text = (ROOT / page).read_text(encoding="utf-8")
     examples = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M)) if page.endswith(".md") else text
@@ -134,7 +134,7 @@ def test_every_weight_file_of_an_example_can_be_fetched(page):
 
 
 def test_weights_to_fetch_are_in_the_list():
-    from poise.zoo import read_zoo
+    from poise.models.weights.zoo import read_zoo
 
     names = [match[1] for match in map(FETCHES.match, commands()) if match]
     entries = read_zoo()

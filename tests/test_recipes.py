@@ -7,14 +7,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-from poise import config, forward
+from poise import config
+from poise.models import forward
 from poise.codecs import Targets
 from poise.datasets import coco, read_set
-from poise.datasets.reading import ImageFolder
-from poise.engine import schedule
-from poise.engine.optimizer import build_optimizer
+from poise.io.images import ImageFolder
+from poise.engine import optim
+from poise.engine.optim import build_optimizer
 from poise.errors import ConfigError
-from poise.losses import build_loss
+from poise.models.losses import build_loss
 
 
 def published(name, *overrides):
@@ -65,7 +66,7 @@ def test_kinds_of_weight_decay():
 
 def test_warm_up_of_mmpose():
     """Step i < 500 has the regular rate times 1 - (1 - i / 500) (1 - 0.001); then steps at epochs 170 and 200."""
-    plan = schedule.Schedule.from_config(published("moganet/moganet_s_256x192"), 586, 256)
+    plan = optim.Schedule.from_config(published("moganet/moganet_s_256x192"), 586, 256)
     for step in (0, 1, 250, 499):
         assert plan.rate(step) == pytest.approx(1e-3 * (1 - (1 - step / 500) * (1 - 0.001)), rel=1e-9)
     assert [plan.rate(step) for step in (500, 170 * 586 - 1, 170 * 586, 200 * 586, 210 * 586 - 1)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
@@ -74,7 +75,7 @@ def test_warm_up_of_mmpose():
 
 def test_length_and_rate_for_another_batch():
     """An eighth of the batch: an eighth of the rate; an epoch stays an epoch, and the line says what it would have been."""
-    plan = schedule.Schedule.from_config(published("moganet/moganet_s_256x192", "TRAIN.BASE_BATCH", 256), 4682, 32)
+    plan = optim.Schedule.from_config(published("moganet/moganet_s_256x192", "TRAIN.BASE_BATCH", 256), 4682, 32)
     assert plan.base_rate == pytest.approx(1e-3 / 8) and plan.end == 983_220
     assert "983220 steps (210.0 epochs of 4682), learning rate 0.000125" in str(plan) and "for 256 samples a step it would be 122902 steps at 0.001" in str(plan)
 

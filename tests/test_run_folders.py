@@ -12,8 +12,8 @@ from conftest import ROOT, TINY
 from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of  # noqa: F401
 
 from poise import config
-from poise.engine import checkpoint, logs, run_folder, test, train
-from poise.engine.progress import resumes_in
+from poise.engine import checkpoint, evaluate, logger, run_folder, train
+from poise.engine.state import resumes_in
 from poise.engine.resuming import IN_SEARCH, IN_TRAINING, check_settings
 from poise.errors import ConfigError
 
@@ -71,7 +71,7 @@ def test_run_without_resume_takes_a_new_folder_and_keeps_the_other(finished, cap
     assert run_folder.resume_hint(config.load(new / "config.yaml")) == "the same command with AUTO_RESUME True RUN_NAME tiny-2 goes on"
     # tools/test.py finds it by the same key
     cfg = loaded(path, "RUN_NAME", "tiny-2")
-    assert test.model_file(cfg, path.parent / "output" / logs.run_names(cfg, str(path))) == new / "model_best.pth"
+    assert evaluate.model_file(cfg, path.parent / "output" / logger.run_names(cfg, str(path))) == new / "model_best.pth"
     assert (new / "train.log").read_text().count("test this run with RUN_NAME tiny-2\n") == 1
 
 
@@ -85,15 +85,15 @@ def test_weights_of_an_earlier_run_are_tested_with_a_warning(finished, caplog):
         file.write_text(file.read_text().replace("RUN_NAME: ''", f"RUN_NAME: {run_name or repr('')}"))
     for file in folder.with_name("tiny-12").glob("*.pth"):      # a run that has no weights yet
         file.unlink()
-    assert test.model_file(cfg, folder) == folder / "model_best.pth"
+    assert evaluate.model_file(cfg, folder) == folder / "model_best.pth"
     later = folder.with_name("tiny-10")     # tiny-11 is an experiment of that name
     assert [record.getMessage() for record in caplog.records] == [
         f"{folder}: a later run of this experiment has its weights in {later}; test those with "
         "RUN_NAME tiny-10"]
     caplog.clear()
-    test.model_file(loaded(path, "RUN_NAME", "tiny"), folder)
-    test.model_file(loaded(path, "TEST.MODEL_FILE", folder / "final_state.pth"), folder)
-    test.model_file(loaded(path, "RUN_NAME", "tiny-2"), folder.with_name("tiny-2"))
+    evaluate.model_file(loaded(path, "RUN_NAME", "tiny"), folder)
+    evaluate.model_file(loaded(path, "TEST.MODEL_FILE", folder / "final_state.pth"), folder)
+    evaluate.model_file(loaded(path, "RUN_NAME", "tiny-2"), folder.with_name("tiny-2"))
     assert not caplog.records
 
 
@@ -315,7 +315,7 @@ def test_search_takes_the_lock_too(small_set, tmp_path):
 
     path = experiment(tmp_path, small_set)
     cfg = loaded(path, "MODEL.NAME", "posenas")
-    folder = path.parent / "output" / logs.run_names(cfg, str(path))
+    folder = path.parent / "output" / logger.run_names(cfg, str(path))
     folder.mkdir(parents=True)
     with run_folder.Lock() as lock:
         lock.take(folder)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from poise import config
 from poise.errors import ConfigError, PoiseError
-from poise.models.genotypes import GENOTYPES
-from poise.models.posenas_operations import OPERATIONS, STRIDE_BLIND
+from poise.models.posenas.genotypes import GENOTYPES
+from poise.models.posenas.operations import OPERATIONS, STRIDE_BLIND
 from poise.search.alternation import Alternation
 from poise.search.mixed import MixedCell, MixedOperation, without_affine
 from poise.search.space import EDGES, Space

@@ -17,12 +17,12 @@ from runs import without_settings
 
 from poise import config
 from poise.datasets import read_set
-from poise.datasets.persons import PersonCrops
-from poise.engine import interrupt, train
+from poise.datasets.loader import PersonCrops
+from poise.engine import signals as interrupt, train
 from poise.engine.distributed import Processes
 from poise.engine.memory import machine_limits
 from poise.errors import ConfigError, DataError, PoiseError
-from poise.models.genotypes import Genotype, find_genotype, write_genotype
+from poise.models.posenas.genotypes import Genotype, find_genotype, write_genotype
 from poise.search import progress, run, trial
 from poise.search.alternation import Alternation
 from poise.search.space import Space

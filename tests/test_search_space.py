@@ -11,11 +11,11 @@ from conftest import GOLDEN, ROOT
 from filling import filled_input, filled_state
 
 from poise import config
-from poise.config.default import default_config
+from poise.config.defaults import default_config
 from poise.errors import ConfigError, DataError
 from poise.models import build_model
-from poise.models.genotypes import GENOTYPES, find_genotype, read_genotype, write_genotype
-from poise.models.posenas_operations import OPERATIONS
+from poise.models.posenas.genotypes import GENOTYPES, find_genotype, read_genotype, write_genotype
+from poise.models.posenas.operations import OPERATIONS
 from poise.search.architecture import derive, derive_cells, entropy, new_values, probabilities
 from poise.search.drawing import cells_svg
 from poise.search.records import changed_edges, genotype_of, probability_picture, probability_table

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from poise.smoothing import BETA, MIN_CUTOFF, OneEuroFilter, PoseSmoother
+from poise.inference.smoothing import BETA, MIN_CUTOFF, OneEuroFilter, PoseSmoother
 
 
 def as_in_the_paper(values, times, min_cutoff, beta, speed_cutoff=1.0):

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from conftest import ROOT
-from poise import config, forward
-from poise.datasets.persons import EpochBatches
-from poise.engine import device, interrupt, progress, schedule, step, train
-from poise.engine.average import WeightAverage
-from poise.engine.optimizer import SGD, Adam, AdamW, build_optimizer
-from poise.engine.precision import LossScale
+from poise import config
+from poise.models import forward
+from poise.datasets.loader import EpochBatches
+from poise.engine import device, optim, signals, state, train, train as step
+from poise.engine.ema import WeightAverage
+from poise.engine.optim import Adam, AdamW, SGD, build_optimizer
+from poise.engine.amp import LossScale
 from poise.errors import ConfigError, PoiseError
 from runs import folder_of, metrics_of, quick_and_quiet, run_train, same, state_of, without_settings  # noqa: F401
 
@@ -114,7 +115,7 @@ def test_fused_optimisers_compute_what_plain_ones_do(tiny_experiment, name, sett
     for number in range(20):
         images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(number))
         for network, optimizer in optimizers.items():
-            schedule.set_learning_rate(optimizer, 0.01 / (1 + number))
+            optim.set_learning_rate(optimizer, 0.01 / (1 + number))
             optimizer.zero_grad()
             network(images).square().mean().backward()
             optimizer.step()
@@ -177,7 +178,7 @@ def test_checkpoint_of_other_groups(tiny_experiment):
 
 def test_cosine(tiny_experiment):
     cfg = config.load(tiny_experiment, ["TRAIN.LR_SCHEDULE", "cosine", "TRAIN.WARMUP_ITERS", "10", "TRAIN.LR", "0.01", "TRAIN.END_EPOCH", "11"])
-    plan = schedule.Schedule.from_config(cfg, 10, 8)
+    plan = optim.Schedule.from_config(cfg, 10, 8)
     rates = [plan.rate(step) for step in range(110)]
     assert rates[0] == pytest.approx(0.001) and rates[5] == pytest.approx(0.0055) and rates[10] == pytest.approx(0.01)
     assert rates[60] == pytest.approx(0.005) and rates[35] == pytest.approx(0.01 * (1 + math.sqrt(0.5)) / 2) and 0 < rates[109] < 1e-5
@@ -414,7 +415,7 @@ def test_early_end_of_a_run_that_was_stopped_between_two_tests(tiny_experiment, 
     """By a signal in the test of the average: the weights' test before it has not counted, and counts when it is done again."""
     values, asked, tests = [0.1, 0.0, 0.2, 0.0, 0.3, 0.0, 0.4, 0.0], [], [0]     # of the weights and of their average in turns
     scores = {number: value for number, value in enumerate(values)}
-    installed, predict = interrupt.Interrupt, train.predict
+    installed, predict = signals.Interrupt, train.predict
 
     def predicting(*arguments):
         if tests[0] == 3:
@@ -430,7 +431,7 @@ def test_early_end_of_a_run_that_was_stopped_between_two_tests(tiny_experiment, 
         patch.setattr(train, "Interrupt", lambda: asked.append(installed()) or asked[-1])
         patch.setattr(train, "predict", predicting)
         patch.setattr(train, "score", scored)
-        with pytest.raises(interrupt.Interrupted, match="stopped at epoch 1, step 1"):
+        with pytest.raises(signals.Interrupted, match="stopped at epoch 1, step 1"):
             run_train(tiny_experiment, *overrides)
     folder = folder_of(tiny_experiment)
     assert state_of(folder / "checkpoint.pth")["best"] == {"score": 0.1, "epoch": 0} and state_of(folder / "checkpoint.pth")["average_best"] == (0.0, 0, 0)
@@ -448,7 +449,7 @@ def test_an_average_that_rises_goes_on(tiny_experiment, monkeypatch):
     monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
     folder = run_train(tiny_experiment, "TRAIN.PATIENCE", 1, "TRAIN.EMA_DECAY", 0.9, "TRAIN.END_EPOCH", 4, "TRAIN.BATCH_SIZE_PER_GPU", 50)
     assert len(metrics_of(folder)) == 4
-    fresh = progress.Progress(0)
+    fresh = state.Progress(0)
     fresh.ema_score, fresh.ema_epoch, fresh.stale = state_of(folder / "checkpoint.pth")["average_best"]
     assert (fresh.ema_score, fresh.ema_epoch, fresh.stale) == (0.3, 2, 1)
 

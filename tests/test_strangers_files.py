@@ -12,12 +12,12 @@ import yaml
 from conftest import ROOT
 from scipy.io import loadmat, savemat
 
-from poise import archives, json_files
-from poise.bounded_reading import in_words, read_bytes
-from poise.datasets import image_header
-from poise.errors import MOST_CHARACTERS, ConfigError, DataError, error_line, escape_html, shown
-from poise.matlab_files import read_matlab
-from poise.yaml_files import parse_yaml
+from poise.io import archives, json_file
+from poise.io.files import in_words, read_bytes
+from poise.io import image_header
+from poise.errors import ConfigError, DataError, MOST_CHARACTERS, error_line, escape_html, shown
+from poise.io.mat_file import read_matlab
+from poise.io.yaml_file import parse_yaml
 
 PICTURE = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8), (45, 31), interpolation=cv2.INTER_CUBIC)
 
@@ -41,10 +41,10 @@ def test_log_lines_cannot_steer_a_terminal(tmp_path, capsys):
 
     from conftest import forget_log_handlers
 
-    from poise.engine import logs
+    from poise.engine import logger
 
-    logs.start_console()
-    logs.add_file(tmp_path / "run.log")
+    logger.start_console()
+    logger.add_file(tmp_path / "run.log")
     logging.getLogger("poise.test").warning("weights of %s\n| a table\t|", "\x1b[2J\u202egnp\r")
     forget_log_handlers()
     for said in (capsys.readouterr().out, (tmp_path / "run.log").read_text(encoding="utf-8")):
@@ -81,7 +81,7 @@ def test_every_experiment_is_read():
 
 def test_json_with_the_mark_of_windows_editors(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": [1, 2]}')
-    assert json_files.read_json(tmp_path / "a.json", "file") == {"a": [1, 2]}
+    assert json_file.read_json(tmp_path / "a.json", "file") == {"a": [1, 2]}
 
 
 @pytest.mark.parametrize("options", [{}, {"do_compression": True}, {"oned_as": "column"}])

@@ -16,14 +16,14 @@ from pycocotools.coco import COCO as CocoFile
 from pycocotools.cocoeval import COCOeval
 from scipy.io import loadmat
 
-from poise.datasets.synthetic import make_coco, make_mpii
-from poise.datasets.synthetic_annotations import mask_polygons, mask_rle
-from poise.datasets.synthetic_body import ARM_LIMITS, LEG_LIMITS, Pose, View, pose_body, sample_build, sample_pose
-from poise.datasets.synthetic_look import sample_look
-from poise.datasets.synthetic_paint import Canvas, Light
-from poise.datasets.synthetic_person import Person, draw_person, visible_joints
+from poise.datasets.synthetic.write import make_coco, make_mpii
+from poise.datasets.synthetic.annotations import mask_polygons, mask_rle
+from poise.datasets.synthetic.body import ARM_LIMITS, LEG_LIMITS, Pose, View, pose_body, sample_build, sample_pose
+from poise.datasets.synthetic.look import sample_look
+from poise.datasets.synthetic.paint import Canvas, Light
+from poise.datasets.synthetic.person import Person, draw_person, visible_joints
 from poise.errors import ConfigError, DataError
-from poise.skeleton import COCO, MPII
+from poise.structures.skeleton import COCO, MPII
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = 130

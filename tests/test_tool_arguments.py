@@ -6,7 +6,7 @@ import pytest
 
 from conftest import ROOT
 from poise.errors import ConfigError
-from poise.tool_arguments import ToolParser, add_experiment_arguments, add_overrides, experiment
+from poise.cli.arguments import ToolParser, add_experiment_arguments, add_overrides, experiment
 
 TOOLS = [path for path in sorted((ROOT / "tools").glob("*.py")) if "ToolParser" in path.read_text()]
 

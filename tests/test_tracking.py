@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from poise.tracking import Tracker, pairwise_iou
+from poise.inference.tracking import Tracker, pairwise_iou
 
 
 def box(x, y, width=40, height=80):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from poise.datasets import warping
-from poise.datasets.persons import cut, cut_matrix
-from poise.datasets.warping import warp
+from poise.structures import warp as warping
+from poise.datasets.loader import cut, cut_matrix
+from poise.structures.warp import warp
 
 # not of its own answer whether it is equal: a fault in it would skip the tests that are there to find it
 compiled = pytest.mark.skipif(warping._warp is None or not warping._warp.usable() or int(cv2.__version__.split(".")[0]) < 5 or "OPENCV_CPU_DISABLE" in os.environ,
-                              reason="poise.datasets._warp is not built here, this processor lacks AVX2 or FMA, or OpenCV is older than 5 or kept from them")
+                              reason="poise.structures._warp is not built here, this processor lacks AVX2 or FMA, or OpenCV is older than 5 or kept from them")
 
 
 def opencv(image, matrix, size):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from poise import weights
+from poise.models import weights
 from poise.errors import DataError, one_line
 
 

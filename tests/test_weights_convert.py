@@ -11,9 +11,9 @@ from filling import filled_input
 from small_networks import EXPERIMENT, command_line, filled, mmpose_mspn_names, resnet_names, small
 from weight_files import MSPN, equal, mmpose, refusal, same, saved
 
-from poise import weights
+from poise.models import weights
 from poise.errors import ConfigError
-from poise.weights import converting, formats
+from poise.models.weights import converting, formats
 
 
 def read(path):

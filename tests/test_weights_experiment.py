@@ -12,13 +12,14 @@ from conftest import ROOT
 from made_joints import make_set
 from small_networks import command_line, small
 
-from poise import PoseEstimator, config, weights
+from poise import PoseEstimator, config
+from poise.models import weights
 from poise.engine import checkpoint
 from poise.errors import ConfigError, DataError
 from poise.models import build_model
-from poise.models.genotypes import Genotype, find_genotype, write_genotype
-from poise.weights.experiment import experiment_of
-from poise.weights.origin import load_trained
+from poise.models.posenas.genotypes import Genotype, find_genotype, write_genotype
+from poise.models.weights.experiment import experiment_of
+from poise.models.weights.origin import load_trained
 
 FAMILIES = ["resnet", "mspn", "posenas", "moganet"]
 

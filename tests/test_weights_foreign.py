@@ -13,8 +13,8 @@ from small_networks import small
 from torch.optim.swa_utils import AveragedModel
 from weight_files import equal, mmpose, module, refusal, same, saved
 
-from poise import weights
-from poise.weights.converting import convert
+from poise.models import weights
+from poise.models.weights.converting import convert
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +213,7 @@ def test_weights_of_known_names_and_strange_sizes(tmp_path, changed):
 
 
 def test_half_a_network_is_not_converted(tmp_path):
-    from poise.weights.converting import convert
+    from poise.models.weights.converting import convert
 
     state = small("mspn").state_dict()
     del state["top.conv.bn.running_mean"]
@@ -223,7 +223,7 @@ def test_half_a_network_is_not_converted(tmp_path):
 
 def test_numbers_in_names_are_not_counted_up_to(tmp_path):
     """Stage 10^900 of a MogaNet."""
-    from poise.weights.families import describe
+    from poise.models.weights.families import describe
 
     names = ["backbone.patch_embed1.projection.0.weight", "backbone.blocks1.0.attn.proj_1.weight", f"backbone.blocks{'9' * 900}.0.attn.proj_1.weight"]
     path = saved(tmp_path / "w.pth", {name: torch.zeros(4, 3, 1, 1) for name in names})

@@ -10,9 +10,10 @@ from filling import filled_input
 from small_networks import EXPERIMENT, batch_norm, filled, mmpose_mspn_names, resnet_names, small
 from weight_files import MSPN, equal, mmpose, module, refusal, saved
 
-from poise import config, weights
+from poise import config
+from poise.models import weights
 from poise.models import build_model
-from poise.weights import families, formats
+from poise.models.weights import families, formats
 
 
 @pytest.fixture(autouse=True)

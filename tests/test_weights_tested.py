@@ -7,7 +7,7 @@ from small_networks import command_line, filled, mmpose_mspn_names, small
 from weight_files import MSPN, mmpose, module, saved
 
 from poise import config
-from poise.engine import test
+from poise.engine import evaluate
 
 FILES = {
     "simplebaseline": ("resnet", lambda: small("resnet").state_dict()),
@@ -29,7 +29,7 @@ def test_released_file_is_tested(tmp_path, small_set, name):
     weights = saved(tmp_path / "w.pth", content())
     cfg = config.load(ROOT / path, [*overrides, "DATASET.ROOT", str(small_set), "OUTPUT_DIR", str(tmp_path / "output"), "LOG_DIR", str(tmp_path / "log"),
                                     "TEST.USE_GT_BBOX", True, "TEST.MODEL_FILE", str(weights), "TEST.PICTURES", 0, "WORKERS", 0, "CPU_THREADS", 1, "GPUS", "(0,)"])
-    metrics = test.run(cfg, path, ["tools/test.py"])
+    metrics = evaluate.run(cfg, path, ["tools/test.py"])
     assert 0 <= metrics["AP"] < 0.2, "filled weights predict nothing"
     logged = next((tmp_path / "output").rglob("test.log")).read_text()
     assert "loaded " in logged and "missing 0, unexpected 0, mismatched 0; recognised as " in logged

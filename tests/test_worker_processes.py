@@ -17,7 +17,7 @@ from tool_processes import own_mounts  # noqa: F401
 from tool_processes import KILL_WORKER, PATIENCE, SMALL_SHARED_MEMORY
 from tool_processes import any_left, assert_none_left, ended, run, started
 
-from poise.datasets import synthetic
+from poise.datasets.synthetic import write
 from poise.engine import train
 from poise.engine.memory import machine_limits
 from poise.errors import PoiseError
@@ -38,7 +38,7 @@ from torch import nn
 def fail(*_):
     raise {error}
 import poise.losses
-poise.losses.JointsMSELoss.forward = fail
+poise.models.losses.JointsMSELoss.forward = fail
 """
 PRINT_WORKERS = """
 import multiprocessing
@@ -299,13 +299,13 @@ def killed(*_):
 
 def test_synthetic_killed_worker_is_named(tmp_path, monkeypatch):
     """multiprocessing's Pool would wait for it forever."""
-    monkeypatch.setattr(synthetic, "_coco_picture", killed)
+    monkeypatch.setattr(write, "_coco_picture", killed)
     with pytest.raises(
         PoiseError,
         match="a process that draws val2017 was killed, probably out of memory: "
         "give fewer --workers",
     ):
-        synthetic.make_coco(tmp_path, {"val2017": 16}, workers=2, progress=False)
+        write.make_coco(tmp_path, {"val2017": 16}, workers=2, progress=False)
 
 
 # memory that runs out -----------------------------------------------------------------------------
@@ -349,19 +349,19 @@ def test_train_out_of_memory_names_keys_and_checkpoint(tiny_experiment, monkeypa
 
 def test_test_out_of_memory_names_keys(tiny_experiment, monkeypatch):
     from poise import config
-    from poise.engine import test
+    from poise.engine import evaluate
 
     run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
 
     def full(*_, **__):
         raise OF_CUDA
 
-    monkeypatch.setattr(test, "predict", full)
+    monkeypatch.setattr(evaluate, "predict", full)
     with pytest.raises(
         PoiseError,
         match=r"lower TEST.BATCH_SIZE_PER_GPU \(8\) or set AMP bf16; a smaller MODEL.IMAGE_SIZE",
     ) as told:
-        test.run(config.load(tiny_experiment, ["GPUS", "()"]), str(tiny_experiment), [])
+        evaluate.run(config.load(tiny_experiment, ["GPUS", "()"]), str(tiny_experiment), [])
     assert "\n" not in str(told.value)
 
 

@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from poise import archives, download, media, writing
+from poise.io import archives, download, files, video
 from poise.errors import DataError
 
 URL = "https://localhost/weights-0123abcd.pth"
@@ -17,26 +17,26 @@ URL = "https://localhost/weights-0123abcd.pth"
 @pytest.fixture
 def known_token(monkeypatch):
     """A token that an attacker has guessed."""
-    monkeypatch.setattr(writing.secrets, "token_hex", lambda count: "0" * 2 * count)
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "0" * 2 * count)
     return "0" * 16
 
 
 def test_replacing_names_are_new_each_time_and_cleaned_up(tmp_path):
     target, parts = tmp_path / "a.json", []
     for content in (b"one", b"two"):
-        with writing.replacing(target) as part:
+        with files.replacing(target) as part:
             assert os.listdir(tmp_path).count(part.name) == 1 and not part.stat().st_size
             part.write_bytes(content)
             parts.append(part.name)
         assert target.read_bytes() == content and os.listdir(tmp_path) == ["a.json"]
     assert parts[0] != parts[1] and str(os.getpid()) not in parts[0].split(".")
-    assert all(re.fullmatch(writing.TEMPORARY_NAME, name) for name in parts)
+    assert all(re.fullmatch(files.TEMPORARY_NAME, name) for name in parts)
 
 
 def test_replacing_files_have_the_permissions_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        with writing.replacing(tmp_path / "a") as part:
+        with files.replacing(tmp_path / "a") as part:
             part.write_bytes(b"")
     finally:
         os.umask(before)
@@ -45,7 +45,7 @@ def test_replacing_files_have_the_permissions_of_the_umask(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 255, "\u00e9" * 127, "\U0001f600" * 63])
 def test_replacing_the_longest_names_are_written(tmp_path, name):
-    with writing.replacing(tmp_path / name) as part:
+    with files.replacing(tmp_path / name) as part:
         part.write_bytes(b"1")
     assert (tmp_path / name).read_bytes() == b"1"
 
@@ -60,10 +60,10 @@ def test_temporary_name_that_is_a_link_is_not_written_through(tmp_path, known_to
     link.symlink_to(victim)
     with pytest.raises(DataError, match="File exists"):
         if what == "replacing":
-            with writing.replacing(folder / "a") as part:
+            with files.replacing(folder / "a") as part:
                 part.write_bytes(b"spoilt")
         elif what == "video":
-            media.VideoWriter(folder / "a.mp4", 25.0).write(np.zeros((48, 64, 3), np.uint8), 0.0)
+            video.VideoWriter(folder / "a.mp4", 25.0).write(np.zeros((48, 64, 3), np.uint8), 0.0)
         else:
             (tmp_path / "a").write_bytes(b"spoilt")
             with tarfile.open(tmp_path / "a.tar", "w") as tar:

@@ -10,11 +10,13 @@ import yaml
 from conftest import ROOT
 from test_download import CONTENT, files, serving
 
-from poise import config, download, zoo
-from poise.engine.logs import run_names
-from poise.engine.test import model_file
+from poise import config
+from poise.io import download
+from poise.models.weights import zoo
+from poise.engine.logger import run_names
+from poise.engine.evaluate import model_file
 from poise.errors import ConfigError, DataError
-from poise.weights import read_state_dict
+from poise.models.weights import read_state_dict
 
 ENTRIES = zoo.read_zoo()
 

@@ -27,7 +27,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from poise.analysis import charts, report
+    from poise.visualization import charts
+    from poise.evaluation.analysis import report
 
     charts.need_matplotlib()        # before the figures are computed, not when they are drawn
     made = report.make([args.results, *([args.compare] if args.compare else [])], args.annotations, args.images, args.pictures, args.dataset)

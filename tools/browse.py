@@ -11,7 +11,7 @@ from poise.errors import ConfigError, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments
+    from poise.cli.arguments import ToolParser, add_experiment_arguments
 
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", metavar="FOLDER", help="where the pictures go; default OUTPUT_DIR/browse and the experiment's name")
@@ -28,12 +28,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from poise.engine import browse, logs
-    from poise.tool_arguments import experiment
+    from poise.engine import browse, logger
+    from poise.cli.arguments import experiment
 
     cfg = experiment(args)
-    logs.start_console()
-    folder = args.output or Path(cfg.OUTPUT_DIR) / "browse" / logs.run_names(cfg, args.cfg)
+    logger.start_console()
+    folder = args.output or Path(cfg.OUTPUT_DIR) / "browse" / logger.run_names(cfg, args.cfg)
     for path in browse.run(cfg, folder, count=args.count, epoch=args.epoch, first=args.first):
         print(path)
     return 0

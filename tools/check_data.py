@@ -11,7 +11,7 @@ from poise.errors import run_tool
 
 
 def main() -> int:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
+    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", metavar="FILE", help="where the page goes; default OUTPUT_DIR/<dataset>/check_data/<experiment>.html")
@@ -20,8 +20,8 @@ def main() -> int:
     add_experiment_arguments(parser)
     args = parser.parse_args()
     cfg = experiment(args)
-    from poise.checking_data import page, run
-    from poise.checking_data.findings import FAULT
+    from poise.datasets.validation import page, run
+    from poise.datasets.validation.findings import FAULT
 
     found, sets = run.check(cfg)
     print(run.report(found))

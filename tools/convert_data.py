@@ -21,10 +21,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.source_format == args.target_format:
         raise ConfigError(f"{args.source_format} {args.target_format}: the two formats are the same")
-    from poise import converters
-    from poise.engine.logs import start_console
-    from poise.skeleton import dataset
-    from poise.text_table import pluralize
+    from poise.datasets import converters
+    from poise.engine.logger import start_console
+    from poise.structures.skeleton import dataset
+    from poise.visualization.tables import pluralize
 
     start_console()
     data = dataset(args.dataset)

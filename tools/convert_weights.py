@@ -11,7 +11,7 @@ FORMATS = ("poise", "simplebaseline", "hrnet", "mspn", "posenas", "moganet", "mm
 
 
 def main() -> int:
-    from poise.tool_arguments import ToolParser, add_overrides
+    from poise.cli.arguments import ToolParser, add_overrides
 
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="weight file to read")
@@ -23,7 +23,7 @@ def main() -> int:
     args = parser.parse_args()
     from poise import config, models
     from poise.errors import ConfigError
-    from poise.weights import converting, experiment
+    from poise.models.weights import converting, experiment
 
     if args.overrides and not args.cfg:
         raise ConfigError(f"{args.overrides[0]}: keys belong to an experiment; give --cfg FILE")

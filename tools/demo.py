@@ -5,11 +5,11 @@ import argparse
 import math
 import os
 
-from poise.errors import DEBUG_VARIABLE, INTERRUPTED, ConfigError, run_tool
+from poise.errors import ConfigError, DEBUG_VARIABLE, INTERRUPTED, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments
+    from poise.cli.arguments import ToolParser, add_experiment_arguments
 
     parser = ToolParser(description=__doc__, epilog="docs/demo.md has examples and the form of the JSON. POISE_DEBUG=1 shows tracebacks.")
     parser.add_argument("--weights", default="", metavar="FILE",
@@ -50,10 +50,10 @@ def main() -> int:
     args = parse_args()
     if args.debug:
         os.environ[DEBUG_VARIABLE] = "1"
-    from poise.tool_arguments import experiment
+    from poise.cli.arguments import experiment
 
     cfg = experiment(args) if args.cfg else None
-    from poise import demo
+    from poise.inference import demo
 
     summary = demo.run(
         cfg, args.cfg, input=args.input, weights=args.weights, boxes=args.boxes, detector=args.detector, detector_weights=args.detector_weights,

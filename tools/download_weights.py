@@ -18,7 +18,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     if not args.names and not args.list:
         parser.error("give NAME or --list")
-    from poise import zoo
+    from poise.models.weights import zoo
 
     source = args.zoo or zoo.ZOO
     entries = zoo.read_zoo(source)

@@ -14,7 +14,7 @@ FORMATS = ("onnx", "torchscript", "torch_export")
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments
+    from poise.cli.arguments import ToolParser, add_experiment_arguments
 
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, metavar="FILE", help="weight file of any family's format, or a checkpoint of a training")
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def pictures(words: list[str]) -> list[str]:
     """The picture files that the words of --images name."""
-    from poise.media import Pictures, open_input
+    from poise.io.video import Pictures, open_input
 
     found: list[str] = []
     for word in words:
@@ -44,11 +44,11 @@ def pictures(words: list[str]) -> list[str]:
 
 def main() -> int:
     args = parse_args()
-    from poise.export import export
-    from poise.export.formats import FORMATS as WRITERS
-    from poise.export.graph import Parts
-    from poise.tool_arguments import experiment
-    from poise.weights.experiment import experiment_of
+    from poise.inference.export import export
+    from poise.inference.export.formats import FORMATS as WRITERS
+    from poise.inference.export.graph import Parts
+    from poise.cli.arguments import experiment
+    from poise.models.weights.experiment import experiment_of
 
     cfg = experiment(args) if args.cfg else experiment_of(args.weights, args.overrides)
     out = Path(args.out) if args.out else Path(args.weights).with_suffix(WRITERS[args.format].ending)

@@ -7,7 +7,7 @@ from poise.errors import ConfigError, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments
+    from poise.cli.arguments import ToolParser, add_experiment_arguments
 
     parser = ToolParser(description="Parameters and operations of an experiment's network, per layer and in total.")
     parser.add_argument("--shape", nargs="+", metavar=("H", "W"),
@@ -32,18 +32,18 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from poise import complexity
-    from poise.tool_arguments import experiment
+    from poise.models import flops
+    from poise.cli.arguments import experiment
 
     cfg = experiment(args)
     if args.shape:
-        args.overrides += complexity.size_overrides(cfg, args.shape[0], args.shape[-1])
+        args.overrides += flops.size_overrides(cfg, args.shape[0], args.shape[-1])
     args.overrides += ["MODEL.INIT_WEIGHTS", False]     # there are no values to set
     cfg = experiment(args)
-    model = complexity.build_unfilled(cfg)
-    tested, trained = (complexity.measure(model, cfg.MODEL.IMAGE_SIZE, rule=args.rule, all_outputs=outputs) for outputs in (False, True))
+    model = flops.build_unfilled(cfg)
+    tested, trained = (flops.measure(model, cfg.MODEL.IMAGE_SIZE, rule=args.rule, all_outputs=outputs) for outputs in (False, True))
     print(f"{cfg.MODEL.NAME} of {args.cfg}")
-    print(complexity.report(tested, trained, depth=0 if args.total_only else args.depth, all_outputs=args.all_outputs))
+    print(flops.report(tested, trained, depth=0 if args.total_only else args.depth, all_outputs=args.all_outputs))
     return 0
 
 

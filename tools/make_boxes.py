@@ -4,7 +4,7 @@ from poise.errors import ConfigError, run_tool
 
 
 def main() -> int:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
+    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=__doc__)
     parser.add_argument("--detector", required=True, metavar="NAME", help="an .onnx detector, or one of torchvision's (fetched at first use); see docs/demo.md")
@@ -19,15 +19,16 @@ def main() -> int:
     if not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold {args.score_threshold:g}: must be from 0 to 1")
     cfg = experiment(args)
-    from poise import detectors, making_boxes
-    from poise.engine.logs import start_console
-    from poise.text_table import pluralize
+    from poise.inference.detectors import torchvision
+    from poise.inference import detect_dataset
+    from poise.engine.logger import start_console
+    from poise.visualization.tables import pluralize
 
     start_console()
-    path = making_boxes.target(cfg, args.out)
-    detect = detectors.build(args.detector, args.device, args.score_threshold, weights=args.detector_weights or None)
-    boxes, images, unread = making_boxes.write(cfg, args.set or cfg.DATASET.TEST_SET, detect, path,
-                                                finds_persons=args.detector in detectors.TORCHVISION)
+    path = detect_dataset.target(cfg, args.out)
+    detect = torchvision.build(args.detector, args.device, args.score_threshold, weights=args.detector_weights or None)
+    boxes, images, unread = detect_dataset.write(cfg, args.set or cfg.DATASET.TEST_SET, detect, path,
+                                                finds_persons=args.detector in torchvision.TORCHVISION)
     failed = f"; {pluralize(unread, 'image')} could not be read" if unread else ""
     print(f"{pluralize(boxes, 'box', 'boxes')} in {pluralize(images, 'image')} written to {path}{failed}")
     return 1 if unread else 0

@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from poise.datasets.synthetic import make_coco, make_mpii  # late: --help needs neither OpenCV nor NumPy
+    from poise.datasets.synthetic.write import make_coco, make_mpii  # late: --help needs neither OpenCV nor NumPy
 
     make, names = (make_coco, ("train2017", "val2017")) if args.format == "coco" else (make_mpii, ("train", "valid"))
     make(args.out, dict(zip(names, (args.train, args.val))), seed=args.seed, workers=args.workers, force=args.force,

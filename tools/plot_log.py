@@ -19,12 +19,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from poise.analysis import log_curves
+    from poise.evaluation.analysis import training_curves
 
-    runs = log_curves.read_logs(args.runs)
-    print(log_curves.summary(runs), end="")
-    output = args.output or log_curves.log_file(args.runs[0]).with_name("curves.png")
-    log_curves.write(runs, output, args.figures)
+    runs = training_curves.read_logs(args.runs)
+    print(training_curves.summary(runs), end="")
+    output = args.output or training_curves.log_file(args.runs[0]).with_name("curves.png")
+    training_curves.write(runs, output, args.figures)
     print(output)
     return 0
 

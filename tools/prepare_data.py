@@ -19,12 +19,12 @@ def main() -> int:
     parser.add_argument("--base", default="", metavar="URL", help="another place that has the same files; sums are checked all the same")
     parser.add_argument("--yes", action="store_true", help="do not ask before fetching")
     args = parser.parse_args()
-    from poise import prepare_data
-    from poise.data_sources import SOURCES
+    from poise.datasets import prepare
+    from poise.datasets.sources import SOURCES
 
     source = SOURCES[args.set]
-    by_hand = prepare_data.prepare(source, args.root or source.root, only=args.only, base=args.base, zipped=args.zipped, keep=args.keep,
-                                   agreed=(lambda question: True) if args.yes else prepare_data.ask)
+    by_hand = prepare.prepare(source, args.root or source.root, only=args.only, base=args.base, zipped=args.zipped, keep=args.keep,
+                                   agreed=(lambda question: True) if args.yes else prepare.ask)
     for line in by_hand:
         print(line)
     return 1 if by_hand else 0

@@ -7,7 +7,7 @@ from poise.errors import run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments
+    from poise.cli.arguments import ToolParser, add_experiment_arguments
 
     parser = ToolParser(
         description="Print every key of an experiment as YAML that --cfg takes, with the default beside each value that is another.")
@@ -22,27 +22,27 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     from poise import config
-    from poise.config import difference
-    from poise.text_table import aligned
-    from poise.tool_arguments import experiment
+    from poise.config import diff
+    from poise.visualization.tables import aligned
+    from poise.cli.arguments import experiment
 
     cfg = experiment(args)
     if args.against:
-        changed = difference.differences(cfg, config.load(args.against))
+        changed = diff.differences(cfg, config.load(args.against))
         print("1 key differs" if len(changed) == 1 else f"{len(changed)} keys differ")
         if changed:
             print(aligned([("key", args.cfg, args.against), *((key, mine, theirs) for key, (mine, theirs) in changed.items())]), end="")
         return 0
-    changed, origins = difference.differences(cfg), difference.origins(cfg, args.cfg)
-    title = f"{args.cfg}: {len(changed)} of {len(dict(difference.flat(cfg)))} keys differ from the defaults"
+    changed, origins = diff.differences(cfg), diff.origins(cfg, args.cfg)
+    title = f"{args.cfg}: {len(changed)} of {len(dict(diff.flat(cfg)))} keys differ from the defaults"
     if args.diff:
         rows = [(key, mine, theirs, origins.get(key, args.cfg)) for key, (mine, theirs) in changed.items()]
         print(title)
         print(aligned([("key", "value", "default", "set by"), *rows]), end="")
         return 0
-    notes = {key: f"default: {default}" if default != difference.ABSENT else "no default" for key, (_, default) in changed.items()}
+    notes = {key: f"default: {default}" if default != diff.ABSENT else "no default" for key, (_, default) in changed.items()}
     print(f"# {title}")
-    print(difference.as_yaml(cfg, notes), end="")
+    print(diff.as_yaml(cfg, notes), end="")
     return 0
 
 

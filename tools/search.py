@@ -5,7 +5,7 @@ from poise.errors import INTERRUPTED, run_tool
 
 
 def main() -> int:
-    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
+    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=__doc__)
     parser.add_argument("--random", nargs="+", default=None, metavar="SEED",
@@ -13,7 +13,7 @@ def main() -> int:
     add_experiment_arguments(parser)
     args = parser.parse_args()
     cfg = experiment(args)
-    from poise.engine import interrupt
+    from poise.engine import signals
     from poise.engine.distributed import joined
     from poise.errors import ConfigError
     from poise.search import run
@@ -27,7 +27,7 @@ def main() -> int:
     with joined() as processes:
         try:
             run.run(cfg, args.cfg, sys.argv, processes)
-        except interrupt.Interrupted as stopped:
+        except signals.Interrupted as stopped:
             print(stopped)
             return INTERRUPTED
     return 0

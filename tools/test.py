@@ -5,8 +5,8 @@ from poise.errors import run_tool
 
 
 def main() -> int:
-    from poise.garbage import no_garbage_collection
-    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
+    from poise.io.files import no_garbage_collection
+    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=f"{__doc__}, also under torchrun")
     parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions here too, as mmpose's tools/test.py does")
@@ -18,9 +18,9 @@ def main() -> int:
     with joined() as processes:
         cfg = experiment(args)
         with no_garbage_collection():
-            from poise.engine import test
+            from poise.engine import evaluate
 
-        test.run(cfg, args.cfg, sys.argv, processes, metrics=args.eval, out=args.out)
+        evaluate.run(cfg, args.cfg, sys.argv, processes, metrics=args.eval, out=args.out)
     return 0
 
 

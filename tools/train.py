@@ -5,8 +5,8 @@ from poise.errors import INTERRUPTED, run_tool
 
 
 def main() -> int:
-    from poise.garbage import no_garbage_collection
-    from poise.tool_arguments import ToolParser, add_experiment_arguments, experiment
+    from poise.io.files import no_garbage_collection
+    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
 
     parser = ToolParser(description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="build everything, take two steps and test one batch; print memory, speed and the time "
@@ -18,14 +18,14 @@ def main() -> int:
     with joined() as processes:
         cfg = experiment(args)
         with no_garbage_collection():
-            from poise.engine import dry_run, interrupt, train
+            from poise.engine import dry_run, signals, train
 
         if args.dry_run:
             dry_run.run(cfg, args.cfg, processes)
             return 0
         try:
             train.run(cfg, args.cfg, sys.argv, processes)
-        except interrupt.Interrupted as stopped:
+        except signals.Interrupted as stopped:
             if processes.main:
                 print(stopped)
             return INTERRUPTED

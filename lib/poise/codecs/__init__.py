@@ -10,7 +10,7 @@ from poise.codecs.codec import Codec, Targets
 from poise.codecs.dark import Dark
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
-from poise.codecs.maxima import dark_kernel
+from poise.codecs.peaks import dark_kernel
 from poise.codecs.megvii import Megvii
 from poise.codecs.udp import Udp
 

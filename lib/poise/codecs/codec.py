@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from poise.codecs.maxima import dark_step, find_maxima, quarter_step, udp_step
+from poise.codecs.peaks import dark_step, find_maxima, quarter_step, udp_step
 
 
 class Targets(NamedTuple):
@@ -49,7 +49,7 @@ class Codec(ABC):
     blur_kernel: int = 11
     empty_cell: int = 0
 
-    unbiased: ClassVar[bool] = False        # crops are UDP's: see poise.geometry
+    unbiased: ClassVar[bool] = False        # crops are UDP's: see poise.structures.crops
     mirror_exact: ClassVar[bool] = False    # heatmaps of a mirrored crop lie right without TEST.SHIFT_HEATMAP
     own_refine: ClassVar[str] = "quarter"   # what TEST.DECODE '' stands for
     amplitude: ClassVar[float] = 1.0        # maximum of a target

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from poise.codecs.codec import Codec, Targets
-from poise.codecs.maxima import blur, find_maxima
+from poise.codecs.peaks import blur, find_maxima
 
 AMPLITUDE = 255.0
 BORDER = 10        # cells of zeros around a map before it is blurred

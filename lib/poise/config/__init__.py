@@ -1,5 +1,5 @@
 """Configuration: keys and defaults (default.py), reading a file (loading.py), checks (checking.py), old files (legacy.py)."""
-from poise.config.default import default_config
+from poise.config.defaults import default_config
 from poise.config.loading import changed, data_path, experiment_name, load
 
 __all__ = ["changed", "data_path", "default_config", "experiment_name", "load"]

@@ -9,12 +9,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from poise.config.checking import check_values
-from poise.config.following import follow_dataset
-from poise.config.default import default_config
+from poise.config.validate import check_values
+from poise.config.datasets import follow_dataset
+from poise.config.defaults import default_config
 from poise.config.legacy import translate_simple_baseline
 from poise.errors import ConfigError, shown_value
-from poise.yaml_files import read_yaml
+from poise.io.yaml_file import read_yaml
 
 BASE_KEY = "_BASE_"
 MAX_BASES = 16      # deep

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import ConfigError, shown, shown_value
-from poise.skeleton import MOST_JOINTS, Skeleton, dataset
+from poise.structures.skeleton import MOST_JOINTS, Skeleton, dataset
 
 SETS = ("train", "val", "test")
 

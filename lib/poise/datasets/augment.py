@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.geometry import PIXEL_STD, extent_to_scale, fit_aspect
-from poise.skeleton import Skeleton
+from poise.structures.crops import PIXEL_STD, extent_to_scale, fit_aspect
+from poise.structures.skeleton import Skeleton
 
 HALF_BODY_MARGIN = 1.5
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Settings of DATASET.*: see poise.config.default for their meaning."""
+    """Settings of DATASET.*: see poise.config.defaults for their meaning."""
 
     flip: bool
     scale_factor: float

@@ -11,25 +11,14 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import data_path
-from poise.datasets.array_cache import Arrays, remembered
-from poise.datasets.coco_files import (
-    DETECTIONS_HINT,
-    ID_FIELDS,
-    OF_ANOTHER,
-    category_id,
-    detection_fault,
-    read_annotations,
-    read_detections,
-    read_entries,
-    read_images,
-    refuse,
-)
-from poise.datasets.places import present_annotation_path
-from poise.datasets.table import PackedNames, PersonTable
+from poise.io.cache import Arrays, remembered
+from poise.datasets.coco_files import DETECTIONS_HINT, ID_FIELDS, OF_ANOTHER, category_id, detection_fault, read_annotations, read_detections, read_entries, read_images, refuse
+from poise.config.datasets import present_annotation_path
+from poise.structures.person_table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError
-from poise.geometry import BOX_MARGIN, FARTHEST, box_to_center_scale
-from poise.json_files import as_id, is_number, with_ids
-from poise.skeleton import DatasetFile, dataset_of
+from poise.structures.crops import BOX_MARGIN, FARTHEST, box_to_center_scale
+from poise.io.json_file import as_id, is_number, with_ids
+from poise.structures.skeleton import DatasetFile, dataset_of
 
 
 def read_table(cfg: CfgNode, split: str, *, detections: bool, margin=BOX_MARGIN) -> PersonTable:

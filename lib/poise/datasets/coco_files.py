@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from poise.archives import name_fault
-from poise.datasets.array_cache import Arrays
-from poise.datasets.table import PackedNames
+from poise.io.archives import name_fault
+from poise.io.cache import Arrays
+from poise.structures.person_table import PackedNames
 from poise.errors import ConfigError, DataError, shown, shown_value
-from poise.garbage import no_garbage_collection
-from poise.geometry import FARTHEST
-from poise.json_files import as_id, field_fault, is_number, read_in_parts, read_json, with_ids
-from poise.skeleton import crowd_flag, find_category
+from poise.io.files import no_garbage_collection
+from poise.structures.crops import FARTHEST
+from poise.io.json_file import as_id, field_fault, is_number, read_in_parts, read_json, with_ids
+from poise.structures.skeleton import crowd_flag, find_category
 
 _LARGEST_BOX = 1e15       # it may reach beyond its image, which it is clipped to
 OF_ANOTHER = "of another category"     # a reason for which an annotation is dropped

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.following import joint_places
-from poise.datasets.decoding import Picture
-from poise.datasets.reading import ImageFolder
-from poise.datasets.table import UNKNOWN, PackedNames, PersonTable
+from poise.config.datasets import joint_places
+from poise.io.decoding import Picture
+from poise.io.images import ImageFolder
+from poise.structures.person_table import PackedNames, PersonTable, UNKNOWN
 from poise.errors import DataError
-from poise.skeleton import dataset_of
+from poise.structures.skeleton import dataset_of
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.datasets.array_cache import Arrays, remembered
-from poise.datasets.places import present_annotation_path, set_files
-from poise.datasets.table import PackedNames, PersonTable
+from poise.io.cache import Arrays, remembered
+from poise.config.datasets import present_annotation_path, set_files
+from poise.structures.person_table import PackedNames, PersonTable
 from poise.errors import DataError, shown
-from poise.geometry import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
-from poise.json_files import field_fault, read_json
-from poise.skeleton import dataset_of
+from poise.structures.crops import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
+from poise.io.json_file import field_fault, read_json
+from poise.structures.skeleton import dataset_of
 
 
 def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from poise import visualize
+from poise.visualization import draw as visualize
 from poise.codecs import build_codec
 from poise.datasets import build_loader, read_set
-from poise.engine.batch import encode_targets
+from poise.engine.targets import encode_targets
 from poise.errors import ConfigError
-from poise.forward import denormalize, normalize
-from poise.skeleton import Skeleton
-from poise.writing import replacing
+from poise.models.forward import denormalize, normalize
+from poise.structures.skeleton import Skeleton
+from poise.io.files import replacing
 
 _COLUMNS = 8        # of the mosaic of joints
 _SMALLEST = 160      # pixels of a drawn crop's shorter side, at least

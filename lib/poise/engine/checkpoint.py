@@ -16,13 +16,14 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise import __version__, weights
+from poise import __version__
+from poise.models import weights
 from poise.config import experiment_name
-from poise.engine.revision import git_revision
+from poise.engine.logger import git_revision
 from poise.errors import DataError, one_line, shown, shown_value
-from poise.skeleton import dataset_of
-from poise.weights.experiment import describe
-from poise.writing import TEMPORARY_NAME, flush_folder
+from poise.structures.skeleton import dataset_of
+from poise.models.weights.experiment import describe
+from poise.io.files import TEMPORARY_NAME, flush_folder
 
 log = logging.getLogger(__name__)
 

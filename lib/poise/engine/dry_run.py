@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from poise import download
+from poise.io import download
 from poise.codecs import build_codec
 from poise.datasets import build_loader
-from poise.engine import device, logs, train
+from poise.engine import device, logger, train
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.memory import machine_limits, peak_memory, training_advice
 from poise.engine.predict import predict
@@ -33,7 +33,7 @@ def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
 
 
 def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
-    logs.start_console(processes.rank)
+    logger.start_console(processes.rank)
     training = train.build(_writing_nothing(cfg), cfg_path, processes)
     if cfg.MODEL.INIT_WEIGHTS and download.is_url(cfg.MODEL.PRETRAINED):
         log.info("MODEL.PRETRAINED is not fetched by a dry run, which takes the same memory and time with random weights")
@@ -73,7 +73,7 @@ def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
         log.info("memory %s: %.2f GB at the peak of training, %.2f GB with the test%s", kind, trained / 1e9, max(peaks) / 1e9, most)
     total = left * seconds[-1] + tests * (start + batches * test_seconds)
     log.info("the whole run: %d steps of %.3f s and %d tests of %d batches of %.3f s after %.3f s, about %s at the pace of the last step, scoring and checkpoints "
-             "not counted; nothing was written", left, seconds[-1], tests, batches, test_seconds, start, logs.span(total))
+             "not counted; nothing was written", left, seconds[-1], tests, batches, test_seconds, start, logger.span(total))
 
 
 def _writing_nothing(cfg: CfgNode) -> CfgNode:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from poise.datasets.persons import close_loaders
+from poise.datasets.loader import close_loaders
 from poise.errors import PoiseError, is_out_of_memory, one_line
 
 _MOST_OF_A_REASON = 200  # characters

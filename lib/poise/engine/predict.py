@@ -14,14 +14,14 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.codecs import build_codec
-from poise.codecs.maxima import find_maxima
-from poise.datasets.persons import BatchLoader
-from poise.engine.batch import encode_targets
+from poise.codecs.peaks import find_maxima
+from poise.datasets.loader import BatchLoader
+from poise.engine.targets import encode_targets
 from poise.engine.distributed import ALONE, Processes
-from poise.forward import forward_flipped, normalize
-from poise.geometry import crop_to_image
-from poise.metrics.pck import heatmap_pck
-from poise.text_table import pluralize
+from poise.models.forward import forward_flipped, normalize
+from poise.structures.crops import crop_to_image
+from poise.evaluation.pck import heatmap_pck
+from poise.visualization.tables import pluralize
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 from yacs.config import CfgNode
 
 from poise.config import default_config
-from poise.config.difference import ABSENT, flat
+from poise.config.diff import ABSENT, flat
 from poise.errors import ConfigError, DataError, shown_value
-from poise.yaml_files import parse_yaml
+from poise.io.yaml_file import parse_yaml
 
 log = logging.getLogger(__name__)
 

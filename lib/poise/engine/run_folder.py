@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
-from poise.engine import logs
+from poise.engine import logger
 from poise.errors import ConfigError, DataError, shown
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def choose(cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callabl
 
     resumes: whether the run continues what a folder holds. Raises ConfigError for a folder in use.
     """
-    first = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
+    first = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
     for number in itertools.count(1):
         folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
         if not os.path.isdir(folder):  # not Path.is_dir, which raises for a name that is too long
@@ -125,7 +125,7 @@ def named(cfg: CfgNode, name: str) -> CfgNode:
 
 def make(cfg: CfgNode, cfg_path: str, results: Sequence[str], lock: Lock) -> Path:
     """Make and lock the folder that was chosen. Raises ConfigError where another run was faster."""
-    folder = logs.make_run_folder(cfg, cfg_path)
+    folder = logger.make_run_folder(cfg, cfg_path)
     if lock.folder != folder:
         lock.take(folder)
         if has_results(folder, results):

@@ -11,40 +11,48 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn
-
 import torch
 from torch import nn
 from yacs.config import CfgNode
-
-from poise import weights
-from poise.checking_data.run import log_look
+from poise.models import weights
+from poise.datasets.validation.run import log_look
 from poise.codecs import build_codec
 from poise.config import data_path, experiment_name
 from poise.datasets import PersonTable, build_loader, read_set
-from poise.datasets.persons import BatchLoader
-from poise.datasets.truth import check_truth
-from poise.engine import checkpoint, device, logs, run_folder
-from poise.engine.average import WeightAverage
-from poise.engine.batch_norm import check_single_sample
-from poise.engine.debug_pictures import DebugPictures
+from poise.datasets.loader import BatchLoader
+from poise.evaluation.ground_truth import check_truth
+from poise.engine import checkpoint, device, logger, run_folder
+from poise.engine.ema import WeightAverage
+from poise.engine.sync_bn import check_single_sample
+from poise.engine.debug_images import DebugPictures
 from poise.engine.distributed import ALONE, Processes, local_processes
-from poise.engine.interrupt import Interrupt, Interrupted
+from poise.engine.signals import Interrupt, Interrupted
 from poise.engine.memory import machine_limits, training_advice
-from poise.engine.optimizer import build_optimizer
-from poise.engine.precision import LossScale
+from poise.engine.optim import build_optimizer
+from poise.engine.amp import LossScale
 from poise.engine.predict import Predictions, predict
-from poise.engine.progress import Progress, cells_of, find_checkpoint, fitting, resumes_in
+from poise.engine.state import Progress, cells_of, find_checkpoint, fitting, resumes_in
 from poise.engine.resuming import check_finished
-from poise.engine.schedule import Schedule
-from poise.engine.score import deciding_text, score
-from poise.engine.step import StepFigures, smallest_part, train_step
-from poise.engine.threads import CpuThreads
+from poise.engine.optim import Schedule
+from poise.engine.evaluate import deciding_text, score
+from poise.engine.device import CpuThreads
 from poise.errors import DataError, PoiseError
-from poise.garbage import no_garbage_collection
-from poise.losses import build_loss
+from poise.io.files import no_garbage_collection
+from poise.models.losses import build_loss
 from poise.models import build_model
-from poise.models.genotypes import write_genotype
-from poise.writing import replacing
+from poise.models.posenas.genotypes import write_genotype
+from poise.io.files import replacing
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from torch.nn.parallel import DistributedDataParallel
+from poise.codecs import Codec
+from poise.datasets.loader import EpochBatches
+from poise.engine.targets import encode_targets
+from poise.engine.device import bare
+from poise.engine.optim import set_learning_rate
+from poise.models.forward import autocast, normalize
+from poise.evaluation.pck import heatmap_pck
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +81,8 @@ class Training:
     scale: LossScale
     average: WeightAverage | None = None
     saved_at: float = 0.0
-    metrics: logs.MetricsFile | None = None
-    board: logs.TensorBoard | None = None
+    metrics: logger.MetricsFile | None = None
+    board: logger.TensorBoard | None = None
     pictures: DebugPictures | None = None
     fault: PoiseError | None = None
     told: set[str] = field(default_factory=set)
@@ -91,7 +99,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     Writes the run folder and the TensorBoard folder of docs/design.md, section 3; returns the run folder, which no other run can use meanwhile. Raises
     Interrupted after Ctrl-C, with a checkpoint written, and PoiseError for what cannot be used. A finished run is left as it is.
     """
-    logs.start_console(processes.rank)
+    logger.start_console(processes.rank)
     with machine_limits("training", training_advice(cfg)), run_folder.Lock() as lock:
         restarted = processes.any(checkpoint.restarted())
         name = processes.from_first(lambda: run_folder.choose(
@@ -130,9 +138,9 @@ def _is_left_to_train(training: Training) -> bool:
 def _run(training: Training, command: list[str]) -> None:
     """Train, with a log in the run folder, which is there."""
     cfg, processes = training.cfg, training.processes
-    logs.add_file(training.folder / "train.log", processes.rank)
+    logger.add_file(training.folder / "train.log", processes.rank)
     limits = machine_limits("training", training_advice(cfg), lambda: training.progress.kept, run_folder.resume_hint(cfg))
-    with logs.errors_in_file(), limits:
+    with logger.errors_in_file(), limits:
         wrap(training)
         if processes.main:
             _begin_records(training, command)
@@ -146,7 +154,7 @@ def _run(training: Training, command: list[str]) -> None:
 @no_garbage_collection()
 def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     """All that a training needs, as it was when its checkpoint was written where there is one to go on from. Writes nothing."""
-    folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
+    folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
     devices = device.choose_devices(cfg, processes)
     restarted = processes.any(checkpoint.restarted())
     saved = processes.from_first(lambda: find_checkpoint(cfg, cfg_path, folder, restarted))
@@ -205,15 +213,15 @@ def _begin_records(training: Training, command: list[str]) -> None:
     """What is run, in the log and in config.yaml; the files that the epochs will write to."""
     t, cfg = training, training.cfg
     checkpoint.tidy(t.folder, t.progress.kept, t.progress.damaged)
-    logs.log_environment(cfg, command)
+    logger.log_environment(cfg, command)
     log.info("%s: %.2f million parameters; %d samples a step%s, epochs %d to %d", cfg.MODEL.NAME, sum(p.numel() for p in t.model.parameters()) / 1e6,
              t.loader.batches.batch_size, f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else "", t.progress.epoch, t.schedule.epochs - 1)
     log.info("schedule: %s", t.schedule)
     # where only the final weights are missing, nothing is trained with the settings of now
     if _is_left_to_train(t) or not (t.folder / "config.yaml").exists():
         _write_origin(t)
-    t.metrics = logs.MetricsFile(t.folder / "metrics.jsonl", t.progress.epoch)
-    t.board = logs.TensorBoard(cfg, t.cfg_path)
+    t.metrics = logger.MetricsFile(t.folder / "metrics.jsonl", t.progress.epoch)
+    t.board = logger.TensorBoard(cfg, t.cfg_path)
     if cfg.DEBUG.DEBUG:
         t.pictures = DebugPictures(cfg, build_codec(cfg), t.loader.crops.table.skeleton)
 
@@ -233,7 +241,7 @@ def _restore_folder(training: Training) -> None:
     if (t.folder / "config.yaml").exists():
         return
     _write_origin(t)
-    logs.add_file(t.folder / "train.log")
+    logger.add_file(t.folder / "train.log")
     log.warning("%s: the run folder was removed during the run; config.yaml is written again, earlier log lines and metrics are lost", t.folder)
 
 
@@ -441,13 +449,13 @@ def _report(training: Training, bar, step: int, rate: float, seconds: float, dat
     bar.set_postfix(loss=f"{mean['train_loss']:.5f}", acc=f"{mean['train_acc']:.3f}", lr=f"{rate:g}", refresh=False)
     log.info("epoch %d/%d [%d/%d]  %.3f s/step (%.3f waiting for data)  %.1f images/s  loss %.6f  accuracy %.3f  lr %g", progress.epoch,
              training.schedule.epochs, progress.step, training.schedule.steps_in(progress.epoch), seconds, data_seconds, samples / seconds, mean["train_loss"], mean["train_acc"], rate,
-             extra=logs.FILE_ONLY if sys.stderr.isatty() else None)
+             extra=logger.FILE_ONLY if sys.stderr.isatty() else None)
     figures = {"train_loss": mean["train_loss"], "train_acc": mean["train_acc"], "learning_rate": rate, "images_per_second": samples / seconds,
                "data_waiting_seconds": data_seconds}
     _keep_fault(training, lambda: training.board.scalars(figures, step + 1))
 
 
-def _show(board: logs.TensorBoard, values: dict[str, float], found: Predictions, table: PersonTable, epoch: int) -> None:
+def _show(board: logger.TensorBoard, values: dict[str, float], found: Predictions, table: PersonTable, epoch: int) -> None:
     """The epoch's figures and its first test batch on the TensorBoard page."""
     train_side = ("epoch", "lr", "train_loss", "train_acc", "images_per_second", "data_time_share")
     board.scalars({name if name.startswith("valid") else f"test/{name}": value for name, value in values.items() if name not in train_side}, epoch)
@@ -465,3 +473,81 @@ def _check_weights(training: Training) -> None:
         if finite and not torch.stack(finite).all():        # one look at a GPU, not hundreds
             raise PoiseError(f"epoch {progress.epoch}: {what} is not finite after the last step; lower TRAIN.LR; "
                              f"{f'the last good checkpoint is {progress.kept}' if progress.kept else 'no checkpoint was written yet'}")
+
+
+if TYPE_CHECKING:
+    from poise.engine.train import Training
+
+_STEPS_OF_A_SEED = 1_000_000_007     # the random numbers of one seed's steps do not meet those of the next one's
+
+
+@dataclass
+class StepFigures:
+    """What is looked at of a part of a step when it is done. right, counted: joints, for the accuracy; own: the process's own samples."""
+
+    loss: torch.Tensor
+    right: torch.Tensor
+    counted: torch.Tensor
+    own: int
+    persons: torch.Tensor
+
+
+def train_step(training: Training, codec: Codec, batch: dict[str, torch.Tensor], before_backward: Callable[[], None]) -> tuple[list[StepFigures], tuple]:
+    """The step progress.step of the epoch, on this process's share of its batch, in parts (TRAIN.ACCUMULATE); progress stays as it is.
+
+    before_backward is called when the first part's loss has been launched. Returns the figures of each part, and what can be shown of
+    the last: (batch, normalised images, its last outputs, targets).
+    """
+    cfg, model, optimizer, progress, processes = training.cfg, training.model, training.optimizer, training.progress, training.processes
+    step = progress.epoch * training.schedule.steps_per_epoch + progress.step
+    own, whole = training.loader.batches.share(progress.step)
+    set_learning_rate(optimizer, training.schedule.rate(step))
+    # stochastic depth draws from it; so a resumed run draws the same, and each process something else
+    torch.manual_seed((cfg.SEED * _STEPS_OF_A_SEED + step * processes.world + processes.rank) % 2**63)
+    figures: list[StepFigures] = []
+    parts = _parts(batch, own, cfg.TRAIN.ACCUMULATE, training.loader.batches.batch_size, whole, processes.world)
+    for number, (part, count) in enumerate(parts):
+        last = number == len(parts) - 1
+        with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
+            images = normalize(cfg, part["images"], training.device)
+            targets = encode_targets(cfg, codec, part, training.device)
+            with autocast(cfg, training.device):
+                outputs = model(images)
+            outputs = tuple(output.float() for output in outputs)
+            loss = training.criterion(outputs, targets)
+            if not number:
+                before_backward()
+                optimizer.zero_grad()
+            # gradients become the mean over processes: by this weight they are those of the mean over the whole batch
+            training.scale.backward(loss * (count * processes.world / whole))
+        with torch.no_grad():
+            figures.append(StepFigures(loss.detach(), *heatmap_pck(outputs[-1].detach(), targets.finest, cells=targets.cells), count, part["person"]))
+    training.scale.step(optimizer)
+    if training.average and not training.scale.left_out():
+        training.average.update(bare(model))
+    return figures, (part, images, outputs[-1].detach(), targets)
+
+
+def smallest_part(batches: EpochBatches, steps: int, parts: int = 1, devices: int = 1) -> int:
+    """Return the fewest samples that a device has in one of the first `steps` batches of an epoch: in the first or the last."""
+    found = []
+    for number in (0, min(steps, batches.count) - 1):
+        own, whole = batches.share(number)
+        rows = {"rows": torch.empty(max(own, 1))}     # a process without own rows has the batch's first
+        for part, _ in _parts(rows, own, parts, batches.batch_size, whole, batches.world):
+            found.append(len(part["rows"].chunk(devices)[-1]))      # as DataParallel divides it
+    return min(found)
+
+
+def _parts(batch: dict[str, torch.Tensor], own: int, parts: int, batch_size: int, whole: int, world: int) -> list[tuple[dict[str, torch.Tensor], int]]:
+    """[(rows of a batch, how many of them are the process's own)]: as many parts in every process, and no more than have something to do.
+
+    A process without rows of its own for a part has its first row there, as the whole share has in EpochBatches. whole: samples of the
+    step; batch_size: of a full one.
+    """
+    if parts == 1:
+        return [(batch, own)]
+    largest, size = -(-whole // world), -(-batch_size // (world * parts))
+    count = -(-largest // size)
+    edges = [own * number // count for number in range(count + 1)]
+    return [({key: rows[a:b] if b > a else rows[:1] for key, rows in batch.items()}, b - a) for a, b in zip(edges, edges[1:])]

@@ -12,7 +12,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models import moganet, mspn, pose_hrnet, pose_res2net, pose_resnet, posenas, simple_baseline
+from poise.models import moganet, mspn, pose_hrnet, pose_res2net, pose_resnet, simple_baseline
+from poise.models.posenas import network
 from poise.models.options import check_extra
 
 # MODEL.NAME -> (builder, the keys of MODEL.EXTRA that it reads)
@@ -20,7 +21,7 @@ MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
     "pose_resnet": (pose_resnet.build, simple_baseline.EXTRA_KEYS),
     "pose_res2net": (pose_res2net.build_v1, simple_baseline.EXTRA_KEYS),
     "pose_res2net_v1b": (pose_res2net.build_v1b, simple_baseline.EXTRA_KEYS),
-    "posenas": (posenas.build, posenas.EXTRA_KEYS),
+    "posenas": (network.build, network.EXTRA_KEYS),
     "moganet": (moganet.build, moganet.EXTRA_KEYS),
     "pose_hrnet": (pose_hrnet.build, pose_hrnet.EXTRA_KEYS),
     "mspn": (mspn.build, mspn.EXTRA_KEYS),
@@ -30,7 +31,7 @@ MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
 def build_model(cfg: CfgNode) -> nn.Module:
     """The network that MODEL.* describes, initialised as its family does when MODEL.INIT_WEIGHTS is true.
 
-    Weights files are not read here: poise.weights does. Raises ConfigError for an unknown network or MODEL.EXTRA key.
+    Weights files are not read here: poise.models.weights does. Raises ConfigError for an unknown network or MODEL.EXTRA key.
     """
     name = cfg.MODEL.NAME
     if name not in MODELS:

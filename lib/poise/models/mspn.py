@@ -7,7 +7,7 @@ Each stage is a ResNet-50 body (the way down) and four units (the way up), both 
 one the finest map of its way up as its input, and two maps a stride that are added to the next way down. Every unit has a
 head; all are supervised, and the last head of the last stage is the prediction.
 
-Differences from the repository: the loss stands outside (poise.losses); in eval mode only the prediction's head runs; with
+Differences from the repository: the loss stands outside (poise.models.losses); in eval mode only the prediction's head runs; with
 EFFICIENT the running statistics of batch norm move once a step instead of twice.
 
 Options of MODEL.EXTRA:
@@ -17,7 +17,7 @@ Options of MODEL.EXTRA:
 - CHANNELS (256): channels of the way up.
 - EFFICIENT (False): compute activations again in the backward pass instead of keeping them (the repository's RUN_EFFICIENT):
   less memory, a second forward pass' time, the same result.
-- PRETRAINED_STAGES ('first'): into which stages poise.weights puts an ImageNet ResNet-50: the 'first' as the authors did,
+- PRETRAINED_STAGES ('first'): into which stages poise.models.weights puts an ImageNet ResNet-50: the 'first' as the authors did,
   or 'all' as mmpose does.
 """
 from __future__ import annotations

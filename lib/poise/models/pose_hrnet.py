@@ -4,14 +4,14 @@ Paper: Sun et al., CVPR 2019, arXiv 1902.09212, section 3. Repository: leoxiaobi
 lib/models/pose_hrnet.py. Keys and figures: tests/golden/models/pose_hrnet_*.json.
 
 Branches of strides 4, 8, 16 and 32 run side by side and are added to each other again and again; heatmaps come from the first.
-Differences from the repository: no weight file is read here (poise.weights does), and a backbone without one is initialised by
+Differences from the repository: no weight file is read here (poise.models.weights does), and a backbone without one is initialised by
 He's rule instead of Normal(0, 0.001), from which small networks learnt more slowly here. With MODEL.PRETRAINED the two are the same.
 
 Options of MODEL.EXTRA, in the layout of the repository's files:
 - STAGE2, STAGE3, STAGE4: NUM_MODULES (each ends with an addition of the branches), NUM_BRANCHES (2, 3 and 4), BLOCK (BASIC or
   BOTTLENECK), and for each branch NUM_BLOCKS and NUM_CHANNELS; FUSE_METHOD is SUM.
 - FINAL_CONV_KERNEL (1): 1 or 3.
-- PRETRAINED_LAYERS (['*']): names of the parts that poise.weights takes from MODEL.PRETRAINED; '*' is all.
+- PRETRAINED_LAYERS (['*']): names of the parts that poise.models.weights takes from MODEL.PRETRAINED; '*' is all.
 - STEM_CHANNELS (Poise, 64): channels of the two convolutions before the branches; the first stage has 4 times as many.
 """
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Source: Xiao, Wu, Wei: Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018, arXiv 1804.06208;
 microsoft/human-pose-estimation.pytorch lib/models/pose_resnet.py. Differences: no weight file is read here
-(poise.weights does), and a backbone without one is initialised by He's rule instead of Normal(0, 0.001), from which deep networks hardly learn.
+(poise.models.weights does), and a backbone without one is initialised by He's rule instead of Normal(0, 0.001), from which deep networks hardly learn.
 """
 from __future__ import annotations
 

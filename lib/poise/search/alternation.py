@@ -13,13 +13,13 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.codecs import build_codec
-from poise.engine.batch import encode_targets
-from poise.engine.optimizer import Adam
-from poise.engine.schedule import set_learning_rate
+from poise.engine.targets import encode_targets
+from poise.engine.optim import Adam
+from poise.engine.optim import set_learning_rate
 from poise.errors import PoiseError
-from poise.forward import normalize
-from poise.losses import build_loss
-from poise.metrics.pck import heatmap_pck
+from poise.models.forward import normalize
+from poise.models.losses import build_loss
+from poise.evaluation.pck import heatmap_pck
 from poise.search.supernet import SearchNetwork, weights_of
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from poise.models.genotypes import EDGES_PER_NODE, INPUTS, NODES, Edges
+from poise.models.posenas.genotypes import EDGES_PER_NODE, Edges, INPUTS, NODES
 from poise.search.space import EDGES, Space
 
 START = 1e-3    # PoseNAS's search begins with all values at this, so all candidates are alike

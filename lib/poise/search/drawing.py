@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from poise.errors import escape_html
-from poise.models.genotypes import EDGES_PER_NODE, INPUTS, NODES, Edges, Genotype
-from poise.writing import replacing
+from poise.models.posenas.genotypes import EDGES_PER_NODE, Edges, Genotype, INPUTS, NODES
+from poise.io.files import replacing
 
 # operation -> (short name, colour); one that is not here is white and has the beginning of its name
 _LOOKS = {

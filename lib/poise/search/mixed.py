@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from poise.models.genotypes import CONCAT, reduction_stride
-from poise.models.posenas_operations import OPERATIONS
+from poise.models.posenas.genotypes import CONCAT, reduction_stride
+from poise.models.posenas.operations import OPERATIONS
 from poise.search.space import EDGES
 
 
@@ -63,7 +63,7 @@ class MixedCell(nn.Module):
     """A cell whose nodes add up all earlier states, each through a MixedOperation: -> (B, 4 width, h, w).
 
     `weights` (E, O) must be set before each call: the probabilities of the cell's kind, which cells of one kind share.
-    The arguments are those of poise.models.posenas_cells.Cell, with the candidates in place of the edges.
+    The arguments are those of poise.models.posenas.cells.Cell, with the candidates in place of the edges.
     """
 
     def __init__(self, candidates: Candidates, preprocess0: nn.Module, preprocess1: nn.Module, width: int, se_reduction: int, reduction: bool = False):

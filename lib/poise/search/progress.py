@@ -8,10 +8,10 @@ from yacs.config import CfgNode
 
 from poise.config import experiment_name
 from poise.engine import checkpoint
-from poise.engine.progress import Progress, fitting
+from poise.engine.state import Progress, fitting
 from poise.engine.resuming import IN_SEARCH, check_settings
 from poise.errors import DataError, PoiseError
-from poise.models.genotypes import Genotype
+from poise.models.posenas.genotypes import Genotype
 from poise.search.alternation import Alternation
 from poise.search.space import Space
 

@@ -12,12 +12,12 @@ from yacs.config import CfgNode
 
 from poise import __version__
 from poise.config import experiment_name
-from poise.engine import logs
-from poise.models.genotypes import EDGES_PER_NODE, INPUTS, NODES, Genotype, write_genotype
+from poise.engine import logger
+from poise.models.posenas.genotypes import EDGES_PER_NODE, Genotype, INPUTS, NODES, write_genotype
 from poise.search.architecture import Probabilities, derive_cells, entropy
 from poise.search.drawing import write_drawing
 from poise.search.space import EDGES, Space
-from poise.text_table import aligned
+from poise.visualization.tables import aligned
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ class Records:
 
     def __init__(self, cfg: CfgNode, cfg_path: str, folder: Path, space: Space, begin_epoch: int):
         self.cfg, self.cfg_path, self.folder, self.space = cfg, cfg_path, folder, space
-        self.file = logs.MetricsFile(folder / "search.jsonl", begin_epoch)
-        self.board = logs.TensorBoard(cfg, cfg_path)
+        self.file = logger.MetricsFile(folder / "search.jsonl", begin_epoch)
+        self.board = logger.TensorBoard(cfg, cfg_path)
 
     def warm_up(self, figures: dict[str, Any]) -> None:
         """The records of an epoch that trained the weights alone: all candidates are still alike and stand for no genotype."""
@@ -71,7 +71,7 @@ class Records:
         changed = changed_edges(genotype, before, self.space)
         for kind, table in found.items():
             log.info("epoch %d, %s: probabilities in per cent, and how undecided the edge is; * for the genotype's edges\n%s", epoch, kind,
-                     probability_table(self.space, kind, table, genotype), extra=logs.FILE_ONLY)
+                     probability_table(self.space, kind, table, genotype), extra=logger.FILE_ONLY)
         log.info("undecided: %s%s", ", ".join(f"{kind} {100 * values.mean():.2f} %" for kind, values in undecided.items()),
                  "" if changed is None else f"; {changed} of {8 * len(found)} edges are others than an epoch ago")
         for kind in found:

@@ -11,24 +11,24 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from poise.checking_data.findings import Findings
-from poise.checking_data.run import check_scored
+from poise.datasets.validation.findings import Findings
+from poise.datasets.validation.run import check_scored
 from poise.datasets import build_loader, read_set
-from poise.datasets.persons import BatchLoader
-from poise.datasets.truth import check_truth
+from poise.datasets.loader import BatchLoader
+from poise.evaluation.ground_truth import check_truth
 from poise.engine import device as devices
-from poise.engine import logs, run_folder
-from poise.engine.batch_norm import check_single_sample
+from poise.engine import logger, run_folder
+from poise.engine.sync_bn import check_single_sample
 from poise.engine.distributed import ALONE, Processes
-from poise.engine.interrupt import Interrupt, Interrupted
+from poise.engine.signals import Interrupt, Interrupted
 from poise.engine.memory import machine_limits
 from poise.engine.predict import predict
 from poise.engine.resuming import check_finished
-from poise.engine.score import score
-from poise.engine.step import smallest_part
-from poise.engine.threads import CpuThreads
+from poise.engine.evaluate import score
+from poise.engine.train import smallest_part
+from poise.engine.device import CpuThreads
 from poise.errors import ConfigError, DataError, PoiseError
-from poise.models.genotypes import Genotype, write_genotype
+from poise.models.posenas.genotypes import Genotype, write_genotype
 from poise.search import split
 from poise.search.alternation import Alternation
 from poise.search.architecture import probabilities
@@ -38,7 +38,7 @@ from poise.search.records import LAST, PICTURE, Records, plain_config
 from poise.search.space import Space
 from poise.search.supernet import build, weights_of
 from poise.search.trial import measure, search_advice
-from poise.writing import replacing
+from poise.io.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     split.json, search.log, search.jsonl, search.pth, config.yaml, results/; and a TensorBoard folder as training does. Raises
     Interrupted after Ctrl-C, with a checkpoint written, and PoiseError for what cannot be used. A finished search is left as it is.
     """
-    logs.start_console(processes.rank)
+    logger.start_console(processes.rank)
     if processes.world > 1:
         raise ConfigError("a search is one process; start it without torchrun")
     with machine_limits("search", search_advice(cfg)), run_folder.Lock() as lock:
@@ -86,7 +86,7 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
     """The search, in the folder of its RUN_NAME."""
     loading = _as_training(cfg)
     space = Space.from_config(cfg)
-    folder = Path(cfg.OUTPUT_DIR) / logs.run_names(cfg, cfg_path)
+    folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
     found = devices.choose_devices(cfg)
     device = found[0]
     if len(found) > 1:
@@ -129,9 +129,9 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
         return progress.genotype
 
     run_folder.make(cfg, cfg_path, run_folder.SEARCH, lock)
-    logs.add_file(folder / "search.log")
-    with logs.errors_in_file():
-        logs.log_environment(loading, command)
+    logger.add_file(folder / "search.log")
+    with logger.errors_in_file():
+        logger.log_environment(loading, command)
         _write_origin(cfg, folder, halves)
         records = Records(cfg, cfg_path, folder, space, progress.epoch)
         search = Search(cfg, cfg_path, folder, halves, space, alternation, *loaders, test_loader, threads, progress, records)
@@ -147,8 +147,8 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
 
 def write_random(cfg: CfgNode, cfg_path: str, seeds: list[int]) -> None:
     """Write random_<seed>.json, a genotype drawn from the search's space, and its picture for each seed into the run folder."""
-    logs.start_console()
-    space, folder = Space.from_config(cfg), logs.make_run_folder(cfg, cfg_path)
+    logger.start_console()
+    space, folder = Space.from_config(cfg), logger.make_run_folder(cfg, cfg_path)
     for seed in seeds:
         drawn = space.random(seed)
         genotype = space.genotype({kind: drawn.cells()[kind] for kind in space.operations}, {**drawn.meta, "config": plain_config(cfg)})
@@ -186,7 +186,7 @@ def _announce(search: Search, cost) -> None:
         seconds += turns * (search.steps_in(epoch) - (progress.step if epoch == progress.epoch else 0))
     log.info("first batch: %s", cost)
     log.info("epochs %d to %d, architecture from epoch %d on; %d and %d steps an epoch; about %s at this pace, tests not counted", progress.epoch,
-             s.EPOCHS - 1, s.INIT_EPOCHS, search.steps_in(0), search.steps_in(s.EPOCHS - 1), logs.span(seconds))
+             s.EPOCHS - 1, s.INIT_EPOCHS, search.steps_in(0), search.steps_in(s.EPOCHS - 1), logger.span(seconds))
 
 
 def _epochs(search: Search, interrupt: Interrupt) -> None:
@@ -237,7 +237,7 @@ def _save(search: Search) -> None:
     folder = search.folder
     if not (folder / "config.yaml").exists():
         _write_origin(search.cfg, folder, search.halves)
-        logs.add_file(folder / "search.log")
+        logger.add_file(folder / "search.log")
         log.warning("%s: the run folder was removed during the search; config.yaml and %s are written again, the rest is lost", folder, split.NAME)
     search.progress.keep(search.folder / NAME, search.cfg, search.cfg_path, search.alternation, search.space)
 
@@ -279,7 +279,7 @@ def search_one_epoch(search: Search, interrupt: Interrupt) -> None:
             bar.update()
             if progress.step % cfg.PRINT_FREQ == 0 or progress.step == steps:
                 log.info("epoch %d/%d [%d/%d]  %.3f s/step (%.3f waiting for data)  %s", epoch, cfg.SEARCH.EPOCHS, progress.step, steps, seconds, waited,
-                         _losses(progress.averages()), extra=logs.FILE_ONLY if sys.stderr.isatty() else None)
+                         _losses(progress.averages()), extra=logger.FILE_ONLY if sys.stderr.isatty() else None)
             if interrupt.asked:
                 return
             search.threads.look()

@@ -15,8 +15,8 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.genotypes import CELLS, EDGES_PER_NODE, INPUTS, NODES, Edges, Genotype, find_genotype
-from poise.models.posenas_operations import OPERATIONS, STRIDE_BLIND
+from poise.models.posenas.genotypes import CELLS, EDGES_PER_NODE, Edges, Genotype, INPUTS, NODES, find_genotype
+from poise.models.posenas.operations import OPERATIONS, STRIDE_BLIND
 
 # (node, source state) of every edge, in the order of the rows of the architecture values
 EDGES = tuple((node, source) for node in range(INPUTS, INPUTS + NODES) for source in range(node))

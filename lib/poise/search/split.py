@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 
 from poise.datasets import PersonTable
 from poise.errors import DataError
-from poise.json_files import read_json
-from poise.writing import replacing
+from poise.io.json_file import read_json
+from poise.io.files import replacing
 
 NAME = "split.json"
 _ANEW = "to begin anew, remove search.pth beside it or set AUTO_RESUME False"

@@ -10,10 +10,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.genotypes import CELLS, CONCAT
+from poise.models.posenas.genotypes import CELLS, CONCAT
 from poise.models.options import check_extra, check_sizes
-from poise.models.posenas import EXTRA_KEYS, PoseNAS, se_reduction_of
-from poise.models.posenas_cells import Cell, DecoderStage, EncoderCells
+from poise.models.posenas.network import EXTRA_KEYS, PoseNAS, se_reduction_of
+from poise.models.posenas.cells import Cell, DecoderStage, EncoderCells
 from poise.search.architecture import new_values
 from poise.search.mixed import Candidates, MixedCell, without_affine
 from poise.search.space import Space

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from yacs.config import CfgNode
 
-from poise.bounded_reading import memory_present
+from poise.io.files import memory_present
 from poise.engine import device as devices
 from poise.engine.memory import machine_limits, peak_memory
 from poise.search.alternation import Alternation

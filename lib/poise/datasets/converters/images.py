@@ -1,0 +1,219 @@
+"""What all formats can say: pictures, their size, and persons with a box and joints."""
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from poise.io.files import read_bytes
+from poise.io import image_header
+from poise.io.decoding import Picture
+from poise.io.images import ImageFolder, MAX_ENCODED_BYTES
+from poise.errors import DataError, shown
+from poise.structures.crops import FARTHEST
+from poise.io.images import is_picture_name
+
+log = logging.getLogger(__name__)
+
+_MARGIN = 0.1       # of the joints' extent, where nobody drew a box
+_MAX_KINDS = 10     # of what was left out, that are listed
+_MAX_REASONS = 1000  # counted apart; labels are as many as the file has
+_OTHER = "other labels"
+_ONE = re.compile(r"\A(?:(box)es|((?:crowd |other |more )?\w+)s)\b")
+
+
+@dataclass
+class LabelledPerson:
+    """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where it is not labelled."""
+
+    box: np.ndarray
+    keypoints: np.ndarray
+
+
+@dataclass
+class LabelledPicture:
+    """name: relative to the image folder. width, height: in pixels."""
+
+    name: str
+    width: int
+    height: int
+    persons: list[LabelledPerson] = field(default_factory=list)
+
+
+def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
+    """{file of a picture's labels: the picture's name}. Raises DataError for two pictures that would share one, a.jpg and a.png."""
+    found: dict[str, str] = {}
+    for name in names:
+        file = PurePosixPath(name).with_suffix(ending).as_posix()
+        if file in found:
+            raise DataError(f"{shown(found[file])} and {shown(name)} have their labels in one file, {shown(file)}; rename one of the pictures")
+        found[file] = name
+    return found
+
+
+class LeftOut(Counter[str]):
+    """How many shapes a reader leaves out for each reason, which begins with a plural noun."""
+
+    def add(self, reason: str, count: int = 1) -> None:
+        """Count shapes; the memory stays small whatever labels a file has."""
+        reason = shown(reason, 80)
+        is_counted = reason in self or len(self) < _MAX_REASONS
+        self[reason if is_counted else _OTHER] += count
+
+
+def describe_left_out(left: LeftOut) -> str:
+    """Return what a reader left out, with numbers; '' for nothing."""
+    kinds = sorted((+left).items())
+    if len(kinds) > _MAX_KINDS:     # those there are most of
+        kinds = [*(+left).most_common(_MAX_KINDS), (len(kinds) - _MAX_KINDS, "more kinds")]
+    return ", ".join(f"{count} {_for_count(reason, count)}" for reason, count in kinds)
+
+
+def _for_count(reason: str, count: int) -> str:
+    return _ONE.sub(r"\1\2", reason, count=1) if count == 1 else reason
+
+
+def tell_left_out(where: str | Path, left: LeftOut) -> None:
+    """What a reader has left out, with numbers, as one warning."""
+    if +left:
+        log.warning("%s", f"{where}: left out: {describe_left_out(left)}")
+
+
+def match_boxes(
+    where: str, boxes: Sequence[tuple[Any, np.ndarray]], persons: Sequence[Any]
+) -> list[np.ndarray | None]:
+    """Return each person's box, None for a person without one.
+
+    boxes: (group, box (4,)). persons: the group of each. None stands for no group: such a box
+    belongs to the only person without one, and such a person to the only box that is left. Raises
+    DataError where there are several.
+    """
+    box_groups = Counter(group for group, _ in boxes if group is not None)
+    person_groups = Counter(group for group in persons if group is not None)
+    for group, count in box_groups.items():
+        if count > 1 or person_groups[group] > 1:
+            what = "two boxes" if count > 1 else "a box and two persons"
+            raise DataError(
+                f"{where}: {what} have the group_id {shown(group, 40)}; give each person's points "
+                "and box a group_id of their own"
+            )
+    unused = {group: box for group, box in boxes if group is not None}
+    found = [None if group is None else unused.pop(group, None) for group in persons]
+    free_boxes = [box for group, box in boxes if group is None]
+    free_persons = [place for place, group in enumerate(persons) if group is None]
+    if len(free_boxes) == len(free_persons) == 1:
+        found[free_persons[0]] = free_boxes[0]
+        free_boxes, free_persons = [], []
+    rest = [*unused.values(), *free_boxes]
+    without = [place for place, box in enumerate(found) if box is None]
+    if not rest or not without or not (free_boxes or free_persons):
+        return found
+    if len(rest) > 1 or len(without) > 1:
+        raise DataError(
+            f"{where}: boxes without a person: {len(rest)}, persons without a box: {len(without)}, "
+            "and some have no group_id; give each person's points and box a group_id of their own"
+        )
+    found[without[0]] = rest[0]
+    return found
+
+
+def box_around(keypoints: np.ndarray, width: float, height: float) -> np.ndarray:
+    """The box (4,) around the labelled joints (J, 3), a tenth larger on each side, within the picture."""
+    points = keypoints[keypoints[:, 2] > 0, :2]
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = _MARGIN * np.maximum(high - low, 0.05 * max(width, height))
+    low, high = np.maximum(low - margin, 0), np.minimum(high + margin, [width, height])
+    return np.concatenate([low, high - low])
+
+
+class ImageSize(NamedTuple):
+    """Width and height of an image as read with DATASET.EXIF False (stored) and True (upright)."""
+
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    orientation: int
+
+
+def image_size(path: Path) -> ImageSize:
+    """Read the size of an image file, with few exceptions from its header. Raises DataError."""
+    data = read_bytes(path, "image", MAX_ENCODED_BYTES)
+    size = image_header.claimed_size(data)
+    if size is None or 0 in size:
+        raise DataError(
+            f"{path}: not an image that is read ({image_header.FORMATS} are); "
+            "save it as JPEG, or remove it from the folder"
+        )
+    orientation = image_header.exif_orientation(data)
+    if orientation < 5:
+        return ImageSize(size, size, orientation)
+    if data.startswith((b"\xff\xd8", b"\x89PNG")):
+        return ImageSize(size, size[::-1], orientation)
+    if image_header.fault(data):
+        return ImageSize(size, size, orientation)
+    # OpenCV's versions differ in when they turn WebP, and they turn TIFF always
+    decoded = [Picture(data, exif=exif).pixels for exif in (False, True)]
+    stored, upright = (size if pixels is None else pixels.shape[1::-1] for pixels in decoded)
+    return ImageSize(stored, upright, orientation)
+
+
+def image_sizes(folder: Path) -> dict[str, ImageSize]:
+    """Return {name: size} of the images in a folder and those below it, by name.
+
+    Raises DataError.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such image folder")
+    paths = sorted(path for path in folder.rglob("*") if is_picture_name(path))
+    if not paths:
+        raise DataError(f"{folder}: has no images")
+    return {path.relative_to(folder).as_posix(): image_size(path) for path in paths}
+
+
+def check_sizes(where: str | Path, pictures: Sequence[LabelledPicture], folder: Path) -> None:
+    """Compare labels that name their image's size with the image files below `folder`.
+
+    Raises DataError for a missing image and for one of another size. Logs which DATASET.EXIF the
+    labels need, if any image has an EXIF orientation.
+    """
+    turned: Counter[str] = Counter()
+    for picture in pictures:
+        if not (folder / picture.name).is_file():
+            hint = ImageFolder(folder).other_spelling(picture.name)
+            raise DataError(f"{where}: {folder} has no image {shown(picture.name)}{hint}")
+        size, labeled = image_size(folder / picture.name), (picture.width, picture.height)
+        if labeled not in (size.stored, size.upright):
+            raise DataError(
+                f"{where}: the labels are of an image of {labeled[0]} x {labeled[1]} pixels, "
+                f"and {folder / picture.name} has {size.upright[0]} x {size.upright[1]}; give the "
+                "images that were labeled"
+            )
+        if size.orientation > 1 and size.stored == size.upright:
+            turned["both sizes equal: set DATASET.EXIF True if upright images were labeled"] += 1
+        elif size.orientation > 1 and labeled == size.upright:
+            turned["labels of the upright image: set DATASET.EXIF True"] += 1
+        elif size.orientation > 1:
+            turned["labels of the stored pixels: set DATASET.EXIF False"] += 1
+    for text, count in turned.items():
+        log.warning(
+            "%s",
+            f"{folder}: images with an EXIF orientation: {count} of {len(pictures)}; {text}",
+        )
+
+
+def numbers(values: Iterable[object], where: str, what: str) -> list[float]:
+    """Values of a file as finite numbers that can be pixels, or DataError."""
+    found = []
+    for value in values:
+        try:
+            found.append(float(value) if not isinstance(value, bool) else float("nan"))     # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            found.append(float("nan"))
+        if not abs(found[-1]) < FARTHEST:
+            raise DataError(f"{where}: {what} has {shown(value, 40)} where a number is needed")
+    return found

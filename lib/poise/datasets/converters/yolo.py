@@ -1,0 +1,105 @@
+"""YOLO-pose text (https://docs.ultralytics.com/datasets/pose/): a .txt for each image, a line for each person.
+
+Class, centre x, y, width and height of the box, then x, y and the flag of each joint, or x and y alone; all but class and flags as shares of the image. Joints
+without flags are taken as seen, those at 0, 0 as not labelled. Class 0 is read. An image without a file has nobody in it. Areas are not kept.
+Sizes are those of the upright image, which ultralytics and labelling tools read.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from poise.io.files import read_bytes
+from poise.datasets.converters.images import LabelledPerson, LabelledPicture, LeftOut, image_sizes, label_files, numbers
+from poise.errors import DataError
+from poise.structures.skeleton import DatasetFile
+from poise.io.files import replacing
+
+log = logging.getLogger(__name__)
+
+CLASS = 0
+PERSON = f"a person is a line of class {CLASS}"
+_MOST_BYTES = 1 << 24
+_LISTS = ("classes.txt", "train.txt", "val.txt")  # labels only of an image of that name
+
+
+def read(
+    folder: Path, data: DatasetFile, images: Path | None = None
+) -> tuple[list[LabelledPicture], LeftOut]:
+    """The pictures of `images`, which must be given: the text does not say how large they are."""
+    if images is None:
+        raise DataError(f"{folder}: YOLO's text is relative to the size of the images; give their folder with --images")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of YOLO's text files")
+    sizes = image_sizes(images)
+    by_text = label_files(sizes, ".txt")
+    texts = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt"))
+    strange = [text for text in texts if text not in by_text and Path(text).name not in _LISTS]
+    if strange:
+        raise DataError(f"{folder / strange[0]}: {images} has no image of this name{f', nor for {len(strange) - 1} more files' if len(strange) > 1 else ''}")
+    pictures = []
+    there = set(texts)
+    left = LeftOut()
+    for text, name in by_text.items():
+        picture = LabelledPicture(name, *sizes[name].upright)
+        if text in there:
+            lines = read_bytes(folder / text, "label file", _MOST_BYTES).decode("utf-8", "replace").splitlines()
+            for number, line in enumerate(lines, 1):
+                values = numbers(line.split(), f"{folder / text}, line {number}", "it")
+                if values and values[0] != CLASS:
+                    left.add(f"objects of class {values[0]:g}")
+                elif values:
+                    person = _person(
+                        values, picture, data.skeleton.num_joints, f"{folder / text}, line {number}"
+                    )
+                    if (person.keypoints[:, 2] > 0).any():
+                        picture.persons.append(person)
+                    else:
+                        left.add("persons without a labelled joint")
+        pictures.append(picture)
+    turned = sum(sizes[picture.name].orientation > 1 for picture in pictures)
+    if turned:
+        log.warning(
+            "%s",
+            f"{images}: images with an EXIF orientation: {turned} of {len(pictures)}; the labels "
+            "are taken as those of the upright images: set DATASET.EXIF True",
+        )
+    return pictures, left
+
+
+def _person(values: list[float], picture: LabelledPicture, joints: int, where: str) -> LabelledPerson:
+    with_flags = len(values) == 5 + 3 * joints
+    if not with_flags and len(values) != 5 + 2 * joints:
+        raise DataError(f"{where}: has {len(values)} numbers, expected {5 + 3 * joints} (class, box, {joints} joints x 3) or {5 + 2 * joints} (without flags)")
+    size = np.array([picture.width, picture.height], np.float64)
+    if max(map(abs, values[1:5])) > 2:
+        raise DataError(f"{where}: the box {values[1:5]} is not given as shares of the image")
+    if min(values[3:5]) < 0:
+        raise DataError(
+            f"{where}: the box {values[1:5]} has a negative width or height; correct or remove it"
+        )
+    centre, extent = np.array(values[1:3]) * size, np.array(values[3:5]) * size
+    points = np.array(values[5:]).reshape(joints, -1)
+    flags = points[:, 2] if with_flags else np.where((points != 0).any(axis=1), 2.0, 0.0)
+    if not np.isin(flags, (0, 1, 2)).all():
+        raise DataError(f"{where}: has a flag that is none of 0, 1 and 2")
+    if np.abs(points[flags > 0, :2]).max(initial=0) > 2:
+        raise DataError(f"{where}: joints are not given as shares of the image")
+    return LabelledPerson(np.concatenate([centre - extent / 2, extent]), np.column_stack([points[:, :2] * size * (flags > 0)[:, None], flags]))
+
+
+def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
+    """With flags, to eight digits: a ten-thousandth of a pixel of any picture."""
+    files = label_files((picture.name for picture in pictures), ".txt")
+    for file, picture in zip(files, pictures):
+        size = np.array([picture.width, picture.height], np.float64)
+        lines = []
+        for person in picture.persons:
+            box = np.concatenate([(person.box[:2] + person.box[2:] / 2) / size, person.box[2:] / size])
+            joints = [f"{x:.8f} {y:.8f} {flag:.0f}" for (x, y), flag in zip(person.keypoints[:, :2] / size, person.keypoints[:, 2])]
+            lines.append(" ".join([str(CLASS), *(f"{value:.8f}" for value in box), *joints]) + "\n")
+        with replacing(folder / file) as part:
+            part.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,349 @@
+"""Samples and batches: crops of persons, made in worker processes, the same whatever their number.
+
+A sampler's key is (epoch, sample): it carries all that a worker needs to draw the sample's random numbers, which come from a
+generator seeded by (seed, epoch, sample) and from nothing else. Sample n of N persons is person n; where persons come more than once in
+an epoch, samples n + N, n + 2 N, ... are person n too, each cut out in its own way.
+"""
+from __future__ import annotations
+
+import atexit
+import gc
+import math
+import signal
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from multiprocessing.queues import Queue
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.random  # noqa: F401  NumPy loads it when it is first used: here, so that workers share its memory
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from poise.datasets.augment import Augmentation
+from poise.io.decoding import Picture
+from poise.io.images import ImageFolder
+from poise.structures.person_table import PersonTable
+from poise.structures.warp import warp
+from poise.datasets.worker_end import end_with_parent
+from poise.errors import DataError
+from poise.structures.crops import crop_matrix, transform_points
+
+Key = tuple[int, int]
+Place = tuple[np.ndarray, np.ndarray, float, bool]      # centre (2,), scale (2,), rotation, mirrored: see cut_matrix
+
+
+class PersonCrops(Dataset):
+    """Crops (H, W, 3) uint8 of the persons of a table, with their joints in crop pixels."""
+
+    def __init__(self, table: PersonTable, images: ImageFolder, *, image_size, rgb: bool, seed: int, augmentation: Augmentation | None = None,
+                 unbiased: bool = False):
+        self.table = table
+        self.images = images
+        self.image_size = tuple(int(v) for v in image_size)
+        self.rgb = rgb
+        self.seed = seed
+        self.augmentation = augmentation
+        self.unbiased = unbiased
+        self.flip_order = table.skeleton.flip_order
+        self._held: tuple[int, Picture] | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, torch.Tensor] | DataError:
+        """A batch: images (B, H, W, 3) uint8, joints (B, J, 2) float32 crop pixels, visible (B, J) float32 (0, 1 or 2), person (B,) int64.
+
+        An unreadable image comes back as the error itself: raised here, a loader would wrap it in a worker's traceback.
+        """
+        width, height = self.image_size
+        count, joints = len(keys), self.table.skeleton.num_joints
+        images = _room(count, height, width, 3)
+        batch = {
+            "images": images.numpy(),
+            "joints": np.zeros((count, joints, 2), np.float32),
+            "visible": np.zeros((count, joints), np.float32),
+            "person": np.array([sample % len(self) for _, sample in keys], np.int64),
+        }
+        # draws before the first image, joints after the last: decoding drives all else out of the processor's caches, and makes it several times as slow
+        places = [self._place(*key, joints, visible) for key, joints, visible in zip(keys, batch["joints"], batch["visible"])]
+        matrices = {}
+        of_image: dict[int, list[int]] = {}      # an image is decoded once, wherever its persons stand in the batch
+        for row, person in enumerate(batch["person"]):
+            of_image.setdefault(int(self.table.image_index[person]), []).append(row)
+        try:
+            for index, rows in of_image.items():
+                picture = self._picture(index)
+                for row in rows:
+                    matrices[row] = self._crop(picture, places[row], batch["images"][row], whole=len(rows) > 1)
+                    if matrices[row] is None:
+                        raise self.images.undecodable(self.table.image_names[index])
+        except DataError as error:
+            return error
+        if self.table.labelled:     # otherwise they are zeros already
+            for row, matrix in matrices.items():
+                batch["joints"][row], batch["visible"][row] = self._labels(batch["person"][row], matrix, mirrored=places[row][3])
+        return {key: images if key == "images" else _shared(torch.from_numpy(value)) for key, value in batch.items()}
+
+    def _picture(self, index: int) -> Picture:
+        """An image of the table. The last one is kept: in the order of a test the next batch may begin with it."""
+        if self._held is None or self._held[0] != index:
+            self._held = (index, self.images.open(self.table.image_names[index]))
+        return self._held[1]
+
+    def _place(self, epoch: int, sample: int, joints: np.ndarray, visible: np.ndarray) -> Place:
+        """Centre, scale, rotation and mirror of a sample; joints and visible are those of a person without labels."""
+        table, person = self.table, sample % len(self)
+        center, scale = table.center[person], table.scale[person]
+        if self.augmentation is None:
+            return center, scale, 0.0, False
+        if table.labelled:
+            joints, visible = table.joints[person], table.visible[person]
+        rng, aspect = np.random.default_rng((self.seed, epoch, sample)), self.image_size[0] / self.image_size[1]
+        return self.augmentation.draw(rng, center, scale, joints, visible, table.skeleton, aspect, table.extent[person])
+
+    def _crop(self, picture: Picture, place: Place, out: np.ndarray, whole: bool) -> np.ndarray | None:
+        """Cut the crop `out` (H, W, 3) and return its matrix; None where the image cannot be decoded.
+
+        whole: decode all of the image, for other persons need it too; otherwise no more than the crop needs.
+        """
+        if picture.size is None:
+            return None
+        matrix = cut_matrix(picture.size[0], *place, self.image_size, self.unbiased)
+        image = picture.pixels if whole else picture.with_region(needed_region(matrix, self.image_size, picture.size))
+        if image is None:
+            return None
+        warp(image, matrix, self.image_size, out, self.rgb)
+        return matrix
+
+    def _labels(self, person: int, matrix: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Joints (J, 2) in the crop, zeros where not labelled, and visible (J,)."""
+        joints, visible = transform_points(self.table.joints[person], matrix), self.table.visible[person]
+        if mirrored:
+            joints, visible = joints[self.flip_order], visible[self.flip_order]
+        return joints * (visible > 0)[:, None], visible
+
+
+def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size,
+        unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it: see cut_matrix.
+
+    Raises DataError for an image of a side of 32,767 pixels or more with OpenCV 4, which cannot.
+    """
+    matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
+    try:
+        return warp(image, matrix, tuple(size)), matrix
+    except cv2.error:
+        raise DataError(f"OpenCV {cv2.__version__} cannot cut persons out of an image of {image.shape[1]} x {image.shape[0]} pixels; make it smaller, or install "
+                        "OpenCV 5") from None
+
+
+def cut_matrix(width: int, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size, unbiased: bool = False) -> np.ndarray:
+    """Matrix (2, 3) from an image of this width to the crop of `size` (width, height).
+
+    `center` is of the image as it is; when `mirrored`, the mirror is part of the matrix, so no mirrored copy of the image is made.
+    unbiased: see poise.structures.crops.
+    """
+    if mirrored:
+        center = np.array([width - 1 - center[0], center[1]])
+    return crop_matrix(center, scale, rotation, size, mirror_width=width if mirrored else None, unbiased=unbiased)
+
+
+def needed_region(matrix: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom (the last two not included) of what cv2.warpAffine looks at in an image of image_size, or more.
+
+    At least one pixel, where the crop lies beside the image.
+    """
+    spans = []
+    for (along_x, along_y, start), most in zip(cv2.invertAffineTransform(matrix).tolist(), image_size):
+        over, down = along_x * (size[0] - 1), along_y * (size[1] - 1)
+        if not math.isfinite(start + over + down):      # a matrix of a box without size
+            return 0, 0, *image_size
+        # the neighbour that bilinear interpolation looks at, and one more for the rounding
+        low = math.floor(start + min(over, 0) + min(down, 0)) - 2
+        high = math.ceil(start + max(over, 0) + max(down, 0)) + 3
+        spans.append((min(max(low, 0), most - 1), min(max(high, 1), most)))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of keys in an order that depends on (seed, epoch) alone; can begin in the middle of an epoch.
+
+    Of several processes (`rank` of `world`) each has its share of every batch, so that `batch_size` counts the samples of all of
+    them: rows that follow each other, as many for all, or one more for the first ranks. Of a batch of fewer persons than processes
+    the last ranks get its first person, which is not theirs: see `share`. With `whole_batches` a process has every world-th
+    batch instead, of `batch_size` alone; so a batch holds the same persons whatever the number of processes. order: the (N,) persons
+    as they come without `shuffle`, if not 0, 1, 2, ... repeat: (N,) how often each person comes in an epoch; of those with a fraction, such a
+    share comes once more, others in each epoch.
+    """
+
+    def __init__(self, persons: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1, whole_batches: bool = False,
+                 order: np.ndarray | None = None, repeat: np.ndarray | None = None):
+        self.order = np.arange(persons) if order is None else order
+        self.repeat = repeat
+        self.samples = persons if repeat is None else len(self._drawn(np.random.default_rng(0)))
+        self.persons, self.batch_size, self.shuffle, self.seed = persons, batch_size, shuffle, seed
+        self.rank, self.world, self.whole_batches = rank, world, whole_batches
+        self.epoch, self.first_batch = 0, 0
+
+    def begin(self, epoch: int, first_batch: int = 0) -> None:
+        """What the next iteration yields: batches first_batch, first_batch + 1, ... of this epoch."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    @property
+    def count(self) -> int:
+        """Batches of an epoch, over all processes."""
+        return -(-self.samples // self.batch_size)
+
+    def __len__(self) -> int:
+        """Batches of an epoch that this process has a part in."""
+        return len(range(self.rank, self.count, self.world)) if self.whole_batches else self.count
+
+    def share(self, batch: int) -> tuple[int, int]:
+        """(samples of a batch that are this process's own, samples of the batch)."""
+        size = min(self.batch_size, self.samples - batch * self.batch_size)
+        if self.whole_batches:
+            return size if batch % self.world == self.rank else 0, size
+        return size // self.world + (self.rank < size % self.world), size
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """The samples of an epoch: all whole repetitions, and of each fraction its share of the persons that have it."""
+        persons = np.arange(len(self.repeat))
+        whole = np.floor(self.repeat).astype(np.int64)
+        found = [persons[whole > copy] + copy * len(persons) for copy in range(whole.max(initial=0))]
+        for fraction in np.unique(self.repeat[self.repeat > whole]):
+            having = persons[self.repeat == fraction]
+            chosen = np.sort(rng.permutation(having)[:round((fraction % 1) * len(having))])
+            found.append(chosen + whole[chosen] * len(persons))
+        return np.concatenate(found) if found else persons[:0]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = self.order
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
+        if self.repeat is not None:
+            # a stream of its own, so that REPEAT 1 leaves the order that it would be without
+            order = self._drawn(np.random.default_rng((self.seed, self.epoch, 1)))[order if self.shuffle else slice(None)]
+        for number in range(self.first_batch, self.count):
+            own, size = self.share(number)
+            if not own and self.whole_batches:
+                continue
+            begin = number * self.batch_size
+            if not self.whole_batches and own:
+                begin += self.rank * (size // self.world) + min(self.rank, size % self.world)
+            yield [(self.epoch, int(person)) for person in order[begin:begin + max(own, 1)]]
+
+
+_SECONDS_TO_END = 3.0    # for a worker to finish its batch, before it is killed
+_open_loaders: weakref.WeakSet[BatchLoader] = weakref.WeakSet()
+
+
+class BatchLoader:
+    """A DataLoader over PersonCrops whose errors are the dataset's own.
+
+    Its worker processes live until `close`, which `close_loaders` calls for all loaders.
+    """
+
+    def __init__(self, crops: PersonCrops, batches: EpochBatches, *, workers: int, pin_memory: bool):
+        self.crops, self.batches = crops, batches
+        if not len(crops):
+            raise DataError("no person is left to use; DATASET.SELECT_DATA False drops fewer")
+        crops.images.check()
+        # PyTorch's advice to use fewer workers than WORKERS asks for goes to stderr at every start; the log tells the waiting time
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        self._loader = DataLoader(
+            crops, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory,
+            collate_fn=_unchanged, worker_init_fn=_prepare_worker, persistent_workers=workers > 0,
+            # batches ahead of each worker: with many, one is enough, and they are what a loader's memory goes into
+            prefetch_factor=None if not workers else 2 if workers < 4 else 1)
+        if not workers:
+            cv2.setNumThreads(0)
+        _open_loaders.add(self)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                # a new error, for this frame holds `batch`: the circle would keep the worker processes until PyTorch loses patience
+                raise DataError(str(batch))
+            if isinstance(batch, Exception):    # see _send_error
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the worker processes within seconds, whatever they do. The next iteration starts new ones."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is None:
+            return
+        killer = threading.Timer(_SECONDS_TO_END, _kill, [iterator._workers])
+        try:
+            killer.start()
+        except RuntimeError:    # Python 3.12 starts no thread while it exits
+            pass
+        try:
+            iterator._shutdown_workers()
+        except RuntimeError:    # PyTorch reports a worker that was killed
+            pass
+        finally:
+            killer.cancel()
+            _kill(iterator._workers)
+
+
+def close_loaders() -> None:
+    """End the worker processes of all loaders.
+
+    Workers ignore SIGTERM, by which multiprocessing ends them when the program exits: it would wait for them forever.
+    """
+    for loader in list(_open_loaders):
+        loader.close()
+
+
+atexit.register(close_loaders)      # for programs that end without calling it
+
+
+def _kill(workers: list) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _room(*shape: int) -> torch.Tensor:
+    """An empty uint8 tensor; in a worker process in the memory that it shares with the main process, for PyTorch would copy it there."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    size = math.prod(shape)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size, device="cpu"), 0, shape)     # as PyTorch's own collating does
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; in a worker process moved to shared memory here, where an error reaches the main process."""
+    return tensor if get_worker_info() is None else tensor.share_memory_()
+
+
+def _send_error(queue: Queue, error: Exception, batch: tuple[Any, Any]) -> None:
+    """Send the error in place of a batch that a queue's thread could not send, as without a free file handle.
+
+    The thread would print a traceback, and the main process would wait for the batch forever. batch: its number and content.
+    """
+    queue.put((batch[0], error))
+
+
+def _prepare_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    gc.freeze()     # what came from the main process is never looked through, which would copy its pages
+    # Ctrl-C and other signals of terminals and schedulers reach the whole process group; the main process decides what to do and ends its workers
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):      # not all on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    Queue._on_queue_feeder_error = _send_error
+    end_with_parent()

@@ -1,0 +1,58 @@
+"""Mixed precision in training: the scale of the loss that keeps fp16's gradients within its range. What is computed in 16 bits: poise.models.forward."""
+from __future__ import annotations
+
+import torch
+from yacs.config import CfgNode
+
+from poise.errors import PoiseError
+
+_LEAST_SCALE = 2.0**-10     # gradients that overflow below it are not finite at any scale
+
+
+class LossScale:
+    """The scale of AMP fp16, PyTorch's GradScaler: a step whose gradients overflow is left out and halves it. Otherwise without effect.
+
+    A step is looked at when its loss is, not before, so that a GPU need not be waited for.
+    """
+
+    def __init__(self, cfg: CfgNode, device: torch.device):
+        self._scaler = torch.amp.GradScaler(device.type, enabled=cfg.AMP == "fp16")
+        self._last = self.value
+
+    @property
+    def active(self) -> bool:
+        return self._scaler.is_enabled()
+
+    @property
+    def value(self) -> float:
+        return self._scaler.get_scale()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimiser's step, or none where a gradient is not finite."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def left_out(self) -> bool:
+        """Whether the step that was just done was left out. Waits for a GPU."""
+        return self.active and self.value < self._last
+
+    def overflowed(self) -> bool:
+        """Whether the last step was left out. Raises PoiseError where no scale helps any more."""
+        if not self.active:
+            return False
+        before, self._last = self._last, self.value
+        if self._last < _LEAST_SCALE:
+            raise PoiseError(f"AMP fp16: gradients are not finite even with a loss scale of {self._last:g}; use AMP bf16 or lower TRAIN.LR")
+        return self._last < before
+
+    def state_dict(self) -> dict:
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Of a run without fp16 there is none, and the scale begins anew."""
+        if self.active and state:
+            self._scaler.load_state_dict(state)
+        self._last = self.value

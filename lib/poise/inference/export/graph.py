@@ -1,0 +1,84 @@
+"""The graph that is exported: the folded network, with what else it is asked to do."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from poise.codecs import build_codec
+from poise.codecs.flip import merge_tensors
+from poise.inference.export.decoding import Decoder
+from poise.models.forward import forward_flipped, normalize
+from poise.models.fuse import fold_batch_norms
+from poise.structures.skeleton import dataset_of
+
+HEATMAPS, KEYPOINTS, SCORES, IMAGES = "heatmaps", "keypoints", "scores", "images"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is in a graph besides the network.
+
+    normalize: its input is crops (B, H, W, 3) uint8 in RGB order, else normalised images (B, 3, H, W) float32 in the network's order of
+    colours. flip: the flip test. decode: its outputs begin with keypoints (B, J, 2) in crop pixels and scores (B, J), both float32.
+    The last output is always the heatmaps (B, J, h, w) float32.
+    """
+
+    normalize: bool = False
+    flip: bool = False
+    decode: bool = False
+
+    @property
+    def outputs(self) -> list[str]:
+        return [KEYPOINTS, SCORES, HEATMAPS] if self.decode else [HEATMAPS]
+
+
+class Graph(nn.Module):
+    """The network of an experiment in eval mode with its batch norms folded, and `parts`."""
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, parts: Parts):
+        super().__init__()
+        codec = build_codec(cfg)
+        self.network = fold_batch_norms(model)
+        self.parts, self.bgr = parts, not cfg.DATASET.COLOR_RGB
+        self.shift = cfg.TEST.SHIFT_HEATMAP and not codec.mirror_exact
+        self.decoder = Decoder(codec) if parts.decode else None
+        self.register_buffer("flip_order", torch.from_numpy(dataset_of(cfg).skeleton.flip_order))
+        for name in ("MEAN", "STD"):
+            self.register_buffer(name.lower(), (torch.tensor(cfg.MODEL[name], dtype=torch.float32) * 255)[:, None, None])
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.parts.normalize:
+            images = images.permute(0, 3, 1, 2).float()
+            images = ((images.flip(1) if self.bgr else images) - self.mean) / self.std
+        if self.parts.flip:     # both in one pass, so that the network stands in the graph once
+            both = self.network(torch.cat([images, images.flip(3)]))
+            heatmaps, mirrored = both.unflatten(0, (2, -1)).unbind(0)
+            heatmaps = merge_tensors(heatmaps, mirrored, self.flip_order, self.shift)
+        else:
+            heatmaps = self.network(images)
+        return (*self.decoder(heatmaps), heatmaps) if self.decoder is not None else (heatmaps,)
+
+    def example(self, cfg: CfgNode, count: int = 2) -> torch.Tensor:
+        """An input of `count` crops."""
+        width, height = cfg.MODEL.IMAGE_SIZE
+        return torch.zeros(count, height, width, 3, dtype=torch.uint8) if self.parts.normalize else torch.zeros(count, 3, height, width)
+
+
+@torch.no_grad()
+def eager_heatmaps(cfg: CfgNode, model: nn.Module, crops: torch.Tensor, flip: bool) -> torch.Tensor:
+    """What a graph is held against: heatmaps of crops (B, H, W, 3) uint8 RGB by the network as it is, in float32, not folded."""
+    from poise import config
+
+    plain = config.changed(cfg, ["TEST.FLIP_TEST", flip, "AMP", ""])
+    flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
+    return forward_flipped(plain, build_codec(cfg), model.eval(), normalized(cfg, crops), flip_order)
+
+
+def normalized(cfg: CfgNode, crops: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W) float32 in the network's order of colours of crops (B, H, W, 3) uint8 RGB, contiguous."""
+    ordered = crops if cfg.DATASET.COLOR_RGB else crops.flip(3)
+    return normalize(cfg, ordered, torch.device("cpu")).contiguous()
