@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
-NMS    := lib/poise/nms/.built
+NMS    := lib/poise/evaluation/nms/.built
 FAMILIES := hrnet hrnet_dark hrnet_udp mspn posenas moganet
 QUICK  := experiments/synthetic/res2net18_quickstart.yaml
 

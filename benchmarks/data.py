@@ -19,7 +19,7 @@ from poise.datasets import build_loader, read_set
 from poise.io import decoding
 from poise.engine.targets import encode_targets
 from poise.models.forward import normalize
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -23,7 +23,7 @@ from poise.evaluation.ground_truth import check_truth
 from poise.engine.predict import Predictions
 from poise.engine.evaluate import score
 from poise.evaluation import average_precision, average_precision_of_arrays, read_results, read_truth
-from poise.structures.skeleton import COCO as SKELETON
+from poise.config.datasets import COCO as SKELETON
 
 
 def reference_evaluation(truth: COCO, p: dict[str, np.ndarray], folder: Path) -> np.ndarray:

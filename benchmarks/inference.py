@@ -13,7 +13,7 @@ from poise.codecs import build_codec
 from poise.engine import device
 from poise.models.forward import forward_flipped
 from poise.models import build_model
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 ROOT = Path(__file__).resolve().parents[1]
 

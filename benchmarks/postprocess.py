@@ -15,7 +15,7 @@ from poise.codecs.gaussian import Gaussian
 from poise.codecs.peaks import find_maxima
 from poise.structures.crops import crop_to_image
 from poise.evaluation.pck import heatmap_pck
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 BATCH = 64
 

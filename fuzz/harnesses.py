@@ -263,7 +263,7 @@ def weight_names(data: bytes) -> None:
 
 
 def dataset_file(data: bytes) -> None:
-    from poise.structures.skeleton import read_dataset
+    from poise.config.datasets import read_dataset
 
     path = scratch().file("dataset.yaml", data)
     found = refused(lambda: read_dataset(path), path)

@@ -4,7 +4,7 @@ import numpy as np
 from poise.evaluation.analysis.matching import Found, Truth
 from poise.evaluation import read_truth
 from poise.evaluation.keypoint_ap import LabelledPersons
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 SIGMAS = np.array(COCO.sigmas)
 # a standing person of about 0.7 x 1.9 units, seen from the front, whose joints lie far apart in units of their sigmas

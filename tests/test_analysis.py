@@ -551,7 +551,7 @@ def test_crowdpose(tmp_path, shared):
     """The first table is that of tools/test.py, whose areas are shares of the boxes; CrowdPose's annotations have none."""
     from poise.evaluation import crowd_average_precision, read_results, read_truth, result_arrays
     from poise.evaluation.crowdpose import AREA_OF_BOX
-    from poise.structures.skeleton import dataset
+    from poise.config.datasets import dataset
 
     folder = shared / "data/crowdpose_sample"
     truth, results = folder / "example_crowdpose_val.json", folder / "example_crowdpose_preds.json"

@@ -10,7 +10,7 @@ from poise import evaluation
 from poise.evaluation.analysis import errors as error_kinds
 from poise.evaluation.analysis.matching import BACKGROUND, DUPLICATE, FOUND, OUTRANKED, average_precision, read_found, read_ground_truth
 from poise.evaluation import keypoint_ap
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 PAIRED = np.flatnonzero(COCO.flip_order != np.arange(17))
 KINDS = ("good", "jitter", "inversion", "swap", "miss")

@@ -20,7 +20,7 @@ from poise.engine import evaluate, train
 from poise.errors import ConfigError, DataError
 from poise.models.losses import build_loss
 from poise.models import MODELS, build_model
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from poise import config
 from poise.datasets.augment import Augmentation, half_body, half_body_extent
-from poise.structures.skeleton import COCO, MPII
+from poise.config.datasets import COCO, MPII
 
 CENTER, SCALE, ASPECT = np.array([300.0, 200.0]), np.array([1.5, 2.0]), 0.75
 HRNET = Augmentation(flip=True, scale_factor=0.35, rotation_factor=45.0, half_body_share=0.0, half_body_joints=8)

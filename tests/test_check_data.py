@@ -26,7 +26,7 @@ from poise.datasets import coco, read_set
 from poise.engine import train
 from poise.engine.distributed import ALONE
 from poise.errors import DataError, run_tool
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 
 @pytest.fixture(scope="module")

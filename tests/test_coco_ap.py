@@ -15,7 +15,7 @@ from poise import config, evaluation
 from poise.evaluation import ground_truth as truth
 from poise.errors import DataError
 from poise.evaluation.coco import STATS
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "conformance").is_dir(), reason=f"{SHARED} is not here")

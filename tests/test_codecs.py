@@ -14,9 +14,9 @@ from poise.codecs.gaussian import Gaussian
 from poise.codecs.peaks import blur, find_maxima
 from poise.codecs.megvii import Megvii
 from poise.codecs.udp import Udp
-from poise.datasets.loader import cut
+from poise.structures.crops import cut
 from poise.structures.crops import crop_matrix, crop_to_image
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 
 def slow_encode(joints, visible, stride, heatmap_size, sigma):

@@ -21,7 +21,7 @@ from poise.datasets import converters
 from poise.datasets.converters.images import describe_left_out, image_size
 from poise.datasets import ImageFolder
 from poise.errors import DataError, run_tool
-from poise.structures.skeleton import dataset, read_dataset
+from poise.config.datasets import dataset, read_dataset
 
 WRITTEN = {"coco": "labels.json", "cvat": "labels.xml", "labelme": "labelme", "yolo": "yolo"}
 

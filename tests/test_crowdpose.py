@@ -18,7 +18,7 @@ from poise.datasets import read_set
 from poise.engine import evaluate, train
 from poise.errors import DataError
 from poise.evaluation.crowdpose import AREA_OF_BOX, CROWD_STATS
-from poise.structures.skeleton import dataset
+from poise.config.datasets import dataset
 
 # of crowdpose-api, in the order of its joints
 SIGMAS = [.079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089, .079, .079]

@@ -14,7 +14,7 @@ from test_planted_faults import load_tool
 
 from poise.datasets import converters
 from poise.errors import run_tool
-from poise.structures.skeleton import read_dataset
+from poise.config.datasets import read_dataset
 
 PAGE = (ROOT / "docs/custom_data.md").read_text(encoding="utf-8")
 STEPS = PAGE[:PAGE.index("### What the formats keep")]

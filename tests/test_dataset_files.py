@@ -19,7 +19,8 @@ from poise.datasets.validation import run
 from poise.config import datasets
 from poise.datasets import read_set
 from poise.errors import ConfigError, DataError, one_line
-from poise.structures.skeleton import COCO, MPII, dataset, dataset_of, read_dataset
+from poise.config.datasets import COCO, MPII
+from poise.config.datasets import dataset, dataset_of, read_dataset
 
 MIRROR = {"left": "right", "right": "left"}
 
@@ -46,10 +47,10 @@ def refusal(call, *args):
 
 
 def test_which_there_are():
-    assert skeleton.shipped() == ["coco", "crowdpose", "mpii", "template"]
+    assert datasets.shipped() == ["coco", "crowdpose", "mpii", "template"]
 
 
-@pytest.mark.parametrize("name", skeleton.shipped())
+@pytest.mark.parametrize("name", datasets.shipped())
 def test_sides_of_the_files(name):
     """A mirror swaps every left joint with the right one of the same name and nothing else; limbs and halves stay what they are."""
     found = dataset(name).skeleton
@@ -78,7 +79,7 @@ def test_coco_and_mpii():
 def test_template_says_what_its_keys_are():
     """Every key that a file can have is there, with the words above it."""
     lines = (ROOT / "experiments/datasets/template.yaml").read_text().splitlines()
-    assert set(yaml.safe_load("\n".join(lines))) == set(skeleton._KEYS)
+    assert set(yaml.safe_load("\n".join(lines))) == set(datasets._KEYS)
     previous = {line.split(":")[0]: lines[n - 1] for n, line in enumerate(lines) if line and line[0].isalpha()}
     assert all(previous[key].startswith("#") for key in previous if key not in ("images", "both_halves"))
 
@@ -106,15 +107,15 @@ def test_root_of_the_file_where_the_experiment_has_none(tmp_path):
 
 def test_found_from_anywhere(tmp_path):
     """By their place beside lib/, not by the folder in which a program runs."""
-    code = "from poise.structures.skeleton import MPII, shipped; print(MPII.names[6], *shipped())"
+    code = "from poise.config.datasets import MPII, shipped; print(MPII.names[6], *shipped())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT / "lib"), "PATH": ""}, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["pelvis", *skeleton.shipped()]
+    assert done.stdout.split() == ["pelvis", *datasets.shipped()]
 
 
 def test_without_the_folder(monkeypatch, tmp_path, written):
     """A package that was copied out of the repository says so, and still takes a file of one's own."""
-    monkeypatch.setattr(skeleton, "FOLDER", tmp_path / "gone")
-    monkeypatch.setattr(skeleton, "_last_read", {})
+    monkeypatch.setattr(datasets, "FOLDER", tmp_path / "gone")
+    monkeypatch.setattr(datasets, "_last_read", {})
     path = tmp_path / "e.yaml"
     path.write_text("DATASET: {DATASET: coco}\n")
     text = refusal(config.load, path)
@@ -383,7 +384,7 @@ def blocks():
 def test_page_has_every_key():
     page = (ROOT / "docs/custom_data.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert all(any(f"`{key}`" in row.split("|")[1] for row in rows) for key in skeleton._KEYS)
+    assert all(any(f"`{key}`" in row.split("|")[1] for row in rows) for key in datasets._KEYS)
 
 
 def test_files_of_the_page(tmp_path, monkeypatch):

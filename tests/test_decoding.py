@@ -5,7 +5,7 @@ import pytest
 
 from poise.io import decoding
 from poise.io.decoding import Picture
-from poise.datasets.loader import cut_matrix, needed_region
+from poise.structures.crops import cut_matrix, needed_region
 
 compiled = pytest.mark.skipif(decoding._jpeg is None, reason="poise.io._jpeg is not built here: libjpeg-turbo's header was not found")
 

@@ -16,7 +16,7 @@ from torch import nn
 from conftest import TINY
 from gloo_processes import forks, together, train_here  # noqa: F401
 from poise import config
-from poise.datasets.loader import EpochBatches
+from poise.datasets.sampler import EpochBatches
 from poise.engine import device, distributed, distributed as process_group, train as step
 from poise.engine.distributed import ALONE, Processes
 from poise.errors import ConfigError, PoiseError

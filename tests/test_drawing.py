@@ -10,7 +10,7 @@ from poise.visualization import draw
 from poise.errors import ConfigError, DataError
 from poise.io.images import read_picture
 from poise.inference.poses import Poses
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 LEFT, RIGHT = (255, 165, 0), (30, 120, 255)  # RGB
 GREY = np.full((400, 600, 3), 128, np.uint8)

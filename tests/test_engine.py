@@ -21,13 +21,13 @@ from conftest import ROOT, TINY
 from poise import config
 from poise.models import weights
 from poise.datasets import build_loader, read_set
-from poise.datasets.loader import EpochBatches
+from poise.datasets.sampler import EpochBatches
 from poise.engine import checkpoint, device, device as threads, evaluate, logger, optim, signals, state as progress, train
 from poise.engine.optim import build_optimizer
 from poise.engine.train import smallest_part
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 from poise.models.weights.origin import warn_of_other_training
 from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of, unfinished, without_settings  # noqa: F401
 

@@ -10,7 +10,7 @@ from poise import config
 from poise.engine import evaluate
 from poise.evaluation import diagnose_mpii, pckh
 from poise.models import build_model
-from poise.structures.skeleton import MPII
+from poise.config.datasets import MPII
 
 NAMES = ("rank", "rkne", "rhip", "lhip", "lkne", "lank", "pelv", "thor", "neck", "head", "rwri", "relb", "rsho", "lsho", "lelb", "lwri")
 PERSONS = 30

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from poise.structures import crops as geometry
-from poise.datasets.loader import cut
+from poise.structures.crops import cut
 from poise.io.images import ImageFolder
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 
 def recorded(crop):

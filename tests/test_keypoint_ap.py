@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from poise.evaluation import keypoint_ap
-from poise.structures.skeleton import COCO as SKELETON
+from poise.config.datasets import COCO as SKELETON
 
 SIGMAS = np.array(SKELETON.sigmas)
 

@@ -12,13 +12,14 @@ from poise import config
 from poise.codecs import build_codec
 from poise.config.datasets import joint_places
 from poise.datasets import build_loader, mixing, read_set
-from poise.datasets.loader import EpochBatches
+from poise.datasets.sampler import EpochBatches
 from poise.structures.person_table import UNKNOWN
 from poise.engine import train
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError, DataError
 from poise.models.losses import build_loss
-from poise.structures.skeleton import COCO, MPII, dataset
+from poise.config.datasets import COCO, MPII
+from poise.config.datasets import dataset
 
 CPU = torch.device("cpu")
 # the five dots, three of them under the same names and in another order

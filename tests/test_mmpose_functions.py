@@ -11,7 +11,7 @@ from poise.evaluation import nms
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
 from poise.datasets import augment
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 FIGURES = json.loads((GOLDEN / "mmpose_functions.json").read_text())
 

@@ -8,7 +8,7 @@ from poise import config
 from poise.datasets import mpii, read_set
 from poise.config import datasets
 from poise.errors import DataError
-from poise.structures.skeleton import MPII
+from poise.config.datasets import MPII
 
 
 def person(name="a.jpg", **fields):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from poise.evaluation import nms
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 GOLDEN = Path(__file__).parent / "golden" / "evaluate.npz"
 SIGMAS = np.array(COCO.sigmas)

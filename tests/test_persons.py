@@ -9,12 +9,13 @@ import torch
 from poise import config
 from poise.datasets import build_loader, coco, joints_agree_with_box, read_set
 from poise.datasets.augment import Augmentation
-from poise.datasets.loader import BatchLoader, EpochBatches, PersonCrops
+from poise.datasets.loader import BatchLoader, PersonCrops
+from poise.datasets.sampler import EpochBatches
 from poise.io.images import ImageFolder
 from poise.structures.person_table import PackedNames, PersonTable
 from poise.errors import DataError
 from poise.structures.crops import box_to_center_scale
-from poise.structures.skeleton import COCO
+from poise.config.datasets import COCO
 
 SIZE = (96, 128)
 FULL = Augmentation(flip=True, scale_factor=0.3, rotation_factor=40.0, half_body_share=0.3, half_body_joints=8)

@@ -162,7 +162,7 @@ def test_drawing(picture, tmp_path):
     keypoints = np.array([[[20, 20]] * 5 + [[30, 20], [60, 20]] + [[20, 20]] * 10], np.float32)
     scores = np.zeros((1, 17), np.float32)
     scores[0, 5:7] = 0.9
-    poses = Poses(keypoints, scores, np.zeros((1, 4), np.float32), np.ones(1, np.float32), poise.structures.skeleton.COCO)
+    poses = Poses(keypoints, scores, np.zeros((1, 4), np.float32), np.ones(1, np.float32), poise.config.datasets.COCO)
     before = picture.copy()
     drawn = poses.draw(picture)
     assert drawn is not picture and np.array_equal(picture, before) and drawn.shape == picture.shape
@@ -174,7 +174,7 @@ def test_drawing(picture, tmp_path):
     assert np.array_equal(poses.draw(tmp_path / "a.png"), drawn)
     with pytest.raises(DataError, match=r"picture: an RGB array \(H, W, 3\) of uint8 is needed, got \(90, 120\)"):
         poses.draw(picture[:, :, 0])
-    assert poses == poses and poses != Poses(keypoints, scores, np.zeros((1, 4), np.float32), np.ones(1, np.float32), poise.structures.skeleton.COCO)
+    assert poses == poses and poses != Poses(keypoints, scores, np.zeros((1, 4), np.float32), np.ones(1, np.float32), poise.config.datasets.COCO)
 
 
 @pytest.mark.parametrize("boxes, said", [

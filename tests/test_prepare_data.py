@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from poise.datasets import prepare as prepare_data
-from poise.datasets.sources import Archive, ByHand, SOURCES, Source
+from poise.config.sources import Archive, ByHand, SOURCES, Source
 from poise.errors import ConfigError, DataError, one_line, run_tool
 
 DRAW = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from torch import nn
 from conftest import ROOT
 from poise import config
 from poise.models import forward
-from poise.datasets.loader import EpochBatches
+from poise.datasets.sampler import EpochBatches
 from poise.engine import device, optim, signals, state, train, train as step
 from poise.engine.ema import WeightAverage
 from poise.engine.optim import Adam, AdamW, SGD, build_optimizer

@@ -23,7 +23,7 @@ from poise.datasets.synthetic.look import sample_look
 from poise.datasets.synthetic.paint import Canvas, Light
 from poise.datasets.synthetic.person import Person, draw_person, visible_joints
 from poise.errors import ConfigError, DataError
-from poise.structures.skeleton import COCO, MPII
+from poise.config.datasets import COCO, MPII
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = 130

@@ -2,7 +2,8 @@
 import numpy as np
 import pytest
 
-from poise.inference.tracking import Tracker, pairwise_iou
+from poise.inference.tracking import Tracker
+from poise.structures.boxes import pairwise_iou
 
 
 def box(x, y, width=40, height=80):

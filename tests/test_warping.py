@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from poise.structures import warp as warping
-from poise.datasets.loader import cut, cut_matrix
+from poise.structures.crops import cut, cut_matrix
 from poise.structures.warp import warp
 
 # not of its own answer whether it is equal: a fault in it would skip the tests that are there to find it

@@ -23,8 +23,8 @@ def main() -> int:
         raise ConfigError(f"{args.source_format} {args.target_format}: the two formats are the same")
     from poise.datasets import converters
     from poise.engine.logger import start_console
-    from poise.structures.skeleton import dataset
-    from poise.visualization.tables import pluralize
+    from poise.config.datasets import dataset
+    from poise.errors import pluralize
 
     start_console()
     data = dataset(args.dataset)

@@ -22,7 +22,7 @@ def main() -> int:
     from poise.inference.detectors import torchvision
     from poise.inference import detect_dataset
     from poise.engine.logger import start_console
-    from poise.visualization.tables import pluralize
+    from poise.errors import pluralize
 
     start_console()
     path = detect_dataset.target(cfg, args.out)

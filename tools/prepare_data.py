@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--yes", action="store_true", help="do not ask before fetching")
     args = parser.parse_args()
     from poise.datasets import prepare
-    from poise.datasets.sources import SOURCES
+    from poise.config.sources import SOURCES
 
     source = SOURCES[args.set]
     by_hand = prepare.prepare(source, args.root or source.root, only=args.only, base=args.base, zipped=args.zipped, keep=args.keep,

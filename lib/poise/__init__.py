@@ -1,6 +1,6 @@
 """Poise: top-down 2D human pose estimation in PyTorch.
 
-Importing the package imports neither torch nor anything compiled; see docs/design.md for the floors.
+Importing the package imports neither torch nor anything compiled; see docs/design.md for the layers.
 """
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from poise.inference.estimator import PoseEstimator
 
 __all__ = ["PoseEstimator", "Poses"]
-__version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> type:
-    """PoseEstimator and Poses, imported when they are first asked for: they need torch."""
+def __getattr__(name: str) -> type | str:
+    """Return PoseEstimator, Poses (imported on first use, since they need torch) or __version__."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("poise")
     if name == "PoseEstimator":
         from poise.inference.estimator import PoseEstimator as found
     elif name == "Poses":

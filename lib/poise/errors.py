@@ -116,3 +116,8 @@ def run_tool(main: Callable[[], int | None]) -> None:
         print(f"error: {one_line(error.filename or 'the output')}: {error.strerror}; cannot be read or written; what was written before is kept", file=sys.stderr)
         status = 1
     sys.exit(status)
+
+
+def pluralize(count: int, noun: str, plural: str = "") -> str:
+    """Return '1 person' or '2 persons'; plural: where it is not the noun with an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"

@@ -5,15 +5,19 @@ import math
 import re
 from yacs.config import CfgNode
 from poise.errors import ConfigError, shown_value
-from poise.structures.skeleton import DatasetFile, dataset, shipped
+from poise.structures.skeleton import DatasetFile
 import os
 import shlex
 from pathlib import Path
-from poise.config import data_path
-from poise.datasets.sources import SOURCES
+from poise.config.sources import SOURCES
 from poise.io.images import ImageFolder
-from poise.errors import ConfigError, DataError
-from poise.structures.skeleton import FOLDER, SetFiles, dataset_of
+from poise.errors import DataError
+from poise.structures.skeleton import SetFiles
+import difflib
+from dataclasses import replace
+from typing import Any
+from poise.io.yaml_file import read_yaml
+from poise.structures.skeleton import DEFAULT_SIGMA, Skeleton
 
 MIX_KEYS = {"FILE": "", "SET": "", "ROOT": "", "DATA_FORMAT": "", "REPEAT": 1.0, "JOINTS": {}}
 MOST_REPEATS = 1000
@@ -186,3 +190,226 @@ def present_headbox_path(cfg: CfgNode) -> Path:
     """The same; raises DataError where the file of a known data set is missing, with the command."""
     place = set_files(cfg, cfg.DATASET.TEST_SET).head_boxes
     return _present(cfg, headbox_path(cfg), place, "ground truth of MPII")
+
+
+def data_path(cfg: CfgNode, path: str) -> str:
+    """A path of the configuration with DATA_DIR before it, as HRNet resolves them; '' and URLs stay as they are."""
+    if not path or "://" in path or not cfg.DATA_DIR:
+        return path
+    return str(Path(cfg.DATA_DIR) / path)
+
+
+FOLDER = Path(__file__).parents[3] / "experiments" / "datasets"
+
+
+MOST_JOINTS = 1000          # of a dataset file: COCO-WholeBody has 133
+
+
+METRICS = {"coco": ("oks", "crowdpose"), "mpii": ("pckh",)}     # of each format, the first where the file names none
+
+
+_KEYS = ("name", "format", "metric", "category", "root", "annotations", "images", "sets", "joints", "flip_pairs", "limbs", "upper_body", "both_halves",
+         "sigmas", "weights")
+
+
+_last_read: dict[str, DatasetFile] = {}
+
+
+_given: dict[str, DatasetFile] = {}
+
+
+def __getattr__(name: str) -> Skeleton:
+    if name in ("COCO", "MPII"):
+        return dataset(name.lower()).skeleton
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def shipped() -> list[str]:
+    """Names of the files in experiments/datasets."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def dataset_of(cfg: CfgNode) -> DatasetFile:
+    """The dataset file of DATASET.FILE, else of DATASET.DATASET, as it was when config.load read it. Raises ConfigError."""
+    return dataset(cfg.DATASET.FILE or cfg.DATASET.DATASET)
+
+
+def dataset(name: str, *, again: bool = False) -> DatasetFile:
+    """A dataset file by its path, or by the name of one of experiments/datasets; read once in a process, or `again`. Raises ConfigError."""
+    if name in _given:
+        return _given[name]
+    known = _last_read.get(name)
+    if known is None or again:
+        found = read_dataset(_path(name))
+        _last_read[name] = known if found == known else found
+    return _last_read[name]
+
+
+def give_dataset(name: str, data: DatasetFile) -> None:
+    """From now on dataset(name) is this one: that of an exported network, which brings its joints with it."""
+    _given[name] = data
+
+
+def give_joints(name: str, joints: dict, category: Any = "person") -> DatasetFile:
+    """Make dataset(name) the joints of a text by describe_joints, after checks; return it.
+
+    Raises ConfigError for other values, ValueError for other keys.
+    """
+    if set(joints) != {"name", "joints", "flip_pairs", "limbs"}:
+        raise ValueError("other keys of its joints than Poise writes")
+    values = {**joints, "category": category, "annotations": "none", "images": "none"}
+    give_dataset(name, checked_dataset(values, Path(name)))
+    return _given[name]
+
+
+def _path(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    if not FOLDER.is_dir():
+        raise ConfigError(f"{FOLDER}: no such folder, and no dataset file {name!r} therefore; Poise runs from its checkout (pip install -e .), "
+                          "or DATASET.FILE takes the path of a dataset file")
+    if name not in shipped():
+        raise ConfigError(f"no dataset file {name!r}: it must be one of {', '.join(shipped())}, or the path of a YAML file")
+    return FOLDER / f"{name}.yaml"
+
+
+def read_dataset(path: str | Path) -> DatasetFile:
+    """Read and check a dataset file. Raises ConfigError, naming the file and the key."""
+    return checked_dataset(read_yaml(Path(path), "dataset file", "experiments/datasets/template.yaml shows what one holds"), Path(path))
+
+
+def checked_dataset(values: dict, path: Path) -> DatasetFile:
+    """The same of keys that were read elsewhere; path: what errors name."""
+    from poise.config.ultralytics import is_ultralytics, translate_ultralytics
+
+    if is_ultralytics(values):
+        keys, assumed = translate_ultralytics(values, path)
+        result = checked_dataset(keys, path)
+        can_flip = bool(values.get("flip_idx"))
+        remarks = (*assumed, *result.remarks) if can_flip else tuple(assumed)
+        return replace(result, can_flip=can_flip, remarks=remarks)
+    for key in values:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            raise ConfigError(f"{path}: unknown key {shown_value(key)}{f'; did you mean {close[0]}?' if close else f'; the keys are ' + ', '.join(_KEYS)}")
+    values = {key: value for key, value in values.items() if value is not None}
+    file = _Values(values, path)
+    names = file.joints()
+    count = len(names)
+    name = file.text("name", path.stem)
+    if "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
+        raise ConfigError(f"{path}: name must do as the name of a folder, got {shown_value(name)}")
+    form = file.choice("format", tuple(METRICS))
+    category = values.get("category", "person")
+    if isinstance(category, bool) or not isinstance(category, (str, int)) or category == "":
+        raise ConfigError(f"{path}: category must be the name or the id of a category, got {shown_value(category)}")
+    pairs = file.pairs("flip_pairs", names)
+    paired = [joint for pair in pairs for joint in pair]
+    if len(set(paired)) < len(paired):
+        twice = next(names[joint] for joint in paired if paired.count(joint) > 1)
+        raise ConfigError(f"{path}: flip_pairs has {twice!r} twice; a joint has one mirror image")
+    skeleton = Skeleton(
+        name, names, pairs, file.pairs("limbs", names), file.members("upper_body", names), file.members("both_halves", names),
+        file.numbers("sigmas", count, DEFAULT_SIGMA, above_zero=True), file.numbers("weights", count, 1.0))
+    result = DatasetFile(path, skeleton, form, file.choice("metric", METRICS[form]), category, file.text("root", ""), file.text("annotations"),
+                         file.text("images"), file.sets())
+    return replace(result, remarks=tuple(_remarks(result, "sigmas" in values)))
+
+
+def _remarks(file: DatasetFile, has_sigmas: bool):
+    if not has_sigmas and file.metric != "pckh":
+        yield (f"{file.path}: has no sigmas, so the OKS takes {DEFAULT_SIGMA} for every joint, the mean of COCO's; such an AP compares runs on this "
+               "data set only")
+    paired = {joint for pair in file.skeleton.flip_pairs for joint in pair}
+    lost = [name for joint, name in enumerate(file.skeleton.names) if name.startswith(("left", "right")) and joint not in paired]
+    if lost:
+        yield f"{file.path}: {', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''} are in no flip_pairs, so a mirrored person keeps left for left"
+
+
+class _Values:
+    """The values of a dataset file, checked one key at a time; `path` is for the errors."""
+
+    def __init__(self, values: dict, path: Path):
+        self.values, self.path = values, path
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.values.get(key, default)
+        if value is None:
+            raise ConfigError(f"{self.path}: has no {key}, which a dataset file needs; experiments/datasets/template.yaml shows them")
+        if not isinstance(value, str) or (not value and default != ""):
+            raise ConfigError(f"{self.path}: {key} must be text, got {shown_value(value)}")
+        return value
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        value = self.values.get(key, allowed[0])
+        if value not in allowed:
+            where = " with format mpii" if allowed == METRICS["mpii"] else ""
+            raise ConfigError(f"{self.path}: {key} must be {' or '.join(allowed)}{where}, got {shown_value(value)}")
+        return value
+
+    def joints(self) -> tuple[str, ...]:
+        names = self.values.get("joints")
+        if not isinstance(names, list) or not 1 <= len(names) <= MOST_JOINTS:
+            raise ConfigError(f"{self.path}: joints must be a list of 1 to {MOST_JOINTS} names, got {shown_value(names)}")
+        for name in names:
+            if not isinstance(name, str) or not name or not name.isprintable():
+                raise ConfigError(f"{self.path}: joints must be a list of names, got {shown_value(name)} in it")
+            if names.count(name) > 1:
+                raise ConfigError(f"{self.path}: joints has {name!r} twice; names must differ")
+        return tuple(names)
+
+    def members(self, key: str, names: tuple[str, ...]) -> tuple[int, ...]:
+        """The places of joints listed under `key`."""
+        return tuple(self._place(key, name, names) for name in self._list(key))
+
+    def pairs(self, key: str, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+        found = []
+        for pair in self._list(key):
+            if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
+                raise ConfigError(f"{self.path}: {key} must be pairs of two joints, got {shown_value(pair)}")
+            found.append((self._place(key, pair[0], names), self._place(key, pair[1], names)))
+        return tuple(found)
+
+    def numbers(self, key: str, count: int, default: float, *, above_zero: bool = False) -> tuple[float, ...]:
+        if key not in self.values:
+            return (default,) * count
+        values = self._list(key)
+        if len(values) != count:
+            raise ConfigError(f"{self.path}: {key} has {len(values)} numbers, expected {count}, one for each of joints")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 if above_zero else value >= 0) or not math.isfinite(value) \
+                    or value > 1000:
+                raise ConfigError(f"{self.path}: {key} must be numbers {'above 0' if above_zero else 'of 0 or more'} and at most 1000, got {shown_value(value)}")
+        return tuple(values)
+
+    def sets(self) -> tuple[tuple[str, SetFiles], ...]:
+        sets = self.values.get("sets", {})
+        if not isinstance(sets, dict) or not all(isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()):
+            raise ConfigError(f"{self.path}: sets must be set names, each with its keys, got {shown_value(sets)}")
+        types = {
+            "annotations": str,
+            "images": str,
+            "labelled": bool,
+            "head_boxes": str,
+            "yolo_labels": str,
+        }
+        for name, files in sets.items():
+            for key, value in files.items():
+                if key not in types or type(value) is not types[key]:
+                    kind = "text" if types.get(key) is str else "true or false"
+                    fault = f"must be {kind}, got {shown_value(value)}" if key in types else f"is none of {', '.join(types)}"
+                    raise ConfigError(f"{self.path}: sets.{name}.{key} {fault}")
+        other = {key: self.text(key) for key in ("annotations", "images")}
+        return tuple((name, SetFiles(**(other | files))) for name, files in sets.items())
+
+    def _list(self, key: str) -> list:
+        value = self.values.get(key, [])
+        if not isinstance(value, list):
+            raise ConfigError(f"{self.path}: {key} must be a list, got {shown_value(value)}")
+        return value
+
+    def _place(self, key: str, name: Any, names: tuple[str, ...]) -> int:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            raise ConfigError(f"{self.path}: {key} names {shown_value(name)}, which joints does not list{f'; did you mean {close[0]}?' if close else ''}")
+        return names.index(name)

@@ -68,13 +68,6 @@ def experiment_name(path: str | Path) -> str:
     return Path(path).stem
 
 
-def data_path(cfg: CfgNode, path: str) -> str:
-    """A path of the configuration with DATA_DIR before it, as HRNet resolves them; '' and URLs stay as they are."""
-    if not path or "://" in path or not cfg.DATA_DIR:
-        return path
-    return str(Path(cfg.DATA_DIR) / path)
-
-
 def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> dict:
     """One file with its bases merged under it, as nested dictionaries. seen: the files that lead to it. read: all so far, to which it is added."""
     try:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from poise.errors import ConfigError, shown, shown_value
-from poise.structures.skeleton import MOST_JOINTS, Skeleton, dataset
+from poise.structures.skeleton import Skeleton
+from poise.config.datasets import MOST_JOINTS, dataset
 
 SETS = ("train", "val", "test")
 

@@ -6,7 +6,7 @@ import math
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 CODEC_NAMES = ("gaussian", "dark", "udp", "megvii")     # poise.codecs.CODECS, which stands above this floor
 

@@ -10,12 +10,13 @@ from poise.codecs import build_codec
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
 from poise.datasets.mixing import ImageFolders, as_set, mixed
-from poise.datasets.loader import BatchLoader, EpochBatches, PersonCrops
+from poise.datasets.loader import BatchLoader, PersonCrops
+from poise.datasets.sampler import EpochBatches
 from poise.config.datasets import image_folder
 from poise.io.images import ImageFolder
 from poise.structures.person_table import PersonTable
 from poise.structures.crops import PIXEL_STD
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 log = logging.getLogger(__name__)
 

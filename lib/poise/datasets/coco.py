@@ -18,7 +18,8 @@ from poise.structures.person_table import PackedNames, PersonTable
 from poise.errors import ConfigError, DataError
 from poise.structures.crops import BOX_MARGIN, FARTHEST, box_to_center_scale
 from poise.io.json_file import as_id, is_number, with_ids
-from poise.structures.skeleton import DatasetFile, dataset_of
+from poise.structures.skeleton import DatasetFile
+from poise.config.datasets import dataset_of
 
 
 def read_table(cfg: CfgNode, split: str, *, detections: bool, margin=BOX_MARGIN) -> PersonTable:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import numpy.random  # noqa: F401  NumPy loads it when it is first used: here, so that workers share its memory
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from poise.datasets.augment import Augmentation
 from poise.io.decoding import Picture
@@ -30,9 +30,10 @@ from poise.structures.person_table import PersonTable
 from poise.structures.warp import warp
 from poise.datasets.worker_end import end_with_parent
 from poise.errors import DataError
-from poise.structures.crops import crop_matrix, transform_points
+from poise.structures.crops import transform_points
+from poise.structures.crops import cut_matrix, needed_region
+from poise.datasets.sampler import Key, EpochBatches
 
-Key = tuple[int, int]
 Place = tuple[np.ndarray, np.ndarray, float, bool]      # centre (2,), scale (2,), rotation, mirrored: see cut_matrix
 
 
@@ -125,117 +126,6 @@ class PersonCrops(Dataset):
         if mirrored:
             joints, visible = joints[self.flip_order], visible[self.flip_order]
         return joints * (visible > 0)[:, None], visible
-
-
-def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size,
-        unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it: see cut_matrix.
-
-    Raises DataError for an image of a side of 32,767 pixels or more with OpenCV 4, which cannot.
-    """
-    matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
-    try:
-        return warp(image, matrix, tuple(size)), matrix
-    except cv2.error:
-        raise DataError(f"OpenCV {cv2.__version__} cannot cut persons out of an image of {image.shape[1]} x {image.shape[0]} pixels; make it smaller, or install "
-                        "OpenCV 5") from None
-
-
-def cut_matrix(width: int, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size, unbiased: bool = False) -> np.ndarray:
-    """Matrix (2, 3) from an image of this width to the crop of `size` (width, height).
-
-    `center` is of the image as it is; when `mirrored`, the mirror is part of the matrix, so no mirrored copy of the image is made.
-    unbiased: see poise.structures.crops.
-    """
-    if mirrored:
-        center = np.array([width - 1 - center[0], center[1]])
-    return crop_matrix(center, scale, rotation, size, mirror_width=width if mirrored else None, unbiased=unbiased)
-
-
-def needed_region(matrix: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom (the last two not included) of what cv2.warpAffine looks at in an image of image_size, or more.
-
-    At least one pixel, where the crop lies beside the image.
-    """
-    spans = []
-    for (along_x, along_y, start), most in zip(cv2.invertAffineTransform(matrix).tolist(), image_size):
-        over, down = along_x * (size[0] - 1), along_y * (size[1] - 1)
-        if not math.isfinite(start + over + down):      # a matrix of a box without size
-            return 0, 0, *image_size
-        # the neighbour that bilinear interpolation looks at, and one more for the rounding
-        low = math.floor(start + min(over, 0) + min(down, 0)) - 2
-        high = math.ceil(start + max(over, 0) + max(down, 0)) + 3
-        spans.append((min(max(low, 0), most - 1), min(max(high, 1), most)))
-    (left, right), (top, bottom) = spans
-    return left, top, right, bottom
-
-
-class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys in an order that depends on (seed, epoch) alone; can begin in the middle of an epoch.
-
-    Of several processes (`rank` of `world`) each has its share of every batch, so that `batch_size` counts the samples of all of
-    them: rows that follow each other, as many for all, or one more for the first ranks. Of a batch of fewer persons than processes
-    the last ranks get its first person, which is not theirs: see `share`. With `whole_batches` a process has every world-th
-    batch instead, of `batch_size` alone; so a batch holds the same persons whatever the number of processes. order: the (N,) persons
-    as they come without `shuffle`, if not 0, 1, 2, ... repeat: (N,) how often each person comes in an epoch; of those with a fraction, such a
-    share comes once more, others in each epoch.
-    """
-
-    def __init__(self, persons: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1, whole_batches: bool = False,
-                 order: np.ndarray | None = None, repeat: np.ndarray | None = None):
-        self.order = np.arange(persons) if order is None else order
-        self.repeat = repeat
-        self.samples = persons if repeat is None else len(self._drawn(np.random.default_rng(0)))
-        self.persons, self.batch_size, self.shuffle, self.seed = persons, batch_size, shuffle, seed
-        self.rank, self.world, self.whole_batches = rank, world, whole_batches
-        self.epoch, self.first_batch = 0, 0
-
-    def begin(self, epoch: int, first_batch: int = 0) -> None:
-        """What the next iteration yields: batches first_batch, first_batch + 1, ... of this epoch."""
-        self.epoch, self.first_batch = epoch, first_batch
-
-    @property
-    def count(self) -> int:
-        """Batches of an epoch, over all processes."""
-        return -(-self.samples // self.batch_size)
-
-    def __len__(self) -> int:
-        """Batches of an epoch that this process has a part in."""
-        return len(range(self.rank, self.count, self.world)) if self.whole_batches else self.count
-
-    def share(self, batch: int) -> tuple[int, int]:
-        """(samples of a batch that are this process's own, samples of the batch)."""
-        size = min(self.batch_size, self.samples - batch * self.batch_size)
-        if self.whole_batches:
-            return size if batch % self.world == self.rank else 0, size
-        return size // self.world + (self.rank < size % self.world), size
-
-    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
-        """The samples of an epoch: all whole repetitions, and of each fraction its share of the persons that have it."""
-        persons = np.arange(len(self.repeat))
-        whole = np.floor(self.repeat).astype(np.int64)
-        found = [persons[whole > copy] + copy * len(persons) for copy in range(whole.max(initial=0))]
-        for fraction in np.unique(self.repeat[self.repeat > whole]):
-            having = persons[self.repeat == fraction]
-            chosen = np.sort(rng.permutation(having)[:round((fraction % 1) * len(having))])
-            found.append(chosen + whole[chosen] * len(persons))
-        return np.concatenate(found) if found else persons[:0]
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        order = self.order
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
-        if self.repeat is not None:
-            # a stream of its own, so that REPEAT 1 leaves the order that it would be without
-            order = self._drawn(np.random.default_rng((self.seed, self.epoch, 1)))[order if self.shuffle else slice(None)]
-        for number in range(self.first_batch, self.count):
-            own, size = self.share(number)
-            if not own and self.whole_batches:
-                continue
-            begin = number * self.batch_size
-            if not self.whole_batches and own:
-                begin += self.rank * (size // self.world) + min(self.rank, size % self.world)
-            yield [(self.epoch, int(person)) for person in order[begin:begin + max(own, 1)]]
 
 
 _SECONDS_TO_END = 3.0    # for a worker to finish its batch, before it is killed

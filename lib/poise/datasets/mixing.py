@@ -17,7 +17,7 @@ from poise.io.decoding import Picture
 from poise.io.images import ImageFolder
 from poise.structures.person_table import PackedNames, PersonTable, UNKNOWN
 from poise.errors import DataError
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from poise.structures.person_table import PackedNames, PersonTable
 from poise.errors import DataError, shown
 from poise.structures.crops import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
 from poise.io.json_file import field_fault, read_json
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 
 def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:

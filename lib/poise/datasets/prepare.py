@@ -9,7 +9,7 @@ from pathlib import Path
 
 from poise.io import archives, download
 from poise.io.files import in_words
-from poise.datasets.sources import Archive, ByHand, Source, below
+from poise.config.sources import Archive, ByHand, Source, below
 from poise.errors import ConfigError, DataError, one_line
 from poise.io.json_file import read_json
 from poise.io.mat_file import read_matlab

@@ -16,12 +16,11 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise import __version__
 from poise.models import weights
 from poise.config import experiment_name
-from poise.engine.logger import git_revision
+from poise.engine.logger import git_revision, package_version
 from poise.errors import DataError, one_line, shown, shown_value
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 from poise.models.weights.experiment import describe
 from poise.io.files import TEMPORARY_NAME, flush_folder
 
@@ -70,7 +69,7 @@ def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
     """What every checkpoint says of the run that wrote it."""
     return {"format": FORMAT, "experiment": experiment_name(cfg_path), "seed": seed, "threads": torch.get_num_threads(), "config": cfg.dump(),
             "torch": str(torch.__version__), "git": git_revision(), "job": job(),
-            "versions": {"poise": __version__, "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}}
+            "versions": {"poise": package_version(), "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}}
 
 
 def job() -> str:

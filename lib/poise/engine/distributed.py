@@ -18,7 +18,6 @@ import time
 import warnings
 from datetime import timedelta
 from inspect import signature
-from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn

@@ -23,19 +23,17 @@ from poise.engine.device import CpuThreads
 from poise.errors import DataError
 from poise.models.losses import build_loss
 from poise.models import build_model
-from poise.visualization.tables import pluralize
+from poise.errors import pluralize
 from poise.models.weights.origin import doubt, load_trained
 import re
-from poise.datasets import ImageFolder, PersonTable
 from poise.config.datasets import headbox_path, set_files
 from poise.evaluation.ground_truth import labels
-from poise.engine.predict import Predictions
-from poise.errors import ConfigError, DataError
+from poise.errors import ConfigError
 from poise.io.files import no_garbage_collection
 from poise.structures.crops import PIXEL_STD
 from poise.evaluation import average_precision_of_arrays, crowd_average_precision, diagnose, diagnose_mpii, format_joint_table, format_table, pckh, per_joint_pck_of_arrays, per_joint_pckh, rescore, suppress, write_results
 from poise.evaluation.results import box_ids_by_image, prediction_batches, write_pickle, write_submission
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 from poise.io.files import replacing
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from yacs.config import CfgNode
-from poise import __version__
 from poise.config import experiment_name
 from poise.engine.distributed import is_lost_peer
 from poise.engine.signals import Interrupted
@@ -22,6 +21,7 @@ from poise.io.json_file import finite
 from poise.structures.skeleton import Skeleton
 from poise.io.files import reason, replacing
 import subprocess
+from importlib import metadata
 from functools import cache
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def log_environment(cfg: CfgNode, command: list[str]) -> None:
     """Versions, git revision, command line, seed: what is needed to run it again."""
     import torch
 
-    log.info("poise %s (git %s), torch %s, numpy %s, python %s on %s", __version__, git_revision(), torch.__version__, np.__version__,
+    log.info("poise %s (git %s), torch %s, numpy %s, python %s on %s", package_version(), git_revision(), torch.__version__, np.__version__,
              platform.python_version(), platform.platform())
     log.info("command: %s", " ".join(command))
     log.info("seed: %d", cfg.SEED)
@@ -236,4 +236,12 @@ def git_revision() -> str:
         return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True,
                               timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def package_version() -> str:
+    """Return the version of the installed package; 'unknown' in a checkout that is not installed."""
+    try:
+        return metadata.version("poise")
+    except metadata.PackageNotFoundError:
         return "unknown"

@@ -21,7 +21,7 @@ from poise.engine.distributed import ALONE, Processes
 from poise.models.forward import forward_flipped, normalize
 from poise.structures.crops import crop_to_image
 from poise.evaluation.pck import heatmap_pck
-from poise.visualization.tables import pluralize
+from poise.errors import pluralize
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from yacs.config import CfgNode
 
 from poise.codecs import Codec, Targets
 from poise.structures.person_table import UNKNOWN
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 
 def encode_targets(cfg: CfgNode, codec: Codec, batch: dict[str, torch.Tensor], device: torch.device) -> Targets:

@@ -43,11 +43,10 @@ from poise.models import build_model
 from poise.models.posenas.genotypes import write_genotype
 from poise.io.files import replacing
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from torch.nn.parallel import DistributedDataParallel
 from poise.codecs import Codec
-from poise.datasets.loader import EpochBatches
+from poise.datasets.sampler import EpochBatches
 from poise.engine.targets import encode_targets
 from poise.engine.device import bare
 from poise.engine.optim import set_learning_rate

@@ -16,8 +16,10 @@ from poise.errors import DataError, shown, shown_value
 from poise.io.files import no_garbage_collection
 from poise.io.json_file import as_id, field_fault, read_json, with_ids
 from poise.evaluation import keypoint_ap
-from poise.evaluation.results import FIELDS, check_finite, is_finite, read_results
-from poise.structures.skeleton import crowd_flag, dataset, find_category
+from poise.evaluation.results import FIELDS, check_finite, read_results
+from poise.io.json_file import is_finite
+from poise.structures.skeleton import crowd_flag, find_category
+from poise.config.datasets import dataset
 
 logger = logging.getLogger(__name__)
 _NEEDED = "image_id", "category_id", "area", "bbox"

@@ -15,7 +15,7 @@ from poise.evaluation import pckh, read_truth
 from poise.evaluation.coco import Truth
 from poise.evaluation.crowdpose import AREA_OF_BOX, crowd_indices
 from poise.evaluation.mpii import JOINTS as MPII_JOINTS
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 
 def check_truth(cfg: CfgNode, table: PersonTable) -> None:

@@ -18,6 +18,7 @@ from poise.io.files import no_garbage_collection
 from poise.structures.crops import PIXEL_STD
 from poise.io.json_file import as_id, read_json, with_ids
 from poise.io.files import replacing
+from poise.io.json_file import is_finite
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
 _AT_ONCE = 2048     # persons of a result file
@@ -190,11 +191,6 @@ def read_results(path: str | os.PathLike) -> list[dict]:
         if not isinstance(result["keypoints"], list) or not all(map(is_finite, result["keypoints"])):
             raise DataError(f"{path}: entry {i} (image {result['image_id']}) has keypoints that are no list of finite numbers")
     return results
-
-
-def is_finite(value: object) -> bool:
-    """Whether a value of a JSON file is a number that can be reckoned with: 1e300 squared is not."""
-    return isinstance(value, (int, float)) and -1e100 < value < 1e100
 
 
 def format_table(name_values: Mapping[str, float], arch: str) -> str:

@@ -1,0 +1,1 @@
+"""Images or video in, poses out; the same networks as ONNX or TorchScript files."""

@@ -25,9 +25,9 @@ from poise.io.video import Frame, Pictures, Video, VideoWriter, open_input
 from poise.inference.boxes import BoxSource, DetectedPersons, Found, GivenBoxes, WholePictures, usable
 from poise.inference.poses import Poses
 from poise.inference.estimator import PoseEstimator
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 from poise.inference.smoothing import PoseSmoother
-from poise.visualization.tables import pluralize
+from poise.errors import pluralize
 from poise.inference.tracking import Tracker
 from poise.visualization.draw import JPEG_SIDE, encoded
 from poise.io.files import replacing

@@ -14,7 +14,7 @@ from poise.config.datasets import image_folder, present_annotation_path
 from poise.structures.person_table import PackedNames
 from poise.inference.detectors.torchvision import Detector
 from poise.errors import ConfigError, DataError, one_line, shown_value
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 from poise.io.files import replacing
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 from poise import config
 from poise.codecs import build_codec
-from poise.datasets.loader import cut
+from poise.structures.crops import cut
 from poise.engine.device import compile_network, for_testing
 from poise.errors import ConfigError, DataError
 from poise.inference.export import onnx_network
@@ -33,7 +33,7 @@ from poise.evaluation import rescore
 from poise.models import build_model
 from poise.io.images import as_pixels
 from poise.inference.poses import Poses
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 from poise.models.weights.experiment import experiment_of
 from poise.models.weights.origin import load_trained
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from poise.errors import ConfigError, DataError
 from poise.structures.skeleton import Skeleton
-from poise.visualization.tables import pluralize
+from poise.errors import pluralize
 
 
 @dataclass(eq=False, repr=False)      # arrays have no single answer to ==

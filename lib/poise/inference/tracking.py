@@ -8,15 +8,7 @@ Letters: N boxes of a frame, T tracks.
 from __future__ import annotations
 
 import numpy as np
-
-
-def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, T) overlaps, intersection over union, of boxes a (N, 4) and b (T, 4): left, top, right, bottom, right - left being the width."""
-    a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    common = np.prod(np.clip(sides, 0, None), axis=2)
-    union = np.prod(a[:, 2:] - a[:, :2], axis=1)[:, None] + np.prod(b[:, 2:] - b[:, :2], axis=1) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+from poise.structures.boxes import pairwise_iou
 
 
 class Tracker:

@@ -1,0 +1,1 @@
+"""Bytes in and out: bounded reads, atomic writes, archives, downloads, images and video."""

@@ -80,8 +80,8 @@ def file_state(path: str | Path) -> tuple[int, int, int]:
 def _code_sum() -> int:
     """Of all that has a part in reading annotations: code that was changed may give other arrays."""
     package = Path(__file__).parents[1]
-    files = [*sorted((package / "datasets").glob("*.py")), package / "json_files.py", package / "skeleton.py", package / "geometry.py",
-             package / "checking_data" / "columns.py"]
+    files = [*sorted((package / "datasets").glob("*.py")), *sorted((package / "structures").glob("*.py")),
+             package / "io" / "json_file.py", package / "config" / "datasets.py", package / "datasets" / "validation" / "columns.py"]
     try:
         return zlib.crc32(b"".join(file.read_bytes() for file in files))
     except OSError:     # a package in an archive

@@ -9,9 +9,7 @@ import errno
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from poise.errors import DataError
 import gc
-from contextlib import contextmanager
 
 _LITTLE = 1 << 27       # bytes that a process may be trusted to have
 

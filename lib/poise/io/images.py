@@ -21,10 +21,10 @@ import unicodedata
 import zipfile
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from poise.io import archives
 from poise.io.files import read_bytes
-from poise.errors import DataError, shown
+from poise.errors import shown
 
 log = logging.getLogger(__name__)
 

@@ -166,3 +166,8 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value of a JSON file is a number that can be reckoned with: 1e300 squared is not."""
+    return isinstance(value, (int, float)) and -1e100 < value < 1e100

@@ -16,7 +16,7 @@ import numpy as np
 from poise.io.decoding import quiet_opencv
 from poise.errors import DataError, one_line
 from poise.io.images import is_picture_name, read_picture
-from poise.visualization.tables import pluralize
+from poise.errors import pluralize
 from poise.io.files import temporary_file
 
 log = logging.getLogger(__name__)

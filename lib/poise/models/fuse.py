@@ -9,7 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from poise.errors import one_line
 import torch
-from torch import nn
 
 log = logging.getLogger(__name__)
 

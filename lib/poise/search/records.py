@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from yacs.config import CfgNode
 
-from poise import __version__
 from poise.config import experiment_name
 from poise.engine import logger
 from poise.models.posenas.genotypes import EDGES_PER_NODE, Genotype, INPUTS, NODES, write_genotype
@@ -18,6 +17,8 @@ from poise.search.architecture import Probabilities, derive_cells, entropy
 from poise.search.drawing import write_drawing
 from poise.search.space import EDGES, Space
 from poise.visualization.tables import aligned
+
+from poise.engine.logger import package_version
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def genotype_of(cfg: CfgNode, cfg_path: str, space: Space, found: Probabilities,
     """The derived genotype. Its meta: the epoch's figures, how probable its operations were, and the configuration that made it."""
     cells = derive_cells(space, found)
     return space.genotype(cells, {
-        "source": f"search {experiment_name(cfg_path)} of Poise {__version__}", "figures": dict(figures),
+        "source": f"search {experiment_name(cfg_path)} of Poise {package_version()}", "figures": dict(figures),
         "probabilities": {kind: [round(value, 6) for value in _strengths(space, kind, edges, found)] for kind, edges in cells.items()},
         "config": plain_config(cfg)})
 

@@ -1,0 +1,1 @@
+"""Plain data: skeletons, person tables, boxes, crops and the warp that cuts them."""

@@ -45,3 +45,12 @@ def best_overlaps(wanted: np.ndarray, wanted_image: np.ndarray, boxes: np.ndarra
     place = np.arange(len(pairs)) - np.repeat(np.cumsum(count) - count, count)
     np.maximum.at(best, pairs, overlaps(wanted[pairs], boxes[order[begin[pairs] + place]]))
     return best
+
+
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, T) overlaps, intersection over union, of boxes a (N, 4) and b (T, 4): left, top, right, bottom, right - left being the width."""
+    a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
+    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    common = np.prod(np.clip(sides, 0, None), axis=2)
+    union = np.prod(a[:, 2:] - a[:, :2], axis=1)[:, None] + np.prod(b[:, 2:] - b[:, :2], axis=1) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

@@ -17,6 +17,9 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+import math
+from poise.structures.warp import warp
+from poise.errors import DataError
 
 PIXEL_STD = 200.0
 FARTHEST = 1e7      # pixels: coordinates and sides of pictures stay below it, and float32, which tables hold, tells whole pixels apart there
@@ -123,3 +126,46 @@ def crop_to_image(coords: np.ndarray, center: np.ndarray, scale: np.ndarray, ima
         span = np.maximum(size - 1, 1)
         return (coords - span * 0.5) * (scale[:, :, :1] * PIXEL_STD * (size / size[0]) / span) + center
     return (coords - size * 0.5) * (scale[:, :, :1] * PIXEL_STD / size[0]) + center
+
+
+def cut(image: np.ndarray, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size,
+        unbiased: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix (2, 3) that made it: see cut_matrix.
+
+    Raises DataError for an image of a side of 32,767 pixels or more with OpenCV 4, which cannot.
+    """
+    matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
+    try:
+        return warp(image, matrix, tuple(size)), matrix
+    except cv2.error:
+        raise DataError(f"OpenCV {cv2.__version__} cannot cut persons out of an image of {image.shape[1]} x {image.shape[0]} pixels; make it smaller, or install "
+                        "OpenCV 5") from None
+
+
+def cut_matrix(width: int, center: np.ndarray, scale: np.ndarray, rotation: float, mirrored: bool, size, unbiased: bool = False) -> np.ndarray:
+    """Matrix (2, 3) from an image of this width to the crop of `size` (width, height).
+
+    `center` is of the image as it is; when `mirrored`, the mirror is part of the matrix, so no mirrored copy of the image is made.
+    unbiased: see poise.structures.crops.
+    """
+    if mirrored:
+        center = np.array([width - 1 - center[0], center[1]])
+    return crop_matrix(center, scale, rotation, size, mirror_width=width if mirrored else None, unbiased=unbiased)
+
+
+def needed_region(matrix: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom (the last two not included) of what cv2.warpAffine looks at in an image of image_size, or more.
+
+    At least one pixel, where the crop lies beside the image.
+    """
+    spans = []
+    for (along_x, along_y, start), most in zip(cv2.invertAffineTransform(matrix).tolist(), image_size):
+        over, down = along_x * (size[0] - 1), along_y * (size[1] - 1)
+        if not math.isfinite(start + over + down):      # a matrix of a box without size
+            return 0, 0, *image_size
+        # the neighbour that bilinear interpolation looks at, and one more for the rounding
+        low = math.floor(start + min(over, 0) + min(down, 0)) - 2
+        high = math.ceil(start + max(over, 0) + max(down, 0)) + 3
+        spans.append((min(max(low, 0), most - 1), min(max(high, 1), most)))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from poise.structures.skeleton import Skeleton
-from poise.visualization.tables import pluralize
+from poise.errors import pluralize
 
 
 UNKNOWN = -1.0      # visible: the set that a person is of does not have the joint (DATASET.MIX)

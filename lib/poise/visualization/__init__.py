@@ -1,0 +1,1 @@
+"""Drawings of skeletons and heatmaps, charts, HTML pages and text tables."""

@@ -11,6 +11,3 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def pluralize(count: int, noun: str, plural: str = "") -> str:
-    """Return '1 person' or '2 persons'; plural: where it is not the noun with an s."""
-    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"

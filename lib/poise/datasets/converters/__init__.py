@@ -13,7 +13,7 @@ from types import ModuleType
 from poise.datasets.converters.images import LabelledPicture, LeftOut, describe_left_out, tell_left_out
 from poise.errors import DataError, shown
 from poise.structures.skeleton import DatasetFile
-from poise.visualization.tables import pluralize
+from poise.errors import pluralize
 
 
 def read(form: str, source: str | Path, data: DatasetFile, *, images: str | Path | None = None) -> list[LabelledPicture]:

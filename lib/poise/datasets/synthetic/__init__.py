@@ -1,0 +1,1 @@
+"""A synthetic set of people in COCO's or MPII's layout."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from poise.structures.skeleton import COCO, MPII
+from poise.config.datasets import COCO, MPII
 
 from poise.datasets.synthetic.scene import Scene
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from poise.structures.skeleton import COCO, MPII
+from poise.config.datasets import COCO, MPII
 
 from poise.datasets.synthetic.body import Body
 from poise.datasets.synthetic.head import EARS, EYES, NOSE, draw_head, face_turn, head_radii, on_head, silhouette

@@ -15,7 +15,7 @@ from poise.structures.person_table import PackedNames
 from poise.errors import DataError, shown
 from poise.structures.crops import FARTHEST
 from poise.io.json_file import as_id, read_in_parts, with_ids
-from poise.evaluation.results import is_finite
+from poise.io.json_file import is_finite
 from poise.structures.skeleton import crowd_flag, find_category
 
 _NUMBERS = (int, float)

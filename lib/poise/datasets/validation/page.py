@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from poise.visualization import draw
-from poise.evaluation.analysis.page import document, table
-from poise.evaluation.analysis.worst_images import data_uri
+from poise.visualization.html import document, table
+from poise.visualization.html import data_uri
 from poise.datasets.validation.findings import FAULT, Finding, NOTE, WARNING
 from poise.datasets.validation.run import CheckedSet, verdict
 from poise.errors import PoiseError, escape_html

@@ -25,7 +25,8 @@ from poise.structures.person_table import PackedNames
 from poise.evaluation.ground_truth import check_truth, labels
 from poise.errors import DataError, PoiseError
 from poise.evaluation.diagnose import nobody_counts
-from poise.structures.skeleton import DatasetFile, dataset_of
+from poise.structures.skeleton import DatasetFile
+from poise.config.datasets import dataset_of
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from poise.errors import DataError, one_line
 from poise.evaluation import keypoint_ap, read_results, read_truth, result_arrays
 from poise.evaluation.crowdpose import AREA_OF_BOX
 from poise.evaluation.keypoint_ap import LabelledPersons
-from poise.structures.skeleton import DatasetFile, Skeleton, dataset
+from poise.structures.skeleton import DatasetFile, Skeleton
+from poise.config.datasets import dataset
 
 # Ronchi & Perona match from this OKS on: what is worse found nobody. coco-analyze: params.oksLocThrs
 LEAST_OKS = 0.1

@@ -15,7 +15,7 @@ from poise.evaluation.analysis.per_keypoint import per_joint
 from poise.io.images import ImageFolder
 from poise.errors import DataError
 from poise.io.json_file import finite
-from poise.structures.skeleton import dataset
+from poise.config.datasets import dataset
 from poise.io.files import replacing
 
 

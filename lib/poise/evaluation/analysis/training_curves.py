@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from poise.visualization import charts
-from poise.evaluation.analysis.page import document, number, table
+from poise.visualization.html import document, number, table
 from poise.evaluation.analysis.matching import distinct
 from poise.io.files import read_bytes
 from poise.errors import ConfigError, DataError, escape_html

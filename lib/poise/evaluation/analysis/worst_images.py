@@ -4,7 +4,6 @@ Letters: as poise.evaluation.analysis.matching; I pictures.
 """
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from poise.evaluation.analysis.matching import BACKGROUND, DUPLICATE, FOUND, Fou
 from poise.io.images import ImageFolder
 from poise.errors import DataError, one_line
 from poise.evaluation import keypoint_ap
+from poise.visualization.html import data_uri
 
 # of the lines from a wrong joint to its place, BGR; none of them is a colour of the skeletons
 ERROR_COLOURS = {INVERSION: (220, 60, 220), SWAP: (50, 50, 235), MISS: (40, 220, 240)}
@@ -202,5 +202,3 @@ def _note(found: Found, errors: JointErrors, place: int, least_score: float) -> 
     return f"{found.name}: {', '.join(parts)}"
 
 
-def data_uri(picture: np.ndarray) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(visualize.encoded(picture, ".jpg", quality=82)).decode()

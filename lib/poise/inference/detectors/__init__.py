@@ -1,0 +1,1 @@
+"""Person detectors: torchvision's and ONNX files."""

@@ -12,7 +12,7 @@ from poise.codecs.flip import merge_tensors
 from poise.inference.export.decoding import Decoder
 from poise.models.forward import forward_flipped, normalize
 from poise.models.fuse import fold_batch_norms
-from poise.structures.skeleton import dataset_of
+from poise.config.datasets import dataset_of
 
 HEATMAPS, KEYPOINTS, SCORES, IMAGES = "heatmaps", "keypoints", "scores", "images"
 

@@ -13,7 +13,8 @@ from yacs.config import CfgNode
 from poise import config
 from poise.errors import DataError, PoiseError
 from poise.inference.export.graph import Parts
-from poise.structures.skeleton import dataset_of, describe_joints, give_joints
+from poise.structures.skeleton import describe_joints
+from poise.config.datasets import dataset_of, give_joints
 
 KEY = "poise"           # the name under which the text stands in a file
 VERSION = 2

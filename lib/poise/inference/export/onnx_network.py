@@ -18,7 +18,8 @@ from poise.inference.export import metadata
 from poise.inference.export.formats import need_packages, onnx_session
 from poise.inference.export.graph import HEATMAPS, IMAGES, KEYPOINTS, SCORES, normalized
 from poise.models.forward import forward_flipped
-from poise.structures.skeleton import dataset_of, other_joint
+from poise.structures.skeleton import other_joint
+from poise.config.datasets import dataset_of
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.codecs import Codec, build_codec
-from poise.datasets.loader import cut
+from poise.structures.crops import cut
 from poise.errors import DataError
 from poise.inference.export.formats import Run
 from poise.inference.export.graph import HEATMAPS, KEYPOINTS, Parts, SCORES, eager_heatmaps, normalized

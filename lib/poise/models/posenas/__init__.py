@@ -1,0 +1,1 @@
+"""PoseNAS: network, cells, operations and genotypes."""

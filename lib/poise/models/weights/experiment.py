@@ -19,7 +19,8 @@ from poise.config.loading import changed, from_values
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
 from poise.models.posenas.genotypes import GENOTYPES, Genotype
-from poise.structures.skeleton import dataset, dataset_of, describe_joints, give_joints, shipped
+from poise.structures.skeleton import describe_joints
+from poise.config.datasets import dataset, dataset_of, give_joints, shipped
 from poise.models.weights.reading import State, read_weight_file
 from poise.io.yaml_file import parse_yaml
 

@@ -11,7 +11,8 @@ from yacs.config import CfgNode
 from poise.models.weights import zoo
 from poise.io.files import read_bytes
 from poise.errors import DataError, shown
-from poise.structures.skeleton import dataset_of, other_joint
+from poise.structures.skeleton import other_joint
+from poise.config.datasets import dataset_of
 from poise.models.weights.experiment import settings_in
 from poise.models.weights.loading import LoadReport, load
 from poise.models.weights.reading import read_tensors

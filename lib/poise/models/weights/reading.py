@@ -20,7 +20,7 @@ from poise.models.weights import zoo
 from poise.io.archives import bounded_zip
 from poise.io.files import check_memory
 from poise.errors import DataError, is_out_of_memory, one_line, shown
-from poise.structures.skeleton import MOST_JOINTS
+from poise.config.datasets import MOST_JOINTS
 from poise.models.weights.nesting import check_nesting
 from poise.io.files import replacing
 

@@ -13,7 +13,7 @@ from poise.errors import ConfigError, DataError, shown, shown_value
 from poise.visualization.tables import aligned
 from poise.io.yaml_file import MAX_BYTES, parse_yaml
 
-ZOO = Path(__file__).parents[2] / "models" / "zoo.yaml"
+ZOO = Path(__file__).parents[4] / "models" / "zoo.yaml"
 KINDS = ("imagenet", "pose")
 _TEXTS = ("name", "family", "what", "file", "page", "licence", "target", "url", "sha256_prefix", "note")
 
