@@ -1,4 +1,7 @@
-"""The way of a sample from its JPEG to the batch that a worker hands over, against the references' way."""
+"""The way of a sample from its JPEG to the batch that a worker hands over, against the
+references' way.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -12,35 +15,57 @@ import made_data
 import numpy as np
 import torch
 from comparing import Row, compared, in_turns, main
-from torch.utils.data import default_collate
-
 from poise.codecs import build_codec
-from poise.datasets import build_loader, read_set
-from poise.io import decoding
-from poise.engine.targets import encode_targets
-from poise.models.forward import normalize
 from poise.config.datasets import COCO
+from poise.datasets import build_loader, read_set
+from poise.engine.targets import encode_targets
+from poise.io import decoding
+from poise.models.forward import normalize
+from torch.utils.data import default_collate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ReferenceSamples:
-    """Samples as the HRNet family makes them: the picture decoded for every box, mirrored by a view, warped, made floats, with its heatmaps."""
+    """Samples as the HRNet family makes them: the picture decoded for every box, mirrored by a
+    view, warped, made floats, with its heatmaps.
+    """
 
     def __init__(self, table, folder: Path, size: tuple[int, int], train: bool):
-        self.size, self.heatmap, self.sigma, self.train = np.array(size), np.array(size) // 4, 2, train
+        self.size, self.heatmap, self.sigma, self.train = (
+            np.array(size),
+            np.array(size) // 4,
+            2,
+            train,
+        )
         self.db = []
         for n in range(len(table)):
             joints, visible = np.zeros((17, 3)), np.zeros((17, 3))
             if table.labelled:
                 joints[:, :2], visible[:, :2] = table.joints[n], (table.visible[n] > 0)[:, None]
-            self.db.append({"image": str(folder / table.image_name(n)), "center": table.center[n], "scale": table.scale[n], "joints_3d": joints,
-                            "joints_3d_vis": visible, "filename": "", "imgnum": 0, "score": float(table.score[n])})
+            self.db.append(
+                {
+                    "image": str(folder / table.image_name(n)),
+                    "center": table.center[n],
+                    "scale": table.scale[n],
+                    "joints_3d": joints,
+                    "joints_3d_vis": visible,
+                    "filename": "",
+                    "imgnum": 0,
+                    "score": float(table.score[n]),
+                }
+            )
 
     def __getitem__(self, index: int):
         record = copy.deepcopy(self.db[index])
         image = cv2.imread(record["image"], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        joints, visible, c, s, r = record["joints_3d"], record["joints_3d_vis"], record["center"], record["scale"], 0
+        joints, visible, c, s, r = (
+            record["joints_3d"],
+            record["joints_3d_vis"],
+            record["center"],
+            record["scale"],
+            0,
+        )
         if self.train:
             if np.sum(visible[:, 0]) > 8 and np.random.rand() < 0.3:
                 half = self.half_body(joints, visible)
@@ -56,7 +81,9 @@ class ReferenceSamples:
                 joints = joints * visible
                 c = np.array([image.shape[1] - c[0] - 1, c[1]])
         matrix = affine(c, s, r, self.size)
-        crop = cv2.warpAffine(image, matrix, (int(self.size[0]), int(self.size[1])), flags=cv2.INTER_LINEAR)
+        crop = cv2.warpAffine(
+            image, matrix, (int(self.size[0]), int(self.size[1])), flags=cv2.INTER_LINEAR
+        )
         tensor = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))).float().div(255)
         for channel, mean, std in zip(tensor, MEAN, STD):
             channel.sub_(mean).div_(std)
@@ -64,8 +91,17 @@ class ReferenceSamples:
             if visible[i, 0] > 0:
                 joints[i, 0:2] = matrix @ np.array([joints[i, 0], joints[i, 1], 1.0])
         target, weight = self.heatmaps(joints, visible)
-        meta = {"image": record["image"], "filename": "", "imgnum": 0, "joints": joints, "joints_vis": visible, "center": c, "scale": s, "rotation": r,
-                "score": record["score"]}
+        meta = {
+            "image": record["image"],
+            "filename": "",
+            "imgnum": 0,
+            "joints": joints,
+            "joints_vis": visible,
+            "center": c,
+            "scale": s,
+            "rotation": r,
+            "score": record["score"],
+        }
         return tensor, torch.from_numpy(target), torch.from_numpy(weight), meta
 
     def half_body(self, joints, visible):
@@ -73,7 +109,13 @@ class ReferenceSamples:
         for i in range(17):
             if visible[i][0] > 0:
                 (upper if i in COCO.upper_body else lower).append(joints[i])
-        chosen = upper if np.random.randn() < 0.5 and len(upper) > 2 else lower if len(lower) > 2 else upper
+        chosen = (
+            upper
+            if np.random.randn() < 0.5 and len(upper) > 2
+            else lower
+            if len(lower) > 2
+            else upper
+        )
         if len(chosen) < 2:
             return None
         chosen = np.array(chosen, dtype=np.float32)
@@ -95,11 +137,25 @@ class ReferenceSamples:
                 weight[i] = 0
                 continue
             axis = np.arange(0, 2 * reach + 1, 1, np.float32)
-            patch = np.exp(-((axis - reach) ** 2 + (axis[:, None] - reach) ** 2) / (2 * self.sigma**2))
-            gx, gy = (max(0, -low[0]), min(high[0], self.heatmap[0]) - low[0]), (max(0, -low[1]), min(high[1], self.heatmap[1]) - low[1])
-            ix, iy = (max(0, low[0]), min(high[0], self.heatmap[0])), (max(0, low[1]), min(high[1], self.heatmap[1]))
+            patch = np.exp(
+                -((axis - reach) ** 2 + (axis[:, None] - reach) ** 2) / (2 * self.sigma**2)
+            )
+            gx, gy = (
+                (max(0, -low[0]), min(high[0], self.heatmap[0]) - low[0]),
+                (
+                    max(0, -low[1]),
+                    min(high[1], self.heatmap[1]) - low[1],
+                ),
+            )
+            ix, iy = (
+                (max(0, low[0]), min(high[0], self.heatmap[0])),
+                (
+                    max(0, low[1]),
+                    min(high[1], self.heatmap[1]),
+                ),
+            )
             if weight[i] > 0.5:
-                target[i][iy[0]:iy[1], ix[0]:ix[1]] = patch[gy[0]:gy[1], gx[0]:gx[1]]
+                target[i][iy[0] : iy[1], ix[0] : ix[1]] = patch[gy[0] : gy[1], gx[0] : gx[1]]
         return target, weight
 
 
@@ -118,14 +174,30 @@ def affine(center, scale, rotation, size) -> np.ndarray:
 
 
 def measure() -> Iterator[Row]:
-    """Training samples at both published sizes, and tests with about 20 detection boxes in a picture."""
+    """Training samples at both published sizes, and tests with about 20 detection boxes in a
+    picture.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = [f"{n:012d}.jpg" for n in range(1, 97)]
         made_data.write_images(folder / "images" / "train2017", names)
         made_data.write_images(folder / "images" / "val2017", names[:24])
-        made_data.annotation_file(folder / "annotations" / "person_keypoints_train2017.json", names, 96, 96, images=96, outlines=False)
-        made_data.annotation_file(folder / "annotations" / "person_keypoints_val2017.json", names[:24], 24, 24, images=24, outlines=False)
+        made_data.annotation_file(
+            folder / "annotations" / "person_keypoints_train2017.json",
+            names,
+            96,
+            96,
+            images=96,
+            outlines=False,
+        )
+        made_data.annotation_file(
+            folder / "annotations" / "person_keypoints_val2017.json",
+            names[:24],
+            24,
+            24,
+            images=24,
+            outlines=False,
+        )
         made_data.detection_file(folder / "boxes.json", 480, 24)
         for size in ((192, 256), (288, 384)):
             yield from training(folder, size)
@@ -135,11 +207,15 @@ def measure() -> Iterator[Row]:
 def training(folder: Path, size: tuple[int, int]) -> Iterator[Row]:
     cfg = made_data.experiment(folder, folder, "WORKERS", 0, size=size)
     table, images = read_set(cfg, train=True)
-    crops, reference = build_loader(cfg, table, images, train=True).crops, ReferenceSamples(table, folder / "images" / "train2017", size, train=True)
+    crops, reference = (
+        build_loader(cfg, table, images, train=True).crops,
+        ReferenceSamples(table, folder / "images" / "train2017", size, train=True),
+    )
     epochs, codec, cpu = iter(range(10**6)), build_codec(cfg), torch.device("cpu")
-    # a picture for each person, as good as always so in a shuffled batch of train2017: none is decoded for two
+    # a picture for each person, as good as always so in a shuffled batch of train2017: none is
+    # decoded for two
     _, chosen = np.unique(table.image_index, return_index=True)
-    batches = [chosen[n:n + 32].tolist() for n in range(0, len(chosen), 32)]
+    batches = [chosen[n : n + 32].tolist() for n in range(0, len(chosen), 32)]
 
     def poise() -> list[dict]:
         epoch = next(epochs)
@@ -161,17 +237,54 @@ def training(folder: Path, size: tuple[int, int]) -> Iterator[Row]:
         for batch in batches:
             default_collate([reference[person] for person in batch])
 
-    seconds = in_turns({"poise": poise, "reference": by_reference, "whole pictures by OpenCV": by_opencv, "normalised on this CPU": to_the_network}, 9)
+    seconds = in_turns(
+        {
+            "poise": poise,
+            "reference": by_reference,
+            "whole pictures by OpenCV": by_opencv,
+            "normalised on this CPU": to_the_network,
+        },
+        9,
+    )
     shape, count = f"{size[1]}x{size[0]}", len(chosen)
-    yield compared(f"training sample, JPEG to batch, {shape}", seconds, {192: 2.3, 288: 2.8}[size[0]], count=count)
-    yield compared(f"the same, whole pictures decoded by OpenCV, {shape}", seconds, None, product="whole pictures by OpenCV", count=count)
-    yield compared(f"the same, and normalised with targets on this CPU, {shape}", seconds, None, product="normalised on this CPU", count=count)
+    yield compared(
+        f"training sample, JPEG to batch, {shape}",
+        seconds,
+        {192: 2.3, 288: 2.8}[size[0]],
+        count=count,
+    )
+    yield compared(
+        f"the same, whole pictures decoded by OpenCV, {shape}",
+        seconds,
+        None,
+        product="whole pictures by OpenCV",
+        count=count,
+    )
+    yield compared(
+        f"the same, and normalised with targets on this CPU, {shape}",
+        seconds,
+        None,
+        product="normalised on this CPU",
+        count=count,
+    )
 
 
 def many_persons(folder: Path) -> Iterator[Row]:
-    cfg = made_data.experiment(folder, folder, "WORKERS", 0, "TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(folder / "boxes.json"))
+    cfg = made_data.experiment(
+        folder,
+        folder,
+        "WORKERS",
+        0,
+        "TEST.USE_GT_BBOX",
+        False,
+        "TEST.COCO_BBOX_FILE",
+        str(folder / "boxes.json"),
+    )
     table, images = read_set(cfg, train=False)
-    loader, reference = build_loader(cfg, table, images, train=False), ReferenceSamples(table, folder / "images" / "val2017", (192, 256), train=False)
+    loader, reference = (
+        build_loader(cfg, table, images, train=False),
+        ReferenceSamples(table, folder / "images" / "val2017", (192, 256), train=False),
+    )
     loader.batches.begin(0)
     batches = list(loader.batches)
 
@@ -181,10 +294,17 @@ def many_persons(folder: Path) -> Iterator[Row]:
 
     def by_reference() -> None:
         for begin in range(0, len(table), 32):
-            default_collate([reference[person] for person in range(begin, min(begin + 32, len(table)))])
+            default_collate(
+                [reference[person] for person in range(begin, min(begin + 32, len(table)))]
+            )
 
     seconds = in_turns({"poise": poise, "reference": by_reference}, 5)
-    yield compared(f"test sample, {len(table) / 24:.0f} detection boxes a picture, 256x192", seconds, 8, count=len(table))
+    yield compared(
+        f"test sample, {len(table) / 24:.0f} detection boxes a picture, 256x192",
+        seconds,
+        8,
+        count=len(table),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Exported networks: onnxruntime against PyTorch on the CPU."""
+
 from __future__ import annotations
 
 import tempfile
@@ -8,20 +9,20 @@ from pathlib import Path
 import torch
 from comparing import Row, compared, in_turns, main
 from estimator import written_weights
-from train_step import BATCH, NETWORKS
-
-from poise.models import flops, weights
 from poise import config
 from poise.inference.export import export
 from poise.inference.export.formats import FORMATS
-from poise.models import build_model
+from poise.models import build_model, flops, weights
 from poise.models.fuse import fold_batch_norms
+from train_step import BATCH, NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def measure() -> Iterator[Row]:
-    """Exports of published networks with random weights; times of a batch of 4, 256x192, float32."""
+    """Exports of published networks with random weights; times of a batch of 4, 256x192,
+    float32.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name in ("ResNet-50", "HRNet-W32"):
             yield from times(name, folder)
@@ -43,10 +44,26 @@ def times(name: str, folder: str) -> Iterator[Row]:
     folded = fold_batch_norms(model).to(memory_format=torch.channels_last)
     images = torch.randn(BATCH, 3, *reversed(cfg.MODEL.IMAGE_SIZE))
     inner, array = images.contiguous(memory_format=torch.channels_last), images.numpy()
-    works = {"onnxruntime": lambda: run(array), "PyTorch": lambda: model(images), "PyTorch, folded, channels last": lambda: folded(inner)}
+    works = {
+        "onnxruntime": lambda: run(array),
+        "PyTorch": lambda: model(images),
+        "PyTorch, folded, channels last": lambda: folded(inner),
+    }
     seconds = in_turns(works, 7)
-    yield compared(f"onnxruntime, {name}, against the network as it is", seconds, 1.15, baseline="PyTorch", product="onnxruntime")
-    yield compared(f"onnxruntime, {name}, against the folded network", seconds, None, baseline="PyTorch, folded, channels last", product="onnxruntime")
+    yield compared(
+        f"onnxruntime, {name}, against the network as it is",
+        seconds,
+        1.15,
+        baseline="PyTorch",
+        product="onnxruntime",
+    )
+    yield compared(
+        f"onnxruntime, {name}, against the folded network",
+        seconds,
+        None,
+        baseline="PyTorch, folded, channels last",
+        product="onnxruntime",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What the ONNX exports of every family differ by from PyTorch, at two sizes. Not part of make bench, for it takes ten minutes."""
+"""What the ONNX exports of every family differ by from PyTorch, at two sizes. Not part of make
+bench, for it takes ten minutes.
+"""
+
 from __future__ import annotations
 
 import tempfile
@@ -8,15 +11,20 @@ from pathlib import Path
 from comparing import Row, main
 from estimator import written_weights
 from export import experiment
-from train_step import NETWORKS
-
 from poise.inference.export import export
 from poise.inference.export.graph import Parts
+from train_step import NETWORKS
 
-FAMILIES = {"SimpleBaseline ResNet-50": NETWORKS["ResNet-50"], "Res2Net-50": "res2net/res2net50_4s_26w_256x192_d256x3_adam_lr1e-3",
-            "Res2Net-50 v1b": "res2net/res2net50_v1b_4s_26w_256x192_d256x3_adam_lr1e-3", "HRNet-W32": NETWORKS["HRNet-W32"],
-            "MSPN, 2 stages": NETWORKS["MSPN, 2 stages"], "PoseNAS, 48 channels": "posenas/256x192_18l_48c", "MogaNet-T": "moganet/moganet_t_256x192"}
-SIZES = ((256, 192), (384, 288))        # height and width
+FAMILIES = {
+    "SimpleBaseline ResNet-50": NETWORKS["ResNet-50"],
+    "Res2Net-50": "res2net/res2net50_4s_26w_256x192_d256x3_adam_lr1e-3",
+    "Res2Net-50 v1b": "res2net/res2net50_v1b_4s_26w_256x192_d256x3_adam_lr1e-3",
+    "HRNet-W32": NETWORKS["HRNet-W32"],
+    "MSPN, 2 stages": NETWORKS["MSPN, 2 stages"],
+    "PoseNAS, 48 channels": "posenas/256x192_18l_48c",
+    "MogaNet-T": "moganet/moganet_t_256x192",
+}
+SIZES = ((256, 192), (384, 288))  # height and width
 
 
 def measure() -> Iterator[Row]:
@@ -28,13 +36,37 @@ def measure() -> Iterator[Row]:
 
 
 def differences(name: str, size: tuple[int, int], folder: str) -> Iterator[Row]:
-    """Of the whole graph: normalising, network, flip test, decoding; the larger figure of noise and of made persons."""
+    """Of the whole graph: normalising, network, flip test, decoding; the larger figure of noise
+    and of made persons.
+    """
     cfg = experiment(FAMILIES[name], *size)
-    found = export(cfg, written_weights(cfg, folder), Path(folder) / "whole.onnx", "onnx", Parts(normalize=True, flip=True, decode=True))
+    found = export(
+        cfg,
+        written_weights(cfg, folder),
+        Path(folder) / "whole.onnx",
+        "onnx",
+        Parts(normalize=True, flip=True, decode=True),
+    )
     joints, unsure = (sum(values) for values in zip(*((one.joints, one.unsure) for one in found)))
     title = f"ONNX, {name}, {size[0]}x{size[1]}"
-    yield Row(f"{title}: heatmaps, of their maximum", "", "PyTorch", max(one.heatmaps for one in found), "most", 1e-4, "")
-    yield Row(f"{title}: keypoints", f"{joints} joints, {unsure} with an open place", "PyTorch", max(one.keypoints for one in found), "most", 0.01, "px")
+    yield Row(
+        f"{title}: heatmaps, of their maximum",
+        "",
+        "PyTorch",
+        max(one.heatmaps for one in found),
+        "most",
+        1e-4,
+        "",
+    )
+    yield Row(
+        f"{title}: keypoints",
+        f"{joints} joints, {unsure} with an open place",
+        "PyTorch",
+        max(one.keypoints for one in found),
+        "most",
+        0.01,
+        "px",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""How long a program takes before its own work begins: processor time of whole processes, in turns."""
+"""How long a program takes before its own work begins: processor time of whole processes, in
+turns.
+"""
+
 from __future__ import annotations
 
 import os
@@ -21,14 +24,20 @@ def processor_seconds(command: list[str]) -> tuple[float, float]:
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, time.perf_counter() - begin
+    return (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        time.perf_counter() - begin,
+    )
 
 
 def measure() -> Iterator[Row]:
     """Imports above bare torch, and --help."""
     commands = {
-        "torch": ["-c", "import torch"], "poise": ["-c", "import torch, poise"],
-        "training": ["-c", "import torch, poise.engine.train"], "help": ["tools/train.py", "--help"]}
+        "torch": ["-c", "import torch"],
+        "poise": ["-c", "import torch, poise"],
+        "training": ["-c", "import torch, poise.engine.train"],
+        "help": ["tools/train.py", "--help"],
+    }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for turn in range(-1, 7):
         for name, arguments in commands.items():
@@ -36,10 +45,31 @@ def measure() -> Iterator[Row]:
             if turn >= 0:
                 seconds[name].append(found)
     torch = statistics.median(cpu for cpu, _ in seconds["torch"])
-    for name, work in (("poise", "import poise, above bare torch"), ("training", "import of all that a training uses, above bare torch")):
-        above = statistics.median(cpu - bare for (cpu, _), (bare, _) in zip(seconds[name], seconds["torch"]))
-        yield Row(work, f"{above + torch:.2f} s", f"torch {torch:.2f} s", max(above, 0.0), "most", 0.2, "s")
-    yield Row("tools/train.py --help, by the clock", "", "", statistics.median(clock for _, clock in seconds["help"]), "most", 2, "s")
+    for name, work in (
+        ("poise", "import poise, above bare torch"),
+        ("training", "import of all that a training uses, above bare torch"),
+    ):
+        above = statistics.median(
+            cpu - bare for (cpu, _), (bare, _) in zip(seconds[name], seconds["torch"])
+        )
+        yield Row(
+            work,
+            f"{above + torch:.2f} s",
+            f"torch {torch:.2f} s",
+            max(above, 0.0),
+            "most",
+            0.2,
+            "s",
+        )
+    yield Row(
+        "tools/train.py --help, by the clock",
+        "",
+        "",
+        statistics.median(clock for _, clock in seconds["help"]),
+        "most",
+        2,
+        "s",
+    )
 
 
 if __name__ == "__main__":

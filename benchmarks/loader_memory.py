@@ -1,4 +1,7 @@
-"""Memory of a loader over as many persons as train2017 has, with its worker processes: the sum of their proportional set sizes (PSS)."""
+"""Memory of a loader over as many persons as train2017 has, with its worker processes: the sum
+of their proportional set sizes (PSS).
+"""
+
 from __future__ import annotations
 
 import copy
@@ -16,9 +19,8 @@ import made_data
 import numpy as np
 import torch
 from comparing import Row, main
-from torch.utils.data import DataLoader, Dataset
-
 from poise.datasets import build_loader, read_set
+from torch.utils.data import DataLoader, Dataset
 
 
 def summed_pss() -> float:
@@ -33,29 +35,47 @@ def summed_pss() -> float:
 
 
 def poise_epoch(folder: Path, workers: int, share: float) -> Iterator[float]:
-    cfg = made_data.experiment(folder, folder, "WORKERS", workers, "DATASET.CACHE", False, "TRAIN.BATCH_SIZE_PER_GPU", 64)
+    cfg = made_data.experiment(
+        folder, folder, "WORKERS", workers, "DATASET.CACHE", False, "TRAIN.BATCH_SIZE_PER_GPU", 64
+    )
     loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
     loader.batches.begin(0)
     yield from looked_at(loader, len(loader), share)
 
 
 class ReferenceSet(Dataset):
-    """A list of dictionaries, as the references keep it, which every worker's reference counts copy page by page."""
+    """A list of dictionaries, as the references keep it, which every worker's reference counts
+    copy page by page.
+    """
 
     def __init__(self, table, folder: Path):
         self.folder = folder
-        self.db = [{"image": f"{folder}/{table.image_name(n)}", "center": table.center[n].astype(np.float32), "scale": table.scale[n].astype(np.float32),
-                    "joints_3d": np.pad(table.joints[n], ((0, 0), (0, 1))), "joints_3d_vis": np.repeat(table.visible[n][:, None] > 0, 3, 1).astype(np.float32),
-                    "filename": "", "imgnum": 0} for n in range(len(table))]
+        self.db = [
+            {
+                "image": f"{folder}/{table.image_name(n)}",
+                "center": table.center[n].astype(np.float32),
+                "scale": table.scale[n].astype(np.float32),
+                "joints_3d": np.pad(table.joints[n], ((0, 0), (0, 1))),
+                "joints_3d_vis": np.repeat(table.visible[n][:, None] > 0, 3, 1).astype(np.float32),
+                "filename": "",
+                "imgnum": 0,
+            }
+            for n in range(len(table))
+        ]
 
     def __len__(self) -> int:
         return len(self.db)
 
     def __getitem__(self, index: int):
         record = copy.deepcopy(self.db[index])
-        image = cv2.imread(record["image"])[:, ::-1 if random.random() < 0.5 else 1]
+        image = cv2.imread(record["image"])[:, :: -1 if random.random() < 0.5 else 1]
         crop = cv2.resize(image, (192, 256))
-        return torch.from_numpy(crop.transpose(2, 0, 1).astype(np.float32)), torch.zeros(17, 64, 48), torch.ones(17, 1), record
+        return (
+            torch.from_numpy(crop.transpose(2, 0, 1).astype(np.float32)),
+            torch.zeros(17, 64, 48),
+            torch.ones(17, 1),
+            record,
+        )
 
 
 def reference_epoch(folder: Path, workers: int, share: float) -> Iterator[float]:
@@ -87,25 +107,59 @@ def child(kind: str, folder: str, workers: str, share: str) -> None:
 
 
 def in_a_process(kind: str, folder: Path, workers: int, share: float) -> list[float]:
-    done = subprocess.run([sys.executable, __file__, "--child", kind, str(folder), str(workers), str(share)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", kind, str(folder), str(workers), str(share)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("PSS")]
 
 
 def measure() -> Iterator[Row]:
-    """A whole epoch with 2 workers, a tenth of one with 8, and the references' list of dictionaries."""
+    """A whole epoch with 2 workers, a tenth of one with 8, and the references' list of
+    dictionaries.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = [f"{n:012d}.jpg" for n in range(1, 25)]
-        made_data.write_images(folder / "images" / "train2017", names, width=160, height=107)     # small, for memory does not depend on their pixels
-        made_data.annotation_file(folder / "annotations" / "person_keypoints_train2017.json", names, made_data.TRAIN_PERSONS, made_data.TRAIN_LABELLED,
-                                  images=made_data.TRAIN_IMAGES, size=(160, 107))
+        # small, for memory does not depend on their pixels
+        made_data.write_images(folder / "images" / "train2017", names, width=160, height=107)
+        made_data.annotation_file(
+            folder / "annotations" / "person_keypoints_train2017.json",
+            names,
+            made_data.TRAIN_PERSONS,
+            made_data.TRAIN_LABELLED,
+            images=made_data.TRAIN_IMAGES,
+            size=(160, 107),
+        )
         reference = in_a_process("reference", folder, 2, 0.1)
         two, eight = in_a_process("poise", folder, 2, 1.0), in_a_process("poise", folder, 8, 0.1)
-        yield Row("memory of the loader, 149,813 persons, 2 workers", "largest PSS of an epoch", f"reference {max(reference):.0f} MB after a tenth of one", max(two),
-                  "most", 700, "MB")
-        yield Row("growth over the epoch, from its first twentieth on", f"{two[0]:.0f} to {two[-1]:.0f} MB", f"reference {reference[0]:.0f} to {reference[-1]:.0f} MB",
-                  two[-1] / two[0], "most", 1.03)
-        yield Row("8 workers against 2", f"{max(eight):.0f} MB", f"{max(two):.0f} MB", max(eight) / max(two), "most", 1.2)
+        yield Row(
+            "memory of the loader, 149,813 persons, 2 workers",
+            "largest PSS of an epoch",
+            f"reference {max(reference):.0f} MB after a tenth of one",
+            max(two),
+            "most",
+            700,
+            "MB",
+        )
+        yield Row(
+            "growth over the epoch, from its first twentieth on",
+            f"{two[0]:.0f} to {two[-1]:.0f} MB",
+            f"reference {reference[0]:.0f} to {reference[-1]:.0f} MB",
+            two[-1] / two[0],
+            "most",
+            1.03,
+        )
+        yield Row(
+            "8 workers against 2",
+            f"{max(eight):.0f} MB",
+            f"{max(two):.0f} MB",
+            max(eight) / max(two),
+            "most",
+            1.2,
+        )
 
 
 if __name__ == "__main__":

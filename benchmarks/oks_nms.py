@@ -1,4 +1,7 @@
-"""OKS-NMS of all images of a set: the Cython kernel against the references' NumPy, image by image."""
+"""OKS-NMS of all images of a set: the Cython kernel against the references' NumPy, image by
+image.
+"""
+
 from __future__ import annotations
 
 import tempfile
@@ -8,14 +11,14 @@ from pathlib import Path
 import made_data
 import numpy as np
 from comparing import Row, compared, in_turns, main
-
-from poise.evaluation import nms
-from poise.evaluation import rescore, suppress
+from poise.evaluation import nms, rescore, suppress
 
 THRESHOLD = 0.9
 
 
-def reference_oks(one: np.ndarray, others: np.ndarray, area: float, areas: np.ndarray) -> np.ndarray:
+def reference_oks(
+    one: np.ndarray, others: np.ndarray, area: float, areas: np.ndarray
+) -> np.ndarray:
     variances = (made_data.SIGMAS * 2) ** 2
     found = np.zeros(others.shape[0])
     for n in range(others.shape[0]):
@@ -26,7 +29,9 @@ def reference_oks(one: np.ndarray, others: np.ndarray, area: float, areas: np.nd
 
 
 def reference_nms(persons: list[dict], threshold: float) -> list[int]:
-    """Persons of one image, each a dictionary with keypoints (17, 3), score and area; the indices of those kept."""
+    """Persons of one image, each a dictionary with keypoints (17, 3), score and area; the
+    indices of those kept.
+    """
     if not persons:
         return []
     scores = np.array([p["score"] for p in persons])
@@ -45,28 +50,45 @@ def reference_nms(persons: list[dict], threshold: float) -> list[int]:
 def measure() -> Iterator[Row]:
     """OKS-NMS of 104,125 persons in 5,000 images."""
     with tempfile.TemporaryDirectory() as name:
-        content = made_data.annotation_file(Path(name) / "a.json", ["a.jpg"], made_data.VAL_PERSONS, made_data.VAL_LABELLED, images=made_data.VAL_IMAGES)
+        content = made_data.annotation_file(
+            Path(name) / "a.json",
+            ["a.jpg"],
+            made_data.VAL_PERSONS,
+            made_data.VAL_LABELLED,
+            images=made_data.VAL_IMAGES,
+        )
     p = made_data.predictions(content, made_data.DETECTIONS)
     keypoints = np.concatenate([p["keypoints"], p["keypoint_scores"][:, :, None]], axis=2)
     scores = rescore(p["keypoint_scores"], p["box_scores"], 0.2)
     areas = p["scale"].prod(axis=1) * 200**2
     persons: dict[int, list[dict]] = {}
     for n, image_id in enumerate(p["image_ids"].tolist()):
-        persons.setdefault(image_id, []).append({"keypoints": keypoints[n], "score": scores[n], "area": areas[n], "place": n})
+        persons.setdefault(image_id, []).append(
+            {"keypoints": keypoints[n], "score": scores[n], "area": areas[n], "place": n}
+        )
     kept = {}
 
     def poise() -> None:
         kept["poise"] = suppress(keypoints, scores, areas, p["image_ids"], THRESHOLD)
 
     def by_reference() -> None:
-        kept["reference"] = [image[n]["place"] for image in persons.values() for n in reference_nms(image, THRESHOLD)]
+        kept["reference"] = [
+            image[n]["place"] for image in persons.values() for n in reference_nms(image, THRESHOLD)
+        ]
 
     seconds = in_turns({"poise": poise, "reference": by_reference}, 3, warm=0)
     if not nms.compiled:
         raise SystemExit("poise.evaluation.nms is not compiled; make builds it")
     yield compared(f"OKS-NMS, {len(scores):,} persons in 5,000 images", seconds, 70)
-    yield Row("the same: persons that one keeps and the other does not", str(len(kept["poise"])), f"reference {len(kept['reference'])}",
-              float(len(set(kept["poise"].tolist()) ^ set(kept["reference"]))), "most", 0, "persons")
+    yield Row(
+        "the same: persons that one keeps and the other does not",
+        str(len(kept["poise"])),
+        f"reference {len(kept['reference'])}",
+        float(len(set(kept["poise"].tolist()) ^ set(kept["reference"]))),
+        "most",
+        0,
+        "persons",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The optimiser's step that a training takes, against PyTorch's loop over the tensors."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -6,7 +7,6 @@ from pathlib import Path
 
 import torch
 from comparing import Row, compared, in_turns, main
-
 from poise import config
 from poise.engine.optim import build_optimizer
 from poise.models import build_model
@@ -17,7 +17,10 @@ TURNS, WARM = 15, 2
 
 def measure() -> Iterator[Row]:
     """Adam's step over the weights of ResNet-50 and of HRNet-W32."""
-    for name, file in (("ResNet-50", "resnet/res50_256x192_d256x3_adam_lr1e-3"), ("HRNet-W32", "hrnet/w32_256x192_adam_lr1e-3")):
+    for name, file in (
+        ("ResNet-50", "resnet/res50_256x192_d256x3_adam_lr1e-3"),
+        ("HRNet-W32", "hrnet/w32_256x192_adam_lr1e-3"),
+    ):
         cfg = config.load(ROOT / "experiments" / "coco" / f"{file}.yaml")
         optimizers = {}
         for kind in ("poise", "reference", "foreach"):
@@ -25,13 +28,39 @@ def measure() -> Iterator[Row]:
             model = build_model(cfg)
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter) * 1e-3
-            optimizers[kind] = (build_optimizer(cfg, model) if kind == "poise" else
-                                torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=kind == "foreach"))
-        seconds = in_turns({kind: optimizer.step for kind, optimizer in optimizers.items()}, TURNS, warm=WARM)
+            optimizers[kind] = (
+                build_optimizer(cfg, model)
+                if kind == "poise"
+                else torch.optim.Adam(
+                    model.parameters(), lr=cfg.TRAIN.LR, foreach=kind == "foreach"
+                )
+            )
+        seconds = in_turns(
+            {kind: optimizer.step for kind, optimizer in optimizers.items()}, TURNS, warm=WARM
+        )
         yield compared(f"optimiser step, {name}", seconds, 3)
-        ends = [torch.cat([p.detach().flatten() for group in optimizers[kind].param_groups for p in group["params"]]) for kind in ("poise", "reference")]
-        yield Row(f"the same: largest difference of the weights after {TURNS + WARM} steps, {name}", "", "", (ends[0] - ends[1]).abs().max().item(), "most", 1e-5, "")
-        yield compared(f"the same against PyTorch's foreach, {name}", seconds, None, baseline="foreach")
+        ends = [
+            torch.cat(
+                [
+                    p.detach().flatten()
+                    for group in optimizers[kind].param_groups
+                    for p in group["params"]
+                ]
+            )
+            for kind in ("poise", "reference")
+        ]
+        yield Row(
+            f"the same: largest difference of the weights after {TURNS + WARM} steps, {name}",
+            "",
+            "",
+            (ends[0] - ends[1]).abs().max().item(),
+            "most",
+            1e-5,
+            "",
+        )
+        yield compared(
+            f"the same against PyTorch's foreach, {name}", seconds, None, baseline="foreach"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""From heatmaps to joints in the image and the accuracy of a batch, against the references' loops."""
+"""From heatmaps to joints in the image and the accuracy of a batch, against the references'
+loops.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -7,15 +10,15 @@ import cv2
 import numpy as np
 import torch
 from comparing import Row, compared, in_turns, main
-from data import affine
-
 from poise.codecs import Codec, Targets
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
 from poise.codecs.peaks import find_maxima
-from poise.structures.crops import crop_to_image
-from poise.evaluation.pck import heatmap_pck
 from poise.config.datasets import COCO
+from poise.evaluation.pck import heatmap_pck
+from poise.structures.crops import crop_to_image
+
+from data import affine
 
 BATCH = 64
 
@@ -31,15 +34,27 @@ def reference_maxima(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found * np.tile(np.greater(values, 0.0), (1, 1, 2)).astype(np.float32), values
 
 
-def reference_decode(maps: np.ndarray, center: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reference_decode(
+    maps: np.ndarray, center: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     coords, values = reference_maxima(maps)
     height, width = maps.shape[2:]
     for n in range(coords.shape[0]):
         for joint in range(coords.shape[1]):
-            px, py = int(np.floor(coords[n][joint][0] + 0.5)), int(np.floor(coords[n][joint][1] + 0.5))
+            px, py = (
+                int(np.floor(coords[n][joint][0] + 0.5)),
+                int(np.floor(coords[n][joint][1] + 0.5)),
+            )
             if 1 < px < width - 1 and 1 < py < height - 1:
                 one = maps[n][joint]
-                coords[n][joint] += np.sign(np.array([one[py][px + 1] - one[py][px - 1], one[py + 1][px] - one[py - 1][px]])) * 0.25
+                coords[n][joint] += (
+                    np.sign(
+                        np.array(
+                            [one[py][px + 1] - one[py][px - 1], one[py + 1][px] - one[py - 1][px]]
+                        )
+                    )
+                    * 0.25
+                )
     found = coords.copy()
     for n in range(coords.shape[0]):
         back = cv2.invertAffineTransform(affine(center[n], scale[n], 0, np.array([width, height])))
@@ -56,7 +71,11 @@ def reference_accuracy(output: np.ndarray, target: np.ndarray) -> float:
     for n in range(predicted.shape[0]):
         for joint in range(predicted.shape[1]):
             counted = wanted[n, joint, 0] > 1 and wanted[n, joint, 1] > 1
-            distances[joint, n] = np.linalg.norm(predicted[n, joint] / norm[n] - wanted[n, joint] / norm[n]) if counted else -1
+            distances[joint, n] = (
+                np.linalg.norm(predicted[n, joint] / norm[n] - wanted[n, joint] / norm[n])
+                if counted
+                else -1
+            )
     total, joints = 0.0, 0
     for joint in range(len(distances)):
         there = distances[joint][distances[joint] != -1]
@@ -81,7 +100,9 @@ def made_maps(codec: Codec, rng: np.random.Generator) -> tuple[Targets, torch.Te
     joints = torch.from_numpy(rng.uniform(0.02, 0.98, (BATCH, 17, 2)) * codec.image_size).float()
     visible = torch.from_numpy((rng.random((BATCH, 17)) < 0.9) * 2.0).float()
     targets = codec.encode(joints, visible)
-    near = codec.encode(joints + torch.from_numpy(rng.normal(0, 4, joints.shape)).float(), visible).heatmaps
+    near = codec.encode(
+        joints + torch.from_numpy(rng.normal(0, 4, joints.shape)).float(), visible
+    ).heatmaps
     noise = torch.from_numpy(rng.normal(0, 0.02, (2, *near.shape))).float()
     order = torch.from_numpy(COCO.flip_order)
     return targets, near + noise[0], (near + noise[1]).flip(3)[:, order].contiguous()
@@ -94,29 +115,72 @@ def measure() -> Iterator[Row]:
         rng = np.random.default_rng(0)
         codec = Gaussian(size, (size[0] // 4, size[1] // 4))
         targets, output, mirrored = made_maps(codec, rng)
-        center, scale = rng.uniform(100, 400, (BATCH, 2)), np.tile(rng.uniform(0.5, 2, (BATCH, 1)), (1, 2)) * (0.75, 1)
+        center, scale = (
+            rng.uniform(100, 400, (BATCH, 2)),
+            np.tile(rng.uniform(0.5, 2, (BATCH, 1)), (1, 2)) * (0.75, 1),
+        )
         found: dict[str, tuple] = {}
 
-        def poise(merged: torch.Tensor = output, codec: Codec = codec, targets: Targets = targets) -> None:
+        def poise(
+            merged: torch.Tensor = output, codec: Codec = codec, targets: Targets = targets
+        ) -> None:
             maps = merged.numpy()
             maxima = find_maxima(maps)
             right, counted = heatmap_pck(merged, targets.finest, maxima=maxima, cells=targets.cells)
             coords, scores = codec.decode(maps, maxima)
-            found["poise"] = crop_to_image(coords, center, scale, codec.image_size), scores, float(right), float(counted)
+            found["poise"] = (
+                crop_to_image(coords, center, scale, codec.image_size),
+                scores,
+                float(right),
+                float(counted),
+            )
 
-        def by_reference(merged: np.ndarray = output.numpy(), targets: np.ndarray = targets.finest.numpy()) -> None:
-            found["reference"] = *reference_decode(merged, center, scale), reference_accuracy(merged, targets)
+        def by_reference(
+            merged: np.ndarray = output.numpy(), targets: np.ndarray = targets.finest.numpy()
+        ) -> None:
+            found["reference"] = (
+                *reference_decode(merged, center, scale),
+                reference_accuracy(merged, targets),
+            )
 
         name = f"{codec.heatmap_size[1]}x{codec.heatmap_size[0]}"
         seconds = in_turns({"poise": poise, "reference": by_reference}, 7, repeats=8)
         yield compared(f"decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 15)
-        yield Row("the same: largest distance of a joint", "", "", float(np.abs(found["poise"][0] - found["reference"][0]).max()), "most", 0.01, "pixels")
-        given = mirrored.numpy().copy()     # the references exchange its joints in place, so every second time they are back
-        apart = np.abs(merge_flipped(output, mirrored, order, True).numpy() - reference_merge(output.numpy(), mirrored.numpy().copy())).max()
-        yield Row("the same: largest difference of the merged maps", "", "", float(apart), "most", 1e-6, "")
-        seconds = in_turns({"poise": lambda: poise(merge_flipped(output, mirrored, order, True)),
-                            "reference": lambda: by_reference(reference_merge(output.numpy(), given))}, 7, repeats=8)
-        yield compared(f"flip merging, decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 3)
+        yield Row(
+            "the same: largest distance of a joint",
+            "",
+            "",
+            float(np.abs(found["poise"][0] - found["reference"][0]).max()),
+            "most",
+            0.01,
+            "pixels",
+        )
+        # the references exchange its joints in place, so every second time they are back
+        given = mirrored.numpy().copy()
+        apart = np.abs(
+            merge_flipped(output, mirrored, order, True).numpy()
+            - reference_merge(output.numpy(), mirrored.numpy().copy())
+        ).max()
+        yield Row(
+            "the same: largest difference of the merged maps",
+            "",
+            "",
+            float(apart),
+            "most",
+            1e-6,
+            "",
+        )
+        seconds = in_turns(
+            {
+                "poise": lambda: poise(merge_flipped(output, mirrored, order, True)),
+                "reference": lambda: by_reference(reference_merge(output.numpy(), given)),
+            },
+            7,
+            repeats=8,
+        )
+        yield compared(
+            f"flip merging, decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 3
+        )
 
 
 if __name__ == "__main__":

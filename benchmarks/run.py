@@ -1,4 +1,7 @@
-"""All benchmarks, one process after the other, and their table in docs/performance.md: make bench"""
+"""All benchmarks, one process after the other, and their table in docs/performance.md: make
+bench
+"""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -16,7 +19,20 @@ from comparing import Row, read_rows
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmarks: begin, written by make bench -->", "<!-- benchmarks: end -->"
-PARTS = ("data", "evaluation", "startup", "postprocess", "optimizer", "train_step", "inference", "estimator", "export", "oks_nms", "loader_memory", "imports")
+PARTS = (
+    "data",
+    "evaluation",
+    "startup",
+    "postprocess",
+    "optimizer",
+    "train_step",
+    "inference",
+    "estimator",
+    "export",
+    "oks_nms",
+    "loader_memory",
+    "imports",
+)
 
 
 def machine() -> str:
@@ -24,29 +40,55 @@ def machine() -> str:
     model = platform.processor() or "processor unknown"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        named = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        named = [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = named[0] if named else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = [f"{label} {importlib.metadata.version(name)}" for name, label in (
-        ("torch", "torch"), ("numpy", "NumPy"), ("opencv-python-headless", "OpenCV"), ("pycocotools", "pycocotools"))]
+    versions = [
+        f"{label} {importlib.metadata.version(name)}"
+        for name, label in (
+            ("torch", "torch"),
+            ("numpy", "NumPy"),
+            ("opencv-python-headless", "OpenCV"),
+            ("pycocotools", "pycocotools"),
+        )
+    ]
     for name in ("faster-coco-eval", "simplejpeg"):
         if importlib.util.find_spec(name.replace("-", "_")):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     regions = "with" if importlib.util.find_spec("poise.io._jpeg") else "without"
-    return f"{model}, {cores} cores, no GPU used; Python {platform.python_version()}, {', '.join(versions)}; {regions} libjpeg-turbo's header"
+    return (
+        f"{model}, {cores} cores, no GPU used; Python {platform.python_version()},"
+        f" {', '.join(versions)}; {regions} libjpeg-turbo's header"
+    )
 
 
 def table(rows: list[Row], minutes: float) -> str:
-    lines = [f"Measured on: {machine()}. One thread; other programs may have run. {minutes:.0f} minutes.", "",
-             "| work | Poise | compared with | found | wanted | |", "|---|---|---|---|---|---|"]
+    lines = [
+        (
+            f"Measured on: {machine()}. One thread; other programs may have run. {minutes:.0f}"
+            " minutes."
+        ),
+        "",
+        "| work | Poise | compared with | found | wanted | |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         value, bound = row.figures
-        lines.append(f"| {row.work} | {row.product} | {row.other} | {value.strip()} | {bound.strip()} | {row.verdict} |")
+        lines.append(
+            f"| {row.work} | {row.product} | {row.other} | {value.strip()} | {bound.strip()} |"
+            f" {row.verdict} |"
+        )
     return "\n".join(lines)
 
 
 def write(text: str, page: Path = PAGE) -> None:
-    """Put the text between the page's two marks and leave the rest as it is; a page without them gets them at its end."""
+    """Put the text between the page's two marks and leave the rest as it is; a page without them
+    gets them at its end.
+    """
     content = page.read_text(encoding="utf-8") if page.is_file() else "# Measured with this code\n"
     if BEGIN not in content:
         content = f"{content.rstrip()}\n\n## Benchmarks\n\n{BEGIN}\n{END}\n"
@@ -57,12 +99,20 @@ def write(text: str, page: Path = PAGE) -> None:
 def main() -> int:
     parts = sys.argv[1:] or PARTS
     rows, failed, begin = [], [], time.perf_counter()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent / "lib"), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent / "lib"), os.environ.get("PYTHONPATH", "")]),
+    }
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
             print(f"-- {part}", flush=True)
             file = Path(folder) / f"{part}.json"
-            done = subprocess.run([sys.executable, str(HERE / f"{part}.py"), "--json", str(file)], env=environment, check=False)
+            done = subprocess.run(
+                [sys.executable, str(HERE / f"{part}.py"), "--json", str(file)],
+                env=environment,
+                check=False,
+            )
             if done.returncode:
                 failed.append(part)
             if file.is_file():
@@ -71,7 +121,10 @@ def main() -> int:
     below = [row.work for row in rows if row.verdict == "below"]
     print(f"{len(rows)} rows in {minutes:.1f} minutes; below: {', '.join(below) or 'none'}")
     if failed:
-        print(f"error: {', '.join(failed)} did not end well; the table is not written", file=sys.stderr)
+        print(
+            f"error: {', '.join(failed)} did not end well; the table is not written",
+            file=sys.stderr,
+        )
         return 1
     if not sys.argv[1:]:
         write(table(rows, minutes))

@@ -1,4 +1,7 @@
-"""From a command to its first batch: annotation and detection files of COCO's size, read and taken from the cache."""
+"""From a command to its first batch: annotation and detection files of COCO's size, read and
+taken from the cache.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,9 +18,8 @@ import json_tricks
 import made_data
 import numpy as np
 from comparing import Row, compared, in_turns, main
-from pycocotools.coco import COCO
-
 from poise.datasets import build_loader, read_set
+from pycocotools.coco import COCO
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_BATCH = """
@@ -36,7 +38,9 @@ runpy.run_path("tools/train.py", run_name="__main__")
 
 
 def reference_detections(annotations: Path, path: Path, threshold: float = 0.0) -> list[dict]:
-    """pycocotools' index for the images, then a dictionary for each box of the file, which the references read by json_tricks."""
+    """pycocotools' index for the images, then a dictionary for each box of the file, which the
+    references read by json_tricks.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         COCO(str(annotations)).getImgIds()
     with open(path) as file:
@@ -47,8 +51,16 @@ def reference_detections(annotations: Path, path: Path, threshold: float = 0.0) 
         if entry["category_id"] != 1 or entry["score"] < threshold:
             continue
         center, scale = reference_box(*entry["bbox"][:4])
-        db.append({"image": f"{entry['image_id']:012d}.jpg", "center": center, "scale": scale, "score": entry["score"], "joints_3d": np.zeros((17, 3)),
-                   "joints_3d_vis": np.ones((17, 3))})
+        db.append(
+            {
+                "image": f"{entry['image_id']:012d}.jpg",
+                "center": center,
+                "scale": scale,
+                "score": entry["score"],
+                "joints_3d": np.zeros((17, 3)),
+                "joints_3d_vis": np.ones((17, 3)),
+            }
+        )
     return db
 
 
@@ -64,7 +76,9 @@ def reference_box(x, y, w, h) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reference_annotations(path: Path) -> list[dict]:
-    """pycocotools' index, then for every image its persons, each with arrays that are filled joint by joint."""
+    """pycocotools' index, then for every image its persons, each with arrays that are filled
+    joint by joint.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(path))
     db = []
@@ -75,32 +89,64 @@ def reference_annotations(path: Path) -> list[dict]:
         for entry in coco.loadAnns(coco.getAnnIds(imgIds=index, iscrowd=False)):
             x, y, w, h = entry["bbox"]
             x1, y1 = np.max((0, x)), np.max((0, y))
-            x2, y2 = np.min((width - 1, x1 + np.max((0, w - 1)))), np.min((height - 1, y1 + np.max((0, h - 1))))
+            x2, y2 = (
+                np.min((width - 1, x1 + np.max((0, w - 1)))),
+                np.min((height - 1, y1 + np.max((0, h - 1)))),
+            )
             if entry["area"] > 0 and x2 >= x1 and y2 >= y1:
                 entry["clean_bbox"] = [x1, y1, x2 - x1, y2 - y1]
                 valid.append(entry)
         for entry in valid:
             if max(entry["keypoints"]) == 0:
                 continue
-            joints, visible = np.zeros((17, 3), dtype=np.float32), np.zeros((17, 3), dtype=np.float32)
+            joints, visible = (
+                np.zeros((17, 3), dtype=np.float32),
+                np.zeros((17, 3), dtype=np.float32),
+            )
             for joint in range(17):
-                joints[joint, 0], joints[joint, 1] = entry["keypoints"][joint * 3], entry["keypoints"][joint * 3 + 1]
+                joints[joint, 0], joints[joint, 1] = (
+                    entry["keypoints"][joint * 3],
+                    entry["keypoints"][joint * 3 + 1],
+                )
                 flag = min(entry["keypoints"][joint * 3 + 2], 1)
                 visible[joint, 0] = visible[joint, 1] = flag
             center, scale = reference_box(*entry["clean_bbox"][:4])
-            db.append({"image": image["file_name"], "center": center, "scale": scale, "joints_3d": joints, "joints_3d_vis": visible, "filename": "", "imgnum": 0})
+            db.append(
+                {
+                    "image": image["file_name"],
+                    "center": center,
+                    "scale": scale,
+                    "joints_3d": joints,
+                    "joints_3d_vis": visible,
+                    "filename": "",
+                    "imgnum": 0,
+                }
+            )
     return db
 
 
 def write_set(folder: Path) -> None:
-    """A data set with annotations of train2017's and detections of val2017's size, whose pictures are a few in turns."""
+    """A data set with annotations of train2017's and detections of val2017's size, whose
+    pictures are a few in turns.
+    """
     names = [f"{n:012d}.jpg" for n in range(1, 25)]
     for split in ("train2017", "val2017"):
         made_data.write_images(folder / "images" / split, names)
-    made_data.annotation_file(folder / "annotations" / "person_keypoints_train2017.json", names, made_data.TRAIN_PERSONS, made_data.TRAIN_LABELLED,
-                              images=made_data.TRAIN_IMAGES)
-    made_data.annotation_file(folder / "annotations" / "person_keypoints_val2017.json", names, made_data.VAL_PERSONS, made_data.VAL_LABELLED,
-                              images=made_data.VAL_IMAGES, crowds=made_data.VAL_CROWDS)
+    made_data.annotation_file(
+        folder / "annotations" / "person_keypoints_train2017.json",
+        names,
+        made_data.TRAIN_PERSONS,
+        made_data.TRAIN_LABELLED,
+        images=made_data.TRAIN_IMAGES,
+    )
+    made_data.annotation_file(
+        folder / "annotations" / "person_keypoints_val2017.json",
+        names,
+        made_data.VAL_PERSONS,
+        made_data.VAL_LABELLED,
+        images=made_data.VAL_IMAGES,
+        crowds=made_data.VAL_CROWDS,
+    )
     made_data.detection_file(folder / "boxes.json", made_data.DETECTIONS, made_data.VAL_IMAGES)
 
 
@@ -111,14 +157,45 @@ def measure() -> Iterator[Row]:
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         write_set(folder)
         boxes = ["TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(folder / "boxes.json")]
-        plain, cached = (made_data.experiment(folder, folder, "WORKERS", 0, "DATASET.CACHE", use, *boxes) for use in (False, True))
+        plain, cached = (
+            made_data.experiment(folder, folder, "WORKERS", 0, "DATASET.CACHE", use, *boxes)
+            for use in (False, True)
+        )
         sizes, annotations = {}, folder / "annotations"
-        seconds = in_turns({"poise": lambda: sizes.update(poise=len(read_set(plain, train=False)[0])),
-                            "reference": lambda: sizes.update(reference=len(reference_detections(annotations / "person_keypoints_val2017.json", folder / "boxes.json")))},
-                           3, warm=0)
-        yield same(compared("reading a test set of 5,000 images with a detection file of 104,125 boxes", seconds, 5), sizes)
-        seconds = in_turns({"poise": lambda: sizes.update(poise=len(read_set(plain, train=True)[0])),
-                            "reference": lambda: sizes.update(reference=len(reference_annotations(annotations / "person_keypoints_train2017.json")))}, 2, warm=0)
+        seconds = in_turns(
+            {
+                "poise": lambda: sizes.update(poise=len(read_set(plain, train=False)[0])),
+                "reference": lambda: sizes.update(
+                    reference=len(
+                        reference_detections(
+                            annotations / "person_keypoints_val2017.json", folder / "boxes.json"
+                        )
+                    )
+                ),
+            },
+            3,
+            warm=0,
+        )
+        yield same(
+            compared(
+                "reading a test set of 5,000 images with a detection file of 104,125 boxes",
+                seconds,
+                5,
+            ),
+            sizes,
+        )
+        seconds = in_turns(
+            {
+                "poise": lambda: sizes.update(poise=len(read_set(plain, train=True)[0])),
+                "reference": lambda: sizes.update(
+                    reference=len(
+                        reference_annotations(annotations / "person_keypoints_train2017.json")
+                    )
+                ),
+            },
+            2,
+            warm=0,
+        )
         yield same(compared("reading annotations of train2017's size", seconds, 5), sizes)
 
         def second_start(train: bool) -> None:
@@ -129,37 +206,70 @@ def measure() -> Iterator[Row]:
         for train, work in ((False, "104,125 detection boxes"), (True, "149,813 persons")):
             second_start(train)
             found = in_turns({"poise": lambda train=train: second_start(train)}, 5, warm=0)["poise"]
-            yield Row(f"second start, {work}: from the cache to the first batch", "", "", sorted(found)[len(found) // 2], "most", 1.5, "s")
+            yield Row(
+                f"second start, {work}: from the cache to the first batch",
+                "",
+                "",
+                sorted(found)[len(found) // 2],
+                "most",
+                1.5,
+                "s",
+            )
         yield from commands(folder)
 
 
 def same(row: Row, sizes: dict[str, int]) -> Row:
     if sizes["poise"] != sizes["reference"]:
-        raise SystemExit(f"{row.work}: Poise has {sizes['poise']} persons and the reference {sizes['reference']}")
+        raise SystemExit(
+            f"{row.work}: Poise has {sizes['poise']} persons and the reference {sizes['reference']}"
+        )
     return row
 
 
 def commands(folder: Path) -> Iterator[Row]:
-    """tools/train.py with HRNet-W32 and two workers, until the first batch is there; by the clock, the processor time beside it."""
-    (folder / "train.yaml").write_text(f"_BASE_: {ROOT / 'experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml'}\nOUTPUT_DIR: {folder / 'output'}\n"
-                                       f"LOG_DIR: {folder / 'log'}\nWORKERS: 2\nAUTO_RESUME: false\nMODEL: {{PRETRAINED: ''}}\nDATASET: {{ROOT: {folder}}}\n")
+    """tools/train.py with HRNet-W32 and two workers, until the first batch is there; by the
+    clock, the processor time beside it.
+    """
+    (folder / "train.yaml").write_text(
+        f"_BASE_: {ROOT / 'experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml'}\nOUTPUT_DIR:"
+        f" {folder / 'output'}\nLOG_DIR: {folder / 'log'}\nWORKERS: 2\nAUTO_RESUME: false\nMODEL:"
+        f" {{PRETRAINED: ''}}\nDATASET: {{ROOT: {folder}}}\n"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
     for work, bound in (("cold", 5), ("from the cache", 3)):
         found = []
         for turn in range(3):
             environment["XDG_CACHE_HOME"] = str(folder / f"cold{turn if work == 'cold' else 0}")
             begin = time.perf_counter()
-            with tempfile.TemporaryFile("w+") as errors, subprocess.Popen([sys.executable, "-c", FIRST_BATCH, "--cfg", str(folder / "train.yaml")], env=environment,
-                                                                          cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            with (
+                tempfile.TemporaryFile("w+") as errors,
+                subprocess.Popen(
+                    [sys.executable, "-c", FIRST_BATCH, "--cfg", str(folder / "train.yaml")],
+                    env=environment,
+                    cwd=ROOT,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                ) as process,
+            ):
                 line = next((line for line in process.stdout if line.startswith("FIRST")), "")
-                clock = time.perf_counter() - begin     # not when it has ended: workers that lose their process wait some seconds
+                # not when it has ended: workers that lose their process wait some seconds
+                clock = time.perf_counter() - begin
                 process.stdout.read()
                 if not line:
                     errors.seek(0)
                     raise SystemExit(errors.read()[-2000:])
             found.append((clock, float(line.split()[1])))
         clock, processor = (sorted(values)[1] for values in zip(*found))
-        yield Row(f"command to first batch, 149,813 persons, {work}, by the clock", f"processor {processor:.2f} s", "", clock, "most", bound, "s")
+        yield Row(
+            f"command to first batch, 149,813 persons, {work}, by the clock",
+            f"processor {processor:.2f} s",
+            "",
+            clock,
+            "most",
+            bound,
+            "s",
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A training step on the CPU: float32 as the project trains, and bf16 autocast, against the references' step."""
+"""A training step on the CPU: float32 as the project trains, and bf16 autocast, against the
+references' step.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -7,23 +10,26 @@ from types import SimpleNamespace
 
 import torch
 from comparing import Row, compared, in_turns, main
-from torch import nn
-
 from poise import config
 from poise.codecs import build_codec
 from poise.engine import device
-from poise.engine.targets import encode_targets
+from poise.engine.amp import LossScale
 from poise.engine.distributed import ALONE
 from poise.engine.optim import build_optimizer
-from poise.engine.amp import LossScale
+from poise.engine.targets import encode_targets
 from poise.engine.train import train_step
+from poise.models import build_model
 from poise.models.forward import normalize
 from poise.models.losses import build_loss
-from poise.models import build_model
 from postprocess import reference_accuracy
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = {"ResNet-50": "resnet/res50_256x192_d256x3_adam_lr1e-3", "HRNet-W32": "hrnet/w32_256x192_adam_lr1e-3", "MSPN, 2 stages": "mspn/mspn_2stg_256x192"}
+NETWORKS = {
+    "ResNet-50": "resnet/res50_256x192_d256x3_adam_lr1e-3",
+    "HRNet-W32": "hrnet/w32_256x192_adam_lr1e-3",
+    "MSPN, 2 stages": "mspn/mspn_2stg_256x192",
+}
 BATCH = 4
 
 
@@ -33,13 +39,18 @@ class ReferenceLoss(nn.Module):
     def forward(self, outputs, targets) -> torch.Tensor:
         return sum(self.of_one(output, targets.finest, targets.weight) for output in outputs)
 
-    def of_one(self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def of_one(
+        self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
         criterion, count = nn.MSELoss(reduction="mean"), output.size(1)
         predicted = output.reshape((output.size(0), count, -1)).split(1, 1)
         wanted = target.reshape((output.size(0), count, -1)).split(1, 1)
         loss = 0
         for joint in range(count):
-            loss += 0.5 * criterion(predicted[joint].squeeze(1).mul(weight[:, joint]), wanted[joint].squeeze(1).mul(weight[:, joint]))
+            loss += 0.5 * criterion(
+                predicted[joint].squeeze(1).mul(weight[:, joint]),
+                wanted[joint].squeeze(1).mul(weight[:, joint]),
+            )
         return loss / count
 
 
@@ -47,7 +58,7 @@ class ReferenceMspnLoss(nn.Module):
     """Sample after sample for each of the supervised maps, as MSPN computes it."""
 
     def forward(self, outputs, targets) -> torch.Tensor:
-        visible = targets.seen + (targets.weight > 0)       # 2 for seen joints, 1 for hidden ones
+        visible = targets.seen + (targets.weight > 0)  # 2 for seen joints, 1 for hidden ones
         total = 0
         for place, output in enumerate(outputs):
             stage, unit = divmod(place, 4)
@@ -58,24 +69,38 @@ class ReferenceMspnLoss(nn.Module):
                     wanted = labels[sample] * (visible[sample] > 1).float()[:, :, None]
                     mean = mean + ((output[sample] - wanted) ** 2).mean() / 4
                 else:
-                    error = ((output[sample] - labels[sample]) ** 2).mean(dim=(1, 2)) * (visible[sample, :, 0] > 0).float()
+                    error = ((output[sample] - labels[sample]) ** 2).mean(dim=(1, 2)) * (
+                        visible[sample, :, 0] > 0
+                    ).float()
                     mean = mean + error.topk(8).values.mean()
             total = total + mean / len(output)
         return total
 
 
 def measure() -> Iterator[Row]:
-    """A step of batch 4, 256x192: from the loader's batch to the changed weights, with the accuracy. The references get float batches."""
+    """A step of batch 4, 256x192: from the loader's batch to the changed weights, with the
+    accuracy. The references get float batches.
+    """
     for name, file in NETWORKS.items():
-        yield from steps(name, config.load(ROOT / "experiments" / "coco" / f"{file}.yaml", ["MODEL.PRETRAINED", "", "GPUS", "()", "CHANNELS_LAST", True]))
+        yield from steps(
+            name,
+            config.load(
+                ROOT / "experiments" / "coco" / f"{file}.yaml",
+                ["MODEL.PRETRAINED", "", "GPUS", "()", "CHANNELS_LAST", True],
+            ),
+        )
 
 
 def steps(name: str, cfg) -> Iterator[Row]:
     torch.manual_seed(0)
     cpu, codec = torch.device("cpu"), build_codec(cfg)
     width, height = cfg.MODEL.IMAGE_SIZE
-    batch = {"images": torch.randint(0, 256, (BATCH, height, width, 3), dtype=torch.uint8), "joints": torch.rand(BATCH, 17, 2) * torch.tensor([width, height]),
-             "visible": torch.full((BATCH, 17), 2.0), "person": torch.arange(BATCH)}
+    batch = {
+        "images": torch.randint(0, 256, (BATCH, height, width, 3), dtype=torch.uint8),
+        "joints": torch.rand(BATCH, 17, 2) * torch.tensor([width, height]),
+        "visible": torch.full((BATCH, 17), 2.0),
+        "person": torch.arange(BATCH),
+    }
     works = {}
     for kind in ("poise", "bf16", "reference"):
         torch.manual_seed(0)
@@ -84,22 +109,45 @@ def steps(name: str, cfg) -> Iterator[Row]:
             works[kind] = reference_step(cfg, model, codec, batch)
         else:
             own = config.changed(cfg, ["AMP", "bf16" if kind == "bf16" else ""])
-            works[kind] = poise_step(own, device.lay_on(model, [cpu], cfg.CHANNELS_LAST), codec, batch)
+            works[kind] = poise_step(
+                own, device.lay_on(model, [cpu], cfg.CHANNELS_LAST), codec, batch
+            )
     first = {kind: work() for kind, work in works.items()}
     seconds = in_turns(works, 4, warm=0)
     yield compared(f"training step, {name}, float32, CHANNELS_LAST True", seconds, 1.1)
-    yield compared(f"training step, {name}, bf16 autocast, CHANNELS_LAST True", seconds, 1.9, product="bf16")
+    yield compared(
+        f"training step, {name}, bf16 autocast, CHANNELS_LAST True", seconds, 1.9, product="bf16"
+    )
     difference = abs(first["poise"] - first["reference"]) / first["reference"]
-    yield Row(f"the same: difference of the first loss in float32, {name}", f"{first['poise']:.6g}", f"reference {first['reference']:.6g}", difference, "most", 1e-4, "relative")
+    yield Row(
+        f"the same: difference of the first loss in float32, {name}",
+        f"{first['poise']:.6g}",
+        f"reference {first['reference']:.6g}",
+        difference,
+        "most",
+        1e-4,
+        "relative",
+    )
 
 
 def poise_step(cfg, model, codec, batch):
     """engine.step.train_step, with what it needs of a training."""
     cpu = torch.device("cpu")
     training = SimpleNamespace(
-        cfg=cfg, model=model, optimizer=build_optimizer(cfg, model), criterion=build_loss(cfg), device=cpu, processes=ALONE, scale=LossScale(cfg, cpu), average=None,
-        schedule=SimpleNamespace(rate=lambda step: cfg.TRAIN.LR, steps_per_epoch=1), progress=SimpleNamespace(epoch=0, step=0),
-        loader=SimpleNamespace(batches=SimpleNamespace(share=lambda step: (BATCH, BATCH), batch_size=BATCH)))
+        cfg=cfg,
+        model=model,
+        optimizer=build_optimizer(cfg, model),
+        criterion=build_loss(cfg),
+        device=cpu,
+        processes=ALONE,
+        scale=LossScale(cfg, cpu),
+        average=None,
+        schedule=SimpleNamespace(rate=lambda step: cfg.TRAIN.LR, steps_per_epoch=1),
+        progress=SimpleNamespace(epoch=0, step=0),
+        loader=SimpleNamespace(
+            batches=SimpleNamespace(share=lambda step: (BATCH, BATCH), batch_size=BATCH)
+        ),
+    )
 
     def step() -> float:
         figures, _ = train_step(training, codec, batch, lambda: None)
@@ -110,9 +158,17 @@ def poise_step(cfg, model, codec, batch):
 
 
 def reference_step(cfg, model, codec, batch):
-    """NCHW, Adam tensor by tensor, the loss in loops, the accuracy of copies. Its normalised images and targets come from the workers."""
-    optimizer, cpu = torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=False), torch.device("cpu")
-    images, targets = normalize(cfg, batch["images"], cpu).contiguous(), encode_targets(cfg, codec, batch, cpu)
+    """NCHW, Adam tensor by tensor, the loss in loops, the accuracy of copies. Its normalised
+    images and targets come from the workers.
+    """
+    optimizer, cpu = (
+        torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=False),
+        torch.device("cpu"),
+    )
+    images, targets = (
+        normalize(cfg, batch["images"], cpu).contiguous(),
+        encode_targets(cfg, codec, batch, cpu),
+    )
     criterion = ReferenceMspnLoss() if cfg.LOSS.TYPE == "mspn" else ReferenceLoss()
 
     def step() -> float:

@@ -1,4 +1,7 @@
-"""What draws the inputs of one harness in a process: atheris, guided by coverage, or plain numbers."""
+"""What draws the inputs of one harness in a process: atheris, guided by coverage, or plain
+numbers.
+"""
+
 from __future__ import annotations
 
 import random
@@ -12,13 +15,17 @@ from pathlib import Path
 SECONDS_FOR_ONE = 20
 MOST_MEGABYTES = 1000
 LONGEST_INPUT = 1 << 16
-_ADDRESS_SPACE = 2 << 30        # beyond what the modules take; so a claim of terabytes is refused by the system and not granted untouched
+# beyond what the modules take; so a claim of terabytes is refused by the system and not granted
+# untouched
+_ADDRESS_SPACE = 2 << 30
 
 Count = Callable[[int], None]
 
 
 class Fault(BaseException):
-    """An input took too long or too much memory. Not an Exception: readers take any of those for damage of the file, and refuse it."""
+    """An input took too long or too much memory. Not an Exception: readers take any of those for
+    damage of the file, and refuse it.
+    """
 
 
 def drawn(name: str, number: int) -> bytes:
@@ -46,7 +53,10 @@ def _seeds(name: str) -> list[bytes]:
 
 
 def watch(seconds: int = SECONDS_FOR_ONE) -> Callable[[bool], None]:
-    """A function that starts (True) and stops (False) the clock of one input; Fault is raised where it runs out."""
+    """A function that starts (True) and stops (False) the clock of one input; Fault is raised
+    where it runs out.
+    """
+
     def out_of_time(*_):
         raise Fault(f"took more than {seconds} seconds")
 
@@ -56,7 +66,9 @@ def watch(seconds: int = SECONDS_FOR_ONE) -> Callable[[bool], None]:
 
 def megabytes() -> float:
     """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1 << 20 if sys.platform == "darwin" else 1 << 10
+    )
 
 
 def limit_memory() -> None:
@@ -64,8 +76,12 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (taken + _ADDRESS_SPACE, resource.RLIM_INFINITY))
 
 
-def by_number(name: str, folder: Path, seconds: float, inputs: int, first: int, count: Count) -> None:
-    """Inputs first, first + 1, ...; one that is a fault lies in `folder` when its exception ends the process."""
+def by_number(
+    name: str, folder: Path, seconds: float, inputs: int, first: int, count: Count
+) -> None:
+    """Inputs first, first + 1, ...; one that is a fault lies in `folder` when its exception ends
+    the process.
+    """
     import harnesses
 
     harness = harnesses.HARNESSES[name]
@@ -78,7 +94,8 @@ def by_number(name: str, folder: Path, seconds: float, inputs: int, first: int, 
             clock(True)
             harness.run(data)
             clock(False)
-            if time.monotonic() - begin > SECONDS_FOR_ONE:      # in compiled code, which the clock does not stop
+            # in compiled code, which the clock does not stop
+            if time.monotonic() - begin > SECONDS_FOR_ONE:
                 raise Fault(f"took more than {SECONDS_FOR_ONE} seconds")
             if megabytes() > MOST_MEGABYTES:
                 raise Fault(f"more than {MOST_MEGABYTES} MB of memory")
@@ -92,8 +109,12 @@ def by_number(name: str, folder: Path, seconds: float, inputs: int, first: int, 
             break
 
 
-def by_coverage(name: str, folder: Path, seconds: float, inputs: int, first: int, count: Count) -> None:
-    """atheris. It keeps what reaches new lines in folder/corpus, writes faults beside it, and ends the process."""
+def by_coverage(
+    name: str, folder: Path, seconds: float, inputs: int, first: int, count: Count
+) -> None:
+    """atheris. It keeps what reaches new lines in folder/corpus, writes faults beside it, and
+    ends the process.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["poise", "torch._weights_only_unpickler"]):
@@ -112,16 +133,33 @@ def by_coverage(name: str, folder: Path, seconds: float, inputs: int, first: int
 
     def mutated(data: bytes, most: int, seed: int) -> bytes:
         draw = random.Random(seed)
-        changed = harness.mutate(bytes(data), draw) if draw.random() < 0.7 else atheris.Mutate(data, most)
+        changed = (
+            harness.mutate(bytes(data), draw) if draw.random() < 0.7 else atheris.Mutate(data, most)
+        )
         return changed[:most]
 
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
     for number, data in enumerate(_seeds(name)):
         (corpus / f"seed{number}").write_bytes(data)
-    atheris.Setup([sys.argv[0], str(corpus), f"-runs={min(inputs, 2**31 - 1)}", f"-max_total_time={int(seconds)}", f"-timeout={SECONDS_FOR_ONE}", f"-rss_limit_mb={MOST_MEGABYTES}",
-                   f"-max_len={LONGEST_INPUT}", f"-seed={first % (1 << 31) + 1}", f"-artifact_prefix={folder}/", "-verbosity=1", "-len_control=0"],
-                  take, custom_mutator=mutated, internal_libfuzzer=True)
+    atheris.Setup(
+        [
+            sys.argv[0],
+            str(corpus),
+            f"-runs={min(inputs, 2**31 - 1)}",
+            f"-max_total_time={int(seconds)}",
+            f"-timeout={SECONDS_FOR_ONE}",
+            f"-rss_limit_mb={MOST_MEGABYTES}",
+            f"-max_len={LONGEST_INPUT}",
+            f"-seed={first % (1 << 31) + 1}",
+            f"-artifact_prefix={folder}/",
+            "-verbosity=1",
+            "-len_control=0",
+        ],
+        take,
+        custom_mutator=mutated,
+        internal_libfuzzer=True,
+    )
     atheris.Fuzz()
 
 

@@ -1,8 +1,11 @@
-"""What is fuzzed: each harness gives some bytes to one of Poise's readers, as the file that it would be.
+"""What is fuzzed: each harness gives some bytes to one of Poise's readers, as the file that it
+would be.
 
-A reader may take them or refuse them with a PoiseError whose line names the file; anything else is a fault: another exception, a line without
-end, pixels outside of what was asked for, a file outside of its folder. Time and memory are watched from outside (run.py, tests/test_fuzz.py).
+A reader may take them or refuse them with a PoiseError whose line names the file; anything else is
+a fault: another exception, a line without end, pixels outside of what was asked for, a file outside
+of its folder. Time and memory are watched from outside (run.py, tests/test_fuzz.py).
 """
+
 from __future__ import annotations
 
 import json
@@ -20,15 +23,15 @@ from pathlib import Path
 import mutation
 import numpy as np
 import seeds
-
 from poise.errors import MOST_CHARACTERS, PoiseError, error_line
 
-_GUARD = 4096       # bytes before and behind an image that no decoder may write
+_GUARD = 4096  # bytes before and behind an image that no decoder may write
 
 
 @dataclass(frozen=True)
 class Harness:
-    """run(bytes) raises for a fault. seeds: makes good files. mutate: a broken one from a good one. share: of the time of a long run.
+    """run(bytes) raises for a fault. seeds: makes good files. mutate: a broken one from a good one.
+    share: of the time of a long run.
 
     compiled: what is tested is not Python, so there is no coverage to guide.
     """
@@ -45,7 +48,11 @@ class Scratch:
 
     def __init__(self):
         memory = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(prefix=f"poise-fuzz-{os.getpid()}-", dir=memory if memory.is_dir() else None))
+        self.folder = Path(
+            tempfile.mkdtemp(
+                prefix=f"poise-fuzz-{os.getpid()}-", dir=memory if memory.is_dir() else None
+            )
+        )
 
     def file(self, name: str, data: bytes) -> Path:
         path = self.folder / name
@@ -57,7 +64,9 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-read = 0        # how often a reader took what it was given: a fuzzer whose inputs are all refused at once shows little
+# how often a reader took what it was given: a fuzzer whose inputs are all refused at once shows
+# little
+read = 0
 _scratch: Scratch | None = None
 
 
@@ -65,7 +74,7 @@ def scratch() -> Scratch:
     global _scratch
     if _scratch is None:
         _scratch = Scratch()
-        logging.getLogger("poise").setLevel(logging.CRITICAL)       # warnings by the million
+        logging.getLogger("poise").setLevel(logging.CRITICAL)  # warnings by the million
     return _scratch
 
 
@@ -144,7 +153,9 @@ class _Grey:
         return Picture(_GREY)
 
 
-_GREY = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + 24000, 0, 54, 40, 100, 80, 1, 24, 0, 24000, 0, 0, 0, 0) + bytes(24000)
+_GREY = struct.pack(
+    "<2sIIIIiiHHIIiiII", b"BM", 54 + 24000, 0, 54, 40, 100, 80, 1, 24, 0, 24000, 0, 0, 0, 0
+) + bytes(24000)
 
 
 def _cut(table) -> None:
@@ -153,9 +164,13 @@ def _cut(table) -> None:
     from poise.datasets.loader import PersonCrops
 
     augmentation = Augmentation.from_config(_settings("coco")) if table.labelled else None
-    crops = PersonCrops(table, _Grey(), image_size=(24, 32), rgb=True, seed=0, augmentation=augmentation)
+    crops = PersonCrops(
+        table, _Grey(), image_size=(24, 32), rgb=True, seed=0, augmentation=augmentation
+    )
     batch = crops.__getitems__([(0, person) for person in range(min(len(table), 3))])
-    assert isinstance(batch, dict) and np.isfinite(batch["joints"].numpy()).all(), "a sample without joints"
+    assert isinstance(batch, dict) and np.isfinite(batch["joints"].numpy()).all(), (
+        "a sample without joints"
+    )
 
 
 def annotations(data: bytes) -> None:
@@ -170,7 +185,9 @@ def annotations(data: bytes) -> None:
 
 
 def truth(data: bytes) -> None:
-    """The same file as the evaluation reads it; where it does not fit the results, both are meant and neither is named."""
+    """The same file as the evaluation reads it; where it does not fit the results, both are
+    meant and neither is named.
+    """
     from poise.evaluation import coco as coco_ap
 
     path = scratch().file("truth.json", data)
@@ -232,34 +249,62 @@ def checkpoint(data: bytes) -> None:
     if file is not None:
         source = refused(lambda: Source(file), path)
         if source is not None:
-            assert all(tensor.numel() * tensor.element_size() <= 1 << 30 for tensor in source.state.values()), "more values than the file holds"
+            assert all(
+                tensor.numel() * tensor.element_size() <= 1 << 30
+                for tensor in source.state.values()
+            ), "more values than the file holds"
     refused(lambda: checkpoints.load(path, "seed"), path)
 
 
 def weight_names(data: bytes) -> None:
-    """Names and shapes, written as JSON, of a file's tensors: recognised, described, renamed, converted, and compared with a network."""
+    """Names and shapes, written as JSON, of a file's tensors: recognised, described, renamed,
+    converted, and compared with a network.
+    """
     import torch
-
     from poise.models import weights
     from poise.models.weights import converting, formats, loading
 
     try:
         shapes = json.loads(data)
-        state = {name: torch.zeros(shape) for name, shape in shapes.items() if all(type(side) is int and side < 1 << 16 for side in shape) and math.prod(shape) <= 1 << 16}
+        state = {
+            name: torch.zeros(shape)
+            for name, shape in shapes.items()
+            if all(type(side) is int and side < 1 << 16 for side in shape)
+            and math.prod(shape) <= 1 << 16
+        }
         torch.save(state, scratch().file("names.pth", b""))
-    except (AttributeError, KeyError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError):      # no names and shapes at all
+    # no names and shapes at all
+    except (
+        AttributeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):
         return
     path = scratch().folder / "names.pth"
     file = refused(lambda: weights.read_weight_file(path), path)
     if file is None:
         return
-    source = refused(lambda: loading.Source(file, {name: tuple(tensor.shape) for name, tensor in reversed(state.items())}), path)
+    source = refused(
+        lambda: loading.Source(
+            file, {name: tuple(tensor.shape) for name, tensor in reversed(state.items())}
+        ),
+        path,
+    )
     network = torch.nn.Module()
     network.final_layer = torch.nn.Conv2d(2, 17, 1)
     refused(lambda: weights.load(network, path, replace_head=True), path)
     target = list(formats.TARGETS)[len(data) % len(formats.TARGETS)]
-    report = refused(lambda: converting.convert(path, scratch().folder / "converted.pth", target, force=True), path)
-    assert source is not None and (report is None or str(report).isprintable()), "a report that steers the terminal"
+    report = refused(
+        lambda: converting.convert(path, scratch().folder / "converted.pth", target, force=True),
+        path,
+    )
+    assert source is not None and (report is None or str(report).isprintable()), (
+        "a report that steers the terminal"
+    )
 
 
 def dataset_file(data: bytes) -> None:
@@ -268,8 +313,13 @@ def dataset_file(data: bytes) -> None:
     path = scratch().file("dataset.yaml", data)
     found = refused(lambda: read_dataset(path), path)
     if found is not None:
-        assert found.skeleton.flip_order.shape == (found.skeleton.num_joints,) and np.isfinite(found.skeleton.sigmas).all()
-        assert isinstance(found.files("train2017").annotations, str) and all(remark.isprintable() for remark in found.remarks)
+        assert (
+            found.skeleton.flip_order.shape == (found.skeleton.num_joints,)
+            and np.isfinite(found.skeleton.sigmas).all()
+        )
+        assert isinstance(found.files("train2017").annotations, str) and all(
+            remark.isprintable() for remark in found.remarks
+        )
 
 
 def zoo(data: bytes) -> None:
@@ -279,16 +329,21 @@ def zoo(data: bytes) -> None:
     path = scratch().file("zoo.yaml", data)
     entries = refused(lambda: released.read_zoo(path), path)
     for entry in (entries or {}).values():
-        assert released.describe(entry).replace("\n", "").isprintable() and released.instructions(entry, released.place(entry)).isprintable()
-        assert not released.place(entry).is_absolute() and ".." not in released.place(entry).parts, "a target outside"
+        assert (
+            released.describe(entry).replace("\n", "").isprintable()
+            and released.instructions(entry, released.place(entry)).isprintable()
+        )
+        assert (
+            not released.place(entry).is_absolute() and ".." not in released.place(entry).parts
+        ), "a target outside"
     if entries:
         assert released.table(entries.values()).replace("\n", "").isprintable()
 
 
 def given_boxes(data: bytes) -> None:
     """The JSON that the demo's --boxes takes, for a picture and for a frame of a video."""
-    from poise.io.video import Frame
     from poise.inference.boxes import GivenBoxes, usable
+    from poise.io.video import Frame
 
     path = scratch().file("boxes.json", data)
     source = refused(lambda: GivenBoxes(path), path)
@@ -296,7 +351,11 @@ def given_boxes(data: bytes) -> None:
         blank = np.zeros((80, 100, 3), np.uint8)
         frames = [Frame("000000000001.jpg", 0, blank), Frame("film.mp4", 1, blank, 0.04)]
         for boxes, scores in refused(lambda: source(frames), path) or ():
-            assert boxes.shape == (len(scores), 4) and usable(boxes, 80, 100).shape == scores.shape and np.isfinite(boxes).all()
+            assert (
+                boxes.shape == (len(scores), 4)
+                and usable(boxes, 80, 100).shape == scores.shape
+                and np.isfinite(boxes).all()
+            )
 
 
 def cache(data: bytes) -> None:
@@ -307,7 +366,9 @@ def cache(data: bytes) -> None:
     assert array_cache._load(scratch().file("kept.npz", data), {"never": "this"}) is None
     found = array_cache._load(scratch().folder / "kept.npz", {})
     read += found is not None
-    assert found is None or all(isinstance(array, np.ndarray) and array.dtype != object for array in found.values())
+    assert found is None or all(
+        isinstance(array, np.ndarray) and array.dtype != object for array in found.values()
+    )
 
 
 def archive(data: bytes) -> None:
@@ -320,7 +381,9 @@ def archive(data: bytes) -> None:
     inside = outside / "a" / "b"
     inside.mkdir(parents=True)
     refused(lambda: archives.unpack(path, inside), path)
-    assert [item.name for item in outside.iterdir()] == ["a"] and [item.name for item in (outside / "a").iterdir()] == ["b"], "written beside the folder"
+    assert [item.name for item in outside.iterdir()] == ["a"] and [
+        item.name for item in (outside / "a").iterdir()
+    ] == ["b"], "written beside the folder"
     for item in inside.rglob("*"):
         assert not item.is_symlink() and (item.is_dir() or item.is_file()), "a link or a device"
 
@@ -334,15 +397,19 @@ def zip_reader(data: bytes) -> None:
 
 
 def image(data: bytes) -> None:
-    """Decoded whole, in part, turned; the part must be the whole's, and nothing beside it may be written."""
+    """Decoded whole, in part, turned; the part must be the whole's, and nothing beside it may be
+    written.
+    """
     from poise.io import decoding
     from poise.io.images import ImageFolder
 
     path = scratch().file("images/picture.jpg", data)
     refused(lambda: ImageFolder(path.parent, exif=True).read(path.name), path)
     whole = refused(lambda: ImageFolder(path.parent).read(path.name), path)
-    assert whole is None or (whole.dtype == np.uint8 and whole.ndim == 3 and whole.shape[2] == 3 and whole.size > 0)
-    if whole is not None and whole.size > 1 << 24:      # the rest would be a second one of these
+    assert whole is None or (
+        whole.dtype == np.uint8 and whole.ndim == 3 and whole.shape[2] == 3 and whole.size > 0
+    )
+    if whole is not None and whole.size > 1 << 24:  # the rest would be a second one of these
         return
     region(data)
     if decoding._jpeg is not None and whole is not None:
@@ -352,13 +419,17 @@ def image(data: bytes) -> None:
         left, top = draw.randrange(width), draw.randrange(height)
         box = left, top, draw.randrange(left, width) + 1, draw.randrange(top, height) + 1
         pixels = part.with_region(box)
-        if part._jpeg_size is not None:      # what is not a usual JPEG is decoded whole anyway
-            shown = np.s_[box[1]:box[3], box[0]:box[2]]
-            assert np.array_equal(pixels[shown], whole[shown]) or _has_fault(data), "a part that is not the whole's"
+        if part._jpeg_size is not None:  # what is not a usual JPEG is decoded whole anyway
+            shown = np.s_[box[1] : box[3], box[0] : box[2]]
+            assert np.array_equal(pixels[shown], whole[shown]) or _has_fault(data), (
+                "a part that is not the whole's"
+            )
 
 
 def _has_fault(data: bytes) -> bool:
-    """Whether the decoder finds fault with the whole: what lies below a part is then allowed to differ from OpenCV's repair."""
+    """Whether the decoder finds fault with the whole: what lies below a part is then allowed to
+    differ from OpenCV's repair.
+    """
     from poise.io import decoding
 
     size = decoding._jpeg.size(data)
@@ -378,14 +449,16 @@ def region(data: bytes) -> None:
     global read
     read += 1
     width, height = size
-    memory = np.full(height * width * 3 + 2 * _GUARD, 0xa5, np.uint8)
+    memory = np.full(height * width * 3 + 2 * _GUARD, 0xA5, np.uint8)
     canvas = memory[_GUARD:-_GUARD].reshape(height, width, 3)
     draw = random.Random(data)
     for _ in range(2):
         left, top = draw.randrange(width), draw.randrange(height)
         right, bottom = draw.randrange(left, width) + 1, draw.randrange(top, height) + 1
         decoding._jpeg.decode_region(data, canvas, left, top, right, bottom)
-    assert (memory[:_GUARD] == 0xa5).all() and (memory[-_GUARD:] == 0xa5).all(), "written outside of the image"
+    assert (memory[:_GUARD] == 0xA5).all() and (memory[-_GUARD:] == 0xA5).all(), (
+        "written outside of the image"
+    )
 
 
 HARNESSES = {

@@ -1,8 +1,10 @@
 """Broken inputs made from good ones: a number draws the same input on every machine.
 
-Bytes alone rarely get past the first check of a format, so there is a way for each kind: the tree of a JSON file, the lines of a YAML file, the
-members of an archive (packed again with right sums), the segments of a JPEG.
+Bytes alone rarely get past the first check of a format, so there is a way for each kind: the tree
+of a JSON file, the lines of a YAML file, the members of an archive (packed again with right sums),
+the segments of a JPEG.
 """
+
 from __future__ import annotations
 
 import copy
@@ -18,16 +20,121 @@ from typing import Any
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
-# what has broken readers of strangers' files before; the words between @ stand as they are in the file, for JSON has no other way to say them
+# what has broken readers of strangers' files before; the words between @ stand as they are in the
+# file, for JSON has no other way to say them
 STRANGE: list[Any] = [
-    None, True, False, 0, -1, 1, 3, 17, 255, 65536, 2**31, 2**53 + 1, 2**63, -2**63 - 1, 2**64, 10**30, 0.5, -0.0, 1e-320, 1e300, -1e300, 1e308, "", " ", "0", "-1", "1e400",
-    "person", "nan", "../../up.jpg", "/etc/passwd", "a\nb", "\x1b[31mred\x1b[0m", "\u202egnp.exe", "\x00", "\u00e9\u4e2d", "x" * 5000, [], {}, [[]], [{}], [0], [1, 2, 3, 4],
-    [-5, -5, -1, -1], [1e30, 1e30, 1e30, 1e30], {"a": 1}, "@1e400@", "@-1e400@", "@NaN@", "@Infinity@", "@1" + "0" * 400 + "@", "@0x10@", "@" + "[" * 600 + "]" * 600 + "@",
-    "@\"\\ud800\"@", "@'single'@", "@01@", "@1.@"]
-TOKENS = [b"\x00", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00", b"\x00\x00\x00\x00\x00\x00\x00\x80", b"\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"{", b"[", b"]", b"}", b",",
-          b"NaN", b"1e400", b"-", b"\\u0000", b"\"", b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"\xff\xc0", b"\xff\xc2", b"\xff\xc4", b"\xff\xdb", b"\xff\xdd",
-          b"cposix\nsystem\n", b"c__builtin__\neval\n", b"(", b"R", b"t", b".", b"b", b"\x85R", b"\x81", b"\x93", b"&a ", b"*a", b"<<: ", b"!!python/object/apply:os.system ", b"!!binary ", b"? ", b"- ",
-          b"_BASE_: ", b": ", b"\t", b"---\n", b"%YAML 9.9\n"]
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3,
+    17,
+    255,
+    65536,
+    2**31,
+    2**53 + 1,
+    2**63,
+    -(2**63) - 1,
+    2**64,
+    10**30,
+    0.5,
+    -0.0,
+    1e-320,
+    1e300,
+    -1e300,
+    1e308,
+    "",
+    " ",
+    "0",
+    "-1",
+    "1e400",
+    "person",
+    "nan",
+    "../../up.jpg",
+    "/etc/passwd",
+    "a\nb",
+    "\x1b[31mred\x1b[0m",
+    "\u202egnp.exe",
+    "\x00",
+    "\u00e9\u4e2d",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    [{}],
+    [0],
+    [1, 2, 3, 4],
+    [-5, -5, -1, -1],
+    [1e30, 1e30, 1e30, 1e30],
+    {"a": 1},
+    "@1e400@",
+    "@-1e400@",
+    "@NaN@",
+    "@Infinity@",
+    "@1" + "0" * 400 + "@",
+    "@0x10@",
+    "@" + "[" * 600 + "]" * 600 + "@",
+    '@"\\ud800"@',
+    "@'single'@",
+    "@01@",
+    "@1.@",
+]
+TOKENS = [
+    b"\x00",
+    b"\xff",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\x80\x00\x00\x00",
+    b"\x00\x00\x00\x00\x00\x00\x00\x80",
+    b"\r\n",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"{",
+    b"[",
+    b"]",
+    b"}",
+    b",",
+    b"NaN",
+    b"1e400",
+    b"-",
+    b"\\u0000",
+    b'"',
+    b"PK\x03\x04",
+    b"PK\x01\x02",
+    b"PK\x05\x06",
+    b"\xff\xd8",
+    b"\xff\xd9",
+    b"\xff\xda",
+    b"\xff\xc0",
+    b"\xff\xc2",
+    b"\xff\xc4",
+    b"\xff\xdb",
+    b"\xff\xdd",
+    b"cposix\nsystem\n",
+    b"c__builtin__\neval\n",
+    b"(",
+    b"R",
+    b"t",
+    b".",
+    b"b",
+    b"\x85R",
+    b"\x81",
+    b"\x93",
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"!!python/object/apply:os.system ",
+    b"!!binary ",
+    b"? ",
+    b"- ",
+    b"_BASE_: ",
+    b": ",
+    b"\t",
+    b"---\n",
+    b"%YAML 9.9\n",
+]
 
 
 def of_bytes(data: bytes, draw: random.Random) -> bytes:
@@ -48,27 +155,34 @@ def of_bytes(data: bytes, draw: random.Random) -> bytes:
             changed[at:at] = changed[at:end] * draw.choice((1, 2, 50))
         elif kind == 4:
             token = draw.choice(TOKENS)
-            changed[at:at + draw.choice((0, len(token)))] = token
+            changed[at : at + draw.choice((0, len(token)))] = token
         elif kind == 5:
-            changed[at:at + 4] = struct.pack(draw.choice("<>") + "I", draw.choice((0, 1, 0x7fffffff, 0xffffffff, draw.randrange(1 << 32), size)))
+            changed[at : at + 4] = struct.pack(
+                draw.choice("<>") + "I",
+                draw.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, draw.randrange(1 << 32), size)),
+            )
         elif kind == 6:
-            changed[at:at + 2] = struct.pack(">H", draw.choice((0, 1, 2, 3, 0x7fff, 0xffff, draw.randrange(1 << 16))))
+            changed[at : at + 2] = struct.pack(
+                ">H", draw.choice((0, 1, 2, 3, 0x7FFF, 0xFFFF, draw.randrange(1 << 16)))
+            )
         elif kind == 7:
             there = draw.randrange(size + 1)
-            changed[there:there + end - at] = changed[at:end]
+            changed[there : there + end - at] = changed[at:end]
         elif draw.random() < 0.3:
             del changed[at:]
     return bytes(changed)
 
 
 def of_json(data: bytes, draw: random.Random) -> bytes:
-    """A value of the tree replaced, doubled, removed, renamed or packed into lists; sometimes another encoding."""
+    """A value of the tree replaced, doubled, removed, renamed or packed into lists; sometimes
+    another encoding.
+    """
     try:
         tree = json.loads(data)
         for _ in range(draw.choice((1, 1, 1, 2, 4))):
             tree = _changed(tree, draw)
         text = json.dumps(tree)
-    except (ValueError, RecursionError, OverflowError):     # what earlier changes have made of it
+    except (ValueError, RecursionError, OverflowError):  # what earlier changes have made of it
         return of_bytes(data, draw)
     for word in STRANGE:
         if isinstance(word, str) and word.startswith("@"):
@@ -88,13 +202,21 @@ def _changed(tree: Any, draw: random.Random) -> Any:
     waiting = [tree]
     while waiting and len(holders) < 3000:
         item = waiting.pop()
-        inner = list(item.items()) if isinstance(item, dict) else list(enumerate(item)) if isinstance(item, list) else []
+        inner = (
+            list(item.items())
+            if isinstance(item, dict)
+            else list(enumerate(item))
+            if isinstance(item, list)
+            else []
+        )
         holders += [(item, key) for key, _ in inner]
         waiting += [value for _, value in inner]
     if not holders or draw.random() < 0.02:
         return copy.deepcopy(draw.choice(STRANGE))
     holder, key = draw.choice(holders)
-    if (isinstance(holder, dict) and key not in holder) or (isinstance(holder, list) and key >= len(holder)):
+    if (isinstance(holder, dict) and key not in holder) or (
+        isinstance(holder, list) and key >= len(holder)
+    ):
         return tree
     kind = draw.randrange(10)
     if kind < 5:
@@ -109,7 +231,14 @@ def _changed(tree: Any, draw: random.Random) -> Any:
         for _ in range(draw.choice((1, 2, 30))):
             holder[key] = [holder[key]]
     elif isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
-        holder[key] = draw.choice((-holder[key], holder[key] * 10.0**draw.randrange(-30, 30), float(holder[key]) + 0.5, str(holder[key])))
+        holder[key] = draw.choice(
+            (
+                -holder[key],
+                holder[key] * 10.0 ** draw.randrange(-30, 30),
+                float(holder[key]) + 0.5,
+                str(holder[key]),
+            )
+        )
     return tree
 
 
@@ -130,36 +259,104 @@ def of_lines(data: bytes, draw: random.Random) -> bytes:
         elif kind == 5:
             lines[at] = draw.choice((b" ", b"  ", b"\t", b"- ", b"#")) + lines[at]
         elif kind == 6:
-            lines.insert(at, draw.choice((b"TRAIN", b"x", b"MODEL", b"TEST", b"DATASET", b"1", b"~", b"[a, b]", b"_BASE_")) + b": " + _yaml_value(draw))
+            lines.insert(
+                at,
+                draw.choice(
+                    (
+                        b"TRAIN",
+                        b"x",
+                        b"MODEL",
+                        b"TEST",
+                        b"DATASET",
+                        b"1",
+                        b"~",
+                        b"[a, b]",
+                        b"_BASE_",
+                    )
+                )
+                + b": "
+                + _yaml_value(draw),
+            )
         else:
             lines[at] = of_bytes(lines[at], draw)
     text = b"\n".join(lines)
     kind = draw.randrange(30)
-    return text.decode("latin-1").encode("utf-16") if kind == 0 else of_bytes(text, draw) if kind < 5 else text
+    return (
+        text.decode("latin-1").encode("utf-16")
+        if kind == 0
+        else of_bytes(text, draw)
+        if kind < 5
+        else text
+    )
 
 
 def _yaml_value(draw: random.Random) -> bytes:
     value = draw.choice(STRANGE)
-    own = (b"&a [*a, *a]", b"*a", b"!!python/name:os.system x", b"!!timestamp 2001-99-99", b"2001-12-14t21:59:43.10-05:00", b"!!set {a}", b"1_000", b"1:2:3", b"0b1" + b"1" * 200,
-           b".inf", b".nan", b"=", b"!!int x", b"!!float ''", b"!!bool 3", b"!!binary /", b"!!omap [a]", b"{" * 300, b"[" * 2000, b"\"\\x\"", b"|\n x", b"'__import__(\"os\")'", b"'9**9**9'",
-           b"'" + b"(" * 300 + b"'", b"1" * 5000, b"<<")
+    own = (
+        b"&a [*a, *a]",
+        b"*a",
+        b"!!python/name:os.system x",
+        b"!!timestamp 2001-99-99",
+        b"2001-12-14t21:59:43.10-05:00",
+        b"!!set {a}",
+        b"1_000",
+        b"1:2:3",
+        b"0b1" + b"1" * 200,
+        b".inf",
+        b".nan",
+        b"=",
+        b"!!int x",
+        b"!!float ''",
+        b"!!bool 3",
+        b"!!binary /",
+        b"!!omap [a]",
+        b"{" * 300,
+        b"[" * 2000,
+        b'"\\x"',
+        b"|\n x",
+        b"'__import__(\"os\")'",
+        b"'9**9**9'",
+        b"'" + b"(" * 300 + b"'",
+        b"1" * 5000,
+        b"<<",
+    )
     return draw.choice(own) if draw.random() < 0.4 else json.dumps(value).replace("@", "").encode()
 
 
 def of_zip(inner: Mutation) -> Mutation:
-    """A member changed by `inner` and everything packed again, so that all sums are right; or a member's name or compression."""
+    """A member changed by `inner` and everything packed again, so that all sums are right; or a
+    member's name or compression.
+    """
+
     def mutated(data: bytes, draw: random.Random) -> bytes:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                members = [[info.filename, archive.read(info)] for info in archive.infolist() if info.file_size < 1 << 20][:64]
-        except Exception:       # whatever earlier changes have made of it
+                members = [
+                    [info.filename, archive.read(info)]
+                    for info in archive.infolist()
+                    if info.file_size < 1 << 20
+                ][:64]
+        except Exception:  # whatever earlier changes have made of it
             return of_bytes(data, draw)
         kind = draw.randrange(10)
         if kind < 2 or not members:
             return of_bytes(data, draw)
         chosen = draw.choice(members if draw.random() < 0.5 else members[:2])
         if kind == 2:
-            chosen[0] = draw.choice(("../" * 9 + "up", "/tmp/absolute", "C:\\x", "a\nb", "\x1b[2J", "", ".", chosen[0] * 2, members[0][0], "a/" * 200 + "b"))
+            chosen[0] = draw.choice(
+                (
+                    "../" * 9 + "up",
+                    "/tmp/absolute",
+                    "C:\\x",
+                    "a\nb",
+                    "\x1b[2J",
+                    "",
+                    ".",
+                    chosen[0] * 2,
+                    members[0][0],
+                    "a/" * 200 + "b",
+                )
+            )
         elif kind == 3:
             chosen[1] = bytes(draw.choice((0, 1, 100, 1 << 20)))
         elif kind == 4:
@@ -169,9 +366,11 @@ def of_zip(inner: Mutation) -> Mutation:
         else:
             chosen[1] = inner(chosen[1], draw)
         out = io.BytesIO()
-        compression = draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
+        compression = draw.choice(
+            (zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+        )
         with zipfile.ZipFile(out, "w", compression) as archive, warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # of names that are there twice
+            warnings.simplefilter("ignore")  # of names that are there twice
             for name, content in members:
                 info = zipfile.ZipInfo(name or "x", (2020, 1, 1, 0, 0, 0))
                 info.compress_type = compression
@@ -179,6 +378,7 @@ def of_zip(inner: Mutation) -> Mutation:
                     info.external_attr = 0o120777 << 16
                 archive.writestr(info, content)
         return out.getvalue() if draw.random() < 0.8 else of_bytes(out.getvalue(), draw)
+
     return mutated
 
 
@@ -186,19 +386,52 @@ def of_tar(data: bytes, draw: random.Random) -> bytes:
     """The headers of a tar file: names, kinds, links, sizes, modes."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            members = [(info, archive.extractfile(info).read() if info.isreg() else b"") for info in archive.getmembers()[:64] if info.size < 1 << 20]
+            members = [
+                (info, archive.extractfile(info).read() if info.isreg() else b"")
+                for info in archive.getmembers()[:64]
+                if info.size < 1 << 20
+            ]
         out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode="w:" + draw.choice(("", "gz")), format=draw.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT))) as archive:
+        with tarfile.open(
+            fileobj=out,
+            mode="w:" + draw.choice(("", "gz")),
+            format=draw.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)),
+        ) as archive:
             for info, content in members:
                 if draw.random() < 0.4:
-                    info.name = draw.choice((info.name, "../" * 5 + "up", "/tmp/absolute", "a/../../b", "a\nb", "\x1b[2J", "l/" + info.name, ".", "x" * 300))
+                    info.name = draw.choice(
+                        (
+                            info.name,
+                            "../" * 5 + "up",
+                            "/tmp/absolute",
+                            "a/../../b",
+                            "a\nb",
+                            "\x1b[2J",
+                            "l/" + info.name,
+                            ".",
+                            "x" * 300,
+                        )
+                    )
                 if draw.random() < 0.4:
-                    info.type = draw.choice((tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE, b"?"))
-                    info.linkname = draw.choice(("", "/etc", "..", "l", info.name, members[0][0].name))
+                    info.type = draw.choice(
+                        (
+                            tarfile.REGTYPE,
+                            tarfile.SYMTYPE,
+                            tarfile.LNKTYPE,
+                            tarfile.CHRTYPE,
+                            tarfile.FIFOTYPE,
+                            tarfile.DIRTYPE,
+                            tarfile.GNUTYPE_SPARSE,
+                            b"?",
+                        )
+                    )
+                    info.linkname = draw.choice(
+                        ("", "/etc", "..", "l", info.name, members[0][0].name)
+                    )
                     info.size = info.size if info.isreg() else 0
                 info.mode = draw.choice((info.mode, 0, 0o7777))
                 archive.addfile(info, io.BytesIO(content))
-    except Exception:       # whatever earlier changes have made of it
+    except Exception:  # whatever earlier changes have made of it
         return of_bytes(data, draw)
     return out.getvalue() if draw.random() < 0.7 else of_bytes(out.getvalue(), draw)
 
@@ -208,12 +441,14 @@ def of_archive(data: bytes, draw: random.Random) -> bytes:
 
 
 def of_jpeg(data: bytes, draw: random.Random) -> bytes:
-    """Segments of a JPEG doubled, removed, moved, cut, their sizes and tables changed; other images by their bytes."""
+    """Segments of a JPEG doubled, removed, moved, cut, their sizes and tables changed; other
+    images by their bytes.
+    """
     if not data.startswith(b"\xff\xd8") or draw.random() < 0.4:
         return of_bytes(data, draw)
     segments, at = [], 2
-    while at + 4 <= len(data) and data[at] == 0xff and data[at + 1] not in (0xda, 0xd9):
-        end = at + 2 + max(int.from_bytes(data[at + 2:at + 4], "big"), 2)
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):
+        end = at + 2 + max(int.from_bytes(data[at + 2 : at + 4], "big"), 2)
         segments.append(bytearray(data[at:end]))
         at = end
     scan = bytearray(data[at:])
@@ -233,10 +468,15 @@ def of_jpeg(data: bytes, draw: random.Random) -> bytes:
         elif kind == 4 and len(segment) > 4:
             segment[draw.randrange(4, len(segment))] = draw.randrange(256)
         elif kind == 5:
-            frame = next((s for s in segments if s[1] in (0xc0, 0xc1, 0xc2) and len(s) > 9), None)
+            frame = next((s for s in segments if s[1] in (0xC0, 0xC1, 0xC2) and len(s) > 9), None)
             if frame:
                 place = draw.choice((5, 7))
-                frame[place:place + 2] = struct.pack(">H", draw.choice((0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 100, 500, 2000, 65500, 65535)))
+                frame[place : place + 2] = struct.pack(
+                    ">H",
+                    draw.choice(
+                        (0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 100, 500, 2000, 65500, 65535)
+                    ),
+                )
         else:
             scan = scan * 2 if len(scan) < 1 << 15 else scan
     return data[:2] + b"".join(segments) + bytes(scan)

@@ -1,4 +1,7 @@
-"""The tables of docs/reliability.md, made of the planted faults and of what the fuzzing counted: python fuzz/page.py"""
+"""The tables of docs/reliability.md, made of the planted faults and of what the fuzzing counted:
+python fuzz/page.py
+"""
+
 from __future__ import annotations
 
 import json
@@ -21,12 +24,29 @@ def faults() -> str:
 
 def counts() -> str:
     rows = json.loads(COUNTS.read_text(encoding="utf-8"))
-    total = {key: sum(row[key] for row in rows.values()) for key in ("inputs", "read", "seconds", "faults")}
-    lines = ["| harness | drawn by | inputs | read, not refused | faults | most memory, MB | minutes |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| {name} | {row['engine']} | {row['inputs']:,} | {row['read']:,} | {row['faults']} | {row['megabytes']:.0f} | {row['seconds'] / 60:.1f} |"
-              for name, row in rows.items()]
+    total = {
+        key: sum(row[key] for row in rows.values())
+        for key in ("inputs", "read", "seconds", "faults")
+    }
+    lines = [
+        "| harness | drawn by | inputs | read, not refused | faults | most memory, MB | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {row['engine']} | {row['inputs']:,} | {row['read']:,} | {row['faults']} |"
+        f" {row['megabytes']:.0f} | {row['seconds'] / 60:.1f} |"
+        for name, row in rows.items()
+    ]
     most = max(row["megabytes"] for row in rows.values())
-    return "\n".join([*lines, f"| all | | {total['inputs']:,} | {total['read']:,} | {total['faults']} | {most:.0f} | {total['seconds'] / 60:.1f} |"])
+    return "\n".join(
+        [
+            *lines,
+            (
+                f"| all | | {total['inputs']:,} | {total['read']:,} | {total['faults']} |"
+                f" {most:.0f} | {total['seconds'] / 60:.1f} |"
+            ),
+        ]
+    )
 
 
 def filled(text: str) -> str:

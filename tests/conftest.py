@@ -1,4 +1,7 @@
-"""Shared fixtures: recorded figures, the real data beside the project where it is, and a small synthetic set."""
+"""Shared fixtures: recorded figures, the real data beside the project where it is, and a small
+synthetic set.
+"""
+
 import json
 import logging
 from pathlib import Path
@@ -28,7 +31,9 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_logging():
-    """A run's handlers hold the stdout and the files of its test, and switch off what the next one may want to see."""
+    """A run's handlers hold the stdout and the files of its test, and switch off what the next
+    one may want to see.
+    """
     yield
     forget_log_handlers()
 
@@ -86,7 +91,9 @@ TEST: {{BATCH_SIZE_PER_GPU: 8, FLIP_TEST: true, POST_PROCESS: true, SHIFT_HEATMA
 
 @pytest.fixture
 def tiny_experiment(tmp_path, small_set):
-    """A file that trains a very small network on the small set in seconds; run folders go to tmp_path."""
+    """A file that trains a very small network on the small set in seconds; run folders go to
+    tmp_path.
+    """
     text = TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17)
     path = tmp_path / "tiny.yaml"
     path.write_text(f"OUTPUT_DIR: {tmp_path / 'output'}\nLOG_DIR: {tmp_path / 'log'}\n{text}")

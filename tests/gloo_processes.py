@@ -1,4 +1,7 @@
-"""Processes over gloo as torchrun starts them, without the seconds that each needs to import torch: the fixtures `forks` and `together`."""
+"""Processes over gloo as torchrun starts them, without the seconds that each needs to import
+torch: the fixtures `forks` and `together`.
+"""
+
 import multiprocessing
 import os
 import pickle
@@ -9,13 +12,13 @@ from datetime import timedelta
 
 import pytest
 import torch
-
 from conftest import ROOT
 from poise import config
-from poise.engine import distributed, distributed as process_group
+from poise.engine import distributed
+from poise.engine import distributed as process_group
 from poise.errors import run_tool
 
-_PATIENCE = 240     # seconds for what takes a few on cores of its own
+_PATIENCE = 240  # seconds for what takes a few on cores of its own
 
 
 @pytest.fixture(scope="module")
@@ -25,33 +28,66 @@ def forks():
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", f"{ROOT / 'lib'}{os.pathsep}{ROOT / 'tests'}")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["poise.engine.train", "poise.engine.evaluate", "poise.engine.distributed", "tensorboardX", "scipy.io"])
+        context.set_forkserver_preload(
+            [
+                "poise.engine.train",
+                "poise.engine.evaluate",
+                "poise.engine.distributed",
+                "tensorboardX",
+                "scipy.io",
+            ]
+        )
         context.Process(target=int).start()
     return context
 
 
 class Done:
-    """One process that has ended: its exit status, what it printed, and what its function returned, if it did."""
+    """One process that has ended: its exit status, what it printed, and what its function
+    returned, if it did.
+    """
 
     def __init__(self, status, folder):
-        self.status, self.out, self.err = status, (folder / "out").read_text(), (folder / "err").read_text()
-        self.result = pickle.loads((folder / "result").read_bytes()) if (folder / "result").exists() else None
+        self.status, self.out, self.err = (
+            status,
+            (folder / "out").read_text(),
+            (folder / "err").read_text(),
+        )
+        self.result = (
+            pickle.loads((folder / "result").read_bytes()) if (folder / "result").exists() else None
+        )
 
 
 @pytest.fixture(scope="module")
 def together(forks, tmp_path_factory):
-    """A function that runs function(processes, *arguments) in some processes; returns a Done for each.
+    """A function that runs function(processes, *arguments) in some processes; returns a Done for
+    each.
 
-    environments: variables of each, beside those of torchrun. seconds: that they wait for each other at the beginning.
+    environments: variables of each, beside those of torchrun. seconds: that they wait for each
+    other at the beginning.
     """
+
     def run(world, function, *arguments, fails=False, environments=None, seconds=60):
         environments = environments or [{}] * world
-        store = None if any(one.get("TORCHELASTIC_USE_AGENT_STORE") == "False" for one in environments) else torch.distributed.TCPStore(
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False)    # torchrun's own process has it
+        store = (
+            None
+            if any(one.get("TORCHELASTIC_USE_AGENT_STORE") == "False" for one in environments)
+            else torch.distributed.TCPStore(
+                # torchrun's own process has it
+                "127.0.0.1",
+                0,
+                is_master=True,
+                wait_for_workers=False,
+            )
+        )
         port = store.port if store else free_port()
         folders = [tmp_path_factory.mktemp("process") for _ in range(world)]
-        started = [forks.Process(target=_process, args=(rank, world, port, folder, function, arguments, environment, seconds))
-                   for rank, (folder, environment) in enumerate(zip(folders, environments))]
+        started = [
+            forks.Process(
+                target=_process,
+                args=(rank, world, port, folder, function, arguments, environment, seconds),
+            )
+            for rank, (folder, environment) in enumerate(zip(folders, environments))
+        ]
         for process in started:
             process.start()
         limit = time.monotonic() + _PATIENCE
@@ -60,10 +96,14 @@ def together(forks, tmp_path_factory):
             if process.is_alive():
                 for other in started:
                     other.kill()
-                pytest.fail(f"still running after {_PATIENCE} seconds: {[folder.joinpath('err').read_text() for folder in folders]}")
+                pytest.fail(
+                    f"still running after {_PATIENCE} seconds:"
+                    f" {[folder.joinpath('err').read_text() for folder in folders]}"
+                )
         done = [Done(process.exitcode, folder) for process, folder in zip(started, folders)]
         assert fails or [one.status for one in done] == [0] * world, [one.err for one in done]
         return done
+
     return run
 
 
@@ -78,11 +118,18 @@ def _process(rank, world, port, folder, function, arguments, environment, second
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
     # text that was not yet printed when this process was forked is not its own
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
     os.environ.update(environment)
     process_group._TIME_TO_MEET = timedelta(seconds=seconds)
-    process_group._SECONDS_OF_SILENCE = 0.2     # here is no torchrun that would end it
+    process_group._SECONDS_OF_SILENCE = 0.2  # here is no torchrun that would end it
 
     def main():
         with distributed.joined() as processes:
@@ -92,14 +139,21 @@ def _process(rank, world, port, folder, function, arguments, environment, second
 
 
 def train_here(processes, path, overrides=(), prepare=None):
-    """Train as one of the processes. prepare(train) changes the module, in this process alone. Returns what it returns, or its end."""
+    """Train as one of the processes. prepare(train) changes the module, in this process alone.
+    Returns what it returns, or its end.
+    """
     from poise.engine import train
     from poise.engine.signals import Interrupted
 
-    train._show = lambda *_: None       # pictures take half of the time of a run of this size
+    train._show = lambda *_: None  # pictures take half of the time of a run of this size
     told = prepare(train) if prepare else None
     try:
-        train.run(config.load(path, [str(value) for value in overrides]), str(path), ["tools/train.py"], processes)
+        train.run(
+            config.load(path, [str(value) for value in overrides]),
+            str(path),
+            ["tools/train.py"],
+            processes,
+        )
     except Interrupted as stopped:
         return str(stopped)
     return told

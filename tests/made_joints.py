@@ -1,4 +1,7 @@
-"""Made sets of any number of joints: pictures of coloured dots, their annotations in COCO's form, and a dataset file."""
+"""Made sets of any number of joints: pictures of coloured dots, their annotations in COCO's
+form, and a dataset file.
+"""
+
 import colorsys
 import json
 
@@ -19,47 +22,109 @@ def dataset_keys(count, **more):
     """The keys of a dataset file for the joints of joint_names; None leaves a key out."""
     names = joint_names(count)
     pairs = [[f"left_{pair}", f"right_{pair}"] for pair in range(count // 2)]
-    keys = {"name": f"dots{count}", "category": "dot person", "annotations": "labels/{set}.json", "images": "frames", "joints": names, "flip_pairs": pairs,
-            "limbs": [list(limb) for limb in zip(names, names[1:])], "upper_body": names[:(count + 1) // 2],
-            "sigmas": np.linspace(0.4, 0.9, count).round(3).tolist(), **more}
+    keys = {
+        "name": f"dots{count}",
+        "category": "dot person",
+        "annotations": "labels/{set}.json",
+        "images": "frames",
+        "joints": names,
+        "flip_pairs": pairs,
+        "limbs": [list(limb) for limb in zip(names, names[1:])],
+        "upper_body": names[: (count + 1) // 2],
+        "sigmas": np.linspace(0.4, 0.9, count).round(3).tolist(),
+        **more,
+    }
     return {key: value for key, value in keys.items() if value is not None}
 
 
-def make_set(root, count, images=(("train", 16), ("val", 8)), *, category=7, seed=0, file="dots.yaml", names=None, **keys):
-    """Write a set of `count` joints below `root`; returns its dataset file. names: of the joints, where they are not those of joint_names.
+def make_set(
+    root,
+    count,
+    images=(("train", 16), ("val", 8)),
+    *,
+    category=7,
+    seed=0,
+    file="dots.yaml",
+    names=None,
+    **keys,
+):
+    """Write a set of `count` joints below `root`; returns its dataset file. names: of the joints,
+    where they are not those of joint_names.
 
-    The category is not 1 and not 'person', image names have spaces, folders and no numbers of twelve digits, and a tenth of the joints is hidden
-    or not labelled. One person or two side by side in a picture of 120 x 64 pixels, facing the camera: left joints lie in the right half of their box, and a pair
-    has one colour, so that a mirrored picture is one of the same kind.
+    The category is not 1 and not 'person', image names have spaces, folders and no numbers of
+    twelve digits, and a tenth of the joints is hidden or not labelled. One person or two side by
+    side in a picture of 120 x 64 pixels, facing the camera: left joints lie in the right half of
+    their box, and a pair has one colour, so that a mirrored picture is one of the same kind.
     """
     rng = np.random.default_rng(seed)
     (root / "labels").mkdir(parents=True, exist_ok=True)
     (root / "frames" / "cam 1").mkdir(parents=True, exist_ok=True)
     kinds = [int(name.split("_")[1]) + 1 if "_" in name else 0 for name in joint_names(count)]
-    colours = [tuple(255 * v for v in colorsys.hsv_to_rgb(kind / (count // 2 + 1), 1, 1)) for kind in kinds]
+    colours = [
+        tuple(255 * v for v in colorsys.hsv_to_rgb(kind / (count // 2 + 1), 1, 1)) for kind in kinds
+    ]
     low = np.array([0.55 if name.startswith("left") else 0.1 for name in joint_names(count)])
     high = np.array([0.45 if name.startswith("right") else 0.9 for name in joint_names(count)])
     for name, number in images:
-        content = {"images": [], "annotations": [], "categories": [
-            {"id": 1, "name": "person"}, {"id": category, "name": "dot person", "keypoints": names or joint_names(count)}]}
+        content = {
+            "images": [],
+            "annotations": [],
+            "categories": [
+                {"id": 1, "name": "person"},
+                {"id": category, "name": "dot person", "keypoints": names or joint_names(count)},
+            ],
+        }
         for n in range(number):
-            picture, file_name = rng.integers(60, 120, (64, 120, 3), np.uint8), f"cam 1/{name}-shot {n}.png"
+            picture, file_name = (
+                rng.integers(60, 120, (64, 120, 3), np.uint8),
+                f"cam 1/{name}-shot {n}.png",
+            )
             image_id = 1000 * (name == "val") + 3 * n + 1
-            content["images"].append({"id": image_id, "file_name": file_name, "width": 120, "height": 64})
+            content["images"].append(
+                {"id": image_id, "file_name": file_name, "width": 120, "height": 64}
+            )
             for person in range(1 + n % 2):
                 corner, size = rng.uniform(2, 14, 2) + (58 * person, 0), rng.uniform(38, 46, 2)
-                points = corner + size * np.column_stack([rng.uniform(low, high), rng.uniform(0.1, 0.9, count)])
+                points = corner + size * np.column_stack(
+                    [rng.uniform(low, high), rng.uniform(0.1, 0.9, count)]
+                )
                 flags = rng.choice([0, 1, 2], count, p=[0.05, 0.05, 0.9])
                 flags[rng.integers(count)] = 2
                 for point, flag, colour in zip(points, flags, colours):
                     if flag == 2:
-                        cv2.circle(picture, tuple(int(round(v * 8)) for v in point), 5 * 8, colour, -1, cv2.LINE_AA, 3)
+                        cv2.circle(
+                            picture,
+                            tuple(int(round(v * 8)) for v in point),
+                            5 * 8,
+                            colour,
+                            -1,
+                            cv2.LINE_AA,
+                            3,
+                        )
                 keypoints = np.column_stack([points.round(2) * (flags > 0)[:, None], flags])
-                content["annotations"].append({
-                    "id": len(content["annotations"]) + 5, "image_id": image_id, "category_id": category, "iscrowd": 0, "area": round(float(0.7 * size.prod()), 2),
-                    "bbox": [*corner.round(2).tolist(), *size.round(2).tolist()], "num_keypoints": int((flags > 0).sum()), "keypoints": keypoints.ravel().tolist()})
+                content["annotations"].append(
+                    {
+                        "id": len(content["annotations"]) + 5,
+                        "image_id": image_id,
+                        "category_id": category,
+                        "iscrowd": 0,
+                        "area": round(float(0.7 * size.prod()), 2),
+                        "bbox": [*corner.round(2).tolist(), *size.round(2).tolist()],
+                        "num_keypoints": int((flags > 0).sum()),
+                        "keypoints": keypoints.ravel().tolist(),
+                    }
+                )
             # an object of another category, which has no joints
-            content["annotations"].append({"id": 90_000 + n, "image_id": image_id, "category_id": 1, "iscrowd": 0, "area": 9.0, "bbox": [1, 1, 3, 3]})
+            content["annotations"].append(
+                {
+                    "id": 90_000 + n,
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "area": 9.0,
+                    "bbox": [1, 1, 3, 3],
+                }
+            )
             cv2.imwrite(str(root / "frames" / file_name), picture)
         (root / "labels" / f"{name}.json").write_text(json.dumps(content))
     found = dataset_keys(count, root=str(root), **keys)
@@ -72,7 +137,14 @@ def make_set(root, count, images=(("train", 16), ("val", 8)), *, category=7, see
 
 def _renamed(value, names):
     if isinstance(value, dict):
-        return {key: _renamed(item, names) if key in ("joints", "flip_pairs", "limbs", "upper_body", "both_halves") else item for key, item in value.items()}
+        return {
+            key: (
+                _renamed(item, names)
+                if key in ("joints", "flip_pairs", "limbs", "upper_body", "both_halves")
+                else item
+            )
+            for key, item in value.items()
+        }
     return [_renamed(item, names) for item in value] if isinstance(value, list) else names[value]
 
 
@@ -96,7 +168,9 @@ TEST: {{BATCH_SIZE_PER_GPU: 12, FLIP_TEST: true, POST_PROCESS: true, SHIFT_HEATM
 
 
 def experiment(folder, file, name="dots.yaml"):
-    """An experiment file in `folder` that trains a very small network on a made set in a few steps."""
+    """An experiment file in `folder` that trains a very small network on a made set in a few
+    steps.
+    """
     path = folder / name
     path.write_text(EXPERIMENT.format(folder=folder, file=file))
     return path

@@ -1,17 +1,37 @@
 """Results with errors that were planted into them, for the tests of poise.evaluation.analysis."""
-import numpy as np
 
-from poise.evaluation.analysis.matching import Found, Truth
-from poise.evaluation import read_truth
-from poise.evaluation.keypoint_ap import LabelledPersons
+import numpy as np
 from poise.config.datasets import COCO
+from poise.evaluation import read_truth
+from poise.evaluation.analysis.matching import Found, Truth
+from poise.evaluation.keypoint_ap import LabelledPersons
 
 SIGMAS = np.array(COCO.sigmas)
-# a standing person of about 0.7 x 1.9 units, seen from the front, whose joints lie far apart in units of their sigmas
-FRONT = np.array([(0, -0.8), (0.1, -0.9), (-0.1, -0.9), (0.2, -0.85), (-0.2, -0.85), (0.3, -0.5), (-0.3, -0.5), (0.35, -0.15), (-0.35, -0.15), (0.35, 0.2),
-                  (-0.35, 0.2), (0.22, 0.15), (-0.22, 0.15), (0.25, 0.6), (-0.25, 0.6), (0.25, 1.0), (-0.25, 1.0)])
+# a standing person of about 0.7 x 1.9 units, seen from the front, whose joints lie far apart in
+# units of their sigmas
+FRONT = np.array(
+    [
+        (0, -0.8),
+        (0.1, -0.9),
+        (-0.1, -0.9),
+        (0.2, -0.85),
+        (-0.2, -0.85),
+        (0.3, -0.5),
+        (-0.3, -0.5),
+        (0.35, -0.15),
+        (-0.35, -0.15),
+        (0.35, 0.2),
+        (-0.35, 0.2),
+        (0.22, 0.15),
+        (-0.22, 0.15),
+        (0.25, 0.6),
+        (-0.25, 0.6),
+        (0.25, 1.0),
+        (-0.25, 1.0),
+    ]
+)
 UNIT = 100.0
-AREA = 120.0**2         # so that each eye is more than two similarities of 0.5 away from the other
+AREA = 120.0**2  # so that each eye is more than two similarities of 0.5 away from the other
 
 
 def similarity_distance(similarity, area=AREA):
@@ -20,30 +40,61 @@ def similarity_distance(similarity, area=AREA):
 
 
 def people(images=20, persons=2, unit=UNIT, area=AREA):
-    """The content of an annotation file: `persons` persons in each image, side by side and far apart, all joints labelled and seen."""
+    """The content of an annotation file: `persons` persons in each image, side by side and far
+    apart, all joints labelled and seen.
+    """
     annotations = []
     for image in range(images):
         for person in range(persons):
             points = FRONT * unit + [150 + 300 * person, 150]
             low, high = points.min(axis=0), points.max(axis=0)
-            annotations.append({"id": len(annotations) + 1, "image_id": image + 1, "category_id": 1, "iscrowd": 0, "num_keypoints": 17, "area": area,
-                                "bbox": [*low.tolist(), *(high - low).tolist()], "keypoints": np.column_stack([points, np.full(17, 2)]).ravel().tolist()})
-    return {"images": [{"id": image + 1, "file_name": f"{image}.jpg", "width": 700, "height": 300} for image in range(images)], "annotations": annotations,
-            "categories": [{"id": 1, "name": "person"}]}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image + 1,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "num_keypoints": 17,
+                    "area": area,
+                    "bbox": [*low.tolist(), *(high - low).tolist()],
+                    "keypoints": np.column_stack([points, np.full(17, 2)]).ravel().tolist(),
+                }
+            )
+    return {
+        "images": [
+            {"id": image + 1, "file_name": f"{image}.jpg", "width": 700, "height": 300}
+            for image in range(images)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "person"}],
+    }
 
 
 def truth_of(content):
     content = read_truth(content)
     images = sorted(content["images"], key=lambda image: image["id"])
     position = {image["id"]: place for place, image in enumerate(images)}
-    return Truth("truth.json", LabelledPersons.from_annotations(content["annotations"], position, 17), images, COCO, content)
+    return Truth(
+        "truth.json",
+        LabelledPersons.from_annotations(content["annotations"], position, 17),
+        images,
+        COCO,
+        content,
+    )
 
 
 def perfect(truth):
     """Every labelled person found exactly, with scores from 0.9 down to 0.5."""
     labels = truth.persons.keypoints
     keypoints = np.concatenate([labels[:, :, :2], np.full((*labels.shape[:2], 1), 0.9)], axis=2)
-    return Found("made.json", "not known", truth, truth.persons.image.copy(), keypoints, np.linspace(0.9, 0.5, len(labels)))
+    return Found(
+        "made.json",
+        "not known",
+        truth,
+        truth.persons.image.copy(),
+        keypoints,
+        np.linspace(0.9, 0.5, len(labels)),
+    )
 
 
 def with_keypoints(found, keypoints):
@@ -53,12 +104,25 @@ def with_keypoints(found, keypoints):
 def with_more(found, image, points, scores):
     """More predictions: image (N,), points (N, 17, 2), scores (N,)."""
     keypoints = np.concatenate([points, np.full((*points.shape[:2], 1), 0.9)], axis=2)
-    return Found(found.file, found.box_source, found.truth, np.concatenate([found.image, image]), np.concatenate([found.keypoints, keypoints]),
-                 np.concatenate([found.scores, scores]))
+    return Found(
+        found.file,
+        found.box_source,
+        found.truth,
+        np.concatenate([found.image, image]),
+        np.concatenate([found.keypoints, keypoints]),
+        np.concatenate([found.scores, scores]),
+    )
 
 
 def result_list(found):
     """The entries of its result file."""
     ids = [image["id"] for image in found.truth.images]
-    return [{"image_id": ids[place], "category_id": 1, "keypoints": keypoints.ravel().tolist(), "score": float(score)}
-            for place, keypoints, score in zip(found.image, found.keypoints, found.scores)]
+    return [
+        {
+            "image_id": ids[place],
+            "category_id": 1,
+            "keypoints": keypoints.ravel().tolist(),
+            "score": float(score),
+        }
+        for place, keypoints, score in zip(found.image, found.keypoints, found.scores)
+    ]

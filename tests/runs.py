@@ -1,11 +1,13 @@
-"""Whole trainings within a test's process, and what they leave: run folders, weights, metrics. The fixture `quick_and_quiet` is for modules that train."""
+"""Whole trainings within a test's process, and what they leave: run folders, weights, metrics.
+The fixture `quick_and_quiet` is for modules that train.
+"""
+
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import forget_log_handlers
-
 from poise import config
 from poise.engine import logger, train
 
@@ -25,10 +27,13 @@ def quick_and_quiet(monkeypatch):
 
 
 def in_larger_steps(text):
-    """The text of the shared experiment with fewer and larger steps, most of whose time here is Python's; and on the CPU also where a GPU
-    is, whose sums need not come out alike twice."""
+    """The text of the shared experiment with fewer and larger steps, most of whose time here is
+    Python's; and on the CPU also where a GPU is, whose sums need not come out alike twice.
+    """
     assert "GPUS: (0,)" in text and "BATCH_SIZE_PER_GPU: 8" in text
-    return text.replace("GPUS: (0,)", "GPUS: ()").replace("BATCH_SIZE_PER_GPU: 8", "BATCH_SIZE_PER_GPU: 16")
+    return text.replace("GPUS: (0,)", "GPUS: ()").replace(
+        "BATCH_SIZE_PER_GPU: 8", "BATCH_SIZE_PER_GPU: 16"
+    )
 
 
 def run_train(path, *overrides):

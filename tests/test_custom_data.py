@@ -1,4 +1,5 @@
 """docs/custom_data.md, step by step, on a made set of hands with five joints."""
+
 import json
 import re
 import shlex
@@ -9,15 +10,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, forget_log_handlers
 from made_joints import make_set
+from poise.config.datasets import read_dataset
+from poise.datasets import converters
+from poise.errors import run_tool
 from small_networks import command_line
 from test_planted_faults import load_tool
 
-from poise.datasets import converters
-from poise.errors import run_tool
-from poise.config.datasets import read_dataset
-
 PAGE = (ROOT / "docs/custom_data.md").read_text(encoding="utf-8")
-STEPS = PAGE[:PAGE.index("### What the formats keep")]
+STEPS = PAGE[: PAGE.index("### What the formats keep")]
 JOINTS = ["wrist", "left_thumb", "right_thumb", "left_little", "right_little"]
 
 
@@ -28,7 +28,9 @@ def commands():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Where the page's reader stands after step 3: pictures in two folders, labelme's files, the dataset file and the experiment of the page."""
+    """Where the page's reader stands after step 3: pictures in two folders, labelme's files, the
+    dataset file and the experiment of the page.
+    """
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     (tmp_path / "experiments" / "hands").mkdir()
     dataset_file, experiment = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)[:2]
@@ -55,6 +57,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def run(monkeypatch, capfd):
     """Runs a command of the page, with `more` words behind it; returns what it printed."""
+
     def call(command, *more):
         words = shlex.split(command)
         assert words[0] == "python" and (ROOT / words[1]).is_file()
@@ -71,22 +74,60 @@ def run(monkeypatch, capfd):
 
 
 def narrow():
-    """Overrides that make the page's network small; it starts from random weights, for the released ones are of the wide one."""
-    _, words = command_line("hrnet", "MODEL.PRETRAINED", "", "GPUS", "()", "WORKERS", 0, "CPU_THREADS", 1, "TRAIN.END_EPOCH", 2, "TRAIN.LR_STEP", [1],
-                            "TRAIN.BATCH_SIZE_PER_GPU", 8, "TEST.BATCH_SIZE_PER_GPU", 8, "DATASET.NUM_JOINTS_HALF_BODY", 1)
+    """Overrides that make the page's network small; it starts from random weights, for the
+    released ones are of the wide one.
+    """
+    _, words = command_line(
+        "hrnet",
+        "MODEL.PRETRAINED",
+        "",
+        "GPUS",
+        "()",
+        "WORKERS",
+        0,
+        "CPU_THREADS",
+        1,
+        "TRAIN.END_EPOCH",
+        2,
+        "TRAIN.LR_STEP",
+        [1],
+        "TRAIN.BATCH_SIZE_PER_GPU",
+        8,
+        "TEST.BATCH_SIZE_PER_GPU",
+        8,
+        "DATASET.NUM_JOINTS_HALF_BODY",
+        1,
+    )
     return words
 
 
 def test_the_page_has_its_steps():
-    tools = [command.split()[1].removeprefix("tools/").removesuffix(".py") for command in commands()]
-    assert tools == ["convert_data", "convert_data", "check_data", "train", "train", "test", "make_boxes", "test", "demo", "export"]
+    tools = [
+        command.split()[1].removeprefix("tools/").removesuffix(".py") for command in commands()
+    ]
+    assert tools == [
+        "convert_data",
+        "convert_data",
+        "check_data",
+        "train",
+        "train",
+        "test",
+        "make_boxes",
+        "test",
+        "demo",
+        "export",
+    ]
 
 
 def test_labels_become_a_set_that_is_fine(place, run):
     for command in commands()[:2]:
         assert "persons with " in run(command)
     content = json.loads((place / "data/hands/annotations/train.json").read_text())
-    assert content["categories"][0]["name"] == "hand" and content["categories"][0]["keypoints"] == JOINTS and len(content["annotations"]) == 18
+    assert (
+        content["categories"][0]["name"] == "hand"
+        and content["categories"][0]["keypoints"] == JOINTS
+        and len(content["annotations"]) == 18
+    )
     out = run(commands()[2], *narrow())
     assert "verdict: fine" in out and "train set train: persons: 18 of 18 are used" in out
     assert (place / "output/hands/check_data/w32.html").read_text().count("<img ") == 12 + 9
@@ -94,26 +135,46 @@ def test_labels_become_a_set_that_is_fine(place, run):
 
 @pytest.mark.slow
 def test_every_step(place, run):
-    """Labels, check, training, test, boxes, test with boxes, demo and export: each goes on with what the one before has written."""
+    """Labels, check, training, test, boxes, test with boxes, demo and export: each goes on with
+    what the one before has written.
+    """
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from test_detectors import onnx_file
 
     (place / "models" / "detectors").mkdir(parents=True)
-    onnx_file(place / "models/detectors/hands.onnx", {"boxes": np.array([[4, 4, 56, 58], [62, 4, 116, 60]], np.float32), "labels": np.array([1, 1], np.int64),
-                                                     "scores": np.array([0.9, 0.8], np.float32)}, [1, 3, None, None])
+    onnx_file(
+        place / "models/detectors/hands.onnx",
+        {
+            "boxes": np.array([[4, 4, 56, 58], [62, 4, 116, 60]], np.float32),
+            "labels": np.array([1, 1], np.int64),
+            "scores": np.array([0.9, 0.8], np.float32),
+        },
+        [1, 3, None, None],
+    )
     said = {}
     for command in commands():
         tool = command.split()[1].removeprefix("tools/").removesuffix(".py")
         own = [] if tool == "convert_data" else narrow()
         said[command] = run(command, *own)
     folder = place / "output/hands/pose_hrnet/w32"
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2 and (folder / "model_best.pth").is_file()
-    assert "| wrist |" in (folder / "test.log").read_text() and len(list((folder / "pictures").iterdir())) == 6
+    assert (
+        len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+        and (folder / "model_best.pth").is_file()
+    )
+    assert (
+        "| wrist |" in (folder / "test.log").read_text()
+        and len(list((folder / "pictures").iterdir())) == 6
+    )
     results = {path.name for path in (folder / "results").iterdir()}
     assert results == {"keypoints_val_results_gt_boxes.json", "keypoints_val_results_val.json"}
     boxes = json.loads((place / "data/hands/boxes/val.json").read_text())
     assert len(boxes) == 12 and {box["category_id"] for box in boxes} == {1}
     poses = json.loads((place / "output/hands/demo/poses.json").read_text())
-    assert poses["skeleton"]["joints"] == JOINTS and sum(len(frame["persons"]) for frame in poses["frames"]) == 9
-    assert (place / "models/hands.onnx").stat().st_size > 1000 and "written: models/hands.onnx" in said[commands()[-1]]
+    assert (
+        poses["skeleton"]["joints"] == JOINTS
+        and sum(len(frame["persons"]) for frame in poses["frames"]) == 9
+    )
+    assert (
+        place / "models/hands.onnx"
+    ).stat().st_size > 1000 and "written: models/hands.onnx" in said[commands()[-1]]

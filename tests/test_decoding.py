@@ -1,38 +1,57 @@
-"""Every decoder gives OpenCV's pixels, in whole and in part, and a crop of a part is the crop of the whole; also on real images."""
+"""Every decoder gives OpenCV's pixels, in whole and in part, and a crop of a part is the crop of
+the whole; also on real images.
+"""
+
 import cv2
 import numpy as np
 import pytest
-
 from poise.io import decoding
 from poise.io.decoding import Picture
 from poise.structures.crops import cut_matrix, needed_region
 
-compiled = pytest.mark.skipif(decoding._jpeg is None, reason="poise.io._jpeg is not built here: libjpeg-turbo's header was not found")
+compiled = pytest.mark.skipif(
+    decoding._jpeg is None,
+    reason="poise.io._jpeg is not built here: libjpeg-turbo's header was not found",
+)
 
 
 def picture(seed=0, width=203, height=157):
     """Smooth shapes and noise, so that every coefficient of the JPEG counts."""
     rng = np.random.default_rng(seed)
-    coarse = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    coarse = cv2.resize(
+        rng.integers(0, 256, (9, 11, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
+    )
     return np.clip(coarse + rng.normal(0, 12, coarse.shape), 0, 255).astype(np.uint8)
 
 
-SAMPLINGS = {"444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "422": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422, "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-             "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440, "411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411}
+SAMPLINGS = {
+    "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    "422": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+    "411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+}
 
 
 def jpeg(image, kind="444", quality=88):
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     if kind in SAMPLINGS:
         options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[kind]]
-    options += {"progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], "restarts": [cv2.IMWRITE_JPEG_RST_INTERVAL, 3]}.get(kind, [])
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if kind == "grey" else image, options)
+    options += {
+        "progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+        "restarts": [cv2.IMWRITE_JPEG_RST_INTERVAL, 3],
+    }.get(kind, [])
+    done, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if kind == "grey" else image, options
+    )
     assert done
     return data.tobytes()
 
 
 def opencv(data):
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return cv2.imdecode(
+        np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    )
 
 
 KINDS = [*SAMPLINGS, "grey", "progressive", "restarts"]
@@ -64,7 +83,7 @@ def test_which_decoder(monkeypatch):
         pytest.skip("neither _jpeg nor simplejpeg is here")
     for kind in ("444", "422", "420", "grey", "restarts"):
         assert Picture(jpeg(picture(), kind)).pixels is not None
-    if decoding._jpeg is not None:      # which leaves this kind to OpenCV
+    if decoding._jpeg is not None:  # which leaves this kind to OpenCV
         with pytest.raises(TypeError):
             _ = Picture(jpeg(picture(), "440")).pixels
 
@@ -76,12 +95,19 @@ def test_regions(kind):
     whole = opencv(data)
     height, width = whole.shape[:2]
     boxes = [(0, 0, width, height), (0, 0, 1, 1), (width - 1, height - 1, width, height)]
-    boxes += [(x, y, int(rng.integers(x + 1, width + 1)), int(rng.integers(y + 1, height + 1)))
-              for x, y in zip(rng.integers(0, width, 60).tolist(), rng.integers(0, height, 60).tolist())]
+    boxes += [
+        (x, y, int(rng.integers(x + 1, width + 1)), int(rng.integers(y + 1, height + 1)))
+        for x, y in zip(rng.integers(0, width, 60).tolist(), rng.integers(0, height, 60).tolist())
+    ]
     for left, top, right, bottom in boxes:
         found = Picture(data).with_region((left, top, right, bottom))
         assert found.shape == whole.shape
-        assert np.array_equal(found[top:bottom, left:right], whole[top:bottom, left:right]), (left, top, right, bottom)
+        assert np.array_equal(found[top:bottom, left:right], whole[top:bottom, left:right]), (
+            left,
+            top,
+            right,
+            bottom,
+        )
 
 
 @compiled
@@ -97,11 +123,11 @@ def test_regions_leave_the_rest_undone():
 @pytest.mark.parametrize("damage", ["noise", "short", "header"])
 def test_faults_are_opencvs_to_judge(damage):
     data = bytearray(jpeg(picture(3, 400, 300)))
-    if damage == "noise":       # within the first rows' data
+    if damage == "noise":  # within the first rows' data
         start = data.index(b"\xff\xda") + 20
-        data[start:start + 60] = bytes(range(60, 120))
+        data[start : start + 60] = bytes(range(60, 120))
     else:
-        data = data[:len(data) // 3] if damage == "short" else data[:30]
+        data = data[: len(data) // 3] if damage == "short" else data[:30]
     data = bytes(data)
     wanted = opencv(data)
     for found in (Picture(data).pixels, Picture(data).with_region((5, 5, 300, 290))):
@@ -111,7 +137,9 @@ def test_faults_are_opencvs_to_judge(damage):
 
 
 def test_exif_is_turned_by_opencv():
-    exif = b"\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    exif = (
+        b"\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    )
     data = jpeg(picture(0, 60, 40))
     data = data[:2] + exif + data[2:]
     assert Picture(data, exif=True).size == (40, 60) and Picture(data).size == (60, 40)
@@ -119,18 +147,29 @@ def test_exif_is_turned_by_opencv():
 
 
 def crops_are_equal(data, rng, count, size=(96, 128)):
-    """Crops from regions against crops from whole pictures; returns how much of the picture was decoded for them."""
+    """Crops from regions against crops from whole pictures; returns how much of the picture was
+    decoded for them.
+    """
     whole = opencv(data)
     height, width = whole.shape[:2]
     shares = []
     for _ in range(count):
         center = rng.uniform(-0.1, 1.1, 2) * (width, height)
         extent = rng.uniform(0.05, 0.9) * height
-        matrix = cut_matrix(width, center, np.array([extent * 0.75, extent]) / 200, rng.uniform(-80, 80) * rng.integers(0, 2), bool(rng.integers(0, 2)), size,
-                            bool(rng.integers(0, 2)))
+        matrix = cut_matrix(
+            width,
+            center,
+            np.array([extent * 0.75, extent]) / 200,
+            rng.uniform(-80, 80) * rng.integers(0, 2),
+            bool(rng.integers(0, 2)),
+            size,
+            bool(rng.integers(0, 2)),
+        )
         box = needed_region(matrix, size, (width, height))
         part = Picture(data).with_region(box)
-        one, other = (cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR) for image in (whole, part))
+        one, other = (
+            cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR) for image in (whole, part)
+        )
         assert np.array_equal(one, other)
         shares.append((box[2] - box[0]) * (box[3] - box[1]) / (width * height))
     return np.mean(shares)
@@ -149,18 +188,33 @@ def test_region_holds_all_that_a_crop_looks_at():
     image, rng = picture(6), np.random.default_rng(7)
     for _ in range(200):
         extent = rng.uniform(3, 250)
-        matrix = cut_matrix(203, rng.uniform(-30, 230, 2), np.array([extent, extent]) / 200, rng.uniform(-180, 180), bool(rng.integers(0, 2)), (64, 64))
+        matrix = cut_matrix(
+            203,
+            rng.uniform(-30, 230, 2),
+            np.array([extent, extent]) / 200,
+            rng.uniform(-180, 180),
+            bool(rng.integers(0, 2)),
+            (64, 64),
+        )
         left, top, right, bottom = needed_region(matrix, (64, 64), (203, 157))
         assert 0 <= left < right <= 203 and 0 <= top < bottom <= 157
         other = rng.integers(0, 256, image.shape).astype(np.uint8)
         other[top:bottom, left:right] = image[top:bottom, left:right]
-        assert np.array_equal(*(cv2.warpAffine(one, matrix, (64, 64), flags=cv2.INTER_LINEAR) for one in (image, other)))
+        assert np.array_equal(
+            *(
+                cv2.warpAffine(one, matrix, (64, 64), flags=cv2.INTER_LINEAR)
+                for one in (image, other)
+            )
+        )
 
 
 def test_real_pictures(shared, decoder):
     """Whole pictures and crops of every 25th image of COCO's subset, and some of MPII's."""
     rng = np.random.default_rng(8)
-    files = sorted((shared / "data" / "coco_subset").rglob("*.jpg"))[::25] + sorted((shared / "data" / "mpii_subset").rglob("*.jpg"))[:3]
+    files = (
+        sorted((shared / "data" / "coco_subset").rglob("*.jpg"))[::25]
+        + sorted((shared / "data" / "mpii_subset").rglob("*.jpg"))[:3]
+    )
     assert len(files) > 8
     for file in files:
         data = file.read_bytes()

@@ -1,4 +1,7 @@
-"""Several processes over gloo: what they tell each other, that they train as one, test as one, stop together and fail with one line."""
+"""Several processes over gloo: what they tell each other, that they train as one, test as one,
+stop together and fail with one line.
+"""
+
 import hashlib
 import json
 import math
@@ -11,28 +14,33 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from conftest import TINY
 from gloo_processes import forks, together, train_here  # noqa: F401
 from poise import config
 from poise.datasets.sampler import EpochBatches
-from poise.engine import device, distributed, distributed as process_group, train as step
+from poise.engine import device, distributed
+from poise.engine import distributed as process_group
+from poise.engine import train as step
 from poise.engine.distributed import ALONE, Processes
 from poise.errors import ConfigError, PoiseError
 from poise.models import build_model
 from runs import copied, folder_of, metrics_of, same_weights, state_of
+from torch import nn
 
 RESULTS = "results/keypoints_val2017_results_gt_boxes.json"
 
 
-# an experiment that ends in seconds -----------------------------------------------------------------------------------------------
+# an experiment that ends in seconds ---------------------------------------------------------------
 
 
 def adapted(text):
-    """Batches of 12 of the 50 training persons: 4 whole ones, and one of 2; in two processes 24, 24 and 2."""
+    """Batches of 12 of the 50 training persons: 4 whole ones, and one of 2; in two processes 24,
+    24 and 2.
+    """
     assert "GPUS: (0,)" in text and text.count("BATCH_SIZE_PER_GPU: 8") == 2
-    return text.replace("GPUS: (0,)", "GPUS: ()").replace("BATCH_SIZE_PER_GPU: 8, END", "BATCH_SIZE_PER_GPU: 12, END")
+    return text.replace("GPUS: (0,)", "GPUS: ()").replace(
+        "BATCH_SIZE_PER_GPU: 8, END", "BATCH_SIZE_PER_GPU: 12, END"
+    )
 
 
 @pytest.fixture
@@ -45,12 +53,14 @@ def tiny(tiny_experiment):
 def of_two(together, small_set, tmp_path_factory):
     """(the file, what the processes said) of a run of two processes that nothing disturbed."""
     path = tmp_path_factory.mktemp("of_two") / "tiny.yaml"
-    text = adapted(TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17))
+    text = adapted(
+        TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17)
+    )
     path.write_text(f"OUTPUT_DIR: {path.parent / 'output'}\nLOG_DIR: {path.parent / 'log'}\n{text}")
     return path, together(2, digest_here, path)
 
 
-# what processes tell each other ---------------------------------------------------------------------------------------------------
+# what processes tell each other -------------------------------------------------------------------
 
 
 def talk(processes):
@@ -64,35 +74,79 @@ def talk(processes):
         "sum": processes.sum([0.1 * (processes.rank + 1), 1e15, 0.0]),
         "gather": processes.gather({"of": processes.rank}),
         "first": processes.from_first(lambda: ("made by", processes.rank)),
-        "spread": [own.unique().tolist(), sideways.unique().tolist(), int(count), sideways.is_contiguous(memory_format=torch.channels_last)],
-        "main": processes.main, "local": processes.local_rank,
+        "spread": [
+            own.unique().tolist(),
+            sideways.unique().tolist(),
+            int(count),
+            sideways.is_contiguous(memory_format=torch.channels_last),
+        ],
+        "main": processes.main,
+        "local": processes.local_rank,
     }
 
 
 def test_processes_tell_each_other(together):
     told = [done.result for done in together(3, talk)]
     assert [one["any"] for one in told] == [[False, True, True]] * 3
-    assert told[0]["sum"] == told[1]["sum"] == told[2]["sum"] == pytest.approx([0.6, 3e15, 0.0], rel=1e-15)
+    assert (
+        told[0]["sum"]
+        == told[1]["sum"]
+        == told[2]["sum"]
+        == pytest.approx([0.6, 3e15, 0.0], rel=1e-15)
+    )
     assert [one["gather"] for one in told] == [[{"of": 0}, {"of": 1}, {"of": 2}], None, None]
     assert [one["first"] for one in told] == [("made by", 0)] * 3
     assert [one["spread"] for one in told] == [[[0.0], [0.0], 0, True]] * 3
-    assert [one["main"] for one in told] == [True, False, False] and [one["local"] for one in told] == [0, 1, 2]
+    assert [one["main"] for one in told] == [True, False, False] and [
+        one["local"] for one in told
+    ] == [0, 1, 2]
 
 
 def test_one_process_alone():
     tensor = torch.ones(2)
     ALONE.spread([tensor])
     network = nn.Linear(1, 1)
-    assert ALONE.main and not ALONE.any(False) and ALONE.any(True) and ALONE.sum([1.5]) == [1.5] and ALONE.gather(3) == [3]
-    assert ALONE.from_first(lambda: 4) == 4 and ALONE.wrap(network, (8, 8)) is network and ALONE.local_rank is None
+    assert (
+        ALONE.main
+        and not ALONE.any(False)
+        and ALONE.any(True)
+        and ALONE.sum([1.5]) == [1.5]
+        and ALONE.gather(3) == [3]
+    )
+    assert (
+        ALONE.from_first(lambda: 4) == 4
+        and ALONE.wrap(network, (8, 8)) is network
+        and ALONE.local_rank is None
+    )
 
 
-@pytest.mark.parametrize("environment, said", [
-    ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 but no RANK"),
-    ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x"}, "no MASTER_PORT"),
-    ({"WORLD_SIZE": "2", "RANK": "zero", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "no numbers as ranks"),
-    ({"WORLD_SIZE": "many", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "WORLD_SIZE=many but no numbers"),
-])
+@pytest.mark.parametrize(
+    "environment, said",
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 but no RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x"}, "no MASTER_PORT"),
+        (
+            {
+                "WORLD_SIZE": "2",
+                "RANK": "zero",
+                "LOCAL_RANK": "0",
+                "MASTER_ADDR": "x",
+                "MASTER_PORT": "1",
+            },
+            "no numbers as ranks",
+        ),
+        (
+            {
+                "WORLD_SIZE": "many",
+                "RANK": "0",
+                "LOCAL_RANK": "0",
+                "MASTER_ADDR": "x",
+                "MASTER_PORT": "1",
+            },
+            "WORLD_SIZE=many but no numbers",
+        ),
+    ],
+)
 def test_half_an_environment(monkeypatch, environment, said):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -111,21 +165,30 @@ def test_the_only_process_of_torchrun(tiny, monkeypatch):
     for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     with distributed.joined() as processes:
-        assert processes is ALONE and device.choose_devices(cfg, processes) == [torch.device("cuda", 2), torch.device("cuda", 3)]
+        assert processes is ALONE and device.choose_devices(cfg, processes) == [
+            torch.device("cuda", 2),
+            torch.device("cuda", 3),
+        ]
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with distributed.joined() as processes:
-        assert processes.main and processes.world == 1 and device.choose_devices(cfg, processes) == [torch.device("cuda", 0)]
+        assert (
+            processes.main
+            and processes.world == 1
+            and device.choose_devices(cfg, processes) == [torch.device("cuda", 0)]
+        )
 
 
-# shares ---------------------------------------------------------------------------------------------------------------------------
+# shares -------------------------------------------------------------------------------------------
 
 
 def rows_of(persons, size, world, *, whole, first=0, epoch=2):
     """The persons of each process's batches."""
     rows = []
     for rank in range(world):
-        batches = EpochBatches(persons, size, shuffle=True, seed=7, rank=rank, world=world, whole_batches=whole)
+        batches = EpochBatches(
+            persons, size, shuffle=True, seed=7, rank=rank, world=world, whole_batches=whole
+        )
         batches.begin(epoch, first)
         rows.append([[person for _, person in batch] for batch in batches])
         if not first:
@@ -133,38 +196,67 @@ def rows_of(persons, size, world, *, whole, first=0, epoch=2):
     return rows
 
 
-@pytest.mark.parametrize("persons, size, world", [(50, 12, 1), (50, 12, 2), (50, 12, 3), (50, 10, 5), (5, 12, 3), (2, 4, 4), (1, 2, 2), (48, 12, 4)])
+@pytest.mark.parametrize(
+    "persons, size, world",
+    [
+        (50, 12, 1),
+        (50, 12, 2),
+        (50, 12, 3),
+        (50, 10, 5),
+        (5, 12, 3),
+        (2, 4, 4),
+        (1, 2, 2),
+        (48, 12, 4),
+    ],
+)
 def test_shares_of_batches(persons, size, world):
-    """Together the shares are the batches of one process; what is not a process's own is a repetition."""
-    whole, = rows_of(persons, size, 1, whole=False)
+    """Together the shares are the batches of one process; what is not a process's own is a
+    repetition.
+    """
+    (whole,) = rows_of(persons, size, 1, whole=False)
     assert sorted(sum(whole, [])) == list(range(persons))
     shares = rows_of(persons, size, world, whole=False)
     assert {len(share) for share in shares} == {len(whole)}
     for number, batch in enumerate(whole):
-        own = [EpochBatches(persons, size, shuffle=True, seed=7, rank=rank, world=world).share(number) for rank in range(world)]
+        own = [
+            EpochBatches(persons, size, shuffle=True, seed=7, rank=rank, world=world).share(number)
+            for rank in range(world)
+        ]
         assert [length for _, length in own] == [len(batch)] * world
         counts = [count for count, _ in own]
-        assert max(counts) - min(counts) <= 1 and counts == sorted(counts, reverse=True) and sum(counts) == len(batch)
+        assert (
+            max(counts) - min(counts) <= 1
+            and counts == sorted(counts, reverse=True)
+            and sum(counts) == len(batch)
+        )
         assert sum((share[number][:count] for share, count in zip(shares, counts)), []) == batch
         assert all(len(share[number]) == max(count, 1) for share, count in zip(shares, counts))
         assert all(share[number][0] in batch for share in shares)
 
 
-@pytest.mark.parametrize("persons, size, world", [(50, 12, 2), (50, 12, 3), (5, 12, 3), (1, 2, 2), (24, 8, 3)])
+@pytest.mark.parametrize(
+    "persons, size, world", [(50, 12, 2), (50, 12, 3), (5, 12, 3), (1, 2, 2), (24, 8, 3)]
+)
 def test_whole_batches_in_turn(persons, size, world):
-    alone, = rows_of(persons, size, 1, whole=True)
+    (alone,) = rows_of(persons, size, 1, whole=True)
     shares = rows_of(persons, size, world, whole=True)
     assert [shares[number % world][number // world] for number in range(len(alone))] == alone
     assert sum(map(len, shares)) == len(alone)
-    counted = EpochBatches(persons, size, shuffle=False, seed=0, rank=1, world=world, whole_batches=True)
-    assert [counted.share(number)[0] for number in range(counted.count)] == [len(batch) * (n % world == 1) for n, batch in enumerate(alone)]
+    counted = EpochBatches(
+        persons, size, shuffle=False, seed=0, rank=1, world=world, whole_batches=True
+    )
+    assert [counted.share(number)[0] for number in range(counted.count)] == [
+        len(batch) * (n % world == 1) for n, batch in enumerate(alone)
+    ]
 
 
 def test_shares_from_the_middle_of_an_epoch():
-    assert [share[2:] for share in rows_of(50, 12, 3, whole=False)] == rows_of(50, 12, 3, whole=False, first=2)
+    assert [share[2:] for share in rows_of(50, 12, 3, whole=False)] == rows_of(
+        50, 12, 3, whole=False, first=2
+    )
 
 
-# training as one ------------------------------------------------------------------------------------------------------------------
+# training as one ----------------------------------------------------------------------------------
 
 
 class Recorded(torch.optim.SGD):
@@ -175,11 +267,15 @@ class Recorded(torch.optim.SGD):
         self.gradients = []
 
     def step(self):
-        self.gradients.append([parameter.grad.clone() for group in self.param_groups for parameter in group["params"]])
+        self.gradients.append(
+            [parameter.grad.clone() for group in self.param_groups for parameter in group["params"]]
+        )
 
 
 def gradients_here(processes, path, overrides):
-    """Gradients of every step of an epoch whose weights stay, with batch norm at rest, whose sums would be each process's own."""
+    """Gradients of every step of an epoch whose weights stay, with batch norm at rest, whose
+    sums would be each process's own.
+    """
     kept = []
 
     def prepare(train):
@@ -193,20 +289,32 @@ def gradients_here(processes, path, overrides):
             return model
 
         train.build_model = resting
-        train.build_optimizer = lambda cfg, model: kept.append(Recorded(model.parameters())) or kept[0]
+        train.build_optimizer = lambda cfg, model: (
+            kept.append(Recorded(model.parameters())) or kept[0]
+        )
 
     train_here(processes, path, overrides, prepare)
     return [[gradient.numpy() for gradient in step] for step in kept[0].gradients]
 
 
 def test_gradients_are_those_of_the_whole_batch(together, tiny):
-    """In one, two and three processes; the last batch has two persons, so the third process has none of its own."""
+    """In one, two and three processes; the last batch has two persons, so the third process has
+    none of its own.
+    """
     found, lines = {}, {}
     for world in (1, 2, 3):
         path = copied(tiny, f"of{world}")
-        found[world] = [done.result for done in together(world, gradients_here, path, ("TRAIN.BATCH_SIZE_PER_GPU", 12 // world, "TRAIN.END_EPOCH", 1))]
+        found[world] = [
+            done.result
+            for done in together(
+                world,
+                gradients_here,
+                path,
+                ("TRAIN.BATCH_SIZE_PER_GPU", 12 // world, "TRAIN.END_EPOCH", 1),
+            )
+        ]
         lines[world] = json.loads((folder_of(path) / "metrics.jsonl").read_text())
-    alone, = found[1]
+    (alone,) = found[1]
     assert len(alone) == 5
     for world in (2, 3):
         for rank in range(world):
@@ -223,18 +331,28 @@ def test_gradients_are_those_of_the_whole_batch(together, tiny):
 
 
 def synchronised_here(processes, path, overrides):
-    """Gradients of the steps of a run whose weights stay, with batch norm over the processes, and its statistics in the end.
+    """Gradients of the steps of a run whose weights stay, with batch norm over the processes, and
+    its statistics in the end.
 
-    In float64, for in float32 the rounding alone of some twenty batch norms one after the other comes to 1e-4 of a gradient.
+    In float64, for in float32 the rounding alone of some twenty batch norms one after the other
+    comes to 1e-4 of a gradient.
     """
+
     def prepare(train):
         kept, epochs, build, normalize = [], train._epochs, train.build_model, step.normalize
 
         def watched(training, interrupt):
             epochs(training, interrupt)
-            kept.append({name: buffer.numpy() for name, buffer in device.bare(training.model).named_buffers()})
+            kept.append(
+                {
+                    name: buffer.numpy()
+                    for name, buffer in device.bare(training.model).named_buffers()
+                }
+            )
 
-        train.build_optimizer = lambda cfg, model: kept.append(Recorded(model.parameters())) or kept[0]
+        train.build_optimizer = lambda cfg, model: (
+            kept.append(Recorded(model.parameters())) or kept[0]
+        )
         train._epochs = watched
         train.build_model = lambda cfg: build(cfg).double()
         step.normalize = lambda *arguments: normalize(*arguments).double()
@@ -247,36 +365,70 @@ def synchronised_here(processes, path, overrides):
 
 
 def test_batch_norm_over_the_processes(together, tiny):
-    """Two processes with half the batch each: gradients and running statistics of one with the whole, in two steps of 24 persons."""
+    """Two processes with half the batch each: gradients and running statistics of one with the
+    whole, in two steps of 24 persons.
+    """
     found = {}
     for world in (1, 2):
         path = copied(tiny, f"of{world}")
-        overrides = ("SYNC_BN", True, "TRAIN.BATCH_SIZE_PER_GPU", 24 // world, "TRAIN.ITERATIONS", 2)
+        overrides = (
+            "SYNC_BN",
+            True,
+            "TRAIN.BATCH_SIZE_PER_GPU",
+            24 // world,
+            "TRAIN.ITERATIONS",
+            2,
+        )
         found[world] = [done.result for done in together(world, synchronised_here, path, overrides)]
-    (alone, buffers), = found[1]
+    ((alone, buffers),) = found[1]
     assert len(alone) == 2
     for gradients, others in found[2]:
         for step, wanted in zip(gradients, alone, strict=True):
             size = max(np.abs(tensor).max() for tensor in wanted)
-            assert size > 1e-4 and max(np.abs(one - two).max() for one, two in zip(step, wanted, strict=True)) <= 1e-5 * size
-        assert buffers.keys() == others.keys() and all(np.allclose(others[name], values, rtol=1e-5, atol=1e-6) for name, values in buffers.items())
+            assert (
+                size > 1e-4
+                and max(np.abs(one - two).max() for one, two in zip(step, wanted, strict=True))
+                <= 1e-5 * size
+            )
+        assert buffers.keys() == others.keys() and all(
+            np.allclose(others[name], values, rtol=1e-5, atol=1e-6)
+            for name, values in buffers.items()
+        )
 
 
-@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"eps": 0.1, "momentum": 0.3}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"affine": False},
+        {"momentum": None},
+        {"track_running_stats": False},
+        {"eps": 0.1, "momentum": 0.3},
+    ],
+)
 def test_batch_norm_over_processes_is_pytorchs(together, settings):
-    """With every setting of nn.BatchNorm2d: outputs, gradients and running figures are those of the whole batch in one process."""
+    """With every setting of nn.BatchNorm2d: outputs, gradients and running figures are those of
+    the whole batch in one process.
+    """
     x = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     norm = nn.BatchNorm2d(3, **settings).double()
     whole = x.clone().requires_grad_()
     for _ in range(3):
         out = norm(whole)
     (out * x).sum().backward()
-    wanted = [out.detach(), whole.grad, *norm.buffers(), *(parameter.grad for parameter in norm.parameters())]
+    wanted = [
+        out.detach(),
+        whole.grad,
+        *norm.buffers(),
+        *(parameter.grad for parameter in norm.parameters()),
+    ]
     first, second = (done.result for done in together(2, batch_norm_here, x.numpy(), settings))
     assert len(first) == len(second) == len(wanted)
     joined = [np.concatenate(pair) for pair in zip(first[:2], second[:2])]
     sums = len(list(norm.parameters()))
-    joined += first[2:len(first) - sums] + [a + b for a, b in zip(first[len(first) - sums:], second[len(second) - sums:])]
+    joined += first[2 : len(first) - sums] + [
+        a + b for a, b in zip(first[len(first) - sums :], second[len(second) - sums :])
+    ]
     for one, two in zip(joined, wanted, strict=True):
         assert np.allclose(one, two.numpy(), rtol=1e-9, atol=1e-10)
 
@@ -286,7 +438,8 @@ def batch_norm_here(processes, x, settings):
     from poise.engine.sync_bn import synchronised
 
     network = nn.Sequential(nn.BatchNorm2d(3, **settings)).double()
-    holder = network if list(network.parameters()) else nn.Sequential(network, nn.Conv2d(1, 1, 1))     # its device is asked of a parameter
+    # its device is asked of a parameter
+    holder = network if list(network.parameters()) else nn.Sequential(network, nn.Conv2d(1, 1, 1))
     synchronised(holder, torch.distributed.group.WORLD)
     norm = network[0]
     assert type(norm) is not nn.BatchNorm2d
@@ -295,11 +448,22 @@ def batch_norm_here(processes, x, settings):
     for _ in range(3):
         out = norm(share)
     (out * own).sum().backward()
-    return [tensor.detach().numpy() for tensor in (out, share.grad, *norm.buffers(), *(parameter.grad for parameter in norm.parameters()))]
+    return [
+        tensor.detach().numpy()
+        for tensor in (
+            out,
+            share.grad,
+            *norm.buffers(),
+            *(parameter.grad for parameter in norm.parameters()),
+        )
+    ]
 
 
 def persons_here(processes, path, overrides, stop):
-    """Trains; the process's own persons of every step. Stopped, as by a signal, in step `stop`, counted from 1."""
+    """Trains; the process's own persons of every step. Stopped, as by a signal, in step `stop`,
+    counted from 1.
+    """
+
     def prepare(train):
         seen, train_step = [], train.train_step
 
@@ -319,7 +483,10 @@ def persons_here(processes, path, overrides, stop):
 
 
 def test_global_batches_of_any_number_of_processes(together, tiny):
-    """Two processes stop in the middle of an epoch, three go on: the persons of every step, in their order, are those of one process."""
+    """Two processes stop in the middle of an epoch, three go on: the persons of every step, in
+    their order, are those of one process.
+    """
+
     def of_all(done):
         return [sum(shares, []) for shares in zip(*(one.result for one in done), strict=True)]
 
@@ -327,19 +494,28 @@ def test_global_batches_of_any_number_of_processes(together, tiny):
     alone = of_all(together(1, persons_here, path, ("TRAIN.BATCH_SIZE_PER_GPU", 12), None))
     assert len(alone) == 10 and sorted(sum(alone[:5], [])) == list(range(50))
     begun = of_all(together(2, persons_here, tiny, ("TRAIN.BATCH_SIZE_PER_GPU", 6), 3))
-    rest = of_all(together(3, persons_here, tiny, ("TRAIN.BATCH_SIZE_PER_GPU", 4, "AUTO_RESUME", True), None))
+    rest = of_all(
+        together(3, persons_here, tiny, ("TRAIN.BATCH_SIZE_PER_GPU", 4, "AUTO_RESUME", True), None)
+    )
     assert len(begun) == 3 and begun + rest == alone
 
 
 def digest_here(processes, path):
-    """Train; returns a hash of the process's own weights after the last step and of rank 0's batch norm, which it was given for the test."""
+    """Train; returns a hash of the process's own weights after the last step and of rank 0's
+    batch norm, which it was given for the test.
+    """
+
     def prepare(train):
         digest, epochs = [], train._epochs
 
         def watched(training, interrupt):
             epochs(training, interrupt)
             state = device.bare(training.model).state_dict()
-            digest.append(hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest())
+            digest.append(
+                hashlib.sha256(
+                    b"".join(tensor.numpy().tobytes() for tensor in state.values())
+                ).hexdigest()
+            )
 
         train._epochs = watched
         return digest
@@ -348,10 +524,20 @@ def digest_here(processes, path):
 
 
 def test_processes_end_with_the_same_weights(of_two, tiny):
-    """Which are those that were saved, and what they found together is what one process finds with them."""
+    """Which are those that were saved, and what they found together is what one process finds
+    with them.
+    """
     path, done = of_two
     saved = state_of(folder_of(path) / "final_state.pth")
-    assert done[0].result == done[1].result == [hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in saved.values())).hexdigest()]
+    assert (
+        done[0].result
+        == done[1].result
+        == [
+            hashlib.sha256(
+                b"".join(tensor.numpy().tobytes() for tensor in saved.values())
+            ).hexdigest()
+        ]
+    )
     metrics = test_here(ALONE, tiny, ("TEST.MODEL_FILE", folder_of(path) / "final_state.pth"), None)
     last = json.loads((folder_of(path) / "metrics.jsonl").read_text().splitlines()[-1])
     assert dict(metrics) == {name: last[name] for name in metrics}
@@ -361,20 +547,41 @@ def test_processes_end_with_the_same_weights(of_two, tiny):
 def test_two_processes_write_one_set_of_files(of_two):
     path, (first, second) = of_two
     folder = folder_of(path)
-    assert {file.name for file in folder.iterdir()} == {"config.yaml", "train.log", "metrics.jsonl", "checkpoint.pth", "checkpoint_1.pth", "model_best.pth", "final_state.pth", "results"}
-    assert [line["epoch"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())] == [0, 1]
+    assert {file.name for file in folder.iterdir()} == {
+        "config.yaml",
+        "train.log",
+        "metrics.jsonl",
+        "checkpoint.pth",
+        "checkpoint_1.pth",
+        "model_best.pth",
+        "final_state.pth",
+        "results",
+    }
+    assert [
+        line["epoch"]
+        for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    ] == [0, 1]
     assert len(list((path.parent / "log" / "coco" / "pose_res2net").iterdir())) == 1
     log = (folder / "train.log").read_text()
-    for once in ("train set train2017: ", "command: tools/train.py", "DistributedDataParallel over gloo", "epoch 1/2: train loss", "done: best score"):
+    for once in (
+        "train set train2017: ",
+        "command: tools/train.py",
+        "DistributedDataParallel over gloo",
+        "epoch 1/2: train loss",
+        "done: best score",
+    ):
         assert log.count(once) == 1 and first.out.count(once) == 1, once
     assert "24 samples a step, epochs 0 to 1" in log and "epoch 0/2 [3/3]" in log
     assert second.out == second.err == "" and first.err == ""
     checkpoint = state_of(folder / "checkpoint.pth")
-    assert checkpoint["epoch"] == 2 and not [name for name in checkpoint["state_dict"] if name.startswith("module.")]
+    assert checkpoint["epoch"] == 2 and not [
+        name for name in checkpoint["state_dict"] if name.startswith("module.")
+    ]
 
 
 def stopped_here(processes, path, overrides, rank, when):
     """A signal reaches one of the processes only, in a step of epoch 0."""
+
     def prepare(train):
         normalize, count = step.normalize, [0]
 
@@ -390,11 +597,16 @@ def stopped_here(processes, path, overrides, rank, when):
 
 
 def test_run_that_was_stopped_goes_on(together, tiny, of_two):
-    """To the same weights, bit for bit; a signal to one process stops all of them after the same step."""
+    """To the same weights, bit for bit; a signal to one process stops all of them after the same
+    step.
+    """
     other, _ = of_two
     stopped = together(2, stopped_here, tiny, (), 1, 2)
     checkpoint = folder_of(tiny) / "checkpoint.pth"
-    assert [done.result for done in stopped] == [f"stopped at epoch 0, step 2; {checkpoint} is written, the same command with AUTO_RESUME True goes on"] * 2
+    assert [done.result for done in stopped] == [
+        f"stopped at epoch 0, step 2; {checkpoint} is written, the same command with AUTO_RESUME"
+        " True goes on"
+    ] * 2
     assert state_of(checkpoint)["sums"]["samples"] == 48
     log = (folder_of(tiny) / "train.log").read_text()
     assert "INFO stopped at epoch 0, step 2" in log and "Traceback" not in log
@@ -407,9 +619,18 @@ def test_run_that_was_stopped_goes_on(together, tiny, of_two):
 def test_going_on_with_another_number_of_processes(together, tiny):
     """With as many samples a step the epoch goes on where it was."""
     together(2, stopped_here, tiny, ("TRAIN.END_EPOCH", 1), 0, 1)
-    together(3, train_here, tiny, ("TRAIN.END_EPOCH", 1, "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 8))
+    together(
+        3,
+        train_here,
+        tiny,
+        ("TRAIN.END_EPOCH", 1, "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 8),
+    )
     log = (folder_of(tiny) / "train.log").read_text()
-    assert "going on at epoch 0, step 1" in log and "begun again" not in log and "epoch 0/1 [3/3]" in log
+    assert (
+        "going on at epoch 0, step 1" in log
+        and "begun again" not in log
+        and "epoch 0/1 [3/3]" in log
+    )
     assert state_of(folder_of(tiny) / "checkpoint.pth")["epoch"] == 1
 
 
@@ -421,13 +642,15 @@ def test_random_numbers_differ_between_processes_and_steps(together, tiny):
 def seeds_here(processes, path, overrides):
     def prepare(train):
         seeds = []
-        step.normalize = lambda *arguments, was=step.normalize: seeds.append(torch.initial_seed()) or was(*arguments)
+        step.normalize = lambda *arguments, was=step.normalize: (
+            seeds.append(torch.initial_seed()) or was(*arguments)
+        )
         return seeds
 
     return train_here(processes, path, overrides, prepare)
 
 
-# parameters without a part --------------------------------------------------------------------------------------------------------
+# parameters without a part ------------------------------------------------------------------------
 
 
 class Idle(nn.Module):
@@ -435,7 +658,11 @@ class Idle(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.used, self.norm, self.idle = nn.Conv2d(3, 17, 4, 4), nn.BatchNorm2d(17), nn.Conv2d(3, 5, 1)
+        self.used, self.norm, self.idle = (
+            nn.Conv2d(3, 17, 4, 4),
+            nn.BatchNorm2d(17),
+            nn.Conv2d(3, 5, 1),
+        )
 
     def forward(self, images):
         self.idle(images)
@@ -445,7 +672,10 @@ class Idle(nn.Module):
 
 def test_parameters_without_a_part_are_found():
     network = Idle().eval()
-    before, random = {name: tensor.clone() for name, tensor in network.state_dict().items()}, torch.random.get_rng_state()
+    before, random = (
+        {name: tensor.clone() for name, tensor in network.state_dict().items()},
+        torch.random.get_rng_state(),
+    )
     assert process_group.unused_parameters(network, (16, 8)) == ["idle.weight", "idle.bias"]
     assert not network.training and torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -461,19 +691,28 @@ def idle_here(processes, path, overrides):
 
 def test_network_with_parameters_without_a_part(together, tiny):
     first, _ = together(2, idle_here, tiny, ("TRAIN.END_EPOCH", 1))
-    assert "2 parameters have no part in the network's outputs, idle.weight, idle.bias" in first.out and "done: best score" in first.out
+    assert (
+        "2 parameters have no part in the network's outputs, idle.weight, idle.bias" in first.out
+        and "done: best score" in first.out
+    )
 
 
-# testing as one -------------------------------------------------------------------------------------------------------------------
+# testing as one -----------------------------------------------------------------------------------
 
 
 def test_here(processes, path, overrides, out):
     from poise.engine import evaluate
 
-    return evaluate.run(config.load(path, [str(value) for value in overrides]), str(path), ["tools/test.py"], processes, out=out)
+    return evaluate.run(
+        config.load(path, [str(value) for value in overrides]),
+        str(path),
+        ["tools/test.py"],
+        processes,
+        out=out,
+    )
 
 
-test_here.__test__ = False      # not pytest's
+test_here.__test__ = False  # not pytest's
 
 
 @pytest.fixture
@@ -488,17 +727,29 @@ def weights(tiny):
 
 
 def test_any_number_of_processes_finds_the_same(together, tiny, weights):
-    """To the last bit of all files: 3 batches of the 22 test persons on 1, 2, 3 and 4 processes, so that one has nothing to do."""
+    """To the last bit of all files: 3 batches of the 22 test persons on 1, 2, 3 and 4 processes,
+    so that one has nothing to do.
+    """
     found = {}
     for world in (1, 2, 3, 4):
         path = copied(tiny, f"of{world}")
         out = path.parent / "out.pkl"
         done = together(world, test_here, path, ("TEST.MODEL_FILE", weights), out)
-        assert [dict(one.result) for one in done] == [dict(done[0].result)] * world and len(done[0].result) == 10
+        assert [dict(one.result) for one in done] == [dict(done[0].result)] * world and len(
+            done[0].result
+        ) == 10
         assert [one.out for one in done[1:]] == [""] * (world - 1)
-        pictures = {picture.name: picture.read_bytes() for picture in (folder_of(path) / "pictures").iterdir()}
+        pictures = {
+            picture.name: picture.read_bytes()
+            for picture in (folder_of(path) / "pictures").iterdir()
+        }
         assert len(pictures) == 8
-        found[world] = (dict(done[0].result), (folder_of(path) / RESULTS).read_bytes(), out.read_bytes(), pictures)
+        found[world] = (
+            dict(done[0].result),
+            (folder_of(path) / RESULTS).read_bytes(),
+            out.read_bytes(),
+            pictures,
+        )
         assert done[0].out.count("| pose_res2net |") == 1
     assert len(json.loads(found[1][1])) > 10
     for world in (2, 3, 4):
@@ -507,6 +758,7 @@ def test_any_number_of_processes_finds_the_same(together, tiny, weights):
 
 def test_stopping_a_test(together, tiny):
     """Predicting in training's evaluation ends on all processes when one of them is asked to."""
+
     def result(done):
         return [one.result for one in done]
 
@@ -519,23 +771,39 @@ def predicting_here(processes, path, asked):
     from poise.engine.predict import predict
 
     cfg = config.load(path)
-    loader = build_loader(cfg, *read_set(cfg, train=False), train=False, rank=processes.rank, world=processes.world)
+    loader = build_loader(
+        cfg, *read_set(cfg, train=False), train=False, rank=processes.rank, world=processes.world
+    )
     try:
-        found = predict(cfg, build_model(cfg), loader, torch.device("cpu"), None, lambda: processes.rank == asked, processes)
+        found = predict(
+            cfg,
+            build_model(cfg),
+            loader,
+            torch.device("cpu"),
+            None,
+            lambda: processes.rank == asked,
+            processes,
+        )
     except KeyboardInterrupt:
         return "stopped"
     return int((found.scores != 0).any(axis=1).sum()) if processes.main else None
 
 
-# what a job lives through -----------------------------------------------------------------------------------------------------------
+# what a job lives through -------------------------------------------------------------------------
 
 
 def patient_here(processes, path, overrides):
-    """Train with scores that rise in rank 0's eyes only, for the others have none to look at; the epochs that the process has trained."""
+    """Train with scores that rise in rank 0's eyes only, for the others have none to look at;
+    the epochs that the process has trained.
+    """
+
     def prepare(train):
         scores, epochs, train_one_epoch = iter([0.5, 0.4, 0.3, 0.2]), [], train.train_one_epoch
         train.score = lambda *_: ({"AP": 0.0}, next(scores))
-        train.train_one_epoch = lambda training, interrupt: (epochs.append(training.progress.epoch), train_one_epoch(training, interrupt))
+        train.train_one_epoch = lambda training, interrupt: (
+            epochs.append(training.progress.epoch),
+            train_one_epoch(training, interrupt),
+        )
         return epochs
 
     return train_here(processes, path, overrides, prepare)
@@ -544,11 +812,15 @@ def patient_here(processes, path, overrides):
 def test_all_processes_lose_patience_together(together, tiny):
     done = together(2, patient_here, tiny, ("TRAIN.PATIENCE", 2, "TRAIN.END_EPOCH", 4))
     assert [one.result for one in done] == [[0, 1, 2]] * 2
-    assert done[0].out.count("ended early: the best score has not risen in 2 tests") == 1 and len(metrics_of(folder_of(tiny))) == 3
+    assert (
+        done[0].out.count("ended early: the best score has not risen in 2 tests") == 1
+        and len(metrics_of(folder_of(tiny))) == 3
+    )
 
 
 def full_here(processes, path, overrides):
     """The disk of rank 0's logs is full from the second line on."""
+
     def prepare(train):
         scalars, count = train.logs.TensorBoard.scalars, [0]
 
@@ -568,13 +840,20 @@ def test_full_disk_of_the_logs_ends_all(together, tiny):
     done = together(2, full_here, tiny, ("PRINT_FREQ", 1, "TRAIN.END_EPOCH", 9), fails=True)
     assert [one.status for one in done] == [1, 1]
     told = [one.err for one in done if one.err]
-    assert len(told) == 1 and "the TensorBoard page cannot be written (No space left on device)" in told[0] and "checkpoint.pth is written" in told[0]
+    assert (
+        len(told) == 1
+        and "the TensorBoard page cannot be written (No space left on device)" in told[0]
+        and "checkpoint.pth is written" in told[0]
+    )
     saved = state_of(folder_of(tiny) / "checkpoint.pth")
-    assert (saved["epoch"], saved["step"]) == (0, 3)      # the third step was under way when the second was told
+    # the third step was under way when the second was told
+    assert (saved["epoch"], saved["step"]) == (0, 3)
 
 
 def restarted_here(processes, path, overrides):
-    """Rank 1's machine alone has counted a failure: the other's processes were started again for the sake of the meeting."""
+    """Rank 1's machine alone has counted a failure: the other's processes were started again for
+    the sake of the meeting.
+    """
     os.environ.update(TORCHELASTIC_RUN_ID="job 1", TORCHELASTIC_RESTART_COUNT=str(processes.rank))
     return train_here(processes, path, overrides)
 
@@ -594,21 +873,33 @@ def met_here(processes):
     return processes.sum([1.0])
 
 
-@pytest.mark.parametrize("shared, counts, meets", [("True", ("1", "1"), True), ("False", ("0", "1"), True), ("True", ("0", "1"), False)])
+@pytest.mark.parametrize(
+    "shared, counts, meets",
+    [("True", ("1", "1"), True), ("False", ("0", "1"), True), ("True", ("0", "1"), False)],
+)
 def test_meeting_after_a_restart(together, shared, counts, meets):
-    """Counts that differ between machines keep processes apart only in a store that has outlived the restart; then each says so in a line.
+    """Counts that differ between machines keep processes apart only in a store that has outlived
+    the restart; then each says so in a line.
 
     (PyTorch's own warnings of its sockets stand before it.)
     """
-    environments = [{"TORCHELASTIC_USE_AGENT_STORE": shared, "TORCHELASTIC_RESTART_COUNT": count} for count in counts]
+    environments = [
+        {"TORCHELASTIC_USE_AGENT_STORE": shared, "TORCHELASTIC_RESTART_COUNT": count}
+        for count in counts
+    ]
     done = together(2, met_here, fails=True, environments=environments, seconds=60 if meets else 2)
     if meets:
-        assert [(one.status, one.result) for one in done] == [(0, [2.0])] * 2, [one.err for one in done]
+        assert [(one.status, one.result) for one in done] == [(0, [2.0])] * 2, [
+            one.err for one in done
+        ]
     else:
         assert [one.status for one in done] == [1, 1]
         for rank, one in enumerate(done):
             told = one.err.splitlines()[-1]
-            assert told.startswith(f"error: process {rank} did not meet the 1 others at 127.0.0.1:") and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in told
+            assert (
+                told.startswith(f"error: process {rank} did not meet the 1 others at 127.0.0.1:")
+                and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in told
+            )
             assert one.err.count("error: ") == 1 and "Traceback" not in one.err
 
 
@@ -627,7 +918,10 @@ def test_meet_on_a_port_in_use_names_the_port(monkeypatch):
 
 
 def orphaned_here(processes, path, overrides, how):
-    """In step 2 the launcher ends without its processes, as of a signal that it does not know: it is their parent, or has only their store."""
+    """In step 2 the launcher ends without its processes, as of a signal that it does not know:
+    it is their parent, or has only their store.
+    """
+
     def prepare(train):
         train_step, count = train.train_step, [0]
 
@@ -637,11 +931,13 @@ def orphaned_here(processes, path, overrides, how):
                 if how == "parent":
                     process_group.os.getppid = lambda: 1
                 else:
+
                     class Gone:
                         def check(self, _):
                             raise torch.distributed.DistNetworkError("Connection reset by peer")
 
                         add = check
+
                     processes._store = Gone()
             if count[0] >= 2:
                 time.sleep(0.2)
@@ -655,12 +951,17 @@ def orphaned_here(processes, path, overrides, how):
 @pytest.mark.parametrize("how", ["parent", "store"])
 def test_a_launcher_that_is_gone(together, tiny, how):
     """The run stops after a step, with a checkpoint, as for a signal."""
-    done = together(2, orphaned_here, tiny, ("TRAIN.END_EPOCH", 200, "TRAIN.EVAL_INTERVAL", 200), how)
-    assert all(one.result.startswith("stopped at epoch ") for one in done) and len({one.result for one in done}) == 1
+    done = together(
+        2, orphaned_here, tiny, ("TRAIN.END_EPOCH", 200, "TRAIN.EVAL_INTERVAL", 200), how
+    )
+    assert (
+        all(one.result.startswith("stopped at epoch ") for one in done)
+        and len({one.result for one in done}) == 1
+    )
     assert (folder_of(tiny) / "checkpoint.pth").exists()
 
 
-# failing --------------------------------------------------------------------------------------------------------------------------
+# failing ------------------------------------------------------------------------------------------
 
 
 def failing_here(processes, how):
@@ -680,23 +981,37 @@ def failing_here(processes, how):
     processes.any(False)
 
 
-@pytest.mark.parametrize("how, said, statuses", [
-    ("one", "error: an image of rank 1\n", [1, 1]),
-    ("both", "error: a key of everyone\n", None),
-    ("busy", "error: an image of rank 1\n", [1, 1]),
-    ("killed", "error: another process of this run ended without a word, perhaps killed for its memory; torchrun's report names it\n", [1, -9]),
-    ("bug", "ZeroDivisionError: a fault of the program\n", [1, 1]),
-])
+@pytest.mark.parametrize(
+    "how, said, statuses",
+    [
+        ("one", "error: an image of rank 1\n", [1, 1]),
+        ("both", "error: a key of everyone\n", None),
+        ("busy", "error: an image of rank 1\n", [1, 1]),
+        (
+            "killed",
+            (
+                "error: another process of this run ended without a word, perhaps killed for its"
+                " memory; torchrun's report names it\n"
+            ),
+            [1, -9],
+        ),
+        ("bug", "ZeroDivisionError: a fault of the program\n", [1, 1]),
+    ],
+)
 def test_one_fault_is_told_once(together, how, said, statuses):
-    """And ends all processes within seconds: those that wait for it, that have it too, and that do something else."""
+    """And ends all processes within seconds: those that wait for it, that have it too, and that
+    do something else.
+    """
     begin = time.monotonic()
     done = together(2, failing_here, how, fails=True)
     assert time.monotonic() - begin < 20
     told = [one.err for one in done if one.err]
-    assert len(told) == 1 and told[0].endswith(said) and told[0].count("Traceback") == (how == "bug"), told
+    assert (
+        len(told) == 1 and told[0].endswith(said) and told[0].count("Traceback") == (how == "bug")
+    ), told
     if how != "bug":
         assert told == [said]
-    if statuses is None:     # whoever was first tells, with its status
+    if statuses is None:  # whoever was first tells, with its status
         assert sorted(one.status for one in done) == [1, 2]
     else:
         assert [one.status for one in done] == statuses
@@ -705,13 +1020,16 @@ def test_one_fault_is_told_once(together, how, said, statuses):
 
 def spoiled_here(processes, path, overrides):
     """The loss of one process is no number in step 2."""
+
     def prepare(train):
         class Spoiled(nn.Module):
             steps = 0
 
             def forward(self, outputs, targets):
                 self.steps += 1
-                return outputs[-1].square().mean() * (math.nan if self.steps == 3 and processes.rank == 1 else 1)
+                return outputs[-1].square().mean() * (
+                    math.nan if self.steps == 3 and processes.rank == 1 else 1
+                )
 
         train.build_loss = lambda cfg: Spoiled()
 
@@ -724,15 +1042,26 @@ def test_loss_of_one_process_that_is_no_number(together, tiny):
     table_of_rank_1 = EpochBatches(50, 24, shuffle=True, seed=0, rank=1, world=2)
     persons = [person for _, person in list(table_of_rank_1)[2]]
     assert [one.status for one in done] == [1, 1] and done[0].err == ""
-    assert done[1].err.startswith("error: epoch 0, step 2: the loss is nan; no checkpoint was written yet; lower TRAIN.LR, or look at the images of this batch: ")
-    assert len(done[1].err.splitlines()) == 1 and len(done[1].err.split("batch: ")[1].split(", ")) == len(persons) == 1
+    assert done[1].err.startswith(
+        "error: epoch 0, step 2: the loss is nan; no checkpoint was written yet; lower TRAIN.LR, or"
+        " look at the images of this batch: "
+    )
+    assert (
+        len(done[1].err.splitlines()) == 1
+        and len(done[1].err.split("batch: ")[1].split(", ")) == len(persons) == 1
+    )
     log = (folder_of(tiny) / "train.log").read_text()
-    assert "ERROR rank 1: epoch 0, step 2: the loss is nan" in log and "Traceback" not in log and log.count("ERROR") == 1
+    assert (
+        "ERROR rank 1: epoch 0, step 2: the loss is nan" in log
+        and "Traceback" not in log
+        and log.count("ERROR") == 1
+    )
     assert not list(folder_of(tiny).glob("*.pth"))
 
 
 def unscored_here(processes, path, overrides):
     """The disk is full when rank 0 writes results."""
+
     def prepare(train):
         def full(*_):
             raise PoiseError("results.json: cannot be written (No space left on device)")
@@ -749,16 +1078,26 @@ def test_score_that_fails_while_others_wait(together, tiny):
 
 
 def test_ctrl_c_says_nothing(together):
-    assert [(one.status, one.out, one.err) for one in together(2, failing_here, "Ctrl-C", fails=True)] == [(130, "", "")] * 2
+    assert [
+        (one.status, one.out, one.err) for one in together(2, failing_here, "Ctrl-C", fails=True)
+    ] == [(130, "", "")] * 2
 
 
 def test_errors_of_lost_peers():
-    assert distributed.is_lost_peer(RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"))
-    assert distributed.is_lost_peer(torch.distributed.DistBackendError("NCCL error: remote process exited"))
-    assert not distributed.is_lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not distributed.is_lost_peer(OSError("/gloo/"))
+    assert distributed.is_lost_peer(
+        RuntimeError(
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+        )
+    )
+    assert distributed.is_lost_peer(
+        torch.distributed.DistBackendError("NCCL error: remote process exited")
+    )
+    assert not distributed.is_lost_peer(
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    ) and not distributed.is_lost_peer(OSError("/gloo/"))
 
 
-# devices --------------------------------------------------------------------------------------------------------------------------
+# devices ------------------------------------------------------------------------------------------
 
 
 class Answering(Processes):
@@ -772,21 +1111,45 @@ class Answering(Processes):
         return flag or self.others
 
 
-@pytest.mark.parametrize("present, wanted, local_rank, others, used, said", [
-    (2, (0, 1, 2, 3), 1, False, "cuda:1", ""), (8, (0,), 5, False, "cuda:5", ""), (2, (), 1, False, "cpu", ""),
-    (0, (0,), 0, False, "cpu", "no CUDA device: running on the CPU"), (1, (0,), 1, False, "cpu", "there are 1 on this machine; start so many processes"),
-    (2, (0,), 0, True, "cpu", "a process has no CUDA device of its own"),
-])
-def test_device_of_a_process(tiny, monkeypatch, caplog, present, wanted, local_rank, others, used, said):
+@pytest.mark.parametrize(
+    "present, wanted, local_rank, others, used, said",
+    [
+        (2, (0, 1, 2, 3), 1, False, "cuda:1", ""),
+        (8, (0,), 5, False, "cuda:5", ""),
+        (2, (), 1, False, "cpu", ""),
+        (0, (0,), 0, False, "cpu", "no CUDA device: running on the CPU"),
+        (1, (0,), 1, False, "cpu", "there are 1 on this machine; start so many processes"),
+        (2, (0,), 0, True, "cpu", "a process has no CUDA device of its own"),
+    ],
+)
+def test_device_of_a_process(
+    tiny, monkeypatch, caplog, present, wanted, local_rank, others, used, said
+):
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: present > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert device.choose_devices(config.load(tiny, ["GPUS", wanted]), Answering(local_rank, others)) == [torch.device(used)]
-    assert chosen == ([torch.device(used)] if used != "cpu" else []) and said in caplog.text and bool(said) == bool(caplog.text)
+    assert device.choose_devices(
+        config.load(tiny, ["GPUS", wanted]), Answering(local_rank, others)
+    ) == [torch.device(used)]
+    assert (
+        chosen == ([torch.device(used)] if used != "cpu" else [])
+        and said in caplog.text
+        and bool(said) == bool(caplog.text)
+    )
 
 
-@pytest.mark.parametrize("cores, processes, wish, count", [(8, "", "", 8), (8, "2", "", 4), (8, "2", "3", 3), (8, "2", "6", 4), (2, "3", "", 1), (8, "", "5", 5)])
+@pytest.mark.parametrize(
+    "cores, processes, wish, count",
+    [
+        (8, "", "", 8),
+        (8, "2", "", 4),
+        (8, "2", "3", 3),
+        (8, "2", "6", 4),
+        (2, "3", "", 1),
+        (8, "", "5", 5),
+    ],
+)
 def test_cores_are_divided_among_processes(monkeypatch, cores, processes, wish, count):
     from poise.engine import device as threads
 

@@ -1,4 +1,7 @@
-"""Fetching weights: from a server of this machine, which breaks transfers, lies, redirects or knows no ranges. Nothing here leaves the machine."""
+"""Fetching weights: from a server of this machine, which breaks transfers, lies, redirects or
+knows no ranges. Nothing here leaves the machine.
+"""
+
 import contextlib
 import hashlib
 import http.server
@@ -11,30 +14,30 @@ import threading
 import pytest
 import torch
 from conftest import ROOT
-
+from poise.errors import DataError, one_line
 from poise.io import download
 from poise.models import weights
-from poise.errors import DataError, one_line
 
-CONTENT = bytes(range(256)) * 9000      # more than two chunks of 1 MiB
+CONTENT = bytes(range(256)) * 9000  # more than two chunks of 1 MiB
 NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves CONTENT; its attributes say what it does wrong."""
 
-    ranges = True               # answers Range with 206
-    breaks_after = None         # bytes after which it closes the connection, although it promised more
+    ranges = True  # answers Range with 206
+    # bytes after which it closes the connection, although it promised more
+    breaks_after = None
     says_length = True
-    nonsense = False            # answers in another protocol
-    broken_chunks = False       # the encoding of unknown length, cut off
-    redirect = None             # address to which /moved/ leads
-    shifted = False             # answers a Range with another one
-    says_range = True           # 416 tells the length of the file
+    nonsense = False  # answers in another protocol
+    broken_chunks = False  # the encoding of unknown length, cut off
+    redirect = None  # address to which /moved/ leads
+    shifted = False  # answers a Range with another one
+    says_range = True  # 416 tells the length of the file
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked = []         # the Range header of each request
+        self.asked = []  # the Range header of each request
 
     def url(self, name=NAME):
         return f"http://127.0.0.1:{self.server_address[1]}/weights/{name}"
@@ -79,7 +82,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.says_length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[:server.breaks_after])
+        self.wfile.write(body[: server.breaks_after])
 
     def log_message(self, *_):
         pass
@@ -88,7 +91,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving():
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     yield server
     server.shutdown()
@@ -131,7 +136,11 @@ def test_file_that_is_there_is_not_fetched_again(server, tmp_path):
 def test_broken_transfer_goes_on_where_it_broke(server, tmp_path):
     server.breaks_after = 1_500_000
     text = refusal(server.url(), tmp_path)
-    assert "the transfer ended after 1500000 of 2304000 bytes" in text and f"{NAME}.part" in text and "the next try goes on from there" in text
+    assert (
+        "the transfer ended after 1500000 of 2304000 bytes" in text
+        and f"{NAME}.part" in text
+        and "the next try goes on from there" in text
+    )
     assert files(tmp_path) == [f"{NAME}.part"]
     server.breaks_after = None
     assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
@@ -147,7 +156,9 @@ def test_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
 
 
 def test_part_that_is_whole_needs_no_more_bytes(server, tmp_path):
-    """Killed between the last byte and the renaming: the server answers 416, there is nothing left to send."""
+    """Killed between the last byte and the renaming: the server answers 416, there is nothing
+    left to send.
+    """
     for said in (True, False):
         server.says_range = said
         (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
@@ -178,7 +189,10 @@ def test_part_of_another_file_is_found_out_and_removed(server, tmp_path):
 def test_wrong_sum_is_removed(server, tmp_path):
     name = "net-00000000.pth"
     text = refusal(server.url(name), tmp_path)
-    assert f"its sha256 begins with {hashlib.sha256(CONTENT).hexdigest()[:8]}, and 00000000 was published; the file was removed" in text
+    assert (
+        f"its sha256 begins with {hashlib.sha256(CONTENT).hexdigest()[:8]}, and 00000000 was"
+        " published; the file was removed" in text
+    )
     assert files(tmp_path) == []
 
 
@@ -196,7 +210,10 @@ def test_length_that_is_not_told(server, tmp_path, capsys):
 
 def test_404(server, tmp_path):
     text = refusal(server.url("other-0123abcd.pth"), tmp_path)
-    assert "HTTP Error 404" in text and f"or put the file at {tmp_path / 'other-0123abcd.pth'} by hand" in text
+    assert (
+        "HTTP Error 404" in text
+        and f"or put the file at {tmp_path / 'other-0123abcd.pth'} by hand" in text
+    )
     assert files(tmp_path) == []
 
 
@@ -230,10 +247,15 @@ def test_redirect(server, tmp_path):
     """GitHub's releases lead to another host; the name is that of the first address."""
     server.redirect = server.url("net-elsewhere.pth")
     moved = server.url().replace("/weights/", "/moved/")
-    assert download.fetch(moved, tmp_path) == tmp_path / NAME and (tmp_path / NAME).read_bytes() == CONTENT
+    assert (
+        download.fetch(moved, tmp_path) == tmp_path / NAME
+        and (tmp_path / NAME).read_bytes() == CONTENT
+    )
 
 
-@pytest.mark.parametrize("target", ["http://example.com/net.pth", "ftp://example.com/net.pth", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "target", ["http://example.com/net.pth", "ftp://example.com/net.pth", "file:///etc/passwd"]
+)
 def test_redirect_to_where_no_address_could_lead(server, tmp_path, target):
     server.redirect = target
     text = refusal(server.url().replace("/weights/", "/moved/"), tmp_path)
@@ -242,17 +264,26 @@ def test_redirect_to_where_no_address_could_lead(server, tmp_path, target):
 
 
 def test_no_space_is_known_before_the_transfer(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})())
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})()
+    )
     text = refusal(server.url(), tmp_path)
-    assert "2.3 MB are to come, and 1.0 MB are free on the disk of" in text and files(tmp_path) == []
+    assert (
+        "2.3 MB are to come, and 1.0 MB are free on the disk of" in text and files(tmp_path) == []
+    )
 
 
 def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
-    """As when another program writes too: what fitted is kept, nothing half is in the place of the file."""
+    """As when another program writes too: what fitted is kept, nothing half is in the place of
+    the file.
+    """
     resource = pytest.importorskip("resource")
     import signal
 
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, before[1]))
     try:
         text = refusal(server.url(), tmp_path)
@@ -260,7 +291,9 @@ def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert "File too large" in text and files(tmp_path) == [f"{NAME}.part"]
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT and server.asked[1].startswith("bytes=1")
+    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT and server.asked[
+        1
+    ].startswith("bytes=1")
 
 
 def test_sum_that_is_not_in_the_name(server, tmp_path):
@@ -268,25 +301,43 @@ def test_sum_that_is_not_in_the_name(server, tmp_path):
     whole = hashlib.sha256(CONTENT).hexdigest()
     target = download.fetch(server.url("net.pth"), tmp_path, name="resnet.pth", digest=whole)
     assert target == tmp_path / "resnet.pth" and files(tmp_path) == ["resnet.pth"]
-    assert "its sha256 begins with" in refusal(server.url("net.pth"), tmp_path, name="other.pth", digest="0" * 64)
-    assert "and 1111" in refusal(server.url(), tmp_path / "b", digest="1111111111"), "a given sum goes before that of the name"
+    assert "its sha256 begins with" in refusal(
+        server.url("net.pth"), tmp_path, name="other.pth", digest="0" * 64
+    )
+    assert "and 1111" in refusal(server.url(), tmp_path / "b", digest="1111111111"), (
+        "a given sum goes before that of the name"
+    )
 
 
 def test_file_without_any_sum_is_fetched_only_when_asked_for(server, tmp_path, caplog):
     caplog.set_level("WARNING", logger="poise")
     assert "could not be checked" in refusal(server.url("net.pth"), tmp_path)
     target = download.fetch(server.url("net.pth"), tmp_path, unchecked=True)
-    assert target.read_bytes() == CONTENT and f"{target}: was not checked, because its publisher gives no sum of it" in caplog.text
-    assert download.fetch(server.url("net.pth"), tmp_path, unchecked=True) == target and len(server.asked) == 1
+    assert (
+        target.read_bytes() == CONTENT
+        and f"{target}: was not checked, because its publisher gives no sum of it" in caplog.text
+    )
+    assert (
+        download.fetch(server.url("net.pth"), tmp_path, unchecked=True) == target
+        and len(server.asked) == 1
+    )
     target.write_bytes(b"")
-    assert "was empty" in refusal(server.url("net.pth"), tmp_path, unchecked=True) and files(tmp_path) == []
+    assert (
+        "was empty" in refusal(server.url("net.pth"), tmp_path, unchecked=True)
+        and files(tmp_path) == []
+    )
 
 
 def test_without_a_sum_a_broken_transfer_is_still_found_out(server, tmp_path):
     server.breaks_after = 1000
-    assert "the transfer ended after 1000 of 2304000 bytes" in refusal(server.url("net.pth"), tmp_path, unchecked=True)
+    assert "the transfer ended after 1000 of 2304000 bytes" in refusal(
+        server.url("net.pth"), tmp_path, unchecked=True
+    )
     server.breaks_after = None
-    assert download.fetch(server.url("net.pth"), tmp_path, unchecked=True).read_bytes() == CONTENT and server.asked[1] == "bytes=1000-"
+    assert (
+        download.fetch(server.url("net.pth"), tmp_path, unchecked=True).read_bytes() == CONTENT
+        and server.asked[1] == "bytes=1000-"
+    )
 
 
 def test_force_fetches_anew_and_keeps_the_old_until_the_new_is_whole(server, tmp_path):
@@ -295,16 +346,30 @@ def test_force_fetches_anew_and_keeps_the_old_until_the_new_is_whole(server, tmp
     refusal(server.url(), tmp_path, force=True)
     assert (tmp_path / NAME).read_bytes() == b"old"
     server.breaks_after = None
-    assert download.fetch(server.url(), tmp_path, force=True).read_bytes() == CONTENT and files(tmp_path) == [NAME]
+    assert download.fetch(server.url(), tmp_path, force=True).read_bytes() == CONTENT and files(
+        tmp_path
+    ) == [NAME]
 
 
 def test_ranks_that_ask_at_once_fetch_once(server, tmp_path):
-    """Processes of one training all find the file missing; the first one fetches it, the others wait for it."""
+    """Processes of one training all find the file missing; the first one fetches it, the others
+    wait for it.
+    """
     pytest.importorskip("fcntl")
-    code = ("import sys; from poise import download; "
-            "print(download.fetch(sys.argv[1], sys.argv[2]).stat().st_size)")
-    ranks = [subprocess.Popen([sys.executable, "-c", code, server.url(), str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    code = (
+        "import sys; from poise import download; "
+        "print(download.fetch(sys.argv[1], sys.argv[2]).stat().st_size)"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, server.url(), str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
     for rank in ranks:
         out, errors = rank.communicate(timeout=60)
         assert rank.returncode == 0 and out.endswith(f"{len(CONTENT)}\n"), errors
@@ -321,18 +386,32 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.mark.parametrize("url", [
-    f"http://example.com/{NAME}", f"ftp://example.com/{NAME}", f"file:///etc/{NAME}", f"http://127.0.0.1.example.com/{NAME}",
-    f"http://127.0.0.1@example.com/{NAME}", f"s3://bucket/{NAME}",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://example.com/{NAME}",
+        f"ftp://example.com/{NAME}",
+        f"file:///etc/{NAME}",
+        f"http://127.0.0.1.example.com/{NAME}",
+        f"http://127.0.0.1@example.com/{NAME}",
+        f"s3://bucket/{NAME}",
+    ],
+)
 def test_only_https_leaves_this_machine(tmp_path, no_network, url):
-    assert "only https addresses are fetched; fetch the file yourself and give its path" in refusal(url, tmp_path / "models")
+    assert "only https addresses are fetched; fetch the file yourself and give its path" in refusal(
+        url, tmp_path / "models"
+    )
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.parametrize("name", ["net.pth", "net-latest.pth", "net-0123abc.pth", "net-0123ABCD.pth", "", "net_0123abcd.pth"])
+@pytest.mark.parametrize(
+    "name",
+    ["net.pth", "net-latest.pth", "net-0123abc.pth", "net-0123ABCD.pth", "", "net_0123abcd.pth"],
+)
 def test_name_without_a_sum_is_not_fetched(tmp_path, no_network, name):
-    assert "the file name carries no sha256 prefix" in refusal(f"https://example.com/{name}", tmp_path)
+    assert "the file name carries no sha256 prefix" in refusal(
+        f"https://example.com/{name}", tmp_path
+    )
     assert files(tmp_path) == []
 
 
@@ -341,19 +420,29 @@ def test_address_that_is_none(tmp_path, no_network):
 
 
 def test_name_cannot_leave_the_folder(server, tmp_path):
-    """The name is decoded before its last part is taken, so that %2f is a separator and not part of a name."""
+    """The name is decoded before its last part is taken, so that %2f is a separator and not part
+    of a name.
+    """
     digest = hashlib.sha256(CONTENT).hexdigest()[:8]
     target = download.fetch(server.url(f"net-x%2f..%2f..%2fnet-{digest}.pth"), tmp_path / "models")
     assert target == tmp_path / "models" / f"net-{digest}.pth"
     assert files(tmp_path) == ["models"]
 
 
-@pytest.mark.parametrize("name, digest", [
-    ("resnet50-19c8e357.pth", "19c8e357"), ("res2net50_26w_4s-06e79181.pth", "06e79181"),
-    ("a-b-0123456789abcdef.pth.tar", "0123456789abcdef"),
-    ("mspn50_coco_256x192-8fbfb5d0_20201123.pth", "8fbfb5d0"), ("td-hm_res50_8xb64-210e_coco-256x192-04af38ce_20220923.pth", "04af38ce"),
-    ("resnet50.pth", None), ("resnet50-19c8.pth", None), ("moganet_xtiny_sz224_8xbs128_ep300.pth.tar", None), ("net-0123abcd_2020.pth", None),
-])
+@pytest.mark.parametrize(
+    "name, digest",
+    [
+        ("resnet50-19c8e357.pth", "19c8e357"),
+        ("res2net50_26w_4s-06e79181.pth", "06e79181"),
+        ("a-b-0123456789abcdef.pth.tar", "0123456789abcdef"),
+        ("mspn50_coco_256x192-8fbfb5d0_20201123.pth", "8fbfb5d0"),
+        ("td-hm_res50_8xb64-210e_coco-256x192-04af38ce_20220923.pth", "04af38ce"),
+        ("resnet50.pth", None),
+        ("resnet50-19c8.pth", None),
+        ("moganet_xtiny_sz224_8xbs128_ep300.pth.tar", None),
+        ("net-0123abcd_2020.pth", None),
+    ],
+)
 def test_sums_in_published_names(name, digest):
     assert download.sha256_prefix(name) == digest
 

@@ -5,12 +5,11 @@ import json
 import cv2
 import numpy as np
 import pytest
-
-from poise.visualization import draw
-from poise.errors import ConfigError, DataError
-from poise.io.images import read_picture
-from poise.inference.poses import Poses
 from poise.config.datasets import COCO
+from poise.errors import ConfigError, DataError
+from poise.inference.poses import Poses
+from poise.io.images import read_picture
+from poise.visualization import draw
 
 LEFT, RIGHT = (255, 165, 0), (30, 120, 255)  # RGB
 GREY = np.full((400, 600, 3), 128, np.uint8)
@@ -113,8 +112,7 @@ def test_draw_several_persons_has_a_hue_for_each_and_dots_by_side():
         assert pixel(drawn, (person[12] + person[14]) / 2) == limbs[-1]
         assert pixel(drawn, person[9]) == LEFT and pixel(drawn, person[10]) == RIGHT
     assert (
-        limbs == [draw.person_color(number)[::-1] for number in range(3)]
-        and len(set(limbs)) == 3
+        limbs == [draw.person_color(number)[::-1] for number in range(3)] and len(set(limbs)) == 3
     )
     by_side = poses.draw(GREY, color="side")
     for person in poses.keypoints:

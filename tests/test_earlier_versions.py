@@ -1,7 +1,8 @@
-"""Run folders of Poise 0.1.0 (golden/run_0.1.0.tar.xz): an unfinished training and an unfinished search.
+"""Run folders of Poise 0.1.0 (golden/run_0.1.0.tar.xz): an unfinished training and an unfinished
+search.
 
-Both were recorded by that version on the set of the fixture `small_set`, stopped in the middle of an
-epoch, with what the same version made of them at the end (expected_*).
+Both were recorded by that version on the set of the fixture `small_set`, stopped in the middle of
+an epoch, with what the same version made of them at the end (expected_*).
 """
 
 import json
@@ -9,12 +10,11 @@ import tarfile
 
 import pytest
 from conftest import GOLDEN
-from runs import metrics_of
-
 from poise import config
 from poise.engine import train
 from poise.models.posenas.genotypes import find_genotype
 from poise.search import run as search_run
+from runs import metrics_of
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def test_checkpoint_of_0_1_0_resumed_gives_the_same_figures(earlier):
     lines = (earlier / "expected_metrics.jsonl").read_text().splitlines()
     assert [line["epoch"] for line in found] == [0, 1, 2]
     for line, expected in zip(found, map(json.loads, lines), strict=True):
-        # other processors sum in another order; a keypoint more or less is 0.003 to 0.006 of an accuracy
+        # other processors sum in another order; a keypoint more or less is 0.003 to 0.006 of an
+        # accuracy
         for key, value in line.items():
             tolerance = {"rel": 1e-4} if key == "lr" or "loss" in key else {"abs": 0.02}
             assert value == pytest.approx(expected[key], **tolerance), key

@@ -4,20 +4,38 @@ import numpy as np
 import pytest
 import torch
 from conftest import forget_log_handlers
-from scipy.io import savemat
-
 from poise import config
+from poise.config.datasets import MPII
 from poise.engine import evaluate
 from poise.evaluation import diagnose_mpii, pckh
 from poise.models import build_model
-from poise.config.datasets import MPII
+from scipy.io import savemat
 
-NAMES = ("rank", "rkne", "rhip", "lhip", "lkne", "lank", "pelv", "thor", "neck", "head", "rwri", "relb", "rsho", "lsho", "lelb", "lwri")
+NAMES = (
+    "rank",
+    "rkne",
+    "rhip",
+    "lhip",
+    "lkne",
+    "lank",
+    "pelv",
+    "thor",
+    "neck",
+    "head",
+    "rwri",
+    "relb",
+    "rsho",
+    "lsho",
+    "lelb",
+    "lwri",
+)
 PERSONS = 30
 
 
 class Made:
-    """PERSONS persons of 200 pixels with heads of 20, all labelled, boxes of 240 and predictions that find everybody; write() writes gt_valid.mat."""
+    """PERSONS persons of 200 pixels with heads of 20, all labelled, boxes of 240 and predictions
+    that find everybody; write() writes gt_valid.mat.
+    """
 
     def __init__(self, folder):
         rng = np.random.default_rng(0)
@@ -32,10 +50,26 @@ class Made:
     def told(self):
         corners = np.stack([self.corner.T, self.corner.T + self.head[:, None]])
         truth = getattr(self, "truth", self.joints)
-        savemat(self.file, {"jnt_missing": (~self.labelled.T).astype(np.uint8), "pos_gt_src": truth.transpose(1, 2, 0) + 1, "headboxes_src": corners,
-                            "dataset_joints": np.array([NAMES], dtype=object)})
+        savemat(
+            self.file,
+            {
+                "jnt_missing": (~self.labelled.T).astype(np.uint8),
+                "pos_gt_src": truth.transpose(1, 2, 0) + 1,
+                "headboxes_src": corners,
+                "dataset_joints": np.array([NAMES], dtype=object),
+            },
+        )
         figures = pckh(self.keypoints + 1, self.file)
-        lines = diagnose_mpii.reasons(self.file, self.keypoints, self.boxes, self.joints, 2.0 * self.labelled, MPII.flip_order, figures, self.weights)
+        lines = diagnose_mpii.reasons(
+            self.file,
+            self.keypoints,
+            self.boxes,
+            self.joints,
+            2.0 * self.labelled,
+            MPII.flip_order,
+            figures,
+            self.weights,
+        )
         return figures, lines
 
 
@@ -52,17 +86,26 @@ def test_nothing_to_explain(made):
 def test_joints_that_nobody_has(made):
     made.labelled[:, [NAMES.index("rwri"), NAMES.index("lwri")]] = False
     figures, lines = made.told()
-    assert diagnose_mpii.is_wanted(figures) and lines == [f"Wrist is no number: {made.file} has such a joint labelled in nobody"]
+    assert diagnose_mpii.is_wanted(figures) and lines == [
+        f"Wrist is no number: {made.file} has such a joint labelled in nobody"
+    ]
     made.labelled[:] = False
-    assert len(made.told()[1]) == 1 and made.told()[1][0].startswith("Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle, Mean, Mean@0.1 are no number")
+    assert len(made.told()[1]) == 1 and made.told()[1][0].startswith(
+        "Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle, Mean, Mean@0.1 are no number"
+    )
 
 
 def _in_boxes(change):
     """Boxes that are wrong, and predictions as a network would make them in them."""
+
     def plant(made):
         wrong = change(made.boxes)
         relative = (made.keypoints - made.boxes[:, None, :2]) / made.boxes[:, None, 2:]
-        made.keypoints, made.boxes = wrong[:, None, :2] + np.roll(relative, 5, axis=1) * wrong[:, None, 2:] + 80, wrong
+        made.keypoints, made.boxes = (
+            wrong[:, None, :2] + np.roll(relative, 5, axis=1) * wrong[:, None, 2:] + 80,
+            wrong,
+        )
+
     return plant
 
 
@@ -92,12 +135,24 @@ def _weights(made):
 
 
 REASONS = {
-    "larger boxes": (_in_boxes(lambda b: b * [1, 1, 200, 200]), "boxes in another unit: those of the annotations are 2"),
-    "smaller boxes": (_in_boxes(lambda b: b / [1, 1, 200, 200]), "boxes in another unit: those of the annotations are 0.00"),
-    "boxes elsewhere": (_in_boxes(lambda b: b + [700, 0, 0, 0]), "boxes elsewhere: 0 % of the labelled joints lie in"),
+    "larger boxes": (
+        _in_boxes(lambda b: b * [1, 1, 200, 200]),
+        "boxes in another unit: those of the annotations are 2",
+    ),
+    "smaller boxes": (
+        _in_boxes(lambda b: b / [1, 1, 200, 200]),
+        "boxes in another unit: those of the annotations are 0.00",
+    ),
+    "boxes elsewhere": (
+        _in_boxes(lambda b: b + [700, 0, 0, 0]),
+        "boxes elsewhere: 0 % of the labelled joints lie in",
+    ),
     "another order": (_order, "ids do not match: 30 of 30 persons have their joints elsewhere in "),
     "heads": (_heads, "head boxes in another unit: half of those in "),
-    "left and right": (_exchange, "joints mirrored: with left and right exchanged the PCKh is 100.0"),
+    "left and right": (
+        _exchange,
+        "joints mirrored: with left and right exchanged the PCKh is 100.0",
+    ),
     "same for all": (_same, "the network says nearly the same for every person"),
     "weights": (_weights, "weights not loaded: 3 %"),
     "none of them": (_away, "none of the faults that are looked for"),
@@ -111,17 +166,28 @@ def test_reason(made, name):
     figures, lines = made.told()
     assert any(value == 0 for value in figures.values()), figures
     assert any(line in text for text in lines), lines
-    assert not [other for key, (_, other) in REASONS.items() if key != name and any(other in text for text in lines)], lines
+    assert not [
+        other
+        for key, (_, other) in REASONS.items()
+        if key != name and any(other in text for text in lines)
+    ], lines
 
 
 def test_a_test_tells(tiny_mpii_experiment, tmp_path):
     """A new network finds nobody's joints within half a head's length."""
     cfg = config.load(tiny_mpii_experiment)
     model = build_model(cfg)
-    with torch.no_grad():       # heatmaps that are highest at one corner, whoever is in the crop
+    with torch.no_grad():  # heatmaps that are highest at one corner, whoever is in the crop
         model.final_layer.weight.zero_()
     torch.save(model.state_dict(), tmp_path / "new.pth")
-    figures = evaluate.run(config.load(tiny_mpii_experiment, ["TEST.MODEL_FILE", str(tmp_path / "new.pth")]), str(tiny_mpii_experiment), ["tools/test.py"])
+    figures = evaluate.run(
+        config.load(tiny_mpii_experiment, ["TEST.MODEL_FILE", str(tmp_path / "new.pth")]),
+        str(tiny_mpii_experiment),
+        ["tools/test.py"],
+    )
     text = next((tmp_path / "output").rglob("test.log")).read_text()
     forget_log_handlers()
-    assert diagnose_mpii.is_wanted(figures) and "0: weights not trained: batch norm's running figures in " in text
+    assert (
+        diagnose_mpii.is_wanted(figures)
+        and "0: weights not trained: batch norm's running figures in " in text
+    )

@@ -1,7 +1,10 @@
-"""Exported files find what the network finds; a file that does not is not left; ONNX files serve PoseEstimator as weights do.
+"""Exported files find what the network finds; a file that does not is not left; ONNX files serve
+PoseEstimator as weights do.
 
-The exports of every family at two sizes take minutes and are marked slow; some narrow ones are made in the quick suite.
+The exports of every family at two sizes take minutes and are marked slow; some narrow ones are made
+in the quick suite.
 """
+
 import importlib.util
 import json
 import shutil
@@ -15,8 +18,6 @@ import torch
 from conftest import ROOT
 from filling import filled_state
 from made_joints import joint_names, make_set
-from small_networks import EXPERIMENT, command_line, small
-
 from poise import PoseEstimator, config
 from poise.codecs import CODECS, build_codec
 from poise.errors import ConfigError, DataError, run_tool
@@ -25,8 +26,9 @@ from poise.inference.export.decoding import Decoder
 from poise.inference.export.graph import Graph, Parts, normalized
 from poise.models import build_model
 from poise.models.weights import with_joints
+from small_networks import EXPERIMENT, command_line, small
 
-SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]       # exporters take their time for each layer
+SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]  # exporters take their time for each layer
 SIZES = {"64x64": [], "96x128": ["MODEL.IMAGE_SIZE", [96, 128], "MODEL.HEATMAP_SIZE", [24, 32]]}
 WHOLE = Parts(normalize=True, flip=True, decode=True)
 TEST_KEYS = ["TEST.POST_PROCESS", True, "TEST.FLIP_TEST", True, "TEST.SHIFT_HEATMAP", True]
@@ -45,15 +47,19 @@ def narrow(family, folder, *overrides):
 
 # ---- decoding as part of a graph
 
+
 def made_heatmaps(codec, rng, batch=6, joints=17):
     """Hills at random places with some noise; some at the border, some maps empty, one flat."""
     width, height = codec.heatmap_size
     x, y = np.arange(width)[None, None, None], np.arange(height)[None, None, :, None]
     cx, cy = (rng.uniform(-1, size, (batch, joints, 1, 1)) for size in (width, height))
-    maps = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * codec.sigma**2)) * rng.uniform(0.3, 1, (batch, joints, 1, 1))
+    maps = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * codec.sigma**2)) * rng.uniform(
+        0.3, 1, (batch, joints, 1, 1)
+    )
     maps = (maps + 0.02 * rng.standard_normal(maps.shape)) * codec.amplitude
     maps[0, :3], maps[1, 0] = -0.1, 0
-    maps[2] = -1 - rng.random(maps[2].shape)        # with one cell above 0, the blurred map is nowhere above 0
+    # with one cell above 0, the blurred map is nowhere above 0
+    maps[2] = -1 - rng.random(maps[2].shape)
     maps[2, :, height // 2, width // 2] = 0.5
     return maps.astype(np.float32)
 
@@ -62,44 +68,86 @@ def made_heatmaps(codec, rng, batch=6, joints=17):
 @pytest.mark.parametrize("refine", ["", "quarter", "dark"])
 @pytest.mark.parametrize("target", CODECS)
 def test_decoding_in_a_graph_is_the_codecs(target, refine, post):
-    path, words = command_line("mspn" if target == "megvii" else "hrnet", *SIZES["96x128"], "MODEL.TARGET_TYPE", target, "TEST.DECODE", refine,
-                               "TEST.POST_PROCESS", post, "TEST.EMPTY_CELL", -1, *([] if target == "megvii" else ["LOSS.TYPE", "joints_mse"]))
+    path, words = command_line(
+        "mspn" if target == "megvii" else "hrnet",
+        *SIZES["96x128"],
+        "MODEL.TARGET_TYPE",
+        target,
+        "TEST.DECODE",
+        refine,
+        "TEST.POST_PROCESS",
+        post,
+        "TEST.EMPTY_CELL",
+        -1,
+        *([] if target == "megvii" else ["LOSS.TYPE", "joints_mse"]),
+    )
     codec = build_codec(config.load(ROOT / path, words))
     maps = made_heatmaps(codec, np.random.default_rng(2))
     coords, scores = codec.decode(maps)
     theirs, their_scores = (output.numpy() for output in Decoder(codec)(torch.from_numpy(maps)))
-    assert theirs.dtype == np.float32 and theirs.shape == coords.shape and np.allclose(their_scores, scores, rtol=1e-5, atol=1e-5)
+    assert (
+        theirs.dtype == np.float32
+        and theirs.shape == coords.shape
+        and np.allclose(their_scores, scores, rtol=1e-5, atol=1e-5)
+    )
     moved = np.abs(theirs - coords).max(axis=2)
     assert np.median(moved) < 1e-4 and (moved < 0.01).mean() > 0.99 and np.ptp(coords) > 60
 
 
 @pytest.mark.parametrize("refine", ["dark", "udp"])
 def test_decoding_maps_too_small_to_refine(refine):
-    path, words = command_line("hrnet", "MODEL.IMAGE_SIZE", [16, 16], "MODEL.HEATMAP_SIZE", [4, 4], "MODEL.TARGET_TYPE", refine, "TEST.BLUR_KERNEL", 3)
+    path, words = command_line(
+        "hrnet",
+        "MODEL.IMAGE_SIZE",
+        [16, 16],
+        "MODEL.HEATMAP_SIZE",
+        [4, 4],
+        "MODEL.TARGET_TYPE",
+        refine,
+        "TEST.BLUR_KERNEL",
+        3,
+    )
     codec = build_codec(config.load(ROOT / path, words))
     maps = np.random.default_rng(0).random((2, 17, 4, 4), np.float32)
-    assert np.allclose(Decoder(codec)(torch.from_numpy(maps))[0].numpy(), codec.decode(maps)[0], atol=1e-2)
+    assert np.allclose(
+        Decoder(codec)(torch.from_numpy(maps))[0].numpy(), codec.decode(maps)[0], atol=1e-2
+    )
 
 
 # ---- files
 
+
 @pytest.mark.parametrize("format", formats.FORMATS)
 def test_a_file_of_each_format(format, tmp_path):
-    """With everything in the graph; what it finds is held against the network here once more, with another number of crops."""
+    """With everything in the graph; what it finds is held against the network here once more,
+    with another number of crops.
+    """
     cfg, file = narrow("resnet", tmp_path, *SHALLOW, "DATASET.COLOR_RGB", False)
     out = tmp_path / f"net{formats.FORMATS[format].ending}"
     found = export(cfg, file, out, format, WHOLE)
-    assert [one.kind for one in found] == ["noise", "made persons"] and all(one.equal and one.joints == 8 * 17 and one.unsure < 20 for one in found)
+    assert [one.kind for one in found] == ["noise", "made persons"] and all(
+        one.equal and one.joints == 8 * 17 and one.unsure < 20 for one in found
+    )
     crops = parity.drawn_crops(cfg, 5)
     run = formats.FORMATS[format].read(out)
     keypoints, scores, heatmaps = run(crops)
     estimator = PoseEstimator(cfg, file, device="cpu")
     maps = estimator._network(crops)
     coords, own_scores = estimator._codec.decode(maps)
-    assert np.abs(heatmaps - maps).max() < 1e-5 * np.abs(maps).max() and np.abs(keypoints - coords).max() < 1e-3 and np.allclose(scores, own_scores, atol=1e-5)
-    assert not np.allclose(maps, PoseEstimator(cfg, file, device="cpu", flip_test=False)._network(crops))
+    assert (
+        np.abs(heatmaps - maps).max() < 1e-5 * np.abs(maps).max()
+        and np.abs(keypoints - coords).max() < 1e-3
+        and np.allclose(scores, own_scores, atol=1e-5)
+    )
+    assert not np.allclose(
+        maps, PoseEstimator(cfg, file, device="cpu", flip_test=False)._network(crops)
+    )
     data = out.read_bytes()
-    assert str(ROOT).encode() not in data and b"site-packages" not in data and list(tmp_path.glob(".*")) == []
+    assert (
+        str(ROOT).encode() not in data
+        and b"site-packages" not in data
+        and list(tmp_path.glob(".*")) == []
+    )
 
 
 def test_a_graph_of_the_network_alone(tmp_path):
@@ -108,15 +156,28 @@ def test_a_graph_of_the_network_alone(tmp_path):
 
     cfg, file = narrow("resnet", tmp_path, *SHALLOW)
     export(cfg, file, tmp_path / "net.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
-    assert [one.name for one in session.get_inputs()] == ["images"] and [one.name for one in session.get_outputs()] == ["heatmaps"]
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"]
+    )
+    assert [one.name for one in session.get_inputs()] == ["images"] and [
+        one.name for one in session.get_outputs()
+    ] == ["heatmaps"]
     images = normalized(cfg, torch.from_numpy(parity.noise_crops(cfg, 3)))
     with torch.no_grad():
         wanted = small("resnet", *SHALLOW)(images).numpy()
-    assert np.abs(session.run(None, {"images": images.numpy()})[0] - wanted).max() < 1e-5 * np.abs(wanted).max()
+    assert (
+        np.abs(session.run(None, {"images": images.numpy()})[0] - wanted).max()
+        < 1e-5 * np.abs(wanted).max()
+    )
     told = json.loads(session.get_modelmeta().custom_metadata_map["poise"])
-    assert told["config"]["MODEL.IMAGE_SIZE"] == [64, 64] and told["dataset"]["joints"][0] == "nose" and told["parts"] == {"normalize": False, "flip": False, "decode": False}
-    operations = {node.op_type for node in __import__("onnx").load(tmp_path / "net.onnx").graph.node}
+    assert (
+        told["config"]["MODEL.IMAGE_SIZE"] == [64, 64]
+        and told["dataset"]["joints"][0] == "nose"
+        and told["parts"] == {"normalize": False, "flip": False, "decode": False}
+    )
+    operations = {
+        node.op_type for node in __import__("onnx").load(tmp_path / "net.onnx").graph.node
+    }
     assert "BatchNormalization" not in operations and "Conv" in operations
 
 
@@ -124,7 +185,9 @@ def test_a_graph_of_the_network_alone(tmp_path):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", EXPERIMENT)
 def test_every_family(family, size, tmp_path):
-    cfg, file = narrow(family, tmp_path, *SIZES[size], *(SHALLOW if family.startswith("res") else []))
+    cfg, file = narrow(
+        family, tmp_path, *SIZES[size], *(SHALLOW if family.startswith("res") else [])
+    )
     for one in export(cfg, file, tmp_path / "net.onnx", "onnx", WHOLE):
         assert one.equal and one.unsure < one.joints / 4, str(one)
     if size == "64x64":
@@ -136,20 +199,42 @@ def test_every_family(family, size, tmp_path):
 @pytest.mark.parametrize("target", ["dark", "udp"])
 def test_every_codec(target, tmp_path):
     cfg, file = narrow("hrnet", tmp_path, "MODEL.TARGET_TYPE", target)
-    assert all(one.equal and one.unsure < one.joints / 4 for one in export(cfg, file, tmp_path / "net.onnx", "onnx", WHOLE))
+    assert all(
+        one.equal and one.unsure < one.joints / 4
+        for one in export(cfg, file, tmp_path / "net.onnx", "onnx", WHOLE)
+    )
 
 
 @pytest.mark.slow
 def test_mpii(tmp_path, picture):
     """Other joints and another crop; the file knows them."""
-    overrides = ["MODEL.PRETRAINED", "", "MODEL.IMAGE_SIZE", [64, 64], "MODEL.HEATMAP_SIZE", [16, 16], *SHALLOW, "MODEL.EXTRA.NUM_DECONV_FILTERS", [4, 4, 4]]
-    cfg = config.load(ROOT / "experiments/mpii/resnet/res50_256x256_d256x3_adam_lr1e-3.yaml", overrides)
+    overrides = [
+        "MODEL.PRETRAINED",
+        "",
+        "MODEL.IMAGE_SIZE",
+        [64, 64],
+        "MODEL.HEATMAP_SIZE",
+        [16, 16],
+        *SHALLOW,
+        "MODEL.EXTRA.NUM_DECONV_FILTERS",
+        [4, 4, 4],
+    ]
+    cfg = config.load(
+        ROOT / "experiments/mpii/resnet/res50_256x256_d256x3_adam_lr1e-3.yaml", overrides
+    )
     model = build_model(cfg)
     torch.save(filled_state(model.state_dict(), 0), tmp_path / "mpii.pth")
-    assert all(one.equal for one in export(cfg, tmp_path / "mpii.pth", tmp_path / "mpii.onnx", "onnx", WHOLE))
+    assert all(
+        one.equal
+        for one in export(cfg, tmp_path / "mpii.pth", tmp_path / "mpii.onnx", "onnx", WHOLE)
+    )
     one = PoseEstimator(None, tmp_path / "mpii.onnx", device="cpu")(picture, BOXES)
     other = PoseEstimator(cfg, tmp_path / "mpii.pth", device="cpu", flip_test=True)(picture, BOXES)
-    assert one.skeleton.name == "mpii" and one.keypoints.shape == (3, 16, 2) and np.abs(one.keypoints - other.keypoints).max() < 1e-3
+    assert (
+        one.skeleton.name == "mpii"
+        and one.keypoints.shape == (3, 16, 2)
+        and np.abs(one.keypoints - other.keypoints).max() < 1e-3
+    )
 
 
 class Spoiled(Graph):
@@ -167,40 +252,70 @@ def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch):
     out = tmp_path / "net.torchscript"
     out.write_bytes(b"before")
     monkeypatch.setattr("poise.inference.export.Graph", Spoiled)
-    with pytest.raises(DataError, match=r"net.torchscript: the exported file differs from the network and is not kept \(noise: .*made persons") as error:
+    with pytest.raises(
+        DataError,
+        match=(
+            r"net.torchscript: the exported file differs from the network and is not kept \(noise:"
+            r" .*made persons"
+        ),
+    ) as error:
         export(cfg, file, out, "torchscript")
-    assert out.read_bytes() == b"before" and sorted(path.name for path in tmp_path.iterdir()) == ["net.torchscript", "resnet.pth"] and "\n" not in str(error.value)
+    assert (
+        out.read_bytes() == b"before"
+        and sorted(path.name for path in tmp_path.iterdir()) == ["net.torchscript", "resnet.pth"]
+        and "\n" not in str(error.value)
+    )
     monkeypatch.setattr(Spoiled, "amount", 0.0)
     export(cfg, file, out, "torchscript")
     assert out.read_bytes() != b"before"
 
 
 def test_joints_in_wrong_places_are_found(tmp_path):
-    """Heatmaps that are right do not excuse keypoints that are not, and what is not a number is never equal."""
+    """Heatmaps that are right do not excuse keypoints that are not, and what is not a number is
+    never equal.
+    """
     cfg, file = narrow("resnet", tmp_path)
-    model, graph, crops = small("resnet"), Graph(cfg, small("resnet"), Parts(decode=True)), parity.noise_crops(cfg)
+    model, graph, crops = (
+        small("resnet"),
+        Graph(cfg, small("resnet"), Parts(decode=True)),
+        parity.noise_crops(cfg),
+    )
 
     def run(images, spoil=lambda outputs: outputs):
         with torch.no_grad():
             return spoil([output.numpy() for output in graph(torch.from_numpy(images))])
 
     def compared(spoil):
-        return parity.compare(cfg, model, Parts(decode=True), lambda images: run(images, spoil), crops, "noise")
+        return parity.compare(
+            cfg, model, Parts(decode=True), lambda images: run(images, spoil), crops, "noise"
+        )
 
     assert compared(lambda outputs: outputs).equal
     one = compared(lambda outputs: [outputs[0] + np.float32(0.02), *outputs[1:]])
-    assert not one.equal and one.keypoints == pytest.approx(0.02, rel=1e-2) and one.heatmaps < parity.HEATMAP_TOLERANCE
-    assert not compared(lambda outputs: [outputs[0], outputs[1] * np.float32(1.01), outputs[2]]).equal
+    assert (
+        not one.equal
+        and one.keypoints == pytest.approx(0.02, rel=1e-2)
+        and one.heatmaps < parity.HEATMAP_TOLERANCE
+    )
+    assert not compared(
+        lambda outputs: [outputs[0], outputs[1] * np.float32(1.01), outputs[2]]
+    ).equal
     assert not compared(lambda outputs: [*outputs[:2], outputs[2] * np.float32("nan")]).equal
     with torch.no_grad():
         model.final_layer.bias[3] = float("inf")
     with pytest.raises(DataError, match="own heatmaps hold NaN or infinity"):
         compared(lambda outputs: outputs)
-    flat = parity._certain(build_codec(cfg), np.zeros((1, 17, 16, 16), np.float32), np.zeros((1, 17, 2), np.float32), 1e-7)
-    assert not flat.any()       # nobody can say where the maximum of a flat map is
+    flat = parity._certain(
+        build_codec(cfg),
+        np.zeros((1, 17, 16, 16), np.float32),
+        np.zeros((1, 17, 2), np.float32),
+        1e-7,
+    )
+    assert not flat.any()  # nobody can say where the maximum of a flat map is
 
 
 # ---- ONNX files as PoseEstimator's weights
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
@@ -229,29 +344,59 @@ def test_the_same_poses_from_an_onnx_file(exported, picture, caplog):
     for parts, onnx in files.items():
         flip = parts.flip or not parts.decode
         caplog.clear()
-        wanted = PoseEstimator(cfg, file, device="cpu", flip_test=flip)([picture, picture], [BOXES, None])
+        wanted = PoseEstimator(cfg, file, device="cpu", flip_test=flip)(
+            [picture, picture], [BOXES, None]
+        )
         for experiment in (None, cfg):
             estimator = PoseEstimator(experiment, onnx, device="cpu", batch_size=3)
-            assert estimator.cfg.TEST.FLIP_TEST == flip and estimator.skeleton.name == "coco"
+            assert flip == estimator.cfg.TEST.FLIP_TEST and estimator.skeleton.name == "coco"
             for one, other in zip(estimator([picture, picture], [BOXES, None]), wanted):
-                assert np.abs(one.keypoints - other.keypoints).max() < 1e-3 and np.allclose(one.scores, other.scores, atol=1e-5) and len(one) == len(other)
+                assert (
+                    np.abs(one.keypoints - other.keypoints).max() < 1e-3
+                    and np.allclose(one.scores, other.scores, atol=1e-5)
+                    and len(one) == len(other)
+                )
                 assert np.allclose(one.person_scores, other.person_scores, atol=1e-5)
         assert len(estimator(picture, [])) == 0
-        without = "was exported with decoding and without the flip test, so TEST.FLIP_TEST True has no effect"
+        without = (
+            "was exported with decoding and without the flip test, so TEST.FLIP_TEST True has no"
+            " effect"
+        )
         assert caplog.text.count(without) == (0 if flip else 2)
     plain = PoseEstimator(None, files[Parts()], device="cpu", flip_test=False)(picture)
-    assert np.allclose(plain.scores, PoseEstimator(cfg, file, device="cpu", flip_test=False)(picture).scores, atol=1e-5)
+    assert np.allclose(
+        plain.scores,
+        PoseEstimator(cfg, file, device="cpu", flip_test=False)(picture).scores,
+        atol=1e-5,
+    )
 
 
 def test_what_an_onnx_file_cannot_do(exported, tmp_path):
     cfg, _, files = exported
     for parts, options, said in (
-            (WHOLE, {"flip_test": False}, "was exported with the flip test"), (Parts(normalize=True, decode=True), {"flip_test": True}, "with decoding and without the flip test"),
-            (Parts(), {"half": True}, "leave half out"), (Parts(), {"overrides": ["MODEL.IMAGE_SIZE", [32, 32], "MODEL.HEATMAP_SIZE", [8, 8]]}, "exported with MODEL.IMAGE_SIZE"),
-            (WHOLE, {"overrides": ["TEST.POST_PROCESS", False]}, "exported with TEST.POST_PROCESS True")):
+        (WHOLE, {"flip_test": False}, "was exported with the flip test"),
+        (
+            Parts(normalize=True, decode=True),
+            {"flip_test": True},
+            "with decoding and without the flip test",
+        ),
+        (Parts(), {"half": True}, "leave half out"),
+        (
+            Parts(),
+            {"overrides": ["MODEL.IMAGE_SIZE", [32, 32], "MODEL.HEATMAP_SIZE", [8, 8]]},
+            "exported with MODEL.IMAGE_SIZE",
+        ),
+        (
+            WHOLE,
+            {"overrides": ["TEST.POST_PROCESS", False]},
+            "exported with TEST.POST_PROCESS True",
+        ),
+    ):
         with pytest.raises(ConfigError, match=said):
             PoseEstimator(None, files[parts], device="cpu", **options)
-    assert not PoseEstimator(None, files[Parts()], device="cpu", overrides=["TEST.POST_PROCESS", False]).cfg.TEST.POST_PROCESS
+    assert not PoseEstimator(
+        None, files[Parts()], device="cpu", overrides=["TEST.POST_PROCESS", False]
+    ).cfg.TEST.POST_PROCESS
     with pytest.raises(DataError, match="no such ONNX file"):
         PoseEstimator(None, tmp_path / "missing.onnx")
 
@@ -265,7 +410,9 @@ def test_onnxruntime_that_fails_while_it_runs(exported, monkeypatch):
     cfg, _, files = exported
     network = OnnxNetwork(files[Parts()], None, "cpu", None)
     monkeypatch.setattr(network, "_session", SimpleNamespace(run=fail))
-    with pytest.raises(DataError, match=r"onnxruntime fails on 2 crops \(no room for the workspace\)"):
+    with pytest.raises(
+        DataError, match=r"onnxruntime fails on 2 crops \(no room for the workspace\)"
+    ):
         network(np.zeros((2, *reversed(cfg.MODEL.IMAGE_SIZE), 3), np.uint8))
 
 
@@ -276,19 +423,42 @@ def test_devices_of_an_onnx_file(exported, monkeypatch):
 
     file = exported[2][Parts()]
     for device in ("mps", "toaster", 1.5):
-        with pytest.raises(ConfigError, match=f"device '{device}' cannot be used with an ONNX file; give auto, cpu, cuda or cuda:1"):
+        with pytest.raises(
+            ConfigError,
+            match=(
+                f"device '{device}' cannot be used with an ONNX file; give auto, cpu, cuda or"
+                " cuda:1"
+            ),
+        ):
             PoseEstimator(None, file, device=device)
-    assert PoseEstimator(None, file).device == torch.device("cpu") and PoseEstimator(None, file, device=torch.device("cpu")).device.type == "cpu"
+    assert (
+        PoseEstimator(None, file).device == torch.device("cpu")
+        and PoseEstimator(None, file, device=torch.device("cpu")).device.type == "cpu"
+    )
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(ConfigError, match="this onnxruntime cannot use cuda:1; install onnxruntime-gpu"):
+    with pytest.raises(
+        ConfigError, match="this onnxruntime cannot use cuda:1; install onnxruntime-gpu"
+    ):
         PoseEstimator(None, file, device="cuda:1")
-    if "CUDAExecutionProvider" in onnxruntime.InferenceSession(str(file), providers=["CUDAExecutionProvider", "CPUExecutionProvider"]).get_providers():
+    if (
+        "CUDAExecutionProvider"
+        in onnxruntime.InferenceSession(
+            str(file), providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
+        ).get_providers()
+    ):
         pytest.skip("this machine has a GPU")
     # a package for GPUs on a machine without one: onnxruntime itself goes on with the CPU
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
     found = PoseEstimator(None, file)
     assert found.device == torch.device("cpu") and found.batch_size == 4
-    with pytest.raises(ConfigError, match="onnxruntime cannot start CUDA here; mend its installation, or give device cpu"):
+    with pytest.raises(
+        ConfigError,
+        match="onnxruntime cannot start CUDA here; mend its installation, or give device cpu",
+    ):
         PoseEstimator(None, file, device="cuda")
 
 
@@ -305,7 +475,9 @@ def with_metadata(source, target, text, key="poise"):
 
 
 def test_metadata_of_strangers(exported, tmp_path):
-    """It is data: whatever stands there is read as JSON, and refused in one line where it is not what an export writes."""
+    """It is data: whatever stands there is read as JSON, and refused in one line where it is not
+    what an export writes.
+    """
     cfg, _, files = exported
     good = json.loads(metadata.as_text(cfg, Parts()))
 
@@ -313,27 +485,57 @@ def test_metadata_of_strangers(exported, tmp_path):
         return json.dumps({**good, **more})
 
     def with_keys(**keys):
-        return changed(config={**good["config"], **{key.replace("__", "."): value for key, value in keys.items()}})
+        return changed(
+            config={
+                **good["config"],
+                **{key.replace("__", "."): value for key, value in keys.items()},
+            }
+        )
 
     cases = [
-        ("has no metadata of Poise", None), ("is not Poise's", "{'a': 1}"), ("is not Poise's .*JSONDecodeError", "__import__('os').system('touch evil')"),
-        ("of version 7", changed(version=7)), ("other keys than an export writes", with_keys(MODEL__GENOTYPE="/etc/passwd")),
-        ("texts where numbers", with_keys(MODEL__SIGMA="2.0")), ("MODEL.IMAGE_SIZE must be", with_keys(MODEL__IMAGE_SIZE=[10**9, 1])),
-        ("MODEL.SIGMA must be", with_keys(MODEL__SIGMA=-1.0)), ("too long", changed(x="y" * 300_000)),
+        ("has no metadata of Poise", None),
+        ("is not Poise's", "{'a': 1}"),
+        ("is not Poise's .*JSONDecodeError", "__import__('os').system('touch evil')"),
+        ("of version 7", changed(version=7)),
+        ("other keys than an export writes", with_keys(MODEL__GENOTYPE="/etc/passwd")),
+        ("texts where numbers", with_keys(MODEL__SIGMA="2.0")),
+        ("MODEL.IMAGE_SIZE must be", with_keys(MODEL__IMAGE_SIZE=[10**9, 1])),
+        ("MODEL.SIGMA must be", with_keys(MODEL__SIGMA=-1.0)),
+        ("too long", changed(x="y" * 300_000)),
         ("is not Poise's .*RecursionError|JSONDecodeError", "[" * 100_000),
-        ("other keys than", changed(parts={"normalize": 1, "flip": False, "decode": False})), ("TypeError", "3"),
+        ("other keys than", changed(parts={"normalize": 1, "flip": False, "decode": False})),
+        ("TypeError", "3"),
         ("are not those that its metadata tells", changed(parts={**good["parts"], "decode": True})),
-        ("TEST.BLUR_KERNEL must be", with_keys(TEST__BLUR_KERNEL=4)), ("is not Poise's", "null"),
+        ("TEST.BLUR_KERNEL must be", with_keys(TEST__BLUR_KERNEL=4)),
+        ("is not Poise's", "null"),
         ("other keys of its joints", changed(dataset={**good["dataset"], "root": "/"})),
-        ("its joints: flip_pairs names 'tail'", changed(dataset={**good["dataset"], "flip_pairs": [["nose", "tail"]]})),
-        ("MODEL.NUM_JOINTS must be 1", changed(dataset={"name": "one", "joints": ["nose"], "flip_pairs": [], "limbs": []}))]
+        (
+            "its joints: flip_pairs names 'tail'",
+            changed(dataset={**good["dataset"], "flip_pairs": [["nose", "tail"]]}),
+        ),
+        (
+            "MODEL.NUM_JOINTS must be 1",
+            changed(dataset={"name": "one", "joints": ["nose"], "flip_pairs": [], "limbs": []}),
+        ),
+    ]
     for said, text in cases:
         file = with_metadata(files[Parts()], tmp_path / "stranger.onnx", text)
         with pytest.raises(DataError, match=said) as error:
             PoseEstimator(None, file, device="cpu")
-        assert "\n" not in str(error.value) and "stranger.onnx" in str(error.value) and len(str(error.value)) < 600
+        assert (
+            "\n" not in str(error.value)
+            and "stranger.onnx" in str(error.value)
+            and len(str(error.value)) < 600
+        )
     with_metadata(files[Parts()], tmp_path / "stranger.onnx", json.dumps(good))
-    assert len(PoseEstimator(None, tmp_path / "stranger.onnx", device="cpu")(np.zeros((9, 9, 3), np.uint8))) == 1
+    assert (
+        len(
+            PoseEstimator(None, tmp_path / "stranger.onnx", device="cpu")(
+                np.zeros((9, 9, 3), np.uint8)
+            )
+        )
+        == 1
+    )
     for content in (b"", b"not a model", files[Parts()].read_bytes()[:5000]):
         (tmp_path / "broken.onnx").write_bytes(content)
         with pytest.raises(DataError, match="onnxruntime cannot run this file") as error:
@@ -354,7 +556,13 @@ def test_joints_of_its_own(tmp_path):
     wanted = PoseEstimator(cfg, file, device="cpu")(picture)
     path.unlink()
     found = PoseEstimator(None, tmp_path / "five.onnx", device="cpu")
-    assert found.skeleton.names == ("middle", "left_0", "right_0", "left_1", "right_1") and found.skeleton.flip_pairs == ((1, 2), (3, 4))
+    assert found.skeleton.names == (
+        "middle",
+        "left_0",
+        "right_0",
+        "left_1",
+        "right_1",
+    ) and found.skeleton.flip_pairs == ((1, 2), (3, 4))
     np.testing.assert_allclose(found(picture).keypoints, wanted.keypoints, atol=1e-2)
     assert found(picture).draw(picture).shape == picture.shape
 
@@ -364,48 +572,105 @@ def test_many_pictures_go_through_the_network_in_parts(tmp_path, monkeypatch):
     cfg, _ = narrow("resnet", tmp_path)
     model, sizes, whole = small("resnet"), [], parity.eager_heatmaps
     graph = Graph(cfg, small("resnet"), Parts(normalize=True))
-    monkeypatch.setattr(parity, "eager_heatmaps", lambda cfg, model, crops, flip: sizes.append(len(crops)) or whole(cfg, model, crops, flip))
+    monkeypatch.setattr(
+        parity,
+        "eager_heatmaps",
+        lambda cfg, model, crops, flip: sizes.append(len(crops)) or whole(cfg, model, crops, flip),
+    )
     with torch.no_grad():
-        one = parity.compare(cfg, model, graph.parts, lambda images: [output.numpy() for output in graph(torch.from_numpy(images))], parity.noise_crops(cfg, 20), "noise")
+        one = parity.compare(
+            cfg,
+            model,
+            graph.parts,
+            lambda images: [output.numpy() for output in graph(torch.from_numpy(images))],
+            parity.noise_crops(cfg, 20),
+            "noise",
+        )
     assert one.equal and one.crops == sum(sizes) == 20 and max(sizes) == 4
 
 
 def test_other_joints_than_those_of_the_training(tmp_path, caplog):
-    """As many, but others: weights and exports of them are told of, an ONNX file with its joints in it is refused."""
-    sets = {"own": make_set(tmp_path, 5, images=()), "renamed": make_set(tmp_path, 5, images=(), file="renamed.yaml", names=["middle", "left_0", "right_0", "hand", "foot"]),
-            "turned": make_set(tmp_path, 5, images=(), file="turned.yaml", flip_pairs=[["left_0", "right_1"], ["left_1", "right_0"]])}
+    """As many, but others: weights and exports of them are told of, an ONNX file with its joints
+    in it is refused.
+    """
+    sets = {
+        "own": make_set(tmp_path, 5, images=()),
+        "renamed": make_set(
+            tmp_path,
+            5,
+            images=(),
+            file="renamed.yaml",
+            names=["middle", "left_0", "right_0", "hand", "foot"],
+        ),
+        "turned": make_set(
+            tmp_path,
+            5,
+            images=(),
+            file="turned.yaml",
+            flip_pairs=[["left_0", "right_1"], ["left_1", "right_0"]],
+        ),
+    }
     experiment, cfgs = command_line("resnet")[0], {}
     for name, path in sets.items():
-        cfgs[name] = config.load(ROOT / experiment, command_line("resnet", *TEST_KEYS, "DATASET.FILE", str(path), "MODEL.NUM_JOINTS", 5)[1])
+        cfgs[name] = config.load(
+            ROOT / experiment,
+            command_line("resnet", *TEST_KEYS, "DATASET.FILE", str(path), "MODEL.NUM_JOINTS", 5)[1],
+        )
     file = tmp_path / "weights.pth"
     torch.save(with_joints(small("resnet", joints=5).state_dict(), joint_names(5)), file)
-    said = f"{file} was trained for other joints than those of {sets['renamed']} (its joint 3 is left_1 and not hand): joints may get wrong names"
+    said = (
+        f"{file} was trained for other joints than those of {sets['renamed']} (its joint 3 is"
+        " left_1 and not hand): joints may get wrong names"
+    )
     for name, warnings in (("own", []), ("turned", []), ("renamed", [said])):
         caplog.clear()
         PoseEstimator(cfgs[name], file, device="cpu")
-        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == warnings
+        assert [
+            record.getMessage() for record in caplog.records if record.levelname == "WARNING"
+        ] == warnings
     caplog.clear()
     export(cfgs["renamed"], file, tmp_path / "net.torchscript", "torchscript")
     assert said in caplog.text
     export(cfgs["own"], file, tmp_path / "five.onnx")
-    assert PoseEstimator(cfgs["own"], tmp_path / "five.onnx", device="cpu").skeleton.names == tuple(joint_names(5))
-    for name, fault in (("renamed", "its joint 3 is left_1 and not hand"), ("turned", "its mirror pairs differ")):
-        with pytest.raises(ConfigError, match=rf"exported with other joints than the experiment's \({fault}\); export it anew, or leave the experiment out"):
+    assert PoseEstimator(cfgs["own"], tmp_path / "five.onnx", device="cpu").skeleton.names == tuple(
+        joint_names(5)
+    )
+    for name, fault in (
+        ("renamed", "its joint 3 is left_1 and not hand"),
+        ("turned", "its mirror pairs differ"),
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=(
+                rf"exported with other joints than the experiment's \({fault}\); export it anew, or"
+                r" leave the experiment out"
+            ),
+        ):
             PoseEstimator(cfgs[name], tmp_path / "five.onnx", device="cpu")
 
 
 def test_weights_trained_otherwise_are_told_of(tmp_path, caplog):
     cfg, file = narrow("resnet", tmp_path, *SHALLOW)
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    export(config.changed(cfg, ["DATASET.COLOR_RGB", not cfg.DATASET.COLOR_RGB]), file, tmp_path / "net.torchscript", "torchscript")
-    assert f"{file} was trained with DATASET.COLOR_RGB {cfg.DATASET.COLOR_RGB} (tested with {not cfg.DATASET.COLOR_RGB})" in caplog.text
+    export(
+        config.changed(cfg, ["DATASET.COLOR_RGB", not cfg.DATASET.COLOR_RGB]),
+        file,
+        tmp_path / "net.torchscript",
+        "torchscript",
+    )
+    assert (
+        f"{file} was trained with DATASET.COLOR_RGB {cfg.DATASET.COLOR_RGB} (tested with"
+        f" {not cfg.DATASET.COLOR_RGB})" in caplog.text
+    )
 
 
 def test_without_the_extra(tmp_path, monkeypatch):
     cfg, file = narrow("resnet", tmp_path)
     for name in ("onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=r"exporting to onnx needs onnxscript .* pip install 'poise\[onnx\]'"):
+    with pytest.raises(
+        ConfigError, match=r"exporting to onnx needs onnxscript .* pip install 'poise\[onnx\]'"
+    ):
         export(cfg, file, tmp_path / "net.onnx")
     (tmp_path / "net.onnx").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"needs onnxruntime .* pip install 'poise\[onnx\]'"):
@@ -414,33 +679,65 @@ def test_without_the_extra(tmp_path, monkeypatch):
 
 # ---- the tool
 
+
 @pytest.fixture
 def tool(monkeypatch, capfd):
     """Run tools/export.py in this process; (status, stdout, stderr)."""
+
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["tools/export.py", *map(str, words)])
         with pytest.raises(SystemExit) as done:
             run_tool(TOOL.main)
         out, err = capfd.readouterr()
         return done.value.code, out, err
+
     return run
 
 
 def test_the_tool(tool, tmp_path, picture):
-    assert TOOL.FORMATS == tuple(formats.FORMATS)
+    assert tuple(formats.FORMATS) == TOOL.FORMATS
     path, words = command_line("resnet")
     file = tmp_path / "net.pth"
-    torch.save({"epoch": 3, "state_dict": small("resnet").state_dict()}, file)      # a checkpoint
+    torch.save({"epoch": 3, "state_dict": small("resnet").state_dict()}, file)  # a checkpoint
     cv2.imwrite(str(tmp_path / "a.jpg"), picture)
     (tmp_path / "notes.txt").write_text("no picture")
-    status, out, err = tool("--cfg", ROOT / path, "--weights", file, "--format", "torchscript", "--with-decode", "--images", tmp_path, "--images", tmp_path / "a.jp*", *words)
+    status, out, err = tool(
+        "--cfg",
+        ROOT / path,
+        "--weights",
+        file,
+        "--format",
+        "torchscript",
+        "--with-decode",
+        "--images",
+        tmp_path,
+        "--images",
+        tmp_path / "a.jp*",
+        *words,
+    )
     assert status == 0 and not err and (tmp_path / "net.torchscript").is_file(), err
-    assert "noise: 8 crops: heatmaps differ by at most" in out and "pictures: 2 crops: " in out and "px in 34 joints" in out and "written: " in out
+    assert (
+        "noise: 8 crops: heatmaps differ by at most" in out
+        and "pictures: 2 crops: " in out
+        and "px in 34 joints" in out
+        and "written: " in out
+    )
     shutil.rmtree(tmp_path / "empty", ignore_errors=True)
     (tmp_path / "empty").mkdir()
-    for options, said, wanted in ((["--images", tmp_path / "empty"], "the folder holds no file with the ending of a picture", 1), (["--images", "0" * 400], "cannot be read (File name too long)", 1), (["--images", tmp_path / "notes.txt"], "notes.txt: not a picture", 1),
-                                  (["--out", file], "give a file of its own", 2), (["--out", tmp_path / "empty"], "give a file of its own", 2)):
-        status, out, err = tool("--cfg", ROOT / path, "--weights", file, "--format", "torchscript", *options, *words)
+    for options, said, wanted in (
+        (
+            ["--images", tmp_path / "empty"],
+            "the folder holds no file with the ending of a picture",
+            1,
+        ),
+        (["--images", "0" * 400], "cannot be read (File name too long)", 1),
+        (["--images", tmp_path / "notes.txt"], "notes.txt: not a picture", 1),
+        (["--out", file], "give a file of its own", 2),
+        (["--out", tmp_path / "empty"], "give a file of its own", 2),
+    ):
+        status, out, err = tool(
+            "--cfg", ROOT / path, "--weights", file, "--format", "torchscript", *options, *words
+        )
         assert status == wanted and said in err and err.count("\n") == 1, err
     status, _, err = tool("--cfg", ROOT / path, "--weights", tmp_path / "missing.pth", *words)
     assert status == 1 and "missing.pth: no such weight file" in err

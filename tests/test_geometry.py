@@ -1,24 +1,30 @@
 """Boxes and crops against the figures of HRNet's code."""
+
 import cv2
 import numpy as np
 import pytest
-
+from poise.config.datasets import COCO
+from poise.io.images import ImageFolder
 from poise.structures import crops as geometry
 from poise.structures.crops import cut
-from poise.io.images import ImageFolder
-from poise.config.datasets import COCO
 
 
 def recorded(crop):
-    """(centre and scale of the crop, matrix of the figures); the figures give scale before the multiplier."""
-    return np.array(crop["box_center"]), np.array(crop["box_scale"], np.float32) * crop["scale_multiplier"], np.array(crop["matrix"]).reshape(2, 3)
+    """(centre and scale of the crop, matrix of the figures); the figures give scale before the
+    multiplier.
+    """
+    return (
+        np.array(crop["box_center"]),
+        np.array(crop["box_scale"], np.float32) * crop["scale_multiplier"],
+        np.array(crop["matrix"]).reshape(2, 3),
+    )
 
 
 def test_matrices_of_hrnet(pipeline, shared):
     folder = ImageFolder(shared / "data/coco_subset/images/train2017")
     for crop in pipeline["crops"]:
         center, scale, matrix = recorded(crop)
-        if crop["flip"]:    # the figures are of the mirrored image
+        if crop["flip"]:  # the figures are of the mirrored image
             center = np.array([folder.read(crop["image"]).shape[1] - 1 - center[0], center[1]])
         ours = geometry.crop_matrix(center, scale, crop["rotation"], crop["image_size"])
         assert np.abs(ours - matrix).max() < 1e-3
@@ -37,20 +43,36 @@ def test_crops_and_joints_of_hrnet(pipeline, shared):
     """Pixels to one grey level and joints to 1e-3 px, mirror folded into the matrix."""
     import json
 
-    annotations = json.loads((shared / "data/coco_subset/annotations/person_keypoints_train2017.json").read_text())
+    annotations = json.loads(
+        (shared / "data/coco_subset/annotations/person_keypoints_train2017.json").read_text()
+    )
     file_of = {image["id"]: image["file_name"] for image in annotations["images"]}
     folder = ImageFolder(shared / "data/coco_subset/images/train2017")
     worst_pixel, off, total = 0, 0, 0
     for crop in pipeline["crops"]:
         center, scale, _ = recorded(crop)
-        pixels, matrix = cut(folder.read(crop["image"]), center, scale, crop["rotation"], crop["flip"], crop["image_size"])
+        pixels, matrix = cut(
+            folder.read(crop["image"]),
+            center,
+            scale,
+            crop["rotation"],
+            crop["flip"],
+            crop["image_size"],
+        )
         rgb = pixels[:, :, ::-1].reshape(-1)
         difference = np.abs(rgb[crop["crop_rgb"]["index"]].astype(int) - crop["crop_rgb"]["value"])
-        worst_pixel, off, total = max(worst_pixel, difference.max()), off + (difference > 0).sum(), total + len(difference)
+        worst_pixel, off, total = (
+            max(worst_pixel, difference.max()),
+            off + (difference > 0).sum(),
+            total + len(difference),
+        )
         assert abs(rgb.mean() - crop["crop_rgb"]["mean"]) < 0.01
         want, visible = np.array(crop["joints"]).reshape(-1, 2), np.array(crop["visible"]) > 0
-        persons = [np.array(a["keypoints"], float).reshape(-1, 3) for a in annotations["annotations"]
-                   if file_of[a["image_id"]] == crop["image"] and max(a["keypoints"]) > 0]
+        persons = [
+            np.array(a["keypoints"], float).reshape(-1, 3)
+            for a in annotations["annotations"]
+            if file_of[a["image_id"]] == crop["image"] and max(a["keypoints"]) > 0
+        ]
         ours = []
         for person in persons:
             joints, labelled = geometry.transform_points(person[:, :2], matrix), person[:, 2] > 0
@@ -60,7 +82,7 @@ def test_crops_and_joints_of_hrnet(pipeline, shared):
                 ours.append(np.abs(joints - want)[visible].max())
         assert ours and min(ours) < 1e-3
     assert worst_pixel <= 1
-    assert off / total < 0.01       # one grey level, and on few pixels
+    assert off / total < 0.01  # one grey level, and on few pixels
 
 
 def test_box_becomes_center_and_scale():
@@ -72,7 +94,8 @@ def test_box_becomes_center_and_scale():
 
 def test_mpii_center_and_scale():
     center, extent, given = geometry.mpii_center_extent([[966, 340], [-1, 7]], [4.0, 2.0])
-    assert center.tolist() == [[965, 399], [-2, 6]]     # 15 units of scale lower, then 0-based; -1 is 'not given'
+    # 15 units of scale lower, then 0-based; -1 is 'not given'
+    assert center.tolist() == [[965, 399], [-2, 6]]
     assert extent.tolist() == [[800, 800], [400, 400]] and given.tolist() == [True, False]
 
 
@@ -82,7 +105,14 @@ def test_mirror_in_the_matrix_is_the_mirrored_image(rotation):
     image = cv2.GaussianBlur(rng.integers(0, 256, (90, 121, 3), np.uint8), (0, 0), 3)
     center, scale = np.array([40.0, 50.0]), np.array([0.3, 0.4])
     folded, matrix = cut(image, center, scale, rotation, True, (48, 64))
-    plain, _ = cut(np.ascontiguousarray(image[:, ::-1]), np.array([120 - 40.0, 50.0]), scale, rotation, False, (48, 64))
+    plain, _ = cut(
+        np.ascontiguousarray(image[:, ::-1]),
+        np.array([120 - 40.0, 50.0]),
+        scale,
+        rotation,
+        False,
+        (48, 64),
+    )
     assert np.abs(folded.astype(int) - plain).max() <= 1
     assert geometry.transform_points(np.array([40.0, 50.0]), matrix) == pytest.approx([24, 32])
 

@@ -1,14 +1,19 @@
-"""HRNet: in the layout of its repository's files, and at other widths. Its recorded figures are compared in test_models.py."""
+"""HRNet: in the layout of its repository's files, and at other widths. Its recorded figures are
+compared in test_models.py.
+"""
+
 import pytest
 import torch
 from conftest import ROOT
-from torch import nn
-
 from poise import config
 from poise.errors import ConfigError
 from poise.models import build_model
+from torch import nn
 
-W32, W48 = (ROOT / "experiments/coco/hrnet" / name for name in ("w32_256x192_adam_lr1e-3.yaml", "w48_384x288_adam_lr1e-3.yaml"))
+W32, W48 = (
+    ROOT / "experiments/coco/hrnet" / name
+    for name in ("w32_256x192_adam_lr1e-3.yaml", "w48_384x288_adam_lr1e-3.yaml")
+)
 FILES = sorted((ROOT / "experiments").glob("*/hrnet/*.yaml"))
 
 # in the layout and with the values of HRNet's experiments/coco/hrnet/w48_384x288_adam_lr1e-3.yaml
@@ -48,12 +53,27 @@ DEBUG: {DEBUG: true, SAVE_BATCH_IMAGES_GT: true, SAVE_BATCH_IMAGES_PRED: true, S
 """
 NARROW = ["MODEL.EXTRA.STEM_CHANNELS", 8]
 for key, branches in (("STAGE2", 2), ("STAGE3", 3), ("STAGE4", 4)):
-    NARROW += [f"MODEL.EXTRA.{key}.NUM_CHANNELS", [4, 8, 8, 12][:branches], f"MODEL.EXTRA.{key}.NUM_BLOCKS", [1] * branches,
-               f"MODEL.EXTRA.{key}.NUM_MODULES", 1]
+    NARROW += [
+        f"MODEL.EXTRA.{key}.NUM_CHANNELS",
+        [4, 8, 8, 12][:branches],
+        f"MODEL.EXTRA.{key}.NUM_BLOCKS",
+        [1] * branches,
+        f"MODEL.EXTRA.{key}.NUM_MODULES",
+        1,
+    ]
 
 
 def configured(width=64, height=96, overrides=()):
-    return config.load(W32, ["MODEL.IMAGE_SIZE", [width, height], "MODEL.HEATMAP_SIZE", [width // 4, height // 4], *overrides])
+    return config.load(
+        W32,
+        [
+            "MODEL.IMAGE_SIZE",
+            [width, height],
+            "MODEL.HEATMAP_SIZE",
+            [width // 4, height // 4],
+            *overrides,
+        ],
+    )
 
 
 def test_published_file_is_our_experiment(tmp_path):
@@ -62,9 +82,10 @@ def test_published_file_is_our_experiment(tmp_path):
     theirs, ours = (config.load(p) for p in (path, W48))
     for cfg in (theirs, ours):
         cfg.defrost()
-        del cfg["DEBUG"]                # theirs has every debug picture on
-        del cfg.TEST["NMS_THRE"]        # without effect
-    assert theirs.DATASET.ROOT == "data/coco/" and ours.DATASET.ROOT == ""     # ours says nothing: the dataset file says data/coco
+        del cfg["DEBUG"]  # theirs has every debug picture on
+        del cfg.TEST["NMS_THRE"]  # without effect
+    # ours says nothing: the dataset file says data/coco
+    assert theirs.DATASET.ROOT == "data/coco/" and ours.DATASET.ROOT == ""
     theirs.DATASET.ROOT = ""
     assert theirs == ours
 
@@ -73,11 +94,21 @@ def test_published_file_is_our_experiment(tmp_path):
 def test_experiments(path):
     cfg = config.load(path)
     width, (height, across) = int(path.stem[1:3]), map(int, path.stem.split("_")[1].split("x"))
-    assert list(cfg.MODEL.IMAGE_SIZE) == [across, height] and cfg.MODEL.SIGMA == (3 if height == 384 else 2)
-    assert [cfg.MODEL.EXTRA[f"STAGE{stage}"].NUM_CHANNELS for stage in (2, 3, 4)] == [[width << i for i in range(stage)] for stage in (2, 3, 4)]
+    assert (
+        list(cfg.MODEL.IMAGE_SIZE) == [across, height]
+        and (3 if height == 384 else 2) == cfg.MODEL.SIGMA
+    )
+    assert [cfg.MODEL.EXTRA[f"STAGE{stage}"].NUM_CHANNELS for stage in (2, 3, 4)] == [
+        [width << i for i in range(stage)] for stage in (2, 3, 4)
+    ]
     assert f"hrnet_w{width}-" in cfg.MODEL.PRETRAINED
     with torch.device("meta"):
-        assert build_model(cfg).eval()(torch.empty(1, 3, height, across)).shape == (1, cfg.MODEL.NUM_JOINTS, height // 4, across // 4)
+        assert build_model(cfg).eval()(torch.empty(1, 3, height, across)).shape == (
+            1,
+            cfg.MODEL.NUM_JOINTS,
+            height // 4,
+            across // 4,
+        )
 
 
 def test_small_network_trains_all_of_its_weights():
@@ -85,23 +116,49 @@ def test_small_network_trains_all_of_its_weights():
     outputs = model(torch.randn(2, 3, 96, 64))
     assert isinstance(outputs, tuple) and len(outputs) == 1 and outputs[0].shape == (2, 17, 24, 16)
     outputs[0].square().mean().backward()
-    assert all(p.grad is not None for p in model.parameters())     # weights without a gradient stop distributed training
+    # weights without a gradient stop distributed training
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_other_blocks_and_widths():
-    wider = ["MODEL.EXTRA.STAGE3.NUM_CHANNELS", [6, 8, 10], "MODEL.EXTRA.STAGE4.BLOCK", "BOTTLENECK", "MODEL.EXTRA.FINAL_CONV_KERNEL", 3]
+    wider = [
+        "MODEL.EXTRA.STAGE3.NUM_CHANNELS",
+        [6, 8, 10],
+        "MODEL.EXTRA.STAGE4.BLOCK",
+        "BOTTLENECK",
+        "MODEL.EXTRA.FINAL_CONV_KERNEL",
+        3,
+    ]
     model = build_model(configured(overrides=[*NARROW, *wider])).eval()
     assert model(torch.randn(1, 3, 96, 64)).shape == (1, 17, 24, 16)
-    assert model.transition2[0][0].weight.shape == (6, 4, 3, 3) and isinstance(model.transition2[1], nn.Identity)
+    assert model.transition2[0][0].weight.shape == (6, 4, 3, 3) and isinstance(
+        model.transition2[1], nn.Identity
+    )
     assert model.final_layer.weight.shape == (17, 16, 3, 3)
 
 
 def test_fewer_and_more_branches():
-    stage3 = ["MODEL.EXTRA.STAGE3.NUM_BRANCHES", 4, "MODEL.EXTRA.STAGE3.NUM_BLOCKS", [1] * 4, "MODEL.EXTRA.STAGE3.NUM_CHANNELS", [4, 8, 8, 12]]
-    model = build_model(configured(overrides=[*NARROW, *stage3])).eval()        # two branches are new at once
+    stage3 = [
+        "MODEL.EXTRA.STAGE3.NUM_BRANCHES",
+        4,
+        "MODEL.EXTRA.STAGE3.NUM_BLOCKS",
+        [1] * 4,
+        "MODEL.EXTRA.STAGE3.NUM_CHANNELS",
+        [4, 8, 8, 12],
+    ]
+    # two branches are new at once
+    model = build_model(configured(overrides=[*NARROW, *stage3])).eval()
     assert model(torch.randn(1, 3, 96, 64)).shape == (1, 17, 24, 16)
-    stage4 = ["MODEL.EXTRA.STAGE4.NUM_BRANCHES", 3, "MODEL.EXTRA.STAGE4.NUM_BLOCKS", [1] * 3, "MODEL.EXTRA.STAGE4.NUM_CHANNELS", [4, 8, 8]]
-    model = build_model(configured(width=48, height=80, overrides=[*NARROW, *stage4])).eval()       # multiples of 16 are enough then
+    stage4 = [
+        "MODEL.EXTRA.STAGE4.NUM_BRANCHES",
+        3,
+        "MODEL.EXTRA.STAGE4.NUM_BLOCKS",
+        [1] * 3,
+        "MODEL.EXTRA.STAGE4.NUM_CHANNELS",
+        [4, 8, 8],
+    ]
+    # multiples of 16 are enough then
+    model = build_model(configured(width=48, height=80, overrides=[*NARROW, *stage4])).eval()
     assert model(torch.randn(1, 3, 80, 48)).shape == (1, 17, 20, 12)
 
 
@@ -109,14 +166,19 @@ def test_memory_layout_changes_nothing():
     model, images = build_model(configured(overrides=NARROW)).eval(), torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         plain = model(images)
-        laid = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+        laid = model.to(memory_format=torch.channels_last)(
+            images.to(memory_format=torch.channels_last)
+        )
     assert laid.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(plain, laid, atol=1e-4 * float(plain.std()))
 
 
 def test_initial_weights():
     model = build_model(configured())
-    assert float(model.final_layer.weight.detach().std()) == pytest.approx(0.001, rel=0.1) and (model.final_layer.bias == 0).all()
+    assert (
+        float(model.final_layer.weight.detach().std()) == pytest.approx(0.001, rel=0.1)
+        and (model.final_layer.bias == 0).all()
+    )
     weight = model.stage4[0].branches[3][0].conv1.weight.detach()
     assert float(weight.std()) == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
     torch.manual_seed(0)
@@ -126,33 +188,58 @@ def test_initial_weights():
 
 def test_what_an_imagenet_file_gives():
     model = build_model(configured(overrides=NARROW))
-    assert [name for name in model.state_dict() if name.startswith(model.head_prefixes)] == ["final_layer.weight", "final_layer.bias"]
+    assert [name for name in model.state_dict() if name.startswith(model.head_prefixes)] == [
+        "final_layer.weight",
+        "final_layer.bias",
+    ]
     parts = {name.split(".")[0] for name in model.state_dict()}
-    assert parts - set(model.pretrained_layers) == {"final_layer"} and set(model.pretrained_layers) < parts
+    assert (
+        parts - set(model.pretrained_layers) == {"final_layer"}
+        and set(model.pretrained_layers) < parts
+    )
 
 
-@pytest.mark.parametrize("overrides, part", [
-    (["MODEL.EXTRA.STAGE2.NUM_BRANCH", 2], "STAGE2 must be a group of .* got .*NUM_BRANCH"),
-    (["MODEL.EXTRA.STAGE5.NUM_BRANCHES", 2], "STAGE5 is not a key of pose_hrnet"),
-    (["MODEL.EXTRA.STAGE3.BLOCK", "BASIK"], "STAGE3.BLOCK must be BASIC or BOTTLENECK"),
-    (["MODEL.EXTRA.STAGE3.BLOCK", [1]], "STAGE3.BLOCK must be BASIC or BOTTLENECK"),
-    (["MODEL.EXTRA.STAGE3.FUSE_METHOD", "CAT"], "FUSE_METHOD must be SUM"),
-    (["MODEL.EXTRA.STAGE3.NUM_MODULES", 0], "NUM_MODULES must be a whole number from 1"),
-    (["MODEL.EXTRA.STAGE3.NUM_MODULES", "many"], "NUM_MODULES must be a whole number from 1"),
-    (["MODEL.EXTRA.STAGE3.NUM_BRANCHES", 1], "NUM_BRANCHES must be a whole number from 2"),
-    (["MODEL.EXTRA.STAGE3.NUM_BRANCHES", 2], "STAGE3.NUM_BLOCKS must hold 2 numbers"),
-    (["MODEL.EXTRA.STAGE3.NUM_CHANNELS", [32, 64]], "STAGE3.NUM_CHANNELS must hold 3 numbers"),
-    (["MODEL.EXTRA.STAGE3.NUM_CHANNELS", [32, 64, 0]], "STAGE3.NUM_CHANNELS must hold 3 numbers above 0"),
-    (["MODEL.EXTRA.STAGE3.NUM_BLOCKS", [4, 4, 1000]], "NUM_BLOCKS must be at most 64"),
-    (["MODEL.EXTRA.STAGE4.NUM_BRANCHES", 2, "MODEL.EXTRA.STAGE4.NUM_BLOCKS", [4, 4], "MODEL.EXTRA.STAGE4.NUM_CHANNELS", [32, 64]], "must not fall"),
-    (["MODEL.EXTRA.FINAL_CONV_KERNEL", 2], "FINAL_CONV_KERNEL must be 1 or 3"),
-    (["MODEL.EXTRA.PRETRAINED_LAYERS", "conv1"], "PRETRAINED_LAYERS must be a list"),
-    (["MODEL.EXTRA.PRETRAINED_LAYERS", []], "PRETRAINED_LAYERS must be a list"),
-    (["MODEL.EXTRA.PRETRAINED_LAYERS", ["conv1", "stge2"]], "PRETRAINED_LAYERS: 'stge2' is no part"),
-    (["MODEL.EXTRA.STEM_CHANNELS", 0], "STEM_CHANNELS must be a channel count"),
-    (["MODEL.IMAGE_SIZE", [200, 256], "MODEL.HEATMAP_SIZE", [50, 64]], "multiples of 32"),
-    (["MODEL.HEATMAP_SIZE", [96, 128]], "heatmaps of 1/4"),
-])
+@pytest.mark.parametrize(
+    "overrides, part",
+    [
+        (["MODEL.EXTRA.STAGE2.NUM_BRANCH", 2], "STAGE2 must be a group of .* got .*NUM_BRANCH"),
+        (["MODEL.EXTRA.STAGE5.NUM_BRANCHES", 2], "STAGE5 is not a key of pose_hrnet"),
+        (["MODEL.EXTRA.STAGE3.BLOCK", "BASIK"], "STAGE3.BLOCK must be BASIC or BOTTLENECK"),
+        (["MODEL.EXTRA.STAGE3.BLOCK", [1]], "STAGE3.BLOCK must be BASIC or BOTTLENECK"),
+        (["MODEL.EXTRA.STAGE3.FUSE_METHOD", "CAT"], "FUSE_METHOD must be SUM"),
+        (["MODEL.EXTRA.STAGE3.NUM_MODULES", 0], "NUM_MODULES must be a whole number from 1"),
+        (["MODEL.EXTRA.STAGE3.NUM_MODULES", "many"], "NUM_MODULES must be a whole number from 1"),
+        (["MODEL.EXTRA.STAGE3.NUM_BRANCHES", 1], "NUM_BRANCHES must be a whole number from 2"),
+        (["MODEL.EXTRA.STAGE3.NUM_BRANCHES", 2], "STAGE3.NUM_BLOCKS must hold 2 numbers"),
+        (["MODEL.EXTRA.STAGE3.NUM_CHANNELS", [32, 64]], "STAGE3.NUM_CHANNELS must hold 3 numbers"),
+        (
+            ["MODEL.EXTRA.STAGE3.NUM_CHANNELS", [32, 64, 0]],
+            "STAGE3.NUM_CHANNELS must hold 3 numbers above 0",
+        ),
+        (["MODEL.EXTRA.STAGE3.NUM_BLOCKS", [4, 4, 1000]], "NUM_BLOCKS must be at most 64"),
+        (
+            [
+                "MODEL.EXTRA.STAGE4.NUM_BRANCHES",
+                2,
+                "MODEL.EXTRA.STAGE4.NUM_BLOCKS",
+                [4, 4],
+                "MODEL.EXTRA.STAGE4.NUM_CHANNELS",
+                [32, 64],
+            ],
+            "must not fall",
+        ),
+        (["MODEL.EXTRA.FINAL_CONV_KERNEL", 2], "FINAL_CONV_KERNEL must be 1 or 3"),
+        (["MODEL.EXTRA.PRETRAINED_LAYERS", "conv1"], "PRETRAINED_LAYERS must be a list"),
+        (["MODEL.EXTRA.PRETRAINED_LAYERS", []], "PRETRAINED_LAYERS must be a list"),
+        (
+            ["MODEL.EXTRA.PRETRAINED_LAYERS", ["conv1", "stge2"]],
+            "PRETRAINED_LAYERS: 'stge2' is no part",
+        ),
+        (["MODEL.EXTRA.STEM_CHANNELS", 0], "STEM_CHANNELS must be a channel count"),
+        (["MODEL.IMAGE_SIZE", [200, 256], "MODEL.HEATMAP_SIZE", [50, 64]], "multiples of 32"),
+        (["MODEL.HEATMAP_SIZE", [96, 128]], "heatmaps of 1/4"),
+    ],
+)
 def test_impossible_networks_are_named(overrides, part):
     with pytest.raises(ConfigError, match=part), torch.device("meta"):
         build_model(config.load(W32, overrides))

@@ -1,9 +1,9 @@
 """Losses against the figures of HRNet's code."""
+
 import numpy as np
 import pytest
 import torch
 from filling import generator
-
 from poise import config
 from poise.models.losses import JointsMSELoss, JointsOHKMMSELoss, SumOverOutputs, build_loss
 
@@ -20,12 +20,18 @@ def batch():
 def test_losses_of_hrnet(pipeline, batch):
     figures = pipeline["loss"]
     assert float(JointsMSELoss(True)(*batch)) == pytest.approx(figures["JointsMSELoss"], rel=1e-5)
-    assert float(JointsMSELoss(False)(*batch)) == pytest.approx(figures["JointsMSELoss_without_weight"], rel=1e-5)
-    assert float(JointsOHKMMSELoss(True, 8)(*batch)) == pytest.approx(figures["JointsOHKMMSELoss_topk8"], rel=1e-5)
+    assert float(JointsMSELoss(False)(*batch)) == pytest.approx(
+        figures["JointsMSELoss_without_weight"], rel=1e-5
+    )
+    assert float(JointsOHKMMSELoss(True, 8)(*batch)) == pytest.approx(
+        figures["JointsOHKMMSELoss_topk8"], rel=1e-5
+    )
 
 
 def test_ohkm_over_all_joints_is_the_mean(batch):
-    assert float(JointsOHKMMSELoss(True, 17)(*batch)) == pytest.approx(float(JointsMSELoss(True)(*batch)), rel=1e-6)
+    assert float(JointsOHKMMSELoss(True, 17)(*batch)) == pytest.approx(
+        float(JointsMSELoss(True)(*batch)), rel=1e-6
+    )
 
 
 def test_unlabelled_joints_have_no_gradient(batch):
@@ -38,6 +44,8 @@ def test_unlabelled_joints_have_no_gradient(batch):
 
 def test_build_loss():
     cfg = config.default_config()
-    assert isinstance(build_loss(cfg), SumOverOutputs) and isinstance(build_loss(cfg).loss, JointsMSELoss)
+    assert isinstance(build_loss(cfg), SumOverOutputs) and isinstance(
+        build_loss(cfg).loss, JointsMSELoss
+    )
     cfg.LOSS.USE_OHKM, cfg.LOSS.TOPK = True, 5
     assert build_loss(cfg).loss.topk == 5

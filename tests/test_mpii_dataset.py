@@ -1,35 +1,49 @@
 """MPII in the json form of SimpleBaseline and HRNet: 1-based files, 0-based tables."""
+
 import json
 
 import numpy as np
 import pytest
-
 from poise import config
-from poise.datasets import mpii, read_set
 from poise.config import datasets
-from poise.errors import DataError
 from poise.config.datasets import MPII
+from poise.datasets import mpii, read_set
+from poise.errors import DataError
 
 
 def person(name="a.jpg", **fields):
     joints = [[100.0 + j, 200.0 + 2 * j] for j in range(16)]
-    return {"image": name, "center": [300.0, 250.0], "scale": 2.0, "joints": joints, "joints_vis": [1] * 16, **fields}
+    return {
+        "image": name,
+        "center": [300.0, 250.0],
+        "scale": 2.0,
+        "joints": joints,
+        "joints_vis": [1] * 16,
+        **fields,
+    }
 
 
 @pytest.fixture
 def experiment(tmp_path):
     path = tmp_path / "e.yaml"
-    path.write_text(f"DATASET: {{DATASET: mpii, ROOT: {tmp_path}, TRAIN_SET: train, TEST_SET: valid}}\nMODEL: {{NUM_JOINTS: 16}}\n")
+    path.write_text(
+        f"DATASET: {{DATASET: mpii, ROOT: {tmp_path}, TRAIN_SET: train, TEST_SET: valid}}\nMODEL:"
+        " {NUM_JOINTS: 16}\n"
+    )
     return lambda *overrides: config.load(path, overrides)
 
 
 @pytest.fixture
 def read(tmp_path, experiment):
     """A function that reads the table of a split with these persons."""
+
     def table(persons, split="valid"):
         (tmp_path / "annot").mkdir(exist_ok=True)
-        (tmp_path / "annot" / f"{split}.json").write_text(persons if isinstance(persons, str) else json.dumps(persons))
+        (tmp_path / "annot" / f"{split}.json").write_text(
+            persons if isinstance(persons, str) else json.dumps(persons)
+        )
         return mpii.read_table(experiment(), split)
+
     return table
 
 
@@ -46,13 +60,23 @@ def test_columns(read):
     missing[3] = 0
     table = read([person("b.jpg"), person("a.jpg", joints_vis=missing), person("b.jpg")])
     assert table.skeleton is MPII and table.labelled and table.box_source == "gt"
-    assert [table.image_name(i) for i in range(3)] == ["b.jpg", "a.jpg", "b.jpg"] and len(table.image_names) == 2
-    assert table.image_index.tolist() == [0, 1, 0] and table.ids.tolist() == [0, 1, 2] and table.score.tolist() == [1, 1, 1]
+    assert [table.image_name(i) for i in range(3)] == ["b.jpg", "a.jpg", "b.jpg"] and len(
+        table.image_names
+    ) == 2
+    assert (
+        table.image_index.tolist() == [0, 1, 0]
+        and table.ids.tolist() == [0, 1, 2]
+        and table.score.tolist() == [1, 1, 1]
+    )
     # the files count pixels from 1
     assert table.joints[0, 5].tolist() == [104, 209] and table.joints.dtype == np.float32
-    assert table.visible[1].tolist() == [2 * v for v in missing]     # MPII's labelled joints count as seen
+    # MPII's labelled joints count as seen
+    assert table.visible[1].tolist() == [2 * v for v in missing]
     # HRNet: 15 units of scale down, then a quarter larger; SimpleBaseline and HRNet read so
-    assert table.center[0].tolist() == [299, 250 + 15 * 2 - 1] and table.scale[0].tolist() == [2.5, 2.5]
+    assert table.center[0].tolist() == [299, 250 + 15 * 2 - 1] and table.scale[0].tolist() == [
+        2.5,
+        2.5,
+    ]
     assert table.summary() == "3 persons in 2 of 2 images, ground-truth boxes"
 
 
@@ -63,63 +87,97 @@ def test_centre_that_is_not_given(read):
 
 
 def test_test_split_has_no_joints(read):
-    table = read([{"image": "a.jpg", "center": [3, 4], "scale": 1.5}, {"image": "b.jpg", "center": [5, 6], "scale": 1}], "test")
+    table = read(
+        [
+            {"image": "a.jpg", "center": [3, 4], "scale": 1.5},
+            {"image": "b.jpg", "center": [5, 6], "scale": 1},
+        ],
+        "test",
+    )
     assert len(table) == 2 and not table.labelled and table.joints is None and table.visible is None
 
 
 def test_other_splits_need_joints(read):
     entry = person()
     del entry["joints"]
-    assert "annot/valid.json: person 0 (a.jpg) has no 'joints'; the json form" in refusal(read, [entry])
+    assert "annot/valid.json: person 0 (a.jpg) has no 'joints'; the json form" in refusal(
+        read, [entry]
+    )
 
 
-@pytest.mark.parametrize("fields, fault", [
-    (dict(joints=[[1, 2]] * 15), "person 2 (bad.jpg) has 15 joints and 16 joints_vis, expected 16"),
-    (dict(joints=[[1, 2]] * 17), "person 2 (bad.jpg) has 17 joints and 16 joints_vis"),
-    (dict(joints_vis=[1] * 15), "person 2 (bad.jpg) has 16 joints and 15 joints_vis"),
-    (dict(joints=[]), "person 2 (bad.jpg) has 0 joints"),
-    (dict(scale=0), "person 2 (bad.jpg) has scale 0.0, a box of no area; correct or remove it"),
-    (dict(scale=-1.0), "person 2 (bad.jpg) has scale -1.0"), (dict(scale=None), "person 2 (bad.jpg) has a number that is not finite"),
-    (dict(center=[None, 4]), "person 2 (bad.jpg) has a number that is not finite"),
-    (dict(joints=[[1, 2]] * 15 + [[None, 2]]), "person 2 (bad.jpg) has a number that is not finite"),
-    (dict(joints_vis=[1] * 15 + [None]), "person 2 (bad.jpg) has a number that is not finite"),
-    (dict(scale="large"), "person 2 (bad.jpg) has scale 'large', expected a number"),
-    (dict(scale=[1, 1]), "person 2 (bad.jpg) has scale [1, 1], expected a number"),
-    (dict(center=[1]), "person 2 (bad.jpg) has center [1], expected x and y"),
-    (dict(center=[1, 2, 3]), "person 2 (bad.jpg) has center [1, 2, 3], expected x and y"),
-    (dict(center=None), "person 2 (bad.jpg) has center null, expected x and y"),
-    (dict(joints=None), "person 2 (bad.jpg) has joints null, expected 16 pairs of x and y"),
-    (dict(joints=[1] * 16), "person 2 (bad.jpg) has joints [1, 1, "), (dict(joints=[[1, 2, 3]] * 16), "expected 16 pairs of x and y"),
-    (dict(joints_vis=["yes"] * 16), "person 2 (bad.jpg) has joints_vis ['yes', "),
-    (dict(image=3), "person 2 has image 3, expected the name of a file"),
-    (dict(image=""), "person 2 has image '', expected the name of a file"),
-])
+@pytest.mark.parametrize(
+    "fields, fault",
+    [
+        (
+            dict(joints=[[1, 2]] * 15),
+            "person 2 (bad.jpg) has 15 joints and 16 joints_vis, expected 16",
+        ),
+        (dict(joints=[[1, 2]] * 17), "person 2 (bad.jpg) has 17 joints and 16 joints_vis"),
+        (dict(joints_vis=[1] * 15), "person 2 (bad.jpg) has 16 joints and 15 joints_vis"),
+        (dict(joints=[]), "person 2 (bad.jpg) has 0 joints"),
+        (dict(scale=0), "person 2 (bad.jpg) has scale 0.0, a box of no area; correct or remove it"),
+        (dict(scale=-1.0), "person 2 (bad.jpg) has scale -1.0"),
+        (dict(scale=None), "person 2 (bad.jpg) has a number that is not finite"),
+        (dict(center=[None, 4]), "person 2 (bad.jpg) has a number that is not finite"),
+        (
+            dict(joints=[[1, 2]] * 15 + [[None, 2]]),
+            "person 2 (bad.jpg) has a number that is not finite",
+        ),
+        (dict(joints_vis=[1] * 15 + [None]), "person 2 (bad.jpg) has a number that is not finite"),
+        (dict(scale="large"), "person 2 (bad.jpg) has scale 'large', expected a number"),
+        (dict(scale=[1, 1]), "person 2 (bad.jpg) has scale [1, 1], expected a number"),
+        (dict(center=[1]), "person 2 (bad.jpg) has center [1], expected x and y"),
+        (dict(center=[1, 2, 3]), "person 2 (bad.jpg) has center [1, 2, 3], expected x and y"),
+        (dict(center=None), "person 2 (bad.jpg) has center null, expected x and y"),
+        (dict(joints=None), "person 2 (bad.jpg) has joints null, expected 16 pairs of x and y"),
+        (dict(joints=[1] * 16), "person 2 (bad.jpg) has joints [1, 1, "),
+        (dict(joints=[[1, 2, 3]] * 16), "expected 16 pairs of x and y"),
+        (dict(joints_vis=["yes"] * 16), "person 2 (bad.jpg) has joints_vis ['yes', "),
+        (dict(image=3), "person 2 has image 3, expected the name of a file"),
+        (dict(image=""), "person 2 has image '', expected the name of a file"),
+    ],
+)
 def test_bad_person(read, fields, fault):
     text = refusal(read, [person(), person(), person("bad.jpg", **fields)])
     assert "annot/valid.json: " in text and fault in text
 
 
-@pytest.mark.parametrize("fields, fault", [
-    (dict(joints=[[1, 2, 3]] * 16), "expected 16 pairs of x and y"), (dict(joints=[1] * 16), "expected 16 pairs of x and y"),
-    (dict(joints_vis=[[1, 1]] * 16), "expected 16 numbers"),
-    (dict(center=[1, 2, 3]), "expected x and y"), (dict(center=[1]), "expected x and y"),
-    (dict(scale=[1, 1]), "expected a number"),
-])
+@pytest.mark.parametrize(
+    "fields, fault",
+    [
+        (dict(joints=[[1, 2, 3]] * 16), "expected 16 pairs of x and y"),
+        (dict(joints=[1] * 16), "expected 16 pairs of x and y"),
+        (dict(joints_vis=[[1, 1]] * 16), "expected 16 numbers"),
+        (dict(center=[1, 2, 3]), "expected x and y"),
+        (dict(center=[1]), "expected x and y"),
+        (dict(scale=[1, 1]), "expected a number"),
+    ],
+)
 def test_wrong_shapes_that_all_persons_share(read, fields, fault):
     """NumPy makes arrays of them without complaint."""
     assert fault in refusal(read, [person(**fields)] * 2)
 
 
 def test_nan_written_by_pythons_json(read):
-    assert "annot/valid.json: the annotation file holds NaN" in refusal(read, [person(), person(scale=float("nan"))])
-    assert "annot/valid.json: the annotation file holds NaN" in refusal(read, [person(joints=[[1, 2]] * 15 + [[float("nan"), 2]])])
+    assert "annot/valid.json: the annotation file holds NaN" in refusal(
+        read, [person(), person(scale=float("nan"))]
+    )
+    assert "annot/valid.json: the annotation file holds NaN" in refusal(
+        read, [person(joints=[[1, 2]] * 15 + [[float("nan"), 2]])]
+    )
 
 
-@pytest.mark.parametrize("text, fault", [
-    ("", "not valid JSON"), ("[", "not valid JSON"), ("[]", "not a list of persons"), ('{"images": []}', "not a list of persons"),
-    ("[3]", "entry 0 (3) is not an object"),
-    ("[null]", "entry 0 (null) is not an object"),
-])
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("", "not valid JSON"),
+        ("[", "not valid JSON"),
+        ("[]", "not a list of persons"),
+        ('{"images": []}', "not a list of persons"),
+        ("[3]", "entry 0 (3) is not an object"),
+        ("[null]", "entry 0 (null) is not an object"),
+    ],
+)
 def test_not_an_annotation_file(read, text, fault):
     text = refusal(read, text)
     assert "annot/valid.json: " in text and fault in text
@@ -127,7 +185,10 @@ def test_not_an_annotation_file(read, text, fault):
 
 def test_missing_annotation_file(tmp_path, experiment):
     text = refusal(mpii.read_table, experiment(), "valid")
-    assert text.startswith(f"{tmp_path}/annot/valid.json: cannot read the annotation file (No such file or directory); check DATASET.ROOT")
+    assert text.startswith(
+        f"{tmp_path}/annot/valid.json: cannot read the annotation file (No such file or directory);"
+        " check DATASET.ROOT"
+    )
     command = f"; how to get it: python tools/prepare_data.py mpii --root {tmp_path}"
     assert text.endswith(command)
     assert refusal(datasets.image_folder(experiment(), "valid").check).endswith(command)
@@ -136,7 +197,10 @@ def test_missing_annotation_file(tmp_path, experiment):
 
 def test_where_files_lie(tmp_path, experiment):
     assert datasets.image_folder(experiment(), "valid").location == tmp_path / "images"
-    assert datasets.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "valid").location == tmp_path / "images.zip"
+    assert (
+        datasets.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "valid").location
+        == tmp_path / "images.zip"
+    )
     assert datasets.headbox_path(experiment()) == tmp_path / "annot" / "gt_valid.mat"
 
 
@@ -153,10 +217,16 @@ def test_synthetic_set_is_read(small_mpii_set, experiment):
 
 
 def test_real_validation_set(shared, experiment):
-    table, _ = read_set(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), train=False)
+    table, _ = read_set(
+        experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), train=False
+    )
     assert len(table) == 2958 and table.labelled
-    five = mpii.read_table(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons")
-    images = datasets.image_folder(experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons")
+    five = mpii.read_table(
+        experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons"
+    )
+    images = datasets.image_folder(
+        experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons"
+    )
     for person in range(len(five)):
         height, width = images.read(five.image_name(person)).shape[:2]
         inside = five.joints[person][five.visible[person] > 0]

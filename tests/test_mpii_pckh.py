@@ -1,27 +1,46 @@
-"""MPII PCKh: a small ground truth worked out by hand, and the recorded figures of two published networks."""
+"""MPII PCKh: a small ground truth worked out by hand, and the recorded figures of two published
+networks.
+"""
+
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import loadmat, savemat
-
 from poise import evaluation
 from poise.errors import DataError
+from scipy.io import loadmat, savemat
 
 SHARED = Path(__file__).parents[2] / "shared"
 PREDICTIONS = SHARED / "data" / "mpii_predictions"
 needs_shared = pytest.mark.skipif(not PREDICTIONS.is_dir(), reason=f"{PREDICTIONS} is not here")
 
-NAMES = ("rank", "rkne", "rhip", "lhip", "lkne", "lank", "pelv", "thor", "neck", "head", "rwri", "relb", "rsho", "lsho",
-         "lelb", "lwri")
+NAMES = (
+    "rank",
+    "rkne",
+    "rhip",
+    "lhip",
+    "lkne",
+    "lank",
+    "pelv",
+    "thor",
+    "neck",
+    "head",
+    "rwri",
+    "relb",
+    "rsho",
+    "lsho",
+    "lelb",
+    "lwri",
+)
 J = {name: i for i, name in enumerate(NAMES)}
 
 
 @pytest.fixture
 def truth(tmp_path):
-    """Four persons whose head boxes measure 30 x 40, so that a head's length is 0.6 * 50 = 30 pixels.
+    """Four persons whose head boxes measure 30 x 40, so that a head's length is 0.6 * 50 = 30
+    pixels.
 
     The left shoulder is labelled in persons 0 and 1 only, the right wrist never.
     """
@@ -32,7 +51,9 @@ def truth(tmp_path):
     missing[J["rwri"]] = 1
     positions[J["rwri"]] = np.nan
     content = {
-        "jnt_missing": missing, "pos_gt_src": positions, "headboxes_src": np.stack([corner, corner + [[30], [40]]]),
+        "jnt_missing": missing,
+        "pos_gt_src": positions,
+        "headboxes_src": np.stack([corner, corner + [[30], [40]]]),
         "dataset_joints": np.array([NAMES], dtype=object),
     }
     savemat(tmp_path / "gt_valid.mat", content)
@@ -49,15 +70,32 @@ def test_figures_by_hand(truth):
     predictions[3, J["rank"]] = np.nan  # counted as wrong
     predictions[:2, J["lank"], 0] += 3.15  # 0.105 heads
     figures = evaluation.pckh(predictions, path)
-    assert list(figures) == ["Head", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle", "Mean", "Mean@0.1"]
-    assert figures["Head"] == 75 and figures["Shoulder"] == (50 + 100) / 2 and figures["Ankle"] == (75 + 100) / 2
+    assert list(figures) == [
+        "Head",
+        "Shoulder",
+        "Elbow",
+        "Wrist",
+        "Hip",
+        "Knee",
+        "Ankle",
+        "Mean",
+        "Mean@0.1",
+    ]
+    assert (
+        figures["Head"] == 75
+        and figures["Shoulder"] == (50 + 100) / 2
+        and figures["Ankle"] == (75 + 100) / 2
+    )
     assert figures["Elbow"] == figures["Hip"] == figures["Knee"] == 100
-    # 13 scored joints with 4 labels and the left shoulder with 2, less wrist: 12 * 4 + 2 labels, three of them wrong
+    # 13 scored joints with 4 labels and the left shoulder with 2, less wrist: 12 * 4 + 2 labels,
+    # three of them wrong
     assert figures["Mean"] == pytest.approx(100 * 47 / 50)
-    # 14.9 pixels are not within 0.11 heads; 0.105 heads are, so HRNet's "0.1" counts them and a threshold of 0.1 not
+    # 14.9 pixels are not within 0.11 heads; 0.105 heads are, so HRNet's "0.1" counts them and a
+    # threshold of 0.1 not
     assert figures["Mean@0.1"] == pytest.approx(100 * 46 / 50)
     assert evaluation.mean_pckh(predictions, path, 0.1) == pytest.approx(100 * 44 / 50)
-    assert np.isnan(figures["Wrist"])  # no right wrist is labelled, and HRNet would show NaN as the Mean too
+    # no right wrist is labelled, and HRNet would show NaN as the Mean too
+    assert np.isnan(figures["Wrist"])
 
     share, count = evaluation.per_joint_pckh(predictions, path)
     want = np.full(16, 100.0)
@@ -82,7 +120,9 @@ def test_an_error_equal_to_the_threshold_counts(truth):
 
 def test_other_number_of_persons_or_joints(truth):
     path, predictions = truth
-    with pytest.raises(DataError, match=re.escape(f"3 persons were predicted, {path} holds 4")) as error:
+    with pytest.raises(
+        DataError, match=re.escape(f"3 persons were predicted, {path} holds 4")
+    ) as error:
         evaluation.pckh(predictions[:3], path)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"\(4, 16, 3\)"):
@@ -93,13 +133,17 @@ def test_other_number_of_persons_or_joints(truth):
 
 def test_ground_truth_that_cannot_be_read(truth, tmp_path):
     path, predictions = truth
-    with pytest.raises(DataError, match=r"absent.mat: cannot read the ground truth of MPII \(No such file"):
+    with pytest.raises(
+        DataError, match=r"absent.mat: cannot read the ground truth of MPII \(No such file"
+    ):
         evaluation.pckh(predictions, tmp_path / "absent.mat")
     (tmp_path / "text.mat").write_text("not a matrix" * 50)
     with pytest.raises(DataError, match="text.mat is not a readable MATLAB file"):
         evaluation.pckh(predictions, tmp_path / "text.mat")
     savemat(tmp_path / "preds.mat", {"preds": predictions})
-    with pytest.raises(DataError, match="preds.mat is no ground truth of MPII: it has no pos_gt_src"):
+    with pytest.raises(
+        DataError, match="preds.mat is no ground truth of MPII: it has no pos_gt_src"
+    ):
         evaluation.pckh(predictions, tmp_path / "preds.mat")
 
 
@@ -110,6 +154,10 @@ def test_published_hourglass_predictions(name):
     truth = SHARED / "data" / "mpii_subset" / "annot" / "gt_valid.mat"
     predictions = loadmat(PREDICTIONS / name)["preds"]
     figures = evaluation.pckh(predictions, truth)
-    assert list(figures.values())[:7] == pytest.approx(want["head_sho_elb_wri_hip_kne_ank"], abs=1e-4)
+    assert list(figures.values())[:7] == pytest.approx(
+        want["head_sho_elb_wri_hip_kne_ank"], abs=1e-4
+    )
     assert figures["Mean"] == pytest.approx(want["mean_weighted_simplebaseline"], abs=1e-4)
-    assert evaluation.mean_pckh(predictions, truth, 0.1) == pytest.approx(want["mean_at_0p1_weighted"], abs=1e-4)
+    assert evaluation.mean_pckh(predictions, truth, 0.1) == pytest.approx(
+        want["mean_at_0p1_weighted"], abs=1e-4
+    )

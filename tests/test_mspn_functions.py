@@ -1,4 +1,5 @@
 """MSPN's labels, losses, crops, decoding and learning rates against figures of its code."""
+
 import json
 
 import numpy as np
@@ -6,14 +7,13 @@ import pytest
 import torch
 from conftest import GOLDEN, ROOT
 from filling import filled_input, filled_state, generator
-
 from poise import config
-from poise.structures import crops
 from poise.codecs.codec import Targets
 from poise.codecs.megvii import Megvii, blurred_points
 from poise.engine.optim import Schedule
-from poise.models.losses import MSPNLoss
 from poise.models import build_model
+from poise.models.losses import MSPNLoss
+from poise.structures import crops
 
 FIGURES = json.loads((GOLDEN / "mspn_functions.json").read_text())
 CODEC = Megvii((192, 256), (48, 64), refine="megvii", blur_kernel=5)
@@ -43,9 +43,15 @@ def slow_labels(joints, visible, kernels, size):
 
 def test_labels():
     targets = CODEC.encode(*fixture())
-    assert targets.heatmaps.sum(dim=(2, 3, 4)).numpy() == pytest.approx(np.array(FIGURES["labels_fixture"]["sums"]), rel=1e-5)
-    assert targets.heatmaps.amax(dim=(2, 3, 4)).numpy() == pytest.approx(np.array(FIGURES["labels_fixture"]["max"]))
-    assert (targets.weight[..., 0] == (fixture()[1] > 0)).all() and (targets.seen[..., 0] == (fixture()[1] > 1)).all()
+    assert targets.heatmaps.sum(dim=(2, 3, 4)).numpy() == pytest.approx(
+        np.array(FIGURES["labels_fixture"]["sums"]), rel=1e-5
+    )
+    assert targets.heatmaps.amax(dim=(2, 3, 4)).numpy() == pytest.approx(
+        np.array(FIGURES["labels_fixture"]["max"])
+    )
+    assert (targets.weight[..., 0] == (fixture()[1] > 0)).all() and (
+        targets.seen[..., 0] == (fixture()[1] > 1)
+    ).all()
 
 
 def test_labels_of_a_slow_twin():
@@ -56,20 +62,45 @@ def test_labels_of_a_slow_twin():
     visible = rng.integers(0, 3, (3, 17)).astype(np.float32)
     heatmaps = CODEC.encode(torch.from_numpy(joints), torch.from_numpy(visible)).heatmaps.numpy()
     for b in range(3):
-        assert np.abs(heatmaps[b] - slow_labels(joints[b], visible[b], CODEC.kernels, (48, 64))).max() < 1e-3
+        assert (
+            np.abs(heatmaps[b] - slow_labels(joints[b], visible[b], CODEC.kernels, (48, 64))).max()
+            < 1e-3
+        )
     # the edge artefact of the specification: a joint in column 1 has its peak in column 0
     assert blurred_points(48, 15)[1].argmax() == 0 and blurred_points(48, 5)[5].argmax() == 5
 
 
 def test_joints_outside_have_no_label():
-    joints = torch.tensor([[[-0.5, 10.0], [-1.0, 10.0], [191.0, 255.0], [191.5, 255.9], [192.0, 10.0], [10.0, 256.0], [50.0, 50.0]]])
+    joints = torch.tensor(
+        [
+            [
+                [-0.5, 10.0],
+                [-1.0, 10.0],
+                [191.0, 255.0],
+                [191.5, 255.9],
+                [192.0, 10.0],
+                [10.0, 256.0],
+                [50.0, 50.0],
+            ]
+        ]
+    )
     targets = CODEC.encode(joints, torch.tensor([[2.0] * 6 + [0.0]]))
     assert targets.weight[0, :, 0].tolist() == [1, 0, 1, 1, 0, 0, 0]
-    assert (targets.heatmaps[0].amax(dim=(0, 2, 3)) > 0).tolist() == [True, False, True, True, False, False, False]
+    assert (targets.heatmaps[0].amax(dim=(0, 2, 3)) > 0).tolist() == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def recorded_prediction(seed, factor):
-    return torch.from_numpy((np.random.RandomState(seed).randn(2, 17, 64, 48) * factor).astype(np.float32))
+    return torch.from_numpy(
+        (np.random.RandomState(seed).randn(2, 17, 64, 48) * factor).astype(np.float32)
+    )
 
 
 def slow_loss(outputs, labels, valid, stages, topk):
@@ -82,7 +113,9 @@ def slow_loss(outputs, labels, valid, stages, topk):
             persons = []
             for b in range(len(output)):
                 if unit < 3:
-                    persons.append(((output[b] - target[b] * (valid[b] > 1)[:, None, None]) ** 2).mean() / 4)
+                    persons.append(
+                        ((output[b] - target[b] * (valid[b] > 1)[:, None, None]) ** 2).mean() / 4
+                    )
                 else:
                     per_joint = ((output[b] - target[b]) ** 2).mean(axis=(1, 2)) * (valid[b] > 0)
                     persons.append(np.sort(per_joint)[::-1][:topk].sum() / topk)
@@ -97,8 +130,12 @@ def targets_of(labels, valid):
 def test_losses():
     targets = CODEC.encode(*fixture())
     prediction, figures = recorded_prediction(2, 10), FIGURES["loss_fixture"]
-    assert float(MSPNLoss(topk=None)([prediction], targets)) == pytest.approx(figures["l2"], rel=1e-5)
-    assert float(MSPNLoss(topk=8)([prediction], targets)) == pytest.approx(figures["ohkm8"], rel=1e-5)
+    assert float(MSPNLoss(topk=None)([prediction], targets)) == pytest.approx(
+        figures["l2"], rel=1e-5
+    )
+    assert float(MSPNLoss(topk=8)([prediction], targets)) == pytest.approx(
+        figures["ohkm8"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -108,10 +145,15 @@ def test_loss_of_a_slow_twin(stages):
     labels = torch.from_numpy(rng.uniform(0, 255, (3, 5, 17, 16, 12)).astype(np.float32))
     valid = torch.from_numpy(rng.integers(0, 3, (3, 17)).astype(np.float32))
     valid[0] = 0
-    valid[1, :12] = 0       # fewer labelled joints than are mined
-    outputs = [torch.from_numpy(rng.uniform(0, 255, (3, 17, 16, 12)).astype(np.float32)) for _ in range(4 * stages)]
+    valid[1, :12] = 0  # fewer labelled joints than are mined
+    outputs = [
+        torch.from_numpy(rng.uniform(0, 255, (3, 17, 16, 12)).astype(np.float32))
+        for _ in range(4 * stages)
+    ]
     found = MSPNLoss(topk=8)(outputs, targets_of(labels, valid))
-    assert float(found) == pytest.approx(slow_loss(outputs, labels, valid.numpy(), stages, 8), rel=1e-5)
+    assert float(found) == pytest.approx(
+        slow_loss(outputs, labels, valid.numpy(), stages, 8), rel=1e-5
+    )
 
 
 def test_loss_without_coarse_to_fine():
@@ -126,16 +168,29 @@ def test_loss_without_coarse_to_fine():
 def test_crops():
     for record in FIGURES["affine"]:
         height, width = record["out_hw"]
-        matrix = crops.crop_matrix(np.array(record["center"], float), np.array(record["scale"]), record["rot"], (width, height))
+        matrix = crops.crop_matrix(
+            np.array(record["center"], float),
+            np.array(record["scale"]),
+            record["rot"],
+            (width, height),
+        )
         assert np.abs(matrix - record["matrix"]).max() < 1e-3
 
 
 def test_decoding():
     figures = FIGURES["decode_coco"]
-    maps = CODEC.encode(*fixture()).heatmaps[:, 3].numpy() + (np.random.RandomState(3).randn(2, 17, 64, 48) * 5).astype(np.float32)
+    maps = CODEC.encode(*fixture()).heatmaps[:, 3].numpy() + (
+        np.random.RandomState(3).randn(2, 17, 64, 48) * 5
+    ).astype(np.float32)
     coords, scores = CODEC.decode(maps)
-    # the figures' scale (0.8, 1.0667) is rounded, and MSPN takes each axis' own: up to 0.005 px in y
-    found = crops.crop_to_image(coords, np.array([[100, 150], [321.5, 77.25]]), np.array([[0.8, 0.8 * 4 / 3], [0.6, 0.8]]), (192, 256))
+    # the figures' scale (0.8, 1.0667) is rounded, and MSPN takes each axis' own: up to 0.005 px in
+    # y
+    found = crops.crop_to_image(
+        coords,
+        np.array([[100, 150], [321.5, 77.25]]),
+        np.array([[0.8, 0.8 * 4 / 3], [0.6, 0.8]]),
+        (192, 256),
+    )
     assert np.abs(found - figures["preds"]).max() < 0.01
     assert np.abs(scores - figures["scores"]).max() < 1e-4
 
@@ -149,17 +204,36 @@ def test_learning_rates():
         if int(step):
             assert eight.rate(int(step) - 1) == pytest.approx(rate, rel=1e-6, abs=1e-12)
     one = Schedule.from_config(cfg, 4682, 32)
-    assert one.end == 768_000 and one.rate(2399) == pytest.approx(5e-4) and one.rate(one.end - 1) == 0
-    assert one.epochs == -(-768_000 // 4682) and one.steps_in(one.epochs - 1) == 768_000 - 4682 * (one.epochs - 1) and one.steps_in(one.epochs) == 0
-    assert "768000 steps" in str(one) and "for 256 samples a step it would be 96000 steps at 0.004" in str(one)
+    assert (
+        one.end == 768_000 and one.rate(2399) == pytest.approx(5e-4) and one.rate(one.end - 1) == 0
+    )
+    assert (
+        one.epochs == -(-768_000 // 4682)
+        and one.steps_in(one.epochs - 1) == 768_000 - 4682 * (one.epochs - 1)
+        and one.steps_in(one.epochs) == 0
+    )
+    assert "768000 steps" in str(
+        one
+    ) and "for 256 samples a step it would be 96000 steps at 0.004" in str(one)
 
 
-# the network with its own loss ---------------------------------------------------------------------------------------------------
+# the network with its own loss --------------------------------------------------------------------
 
 
 def built(stages, height, width):
-    return build_model(config.load(ROOT / f"experiments/coco/mspn/mspn_{stages}stg_256x192.yaml", [
-        "MODEL.IMAGE_SIZE", [width, height], "MODEL.HEATMAP_SIZE", [width // 4, height // 4], "MODEL.INIT_WEIGHTS", False]))
+    return build_model(
+        config.load(
+            ROOT / f"experiments/coco/mspn/mspn_{stages}stg_256x192.yaml",
+            [
+                "MODEL.IMAGE_SIZE",
+                [width, height],
+                "MODEL.HEATMAP_SIZE",
+                [width // 4, height // 4],
+                "MODEL.INIT_WEIGHTS",
+                False,
+            ],
+        )
+    )
 
 
 def filled_by_random_state(model):
@@ -182,9 +256,13 @@ def filled_by_random_state(model):
     model.load_state_dict(state)
 
 
-@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stages", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_total_loss_of_a_filled_network(stages):
-    """The recorded loss is of eval mode, in which Poise's network gives the prediction alone: batch norm is fixed by hand."""
+    """The recorded loss is of eval mode, in which Poise's network gives the prediction alone:
+    batch norm is fixed by hand.
+    """
     model = built(stages, 256, 192)
     filled_by_random_state(model)
     model.train()
@@ -194,10 +272,17 @@ def test_total_loss_of_a_filled_network(stages):
     with torch.no_grad():
         outputs = model(torch.from_numpy(np.random.RandomState(1).randn(2, 3, 256, 192)).float())
     record = FIGURES[f"net_{stages}stg"]
-    assert len(outputs) == 4 * stages and float(outputs[-1].mean()) == pytest.approx(record["out_mean"], rel=1e-4)
+    assert len(outputs) == 4 * stages and float(outputs[-1].mean()) == pytest.approx(
+        record["out_mean"], rel=1e-4
+    )
     found = [[float(output.mean()), float(output.std(unbiased=False))] for output in outputs]
-    assert np.abs(np.array(found) - np.array(record["per_output_mean_std"]).reshape(-1, 2)).max() < 1e-4
-    assert float(MSPNLoss()(outputs, CODEC.encode(*fixture()))) == pytest.approx(record["total_loss_with_labels_fixture_ohkm_ctf"], rel=1e-4)
+    assert (
+        np.abs(np.array(found) - np.array(record["per_output_mean_std"]).reshape(-1, 2)).max()
+        < 1e-4
+    )
+    assert float(MSPNLoss()(outputs, CODEC.encode(*fixture()))) == pytest.approx(
+        record["total_loss_with_labels_fixture_ohkm_ctf"], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("stages", [1, 2])
@@ -208,7 +293,9 @@ def test_first_training_losses(stages):
     model.load_state_dict(filled_state(model.state_dict(), record["seed"]))
     model.train()
     rng = generator(record["seed"], "train/mspn_labels")
-    labels = torch.from_numpy((255 * rng.uniform(0, 1, (batch, 5, 17, height // 4, width // 4))).astype(np.float32))
+    labels = torch.from_numpy(
+        (255 * rng.uniform(0, 1, (batch, 5, 17, height // 4, width // 4))).astype(np.float32)
+    )
     targets = targets_of(labels, torch.from_numpy(rng.integers(0, 3, (batch, 17))))
     images = filled_input(f"train/mspn_{stages}stg_coco", (batch, 3, height, width), record["seed"])
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-3), []
@@ -217,8 +304,13 @@ def test_first_training_losses(stages):
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            norm = torch.stack([p.grad.double().square().sum() for p in model.parameters()]).sum().sqrt()
-            # recorded with two threads, which add up in another order; the filled network answers to that with 0.9 % here
+            norm = (
+                torch.stack([p.grad.double().square().sum() for p in model.parameters()])
+                .sum()
+                .sqrt()
+            )
+            # recorded with two threads, which add up in another order; the filled network answers
+            # to that with 0.9 % here
             assert float(norm) == pytest.approx(record["grad_norm_step0"], rel=0.02)
         optimizer.step()
         losses.append(loss.item())

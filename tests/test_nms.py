@@ -1,4 +1,7 @@
-"""poise.evaluation.nms: compiled kernels, NumPy twin and a plain double loop must keep the same persons, ties included."""
+"""poise.evaluation.nms: compiled kernels, NumPy twin and a plain double loop must keep the same
+persons, ties included.
+"""
+
 import logging
 import math
 import os
@@ -8,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from poise.evaluation import nms
 from poise.config.datasets import COCO
+from poise.evaluation import nms
 
 GOLDEN = Path(__file__).parent / "golden" / "evaluate.npz"
 SIGMAS = np.array(COCO.sigmas)
@@ -40,7 +42,10 @@ def plain_oks(a, b, area_a, area_b, sigmas, in_vis_thre=None):
 def plain_oks_nms(keypoints, scores, areas, threshold, sigmas, in_vis_thre=None):
     kept = []
     for i in scores.argsort()[::-1].tolist():
-        oks = [plain_oks(keypoints[k], keypoints[i], areas[k], areas[i], sigmas, in_vis_thre) for k in kept]
+        oks = [
+            plain_oks(keypoints[k], keypoints[i], areas[k], areas[i], sigmas, in_vis_thre)
+            for k in kept
+        ]
         if all(value <= threshold for value in oks):
             kept.append(i)
     return kept
@@ -52,15 +57,22 @@ def plain_soft_oks_nms(keypoints, scores, areas, threshold, sigmas, in_vis_thre=
     while left and len(kept) < max_dets:
         best = left.pop(0)
         kept.append(best)
-        oks = [plain_oks(keypoints[best], keypoints[i], areas[best], areas[i], sigmas, in_vis_thre) for i in left]
-        scores = np.array([s * math.exp(-o * o / threshold) for s, o in zip(scores[1:].tolist(), oks)])
+        oks = [
+            plain_oks(keypoints[best], keypoints[i], areas[best], areas[i], sigmas, in_vis_thre)
+            for i in left
+        ]
+        scores = np.array(
+            [s * math.exp(-o * o / threshold) for s, o in zip(scores[1:].tolist(), oks)]
+        )
         again = scores.argsort()[::-1]
         scores, left = scores[again], [left[k] for k in again]
     return kept
 
 
 def crowd(rng, persons, joints, ties):
-    """Persons near a few poses, so that every similarity from 0 to 1 occurs; `ties` adds equal scores and twins."""
+    """Persons near a few poses, so that every similarity from 0 to 1 occurs; `ties` adds equal
+    scores and twins.
+    """
     poses = rng.uniform(0, 300, (max(1, persons // 4), joints, 2))
     who = rng.integers(0, len(poses), persons)
     xy = poses[who] + rng.normal(0, 1, (persons, joints, 2)) * rng.uniform(0, 12, (persons, 1, 1))
@@ -101,21 +113,30 @@ def test_one_call_for_many_images_equals_a_call_for_each(monkeypatch):
     counts = [3, 0, 1, 25, 0]
     offsets = np.concatenate([[0], np.cumsum(counts)])
     keypoints, scores, areas = crowd(rng, sum(counts), 17, ties=True)
-    for single, batched in ((nms.oks_nms, nms.oks_nms_by_image), (nms.soft_oks_nms, nms.soft_oks_nms_by_image)):
+    for single, batched in (
+        (nms.oks_nms, nms.oks_nms_by_image),
+        (nms.soft_oks_nms, nms.soft_oks_nms_by_image),
+    ):
         want = []
         for start, stop in zip(offsets[:-1], offsets[1:]):
             rows = slice(start, stop)
-            want += (start + single(keypoints[rows], scores[rows], areas[rows], 0.6, SIGMAS)).tolist()
-        for got in twins(monkeypatch, lambda: batched(keypoints, scores, areas, offsets, 0.6, SIGMAS)):
+            want += (
+                start + single(keypoints[rows], scores[rows], areas[rows], 0.6, SIGMAS)
+            ).tolist()
+        for got in twins(
+            monkeypatch, lambda: batched(keypoints, scores, areas, offsets, 0.6, SIGMAS)
+        ):
             assert got.tolist() == want
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_golden_kept_persons(monkeypatch, kind):
-    """Persons that HRNet's rule keeps of recorded predictions (OKS threshold 0.9), per image, best first.
+    """Persons that HRNet's rule keeps of recorded predictions (OKS threshold 0.9), per image, best
+    first.
 
-    The first 20 images of ../shared/conformance/evaluate.npz; kept_hard and kept_soft were made by the reference's
-    one-pair-at-a-time loop, which keeps the recorded 824 and 841 of all 975 persons. No two scores of an image tie.
+    The first 20 images of ../shared/conformance/evaluate.npz; kept_hard and kept_soft were made by
+    the reference's one-pair-at-a-time loop, which keeps the recorded 824 and 841 of all 975
+    persons. No two scores of an image tie.
     """
     golden = np.load(GOLDEN)
     change = np.flatnonzero(np.diff(golden["image_id"])) + 1
@@ -155,7 +176,13 @@ def test_similarity_equal_to_the_threshold_is_kept(monkeypatch):
     # joint 0 agrees, joint 1 is far away: an OKS of exactly one half
     keypoints = np.array([[[0, 0], [0, 0]], [[0, 0], [1e4, 0]]], float)
     for threshold, want in ((0.5, [0, 1]), (np.nextafter(0.5, 0), [0])):
-        arguments = keypoints, np.array([0.9, 0.8]), np.array([100.0, 100.0]), threshold, np.array([0.1, 0.1])
+        arguments = (
+            keypoints,
+            np.array([0.9, 0.8]),
+            np.array([100.0, 100.0]),
+            threshold,
+            np.array([0.1, 0.1]),
+        )
         for got in twins(monkeypatch, lambda: nms.oks_nms(*arguments)):
             assert got.tolist() == want
 
@@ -184,7 +211,9 @@ def test_box_nms_equals_twin_and_double_loop(monkeypatch, whole):
                 overlaps = []
                 for k in want:
                     (ax, ay, ar, ab), (bx, by, br, bb) = boxes[k].tolist(), boxes[i].tolist()
-                    inter = max(0.0, min(ar, br) - max(ax, bx) + 1) * max(0.0, min(ab, bb) - max(ay, by) + 1)
+                    inter = max(0.0, min(ar, br) - max(ax, bx) + 1) * max(
+                        0.0, min(ab, bb) - max(ay, by) + 1
+                    )
                     union = (ar - ax + 1) * (ab - ay + 1) + (br - bx + 1) * (bb - by + 1) - inter
                     overlaps.append(inter / union if union else math.nan)
                 if all(overlap <= threshold for overlap in overlaps):
@@ -234,13 +263,18 @@ def test_missing_build_is_said_once_and_only_when_used(tmp_path):
     source = Path(nms.__file__).parents[1]
     for name in ("__init__.py", "nms/__init__.py", "nms/numpy_nms.py"):
         (tmp_path / "poise" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "poise" / name).write_text("" if name == "__init__.py" else (source / name).read_text())
+        (tmp_path / "poise" / name).write_text(
+            "" if name == "__init__.py" else (source / name).read_text()
+        )
     program = (
-        "import sys, poise.evaluation.nms as n; assert not n.compiled; print('imported', file=sys.stderr)\n"
-        "for _ in range(3): assert n.box_nms([[0, 0, 5, 5], [0, 0, 5, 5]], [0.1, 0.2], 0.5).tolist() == [1]"
+        "import sys, poise.evaluation.nms as n; assert not n.compiled; print('imported',"
+        " file=sys.stderr)\nfor _ in range(3): assert n.box_nms([[0, 0, 5, 5], [0, 0, 5, 5]], [0.1,"
+        " 0.2], 0.5).tolist() == [1]"
     )
     environment = dict(os.environ, PYTHONPATH=str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     before, after = run.stderr.split("imported")
     assert before == "" and after.count("poise.evaluation.nms is not compiled") == 1
 

@@ -1,4 +1,6 @@
-"""Ids as text, two categories of one name, and iscrowd as text mean the same in training, scoring and check_data."""
+"""Ids as text, two categories of one name, and iscrowd as text mean the same in training,
+scoring and check_data.
+"""
 
 import copy
 import json
@@ -6,14 +8,13 @@ import json
 import numpy as np
 import pytest
 from made_joints import experiment, make_set
-
 from poise import config, evaluation
-from poise.datasets.validation import run
 from poise.datasets import read_set
+from poise.datasets.validation import run
 from poise.errors import DataError
+from poise.inference.boxes import GivenBoxes
 from poise.io.json_file import as_id, with_ids
 from poise.io.video import Frame
-from poise.inference.boxes import GivenBoxes
 from poise.structures.skeleton import find_category
 
 PERSON = 7  # the category id of made_joints
@@ -24,7 +25,9 @@ SIGMAS = [0.1] * 5
 def sound(tmp_path_factory):
     """The experiment of a small set without a fault."""
     folder = tmp_path_factory.mktemp("odd_ids")
-    return experiment(folder, make_set(folder / "set", 5, (("train", 12), ("val", 8)), sigmas=SIGMAS))
+    return experiment(
+        folder, make_set(folder / "set", 5, (("train", 12), ("val", 8)), sigmas=SIGMAS)
+    )
 
 
 @pytest.fixture

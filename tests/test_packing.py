@@ -1,13 +1,14 @@
 """Packed convolutions against the network as it is, for every family."""
+
 import pytest
 import torch
+from poise.models.fuse import PackedConv2d, can_pack, fold_batch_norms, pack_convolutions
+from small_networks import EXPERIMENT, small
 from torch import nn
 
-from poise.models.fuse import fold_batch_norms
-from poise.models.fuse import PackedConv2d, can_pack, pack_convolutions
-from small_networks import EXPERIMENT, small
-
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no oneDNN, or not the operations that packing needs")
+pytestmark = pytest.mark.skipif(
+    not can_pack(), reason="this PyTorch has no oneDNN, or not the operations that packing needs"
+)
 
 
 @pytest.mark.parametrize("family", EXPERIMENT)
@@ -18,10 +19,15 @@ def test_packed_network_predicts_the_same(family):
     wanted = model(images)
     packed = pack_convolutions(fold_batch_norms(model))
     assert any(isinstance(module, PackedConv2d) for module in packed.modules())
-    for batch in (images, images[:1], images.contiguous(memory_format=torch.channels_last)):     # the first decides the layout, all must be right
-        torch.testing.assert_close(packed(batch), wanted[:len(batch)], rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    # the first decides the layout, all must be right
+    for batch in (images, images[:1], images.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(
+            packed(batch), wanted[: len(batch)], rtol=1e-4, atol=1e-4 * wanted.abs().max().item()
+        )
     other = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(packed(other), model(other), rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    torch.testing.assert_close(
+        packed(other), model(other), rtol=1e-4, atol=1e-4 * wanted.abs().max().item()
+    )
 
 
 @torch.no_grad()

@@ -1,26 +1,32 @@
-"""Samples and batches: crops whose joints lie on the right pixels, the same in any number of worker processes and in any order."""
+"""Samples and batches: crops whose joints lie on the right pixels, the same in any number of
+worker processes and in any order.
+"""
+
 import itertools
 
 import cv2
 import numpy as np
 import pytest
 import torch
-
 from poise import config
+from poise.config.datasets import COCO
 from poise.datasets import build_loader, coco, joints_agree_with_box, read_set
 from poise.datasets.augment import Augmentation
 from poise.datasets.loader import BatchLoader, PersonCrops
 from poise.datasets.sampler import EpochBatches
-from poise.io.images import ImageFolder
-from poise.structures.person_table import PackedNames, PersonTable
 from poise.errors import DataError
+from poise.io.images import ImageFolder
 from poise.structures.crops import box_to_center_scale
-from poise.config.datasets import COCO
+from poise.structures.person_table import PackedNames, PersonTable
 
 SIZE = (96, 128)
-FULL = Augmentation(flip=True, scale_factor=0.3, rotation_factor=40.0, half_body_share=0.3, half_body_joints=8)
+FULL = Augmentation(
+    flip=True, scale_factor=0.3, rotation_factor=40.0, half_body_share=0.3, half_body_joints=8
+)
 # a colour for each joint, far from each other and from the background
-COLOURS = np.array([(b, g, r) for b, g, r in itertools.product((20, 130, 240), repeat=3)][:26])[np.arange(17)]
+COLOURS = np.array([(b, g, r) for b, g, r in itertools.product((20, 130, 240), repeat=3)][:26])[
+    np.arange(17)
+]
 
 
 def table_of(joints, visible, box, names=("a.png",), image_index=None):
@@ -28,26 +34,48 @@ def table_of(joints, visible, box, names=("a.png",), image_index=None):
     count = len(names) if image_index is None else len(image_index)
     center, scale = box_to_center_scale(np.tile(box, (count, 1)), SIZE[0] / SIZE[1])
     return PersonTable(
-        COCO, PackedNames.of(list(names)), np.arange(len(names)), np.asarray(range(count) if image_index is None else image_index, np.int32),
-        center, np.tile(np.float64(box[2:]), (count, 1)), scale, np.tile(np.float32(joints), (count, 1, 1)), np.tile(np.float32(visible), (count, 1)),
-        np.ones(count), np.arange(count), "gt")
+        COCO,
+        PackedNames.of(list(names)),
+        np.arange(len(names)),
+        np.asarray(range(count) if image_index is None else image_index, np.int32),
+        center,
+        np.tile(np.float64(box[2:]), (count, 1)),
+        scale,
+        np.tile(np.float32(joints), (count, 1, 1)),
+        np.tile(np.float32(visible), (count, 1)),
+        np.ones(count),
+        np.arange(count),
+        "gt",
+    )
 
 
 @pytest.fixture
 def dotted(tmp_path):
-    """(table, images): one picture with a dot of its own colour at every joint; joint 16 has no label and no dot."""
-    joints = np.stack([120 + 40 * (np.arange(17) % 4), 60 + 45 * (np.arange(17) // 4)], axis=1).astype(np.float32)
+    """(table, images): one picture with a dot of its own colour at every joint; joint 16 has no
+    label and no dot.
+    """
+    joints = np.stack(
+        [120 + 40 * (np.arange(17) % 4), 60 + 45 * (np.arange(17) // 4)], axis=1
+    ).astype(np.float32)
     visible = np.ones(17)
     visible[16] = 0
     image = np.full((320, 400, 3), 75, np.uint8)
     for joint in range(16):
-        cv2.circle(image, tuple(int(v) for v in joints[joint]), 9, tuple(int(v) for v in COLOURS[joint]), -1)
+        cv2.circle(
+            image,
+            tuple(int(v) for v in joints[joint]),
+            9,
+            tuple(int(v) for v in COLOURS[joint]),
+            -1,
+        )
     cv2.imwrite(str(tmp_path / "a.png"), image)
     return table_of(joints, visible, [100, 40, 170, 230]), ImageFolder(tmp_path)
 
 
 def crops(table, images, *, augmentation=None, rgb=False, seed=0):
-    return PersonCrops(table, images, image_size=SIZE, rgb=rgb, seed=seed, augmentation=augmentation)
+    return PersonCrops(
+        table, images, image_size=SIZE, rgb=rgb, seed=seed, augmentation=augmentation
+    )
 
 
 def sample(dataset, epoch, person=0):
@@ -58,40 +86,60 @@ def sample(dataset, epoch, person=0):
 
 def small_config(small_set, tmp_path, *overrides):
     path = tmp_path / "e.yaml"
-    path.write_text(f"DATASET: {{DATASET: coco, ROOT: {small_set}, TRAIN_SET: train2017, TEST_SET: val2017, PROB_HALF_BODY: 0.3}}\n"
-                    "MODEL: {IMAGE_SIZE: [96, 128], HEATMAP_SIZE: [24, 32]}\nTRAIN: {BATCH_SIZE_PER_GPU: 8}\n"
-                    "TEST: {USE_GT_BBOX: true, BATCH_SIZE_PER_GPU: 8}\n")
+    path.write_text(
+        f"DATASET: {{DATASET: coco, ROOT: {small_set}, TRAIN_SET: train2017, TEST_SET: val2017,"
+        " PROB_HALF_BODY: 0.3}\nMODEL: {IMAGE_SIZE: [96, 128], HEATMAP_SIZE: [24, 32]}\nTRAIN:"
+        " {BATCH_SIZE_PER_GPU: 8}\nTEST: {USE_GT_BBOX: true, BATCH_SIZE_PER_GPU: 8}\n"
+    )
     return config.load(path, overrides)
 
 
-# crops and joints -----------------------------------------------------------------------------------------------------------------
+# crops and joints ---------------------------------------------------------------------------------
 
 
 def test_sample_without_augmentation(dotted):
     table, images = dotted
     batch = crops(table, images).__getitems__([(0, 0), (3, 0)])
     assert {key: (tuple(value.shape), value.dtype) for key, value in batch.items()} == {
-        "images": ((2, 128, 96, 3), torch.uint8), "joints": ((2, 17, 2), torch.float32), "visible": ((2, 17), torch.float32),
-        "person": ((2,), torch.int64)}
-    assert torch.equal(batch["images"][0], batch["images"][1]) and torch.equal(batch["joints"][0], batch["joints"][1])    # no epoch in it
+        "images": ((2, 128, 96, 3), torch.uint8),
+        "joints": ((2, 17, 2), torch.float32),
+        "visible": ((2, 17), torch.float32),
+        "person": ((2,), torch.int64),
+    }
+    # no epoch in it
+    assert torch.equal(batch["images"][0], batch["images"][1]) and torch.equal(
+        batch["joints"][0], batch["joints"][1]
+    )
     # the box's centre is the crop's, and its width the crop's width
     zoom = 96 / (table.scale[0, 0] * 200)
     wanted = (table.joints[0] - table.center[0]) * zoom + (48, 64)
     assert np.allclose(batch["joints"][0][:16], wanted[:16], atol=0.01)
-    assert (batch["joints"][0, 16] == 0).all() and batch["visible"][0].tolist() == table.visible[0].tolist()
+    assert (batch["joints"][0, 16] == 0).all() and batch["visible"][0].tolist() == table.visible[
+        0
+    ].tolist()
 
 
 def check_dots(crop, joints, visible, colour_of):
-    """Every labelled joint inside the crop lies on the dot of colour_of(joint); returns how many there were."""
-    inside = [j for j in range(17) if visible[j] and 3 <= joints[j, 0] < SIZE[0] - 3 and 3 <= joints[j, 1] < SIZE[1] - 3]
+    """Every labelled joint inside the crop lies on the dot of colour_of(joint); returns how many
+    there were.
+    """
+    inside = [
+        j
+        for j in range(17)
+        if visible[j] and 3 <= joints[j, 0] < SIZE[0] - 3 and 3 <= joints[j, 1] < SIZE[1] - 3
+    ]
     for j in inside:
         x, y = np.round(joints[j]).astype(int)
-        assert np.abs(crop[y, x].astype(int) - COLOURS[colour_of(j)]).max() <= 12, f"joint {j} at {x}, {y}"
+        assert np.abs(crop[y, x].astype(int) - COLOURS[colour_of(j)]).max() <= 12, (
+            f"joint {j} at {x}, {y}"
+        )
     return len(inside)
 
 
 def test_joints_lie_on_the_same_content_whatever_is_drawn(dotted):
-    """Over many draws of scale, rotation, half body and mirror: joint j of a mirrored sample lies on the dot of j's counterpart."""
+    """Over many draws of scale, rotation, half body and mirror: joint j of a mirrored sample
+    lies on the dot of j's counterpart.
+    """
     table, images = dotted
     dataset = crops(table, images, augmentation=FULL)
     counterpart, mirrored, seen = COCO.flip_order, 0, 0
@@ -101,16 +149,22 @@ def test_joints_lie_on_the_same_content_whatever_is_drawn(dotted):
         flipped = visible[15] == 0
         mirrored += flipped
         assert visible.sum() == 16 and (joints[15 if flipped else 16] == 0).all()
-        seen += check_dots(crop, joints, visible, (lambda j: counterpart[j]) if flipped else (lambda j: j))
+        seen += check_dots(
+            crop, joints, visible, (lambda j: counterpart[j]) if flipped else (lambda j: j)
+        )
     assert 15 < mirrored < 45 and seen > 500
 
 
 def test_mirror_alone(dotted):
     table, images = dotted
-    only_mirror = Augmentation(flip=True, scale_factor=0.0, rotation_factor=0.0, half_body_share=0.0, half_body_joints=8)
+    only_mirror = Augmentation(
+        flip=True, scale_factor=0.0, rotation_factor=0.0, half_body_share=0.0, half_body_joints=8
+    )
     dataset = crops(table, images, augmentation=only_mirror)
     plain, plain_joints, _ = sample(crops(table, images), 0)
-    flipped = next(found for found in (sample(dataset, epoch) for epoch in range(20)) if found[2][15] == 0)
+    flipped = next(
+        found for found in (sample(dataset, epoch) for epoch in range(20)) if found[2][15] == 0
+    )
     # one pixel of the crop is the mirror axis' half-pixel, see poise.structures.crops
     difference = np.abs(flipped[0][:, 1:].astype(int) - plain[:, ::-1][:, :-1]).mean()
     assert difference < 2 < np.abs(flipped[0].astype(int) - plain).mean()
@@ -123,7 +177,8 @@ def test_channel_order(dotted):
     bgr, rgb = sample(crops(table, images), 0), sample(crops(table, images, rgb=True), 0)
     assert np.array_equal(bgr[0], rgb[0][:, :, ::-1]) and not np.array_equal(bgr[0], rgb[0])
     x, y = np.round(bgr[1][1]).astype(int)
-    assert np.abs(bgr[0][y, x].astype(int) - COLOURS[1]).max() <= 12     # COLOURS are BGR, as OpenCV writes them
+    # COLOURS are BGR, as OpenCV writes them
+    assert np.abs(bgr[0][y, x].astype(int) - COLOURS[1]).max() <= 12
 
 
 def test_person_at_the_border_of_the_image(dotted):
@@ -141,17 +196,25 @@ def test_table_without_labels(dotted):
     table, images = dotted
     bare = PersonTable(**{**vars(table), "joints": None, "visible": None})
     crop, joints, visible = sample(crops(bare, images), 0)
-    assert np.array_equal(crop, sample(crops(table, images), 0)[0]) and not joints.any() and not visible.any()
+    assert (
+        np.array_equal(crop, sample(crops(table, images), 0)[0])
+        and not joints.any()
+        and not visible.any()
+    )
 
 
 def test_an_image_is_decoded_once_for_all_its_persons(dotted, monkeypatch):
     """Wherever they stand in a batch, and in the next batch too, in the order of a test."""
     table, images = dotted
     cv2.imwrite(str(images.location / "b.png"), np.zeros((50, 50, 3), np.uint8))
-    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ("a.png", "b.png"), [0, 0, 1, 0, 1])
+    table = table_of(
+        table.joints[0], table.visible[0], [100, 40, 170, 230], ("a.png", "b.png"), [0, 0, 1, 0, 1]
+    )
     asked = []
     opened = ImageFolder.open
-    monkeypatch.setattr(ImageFolder, "open", lambda self, name: asked.append(name) or opened(self, name))
+    monkeypatch.setattr(
+        ImageFolder, "open", lambda self, name: asked.append(name) or opened(self, name)
+    )
     dataset = crops(table, images)
     batch = dataset.__getitems__([(0, person) for person in (0, 1, 2, 3)])
     assert asked == ["a.png", "b.png"]
@@ -159,12 +222,16 @@ def test_an_image_is_decoded_once_for_all_its_persons(dotted, monkeypatch):
     dataset.__getitems__([(0, 4)])
     assert asked == ["a.png", "b.png"]
     alone = crops(table, images).__getitems__([(0, 3)])
-    assert torch.equal(alone["images"][0], batch["images"][3]) and torch.equal(alone["joints"][0], batch["joints"][3])
-    in_order = EpochBatches(5, 2, shuffle=False, seed=0, order=np.argsort(table.image_index, kind="stable"))
+    assert torch.equal(alone["images"][0], batch["images"][3]) and torch.equal(
+        alone["joints"][0], batch["joints"][3]
+    )
+    in_order = EpochBatches(
+        5, 2, shuffle=False, seed=0, order=np.argsort(table.image_index, kind="stable")
+    )
     assert [person for keys in in_order for _, person in keys] == [0, 1, 3, 2, 4]
 
 
-# what is drawn depends on (seed, epoch, person) ------------------------------------------------------------------------------------
+# what is drawn depends on (seed, epoch, person) ---------------------------------------------------
 
 
 def test_same_key_same_sample(dotted):
@@ -188,7 +255,9 @@ def everything(loader):
 
 def same(batches, others):
     return len(batches) == len(others) and all(
-        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in zip(batches, others))
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+        for a, b in zip(batches, others)
+    )
 
 
 def test_workers_change_nothing(small_set, tmp_path):
@@ -219,23 +288,30 @@ def test_test_batches_are_in_the_order_of_the_images(small_set, tmp_path):
     batches = everything(loader)
     persons = torch.cat([batch["person"] for batch in batches]).numpy()
     assert len(loader) == len(batches) and sorted(persons.tolist()) == list(range(len(table)))
-    assert (np.diff(table.image_index[persons]) >= 0).all() and not (np.diff(table.image_index) >= 0).all()
+    assert (np.diff(table.image_index[persons]) >= 0).all() and not (
+        np.diff(table.image_index) >= 0
+    ).all()
     loader.batches.begin(0)
-    assert same(batches, everything(loader))    # nothing is drawn
+    assert same(batches, everything(loader))  # nothing is drawn
     # a sample is the same in whatever order and company it is made
     alone = build_loader(cfg, table, images, train=False).crops
     for batch in batches:
         for row, person in enumerate(batch["person"].tolist()):
             one = alone.__getitems__([(7, person)])
-            assert torch.equal(one["images"][0], batch["images"][row]) and torch.equal(one["joints"][0], batch["joints"][row])
+            assert torch.equal(one["images"][0], batch["images"][row]) and torch.equal(
+                one["joints"][0], batch["joints"][row]
+            )
 
 
 def test_batch_grows_with_the_devices(small_set, tmp_path):
     cfg = small_config(small_set, tmp_path, "WORKERS", 0)
-    assert build_loader(cfg, *read_set(cfg, train=True), train=True, devices=3).batches.batch_size == 24
+    assert (
+        build_loader(cfg, *read_set(cfg, train=True), train=True, devices=3).batches.batch_size
+        == 24
+    )
 
 
-# batches --------------------------------------------------------------------------------------------------------------------------
+# batches ------------------------------------------------------------------------------------------
 
 
 def keys(persons=23, size=5, *, shuffle=True, seed=0, epoch=0, first=0):
@@ -246,7 +322,9 @@ def keys(persons=23, size=5, *, shuffle=True, seed=0, epoch=0, first=0):
 
 def test_everyone_is_in_an_epoch_once():
     batches = keys(epoch=6)
-    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3] and len(EpochBatches(23, 5, shuffle=True, seed=0)) == 5
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3] and len(
+        EpochBatches(23, 5, shuffle=True, seed=0)
+    ) == 5
     assert sorted(person for batch in batches for _, person in batch) == list(range(23))
     assert {epoch for batch in batches for epoch, _ in batch} == {6}
 
@@ -255,10 +333,14 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert keys(epoch=3) == keys(epoch=3)
     np.random.seed(1), torch.manual_seed(1)
     again = keys(epoch=3)
-    assert again == keys(epoch=3) and [p for b in keys(epoch=3) for _, p in b] != [p for b in keys(epoch=4) for _, p in b]
+    assert again == keys(epoch=3) and [p for b in keys(epoch=3) for _, p in b] != [
+        p for b in keys(epoch=4) for _, p in b
+    ]
     assert keys(epoch=3) != keys(epoch=3, seed=1)
     # the size of a batch cuts the same order elsewhere
-    assert [k for batch in keys(size=4) for k in batch] == [k for batch in keys(size=7) for k in batch]
+    assert [k for batch in keys(size=4) for k in batch] == [
+        k for batch in keys(size=7) for k in batch
+    ]
 
 
 def test_an_epoch_can_begin_in_its_middle():
@@ -269,7 +351,7 @@ def test_order_of_the_table_without_shuffling():
     assert [p for batch in keys(shuffle=False, epoch=9) for _, p in batch] == list(range(23))
 
 
-# faults ---------------------------------------------------------------------------------------------------------------------------
+# faults -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -277,50 +359,75 @@ def test_unreadable_image_is_the_error_itself(dotted, workers):
     """Raised in a worker it would come back with the worker's traceback in its text."""
     table, images = dotted
     (images.location / "cut.png").write_bytes((images.location / "a.png").read_bytes()[:300])
-    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 6 + ["cut.png", "a.png"])
-    loader = BatchLoader(crops(table, images), EpochBatches(8, 2, shuffle=False, seed=0), workers=workers, pin_memory=False)
+    table = table_of(
+        table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 6 + ["cut.png", "a.png"]
+    )
+    loader = BatchLoader(
+        crops(table, images),
+        EpochBatches(8, 2, shuffle=False, seed=0),
+        workers=workers,
+        pin_memory=False,
+    )
     good, said = [], None
-    # no pytest.raises: what it keeps makes a circle with the loader, and worker processes that are left to Python's collector of
-    # circles end only after a timeout of PyTorch's
+    # no pytest.raises: what it keeps makes a circle with the loader, and worker processes that are
+    # left to Python's collector of circles end only after a timeout of PyTorch's
     try:
         for batch in loader:
             good.append(batch)
     except DataError as error:
         said = str(error)
-    assert len(good) == 3 and said == f"{images.location}/cut.png: the image file is cut off; fetch it again"
+    assert (
+        len(good) == 3
+        and said == f"{images.location}/cut.png: the image file is cut off; fetch it again"
+    )
 
 
 def test_missing_folder_is_found_before_the_first_batch(dotted, tmp_path):
     table, _ = dotted
     with pytest.raises(DataError, match="nowhere: no such image folder"):
-        BatchLoader(crops(table, ImageFolder(tmp_path / "nowhere")), EpochBatches(1, 1, shuffle=False, seed=0), workers=0, pin_memory=False)
+        BatchLoader(
+            crops(table, ImageFolder(tmp_path / "nowhere")),
+            EpochBatches(1, 1, shuffle=False, seed=0),
+            workers=0,
+            pin_memory=False,
+        )
 
 
 def test_nobody_left_is_said(dotted):
     table, images = dotted
     nobody = table.select(np.zeros(1, bool), "for this test")
     assert nobody.dropped == {"for this test": 1}
-    with pytest.raises(DataError, match="no person is left to use; DATASET.SELECT_DATA False drops fewer"):
-        BatchLoader(crops(nobody, images), EpochBatches(0, 1, shuffle=False, seed=0), workers=0, pin_memory=False)
+    with pytest.raises(
+        DataError, match="no person is left to use; DATASET.SELECT_DATA False drops fewer"
+    ):
+        BatchLoader(
+            crops(nobody, images),
+            EpochBatches(0, 1, shuffle=False, seed=0),
+            workers=0,
+            pin_memory=False,
+        )
 
 
 @pytest.mark.filterwarnings("error")
 def test_more_workers_than_cores_is_no_warning(dotted):
     table, images = dotted
-    loader = BatchLoader(crops(table, images), EpochBatches(1, 1, shuffle=False, seed=0), workers=9, pin_memory=False)
+    loader = BatchLoader(
+        crops(table, images), EpochBatches(1, 1, shuffle=False, seed=0), workers=9, pin_memory=False
+    )
     assert len(loader) == 1
 
 
-# DATASET.SELECT_DATA --------------------------------------------------------------------------------------------------------------
+# DATASET.SELECT_DATA ------------------------------------------------------------------------------
 
 
 def test_joints_that_agree_with_their_box(dotted):
     table, _ = dotted
     table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 4)
-    table.joints[:] = table.center[:, None]                     # all joints in the middle
-    table.joints[1] += table.scale[1] * 200 * 0.5               # half a box away
+    table.joints[:] = table.center[:, None]  # all joints in the middle
+    table.joints[1] += table.scale[1] * 200 * 0.5  # half a box away
     table.visible[2] = 0
-    # one joint may be further away than seventeen: similarity exp(-0.5) = 0.61 against 0.45 and 0.65
+    # one joint may be further away than seventeen: similarity exp(-0.5) = 0.61 against 0.45 and
+    # 0.65
     distance = 0.2 * np.sqrt(table.scale[3].prod()) * 200
     table.joints[3] += (distance, 0)
     assert joints_agree_with_box(table).tolist() == [True, False, False, False]
@@ -334,5 +441,7 @@ def test_selection_of_a_table_keeps_rows_together(small_set, tmp_path):
     part = table.select(keep, "for this test")
     assert part.ids.tolist() == table.ids[keep].tolist()
     assert [part.image_name(0), part.image_name(2)] == [table.image_name(1), table.image_name(7)]
-    assert np.array_equal(part.joints, table.joints[keep]) and part.dropped["for this test"] == int((~keep).sum())
+    assert np.array_equal(part.joints, table.joints[keep]) and part.dropped["for this test"] == int(
+        (~keep).sum()
+    )
     assert table.select(np.ones(len(table), bool), "nobody").dropped == table.dropped

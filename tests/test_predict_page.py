@@ -1,4 +1,7 @@
-"""docs/predict.md: its snippets run, in their order and as they stand, with a narrow network under the names that the page uses."""
+"""docs/predict.md: its snippets run, in their order and as they stand, with a narrow network
+under the names that the page uses.
+"""
+
 import ast
 import importlib.util
 import re
@@ -11,15 +14,21 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from small_networks import command_line, small
-
 from poise import config
 from poise.errors import run_tool
+from small_networks import command_line, small
 
 PAGE = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
 EXPERIMENT = "experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml"
 WEIGHTS = "models/pytorch/pose_coco/hrnet_w32_coco_256x192-c78dce93_20200708.pth"
-NARROW = ["MODEL.IMAGE_SIZE", [64, 96], "MODEL.HEATMAP_SIZE", [16, 24], "MODEL.EXTRA.NUM_LAYERS", 18]
+NARROW = [
+    "MODEL.IMAGE_SIZE",
+    [64, 96],
+    "MODEL.HEATMAP_SIZE",
+    [16, 24],
+    "MODEL.EXTRA.NUM_LAYERS",
+    18,
+]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
@@ -38,7 +47,10 @@ def place(tmp_path, monkeypatch):
     (tmp_path / WEIGHTS).parent.mkdir(parents=True)
     torch.save(small("resnet", *NARROW).state_dict(), tmp_path / WEIGHTS)
     for number, name in enumerate(("picture.jpg", "other.jpg")):
-        cv2.imwrite(str(tmp_path / name), cv2.resize(sample_scene(np.random.default_rng(number)).image, (480, 360)))
+        cv2.imwrite(
+            str(tmp_path / name),
+            cv2.resize(sample_scene(np.random.default_rng(number)).image, (480, 360)),
+        )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -57,7 +69,10 @@ def run_command(line, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_the_snippets_run(place, monkeypatch, capsys):
-    assert [kind for kind, _ in BLOCKS].count("python") >= 7 and {kind for kind, _ in BLOCKS} == {"python", "sh"}
+    assert [kind for kind, _ in BLOCKS].count("python") >= 7 and {kind for kind, _ in BLOCKS} == {
+        "python",
+        "sh",
+    }
     names: dict = {}
     for kind, text in BLOCKS:
         if kind == "python":
@@ -67,8 +82,17 @@ def test_the_snippets_run(place, monkeypatch, capsys):
                 if "download_weights" not in line:
                     run_command(line, monkeypatch)
     said = capsys.readouterr().out
-    assert "nose at [" in said and "1 0 1\n" in said and said.count("made persons: 8 crops: heatmaps differ by at most") == 4 and "'left_ankle': [" in said
-    assert len(yaml.safe_load((place / "poses.json").read_text())) == 2 and (place / "drawn.png").is_file() and (place / "whole.onnx").is_file()
+    assert (
+        "nose at [" in said
+        and "1 0 1\n" in said
+        and said.count("made persons: 8 crops: heatmaps differ by at most") == 4
+        and "'left_ankle': [" in said
+    )
+    assert (
+        len(yaml.safe_load((place / "poses.json").read_text())) == 2
+        and (place / "drawn.png").is_file()
+        and (place / "whole.onnx").is_file()
+    )
     assert float((names["again"] - names["crop_keypoints"]).abs().max()) < 0.01
     assert names["people"].keypoints.shape == (1, 17, 2) and names["keypoints"].shape == (2, 17, 2)
 
@@ -82,24 +106,41 @@ def test_snippet_without_poise_gives_the_keypoints_of_the_estimator(place, monke
     """Of boxes that are wide, tall, small and partly outside of the picture, to 0.01 pixels."""
     from poise import PoseEstimator
 
-    snippet, = (text for kind, text in BLOCKS if kind == "python" and "cv2.warpAffine" in text)
-    assert len(snippet.splitlines()) <= 25 and "poise." not in snippet and "import cv2" not in snippet
-    export = next(line for kind, text in BLOCKS if kind == "sh"
-                  for line in text.replace("\\\n", " ").splitlines() if "whole.onnx" in line)
+    (snippet,) = (text for kind, text in BLOCKS if kind == "python" and "cv2.warpAffine" in text)
+    assert (
+        len(snippet.splitlines()) <= 25 and "poise." not in snippet and "import cv2" not in snippet
+    )
+    export = next(
+        line
+        for kind, text in BLOCKS
+        if kind == "sh"
+        for line in text.replace("\\\n", " ").splitlines()
+        if "whole.onnx" in line
+    )
     run_command(f"{export} {' '.join(codec)}", monkeypatch)
-    boxes = [[60, 40, 210, 330], [230, 50, 330, 320], [-50, 100, 300, 200], [400, 200, 520, 380],
-             [10, 10, 30, 60], [0, 0, 480, 360], [100.5, 20.25, 180.75, 90.5]]
+    boxes = [
+        [60, 40, 210, 330],
+        [230, 50, 330, 320],
+        [-50, 100, 300, 200],
+        [400, 200, 520, 380],
+        [10, 10, 30, 60],
+        [0, 0, 480, 360],
+        [100.5, 20.25, 180.75, 90.5],
+    ]
     page = "boxes = np.array([[60, 40, 210, 330], [230, 50, 330, 320]])"
     assert page in snippet
     names = {"cv2": cv2}
-    exec(compile(snippet.replace(page, f"boxes = np.array({boxes})"), "docs/predict.md", "exec"), names)
+    exec(
+        compile(snippet.replace(page, f"boxes = np.array({boxes})"), "docs/predict.md", "exec"),
+        names,
+    )
     estimator = PoseEstimator(EXPERIMENT, WEIGHTS, overrides=codec)
     people = estimator("picture.jpg", boxes)
     assert np.abs(names["keypoints"] - people.keypoints).max() < 0.01
     assert np.abs(names["scores"] - people.scores).max() < 1e-3
     # what the page had before: the plain box, neither padded nor of the network's aspect ratio
     plain = [cv2.resize(names["image"][40:330, 60:210], (64, 96))]
-    of_plain, = names["session"].run(["keypoints"], {"images": np.stack(plain)})
+    (of_plain,) = names["session"].run(["keypoints"], {"images": np.stack(plain)})
     of_plain = of_plain[0] * [150 / 64, 290 / 96] + [60, 40]
     assert np.median(np.abs(of_plain - people.keypoints[0])) > 1
 
@@ -112,11 +153,16 @@ def test_what_the_page_says_of_options_and_fields():
 
     told = re.findall(r"^\| `(\w+)=([^`]+)` \|", PAGE, re.MULTILINE)
     for function, names in ((Poses.draw, told[:4]), (PoseEstimator.__init__, told[4:])):
-        options = {name: option.default for name, option in signature(function).parameters.items()
-                   if option.kind is option.KEYWORD_ONLY}
+        options = {
+            name: option.default
+            for name, option in signature(function).parameters.items()
+            if option.kind is option.KEYWORD_ONLY
+        }
         assert options and options == {name: ast.literal_eval(value) for name, value in names}
     named = re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)
     assert {field.name for field in fields(Poses)} - {"shown_score"} <= set(named)
     source = (ROOT / "tools" / "export.py").read_text()
     options = set(re.findall(r"--[a-z][a-z-]+", PAGE))
-    assert len(options) > 5 and all(f'"{option}"' in source for option in options - {"--cfg"}), options
+    assert len(options) > 5 and all(f'"{option}"' in source for option in options - {"--cfg"}), (
+        options
+    )

@@ -1,4 +1,7 @@
-"""Fetching data sets from a server of this machine that breaks transfers in every way; what is by hand is named and looked at. Nothing here leaves the machine."""
+"""Fetching data sets from a server of this machine that breaks transfers in every way; what is
+by hand is named and looked at. Nothing here leaves the machine.
+"""
+
 import contextlib
 import hashlib
 import http.server
@@ -12,14 +15,18 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import ROOT
-
+from poise.config.sources import SOURCES, Archive, ByHand, Source
 from poise.datasets import prepare as prepare_data
-from poise.config.sources import Archive, ByHand, SOURCES, Source
 from poise.errors import ConfigError, DataError, one_line, run_tool
 
 DRAW = np.random.default_rng(0)
 IMAGES = {f"val2017/{number:012}.jpg": DRAW.bytes(40_000) for number in range(8)}
-TRUTH = {"annotations/person_keypoints_val2017.json": json.dumps({"images": [{"id": number} for number in range(2000)]}).encode(), "annotations/captions_val2017.json": b"{}"}
+TRUTH = {
+    "annotations/person_keypoints_val2017.json": (
+        json.dumps({"images": [{"id": number} for number in range(2000)]}).encode()
+    ),
+    "annotations/captions_val2017.json": b"{}",
+}
 
 
 def packed(members):
@@ -38,7 +45,9 @@ def md5(data):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves FILES. What goes wrong with one request after the other is in the server's list `faults`."""
+    """Serves FILES. What goes wrong with one request after the other is in the server's list
+    `faults`.
+    """
 
     def do_GET(self):
         server = self.server
@@ -58,12 +67,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if begin else 200)
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(body) + {"says more": 1000, "says less": -1000}.get(fault, 0)))
+        self.send_header(
+            "Content-Length", str(len(body) + {"says more": 1000, "says less": -1000}.get(fault, 0))
+        )
         self.end_headers()
         if fault == "other bytes":
             body = bytes(len(body))
         with contextlib.suppress(OSError):
-            self.wfile.write(body[:len(body) // 2] if fault == "cut" else b"" if fault == "cut at once" else body)
+            self.wfile.write(
+                body[: len(body) // 2]
+                if fault == "cut"
+                else b""
+                if fault == "cut at once"
+                else body
+            )
 
     def log_message(self, *_):
         pass
@@ -74,7 +91,9 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.faults, server.files, server.no_ranges = [], [], dict(FILES), False
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     yield server
     server.shutdown()
@@ -87,11 +106,37 @@ def source(server):
     """A small COCO."""
     images, truth = FILES["/zips/val2017.zip"], FILES["/annotations/all.zip"]
     name = "annotations/person_keypoints_val2017.json"
-    return Source("coco", "data/coco", f"http://127.0.0.1:{server.server_address[1]}", (
-        Archive("annotations", "annotations/all.zip", len(truth), md5(truth), {name: name}, 1),
-        Archive("val2017", "zips/val2017.zip", len(images), md5(images), {"val2017/": "images/val2017/"}, len(IMAGES)),
-        Archive("test2017", "zips/test2017.zip", 10, "", {"test2017/": "images/test2017/"}, 1, default=False),
-    ), (ByHand("person_detection_results/boxes.json", "boxes", "fetch them", "detections", "tests"),), "terms of the made set")
+    return Source(
+        "coco",
+        "data/coco",
+        f"http://127.0.0.1:{server.server_address[1]}",
+        (
+            Archive("annotations", "annotations/all.zip", len(truth), md5(truth), {name: name}, 1),
+            Archive(
+                "val2017",
+                "zips/val2017.zip",
+                len(images),
+                md5(images),
+                {"val2017/": "images/val2017/"},
+                len(IMAGES),
+            ),
+            Archive(
+                "test2017",
+                "zips/test2017.zip",
+                10,
+                "",
+                {"test2017/": "images/test2017/"},
+                1,
+                default=False,
+            ),
+        ),
+        (
+            ByHand(
+                "person_detection_results/boxes.json", "boxes", "fetch them", "detections", "tests"
+            ),
+        ),
+        "terms of the made set",
+    )
 
 
 def prepare(source, root, **options):
@@ -109,7 +154,9 @@ def tree(root):
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-WHOLE = sorted(["annotations/person_keypoints_val2017.json", *(f"images/{name}" for name in IMAGES)])
+WHOLE = sorted(
+    ["annotations/person_keypoints_val2017.json", *(f"images/{name}" for name in IMAGES)]
+)
 
 
 def check_whole(root):
@@ -119,13 +166,21 @@ def check_whole(root):
 
 def test_whole_set_in_the_tree_of_the_readme(source, server, tmp_path, capsys):
     asked = []
-    missing = prepare(source, tmp_path / "coco", agreed=lambda question: asked.append(question) or True)
+    missing = prepare(
+        source, tmp_path / "coco", agreed=lambda question: asked.append(question) or True
+    )
     check_whole(tmp_path / "coco")
     total = sum(archive.size for archive in source.archives[:2])
     assert asked == [f"fetch {total / 1e3:.1f} kB to {tmp_path / 'coco'} (terms of the made set)?"]
     said = capsys.readouterr().out
-    assert said.index("val2017      ") < said.index("fetching http://") < said.index("val2017: whole")
-    assert len(missing) == 1 and "person_detection_results/boxes.json is missing, needed for tests: fetch them" in missing[0]
+    assert (
+        said.index("val2017      ") < said.index("fetching http://") < said.index("val2017: whole")
+    )
+    assert (
+        len(missing) == 1
+        and "person_detection_results/boxes.json is missing, needed for tests: fetch them"
+        in missing[0]
+    )
     assert len(server.asked) == 2
 
 
@@ -133,7 +188,9 @@ def test_second_call_fetches_nothing_and_asks_nothing(source, server, tmp_path):
     prepare(source, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     prepare(source, tmp_path, agreed=lambda question: pytest.fail("asked"))
-    assert len(server.asked) == 2 and before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(server.asked) == 2 and before == {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()
+    }
 
 
 def test_missing_image_is_put_back(source, server, tmp_path):
@@ -146,15 +203,30 @@ def test_missing_image_is_put_back(source, server, tmp_path):
     assert others[0].stat().st_mtime_ns == kept and len(server.asked) == 3
 
 
-@pytest.mark.parametrize("faults", [["cut"], ["cut", "cut", "cut", "cut", "cut"], ["cut at once", "cut"], [500], [503, 500, "cut", 502], [429], ["cut", "ignores ranges"],
-                                    ["cut", "cut at once", 504, "cut"]], ids=lambda faults: "+".join(map(str, faults)))
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["cut"],
+        ["cut", "cut", "cut", "cut", "cut"],
+        ["cut at once", "cut"],
+        [500],
+        [503, 500, "cut", 502],
+        [429],
+        ["cut", "ignores ranges"],
+        ["cut", "cut at once", 504, "cut"],
+    ],
+    ids=lambda faults: "+".join(map(str, faults)),
+)
 def test_transfer_that_breaks_is_gone_on_with(source, server, tmp_path, faults):
     server.faults = list(faults)
     prepare(source, tmp_path, only=["val2017"])
     assert tree(tmp_path) == WHOLE[1:] and not server.faults
     if faults == ["cut"]:
         half = len(FILES["/zips/val2017.zip"]) // 2
-        assert server.asked == [("/zips/val2017.zip", None), ("/zips/val2017.zip", f"bytes={half}-")]
+        assert server.asked == [
+            ("/zips/val2017.zip", None),
+            ("/zips/val2017.zip", f"bytes={half}-"),
+        ]
 
 
 def test_server_without_ranges_sends_all_again(source, server, tmp_path):
@@ -166,19 +238,37 @@ def test_server_without_ranges_sends_all_again(source, server, tmp_path):
 def test_server_that_never_gets_further(source, server, tmp_path):
     server.no_ranges, server.faults = True, ["cut"] * 20
     line = refusal(source, tmp_path, only=["val2017"])
-    assert "the transfer ended after" in line and "the next try goes on from there" in line and len(server.asked) <= prepare_data.TRIES + 1
+    assert (
+        "the transfer ended after" in line
+        and "the next try goes on from there" in line
+        and len(server.asked) <= prepare_data.TRIES + 1
+    )
     assert tree(tmp_path) == ["val2017.zip.part"]
     server.faults = []
     prepare(source, tmp_path, only=["val2017"])
     assert tree(tmp_path) == WHOLE[1:]
 
 
-@pytest.mark.parametrize("fault, named", [(404, "HTTP Error 404"), (403, "HTTP Error 403"), ("says less", "bytes were published"), ("says more", "bytes were published"), ("other bytes", "its md5 begins with")])
+@pytest.mark.parametrize(
+    "fault, named",
+    [
+        (404, "HTTP Error 404"),
+        (403, "HTTP Error 403"),
+        ("says less", "bytes were published"),
+        ("says more", "bytes were published"),
+        ("other bytes", "its md5 begins with"),
+    ],
+)
 def test_what_another_try_would_not_mend(source, server, tmp_path, fault, named):
     size = len(FILES["/zips/val2017.zip"])
     server.faults = [fault]
     line = refusal(source, tmp_path, only=["val2017"])
-    assert (f"a file of {size + (1000 if fault == 'says more' else -1000)} bytes, and {size} {named.split(' ', 1)[1]}" if "says" in str(fault) else named) in line
+    assert (
+        f"a file of {size + (1000 if fault == 'says more' else -1000)} bytes, and {size}"
+        f" {named.split(' ', 1)[1]}"
+        if "says" in str(fault)
+        else named
+    ) in line
     assert tree(tmp_path) == [] and len(server.asked) == 1
     prepare(source, tmp_path, only=["val2017"])
     assert tree(tmp_path) == WHOLE[1:]
@@ -186,7 +276,10 @@ def test_what_another_try_would_not_mend(source, server, tmp_path, fault, named)
 
 def test_error_that_stays(source, server, tmp_path):
     server.faults = [500] * 50
-    assert "HTTP Error 500" in refusal(source, tmp_path, only=["annotations"]) and len(server.asked) == prepare_data.TRIES
+    assert (
+        "HTTP Error 500" in refusal(source, tmp_path, only=["annotations"])
+        and len(server.asked) == prepare_data.TRIES
+    )
     assert tree(tmp_path) == []
 
 
@@ -203,7 +296,9 @@ def test_archive_of_another_person_is_not_believed(source, server, tmp_path):
 
 
 def test_nobody_agrees(source, server, tmp_path):
-    assert "nothing was fetched" in refusal(source, tmp_path / "coco", agreed=lambda question: False)
+    assert "nothing was fetched" in refusal(
+        source, tmp_path / "coco", agreed=lambda question: False
+    )
     assert server.asked == [] and not (tmp_path / "coco").exists()
 
 
@@ -222,8 +317,12 @@ def test_end_of_input_is_no_agreement(monkeypatch):
 
 
 def test_disk_too_small(source, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_data.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    assert "are needed, and 1.0 kB are free on its disk; nothing was fetched" in refusal(source, tmp_path)
+    monkeypatch.setattr(
+        prepare_data.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})()
+    )
+    assert "are needed, and 1.0 kB are free on its disk; nothing was fetched" in refusal(
+        source, tmp_path
+    )
     assert server.asked == []
 
 
@@ -232,7 +331,10 @@ def test_zipped_images_stay_in_their_archive(source, server, tmp_path):
 
     prepare(source, tmp_path, only=["val2017"], zipped=True)
     assert tree(tmp_path) == ["images/val2017.zip"]
-    assert ImageFolder(tmp_path / "images/val2017.zip").data("000000000003.jpg") == IMAGES["val2017/000000000003.jpg"]
+    assert (
+        ImageFolder(tmp_path / "images/val2017.zip").data("000000000003.jpg")
+        == IMAGES["val2017/000000000003.jpg"]
+    )
     prepare(source, tmp_path, only=["val2017"], zipped=True)
     assert len(server.asked) == 1
 
@@ -245,8 +347,15 @@ def test_what_is_by_hand_is_looked_at(source, tmp_path, capsys):
     prepare(source, tmp_path)
     path = tmp_path / "person_detection_results/boxes.json"
     path.parent.mkdir()
-    for content, named in [("[1, 2", "not valid JSON"), ("{}", "not a list of detections"), ("[]", "none of category 1"),
-                           ('[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 1}]', "holds 1 boxes, none of category 1")]:
+    for content, named in [
+        ("[1, 2", "not valid JSON"),
+        ("{}", "not a list of detections"),
+        ("[]", "none of category 1"),
+        (
+            '[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 1}]',
+            "holds 1 boxes, none of category 1",
+        ),
+    ]:
         path.write_text(content)
         (line,) = prepare(source, tmp_path)
         assert named in line and line.endswith("fetch them")
@@ -255,7 +364,9 @@ def test_what_is_by_hand_is_looked_at(source, tmp_path, capsys):
 
 
 def run(monkeypatch, capfd, *arguments):
-    spec = importlib.util.spec_from_file_location("tools_prepare_data", ROOT / "tools" / "prepare_data.py")
+    spec = importlib.util.spec_from_file_location(
+        "tools_prepare_data", ROOT / "tools" / "prepare_data.py"
+    )
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, "argv", ["tools/prepare_data.py", *map(str, arguments)])
@@ -272,7 +383,11 @@ def test_tool_with_mpii(small_mpii_set, tmp_path, monkeypatch, capfd):
 
     status, out, err = run(monkeypatch, capfd, "mpii", "--root", tmp_path / "mpii")
     assert (status, err) == (1, "") and [line.split(":")[0] for line in out.splitlines()] == [
-        "the images", "training persons", "validation persons", "joints and head boxes of the validation set"]
+        "the images",
+        "training persons",
+        "validation persons",
+        "joints and head boxes of the validation set",
+    ]
     root = shutil.copytree(small_mpii_set, tmp_path / "mpii")
     images = sorted((root / "images").iterdir())
     with tarfile.open(root / "mpii_human_pose_v1.tar.gz", "w:gz") as archive:
@@ -280,7 +395,12 @@ def test_tool_with_mpii(small_mpii_set, tmp_path, monkeypatch, capfd):
             archive.add(path, f"./images/{path.name}")
     shutil.rmtree(root / "images")
     status, out, err = run(monkeypatch, capfd, "mpii", "--root", root)
-    assert (status, err) == (0, "") and f"{len(images)} images" in out and "head boxes of" in out and "unpacked from" in out
+    assert (
+        (status, err) == (0, "")
+        and f"{len(images)} images" in out
+        and "head boxes of" in out
+        and "unpacked from" in out
+    )
     assert sorted((root / "images").iterdir()) == images
     (root / "annot/gt_valid.mat").write_bytes(b"no MATLAB file")
     status, out, err = run(monkeypatch, capfd, "mpii", "--root", root)
@@ -291,10 +411,36 @@ def test_tool_checks_the_published_sums(server, tmp_path, monkeypatch, capfd):
     """Another place with other files is found out, before anything is unpacked."""
     published = SOURCES["coco"].archives[1]
     server.files[f"/{published.path}"] = FILES["/zips/val2017.zip"]
-    status, out, err = run(monkeypatch, capfd, "coco", "--root", tmp_path / "coco", "--only", "val2017", "--yes", "--base", f"http://127.0.0.1:{server.server_address[1]}")
-    assert status == 1 and f"and {published.size} were published" in err and tree(tmp_path / "coco") == []
+    status, out, err = run(
+        monkeypatch,
+        capfd,
+        "coco",
+        "--root",
+        tmp_path / "coco",
+        "--only",
+        "val2017",
+        "--yes",
+        "--base",
+        f"http://127.0.0.1:{server.server_address[1]}",
+    )
+    assert (
+        status == 1
+        and f"and {published.size} were published" in err
+        and tree(tmp_path / "coco") == []
+    )
     assert "815.6 MB" in out and "0 of 5000 images are there" in out
-    status, out, err = run(monkeypatch, capfd, "coco", "--root", tmp_path / "coco", "--only", "val2017", "--base", "http://example.com/coco", "--yes")
+    status, out, err = run(
+        monkeypatch,
+        capfd,
+        "coco",
+        "--root",
+        tmp_path / "coco",
+        "--only",
+        "val2017",
+        "--base",
+        "http://example.com/coco",
+        "--yes",
+    )
     assert status == 1 and "only https addresses are fetched" in err
 
 
@@ -302,5 +448,9 @@ def test_published_places():
     for source in SOURCES.values():
         assert not source.base or source.base.startswith("https://")
         for archive in (*source.archives, *source.local):
-            assert archive.files > 0 and archive.wanted and (not archive.digest or len(archive.digest) == 36)
+            assert (
+                archive.files > 0
+                and archive.wanted
+                and (not archive.digest or len(archive.digest) == 36)
+            )
             assert all(not target.startswith(("/", "..")) for target in archive.wanted.values())

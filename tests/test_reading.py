@@ -1,4 +1,7 @@
-"""Images from folders and archives, JSON files: what is read, what is refused, and in which words."""
+"""Images from folders and archives, JSON files: what is read, what is refused, and in which
+words.
+"""
+
 import struct
 import unicodedata
 import zipfile
@@ -7,11 +10,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
-
-from poise.io.images import ImageFolder
 from poise.errors import DataError
+from poise.io.images import ImageFolder
 from poise.io.json_file import read_json
+from torch.utils.data import DataLoader
 
 NFC, NFD = (unicodedata.normalize(form, "größe_é.jpg") for form in ("NFC", "NFD"))
 
@@ -23,7 +25,11 @@ def picture(seed=0, height=60, width=80):
 
 
 def encoded(ending, seed=0, **options):
-    done, data = cv2.imencode(ending, picture(seed), [value for pair in options.items() for value in (getattr(cv2, pair[0]), pair[1])])
+    done, data = cv2.imencode(
+        ending,
+        picture(seed),
+        [value for pair in options.items() for value in (getattr(cv2, pair[0]), pair[1])],
+    )
     assert done
     return data.tobytes()
 
@@ -59,7 +65,7 @@ def archive(path, members, compression=zipfile.ZIP_STORED):
     return ImageFolder(path)
 
 
-# plain files ----------------------------------------------------------------------------------------------------------------------
+# plain files --------------------------------------------------------------------------------------
 
 
 def test_image_of_a_folder(folder):
@@ -68,14 +74,17 @@ def test_image_of_a_folder(folder):
     (folder.location / "below" / "ä ö.jpg").write_bytes(JPEG)
     folder.check()
     image = folder.read("a.png")
-    assert image.dtype == np.uint8 and np.array_equal(image, picture())     # BGR, as it was drawn
+    assert image.dtype == np.uint8 and np.array_equal(image, picture())  # BGR, as it was drawn
     assert np.array_equal(folder.read("below/ä ö.jpg"), decoded(JPEG))
 
 
 @pytest.mark.parametrize("kind", ["grey", "alpha", "16 bit"])
 def test_every_image_has_three_channels_of_a_byte(folder, kind):
-    image = {"grey": picture()[:, :, 0], "alpha": np.dstack([picture(), np.full((60, 80), 9, np.uint8)]),
-             "16 bit": picture().astype(np.uint16) * 257}[kind]
+    image = {
+        "grey": picture()[:, :, 0],
+        "alpha": np.dstack([picture(), np.full((60, 80), 9, np.uint8)]),
+        "16 bit": picture().astype(np.uint16) * 257,
+    }[kind]
     cv2.imwrite(str(folder.location / "a.png"), image)
     read = folder.read("a.png")
     assert read.shape == (60, 80, 3) and read.dtype == np.uint8
@@ -98,12 +107,18 @@ def with_thumbnail(data):
 
 
 WHOLE = {
-    "jpeg": JPEG, "png": PNG, "progressive": encoded(".jpg", IMWRITE_JPEG_PROGRESSIVE=1),
+    "jpeg": JPEG,
+    "png": PNG,
+    "progressive": encoded(".jpg", IMWRITE_JPEG_PROGRESSIVE=1),
     "restarts": encoded(".jpg", IMWRITE_JPEG_RST_INTERVAL=1),
-    "thumbnail": with_thumbnail(JPEG), "trailing text": JPEG + b"\r\nappended by a gallery", "trailing zeros": JPEG + bytes(3000),
-    "trailing jpeg": JPEG + encoded(".jpg", seed=2), "trailing start of scan": JPEG + b"\xff\xda\x12\x34 not a scan",
+    "thumbnail": with_thumbnail(JPEG),
+    "trailing text": JPEG + b"\r\nappended by a gallery",
+    "trailing zeros": JPEG + bytes(3000),
+    "trailing jpeg": JPEG + encoded(".jpg", seed=2),
+    "trailing start of scan": JPEG + b"\xff\xda\x12\x34 not a scan",
     "png with trailing bytes": PNG + bytes(500),
-    "bmp": encoded(".bmp"), "webp": encoded(".webp", IMWRITE_WEBP_QUALITY=90),
+    "bmp": encoded(".bmp"),
+    "webp": encoded(".webp", IMWRITE_WEBP_QUALITY=90),
 }
 
 
@@ -115,30 +130,49 @@ def test_whole_images_are_accepted(folder, kind):
 
 
 def cut(data, share):
-    return data[:int(len(data) * share)]
+    return data[: int(len(data) * share)]
 
 
 CUT = {
-    "jpeg, last byte": JPEG[:-1], "jpeg, half": cut(JPEG, 0.5), "jpeg, nine tenths": cut(JPEG, 0.9), "jpeg, header": JPEG[:100],
-    "progressive, nine tenths": cut(WHOLE["progressive"], 0.9), "progressive, half": cut(WHOLE["progressive"], 0.5),
+    "jpeg, last byte": JPEG[:-1],
+    "jpeg, half": cut(JPEG, 0.5),
+    "jpeg, nine tenths": cut(JPEG, 0.9),
+    "jpeg, header": JPEG[:100],
+    "progressive, nine tenths": cut(WHOLE["progressive"], 0.9),
+    "progressive, half": cut(WHOLE["progressive"], 0.5),
     # the thumbnail's end mark must not pass for the picture's
-    "thumbnail, nine tenths": cut(WHOLE["thumbnail"], 0.95), "png, half": cut(PNG, 0.5), "png, last byte": PNG[:-1],
+    "thumbnail, nine tenths": cut(WHOLE["thumbnail"], 0.95),
+    "png, half": cut(PNG, 0.5),
+    "png, last byte": PNG[:-1],
 }
 
 
 @pytest.mark.parametrize("kind", CUT)
 def test_cut_off_images_are_refused(folder, kind):
     (folder.location / "a.jpg").write_bytes(CUT[kind])
-    assert refusal(folder.read, "a.jpg") == f"{folder.location}/a.jpg: the image file is cut off; fetch it again"
+    assert (
+        refusal(folder.read, "a.jpg")
+        == f"{folder.location}/a.jpg: the image file is cut off; fetch it again"
+    )
 
 
 def test_what_is_no_image(folder):
-    header = struct.pack("<IIIIiiHHIIiiII", 1 << 30, 0, 54, 40, 1 << 20, 1 << 20, 1, 24, 0, 0, 0, 0, 0, 0)
+    header = struct.pack(
+        "<IIIIiiHHIIiiII", 1 << 30, 0, 54, 40, 1 << 20, 1 << 20, 1, 24, 0, 0, 0, 0, 0, 0
+    )
     for name, data, fault in [
         ("empty.jpg", b"", "the image file is empty; fetch it again"),
         ("text.jpg", b"404: not found\n", "not an image that OpenCV can read"),
-        ("marks only.jpg", b"\xff\xd8\xff\xda\x00\x08\x01\xff\xd9", "not an image that OpenCV can read"),
-        ("huge.bmp", b"BM" + header, "claims 1048576 x 1048576 pixels, and at most 110 million are read"),
+        (
+            "marks only.jpg",
+            b"\xff\xd8\xff\xda\x00\x08\x01\xff\xd9",
+            "not an image that OpenCV can read",
+        ),
+        (
+            "huge.bmp",
+            b"BM" + header,
+            "claims 1048576 x 1048576 pixels, and at most 110 million are read",
+        ),
     ]:
         (folder.location / name).write_bytes(data)
         text = refusal(folder.read, name)
@@ -146,8 +180,11 @@ def test_what_is_no_image(folder):
 
 
 def test_missing_image(folder):
-    assert refusal(folder.read, "none.jpg") == (
-        f"{folder.location / 'none.jpg'}: cannot read the image (No such file or directory); check DATASET.ROOT and the annotation file")
+    assert (
+        refusal(folder.read, "none.jpg")
+        == f"{folder.location / 'none.jpg'}: cannot read the image (No such file or directory);"
+        " check DATASET.ROOT and the annotation file"
+    )
     for name in ("", "a\0b.jpg"):
         assert "is no name; names are relative to the image folder" in refusal(folder.read, name)
     assert "the image name ../a.jpg leads out of the folder" in refusal(folder.read, "../a.jpg")
@@ -155,31 +192,66 @@ def test_missing_image(folder):
 
 def test_missing_folder_and_archive(tmp_path):
     text = refusal(ImageFolder(tmp_path / "images" / "val2017").check)
-    assert text == f"{tmp_path}/images/val2017: no such image folder; check DATASET.ROOT and the set's name"
-    assert "no such archive; DATASET.DATA_FORMAT zip reads images/<split>.zip" in refusal(ImageFolder(tmp_path / "val2017.zip").check)
+    assert (
+        text
+        == f"{tmp_path}/images/val2017: no such image folder; check DATASET.ROOT and the set's name"
+    )
+    assert "no such archive; DATASET.DATA_FORMAT zip reads images/<split>.zip" in refusal(
+        ImageFolder(tmp_path / "val2017.zip").check
+    )
     (tmp_path / "file").touch()
     assert "no such image folder" in refusal(ImageFolder(tmp_path / "file").check)
 
 
 @pytest.mark.parametrize("kept_in", ["folder", "archive"])
-@pytest.mark.parametrize("there, asked, hint", [
-    ("a.JPG", "A.jpg", "; there is a.JPG"),
-    ("a.jpeg", "a.jpg", "; there is a.jpeg"),
-    ("cam 1/a.jpg", "Cam 1/a.jpg", "; there is cam 1/a.jpg"),
-    ("cam 1/a.png", "cam 1/a.jpg", "; there is a.png"),
-    ("cam 1/b/a.jpg", "cam 1\\b\\a.jpg", "; there is cam 1/b/a.jpg (its path has /, where file_name has backslashes)"),
-    (NFD, NFC, f"; there is {NFD} (its letters are written in another Unicode normalization, NFD and not NFC; "
-               "rename the files or change file_name)"),
-    (NFC, NFD, f"; there is {NFC} (its letters are written in another Unicode normalization, NFC and not NFD; "
-               "rename the files or change file_name)"),
-    (f"c/{NFD}", f"c\\{NFC}", f"; there is c/{NFD} (its path has /, where file_name has backslashes, and its letters"
-                             " are written in another Unicode normalization, NFD and not NFC; rename the files or change file_name)"),
-    ("cam 1/a.jpg", "cam 2/a.jpg", ""), ("a.jpg", "b.jpg", ""), ("a.jpg", "a.jpg/b.jpg", ""),
-])
+@pytest.mark.parametrize(
+    "there, asked, hint",
+    [
+        ("a.JPG", "A.jpg", "; there is a.JPG"),
+        ("a.jpeg", "a.jpg", "; there is a.jpeg"),
+        ("cam 1/a.jpg", "Cam 1/a.jpg", "; there is cam 1/a.jpg"),
+        ("cam 1/a.png", "cam 1/a.jpg", "; there is a.png"),
+        (
+            "cam 1/b/a.jpg",
+            "cam 1\\b\\a.jpg",
+            "; there is cam 1/b/a.jpg (its path has /, where file_name has backslashes)",
+        ),
+        (
+            NFD,
+            NFC,
+            (
+                f"; there is {NFD} (its letters are written in another Unicode normalization, NFD"
+                " and not NFC; rename the files or change file_name)"
+            ),
+        ),
+        (
+            NFC,
+            NFD,
+            (
+                f"; there is {NFC} (its letters are written in another Unicode normalization, NFC"
+                " and not NFD; rename the files or change file_name)"
+            ),
+        ),
+        (
+            f"c/{NFD}",
+            f"c\\{NFC}",
+            (
+                f"; there is c/{NFD} (its path has /, where file_name has backslashes, and its"
+                " letters are written in another Unicode normalization, NFD and not NFC; rename"
+                " the files or change file_name)"
+            ),
+        ),
+        ("cam 1/a.jpg", "cam 2/a.jpg", ""),
+        ("a.jpg", "b.jpg", ""),
+        ("a.jpg", "a.jpg/b.jpg", ""),
+    ],
+)
 def test_absent_image_of_another_spelling_is_named(tmp_path, kept_in, there, asked, hint):
     if kept_in == "archive":
         images = archive(tmp_path / "val.zip", {"val/": b"", f"val/{there}": JPEG})
-        assert refusal(images.read, asked) == f"{images.location}: the archive holds no {asked}{hint}"
+        assert (
+            refusal(images.read, asked) == f"{images.location}: the archive holds no {asked}{hint}"
+        )
         return
     path = tmp_path / there
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,49 +260,71 @@ def test_absent_image_of_another_spelling_is_named(tmp_path, kept_in, there, ask
         pytest.skip("this file system changes names")
     text = refusal(ImageFolder(tmp_path).read, asked)
     reason = "Not a directory" if asked.startswith(f"{there}/") else "No such file or directory"
-    assert text == f"{tmp_path}/{asked}: cannot read the image ({reason}); check DATASET.ROOT and the annotation file{hint}"
+    assert (
+        text == f"{tmp_path}/{asked}: cannot read the image ({reason}); check DATASET.ROOT and the"
+        f" annotation file{hint}"
+    )
 
 
-# archives -------------------------------------------------------------------------------------------------------------------------
+# archives -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+@pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"]
+)
 @pytest.mark.parametrize("below", ["", "val2017/"], ids=["root", "folder"])
 def test_image_of_an_archive(tmp_path, compression, below):
-    images = archive(tmp_path / "val2017.zip", {f"{below}a.png": PNG, f"{below}sub/b.jpg": JPEG}, compression)
+    images = archive(
+        tmp_path / "val2017.zip", {f"{below}a.png": PNG, f"{below}sub/b.jpg": JPEG}, compression
+    )
     images.check()
     assert np.array_equal(images.read("a.png"), picture())
     assert np.array_equal(images.read("sub/b.jpg"), decoded(JPEG))
 
 
 def test_root_of_the_archive_comes_first(tmp_path):
-    images = archive(tmp_path / "images.zip", {"a.png": PNG, "images/a.png": encoded(".png", seed=5)})
+    images = archive(
+        tmp_path / "images.zip", {"a.png": PNG, "images/a.png": encoded(".png", seed=5)}
+    )
     assert np.array_equal(images.read("a.png"), picture())
 
 
 def test_faults_of_archives(tmp_path):
     images = archive(tmp_path / "val2017.zip", {"cut.jpg": cut(JPEG, 0.5), "empty.jpg": b""})
     assert refusal(images.read, "none.jpg") == f"{images.location}: the archive holds no none.jpg"
-    assert refusal(images.read, "cut.jpg") == f"{images.location}/cut.jpg: the image file is cut off; fetch it again"
+    assert (
+        refusal(images.read, "cut.jpg")
+        == f"{images.location}/cut.jpg: the image file is cut off; fetch it again"
+    )
     assert "empty" in refusal(images.read, "empty.jpg")
     (tmp_path / "text.zip").write_text("no archive")
-    assert refusal(ImageFolder(tmp_path / "text.zip").read, "a.jpg").startswith(f"{tmp_path}/text.zip: cannot open the archive (")
+    assert refusal(ImageFolder(tmp_path / "text.zip").read, "a.jpg").startswith(
+        f"{tmp_path}/text.zip: cannot open the archive ("
+    )
     (tmp_path / "half.zip").write_bytes(cut(images.location.read_bytes(), 0.5))
     assert "cannot open the archive" in refusal(ImageFolder(tmp_path / "half.zip").read, "a.jpg")
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA], ids=["stored", "deflated", "lzma"])
+@pytest.mark.parametrize(
+    "compression",
+    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA],
+    ids=["stored", "deflated", "lzma"],
+)
 def test_damaged_member(tmp_path, compression):
     images = archive(tmp_path / "val2017.zip", {"a.bmp": encoded(".bmp")}, compression)
     data = bytearray(images.location.read_bytes())
     for place in range(60, len(data) - 200, 5):
-        data[place] ^= 0x5a
+        data[place] ^= 0x5A
     images.location.write_bytes(data)
-    assert refusal(ImageFolder(images.location).read, "a.bmp").startswith(f"{images.location}: cannot read a.bmp (")
+    assert refusal(ImageFolder(images.location).read, "a.bmp").startswith(
+        f"{images.location}: cannot read a.bmp ("
+    )
 
 
 class Pictures:
-    """A data set over an ImageFolder, which the main process has opened before its workers are forked."""
+    """A data set over an ImageFolder, which the main process has opened before its workers are
+    forked.
+    """
 
     def __init__(self, images, names):
         self.images, self.names = images, names
@@ -250,11 +344,16 @@ def test_workers_do_not_move_each_others_place_in_an_archive(tmp_path, start):
     pictures = Pictures(images, sorted(members) * (8 if start == "fork" else 1))
     alone = [pictures[i] for i in range(len(pictures))]
     assert len(set(alone)) == 40
-    loader = DataLoader(pictures, batch_size=None, num_workers=3 if start == "fork" else 1, multiprocessing_context=start)
+    loader = DataLoader(
+        pictures,
+        batch_size=None,
+        num_workers=3 if start == "fork" else 1,
+        multiprocessing_context=start,
+    )
     assert list(loader) == alone
 
 
-# JSON -----------------------------------------------------------------------------------------------------------------------------
+# JSON ---------------------------------------------------------------------------------------------
 
 
 def test_json(tmp_path):
@@ -265,12 +364,17 @@ def test_json(tmp_path):
 
 def test_json_that_cannot_be_read(tmp_path):
     path = tmp_path / "a.json"
-    assert refusal(read_json, path, "annotation file", "check DATASET.ROOT") == (
-        f"{path}: cannot read the annotation file (No such file or directory); check DATASET.ROOT")
+    assert (
+        refusal(read_json, path, "annotation file", "check DATASET.ROOT")
+        == f"{path}: cannot read the annotation file (No such file or directory); check"
+        " DATASET.ROOT"
+    )
     assert "(Is a directory)" in refusal(read_json, tmp_path, "detection file")
     for text in ("", "{", "[1, 2", "{'a': 1}", "[1] 2", "nul", "[" * 5000):
         path.write_text(text)
-        assert refusal(read_json, path, "detection file").startswith(f"{path}: the detection file is not valid JSON (")
+        assert refusal(read_json, path, "detection file").startswith(
+            f"{path}: the detection file is not valid JSON ("
+        )
     path.write_bytes(b'["\xff\xfe"]')
     assert "not valid JSON" in refusal(read_json, path, "detection file")
 
@@ -282,13 +386,17 @@ def test_words_for_no_number_are_named(tmp_path, word):
     line = '{"id": 4, "file_name": "größe.jpg", "bbox": [1.0, %s, 3, 4]}' % word
     path.write_text('{"annotations": [\n%s\n]}' % line, encoding="utf-8")
     text = refusal(read_json, path, "annotation file")
-    bare = word.removeprefix("-")     # the parser stops behind the sign
+    bare = word.removeprefix("-")  # the parser stops behind the sign
     place = f"line 2, column {line.index(bare) + 1}"
-    assert text.startswith(f"{path}: the annotation file holds {bare} in {place}, where JSON has only finite numbers: ")
+    assert text.startswith(
+        f"{path}: the annotation file holds {bare} in {place}, where JSON has only finite numbers: "
+    )
     assert '{"id": 4' in text and "correct or remove this entry" in text
 
 
 def test_numbers_too_large_for_a_double(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("[1e999]")
-    assert f"{path}: the annotation file is not valid JSON (number is infinity" in refusal(read_json, path, "annotation file")
+    assert f"{path}: the annotation file is not valid JSON (number is infinity" in refusal(
+        read_json, path, "annotation file"
+    )

@@ -1,10 +1,10 @@
 """The whole way from JPEG files to AP on real COCO images, where they lie beside the project."""
+
 import json
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
 from poise import config
 from poise.engine import evaluate, train
 
@@ -33,7 +33,9 @@ def experiment(tmp_path_factory, shared):
 
 @pytest.mark.slow
 def test_overfitting_the_real_persons(experiment):
-    """A small network learns 225 persons by heart: annotation, crop, target, loss, decoding, back-projection and AP agree."""
+    """A small network learns 225 persons by heart: annotation, crop, target, loss, decoding,
+    back-projection and AP agree.
+    """
     cfg = config.load(experiment)
     train.run(cfg, str(experiment), ["train"])
     figures = evaluate.run(cfg, str(experiment), ["test"])
@@ -42,11 +44,30 @@ def test_overfitting_the_real_persons(experiment):
 
 @pytest.mark.slow
 def test_detection_boxes_on_real_images(experiment, shared):
-    """tools/test.py ... TEST.USE_GT_BBOX False on val2017; the network has not learned these persons, so its AP is small but not nothing."""
-    detections = shared / "data/coco_subset/person_detection_results/made_val2017_detections_person.json"
-    cfg = config.load(experiment, ["DATASET.TEST_SET", "val2017", "TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(detections), "TEST.PICTURES", 0])
+    """tools/test.py ... TEST.USE_GT_BBOX False on val2017; the network has not learned these
+    persons, so its AP is small but not nothing.
+    """
+    detections = (
+        shared / "data/coco_subset/person_detection_results/made_val2017_detections_person.json"
+    )
+    cfg = config.load(
+        experiment,
+        [
+            "DATASET.TEST_SET",
+            "val2017",
+            "TEST.USE_GT_BBOX",
+            False,
+            "TEST.COCO_BBOX_FILE",
+            str(detections),
+            "TEST.PICTURES",
+            0,
+        ],
+    )
     figures = evaluate.run(cfg, str(experiment), ["test"])
-    results = Path(cfg.OUTPUT_DIR) / "coco/pose_resnet/overfit/results/keypoints_val2017_results_made_val2017_detections_person.json"
+    results = (
+        Path(cfg.OUTPUT_DIR)
+        / "coco/pose_resnet/overfit/results/keypoints_val2017_results_made_val2017_detections_person.json"
+    )
     entries = json.loads(results.read_text())
     assert 0 < len(entries) <= 742 and len(entries[0]["keypoints"]) == 51
     assert 0 <= figures["AP"] < 0.9

@@ -1,13 +1,13 @@
 """requirements.txt: one pin of each package for every Python, and a release of it there."""
+
 import json
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-from conftest import ROOT
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
@@ -25,9 +25,19 @@ def applies(requirement, python):
 
 
 def pip(*arguments, timeout=900):
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+    ]
     options = ["--disable-pip-version-check", "--only-binary", ":all:", "--retries", "1"]
-    return subprocess.run([*command, *options, *arguments], text=True, capture_output=True, timeout=timeout)
+    return subprocess.run(
+        [*command, *options, *arguments], text=True, capture_output=True, timeout=timeout
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,9 @@ def package_index():
     except subprocess.TimeoutExpired:
         found = False
     if not found:
-        pytest.skip("no package index can be reached: whether requirements.txt resolves was not tested")
+        pytest.skip(
+            "no package index can be reached: whether requirements.txt resolves was not tested"
+        )
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -59,11 +71,15 @@ def test_requirements_resolve_for_each_python(python, package_index, tmp_path):
     target = ["--python-version", python, "--target", str(tmp_path / "nowhere")]
     done = pip("--quiet", "--report", str(tmp_path / "report.json"), *target, *texts)
     assert done.returncode == 0, done.stderr
-    found = [entry["metadata"] for entry in json.loads((tmp_path / "report.json").read_text())["install"]]
+    found = [
+        entry["metadata"] for entry in json.loads((tmp_path / "report.json").read_text())["install"]
+    ]
     versions = {canonicalize_name(entry["name"]): entry["version"] for entry in found}
     assert len(versions) == len(wanted)
     for entry in found:
         for other in map(Requirement, entry.get("requires_dist", [])):
             version = versions.get(canonicalize_name(other.name))
             if version and applies(other, python):
-                assert other.specifier.contains(version, prereleases=True), f"{entry['name']} needs {other}"
+                assert other.specifier.contains(version, prereleases=True), (
+                    f"{entry['name']} needs {other}"
+                )

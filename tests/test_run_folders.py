@@ -1,4 +1,7 @@
-"""Run folders: what a second run may not replace, which settings a resumed one may change, and the lock."""
+"""Run folders: what a second run may not replace, which settings a resumed one may change, and
+the lock.
+"""
+
 import os
 import shutil
 import signal
@@ -9,18 +12,25 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY
-from runs import folder_of, in_larger_steps, metrics_of, quick_and_quiet, run_train, same_weights, state_of  # noqa: F401
-
 from poise import config
 from poise.engine import checkpoint, evaluate, logger, run_folder, train
-from poise.engine.state import resumes_in
 from poise.engine.resuming import IN_SEARCH, IN_TRAINING, check_settings
+from poise.engine.state import resumes_in
 from poise.errors import ConfigError
+from runs import (
+    folder_of,
+    in_larger_steps,
+    metrics_of,
+    run_train,
+    state_of,
+)  # noqa: F401
 
 
 def experiment(folder, small_set):
     path = folder / "tiny.yaml"
-    text = in_larger_steps(TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17))
+    text = in_larger_steps(
+        TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17)
+    )
     path.write_text(f"OUTPUT_DIR: {folder / 'output'}\nLOG_DIR: {folder / 'log'}\n{text}")
     return path
 
@@ -30,7 +40,9 @@ def once(small_set, tmp_path_factory):
     """The run folder of one epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_show", lambda *_: None)
-        return run_train(experiment(tmp_path_factory.mktemp("once"), small_set), "TRAIN.END_EPOCH", 1)
+        return run_train(
+            experiment(tmp_path_factory.mktemp("once"), small_set), "TRAIN.END_EPOCH", 1
+        )
 
 
 @pytest.fixture
@@ -42,7 +54,11 @@ def finished(once, small_set, tmp_path):
 
 
 def contents(folder):
-    return {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def loaded(path, *overrides):
@@ -53,25 +69,45 @@ def chosen(path, *overrides, restarted=False):
     """The name of the folder that a training takes; '' is the experiment's."""
     cfg = loaded(path, *overrides)
     with run_folder.Lock() as lock:
-        return run_folder.choose(cfg, str(path), run_folder.TRAINING, lambda folder: resumes_in(cfg, str(path), folder, restarted), lock)
+        return run_folder.choose(
+            cfg,
+            str(path),
+            run_folder.TRAINING,
+            lambda folder: resumes_in(cfg, str(path), folder, restarted),
+            lock,
+        )
 
 
-# nothing is replaced --------------------------------------------------------------------------------------------------------------
+# nothing is replaced ------------------------------------------------------------------------------
 
 
 def test_run_without_resume_takes_a_new_folder_and_keeps_the_other(finished, capsys):
     path, folder = finished
     before = contents(folder)
     new = run_train(path, "TRAIN.END_EPOCH", 1, "TRAIN.LR", 0.01)
-    assert new == folder.with_name("tiny-2") and contents(folder) == before and len(metrics_of(new)) == 1
-    said = f"{folder} holds the results of another run, which are kept: this one has RUN_NAME tiny-2"
+    assert (
+        new == folder.with_name("tiny-2")
+        and contents(folder) == before
+        and len(metrics_of(new)) == 1
+    )
+    said = (
+        f"{folder} holds the results of another run, which are kept: this one has RUN_NAME tiny-2"
+    )
     assert capsys.readouterr().out.count(said) == 1 and said in (new / "train.log").read_text()
-    board, = (path.parent / "log" / "coco" / "pose_res2net").iterdir()
-    assert board.name.startswith("tiny-2_") and config.load(new / "config.yaml").RUN_NAME == "tiny-2"
-    assert run_folder.resume_hint(config.load(new / "config.yaml")) == "the same command with AUTO_RESUME True RUN_NAME tiny-2 goes on"
+    (board,) = (path.parent / "log" / "coco" / "pose_res2net").iterdir()
+    assert (
+        board.name.startswith("tiny-2_") and config.load(new / "config.yaml").RUN_NAME == "tiny-2"
+    )
+    assert (
+        run_folder.resume_hint(config.load(new / "config.yaml"))
+        == "the same command with AUTO_RESUME True RUN_NAME tiny-2 goes on"
+    )
     # tools/test.py finds it by the same key
     cfg = loaded(path, "RUN_NAME", "tiny-2")
-    assert evaluate.model_file(cfg, path.parent / "output" / logger.run_names(cfg, str(path))) == new / "model_best.pth"
+    assert (
+        evaluate.model_file(cfg, path.parent / "output" / logger.run_names(cfg, str(path)))
+        == new / "model_best.pth"
+    )
     assert (new / "train.log").read_text().count("test this run with RUN_NAME tiny-2\n") == 1
 
 
@@ -82,14 +118,17 @@ def test_weights_of_an_earlier_run_are_tested_with_a_warning(finished, caplog):
     for name, run_name in runs.items():
         shutil.copytree(folder, folder.with_name(name))
         file = folder.with_name(name) / "config.yaml"
-        file.write_text(file.read_text().replace("RUN_NAME: ''", f"RUN_NAME: {run_name or repr('')}"))
-    for file in folder.with_name("tiny-12").glob("*.pth"):      # a run that has no weights yet
+        file.write_text(
+            file.read_text().replace("RUN_NAME: ''", f"RUN_NAME: {run_name or repr('')}")
+        )
+    for file in folder.with_name("tiny-12").glob("*.pth"):  # a run that has no weights yet
         file.unlink()
     assert evaluate.model_file(cfg, folder) == folder / "model_best.pth"
-    later = folder.with_name("tiny-10")     # tiny-11 is an experiment of that name
+    later = folder.with_name("tiny-10")  # tiny-11 is an experiment of that name
     assert [record.getMessage() for record in caplog.records] == [
         f"{folder}: a later run of this experiment has its weights in {later}; test those with "
-        "RUN_NAME tiny-10"]
+        "RUN_NAME tiny-10"
+    ]
     caplog.clear()
     evaluate.model_file(loaded(path, "RUN_NAME", "tiny"), folder)
     evaluate.model_file(loaded(path, "TEST.MODEL_FILE", folder / "final_state.pth"), folder)
@@ -97,10 +136,22 @@ def test_weights_of_an_earlier_run_are_tested_with_a_warning(finished, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("left, overrides, wanted", [
-    ((), (), ""), (("train.log", "config.yaml"), (), ""), (("metrics.jsonl",), (), "tiny-2"), (("model_best.pth",), (), "tiny-2"), (("final_state_ema.pth",), (), "tiny-2"),
-    (("checkpoint_1.pth",), (), "tiny-2"), (("checkpoint_1.pth",), ("AUTO_RESUME", True), ""), (("checkpoint.pth",), ("TRAIN.RESUME", True), ""),
-    (("model_best.pth",), ("AUTO_RESUME", True), "tiny-2"), (("checkpoint.pth",), ("RUN_NAME", "other"), "other"), (("empty/metrics.jsonl",), (), "")])
+@pytest.mark.parametrize(
+    "left, overrides, wanted",
+    [
+        ((), (), ""),
+        (("train.log", "config.yaml"), (), ""),
+        (("metrics.jsonl",), (), "tiny-2"),
+        (("model_best.pth",), (), "tiny-2"),
+        (("final_state_ema.pth",), (), "tiny-2"),
+        (("checkpoint_1.pth",), (), "tiny-2"),
+        (("checkpoint_1.pth",), ("AUTO_RESUME", True), ""),
+        (("checkpoint.pth",), ("TRAIN.RESUME", True), ""),
+        (("model_best.pth",), ("AUTO_RESUME", True), "tiny-2"),
+        (("checkpoint.pth",), ("RUN_NAME", "other"), "other"),
+        (("empty/metrics.jsonl",), (), ""),
+    ],
+)
 def test_folder_with_results_is_taken_only_to_resume(left, overrides, wanted, small_set, tmp_path):
     path = experiment(tmp_path, small_set)
     for name in left:
@@ -116,8 +167,13 @@ def test_folders_with_suffixes_are_counted_and_resumed(finished):
     for number in (2, 3):
         shutil.copytree(folder, folder.with_name(f"tiny-{number}"))
     assert chosen(path) == "tiny-4" and chosen(path, "AUTO_RESUME", True) == ""
-    assert chosen(path, "RUN_NAME", "tiny-3", "AUTO_RESUME", True) == "tiny-3" and chosen(path, "RUN_NAME", "tiny-3") == "tiny-3-2"
-    assert chosen(path, "TRAIN.CHECKPOINT", folder.with_name("tiny-3") / "checkpoint.pth") == "tiny-3"
+    assert (
+        chosen(path, "RUN_NAME", "tiny-3", "AUTO_RESUME", True) == "tiny-3"
+        and chosen(path, "RUN_NAME", "tiny-3") == "tiny-3-2"
+    )
+    assert (
+        chosen(path, "TRAIN.CHECKPOINT", folder.with_name("tiny-3") / "checkpoint.pth") == "tiny-3"
+    )
     # whose checkpoint was removed to begin anew is begun anew beside it, and resumed there
     for file in folder.glob("checkpoint*"):
         file.unlink()
@@ -129,7 +185,10 @@ def test_restarted_job_returns_to_its_own_folder(finished, monkeypatch):
     path, folder = finished
     for number in (2, 3):
         shutil.copytree(folder, folder.with_name(f"tiny-{number}"))
-    torch.save({**state_of(folder / "checkpoint.pth"), "job": "mine"}, folder.with_name("tiny-2") / "checkpoint.pth")
+    torch.save(
+        {**state_of(folder / "checkpoint.pth"), "job": "mine"},
+        folder.with_name("tiny-2") / "checkpoint.pth",
+    )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
     assert chosen(path, restarted=True) == "tiny-2" and chosen(path) == "tiny-4"
 
@@ -157,7 +216,7 @@ def test_run_name_that_is_no_folder_name_is_refused(name, small_set, tmp_path):
         loaded(experiment(tmp_path, small_set), "RUN_NAME", name)
 
 
-# finished runs --------------------------------------------------------------------------------------------------------------------
+# finished runs ------------------------------------------------------------------------------------
 
 
 def test_finished_run_started_again_writes_nothing_and_says_so(finished, capsys):
@@ -166,15 +225,33 @@ def test_finished_run_started_again_writes_nothing_and_says_so(finished, capsys)
     assert run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1, "WORKERS", 2) == folder
     said = capsys.readouterr().out
     best = state_of(folder / "checkpoint.pth")["best"]["score"]
-    assert f"{folder}: this run is finished: best score {best:.4f} at epoch 0 of 1, with the settings of its config.yaml; nothing is trained or written" in said
-    assert "settings that differ from the checkpoint's and may change: " in said and "WORKERS 2 (was 0)" in said and "done: " not in said
+    assert (
+        f"{folder}: this run is finished: best score {best:.4f} at epoch 0 of 1, with the settings"
+        " of its config.yaml; nothing is trained or written" in said
+    )
+    assert (
+        "settings that differ from the checkpoint's and may change: " in said
+        and "WORKERS 2 (was 0)" in said
+        and "done: " not in said
+    )
     assert contents(folder) == before and not (path.parent / "log").exists()
 
 
-@pytest.mark.parametrize("overrides", [
-    ("TRAIN.LR", 0.01), ("MODEL.TARGET_TYPE", "udp"), ("DATASET.ROT_FACTOR", 5), ("DATASET.COLOR_RGB", True, "TRAIN.END_EPOCH", 2), ("SEED", 1),
-    ("TRAIN.BATCH_SIZE_PER_GPU", 12), ("TRAIN.ACCUMULATE", 2), ("AMP", "bf16"),
-    ("DATASET.ROOT", "elsewhere"), ("TRAIN.EMA_DECAY", 0.9)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("TRAIN.LR", 0.01),
+        ("MODEL.TARGET_TYPE", "udp"),
+        ("DATASET.ROT_FACTOR", 5),
+        ("DATASET.COLOR_RGB", True, "TRAIN.END_EPOCH", 2),
+        ("SEED", 1),
+        ("TRAIN.BATCH_SIZE_PER_GPU", 12),
+        ("TRAIN.ACCUMULATE", 2),
+        ("AMP", "bf16"),
+        ("DATASET.ROOT", "elsewhere"),
+        ("TRAIN.EMA_DECAY", 0.9),
+    ],
+)
 def test_finished_run_with_other_settings_is_refused(finished, overrides):
     path, folder = finished
     before = contents(folder)
@@ -182,7 +259,13 @@ def test_finished_run_with_other_settings_is_refused(finished, overrides):
         root = path.parent / overrides[1]
         root.symlink_to(loaded(path).DATASET.ROOT)
         overrides = (overrides[0], root)
-    with pytest.raises(ConfigError, match=rf"checkpoint.pth: this run was trained with other settings: {overrides[0]} .*; restore them, or start a new run") as error:
+    with pytest.raises(
+        ConfigError,
+        match=(
+            rf"checkpoint.pth: this run was trained with other settings: {overrides[0]} .*; restore"
+            r" them, or start a new run"
+        ),
+    ) as error:
         run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1, *overrides)
     assert error.value.status == 2 and "\n" not in str(error.value) and contents(folder) == before
 
@@ -192,7 +275,9 @@ def test_finished_run_longer_than_asked_for_is_refused(finished):
     run_train(path, "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 50)
     assert state_of(folder / "checkpoint.pth")["epoch"] == 2
     with pytest.raises(ConfigError, match=r"other settings: TRAIN.END_EPOCH 1 \(was 2\); restore"):
-        run_train(path, *"AUTO_RESUME True TRAIN.BATCH_SIZE_PER_GPU 50 TRAIN.END_EPOCH 1".split())
+        run_train(
+            path, *["AUTO_RESUME", "True", "TRAIN.BATCH_SIZE_PER_GPU", "50", "TRAIN.END_EPOCH", "1"]
+        )
 
 
 def test_finished_run_decided_by_the_loss_says_so(finished, capsys):
@@ -210,7 +295,10 @@ def test_run_killed_before_its_final_weights_writes_them(finished, older):
     wanted = state_of(folder / "final_state.pth")
     (folder / "final_state.pth").unlink()
     if older:
-        torch.save({name: torch.zeros_like(value) for name, value in wanted.items()}, folder / "final_state.pth")
+        torch.save(
+            {name: torch.zeros_like(value) for name, value in wanted.items()},
+            folder / "final_state.pth",
+        )
     origin = contents(folder)[Path("config.yaml")]
     run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1, "PRINT_FREQ", 3)
     assert checkpoint.holds(folder / "final_state.pth", model_of(path, wanted))
@@ -219,35 +307,76 @@ def test_run_killed_before_its_final_weights_writes_them(finished, older):
 
 def model_of(path, state):
     from poise.models import build_model
+
     model = build_model(loaded(path))
     model.load_state_dict(state)
     return model
 
 
 def compared(path, before, now, ignored=IN_TRAINING, epoch=1, step=0):
-    saved = {"path": "checkpoint.pth", "config": loaded(path, *before).dump(), "epoch": epoch, "step": step}
+    saved = {
+        "path": "checkpoint.pth",
+        "config": loaded(path, *before).dump(),
+        "epoch": epoch,
+        "step": step,
+    }
     check_settings(saved, loaded(path, *now), ignored)
 
 
-@pytest.mark.parametrize("before, now, epoch, step", [
-    ((), ("WORKERS", 3, "PRINT_FREQ", 5, "CPU_THREADS", 2, "TRAIN.CHECKPOINTS_KEPT", 5), 1, 0), ((), ("OUTPUT_DIR", "a", "DATASET.ROOT", "b", "RUN_NAME", "c"), 1, 0),
-    ((), ("TRAIN.END_EPOCH", 9), 1, 0), ((), ("TRAIN.END_EPOCH", 9, "TRAIN.LR_STEP", [1, 5]), 4, 3), ((), ("TRAIN.LR_STEP", [2]), 1, 0),
-    ((), ("TRAIN.BATCH_SIZE_PER_GPU", 4, "TRAIN.ACCUMULATE", 2), 1, 0), ((), ("TRAIN.EMA_DECAY", 0.9), 1, 0), ((), ("SEARCH.SEED", 8), 1, 0),
-    (("MODEL.PRETRAINED", "a/w.pth"), ("MODEL.PRETRAINED", "b/w.pth"), 1, 0), (("TRAIN.LR_SCHEDULE", "linear", "TRAIN.ITERATIONS", 90), ("TRAIN.LR_SCHEDULE", "linear",
-                                                                               "TRAIN.ITERATIONS", 90, "TRAIN.END_EPOCH", 9), 1, 0)])
+@pytest.mark.parametrize(
+    "before, now, epoch, step",
+    [
+        ((), ("WORKERS", 3, "PRINT_FREQ", 5, "CPU_THREADS", 2, "TRAIN.CHECKPOINTS_KEPT", 5), 1, 0),
+        ((), ("OUTPUT_DIR", "a", "DATASET.ROOT", "b", "RUN_NAME", "c"), 1, 0),
+        ((), ("TRAIN.END_EPOCH", 9), 1, 0),
+        ((), ("TRAIN.END_EPOCH", 9, "TRAIN.LR_STEP", [1, 5]), 4, 3),
+        ((), ("TRAIN.LR_STEP", [2]), 1, 0),
+        ((), ("TRAIN.BATCH_SIZE_PER_GPU", 4, "TRAIN.ACCUMULATE", 2), 1, 0),
+        ((), ("TRAIN.EMA_DECAY", 0.9), 1, 0),
+        ((), ("SEARCH.SEED", 8), 1, 0),
+        (("MODEL.PRETRAINED", "a/w.pth"), ("MODEL.PRETRAINED", "b/w.pth"), 1, 0),
+        (
+            ("TRAIN.LR_SCHEDULE", "linear", "TRAIN.ITERATIONS", 90),
+            ("TRAIN.LR_SCHEDULE", "linear", "TRAIN.ITERATIONS", 90, "TRAIN.END_EPOCH", 9),
+            1,
+            0,
+        ),
+    ],
+)
 def test_settings_that_may_change_are_logged(small_set, tmp_path, caplog, before, now, epoch, step):
     with caplog.at_level("INFO", logger="poise"):
         compared(experiment(tmp_path, small_set), before, now, epoch=epoch, step=step)
     told = [key for key in now[::2] if f"{key} " in caplog.text]
-    unchanged = {key for key in now[::2] if key in before and before[before.index(key) + 1] == now[now.index(key) + 1]}
+    unchanged = {
+        key
+        for key in now[::2]
+        if key in before and before[before.index(key) + 1] == now[now.index(key) + 1]
+    }
     assert told == [key for key in now[::2] if key not in unchanged | {"RUN_NAME", "SEARCH.SEED"}]
 
 
-@pytest.mark.parametrize("before, now, epoch, step", [
-    ((), ("TRAIN.LR_STEP", [2]), 1, 1), ((), ("TRAIN.LR_STEP", [1, 3]), 4, 0), ((), ("TRAIN.LR_FACTOR", 0.5), 1, 0), ((), ("TRAIN.WD", 0.5), 1, 0), ((), ("DATASET.FLIP", False), 1, 0),
-    (("TRAIN.LR_SCHEDULE", "cosine"), ("TRAIN.LR_SCHEDULE", "cosine", "TRAIN.END_EPOCH", 9), 1, 0), (("TRAIN.EMA_DECAY", 0.9), ("TRAIN.EMA_DECAY", 0.99), 1, 0),
-    ((), ("MODEL.EXTRA.DECONV_WITH_BIAS", True), 1, 0), ((), ("TEST.FLIP_TEST", False), 1, 0), (("MODEL.PRETRAINED", "a/w.pth"), ("MODEL.PRETRAINED", "a/v.pth"), 1, 0),
-    ((), ("DATASET.MIX.more.FILE", "coco", "DATASET.MIX.more.SET", "val2017"), 1, 0), ((), ("SYNC_BN", True), 1, 0)])
+@pytest.mark.parametrize(
+    "before, now, epoch, step",
+    [
+        ((), ("TRAIN.LR_STEP", [2]), 1, 1),
+        ((), ("TRAIN.LR_STEP", [1, 3]), 4, 0),
+        ((), ("TRAIN.LR_FACTOR", 0.5), 1, 0),
+        ((), ("TRAIN.WD", 0.5), 1, 0),
+        ((), ("DATASET.FLIP", False), 1, 0),
+        (
+            ("TRAIN.LR_SCHEDULE", "cosine"),
+            ("TRAIN.LR_SCHEDULE", "cosine", "TRAIN.END_EPOCH", 9),
+            1,
+            0,
+        ),
+        (("TRAIN.EMA_DECAY", 0.9), ("TRAIN.EMA_DECAY", 0.99), 1, 0),
+        ((), ("MODEL.EXTRA.DECONV_WITH_BIAS", True), 1, 0),
+        ((), ("TEST.FLIP_TEST", False), 1, 0),
+        (("MODEL.PRETRAINED", "a/w.pth"), ("MODEL.PRETRAINED", "a/v.pth"), 1, 0),
+        ((), ("DATASET.MIX.more.FILE", "coco", "DATASET.MIX.more.SET", "val2017"), 1, 0),
+        ((), ("SYNC_BN", True), 1, 0),
+    ],
+)
 def test_settings_that_shape_the_result_are_refused(small_set, tmp_path, before, now, epoch, step):
     with pytest.raises(ConfigError, match="this run was trained with other settings: "):
         compared(experiment(tmp_path, small_set), before, now, epoch=epoch, step=step)
@@ -264,7 +393,12 @@ def test_refused_length_says_that_the_schedule_depends_on_it(small_set, tmp_path
 def test_search_compares_its_own_settings(small_set, tmp_path):
     path = experiment(tmp_path, small_set)
     compared(path, (), ("TRAIN.LR", 0.5, "SEED", 4, "SEARCH.EPOCHS", 90), IN_SEARCH)
-    for now in (("SEARCH.W_LR", 0.5), ("TRAIN.SHUFFLE", False), ("SEARCH.SEED", 4), ("LOSS.USE_TARGET_WEIGHT", False)):
+    for now in (
+        ("SEARCH.W_LR", 0.5),
+        ("TRAIN.SHUFFLE", False),
+        ("SEARCH.SEED", 4),
+        ("LOSS.USE_TARGET_WEIGHT", False),
+    ):
         with pytest.raises(ConfigError, match=now[0]):
             compared(path, (), now, IN_SEARCH)
 
@@ -283,20 +417,45 @@ def test_configuration_of_an_older_version_is_compared_by_the_defaults(small_set
         check_settings(saved, loaded(path, "DATASET.FLIP", False), IN_TRAINING)
 
 
-# the lock -------------------------------------------------------------------------------------------------------------------------
+# the lock -----------------------------------------------------------------------------------------
 
 
 def test_folder_in_use_is_refused_and_free_after_sigkill(small_set, tmp_path):
     """The first run's worker process lives on for seconds, and does not keep the lock."""
     path = experiment(tmp_path, small_set)
-    words = ["GPUS", "()", "WORKERS", "1", "PRINT_FREQ", "1", "TRAIN.END_EPOCH", "5000", "TRAIN.CHECKPOINT_STEPS", "1", "TEST.PICTURES", "0"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "tools/train.py"), "--cfg", str(path), *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    words = [
+        "GPUS",
+        "()",
+        "WORKERS",
+        "1",
+        "PRINT_FREQ",
+        "1",
+        "TRAIN.END_EPOCH",
+        "5000",
+        "TRAIN.CHECKPOINT_STEPS",
+        "1",
+        "TEST.PICTURES",
+        "0",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools/train.py"), "--cfg", str(path), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
     try:
         assert any(line.startswith("epoch 0/5000 [3/") for line in process.stdout)
         folder = folder_of(path)
         for overrides in ((), ("AUTO_RESUME", True)):
-            with pytest.raises(ConfigError, match=rf"{folder}: in use by process {process.pid} on {os.uname().nodename}; wait for its end") as error:
+            with pytest.raises(
+                ConfigError,
+                match=(
+                    rf"{folder}: in use by process {process.pid} on {os.uname().nodename}; wait for"
+                    r" its end"
+                ),
+            ) as error:
                 run_train(path, *overrides)
             assert error.value.status == 2 and "\n" not in str(error.value)
         assert {one.name for one in folder.parent.iterdir()} == {"tiny"}
@@ -324,7 +483,9 @@ def test_search_takes_the_lock_too(small_set, tmp_path):
     assert not list(folder.iterdir())
 
 
-def test_second_run_that_starts_with_the_first_is_refused_when_it_wants_to_write(finished, monkeypatch):
+def test_second_run_that_starts_with_the_first_is_refused_when_it_wants_to_write(
+    finished, monkeypatch
+):
     """Both have found the folder free."""
     path, folder = finished
     kept = folder.rename(folder.with_name("elsewhere"))
@@ -335,6 +496,8 @@ def test_second_run_that_starts_with_the_first_is_refused_when_it_wants_to_write
         return build(*words)
 
     monkeypatch.setattr(train, "build", late)
-    with pytest.raises(ConfigError, match="another run has written there in the meantime; start this one again"):
+    with pytest.raises(
+        ConfigError, match="another run has written there in the meantime; start this one again"
+    ):
         run_train(path)
     assert contents(folder) == contents(kept)

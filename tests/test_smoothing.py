@@ -1,14 +1,17 @@
-"""The One-Euro filter against the paper's pseudo-code, and what it does to joints at rest and in motion."""
+"""The One-Euro filter against the paper's pseudo-code, and what it does to joints at rest and in
+motion.
+"""
+
 import math
 
 import numpy as np
 import pytest
-
 from poise.inference.smoothing import BETA, MIN_CUTOFF, OneEuroFilter, PoseSmoother
 
 
 def as_in_the_paper(values, times, min_cutoff, beta, speed_cutoff=1.0):
     """Algorithm 1 of the paper, for one number, written out."""
+
     def alpha(rate, cutoff):
         tau = 1.0 / (2 * math.pi * cutoff)
         return 1.0 / (1.0 + tau * rate)
@@ -31,7 +34,7 @@ def as_in_the_paper(values, times, min_cutoff, beta, speed_cutoff=1.0):
 @pytest.mark.parametrize("beta", [0.0, 0.007, 5.0])
 def test_one_number_as_in_the_paper(beta):
     random = np.random.default_rng(0)
-    times = np.cumsum(random.uniform(0.01, 0.08, 200))      # frames do not come evenly
+    times = np.cumsum(random.uniform(0.01, 0.08, 200))  # frames do not come evenly
     values = np.sin(times * 3) * 20 + random.normal(0, 1, 200)
     one = OneEuroFilter(1.2, beta)
     found = [one(np.array([value]), time).item() for value, time in zip(values, times)]
@@ -45,7 +48,9 @@ def test_joints_are_filtered_each_for_itself_and_their_unit_scales():
     for frame, points in enumerate(values):
         together = all_at_once(points, frame / 30, unit=50)
         assert together[3] == pytest.approx(alone(points[3], frame / 30, unit=50))
-        assert larger(points * 4, frame / 30, unit=200) == pytest.approx(together * 4), "a person four times as large, filtered the same"
+        assert larger(points * 4, frame / 30, unit=200) == pytest.approx(together * 4), (
+            "a person four times as large, filtered the same"
+        )
 
 
 def test_direction_does_not_matter():
@@ -55,7 +60,9 @@ def test_direction_does_not_matter():
     straight, turned = OneEuroFilter(), OneEuroFilter()
     for frame in range(40):
         point = np.array([frame * 5.0, 7.0]) + random.normal(0, 1, 2)
-        assert turned(point @ turn.T, frame / 30, 80) == pytest.approx(straight(point, frame / 30, 80) @ turn.T)
+        assert turned(point @ turn.T, frame / 30, 80) == pytest.approx(
+            straight(point, frame / 30, 80) @ turn.T
+        )
 
 
 def test_first_value_and_times_that_do_not_rise():
@@ -63,7 +70,9 @@ def test_first_value_and_times_that_do_not_rise():
     given = np.array([1.0, 2.0])
     first = one(given, 5.0)
     assert first.tolist() == [1, 2] and first is not given
-    assert one(np.array([100.0, 2.0]), 5.0).tolist() == [1, 2] and one(np.array([100.0, 2.0]), 4.0).tolist() == [1, 2]
+    assert one(np.array([100.0, 2.0]), 5.0).tolist() == [1, 2] and one(
+        np.array([100.0, 2.0]), 4.0
+    ).tolist() == [1, 2]
     later = one(np.array([100.0, 2.0]), 5.1)
     assert 1 < later[0] < 100 and later[1] == 2
     first[:] = 7
@@ -71,7 +80,9 @@ def test_first_value_and_times_that_do_not_rise():
 
 
 def walk(speed, jitter, frames=150, fps=30, size=100.0, seed=0):
-    """(true, seen) (frames, 1, 2): a joint that moves at `speed` body sizes a second, seen with `jitter` body sizes of noise."""
+    """(true, seen) (frames, 1, 2): a joint that moves at `speed` body sizes a second, seen with
+    `jitter` body sizes of noise.
+    """
     time = np.arange(frames) / fps
     true = np.stack([200 + speed * size * time, np.full(frames, 300.0)], axis=1)[:, None]
     return true, true + np.random.default_rng(seed).normal(0, jitter * size, true.shape)
@@ -79,7 +90,12 @@ def walk(speed, jitter, frames=150, fps=30, size=100.0, seed=0):
 
 def filtered(seen, fps=30, size=100.0):
     smoother, boxes = PoseSmoother(), np.array([[0, 0, size, size]])
-    return np.stack([smoother.update(np.array([1]), points[None], boxes, frame / fps)[0] for frame, points in enumerate(seen)])
+    return np.stack(
+        [
+            smoother.update(np.array([1]), points[None], boxes, frame / fps)[0]
+            for frame, points in enumerate(seen)
+        ]
+    )
 
 
 def test_what_rests_is_held_and_what_moves_is_followed():
@@ -87,7 +103,9 @@ def test_what_rests_is_held_and_what_moves_is_followed():
     assert (MIN_CUTOFF, BETA) == (1.0, 5.0)
     true, seen = walk(0, 0.01)
     held = filtered(seen)[30:]
-    assert held.std(axis=0).mean() < 0.45 * seen[30:].std(axis=0).mean(), "of the tremor less than half is left"
+    assert held.std(axis=0).mean() < 0.45 * seen[30:].std(axis=0).mean(), (
+        "of the tremor less than half is left"
+    )
     for speed, lag in ((0.5, 0.016), (2.0, 0.025)):
         true, seen = walk(speed, 0)
         behind = (true - filtered(seen))[60:, 0, 0] / 100
@@ -104,8 +122,15 @@ def test_tracks_have_filters_of_their_own():
         found = smoother.update(tracks, points, boxes, frame / 25)
         assert found.dtype == np.float32 and found.shape == (2, 17, 2)
         for person, track in enumerate(tracks.tolist()):
-            assert np.array_equal(found[person], alone[track].update([track], points[person:person + 1], boxes[:1], frame / 25)[0])
-    assert smoother.update(np.empty(0, int), np.empty((0, 17, 2)), np.empty((0, 4)), 1.0).shape == (0, 17, 2)
+            assert np.array_equal(
+                found[person],
+                alone[track].update([track], points[person : person + 1], boxes[:1], frame / 25)[0],
+            )
+    assert smoother.update(np.empty(0, int), np.empty((0, 17, 2)), np.empty((0, 4)), 1.0).shape == (
+        0,
+        17,
+        2,
+    )
 
 
 def test_a_track_that_was_long_away_begins_anew():
@@ -118,4 +143,6 @@ def test_a_track_that_was_long_away_begins_anew():
 def test_a_box_without_area_is_no_reason_to_fail():
     smoother, box = PoseSmoother(), np.array([[5.0, 5, 5, 5]])
     for frame in range(3):
-        assert np.isfinite(smoother.update([1], np.full((1, 2, 2), float(frame)), box, frame / 30)).all()
+        assert np.isfinite(
+            smoother.update([1], np.full((1, 2, 2), float(frame)), box, frame / 30)
+        ).all()

@@ -1,12 +1,12 @@
 """The command line of the tools that work on an experiment: options and KEY VALUE in any order."""
+
 import importlib.util
 import itertools
 
 import pytest
-
 from conftest import ROOT
-from poise.errors import ConfigError
 from poise.cli.arguments import ToolParser, add_experiment_arguments, add_overrides, experiment
+from poise.errors import ConfigError
 
 TOOLS = [path for path in sorted((ROOT / "tools").glob("*.py")) if "ToolParser" in path.read_text()]
 
@@ -29,47 +29,78 @@ def parser():
     return parser
 
 
-GROUPS = (["--cfg", "e.yaml"], ["--out", "r.pkl"], ["--eval", "mAP", "PCKh"], ["--force"],
-          ["SEED", "1"], ["TRAIN.WD", "-1e-3"])
+GROUPS = (
+    ["--cfg", "e.yaml"],
+    ["--out", "r.pkl"],
+    ["--eval", "mAP", "PCKh"],
+    ["--force"],
+    ["SEED", "1"],
+    ["TRAIN.WD", "-1e-3"],
+)
 
 
 def test_parse_options_in_every_order_gives_the_same(parser):
     for order in itertools.permutations(GROUPS):
         args = parser.parse_args(list(itertools.chain(*order)))
         pairs = [group for group in order if group[0].isupper()]
-        assert (args.cfg, args.out, args.eval, args.force) == ("e.yaml", "r.pkl", ["mAP", "PCKh"], True)
+        assert (args.cfg, args.out, args.eval, args.force) == (
+            "e.yaml",
+            "r.pkl",
+            ["mAP", "PCKh"],
+            True,
+        )
         assert args.overrides == list(itertools.chain(*pairs))
 
 
-@pytest.mark.parametrize("words, out, metrics, overrides", [
-    (["--eval", "mAP", "TEST.FLIP_TEST", "True", "--out", "a.pkl"], "a.pkl", ["mAP"], ["TEST.FLIP_TEST", "True"]),
-    (["SEED", "1", "--eval", "mAP", "SEED", "2"], None, ["mAP"], ["SEED", "1", "SEED", "2"]),
-    (["CPU_THREADS", "-1", "GPUS", "()", "--out=r.pkl"], "r.pkl", [], ["CPU_THREADS", "-1", "GPUS", "()"]),
-    (["LR", "0.1", "--ou", "a.b"], "a.b", [], ["LR", "0.1"]),
-    (["MODEL.PRETRAINED", "", "--out", "MODEL.pth"], "MODEL.pth", [], ["MODEL.PRETRAINED", ""]),
-    (["--", "SEED", "3"], None, [], ["SEED", "3"]),
-])
+@pytest.mark.parametrize(
+    "words, out, metrics, overrides",
+    [
+        (
+            ["--eval", "mAP", "TEST.FLIP_TEST", "True", "--out", "a.pkl"],
+            "a.pkl",
+            ["mAP"],
+            ["TEST.FLIP_TEST", "True"],
+        ),
+        (["SEED", "1", "--eval", "mAP", "SEED", "2"], None, ["mAP"], ["SEED", "1", "SEED", "2"]),
+        (
+            ["CPU_THREADS", "-1", "GPUS", "()", "--out=r.pkl"],
+            "r.pkl",
+            [],
+            ["CPU_THREADS", "-1", "GPUS", "()"],
+        ),
+        (["LR", "0.1", "--ou", "a.b"], "a.b", [], ["LR", "0.1"]),
+        (["MODEL.PRETRAINED", "", "--out", "MODEL.pth"], "MODEL.pth", [], ["MODEL.PRETRAINED", ""]),
+        (["--", "SEED", "3"], None, [], ["SEED", "3"]),
+    ],
+)
 def test_parse_keys_and_options_are_told_apart(parser, words, out, metrics, overrides):
     args = parser.parse_args(["--cfg", "e.yaml", *words])
     assert (args.out, args.eval, args.overrides) == (out, metrics, overrides)
 
 
-@pytest.mark.parametrize("words, message", [
-    (["SEED", "1", "--outt", "r.pkl"], "unrecognized arguments: --outt"),
-    (["SEED", "1", "--out"], "argument --out: expected one argument"),
-    (["--out", "--force", "SEED", "1"], "argument --out: expected one argument"),
-    (["--eval", "SEED", "1"], "argument --eval: expected at least one argument"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["SEED", "1", "--outt", "r.pkl"], "unrecognized arguments: --outt"),
+        (["SEED", "1", "--out"], "argument --out: expected one argument"),
+        (["--out", "--force", "SEED", "1"], "argument --out: expected one argument"),
+        (["--eval", "SEED", "1"], "argument --eval: expected at least one argument"),
+    ],
+)
 def test_parse_wrong_options_are_named(parser, words, message, capsys):
     with pytest.raises(SystemExit) as end:
         parser.parse_args(["--cfg", "e.yaml", *words])
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["SEED"], ["SEED", "--force"], ["SEED", "--force", "WORKERS", "1"]])
+@pytest.mark.parametrize(
+    "words", [["SEED"], ["SEED", "--force"], ["SEED", "--force", "WORKERS", "1"]]
+)
 def test_parse_key_without_value_is_refused(parser, tiny_experiment, words):
     args = parser.parse_args(["--cfg", str(tiny_experiment), *words])
-    with pytest.raises(ConfigError, match="command line: 'SEED' has no value; overrides are KEY VALUE pairs"):
+    with pytest.raises(
+        ConfigError, match="command line: 'SEED' has no value; overrides are KEY VALUE pairs"
+    ):
         experiment(args)
 
 
@@ -80,7 +111,12 @@ def test_parse_positional_arguments_come_before_keys():
     parser.add_argument("--to", required=True)
     add_overrides(parser)
     args = parser.parse_args(["in.pth", "--to", "poise", "out.pth", "SEED", "1"])
-    assert (args.source, args.target, args.to, args.overrides) == ("in.pth", "out.pth", "poise", ["SEED", "1"])
+    assert (args.source, args.target, args.to, args.overrides) == (
+        "in.pth",
+        "out.pth",
+        "poise",
+        ["SEED", "1"],
+    )
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.stem)
@@ -97,7 +133,9 @@ def test_tools_with_overrides_all_use_the_same_parser():
     assert len(TOOLS) >= 11
     for path in (ROOT / "tools").glob("*.py"):
         text = path.read_text()
-        assert path in TOOLS or ("add_experiment_arguments" not in text and "overrides" not in text), path
+        assert path in TOOLS or (
+            "add_experiment_arguments" not in text and "overrides" not in text
+        ), path
 
 
 def test_tools_of_several_words_take_options_between_them(monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """Numbers of persons over the frames of a video."""
+
 import numpy as np
 import pytest
-
 from poise.inference.tracking import Tracker
 from poise.structures.boxes import pairwise_iou
 
@@ -13,15 +13,21 @@ def box(x, y, width=40, height=80):
 def test_overlaps_by_hand():
     a = [[0, 0, 10, 10], [5, 5, 15, 15], [20, 20, 20, 30]]
     b = [[0, 0, 10, 10], [0, 0, 10, 5], [10, 0, 20, 10]]
-    assert pairwise_iou(a, b) == pytest.approx(np.array([[1, 0.5, 0], [25 / 175, 0, 25 / 175], [0, 0, 0]]))
+    assert pairwise_iou(a, b) == pytest.approx(
+        np.array([[1, 0.5, 0], [25 / 175, 0, 25 / 175], [0, 0, 0]])
+    )
     assert pairwise_iou(np.empty((0, 4)), b).shape == (0, 3) and pairwise_iou(a, []).shape == (3, 0)
-    assert pairwise_iou([[3, 3, 3, 3]], [[3, 3, 3, 3]]).tolist() == [[0]], "a box without area overlaps with nothing"
+    assert pairwise_iou([[3, 3, 3, 3]], [[3, 3, 3, 3]]).tolist() == [[0]], (
+        "a box without area overlaps with nothing"
+    )
 
 
 def test_persons_keep_their_numbers_whatever_their_order():
     tracker, random = Tracker(), np.random.default_rng(0)
     for frame in range(30):
-        boxes = np.array([box(100 + 4 * frame, 50), box(400 - 4 * frame, 60), box(200, 300 - 3 * frame)], float)
+        boxes = np.array(
+            [box(100 + 4 * frame, 50), box(400 - 4 * frame, 60), box(200, 300 - 3 * frame)], float
+        )
         order = random.permutation(3)
         numbers = tracker.update(boxes[order], frame / 30)
         if frame == 0:
@@ -31,9 +37,17 @@ def test_persons_keep_their_numbers_whatever_their_order():
 
 
 def test_pairs_are_chosen_together_and_not_one_by_one():
-    """Box 0 overlaps most with track 1, but then box 1 would have none: 0.43 + 0.25 is more than 0.67 + 0."""
-    tracker, before, now = Tracker(least_iou=0.2), [[0, 0, 100, 10], [60, 0, 160, 10]], [[20, 0, 120, 10], [-60, 0, 40, 10]]
-    assert pairwise_iou(now, before) == pytest.approx(np.array([[80 / 120, 60 / 140], [40 / 160, 0]]))
+    """Box 0 overlaps most with track 1, but then box 1 would have none: 0.43 + 0.25 is more than
+    0.67 + 0.
+    """
+    tracker, before, now = (
+        Tracker(least_iou=0.2),
+        [[0, 0, 100, 10], [60, 0, 160, 10]],
+        [[20, 0, 120, 10], [-60, 0, 40, 10]],
+    )
+    assert pairwise_iou(now, before) == pytest.approx(
+        np.array([[80 / 120, 60 / 140], [40 / 160, 0]])
+    )
     assert tracker.update(before, 0.0).tolist() == [1, 2]
     assert tracker.update(now, 0.1).tolist() == [2, 1]
 
@@ -50,7 +64,10 @@ def test_who_is_gone_for_long_comes_back_as_somebody_else():
     tracker = Tracker(patience=1.0)
     assert tracker.update([box(0, 0), box(300, 0)], 0.0).tolist() == [1, 2]
     assert tracker.update([box(300, 0)], 0.5).tolist() == [2]
-    assert tracker.update([box(0, 0), box(300, 0)], 1.0).tolist() == [1, 2], "a second is not too long"
+    assert tracker.update([box(0, 0), box(300, 0)], 1.0).tolist() == [
+        1,
+        2,
+    ], "a second is not too long"
     assert tracker.update([], 1.5).tolist() == []
     assert tracker.update([box(300, 0), box(0, 0)], 2.1).tolist() == [3, 4]
 

@@ -1,4 +1,7 @@
-"""Weight files: every wrapping that the families use, a report that counts, and what must be refused."""
+"""Weight files: every wrapping that the families use, a report that counts, and what must be
+refused.
+"""
+
 import logging
 import os
 import pickle
@@ -8,10 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-from poise.models import weights
 from poise.errors import DataError, one_line
+from poise.models import weights
+from torch import nn
 
 
 class Network(nn.Module):
@@ -30,8 +32,10 @@ class Network(nn.Module):
 def trained():
     """The state dict of a network whose every value differs from a new one's."""
     torch.manual_seed(1)
-    return {name: torch.randn(tensor.shape) + 5 if tensor.is_floating_point() else tensor + 7
-            for name, tensor in Network().state_dict().items()}
+    return {
+        name: torch.randn(tensor.shape) + 5 if tensor.is_floating_point() else tensor + 7
+        for name, tensor in Network().state_dict().items()
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +51,9 @@ def saved(path, content, **options):
 
 
 def equal(state, expected):
-    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[name], expected[name]) for name in state
+    )
 
 
 def refusal(call, *args, **options):
@@ -62,20 +68,37 @@ WRAPPINGS = {
     "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
     "model_state_dict": lambda state: {"model_state_dict": state},
     "data_parallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
-    "wrapped_data_parallel": lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
-    "poise_checkpoint": lambda state: {"format": 1, "epoch": 2, "step": 0, "state_dict": state, "optimizer": {"state": {}},
-                                       "best": {"score": 0.5, "epoch": 1}, "config": "SEED: 0"},
-    # HRNet's and SimpleBaseline's checkpoint.pth: 'model' is the network's name, 'perf' a NumPy number
-    "hrnet_checkpoint": lambda state: {"epoch": 5, "model": "pose_hrnet",
-                                       "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
-                                       "best_state_dict": state, "perf": np.float64(0.7), "optimizer": {}},
+    "wrapped_data_parallel": lambda state: {
+        "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}
+    },
+    "poise_checkpoint": lambda state: {
+        "format": 1,
+        "epoch": 2,
+        "step": 0,
+        "state_dict": state,
+        "optimizer": {"state": {}},
+        "best": {"score": 0.5, "epoch": 1},
+        "config": "SEED: 0",
+    },
+    # HRNet's and SimpleBaseline's checkpoint.pth: 'model' is the network's name, 'perf' a NumPy
+    # number
+    "hrnet_checkpoint": lambda state: {
+        "epoch": 5,
+        "model": "pose_hrnet",
+        "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
+        "best_state_dict": state,
+        "perf": np.float64(0.7),
+        "optimizer": {},
+    },
 }
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_every_wrapping(tmp_path, trained, wrapping, zipped):
-    path = saved(tmp_path / "w.pth", WRAPPINGS[wrapping](trained), _use_new_zipfile_serialization=zipped)
+    path = saved(
+        tmp_path / "w.pth", WRAPPINGS[wrapping](trained), _use_new_zipfile_serialization=zipped
+    )
     network = Network()
     report = weights.load(network, path)
     assert equal(network.state_dict(), trained)
@@ -86,11 +109,15 @@ def test_every_wrapping(tmp_path, trained, wrapping, zipped):
 def test_a_state_dict_tells_its_joints_and_stays_a_plain_one(tmp_path, wrapping):
     state = weights.with_joints(Network().state_dict(), ("nose", "tail"))
     path = saved(tmp_path / "w.pth", WRAPPINGS[wrapping](state))
-    assert weights.read_weight_file(path).joints == weights.load(Network(), path).joints == ("nose", "tail")
+    assert (
+        weights.read_weight_file(path).joints
+        == weights.load(Network(), path).joints
+        == ("nose", "tail")
+    )
     content = torch.load(path, weights_only=True)
     found = content if wrapping == "bare" else content["state_dict"]
     assert equal(dict(found), dict(state)) and list(found) == list(Network().state_dict())
-    other = torch.nn.Sequential(Network())      # as a program that knows nothing of this loads it
+    other = torch.nn.Sequential(Network())  # as a program that knows nothing of this loads it
     other[0].load_state_dict(found, strict=True)
     assert equal(other[0].state_dict(), state)
 
@@ -106,7 +133,9 @@ def test_what_else_may_stand_in_the_place_of_joints_is_passed_over(tmp_path, nam
 
 
 def test_numpy_numbers_of_old_numpy_are_read(tmp_path, trained):
-    """NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core; a file names the one that it was written with."""
+    """NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core; a file names the one that it was
+    written with.
+    """
     path = saved(tmp_path / "w.pth", {"state_dict": trained, "perf": np.float32(0.5)})
     data = path.read_bytes()
     new, old = b"cnumpy._core.multiarray\nscalar", b"cnumpy.core.multiarray\nscalar"
@@ -126,7 +155,13 @@ def test_only_a_leading_module_is_stripped(tmp_path):
 
 def test_file_is_read_onto_the_cpu_and_in_the_networks_type(tmp_path, trained):
     network = Network()
-    weights.load(network, saved(tmp_path / "w.pth", {name: t.half() if t.is_floating_point() else t for name, t in trained.items()}))
+    weights.load(
+        network,
+        saved(
+            tmp_path / "w.pth",
+            {name: t.half() if t.is_floating_point() else t for name, t in trained.items()},
+        ),
+    )
     assert network.conv1.weight.dtype == torch.float32
     assert torch.equal(network.conv1.weight, trained["conv1.weight"].half().float())
 
@@ -135,28 +170,46 @@ def test_counters_of_batch_norm_may_be_missing(tmp_path, trained, messages):
     counter = "bn1.num_batches_tracked"
     network = Network()
     before = network.state_dict()[counter].clone()
-    report = weights.load(network, saved(tmp_path / "w.pth", {name: t for name, t in trained.items() if name != counter}))
+    report = weights.load(
+        network,
+        saved(tmp_path / "w.pth", {name: t for name, t in trained.items() if name != counter}),
+    )
     assert report.missing == [counter] and len(report.loaded) == 8
-    assert torch.equal(network.state_dict()[counter], before) and torch.equal(network.bn1.running_mean, trained["bn1.running_mean"])
-    assert "loaded 8 of 9 tensors, missing 1, unexpected 0, mismatched 0 (missing: bn1.num_batches_tracked)" in messages.text
+    assert torch.equal(network.state_dict()[counter], before) and torch.equal(
+        network.bn1.running_mean, trained["bn1.running_mean"]
+    )
+    assert (
+        "loaded 8 of 9 tensors, missing 1, unexpected 0, mismatched 0 (missing:"
+        " bn1.num_batches_tracked)" in messages.text
+    )
 
 
-# MODEL.PRETRAINED -----------------------------------------------------------------------------------------------------------------
+# MODEL.PRETRAINED ---------------------------------------------------------------------------------
 
 
 def test_pretrained_backbone(tmp_path, trained, messages):
     """An ImageNet file has a classifier instead of our head."""
     backbone = {name: t for name, t in trained.items() if not name.startswith("final_layer.")}
-    path = saved(tmp_path / "resnet.pth", {**backbone, "fc.weight": torch.zeros(10, 4), "fc.bias": torch.zeros(10)})
+    path = saved(
+        tmp_path / "resnet.pth",
+        {**backbone, "fc.weight": torch.zeros(10, 4), "fc.bias": torch.zeros(10)},
+    )
     network = Network()
     head = network.final_layer.weight.clone()
     report = weights.load_pretrained(network, str(path))
-    assert torch.equal(network.conv1.weight, trained["conv1.weight"]) and torch.equal(network.final_layer.weight, head)
-    assert (report.missing, report.unexpected) == (["final_layer.weight", "final_layer.bias"], ["fc.weight", "fc.bias"])
+    assert torch.equal(network.conv1.weight, trained["conv1.weight"]) and torch.equal(
+        network.final_layer.weight, head
+    )
+    assert (report.missing, report.unexpected) == (
+        ["final_layer.weight", "final_layer.bias"],
+        ["fc.weight", "fc.bias"],
+    )
     assert "loaded 7 of 9 tensors, missing 2, unexpected 2, mismatched 0" in messages.text
 
     text = refusal(weights.load, Network(), path)
-    assert "missing 2, unexpected 2" in text and text.endswith("these are the weights of another network")
+    assert "missing 2, unexpected 2" in text and text.endswith(
+        "these are the weights of another network"
+    )
 
 
 def test_pretrained_whole_pose_network(tmp_path, trained):
@@ -166,7 +219,9 @@ def test_pretrained_whole_pose_network(tmp_path, trained):
 
 
 def test_pretrained_backbone_must_fit_wholly(tmp_path, trained):
-    path = saved(tmp_path / "resnet.pth", {name: t for name, t in trained.items() if name != "conv1.bias"})
+    path = saved(
+        tmp_path / "resnet.pth", {name: t for name, t in trained.items() if name != "conv1.bias"}
+    )
     assert "missing 1" in refusal(weights.load_pretrained, Network(), str(path))
     path = saved(tmp_path / "resnet.pth", {**trained, "layer9.weight": torch.zeros(1)})
     assert "unexpected: layer9.weight" in refusal(weights.load_pretrained, Network(), str(path))
@@ -181,41 +236,78 @@ def test_missing_pretrained_says_where_to_get_it(tmp_path):
     path = tmp_path / "resnet50-19c8e357.pth"
     text = refusal(weights.load_pretrained, Network(), str(path))
     source = "https://download.pytorch.org/models/resnet50-19c8e357.pth"
-    assert text == (f"MODEL.PRETRAINED {path}: no such file; python tools/download_weights.py resnet50_imagenet fetches it from {source}; "
-                    "or give MODEL.PRETRAINED '' to start from random weights")
-    text = refusal(weights.load_pretrained, Network(), str(tmp_path / "res2net50_26w_4s-06e79181.pth"))
+    assert (
+        text == f"MODEL.PRETRAINED {path}: no such file; python tools/download_weights.py"
+        f" resnet50_imagenet fetches it from {source}; or give MODEL.PRETRAINED '' to start from"
+        " random weights"
+    )
+    text = refusal(
+        weights.load_pretrained, Network(), str(tmp_path / "res2net50_26w_4s-06e79181.pth")
+    )
     assert "/res2net/res2net50_26w_4s-06e79181.pth" in text
     path = tmp_path / "pose_hrnet_w32_256x192.pth"
     text = refusal(weights.load_pretrained, Network(), str(path))
-    assert f"download the file {path.name}, and put it at {path}; or give" in text and "by hand" in text
+    assert (
+        f"download the file {path.name}, and put it at {path}; or give" in text
+        and "by hand" in text
+    )
     text = refusal(weights.load_pretrained, Network(), str(tmp_path / "mine.pth"))
-    assert text.endswith("mine.pth: no such file; or give MODEL.PRETRAINED '' to start from random weights")
+    assert text.endswith(
+        "mine.pth: no such file; or give MODEL.PRETRAINED '' to start from random weights"
+    )
 
 
-# refused --------------------------------------------------------------------------------------------------------------------------
+# refused ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change, counts", [
-    (lambda s: {**s, "conv1.weight": torch.zeros(8, 3, 3, 3)}, "loaded 8 of 9 tensors, missing 0, unexpected 0, mismatched 1"),
-    (lambda s: {f"backbone.{name}": t for name, t in s.items()}, "loaded 0 of 9 tensors, missing 9, unexpected 9, mismatched 0"),
-    (lambda s: {**s, "extra.weight": torch.zeros(1)}, "loaded 9 of 9 tensors, missing 0, unexpected 1, mismatched 0"),
-    (lambda s: {n: t for n, t in s.items() if n != "bn1.weight"}, "loaded 8 of 9 tensors, missing 1, unexpected 0, mismatched 0"),
-], ids=["wider", "prefixed", "more", "less"])
+@pytest.mark.parametrize(
+    "change, counts",
+    [
+        (
+            lambda s: {**s, "conv1.weight": torch.zeros(8, 3, 3, 3)},
+            "loaded 8 of 9 tensors, missing 0, unexpected 0, mismatched 1",
+        ),
+        (
+            lambda s: {f"backbone.{name}": t for name, t in s.items()},
+            "loaded 0 of 9 tensors, missing 9, unexpected 9, mismatched 0",
+        ),
+        (
+            lambda s: {**s, "extra.weight": torch.zeros(1)},
+            "loaded 9 of 9 tensors, missing 0, unexpected 1, mismatched 0",
+        ),
+        (
+            lambda s: {n: t for n, t in s.items() if n != "bn1.weight"},
+            "loaded 8 of 9 tensors, missing 1, unexpected 0, mismatched 0",
+        ),
+    ],
+    ids=["wider", "prefixed", "more", "less"],
+)
 def test_other_network_is_refused_and_the_model_is_as_before(tmp_path, trained, change, counts):
     network = Network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     text = refusal(weights.load, network, saved(tmp_path / "other.pth", change(trained)))
-    assert counts in text and "other.pth" in text and "these are the weights of another network" in text
+    assert (
+        counts in text
+        and "other.pth" in text
+        and "these are the weights of another network" in text
+    )
     assert equal(network.state_dict(), before)
 
 
 def test_mismatch_tells_both_shapes(tmp_path, trained):
     text = refusal(weights.load, Network(joints=5), saved(tmp_path / "w.pth", trained))
-    assert "mismatched: final_layer.weight (3, 4, 1, 1) in the file, (5, 4, 1, 1) in the network" in text
+    assert (
+        "mismatched: final_layer.weight (3, 4, 1, 1) in the file, (5, 4, 1, 1) in the network"
+        in text
+    )
 
 
 def test_names_are_shortened_and_counts_are_not(tmp_path):
-    text = refusal(weights.load, Network(), saved(tmp_path / "w.pth", {f"x{i}": torch.zeros(1) for i in range(50)}))
+    text = refusal(
+        weights.load,
+        Network(),
+        saved(tmp_path / "w.pth", {f"x{i}": torch.zeros(1) for i in range(50)}),
+    )
     assert "unexpected 50" in text and "x0, x1, x2, ..." in text and "x3" not in text
 
 
@@ -232,14 +324,28 @@ class Command:
 def spoiled_files(folder):
     """{name: path} of files that are no weight files."""
     good = saved(folder / "good.pth", {"conv1.weight": torch.randn(50, 50)}).read_bytes()
-    legacy = saved(folder / "good.pth", {"conv1.weight": torch.randn(50, 50)}, _use_new_zipfile_serialization=False).read_bytes()
+    legacy = saved(
+        folder / "good.pth",
+        {"conv1.weight": torch.randn(50, 50)},
+        _use_new_zipfile_serialization=False,
+    ).read_bytes()
     contents = {
-        "text": b"these are not the weights you are looking for\n", "empty": b"", "html": b"<!DOCTYPE html><html>Quota exceeded</html>",
-        "json": b'{"a": 1}', "git_lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "zeros": bytes(5000),
-        "truncated": good[:len(good) // 2], "truncated_by_a_byte": good[:-1], "truncated_legacy": legacy[:len(legacy) // 2],
-        # the key of a storage is changed in one of its two places, at which torch ends with an AssertionError
-        "legacy_with_another_key": re.sub(rb"\d{10,}", lambda key: b"7" * len(key.group()), legacy, count=1),
-        "pickle": pickle.dumps({"a": 1}), "pickle_of_code": pickle.dumps(Command(folder / "ran")),
+        "text": b"these are not the weights you are looking for\n",
+        "empty": b"",
+        "html": b"<!DOCTYPE html><html>Quota exceeded</html>",
+        "json": b'{"a": 1}',
+        "git_lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "zeros": bytes(5000),
+        "truncated": good[: len(good) // 2],
+        "truncated_by_a_byte": good[:-1],
+        "truncated_legacy": legacy[: len(legacy) // 2],
+        # the key of a storage is changed in one of its two places, at which torch ends with an
+        # AssertionError
+        "legacy_with_another_key": re.sub(
+            rb"\d{10,}", lambda key: b"7" * len(key.group()), legacy, count=1
+        ),
+        "pickle": pickle.dumps({"a": 1}),
+        "pickle_of_code": pickle.dumps(Command(folder / "ran")),
     }
     for name, content in contents.items():
         (folder / f"{name}.pth").write_bytes(content)
@@ -247,7 +353,11 @@ def spoiled_files(folder):
         archive.writestr("a.jpg", b"\xff\xd8")
     (folder / "folder.pth").mkdir()
     saved(folder / "malicious.pth", {"state_dict": Command(folder / "ran")})
-    saved(folder / "malicious_legacy.pth", {"state_dict": Command(folder / "ran")}, _use_new_zipfile_serialization=False)
+    saved(
+        folder / "malicious_legacy.pth",
+        {"state_dict": Command(folder / "ran")},
+        _use_new_zipfile_serialization=False,
+    )
     saved(folder / "whole_module.pth", Network())
     saved(folder / "list.pth", [torch.zeros(1)])
     saved(folder / "nothing.pth", {})
@@ -269,7 +379,9 @@ def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, recwarn):
     assert "stranger's code" in text and "posix.system" in text
     assert "stranger's code" in refusal(weights.read_state_dict, files["whole_module"])
     assert "AssertionError" in refusal(weights.read_state_dict, files["legacy_with_another_key"])
-    assert "damaged" in refusal(weights.read_state_dict, files["text"]) and "stranger" not in refusal(weights.read_state_dict, files["html"])
+    assert "damaged" in refusal(
+        weights.read_state_dict, files["text"]
+    ) and "stranger" not in refusal(weights.read_state_dict, files["html"])
     assert "no such weight file" in refusal(weights.read_state_dict, files["folder"])
     assert "holds no state dict" in refusal(weights.read_state_dict, files["numbers"])
 
@@ -286,11 +398,13 @@ def test_damaged_files_never_end_in_a_traceback(tmp_path, trained):
     rng = np.random.default_rng(0)
     refused = 0
     for zipped in (True, False):
-        good = saved(tmp_path / "w.pth", trained, _use_new_zipfile_serialization=zipped).read_bytes()
+        good = saved(
+            tmp_path / "w.pth", trained, _use_new_zipfile_serialization=zipped
+        ).read_bytes()
         for trial in range(150):
             data = bytearray(good)
             if trial % 3 == 0:
-                del data[rng.integers(len(data)):]
+                del data[rng.integers(len(data)) :]
             else:
                 for place in rng.integers(len(data), size=4):
                     data[place] = rng.integers(256)

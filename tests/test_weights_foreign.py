@@ -1,4 +1,7 @@
-"""What lies beside the weights in published checkpoints, and networks that are nearly the right ones."""
+"""What lies beside the weights in published checkpoints, and networks that are nearly the right
+ones.
+"""
+
 import argparse
 import collections
 import logging
@@ -9,12 +12,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from poise.models import weights
+from poise.models.weights.converting import convert
 from small_networks import small
 from torch.optim.swa_utils import AveragedModel
 from weight_files import equal, mmpose, module, refusal, same, saved
-
-from poise.models import weights
-from poise.models.weights.converting import convert
 
 
 @pytest.fixture(autouse=True)
@@ -49,52 +51,105 @@ class CfgNode(dict):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_objects_beside_the_weights_are_not_read_and_not_run(tmp_path, zipped, messages):
-    """mmpose 1.x keeps NumPy arrays and mmengine's loggers, timm its arguments, other trainers their configuration."""
+    """mmpose 1.x keeps NumPy arrays and mmengine's loggers, timm its arguments, other trainers
+    their configuration.
+    """
     state = small("resnet", seed=1).state_dict()
-    content = {"meta": {"dataset_meta": {"sigmas": np.arange(17.0), "names": np.array(["a"], dtype=object)}, "cfg": CfgNode(A=CfgNode(B=1))},
-               "message_hub": {"log": HistoryBuffer(tmp_path / "ran"), "hook": Expression(tmp_path / "evaluated"), "counts": collections.defaultdict(list, a=[1])},
-               "args": argparse.Namespace(lr=0.1), "state_dict": state}
+    content = {
+        "meta": {
+            "dataset_meta": {"sigmas": np.arange(17.0), "names": np.array(["a"], dtype=object)},
+            "cfg": CfgNode(A=CfgNode(B=1)),
+        },
+        "message_hub": {
+            "log": HistoryBuffer(tmp_path / "ran"),
+            "hook": Expression(tmp_path / "evaluated"),
+            "counts": collections.defaultdict(list, a=[1]),
+        },
+        "args": argparse.Namespace(lr=0.1),
+        "state_dict": state,
+    }
     path = tmp_path / "w.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     model = small("resnet", seed=2)
     weights.load(model, path)
-    assert equal(model, state) and not (tmp_path / "ran").exists() and not (tmp_path / "evaluated").exists()
+    assert (
+        equal(model, state)
+        and not (tmp_path / "ran").exists()
+        and not (tmp_path / "evaluated").exists()
+    )
     assert "not read, because that could run code: " in messages.text
     file = weights.read_weight_file(path)
-    assert {"argparse.Namespace", "test_weights_foreign.HistoryBuffer", "test_weights_foreign.CfgNode"} <= set(file.foreign)
+    assert {
+        "argparse.Namespace",
+        "test_weights_foreign.HistoryBuffer",
+        "test_weights_foreign.CfgNode",
+    } <= set(file.foreign)
     torch.load(path, weights_only=False)
-    assert (tmp_path / "ran").exists() and (tmp_path / "evaluated").exists(), "the file of this test would have run code"
+    assert (tmp_path / "ran").exists() and (tmp_path / "evaluated").exists(), (
+        "the file of this test would have run code"
+    )
 
 
 def test_weights_that_are_objects_are_refused(tmp_path):
-    path = saved(tmp_path / "w.pth", {"state_dict": {"conv1.weight": HistoryBuffer(tmp_path / "ran")}})
+    path = saved(
+        tmp_path / "w.pth", {"state_dict": {"conv1.weight": HistoryBuffer(tmp_path / "ran")}}
+    )
     text = refusal(weights.load, small("resnet"), path)
-    assert "HistoryBuffer), and reading it could run a stranger's code" in text and not (tmp_path / "ran").exists()
+    assert (
+        "HistoryBuffer), and reading it could run a stranger's code" in text
+        and not (tmp_path / "ran").exists()
+    )
 
 
 def test_networks_alike_are_refused_with_what_differs(tmp_path):
-    """mmpose's SCNet and SEResNet have a ResNet's names and more; a ResNet of other widths has them all."""
+    """mmpose's SCNet and SEResNet have a ResNet's names and more; a ResNet of other widths has
+    them all.
+    """
     state = mmpose(small("resnet").state_dict())
-    text = refusal(weights.load, small("resnet"), saved(tmp_path / "w.pth", {**state, "backbone.layer1.0.conv2.k2.1.weight": torch.zeros(4, 4, 3, 3)}))
-    assert "unexpected 1, mismatched 0" in text and text.endswith("another network, like ResNet-50, 17 joints, but with other layers")
-    text = refusal(weights.load, small("resnet", "MODEL.EXTRA.NUM_CHANNELS", [8, 8, 8, 8]), saved(tmp_path / "w.pth", state))
+    text = refusal(
+        weights.load,
+        small("resnet"),
+        saved(
+            tmp_path / "w.pth",
+            {**state, "backbone.layer1.0.conv2.k2.1.weight": torch.zeros(4, 4, 3, 3)},
+        ),
+    )
+    assert "unexpected 1, mismatched 0" in text and text.endswith(
+        "another network, like ResNet-50, 17 joints, but with other layers"
+    )
+    text = refusal(
+        weights.load,
+        small("resnet", "MODEL.EXTRA.NUM_CHANNELS", [8, 8, 8, 8]),
+        saved(tmp_path / "w.pth", state),
+    )
     assert text.endswith("another network, like ResNet-50, 17 joints, but with other sizes")
 
 
 def test_a_checkpoint_to_go_on_from_holds_nothing_foreign(tmp_path):
     """Where a run goes on there is no reason for leniency: Poise wrote the file."""
     path = saved(tmp_path / "c.pth", {"state_dict": {}, "cfg": CfgNode(A=1)})
-    assert "CfgNode), and reading it could run a stranger's code" in refusal(weights.read_tensors, path, "checkpoint")
-    path = saved(tmp_path / "c.pth", {"epoch": 5, "perf": np.float64(0.7)})     # HRNet's: read, so that it can be told what it is
+    assert "CfgNode), and reading it could run a stranger's code" in refusal(
+        weights.read_tensors, path, "checkpoint"
+    )
+    # HRNet's: read, so that it can be told what it is
+    path = saved(tmp_path / "c.pth", {"epoch": 5, "perf": np.float64(0.7)})
     assert weights.read_tensors(path, "checkpoint")["epoch"] == 5
 
 
 def test_twice_wrapped_and_compiled(tmp_path):
     state = small("resnet", seed=1).state_dict()
     model = small("resnet", seed=2)
-    weights.load(model, saved(tmp_path / "w.pth", {"model": {"state_dict": {f"module._orig_mod.{n}": t for n, t in state.items()}}}))
+    weights.load(
+        model,
+        saved(
+            tmp_path / "w.pth",
+            {"model": {"state_dict": {f"module._orig_mod.{n}": t for n, t in state.items()}}},
+        ),
+    )
     assert equal(model, state)
-    assert "holds conv1.weight twice" in refusal(weights.load, model, saved(tmp_path / "w.pth", {**state, **module(state)}))
+    assert "holds conv1.weight twice" in refusal(
+        weights.load, model, saved(tmp_path / "w.pth", {**state, **module(state)})
+    )
 
 
 class TrainingLoop(torch.nn.Module):
@@ -116,7 +171,9 @@ WRAPPERS = {
     "averaged": AveragedModel,
     "data_parallel": torch.nn.DataParallel,
     "compiled": torch.compile,
-    "averaged, compiled, data parallel": lambda n: AveragedModel(torch.compile(torch.nn.DataParallel(n))),
+    "averaged, compiled, data parallel": lambda n: AveragedModel(
+        torch.compile(torch.nn.DataParallel(n))
+    ),
     "compiled part": wrap_compiled_part,
     "lightning model": lambda n: TrainingLoop("model", n),
     "lightning net": lambda n: TrainingLoop("net", n),
@@ -132,11 +189,13 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")    # of importing torch.compile
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # of importing torch.compile
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_load_wrapped_network_equals_bare(tmp_path, wrapper):
     state = small("resnet", seed=1).state_dict()
-    path = saved(tmp_path / "w.ckpt", {"state_dict": WRAPPERS[wrapper](small("resnet", seed=1)).state_dict()})
+    path = saved(
+        tmp_path / "w.ckpt", {"state_dict": WRAPPERS[wrapper](small("resnet", seed=1)).state_dict()}
+    )
     model = small("resnet", seed=2)
     weights.load(model, path)
     assert equal(model, state)
@@ -200,13 +259,24 @@ def test_load_safetensors_without_the_library_names_the_extra(tmp_path, monkeypa
     header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
     (tmp_path / "w.bin").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     text = refusal(weights.read_weight_file, tmp_path / "w.bin")
-    assert text.endswith("is a file of safetensors, which is not installed; pip install 'poise[safetensors]'")
+    assert text.endswith(
+        "is a file of safetensors, which is not installed; pip install 'poise[safetensors]'"
+    )
 
 
-@pytest.mark.parametrize("changed", ["backbone.top.top.0.conv.weight", "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "backbone.top.top.0.conv.weight",
+        "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight",
+    ],
+)
 def test_weights_of_known_names_and_strange_sizes(tmp_path, changed):
     """What the names promise the sizes need not keep: a line, not an IndexError of the renaming."""
-    state = {"backbone.top.top.0.conv.weight": torch.zeros(4, 3, 7, 7), "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight": torch.zeros(4, 4, 1, 1)}
+    state = {
+        "backbone.top.top.0.conv.weight": torch.zeros(4, 3, 7, 7),
+        "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight": torch.zeros(4, 4, 1, 1),
+    }
     for shape in ((), (3,)):
         path = saved(tmp_path / "w.pth", {**state, changed: torch.zeros(shape)})
         assert "of 588 tensors, missing" in refusal(weights.load, small("mspn"), path, rgb=False)
@@ -218,16 +288,26 @@ def test_half_a_network_is_not_converted(tmp_path):
     state = small("mspn").state_dict()
     del state["top.conv.bn.running_mean"]
     path = saved(tmp_path / "w.pth", state)
-    assert "but not all of them, or of other sizes" in refusal(convert, path, tmp_path / "out.pth", "mmpose") and not (tmp_path / "out.pth").exists()
+    assert (
+        "but not all of them, or of other sizes"
+        in refusal(convert, path, tmp_path / "out.pth", "mmpose")
+        and not (tmp_path / "out.pth").exists()
+    )
 
 
 def test_numbers_in_names_are_not_counted_up_to(tmp_path):
     """Stage 10^900 of a MogaNet."""
     from poise.models.weights.families import describe
 
-    names = ["backbone.patch_embed1.projection.0.weight", "backbone.blocks1.0.attn.proj_1.weight", f"backbone.blocks{'9' * 900}.0.attn.proj_1.weight"]
+    names = [
+        "backbone.patch_embed1.projection.0.weight",
+        "backbone.blocks1.0.attn.proj_1.weight",
+        f"backbone.blocks{'9' * 900}.0.attn.proj_1.weight",
+    ]
     path = saved(tmp_path / "w.pth", {name: torch.zeros(4, 3, 1, 1) for name in names})
-    assert describe({name: tuple(tensor.shape) for name, tensor in weights.read_state_dict(path).items()}).startswith("MogaNet of widths")
+    assert describe(
+        {name: tuple(tensor.shape) for name, tensor in weights.read_state_dict(path).items()}
+    ).startswith("MogaNet of widths")
 
 
 def test_load_named_pipe_is_refused(tmp_path):

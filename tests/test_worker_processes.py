@@ -12,15 +12,22 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from runs import folder_of, run_train, state_of
-from tool_processes import own_mounts  # noqa: F401
-from tool_processes import KILL_WORKER, PATIENCE, SMALL_SHARED_MEMORY
-from tool_processes import any_left, assert_none_left, ended, run, started
-
 from poise.datasets.synthetic import write
 from poise.engine import train
 from poise.engine.memory import machine_limits
 from poise.errors import PoiseError
+from runs import folder_of, run_train, state_of
+from tool_processes import (
+    KILL_WORKER,
+    PATIENCE,
+    SMALL_SHARED_MEMORY,
+    any_left,
+    assert_none_left,
+    ended,
+    own_mounts,  # noqa: F401
+    run,
+    started,
+)
 
 # what is done in the tool's process before it begins
 KILL_WORKER_WHILE_WRITING = """
@@ -66,8 +73,10 @@ def test_train_full_shared_memory_is_one_line(tiny_experiment, own_mounts, worke
     )
     assert (status, err) == (
         1,
-        "error: /dev/shm is full: start the container with --shm-size, or lower WORKERS or the "
-        "batch size; no checkpoint was written yet\n",
+        (
+            "error: /dev/shm is full: start the container with --shm-size, or lower WORKERS or the "
+            "batch size; no checkpoint was written yet\n"
+        ),
     )
 
 
@@ -86,8 +95,10 @@ def test_train_killed_worker_is_one_line_with_the_checkpoint(tiny_experiment, wo
     kept = folder_of(tiny_experiment) / "checkpoint.pth"
     assert (status, err) == (
         1,
-        "error: a data loader worker was killed, probably out of memory: lower WORKERS; "
-        f"the last checkpoint is {kept}, the same command with AUTO_RESUME True goes on\n",
+        (
+            "error: a data loader worker was killed, probably out of memory: lower WORKERS; "
+            f"the last checkpoint is {kept}, the same command with AUTO_RESUME True goes on\n"
+        ),
     )
     assert state_of(kept)["epoch"] in (1, 2)
     assert (
@@ -105,8 +116,10 @@ def test_train_worker_killed_while_a_checkpoint_is_written_is_not_the_disks_faul
     )
     assert (status, err) == (
         1,
-        "error: a data loader worker was killed, probably out of memory: lower WORKERS; "
-        "no checkpoint was written yet\n",
+        (
+            "error: a data loader worker was killed, probably out of memory: lower WORKERS; "
+            "no checkpoint was written yet\n"
+        ),
     )
     assert not list(folder_of(tiny_experiment).glob("*.pth")) and not list(
         folder_of(tiny_experiment).glob(".*.part")
@@ -302,8 +315,9 @@ def test_synthetic_killed_worker_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "_coco_picture", killed)
     with pytest.raises(
         PoiseError,
-        match="a process that draws val2017 was killed, probably out of memory: "
-        "give fewer --workers",
+        match=(
+            "a process that draws val2017 was killed, probably out of memory: give fewer --workers"
+        ),
     ):
         write.make_coco(tmp_path, {"val2017": 16}, workers=2, progress=False)
 
@@ -342,8 +356,8 @@ def test_train_out_of_memory_names_keys_and_checkpoint(tiny_experiment, monkeypa
     assert (
         "lower TRAIN.BATCH_SIZE_PER_GPU (8) and raise TRAIN.ACCUMULATE (1) by the same factor, "
         "lower TEST.BATCH_SIZE_PER_GPU (8) or MODEL.IMAGE_SIZE (64 x 64), or set AMP bf16; "
-        f"the last checkpoint is {kept}, the same command with AUTO_RESUME True goes on"
-    ) in line
+        f"the last checkpoint is {kept}, the same command with AUTO_RESUME True goes on" in line
+    )
     assert state_of(kept)["step"] == 2
 
 

@@ -7,9 +7,8 @@ import tarfile
 
 import numpy as np
 import pytest
-
-from poise.io import archives, download, files, video
 from poise.errors import DataError
+from poise.io import archives, download, files, video
 
 URL = "https://localhost/weights-0123abcd.pth"
 
@@ -86,6 +85,9 @@ def test_fetch_part_that_is_no_ordinary_file_is_refused(tmp_path, kind):
         victim.write_bytes(b"precious")
     with pytest.raises(DataError) as error:
         download.fetch(URL, tmp_path)
-    assert str(error.value) == f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it"
+    assert (
+        str(error.value)
+        == f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it"
+    )
     assert victim.read_bytes() == b"precious" if kind == "link" else not victim.exists()
     assert os.path.lexists(part)

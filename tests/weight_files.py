@@ -1,10 +1,11 @@
 """Weight files of the tests: written, refused, compared."""
+
 import pytest
 import torch
-
 from poise.errors import DataError
 
-MSPN = {"stem": 4, "layers": (2, 1, 1, 2), "width": 6}      # small_networks' MSPN in the words of mmpose_mspn_names
+# small_networks' MSPN in the words of mmpose_mspn_names
+MSPN = {"stem": 4, "layers": (2, 1, 1, 2), "width": 6}
 
 
 def saved(path, content):
@@ -19,7 +20,9 @@ def refusal(call, *args, **options):
 
 
 def same(state, expected):
-    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[name], expected[name]) for name in state
+    )
 
 
 def equal(model, expected):
@@ -33,4 +36,11 @@ def module(state):
 
 def mmpose(state, head="keypoint_head"):
     """mmpose's names of a ResNet or an HRNet."""
-    return {f"{head}.{name}" if name.startswith(("deconv_layers.", "final_layer.")) else f"backbone.{name}": tensor for name, tensor in state.items()}
+    return {
+        (
+            f"{head}.{name}"
+            if name.startswith(("deconv_layers.", "final_layer."))
+            else f"backbone.{name}"
+        ): tensor
+        for name, tensor in state.items()
+    }

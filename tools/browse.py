@@ -1,7 +1,10 @@
-"""Look at training samples: python tools/browse.py --cfg experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml [--output FOLDER] [KEY VALUE ...]
+"""Look at training samples: python tools/browse.py --cfg
+experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml [--output FOLDER] [KEY VALUE ...]
 
-Writes mosaics of augmented samples as a training makes them, the first of an epoch: joints.jpg, and heatmaps.jpg with the targets and weights of each joint.
+Writes mosaics of augmented samples as a training makes them, the first of an epoch: joints.jpg, and
+heatmaps.jpg with the targets and weights of each joint.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,10 +17,28 @@ def parse_args() -> argparse.Namespace:
     from poise.cli.arguments import ToolParser, add_experiment_arguments
 
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", metavar="FOLDER", help="where the pictures go; default OUTPUT_DIR/browse and the experiment's name")
-    parser.add_argument("--count", type=int, default=32, metavar="N", help="samples in the mosaic; default 32")
-    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="the epoch whose order and augmentation are drawn; default 0")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="begin with this sample of the epoch; default 0")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="where the pictures go; default OUTPUT_DIR/browse and the experiment's name",
+    )
+    parser.add_argument(
+        "--count", type=int, default=32, metavar="N", help="samples in the mosaic; default 32"
+    )
+    parser.add_argument(
+        "--epoch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the epoch whose order and augmentation are drawn; default 0",
+    )
+    parser.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        metavar="N",
+        help="begin with this sample of the epoch; default 0",
+    )
     add_experiment_arguments(parser)
     args = parser.parse_args()
     for name, least in (("count", 1), ("epoch", 0), ("first", 0)):
@@ -28,8 +49,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from poise.engine import browse, logger
     from poise.cli.arguments import experiment
+    from poise.engine import browse, logger
 
     cfg = experiment(args)
     logger.start_console()

@@ -1,8 +1,11 @@
-"""Convert a weight file: python tools/convert_weights.py IN OUT --to {poise,simplebaseline,hrnet,mspn,posenas,moganet,mmpose}
+"""Convert a weight file: python tools/convert_weights.py IN OUT --to
+{poise,simplebaseline,hrnet,mspn,posenas,moganet,mmpose}
 
-IN may be of any format that Poise loads: SimpleBaseline, HRNet, Res2Net-Pose, MSPN, PoseNAS, MogaNet's pose networks, or mmpose's
-ResNet, HRNet and MSPN. With --cfg the weights must fit the network of that experiment exactly.
+IN may be of any format that Poise loads: SimpleBaseline, HRNet, Res2Net-Pose, MSPN, PoseNAS,
+MogaNet's pose networks, or mmpose's ResNet, HRNet and MSPN. With --cfg the weights must fit the
+network of that experiment exactly.
 """
+
 import argparse
 
 from poise.errors import run_tool
@@ -16,8 +19,12 @@ def main() -> int:
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="weight file to read")
     parser.add_argument("target", metavar="OUT", help="weight file to write")
-    parser.add_argument("--to", required=True, choices=FORMATS, help="names and wrapping of the written file")
-    parser.add_argument("--cfg", metavar="FILE", help="experiment whose network the weights must fit")
+    parser.add_argument(
+        "--to", required=True, choices=FORMATS, help="names and wrapping of the written file"
+    )
+    parser.add_argument(
+        "--cfg", metavar="FILE", help="experiment whose network the weights must fit"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
     add_overrides(parser)
     args = parser.parse_args()
@@ -34,7 +41,11 @@ def main() -> int:
         # weights of MSPN are written for BGR images, whatever the experiment says
         if cfg.MODEL.NAME != "mspn" or not cfg.DATASET.COLOR_RGB:
             values = experiment.describe(cfg, config.experiment_name(args.cfg), model)
-    print(converting.convert(args.source, args.target, args.to, model=model, force=args.force, experiment=values))
+    print(
+        converting.convert(
+            args.source, args.target, args.to, model=model, force=args.force, experiment=values
+        )
+    )
     return 0
 
 

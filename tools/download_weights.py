@@ -1,19 +1,30 @@
-"""Fetch released weights: python tools/download_weights.py NAME [NAME ...], or --list to see the names
+"""Fetch released weights: python tools/download_weights.py NAME [NAME ...], or --list to see the
+names
 
-Each file is checked and put where the experiments expect it. Some lie where only a person can fetch them; then the page, the name and the place
-are told, and the exit status is 1 until the file is there.
+Each file is checked and put where the experiments expect it. Some lie where only a person can fetch
+them; then the page, the name and the place are told, and the exit status is 1 until the file is
+there.
 """
+
 import argparse
 
 from poise.errors import run_tool
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="entry of models/zoo.yaml")
-    parser.add_argument("--list", action="store_true", help="show the entries, or what the named ones are")
+    parser.add_argument(
+        "--list", action="store_true", help="show the entries, or what the named ones are"
+    )
     parser.add_argument("--force", action="store_true", help="fetch anew what is there")
-    parser.add_argument("--to", metavar="DIR", help="folder to put the files into, instead of where experiments expect them")
+    parser.add_argument(
+        "--to",
+        metavar="DIR",
+        help="folder to put the files into, instead of where experiments expect them",
+    )
     parser.add_argument("--zoo", metavar="FILE", help="another list of released weights")
     args = parser.parse_intermixed_args()
     if not args.names and not args.list:

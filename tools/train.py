@@ -1,16 +1,25 @@
-"""Train an experiment: python tools/train.py --cfg experiments/coco/res2net/....yaml [KEY VALUE ...], also under torchrun"""
+"""Train an experiment: python tools/train.py --cfg experiments/coco/res2net/....yaml [KEY VALUE
+...], also under torchrun
+"""
+
 import sys
 
 from poise.errors import INTERRUPTED, run_tool
 
 
 def main() -> int:
-    from poise.io.files import no_garbage_collection
     from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
+    from poise.io.files import no_garbage_collection
 
     parser = ToolParser(description=__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="build everything, take two steps and test one batch; print memory, speed and the time "
-                        "of the whole run; write nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help=(
+            "build everything, take two steps and test one batch; print memory, speed and the time "
+            "of the whole run; write nothing"
+        ),
+    )
     add_experiment_arguments(parser)
     args = parser.parse_args()
     from poise.engine.distributed import joined

@@ -1,14 +1,16 @@
 """Poise: top-down 2D human pose estimation in PyTorch.
 
-Importing the package imports neither torch nor anything compiled; see docs/design.md for the layers.
+Importing the package imports neither torch nor anything compiled; see docs/design.md for the
+layers.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from poise.inference.poses import Poses
     from poise.inference.estimator import PoseEstimator
+    from poise.inference.poses import Poses
 
 __all__ = ["PoseEstimator", "Poses"]
 

@@ -1,4 +1,5 @@
 """Errors that a user can mend, and the one way in which the tools show them."""
+
 from __future__ import annotations
 
 import errno
@@ -10,16 +11,29 @@ from collections.abc import Callable
 
 DEBUG_VARIABLE = "POISE_DEBUG"
 MOST_CHARACTERS = 1000
-INTERRUPTED = 130    # exit status after Ctrl-C, as shells give it
-# the disk, and names that lead nowhere: too long, of a file where a folder must be, or the other way round
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells give it
+# the disk, and names that lead nowhere: too long, of a file where a folder must be, or the other
+# way round
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+)
 _OUT_OF_MEMORY = re.compile(
-    r"OutOfMemoryError|MemoryError|out of memory|[Cc]an(?:no|')t allocate memory|Insufficient memory"
+    r"OutOfMemoryError|MemoryError|out of memory|[Cc]an(?:no|')t allocate memory|Insufficient"
+    r" memory"
 )
 
 
 class PoiseError(Exception):
-    """Something from outside (a file, a key, a value) cannot be used; the text names it and the mend.
+    """Something from outside (a file, a key, a value) cannot be used; the text names it and the
+    mend.
 
     `status` is the exit status of a tool that ends with it: 1 for data and files, 2 for usage.
     """
@@ -38,15 +52,22 @@ class DataError(PoiseError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out: Python's, PyTorch's on any device, or OpenCV's.
+    """Return whether an error says that memory ran out: Python's, PyTorch's on any device, or
+    OpenCV's.
 
-    PyTorch raises a plain RuntimeError on the CPU, and for an error in a worker process one with its text.
+    PyTorch raises a plain RuntimeError on the CPU, and for an error in a worker process one with
+    its text.
     """
-    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None
+    return (
+        isinstance(error, MemoryError)
+        or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None
+    )
 
 
 def one_line(text: object) -> str:
-    """Return `text` on one line, with control characters escaped so that a file name cannot steer a terminal."""
+    """Return `text` on one line, with control characters escaped so that a file name cannot
+    steer a terminal.
+    """
     flat = " ".join(str(text).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
 
@@ -57,23 +78,35 @@ def shown_value(value: object, most: int = 200) -> str:
         return "null"
     try:
         return shown(repr(value), most)
-    except (ValueError, RecursionError):    # a whole number of more digits than Python writes
+    except (ValueError, RecursionError):  # a whole number of more digits than Python writes
         return f"a {type(value).__name__} that is too long to show"
 
 
 def shown(name: object, most: int = 200) -> str:
-    """A name from a file (of an image, a member, a category, a key) as it may be printed: on one line, nothing that steers a terminal, not without end.
+    """A name from a file (of an image, a member, a category, a key) as it may be printed: on one
+    line, nothing that steers a terminal, not without end.
 
-    Unlike one_line it keeps what the name is: a newline is shown as \\n, and blanks are left as they are.
+    Unlike one_line it keeps what the name is: a newline is shown as \\n, and blanks are left as
+    they are.
     """
     text = "null" if name is None else str(name)
     cut = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in cut)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in cut
+    )
 
 
 def printable(text: str) -> str:
     """Several lines as they are, but for what steers a terminal, which is escaped."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(
+            c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+            for c in text
+        )
+    )
 
 
 def escape_html(text: object) -> str:
@@ -86,16 +119,23 @@ def escape_html(text: object) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """What is shown of an error: one line, its middle left out where a file has put too much into it."""
+    """What is shown of an error: one line, its middle left out where a file has put too much
+    into it.
+    """
     line = one_line(error)
-    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS - 300]} ... {line[-290:]}"
+    return (
+        line
+        if len(line) <= MOST_CHARACTERS
+        else f"{line[: MOST_CHARACTERS - 300]} ... {line[-290:]}"
+    )
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
     """Run a tool's `main` and exit with its status.
 
-    A PoiseError, and a disk that cannot be written, become one line on stderr and a status; any other error keeps its
-    traceback, because it is a fault of the program. With POISE_DEBUG=1 every traceback is shown.
+    A PoiseError, and a disk that cannot be written, become one line on stderr and a status; any
+    other error keeps its traceback, because it is a fault of the program. With POISE_DEBUG=1 every
+    traceback is shown.
     """
     try:
         status = main()
@@ -113,7 +153,11 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if os.environ.get(DEBUG_VARIABLE) or error.errno not in _DISK_ERRORS:
             raise
-        print(f"error: {one_line(error.filename or 'the output')}: {error.strerror}; cannot be read or written; what was written before is kept", file=sys.stderr)
+        print(
+            f"error: {one_line(error.filename or 'the output')}: {error.strerror}; cannot be read"
+            " or written; what was written before is kept",
+            file=sys.stderr,
+        )
         status = 1
     sys.exit(status)
 

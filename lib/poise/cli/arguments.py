@@ -1,4 +1,7 @@
-"""The command line that every tool working on an experiment has: --cfg FILE and KEY VALUE overrides."""
+"""The command line that every tool working on an experiment has: --cfg FILE and KEY VALUE
+overrides.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -41,7 +44,9 @@ class ToolParser(argparse.ArgumentParser):
 
     def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
         """Return (what argparse gets, KEY, VALUE, ...)."""
-        before = sum(not action.option_strings and action.dest != OVERRIDES for action in self._actions)
+        before = sum(
+            not action.option_strings and action.dest != OVERRIDES for action in self._actions
+        )
         left, overrides, alone, words = [], [], [], words[::-1]
         while words:
             word = words.pop()
@@ -59,7 +64,7 @@ class ToolParser(argparse.ArgumentParser):
                 alone.append(word)
             else:
                 overrides += [word, words.pop()]
-        return left, overrides + alone[:1]      # config.load refuses a KEY without VALUE
+        return left, overrides + alone[:1]  # config.load refuses a KEY without VALUE
 
     def _option(self, word: str) -> argparse.Action | None:
         """Return the option that a word names, wholly or by a beginning that no other has."""
@@ -67,7 +72,11 @@ class ToolParser(argparse.ArgumentParser):
         known = self._option_string_actions
         if name in known:
             return known[name]
-        near = {id(known[full]): known[full] for full in known if name.startswith("--") and full.startswith(name)}
+        near = {
+            id(known[full]): known[full]
+            for full in known
+            if name.startswith("--") and full.startswith(name)
+        }
         return near.popitem()[1] if len(near) == 1 else None
 
     def _values(self, option: argparse.Action, word: str, words: list[str]) -> list[str]:
@@ -86,23 +95,41 @@ class ToolParser(argparse.ArgumentParser):
 
 def add_experiment_arguments(parser: ToolParser, cfg_required: bool = True) -> None:
     """--cfg, HRNet's folder options, and the overrides."""
-    parser.add_argument("--cfg", required=cfg_required, metavar="FILE", help="experiment file, a YAML of experiments/")
-    parser.add_argument("--modelDir", default="", metavar="DIR", help="OUTPUT_DIR, as HRNet calls it")
+    parser.add_argument(
+        "--cfg",
+        required=cfg_required,
+        metavar="FILE",
+        help="experiment file, a YAML of experiments/",
+    )
+    parser.add_argument(
+        "--modelDir", default="", metavar="DIR", help="OUTPUT_DIR, as HRNet calls it"
+    )
     parser.add_argument("--logDir", default="", metavar="DIR", help="LOG_DIR, as HRNet calls it")
     parser.add_argument("--dataDir", default="", metavar="DIR", help="DATA_DIR, as HRNet calls it")
-    parser.add_argument("--prevModelDir", default="", metavar="DIR", help="accepted for old command lines; without effect there and here")
+    parser.add_argument(
+        "--prevModelDir",
+        default="",
+        metavar="DIR",
+        help="accepted for old command lines; without effect there and here",
+    )
     add_overrides(parser)
 
 
 def add_overrides(parser: ToolParser) -> None:
     """KEY VALUE pairs, the last positional arguments."""
-    parser.add_argument(OVERRIDES, nargs="*", metavar="KEY VALUE", help="keys of the experiment, overridden")
+    parser.add_argument(
+        OVERRIDES, nargs="*", metavar="KEY VALUE", help="keys of the experiment, overridden"
+    )
 
 
 def experiment(args: argparse.Namespace) -> CfgNode:
     """The configuration that the arguments describe."""
     overrides = list(args.overrides)
-    for key, value in (("OUTPUT_DIR", args.modelDir), ("LOG_DIR", args.logDir), ("DATA_DIR", args.dataDir)):
+    for key, value in (
+        ("OUTPUT_DIR", args.modelDir),
+        ("LOG_DIR", args.logDir),
+        ("DATA_DIR", args.dataDir),
+    ):
         if value:
             overrides = [key, value, *overrides]
     return config.load(args.cfg, overrides)

@@ -1,9 +1,11 @@
 """DARK: Gaussians around the joint itself instead of its cell, and a decoder that finds their top.
 
-Source: Zhang et al., Distribution-Aware Coordinate Representation for Human Pose Estimation, CVPR 2020, arXiv 1910.06278:
-encoding in section 3.2, decoding in section 3.1; mmpose 0.29 with unbiased_encoding and post_process 'unbiased'. Its decoder alone
-serves networks trained with other Gaussians too: TEST.DECODE dark.
+Source: Zhang et al., Distribution-Aware Coordinate Representation for Human Pose Estimation, CVPR
+2020, arXiv 1910.06278: encoding in section 3.2, decoding in section 3.1; mmpose 0.29 with
+unbiased_encoding and post_process 'unbiased'. Its decoder alone serves networks trained with other
+Gaussians too: TEST.DECODE dark.
 """
+
 from __future__ import annotations
 
 import torch
@@ -18,8 +20,12 @@ class Dark(Codec):
     own_refine = "dark"
 
     def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
-        """See Codec. The weight is 0 too where nothing within 3 sigma of the joint lies in the map."""
+        """See Codec. The weight is 0 too where nothing within 3 sigma of the joint lies in the
+        map.
+        """
         center = joints / joints.new_tensor(self.stride)
         reach = 3 * self.sigma
-        inside = ((center - reach < center.new_tensor(self.heatmap_size)) & (center + reach + 1 >= 0)).all(dim=2)
+        inside = (
+            (center - reach < center.new_tensor(self.heatmap_size)) & (center + reach + 1 >= 0)
+        ).all(dim=2)
         return draw(center, None, visible, inside, self.heatmap_size, self.sigma)

@@ -1,4 +1,5 @@
 """Flip test: the mirrored image's heatmaps laid back over the image's own."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,34 +11,59 @@ except ImportError:
     _compiled = None
 
 
-def merge_flipped(heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool) -> torch.Tensor:
+def merge_flipped(
+    heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool
+) -> torch.Tensor:
     """Mean of two predictions (B, J, h, w), the second made from the mirrored images.
 
-    flip_order: (J,) indices of poise.structures.skeleton. shift: move the mirrored map one cell to the right, because the crops of this
-    codec are aligned at cell 0 and not at the middle (TEST.SHIFT_HEATMAP; HRNet lib/core/function.py). The first column then
-    keeps its unshifted values, as in the original.
+    flip_order: (J,) indices of poise.structures.skeleton. shift: move the mirrored map one cell to
+    the right, because the crops of this codec are aligned at cell 0 and not at the middle
+    (TEST.SHIFT_HEATMAP; HRNet lib/core/function.py). The first column then keeps its unshifted
+    values, as in the original.
     """
-    if all(maps.device.type == "cpu" and maps.dtype == torch.float32 and not maps.requires_grad for maps in (heatmaps, mirrored)):
+    if all(
+        maps.device.type == "cpu" and maps.dtype == torch.float32 and not maps.requires_grad
+        for maps in (heatmaps, mirrored)
+    ):
         if heatmaps.shape != mirrored.shape or flip_order.shape != heatmaps.shape[1:2]:
-            raise ValueError(f"two predictions (B, J, h, w) and J indices are merged; got {tuple(heatmaps.shape)}, {tuple(mirrored.shape)}, {tuple(flip_order.shape)}")
+            raise ValueError(
+                "two predictions (B, J, h, w) and J indices are merged; got"
+                f" {tuple(heatmaps.shape)}, {tuple(mirrored.shape)}, {tuple(flip_order.shape)}"
+            )
         if _compiled is None:
-            return torch.from_numpy(_merge_arrays(heatmaps.numpy(), mirrored.numpy(), flip_order.tolist(), shift))
+            return torch.from_numpy(
+                _merge_arrays(heatmaps.numpy(), mirrored.numpy(), flip_order.tolist(), shift)
+            )
         merged = torch.empty(heatmaps.shape)
-        _compiled.merge(heatmaps.contiguous().numpy(), mirrored.contiguous().numpy(), flip_order.to(torch.int64).contiguous().numpy(), shift, merged.numpy())
+        _compiled.merge(
+            heatmaps.contiguous().numpy(),
+            mirrored.contiguous().numpy(),
+            flip_order.to(torch.int64).contiguous().numpy(),
+            shift,
+            merged.numpy(),
+        )
         return merged
     return merge_tensors(heatmaps, mirrored, flip_order, shift)
 
 
-def merge_tensors(heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool) -> torch.Tensor:
-    """merge_flipped by operations of PyTorch alone, on any device and in graphs that are exported."""
+def merge_tensors(
+    heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool
+) -> torch.Tensor:
+    """merge_flipped by operations of PyTorch alone, on any device and in graphs that are
+    exported.
+    """
     mirrored = mirrored.flip(3)[:, flip_order]
     if shift:
         mirrored = torch.cat([mirrored[:, :, :, :1], mirrored[:, :, :, :-1]], dim=3)
     return (heatmaps + mirrored) * 0.5
 
 
-def _merge_arrays(heatmaps: np.ndarray, mirrored: np.ndarray, flip_order: list[int], shift: bool) -> np.ndarray:
-    """The same in one pass over the memory: NumPy can read backwards, PyTorch makes a mirrored copy first."""
+def _merge_arrays(
+    heatmaps: np.ndarray, mirrored: np.ndarray, flip_order: list[int], shift: bool
+) -> np.ndarray:
+    """The same in one pass over the memory: NumPy can read backwards, PyTorch makes a mirrored
+    copy first.
+    """
     merged = np.empty_like(heatmaps, order="C")
     backwards = mirrored[:, :, :, ::-1]
     for joint, other in enumerate(flip_order):

@@ -1,8 +1,10 @@
 """The HRNet family's codec: one Gaussian around the joint's cell, the maximum moved a quarter cell.
 
-Source: Xiao et al., Simple Baselines, ECCV 2018, section 2; code lib/dataset/JointsDataset.py generate_target and
-lib/core/inference.py of microsoft/human-pose-estimation.pytorch, unchanged in HRNet. Figures: tests/golden/pipeline.json.
+Source: Xiao et al., Simple Baselines, ECCV 2018, section 2; code lib/dataset/JointsDataset.py
+generate_target and lib/core/inference.py of microsoft/human-pose-estimation.pytorch, unchanged in
+HRNet. Figures: tests/golden/pipeline.json.
 """
+
 from __future__ import annotations
 
 import torch
@@ -15,28 +17,43 @@ class Gaussian(Codec):
 
     def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
         """See Codec. The weight is 0 too where the whole Gaussian falls outside."""
-        cell, inside = nearest_cell(joints / joints.new_tensor(self.stride), self.heatmap_size, self.sigma)
+        cell, inside = nearest_cell(
+            joints / joints.new_tensor(self.stride), self.heatmap_size, self.sigma
+        )
         targets = draw(cell, cell, visible, inside, self.heatmap_size, self.sigma)
-        # a square that ends right before the first cell counts as inside, as in the original, and its map is empty
+        # a square that ends right before the first cell counts as inside, as in the original, and
+        # its map is empty
         low, high = _reach(cell, self.sigma)
         size = cell.new_tensor(self.heatmap_size)
         drawn = ((low < size) & (high > 0)).all(dim=2, keepdim=True) * targets.weight
         return targets._replace(cells=torch.minimum(cell.clamp(min=0), size - 1) * drawn)
 
 
-def nearest_cell(position: torch.Tensor, size: tuple[int, int], sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cell (B, J, 2) of positions (B, J, 2) in cells, and (B, J) whether a square of 3 sigma around it touches the map.
+def nearest_cell(
+    position: torch.Tensor, size: tuple[int, int], sigma: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cell (B, J, 2) of positions (B, J, 2) in cells, and (B, J) whether a square of 3 sigma
+    around it touches the map.
 
-    int(x + 0.5) of the original cuts towards zero, so that -0.7 is cell 0; trunc, not floor or round.
+    int(x + 0.5) of the original cuts towards zero, so that -0.7 is cell 0; trunc, not floor or
+    round.
     """
     cell = torch.trunc(position + 0.5)
     low, high = _reach(cell, sigma)
     return cell, ((low < cell.new_tensor(size)) & (high >= 0)).all(dim=2)
 
 
-def draw(center: torch.Tensor, cell: torch.Tensor | None, visible: torch.Tensor, inside: torch.Tensor, size: tuple[int, int],
-         sigma: float) -> Targets:
-    """Gaussians around `center` (B, J, 2) in cells; cut off 3 sigma from `cell`, or not at all where that is None."""
+def draw(
+    center: torch.Tensor,
+    cell: torch.Tensor | None,
+    visible: torch.Tensor,
+    inside: torch.Tensor,
+    size: tuple[int, int],
+    sigma: float,
+) -> Targets:
+    """Gaussians around `center` (B, J, 2) in cells; cut off 3 sigma from `cell`, or not at all
+    where that is None.
+    """
     weight = ((visible > 0) & inside).float()
 
     def axis_profile(count: int, axis: int) -> torch.Tensor:
@@ -48,7 +65,8 @@ def draw(center: torch.Tensor, cell: torch.Tensor | None, visible: torch.Tensor,
         low, high = _reach(cell[:, :, axis, None], sigma)
         return values * ((positions >= low) & (positions < high))
 
-    # a 2D Gaussian is the outer product of two 1D ones; without a label the map stays empty, as in the original
+    # a 2D Gaussian is the outer product of two 1D ones; without a label the map stays empty, as in
+    # the original
     columns = axis_profile(size[0], 0) * weight[:, :, None]
     heatmaps = axis_profile(size[1], 1)[:, :, :, None] * columns[:, :, None, :]
     return Targets(heatmaps, weight[:, :, None], weight[:, :, None] * (visible > 1)[:, :, None])

@@ -1,8 +1,10 @@
 """MSPN's codec: blurred points in several sharpnesses, read from a blurred map.
 
-Source: megvii-research/MSPN dataset/JointsDataset.py (generate_heatmap) and exps/*/test.py (get_results); the way of CPN
-(Chen et al., CVPR 2018, arXiv 1711.07319). Figures: tests/golden/mspn_functions.json.
+Source: megvii-research/MSPN dataset/JointsDataset.py (generate_heatmap) and exps/*/test.py
+(get_results); the way of CPN (Chen et al., CVPR 2018, arXiv 1711.07319). Figures:
+tests/golden/mspn_functions.json.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ from poise.codecs.codec import Codec, Targets
 from poise.codecs.peaks import blur, find_maxima
 
 AMPLITUDE = 255.0
-BORDER = 10        # cells of zeros around a map before it is blurred
-STEP = 0.25        # of a cell, from the highest towards the second highest cell
+BORDER = 10  # cells of zeros around a map before it is blurred
+STEP = 0.25  # of a cell, from the highest towards the second highest cell
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,14 @@ class Megvii(Codec):
     mirror_exact = True
     own_refine = "megvii"
     amplitude = AMPLITUDE
-    shown_score = 0.7       # 0.2 of the amplitude
+    shown_score = 0.7  # 0.2 of the amplitude
 
     def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
         """See Codec: heatmaps (B, K, J, h, w), one for each kernel, with maximum 255.
 
-        The cell of a joint is rounded down. Joints are cut to whole pixels before it is looked whether they lie in the crop: MSPN
-        keeps COCO's joints as integers. (It keeps MPII's as floats, so that there a joint up to one pixel outside is left out.)
+        The cell of a joint is rounded down. Joints are cut to whole pixels before it is looked
+        whether they lie in the crop: MSPN keeps COCO's joints as integers. (It keeps MPII's as
+        floats, so that there a joint up to one pixel outside is left out.)
         """
         pixels = torch.trunc(joints)
         size = joints.new_tensor(self.image_size)
@@ -45,12 +48,25 @@ class Megvii(Codec):
         cell = torch.where(inside[:, :, None], cell, 0)
         maps = []
         for kernel in self.kernels:
-            columns, rows = (blurred_points(count, kernel).to(joints.device)[cell[:, :, axis]] for axis, count in enumerate(self.heatmap_size))
-            maps.append((rows * (AMPLITUDE * weight)[:, :, None])[:, :, :, None] * columns[:, :, None, :])
-        return Targets(torch.stack(maps, dim=1), weight[:, :, None], weight[:, :, None] * (visible > 1)[:, :, None])
+            columns, rows = (
+                blurred_points(count, kernel).to(joints.device)[cell[:, :, axis]]
+                for axis, count in enumerate(self.heatmap_size)
+            )
+            maps.append(
+                (rows * (AMPLITUDE * weight)[:, :, None])[:, :, :, None] * columns[:, :, None, :]
+            )
+        return Targets(
+            torch.stack(maps, dim=1),
+            weight[:, :, None],
+            weight[:, :, None] * (visible > 1)[:, :, None],
+        )
 
-    def decode(self, heatmaps: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """See Codec. The score is the unblurred map's value at the found cell / 255 + 0.5, so it can leave [0, 1]."""
+    def decode(
+        self, heatmaps: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See Codec. The score is the unblurred map's value at the found cell / 255 + 0.5, so it
+        can leave [0, 1].
+        """
         if self.refine != "megvii":
             coords, scores = super().decode(heatmaps, maxima)
             return coords, scores / np.float32(AMPLITUDE) + np.float32(0.5)
@@ -66,21 +82,27 @@ class Megvii(Codec):
         coords = first - BORDER + STEP * way / np.where(length > 1e-3, length, np.inf)
         coords = np.clip(coords, 0, [width - 1, height - 1])
         at = np.rint(coords).astype(np.int64)
-        scores = heatmaps[batch, joint, at[:, :, 1], at[:, :, 0]] / np.float32(AMPLITUDE) + np.float32(0.5)
+        scores = heatmaps[batch, joint, at[:, :, 1], at[:, :, 0]] / np.float32(
+            AMPLITUDE
+        ) + np.float32(0.5)
         return self.cells_to_pixels(coords).astype(np.float32), scores
 
     def cells_to_pixels(self, coords: np.ndarray) -> np.ndarray:
-        """The middle of the cell: half a cell makes good that encoding rounds down (2 pixels at stride 4, as in MSPN)."""
+        """The middle of the cell: half a cell makes good that encoding rounds down (2 pixels at
+        stride 4, as in MSPN).
+        """
         stride = np.array(self.stride)
         return (coords * stride + stride / 2).astype(np.float32)
 
 
 @lru_cache(maxsize=64)
 def blurred_points(count: int, kernel: int) -> torch.Tensor:
-    """(count, count) float32: row i is a point at i, blurred along its axis and brought to maximum 1.
+    """(count, count) float32: row i is a point at i, blurred along its axis and brought to maximum
+    1.
 
-    A blurred and normalised point of a map is the product of its column's and its row's. MSPN's border reflects, and the maximum is
-    the map's own, so that the peak of a joint within a few cells of the border moves to it; kept, for so the published networks learnt.
+    A blurred and normalised point of a map is the product of its column's and its row's. MSPN's
+    border reflects, and the maximum is the map's own, so that the peak of a joint within a few
+    cells of the border moves to it; kept, for so the published networks learnt.
     """
     blurred = cv2.GaussianBlur(np.eye(count, dtype=np.float32), (kernel, 1), 0)
     return torch.from_numpy(blurred / blurred.max(axis=1, keepdims=True))

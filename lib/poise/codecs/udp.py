@@ -1,10 +1,13 @@
-"""UDP: sizes measured between the centres of the outer pixels, in the crop, in the targets and on the way back.
+"""UDP: sizes measured between the centres of the outer pixels, in the crop, in the targets and on
+the way back.
 
-A crop of W pixels and a heatmap of w cells are W - 1 and w - 1 long, so that cell 0 is pixel 0 and cell w - 1 is pixel W - 1.
-The heatmap of a mirrored crop is then the mirrored heatmap, and the flip test needs no shift.
-Source: Huang, Zhu, Guo, Huang: The Devil is in the Details, CVPR 2020, arXiv 1911.07524, sections 3.1 (unbiased data processing) and 3.2;
-mmpose 0.29 with use_udp and target_type GaussianHeatmap. The offset maps of its second target type are not part of Poise.
+A crop of W pixels and a heatmap of w cells are W - 1 and w - 1 long, so that cell 0 is pixel 0 and
+cell w - 1 is pixel W - 1. The heatmap of a mirrored crop is then the mirrored heatmap, and the flip
+test needs no shift. Source: Huang, Zhu, Guo, Huang: The Devil is in the Details, CVPR 2020, arXiv
+1911.07524, sections 3.1 (unbiased data processing) and 3.2; mmpose 0.29 with use_udp and
+target_type GaussianHeatmap. The offset maps of its second target type are not part of Poise.
 """
+
 from __future__ import annotations
 
 import torch
@@ -14,7 +17,9 @@ from poise.codecs.gaussian import draw, nearest_cell
 
 
 class Udp(Codec):
-    """Targets around the exact position, cut off at 3 sigma from its cell; its own form of DARK's decoder."""
+    """Targets around the exact position, cut off at 3 sigma from its cell; its own form of
+    DARK's decoder.
+    """
 
     unbiased = True
     mirror_exact = True
@@ -22,7 +27,10 @@ class Udp(Codec):
 
     @property
     def stride(self) -> tuple[float, float]:
-        width, height = ((image - 1) / max(heatmap - 1, 1) for image, heatmap in zip(self.image_size, self.heatmap_size))
+        width, height = (
+            (image - 1) / max(heatmap - 1, 1)
+            for image, heatmap in zip(self.image_size, self.heatmap_size)
+        )
         return width, height
 
     def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:

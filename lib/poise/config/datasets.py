@@ -1,39 +1,45 @@
-"""What an experiment takes from its dataset file: the number of joints, the dataset's name, and the further sets of DATASET.MIX."""
+"""What an experiment takes from its dataset file: the number of joints, the dataset's name, and
+the further sets of DATASET.MIX.
+"""
+
 from __future__ import annotations
 
-import math
-import re
-from yacs.config import CfgNode
-from poise.errors import ConfigError, shown_value
-from poise.structures.skeleton import DatasetFile
-import os
-import shlex
-from pathlib import Path
-from poise.config.sources import SOURCES
-from poise.io.images import ImageFolder
-from poise.errors import DataError
-from poise.structures.skeleton import SetFiles
 import difflib
+import math
+import os
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from yacs.config import CfgNode
+
+from poise.config.sources import SOURCES
+from poise.errors import ConfigError, DataError, shown_value
+from poise.io.images import ImageFolder
 from poise.io.yaml_file import read_yaml
-from poise.structures.skeleton import DEFAULT_SIGMA, Skeleton
+from poise.structures.skeleton import DEFAULT_SIGMA, DatasetFile, SetFiles, Skeleton
 
 MIX_KEYS = {"FILE": "", "SET": "", "ROOT": "", "DATA_FORMAT": "", "REPEAT": 1.0, "JOINTS": {}}
 MOST_REPEATS = 1000
 
 
 def follow_dataset(cfg: CfgNode, source: str) -> None:
-    """Read the dataset files of `cfg` and put what follows from them into it. Raises ConfigError, naming `source` and the key."""
+    """Read the dataset files of `cfg` and put what follows from them into it. Raises
+    ConfigError, naming `source` and the key.
+    """
     key = "DATASET.FILE" if cfg.DATASET.FILE else "DATASET.DATASET"
     if key == "DATASET.DATASET" and shipped() and cfg.DATASET.DATASET not in shipped():
-        raise ConfigError(f"{source}: DATASET.DATASET must be one of {', '.join(shipped())}, got {cfg.DATASET.DATASET!r}; "
-                          "DATASET.FILE takes a file of your own")
+        raise ConfigError(
+            f"{source}: DATASET.DATASET must be one of {', '.join(shipped())}, got"
+            f" {cfg.DATASET.DATASET!r}; DATASET.FILE takes a file of your own"
+        )
     data = _read(cfg.DATASET.FILE or cfg.DATASET.DATASET, key, source)
     cfg.DATASET.DATASET = data.name if cfg.DATASET.FILE else cfg.DATASET.DATASET
     if cfg.MODEL.NUM_JOINTS == 0:
         cfg.MODEL.NUM_JOINTS = data.skeleton.num_joints
-    if not data.skeleton.upper_body:        # read_set says so
+    if not data.skeleton.upper_body:  # read_set says so
         cfg.DATASET.PROB_HALF_BODY = min(cfg.DATASET.PROB_HALF_BODY, 0.0)
     if not data.can_flip:
         cfg.DATASET.FLIP = cfg.TEST.FLIP_TEST = False
@@ -51,47 +57,93 @@ def _read(name: str, key: str, source: str) -> DatasetFile:
 def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
     """Give a group of DATASET.MIX its defaults, and refuse what it cannot mean."""
     key, group = f"DATASET.MIX.{name}", cfg.DATASET.MIX[name]
-    if not re.fullmatch(r"[\w-]+", name):      # image names of the set begin with it, and config.yaml has it as a key
+    # image names of the set begin with it, and config.yaml has it as a key
+    if not re.fullmatch(r"[\w-]+", name):
         raise ConfigError(f"{source}: {key}: the name must have letters, digits, _ and - alone")
     if not isinstance(group, CfgNode):
-        raise ConfigError(f"{source}: {key} must be a group of {', '.join(MIX_KEYS)}, got {shown_value(group)}")
+        raise ConfigError(
+            f"{source}: {key} must be a group of {', '.join(MIX_KEYS)}, got {shown_value(group)}"
+        )
     for part in group:
         if part not in MIX_KEYS:
-            raise ConfigError(f"{source}: unknown key {key}.{part}; the keys are {', '.join(MIX_KEYS)}")
+            raise ConfigError(
+                f"{source}: unknown key {key}.{part}; the keys are {', '.join(MIX_KEYS)}"
+            )
     for part, default in MIX_KEYS.items():
         if part not in group:
-            group[part] = CfgNode(default, new_allowed=True) if isinstance(default, dict) else name if part == "FILE" else default
+            group[part] = (
+                CfgNode(default, new_allowed=True)
+                if isinstance(default, dict)
+                else name
+                if part == "FILE"
+                else default
+            )
     for part in ("FILE", "SET", "ROOT", "DATA_FORMAT"):
         if not isinstance(group[part], str) or (not group[part] and part in ("FILE", "SET")):
-            raise ConfigError(f"{source}: {key}.{part} must be text, got {shown_value(group[part])}")
+            raise ConfigError(
+                f"{source}: {key}.{part} must be text, got {shown_value(group[part])}"
+            )
     repeat = group.REPEAT
-    if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not math.isfinite(repeat) or not 0 < repeat <= MOST_REPEATS:
-        raise ConfigError(f"{source}: {key}.REPEAT must be a number above 0 and at most {MOST_REPEATS}, got {shown_value(repeat)}")
+    if (
+        isinstance(repeat, bool)
+        or not isinstance(repeat, (int, float))
+        or not math.isfinite(repeat)
+        or not 0 < repeat <= MOST_REPEATS
+    ):
+        raise ConfigError(
+            f"{source}: {key}.REPEAT must be a number above 0 and at most {MOST_REPEATS}, got"
+            f" {shown_value(repeat)}"
+        )
     group.REPEAT = float(repeat)
     other = _read(group.FILE, f"{key}.FILE", source)
     if not isinstance(group.JOINTS, CfgNode):
-        raise ConfigError(f"{source}: {key}.JOINTS must be a group of ITS_NAME: OUR_NAME, got {shown_value(group.JOINTS)}")
+        raise ConfigError(
+            f"{source}: {key}.JOINTS must be a group of ITS_NAME: OUR_NAME, got"
+            f" {shown_value(group.JOINTS)}"
+        )
     for theirs, ours in group.JOINTS.items():
         if theirs not in other.skeleton.names or ours not in data.skeleton.names:
-            fault = f"{theirs!r} is no joint of {other.path}" if theirs not in other.skeleton.names else f"{shown_value(ours)} is no joint of {data.path}"
+            fault = (
+                f"{theirs!r} is no joint of {other.path}"
+                if theirs not in other.skeleton.names
+                else f"{shown_value(ours)} is no joint of {data.path}"
+            )
             raise ConfigError(f"{source}: {key}.JOINTS: {fault}")
     places = joint_places(other, data, group.JOINTS)
     if len(set(places.values())) < len(places):
-        raise ConfigError(f"{source}: {key}.JOINTS gives two joints of {other.path} to one of {data.path}")
+        raise ConfigError(
+            f"{source}: {key}.JOINTS gives two joints of {other.path} to one of {data.path}"
+        )
     if not places:
-        raise ConfigError(f"{source}: {key}: {other.path} and {data.path} have no joint of the same name; {key}.JOINTS tells which are the same")
-    if len(places) < data.skeleton.num_joints and not cfg.LOSS.USE_TARGET_WEIGHT and cfg.LOSS.TYPE == "joints_mse":
-        raise ConfigError(f"{source}: LOSS.USE_TARGET_WEIGHT must be True with DATASET.MIX.{name}, which lacks {data.skeleton.num_joints - len(places)} joints")
+        raise ConfigError(
+            f"{source}: {key}: {other.path} and {data.path} have no joint of the same name;"
+            f" {key}.JOINTS tells which are the same"
+        )
+    if (
+        len(places) < data.skeleton.num_joints
+        and not cfg.LOSS.USE_TARGET_WEIGHT
+        and cfg.LOSS.TYPE == "joints_mse"
+    ):
+        raise ConfigError(
+            f"{source}: LOSS.USE_TARGET_WEIGHT must be True with DATASET.MIX.{name}, which lacks"
+            f" {data.skeleton.num_joints - len(places)} joints"
+        )
 
 
 def joint_places(theirs: DatasetFile, ours: DatasetFile, named: dict[str, str]) -> dict[int, int]:
-    """{place of a joint in theirs: its place in ours}, by name, or as `named` (theirs: ours) says."""
+    """{place of a joint in theirs: its place in ours}, by name, or as `named` (theirs: ours)
+    says.
+    """
     names = ours.skeleton.names
     called = [named.get(name, name) for name in theirs.skeleton.names]
-    # a joint that was given another name's place leaves it: named {head: nose} does not put `nose` there too
+    # a joint that was given another name's place leaves it: named {head: nose} does not put `nose`
+    # there too
     taken = set(named.values())
-    return {place: names.index(name) for place, name in enumerate(called)
-            if name in names and (name not in taken or theirs.skeleton.names[place] in named)}
+    return {
+        place: names.index(name)
+        for place, name in enumerate(called)
+        if name in names and (name not in taken or theirs.skeleton.names[place] in named)
+    }
 
 
 def set_files(cfg: CfgNode, split: str) -> SetFiles:
@@ -133,7 +185,9 @@ def annotation_path(cfg: CfgNode, split: str) -> Path:
 
 
 def present_annotation_path(cfg: CfgNode, split: str) -> Path:
-    """The same; raises DataError too where the file of a known data set is missing, with the command."""
+    """The same; raises DataError too where the file of a known data set is missing, with the
+    command.
+    """
     place = set_files(cfg, split).annotations
     return _present(cfg, annotation_path(cfg, split), place, "annotation file")
 
@@ -170,7 +224,9 @@ def fetching(cfg: CfgNode, place: str) -> str:
 
 
 def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
-    """Where a set's images lie: a folder, or with DATASET.DATA_FORMAT zip the archive of its name."""
+    """Where a set's images lie: a folder, or with DATASET.DATA_FORMAT zip the archive of its
+    name.
+    """
     place = set_files(cfg, split).images
     images = root(cfg) / place
     zipped = cfg.DATASET.DATA_FORMAT == "zip"
@@ -187,13 +243,17 @@ def headbox_path(cfg: CfgNode) -> Path:
 
 
 def present_headbox_path(cfg: CfgNode) -> Path:
-    """The same; raises DataError where the file of a known data set is missing, with the command."""
+    """The same; raises DataError where the file of a known data set is missing, with the
+    command.
+    """
     place = set_files(cfg, cfg.DATASET.TEST_SET).head_boxes
     return _present(cfg, headbox_path(cfg), place, "ground truth of MPII")
 
 
 def data_path(cfg: CfgNode, path: str) -> str:
-    """A path of the configuration with DATA_DIR before it, as HRNet resolves them; '' and URLs stay as they are."""
+    """A path of the configuration with DATA_DIR before it, as HRNet resolves them; '' and URLs
+    stay as they are.
+    """
     if not path or "://" in path or not cfg.DATA_DIR:
         return path
     return str(Path(cfg.DATA_DIR) / path)
@@ -202,14 +262,30 @@ def data_path(cfg: CfgNode, path: str) -> str:
 FOLDER = Path(__file__).parents[3] / "experiments" / "datasets"
 
 
-MOST_JOINTS = 1000          # of a dataset file: COCO-WholeBody has 133
+MOST_JOINTS = 1000  # of a dataset file: COCO-WholeBody has 133
 
 
-METRICS = {"coco": ("oks", "crowdpose"), "mpii": ("pckh",)}     # of each format, the first where the file names none
+# of each format, the first where the file names none
+METRICS = {"coco": ("oks", "crowdpose"), "mpii": ("pckh",)}
 
 
-_KEYS = ("name", "format", "metric", "category", "root", "annotations", "images", "sets", "joints", "flip_pairs", "limbs", "upper_body", "both_halves",
-         "sigmas", "weights")
+_KEYS = (
+    "name",
+    "format",
+    "metric",
+    "category",
+    "root",
+    "annotations",
+    "images",
+    "sets",
+    "joints",
+    "flip_pairs",
+    "limbs",
+    "upper_body",
+    "both_halves",
+    "sigmas",
+    "weights",
+)
 
 
 _last_read: dict[str, DatasetFile] = {}
@@ -230,12 +306,16 @@ def shipped() -> list[str]:
 
 
 def dataset_of(cfg: CfgNode) -> DatasetFile:
-    """The dataset file of DATASET.FILE, else of DATASET.DATASET, as it was when config.load read it. Raises ConfigError."""
+    """The dataset file of DATASET.FILE, else of DATASET.DATASET, as it was when config.load read
+    it. Raises ConfigError.
+    """
     return dataset(cfg.DATASET.FILE or cfg.DATASET.DATASET)
 
 
 def dataset(name: str, *, again: bool = False) -> DatasetFile:
-    """A dataset file by its path, or by the name of one of experiments/datasets; read once in a process, or `again`. Raises ConfigError."""
+    """A dataset file by its path, or by the name of one of experiments/datasets; read once in a
+    process, or `again`. Raises ConfigError.
+    """
     if name in _given:
         return _given[name]
     known = _last_read.get(name)
@@ -246,7 +326,9 @@ def dataset(name: str, *, again: bool = False) -> DatasetFile:
 
 
 def give_dataset(name: str, data: DatasetFile) -> None:
-    """From now on dataset(name) is this one: that of an exported network, which brings its joints with it."""
+    """From now on dataset(name) is this one: that of an exported network, which brings its
+    joints with it.
+    """
     _given[name] = data
 
 
@@ -266,16 +348,26 @@ def _path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)
     if not FOLDER.is_dir():
-        raise ConfigError(f"{FOLDER}: no such folder, and no dataset file {name!r} therefore; Poise runs from its checkout (pip install -e .), "
-                          "or DATASET.FILE takes the path of a dataset file")
+        raise ConfigError(
+            f"{FOLDER}: no such folder, and no dataset file {name!r} therefore; Poise runs from its"
+            " checkout (pip install -e .), or DATASET.FILE takes the path of a dataset file"
+        )
     if name not in shipped():
-        raise ConfigError(f"no dataset file {name!r}: it must be one of {', '.join(shipped())}, or the path of a YAML file")
+        raise ConfigError(
+            f"no dataset file {name!r}: it must be one of {', '.join(shipped())}, or the path of a"
+            " YAML file"
+        )
     return FOLDER / f"{name}.yaml"
 
 
 def read_dataset(path: str | Path) -> DatasetFile:
     """Read and check a dataset file. Raises ConfigError, naming the file and the key."""
-    return checked_dataset(read_yaml(Path(path), "dataset file", "experiments/datasets/template.yaml shows what one holds"), Path(path))
+    return checked_dataset(
+        read_yaml(
+            Path(path), "dataset file", "experiments/datasets/template.yaml shows what one holds"
+        ),
+        Path(path),
+    )
 
 
 def checked_dataset(values: dict, path: Path) -> DatasetFile:
@@ -291,7 +383,10 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
     for key in values:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
-            raise ConfigError(f"{path}: unknown key {shown_value(key)}{f'; did you mean {close[0]}?' if close else f'; the keys are ' + ', '.join(_KEYS)}")
+            raise ConfigError(
+                f"{path}: unknown key"
+                f" {shown_value(key)}{f'; did you mean {close[0]}?' if close else f'; the keys are ' + ', '.join(_KEYS)}"
+            )
     values = {key: value for key, value in values.items() if value is not None}
     file = _Values(values, path)
     names = file.joints()
@@ -302,28 +397,56 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
     form = file.choice("format", tuple(METRICS))
     category = values.get("category", "person")
     if isinstance(category, bool) or not isinstance(category, (str, int)) or category == "":
-        raise ConfigError(f"{path}: category must be the name or the id of a category, got {shown_value(category)}")
+        raise ConfigError(
+            f"{path}: category must be the name or the id of a category, got"
+            f" {shown_value(category)}"
+        )
     pairs = file.pairs("flip_pairs", names)
     paired = [joint for pair in pairs for joint in pair]
     if len(set(paired)) < len(paired):
         twice = next(names[joint] for joint in paired if paired.count(joint) > 1)
         raise ConfigError(f"{path}: flip_pairs has {twice!r} twice; a joint has one mirror image")
     skeleton = Skeleton(
-        name, names, pairs, file.pairs("limbs", names), file.members("upper_body", names), file.members("both_halves", names),
-        file.numbers("sigmas", count, DEFAULT_SIGMA, above_zero=True), file.numbers("weights", count, 1.0))
-    result = DatasetFile(path, skeleton, form, file.choice("metric", METRICS[form]), category, file.text("root", ""), file.text("annotations"),
-                         file.text("images"), file.sets())
+        name,
+        names,
+        pairs,
+        file.pairs("limbs", names),
+        file.members("upper_body", names),
+        file.members("both_halves", names),
+        file.numbers("sigmas", count, DEFAULT_SIGMA, above_zero=True),
+        file.numbers("weights", count, 1.0),
+    )
+    result = DatasetFile(
+        path,
+        skeleton,
+        form,
+        file.choice("metric", METRICS[form]),
+        category,
+        file.text("root", ""),
+        file.text("annotations"),
+        file.text("images"),
+        file.sets(),
+    )
     return replace(result, remarks=tuple(_remarks(result, "sigmas" in values)))
 
 
 def _remarks(file: DatasetFile, has_sigmas: bool):
     if not has_sigmas and file.metric != "pckh":
-        yield (f"{file.path}: has no sigmas, so the OKS takes {DEFAULT_SIGMA} for every joint, the mean of COCO's; such an AP compares runs on this "
-               "data set only")
+        yield (
+            f"{file.path}: has no sigmas, so the OKS takes {DEFAULT_SIGMA} for every joint, the"
+            " mean of COCO's; such an AP compares runs on this data set only"
+        )
     paired = {joint for pair in file.skeleton.flip_pairs for joint in pair}
-    lost = [name for joint, name in enumerate(file.skeleton.names) if name.startswith(("left", "right")) and joint not in paired]
+    lost = [
+        name
+        for joint, name in enumerate(file.skeleton.names)
+        if name.startswith(("left", "right")) and joint not in paired
+    ]
     if lost:
-        yield f"{file.path}: {', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''} are in no flip_pairs, so a mirrored person keeps left for left"
+        yield (
+            f"{file.path}: {', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''} are in no"
+            " flip_pairs, so a mirrored person keeps left for left"
+        )
 
 
 class _Values:
@@ -335,7 +458,10 @@ class _Values:
     def text(self, key: str, default: str | None = None) -> str:
         value = self.values.get(key, default)
         if value is None:
-            raise ConfigError(f"{self.path}: has no {key}, which a dataset file needs; experiments/datasets/template.yaml shows them")
+            raise ConfigError(
+                f"{self.path}: has no {key}, which a dataset file needs;"
+                " experiments/datasets/template.yaml shows them"
+            )
         if not isinstance(value, str) or (not value and default != ""):
             raise ConfigError(f"{self.path}: {key} must be text, got {shown_value(value)}")
         return value
@@ -344,16 +470,24 @@ class _Values:
         value = self.values.get(key, allowed[0])
         if value not in allowed:
             where = " with format mpii" if allowed == METRICS["mpii"] else ""
-            raise ConfigError(f"{self.path}: {key} must be {' or '.join(allowed)}{where}, got {shown_value(value)}")
+            raise ConfigError(
+                f"{self.path}: {key} must be {' or '.join(allowed)}{where}, got"
+                f" {shown_value(value)}"
+            )
         return value
 
     def joints(self) -> tuple[str, ...]:
         names = self.values.get("joints")
         if not isinstance(names, list) or not 1 <= len(names) <= MOST_JOINTS:
-            raise ConfigError(f"{self.path}: joints must be a list of 1 to {MOST_JOINTS} names, got {shown_value(names)}")
+            raise ConfigError(
+                f"{self.path}: joints must be a list of 1 to {MOST_JOINTS} names, got"
+                f" {shown_value(names)}"
+            )
         for name in names:
             if not isinstance(name, str) or not name or not name.isprintable():
-                raise ConfigError(f"{self.path}: joints must be a list of names, got {shown_value(name)} in it")
+                raise ConfigError(
+                    f"{self.path}: joints must be a list of names, got {shown_value(name)} in it"
+                )
             if names.count(name) > 1:
                 raise ConfigError(f"{self.path}: joints has {name!r} twice; names must differ")
         return tuple(names)
@@ -366,26 +500,46 @@ class _Values:
         found = []
         for pair in self._list(key):
             if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
-                raise ConfigError(f"{self.path}: {key} must be pairs of two joints, got {shown_value(pair)}")
+                raise ConfigError(
+                    f"{self.path}: {key} must be pairs of two joints, got {shown_value(pair)}"
+                )
             found.append((self._place(key, pair[0], names), self._place(key, pair[1], names)))
         return tuple(found)
 
-    def numbers(self, key: str, count: int, default: float, *, above_zero: bool = False) -> tuple[float, ...]:
+    def numbers(
+        self, key: str, count: int, default: float, *, above_zero: bool = False
+    ) -> tuple[float, ...]:
         if key not in self.values:
             return (default,) * count
         values = self._list(key)
         if len(values) != count:
-            raise ConfigError(f"{self.path}: {key} has {len(values)} numbers, expected {count}, one for each of joints")
+            raise ConfigError(
+                f"{self.path}: {key} has {len(values)} numbers, expected {count}, one for each of"
+                " joints"
+            )
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 if above_zero else value >= 0) or not math.isfinite(value) \
-                    or value > 1000:
-                raise ConfigError(f"{self.path}: {key} must be numbers {'above 0' if above_zero else 'of 0 or more'} and at most 1000, got {shown_value(value)}")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not (value > 0 if above_zero else value >= 0)
+                or not math.isfinite(value)
+                or value > 1000
+            ):
+                raise ConfigError(
+                    f"{self.path}: {key} must be numbers"
+                    f" {'above 0' if above_zero else 'of 0 or more'} and at most 1000, got"
+                    f" {shown_value(value)}"
+                )
         return tuple(values)
 
     def sets(self) -> tuple[tuple[str, SetFiles], ...]:
         sets = self.values.get("sets", {})
-        if not isinstance(sets, dict) or not all(isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()):
-            raise ConfigError(f"{self.path}: sets must be set names, each with its keys, got {shown_value(sets)}")
+        if not isinstance(sets, dict) or not all(
+            isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()
+        ):
+            raise ConfigError(
+                f"{self.path}: sets must be set names, each with its keys, got {shown_value(sets)}"
+            )
         types = {
             "annotations": str,
             "images": str,
@@ -397,7 +551,11 @@ class _Values:
             for key, value in files.items():
                 if key not in types or type(value) is not types[key]:
                     kind = "text" if types.get(key) is str else "true or false"
-                    fault = f"must be {kind}, got {shown_value(value)}" if key in types else f"is none of {', '.join(types)}"
+                    fault = (
+                        f"must be {kind}, got {shown_value(value)}"
+                        if key in types
+                        else f"is none of {', '.join(types)}"
+                    )
                     raise ConfigError(f"{self.path}: sets.{name}.{key} {fault}")
         other = {key: self.text(key) for key in ("annotations", "images")}
         return tuple((name, SetFiles(**(other | files))) for name, files in sets.items())
@@ -411,5 +569,8 @@ class _Values:
     def _place(self, key: str, name: Any, names: tuple[str, ...]) -> int:
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
-            raise ConfigError(f"{self.path}: {key} names {shown_value(name)}, which joints does not list{f'; did you mean {close[0]}?' if close else ''}")
+            raise ConfigError(
+                f"{self.path}: {key} names {shown_value(name)}, which joints does not"
+                f" list{f'; did you mean {close[0]}?' if close else ''}"
+            )
         return names.index(name)

@@ -1,182 +1,299 @@
 """Every configuration key with its default, type and meaning.
 
-Keys and meanings are those of the HRNet family (leoxiaobin/deep-high-resolution-net.pytorch lib/config/default.py, after
-microsoft/human-pose-estimation.pytorch); the few keys that are Poise's own are marked (Poise). The type of a default is the
-type of its key. Sizes are (width, height), as in the published files.
+Keys and meanings are those of the HRNet family (leoxiaobin/deep-high-resolution-net.pytorch
+lib/config/default.py, after microsoft/human-pose-estimation.pytorch); the few keys that are Poise's
+own are marked (Poise). The type of a default is the type of its key. Sizes are (width, height), as
+in the published files.
 """
+
 from yacs.config import CfgNode as CN
 
 
 def default_config() -> CN:
     """Return a new, unfrozen CfgNode with every key at its default."""
     c = CN()
-    c.OUTPUT_DIR = "output"     # run folders go here: OUTPUT_DIR/<dataset>/<model>/<RUN_NAME>/
-    c.LOG_DIR = "log"           # TensorBoard logs go here: LOG_DIR/<dataset>/<model>/<RUN_NAME>_<time>/
-    c.DATA_DIR = ""             # prefix of relative DATASET.ROOT, MODEL.PRETRAINED, TEST.MODEL_FILE and TEST.COCO_BBOX_FILE
-    c.RUN_NAME = ""             # (Poise) name of the run's folder; '' is the experiment's. Where it holds another run's results, -2, -3, ... is added
-    c.GPUS = (0,)               # CUDA devices to train and test on; more than there are: those that exist; none: the CPU
-    c.WORKERS = 4               # processes that load samples on this machine, shared by torchrun's processes; 0 loads in the main process
-    c.PRINT_FREQ = 20           # a log line, and the debug pictures if any, every this many steps
-    c.AUTO_RESUME = False       # go on from checkpoint.pth in the run folder when there is one
-    c.PIN_MEMORY = True         # page-locked batches, for faster copies to a GPU
-    c.RANK = 0                  # accepted for old files; ranks come from the launcher
-    c.SEED = 0                  # (Poise) seed of weights, order and augmentation
-    c.CPU_THREADS = 0           # (Poise) torch threads on the CPU; 0: all cores; -1: the fastest count, measured again every 15 seconds
-    c.CHANNELS_LAST = False     # (Poise) images and weights with channels innermost in memory; often faster, equal but for rounding
+    c.OUTPUT_DIR = "output"  # run folders go here: OUTPUT_DIR/<dataset>/<model>/<RUN_NAME>/
+    # TensorBoard logs go here: LOG_DIR/<dataset>/<model>/<RUN_NAME>_<time>/
+    c.LOG_DIR = "log"
+    # prefix of relative DATASET.ROOT, MODEL.PRETRAINED, TEST.MODEL_FILE and TEST.COCO_BBOX_FILE
+    c.DATA_DIR = ""
+    # (Poise) name of the run's folder; '' is the experiment's. Where it holds another run's
+    # results, -2, -3, ... is added
+    c.RUN_NAME = ""
+    # CUDA devices to train and test on; more than there are: those that exist; none: the CPU
+    c.GPUS = (0,)
+    # processes that load samples on this machine, shared by torchrun's processes; 0 loads in the
+    # main process
+    c.WORKERS = 4
+    c.PRINT_FREQ = 20  # a log line, and the debug pictures if any, every this many steps
+    c.AUTO_RESUME = False  # go on from checkpoint.pth in the run folder when there is one
+    c.PIN_MEMORY = True  # page-locked batches, for faster copies to a GPU
+    c.RANK = 0  # accepted for old files; ranks come from the launcher
+    c.SEED = 0  # (Poise) seed of weights, order and augmentation
+    # (Poise) torch threads on the CPU; 0: all cores; -1: the fastest count, measured again every 15
+    # seconds
+    c.CPU_THREADS = 0
+    # (Poise) images and weights with channels innermost in memory; often faster, equal but for
+    # rounding
+    c.CHANNELS_LAST = False
 
-    c.AMP = ""                  # (Poise) mixed precision, in training and testing: bf16, or fp16 with a loss scale; '' is float32 throughout
-    c.COMPILE = False           # (Poise) torch.compile of the training's network and of the one that tools/test.py tests; needs a compiler; one device a process
-    c.SYNC_BN = False           # (Poise) batch norm over the batches of all of torchrun's processes together; without them, no effect
+    # (Poise) mixed precision, in training and testing: bf16, or fp16 with a loss scale; '' is
+    # float32 throughout
+    c.AMP = ""
+    # (Poise) torch.compile of the training's network and of the one that tools/test.py tests; needs
+    # a compiler; one device a process
+    c.COMPILE = False
+    # (Poise) batch norm over the batches of all of torchrun's processes together; without them, no
+    # effect
+    c.SYNC_BN = False
 
     c.CUDNN = CN()
-    c.CUDNN.BENCHMARK = True        # let cuDNN time its algorithms on the first batch
-    c.CUDNN.DETERMINISTIC = False   # only deterministic cuDNN algorithms
-    c.CUDNN.ENABLED = True          # use cuDNN at all
+    c.CUDNN.BENCHMARK = True  # let cuDNN time its algorithms on the first batch
+    c.CUDNN.DETERMINISTIC = False  # only deterministic cuDNN algorithms
+    c.CUDNN.ENABLED = True  # use cuDNN at all
 
     c.MODEL = CN()
-    c.MODEL.NAME = "pose_resnet"        # network; poise.models.MODELS lists them
-    c.MODEL.INIT_WEIGHTS = True         # initialise as the family does and load MODEL.PRETRAINED when training begins
-    c.MODEL.PRETRAINED = ""             # backbone (or whole network) weights: a path, or an https URL with its sha256 prefix in the name
-    c.MODEL.REPLACE_HEAD = False        # (Poise) MODEL.PRETRAINED may have other joints: its last layers are then left out, which is said; for fine-tuning
-    c.MODEL.NUM_JOINTS = 0              # joints, as many as the dataset file has; 0 takes their number from there
-    c.MODEL.TAG_PER_JOINT = True        # accepted for old files; without effect there and here
-    c.MODEL.TARGET_TYPE = "gaussian"    # codec between joints and heatmaps; poise.codecs.CODECS lists them
-    c.MODEL.IMAGE_SIZE = [256, 256]     # network input, width and height in pixels
-    c.MODEL.HEATMAP_SIZE = [64, 64]     # network output, width and height in cells
-    c.MODEL.SIGMA = 2.0                 # standard deviation of a target's Gaussian in cells
-    c.MODEL.KERNELS = [15, 11, 9, 7, 5]  # (Poise) megvii: sizes in cells of the blurs that make its targets, from coarse to fine
-    c.MODEL.MEAN = [0.485, 0.456, 0.406]  # (Poise) subtracted from the input's channels, in the order that the network gets them ...
-    c.MODEL.STD = [0.229, 0.224, 0.225]   # (Poise) ... then divided by this. HRNet applies ImageNet's RGB figures to BGR input too
-    c.MODEL.SCALE = 4                   # Res2Net: groups ("scales") of a block
-    c.MODEL.BASEWIDTH = 26              # Res2Net: channels of a group where a block has 64 planes
-    c.MODEL.STYLE = "pytorch"           # ResNet: 'pytorch' strides in the 3x3 convolution, 'caffe' in the first 1x1
-    c.MODEL.GENOTYPE = "posenas"        # (Poise) posenas: wiring of the cells, a name of poise.models.posenas.genotypes or a path of a genotype's JSON file
-    c.MODEL.EXTRA = CN(new_allowed=True)  # what only this network knows; see its file in poise/models
+    c.MODEL.NAME = "pose_resnet"  # network; poise.models.MODELS lists them
+    # initialise as the family does and load MODEL.PRETRAINED when training begins
+    c.MODEL.INIT_WEIGHTS = True
+    # backbone (or whole network) weights: a path, or an https URL with its sha256 prefix in the
+    # name
+    c.MODEL.PRETRAINED = ""
+    # (Poise) MODEL.PRETRAINED may have other joints: its last layers are then left out, which is
+    # said; for fine-tuning
+    c.MODEL.REPLACE_HEAD = False
+    # joints, as many as the dataset file has; 0 takes their number from there
+    c.MODEL.NUM_JOINTS = 0
+    c.MODEL.TAG_PER_JOINT = True  # accepted for old files; without effect there and here
+    # codec between joints and heatmaps; poise.codecs.CODECS lists them
+    c.MODEL.TARGET_TYPE = "gaussian"
+    c.MODEL.IMAGE_SIZE = [256, 256]  # network input, width and height in pixels
+    c.MODEL.HEATMAP_SIZE = [64, 64]  # network output, width and height in cells
+    c.MODEL.SIGMA = 2.0  # standard deviation of a target's Gaussian in cells
+    # (Poise) megvii: sizes in cells of the blurs that make its targets, from coarse to fine
+    c.MODEL.KERNELS = [15, 11, 9, 7, 5]
+    # (Poise) subtracted from the input's channels, in the order that the network gets them ...
+    c.MODEL.MEAN = [0.485, 0.456, 0.406]
+    # (Poise) ... then divided by this. HRNet applies ImageNet's RGB figures to BGR input too
+    c.MODEL.STD = [0.229, 0.224, 0.225]
+    c.MODEL.SCALE = 4  # Res2Net: groups ("scales") of a block
+    c.MODEL.BASEWIDTH = 26  # Res2Net: channels of a group where a block has 64 planes
+    # ResNet: 'pytorch' strides in the 3x3 convolution, 'caffe' in the first 1x1
+    c.MODEL.STYLE = "pytorch"
+    # (Poise) posenas: wiring of the cells, a name of poise.models.posenas.genotypes or a path of a
+    # genotype's JSON file
+    c.MODEL.GENOTYPE = "posenas"
+    # what only this network knows; see its file in poise/models
+    c.MODEL.EXTRA = CN(new_allowed=True)
 
     c.LOSS = CN()
-    c.LOSS.TYPE = "joints_mse"                  # (Poise) joints_mse, or mspn: MSPN's coarse-to-fine supervision, with targets of the megvii codec
-    c.LOSS.FACTOR = 0.5                         # (Poise) joints_mse: the squared error is multiplied by this; mmpose takes 1
-    c.LOSS.COARSE_TO_FINE = True                # (Poise) mspn: the last stage learns from sharper targets than the stages before it
-    c.LOSS.USE_OHKM = False                     # only the TOPK hardest joints of each person count
-    c.LOSS.TOPK = 8                             # how many, with USE_OHKM
-    c.LOSS.USE_TARGET_WEIGHT = True             # unlabelled joints do not count
-    c.LOSS.USE_DIFFERENT_JOINTS_WEIGHT = False  # wrists, ankles, elbows and knees count more (weights of the dataset file)
+    # (Poise) joints_mse, or mspn: MSPN's coarse-to-fine supervision, with targets of the megvii
+    # codec
+    c.LOSS.TYPE = "joints_mse"
+    # (Poise) joints_mse: the squared error is multiplied by this; mmpose takes 1
+    c.LOSS.FACTOR = 0.5
+    # (Poise) mspn: the last stage learns from sharper targets than the stages before it
+    c.LOSS.COARSE_TO_FINE = True
+    c.LOSS.USE_OHKM = False  # only the TOPK hardest joints of each person count
+    c.LOSS.TOPK = 8  # how many, with USE_OHKM
+    c.LOSS.USE_TARGET_WEIGHT = True  # unlabelled joints do not count
+    # wrists, ankles, elbows and knees count more (weights of the dataset file)
+    c.LOSS.USE_DIFFERENT_JOINTS_WEIGHT = False
 
     c.DATASET = CN()
-    c.DATASET.ROOT = ""                     # folder of the dataset; '' is the root that the dataset file names
-    c.DATASET.DATASET = "mpii"              # dataset: a file of experiments/datasets, coco, mpii, crowdpose, ...; with FILE the name that it gives
-    c.DATASET.FILE = ""                     # (Poise) instead, a dataset file of your own: joints, sigmas, places; see experiments/datasets/template.yaml
-    # (Poise) more sets to train on, by names of your choice, each a group of keys: FILE, the dataset file or the name of one in experiments/datasets
-    # (''; the group's name), SET, ROOT and DATA_FORMAT as above (''; the dataset file's root, DATASET.DATA_FORMAT), REPEAT, how often its persons come in
-    # an epoch (1.0; 0.5 is half of them, others each epoch), and JOINTS, {its name: ours} for joints that are not called the same
+    # folder of the dataset; '' is the root that the dataset file names
+    c.DATASET.ROOT = ""
+    # dataset: a file of experiments/datasets, coco, mpii, crowdpose, ...; with FILE the name that
+    # it gives
+    c.DATASET.DATASET = "mpii"
+    # (Poise) instead, a dataset file of your own: joints, sigmas, places; see
+    # experiments/datasets/template.yaml
+    c.DATASET.FILE = ""
+    # (Poise) more sets to train on, by names of your choice, each a group of keys: FILE, the
+    # dataset file or the name of one in experiments/datasets (''; the group's name), SET, ROOT and
+    # DATA_FORMAT as above (''; the dataset file's root, DATASET.DATA_FORMAT), REPEAT, how often its
+    # persons come in an epoch (1.0; 0.5 is half of them, others each epoch), and JOINTS, {its name:
+    # ours} for joints that are not called the same
     c.DATASET.MIX = CN(new_allowed=True)
-    c.DATASET.TRAIN_SET = "train"           # split to train on: train2017, train, trainval, ...
-    c.DATASET.TEST_SET = "valid"            # split to test on: val2017, test-dev2017, valid, test, ...
-    c.DATASET.DATA_FORMAT = "jpg"           # 'zip' reads images/<split>.zip; anything else reads plain files
-    c.DATASET.CACHE = True                  # (Poise) keep what was read of large annotation and detection files in ~/.cache/poise ($XDG_CACHE_HOME)
-    c.DATASET.HYBRID_JOINTS_TYPE = ""       # appended to the dataset's name in the run folder
-    c.DATASET.SELECT_DATA = False           # train only on persons whose joints agree with their box (HRNet's select_data)
-    c.DATASET.FLIP = True                   # augmentation: mirror half of the samples
-    c.DATASET.EXIF = False                  # (Poise) turn images as their EXIF entry says; HRNet does not, mmpose does
-    c.DATASET.BOX_CLIP = "hrnet"            # (Poise) annotated boxes are cut to their image: 'hrnet' one pixel narrower, 'mmpose', or 'none'
-    c.DATASET.BOX_MARGIN = [1.25, 1.25]     # (Poise) training boxes grow by these factors in x and y, before the fit to the input's aspect ratio
-    c.DATASET.BOX_MARGIN_RANDOM = [0.0, 0.0]  # (Poise) augmentation: and further, by 1 to 1 + this, drawn for x and y alone (MSPN)
-    c.DATASET.PROB_CENTER_SHIFT = 0.0       # (Poise) augmentation: share of samples whose centre is moved (mmpose) ...
-    c.DATASET.CENTER_SHIFT = 0.16           # (Poise) ... by up to this share of the box's size
-    c.DATASET.AUGMENT_DRAW = "normal"       # (Poise) how size and rotation are drawn: 'normal' as HRNet, 'uniform' as MSPN
-    c.DATASET.SCALE_SHRINK = 1.0            # (Poise) augmentation: the box's size is multiplied by this (MSPN)
-    c.DATASET.SCALE_FACTOR = 0.25           # augmentation of the box size: relative standard deviation and limit; half the range with 'uniform'
-    c.DATASET.ROT_FACTOR = 30.0             # augmentation: standard deviation of the rotation in degrees, limit twice that; the limit with 'uniform'
-    c.DATASET.PROB_ROTATION = 0.6           # (Poise) augmentation: share of samples that are rotated
-    c.DATASET.HALF_BODY = "hrnet"           # (Poise) which half and which box: 'hrnet' around the joints' mean, 'mspn' around their extent
-    c.DATASET.HALF_BODY_MARGIN_RANDOM = [0.6, 0.8]  # (Poise) 'mspn': its box grows by 1 to 1 + this, drawn for x and y alone
-    c.DATASET.PROB_HALF_BODY = 0.0          # augmentation: share of samples cropped to the upper or lower body
-    c.DATASET.NUM_JOINTS_HALF_BODY = 8      # ... among those with more labelled joints than this
-    c.DATASET.COLOR_RGB = False             # channel order of the network's input; False is BGR, as OpenCV reads
+    c.DATASET.TRAIN_SET = "train"  # split to train on: train2017, train, trainval, ...
+    # split to test on: val2017, test-dev2017, valid, test, ...
+    c.DATASET.TEST_SET = "valid"
+    # 'zip' reads images/<split>.zip; anything else reads plain files
+    c.DATASET.DATA_FORMAT = "jpg"
+    # (Poise) keep what was read of large annotation and detection files in ~/.cache/poise
+    # ($XDG_CACHE_HOME)
+    c.DATASET.CACHE = True
+    c.DATASET.HYBRID_JOINTS_TYPE = ""  # appended to the dataset's name in the run folder
+    # train only on persons whose joints agree with their box (HRNet's select_data)
+    c.DATASET.SELECT_DATA = False
+    c.DATASET.FLIP = True  # augmentation: mirror half of the samples
+    # (Poise) turn images as their EXIF entry says; HRNet does not, mmpose does
+    c.DATASET.EXIF = False
+    # (Poise) annotated boxes are cut to their image: 'hrnet' one pixel narrower, 'mmpose', or
+    # 'none'
+    c.DATASET.BOX_CLIP = "hrnet"
+    # (Poise) training boxes grow by these factors in x and y, before the fit to the input's aspect
+    # ratio
+    c.DATASET.BOX_MARGIN = [1.25, 1.25]
+    # (Poise) augmentation: and further, by 1 to 1 + this, drawn for x and y alone (MSPN)
+    c.DATASET.BOX_MARGIN_RANDOM = [0.0, 0.0]
+    # (Poise) augmentation: share of samples whose centre is moved (mmpose) ...
+    c.DATASET.PROB_CENTER_SHIFT = 0.0
+    c.DATASET.CENTER_SHIFT = 0.16  # (Poise) ... by up to this share of the box's size
+    # (Poise) how size and rotation are drawn: 'normal' as HRNet, 'uniform' as MSPN
+    c.DATASET.AUGMENT_DRAW = "normal"
+    # (Poise) augmentation: the box's size is multiplied by this (MSPN)
+    c.DATASET.SCALE_SHRINK = 1.0
+    # augmentation of the box size: relative standard deviation and limit; half the range with
+    # 'uniform'
+    c.DATASET.SCALE_FACTOR = 0.25
+    # augmentation: standard deviation of the rotation in degrees, limit twice that; the limit with
+    # 'uniform'
+    c.DATASET.ROT_FACTOR = 30.0
+    # (Poise) augmentation: share of samples that are rotated
+    c.DATASET.PROB_ROTATION = 0.6
+    # (Poise) which half and which box: 'hrnet' around the joints' mean, 'mspn' around their extent
+    c.DATASET.HALF_BODY = "hrnet"
+    # (Poise) 'mspn': its box grows by 1 to 1 + this, drawn for x and y alone
+    c.DATASET.HALF_BODY_MARGIN_RANDOM = [0.6, 0.8]
+    # augmentation: share of samples cropped to the upper or lower body
+    c.DATASET.PROB_HALF_BODY = 0.0
+    c.DATASET.NUM_JOINTS_HALF_BODY = 8  # ... among those with more labelled joints than this
+    # channel order of the network's input; False is BGR, as OpenCV reads
+    c.DATASET.COLOR_RGB = False
 
     c.TRAIN = CN()
-    c.TRAIN.LR = 0.001                  # learning rate of epoch 0
-    c.TRAIN.LR_FACTOR = 0.1             # the rate is multiplied by this ...
-    c.TRAIN.LR_STEP = [90, 110]         # ... when these epochs begin, in ascending order
-    c.TRAIN.LR_SCHEDULE = "step"        # (Poise) step: by LR_STEP and LR_FACTOR; linear, cosine: to 0 at the end, step by step
-    c.TRAIN.WARMUP_ITERS = 0            # (Poise) the rate rises over so many steps ...
-    c.TRAIN.WARMUP_FACTOR = 0.1         # (Poise) ... from this share of itself
-    c.TRAIN.BASE_BATCH = 0              # (Poise) samples per step that LR and ITERATIONS are meant for: with others LR is scaled in proportion and ITERATIONS inversely; 0: never
-    c.TRAIN.ITERATIONS = 0              # (Poise) length of the training in steps instead of END_EPOCH
-    c.TRAIN.OPTIMIZER = "adam"          # adam (ignores WD, as the HRNet family does), adam_l2 (adds WD to the gradient), adamw or sgd
-    c.TRAIN.WD_NORM_AND_BIAS = True     # (Poise) WD is for the parameters of norms and for biases too; False: for the other weights only
-    c.TRAIN.MOMENTUM = 0.9              # sgd: momentum
-    c.TRAIN.WD = 0.0001                 # adam_l2, adamw and sgd: weight decay
-    c.TRAIN.NESTEROV = False            # sgd: Nesterov momentum
-    c.TRAIN.GAMMA1 = 0.99               # accepted for old files; without effect there and here
-    c.TRAIN.GAMMA2 = 0.0                # accepted for old files; without effect there and here
-    c.TRAIN.BEGIN_EPOCH = 0             # first epoch
-    c.TRAIN.END_EPOCH = 140             # epoch at which training ends; not trained itself
-    c.TRAIN.RESUME = False              # as AUTO_RESUME, under SimpleBaseline's name
-    c.TRAIN.CHECKPOINT = ""             # go on from this checkpoint instead of the run folder's
-    c.TRAIN.BATCH_SIZE_PER_GPU = 32     # samples per step on each device, or in each of torchrun's processes
-    c.TRAIN.ACCUMULATE = 1              # (Poise) a step is so many times as many samples, one part after the other; gradients add up, batch norm sees a part
-    c.TRAIN.SHUFFLE = True              # another order each epoch
-    c.TRAIN.EVAL_INTERVAL = 1           # (Poise) test after every this many epochs, and after the last
-    c.TRAIN.EMA_DECAY = 0.0             # (Poise) a moving average of the weights, tested and saved beside them (*_ema.pth): the share that stays in a step; 0: none
-    c.TRAIN.PATIENCE = 0                # (Poise) end early when the best score, with EMA_DECAY either of the two, has not risen in so many tests; 0: never
-    c.TRAIN.CHECKPOINT_STEPS = 0        # (Poise) a checkpoint after every this many steps, besides those at the ends of epochs; 0: none
-    c.TRAIN.CHECKPOINT_MINUTES = 30.0   # (Poise) a checkpoint where the last is so old; 0: none
-    c.TRAIN.CHECKPOINTS_KEPT = 2        # (Poise) checkpoint.pth and those before it, checkpoint_1.pth, ...: the last so many
+    c.TRAIN.LR = 0.001  # learning rate of epoch 0
+    c.TRAIN.LR_FACTOR = 0.1  # the rate is multiplied by this ...
+    c.TRAIN.LR_STEP = [90, 110]  # ... when these epochs begin, in ascending order
+    # (Poise) step: by LR_STEP and LR_FACTOR; linear, cosine: to 0 at the end, step by step
+    c.TRAIN.LR_SCHEDULE = "step"
+    c.TRAIN.WARMUP_ITERS = 0  # (Poise) the rate rises over so many steps ...
+    c.TRAIN.WARMUP_FACTOR = 0.1  # (Poise) ... from this share of itself
+    # (Poise) samples per step that LR and ITERATIONS are meant for: with others LR is scaled in
+    # proportion and ITERATIONS inversely; 0: never
+    c.TRAIN.BASE_BATCH = 0
+    # (Poise) length of the training in steps instead of END_EPOCH
+    c.TRAIN.ITERATIONS = 0
+    # adam (ignores WD, as the HRNet family does), adam_l2 (adds WD to the gradient), adamw or sgd
+    c.TRAIN.OPTIMIZER = "adam"
+    # (Poise) WD is for the parameters of norms and for biases too; False: for the other weights
+    # only
+    c.TRAIN.WD_NORM_AND_BIAS = True
+    c.TRAIN.MOMENTUM = 0.9  # sgd: momentum
+    c.TRAIN.WD = 0.0001  # adam_l2, adamw and sgd: weight decay
+    c.TRAIN.NESTEROV = False  # sgd: Nesterov momentum
+    c.TRAIN.GAMMA1 = 0.99  # accepted for old files; without effect there and here
+    c.TRAIN.GAMMA2 = 0.0  # accepted for old files; without effect there and here
+    c.TRAIN.BEGIN_EPOCH = 0  # first epoch
+    c.TRAIN.END_EPOCH = 140  # epoch at which training ends; not trained itself
+    c.TRAIN.RESUME = False  # as AUTO_RESUME, under SimpleBaseline's name
+    c.TRAIN.CHECKPOINT = ""  # go on from this checkpoint instead of the run folder's
+    # samples per step on each device, or in each of torchrun's processes
+    c.TRAIN.BATCH_SIZE_PER_GPU = 32
+    # (Poise) a step is so many times as many samples, one part after the other; gradients add up,
+    # batch norm sees a part
+    c.TRAIN.ACCUMULATE = 1
+    c.TRAIN.SHUFFLE = True  # another order each epoch
+    # (Poise) test after every this many epochs, and after the last
+    c.TRAIN.EVAL_INTERVAL = 1
+    # (Poise) a moving average of the weights, tested and saved beside them (*_ema.pth): the share
+    # that stays in a step; 0: none
+    c.TRAIN.EMA_DECAY = 0.0
+    # (Poise) end early when the best score, with EMA_DECAY either of the two, has not risen in so
+    # many tests; 0: never
+    c.TRAIN.PATIENCE = 0
+    # (Poise) a checkpoint after every this many steps, besides those at the ends of epochs; 0: none
+    c.TRAIN.CHECKPOINT_STEPS = 0
+    c.TRAIN.CHECKPOINT_MINUTES = 30.0  # (Poise) a checkpoint where the last is so old; 0: none
+    # (Poise) checkpoint.pth and those before it, checkpoint_1.pth, ...: the last so many
+    c.TRAIN.CHECKPOINTS_KEPT = 2
 
     c.TEST = CN()
     c.TEST.BATCH_SIZE_PER_GPU = 32  # persons per step on each device
-    c.TEST.FLIP_TEST = False        # average with the prediction for the mirrored image
-    c.TEST.POST_PROCESS = False     # refine each maximum below the cell, as TEST.DECODE says
-    c.TEST.DECODE = ""              # (Poise) how a maximum is refined: '' as the codec does, 'quarter' of a cell, or 'dark' (DARK, arXiv 1910.06278)
-    c.TEST.BLUR_KERNEL = 0          # (Poise) dark, udp, megvii: cells of the blur before decoding, odd; 0: as wide as MODEL.SIGMA, megvii 5
-    c.TEST.EMPTY_CELL = 0           # (Poise) both coordinates of a joint whose heatmap is nowhere above 0, in cells; mmpose takes -1; megvii has a rule of its own
-    c.TEST.SHIFT_HEATMAP = False    # flip test: move the mirrored heatmap by one cell, for its better alignment
-    c.TEST.USE_GT_BBOX = False      # boxes from the annotations instead of TEST.COCO_BBOX_FILE
-    c.TEST.IMAGE_THRE = 0.1         # detections with a lower score are dropped
-    c.TEST.NMS_THRE = 0.6           # accepted for old files; without effect there and here (boxes come suppressed)
-    c.TEST.BOX_MARGIN = [1.25, 1.25]  # (Poise) test boxes grow by these factors in x and y, before the fit to the input's aspect ratio
-    c.TEST.OKS_NMS = True           # (Poise) remove poses that repeat a better one; MSPN does not
-    c.TEST.SOFT_NMS = False         # soft OKS-NMS instead of hard
-    c.TEST.OKS_THRE = 0.5           # OKS above which two poses are one
-    c.TEST.IN_VIS_THRE = 0.0        # joints above this score count in a person's score
-    c.TEST.COCO_BBOX_FILE = ""      # person detections: a JSON list of {image_id, category_id, bbox, score}
-    c.TEST.BBOX_THRE = 1.0          # accepted for old files; without effect there and here
-    c.TEST.MODEL_FILE = ""          # weights to test; '' is the run folder's model_best.pth, else its final_state.pth
-    # on by default, for results are equal but for float rounding, and every map is gone over once less
-    c.TEST.FOLD_BN = True           # (Poise) test with a copy of the network whose batch norms are part of the convolutions before them
-    c.TEST.PICTURES = 8             # (Poise) images drawn with their predictions after a test
+    c.TEST.FLIP_TEST = False  # average with the prediction for the mirrored image
+    c.TEST.POST_PROCESS = False  # refine each maximum below the cell, as TEST.DECODE says
+    # (Poise) how a maximum is refined: '' as the codec does, 'quarter' of a cell, or 'dark' (DARK,
+    # arXiv 1910.06278)
+    c.TEST.DECODE = ""
+    # (Poise) dark, udp, megvii: cells of the blur before decoding, odd; 0: as wide as MODEL.SIGMA,
+    # megvii 5
+    c.TEST.BLUR_KERNEL = 0
+    # (Poise) both coordinates of a joint whose heatmap is nowhere above 0, in cells; mmpose takes
+    # -1; megvii has a rule of its own
+    c.TEST.EMPTY_CELL = 0
+    # flip test: move the mirrored heatmap by one cell, for its better alignment
+    c.TEST.SHIFT_HEATMAP = False
+    c.TEST.USE_GT_BBOX = False  # boxes from the annotations instead of TEST.COCO_BBOX_FILE
+    c.TEST.IMAGE_THRE = 0.1  # detections with a lower score are dropped
+    # accepted for old files; without effect there and here (boxes come suppressed)
+    c.TEST.NMS_THRE = 0.6
+    # (Poise) test boxes grow by these factors in x and y, before the fit to the input's aspect
+    # ratio
+    c.TEST.BOX_MARGIN = [1.25, 1.25]
+    c.TEST.OKS_NMS = True  # (Poise) remove poses that repeat a better one; MSPN does not
+    c.TEST.SOFT_NMS = False  # soft OKS-NMS instead of hard
+    c.TEST.OKS_THRE = 0.5  # OKS above which two poses are one
+    c.TEST.IN_VIS_THRE = 0.0  # joints above this score count in a person's score
+    # person detections: a JSON list of {image_id, category_id, bbox, score}
+    c.TEST.COCO_BBOX_FILE = ""
+    c.TEST.BBOX_THRE = 1.0  # accepted for old files; without effect there and here
+    # weights to test; '' is the run folder's model_best.pth, else its final_state.pth
+    c.TEST.MODEL_FILE = ""
+    # on by default, for results are equal but for float rounding, and every map is gone over once
+    # less
+    # (Poise) test with a copy of the network whose batch norms are part of the convolutions before
+    # them
+    c.TEST.FOLD_BN = True
+    c.TEST.PICTURES = 8  # (Poise) images drawn with their predictions after a test
 
-    # (Poise) tools/search.py, see docs/search.md; the figures are those of PoseNAS's files, most of them of its last search on MPII
+    # (Poise) tools/search.py, see docs/search.md; the figures are those of PoseNAS's files, most of
+    # them of its last search on MPII
     c.SEARCH = CN()
-    c.SEARCH.MODE = "joint"         # what is searched: joint (encoder and decoder), encoder or decoder
-    c.SEARCH.GENOTYPE = "posenas"   # where the cells that are not searched come from, as MODEL.GENOTYPE
-    c.SEARCH.ENCODER_OPERATIONS = "max_pool_3x3, avg_pool_3x3, skip_connect, dil_conv_3x3_2, std_conv_1x1, std_conv_3x3"  # candidates of the encoder's edges
-    c.SEARCH.DECODER_OPERATIONS = "avg_pool_3x3, max_pool_3x3, std_conv_3x3, dil_conv_3x3_2, dil_conv_3x3_4, se_connect"  # ... and of the decoder's
-    c.SEARCH.LAYERS = 12            # encoder cells of the search's network, a multiple of 4
-    c.SEARCH.INIT_CHANNELS = 32     # its width, as MODEL.EXTRA.INIT_CHANNELS
-    c.SEARCH.SEED = 2               # of the search instead of SEED: weights, split, order and augmentation
-    c.SEARCH.SUBSET = 1.0           # share of the training images that the search uses
-    c.SEARCH.W_FRACTION = 0.5       # share of those that train the weights; the others train the architecture
-    c.SEARCH.BATCH_SIZE = 64        # samples of a step of either kind
-    c.SEARCH.INIT_EPOCHS = 10       # the first epochs train the weights alone ...
-    c.SEARCH.EPOCHS = 40            # ... those up to this one weights and architecture in turns
-    c.SEARCH.ORDER = "weights"      # which of the two steps comes first: weights, as in PoseNAS, or architecture, as in DARTS
-    c.SEARCH.W_LR = 0.001           # weights: learning rate of Adam
-    c.SEARCH.LR_FACTOR = 0.2        # it is multiplied by this ...
-    c.SEARCH.LR_STEP = [30]         # ... when these epochs begin, in ascending order
-    c.SEARCH.GRAD_CLIP = 5.0        # weights: norm to which larger gradients are cut; 0: never
-    c.SEARCH.ALPHA_LR = 0.0004      # architecture: learning rate of Adam
+    # what is searched: joint (encoder and decoder), encoder or decoder
+    c.SEARCH.MODE = "joint"
+    # where the cells that are not searched come from, as MODEL.GENOTYPE
+    c.SEARCH.GENOTYPE = "posenas"
+    # candidates of the encoder's edges
+    c.SEARCH.ENCODER_OPERATIONS = (
+        "max_pool_3x3, avg_pool_3x3, skip_connect, dil_conv_3x3_2, std_conv_1x1, std_conv_3x3"
+    )
+    # ... and of the decoder's
+    c.SEARCH.DECODER_OPERATIONS = (
+        "avg_pool_3x3, max_pool_3x3, std_conv_3x3, dil_conv_3x3_2, dil_conv_3x3_4, se_connect"
+    )
+    c.SEARCH.LAYERS = 12  # encoder cells of the search's network, a multiple of 4
+    c.SEARCH.INIT_CHANNELS = 32  # its width, as MODEL.EXTRA.INIT_CHANNELS
+    # of the search instead of SEED: weights, split, order and augmentation
+    c.SEARCH.SEED = 2
+    c.SEARCH.SUBSET = 1.0  # share of the training images that the search uses
+    # share of those that train the weights; the others train the architecture
+    c.SEARCH.W_FRACTION = 0.5
+    c.SEARCH.BATCH_SIZE = 64  # samples of a step of either kind
+    c.SEARCH.INIT_EPOCHS = 10  # the first epochs train the weights alone ...
+    c.SEARCH.EPOCHS = 40  # ... those up to this one weights and architecture in turns
+    # which of the two steps comes first: weights, as in PoseNAS, or architecture, as in DARTS
+    c.SEARCH.ORDER = "weights"
+    c.SEARCH.W_LR = 0.001  # weights: learning rate of Adam
+    c.SEARCH.LR_FACTOR = 0.2  # it is multiplied by this ...
+    c.SEARCH.LR_STEP = [30]  # ... when these epochs begin, in ascending order
+    c.SEARCH.GRAD_CLIP = 5.0  # weights: norm to which larger gradients are cut; 0: never
+    c.SEARCH.ALPHA_LR = 0.0004  # architecture: learning rate of Adam
     c.SEARCH.ALPHA_BETAS = [0.9, 0.999]  # architecture: Adam's averages
-    c.SEARCH.ALPHA_WD = 0.0001      # architecture: weight decay, added to the gradient
-    c.SEARCH.PARTIAL_CHANNELS = 1   # one of so many channels goes through the candidates, the others go by (PC-DARTS); less memory and time
-    c.SEARCH.CHECKPOINTING = False  # candidates are computed again in the backward pass instead of kept; less memory, more time
-    c.SEARCH.EVAL_INTERVAL = 1      # test the search's network after every this many epochs and after the last; 0: never
+    c.SEARCH.ALPHA_WD = 0.0001  # architecture: weight decay, added to the gradient
+    # one of so many channels goes through the candidates, the others go by (PC-DARTS); less memory
+    # and time
+    c.SEARCH.PARTIAL_CHANNELS = 1
+    # candidates are computed again in the backward pass instead of kept; less memory, more time
+    c.SEARCH.CHECKPOINTING = False
+    # test the search's network after every this many epochs and after the last; 0: never
+    c.SEARCH.EVAL_INTERVAL = 1
 
     c.DEBUG = CN()
-    c.DEBUG.DEBUG = False                   # switch of the four below; pictures are written every PRINT_FREQ steps
-    c.DEBUG.SAVE_BATCH_IMAGES_GT = False    # crops with their true joints
+    # switch of the four below; pictures are written every PRINT_FREQ steps
+    c.DEBUG.DEBUG = False
+    c.DEBUG.SAVE_BATCH_IMAGES_GT = False  # crops with their true joints
     c.DEBUG.SAVE_BATCH_IMAGES_PRED = False  # crops with their predicted joints
-    c.DEBUG.SAVE_HEATMAPS_GT = False        # target heatmaps
-    c.DEBUG.SAVE_HEATMAPS_PRED = False      # predicted heatmaps
+    c.DEBUG.SAVE_HEATMAPS_GT = False  # target heatmaps
+    c.DEBUG.SAVE_HEATMAPS_PRED = False  # predicted heatmaps
     return c

@@ -1,4 +1,7 @@
-"""What an experiment file comes to: every key as YAML, the keys that differ from the defaults or from another experiment, and where they were set."""
+"""What an experiment file comes to: every key as YAML, the keys that differ from the defaults or
+from another experiment, and where they were set.
+"""
+
 from __future__ import annotations
 
 import os
@@ -14,13 +17,16 @@ from poise.config.legacy import translate_simple_baseline
 from poise.config.loading import BASE_KEY, load
 from poise.io.yaml_file import read_yaml
 
-ABSENT = "-"      # stands for the value of a key of MODEL.EXTRA that one of two configurations does not have
+# stands for the value of a key of MODEL.EXTRA that one of two configurations does not have
+ABSENT = "-"
 COMMAND_LINE = "command line"
 NOTE_COLUMN = 60  # notes stand in one column, no further to the right than this
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of every key that is no group, in order, keys written as on the command line: ('TRAIN.LR', 0.001)."""
+    """(key, value) of every key that is no group, in order, keys written as on the command line:
+    ('TRAIN.LR', 0.001).
+    """
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -29,14 +35,20 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def differences(cfg: CfgNode, other: CfgNode | None = None) -> dict[str, tuple[str, str]]:
-    """key -> (value in `cfg`, value in `other`), both as YAML, of the keys in which they differ. other: None is the defaults."""
+    """key -> (value in `cfg`, value in `other`), both as YAML, of the keys in which they differ.
+    other: None is the defaults.
+    """
     mine, theirs = dict(flat(cfg)), dict(flat(default_config() if other is None else other))
-    shown = {key: tuple(_yaml(values[key]) if key in values else ABSENT for values in (mine, theirs)) for key in {**mine, **theirs}}
+    shown = {
+        key: tuple(_yaml(values[key]) if key in values else ABSENT for values in (mine, theirs))
+        for key in {**mine, **theirs}
+    }
     return {key: pair for key, pair in shown.items() if pair[0] != pair[1]}
 
 
 def origins(cfg: CfgNode, path: str | Path) -> dict[str, str]:
-    """key -> the file that sets it last, of the experiment file `path` and its bases, or COMMAND_LINE where `cfg` has another value.
+    """key -> the file that sets it last, of the experiment file `path` and its bases, or
+    COMMAND_LINE where `cfg` has another value.
 
     path: a file that `load` accepts. A file may also say what the default is.
     """
@@ -51,29 +63,40 @@ def _file_origins(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         found.update(_file_origins(path.parent / base))
-    found.update((key, os.path.normpath(path)) for key, _ in flat(translate_simple_baseline(values)))
+    found.update(
+        (key, os.path.normpath(path)) for key, _ in flat(translate_simple_baseline(values))
+    )
     return found
 
 
 def as_yaml(cfg: CfgNode, notes: Mapping[str, str] | None = None) -> str:
-    """Every key of `cfg`, in the order of the defaults, as YAML that `load` reads; notes: key -> a comment at the end of its line."""
+    """Every key of `cfg`, in the order of the defaults, as YAML that `load` reads; notes: key ->
+    a comment at the end of its line.
+    """
     notes = notes or {}
     lines = list(_lines(cfg, notes, "", ""))
     width = min(NOTE_COLUMN, max((len(text) for text, note in lines if note), default=0))
     return "".join(f"{text:<{width}}  # {note}\n" if note else f"{text}\n" for text, note in lines)
 
 
-def _lines(node: CfgNode, notes: Mapping[str, str], prefix: str, indent: str) -> Iterator[tuple[str, str]]:
+def _lines(
+    node: CfgNode, notes: Mapping[str, str], prefix: str, indent: str
+) -> Iterator[tuple[str, str]]:
     for key, value in node.items():
         if isinstance(value, CfgNode) and value:
             yield f"{indent}{key}:", ""
             yield from _lines(value, notes, f"{prefix}{key}.", f"{indent}  ")
         else:
-            yield f"{indent}{key}: {_yaml({} if isinstance(value, CfgNode) else value)}", notes.get(f"{prefix}{key}", "")
+            yield (
+                f"{indent}{key}: {_yaml({} if isinstance(value, CfgNode) else value)}",
+                notes.get(f"{prefix}{key}", ""),
+            )
 
 
 def _yaml(value: Any) -> str:
     """A value as YAML on one line."""
     style = '"' if isinstance(value, str) and not value.isprintable() else None
-    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=float("inf"), allow_unicode=True)
+    text = yaml.safe_dump(
+        value, default_flow_style=True, default_style=style, width=float("inf"), allow_unicode=True
+    )
     return text.removesuffix("...\n").strip()

@@ -1,8 +1,10 @@
 """SimpleBaseline's experiment files in today's keys.
 
-Its files (microsoft/human-pose-estimation.pytorch lib/core/config.py) differ from HRNet's in a few places: three codec keys
-live under MODEL.EXTRA, the batch size is per GPU but not called so, and three defaults are others.
+Its files (microsoft/human-pose-estimation.pytorch lib/core/config.py) differ from HRNet's in a few
+places: three codec keys live under MODEL.EXTRA, the batch size is per GPU but not called so, and
+three defaults are others.
 """
+
 from __future__ import annotations
 
 import copy
@@ -13,17 +15,23 @@ _DEFAULTS = {"POST_PROCESS": True, "SHIFT_HEATMAP": True, "IMAGE_THRE": 0.0, "NM
 
 
 def translate_simple_baseline(values: dict) -> dict:
-    """Return `values` (nested, as read from YAML) with SimpleBaseline's keys renamed; other files come back equal.
+    """Return `values` (nested, as read from YAML) with SimpleBaseline's keys renamed; other files
+    come back equal.
 
-    A file is SimpleBaseline's when it has TRAIN.BATCH_SIZE, TEST.BATCH_SIZE or a codec key in MODEL.EXTRA.
+    A file is SimpleBaseline's when it has TRAIN.BATCH_SIZE, TEST.BATCH_SIZE or a codec key in
+    MODEL.EXTRA.
     """
     groups = {name: values.get(name) for name in ("MODEL", "TRAIN", "TEST")}
     model, train, test = (group if isinstance(group, dict) else {} for group in groups.values())
     extra = model.get("EXTRA") if isinstance(model.get("EXTRA"), dict) else {}
-    if "BATCH_SIZE" not in train and "BATCH_SIZE" not in test and not any(key in extra for key in _MOVED_TO_MODEL):
+    if (
+        "BATCH_SIZE" not in train
+        and "BATCH_SIZE" not in test
+        and not any(key in extra for key in _MOVED_TO_MODEL)
+    ):
         return values
     if not all(group is None or isinstance(group, dict) for group in groups.values()):
-        return values       # the reader names the group that is none
+        return values  # the reader names the group that is none
     values = copy.deepcopy(values)
     model, train, test = (values.get(name) or {} for name in groups)
     values.update(MODEL=model, TRAIN=train, TEST=test)

@@ -1,4 +1,7 @@
-"""Read an experiment file (`_BASE_` included) and KEY VALUE overrides into one checked, frozen CfgNode."""
+"""Read an experiment file (`_BASE_` included) and KEY VALUE overrides into one checked, frozen
+CfgNode.
+"""
+
 from __future__ import annotations
 
 import ast
@@ -9,27 +12,31 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from poise.config.validate import check_values
 from poise.config.datasets import follow_dataset
 from poise.config.defaults import default_config
 from poise.config.legacy import translate_simple_baseline
+from poise.config.validate import check_values
 from poise.errors import ConfigError, shown_value
 from poise.io.yaml_file import read_yaml
 
 BASE_KEY = "_BASE_"
-MAX_BASES = 16      # deep
-MOST_FILES = 100    # for one experiment: a file that names ten bases which name ten others is soon one that is never read to its end
-_MOST_BITS = 4096       # of a whole number: Python writes no more than 4300 digits
+MAX_BASES = 16  # deep
+# for one experiment: a file that names ten bases which name ten others is soon one that is never
+# read to its end
+MOST_FILES = 100
+_MOST_BITS = 4096  # of a whole number: Python writes no more than 4300 digits
 
 
 def load(path: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Return the frozen configuration of an experiment file.
 
-    path: a YAML file of Poise, HRNet, SimpleBaseline or Res2Net-Pose. Its `_BASE_` (a path or a list of paths, relative to the
-        file) is read first and overridden by it.
-    overrides: KEY, VALUE, KEY, VALUE, ...; a string value is read as a Python literal where the key is not itself a string.
+    path: a YAML file of Poise, HRNet, SimpleBaseline or Res2Net-Pose. Its `_BASE_` (a path or a
+        list of paths, relative to the file) is read first and overridden by it.
+    overrides: KEY, VALUE, KEY, VALUE, ...; a string value is read as a Python literal where the key
+    is not itself a string.
 
-    Raises ConfigError, naming file and key: unreadable file, unknown key (with the nearest known ones), wrong type or value.
+    Raises ConfigError, naming file and key: unreadable file, unknown key (with the nearest known
+    ones), wrong type or value.
     """
     cfg = default_config()
     _merge(cfg, translate_simple_baseline(_read(Path(path), (), [])), str(path))
@@ -44,14 +51,18 @@ def from_values(values: dict, source: str) -> CfgNode:
 
 
 def changed(cfg: CfgNode, overrides: Sequence[Any], source: str = "overrides") -> CfgNode:
-    """A frozen copy of `cfg` with KEY, VALUE, KEY, VALUE, ... as `load` takes them; source: where they come from, for the ConfigError."""
+    """A frozen copy of `cfg` with KEY, VALUE, KEY, VALUE, ... as `load` takes them; source:
+    where they come from, for the ConfigError.
+    """
     return _overridden(cfg.clone(), overrides, source, source)
 
 
 def _overridden(cfg: CfgNode, overrides: Sequence[Any], source: str, checked_as: str) -> CfgNode:
     cfg.defrost()
     if len(overrides) % 2:
-        raise ConfigError(f"{source}: {shown_value(overrides[-1])} has no value; overrides are KEY VALUE pairs")
+        raise ConfigError(
+            f"{source}: {shown_value(overrides[-1])} has no value; overrides are KEY VALUE pairs"
+        )
     for key, value in zip(overrides[::2], overrides[1::2]):
         nested: Any = value
         for part in reversed(str(key).split(".")):
@@ -69,13 +80,18 @@ def experiment_name(path: str | Path) -> str:
 
 
 def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> dict:
-    """One file with its bases merged under it, as nested dictionaries. seen: the files that lead to it. read: all so far, to which it is added."""
+    """One file with its bases merged under it, as nested dictionaries. seen: the files that lead
+    to it. read: all so far, to which it is added.
+    """
     try:
         resolved = path.resolve()
-    except (OSError, ValueError, RuntimeError):     # reading it tells
+    except (OSError, ValueError, RuntimeError):  # reading it tells
         resolved = path
     if resolved in seen:
-        raise ConfigError(f"{path}: {BASE_KEY} leads back to itself ({' -> '.join(p.name for p in (*seen, resolved))})")
+        raise ConfigError(
+            f"{path}: {BASE_KEY} leads back to itself"
+            f" ({' -> '.join(p.name for p in (*seen, resolved))})"
+        )
     if len(seen) >= MAX_BASES:
         raise ConfigError(f"{path}: more than {MAX_BASES} files deep in {BASE_KEY}")
     read.append(path)
@@ -85,7 +101,9 @@ def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> dict:
     bases = own.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: {BASE_KEY} must be a path or a list of paths, got {shown_value(bases)}")
+        raise ConfigError(
+            f"{path}: {BASE_KEY} must be a path or a list of paths, got {shown_value(bases)}"
+        )
     merged: dict = {}
     for base in bases:
         _update(merged, _read(path.parent / base, (*seen, resolved), read))
@@ -105,12 +123,15 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
     """Put nested `values` into `node`, refusing unknown keys and wrong types."""
     for key, value in values.items():
         if not isinstance(key, str):
-            raise ConfigError(f"{source}: key {shown_value(prefix + shown_value(key))} is not a name")
+            raise ConfigError(
+                f"{source}: key {shown_value(prefix + shown_value(key))} is not a name"
+            )
         name = f"{prefix}{key}"
         if key not in node:
             if not node.is_new_allowed():
-                while isinstance(value, dict) and len(value) == 1:      # Test.MODEL_FILE is what was written, not Test
-                    (part, value), = value.items()
+                # Test.MODEL_FILE is what was written, not Test
+                while isinstance(value, dict) and len(value) == 1:
+                    ((part, value),) = value.items()
                     name = f"{name}.{part}"
                 raise ConfigError(f"{source}: unknown key {name}{_nearest(name)}")
             node[key] = _free_value(value, name, source)
@@ -119,14 +140,20 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
                 raise ConfigError(f"{source}: {name} is a group of keys, got {shown_value(value)}")
             _merge(node[key], value, source, f"{name}.")
         else:
-            node[key] = _free_value(value, name, source) if node.is_new_allowed() else _typed(node[key], value, name, source)
+            node[key] = (
+                _free_value(value, name, source)
+                if node.is_new_allowed()
+                else _typed(node[key], value, name, source)
+            )
 
 
 def _nearest(name: str) -> str:
     known = list(_key_names(default_config()))
     close = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.6)
     # a key in the wrong group (LR instead of TRAIN.LR) is nearer than any misspelling
-    close = [k for k in known if k.split(".")[-1] == name.split(".")[-1].upper() and k not in close][:3] + close
+    close = [
+        k for k in known if k.split(".")[-1] == name.split(".")[-1].upper() and k not in close
+    ][:3] + close
     return f"; the nearest known keys are {', '.join(close[:3])}" if close else ""
 
 
@@ -147,7 +174,9 @@ def _literal(value: Any) -> Any:
 
 
 def _free_value(value: Any, name: str, source: str) -> Any:
-    """A value of MODEL.EXTRA, whose keys belong to the network: literals are read, groups become nodes."""
+    """A value of MODEL.EXTRA, whose keys belong to the network: literals are read, groups become
+    nodes.
+    """
     if isinstance(value, dict):
         node = CfgNode(new_allowed=True)
         for key, item in value.items():
@@ -157,17 +186,26 @@ def _free_value(value: Any, name: str, source: str) -> Any:
         return node
     value = _literal(value)
     if not _is_plain(value):
-        raise ConfigError(f"{source}: {name} must be a number, a text, a group or a list of these, got {shown_value(value)} ({type(value).__name__})")
+        raise ConfigError(
+            f"{source}: {name} must be a number, a text, a group or a list of these, got"
+            f" {shown_value(value)} ({type(value).__name__})"
+        )
     return value
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is of the kinds that a configuration holds; YAML has dates, sets and bytes too, and whole numbers without end."""
+    """Whether a value is of the kinds that a configuration holds; YAML has dates, sets and bytes
+    too, and whole numbers without end.
+    """
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
-    return value is None or type(value) in (bool, float, str) or (type(value) is int and value.bit_length() <= _MOST_BITS)
+    return (
+        value is None
+        or type(value) in (bool, float, str)
+        or (type(value) is int and value.bit_length() <= _MOST_BITS)
+    )
 
 
 def _typed(default: Any, value: Any, name: str, source: str) -> Any:
@@ -183,17 +221,28 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
         if not _is_plain(value):
             raise _wrong_type(wanted, value, name, source)
         if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"      # TEST.USE_GT_BBOX false, as a shell user writes it
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
+            return value.lower() == "true"  # TEST.USE_GT_BBOX false, as a shell user writes it
+        if (
+            wanted is float
+            and isinstance(value, int)
+            and not isinstance(value, bool)
+            and abs(value) < 2**1023
+        ):
             return float(value)
         if wanted is int and isinstance(value, float) and value.is_integer():
             return int(value)
         if wanted in (list, tuple):
             if isinstance(value, int) and not isinstance(value, bool):
-                value = [value] * (2 if name.endswith("_SIZE") else 1)   # GPUS '0' and IMAGE_SIZE 256 of SimpleBaseline
+                # GPUS '0' and IMAGE_SIZE 256 of SimpleBaseline
+                value = [value] * (2 if name.endswith("_SIZE") else 1)
             if isinstance(value, (list, tuple)):
-                if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
-                    return wanted(int(item) if isinstance(item, float) and item.is_integer() else item for item in value)
+                if all(
+                    isinstance(item, (int, float)) and not isinstance(item, bool) for item in value
+                ):
+                    return wanted(
+                        int(item) if isinstance(item, float) and item.is_integer() else item
+                        for item in value
+                    )
                 raise ConfigError(f"{source}: {name} must hold numbers, got {shown_value(value)}")
         if type(value) is wanted:
             return value
@@ -201,5 +250,12 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
 
 
 def _wrong_type(wanted: type, value: Any, name: str, source: str) -> ConfigError:
-    kind = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}.get(wanted.__name__, "a list of numbers")
-    return ConfigError(f"{source}: {name} must be {kind}, got {shown_value(value)} ({type(value).__name__})")
+    kind = {
+        "str": "text",
+        "bool": "True or False",
+        "int": "a whole number",
+        "float": "a number",
+    }.get(wanted.__name__, "a list of numbers")
+    return ConfigError(
+        f"{source}: {name} must be {kind}, got {shown_value(value)} ({type(value).__name__})"
+    )

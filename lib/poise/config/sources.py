@@ -1,7 +1,10 @@
-"""Where the files of COCO and MPII come from: what may be fetched by a program, and what a person has to fetch.
+"""Where the files of COCO and MPII come from: what may be fetched by a program, and what a person
+has to fetch.
 
-Sizes and sums of COCO's archives are those of the files that cocodataset.org links, which lie in its bucket at Amazon; there by HTTPS.
+Sizes and sums of COCO's archives are those of the files that cocodataset.org links, which lie in
+its bucket at Amazon; there by HTTPS.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,15 +12,20 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 COCO_BASE = "https://s3.amazonaws.com/images.cocodataset.org"
-_COCO_TERMS = "annotations CC BY 4.0; each image has the licence of its author on Flickr, see cocodataset.org/#termsofuse"
+_COCO_TERMS = (
+    "annotations CC BY 4.0; each image has the licence of its author on Flickr, see"
+    " cocodataset.org/#termsofuse"
+)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive that may be fetched. wanted: members (whole names, or folders that end in /) and where they go, below the set's folder.
+    """An archive that may be fetched. wanted: members (whole names, or folders that end in /) and
+    where they go, below the set's folder.
 
-    path: behind the base address. size: in bytes, 0 where not known. digest: 'md5:...', sha256's digits, or '' where none was published.
-    files: how many there are when it is unpacked. default: whether it is fetched unasked.
+    path: behind the base address. size: in bytes, 0 where not known. digest: 'md5:...', sha256's
+    digits, or '' where none was published. files: how many there are when it is unpacked. default:
+    whether it is fetched unasked.
     """
 
     name: str
@@ -34,7 +42,7 @@ class Archive:
             if member == source:
                 return target
             if source.endswith("/") and member.startswith(source) and len(member) > len(source):
-                return target + member[len(source):]
+                return target + member[len(source) :]
         return None
 
     @property
@@ -45,7 +53,9 @@ class Archive:
 
 @dataclass(frozen=True)
 class ByHand:
-    """A file, or a folder of images, that only a person may or can fetch. check: poise.datasets.prepare's name for how it is looked at."""
+    """A file, or a folder of images, that only a person may or can fetch. check:
+    poise.datasets.prepare's name for how it is looked at.
+    """
 
     path: str
     what: str
@@ -56,7 +66,9 @@ class ByHand:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: base address, archives, what is by hand, terms. local: an archive that a person may put into the folder, and is then unpacked."""
+    """A data set: base address, archives, what is by hand, terms. local: an archive that a
+    person may put into the folder, and is then unpacked.
+    """
 
     name: str
     root: str
@@ -68,33 +80,125 @@ class Source:
 
 
 def _images(split: str, size: int, digest: str, files: int, default: bool = True) -> Archive:
-    return Archive(split, f"zips/{split}.zip", size, digest, {f"{split}/": f"images/{split}/"}, files, default)
+    return Archive(
+        split, f"zips/{split}.zip", size, digest, {f"{split}/": f"images/{split}/"}, files, default
+    )
 
 
-_DETECTIONS = "open the README of HRNet (github.com/leoxiaobin/deep-high-resolution-net.pytorch), section Data preparation, follow the link to the person detection results"
+_DETECTIONS = (
+    "open the README of HRNet (github.com/leoxiaobin/deep-high-resolution-net.pytorch), section"
+    " Data preparation, follow the link to the person detection results"
+)
 SOURCES = {
-    "coco": Source("coco", "data/coco", COCO_BASE, (
-        Archive("annotations", "annotations/annotations_trainval2017.zip", 252_907_541, "md5:f4bbac642086de4f52a3fdda2de5fa2c",
-                {f"annotations/person_keypoints_{split}2017.json": f"annotations/person_keypoints_{split}2017.json" for split in ("train", "val")}, 2),
-        _images("val2017", 815_585_330, "md5:442b8da7639aecaf257c1dceb8ba8c80", 5_000),
-        _images("train2017", 19_336_861_798, "md5:cced6f7f71b7629ddf16f17bbcfab6b2", 118_287),
-        Archive("image_info", "annotations/image_info_test2017.zip", 0, "", {"annotations/image_info_test-dev2017.json": "annotations/image_info_test-dev2017.json"}, 1, default=False),
-        _images("test2017", 6_646_970_404, "md5:77ad2c53ac5d0aea611d422c0938fb35", 40_670, default=False),
-    ), (
-        ByHand("person_detection_results/COCO_val2017_detections_AP_H_56_person.json", "boxes of a person detector for val2017",
-               f"{_DETECTIONS}, and put the file there", "detections", "TEST.USE_GT_BBOX False"),
-        ByHand("person_detection_results/COCO_test-dev2017_detections_AP_H_609_person.json", "boxes of a person detector for test-dev2017",
-               f"{_DETECTIONS}, and put the file there", "detections", "testing on test-dev2017"),
-    ), _COCO_TERMS),
-    "mpii": Source("mpii", "data/mpii", "", (), (
-        ByHand("images", "the images", "open human-pose.mpi-inf.mpg.de, read the terms there, download mpii_human_pose_v1.tar.gz (12.9 GB) and put it into the folder; "
-               "this command then unpacks it", "images", "everything"),
-        *(ByHand(f"annot/{name}", what, "open the README of HRNet (github.com/leoxiaobin/deep-high-resolution-net.pytorch), section Data preparation, follow the link to the "
-                 "annotations of MPII in json form, and put the file there", check, needed_for) for name, what, check, needed_for in (
-                     ("train.json", "training persons", "persons", "training"), ("valid.json", "validation persons", "persons", "testing"),
-                     ("gt_valid.mat", "joints and head boxes of the validation set", "head boxes", "PCKh"))),
-    ), "for research only; the images belong to their owners",
-        local=(Archive("images", "mpii_human_pose_v1.tar.gz", 0, "", {"images/": "images/", "mpii_human_pose_v1/images/": "images/"}, 24_984),)),
+    "coco": Source(
+        "coco",
+        "data/coco",
+        COCO_BASE,
+        (
+            Archive(
+                "annotations",
+                "annotations/annotations_trainval2017.zip",
+                252_907_541,
+                "md5:f4bbac642086de4f52a3fdda2de5fa2c",
+                {
+                    f"annotations/person_keypoints_{split}2017.json": (
+                        f"annotations/person_keypoints_{split}2017.json"
+                    )
+                    for split in ("train", "val")
+                },
+                2,
+            ),
+            _images("val2017", 815_585_330, "md5:442b8da7639aecaf257c1dceb8ba8c80", 5_000),
+            _images("train2017", 19_336_861_798, "md5:cced6f7f71b7629ddf16f17bbcfab6b2", 118_287),
+            Archive(
+                "image_info",
+                "annotations/image_info_test2017.zip",
+                0,
+                "",
+                {
+                    "annotations/image_info_test-dev2017.json": (
+                        "annotations/image_info_test-dev2017.json"
+                    )
+                },
+                1,
+                default=False,
+            ),
+            _images(
+                "test2017",
+                6_646_970_404,
+                "md5:77ad2c53ac5d0aea611d422c0938fb35",
+                40_670,
+                default=False,
+            ),
+        ),
+        (
+            ByHand(
+                "person_detection_results/COCO_val2017_detections_AP_H_56_person.json",
+                "boxes of a person detector for val2017",
+                f"{_DETECTIONS}, and put the file there",
+                "detections",
+                "TEST.USE_GT_BBOX False",
+            ),
+            ByHand(
+                "person_detection_results/COCO_test-dev2017_detections_AP_H_609_person.json",
+                "boxes of a person detector for test-dev2017",
+                f"{_DETECTIONS}, and put the file there",
+                "detections",
+                "testing on test-dev2017",
+            ),
+        ),
+        _COCO_TERMS,
+    ),
+    "mpii": Source(
+        "mpii",
+        "data/mpii",
+        "",
+        (),
+        (
+            ByHand(
+                "images",
+                "the images",
+                "open human-pose.mpi-inf.mpg.de, read the terms there, download"
+                " mpii_human_pose_v1.tar.gz (12.9 GB) and put it into the folder; this command then"
+                " unpacks it",
+                "images",
+                "everything",
+            ),
+            *(
+                ByHand(
+                    f"annot/{name}",
+                    what,
+                    "open the README of HRNet"
+                    " (github.com/leoxiaobin/deep-high-resolution-net.pytorch), section Data"
+                    " preparation, follow the link to the annotations of MPII in json form, and put"
+                    " the file there",
+                    check,
+                    needed_for,
+                )
+                for name, what, check, needed_for in (
+                    ("train.json", "training persons", "persons", "training"),
+                    ("valid.json", "validation persons", "persons", "testing"),
+                    (
+                        "gt_valid.mat",
+                        "joints and head boxes of the validation set",
+                        "head boxes",
+                        "PCKh",
+                    ),
+                )
+            ),
+        ),
+        "for research only; the images belong to their owners",
+        local=(
+            Archive(
+                "images",
+                "mpii_human_pose_v1.tar.gz",
+                0,
+                "",
+                {"images/": "images/", "mpii_human_pose_v1/images/": "images/"},
+                24_984,
+            ),
+        ),
+    ),
 }
 
 

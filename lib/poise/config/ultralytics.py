@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from poise.config.datasets import MOST_JOINTS, dataset
 from poise.errors import ConfigError, shown, shown_value
 from poise.structures.skeleton import Skeleton
-from poise.config.datasets import MOST_JOINTS, dataset
 
 SETS = ("train", "val", "test")
 

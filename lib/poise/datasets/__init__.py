@@ -1,4 +1,5 @@
 """Who is in which image (coco, mpii, synthetic), reading images, augmentation, batches."""
+
 from __future__ import annotations
 
 import logging
@@ -7,16 +8,15 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.codecs import build_codec
+from poise.config.datasets import dataset_of, image_folder
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
-from poise.datasets.mixing import ImageFolders, as_set, mixed
 from poise.datasets.loader import BatchLoader, PersonCrops
+from poise.datasets.mixing import ImageFolders, as_set, mixed
 from poise.datasets.sampler import EpochBatches
-from poise.config.datasets import image_folder
 from poise.io.images import ImageFolder
-from poise.structures.person_table import PersonTable
 from poise.structures.crops import PIXEL_STD
-from poise.config.datasets import dataset_of
+from poise.structures.person_table import PersonTable
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,9 @@ __all__ = ["build_loader", "read_set", "read_table", "PersonTable", "ImageFolder
 
 
 def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | ImageFolders]:
-    """Persons and images of DATASET.TRAIN_SET, with those of DATASET.MIX, or of DATASET.TEST_SET; what was dropped is in the log."""
+    """Persons and images of DATASET.TRAIN_SET, with those of DATASET.MIX, or of
+    DATASET.TEST_SET; what was dropped is in the log.
+    """
     if not train:
         for remark in dataset_of(cfg).remarks:
             log.warning("%s", remark)
@@ -33,49 +35,103 @@ def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | I
     own = _read_one(cfg, train)
     if not train or not cfg.DATASET.MIX:
         return own
-    # in an order of their own, for a configuration that was written and read again has the groups in another
-    return mixed(cfg, {"": own, **{name: _read_one(as_set(cfg, name), train) for name in sorted(cfg.DATASET.MIX)}})
+    # in an order of their own, for a configuration that was written and read again has the groups
+    # in another
+    return mixed(
+        cfg,
+        {
+            "": own,
+            **{name: _read_one(as_set(cfg, name), train) for name in sorted(cfg.DATASET.MIX)},
+        },
+    )
 
 
 def _read_one(cfg: CfgNode, train: bool) -> tuple[PersonTable, ImageFolder]:
-    table, split = read_table(cfg, train=train), cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET
+    table, split = (
+        read_table(cfg, train=train),
+        (cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET),
+    )
     log.info("%s set %s: %s", "train" if train else "test", split, table.summary())
     return table, image_folder(cfg, split)
 
 
 def read_table(cfg: CfgNode, *, train: bool) -> PersonTable:
-    """Persons of DATASET.TRAIN_SET, without DATASET.MIX, or of DATASET.TEST_SET. Raises DataError or ConfigError, naming the file or key."""
-    split, margin = (cfg.DATASET.TRAIN_SET, cfg.DATASET.BOX_MARGIN) if train else (cfg.DATASET.TEST_SET, cfg.TEST.BOX_MARGIN)
+    """Persons of DATASET.TRAIN_SET, without DATASET.MIX, or of DATASET.TEST_SET. Raises
+    DataError or ConfigError, naming the file or key.
+    """
+    split, margin = (
+        (cfg.DATASET.TRAIN_SET, cfg.DATASET.BOX_MARGIN)
+        if train
+        else (cfg.DATASET.TEST_SET, cfg.TEST.BOX_MARGIN)
+    )
     if dataset_of(cfg).format == "mpii":
         table = mpii.read_table(cfg, split, margin=margin)
     else:
-        table = coco.read_table(cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin)
+        table = coco.read_table(
+            cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin
+        )
     if train and cfg.DATASET.SELECT_DATA:
-        table = table.select(joints_agree_with_box(table), "joints far from the box's centre, DATASET.SELECT_DATA")
+        table = table.select(
+            joints_agree_with_box(table), "joints far from the box's centre, DATASET.SELECT_DATA"
+        )
     return table
 
 
-def build_loader(cfg: CfgNode, table: PersonTable, images: ImageFolder | ImageFolders, *, train: bool, devices: int = 1, on_gpu: bool = False,
-                 rank: int = 0, world: int = 1, local_world: int = 1) -> BatchLoader:
-    """Batches of a set: shuffled and augmented for training, for testing image by image, so that each is decoded once.
+def build_loader(
+    cfg: CfgNode,
+    table: PersonTable,
+    images: ImageFolder | ImageFolders,
+    *,
+    train: bool,
+    devices: int = 1,
+    on_gpu: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    local_world: int = 1,
+) -> BatchLoader:
+    """Batches of a set: shuffled and augmented for training, for testing image by image, so that
+    each is decoded once.
 
-    devices: of this process, each with BATCH_SIZE_PER_GPU samples a step. on_gpu: whether they are GPUs, for PIN_MEMORY. Of
-    several processes (`rank` of `world`) each trains on its rows of every batch, and tests every world-th batch; those on one machine
-    (local_world) share WORKERS.
+    devices: of this process, each with BATCH_SIZE_PER_GPU samples a step. on_gpu: whether they are
+    GPUs, for PIN_MEMORY. Of several processes (`rank` of `world`) each trains on its rows of every
+    batch, and tests every world-th batch; those on one machine (local_world) share WORKERS.
     """
-    crops = PersonCrops(table, images, image_size=cfg.MODEL.IMAGE_SIZE, rgb=cfg.DATASET.COLOR_RGB, seed=cfg.SEED,
-                        augmentation=Augmentation.from_config(cfg) if train else None, unbiased=build_codec(cfg).unbiased)
-    size = (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU * max(devices, 1) * (world if train else 1)
-    batches = EpochBatches(len(table), size, shuffle=train and cfg.TRAIN.SHUFFLE, seed=cfg.SEED, rank=rank, world=world, whole_batches=not train,
-                           order=None if train else np.argsort(table.image_index, kind="stable"), repeat=table.repeat if train else None)
-    return BatchLoader(crops, batches, workers=-(-cfg.WORKERS // local_world), pin_memory=cfg.PIN_MEMORY and on_gpu)
+    crops = PersonCrops(
+        table,
+        images,
+        image_size=cfg.MODEL.IMAGE_SIZE,
+        rgb=cfg.DATASET.COLOR_RGB,
+        seed=cfg.SEED,
+        augmentation=Augmentation.from_config(cfg) if train else None,
+        unbiased=build_codec(cfg).unbiased,
+    )
+    size = (
+        (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU
+        * max(devices, 1)
+        * (world if train else 1)
+    )
+    batches = EpochBatches(
+        len(table),
+        size,
+        shuffle=train and cfg.TRAIN.SHUFFLE,
+        seed=cfg.SEED,
+        rank=rank,
+        world=world,
+        whole_batches=not train,
+        order=None if train else np.argsort(table.image_index, kind="stable"),
+        repeat=table.repeat if train else None,
+    )
+    return BatchLoader(
+        crops, batches, workers=-(-cfg.WORKERS // local_world), pin_memory=cfg.PIN_MEMORY and on_gpu
+    )
 
 
 def joints_agree_with_box(table: PersonTable) -> np.ndarray:
-    """(N,) bool: the mean of a person's joints lies near the box's centre, the nearer the fewer joints there are.
+    """(N,) bool: the mean of a person's joints lies near the box's centre, the nearer the fewer
+    joints there are.
 
-    Source: HRNet lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1 joint by 0.0125 a joint, to 0.65 for COCO's 17; where
-    there are more, to 0.65 for all of them.
+    Source: HRNet lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1
+    joint by 0.0125 a joint, to 0.65 for COCO's 17; where there are more, to 0.65 for all of them.
     """
     labelled = table.visible > 0
     count = labelled.sum(axis=1)

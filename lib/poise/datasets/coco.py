@@ -1,7 +1,10 @@
-"""Keypoint annotations in COCO's form: persons from annotations, from a detection file, or the images of a test set.
+"""Keypoint annotations in COCO's form: persons from annotations, from a detection file, or the
+images of a test set.
 
-The dataset file says where they lie below DATASET.ROOT. Source of the selection rules: HRNet lib/dataset/coco.py.
+The dataset file says where they lie below DATASET.ROOT. Source of the selection rules: HRNet
+lib/dataset/coco.py.
 """
+
 from __future__ import annotations
 
 from functools import partial
@@ -11,65 +14,108 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import data_path
-from poise.io.cache import Arrays, remembered
-from poise.datasets.coco_files import DETECTIONS_HINT, ID_FIELDS, OF_ANOTHER, category_id, detection_fault, read_annotations, read_detections, read_entries, read_images, refuse
-from poise.config.datasets import present_annotation_path
-from poise.structures.person_table import PackedNames, PersonTable
+from poise.config.datasets import dataset_of, present_annotation_path
+from poise.datasets.coco_files import (
+    DETECTIONS_HINT,
+    ID_FIELDS,
+    OF_ANOTHER,
+    category_id,
+    detection_fault,
+    read_annotations,
+    read_detections,
+    read_entries,
+    read_images,
+    refuse,
+)
 from poise.errors import ConfigError, DataError
-from poise.structures.crops import BOX_MARGIN, FARTHEST, box_to_center_scale
+from poise.io.cache import Arrays, remembered
 from poise.io.json_file import as_id, is_number, with_ids
+from poise.structures.crops import BOX_MARGIN, FARTHEST, box_to_center_scale
+from poise.structures.person_table import PackedNames, PersonTable
 from poise.structures.skeleton import DatasetFile
-from poise.config.datasets import dataset_of
 
 
 def read_table(cfg: CfgNode, split: str, *, detections: bool, margin=BOX_MARGIN) -> PersonTable:
-    """All persons of a split: the annotated ones, or those of TEST.COCO_BBOX_FILE when `detections`. margin: see box_to_center_scale.
+    """All persons of a split: the annotated ones, or those of TEST.COCO_BBOX_FILE when
+    `detections`. margin: see box_to_center_scale.
 
     Raises DataError or ConfigError, naming the file, for what is missing or cannot be right.
     """
     path = present_annotation_path(cfg, split)
     aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
     data = dataset_of(cfg)
-    # what the dataset file decides of the arrays is part of their kind, so that a changed one has others read
+    # what the dataset file decides of the arrays is part of their kind, so that a changed one has
+    # others read
     joints, kind = data.skeleton.num_joints, f"of category {data.category!r}"
     if detections:
-        images = remembered(path, f"images {kind}", partial(read_images, path, data.category), cfg.DATASET.CACHE)
+        images = remembered(
+            path, f"images {kind}", partial(read_images, path, data.category), cfg.DATASET.CACHE
+        )
         table = _detected(cfg, data, images, path, aspect, margin)
     else:
-        persons = remembered(path, f"persons {kind} with {joints} joints", partial(read_annotations, path, split, joints, data.category), cfg.DATASET.CACHE)
+        persons = remembered(
+            path,
+            f"persons {kind} with {joints} joints",
+            partial(read_annotations, path, split, joints, data.category),
+            cfg.DATASET.CACHE,
+        )
         check_order(persons["joint_names"].tolist(), data, path)
         table = _annotated(persons, data, path, aspect, margin, cfg.DATASET.BOX_CLIP)
     if not len(table):
-        raise DataError(f"{data_path(cfg, cfg.TEST.COCO_BBOX_FILE) if detections else path}: no person is left to use; {table.summary()}")
+        raise DataError(
+            f"{data_path(cfg, cfg.TEST.COCO_BBOX_FILE) if detections else path}: no person is left"
+            f" to use; {table.summary()}"
+        )
     return table
 
 
 def check_order(names: list[str], data: DatasetFile, path: Path) -> None:
-    """Raise DataError where the annotation file names its joints, the same ones as the dataset file, in another order."""
+    """Raise DataError where the annotation file names its joints, the same ones as the dataset
+    file, in another order.
+    """
     ours = data.skeleton.names
     if names != list(ours) and sorted(names) == sorted(ours):
         place = next(i for i, pair in enumerate(zip(names, ours)) if pair[0] != pair[1])
-        raise DataError(f"{path}: its joint {place} is {names[place]!r}, in {data.path} it is {ours[place]!r}; `joints` there must have the annotation "
-                        "file's order")
+        raise DataError(
+            f"{path}: its joint {place} is {names[place]!r}, in {data.path} it is {ours[place]!r};"
+            " `joints` there must have the annotation file's order"
+        )
 
 
-def _annotated(file: Arrays, data: DatasetFile, path: Path, aspect: float, margin, clip: str) -> PersonTable:
+def _annotated(
+    file: Arrays, data: DatasetFile, path: Path, aspect: float, margin, clip: str
+) -> PersonTable:
     ids, index = file["ids"], file["image_index"]
     boxes, usable = _clip(file["boxes"], file["image_sizes"][index], clip)
     refuse(~usable, ids, path, "a bbox without area inside its image")
     center, scale = box_to_center_scale(boxes, aspect, margin)
     dropped = dict(zip(file["reasons"].tolist(), file["counts"].tolist()))
     return PersonTable(
-        data.skeleton, PackedNames(file["name_buffer"], file["name_ends"]), file["image_ids"], index, center, boxes[:, 2:], scale, file["joints"],
-        file["visible"], np.ones(len(ids)), ids, "gt", dropped, int(file["person"][0]))
+        data.skeleton,
+        PackedNames(file["name_buffer"], file["name_ends"]),
+        file["image_ids"],
+        index,
+        center,
+        boxes[:, 2:],
+        scale,
+        file["joints"],
+        file["visible"],
+        np.ones(len(ids)),
+        ids,
+        "gt",
+        dropped,
+        int(file["person"][0]),
+    )
 
 
 def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) clipped to images of `sizes` (N, 2) by DATASET.BOX_CLIP, and which of them have an area left.
+    """Boxes (N, 4) clipped to images of `sizes` (N, 2) by DATASET.BOX_CLIP, and which of them have
+    an area left.
 
-    'hrnet': the last pixel of a box is x + w - 1, so a clipped box is one pixel narrower than the given one; kept because it
-    moves every crop a little. A box of one pixel is left with no area: no crop can be cut from it. 'mmpose': as wide as given.
-    'none': as given, as MSPN takes them; a box outside of its image is still refused.
+    'hrnet': the last pixel of a box is x + w - 1, so a clipped box is one pixel narrower than the
+    given one; kept because it moves every crop a little. A box of one pixel is left with no area:
+    no crop can be cut from it. 'mmpose': as wide as given. 'none': as given, as MSPN takes them; a
+    box outside of its image is still refused.
     """
     if rule == "none":
         inside = (boxes[:, :2] < sizes).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
@@ -81,50 +127,102 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, 
     return np.concatenate([low, high - low], axis=1), usable
 
 
-def _detected(cfg: CfgNode, data: DatasetFile, images: Arrays, path: Path, aspect: float, margin) -> PersonTable:
+def _detected(
+    cfg: CfgNode, data: DatasetFile, images: Arrays, path: Path, aspect: float, margin
+) -> PersonTable:
     if not cfg.TEST.COCO_BBOX_FILE:
-        raise ConfigError("TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test with ground-truth boxes; "
-                          "tools/make_boxes.py writes a detection file")
+        raise ConfigError(
+            "TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test"
+            " with ground-truth boxes; tools/make_boxes.py writes a detection file"
+        )
     file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
     person = category_id(images, data.category)
-    columns = remembered(file, "detections", partial(read_detections, file, DETECTIONS_HINT), cfg.DATASET.CACHE)
+    columns = remembered(
+        file, "detections", partial(read_detections, file, DETECTIONS_HINT), cfg.DATASET.CACHE
+    )
     if columns is not None:
-        values, dropped = chosen_detections(columns, images["image_ids"], person, cfg.TEST.IMAGE_THRE)
+        values, dropped = chosen_detections(
+            columns, images["image_ids"], person, cfg.TEST.IMAGE_THRE
+        )
     else:
-        values, dropped = detections_one_by_one(read_entries(file, DETECTIONS_HINT), images["image_ids"], person, cfg.TEST.IMAGE_THRE, file, DETECTIONS_HINT)
-    named = {OF_ANOTHER: dropped["category"], f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}": dropped["score"],
-             f"of images that {path.name} does not list": dropped["image"]}
-    bad = ~(np.abs(values[:, 2:]) < FARTHEST).all(axis=1)      # NaN is not below either
+        values, dropped = detections_one_by_one(
+            read_entries(file, DETECTIONS_HINT),
+            images["image_ids"],
+            person,
+            cfg.TEST.IMAGE_THRE,
+            file,
+            DETECTIONS_HINT,
+        )
+    named = {
+        OF_ANOTHER: dropped["category"],
+        f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}": dropped["score"],
+        f"of images that {path.name} does not list": dropped["image"],
+    }
+    bad = ~(np.abs(values[:, 2:]) < FARTHEST).all(axis=1)  # NaN is not below either
     if bad.any():
-        raise DataError(f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite or beyond any image; correct or remove it")
+        raise DataError(
+            f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite or"
+            " beyond any image; correct or remove it"
+        )
     center, scale = box_to_center_scale(values[:, 3:], aspect, margin)
-    table = PersonTable(data.skeleton, PackedNames(images["name_buffer"], images["name_ends"]), images["image_ids"], values[:, 1].astype(np.int32), center,
-                        values[:, 5:], scale, None, None, values[:, 2], values[:, 0].astype(np.int64), file.stem,
-                        {reason: count for reason, count in named.items() if count}, person)
+    table = PersonTable(
+        data.skeleton,
+        PackedNames(images["name_buffer"], images["name_ends"]),
+        images["image_ids"],
+        values[:, 1].astype(np.int32),
+        center,
+        values[:, 5:],
+        scale,
+        None,
+        None,
+        values[:, 2],
+        values[:, 0].astype(np.int64),
+        file.stem,
+        {reason: count for reason, count in named.items() if count},
+        person,
+    )
     # both conditions on all rows, so that a box that fails both is counted once
     has_area = (values[:, 5:] > 0).all(axis=1)
-    inside = ((values[:, 3:5] < images["image_sizes"][table.image_index]) & (values[:, 3:5] + values[:, 5:] > 0)).all(axis=1)
-    return table.select(has_area, "boxes without area").select(inside[has_area], "boxes outside their image")
+    inside = (
+        (values[:, 3:5] < images["image_sizes"][table.image_index])
+        & (values[:, 3:5] + values[:, 5:] > 0)
+    ).all(axis=1)
+    return table.select(has_area, "boxes without area").select(
+        inside[has_area], "boxes outside their image"
+    )
 
 
-def chosen_detections(columns: Arrays, image_ids: np.ndarray, person: int, threshold: float) -> tuple[np.ndarray, dict[str, int]]:
-    """Persons of listed images with a score of `threshold` or more, and how many are not; columns: see read_detections.
+def chosen_detections(
+    columns: Arrays, image_ids: np.ndarray, person: int, threshold: float
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Persons of listed images with a score of `threshold` or more, and how many are not; columns:
+    see read_detections.
 
-    Returns (N, 7) float64: position in the file, place of the image in image_ids (M,), score, x, y, width, height.
+    Returns (N, 7) float64: position in the file, place of the image in image_ids (M,), score, x, y,
+    width, height.
     """
     order = np.argsort(image_ids)
-    place = order[np.minimum(np.searchsorted(image_ids, columns["image_id"], sorter=order), len(order) - 1)]
+    place = order[
+        np.minimum(np.searchsorted(image_ids, columns["image_id"], sorter=order), len(order) - 1)
+    ]
     another = columns["category"] != person
     low = ~another & (columns["score"] < threshold)
     unlisted = ~another & ~low & (image_ids[place] != columns["image_id"])
     kept = np.flatnonzero(~(another | low | unlisted))
     values = np.column_stack([kept, place[kept], columns["score"][kept], columns["box"][kept]])
-    return values.astype(np.float64).reshape(-1, 7), {"category": int(another.sum()), "score": int(low.sum()), "image": int(unlisted.sum())}
+    return values.astype(np.float64).reshape(-1, 7), {
+        "category": int(another.sum()),
+        "score": int(low.sum()),
+        "image": int(unlisted.sum()),
+    }
 
 
-def detections_one_by_one(entries: list, image_ids: np.ndarray, person: int, threshold: float, file: Path,
-                          mend: str) -> tuple[np.ndarray, dict[str, int]]:
-    """The same of entries that are not all alike. Raises DataError for one that is no detection, if it is not dropped anyway."""
+def detections_one_by_one(
+    entries: list, image_ids: np.ndarray, person: int, threshold: float, file: Path, mend: str
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The same of entries that are not all alike. Raises DataError for one that is no detection,
+    if it is not dropped anyway.
+    """
     position = {image_id: index for index, image_id in enumerate(image_ids.tolist())}
     dropped = {"category": 0, "score": 0, "image": 0}
     rows = []

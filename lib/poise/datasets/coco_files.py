@@ -1,4 +1,7 @@
-"""What COCO's annotation and detection files hold, as arrays: whatever settings a run has, so that it can be kept for the next run."""
+"""What COCO's annotation and detection files hold, as arrays: whatever settings a run has, so
+that it can be kept for the next run.
+"""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -8,35 +11,46 @@ from typing import Any
 
 import numpy as np
 
+from poise.errors import ConfigError, DataError, shown, shown_value
 from poise.io.archives import name_fault
 from poise.io.cache import Arrays
-from poise.structures.person_table import PackedNames
-from poise.errors import ConfigError, DataError, shown, shown_value
 from poise.io.files import no_garbage_collection
-from poise.structures.crops import FARTHEST
 from poise.io.json_file import as_id, field_fault, is_number, read_in_parts, read_json, with_ids
+from poise.structures.crops import FARTHEST
+from poise.structures.person_table import PackedNames
 from poise.structures.skeleton import crowd_flag, find_category
 
-_LARGEST_BOX = 1e15       # it may reach beyond its image, which it is clipped to
-OF_ANOTHER = "of another category"     # a reason for which an annotation is dropped
+_LARGEST_BOX = 1e15  # it may reach beyond its image, which it is clipped to
+OF_ANOTHER = "of another category"  # a reason for which an annotation is dropped
 MEND = "check DATASET.ROOT and the set's name"
 DETECTIONS_HINT = (
-    "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}; tools/make_boxes.py "
-    "writes one, README.md says where COCO's is; TEST.USE_GT_BBOX True does without"
+    "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score};"
+    " tools/make_boxes.py writes one, README.md says where COCO's is; TEST.USE_GT_BBOX True does"
+    " without"
 )
 ID_FIELDS = ("id", "image_id", "category_id")
 
 
 def category_id(file: Arrays, category: str | int) -> int:
-    """The id of the persons' category. file: of read_images. Where it has no such category: `category` if that is an id, else COCO's 1."""
-    return int(file["person"][0]) if len(file["person"]) else category if isinstance(category, int) else 1
+    """The id of the persons' category. file: of read_images. Where it has no such category:
+    `category` if that is an id, else COCO's 1.
+    """
+    return (
+        int(file["person"][0])
+        if len(file["person"])
+        else category
+        if isinstance(category, int)
+        else 1
+    )
 
 
 def read_images(path: Path, category: str | int) -> Arrays:
-    """The images of an annotation file. category: name or id of the persons' category. Raises DataError, naming the file.
+    """The images of an annotation file. category: name or id of the persons' category. Raises
+    DataError, naming the file.
 
-    name_buffer, name_ends: see PackedNames. image_ids (M,) int64. image_sizes (M, 2) float64, width and height in pixels.
-    person: the id of the category; empty where the file has no such category. joint_names: of the category, as far as the file tells.
+    name_buffer, name_ends: see PackedNames. image_ids (M,) int64. image_sizes (M, 2) float64, width
+    and height in pixels. person: the id of the category; empty where the file has no such category.
+    joint_names: of the category, as far as the file tells.
     """
     content = read_json(path, "annotation file", MEND)
     listed = content.get("annotations") if isinstance(content, dict) else None
@@ -44,25 +58,43 @@ def read_images(path: Path, category: str | int) -> Arrays:
 
 
 def read_annotations(path: Path, split: str, joints: int, category: str | int) -> Arrays:
-    """The same and the labelled persons of so many joints, without crowd regions and those that nothing can be learned from. Raises DataError or ConfigError.
+    """The same and the labelled persons of so many joints, without crowd regions and those that
+    nothing can be learned from. Raises DataError or ConfigError.
 
-    ids (N,) int64. image_index (N,) int32. boxes (N, 4) float64 as annotated. joints (N, J, 2) and visible (N, J) float32: see PersonTable.
-    reasons, counts: what was dropped.
+    ids (N,) int64. image_index (N,) int32. boxes (N, 4) float64 as annotated. joints (N, J, 2) and
+    visible (N, J) float32: see PersonTable. reasons, counts: what was dropped.
     """
     with no_garbage_collection():
-        return read_in_parts(path, "annotations", lambda content, parts: _annotations(content, parts, path, split, joints, category), "annotation file", MEND)
+        return read_in_parts(
+            path,
+            "annotations",
+            lambda content, parts: _annotations(content, parts, path, split, joints, category),
+            "annotation file",
+            MEND,
+        )
 
 
-def _annotations(content: Any, parts: Iterable[list], path: Path, split: str, joints: int, category: str | int) -> Arrays:
+def _annotations(
+    content: Any, parts: Iterable[list], path: Path, split: str, joints: int, category: str | int
+) -> Arrays:
     arrays = _images(content, path, category, parts)
     if "annotations" not in content:
-        raise ConfigError(f"{path}: set {split} has no annotations, so no ground-truth boxes; set TEST.USE_GT_BBOX False and "
-                          "TEST.COCO_BBOX_FILE to a detection file, which tools/make_boxes.py writes")
+        raise ConfigError(
+            f"{path}: set {split} has no annotations, so no ground-truth boxes; set"
+            " TEST.USE_GT_BBOX False and TEST.COCO_BBOX_FILE to a detection file, which"
+            " tools/make_boxes.py writes"
+        )
     if not len(arrays["person"]):
-        raise DataError(f"{path}: has no category {category!r} with an id; Poise trains on one category, which `category` of the dataset file names")
+        raise DataError(
+            f"{path}: has no category {category!r} with an id; Poise trains on one category, which"
+            " `category` of the dataset file names"
+        )
     if not isinstance(content["annotations"], list):
         raise DataError(f"{path}: 'annotations' is not a list; this is not a COCO annotation file")
-    person, position = int(arrays["person"][0]), {image_id: index for index, image_id in enumerate(arrays["image_ids"].tolist())}
+    person, position = (
+        int(arrays["person"][0]),
+        {image_id: index for index, image_id in enumerate(arrays["image_ids"].tolist())},
+    )
     dropped: Counter[str] = Counter()
     found = [_no_persons(joints)]
     first = 0
@@ -75,18 +107,34 @@ def _annotations(content: Any, parts: Iterable[list], path: Path, split: str, jo
         found.append(columns)
         dropped.update(reasons)
     ids, index, boxes, keypoints = (np.concatenate(column) for column in zip(*found))
-    refuse(~(np.abs(boxes) < _LARGEST_BOX).all(axis=1), ids, path, "a bbox that is not finite or beyond any image")
+    refuse(
+        ~(np.abs(boxes) < _LARGEST_BOX).all(axis=1),
+        ids,
+        path,
+        "a bbox that is not finite or beyond any image",
+    )
     # 1e300 is finite, but not in the float32 that the table holds
-    refuse(~(np.abs(keypoints) < FARTHEST).all(axis=(1, 2)), ids, path, "a keypoint that is not finite or beyond any image")
+    refuse(
+        ~(np.abs(keypoints) < FARTHEST).all(axis=(1, 2)),
+        ids,
+        path,
+        "a keypoint that is not finite or beyond any image",
+    )
     reasons = sorted(dropped)
     return arrays | {
-        "ids": ids, "image_index": index, "boxes": boxes, "joints": keypoints[:, :, :2].astype(np.float32),
-        "visible": np.clip(keypoints[:, :, 2], 0, 2).astype(np.float32), "reasons": np.array(reasons, dtype=str),
-        "counts": np.array([dropped[reason] for reason in reasons], dtype=np.int64)}
+        "ids": ids,
+        "image_index": index,
+        "boxes": boxes,
+        "joints": keypoints[:, :, :2].astype(np.float32),
+        "visible": np.clip(keypoints[:, :, 2], 0, 2).astype(np.float32),
+        "reasons": np.array(reasons, dtype=str),
+        "counts": np.array([dropped[reason] for reason in reasons], dtype=np.int64),
+    }
 
 
 def read_detections(path: Path, mend: str) -> Arrays | None:
-    """category, image_id (D,) int64, score (D,) and box (D, 4) float64 of a detection file; None where an entry has something else.
+    """category, image_id (D,) int64, score (D,) and box (D, 4) float64 of a detection file; None
+    where an entry has something else.
 
     Raises DataError, naming the file, where it is no list in JSON.
     """
@@ -113,15 +161,29 @@ def detection_columns(entries: list) -> Arrays | None:
         return {"category": whole, "image_id": whole, "score": numbers, "box": np.zeros((0, 4))}
     try:
         columns = {
-            "category": np.array([entry["category_id"] for entry in entries]), "image_id": np.array([entry["image_id"] for entry in entries]),
-            "score": np.array([entry["score"] for entry in entries]), "box": np.array([entry["bbox"] for entry in entries])}
+            "category": np.array([entry["category_id"] for entry in entries]),
+            "image_id": np.array([entry["image_id"] for entry in entries]),
+            "score": np.array([entry["score"] for entry in entries]),
+            "box": np.array([entry["bbox"] for entry in entries]),
+        }
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    shapes = {"category": (len(entries),), "image_id": (len(entries),), "score": (len(entries),), "box": (len(entries), 4)}
+    shapes = {
+        "category": (len(entries),),
+        "image_id": (len(entries),),
+        "score": (len(entries),),
+        "box": (len(entries), 4),
+    }
     whole = {"category", "image_id"}
-    if any(array.shape != shapes[name] or array.dtype.kind not in ("i" if name in whole else "if") for name, array in columns.items()):
+    if any(
+        array.shape != shapes[name] or array.dtype.kind not in ("i" if name in whole else "if")
+        for name, array in columns.items()
+    ):
         return None
-    return {name: array.astype(np.int64 if name in whole else np.float64) for name, array in columns.items()}
+    return {
+        name: array.astype(np.int64 if name in whole else np.float64)
+        for name, array in columns.items()
+    }
 
 
 def detection_fault(entry: Any) -> str:
@@ -171,28 +233,47 @@ def _images(content: Any, path: Path, category: str | int, parts: Iterable[list]
         raise DataError(f"{path}: two entries of 'images' have the same id; ids must differ")
     strange = next((name for name in names if name_fault(name)), None)
     if strange is not None:
-        raise DataError(f"{path}: the file_name {shown(strange)} of 'images' {name_fault(strange)}; names are relative to the image folder")
+        raise DataError(
+            f"{path}: the file_name {shown(strange)} of 'images' {name_fault(strange)}; names are"
+            " relative to the image folder"
+        )
     small = ~((sizes >= 1) & (sizes < FARTHEST)).all(axis=1)
     if small.any():
-        raise DataError(f"{path}: image {ids[small][0]} has width and height {sizes[small][0].tolist()}; correct or remove it")
+        raise DataError(
+            f"{path}: image {ids[small][0]} has width and height {sizes[small][0].tolist()};"
+            " correct or remove it"
+        )
     packed, found = PackedNames.of(names), find_category(content, category, path, parts) or {}
     person, names = as_id(found.get("id")), found.get("keypoints")
-    joint_names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
-    return {"name_buffer": packed.buffer, "name_ends": packed.ends, "image_ids": ids, "image_sizes": sizes,
-            "person": np.array([] if person is None else [person], dtype=np.int64), "joint_names": np.array(joint_names, dtype=str)}
+    joint_names = (
+        names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+    )
+    return {
+        "name_buffer": packed.buffer,
+        "name_ends": packed.ends,
+        "image_ids": ids,
+        "image_sizes": sizes,
+        "person": np.array([] if person is None else [person], dtype=np.int64),
+        "joint_names": np.array(joint_names, dtype=str),
+    }
 
 
-Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]     # ids (N,), image_index (N,), boxes (N, 4), keypoints (N, J, 3)
+# ids (N,), image_index (N,), boxes (N, 4), keypoints (N, J, 3)
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _no_persons(joints: int) -> Columns:
     return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 4)), np.zeros((0, joints, 3))
 
 
-def regular_persons(entries: list, person: int, position: dict[int, int], joints: int) -> tuple[Columns, Counter[str]] | None:
-    """The columns of a list of annotations and what was dropped, column by column, in a fifth of the time that one by one takes.
+def regular_persons(
+    entries: list, person: int, position: dict[int, int], joints: int
+) -> tuple[Columns, Counter[str]] | None:
+    """The columns of a list of annotations and what was dropped, column by column, in a fifth of
+    the time that one by one takes.
 
-    None where an entry is not as it should be: persons_one_by_one then finds out what is wrong with it, if anything.
+    None where an entry is not as it should be: persons_one_by_one then finds out what is wrong with
+    it, if anything.
     """
     numbers, unlabelled = 3 * joints, [0] * (3 * joints)
     try:
@@ -205,15 +286,25 @@ def regular_persons(entries: list, person: int, position: dict[int, int], joints
         index = [position[entry["image_id"]] for entry in single]
         if any(len(entry["keypoints"]) != numbers for entry in single):
             return None
-        labelled = [(entry, place) for entry, place in zip(single, index) if entry["keypoints"] != unlabelled]
+        labelled = [
+            (entry, place)
+            for entry, place in zip(single, index)
+            if entry["keypoints"] != unlabelled
+        ]
         kept = [(entry, place) for entry, place in labelled if entry.get("area", 1) > 0]
-        columns = _columns([entry for entry, _ in kept], [place for _, place in kept], joints, strict=True)
+        columns = _columns(
+            [entry for entry, _ in kept], [place for _, place in kept], joints, strict=True
+        )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         return None
     if (columns[3][:, :, 2].max(axis=1, initial=-1) <= 0).any():  # coordinates without a flag
         return None
-    dropped = {OF_ANOTHER: len(entries) - len(mine), "crowd regions": len(mine) - len(single),
-               "without labelled joints": len(single) - len(labelled), "of area 0": len(labelled) - len(kept)}
+    dropped = {
+        OF_ANOTHER: len(entries) - len(mine),
+        "crowd regions": len(mine) - len(single),
+        "without labelled joints": len(single) - len(labelled),
+        "of area 0": len(labelled) - len(kept),
+    }
     return columns, Counter({reason: count for reason, count in dropped.items() if count})
 
 
@@ -229,7 +320,9 @@ def persons_one_by_one(
     for place, entry in enumerate(entries, first):
         unnamed = f"entry {place} of 'annotations'"
         if not isinstance(entry, dict):
-            raise DataError(f"{path}: {unnamed} ({shown(entry, 60)}) is not an object; correct or remove it")
+            raise DataError(
+                f"{path}: {unnamed} ({shown(entry, 60)}) is not an object; correct or remove it"
+            )
         entry = with_ids(entry, *ID_FIELDS)
         try:
             reason = _why_left_out(entry, person, position, joints)
@@ -268,7 +361,12 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
     if as_id(entry["image_id"]) not in position:
         image = shown(entry["image_id"], 60)
         raise _Unusable(f"belongs to image {image}, which 'images' does not list")
-    keypoints = _numbers(entry, "keypoints", 3 * joints, f"keypoint numbers, expected {3 * joints} ({joints} joints x 3)")
+    keypoints = _numbers(
+        entry,
+        "keypoints",
+        3 * joints,
+        f"keypoint numbers, expected {3 * joints} ({joints} joints x 3)",
+    )
     if max(keypoints[2::3]) <= 0:  # a flag decides, whatever the coordinates are
         return "without labelled joints"
     if not is_number(entry.get("area", 1)):
@@ -307,15 +405,30 @@ def _numbers(entry: dict, key: str, count: int, wrong_count: str) -> list:
 
 
 def _columns(rows: list[dict], index: list[int], joints: int, strict: bool = False) -> Columns:
-    """Raises ValueError and others for what is no number; `strict` refuses text that reads as one too."""
+    """Raises ValueError and others for what is no number; `strict` refuses text that reads as
+    one too.
+    """
     if not rows:
         return _no_persons(joints)
-    ids, boxes, keypoints = (np.array([row[key] for row in rows], dtype=None if strict else kind)
-                             for key, kind in (("id", np.int64), ("bbox", np.float64), ("keypoints", np.float64)))
-    if ids.ndim != 1 or boxes.shape[1:] != (4,) or keypoints.ndim != 2 or ids.dtype.kind != "i" or not {boxes.dtype.kind, keypoints.dtype.kind} <= {"i", "f"}:
+    ids, boxes, keypoints = (
+        np.array([row[key] for row in rows], dtype=None if strict else kind)
+        for key, kind in (("id", np.int64), ("bbox", np.float64), ("keypoints", np.float64))
+    )
+    if (
+        ids.ndim != 1
+        or boxes.shape[1:] != (4,)
+        or keypoints.ndim != 2
+        or ids.dtype.kind != "i"
+        or not {boxes.dtype.kind, keypoints.dtype.kind} <= {"i", "f"}
+    ):
         raise ValueError("lists within lists")
     keypoints = keypoints.astype(np.float64, copy=False).reshape(-1, joints, 3)
-    return ids, np.array(index, dtype=np.int32), boxes.astype(np.float64, copy=False).reshape(-1, 4), keypoints
+    return (
+        ids,
+        np.array(index, dtype=np.int32),
+        boxes.astype(np.float64, copy=False).reshape(-1, 4),
+        keypoints,
+    )
 
 
 def refuse(bad: np.ndarray, ids: np.ndarray, path: Path, fault: str) -> None:

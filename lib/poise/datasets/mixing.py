@@ -1,8 +1,10 @@
 """Training sets of several data sets as one table, with the joints of the first (DATASET.MIX).
 
-Joints are matched by name, or as DATASET.MIX.<name>.JOINTS says. Those that a set does not have are UNKNOWN there: they count for nothing in
-the loss, and a mirror swaps them as the first data set's file says.
+Joints are matched by name, or as DATASET.MIX.<name>.JOINTS says. Those that a set does not have are
+UNKNOWN there: they count for nothing in the loss, and a mirror swaps them as the first data set's
+file says.
 """
+
 from __future__ import annotations
 
 import logging
@@ -12,18 +14,19 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.datasets import joint_places
+from poise.config.datasets import dataset_of, joint_places
+from poise.errors import DataError
 from poise.io.decoding import Picture
 from poise.io.images import ImageFolder
-from poise.structures.person_table import PackedNames, PersonTable, UNKNOWN
-from poise.errors import DataError
-from poise.config.datasets import dataset_of
+from poise.structures.person_table import UNKNOWN, PackedNames, PersonTable
 
 log = logging.getLogger(__name__)
 
 
 class ImageFolders:
-    """The image folders of several sets. An image's name begins with its set's name and a /; in the first set's, with / alone."""
+    """The image folders of several sets. An image's name begins with its set's name and a /; in
+    the first set's, with / alone.
+    """
 
     def __init__(self, folders: dict[str, ImageFolder]):
         self.folders = folders
@@ -62,16 +65,25 @@ def as_set(cfg: CfgNode, name: str) -> CfgNode:
     """`cfg` with the data set of a group of DATASET.MIX as its own."""
     group, other = cfg.DATASET.MIX[name], cfg.clone()
     other.defrost()
-    other.DATASET.FILE, other.DATASET.TRAIN_SET, other.DATASET.ROOT, other.DATASET.MIX = group.FILE, group.SET, group.ROOT, CfgNode()
+    other.DATASET.FILE, other.DATASET.TRAIN_SET, other.DATASET.ROOT, other.DATASET.MIX = (
+        group.FILE,
+        group.SET,
+        group.ROOT,
+        CfgNode(),
+    )
     other.DATASET.DATA_FORMAT = group.DATA_FORMAT or cfg.DATASET.DATA_FORMAT
     other.freeze()
     return other
 
 
-def mixed(cfg: CfgNode, sets: dict[str, tuple[PersonTable, ImageFolder]]) -> tuple[PersonTable, ImageFolders]:
-    """One table and its images of several sets, the first of them of cfg's own data set, the others of DATASET.MIX. Raises DataError.
+def mixed(
+    cfg: CfgNode, sets: dict[str, tuple[PersonTable, ImageFolder]]
+) -> tuple[PersonTable, ImageFolders]:
+    """One table and its images of several sets, the first of them of cfg's own data set, the others
+    of DATASET.MIX. Raises DataError.
 
-    Images keep their ids in the first set; those of the others come behind. What was mixed is in the log.
+    Images keep their ids in the first set; those of the others come behind. What was mixed is in
+    the log.
     """
     parts: list[PersonTable] = []
     for name, (table, folder) in sets.items():
@@ -79,13 +91,39 @@ def mixed(cfg: CfgNode, sets: dict[str, tuple[PersonTable, ImageFolder]]) -> tup
             raise DataError(f"{folder.location}: a set without labels cannot be trained on")
         part = _of_mix(cfg, name, table) if parts else replace(table, repeat=np.ones(len(table)))
         if parts:
-            part = replace(part, image_ids=max(int(other.image_ids.max(initial=-1)) for other in parts) + 1 + np.arange(len(table.image_ids)),
-                           image_index=table.image_index + np.int32(sum(len(other.image_ids) for other in parts)))
+            part = replace(
+                part,
+                image_ids=max(int(other.image_ids.max(initial=-1)) for other in parts)
+                + 1
+                + np.arange(len(table.image_ids)),
+                image_index=table.image_index
+                + np.int32(sum(len(other.image_ids) for other in parts)),
+            )
         parts.append(part)
-    arrays = ("image_ids", "image_index", "center", "extent", "scale", "joints", "visible", "score", "ids", "repeat")
+    arrays = (
+        "image_ids",
+        "image_index",
+        "center",
+        "extent",
+        "scale",
+        "joints",
+        "visible",
+        "score",
+        "ids",
+        "repeat",
+    )
     names = [f"{name}/{image}" for name, part in zip(sets, parts) for image in part.image_names]
-    dropped = {f"{reason} ({name})" if name else reason: count for name, part in zip(sets, parts) for reason, count in part.dropped.items()}
-    table = replace(parts[0], image_names=PackedNames.of(names), dropped=dropped, **{key: np.concatenate([getattr(part, key) for part in parts]) for key in arrays})
+    dropped = {
+        f"{reason} ({name})" if name else reason: count
+        for name, part in zip(sets, parts)
+        for reason, count in part.dropped.items()
+    }
+    table = replace(
+        parts[0],
+        image_names=PackedNames.of(names),
+        dropped=dropped,
+        **{key: np.concatenate([getattr(part, key) for part in parts]) for key in arrays},
+    )
     return table, ImageFolders({name: folder for name, (_, folder) in sets.items()})
 
 
@@ -94,16 +132,37 @@ def _of_mix(cfg: CfgNode, name: str, table: PersonTable) -> PersonTable:
     group, ours, theirs = cfg.DATASET.MIX[name], dataset_of(cfg), dataset_of(as_set(cfg, name))
     count = ours.skeleton.num_joints
     places = joint_places(theirs, ours, group.JOINTS)
-    lost = [joint for place, joint in enumerate(ours.skeleton.names) if place not in places.values()]
-    without = f"; without {', '.join(lost[:8])}{' and others' if len(lost) > 8 else ''}" if lost else ""
-    log.info("%s", f"DATASET.MIX.{name}: {len(table)} persons, each {group.REPEAT:g} times an epoch, with {len(places)} of {count} joints{without}")
+    lost = [
+        joint for place, joint in enumerate(ours.skeleton.names) if place not in places.values()
+    ]
+    without = (
+        f"; without {', '.join(lost[:8])}{' and others' if len(lost) > 8 else ''}" if lost else ""
+    )
+    log.info(
+        "%s",
+        f"DATASET.MIX.{name}: {len(table)} persons, each {group.REPEAT:g} times an epoch, with"
+        f" {len(places)} of {count} joints{without}",
+    )
     joints, visible = in_places(table.joints, table.visible, places, count)
-    return replace(table, skeleton=ours.skeleton, joints=joints, visible=visible, repeat=np.full(len(table), group.REPEAT))
+    return replace(
+        table,
+        skeleton=ours.skeleton,
+        joints=joints,
+        visible=visible,
+        repeat=np.full(len(table), group.REPEAT),
+    )
 
 
-def in_places(joints: np.ndarray, visible: np.ndarray, places: dict[int, int], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Joints (N, K, 2) and visible (N, K) of one joint set in the places of another with `count` joints; what is nowhere is UNKNOWN."""
-    found = np.zeros((len(joints), count, 2), joints.dtype), np.full((len(joints), count), UNKNOWN, visible.dtype)
+def in_places(
+    joints: np.ndarray, visible: np.ndarray, places: dict[int, int], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Joints (N, K, 2) and visible (N, K) of one joint set in the places of another with `count`
+    joints; what is nowhere is UNKNOWN.
+    """
+    found = (
+        np.zeros((len(joints), count, 2), joints.dtype),
+        np.full((len(joints), count), UNKNOWN, visible.dtype),
+    )
     theirs, ours = list(places.keys()), list(places.values())
     found[0][:, ours], found[1][:, ours] = joints[:, theirs], visible[:, theirs]
     return found

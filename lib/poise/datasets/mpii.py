@@ -2,6 +2,7 @@
 
 Coordinates in the files are 1-based. Source: HRNet lib/dataset/mpii.py.
 """
+
 from __future__ import annotations
 
 from functools import partial
@@ -11,22 +12,26 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.io.cache import Arrays, remembered
-from poise.config.datasets import present_annotation_path, set_files
-from poise.structures.person_table import PackedNames, PersonTable
+from poise.config.datasets import dataset_of, present_annotation_path, set_files
 from poise.errors import DataError, shown
-from poise.structures.crops import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
+from poise.io.cache import Arrays, remembered
 from poise.io.json_file import field_fault, read_json
-from poise.config.datasets import dataset_of
+from poise.structures.crops import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
+from poise.structures.person_table import PackedNames, PersonTable
 
 
 def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
-    """All persons of a split in the file's order; the test split has no joints. Raises DataError, naming the file.
+    """All persons of a split in the file's order; the test split has no joints. Raises DataError,
+    naming the file.
 
-    margin: factors in x and y by which the square boxes grow. There is no aspect fit: HRNet's boxes stay square whatever the
-    network's input, and only their width counts.
+    margin: factors in x and y by which the square boxes grow. There is no aspect fit: HRNet's boxes
+    stay square whatever the network's input, and only their width counts.
     """
-    path, labelled, skeleton = present_annotation_path(cfg, split), set_files(cfg, split).labelled, dataset_of(cfg).skeleton
+    path, labelled, skeleton = (
+        present_annotation_path(cfg, split),
+        set_files(cfg, split).labelled,
+        dataset_of(cfg).skeleton,
+    )
     joints = skeleton.num_joints
     kind = f"persons with {joints} joints" if labelled else "unlabelled persons"
     file = remembered(path, kind, partial(_read, path, labelled, joints), cfg.DATASET.CACHE)
@@ -34,12 +39,25 @@ def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
     scale = extent * np.where(given[:, None], margin, 1.0) / PIXEL_STD
     count = len(center)
     return PersonTable(
-        skeleton, PackedNames(file["name_buffer"], file["name_ends"]), np.arange(len(file["name_ends"]), dtype=np.int64), file["image_index"],
-        center, extent, scale, file.get("joints"), file.get("visible"), np.ones(count), np.arange(count, dtype=np.int64), "gt")
+        skeleton,
+        PackedNames(file["name_buffer"], file["name_ends"]),
+        np.arange(len(file["name_ends"]), dtype=np.int64),
+        file["image_index"],
+        center,
+        extent,
+        scale,
+        file.get("joints"),
+        file.get("visible"),
+        np.ones(count),
+        np.arange(count, dtype=np.int64),
+        "gt",
+    )
 
 
 def _fault(numbered: tuple[int, Any], labelled: bool, count: int) -> str:
-    """Return what is wrong with a person of the file, '' where nothing is. numbered: its place, and what is there."""
+    """Return what is wrong with a person of the file, '' where nothing is. numbered: its place,
+    and what is there.
+    """
     number, entry = numbered
     if not isinstance(entry, dict):
         return f"entry {number} ({shown(entry, 60)}) is not an object"
@@ -55,15 +73,21 @@ def _fault(numbered: tuple[int, Any], labelled: bool, count: int) -> str:
         except (KeyError, TypeError, ValueError, OverflowError):
             fits = False
         if not fits:
-            return f"person {number} ({shown(entry['image'], 80)}) {field_fault(entry, key, expected)}"
+            return (
+                f"person {number} ({shown(entry['image'], 80)}) {field_fault(entry, key, expected)}"
+            )
     return ""
 
 
 def _read(path: Path, labelled: bool, count: int) -> Arrays:
-    """name_buffer, name_ends: see PackedNames. image_index, center, scale as in the file, `count` joints and visible as in PersonTable, if labelled."""
+    """name_buffer, name_ends: see PackedNames. image_index, center, scale as in the file,
+    `count` joints and visible as in PersonTable, if labelled.
+    """
     entries = read_json(path, "annotation file", "check DATASET.ROOT and the set's name")
     if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path}: not a list of persons; the json form of SimpleBaseline and HRNet is needed")
+        raise DataError(
+            f"{path}: not a list of persons; the json form of SimpleBaseline and HRNet is needed"
+        )
     joints = visible = None
     try:
         names = [entry["image"] for entry in entries]
@@ -72,8 +96,11 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
         if labelled:
             for person, entry in enumerate(entries):
                 if len(entry["joints"]) != count or len(entry["joints_vis"]) != count:
-                    raise DataError(f"{path}: person {person} ({shown(entry['image'])}) has {len(entry['joints'])} joints and "
-                                    f"{len(entry['joints_vis'])} joints_vis, expected {count}")
+                    raise DataError(
+                        f"{path}: person {person} ({shown(entry['image'])}) has"
+                        f" {len(entry['joints'])} joints and {len(entry['joints_vis'])} joints_vis,"
+                        f" expected {count}"
+                    )
             joints = np.array([entry["joints"] for entry in entries], dtype=np.float64)
             visible = np.array([entry["joints_vis"] for entry in entries], dtype=np.float64)
             if joints.shape[1:] != (count, 2) or visible.ndim != 2:
@@ -83,21 +110,41 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
         if center.shape != (len(names), 2) or scale.shape != (len(names),):
             raise ValueError("a center is x and y, a scale one number")
     except (KeyError, TypeError, ValueError, OverflowError):
-        fault = next(filter(None, (_fault(entry, labelled, count) for entry in enumerate(entries))), "")
-        raise DataError(f"{path}: {fault or 'a person has numbers that cannot be read'}; "
-                        "the json form of SimpleBaseline and HRNet is needed") from None
-    finite = (np.abs(center) < FARTHEST).all(axis=1) & (np.abs(scale) < FARTHEST)     # 1e300 is finite, but not in float32
+        fault = next(
+            filter(None, (_fault(entry, labelled, count) for entry in enumerate(entries))), ""
+        )
+        raise DataError(
+            f"{path}: {fault or 'a person has numbers that cannot be read'}; "
+            "the json form of SimpleBaseline and HRNet is needed"
+        ) from None
+    # 1e300 is finite, but not in float32
+    finite = (np.abs(center) < FARTHEST).all(axis=1) & (np.abs(scale) < FARTHEST)
     if labelled:
         finite &= (np.abs(joints) < FARTHEST).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
-        with np.errstate(over="ignore"):        # what does not fit is refused below
-            joints, visible = joints.astype(np.float32) - 1, (2 * np.clip(visible, 0, 1)).astype(np.float32)      # MPII does not tell hidden joints from seen ones
+        with np.errstate(over="ignore"):  # what does not fit is refused below
+            # MPII does not tell hidden joints from seen ones
+            joints, visible = (
+                joints.astype(np.float32) - 1,
+                (2 * np.clip(visible, 0, 1)).astype(np.float32),
+            )
     if not finite.all():
-        raise DataError(f"{path}: person {int(np.argmin(finite))} ({shown(names[int(np.argmin(finite))])}) has a number that is not finite; correct or remove it")
+        raise DataError(
+            f"{path}: person {int(np.argmin(finite))} ({shown(names[int(np.argmin(finite))])}) has"
+            " a number that is not finite; correct or remove it"
+        )
     if (scale <= 0).any():
         person = int(np.argmax(scale <= 0))
-        raise DataError(f"{path}: person {person} ({shown(names[person])}) has scale {scale[person]}, a box of no area; correct or remove it")
+        raise DataError(
+            f"{path}: person {person} ({shown(names[person])}) has scale {scale[person]}, a box of"
+            " no area; correct or remove it"
+        )
     unique = {name: position for position, name in enumerate(dict.fromkeys(names))}
     packed = PackedNames.of(list(unique))
-    arrays = {"name_buffer": packed.buffer, "name_ends": packed.ends, "image_index": np.array([unique[name] for name in names], dtype=np.int32),
-              "center": center, "scale": scale}
+    arrays = {
+        "name_buffer": packed.buffer,
+        "name_ends": packed.ends,
+        "image_index": np.array([unique[name] for name in names], dtype=np.int32),
+        "center": center,
+        "scale": scale,
+    }
     return arrays | {"joints": joints, "visible": visible} if labelled else arrays

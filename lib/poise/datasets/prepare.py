@@ -1,4 +1,7 @@
-"""COCO and MPII put where the experiments expect them: fetched where that is allowed, checked, unpacked; what is by hand is named and looked at."""
+"""COCO and MPII put where the experiments expect them: fetched where that is allowed, checked,
+unpacked; what is by hand is named and looked at.
+"""
+
 from __future__ import annotations
 
 import os
@@ -7,10 +10,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from poise.io import archives, download
-from poise.io.files import in_words
 from poise.config.sources import Archive, ByHand, Source, below
 from poise.errors import ConfigError, DataError, one_line
+from poise.io import archives, download
+from poise.io.files import in_words
 from poise.io.json_file import read_json
 from poise.io.mat_file import read_matlab
 from poise.visualization.tables import aligned
@@ -19,13 +22,25 @@ TRIES = 8
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
-def prepare(source: Source, root: str | Path, *, only: Sequence[str] = (), base: str = "", zipped: bool = False, keep: bool = False,
-            agreed: Callable[[str], bool] = lambda question: True, wait: Callable[[int], float] = lambda turn: min(2.0**turn, 60.0)) -> list[str]:
-    """Fetch, check and unpack what of `source` is not yet whole in `root`, and return what a person still has to fetch, a line for each.
+def prepare(
+    source: Source,
+    root: str | Path,
+    *,
+    only: Sequence[str] = (),
+    base: str = "",
+    zipped: bool = False,
+    keep: bool = False,
+    agreed: Callable[[str], bool] = lambda question: True,
+    wait: Callable[[int], float] = lambda turn: min(2.0**turn, 60.0),
+) -> list[str]:
+    """Fetch, check and unpack what of `source` is not yet whole in `root`, and return what a person
+    still has to fetch, a line for each.
 
-    only: names of archives; none are those that are needed for training and testing. base: another place that has the same files. zipped: leave
-    images in their archives, for DATASET.DATA_FORMAT zip. keep: do not remove the archives afterwards. agreed: asked with the sizes before anything
-    is fetched. wait: seconds before try 1, 2, ... of a transfer that broke. Raises ConfigError and DataError; a later call goes on.
+    only: names of archives; none are those that are needed for training and testing. base: another
+    place that has the same files. zipped: leave images in their archives, for DATASET.DATA_FORMAT
+    zip. keep: do not remove the archives afterwards. agreed: asked with the sizes before anything
+    is fetched. wait: seconds before try 1, 2, ... of a transfer that broke. Raises ConfigError and
+    DataError; a later call goes on.
     """
     root = Path(root)
     known = {archive.name: archive for archive in source.archives}
@@ -33,16 +48,26 @@ def prepare(source: Source, root: str | Path, *, only: Sequence[str] = (), base:
     for name in only:
         if name not in known:
             raise ConfigError(f"{source.name} has no part {name!r} to fetch; {parts}")
-    chosen = [known[name] for name in only] if only else [archive for archive in source.archives if archive.default]
+    chosen = (
+        [known[name] for name in only]
+        if only
+        else [archive for archive in source.archives if archive.default]
+    )
     states = {archive.name: _state(archive, root, zipped) for archive in chosen}
     rows = [("part", "to fetch", "state")]
-    rows += [(a.name, in_words(_left(a, root)) if a.size else "not known", states[a.name] or "whole") for a in chosen]
+    rows += [
+        (a.name, in_words(_left(a, root)) if a.size else "not known", states[a.name] or "whole")
+        for a in chosen
+    ]
     if chosen:
         print(aligned(rows), end="", flush=True)
     missing = [archive for archive in chosen if states[archive.name]]
     if missing:
         _check_room(missing, root, zipped)
-        if not agreed(f"fetch {in_words(sum(_left(archive, root) for archive in missing))} to {root} ({source.terms})?"):
+        if not agreed(
+            f"fetch {in_words(sum(_left(archive, root) for archive in missing))} to {root}"
+            f" ({source.terms})?"
+        ):
             raise DataError(f"{root}: nothing was fetched")
     for archive in missing:
         file = _fetched(archive, root, base or source.base, wait)
@@ -72,7 +97,7 @@ def ask(question: str) -> bool:
         raise ConfigError(f"{question} There is nobody to ask; give --yes")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:        # Ctrl-D
+    except EOFError:  # Ctrl-D
         return False
 
 
@@ -91,7 +116,10 @@ def _left(archive: Archive, root: Path) -> int:
     """Bytes of a transfer that are still to come."""
     if not _state(archive, root, True):
         return 0
-    for name, whole in ((Path(archive.path).name, True), (f"{Path(archive.path).name}.part", False)):
+    for name, whole in (
+        (Path(archive.path).name, True),
+        (f"{Path(archive.path).name}.part", False),
+    ):
         file = root / name
         if file.is_file():
             return 0 if whole else max(archive.size - file.stat().st_size, 0)
@@ -99,13 +127,18 @@ def _left(archive: Archive, root: Path) -> int:
 
 
 def _check_room(missing: Iterable[Archive], root: Path, zipped: bool) -> None:
-    """Archives are unpacked one after the other and then removed, so there must be room for all that is unpacked and the largest archive."""
+    """Archives are unpacked one after the other and then removed, so there must be room for all
+    that is unpacked and the largest archive.
+    """
     there = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
     sizes = [archive.size for archive in missing]
     needed = sum(_left(archive, root) for archive in missing) + (0 if zipped else max(sizes))
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise DataError(f"{root}: about {in_words(needed)} are needed, and {in_words(free)} are free on its disk; nothing was fetched")
+        raise DataError(
+            f"{root}: about {in_words(needed)} are needed, and {in_words(free)} are free on its"
+            " disk; nothing was fetched"
+        )
 
 
 def _zip_place(archive: Archive, root: Path) -> Path:
@@ -115,7 +148,15 @@ def _zip_place(archive: Archive, root: Path) -> Path:
 def _fetched(archive: Archive, root: Path, base: str, wait: Callable[[int], float]) -> Path:
     """The archive's file in `root`, checked."""
     url = f"{base.rstrip('/')}/{archive.path}"
-    return download.fetch(url, root, digest=archive.digest, size=archive.size, unchecked=not archive.digest, tries=TRIES, wait=wait)
+    return download.fetch(
+        url,
+        root,
+        digest=archive.digest,
+        size=archive.size,
+        unchecked=not archive.digest,
+        tries=TRIES,
+        wait=wait,
+    )
 
 
 def _unpack(archive: Archive, file: Path, root: Path) -> None:
@@ -130,13 +171,18 @@ def count_images(folder: Path) -> int:
     """Image files that have a size, directly in a folder; 0 where there is none."""
     try:
         with os.scandir(folder) as entries:
-            return sum(entry.name.lower().endswith(_IMAGE_ENDINGS) and entry.stat().st_size > 0 for entry in entries)
+            return sum(
+                entry.name.lower().endswith(_IMAGE_ENDINGS) and entry.stat().st_size > 0
+                for entry in entries
+            )
     except OSError:
         return 0
 
 
 def _is_whole_json(path: Path) -> bool:
-    """Whether a JSON file is there to its last bracket. Files appear whole or not at all here; a person's copy may have broken."""
+    """Whether a JSON file is there to its last bracket. Files appear whole or not at all here; a
+    person's copy may have broken.
+    """
     try:
         with open(path, "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 64, 0))
@@ -162,7 +208,9 @@ def look(part: ByHand, root: Path) -> str:
 def _detections(path: Path) -> str:
     entries = read_json(path, "detection file")
     keys = {"image_id", "category_id", "bbox", "score"}
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and keys <= entry.keys() for entry in entries):
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and keys <= entry.keys() for entry in entries
+    ):
         raise DataError(f"{path}: not a list of detections ({', '.join(sorted(keys))})")
     persons = sum(entry["category_id"] == 1 for entry in entries)
     if not persons:
@@ -173,8 +221,14 @@ def _detections(path: Path) -> str:
 def _persons(path: Path) -> str:
     entries = read_json(path, "annotation file")
     keys = {"image", "center", "scale", "joints", "joints_vis"}
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) and keys <= entry.keys() for entry in entries):
-        raise DataError(f"{path}: not a list of persons ({', '.join(sorted(keys))}) in the json form of HRNet")
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(entry, dict) and keys <= entry.keys() for entry in entries)
+    ):
+        raise DataError(
+            f"{path}: not a list of persons ({', '.join(sorted(keys))}) in the json form of HRNet"
+        )
     return f"{len(entries)} persons"
 
 
@@ -186,4 +240,8 @@ def _head_boxes(path: Path) -> str:
 
 
 _CHECKS: dict[str, Callable[[Path], str]] = {
-    "images": lambda path: f"{count_images(path)} images", "detections": _detections, "persons": _persons, "head boxes": _head_boxes}
+    "images": lambda path: f"{count_images(path)} images",
+    "detections": _detections,
+    "persons": _persons,
+    "head boxes": _head_boxes,
+}

@@ -1,1 +1,3 @@
-"""Train one epoch, test one set, and what lies around them: devices, schedules, checkpoints, logs."""
+"""Train one epoch, test one set, and what lies around them: devices, schedules, checkpoints,
+logs.
+"""

@@ -1,4 +1,7 @@
-"""Mixed precision in training: the scale of the loss that keeps fp16's gradients within its range. What is computed in 16 bits: poise.models.forward."""
+"""Mixed precision in training: the scale of the loss that keeps fp16's gradients within its
+range. What is computed in 16 bits: poise.models.forward.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -6,11 +9,12 @@ from yacs.config import CfgNode
 
 from poise.errors import PoiseError
 
-_LEAST_SCALE = 2.0**-10     # gradients that overflow below it are not finite at any scale
+_LEAST_SCALE = 2.0**-10  # gradients that overflow below it are not finite at any scale
 
 
 class LossScale:
-    """The scale of AMP fp16, PyTorch's GradScaler: a step whose gradients overflow is left out and halves it. Otherwise without effect.
+    """The scale of AMP fp16, PyTorch's GradScaler: a step whose gradients overflow is left out and
+    halves it. Otherwise without effect.
 
     A step is looked at when its loss is, not before, so that a GPU need not be waited for.
     """
@@ -45,7 +49,10 @@ class LossScale:
             return False
         before, self._last = self._last, self.value
         if self._last < _LEAST_SCALE:
-            raise PoiseError(f"AMP fp16: gradients are not finite even with a loss scale of {self._last:g}; use AMP bf16 or lower TRAIN.LR")
+            raise PoiseError(
+                f"AMP fp16: gradients are not finite even with a loss scale of {self._last:g}; use"
+                " AMP bf16 or lower TRAIN.LR"
+            )
         return self._last < before
 
     def state_dict(self) -> dict:

@@ -1,4 +1,7 @@
-"""Training samples as training sees them: tools/browse.py. The same table, sampler, augmentation and targets, drawn."""
+"""Training samples as training sees them: tools/browse.py. The same table, sampler, augmentation
+and targets, drawn.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -11,27 +14,29 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from poise.visualization import draw as visualize
 from poise.codecs import build_codec
 from poise.datasets import build_loader, read_set
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError
+from poise.io.files import replacing
 from poise.models.forward import denormalize, normalize
 from poise.structures.skeleton import Skeleton
-from poise.io.files import replacing
+from poise.visualization import draw as visualize
 
-_COLUMNS = 8        # of the mosaic of joints
-_SMALLEST = 160      # pixels of a drawn crop's shorter side, at least
-_STRIP = 14     # pixels below a crop, for words
-_RING = (50, 50, 235)       # BGR, around a joint that does not count
+_COLUMNS = 8  # of the mosaic of joints
+_SMALLEST = 160  # pixels of a drawn crop's shorter side, at least
+_STRIP = 14  # pixels below a crop, for words
+_RING = (50, 50, 235)  # BGR, around a joint that does not count
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of an epoch in the order of training. keys (N, 2): epoch and person of the table. names: of their pictures.
+    """Samples of an epoch in the order of training. keys (N, 2): epoch and person of the table.
+    names: of their pictures.
 
-    crops (N, H, W, 3) uint8 BGR; joints (N, J, 2) crop pixels; visible (N, J) flags 0, 1, 2; heatmaps (N, J, h, w), 0 to 1, the sharpest of the
-    targets; coarser (N, K, J, h, w) or None: all sharpnesses of codecs that have several; weight (N, J).
+    crops (N, H, W, 3) uint8 BGR; joints (N, J, 2) crop pixels; visible (N, J) flags 0, 1, 2;
+    heatmaps (N, J, h, w), 0 to 1, the sharpest of the targets; coarser (N, K, J, h, w) or None: all
+    sharpnesses of codecs that have several; weight (N, J).
     """
 
     keys: list[tuple[int, int]]
@@ -45,13 +50,20 @@ class Samples:
     skeleton: Skeleton
 
 
-def run(cfg: CfgNode, folder: str | Path, *, count: int = 32, epoch: int = 0, first: int = 0) -> list[Path]:
-    """Write joints.jpg, heatmaps.jpg (a row for each of the first 8 samples) and, for targets of several sharpnesses, sharpness.jpg.
+def run(
+    cfg: CfgNode, folder: str | Path, *, count: int = 32, epoch: int = 0, first: int = 0
+) -> list[Path]:
+    """Write joints.jpg, heatmaps.jpg (a row for each of the first 8 samples) and, for targets of
+    several sharpnesses, sharpness.jpg.
 
-    The samples first, first + 1, ... of an epoch, `count` of them or as many as there are. Returns the pictures' paths. Raises PoiseError.
+    The samples first, first + 1, ... of an epoch, `count` of them or as many as there are. Returns
+    the pictures' paths. Raises PoiseError.
     """
     if count > (most := most_samples(cfg)):
-        raise ConfigError(f"--count {count}: a picture has room for {most} of these samples; show the others with --first")
+        raise ConfigError(
+            f"--count {count}: a picture has room for {most} of these samples; show the others with"
+            " --first"
+        )
     samples = draw(cfg, count=count, epoch=epoch, first=first)
     folder = Path(folder)
     pictures = {"joints.jpg": joint_mosaic(samples), "heatmaps.jpg": target_mosaic(samples)}
@@ -68,14 +80,20 @@ def run(cfg: CfgNode, folder: str | Path, *, count: int = 32, epoch: int = 0, fi
 def most_samples(cfg: CfgNode) -> int:
     """As many as a mosaic of the joints has room for."""
     height = cfg.MODEL.IMAGE_SIZE[1]
-    return visualize.JPEG_SIDE // (round(height * _zoom(cfg.MODEL.IMAGE_SIZE)) + _STRIP + visualize.GAP) * _COLUMNS
+    return (
+        visualize.JPEG_SIDE
+        // (round(height * _zoom(cfg.MODEL.IMAGE_SIZE)) + _STRIP + visualize.GAP)
+        * _COLUMNS
+    )
 
 
 def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples:
-    """The samples as every training makes them, whatever its processes and batches: a sample depends on seed, epoch and person alone."""
+    """The samples as every training makes them, whatever its processes and batches: a sample
+    depends on seed, epoch and person alone.
+    """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.WORKERS = 0     # workers would make many more samples than are shown
+    cfg.WORKERS = 0  # workers would make many more samples than are shown
     table, images = read_set(cfg, train=True)
     loader = build_loader(cfg, table, images, train=True)
     if not 0 <= first < len(table):
@@ -88,14 +106,36 @@ def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples
         targets = encode_targets(cfg, codec, batch, device)
         crops = denormalize(cfg, normalize(cfg, batch["images"], device))
         maps = targets.heatmaps if targets.heatmaps.dim() == 5 else targets.heatmaps[:, None]
-        parts.append((batch["person"].numpy(), crops, batch["joints"].numpy(), batch["visible"].numpy(), maps.numpy() / codec.amplitude, targets.weight[:, :, 0].numpy()))
-    person, crops, joints, visible, maps, weight = (np.concatenate(columns)[first - begun:needed] for columns in zip(*parts))
-    return Samples([(epoch, int(p)) for p in person], [table.image_name(int(p)) for p in person], crops, joints, visible, maps[:, -1],
-                   maps if maps.shape[1] > 1 else None, weight, table.skeleton)
+        parts.append(
+            (
+                batch["person"].numpy(),
+                crops,
+                batch["joints"].numpy(),
+                batch["visible"].numpy(),
+                maps.numpy() / codec.amplitude,
+                targets.weight[:, :, 0].numpy(),
+            )
+        )
+    person, crops, joints, visible, maps, weight = (
+        np.concatenate(columns)[first - begun : needed] for columns in zip(*parts)
+    )
+    return Samples(
+        [(epoch, int(p)) for p in person],
+        [table.image_name(int(p)) for p in person],
+        crops,
+        joints,
+        visible,
+        maps[:, -1],
+        maps if maps.shape[1] > 1 else None,
+        weight,
+        table.skeleton,
+    )
 
 
 def joint_mosaic(samples: Samples, columns: int = _COLUMNS) -> np.ndarray:
-    """The crops with all labelled joints: rings where the weight is 0 (outside of the crop), crosses where they are hidden; below, person and picture."""
+    """The crops with all labelled joints: rings where the weight is 0 (outside of the crop),
+    crosses where they are hidden; below, person and picture.
+    """
     pictures, zoom = [], _zoom(samples.crops.shape[1:3])
     for row, crop in enumerate(samples.crops):
         picture = _enlarged(crop, zoom)
@@ -105,7 +145,9 @@ def joint_mosaic(samples: Samples, columns: int = _COLUMNS) -> np.ndarray:
             at = tuple(int(v) for v in np.clip(np.rint(points[joint]), -9999, 9999))
             if samples.weight[row, joint] == 0:
                 # those outside are marked where they leave the crop
-                at = tuple(int(v) for v in np.clip(at, 0, [picture.shape[1] - 1, picture.shape[0] - 1]))
+                at = tuple(
+                    int(v) for v in np.clip(at, 0, [picture.shape[1] - 1, picture.shape[0] - 1])
+                )
                 cv2.circle(picture, at, 6, _RING, 2, cv2.LINE_AA)
             elif visible[joint] == 1:
                 cv2.drawMarker(picture, at, (0, 0, 0), cv2.MARKER_TILTED_CROSS, 7, 1, cv2.LINE_AA)
@@ -115,25 +157,46 @@ def joint_mosaic(samples: Samples, columns: int = _COLUMNS) -> np.ndarray:
 
 
 def target_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
-    """A row for each sample: the crop, all its heatmaps together, then each joint's with its weight."""
-    titles = [name.replace("_", " ").replace("left ", "l ").replace("right ", "r ") for name in samples.skeleton.names]
+    """A row for each sample: the crop, all its heatmaps together, then each joint's with its
+    weight.
+    """
+    titles = [
+        name.replace("_", " ").replace("left ", "l ").replace("right ", "r ")
+        for name in samples.skeleton.names
+    ]
     pictures = []
     for row in range(min(rows, len(samples.crops))):
         crop = _enlarged(samples.crops[row], _zoom(samples.crops.shape[1:3]) / 1.25)
-        maps, words = samples.heatmaps[row], [f"{title} w {weight:g}" for title, weight in zip(titles, samples.weight[row])]
-        pictures += [_with_words(crop.copy(), f"person {samples.keys[row][1]}"), _with_words(visualize.heatmap_overlay(crop, maps.max(axis=0)), "all joints")]
-        pictures += [_with_words(visualize.heatmap_overlay(crop, one), text) for one, text in zip(maps, words)]
+        maps, words = (
+            samples.heatmaps[row],
+            [f"{title} w {weight:g}" for title, weight in zip(titles, samples.weight[row])],
+        )
+        pictures += [
+            _with_words(crop.copy(), f"person {samples.keys[row][1]}"),
+            _with_words(visualize.heatmap_overlay(crop, maps.max(axis=0)), "all joints"),
+        ]
+        pictures += [
+            _with_words(visualize.heatmap_overlay(crop, one), text)
+            for one, text in zip(maps, words)
+        ]
     return visualize.mosaic(pictures, 2 + len(titles))
 
 
 def sharpness_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
-    """A row for each sample: the crop, then all joints together in each sharpness, from coarse to fine."""
+    """A row for each sample: the crop, then all joints together in each sharpness, from coarse
+    to fine.
+    """
     pictures = []
     for row in range(min(rows, len(samples.crops))):
         crop = _enlarged(samples.crops[row], _zoom(samples.crops.shape[1:3]))
         pictures += [_with_words(crop.copy(), f"person {samples.keys[row][1]}")]
-        pictures += [_with_words(visualize.heatmap_overlay(crop, maps.max(axis=0)), f"sharpness {k} of {samples.coarser.shape[1]}")
-                     for k, maps in enumerate(samples.coarser[row], 1)]
+        pictures += [
+            _with_words(
+                visualize.heatmap_overlay(crop, maps.max(axis=0)),
+                f"sharpness {k} of {samples.coarser.shape[1]}",
+            )
+            for k, maps in enumerate(samples.coarser[row], 1)
+        ]
     return visualize.mosaic(pictures, 1 + samples.coarser.shape[1])
 
 
@@ -142,10 +205,23 @@ def _zoom(sides: Sequence[int]) -> float:
 
 
 def _enlarged(crop: np.ndarray, zoom: float) -> np.ndarray:
-    return cv2.resize(crop, (round(crop.shape[1] * zoom), round(crop.shape[0] * zoom)), interpolation=cv2.INTER_CUBIC if zoom > 1 else cv2.INTER_AREA)
+    return cv2.resize(
+        crop,
+        (round(crop.shape[1] * zoom), round(crop.shape[0] * zoom)),
+        interpolation=cv2.INTER_CUBIC if zoom > 1 else cv2.INTER_AREA,
+    )
 
 
 def _with_words(picture: np.ndarray, words: str) -> np.ndarray:
     strip = np.full((_STRIP, picture.shape[1], 3), 255, np.uint8)
-    cv2.putText(strip, words.encode("ascii", "replace").decode(), (2, 11), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (30, 30, 30), 1, cv2.LINE_AA)
+    cv2.putText(
+        strip,
+        words.encode("ascii", "replace").decode(),
+        (2, 11),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        0.36,
+        (30, 30, 30),
+        1,
+        cv2.LINE_AA,
+    )
     return np.concatenate([picture, strip])

@@ -1,4 +1,7 @@
-"""Checkpoints: everything a run needs to go on, as tensors and plain values, written whole or not at all, the last few of them kept."""
+"""Checkpoints: everything a run needs to go on, as tensors and plain values, written whole or
+not at all, the last few of them kept.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -16,24 +19,34 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.models import weights
 from poise.config import experiment_name
+from poise.config.datasets import dataset_of
 from poise.engine.logger import git_revision, package_version
 from poise.errors import DataError, one_line, shown, shown_value
-from poise.config.datasets import dataset_of
-from poise.models.weights.experiment import describe
 from poise.io.files import TEMPORARY_NAME, flush_folder
+from poise.models import weights
+from poise.models.weights.experiment import describe
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 NAME = "checkpoint.pth"
 _NEXT = "checkpoint_next.pth"
-_PARTS = rf"{TEMPORARY_NAME}|\..+\.\d+\.part"       # the second as Poise 0.1.0 named them
+_PARTS = rf"{TEMPORARY_NAME}|\..+\.\d+\.part"  # the second as Poise 0.1.0 named them
 # no number of a run is larger; the least of each
 _NUMBERS_FROM = {"epoch": 0, "step": 0, "seed": 0, "threads": 1}
 _LARGEST = 2**63
-_FIELDS = {"epoch": int, "step": int, "sums": dict, "state_dict": object, "optimizer": dict, "best": object, "experiment": str, "seed": int, "threads": int}
+_FIELDS = {
+    "epoch": int,
+    "step": int,
+    "sums": dict,
+    "state_dict": object,
+    "optimizer": dict,
+    "best": object,
+    "experiment": str,
+    "seed": int,
+    "threads": int,
+}
 
 
 class Damaged(DataError):
@@ -62,18 +75,34 @@ def holds(file: Path, network: nn.Module) -> bool:
         return False
     state = network.state_dict()
     return found.keys() == state.keys() and all(
-        torch.equal(found[name], tensor.cpu()) for name, tensor in state.items())
+        torch.equal(found[name], tensor.cpu()) for name, tensor in state.items()
+    )
 
 
 def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
     """What every checkpoint says of the run that wrote it."""
-    return {"format": FORMAT, "experiment": experiment_name(cfg_path), "seed": seed, "threads": torch.get_num_threads(), "config": cfg.dump(),
-            "torch": str(torch.__version__), "git": git_revision(), "job": job(),
-            "versions": {"poise": package_version(), "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}}
+    return {
+        "format": FORMAT,
+        "experiment": experiment_name(cfg_path),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "config": cfg.dump(),
+        "torch": str(torch.__version__),
+        "git": git_revision(),
+        "job": job(),
+        "versions": {
+            "poise": package_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def job() -> str:
-    """What the processes that torchrun starts have in common with those that it starts in their place; '' without torchrun."""
+    """What the processes that torchrun starts have in common with those that it starts in their
+    place; '' without torchrun.
+    """
     run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{socket.gethostname()} {os.getppid()}" if run == "none" else run
 
@@ -87,10 +116,12 @@ def restarted() -> bool:
 
 
 def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path:
-    """The folder's newest checkpoint; returns its path. Those before it take the next numbers, and `kept` are left in all.
+    """The folder's newest checkpoint; returns its path. Those before it take the next numbers, and
+    `kept` are left in all.
 
-    first: of a run that began anew; the checkpoints there are another run's, and are removed. Raises DataError where the disk is full
-    or cannot be written; all files are then as they were. A process that is killed at any moment leaves the newest or the one before it.
+    first: of a run that began anew; the checkpoints there are another run's, and are removed.
+    Raises DataError where the disk is full or cannot be written; all files are then as they were. A
+    process that is killed at any moment leaves the newest or the one before it.
     """
     newest = folder / NAME
     save(folder / _NEXT, content)
@@ -102,17 +133,26 @@ def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path
             for number in reversed(together):
                 os.replace(folder / numbered(number), folder / numbered(number + 1))
         os.replace(folder / _NEXT, newest)
-        flush_folder(folder)        # the new name is on the disk before an old file goes
+        flush_folder(folder)  # the new name is on the disk before an old file goes
         _remove_from(folder, kept)
     except OSError as error:
-        raise DataError(f"{newest}: cannot be written ({error.strerror or error}); {folder / _NEXT} is whole, and those before it are kept") from None
+        raise DataError(
+            f"{newest}: cannot be written ({error.strerror or error}); {folder / _NEXT} is whole,"
+            " and those before it are kept"
+        ) from None
     return newest
 
 
 def tidy(folder: Path, used: Path | None, damaged: Iterable[str] = ()) -> None:
-    """Remove what a killed process had begun to write. Checkpoints newer than `used`, the one that is gone on with, get another name:
-    *.damaged those that load_newest found so, *.unused those that the user passed over with TRAIN.CHECKPOINT."""
-    for path in (*(path for path in folder.rglob(".*.part") if re.fullmatch(_PARTS, path.name)), folder / _NEXT):
+    """Remove what a killed process had begun to write. Checkpoints newer than `used`, the one that
+    is gone on with, get another name:
+    *.damaged those that load_newest found so, *.unused those that the user passed over with
+    TRAIN.CHECKPOINT.
+    """
+    for path in (
+        *(path for path in folder.rglob(".*.part") if re.fullmatch(_PARTS, path.name)),
+        folder / _NEXT,
+    ):
         path.unlink(missing_ok=True)
     if used is None or not same_folder(used.parent, folder):
         return
@@ -131,36 +171,61 @@ def same_folder(one: Path, other: Path) -> bool:
 
 
 def load(path: str | Path, experiment: str) -> dict[str, Any]:
-    """A checkpoint that was written for this experiment. Raises Damaged, or DataError for any other file and for one that cannot be read now."""
+    """A checkpoint that was written for this experiment. Raises Damaged, or DataError for any
+    other file and for one that cannot be read now.
+    """
     path = Path(path)
     try:
         if not path.is_file():
-            raise DataError(f"{path}: no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth of a run folder")
+            raise DataError(
+                f"{path}: no such checkpoint; TRAIN.CHECKPOINT takes a checkpoint.pth of a run"
+                " folder"
+            )
         try:
             content = weights.read_tensors(path, "checkpoint")
         except weights.Unreadable:
             raise
         except DataError as error:
             raise Damaged(f"{error}; remove it to begin anew") from None
-        with zipfile.ZipFile(path) as archive:      # torch does not look at the sums that it wrote
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the sums that it wrote
             spoiled = archive.testzip()
     except (OSError, MemoryError) as error:
         raise weights.unreadable(path, error) from None
     except DataError:
         raise
-    except Exception as error:      # zipfile raises many kinds where its headers are spoiled
-        raise Damaged(f"{path}: damaged ({one_line(error) or type(error).__name__}); remove it to begin anew") from None
+    except Exception as error:  # zipfile raises many kinds where its headers are spoiled
+        raise Damaged(
+            f"{path}: damaged ({one_line(error) or type(error).__name__}); remove it to begin anew"
+        ) from None
     if spoiled:
         raise Damaged(f"{path}: damaged, the sum of {spoiled} is another; remove it to begin anew")
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not all(key in content and isinstance(content[key], kind) for key, kind in _FIELDS.items()):
-        raise DataError(f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give it as MODEL.PRETRAINED")
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != FORMAT
+        or not all(
+            key in content and isinstance(content[key], kind) for key, kind in _FIELDS.items()
+        )
+    ):
+        raise DataError(
+            f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give"
+            " it as MODEL.PRETRAINED"
+        )
     for key, least in _NUMBERS_FROM.items():
         if not least <= content[key] < _LARGEST:
-            raise DataError(f"{path}: the checkpoint has {key} {shown_value(content[key], 40)}, which no run has; remove it to begin anew")
+            raise DataError(
+                f"{path}: the checkpoint has {key} {shown_value(content[key], 40)}, which no run"
+                " has; remove it to begin anew"
+            )
     if any(not weights.is_plain(tensor) for tensor in _tensors_of(content)):
-        raise DataError(f"{path}: the checkpoint has a tensor that is no plain one (sparse, quantised, without memory, or of more values than the file holds)")
+        raise DataError(
+            f"{path}: the checkpoint has a tensor that is no plain one (sparse, quantised, without"
+            " memory, or of more values than the file holds)"
+        )
     if content["experiment"] != experiment:
-        raise DataError(f"{path}: a checkpoint of experiment {shown(content['experiment'])}, not of {experiment}; give it as MODEL.PRETRAINED to start from its weights")
+        raise DataError(
+            f"{path}: a checkpoint of experiment {shown(content['experiment'])}, not of"
+            f" {experiment}; give it as MODEL.PRETRAINED to start from its weights"
+        )
     return {**content, "path": str(path)}
 
 
@@ -177,8 +242,13 @@ def _tensors_of(content: Any) -> Iterator[torch.Tensor]:
 
 
 def numbers(folder: Path) -> list[int]:
-    """Numbers of the checkpoints that are there, the newest first; a process that was killed while it renamed them leaves a gap."""
-    names = (re.fullmatch(r"checkpoint(?:_([1-9]\d*))?\.pth", path.name) for path in folder.glob("checkpoint*.pth"))
+    """Numbers of the checkpoints that are there, the newest first; a process that was killed
+    while it renamed them leaves a gap.
+    """
+    names = (
+        re.fullmatch(r"checkpoint(?:_([1-9]\d*))?\.pth", path.name)
+        for path in folder.glob("checkpoint*.pth")
+    )
     return sorted(int(name[1] or 0) for name in names if name)
 
 
@@ -189,10 +259,12 @@ def _remove_from(folder: Path, least: int) -> None:
 
 
 def load_newest(folder: Path, experiment: str) -> dict[str, Any] | None:
-    """The newest checkpoint of a run folder that is whole, with a warning where it is not the newest; None where there is none at all.
+    """The newest checkpoint of a run folder that is whole, with a warning where it is not the
+    newest; None where there is none at all.
 
-    "damaged" lists those that are newer and damaged. Raises Damaged where none is whole, and DataError for the file of another
-    experiment or program, and where the newest cannot be read now: going on from the one before it would lose what it holds.
+    "damaged" lists those that are newer and damaged. Raises Damaged where none is whole, and
+    DataError for the file of another experiment or program, and where the newest cannot be read
+    now: going on from the one before it would lose what it holds.
     """
     first: Damaged | None = None
     damaged: list[str] = []

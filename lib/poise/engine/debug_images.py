@@ -1,4 +1,7 @@
-"""The four kinds of debug pictures of HRNet, drawn and written beside the training, which does not wait for them."""
+"""The four kinds of debug pictures of HRNet, drawn and written beside the training, which does
+not wait for them.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -10,19 +13,21 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from poise.visualization import draw
 from poise.codecs import Codec, Targets
-from poise.models.forward import denormalize
 from poise.errors import DataError
+from poise.models.forward import denormalize
 from poise.structures.skeleton import Skeleton
+from poise.visualization import draw
 
 log = logging.getLogger(__name__)
 
-_WAITING = 4        # batches whose pictures are still to be drawn; then the training waits
+_WAITING = 4  # batches whose pictures are still to be drawn; then the training waits
 
 
 class DebugPictures:
-    """Pictures of steps, as DEBUG.* asks for them, written by a thread of their own. What it fails with is raised by the next call."""
+    """Pictures of steps, as DEBUG.* asks for them, written by a thread of their own. What it
+    fails with is raised by the next call.
+    """
 
     def __init__(self, cfg: CfgNode, codec: Codec, skeleton: Skeleton):
         self._cfg, self._codec, self._skeleton = cfg, codec, skeleton
@@ -31,15 +36,34 @@ class DebugPictures:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def add(self, prefix: Path, batch: dict[str, torch.Tensor], images: torch.Tensor, output: torch.Tensor, targets: Targets) -> None:
-        """Pictures <prefix>_<kind>.jpg of a batch; images (B, 3, H, W) normalised, output (B, J, h, w). Raises DataError for a disk that is full."""
+    def add(
+        self,
+        prefix: Path,
+        batch: dict[str, torch.Tensor],
+        images: torch.Tensor,
+        output: torch.Tensor,
+        targets: Targets,
+    ) -> None:
+        """Pictures <prefix>_<kind>.jpg of a batch; images (B, 3, H, W) normalised, output (B, J,
+        h, w). Raises DataError for a disk that is full.
+        """
         self._raise()
         # copied here: the tensors may be written to again
-        self._queue.put((prefix, batch["joints"][:32].numpy(), batch["visible"][:32].numpy(), denormalize(self._cfg, images[:32]),
-                         output[:32].float().cpu().numpy().copy(), targets.finest[:8].cpu().numpy().copy()))
+        self._queue.put(
+            (
+                prefix,
+                batch["joints"][:32].numpy(),
+                batch["visible"][:32].numpy(),
+                denormalize(self._cfg, images[:32]),
+                output[:32].float().cpu().numpy().copy(),
+                targets.finest[:8].cpu().numpy().copy(),
+            )
+        )
 
     def close(self) -> None:
-        """Wait for the pictures that are still to be drawn. Where they cannot be written that is only said: the run is over."""
+        """Wait for the pictures that are still to be drawn. Where they cannot be written that is
+        only said: the run is over.
+        """
         self._queue.put(None)
         self._thread.join()
         if self._fault:
@@ -53,19 +77,29 @@ class DebugPictures:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self._fault is None:     # else only emptied, so that nobody waits
+            if self._fault is None:  # else only emptied, so that nobody waits
                 try:
                     self._write(*item)
                 except Exception as error:
                     self._fault = error
 
-    def _write(self, prefix: Path, joints: np.ndarray, visible: np.ndarray, crops: np.ndarray, maps: np.ndarray, targets: np.ndarray) -> None:
+    def _write(
+        self,
+        prefix: Path,
+        joints: np.ndarray,
+        visible: np.ndarray,
+        crops: np.ndarray,
+        maps: np.ndarray,
+        targets: np.ndarray,
+    ) -> None:
         wanted, amplitude = self._cfg.DEBUG, self._codec.amplitude
         if wanted.SAVE_BATCH_IMAGES_GT:
             draw.save(f"{prefix}_gt.jpg", draw.crop_mosaic(crops, joints, visible, self._skeleton))
         if wanted.SAVE_BATCH_IMAGES_PRED:
             coords, _ = self._codec.decode(maps)
-            draw.save(f"{prefix}_pred.jpg", draw.crop_mosaic(crops, coords, visible, self._skeleton))
+            draw.save(
+                f"{prefix}_pred.jpg", draw.crop_mosaic(crops, coords, visible, self._skeleton)
+            )
         if wanted.SAVE_HEATMAPS_GT:
             draw.save(f"{prefix}_hm_gt.jpg", draw.heatmap_mosaic(crops[:8], targets / amplitude))
         if wanted.SAVE_HEATMAPS_PRED:

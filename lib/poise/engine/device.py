@@ -1,19 +1,20 @@
 """Which devices a process uses, and how a network is laid on them."""
+
 from __future__ import annotations
 
 import logging
+import os
+import time
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
-from poise.engine.distributed import ALONE, Processes
+
+from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.errors import ConfigError
 from poise.models.forward import check_precision
-from poise.models.fuse import fold_batch_norms
-from poise.models.fuse import can_pack, pack_convolutions
-import os
-import time
-from poise.engine.distributed import local_processes
+from poise.models.fuse import can_pack, fold_batch_norms, pack_convolutions
 
 log = logging.getLogger(__name__)
 
@@ -21,30 +22,51 @@ log = logging.getLogger(__name__)
 def choose_devices(cfg: CfgNode, processes: Processes = ALONE) -> list[torch.device]:
     """The CUDA devices of GPUS that exist, said where some do not; the CPU where none does.
 
-    A process of torchrun has one device: the GPU of its number on this machine, whatever GPUS lists, if every process has one;
-    else, or where GPUS is empty, the CPU.
+    A process of torchrun has one device: the GPU of its number on this machine, whatever GPUS
+    lists, if every process has one; else, or where GPUS is empty, the CPU.
     """
-    wanted, present = [int(gpu) for gpu in cfg.GPUS], torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted, present = (
+        [int(gpu) for gpu in cfg.GPUS],
+        (torch.cuda.device_count() if torch.cuda.is_available() else 0),
+    )
     if processes.local_rank is not None:
         return [_device_of_process(wanted, present, processes)]
     usable = [gpu for gpu in wanted if gpu < present]
     if usable:
         if len(usable) < len(wanted):
-            log.warning("GPUS lists %d devices, %d of them exist: using %s; a step has %d x BATCH_SIZE_PER_GPU samples instead of %d x",
-                        len(wanted), len(usable), usable, len(usable), len(wanted))
+            log.warning(
+                "GPUS lists %d devices, %d of them exist: using %s; a step has %d x"
+                " BATCH_SIZE_PER_GPU samples instead of %d x",
+                len(wanted),
+                len(usable),
+                usable,
+                len(usable),
+                len(wanted),
+            )
         return [torch.device("cuda", gpu) for gpu in usable]
     if wanted:
-        log.warning("%s: running on the CPU; a step has 1 x BATCH_SIZE_PER_GPU samples%s",
-                    "no CUDA device" if not present else f"GPUS {wanted} do not exist, {present} do",
-                    f" instead of {len(wanted)} x" if len(wanted) > 1 else "")
+        log.warning(
+            "%s: running on the CPU; a step has 1 x BATCH_SIZE_PER_GPU samples%s",
+            "no CUDA device" if not present else f"GPUS {wanted} do not exist, {present} do",
+            f" instead of {len(wanted)} x" if len(wanted) > 1 else "",
+        )
     return [torch.device("cpu")]
 
 
 def _device_of_process(wanted: list[int], present: int, processes: Processes) -> torch.device:
     if processes.any(not wanted or processes.local_rank >= present):
         if wanted:
-            log.warning("%s: running on the CPU", "no CUDA device" if not present else
-                        f"a process has no CUDA device of its own, there are {present} on this machine; start so many processes")
+            log.warning(
+                "%s: running on the CPU",
+                (
+                    "no CUDA device"
+                    if not present
+                    else (
+                        f"a process has no CUDA device of its own, there are {present} on this"
+                        " machine; start so many processes"
+                    )
+                ),
+            )
         return torch.device("cpu")
     device = torch.device("cuda", processes.local_rank)
     torch.cuda.set_device(device)
@@ -61,22 +83,36 @@ def set_up(cfg: CfgNode, devices: list[torch.device]) -> None:
 
 def lay_on(model: nn.Module, devices: list[torch.device], channels_last: bool = False) -> nn.Module:
     """The network on its device; under DataParallel where there are several."""
-    model = model.to(devices[0], memory_format=torch.channels_last if channels_last else torch.preserve_format)
-    return nn.DataParallel(model, device_ids=[device.index for device in devices]) if len(devices) > 1 else model
+    model = model.to(
+        devices[0], memory_format=torch.channels_last if channels_last else torch.preserve_format
+    )
+    return (
+        nn.DataParallel(model, device_ids=[device.index for device in devices])
+        if len(devices) > 1
+        else model
+    )
 
 
 def compile_network(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> None:
-    """With COMPILE: the network, as it is laid on its devices, is compiled when it is first called. Raises ConfigError where that cannot be."""
+    """With COMPILE: the network, as it is laid on its devices, is compiled when it is first
+    called. Raises ConfigError where that cannot be.
+    """
     if not cfg.COMPILE:
         return
     if len(devices) > 1:
-        raise ConfigError(f"COMPILE True: one process cannot compile for {len(devices)} GPUS; start a process for each with torchrun")
+        raise ConfigError(
+            f"COMPILE True: one process cannot compile for {len(devices)} GPUS; start a process for"
+            " each with torchrun"
+        )
     try:
         torch.compile(_probe)(torch.ones(8, device=devices[0]))
-    except Exception as error:      # of many classes: no C++ compiler, no Triton, a Python that is not supported
+    # of many classes: no C++ compiler, no Triton, a Python that is not supported
+    except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"COMPILE True: torch.compile does not work here ({reason[0]}); it needs a C++ compiler on the CPU and Triton on a GPU; "
-                          "install them or leave COMPILE False") from None
+        raise ConfigError(
+            f"COMPILE True: torch.compile does not work here ({reason[0]}); it needs a C++ compiler"
+            " on the CPU and Triton on a GPU; install them or leave COMPILE False"
+        ) from None
     model.compile()
 
 
@@ -90,9 +126,11 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def for_testing(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> nn.Module:
-    """What predicts in `model`'s place, on the devices: a folded copy with TEST.FOLD_BN, on the CPU with packed convolutions, else the network itself.
+    """What predicts in `model`'s place, on the devices: a folded copy with TEST.FOLD_BN, on the CPU
+    with packed convolutions, else the network itself.
 
-    Never under DistributedDataParallel: the processes' shares may differ, and it would wait for each step of all.
+    Never under DistributedDataParallel: the processes' shares may differ, and it would wait for
+    each step of all.
     """
     if not cfg.TEST.FOLD_BN:
         return lay_on(bare(model), devices, cfg.CHANNELS_LAST)
@@ -106,11 +144,12 @@ _SECONDS_BETWEEN = 15.0
 
 
 class CpuThreads:
-    """Sets the count that CPU_THREADS asks for, and looks again while the run goes on where that is wished.
+    """Sets the count that CPU_THREADS asks for, and looks again while the run goes on where that is
+    wished.
 
-    saved: the count of the run that is gone on with. It is taken over, as far as there are cores, because another count adds up
-    sums in another order and the run would not end as it would have. For the same reason 0 does not measure: two runs of one
-    command would differ.
+    saved: the count of the run that is gone on with. It is taken over, as far as there are cores,
+    because another count adds up sums in another order and the run would not end as it would have.
+    For the same reason 0 does not measure: two runs of one command would differ.
     """
 
     def __init__(self, cfg: CfgNode, device: torch.device, saved: int | None = None):
@@ -126,7 +165,9 @@ class CpuThreads:
         log.info("CPU threads: %d of %d cores", count, usable_cores())
 
     def look(self) -> None:
-        """Between two steps: measure again when the last look is some seconds old and CPU_THREADS is -1."""
+        """Between two steps: measure again when the last look is some seconds old and
+        CPU_THREADS is -1.
+        """
         if not self._adaptive or time.perf_counter() - self._looked < _SECONDS_BETWEEN:
             return
         before = torch.get_num_threads()
@@ -134,40 +175,56 @@ class CpuThreads:
         torch.set_num_threads(count)
         self._looked = time.perf_counter()
         if count != before:
-            log.info("CPU threads: now %d, as other programs %s the cores", count, "need" if count < before else "left")
+            log.info(
+                "CPU threads: now %d, as other programs %s the cores",
+                count,
+                "need" if count < before else "left",
+            )
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, divided among torchrun's processes on this machine, and no more than OMP_NUM_THREADS.
+    """Cores that this process may run on, divided among torchrun's processes on this machine, and
+    no more than OMP_NUM_THREADS.
 
     torchrun itself sets OMP_NUM_THREADS to 1 where the user did not.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     cores = max(cores // local_processes(), 1)
     wish = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wish)) if wish.isdigit() and int(wish) > 0 else cores
 
 
 def fastest_threads(current: int | None = None) -> int:
-    """The count that is fastest right now, by a small training step; `current` stays unless another is clearly faster."""
+    """The count that is fastest right now, by a small training step; `current` stays unless
+    another is clearly faster.
+    """
     cores = usable_cores()
     candidates = sorted({1, *(2**i for i in range(1, 8) if 2**i < cores), cores})
-    with torch.random.fork_rng(devices=[]):     # the run's own random numbers stay as they are
-        net = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1))
+    with torch.random.fork_rng(devices=[]):  # the run's own random numbers stay as they are
+        net = nn.Sequential(
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 16, 1),
+        )
         images = torch.randn(8, 16, 32, 24)
     times: dict[int, list[float]] = {count: [] for count in candidates}
-    for count in candidates:    # the first steps of a process start threads and choose kernels
+    for count in candidates:  # the first steps of a process start threads and choose kernels
         torch.set_num_threads(count)
         for _ in range(4):
             net(images).square().mean().backward()
-    for _ in range(3):      # in turns, so that a passing disturbance meets every count
+    for _ in range(3):  # in turns, so that a passing disturbance meets every count
         for count in candidates:
             torch.set_num_threads(count)
             for _ in range(6):
                 begin = time.perf_counter()
                 net(images).square().mean().backward()
                 times[count].append(time.perf_counter() - begin)
-    # the median: a core that another program holds slows every step down, a passing disturbance only a few
+    # the median: a core that another program holds slows every step down, a passing disturbance
+    # only a few
     medians = {count: sorted(found)[len(found) // 2] for count, found in times.items()}
     best = min(candidates, key=medians.__getitem__)
     kept = current if current in medians else 1

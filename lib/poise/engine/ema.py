@@ -1,8 +1,10 @@
-"""A moving average of a network's weights beside them: less noisy than the last ones, often better to predict with.
+"""A moving average of a network's weights beside them: less noisy than the last ones, often better
+to predict with.
 
-Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; with the exponential form and its beginning as
-in TensorFlow's ExponentialMovingAverage.
+Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; with the
+exponential form and its beginning as in TensorFlow's ExponentialMovingAverage.
 """
+
 from __future__ import annotations
 
 import torch
@@ -11,8 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """After update n (0, 1, ...) every weight and every figure of batch norm is d times the average so far and 1 - d times what it is now,
-    d = min(decay, (1 + n) / (10 + n)): so the random weights of the beginning are soon forgotten."""
+    """After update n (0, 1, ...) every weight and every figure of batch norm is d times the
+    average so far and 1 - d times what it is now, d = min(decay, (1 + n) / (10 + n)): so the
+    random weights of the beginning are soon forgotten.
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         self._decay = decay
@@ -27,8 +31,10 @@ class WeightAverage:
         """Take in the weights of `model`, the bare network, after a step."""
         self._averaged.update_parameters(model)
 
-    def _mix(self, averages: list[torch.Tensor], values: list[torch.Tensor], _: torch.Tensor) -> None:
-        count = int(self._averaged.n_averaged)      # lies on the CPU
+    def _mix(
+        self, averages: list[torch.Tensor], values: list[torch.Tensor], _: torch.Tensor
+    ) -> None:
+        count = int(self._averaged.n_averaged)  # lies on the CPU
         get_ema_multi_avg_fn(min(self._decay, (1 + count) / (10 + count)))(averages, values, count)
 
     def state_dict(self) -> dict:

@@ -1,51 +1,75 @@
 """Test one experiment: weights, predictions, figures, pictures."""
+
 from __future__ import annotations
 
 import glob
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+
 import cv2
 import numpy as np
 from yacs.config import CfgNode
-from poise.visualization import draw
-from poise.models.weights import zoo
+
 from poise.codecs import build_codec
 from poise.config import data_path
+from poise.config.datasets import dataset_of, headbox_path, set_files
 from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
-from poise.evaluation.ground_truth import check_truth
 from poise.engine import device, logger
+from poise.engine.device import CpuThreads
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.memory import machine_limits, testing_advice
 from poise.engine.predict import Predictions, predict
-from poise.engine.device import CpuThreads
-from poise.errors import DataError
-from poise.models.losses import build_loss
+from poise.errors import ConfigError, DataError, pluralize
+from poise.evaluation import (
+    average_precision_of_arrays,
+    crowd_average_precision,
+    diagnose,
+    diagnose_mpii,
+    format_joint_table,
+    format_table,
+    pckh,
+    per_joint_pck_of_arrays,
+    per_joint_pckh,
+    rescore,
+    suppress,
+    write_results,
+)
+from poise.evaluation.ground_truth import check_truth, labels
+from poise.evaluation.results import (
+    box_ids_by_image,
+    prediction_batches,
+    write_pickle,
+    write_submission,
+)
+from poise.io.files import no_garbage_collection, replacing
 from poise.models import build_model
-from poise.errors import pluralize
+from poise.models.losses import build_loss
+from poise.models.weights import zoo
 from poise.models.weights.origin import doubt, load_trained
-import re
-from poise.config.datasets import headbox_path, set_files
-from poise.evaluation.ground_truth import labels
-from poise.errors import ConfigError
-from poise.io.files import no_garbage_collection
 from poise.structures.crops import PIXEL_STD
-from poise.evaluation import average_precision_of_arrays, crowd_average_precision, diagnose, diagnose_mpii, format_joint_table, format_table, pckh, per_joint_pck_of_arrays, per_joint_pckh, rescore, suppress, write_results
-from poise.evaluation.results import box_ids_by_image, prediction_batches, write_pickle, write_submission
-from poise.config.datasets import dataset_of
-from poise.io.files import replacing
+from poise.visualization import draw
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE, *, metrics: Sequence[str] = (),
-        out: str | Path | None = None) -> OrderedDict[str, float]:
-    """Test the weights TEST.MODEL_FILE, or the best ones of the run folder, on DATASET.TEST_SET; one of `processes`, which all call this.
+def run(
+    cfg: CfgNode,
+    cfg_path: str,
+    command: list[str],
+    processes: Processes = ALONE,
+    *,
+    metrics: Sequence[str] = (),
+    out: str | Path | None = None,
+) -> OrderedDict[str, float]:
+    """Test the weights TEST.MODEL_FILE, or the best ones of the run folder, on DATASET.TEST_SET;
+    one of `processes`, which all call this.
 
-    Writes test.log, results/ and pictures/ in the run folder, and the predictions in mmpose's form to `out`, if given. metrics:
-    names that mmpose has for what is evaluated in any case, checked. Returns {metric: value}. Raises PoiseError for what cannot
-    be used.
+    Writes test.log, results/ and pictures/ in the run folder, and the predictions in mmpose's form
+    to `out`, if given. metrics: names that mmpose has for what is evaluated in any case, checked.
+    Returns {metric: value}. Raises PoiseError for what cannot be used.
     """
     logger.start_console(processes.rank)
     check_wishes(cfg, metrics, out)
@@ -60,8 +84,17 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     table, images = read_set(cfg, train=False)
     if processes.main:
         check_truth(cfg, table)
-    loader = build_loader(cfg, table, images, train=False, devices=len(devices), on_gpu=devices[0].type == "cuda",
-                          rank=processes.rank, world=processes.world, local_world=local_processes())
+    loader = build_loader(
+        cfg,
+        table,
+        images,
+        train=False,
+        devices=len(devices),
+        on_gpu=devices[0].type == "cuda",
+        rank=processes.rank,
+        world=processes.world,
+        local_world=local_processes(),
+    )
     device.set_up(cfg, devices)
     CpuThreads(cfg, devices[0])
     processes.from_first(lambda: logger.make_run_folder(cfg, cfg_path))
@@ -85,15 +118,21 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
 
 
 def model_file(cfg: CfgNode, folder: Path) -> Path:
-    """TEST.MODEL_FILE, else the run folder's best or final weights. Raises DataError where there are none."""
+    """TEST.MODEL_FILE, else the run folder's best or final weights. Raises DataError where there
+    are none.
+    """
     if cfg.TEST.MODEL_FILE:
         path = Path(data_path(cfg, cfg.TEST.MODEL_FILE))
         if not path.is_file():
             raise DataError(f"TEST.MODEL_FILE {path}: no such weight file{zoo.advice(path)}")
         return path
     if not cfg.RUN_NAME and (later := _later_run(folder)):
-        log.warning("%s: a later run of this experiment has its weights in %s; test those with "
-                    "RUN_NAME %s", folder, later, later.name)
+        log.warning(
+            "%s: a later run of this experiment has its weights in %s; test those with RUN_NAME %s",
+            folder,
+            later,
+            later.name,
+        )
     if file := _weights_in(folder):
         return file
     raise DataError(
@@ -123,61 +162,99 @@ def _later_run(folder: Path) -> Path | None:
     return runs[max(runs)] if runs else None
 
 
-def draw_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, folder: Path) -> list[Path]:
-    """The first TEST.PICTURES images with their predicted skeletons, in folder/pictures. Joints of low score are not drawn."""
+def draw_predictions(
+    cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, folder: Path
+) -> list[Path]:
+    """The first TEST.PICTURES images with their predicted skeletons, in folder/pictures. Joints
+    of low score are not drawn.
+    """
     written: list[Path] = []
     least = build_codec(cfg).shown_score
-    for index in list(dict.fromkeys(table.image_index.tolist()))[:cfg.TEST.PICTURES]:
+    for index in list(dict.fromkeys(table.image_index.tolist()))[: cfg.TEST.PICTURES]:
         name = table.image_names[index]
         image = images.read(name).copy()
-        if max(image.shape[:2]) < 640:      # small pictures are enlarged, or lines would cover what they show
+        # small pictures are enlarged, or lines would cover what they show
+        if max(image.shape[:2]) < 640:
             zoom = 640 / max(image.shape[:2])
             image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         else:
             zoom = 1.0
-        persons = np.flatnonzero((table.image_index == index) & ((table.score >= 0.5) | (table.box_source == "gt")))
+        persons = np.flatnonzero(
+            (table.image_index == index) & ((table.score >= 0.5) | (table.box_source == "gt"))
+        )
         for number, person in enumerate(persons):
             points = (found.keypoints[person] + 0.5) * zoom - 0.5
-            draw.draw_person(image, points, table.skeleton, shown=found.scores[person] > least,
-                                  person_side=float(table.extent[person].max()) * zoom,
-                                  limb_color=draw.person_color(number) if len(persons) > 1 else None)
+            draw.draw_person(
+                image,
+                points,
+                table.skeleton,
+                shown=found.scores[person] > least,
+                person_side=float(table.extent[person].max()) * zoom,
+                limb_color=draw.person_color(number) if len(persons) > 1 else None,
+            )
         # folders become part of the name: cam1/0001.jpg and cam2/0001.jpg are two pictures
-        written.append(folder / "pictures" / f"{Path(name).with_suffix('').as_posix().replace('/', '_')}.jpg")
+        written.append(
+            folder / "pictures" / f"{Path(name).with_suffix('').as_posix().replace('/', '_')}.jpg"
+        )
         draw.save(written[-1], image)
     if written:
-        log.info("%s with predictions in %s", pluralize(len(written), "picture"), folder / "pictures")
+        log.info(
+            "%s with predictions in %s", pluralize(len(written), "picture"), folder / "pictures"
+        )
     return written
 
 
-METRICS = {"oks": "mAP", "crowdpose": "mAP", "pckh": "PCKh"}   # what mmpose calls the one metric of a dataset
+# what mmpose calls the one metric of a dataset
+METRICS = {"oks": "mAP", "crowdpose": "mAP", "pckh": "PCKh"}
 
 
 def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | None = None) -> None:
-    """Raise ConfigError for metrics that the dataset does not have, by mmpose's names, and for a file that predictions cannot go to."""
+    """Raise ConfigError for metrics that the dataset does not have, by mmpose's names, and for a
+    file that predictions cannot go to.
+    """
     own = METRICS[dataset_of(cfg).metric]
     others = [name for name in metrics if name != own]
     if others:
-        raise ConfigError(f"--eval {others[0]}: {cfg.DATASET.DATASET} is evaluated with {own}, and always is; give --eval {own} or leave it out")
+        raise ConfigError(
+            f"--eval {others[0]}: {cfg.DATASET.DATASET} is evaluated with {own}, and always is;"
+            f" give --eval {own} or leave it out"
+        )
     if out and (Path(out).suffix not in (".pkl", ".pickle") or Path(out).is_dir()):
-        raise ConfigError(f"--out {out}: predictions are written to a pickle; give a file that ends in .pkl")
+        raise ConfigError(
+            f"--out {out}: predictions are written to a pickle; give a file that ends in .pkl"
+        )
 
 
-def score(cfg: CfgNode, table: PersonTable, found: Predictions, folder: Path, told: set[str] | None = None, *, per_joint: bool = False,
-          weights: str = "") -> tuple[OrderedDict[str, float], float]:
-    """Result files in folder/results, the family's table in the log; ({metric: value}, the one that decides which weights are best).
+def score(
+    cfg: CfgNode,
+    table: PersonTable,
+    found: Predictions,
+    folder: Path,
+    told: set[str] | None = None,
+    *,
+    per_joint: bool = False,
+    weights: str = "",
+) -> tuple[OrderedDict[str, float], float]:
+    """Result files in folder/results, the family's table in the log; ({metric: value}, the one that
+    decides which weights are best).
 
-    told: reasons for figures of 0 or -1 that an earlier test of the same set has told, which are not repeated, and to which others are added. per_joint: a second
-    table with a row per joint. weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public labels: for them only the files are
-    written and the metrics are empty.
+    told: reasons for figures of 0 or -1 that an earlier test of the same set has told, which are
+    not repeated, and to which others are added. per_joint: a second table with a row per joint.
+    weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public
+    labels: for them only the files are written and the metrics are empty.
     """
     results, told = folder / "results", set() if told is None else told
     try:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
+        raise DataError(
+            f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may"
+            " write to"
+        ) from None
     if dataset_of(cfg).metric == "pckh":
         return _score_mpii(cfg, table, found, results, per_joint, weights, told)
-    with no_garbage_collection():       # the persons' dictionaries, hundreds of thousands, make none
+    # the persons' dictionaries, hundreds of thousands, make none
+    with no_garbage_collection():
         return _score_coco(cfg, table, found, results, per_joint, weights, told)
 
 
@@ -199,16 +276,30 @@ def deciding_text(figure: float) -> str:
     return f"{figure:.4f}"
 
 
-def write_predictions(cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, path: str | Path, batch_size: int) -> None:
-    """All predictions, before any suppression, as mmpose 0.x pickles them: see poise.evaluation.results.prediction_batches.
+def write_predictions(
+    cfg: CfgNode,
+    table: PersonTable,
+    found: Predictions,
+    images: ImageFolder,
+    path: str | Path,
+    batch_size: int,
+) -> None:
+    """All predictions, before any suppression, as mmpose 0.x pickles them: see
+    poise.evaluation.results.prediction_batches.
 
-    bbox_ids: mmpose counts the annotated boxes of each COCO image from 0, and detections, like the persons of MPII, over the whole set.
+    bbox_ids: mmpose counts the annotated boxes of each COCO image from 0, and detections, like the
+    persons of MPII, over the whole set.
     """
     by_image = dataset_of(cfg).format == "coco" and table.box_source == "gt"
     ids = box_ids_by_image(table.image_index) if by_image else range(len(table))
     paths = [f"{images.location}/{table.image_name(person)}" for person in range(len(table))]
     keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
-    write_pickle(path, prediction_batches(keypoints, table.center, table.scale, table.score, paths, ids, batch_size))
+    write_pickle(
+        path,
+        prediction_batches(
+            keypoints, table.center, table.scale, table.score, paths, ids, batch_size
+        ),
+    )
     log.info("%d predictions in batches of %d written to %s", len(table), batch_size, path)
 
 
@@ -219,8 +310,15 @@ def _tell(reasons: Sequence[str], told: set[str]) -> None:
     told.update(reasons)
 
 
-def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool,
-                weights: str, told: set[str]) -> tuple[OrderedDict[str, float], float]:
+def _score_coco(
+    cfg: CfgNode,
+    table: PersonTable,
+    found: Predictions,
+    results: Path,
+    per_joint: bool,
+    weights: str,
+    told: set[str],
+) -> tuple[OrderedDict[str, float], float]:
     split, skeleton = cfg.DATASET.TEST_SET, table.skeleton
     image_ids = table.image_ids[table.image_index]
     keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
@@ -228,37 +326,96 @@ def _score_coco(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
     area = table.scale.prod(axis=1) * PIXEL_STD**2
     kept = np.arange(len(table))
     if cfg.TEST.OKS_NMS:
-        kept = suppress(keypoints, scores, area, image_ids, cfg.TEST.OKS_THRE, cfg.TEST.SOFT_NMS, skeleton.sigmas)
+        kept = suppress(
+            keypoints,
+            scores,
+            area,
+            image_ids,
+            cfg.TEST.OKS_THRE,
+            cfg.TEST.SOFT_NMS,
+            skeleton.sigmas,
+        )
     source = "gt_boxes" if table.box_source == "gt" else table.box_source
     path = results / f"keypoints_{split}_results_{source}.json"
-    write_results(path, image_ids[kept], keypoints[kept], scores[kept], table.center[kept], table.scale[kept], table.category_id)
-    way = f"kept by {'soft ' if cfg.TEST.SOFT_NMS else ''}OKS-NMS" if cfg.TEST.OKS_NMS else "kept, no OKS-NMS"
+    write_results(
+        path,
+        image_ids[kept],
+        keypoints[kept],
+        scores[kept],
+        table.center[kept],
+        table.scale[kept],
+        table.category_id,
+    )
+    way = (
+        f"kept by {'soft ' if cfg.TEST.SOFT_NMS else ''}OKS-NMS"
+        if cfg.TEST.OKS_NMS
+        else "kept, no OKS-NMS"
+    )
     log.info("%d of %d poses %s; written to %s", len(kept), len(table), way, path)
     if not set_files(cfg, split).labelled:
-        if dataset_of(cfg).name == "coco":      # https://cocodataset.org/#upload
+        if dataset_of(cfg).name == "coco":  # https://cocodataset.org/#upload
             algorithm = re.sub(r"[^\w.+-]", "-", results.parent.name)
             path = results / f"person_keypoints_{split}_{algorithm}_results.zip"
-            write_submission(path, image_ids[kept], keypoints[kept], scores[kept], table.category_id)
+            write_submission(
+                path, image_ids[kept], keypoints[kept], scores[kept], table.category_id
+            )
         log.info("%s has no public labels: send %s to the server of the data set", split, path)
         return OrderedDict(), 0.0
     truth = labels(cfg)
-    average = crowd_average_precision if dataset_of(cfg).metric == "crowdpose" else average_precision_of_arrays
-    # of the arrays, not of the file that was just written: the same to the last digit, and a large set's file takes seconds to read
-    metrics = average(truth, image_ids[kept], keypoints[kept], scores[kept], skeleton.sigmas, table.category_id)
-    log.info("%s, %s, flip test %s:", split, "ground-truth boxes" if table.box_source == "gt" else f"boxes of {table.box_source}",
-             "on" if cfg.TEST.FLIP_TEST else "off")
+    average = (
+        crowd_average_precision
+        if dataset_of(cfg).metric == "crowdpose"
+        else average_precision_of_arrays
+    )
+    # of the arrays, not of the file that was just written: the same to the last digit, and a large
+    # set's file takes seconds to read
+    metrics = average(
+        truth, image_ids[kept], keypoints[kept], scores[kept], skeleton.sigmas, table.category_id
+    )
+    log.info(
+        "%s, %s, flip test %s:",
+        split,
+        "ground-truth boxes" if table.box_source == "gt" else f"boxes of {table.box_source}",
+        "on" if cfg.TEST.FLIP_TEST else "off",
+    )
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if diagnose.is_wanted(metrics):
-        tested = diagnose.Tested(image_ids[kept], keypoints[kept], scores[kept], table.boxes[kept], skeleton.sigmas, skeleton.flip_order, table.category_id,
-                                table.box_source, table.dropped, cfg.TEST.IN_VIS_THRE, weights)
+        tested = diagnose.Tested(
+            image_ids[kept],
+            keypoints[kept],
+            scores[kept],
+            table.boxes[kept],
+            skeleton.sigmas,
+            skeleton.flip_order,
+            table.category_id,
+            table.box_source,
+            table.dropped,
+            cfg.TEST.IN_VIS_THRE,
+            weights,
+        )
         _tell(diagnose.reasons(truth, tested, metrics), told)
     if per_joint:
-        log.info("%s", format_joint_table(skeleton.names, per_joint_pck_of_arrays(truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas)))
+        log.info(
+            "%s",
+            format_joint_table(
+                skeleton.names,
+                per_joint_pck_of_arrays(
+                    truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas
+                ),
+            ),
+        )
     return OrderedDict(metrics), deciding(float(metrics["AP"]), found.loss)
 
 
-def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: Path, per_joint: bool,
-                weights: str, told: set[str]) -> tuple[OrderedDict[str, float], float]:
+def _score_mpii(
+    cfg: CfgNode,
+    table: PersonTable,
+    found: Predictions,
+    results: Path,
+    per_joint: bool,
+    weights: str,
+    told: set[str],
+) -> tuple[OrderedDict[str, float], float]:
     from scipy.io import savemat
 
     split = cfg.DATASET.TEST_SET
@@ -268,16 +425,33 @@ def _score_mpii(cfg: CfgNode, table: PersonTable, found: Predictions, results: P
         savemat(part, {"preds": one_based}, appendmat=False)
     log.info("%d predictions written to %s", len(one_based), path)
     if not set_files(cfg, split).head_boxes:
-        log.info("PCKh needs head boxes, which are public for MPII's set 'valid'; %s has none here", split)
+        log.info(
+            "PCKh needs head boxes, which are public for MPII's set 'valid'; %s has none here",
+            split,
+        )
         return OrderedDict(), 0.0
     metrics = pckh(one_based, headbox_path(cfg))
-    log.info("%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off")
+    log.info(
+        "%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off"
+    )
     log.info("%s", format_table(metrics, cfg.MODEL.NAME))
     if diagnose_mpii.is_wanted(metrics):
-        found_reasons = diagnose_mpii.reasons(headbox_path(cfg), found.keypoints, table.boxes, table.joints, table.visible, table.skeleton.flip_order, metrics, weights)
+        found_reasons = diagnose_mpii.reasons(
+            headbox_path(cfg),
+            found.keypoints,
+            table.boxes,
+            table.joints,
+            table.visible,
+            table.skeleton.flip_order,
+            metrics,
+            weights,
+        )
         _tell(found_reasons, told)
     if per_joint:
         share, count = per_joint_pckh(one_based, headbox_path(cfg))
-        rows = [f"| {name} | {n} | {value:.1f} |" for name, n, value in zip(table.skeleton.names, count, share)]
+        rows = [
+            f"| {name} | {n} | {value:.1f} |"
+            for name, n, value in zip(table.skeleton.names, count, share)
+        ]
         log.info("%s", "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows]))
     return OrderedDict(metrics), deciding(float(metrics["Mean"]), found.loss)

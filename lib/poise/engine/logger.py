@@ -1,36 +1,47 @@
 """Where a run writes: its folder, its log, its metrics, its TensorBoard page."""
+
 from __future__ import annotations
 
 import json
 import logging
 import logging.handlers
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 from yacs.config import CfgNode
+
 from poise.config import experiment_name
 from poise.engine.distributed import is_lost_peer
 from poise.engine.signals import Interrupted
 from poise.errors import DataError, PoiseError, one_line, printable
+from poise.io.files import reason, replacing
 from poise.io.json_file import finite
 from poise.structures.skeleton import Skeleton
-from poise.io.files import reason, replacing
-import subprocess
-from importlib import metadata
-from functools import cache
 
 log = logging.getLogger(__name__)
 
 
 def run_names(cfg: CfgNode, cfg_path: str) -> Path:
-    """<dataset>/<model>/<run>, the part that run folder and TensorBoard folder share; the run: RUN_NAME, else the experiment's name."""
-    dataset = cfg.DATASET.DATASET + (f"_{cfg.DATASET.HYBRID_JOINTS_TYPE}" if cfg.DATASET.HYBRID_JOINTS_TYPE else "")
-    return Path(dataset.replace(":", "_")) / cfg.MODEL.NAME / (cfg.RUN_NAME or experiment_name(cfg_path))
+    """<dataset>/<model>/<run>, the part that run folder and TensorBoard folder share; the run:
+    RUN_NAME, else the experiment's name.
+    """
+    dataset = cfg.DATASET.DATASET + (
+        f"_{cfg.DATASET.HYBRID_JOINTS_TYPE}" if cfg.DATASET.HYBRID_JOINTS_TYPE else ""
+    )
+    return (
+        Path(dataset.replace(":", "_"))
+        / cfg.MODEL.NAME
+        / (cfg.RUN_NAME or experiment_name(cfg_path))
+    )
 
 
 def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
@@ -39,16 +50,21 @@ def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot make the run folder ({error.strerror}); set OUTPUT_DIR to a place you may write to") from None
+        raise DataError(
+            f"{folder}: cannot make the run folder ({error.strerror}); set OUTPUT_DIR to a place"
+            " you may write to"
+        ) from None
     return folder
 
 
-_QUEUE_OF_THE_BOARD = 1000      # events that wait for its disk
-FILE_ONLY = {"file_only": True}     # log.info(..., extra=FILE_ONLY): not for the console
+_QUEUE_OF_THE_BOARD = 1000  # events that wait for its disk
+FILE_ONLY = {"file_only": True}  # log.info(..., extra=FILE_ONLY): not for the console
 
 
 class _Printable(logging.Formatter):
-    """A log line may hold names and values of a stranger's file: on a terminal, or in a log that is shown there, they must not steer it."""
+    """A log line may hold names and values of a stranger's file: on a terminal, or in a log that
+    is shown there, they must not steer it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -57,42 +73,50 @@ class _Printable(logging.Formatter):
 def start_console(rank: int = 0) -> None:
     """Messages of poise go to stdout, and are kept for the log file that `add_file` will name.
 
-    The run folder is made only when everything that can be wrong with the input has been looked at, so that a wrong path
-    leaves nothing behind. Of several processes all but rank 0 are silent; their errors will be in the log file.
+    The run folder is made only when everything that can be wrong with the input has been looked at,
+    so that a wrong path leaves nothing behind. Of several processes all but rank 0 are silent;
+    their errors will be in the log file.
     """
     root = logging.getLogger("poise")
     root.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     root.propagate = False
-    logging.raiseExceptions = False     # stdout's reader may go away (`| head`): the run goes on, and its log file is complete
+    # stdout's reader may go away (`| head`): the run goes on, and its log file is complete
+    logging.raiseExceptions = False
     for handler in list(root.handlers):
         handler.close()
         root.removeHandler(handler)
     if rank > 0:
-        root.addHandler(logging.NullHandler())      # without any, Python shows errors on stderr
+        root.addHandler(logging.NullHandler())  # without any, Python shows errors on stderr
         return
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(_Printable("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
     root.addHandler(console)
     # capacity and flush level out of reach: it only waits for its target
-    root.addHandler(logging.handlers.MemoryHandler(capacity=1 << 30, flushLevel=1 << 30, flushOnClose=False))
+    root.addHandler(
+        logging.handlers.MemoryHandler(capacity=1 << 30, flushLevel=1 << 30, flushOnClose=False)
+    )
 
 
 def add_file(path: Path, rank: int = 0) -> None:
-    """Write what was said so far, and all that follows, to `path` too, with times; an old file is continued.
+    """Write what was said so far, and all that follows, to `path` too, with times; an old file is
+    continued.
 
     Rank 0 has made the folder before others call this.
     """
     root = logging.getLogger("poise")
-    if rank > 0 and not path.parent.is_dir():       # another machine, without a disk in common
+    if rank > 0 and not path.parent.is_dir():  # another machine, without a disk in common
         return
     try:
         file = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    file.setFormatter(_Printable(f"%(asctime)s %(levelname)s {f'rank {rank}: ' if rank else ''}%(message)s"))
+    file.setFormatter(
+        _Printable(f"%(asctime)s %(levelname)s {f'rank {rank}: ' if rank else ''}%(message)s")
+    )
     for handler in list(root.handlers):
-        if isinstance(handler, logging.FileHandler) and handler.baseFilename == file.baseFilename:      # of a file that was removed
+        # of a file that was removed
+        if isinstance(handler, logging.FileHandler) and handler.baseFilename == file.baseFilename:
             handler.close()
             root.removeHandler(handler)
         if isinstance(handler, logging.handlers.MemoryHandler):
@@ -112,8 +136,10 @@ def errors_in_file() -> Iterator[None]:
         log.info("%s", stopped, extra=FILE_ONLY)
         raise
     except Exception as error:
-        if not is_lost_peer(error):     # the process that is gone has written why, if it could
-            log.error("%s", one_line(error), extra=FILE_ONLY, exc_info=not isinstance(error, PoiseError))
+        if not is_lost_peer(error):  # the process that is gone has written why, if it could
+            log.error(
+                "%s", one_line(error), extra=FILE_ONLY, exc_info=not isinstance(error, PoiseError)
+            )
         raise
 
 
@@ -121,8 +147,15 @@ def log_environment(cfg: CfgNode, command: list[str]) -> None:
     """Versions, git revision, command line, seed: what is needed to run it again."""
     import torch
 
-    log.info("poise %s (git %s), torch %s, numpy %s, python %s on %s", package_version(), git_revision(), torch.__version__, np.__version__,
-             platform.python_version(), platform.platform())
+    log.info(
+        "poise %s (git %s), torch %s, numpy %s, python %s on %s",
+        package_version(),
+        git_revision(),
+        torch.__version__,
+        np.__version__,
+        platform.python_version(),
+        platform.platform(),
+    )
     log.info("command: %s", " ".join(command))
     log.info("seed: %d", cfg.SEED)
 
@@ -131,11 +164,19 @@ def span(seconds: float) -> str:
     """A time in words."""
     if seconds < 100:
         return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours" if seconds < 360_000 else f"{seconds / 86400:.1f} days"
+    return (
+        f"{seconds / 60:.0f} minutes"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} hours"
+        if seconds < 360_000
+        else f"{seconds / 86400:.1f} days"
+    )
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON line per epoch. Going on from epoch e drops the lines of e and later, which are made again."""
+    """metrics.jsonl: one JSON line per epoch. Going on from epoch e drops the lines of e and
+    later, which are made again.
+    """
 
     def __init__(self, path: Path, begin_epoch: int):
         self.path = path
@@ -145,43 +186,59 @@ class MetricsFile:
                 try:
                     if json.loads(line).get("epoch", begin_epoch) < begin_epoch:
                         kept.append(line)
-                except (ValueError, AttributeError, TypeError, RecursionError):    # a line that was cut off when the run was killed
+                # a line that was cut off when the run was killed
+                except (ValueError, AttributeError, TypeError, RecursionError):
                     continue
         with replacing(path) as part:
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:
-        """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is null."""
+        """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is
+        null.
+        """
         line = json.dumps(finite(values), allow_nan=False)
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({reason(error, self.path)}); the lines before it are kept") from None
+            raise DataError(
+                f"{self.path}: cannot be written ({reason(error, self.path)}); the lines before it"
+                " are kept"
+            ) from None
 
 
 class TensorBoard:
     """A tensorboardX page in LOG_DIR/<dataset>/<model>/<run>_<time>/.
 
-    A thread of tensorboardX's writes it. Left alone it ends where the disk is full, and whoever adds to its queue then waits for ever; so
-    its first fault is kept, what follows is dropped, and `scalars` and `picture` raise DataError.
+    A thread of tensorboardX's writes it. Left alone it ends where the disk is full, and whoever
+    adds to its queue then waits for ever; so its first fault is kept, what follows is dropped, and
+    `scalars` and `picture` raise DataError.
     """
 
     def __init__(self, cfg: CfgNode, cfg_path: str):
         from tensorboardX import SummaryWriter
 
         names = run_names(cfg, cfg_path)
-        self._folder = Path(cfg.LOG_DIR) / names.with_name(f"{names.name}_{time.strftime('%Y-%m-%d-%H-%M-%S')}")
+        self._folder = Path(cfg.LOG_DIR) / names.with_name(
+            f"{names.name}_{time.strftime('%Y-%m-%d-%H-%M-%S')}"
+        )
         self._fault: Exception | None = None
         self._told = False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._writer = SummaryWriter(str(self._folder), max_queue=_QUEUE_OF_THE_BOARD)
         except OSError as error:
-            raise DataError(f"{self._folder}: cannot make the TensorBoard folder ({error.strerror}); set LOG_DIR to a place you may write to") from None
+            raise DataError(
+                f"{self._folder}: cannot make the TensorBoard folder ({error.strerror}); set"
+                " LOG_DIR to a place you may write to"
+            ) from None
         self._events = self._writer.file_writer.event_writer
         for name in ("write_event", "flush", "close"):
-            setattr(self._events._ev_writer, name, self._keeping_fault(getattr(self._events._ev_writer, name), always=name == "close"))
+            setattr(
+                self._events._ev_writer,
+                name,
+                self._keeping_fault(getattr(self._events._ev_writer, name), always=name == "close"),
+            )
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Raises DataError where the page can no longer be written."""
@@ -195,11 +252,21 @@ class TensorBoard:
         self._writer.add_image(name, image[:, :, ::-1], step, dataformats="HWC")
 
     def batch(self, first: dict[str, Any], skeleton: Skeleton, step: int) -> None:
-        """Joints and heatmaps of a test's first batch: see predict.Predictions. Raises DataError where the page can no longer be written."""
+        """Joints and heatmaps of a test's first batch: see predict.Predictions. Raises DataError
+        where the page can no longer be written.
+        """
         from poise.visualization import draw
 
-        self.picture("predictions", draw.crop_mosaic(first["crops"], first["joints"], first["shown"], skeleton), step)
-        self.picture("heatmaps", draw.heatmap_mosaic(first["crops"][:len(first["heatmaps"])], first["heatmaps"]), step)
+        self.picture(
+            "predictions",
+            draw.crop_mosaic(first["crops"], first["joints"], first["shown"], skeleton),
+            step,
+        )
+        self.picture(
+            "heatmaps",
+            draw.heatmap_mosaic(first["crops"][: len(first["heatmaps"])], first["heatmaps"]),
+            step,
+        )
 
     def close(self) -> None:
         """What is still to be written is. Where it cannot be that is only said: the run is over."""
@@ -215,6 +282,7 @@ class TensorBoard:
                     return call(*arguments)
                 except Exception as error:
                     self._fault = self._fault or error
+
         return kept
 
     def _look(self) -> None:
@@ -225,22 +293,33 @@ class TensorBoard:
             raise DataError(self._said())
 
     def _said(self) -> str:
-        return (f"{self._folder}: the TensorBoard page cannot be written ({getattr(self._fault, 'strerror', None) or self._fault}); "
-                "make room there, or set LOG_DIR to another place")
+        return (
+            f"{self._folder}: the TensorBoard page cannot be written"
+            f" ({getattr(self._fault, 'strerror', None) or self._fault}); make room there, or set"
+            " LOG_DIR to another place"
+        )
 
 
 @cache
 def git_revision() -> str:
     """What git describes the checkout as; 'unknown' outside of one."""
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
 def package_version() -> str:
-    """Return the version of the installed package; 'unknown' in a checkout that is not installed."""
+    """Return the version of the installed package; 'unknown' in a checkout that is not
+    installed.
+    """
     try:
         return metadata.version("poise")
     except metadata.PackageNotFoundError:

@@ -1,45 +1,72 @@
 """The optimisers of TRAIN.OPTIMIZER."""
+
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from inspect import unwrap
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from yacs.config import CfgNode
-import math
-from dataclasses import dataclass
+
 from poise.errors import ConfigError
 
-def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """The same optimiser, whose methods do not import PyTorch's compiler, which takes a second of every start.
 
-    PyTorch wraps them to keep them out of what is compiled, and `step` also to switch gradients off; COMPILE compiles the network alone.
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimiser, whose methods do not import PyTorch's compiler, which takes a second of
+    every start.
+
+    PyTorch wraps them to keep them out of what is compiled, and `step` also to switch gradients
+    off; COMPILE compiles the network alone.
     """
-    bare = {name: unwrap(getattr(kind, name)) for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad")}
+    bare = {
+        name: unwrap(getattr(kind, name))
+        for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+    }
     return type(kind.__name__, (kind,), {**bare, "step": torch.no_grad()(unwrap(kind.step))})
 
 
-SGD, Adam, AdamW = (_without_compiler(kind) for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+SGD, Adam, AdamW = (
+    _without_compiler(kind) for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """TRAIN.OPTIMIZER over all parameters, in two groups with TRAIN.WD_NORM_AND_BIAS False. 'adam' ignores TRAIN.WD: HRNet and
-    SimpleBaseline do, and published so.
+    """TRAIN.OPTIMIZER over all parameters, in two groups with TRAIN.WD_NORM_AND_BIAS False. 'adam'
+    ignores TRAIN.WD: HRNet and SimpleBaseline do, and published so.
 
     Fused: one pass over the weights instead of a dozen, equal but for rounding.
     """
     t = cfg.TRAIN
     parameters = model.parameters() if t.WD_NORM_AND_BIAS else _decayed_and_not(model)
     if t.OPTIMIZER == "sgd":
-        return SGD(parameters, lr=t.LR, momentum=t.MOMENTUM, weight_decay=t.WD, nesterov=t.NESTEROV, fused=True)
+        return SGD(
+            parameters,
+            lr=t.LR,
+            momentum=t.MOMENTUM,
+            weight_decay=t.WD,
+            nesterov=t.NESTEROV,
+            fused=True,
+        )
     if t.OPTIMIZER == "adamw":
         return AdamW(parameters, lr=t.LR, weight_decay=t.WD, fused=True)
-    return Adam(parameters, lr=t.LR, weight_decay=t.WD if t.OPTIMIZER == "adam_l2" else 0.0, fused=True)
+    return Adam(
+        parameters, lr=t.LR, weight_decay=t.WD if t.OPTIMIZER == "adam_l2" else 0.0, fused=True
+    )
 
 
 def _decayed_and_not(model: nn.Module) -> list[dict]:
-    """Parameter groups: the weights, and the parameters of norms and the biases, which do not decay."""
-    norms = {id(parameter) for module in model.modules() if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) for parameter in module.parameters()}
+    """Parameter groups: the weights, and the parameters of norms and the biases, which do not
+    decay.
+    """
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))
+        for parameter in module.parameters()
+    }
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[id(parameter) not in norms and name.split(".")[-1] != "bias"].append(parameter)
@@ -50,9 +77,9 @@ def _decayed_and_not(model: nn.Module) -> list[dict]:
 class Schedule:
     """The length of a training and its learning rates, for the batch that is really used.
 
-    steps_per_epoch: of the loader. end: steps of the whole training, from epoch 0. base_rate: the rate before warm-up and decay.
-    The rate is a function of the step alone, so that a resumed run cannot be off by one, as the schedulers of the references are
-    with today's PyTorch.
+    steps_per_epoch: of the loader. end: steps of the whole training, from epoch 0. base_rate: the
+    rate before warm-up and decay. The rate is a function of the step alone, so that a resumed run
+    cannot be off by one, as the schedulers of the references are with today's PyTorch.
     """
 
     steps_per_epoch: int
@@ -66,8 +93,9 @@ class Schedule:
     note: str
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, steps_per_epoch: int, batch: int) -> "Schedule":
-        """batch: samples of a step, over all devices and processes. TRAIN.BASE_BATCH scales rate and length to it; not the warm-up (as in MSPN).
+    def from_config(cls, cfg: CfgNode, steps_per_epoch: int, batch: int) -> Schedule:
+        """batch: samples of a step, over all devices and processes. TRAIN.BASE_BATCH scales rate
+        and length to it; not the warm-up (as in MSPN).
 
         Raises ConfigError where TRAIN.BEGIN_EPOCH leaves nothing to train.
         """
@@ -75,11 +103,27 @@ class Schedule:
         share = batch / t.BASE_BATCH if t.BASE_BATCH else 1.0
         end = max(round(t.ITERATIONS / share), 1) if t.ITERATIONS else t.END_EPOCH * steps_per_epoch
         if t.BEGIN_EPOCH * steps_per_epoch >= end:
-            raise ConfigError(f"TRAIN.BEGIN_EPOCH {t.BEGIN_EPOCH}: nothing is left to train of {end} steps with {steps_per_epoch} an epoch; lower it")
+            raise ConfigError(
+                f"TRAIN.BEGIN_EPOCH {t.BEGIN_EPOCH}: nothing is left to train of {end} steps with"
+                f" {steps_per_epoch} an epoch; lower it"
+            )
         note = ""
         if t.BASE_BATCH and (share != 1 or t.ITERATIONS):
-            note = f"; for {t.BASE_BATCH} samples a step it would be {t.ITERATIONS or round(end * share)} steps at {t.LR:g}"
-        return cls(steps_per_epoch, end, t.LR * share, t.LR_SCHEDULE, tuple(t.LR_STEP), t.LR_FACTOR, t.WARMUP_ITERS, t.WARMUP_FACTOR, note)
+            note = (
+                f"; for {t.BASE_BATCH} samples a step it would be"
+                f" {t.ITERATIONS or round(end * share)} steps at {t.LR:g}"
+            )
+        return cls(
+            steps_per_epoch,
+            end,
+            t.LR * share,
+            t.LR_SCHEDULE,
+            tuple(t.LR_STEP),
+            t.LR_FACTOR,
+            t.WARMUP_ITERS,
+            t.WARMUP_FACTOR,
+            note,
+        )
 
     @property
     def epochs(self) -> int:
@@ -93,10 +137,11 @@ class Schedule:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0 over the whole training.
 
-        linear: MSPN's LambdaLR, which is advanced before the step, so the first step has factor(1) and the last factor(end) = 0.
-        cosine: half a cosine from the end of the warm-up on (Loshchilov and Hutter, SGDR, ICLR 2017, arXiv 1608.03983, without restarts).
-        step: TRAIN.LR_FACTOR for every milestone whose epoch has begun; with the warm-up of mmpose 0.29, whose first step has
-        TRAIN.WARMUP_FACTOR.
+        linear: MSPN's LambdaLR, which is advanced before the step, so the first step has factor(1)
+        and the last factor(end) = 0. cosine: half a cosine from the end of the warm-up on
+        (Loshchilov and Hutter, SGDR, ICLR 2017, arXiv 1608.03983, without restarts). step:
+        TRAIN.LR_FACTOR for every milestone whose epoch has begun; with the warm-up of mmpose 0.29,
+        whose first step has TRAIN.WARMUP_FACTOR.
         """
         if self.kind == "linear":
             step += 1
@@ -109,17 +154,32 @@ class Schedule:
         if self.kind == "linear":
             return rate * max(self.end - step, 0) / max(self.end - self.warmup, 1)
         if self.kind == "cosine":
-            return rate * 0.5 * (1 + math.cos(math.pi * min((step - self.warmup) / max(self.end - self.warmup, 1), 1)))
+            return (
+                rate
+                * 0.5
+                * (
+                    1
+                    + math.cos(
+                        math.pi * min((step - self.warmup) / max(self.end - self.warmup, 1), 1)
+                    )
+                )
+            )
         return rate
 
     def __str__(self) -> str:
-        way = f"{self.kind} to 0" if self.kind != "step" else f"x{self.factor:g} at epochs {', '.join(map(str, self.milestones)) or 'none'}"
+        way = (
+            f"{self.kind} to 0"
+            if self.kind != "step"
+            else f"x{self.factor:g} at epochs {', '.join(map(str, self.milestones)) or 'none'}"
+        )
         late = [str(m) for m in self.milestones if m >= self.epochs] if self.kind == "step" else []
         if late:
             way += f" ({', '.join(late)}: after the end, without effect)"
         warmup = f", warm-up over {self.warmup} steps" if self.warmup else ""
-        return (f"{self.end} steps ({self.end / max(self.steps_per_epoch, 1):.1f} epochs of {self.steps_per_epoch}), "
-                f"learning rate {self.base_rate:g}, {way}{warmup}{self.note}")
+        return (
+            f"{self.end} steps ({self.end / max(self.steps_per_epoch, 1):.1f} epochs of"
+            f" {self.steps_per_epoch}), learning rate {self.base_rate:g}, {way}{warmup}{self.note}"
+        )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

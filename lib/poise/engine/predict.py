@@ -1,4 +1,5 @@
 """Predict every person of a set, with or without the flip test, in one process or several."""
+
 from __future__ import annotations
 
 import itertools
@@ -16,19 +17,21 @@ from yacs.config import CfgNode
 from poise.codecs import build_codec
 from poise.codecs.peaks import find_maxima
 from poise.datasets.loader import BatchLoader
-from poise.engine.targets import encode_targets
 from poise.engine.distributed import ALONE, Processes
+from poise.engine.targets import encode_targets
+from poise.errors import pluralize
+from poise.evaluation.pck import heatmap_pck
 from poise.models.forward import forward_flipped, normalize
 from poise.structures.crops import crop_to_image
-from poise.evaluation.pck import heatmap_pck
-from poise.errors import pluralize
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Predictions:
-    """keypoints (N, J, 2) float64 image pixels and scores (N, J) float32, in the table's order; loss and PCK where labels are known."""
+    """keypoints (N, J, 2) float64 image pixels and scores (N, J) float32, in the table's order;
+    loss and PCK where labels are known.
+    """
 
     keypoints: np.ndarray
     scores: np.ndarray
@@ -38,12 +41,20 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.device, criterion: Callable | None = None,
-            stop: Callable[[], bool] = lambda: False, processes: Processes = ALONE) -> Predictions:
+def predict(
+    cfg: CfgNode,
+    model: nn.Module,
+    loader: BatchLoader,
+    device: torch.device,
+    criterion: Callable | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
+) -> Predictions:
     """Predict every person of the loader's table. The model's mode is restored.
 
-    `stop` is asked before each batch; where it is true KeyboardInterrupt is raised, in all processes. Of several processes each
-    predicts the loader's batches, its share, and rank 0 returns all predictions; those of the others are not complete.
+    `stop` is asked before each batch; where it is true KeyboardInterrupt is raised, in all
+    processes. Of several processes each predicts the loader's batches, its share, and rank 0
+    returns all predictions; those of the others are not complete.
     """
     from tqdm import tqdm
 
@@ -51,7 +62,8 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
     count, joints = len(table), table.skeleton.num_joints
     found = Predictions(np.zeros((count, joints, 2)), np.zeros((count, joints), np.float32))
     flip_order = torch.from_numpy(table.skeleton.flip_order).to(device)
-    sums: list[torch.Tensor] = []       # of each batch: loss x persons, persons, right joints, counted joints
+    # of each batch: loss x persons, persons, right joints, counted joints
+    sums: list[torch.Tensor] = []
     persons: list[np.ndarray] = []
     stopped = False
     was_training = model.training
@@ -59,54 +71,107 @@ def predict(cfg: CfgNode, model: nn.Module, loader: BatchLoader, device: torch.d
     batches.begin(0)
     begin = time.perf_counter()
     try:
-        for step, batch in enumerate(tqdm(loader, desc="test", unit="batch", leave=False, disable=None if processes.main else True)):
+        for step, batch in enumerate(
+            tqdm(
+                loader,
+                desc="test",
+                unit="batch",
+                leave=False,
+                disable=None if processes.main else True,
+            )
+        ):
             stopped = stop()
             if stopped:
                 break
-            heatmaps = forward_flipped(cfg, codec, model, normalize(cfg, batch["images"], device), flip_order)
+            heatmaps = forward_flipped(
+                cfg, codec, model, normalize(cfg, batch["images"], device), flip_order
+            )
             person = batch["person"].numpy()
             maps = heatmaps.cpu().numpy()
-            maxima = find_maxima(maps)      # once, for the accuracy and the joints
+            maxima = find_maxima(maps)  # once, for the accuracy and the joints
             if table.labelled and criterion is not None:
                 targets = encode_targets(cfg, codec, batch, device)
-                right, counted = heatmap_pck(heatmaps, targets.finest, maxima=maxima, cells=targets.cells)
-                sums.append(torch.stack([criterion((heatmaps,), targets) * len(person), counted.new_tensor(len(person)), right, counted]).double())
+                right, counted = heatmap_pck(
+                    heatmaps, targets.finest, maxima=maxima, cells=targets.cells
+                )
+                sums.append(
+                    torch.stack(
+                        [
+                            criterion((heatmaps,), targets) * len(person),
+                            counted.new_tensor(len(person)),
+                            right,
+                            counted,
+                        ]
+                    ).double()
+                )
             coords, found.scores[person] = codec.decode(maps, maxima)
-            found.keypoints[person] = crop_to_image(coords, table.center[person], table.scale[person], cfg.MODEL.IMAGE_SIZE, codec.unbiased)
+            found.keypoints[person] = crop_to_image(
+                coords,
+                table.center[person],
+                table.scale[person],
+                cfg.MODEL.IMAGE_SIZE,
+                codec.unbiased,
+            )
             persons.append(person)
             if not found.first_batch:
                 crops = batch["images"][:16].numpy()
-                found.first_batch = {"crops": crops[..., ::-1] if loader.crops.rgb else crops, "joints": coords[:16],
-                                     "shown": found.scores[person][:16] > codec.shown_score, "heatmaps": maps[:4] / codec.amplitude}
+                found.first_batch = {
+                    "crops": crops[..., ::-1] if loader.crops.rgb else crops,
+                    "joints": coords[:16],
+                    "shown": found.scores[person][:16] > codec.shown_score,
+                    "heatmaps": maps[:4] / codec.amplitude,
+                }
             if (step + 1) % cfg.PRINT_FREQ == 0 and not sys.stderr.isatty():
                 done = min((step + 1) * batches.world * batches.batch_size, count)
-                log.info("test: %d of %d persons, %.1f persons/s", done, count, done / (time.perf_counter() - begin))
+                log.info(
+                    "test: %d of %d persons, %.1f persons/s",
+                    done,
+                    count,
+                    done / (time.perf_counter() - begin),
+                )
     finally:
         model.train(was_training)
     if processes.any(stopped):
         raise KeyboardInterrupt
     _gather(processes, found, persons, sums)
-    log.info("test: %s in %.1f s%s", pluralize(count, "person"), time.perf_counter() - begin, ", flip test" if cfg.TEST.FLIP_TEST else "")
+    log.info(
+        "test: %s in %.1f s%s",
+        pluralize(count, "person"),
+        time.perf_counter() - begin,
+        ", flip test" if cfg.TEST.FLIP_TEST else "",
+    )
     return found
 
 
-def _gather(processes: Processes, found: Predictions, persons: list[np.ndarray], sums: list[torch.Tensor]) -> None:
-    """Complete `found` on rank 0: every person once, loss and accuracy over all batches in their order.
+def _gather(
+    processes: Processes, found: Predictions, persons: list[np.ndarray], sums: list[torch.Tensor]
+) -> None:
+    """Complete `found` on rank 0: every person once, loss and accuracy over all batches in their
+    order.
 
     persons, sums: of this process's batches, whose numbers are rank, rank + world, ...
     """
     own = np.concatenate(persons) if persons else np.zeros(0, np.int64)
-    shares = processes.gather((own, found.keypoints[own], found.scores[own], list(torch.stack(sums).cpu()) if sums else []))
+    shares = processes.gather(
+        (
+            own,
+            found.keypoints[own],
+            found.scores[own],
+            list(torch.stack(sums).cpu()) if sums else [],
+        )
+    )
     if shares is None:
         return
     everyone = np.concatenate([share[0] for share in shares])
-    assert (np.bincount(everyone, minlength=len(found.scores)) == 1).all(), "a person was predicted twice or not at all"
+    assert (np.bincount(everyone, minlength=len(found.scores)) == 1).all(), (
+        "a person was predicted twice or not at all"
+    )
     for own, keypoints, scores, _ in shares:
         found.keypoints[own], found.scores[own] = keypoints, scores
     totals = torch.zeros(4, dtype=torch.float64)
     for rows in itertools.zip_longest(*(share[3] for share in shares)):
         for row in rows:
-            if row is not None:     # a share may have one batch less
+            if row is not None:  # a share may have one batch less
                 totals += row
     if totals[1] > 0:
         found.loss = float(totals[0] / totals[1])

@@ -3,6 +3,7 @@
 The checkpoint's own configuration is compared with the given one. Settings that shape the result
 are refused, because the run's score would be reported for settings that it was not trained with.
 """
+
 from __future__ import annotations
 
 import logging
@@ -20,25 +21,72 @@ from poise.io.yaml_file import parse_yaml
 log = logging.getLogger(__name__)
 
 # how a run is resumed, and keys without effect
-_IGNORED = ("AUTO_RESUME", "RUN_NAME", "RANK", "TRAIN.RESUME", "TRAIN.CHECKPOINT", "TRAIN.GAMMA?",
-            "MODEL.TAG_PER_JOINT", "TEST.NMS_THRE", "TEST.BBOX_THRE")
+_IGNORED = (
+    "AUTO_RESUME",
+    "RUN_NAME",
+    "RANK",
+    "TRAIN.RESUME",
+    "TRAIN.CHECKPOINT",
+    "TRAIN.GAMMA?",
+    "MODEL.TAG_PER_JOINT",
+    "TEST.NMS_THRE",
+    "TEST.BBOX_THRE",
+)
 IN_TRAINING = (*_IGNORED, "SEARCH.*")
 # a search has a seed, a schedule and an optimizer of its own; of TRAIN it uses SHUFFLE
-IN_SEARCH = (*_IGNORED, "TRAIN.[!S]*", "SEED", "MODEL.GENOTYPE", "MODEL.PRETRAINED",
-             "MODEL.INIT_WEIGHTS", "MODEL.REPLACE_HEAD")
+IN_SEARCH = (
+    *_IGNORED,
+    "TRAIN.[!S]*",
+    "SEED",
+    "MODEL.GENOTYPE",
+    "MODEL.PRETRAINED",
+    "MODEL.INIT_WEIGHTS",
+    "MODEL.REPLACE_HEAD",
+)
 # where and how fast it runs, what it logs, when it saves and ends; cells (MODEL.GENOTYPE) are
 # compared themselves: see progress.cells_of and search.progress
-_FREE = ("OUTPUT_DIR", "LOG_DIR", "GPUS", "WORKERS", "PRINT_FREQ", "PIN_MEMORY", "CPU_THREADS",
-         "CHANNELS_LAST", "COMPILE", "CUDNN.*", "DEBUG.*", "DATASET.CACHE", "MODEL.GENOTYPE",
-         "TRAIN.PATIENCE", "TRAIN.CHECKPOINT_STEPS", "TRAIN.CHECKPOINT_MINUTES",
-         "TRAIN.CHECKPOINTS_KEPT", "TEST.BATCH_SIZE_PER_GPU", "TEST.MODEL_FILE", "TEST.PICTURES",
-         "TEST.FOLD_BN", "SEARCH.GENOTYPE", "SEARCH.CHECKPOINTING")
+_FREE = (
+    "OUTPUT_DIR",
+    "LOG_DIR",
+    "GPUS",
+    "WORKERS",
+    "PRINT_FREQ",
+    "PIN_MEMORY",
+    "CPU_THREADS",
+    "CHANNELS_LAST",
+    "COMPILE",
+    "CUDNN.*",
+    "DEBUG.*",
+    "DATASET.CACHE",
+    "MODEL.GENOTYPE",
+    "TRAIN.PATIENCE",
+    "TRAIN.CHECKPOINT_STEPS",
+    "TRAIN.CHECKPOINT_MINUTES",
+    "TRAIN.CHECKPOINTS_KEPT",
+    "TEST.BATCH_SIZE_PER_GPU",
+    "TEST.MODEL_FILE",
+    "TEST.PICTURES",
+    "TEST.FOLD_BN",
+    "SEARCH.GENOTYPE",
+    "SEARCH.CHECKPOINTING",
+)
 # may change while the run trains; a finished run has no result with the new value
-_FREE_IN_TRAINING = ("DATA_DIR", "AMP", "DATASET.ROOT", "DATASET.DATA_FORMAT", "DATASET.MIX.*.ROOT",
-                     "DATASET.MIX.*.DATA_FORMAT", "DATASET.HYBRID_JOINTS_TYPE",
-                     "TRAIN.BATCH_SIZE_PER_GPU", "TRAIN.ACCUMULATE", "TRAIN.BEGIN_EPOCH",
-                     "TRAIN.EVAL_INTERVAL", "SEARCH.BATCH_SIZE", "SEARCH.EPOCHS",
-                     "SEARCH.EVAL_INTERVAL")
+_FREE_IN_TRAINING = (
+    "DATA_DIR",
+    "AMP",
+    "DATASET.ROOT",
+    "DATASET.DATA_FORMAT",
+    "DATASET.MIX.*.ROOT",
+    "DATASET.MIX.*.DATA_FORMAT",
+    "DATASET.HYBRID_JOINTS_TYPE",
+    "TRAIN.BATCH_SIZE_PER_GPU",
+    "TRAIN.ACCUMULATE",
+    "TRAIN.BEGIN_EPOCH",
+    "TRAIN.EVAL_INTERVAL",
+    "SEARCH.BATCH_SIZE",
+    "SEARCH.EPOCHS",
+    "SEARCH.EVAL_INTERVAL",
+)
 _LENGTHS = ("TRAIN.END_EPOCH", "TRAIN.ITERATIONS", "SEARCH.EPOCHS")
 # the same file may lie elsewhere
 _FILES = ("DATASET.FILE", "DATASET.MIX.*.FILE", "MODEL.PRETRAINED", "TEST.COCO_BBOX_FILE")
@@ -57,13 +105,14 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
         return {}
     groups = parse_yaml(saved["config"], saved["path"], DataError)
     if not isinstance(groups, dict):
-        raise DataError(f"{saved['path']}: its configuration cannot be read; "
-                        "remove it to begin anew")
+        raise DataError(
+            f"{saved['path']}: its configuration cannot be read; remove it to begin anew"
+        )
     before, now, defaults = dict(flat(groups)), dict(flat(cfg)), dict(flat(default_config()))
     may, must_not = {}, {}
     for key in sorted(before.keys() | now.keys()):
         free = key.startswith(("MODEL.EXTRA.", "DATASET.MIX."))
-        if key not in now and not free or _is_one_of(key, ignored):       # a key of another version
+        if key not in now and not free or _is_one_of(key, ignored):  # a key of another version
             continue
         was, is_ = before.get(key, defaults.get(key, ABSENT)), now.get(key, ABSENT)
         if was == is_:
@@ -76,8 +125,9 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
         (may if allowed else must_not)[key] = said
     _refuse(saved["path"], list(must_not.values()))
     if may:
-        log.info("settings that differ from the checkpoint's and may change: %s",
-                 ", ".join(may.values()))
+        log.info(
+            "settings that differ from the checkpoint's and may change: %s", ", ".join(may.values())
+        )
     return {key: said for key, said in may.items() if not _is_one_of(key, _FREE)}
 
 
@@ -96,9 +146,11 @@ def _refuse(path: object, settings: list[str]) -> None:
         return
     more = f" and {len(settings) - _MOST_SHOWN} more" if len(settings) > _MOST_SHOWN else ""
     listed = ", ".join(settings[:_MOST_SHOWN])
-    raise ConfigError(f"{path}: this run was trained with other settings: {listed}{more}; restore "
-                      "them, or start a new run: with another RUN_NAME, or without AUTO_RESUME and "
-                      "TRAIN.CHECKPOINT")
+    raise ConfigError(
+        f"{path}: this run was trained with other settings: {listed}{more}; restore "
+        "them, or start a new run: with another RUN_NAME, or without AUTO_RESUME and "
+        "TRAIN.CHECKPOINT"
+    )
 
 
 def _is_one_of(key: str, patterns: tuple[str, ...]) -> bool:
@@ -110,16 +162,17 @@ def _may_change(key: str, was: Any, now: Any, saved: dict[str, Any], cfg: dict[s
         return True
     if _is_one_of(key, _FILES):
         return Path(str(was)).name == Path(str(now)).name
-    if key in ("TRAIN.END_EPOCH", "TRAIN.ITERATIONS"):      # the rates so far depend on the length
+    if key in ("TRAIN.END_EPOCH", "TRAIN.ITERATIONS"):  # the rates so far depend on the length
         unused = key == "TRAIN.END_EPOCH" and cfg["TRAIN.ITERATIONS"] > 0
         return unused or cfg["TRAIN.LR_SCHEDULE"] == "step"
     if key in ("TRAIN.LR_STEP", "SEARCH.LR_STEP"):
         begun = saved["epoch"] if saved["step"] else saved["epoch"] - 1
         return isinstance(was, list) and _passed(was, begun) == _passed(now, begun)
-    return key == "TRAIN.EMA_DECAY" and 0 in (was, now)      # the weights do not depend on it
+    return key == "TRAIN.EMA_DECAY" and 0 in (was, now)  # the weights do not depend on it
 
 
 def _passed(milestones: list, epoch: int) -> list:
     """Return the milestones of the epochs that have begun."""
     return sorted(
-        value for value in milestones if isinstance(value, (int, float)) and value <= epoch)
+        value for value in milestones if isinstance(value, (int, float)) and value <= epoch
+    )

@@ -3,6 +3,7 @@
 A run never replaces another's results: where its folder holds some, and it does not resume them, it
 takes the first free folder of NAME-2, NAME-3, ...
 """
+
 from __future__ import annotations
 
 import errno
@@ -26,7 +27,7 @@ NAME = "run.lock"
 # the files that a run cannot make again without its time; empty ones are none
 TRAINING = ("checkpoint*.pth*", "model_best*.pth", "final_state*.pth", "metrics.jsonl")
 SEARCH = ("search.pth", "search.jsonl", "genotype_best.json")
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)     # of some network file systems
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of some network file systems
 
 
 class Lock:
@@ -54,15 +55,19 @@ class Lock:
             lock.acquire()
             file.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
         except Timeout:
-            raise ConfigError(f"{folder}: in use by {_holder(file)}; wait for its end, or give "
-                              "another RUN_NAME") from None
+            raise ConfigError(
+                f"{folder}: in use by {_holder(file)}; wait for its end, or give another RUN_NAME"
+            ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 lock.release(force=True)
-                raise DataError(f"{file}: cannot be written ({error.strerror or error}); set "
-                                "OUTPUT_DIR to a place you may write to") from None
+                raise DataError(
+                    f"{file}: cannot be written ({error.strerror or error}); set "
+                    "OUTPUT_DIR to a place you may write to"
+                ) from None
             log.warning(
-                "%s: the file system has no locks; see that no other run writes there", folder)
+                "%s: the file system has no locks; see that no other run writes there", folder
+            )
         self.folder, self._lock = folder, lock
 
     def release(self) -> None:
@@ -70,7 +75,7 @@ class Lock:
         if self._lock is not None:
             if self._lock.is_locked:
                 # before the unlocking: a process that waited for this file sees that it is gone
-                with suppress(OSError):     # Windows cannot remove a file that is open
+                with suppress(OSError):  # Windows cannot remove a file that is open
                     (self.folder / NAME).unlink()
             self._lock.release(force=True)
         self.folder = self._lock = None
@@ -81,19 +86,23 @@ def _holder(file: Path) -> str:
     try:
         with open(file, encoding="utf-8", errors="replace") as stream:
             pid, host = stream.read(300).split()
-    except (OSError, ValueError):       # about to be written, or removed
+    except (OSError, ValueError):  # about to be written, or removed
         return "another process"
     return f"process {shown(pid, 20)} on {shown(host, 100)}"
 
 
 def has_results(folder: Path, results: Sequence[str]) -> bool:
     """Return whether a folder holds files of these patterns with something in them."""
-    return any(path.exists() and path.stat().st_size
-               for pattern in results for path in folder.glob(pattern))
+    return any(
+        path.exists() and path.stat().st_size
+        for pattern in results
+        for path in folder.glob(pattern)
+    )
 
 
-def choose(cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callable[[Path], bool],
-           lock: Lock) -> str:
+def choose(
+    cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callable[[Path], bool], lock: Lock
+) -> str:
     """Return the RUN_NAME of a run's folder, and lock the folder where it exists.
 
     resumes: whether the run continues what a folder holds. Raises ConfigError for a folder in use.
@@ -109,8 +118,11 @@ def choose(cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callabl
         lock.release()
     if folder == first:
         return cfg.RUN_NAME
-    log.info("%s holds the results of another run, which are kept: this one has RUN_NAME %s",
-             first, folder.name)
+    log.info(
+        "%s holds the results of another run, which are kept: this one has RUN_NAME %s",
+        first,
+        folder.name,
+    )
     return folder.name
 
 
@@ -129,8 +141,9 @@ def make(cfg: CfgNode, cfg_path: str, results: Sequence[str], lock: Lock) -> Pat
     if lock.folder != folder:
         lock.take(folder)
         if has_results(folder, results):
-            raise ConfigError(f"{folder}: another run has written there in the meantime; "
-                              "start this one again")
+            raise ConfigError(
+                f"{folder}: another run has written there in the meantime; start this one again"
+            )
     return folder
 
 

@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end a run after the current step, not in the middle of one."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end a run after the current step, not in the middle of
+one.
+"""
+
 from __future__ import annotations
 
 import os
@@ -7,13 +10,19 @@ import threading
 import time
 from types import FrameType
 
-# what terminals (SIGHUP: one that was closed), schedulers, and SLURM on request (--signal=USR1@120) send before they end a job
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-# a signal to the whole process group reaches torchrun too, which passes it on: that is not a second one
+# what terminals (SIGHUP: one that was closed), schedulers, and SLURM on request (--signal=USR1@120)
+# send before they end a job
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+]
+# a signal to the whole process group reaches torchrun too, which passes it on: that is not a second
+# one
 _SECONDS_OF_ECHO = 5.0
 
 
-_installed: list["Interrupt"] = []
+_installed: list[Interrupt] = []
 
 
 class Interrupted(Exception):
@@ -21,14 +30,18 @@ class Interrupted(Exception):
 
 
 def stop_run() -> bool:
-    """Ask the run to end as a first signal does, from any thread; whether there is one that listens."""
+    """Ask the run to end as a first signal does, from any thread; whether there is one that
+    listens.
+    """
     for interrupt in _installed:
         interrupt._ask()
     return bool(_installed)
 
 
 class Interrupt:
-    """`asked` becomes true at the first SIGINT, SIGTERM, SIGHUP or SIGUSR1; a second one ends the program at once."""
+    """`asked` becomes true at the first SIGINT, SIGTERM, SIGHUP or SIGUSR1; a second one ends
+    the program at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -36,11 +49,15 @@ class Interrupt:
         self._echo = _SECONDS_OF_ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
         self._old: dict[int, object] = {}
 
-    def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread():      # Python delivers signals nowhere else
+    def __enter__(self) -> Interrupt:
+        # Python delivers signals nowhere else
+        if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN:
-                    continue    # nohup: the run outlives its terminal
+                if (
+                    number == getattr(signal, "SIGHUP", None)
+                    and signal.getsignal(number) is signal.SIG_IGN
+                ):
+                    continue  # nohup: the run outlives its terminal
                 self._old[number] = signal.signal(number, self._handle)
         _installed.append(self)
         return self

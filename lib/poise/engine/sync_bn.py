@@ -1,4 +1,7 @@
-"""Batch norm whose mean and variance are those of the batches of all processes: SYNC_BN; and batches too small for any."""
+"""Batch norm whose mean and variance are those of the batches of all processes: SYNC_BN; and
+batches too small for any.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +15,9 @@ from poise.errors import ConfigError
 
 
 class SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over the processes of a group, in all of them; so is its gradient the sum of theirs."""
+    """The sum of a tensor over the processes of a group, in all of them; so is its gradient the
+    sum of theirs.
+    """
 
     @staticmethod
     def forward(ctx, values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -27,7 +32,8 @@ class SumOverProcesses(torch.autograd.Function):
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """What nn.SyncBatchNorm, which is for GPUs only, computes; on the CPU over gloo. (B, C, h, w) -> the same; B may differ between processes.
+    """What nn.SyncBatchNorm, which is for GPUs only, computes; on the CPU over gloo. (B, C, h, w)
+    -> the same; B may differ between processes.
 
     In eval mode it is plain batch norm.
     """
@@ -40,15 +46,22 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        count = SumOverProcesses.apply(values.new_tensor([x.numel() // x.shape[1]]), self.process_group)
+        count = SumOverProcesses.apply(
+            values.new_tensor([x.numel() // x.shape[1]]), self.process_group
+        )
         mean = SumOverProcesses.apply(values.sum(dim=(0, 2, 3)), self.process_group) / count
         # the squares of the differences, not the difference of the squares, which would lose digits
         centred = values - mean[:, None, None]
-        variance = SumOverProcesses.apply(centred.square().sum(dim=(0, 2, 3)), self.process_group) / count
+        variance = (
+            SumOverProcesses.apply(centred.square().sum(dim=(0, 2, 3)), self.process_group) / count
+        )
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum     # None: the mean over all batches
+                # None: the mean over all batches
+                share = (
+                    1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+                )
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), share)
         scale = torch.rsqrt(variance + self.eps) * (self.weight if self.affine else 1)
@@ -57,20 +70,39 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronised(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
-    """The network with every batch norm replaced by one over the processes of the group; its parameters and buffers are the same tensors."""
+    """The network with every batch norm replaced by one over the processes of the group; its
+    parameters and buffers are the same tensors.
+    """
     if next(model.parameters()).device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
-    for name, norm in [(name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]:
-        new = CpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, group=group)
+    for name, norm in [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]:
+        new = CpuSyncBatchNorm(
+            norm.num_features,
+            norm.eps,
+            norm.momentum,
+            norm.affine,
+            norm.track_running_stats,
+            group=group,
+        )
         new.weight, new.bias = norm.weight, norm.bias
-        new.running_mean, new.running_var, new.num_batches_tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        new.running_mean, new.running_var, new.num_batches_tracked = (
+            norm.running_mean,
+            norm.running_var,
+            norm.num_batches_tracked,
+        )
         model.set_submodule(name, new.train(norm.training))
     return model
 
 
 @contextmanager
 def train_mode_on_trial(model: nn.Module) -> Iterator[torch.device]:
-    """Hand out the network's device, the network in train mode within. Its mode, its buffers and random numbers are then as before."""
+    """Hand out the network's device, the network in train mode within. Its mode, its buffers and
+    random numbers are then as before.
+    """
     device = next(model.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     was_training = model.training
@@ -86,7 +118,8 @@ def train_mode_on_trial(model: nn.Module) -> Iterator[torch.device]:
 
 
 def check_single_sample(model: nn.Module, image_size: Sequence[int], key: str) -> None:
-    """Raise ConfigError, naming the key of the batch size, where the network cannot be trained on one sample.
+    """Raise ConfigError, naming the key of the batch size, where the network cannot be trained on
+    one sample.
 
     Batch norm has no variance there where a feature map is of 1 x 1.
     """
@@ -97,5 +130,8 @@ def check_single_sample(model: nn.Module, image_size: Sequence[int], key: str) -
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise ConfigError(f"{key}: a step of each epoch has a single sample on a device, and batch norm over maps of 1 x 1 needs two; "
-                          f"choose another batch size, or a MODEL.IMAGE_SIZE larger than {width} x {height}") from None
+        raise ConfigError(
+            f"{key}: a step of each epoch has a single sample on a device, and batch norm over maps"
+            " of 1 x 1 needs two; choose another batch size, or a MODEL.IMAGE_SIZE larger than"
+            f" {width} x {height}"
+        ) from None

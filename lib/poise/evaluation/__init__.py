@@ -1,10 +1,38 @@
-"""What a set of predictions is worth: COCO AP, CrowdPose AP, MPII PCKh, and the result files that other programs read."""
-from poise.evaluation.coco import average_precision, average_precision_of_arrays, format_joint_table, per_joint_pck, per_joint_pck_of_arrays, read_truth, rescore, result_arrays, suppress
+"""What a set of predictions is worth: COCO AP, CrowdPose AP, MPII PCKh, and the result files
+that other programs read.
+"""
+
+from poise.evaluation.coco import (
+    average_precision,
+    average_precision_of_arrays,
+    format_joint_table,
+    per_joint_pck,
+    per_joint_pck_of_arrays,
+    read_truth,
+    rescore,
+    result_arrays,
+    suppress,
+)
 from poise.evaluation.crowdpose import crowd_average_precision
 from poise.evaluation.mpii import mean_pckh, pckh, per_joint_pckh
 from poise.evaluation.results import coco_results, format_table, read_results, write_results
 
 __all__ = [
-    "average_precision", "average_precision_of_arrays", "coco_results", "crowd_average_precision", "format_joint_table", "format_table", "mean_pckh",
-    "pckh", "per_joint_pck", "per_joint_pck_of_arrays", "per_joint_pckh", "read_results", "read_truth", "rescore", "result_arrays", "suppress", "write_results",
+    "average_precision",
+    "average_precision_of_arrays",
+    "coco_results",
+    "crowd_average_precision",
+    "format_joint_table",
+    "format_table",
+    "mean_pckh",
+    "pckh",
+    "per_joint_pck",
+    "per_joint_pck_of_arrays",
+    "per_joint_pckh",
+    "read_results",
+    "read_truth",
+    "rescore",
+    "result_arrays",
+    "suppress",
+    "write_results",
 ]

@@ -1,7 +1,9 @@
-"""COCO keypoint evaluation as the HRNet family does it: rescore, suppress, average precision, figures per joint.
+"""COCO keypoint evaluation as the HRNet family does it: rescore, suppress, average precision,
+figures per joint.
 
 Letters: N predicted persons, G labelled persons, J joints, D predictions in an image.
 """
+
 from __future__ import annotations
 
 import logging
@@ -11,15 +13,13 @@ from functools import cached_property
 
 import numpy as np
 
-from poise.evaluation import nms
-from poise.errors import DataError, shown, shown_value
-from poise.io.files import no_garbage_collection
-from poise.io.json_file import as_id, field_fault, read_json, with_ids
-from poise.evaluation import keypoint_ap
-from poise.evaluation.results import FIELDS, check_finite, read_results
-from poise.io.json_file import is_finite
-from poise.structures.skeleton import crowd_flag, find_category
 from poise.config.datasets import dataset
+from poise.errors import DataError, shown, shown_value
+from poise.evaluation import keypoint_ap, nms
+from poise.evaluation.results import FIELDS, check_finite, read_results
+from poise.io.files import no_garbage_collection
+from poise.io.json_file import as_id, field_fault, is_finite, read_json, with_ids
+from poise.structures.skeleton import crowd_flag, find_category
 
 logger = logging.getLogger(__name__)
 _NEEDED = "image_id", "category_id", "area", "bbox"
@@ -30,18 +30,23 @@ STATS = ("AP", "Ap .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "
 
 
 def rescore(keypoint_scores: np.ndarray, box_scores: np.ndarray, in_vis_thre: float) -> np.ndarray:
-    """A person's score: that of its box times the mean of the joint scores above `in_vis_thre` (0 where none is).
+    """A person's score: that of its box times the mean of the joint scores above `in_vis_thre` (0
+    where none is).
 
-    keypoint_scores: (N, J). box_scores: (N,). Returns (N,) float64. Source: HRNet, lib/dataset/coco.py, evaluate.
+    keypoint_scores: (N, J). box_scores: (N,). Returns (N,) float64. Source: HRNet,
+    lib/dataset/coco.py, evaluate.
     """
     keypoint_scores = np.asarray(keypoint_scores)
     box_scores = np.asarray(box_scores, np.float64)
     if keypoint_scores.ndim != 2 or box_scores.shape != keypoint_scores.shape[:1]:
-        raise ValueError(f"rescore needs (N, J) and (N,) scores; got {keypoint_scores.shape} and {box_scores.shape}")
+        raise ValueError(
+            f"rescore needs (N, J) and (N,) scores; got {keypoint_scores.shape} and"
+            f" {box_scores.shape}"
+        )
     total = np.zeros(len(box_scores), keypoint_scores.dtype)
     counted = keypoint_scores > in_vis_thre
-    # joint after joint in the predictions' own precision, as the reference adds them: a pairwise or a float64 sum
-    # gives other last bits, which decide between persons whose scores tie
+    # joint after joint in the predictions' own precision, as the reference adds them: a pairwise or
+    # a float64 sum gives other last bits, which decide between persons whose scores tie
     for j in range(keypoint_scores.shape[1]):
         total += np.where(counted[:, j], keypoint_scores[:, j], 0)
     return total / np.maximum(counted.sum(axis=1), 1).astype(total.dtype) * box_scores
@@ -56,13 +61,15 @@ def suppress(
     soft: bool = False,
     sigmas: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Indices of the persons that OKS-NMS keeps, image by image (in order of first appearance), best first in each.
+    """Indices of the persons that OKS-NMS keeps, image by image (in order of first appearance),
+    best first in each.
 
-    keypoints: (N, J, 2 or 3), pixels. scores: (N,), already rescored. areas: (N,) square pixels, of the box that the
-    crop was taken from. image_ids: (N,), in any order. soft: lower scores instead of deleting, at most 20 a picture. sigmas: (J,), None
-    takes COCO's.
-    Returns (K,) int64. Raises DataError where a prediction is NaN or infinite, and ValueError as poise.evaluation.nms.oks_nms.
-    The best person of an image is always kept, so the reference's "if nothing was kept, keep all" has no counterpart.
+    keypoints: (N, J, 2 or 3), pixels. scores: (N,), already rescored. areas: (N,) square pixels, of
+    the box that the crop was taken from. image_ids: (N,), in any order. soft: lower scores instead
+    of deleting, at most 20 a picture. sigmas: (J,), None takes COCO's. Returns (K,) int64. Raises
+    DataError where a prediction is NaN or infinite, and ValueError as poise.evaluation.nms.oks_nms.
+    The best person of an image is always kept, so the reference's "if nothing was kept, keep all"
+    has no counterpart.
     """
     image_ids = np.asarray(image_ids)
     if image_ids.ndim != 1 or not len(image_ids) == len(keypoints) == len(scores) == len(areas):
@@ -88,28 +95,39 @@ def _or_cocos(sigmas: Sequence[float] | None) -> np.ndarray:
     return np.asarray(dataset("coco").skeleton.sigmas if sigmas is None else sigmas, np.float64)
 
 
-def average_precision(ground_truth, results, sigmas: Sequence[float] | None = None) -> dict[str, float]:
-    """The ten COCO keypoint figures, equal to pycocotools', under HRNet's names and in its order (STATS).
+def average_precision(
+    ground_truth, results, sigmas: Sequence[float] | None = None
+) -> dict[str, float]:
+    """The ten COCO keypoint figures, equal to pycocotools', under HRNet's names and in its order
+    (STATS).
 
-    ground_truth: path of a COCO keypoint annotation file, its content as a dict, or a pycocotools COCO object; it is
-    not changed. results: path of a result file or its content, a list of dicts (metrics.coco_results makes one from
-    arrays). sigmas: (J,) OKS constants; None takes those of COCO, for 17 joints only.
+    ground_truth: path of a COCO keypoint annotation file, its content as a dict, or a pycocotools
+    COCO object; it is not changed. results: path of a result file or its content, a list of dicts
+    (metrics.coco_results makes one from arrays). sigmas: (J,) OKS constants; None takes those of
+    COCO, for 17 joints only.
 
-    A figure for which there is no labelled person is -1, as pycocotools has it. Without any result all figures are 0
-    and a warning is logged (pycocotools crashes). Raises DataError where the two do not fit together.
+    A figure for which there is no labelled person is -1, as pycocotools has it. Without any result
+    all figures are 0 and a warning is logged (pycocotools crashes). Raises DataError where the two
+    do not fit together.
     """
     truth = read_truth(ground_truth)
     results = _results(results)
     if not results:
         return nothing_found()
     sigmas = _checked_sigmas(truth, results, sigmas)
-    return dict(zip(STATS, keypoint_ap.summary(curves(truth, *_arrays(results, len(sigmas)), sigmas))))
+    return dict(
+        zip(STATS, keypoint_ap.summary(curves(truth, *_arrays(results, len(sigmas)), sigmas)))
+    )
 
 
-def result_arrays(truth: dict, results, sigmas: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """image_ids (N,), category_ids (N,), keypoints (N, J, 3) float64 and scores (N,) float64 of a result file, its path or its content.
+def result_arrays(
+    truth: dict, results, sigmas: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """image_ids (N,), category_ids (N,), keypoints (N, J, 3) float64 and scores (N,) float64 of a
+    result file, its path or its content.
 
-    truth: what read_truth returned. sigmas: (J,). Raises DataError where the two do not fit together, or a value is no finite number.
+    truth: what read_truth returned. sigmas: (J,). Raises DataError where the two do not fit
+    together, or a value is no finite number.
     """
     results = _results(results)
     try:
@@ -117,39 +135,65 @@ def result_arrays(truth: dict, results, sigmas: Sequence[float]) -> tuple[np.nda
         arrays = _arrays(results, len(sigmas))
         check_finite(arrays[0], arrays[2], arrays[3])
     except (TypeError, ValueError) as error:
-        raise DataError(f"a result has keypoints or a score that are not numbers ({error}); this is not a COCO keypoint result file") from None
+        raise DataError(
+            f"a result has keypoints or a score that are not numbers ({error}); this is not a COCO"
+            " keypoint result file"
+        ) from None
     return arrays
 
 
-def _arrays(results: list[dict], joints: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    image_ids, categories = (np.array([r[key] for r in results]) for key in ("image_id", "category_id"))
-    keypoints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), joints, 3)
+def _arrays(
+    results: list[dict], joints: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    image_ids, categories = (
+        np.array([r[key] for r in results]) for key in ("image_id", "category_id")
+    )
+    keypoints = np.array([r["keypoints"] for r in results], np.float64).reshape(
+        len(results), joints, 3
+    )
     return image_ids, categories, keypoints, np.array([r["score"] for r in results], np.float64)
 
 
 def average_precision_of_arrays(
-    truth: Truth, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: Sequence[float], category_id: int = 1
+    truth: Truth,
+    image_ids: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    sigmas: Sequence[float],
+    category_id: int = 1,
 ) -> dict[str, float]:
-    """The same of predictions that were not written to a file: image_ids (N,), keypoints (N, J, 2 or 3), scores (N,).
+    """The same of predictions that were not written to a file: image_ids (N,), keypoints (N, J, 2
+    or 3), scores (N,).
 
     truth: what read_truth returned. Raises DataError for images that it does not have.
     """
     if not len(image_ids):
         return nothing_found()
     refuse_strange_images(np.asarray(image_ids).tolist(), truth)
-    found = curves(truth, np.asarray(image_ids), np.full(len(image_ids), category_id), np.asarray(keypoints, np.float64),
-                   np.asarray(scores, np.float64), np.asarray(sigmas, np.float64))
+    found = curves(
+        truth,
+        np.asarray(image_ids),
+        np.full(len(image_ids), category_id),
+        np.asarray(keypoints, np.float64),
+        np.asarray(scores, np.float64),
+        np.asarray(sigmas, np.float64),
+    )
     return dict(zip(STATS, keypoint_ap.summary(found)))
 
 
 def nothing_found(names: Sequence[str] = STATS) -> dict[str, float]:
     """The figures of no prediction at all, and a warning."""
-    logger.warning("there is no result to evaluate, hence AP 0: no person was detected or all were filtered out")
+    logger.warning(
+        "there is no result to evaluate, hence AP 0: no person was detected or all were"
+        " filtered out"
+    )
     return dict.fromkeys(names, 0.0)
 
 
 class Truth(dict):
-    """Annotations in COCO's form, as read_truth returns them, and their persons as arrays, which are made once. Not to be changed."""
+    """Annotations in COCO's form, as read_truth returns them, and their persons as arrays, which
+    are made once. Not to be changed.
+    """
 
     @cached_property
     def image_ids(self) -> np.ndarray:
@@ -160,20 +204,41 @@ class Truth(dict):
     def persons(self) -> dict[int, keypoint_ap.LabelledPersons]:
         """Those of each category, by its id."""
         position = {image_id: place for place, image_id in enumerate(self.image_ids.tolist())}
-        of_each: dict[int, list[dict]] = {category: [] for category in sorted({c["id"] for c in self["categories"]})}
+        of_each: dict[int, list[dict]] = {
+            category: [] for category in sorted({c["id"] for c in self["categories"]})
+        }
         for person in self["annotations"]:
             of_each.setdefault(person["category_id"], []).append(person)
         joints = len(self["annotations"][0]["keypoints"]) // 3 if self["annotations"] else 0
-        return {category: keypoint_ap.LabelledPersons.from_annotations(persons, position, joints) for category, persons in of_each.items()}
+        return {
+            category: keypoint_ap.LabelledPersons.from_annotations(persons, position, joints)
+            for category, persons in of_each.items()
+        }
 
 
-def curves(truth: Truth, image_ids: np.ndarray, categories: np.ndarray, keypoints: np.ndarray, scores: np.ndarray,
-           sigmas: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What keypoint_ap.evaluate gives for each category. truth: of read_truth. image_ids, categories, scores (N,), keypoints (N, J, 2 or 3)."""
+def curves(
+    truth: Truth,
+    image_ids: np.ndarray,
+    categories: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    sigmas: np.ndarray,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What keypoint_ap.evaluate gives for each category. truth: of read_truth. image_ids,
+    categories, scores (N,), keypoints (N, J, 2 or 3).
+    """
     found = []
     for category in sorted({c["id"] for c in truth["categories"]}):
         mine = categories == category
-        found.append(keypoint_ap.evaluate(truth.persons[category], np.searchsorted(truth.image_ids, image_ids[mine]), keypoints[mine], scores[mine], sigmas))
+        found.append(
+            keypoint_ap.evaluate(
+                truth.persons[category],
+                np.searchsorted(truth.image_ids, image_ids[mine]),
+                keypoints[mine],
+                scores[mine],
+                sigmas,
+            )
+        )
     return found
 
 
@@ -182,13 +247,15 @@ def per_joint_pck(
 ) -> dict[str, np.ndarray]:
     """How well each joint is found, which the AP does not tell.
 
-    Each labelled person (no crowds) is matched with the prediction of its image whose OKS with it is highest, whatever
-    that one's score. The similarity of a labelled joint is its term of the OKS, exp(-d^2 / (2 (2 sigma)^2 area)); it
-    is 0 where the image has no prediction, for a person who was missed misses the joints too.
+    Each labelled person (no crowds) is matched with the prediction of its image whose OKS with it
+    is highest, whatever that one's score. The similarity of a labelled joint is its term of the
+    OKS, exp(-d^2 / (2 (2 sigma)^2 area)); it is 0 where the image has no prediction, for a person
+    who was missed misses the joints too.
 
-    ground_truth, results, sigmas, errors: as average_precision. threshold: the similarity that counts as found.
-    Returns (J,) arrays: `labelled`, the number of labelled joints; `similarity`, their mean similarity in [0, 1];
-    `pck`, the share of them whose similarity is above the threshold. The last two are NaN where none is labelled.
+    ground_truth, results, sigmas, errors: as average_precision. threshold: the similarity that
+    counts as found. Returns (J,) arrays: `labelled`, the number of labelled joints; `similarity`,
+    their mean similarity in [0, 1]; `pck`, the share of them whose similarity is above the
+    threshold. The last two are NaN where none is labelled.
     """
     truth = read_truth(ground_truth)
     results = _results(results)
@@ -197,21 +264,41 @@ def per_joint_pck(
     return per_joint_pck_of_arrays(truth, image_ids, categories, keypoints, sigmas, threshold)
 
 
-def per_joint_pck_of_arrays(truth: Truth, image_ids: np.ndarray, categories: np.ndarray | int, keypoints: np.ndarray, sigmas: Sequence[float],
-                            threshold: float = 0.5) -> dict[str, np.ndarray]:
-    """The same of predictions that were not written to a file: image_ids (N,), categories (N,) or one for all, keypoints (N, J, 2 or 3).
+def per_joint_pck_of_arrays(
+    truth: Truth,
+    image_ids: np.ndarray,
+    categories: np.ndarray | int,
+    keypoints: np.ndarray,
+    sigmas: Sequence[float],
+    threshold: float = 0.5,
+) -> dict[str, np.ndarray]:
+    """The same of predictions that were not written to a file: image_ids (N,), categories (N,) or
+    one for all, keypoints (N, J, 2 or 3).
 
     truth: what read_truth returned.
     """
-    sigmas, categories, image_ids = np.asarray(sigmas, np.float64), np.broadcast_to(categories, np.shape(image_ids)), np.asarray(image_ids, np.int64)
+    sigmas, categories, image_ids = (
+        np.asarray(sigmas, np.float64),
+        np.broadcast_to(categories, np.shape(image_ids)),
+        np.asarray(image_ids, np.int64),
+    )
     listed = np.isin(image_ids, truth.image_ids)
-    labelled, total, found = np.zeros(len(sigmas), np.int64), np.zeros(len(sigmas)), np.zeros(len(sigmas))
+    labelled, total, found = (
+        np.zeros(len(sigmas), np.int64),
+        np.zeros(len(sigmas)),
+        np.zeros(len(sigmas)),
+    )
     for category, persons in truth.persons.items():
         people = persons.select(~persons.crowd & (persons.keypoints[:, :, 2] != 0).any(axis=1))
         if not len(people.area):
             continue
         mine = np.flatnonzero(listed & (categories == category))
-        similarity = keypoint_ap.best_similarity(people, np.searchsorted(truth.image_ids, image_ids[mine]), np.asarray(keypoints)[mine], sigmas)
+        similarity = keypoint_ap.best_similarity(
+            people,
+            np.searchsorted(truth.image_ids, image_ids[mine]),
+            np.asarray(keypoints)[mine],
+            sigmas,
+        )
         labelled += (people.keypoints[:, :, 2] > 0).sum(axis=0)
         total += similarity.sum(axis=0)
         found += (similarity > threshold).sum(axis=0)
@@ -222,57 +309,91 @@ def per_joint_pck_of_arrays(truth: Truth, image_ids: np.ndarray, categories: np.
 def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> str:
     """The figures of per_joint_pck as a Markdown table with a row for each of the J joint names."""
     if len(names) != len(figures["labelled"]):
-        raise ValueError(f"got {len(names)} joint names for figures of {len(figures['labelled'])} joints")
+        raise ValueError(
+            f"got {len(names)} joint names for figures of {len(figures['labelled'])} joints"
+        )
     rows = [
         f"| {name} | {labelled} | {similarity:.3f} | {pck:.3f} |"
-        for name, labelled, similarity, pck in zip(names, figures["labelled"], figures["similarity"], figures["pck"])
+        for name, labelled, similarity, pck in zip(
+            names, figures["labelled"], figures["similarity"], figures["pck"]
+        )
     ]
     return "\n".join(["| Joint | labelled | similarity | PCK |", "|---|---|---|---|", *rows])
 
 
-def read_truth(source, joints: int | None = None, category: str | int = "person", area_of_box: float | None = None) -> Truth:
+def read_truth(
+    source,
+    joints: int | None = None,
+    category: str | int = "person",
+    area_of_box: float | None = None,
+) -> Truth:
     """The annotations as a fresh COCO-format dict with every field that pycocotools reads.
 
-    source: a path, a COCO-format dict or a pycocotools COCO object. joints: how many there must be; None takes what the file has.
-    category: name or id of what is scored, where the file has it, else all. area_of_box: a person's area is this share of its box's; None:
-    as annotated. Raises DataError, naming the annotation, for what could not be scored.
+    source: a path, a COCO-format dict or a pycocotools COCO object. joints: how many there must be;
+    None takes what the file has. category: name or id of what is scored, where the file has it,
+    else all. area_of_box: a person's area is this share of its box's; None: as annotated. Raises
+    DataError, naming the annotation, for what could not be scored.
     """
     where = "the ground truth"
     if isinstance(source, (str, os.PathLike)):
         where, source = str(source), read_json(source, "annotation file")
     source = getattr(source, "dataset", source)
     if not isinstance(source, dict) or not {"images", "annotations"} <= source.keys():
-        raise DataError(f"{where} is not a COCO annotation file: it has no images or no annotations")
-    if not isinstance(source["annotations"], list) or not all(isinstance(a, dict) for a in source["annotations"]):
+        raise DataError(
+            f"{where} is not a COCO annotation file: it has no images or no annotations"
+        )
+    if not isinstance(source["annotations"], list) or not all(
+        isinstance(a, dict) for a in source["annotations"]
+    ):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
     images, categories = source["images"], source.get("categories") or ()
     if isinstance(images, list):
         images = [with_ids(image, "id") for image in images]
     if isinstance(categories, (list, tuple)):
         categories = [with_ids(each, "id") for each in categories]
-    if not isinstance(images, list) or not all(isinstance(image, dict) and isinstance(image.get("id"), WHOLE) for image in images):
+    if not isinstance(images, list) or not all(
+        isinstance(image, dict) and isinstance(image.get("id"), WHOLE) for image in images
+    ):
         raise DataError(f"{where}: 'images' is not a list of images with whole numbers as ids")
-    if not isinstance(categories, (list, tuple)) or not all(isinstance(c, dict) and isinstance(c.get("id"), WHOLE) for c in categories):
-        raise DataError(f"{where}: 'categories' is not a list of categories with whole numbers as ids")
+    if not isinstance(categories, (list, tuple)) or not all(
+        isinstance(c, dict) and isinstance(c.get("id"), WHOLE) for c in categories
+    ):
+        raise DataError(
+            f"{where}: 'categories' is not a list of categories with whole numbers as ids"
+        )
     # other categories than persons may have other joints, or none, and are not scored
     named = find_category(source, category, where, [source["annotations"]])
     if named and "id" in named:
         mine = [a for a in source["annotations"] if as_id(a.get("category_id")) == named["id"]]
         source, categories = {**source, "annotations": mine}, [named]
-    joints = joints or max((len(a["keypoints"]) // 3 for a in source["annotations"] if isinstance(a.get("keypoints"), list)), default=0)
+    joints = joints or max(
+        (
+            len(a["keypoints"]) // 3
+            for a in source["annotations"]
+            if isinstance(a.get("keypoints"), list)
+        ),
+        default=0,
+    )
     known = {image["id"] for image in images}
     persons, blank = [], [0] * 3 * joints
     with no_garbage_collection():
         for number, annotation in enumerate(source["annotations"], start=1):
-            # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for "unmatched" and keeps
-            # one of two equal ids, both of which people's own files have, hence our ids
+            # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for
+            # "unmatched" and keeps one of two equal ids, both of which people's own files have,
+            # hence our ids
             person = {key: annotation[key] for key in _NEEDED if key in annotation}
             person = with_ids(person, "image_id", "category_id")
             if area_of_box is not None:
                 person["area"] = 0.0
             person["id"], person["keypoints"] = number, annotation.get("keypoints") or blank
-            if len(person) < len(_NEEDED) + 2 or not isinstance(person["keypoints"], list) or len(person["keypoints"]) != 3 * joints \
-                    or not isinstance(person["image_id"], WHOLE) or not isinstance(person["category_id"], WHOLE) or person["image_id"] not in known:
+            if (
+                len(person) < len(_NEEDED) + 2
+                or not isinstance(person["keypoints"], list)
+                or len(person["keypoints"]) != 3 * joints
+                or not isinstance(person["image_id"], WHOLE)
+                or not isinstance(person["category_id"], WHOLE)
+                or person["image_id"] not in known
+            ):
                 raise _fault(annotation, number, where, joints, area_of_box)
             crowd = crowd_flag(annotation)
             if crowd is None:
@@ -281,11 +402,19 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
             persons.append(person)
     if not _plain_numbers(persons, joints):
         for annotation, person in zip(source["annotations"], persons):
-            if not isinstance(person["bbox"], list) or len(person["bbox"]) != 4 or not all(map(is_finite, (person["area"], *person["bbox"], *person["keypoints"]))):
+            if (
+                not isinstance(person["bbox"], list)
+                or len(person["bbox"]) != 4
+                or not all(map(is_finite, (person["area"], *person["bbox"], *person["keypoints"])))
+            ):
                 raise _fault(annotation, person["id"], where, joints, area_of_box)
     for annotation, person in zip(source["annotations"], persons):
         labelled = annotation.get("num_keypoints")
-        person["num_keypoints"] = labelled if isinstance(labelled, WHOLE) else sum(v > 0 for v in person["keypoints"][2::3])
+        person["num_keypoints"] = (
+            labelled
+            if isinstance(labelled, WHOLE)
+            else sum(v > 0 for v in person["keypoints"][2::3])
+        )
         if area_of_box is not None:
             person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
     categories = categories or [{"id": i} for i in {p["category_id"] for p in persons}]
@@ -293,16 +422,28 @@ def read_truth(source, joints: int | None = None, category: str | int = "person"
 
 
 def _plain_numbers(persons: list[dict], joints: int) -> bool:
-    """Whether the persons' areas, boxes and keypoints are finite numbers: all at once, for one by one takes longer than the matching."""
+    """Whether the persons' areas, boxes and keypoints are finite numbers: all at once, for one
+    by one takes longer than the matching.
+    """
     try:
-        columns = [np.array([person[key] for person in persons]) for key in ("area", "bbox", "keypoints")]
+        columns = [
+            np.array([person[key] for person in persons]) for key in ("area", "bbox", "keypoints")
+        ]
     except ValueError:
         return False
     shapes = (len(persons),), (len(persons), 4), (len(persons), 3 * joints)
-    return all(column.shape == shape and column.dtype.kind in "if" and (np.abs(column) < 1e100).all() for column, shape in zip(columns, shapes)) or not persons
+    return (
+        all(
+            column.shape == shape and column.dtype.kind in "if" and (np.abs(column) < 1e100).all()
+            for column, shape in zip(columns, shapes)
+        )
+        or not persons
+    )
 
 
-def _fault(annotation: dict, number: int, where: str, joints: int, area_of_box: float | None) -> DataError:
+def _fault(
+    annotation: dict, number: int, where: str, joints: int, area_of_box: float | None
+) -> DataError:
     """What is wrong with an annotation that cannot be used."""
     name = f"annotation {shown(annotation.get('id', number), 40)} of {where}"
     missing = {key for key in _NEEDED if key != "area" or area_of_box is None} - annotation.keys()
@@ -310,34 +451,58 @@ def _fault(annotation: dict, number: int, where: str, joints: int, area_of_box: 
     if missing:
         return DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
     if not isinstance(keypoints, list) or not isinstance(bbox, list) or len(bbox) != 4:
-        return DataError(f"{name} has keypoints or a bbox that are no list of numbers; correct or remove it")
+        return DataError(
+            f"{name} has keypoints or a bbox that are no list of numbers; correct or remove it"
+        )
     if keypoints and len(keypoints) != 3 * joints:
         return DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
-    for key, values in (("area", [annotation.get("area", 0)]), ("bbox", bbox), ("keypoint", keypoints)):
+    for key, values in (
+        ("area", [annotation.get("area", 0)]),
+        ("bbox", bbox),
+        ("keypoint", keypoints),
+    ):
         wrong = next((value for value in values if not is_finite(value)), 0)
         if wrong != 0:
-            return DataError(f"{name} has {key} {shown_value(wrong, 60)}, expected a finite number; "
-                             "correct or remove it")
+            return DataError(
+                f"{name} has {key} {shown_value(wrong, 60)}, expected a finite number; "
+                "correct or remove it"
+            )
     if crowd_flag(annotation) is None:
-        return DataError(f"{name} {field_fault(annotation, 'iscrowd', '0 or 1')}; correct or remove it")
-    return DataError(f"{name} has image_id {shown(annotation['image_id'])}, which 'images' does not list, or a category_id that is no whole number")
+        return DataError(
+            f"{name} {field_fault(annotation, 'iscrowd', '0 or 1')}; correct or remove it"
+        )
+    return DataError(
+        f"{name} has image_id {shown(annotation['image_id'])}, which 'images' does not list, or a"
+        " category_id that is no whole number"
+    )
 
 
 def _results(results) -> list[dict]:
-    """A list of fresh dicts with the fields that count; a `bbox` would change the areas that pycocotools takes."""
+    """A list of fresh dicts with the fields that count; a `bbox` would change the areas that
+    pycocotools takes.
+    """
     if isinstance(results, (str, os.PathLike)):
         results = read_results(results)
-    return [with_ids({key: result[key] for key in FIELDS}, "image_id", "category_id") for result in results]
+    return [
+        with_ids({key: result[key] for key in FIELDS}, "image_id", "category_id")
+        for result in results
+    ]
 
 
 def _checked_sigmas(truth: dict, results: list[dict], sigmas: Sequence[float] | None) -> np.ndarray:
-    """`sigmas` as an array; DataError unless ground truth, results and sigmas have the same joints and images."""
-    joints = {len(item["keypoints"]) / 3 for part in (truth["annotations"], results) for item in part}
+    """`sigmas` as an array; DataError unless ground truth, results and sigmas have the same
+    joints and images.
+    """
+    joints = {
+        len(item["keypoints"]) / 3 for part in (truth["annotations"], results) for item in part
+    }
     given = _or_cocos(sigmas)
     if joints - {len(given)}:
         found = ", ".join(f"{j:g}" for j in sorted(joints))
         mend = "; give the OKS sigmas of this joint set" if sigmas is None else ""
-        raise DataError(f"annotations and results have {found} joints, the OKS sigmas {len(given)}{mend}")
+        raise DataError(
+            f"annotations and results have {found} joints, the OKS sigmas {len(given)}{mend}"
+        )
     refuse_strange_images([result["image_id"] for result in results], truth)
     return given
 
@@ -347,6 +512,6 @@ def refuse_strange_images(image_ids: Sequence, truth: dict) -> None:
     strange = set(image_ids) - {image["id"] for image in truth["images"]}
     if strange:
         raise DataError(
-            f"the results name {len(strange)} images that the ground truth does not have, such as {min(strange)}: "
-            "they belong to another set"
+            f"the results name {len(strange)} images that the ground truth does not have, such as"
+            f" {min(strange)}: they belong to another set"
         )

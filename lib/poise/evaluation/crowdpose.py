@@ -1,9 +1,12 @@
-"""CrowdPose's average precision: COCO's with areas taken from boxes, and that of easy, medium and hard images alone.
+"""CrowdPose's average precision: COCO's with areas taken from boxes, and that of easy, medium and
+hard images alone.
 
-Source: Li et al., CrowdPose, CVPR 2019, arXiv 1812.00324, and the repository's own evaluation, crowdpose-api/PythonAPI/crowdposetools/cocoeval.py:
-a person's area is 0.53 of its box's, whatever the file says, and an image is easy where its crowdIndex is below 0.2, hard from 0.8 on. That code
+Source: Li et al., CrowdPose, CVPR 2019, arXiv 1812.00324, and the repository's own evaluation,
+crowdpose-api/PythonAPI/crowdposetools/cocoeval.py: a person's area is 0.53 of its box's, whatever
+the file says, and an image is easy where its crowdIndex is below 0.2, hard from 0.8 on. That code
 rounds the last three figures to four digits, which is left out here.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,30 +20,66 @@ from poise.evaluation.coco import Truth, curves, nothing_found, refuse_strange_i
 AREA_OF_BOX = 0.53
 EASY_BELOW, HARD_FROM = 0.2, 0.8
 #: HigherHRNet's names of the nine figures, in its order
-CROWD_STATS = ("AP", "Ap .5", "AP .75", "AR", "AR .5", "AR .75", "AP (easy)", "AP (medium)", "AP (hard)")
+CROWD_STATS = (
+    "AP",
+    "Ap .5",
+    "AP .75",
+    "AR",
+    "AR .5",
+    "AR .75",
+    "AP (easy)",
+    "AP (medium)",
+    "AP (hard)",
+)
 
 
-def crowd_average_precision(truth: Truth, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, sigmas: Sequence[float],
-                            category_id: int = 1) -> dict[str, float]:
-    """The nine figures of predictions: image_ids (N,), keypoints (N, J, 2 or 3), scores (N,). sigmas: (J,).
+def crowd_average_precision(
+    truth: Truth,
+    image_ids: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    sigmas: Sequence[float],
+    category_id: int = 1,
+) -> dict[str, float]:
+    """The nine figures of predictions: image_ids (N,), keypoints (N, J, 2 or 3), scores (N,).
+    sigmas: (J,).
 
-    truth: what read_truth returned, with area_of_box=AREA_OF_BOX. A figure for which there is no labelled person is -1. Raises
-    DataError for images without a crowdIndex, and for predictions in images that the truth does not have.
+    truth: what read_truth returned, with area_of_box=AREA_OF_BOX. A figure for which there is no
+    labelled person is -1. Raises DataError for images without a crowdIndex, and for predictions in
+    images that the truth does not have.
     """
     crowding = crowd_indices(truth)
     if not len(image_ids):
         return nothing_found(CROWD_STATS)
     image_ids = np.asarray(image_ids)
     refuse_strange_images(image_ids.tolist(), truth)
-    arrays = np.full(len(image_ids), category_id), np.asarray(keypoints, np.float64), np.asarray(scores, np.float64)
+    arrays = (
+        np.full(len(image_ids), category_id),
+        np.asarray(keypoints, np.float64),
+        np.asarray(scores, np.float64),
+    )
     sigmas = np.asarray(sigmas, np.float64)
     found = keypoint_ap.summary(curves(truth, image_ids, *arrays, sigmas))
     figures = found[:3] + found[5:8]
     for least, most in ((-np.inf, EASY_BELOW), (EASY_BELOW, HARD_FROM), (HARD_FROM, np.inf)):
         chosen = {image_id for image_id, index in crowding.items() if least <= index < most}
-        part = Truth({**truth, **{key: [item for item in truth[key] if item[name] in chosen] for key, name in (("images", "id"), ("annotations", "image_id"))}})
+        part = Truth(
+            {
+                **truth,
+                **{
+                    key: [item for item in truth[key] if item[name] in chosen]
+                    for key, name in (("images", "id"), ("annotations", "image_id"))
+                },
+            }
+        )
         mine = np.isin(image_ids, list(chosen))
-        figures.append(keypoint_ap.summary(curves(part, image_ids[mine], *(array[mine] for array in arrays), sigmas))[0] if chosen else -1.0)
+        figures.append(
+            keypoint_ap.summary(
+                curves(part, image_ids[mine], *(array[mine] for array in arrays), sigmas)
+            )[0]
+            if chosen
+            else -1.0
+        )
     return dict(zip(CROWD_STATS, figures))
 
 
@@ -49,7 +88,11 @@ def crowd_indices(truth: dict) -> dict[int, float]:
     for image in truth["images"]:
         index = image.get("crowdIndex")
         if isinstance(index, bool) or not isinstance(index, (int, float)) or not np.isfinite(index):
-            fault = f"crowdIndex {shown_value(index, 60)}" if "crowdIndex" in image else "no crowdIndex"
-            raise DataError(f"image {image.get('id')} of the ground truth has {fault}, by which CrowdPose tells easy from hard images; "
-                            "metric: oks in the dataset file does without")
+            fault = (
+                f"crowdIndex {shown_value(index, 60)}" if "crowdIndex" in image else "no crowdIndex"
+            )
+            raise DataError(
+                f"image {image.get('id')} of the ground truth has {fault}, by which CrowdPose tells"
+                " easy from hard images; metric: oks in the dataset file does without"
+            )
     return {image["id"]: float(image["crowdIndex"]) for image in truth["images"]}

@@ -1,7 +1,9 @@
-"""Result files as the COCO server takes them and as mmpose's tools do, and the table that HRNet-style code prints.
+"""Result files as the COCO server takes them and as mmpose's tools do, and the table that
+HRNet-style code prints.
 
 Letters: N persons, J joints.
 """
+
 from __future__ import annotations
 
 import os
@@ -14,14 +16,12 @@ from typing import IO
 import numpy as np
 
 from poise.errors import DataError, shown_value
-from poise.io.files import no_garbage_collection
+from poise.io.files import no_garbage_collection, replacing
+from poise.io.json_file import as_id, is_finite, read_json, with_ids
 from poise.structures.crops import PIXEL_STD
-from poise.io.json_file import as_id, read_json, with_ids
-from poise.io.files import replacing
-from poise.io.json_file import is_finite
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
-_AT_ONCE = 2048     # persons of a result file
+_AT_ONCE = 2048  # persons of a result file
 
 
 def coco_results(
@@ -32,11 +32,13 @@ def coco_results(
     scales: np.ndarray | None = None,
     category_id: int = 1,
 ) -> list[dict]:
-    """The persons as a list of dicts of the COCO result format (https://cocodataset.org/#format-results).
+    """The persons as a list of dicts of the COCO result format
+    (https://cocodataset.org/#format-results).
 
-    image_ids: (N,). keypoints: (N, J, 3) x, y in pixels and score. scores: (N,). centers, scales: (N, 2), written as
-    `center` and `scale` like HRNet does, left out when None. `keypoints` in a dict is a (3 J,) float64 array. Raises
-    ValueError on other shapes, DataError on values that are not finite.
+    image_ids: (N,). keypoints: (N, J, 3) x, y in pixels and score. scores: (N,). centers, scales:
+    (N, 2), written as `center` and `scale` like HRNet does, left out when None. `keypoints` in a
+    dict is a (3 J,) float64 array. Raises ValueError on other shapes, DataError on values that are
+    not finite.
     """
     return _entries(*_checked(image_ids, keypoints, scores, centers, scales), category_id)
 
@@ -50,10 +52,12 @@ def write_results(
     scales: np.ndarray | None = None,
     category_id: int = 1,
 ) -> None:
-    """Write a result file for the COCO server; arguments and errors as coco_results, DataError if it cannot be written.
+    """Write a result file for the COCO server; arguments and errors as coco_results, DataError if
+    it cannot be written.
 
-    Floats keep every digit, so the file scores exactly as the arrays do. The file appears whole or not at all: a
-    submission cut short by a full disk would be scored as if the rest had not been found.
+    Floats keep every digit, so the file scores exactly as the arrays do. The file appears whole or
+    not at all: a submission cut short by a full disk would be scored as if the rest had not been
+    found.
     """
     columns = _checked(image_ids, keypoints, scores, centers, scales)
     with replacing(path) as part, open(part, "wb") as file:
@@ -61,7 +65,11 @@ def write_results(
 
 
 def write_submission(
-    path: str | os.PathLike, image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray, category_id: int = 1
+    path: str | os.PathLike,
+    image_ids: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    category_id: int = 1,
 ) -> None:
     """Write a zip archive for COCO's server with one result file of the archive's name in it.
 
@@ -81,7 +89,13 @@ def _write_entries(file: IO[bytes], columns: Columns, category_id: int) -> None:
     with no_garbage_collection():
         file.write(b"[")
         for begin in range(0, len(columns[0]), _AT_ONCE):
-            entries = _entries(*(None if column is None else column[begin:begin + _AT_ONCE] for column in columns), category_id)
+            entries = _entries(
+                *(
+                    None if column is None else column[begin : begin + _AT_ONCE]
+                    for column in columns
+                ),
+                category_id,
+            )
             file.write(b"," if begin else b"")
             file.write(memoryview(orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY))[1:-1])
         file.write(b"]")
@@ -92,22 +106,43 @@ Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarra
 
 def _checked(image_ids, keypoints, scores, centers, scales) -> Columns:
     """The arguments of coco_results as arrays, keypoints as (N, 3 J), or its errors."""
-    keypoints, scores, image_ids = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64), np.asarray(image_ids)
+    keypoints, scores, image_ids = (
+        np.asarray(keypoints, np.float64),
+        np.asarray(scores, np.float64),
+        np.asarray(image_ids),
+    )
     if keypoints.size == 0:
         keypoints = keypoints.reshape(0, 0, 3)
-    if keypoints.ndim != 3 or keypoints.shape[2] != 3 or {len(image_ids), len(scores)} != {len(keypoints)}:
-        raise ValueError(f"results need N image ids, keypoints (N, J, 3) and N scores; got {image_ids.shape}, {keypoints.shape}, {scores.shape}")
+    if (
+        keypoints.ndim != 3
+        or keypoints.shape[2] != 3
+        or {len(image_ids), len(scores)} != {len(keypoints)}
+    ):
+        raise ValueError(
+            f"results need N image ids, keypoints (N, J, 3) and N scores; got {image_ids.shape},"
+            f" {keypoints.shape}, {scores.shape}"
+        )
     check_finite(image_ids, keypoints, scores)
     for key, values in (("center", centers), ("scale", scales)):
         if values is not None and np.shape(values) != (len(scores), 2):
             raise ValueError(f"{key}s must be ({len(scores)}, 2); got {np.shape(values)}")
     flat = np.ascontiguousarray(keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]))
-    return image_ids, flat, scores, *(None if values is None else np.asarray(values, np.float64) for values in (centers, scales))
+    return (
+        image_ids,
+        flat,
+        scores,
+        *(
+            None if values is None else np.asarray(values, np.float64)
+            for values in (centers, scales)
+        ),
+    )
 
 
 def _entries(image_ids, keypoints, scores, centers, scales, category_id: int) -> list[dict]:
-    results = [{"image_id": image_id, "category_id": category_id, "keypoints": row, "score": score}
-               for image_id, row, score in zip(image_ids.tolist(), keypoints, scores.tolist())]
+    results = [
+        {"image_id": image_id, "category_id": category_id, "keypoints": row, "score": score}
+        for image_id, row, score in zip(image_ids.tolist(), keypoints, scores.tolist())
+    ]
     for key, values in (("center", centers), ("scale", scales)):
         if values is not None:
             for result, row in zip(results, values.tolist()):
@@ -124,22 +159,27 @@ def prediction_batches(
     box_ids: Sequence[int],
     batch_size: int,
 ) -> list[dict]:
-    """What mmpose 0.x's tools/test.py --out pickles: a dict for every `batch_size` persons, in their order.
+    """What mmpose 0.x's tools/test.py --out pickles: a dict for every `batch_size` persons, in
+    their order.
 
-    keypoints: (N, J, 3) x, y in image pixels and score. centers (N, 2) pixels, scales (N, 2) in units of 200 pixels, scores (N,):
-    of the boxes. Of a dict with n persons: preds (n, J, 3) float32; boxes (n, 6) float32, centre, scale, area in square pixels and
-    score; image_paths and bbox_ids, lists of n; output_heatmap None. Source: mmpose 0.29 mmpose/models/heads/topdown_heatmap_base_head.py.
+    keypoints: (N, J, 3) x, y in image pixels and score. centers (N, 2) pixels, scales (N, 2) in
+    units of 200 pixels, scores (N,): of the boxes. Of a dict with n persons: preds (n, J, 3)
+    float32; boxes (n, 6) float32, centre, scale, area in square pixels and score; image_paths and
+    bbox_ids, lists of n; output_heatmap None. Source: mmpose 0.29
+    mmpose/models/heads/topdown_heatmap_base_head.py.
     """
     preds = np.asarray(keypoints, np.float32)
     size = np.asarray(scales, np.float32)
     area = np.prod(size * np.float32(PIXEL_STD), axis=1)
-    boxes = np.column_stack([np.asarray(centers, np.float32), size, area, np.asarray(scores, np.float32)])
+    boxes = np.column_stack(
+        [np.asarray(centers, np.float32), size, area, np.asarray(scores, np.float32)]
+    )
     return [
         {
-            "preds": preds[begin:begin + batch_size],
-            "boxes": boxes[begin:begin + batch_size],
-            "image_paths": list(image_paths[begin:begin + batch_size]),
-            "bbox_ids": [int(box_id) for box_id in box_ids[begin:begin + batch_size]],
+            "preds": preds[begin : begin + batch_size],
+            "boxes": boxes[begin : begin + batch_size],
+            "image_paths": list(image_paths[begin : begin + batch_size]),
+            "bbox_ids": [int(box_id) for box_id in box_ids[begin : begin + batch_size]],
             "output_heatmap": None,
         }
         for begin in range(0, len(preds), batch_size)
@@ -147,13 +187,17 @@ def prediction_batches(
 
 
 def write_pickle(path: str | os.PathLike, batches: list[dict]) -> None:
-    """Write the batches of `prediction_batches`, wholly or not at all. Raises DataError if the file cannot be written."""
+    """Write the batches of `prediction_batches`, wholly or not at all. Raises DataError if the
+    file cannot be written.
+    """
     with replacing(path) as part, open(part, "wb") as file:
         pickle.dump(batches, file)
 
 
 def box_ids_by_image(image_index: np.ndarray) -> np.ndarray:
-    """(N,) int: each person's number among those of the same image, counted from 0 in the order of `image_index` (N,)."""
+    """(N,) int: each person's number among those of the same image, counted from 0 in the order
+    of `image_index` (N,).
+    """
     image_index = np.asarray(image_index)
     order = np.argsort(image_index, kind="stable")
     ordered = image_index[order]
@@ -165,7 +209,9 @@ def box_ids_by_image(image_index: np.ndarray) -> np.ndarray:
 
 
 def check_finite(image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray) -> None:
-    """Raise DataError if any of N predicted persons (N, J, 2 or 3) or their scores (N,) hold NaN or infinity."""
+    """Raise DataError if any of N predicted persons (N, J, 2 or 3) or their scores (N,) hold NaN
+    or infinity.
+    """
     bad = ~(np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores))
     if bad.any():
         raise DataError(
@@ -175,33 +221,51 @@ def check_finite(image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarra
 
 
 def read_results(path: str | os.PathLike) -> list[dict]:
-    """Read a COCO keypoint result file. Raises DataError where it is missing, no JSON, or not of that format."""
+    """Read a COCO keypoint result file. Raises DataError where it is missing, no JSON, or not of
+    that format.
+    """
     results = read_json(path, "result file")
     if not isinstance(results, list):
-        raise DataError(f"{path} is not a COCO result file: a list was expected, it holds a {type(results).__name__}")
+        raise DataError(
+            f"{path} is not a COCO result file: a list was expected, it holds a"
+            f" {type(results).__name__}"
+        )
     for i, result in enumerate(results):
         missing = [key for key in FIELDS if not isinstance(result, dict) or key not in result]
         if missing:
-            raise DataError(f"{path} is not a COCO keypoint result file: entry {i} has no {', '.join(missing)}")
+            raise DataError(
+                f"{path} is not a COCO keypoint result file: entry {i} has no {', '.join(missing)}"
+            )
         for key in ("image_id", "category_id", "score"):
             value = result[key]
             if not is_finite(value) if key == "score" else as_id(value) is None:
-                raise DataError(f"{path}: entry {i} has a {key} that is no plain number ({shown_value(value, 60)})")
+                raise DataError(
+                    f"{path}: entry {i} has a {key} that is no plain number"
+                    f" ({shown_value(value, 60)})"
+                )
         results[i] = with_ids(result, "image_id", "category_id")
-        if not isinstance(result["keypoints"], list) or not all(map(is_finite, result["keypoints"])):
-            raise DataError(f"{path}: entry {i} (image {result['image_id']}) has keypoints that are no list of finite numbers")
+        if not isinstance(result["keypoints"], list) or not all(
+            map(is_finite, result["keypoints"])
+        ):
+            raise DataError(
+                f"{path}: entry {i} (image {result['image_id']}) has keypoints that are no list of"
+                " finite numbers"
+            )
     return results
 
 
 def format_table(name_values: Mapping[str, float], arch: str) -> str:
-    """The Markdown table that HRNet prints after a test: names, a rule, one row of values with three decimals.
+    """The Markdown table that HRNet prints after a test: names, a rule, one row of values with
+    three decimals.
 
-    name_values: metric names and values in their order. arch: the network's name, cut to 8 letters and '...' when it
-    has more than 15, as HRNet does.
+    name_values: metric names and values in their order. arch: the network's name, cut to 8 letters
+    and '...' when it has more than 15, as HRNet does.
     """
     arch = arch if len(arch) <= 15 else arch[:8] + "..."
-    return "\n".join([
-        "| Arch " + " ".join(f"| {name}" for name in name_values) + " |",
-        "|---" * (len(name_values) + 1) + "|",
-        f"| {arch} " + " ".join(f"| {value:.3f}" for value in name_values.values()) + " |",
-    ])
+    return "\n".join(
+        [
+            "| Arch " + " ".join(f"| {name}" for name in name_values) + " |",
+            "|---" * (len(name_values) + 1) + "|",
+            f"| {arch} " + " ".join(f"| {value:.3f}" for value in name_values.values()) + " |",
+        ]
+    )

@@ -1,4 +1,7 @@
-"""Where the persons are: found by a detector, read from a JSON, or the whole picture. Boxes are (N, 4) left, top, right, bottom in pixels."""
+"""Where the persons are: found by a detector, read from a JSON, or the whole picture. Boxes are
+(N, 4) left, top, right, bottom in pixels.
+"""
+
 from __future__ import annotations
 
 import bisect
@@ -16,22 +19,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from poise.errors import DataError, one_line, shown, shown_value
-from poise.structures.crops import FARTHEST
+from poise.io.images import is_picture_name
 from poise.io.json_file import as_id, field_fault, read_json
 from poise.io.video import Frame, Pictures, Video
-from poise.io.images import is_picture_name
+from poise.structures.crops import FARTHEST
 from poise.structures.skeleton import crowd_flag, find_category
 
 log = logging.getLogger(__name__)
 
-Found = tuple[np.ndarray, np.ndarray]       # boxes (N, 4) float64 and scores (N,) float64
+Found = tuple[np.ndarray, np.ndarray]  # boxes (N, 4) float64 and scores (N,) float64
 
 #: of the JSON that tools/demo.py writes; docs/demo_schema.json describes it
 FORMAT = "poise poses"
 _FORMS = "a list of COCO detections, COCO annotations, or a poses.json of tools/demo.py"
 
-_NAMES_NEEDED = ("give the COCO annotation file as --boxes, or detections with a file_name each, "
-                 "as tools/make_boxes.py writes them")
+_NAMES_NEEDED = (
+    "give the COCO annotation file as --boxes, or detections with a file_name each, "
+    "as tools/make_boxes.py writes them"
+)
 
 
 class BoxSource(Protocol):
@@ -47,7 +52,10 @@ class WholePictures:
     name = "whole picture"
 
     def __call__(self, frames: Sequence[Frame]) -> list[Found]:
-        return [(np.array([[0.0, 0.0, frame.image.shape[1], frame.image.shape[0]]]), np.ones(1)) for frame in frames]
+        return [
+            (np.array([[0.0, 0.0, frame.image.shape[1], frame.image.shape[0]]]), np.ones(1))
+            for frame in frames
+        ]
 
 
 class DetectedPersons:
@@ -73,8 +81,9 @@ class GivenBoxes:
 
     An image is found by the longest common ending of its path and a file name of the JSON, whose
     nearest folder, if it has one, must be the image's. Only in detections without file names it is
-    found by number, where the name is a number: 000000000785.jpg and COCO_val2014_000000000785.jpg are image 785. A frame of a video is found by
-    its index from 0: image_id, the id of an image, or the index in a file of tools/demo.py.
+    found by number, where the name is a number: 000000000785.jpg and COCO_val2014_000000000785.jpg
+    are image 785. A frame of a video is found by its index from 0: image_id, the id of an image, or
+    the index in a file of tools/demo.py.
 
     Boxes are x, y, width, height in pixels; those with a score below `threshold` are left out.
     Annotations have score 1. category: name or id; of a file that has one category alone all boxes
@@ -88,18 +97,26 @@ class GivenBoxes:
         self.name, self.missing, self.with_boxes = str(path), 0, 0
         self._threshold, self._category = threshold, category
         self._named: dict[str, _Entry] = {}
-        self._numbered: dict[int, _Entry] = {}      # detections without file names
-        self._indexed: dict[int, _Entry] = {}       # by the index of a video's frame
+        self._numbered: dict[int, _Entry] = {}  # detections without file names
+        self._indexed: dict[int, _Entry] = {}  # by the index of a video's frame
         self._of_path: dict[str, _Entry | None] = {}
-        self._video = ""        # the one that a file of tools/demo.py is of
-        self._picture = ""      # a picture's file name of an entry that has a frame's index too
+        self._video = ""  # the one that a file of tools/demo.py is of
+        self._picture = ""  # a picture's file name of an entry that has a frame's index too
         content = read_json(path, "file of boxes")
         try:
             if isinstance(content, list):
                 self._take_detections(content)
-            elif isinstance(content, dict) and content.get("format") == FORMAT and isinstance(content.get("frames"), list):
+            elif (
+                isinstance(content, dict)
+                and content.get("format") == FORMAT
+                and isinstance(content.get("frames"), list)
+            ):
                 self._take_own(content["frames"])
-            elif isinstance(content, dict) and isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
+            elif (
+                isinstance(content, dict)
+                and isinstance(content.get("annotations"), list)
+                and isinstance(content.get("images"), list)
+            ):
                 self._take_annotations(content)
             else:
                 raise DataError(f"{path}: the file of boxes is none of these: {_FORMS}")
@@ -113,8 +130,10 @@ class GivenBoxes:
         unknown = [f.name for f in frames if f.seconds is None and f.name not in self._of_path]
         if unknown:
             self._match(unknown)
-        entries = [self._of_path[frame.name] if frame.seconds is None
-                   else self._indexed.get(frame.index) for frame in frames]
+        entries = [
+            self._of_path[frame.name] if frame.seconds is None else self._indexed.get(frame.index)
+            for frame in frames
+        ]
         for frame, entry in zip(frames, entries):
             self._check_size(frame, entry)
         found = [self._boxes_of(entry) for entry in entries]
@@ -123,36 +142,50 @@ class GivenBoxes:
         return found
 
     def check(self, source: Pictures | Video) -> None:
-        """Raise DataError where two images could be meant, or no frame of `source` can have a box."""
+        """Raise DataError where two images could be meant, or no frame of `source` can have a
+        box.
+        """
         if isinstance(source, Pictures):
             self._match(source.paths)
             entries = [self._of_path[path] for path in source.paths]
             example = next(iter(self._named), None) or next(iter(self._numbered), "none")
-            whose = (f"the pictures of --input ({len(entries)}), such as {source.paths[0]}; its own "
-                     f"are such as {shown(example)}")
+            whose = (
+                f"the pictures of --input ({len(entries)}), such as {source.paths[0]}; its own "
+                f"are such as {shown(example)}"
+            )
         else:
             if self._picture:
-                raise DataError(f"{self.name}: its boxes are of pictures, such as {shown(self._picture)}, "
-                                f"and {source.name} is a video; give those pictures as --input, or "
-                                "entries without a file_name, with the frame's index from 0 as image_id")
+                raise DataError(
+                    f"{self.name}: its boxes are of pictures, such as {shown(self._picture)}, "
+                    f"and {source.name} is a video; give those pictures as --input, or "
+                    "entries without a file_name, with the frame's index from 0 as image_id"
+                )
             entries = [entry for index, entry in self._indexed.items() if index >= 0]
             whose = f"{source.name}; a frame is listed by its index from 0 as image_id or id"
             if self._video and _parts(self._video)[-1] != _parts(source.name)[-1]:
-                log.warning("%s", f"{one_line(self.name)}: its boxes are of {shown(self._video)}, "
-                                  f"not of {one_line(source.name)}")
+                log.warning(
+                    "%s",
+                    f"{one_line(self.name)}: its boxes are of {shown(self._video)}, "
+                    f"not of {one_line(source.name)}",
+                )
         boxes = [score for entry in entries if entry is not None for _, score in entry.boxes]
         if not boxes:
             raise DataError(f"{self.name}: has no box for any of {whose}")
         if max(boxes) < self._threshold:
-            raise DataError(f"{self.name}: no box has a score of {self._threshold:g} or more; lower "
-                            f"--score-threshold, the best has {max(boxes):g}")
+            raise DataError(
+                f"{self.name}: no box has a score of {self._threshold:g} or more; lower "
+                f"--score-threshold, the best has {max(boxes):g}"
+            )
 
     def check_length(self, frames: int) -> None:
         """Warn of boxes behind the last of a video's `frames`."""
         last = max((index for index, entry in self._indexed.items() if entry.boxes), default=0)
         if last >= frames:
-            log.warning("%s", f"{one_line(self.name)}: has boxes of frame {last}, and the last frame "
-                              f"is {frames - 1}; frames are counted from 0")
+            log.warning(
+                "%s",
+                f"{one_line(self.name)}: has boxes of frame {last}, and the last frame "
+                f"is {frames - 1}; frames are counted from 0",
+            )
 
     def _boxes_of(self, entry: _Entry | None) -> Found:
         kept = [pair for pair in entry.boxes if pair[1] >= self._threshold] if entry else []
@@ -167,8 +200,10 @@ class GivenBoxes:
         of = "of another picture"
         if entry.size == (height, width):
             of = "of the picture before its EXIF orientation is applied"
-        raise DataError(f"{frame.name}: is {width} x {height} pixels, in {self.name} it is "
-                        f"{entry.size[0]:g} x {entry.size[1]:g}; its boxes are {of}")
+        raise DataError(
+            f"{frame.name}: is {width} x {height} pixels, in {self.name} it is "
+            f"{entry.size[0]:g} x {entry.size[1]:g}; its boxes are {of}"
+        )
 
     def _match(self, paths: Sequence[str]) -> None:
         """Find the entry of each picture, None where there is none.
@@ -186,11 +221,15 @@ class GivenBoxes:
             common, path = max(pictures)
             rivals = [other for length, other in pictures if length == common]
             if len(rivals) > 1:
-                raise DataError(f"{self.name}: {shown(name)} could be {rivals[0]} or {rivals[1]}; "
-                                "file names with more of their folders are needed")
+                raise DataError(
+                    f"{self.name}: {shown(name)} could be {rivals[0]} or {rivals[1]}; "
+                    "file names with more of their folders are needed"
+                )
             if common == 1 < len(_parts(name)):
-                raise DataError(f"{self.name}: {shown(name)} is in another folder than {path}; rename "
-                                "the folder of the pictures, or remove the folders from file_name")
+                raise DataError(
+                    f"{self.name}: {shown(name)} is in another folder than {path}; rename "
+                    "the folder of the pictures, or remove the folders from file_name"
+                )
             self._of_path[path] = self._named[name]
         if self._numbered:
             self._match_numbers([path for path in paths if self._of_path[path] is None])
@@ -199,7 +238,7 @@ class GivenBoxes:
         """The name with the longest common ending, and how many parts that has."""
         own = _parts(os.path.abspath(path))[::-1]
         common, longest = _nearest(self._endings, own)
-        if not common:      # a name may lack the file's extension
+        if not common:  # a name may lack the file's extension
             own = (PurePosixPath(own[0]).stem, *own[1:])
             common, longest = _nearest(self._endings, own)
         if not common:
@@ -208,10 +247,12 @@ class GivenBoxes:
         if whole in self._named:
             return whole, common
         if common - 1 < _nearest(self._folders, own[1:])[0]:
-            return None, 0      # the picture's folder is listed, without the picture
+            return None, 0  # the picture's folder is listed, without the picture
         if len(longest) > 1:
-            raise DataError(f"{self.name}: {path} could be {shown(_joined(longest[0]))} or "
-                            f"{shown(_joined(longest[1]))}; its folders must be named as in one of them")
+            raise DataError(
+                f"{self.name}: {path} could be {shown(_joined(longest[0]))} or "
+                f"{shown(_joined(longest[1]))}; its folders must be named as in one of them"
+            )
         return _joined(longest[0]), common
 
     def _entry_of(self, name: str) -> _Entry:
@@ -230,17 +271,29 @@ class GivenBoxes:
             number = _number_in_name(path)
             other = None if number is None else seen.setdefault(number, path)
             if number is None or (other != path and number in self._numbered):
-                fault = ("whose name is not the number of an image" if number is None else
-                         f"whose number is that of {other} too")
-                raise DataError(f"{self.name}: names images by number only, and there is {path}, "
-                                f"{fault}; {_NAMES_NEEDED}")
+                fault = (
+                    "whose name is not the number of an image"
+                    if number is None
+                    else f"whose number is that of {other} too"
+                )
+                raise DataError(
+                    f"{self.name}: names images by number only, and there is {path}, "
+                    f"{fault}; {_NAMES_NEEDED}"
+                )
             self._of_path[path] = self._numbered.get(number)
 
     def _add(self, to: _Entry, box: Any, score: Any, entry: str) -> None:
         numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FARTHEST for value in numbers):
-            raise _BadEntry(f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers; "
-                            f"it has {str(box)[:60]} and {str(score)[:20]}")
+        if not all(
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and abs(value) < FARTHEST
+            for value in numbers
+        ):
+            raise _BadEntry(
+                f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers; "
+                f"it has {str(box)[:60]} and {str(score)[:20]}"
+            )
         to.boxes.append((box, float(score)))
 
     def _take_detections(self, entries: list) -> None:
@@ -280,7 +333,10 @@ class GivenBoxes:
         chosen = find_category(content, self._category, self.name, parts)
         chosen = chosen or (listed[0] if len(listed) == 1 else None)
         if chosen is None:
-            raise _BadEntry(f"none of its {len(listed)} categories is {shown_value(self._category)}, whose boxes are wanted")
+            raise _BadEntry(
+                f"none of its {len(listed)} categories is {shown_value(self._category)}, whose"
+                " boxes are wanted"
+            )
         for number, entry in enumerate(_dicts(content["annotations"], "annotation")):
             crowd = crowd_flag(entry)
             if crowd is None:
@@ -296,7 +352,11 @@ class GivenBoxes:
     def _take_own(self, frames: list) -> None:
         for number, frame in enumerate(_dicts(frames, "frame")):
             name, persons = frame.get("file"), frame.get("persons")
-            if not _is_name(name) or not isinstance(frame.get("index"), int) or not isinstance(persons, list):
+            if (
+                not _is_name(name)
+                or not isinstance(frame.get("index"), int)
+                or not isinstance(persons, list)
+            ):
                 raise _BadEntry(f"frame {number} needs a file, an index and persons")
             if frame.get("seconds") is None:
                 own = self._entry_of(name)
@@ -304,7 +364,12 @@ class GivenBoxes:
                 own, self._video = self._indexed.setdefault(frame["index"], _Entry()), name
             own.size = _size(frame)
             for person in _dicts(persons, f"person of frame {number}"):
-                self._add(own, person.get("bbox"), person.get("box_score", 1.0), f"a person of frame {number}")
+                self._add(
+                    own,
+                    person.get("bbox"),
+                    person.get("box_score", 1.0),
+                    f"a person of frame {number}",
+                )
 
 
 class _BadEntry(Exception):
@@ -354,13 +419,15 @@ def _joined(ending: Sequence[str]) -> str:
     return str(PurePosixPath(*reversed(ending)))
 
 
-def _nearest(endings: list[tuple[str, ...]], own: tuple[str, ...]) -> tuple[int, list[tuple[str, ...]]]:
+def _nearest(
+    endings: list[tuple[str, ...]], own: tuple[str, ...]
+) -> tuple[int, list[tuple[str, ...]]]:
     """Find the entries of a sorted list that begin with the most parts of `own`.
 
     Returns how many parts that is, and the one entry, or two to four where there are several.
     """
     place = bisect.bisect_left(endings, own)
-    near = endings[max(place - 2, 0):place + 2]
+    near = endings[max(place - 2, 0) : place + 2]
     lengths = [_common_beginning(own, ending) for ending in near]
     most = max(lengths, default=0)
     longest = [ending for ending, length in zip(near, lengths) if length == most]
@@ -379,7 +446,9 @@ def _number_in_name(path: str) -> int | None:
 
 
 def usable(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(N,) bool: boxes (N, 4) that are finite, have a pixel of width and height, and touch the picture. Of others no crop shows a person."""
+    """(N,) bool: boxes (N, 4) that are finite, have a pixel of width and height, and touch the
+    picture. Of others no crop shows a person.
+    """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     with np.errstate(invalid="ignore"):
         sides = boxes[:, 2:] - boxes[:, :2]

@@ -1,4 +1,5 @@
 """Poses of pictures and videos, drawn and as JSON: what tools/demo.py does."""
+
 from __future__ import annotations
 
 import logging
@@ -15,28 +16,35 @@ import cv2
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.inference.detectors import torchvision
-from poise.inference import pose_json
-from poise.engine.signals import Interrupt
-from poise.engine.logger import run_names, start_console
-from poise.engine.evaluate import model_file
-from poise.errors import ConfigError, DataError, one_line
-from poise.io.video import Frame, Pictures, Video, VideoWriter, open_input
-from poise.inference.boxes import BoxSource, DetectedPersons, Found, GivenBoxes, WholePictures, usable
-from poise.inference.poses import Poses
-from poise.inference.estimator import PoseEstimator
 from poise.config.datasets import dataset_of
+from poise.engine.evaluate import model_file
+from poise.engine.logger import run_names, start_console
+from poise.engine.signals import Interrupt
+from poise.errors import ConfigError, DataError, one_line, pluralize
+from poise.inference import pose_json
+from poise.inference.boxes import (
+    BoxSource,
+    DetectedPersons,
+    Found,
+    GivenBoxes,
+    WholePictures,
+    usable,
+)
+from poise.inference.detectors import torchvision
+from poise.inference.estimator import PoseEstimator
+from poise.inference.poses import Poses
 from poise.inference.smoothing import PoseSmoother
-from poise.errors import pluralize
 from poise.inference.tracking import Tracker
-from poise.visualization.draw import JPEG_SIDE, encoded
 from poise.io.files import replacing
+from poise.io.video import Frame, Pictures, Video, VideoWriter, open_input
+from poise.visualization.draw import JPEG_SIDE, encoded
 
 log = logging.getLogger(__name__)
 
 JSON_NAME = "poses.json"
 _FRAMES_AT_ONCE, _PIXELS_AT_ONCE = 8, 50_000_000
-_NAME_BYTES = 200           # of a name that is written; file systems take 255, of which some are for endings
+# of a name that is written; file systems take 255, of which some are for endings
+_NAME_BYTES = 200
 #: the parts that the time is split into, in their order
 PARTS = ("reading", "detection", "crop", "network", "decode", "tracking", "drawing")
 
@@ -51,7 +59,9 @@ class Summary:
     left_out_boxes: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     interrupted: bool = False
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PARTS, "other", "total"), 0.0))
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys((*PARTS, "other", "total"), 0.0)
+    )
 
     @property
     def frames_per_second(self) -> float:
@@ -69,17 +79,36 @@ class Summary:
 class Demo:
     """One run over a source of frames.
 
-    draw: write pictures, or the mp4. track: number the persons over the frames of a video; smooth: and hold their joints still with the
-    One-Euro filter. joint_score: joints of a higher score are drawn, None as the codec has it. max_frames: end after so many; 0 is all.
-    draw_boxes: draw the boxes with the persons' scores too.
+    draw: write pictures, or the mp4. track: number the persons over the frames of a video; smooth:
+    and hold their joints still with the One-Euro filter. joint_score: joints of a higher score are
+    drawn, None as the codec has it. max_frames: end after so many; 0 is all. draw_boxes: draw the
+    boxes with the persons' scores too.
     """
 
-    def __init__(self, estimator: PoseEstimator, source: Pictures | Video, boxes: BoxSource, folder: str | Path, *, draw: bool = True, track: bool = False,
-                 smooth: bool = False, joint_score: float | None = None, max_frames: int = 0,
-                 draw_boxes: bool = False):
+    def __init__(
+        self,
+        estimator: PoseEstimator,
+        source: Pictures | Video,
+        boxes: BoxSource,
+        folder: str | Path,
+        *,
+        draw: bool = True,
+        track: bool = False,
+        smooth: bool = False,
+        joint_score: float | None = None,
+        max_frames: int = 0,
+        draw_boxes: bool = False,
+    ):
         if (track or smooth) and source.fps is None:
-            raise ConfigError("--track and --smooth need a video or a camera: pictures have no time")
-        self._estimator, self._source, self._boxes, self._folder = estimator, source, boxes, Path(folder)
+            raise ConfigError(
+                "--track and --smooth need a video or a camera: pictures have no time"
+            )
+        self._estimator, self._source, self._boxes, self._folder = (
+            estimator,
+            source,
+            boxes,
+            Path(folder),
+        )
         self._draw, self._joint_score, self._max_frames = draw, joint_score, max_frames
         self._draw_boxes = draw_boxes
         self._tracker = Tracker() if track or smooth else None
@@ -87,40 +116,66 @@ class Demo:
         self._names: set[str] = set()
         self._video: VideoWriter | None = None
         if draw and source.fps is not None:
-            self._video = VideoWriter(self._folder / f"{_drawn_name(source.name)}.mp4", source.fps, source.live)
+            self._video = VideoWriter(
+                self._folder / f"{_drawn_name(source.name)}.mp4", source.fps, source.live
+            )
         self.summary = Summary(self._folder)
 
     def run(self, head: dict[str, Any]) -> Summary:
-        """Work through the source. head: what the JSON says of the run besides. Ctrl-C ends it, and what was done till then is kept."""
+        """Work through the source. head: what the JSON says of the run besides. Ctrl-C ends it,
+        and what was done till then is kept.
+        """
         from tqdm import tqdm
 
         summary, source = self.summary, self._source
-        video = None if source.fps is None else {"fps": source.fps, "drawn": self._video.path.name if self._video else None}
-        head = {**head, "boxes": self._boxes.name, "video": video, "tracked": self._tracker is not None, "smoothed": self._smoother is not None}
+        video = (
+            None
+            if source.fps is None
+            else {"fps": source.fps, "drawn": self._video.path.name if self._video else None}
+        )
+        head = {
+            **head,
+            "boxes": self._boxes.name,
+            "video": video,
+            "tracked": self._tracker is not None,
+            "smoothed": self._smoother is not None,
+        }
         total = min(filter(None, (len(source), self._max_frames)), default=None)
         begin = time.perf_counter()
         try:
-            with pose_json.writing(self._folder / JSON_NAME, self._estimator.skeleton, head) as poses, Interrupt() as interrupt, \
-                    tqdm(total=total, unit="frame", disable=None, file=sys.stderr) as bar:
+            with (
+                pose_json.writing(
+                    self._folder / JSON_NAME, self._estimator.skeleton, head
+                ) as poses,
+                Interrupt() as interrupt,
+                tqdm(total=total, unit="frame", disable=None, file=sys.stderr) as bar,
+            ):
                 for frames in self._groups():
                     self._work(frames, poses)
                     bar.update(len(frames))
                     if interrupt.asked:
-                        summary.interrupted = not source.live       # there is no other way to end a camera
+                        # there is no other way to end a camera
+                        summary.interrupted = not source.live
                         break
                 summary.skipped = list(source.skipped)
                 summary.seconds["total"] = time.perf_counter() - begin
-                summary.seconds["other"] = summary.seconds["total"] - sum(summary.seconds[part] for part in PARTS)
+                summary.seconds["other"] = summary.seconds["total"] - sum(
+                    summary.seconds[part] for part in PARTS
+                )
                 poses.tail = self._tail()
                 if not summary.frames:
-                    raise DataError(f"none of the {len(source)} pictures can be used" if source.fps is None else f"{source.name}: no frame was read")
+                    raise DataError(
+                        f"none of the {len(source)} pictures can be used"
+                        if source.fps is None
+                        else f"{source.name}: no frame was read"
+                    )
                 if isinstance(self._boxes, GivenBoxes) and not summary.interrupted:
                     self._check_boxes(self._boxes)
                 if self._video:
                     self._video.close()
         finally:
             if self._video:
-                self._video.close(keep=False)       # of a run that failed
+                self._video.close(keep=False)  # of a run that failed
         return summary
 
     def _check_boxes(self, given: GivenBoxes) -> None:
@@ -133,7 +188,9 @@ class Demo:
             given.check_length(frames)
 
     def _groups(self) -> Iterator[list[Frame]]:
-        """The frames, some at once, as long as they are not too large together; a camera's one by one."""
+        """The frames, some at once, as long as they are not too large together; a camera's one
+        by one.
+        """
         most = 1 if self._source.live else _FRAMES_AT_ONCE
         group: list[Frame] = []
         frames, left = iter(self._source), self._max_frames or -1
@@ -163,9 +220,15 @@ class Demo:
             summary.seconds[part] += self._estimator.seconds[part] - before[part]
         for frame, own, (_, scores), one in zip(frames, people, found, chosen):
             with summary.timed("tracking"):
-                tracks = None if self._tracker is None else self._tracker.update(own.boxes, frame.seconds)
+                tracks = (
+                    None
+                    if self._tracker is None
+                    else self._tracker.update(own.boxes, frame.seconds)
+                )
                 if self._smoother is not None:
-                    own.keypoints = self._smoother.update(tracks, own.keypoints, own.boxes, frame.seconds)
+                    own.keypoints = self._smoother.update(
+                        tracks, own.keypoints, own.boxes, frame.seconds
+                    )
             with summary.timed("drawing"):
                 name = self._draw_frame(frame, own, scores[one], tracks) if self._draw else None
             poses.add(frame, own, scores[one], tracks, name)
@@ -173,7 +236,9 @@ class Demo:
             summary.persons += len(own)
 
     def _found(self, frames: list[Frame]) -> tuple[list[Frame], list[Found]]:
-        """The frames with the boxes of each, without pictures on which the detector fails: one odd picture does not end a folder's run."""
+        """The frames with the boxes of each, without pictures on which the detector fails: one
+        odd picture does not end a folder's run.
+        """
         try:
             return frames, self._boxes(frames)
         except DataError as error:
@@ -183,16 +248,25 @@ class Demo:
                 self._source.leave_out(frames[0].name, error)
                 return [], []
         parts = [self._found([frame]) for frame in frames]
-        return [frame for part, _ in parts for frame in part], [one for _, found in parts for one in found]
+        return [frame for part, _ in parts for frame in part], [
+            one for _, found in parts for one in found
+        ]
 
-    def _draw_frame(self, frame: Frame, poses: Poses, box_scores: np.ndarray,
-                    tracks: np.ndarray | None) -> str | None:
+    def _draw_frame(
+        self, frame: Frame, poses: Poses, box_scores: np.ndarray, tracks: np.ndarray | None
+    ) -> str | None:
         """Write the picture, and return its name, or put the frame into the video."""
-        scored = replace(poses, person_scores=poses.person_scores * box_scores)      # as in the JSON
+        # as in the JSON
+        scored = replace(poses, person_scores=poses.person_scores * box_scores)
         # without ids, the order of the persons and so their hues would change from frame to frame
         color = "side" if self._video and tracks is None else "auto"
-        image = scored.draw(frame.image, least_score=self._joint_score, color=color,
-                            boxes=self._draw_boxes, ids=tracks)
+        image = scored.draw(
+            frame.image,
+            least_score=self._joint_score,
+            color=color,
+            boxes=self._draw_boxes,
+            ids=tracks,
+        )
         if self._video:
             self._video.write(image, frame.seconds)
             return None
@@ -203,7 +277,9 @@ class Demo:
         return f"{name}{ending}"
 
     def _new_name(self, name: str) -> str:
-        """`name`, with a number behind it where a.jpg and a.png, or files of two folders, would have one name."""
+        """`name`, with a number behind it where a.jpg and a.png, or files of two folders, would
+        have one name.
+        """
         number, new = 1, name
         while new in self._names:
             number += 1
@@ -213,8 +289,12 @@ class Demo:
 
     def _tail(self) -> dict[str, Any]:
         summary = self.summary
-        return {"skipped": [{"file": name, "reason": reason} for name, reason in summary.skipped], "interrupted": summary.interrupted,
-                "seconds": {part: round(value, 4) for part, value in summary.seconds.items()}, "frames_per_second": round(summary.frames_per_second, 3)}
+        return {
+            "skipped": [{"file": name, "reason": reason} for name, reason in summary.skipped],
+            "interrupted": summary.interrupted,
+            "seconds": {part: round(value, 4) for part, value in summary.seconds.items()},
+            "frames_per_second": round(summary.frames_per_second, 3),
+        }
 
 
 def _drawn_name(name: str) -> str:
@@ -225,13 +305,28 @@ def _drawn_name(name: str) -> str:
     return f"{stem}_pose"
 
 
-def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str = "", boxes: str = "", detector: str = "", detector_weights: str = "",
-        score_threshold: float = 0.5, output: str = "output/demo", device: str = "auto", half: bool = False,
-        overrides: Sequence[str] = (), **options: Any) -> Summary:
-    """What the command line asks for, from its words; options: those of Demo. Prints a report. Raises PoiseError for what cannot be used.
+def run(
+    cfg: CfgNode | None,
+    cfg_path: str | None,
+    *,
+    input: str,
+    weights: str = "",
+    boxes: str = "",
+    detector: str = "",
+    detector_weights: str = "",
+    score_threshold: float = 0.5,
+    output: str = "output/demo",
+    device: str = "auto",
+    half: bool = False,
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Summary:
+    """What the command line asks for, from its words; options: those of Demo. Prints a report.
+    Raises PoiseError for what cannot be used.
 
-    cfg: None for weights that carry their experiment: files of a training, .onnx files. Then overrides are KEY, VALUE, ... of it.
-    weights: '' is TEST.MODEL_FILE, else the best ones of the run folder.
+    cfg: None for weights that carry their experiment: files of a training, .onnx files. Then
+    overrides are KEY, VALUE, ... of it. weights: '' is TEST.MODEL_FILE, else the best ones of the
+    run folder.
     boxes and detector: where both are '', a picture is one person.
     """
     start_console()
@@ -239,11 +334,16 @@ def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str =
     _check_folder(output, source)
     file = weights or model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
     estimator = PoseEstimator(cfg, file, device=device, half=half, overrides=overrides)
-    given = GivenBoxes(boxes, score_threshold, dataset_of(estimator.cfg).category) if boxes else None
+    given = (
+        GivenBoxes(boxes, score_threshold, dataset_of(estimator.cfg).category) if boxes else None
+    )
     if given:
         given.check(source)
     if detector:
-        persons = DetectedPersons(torchvision.build(detector, device, score_threshold, weights=detector_weights or None), detector)
+        persons = DetectedPersons(
+            torchvision.build(detector, device, score_threshold, weights=detector_weights or None),
+            detector,
+        )
     else:
         persons = given or WholePictures()
         if not given:
@@ -251,34 +351,61 @@ def run(cfg: CfgNode | None, cfg_path: str | None, *, input: str, weights: str =
                 "each whole picture is taken as one person; where it shows more than a crop of "
                 "one, give --detector NAME or --boxes FILE"
             )
-    head = {"input": input, "experiment": cfg_path, "weights": str(file), "score_threshold": score_threshold, "device": str(estimator.device),
-            "half": bool(estimator.cfg.AMP), "flip_test": bool(estimator.cfg.TEST.FLIP_TEST)}
+    head = {
+        "input": input,
+        "experiment": cfg_path,
+        "weights": str(file),
+        "score_threshold": score_threshold,
+        "device": str(estimator.device),
+        "half": bool(estimator.cfg.AMP),
+        "flip_test": bool(estimator.cfg.TEST.FLIP_TEST),
+    }
     summary = Demo(estimator, source, persons, output, **options).run(head)
     print(report(summary, persons), flush=True)
     return summary
 
 
 def _check_folder(folder: str | Path, source: Pictures | Video) -> None:
-    """Raise ConfigError where the output would lie among the pictures of a folder or pattern: it would be taken for input at the next run."""
+    """Raise ConfigError where the output would lie among the pictures of a folder or pattern: it
+    would be taken for input at the next run.
+    """
     files = source.paths if isinstance(source, Pictures) else []
-    if len(files) > 1 and any(Path(file).resolve().parent == Path(folder).resolve() for file in files):
-        raise ConfigError(f"--output {folder}: the pictures of --input lie there; give another folder")
+    if len(files) > 1 and any(
+        Path(file).resolve().parent == Path(folder).resolve() for file in files
+    ):
+        raise ConfigError(
+            f"--output {folder}: the pictures of --input lie there; give another folder"
+        )
 
 
 def report(summary: Summary, boxes: BoxSource) -> str:
     """What was done, in a few lines, with where the time went."""
-    lines = [f"{pluralize(summary.frames, 'frame')}, {pluralize(summary.persons, 'person')}, {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and what was drawn are in "
-             f"{one_line(summary.folder)}"]
+    lines = [
+        f"{pluralize(summary.frames, 'frame')}, {pluralize(summary.persons, 'person')},"
+        f" {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and what was drawn are in"
+        f" {one_line(summary.folder)}"
+    ]
     if summary.interrupted:
         lines.append("interrupted: the rest was not looked at")
     total = max(summary.seconds["total"], 1e-9)
-    split = [f"{part} {summary.seconds[part]:.2f} s ({summary.seconds[part] / total:.0%})" for part in (*PARTS, "other")]
+    split = [
+        f"{part} {summary.seconds[part]:.2f} s ({summary.seconds[part] / total:.0%})"
+        for part in (*PARTS, "other")
+    ]
     lines.append(f"{total:.2f} s: {', '.join(split)}")
     if summary.left_out_boxes:
-        lines.append(f"{summary.left_out_boxes} boxes lie outside their picture, are less than a pixel wide or high, or are not finite: left out")
+        lines.append(
+            f"{summary.left_out_boxes} boxes lie outside their picture, are less than a pixel wide"
+            " or high, or are not finite: left out"
+        )
     if isinstance(boxes, GivenBoxes) and boxes.missing:
-        lines.append(f"{boxes.missing} of {summary.frames} frames have no boxes in {one_line(boxes.name)}")
+        lines.append(
+            f"{boxes.missing} of {summary.frames} frames have no boxes in {one_line(boxes.name)}"
+        )
     if summary.skipped:
-        lines.append(f"{len(summary.skipped)} of the input could not be used: " + ", ".join(one_line(name) for name, _ in summary.skipped[:5])
-                     + (", ..." if len(summary.skipped) > 5 else ""))
+        lines.append(
+            f"{len(summary.skipped)} of the input could not be used: "
+            + ", ".join(one_line(name) for name, _ in summary.skipped[:5])
+            + (", ..." if len(summary.skipped) > 5 else "")
+        )
     return "\n".join(lines)

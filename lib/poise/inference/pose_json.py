@@ -1,4 +1,7 @@
-"""The JSON of tools/demo.py: frames with their persons, written one by one, so that a long video takes no memory. docs/demo_schema.json is its schema."""
+"""The JSON of tools/demo.py: frames with their persons, written one by one, so that a long video
+takes no memory. docs/demo_schema.json is its schema.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,12 +11,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from poise.io.json_file import finite
-from poise.io.video import Frame
 from poise.inference.boxes import FORMAT
 from poise.inference.poses import Poses
-from poise.structures.skeleton import Skeleton
 from poise.io.files import replacing
+from poise.io.json_file import finite
+from poise.io.video import Frame
+from poise.structures.skeleton import Skeleton
 
 VERSION = 1
 
@@ -25,36 +28,77 @@ class PoseFile:
         self._file, self._first = file, True
         self.tail: dict[str, Any] = {}
 
-    def add(self, frame: Frame, poses: Poses, box_scores: np.ndarray, tracks: np.ndarray | None, drawn: str | None) -> None:
-        """box_scores (N,) of the poses' boxes; tracks (N,), None where nobody was tracked; drawn: the picture written, None for none."""
-        entry = {"file": frame.name, "index": frame.index, "seconds": None if frame.seconds is None else round(frame.seconds, 6),
-                 "width": frame.image.shape[1], "height": frame.image.shape[0], "drawn": drawn, "persons": _persons(poses, box_scores, tracks)}
+    def add(
+        self,
+        frame: Frame,
+        poses: Poses,
+        box_scores: np.ndarray,
+        tracks: np.ndarray | None,
+        drawn: str | None,
+    ) -> None:
+        """box_scores (N,) of the poses' boxes; tracks (N,), None where nobody was tracked;
+        drawn: the picture written, None for none.
+        """
+        entry = {
+            "file": frame.name,
+            "index": frame.index,
+            "seconds": None if frame.seconds is None else round(frame.seconds, 6),
+            "width": frame.image.shape[1],
+            "height": frame.image.shape[0],
+            "drawn": drawn,
+            "persons": _persons(poses, box_scores, tracks),
+        }
         self._file.write((b"\n" if self._first else b",\n") + _bytes(entry))
         self._first = False
 
 
 @contextmanager
 def writing(path: str | Path, skeleton: Skeleton, head: dict[str, Any]) -> Iterator[PoseFile]:
-    """A PoseFile that takes the place of `path` when all went well. head: keys before the frames."""
-    fixed = {"format": FORMAT, "version": VERSION,
-             "skeleton": {"name": skeleton.name, "joints": list(skeleton.names), "limbs": [list(limb) for limb in skeleton.limbs]}}
-    with replacing(path) as part:
-        with open(part, "wb") as file:
-            file.write(_bytes({**fixed, **head})[:-1] + b',\n"frames": [')
-            poses = PoseFile(file)
-            yield poses
-            file.write(b"\n],\n" + _bytes(poses.tail)[1:] + b"\n")
+    """A PoseFile that takes the place of `path` when all went well. head: keys before the
+    frames.
+    """
+    fixed = {
+        "format": FORMAT,
+        "version": VERSION,
+        "skeleton": {
+            "name": skeleton.name,
+            "joints": list(skeleton.names),
+            "limbs": [list(limb) for limb in skeleton.limbs],
+        },
+    }
+    with replacing(path) as part, open(part, "wb") as file:
+        file.write(_bytes({**fixed, **head})[:-1] + b',\n"frames": [')
+        poses = PoseFile(file)
+        yield poses
+        file.write(b"\n],\n" + _bytes(poses.tail)[1:] + b"\n")
 
 
-def _persons(poses: Poses, box_scores: np.ndarray, tracks: np.ndarray | None) -> list[dict[str, Any]]:
+def _persons(
+    poses: Poses, box_scores: np.ndarray, tracks: np.ndarray | None
+) -> list[dict[str, Any]]:
     boxes = poses.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    keypoints = np.concatenate([poses.keypoints.astype(np.float64), poses.scores[:, :, None]], axis=2).round(4)
+    keypoints = np.concatenate(
+        [poses.keypoints.astype(np.float64), poses.scores[:, :, None]], axis=2
+    ).round(4)
     scores = (poses.person_scores * box_scores).round(4).tolist()
     numbers = [None] * len(scores) if tracks is None else np.asarray(tracks).tolist()
-    return [{"bbox": box, "box_score": box_score, "score": score, "keypoints": joints, "track_id": number}
-            for box, box_score, score, joints, number in zip(boxes.round(3).tolist(), np.asarray(box_scores, np.float64).round(4).tolist(), scores,
-                                                             keypoints.tolist(), numbers)]
+    return [
+        {
+            "bbox": box,
+            "box_score": box_score,
+            "score": score,
+            "keypoints": joints,
+            "track_id": number,
+        }
+        for box, box_score, score, joints, number in zip(
+            boxes.round(3).tolist(),
+            np.asarray(box_scores, np.float64).round(4).tolist(),
+            scores,
+            keypoints.tolist(),
+            numbers,
+        )
+    ]
 
 
 def _bytes(content: dict[str, Any]) -> bytes:
@@ -62,7 +106,7 @@ def _bytes(content: dict[str, Any]) -> bytes:
 
     try:
         return orjson.dumps(finite(content))
-    except TypeError:       # JSON is UTF-8, and names of files need not be
+    except TypeError:  # JSON is UTF-8, and names of files need not be
         return orjson.dumps(_in_utf8(finite(content)))
 
 

@@ -1,4 +1,7 @@
-"""Archives from outside: single members of a ZIP file, and ZIP and tar files unpacked, nothing of them beside the folder or beyond the measure."""
+"""Archives from outside: single members of a ZIP file, and ZIP and tar files unpacked, nothing
+of them beside the folder or beyond the measure.
+"""
+
 from __future__ import annotations
 
 import os
@@ -12,19 +15,31 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from poise.io.files import in_words
 from poise.errors import DataError, shown
-from poise.io.files import temporary_file
+from poise.io.files import in_words, temporary_file
 
-MOST_MEMBERS = 2_000_000        # train2017.zip has 118,288
-MOST_LISTED = 1 << 27           # bytes of a ZIP file's list of members
-MOST_EXPANDED = 100             # times: JSON packs 10 times, images not at all
+MOST_MEMBERS = 2_000_000  # train2017.zip has 118,288
+MOST_LISTED = 1 << 27  # bytes of a ZIP file's list of members
+MOST_EXPANDED = 100  # times: JSON packs 10 times, images not at all
 _CHUNK = 1 << 20
 _USUAL_NAME = re.compile(r"(?=.{1,255}$)(?:[\w-]+/)*[\w-]+(?:\.\w+)?", re.ASCII)
-_LEAST_BOUND = 1 << 24          # so much may come of the smallest archive
-_MOST_HEADER = 1 << 16          # bytes of a tar file's extended header, which has a long name and a few words more
-_MOST_FOR_ALL = 64              # words in the extended headers that hold for all members
-_FAULTS = (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, struct.error, OverflowError, IndexError, KeyError)
+_LEAST_BOUND = 1 << 24  # so much may come of the smallest archive
+# bytes of a tar file's extended header, which has a long name and a few words more
+_MOST_HEADER = 1 << 16
+_MOST_FOR_ALL = 64  # words in the extended headers that hold for all members
+_FAULTS = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    OverflowError,
+    IndexError,
+    KeyError,
+)
 
 
 @dataclass(frozen=True)
@@ -47,11 +62,15 @@ def open_zip(path: str | Path) -> zipfile.ZipFile:
 def bounded_zip(path: str | Path, plain: bool = False) -> zipfile.ZipFile:
     """The same with the errors of zipfile and of the system where there is no such list.
 
-    plain: refuse one whose list is not where the file says, which zipfile looks for and other readers do not: they could read another list.
+    plain: refuse one whose list is not where the file says, which zipfile looks for and other
+    readers do not: they could read another list.
     """
     listed, begin = _list_of(path)
     if listed > MOST_LISTED:
-        raise DataError(f"{path}: its list of members has {in_words(listed)}, and at most {in_words(MOST_LISTED)} are read")
+        raise DataError(
+            f"{path}: its list of members has {in_words(listed)}, and at most"
+            f" {in_words(MOST_LISTED)} are read"
+        )
     archive = zipfile.ZipFile(path)
     if plain and archive.start_dir != begin:
         archive.close()
@@ -60,7 +79,9 @@ def bounded_zip(path: str | Path, plain: bool = False) -> zipfile.ZipFile:
 
 
 def _list_of(path: str | Path) -> tuple[int, int]:
-    """What the end of a ZIP file says of its central directory, bytes and where it begins; (0, -1) where it says nothing."""
+    """What the end of a ZIP file says of its central directory, bytes and where it begins; (0,
+    -1) where it says nothing.
+    """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - (1 << 16) - 100, 0))
@@ -70,35 +91,49 @@ def _list_of(path: str | Path) -> tuple[int, int]:
         return 0, -1
     found = struct.unpack_from("<II", tail, at + 12)
     at = tail.rfind(b"PK\x06\x06", 0, at)
-    if 0xffffffff in found and at >= 0 and len(tail) >= at + 56:
+    if 0xFFFFFFFF in found and at >= 0 and len(tail) >= at + 56:
         wide = struct.unpack_from("<QQ", tail, at + 40)
-        found = tuple(long if short == 0xffffffff else short for short, long in zip(found, wide))
+        found = tuple(long if short == 0xFFFFFFFF else short for short, long in zip(found, wide))
     return min(found[0], size), found[1]
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes | None:
-    """A member's bytes, None where there is none of that name. Raises DataError where it cannot be read or has more than `most` bytes."""
+    """A member's bytes, None where there is none of that name. Raises DataError where it cannot
+    be read or has more than `most` bytes.
+    """
     where = archive.filename
     try:
         info = archive.getinfo(name)
         if info.file_size > most:
-            raise DataError(f"{where}: {shown(name)} has {in_words(info.file_size)}, and at most {in_words(most)} are read")
+            raise DataError(
+                f"{where}: {shown(name)} has {in_words(info.file_size)}, and at most"
+                f" {in_words(most)} are read"
+            )
         with archive.open(info) as file:
-            return file.read(most + 1)[:most + 1]      # zipfile gives no more than the size that it checked
+            # zipfile gives no more than the size that it checked
+            return file.read(most + 1)[: most + 1]
     except KeyError:
         return None
     except DataError:
         raise
-    except Exception as error:      # each compression has errors of its own: zlib.error, LZMAError
+    except Exception as error:  # each compression has errors of its own: zlib.error, LZMAError
         raise DataError(f"{where}: cannot read {shown(name)} ({_reason(error)})") from None
 
 
-def unpack(path: str | Path, folder: str | Path, rename: Callable[[str], str | None] = lambda name: name, progress: Callable[[int], Any] = lambda size: None) -> int:
-    """Put the files of a ZIP or tar file below `folder`; those that are there in their size are left. Returns how many there are.
+def unpack(
+    path: str | Path,
+    folder: str | Path,
+    rename: Callable[[str], str | None] = lambda name: name,
+    progress: Callable[[int], Any] = lambda size: None,
+) -> int:
+    """Put the files of a ZIP or tar file below `folder`; those that are there in their size are
+    left. Returns how many there are.
 
-    rename: the path below `folder` of a member, None for one that is not wanted. progress: called with the bytes done since the last call.
-    All names, kinds and sizes are looked at before the first file is written. Raises DataError, naming the archive, for members that would
-    lie outside of the folder, links and devices, more than the disk holds or the archive can honestly hold, and for damage.
+    rename: the path below `folder` of a member, None for one that is not wanted. progress: called
+    with the bytes done since the last call. All names, kinds and sizes are looked at before the
+    first file is written. Raises DataError, naming the archive, for members that would lie outside
+    of the folder, links and devices, more than the disk holds or the archive can honestly hold, and
+    for damage.
     """
     folder = Path(folder)
     with _opened(path) as archive:
@@ -112,18 +147,36 @@ def unpack(path: str | Path, folder: str | Path, rename: Callable[[str], str | N
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile reads extended headers to their end, however long, before it tells of the member: a megabyte of a packed archive can be a gigabyte of them."""
+    """tarfile reads extended headers to their end, however long, before it tells of the member:
+    a megabyte of a packed archive can be a gigabyte of them.
+    """
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        extended = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        extended = self.type in (
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        )
         if extended and self.size > _MOST_HEADER or len(archive.pax_headers) > _MOST_FOR_ALL:
-            raise DataError(f"{archive.name}: a header in it is larger than a name can be; nothing was unpacked, do not trust this archive")
+            raise DataError(
+                f"{archive.name}: a header in it is larger than a name can be; nothing was"
+                " unpacked, do not trust this archive"
+            )
         if self.type == tarfile.GNUTYPE_SPARSE:
-            raise DataError(f"{archive.name}: {shown(self.name)} is a file with holes; nothing was unpacked, do not trust this archive")
+            raise DataError(
+                f"{archive.name}: {shown(self.name)} is a file with holes; nothing was unpacked, do"
+                " not trust this archive"
+            )
         return super()._proc_member(archive)
 
-    def _proc_gnusparse_10(self, member: tarfile.TarInfo, _, archive: tarfile.TarFile) -> None:      # whose map of holes is read too
-        raise DataError(f"{archive.name}: {shown(member.name)} is a file with holes; nothing was unpacked, do not trust this archive")
+    # whose map of holes is read too
+    def _proc_gnusparse_10(self, member: tarfile.TarInfo, _, archive: tarfile.TarFile) -> None:
+        raise DataError(
+            f"{archive.name}: {shown(member.name)} is a file with holes; nothing was unpacked, do"
+            " not trust this archive"
+        )
 
 
 def _opened(path: str | Path) -> zipfile.ZipFile | tarfile.TarFile:
@@ -135,8 +188,14 @@ def _opened(path: str | Path) -> zipfile.ZipFile | tarfile.TarFile:
         raise DataError(f"{path}: cannot open the archive ({_reason(error)})") from None
 
 
-def _checked(path: str | Path, archive: zipfile.ZipFile | tarfile.TarFile, rename: Callable[[str], str | None]) -> list[Member]:
-    """The wanted members of an archive of which all can be taken. Raises DataError for the first that cannot."""
+def _checked(
+    path: str | Path,
+    archive: zipfile.ZipFile | tarfile.TarFile,
+    rename: Callable[[str], str | None],
+) -> list[Member]:
+    """The wanted members of an archive of which all can be taken. Raises DataError for the first
+    that cannot.
+    """
     found: dict[str, Member] = {}
     packed = os.path.getsize(path)
     count = total = 0
@@ -145,46 +204,81 @@ def _checked(path: str | Path, archive: zipfile.ZipFile | tarfile.TarFile, renam
             count, total = count + 1, total + size
             fault = fault or name_fault(name)
             if fault:
-                raise DataError(f"{path}: {shown(name)} {fault}; nothing was unpacked, do not trust this archive")
+                raise DataError(
+                    f"{path}: {shown(name)} {fault}; nothing was unpacked, do not trust this"
+                    " archive"
+                )
             if count > MOST_MEMBERS:
-                raise DataError(f"{path}: has more than {MOST_MEMBERS} members; nothing was unpacked")
+                raise DataError(
+                    f"{path}: has more than {MOST_MEMBERS} members; nothing was unpacked"
+                )
             if total > max(MOST_EXPANDED * packed, _LEAST_BOUND):
-                raise DataError(f"{path}: its {in_words(packed)} would become more than {in_words(total)}; nothing was unpacked, do not trust this archive")
+                raise DataError(
+                    f"{path}: its {in_words(packed)} would become more than {in_words(total)};"
+                    " nothing was unpacked, do not trust this archive"
+                )
             wanted = rename(name) if opening else None
             if wanted is not None:
                 if wanted in found:
                     raise DataError(f"{path}: holds {shown(name)} twice; nothing was unpacked")
                 found[wanted] = Member(wanted, size, opening)
     except (*_FAULTS, MemoryError) as error:
-        raise DataError(f"{path}: the archive is damaged ({_reason(error)}); fetch it again") from None
-    except Exception as error:      # each compression has errors of its own: zlib.error, LZMAError
+        raise DataError(
+            f"{path}: the archive is damaged ({_reason(error)}); fetch it again"
+        ) from None
+    except Exception as error:  # each compression has errors of its own: zlib.error, LZMAError
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: the archive is damaged ({_reason(error)}); fetch it again") from None
+        raise DataError(
+            f"{path}: the archive is damaged ({_reason(error)}); fetch it again"
+        ) from None
     return list(found.values())
 
 
-def _listed(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int, str, Callable[[], BinaryIO] | None]]:
-    """(name, size, what is wrong with its kind, how to open it or None for a folder) of each member."""
+def _listed(
+    archive: zipfile.ZipFile | tarfile.TarFile,
+) -> Iterator[tuple[str, int, str, Callable[[], BinaryIO] | None]]:
+    """(name, size, what is wrong with its kind, how to open it or None for a folder) of each
+    member.
+    """
     if isinstance(archive, zipfile.ZipFile):
         for info in archive.infolist():
-            kind = info.external_attr >> 28      # of a Unix mode; 0 where another system made the archive
+            # of a Unix mode; 0 where another system made the archive
+            kind = info.external_attr >> 28
             fault = "" if kind in (0, 0o04, 0o10) else "is a link" if kind == 0o12 else "is no file"
             # the name as it stands in the file: zipfile has cut it at a NUL
-            yield info.orig_filename, info.file_size, fault, None if info.is_dir() else lambda info=info: archive.open(info)
+            yield (
+                info.orig_filename,
+                info.file_size,
+                fault,
+                None if info.is_dir() else lambda info=info: archive.open(info),
+            )
         return
     for info in archive:
-        archive.members = []        # tarfile would keep them all
-        fault = "" if info.isreg() or info.isdir() else "is a link" if info.issym() or info.islnk() else "is no file"
+        archive.members = []  # tarfile would keep them all
+        fault = (
+            ""
+            if info.isreg() or info.isdir()
+            else "is a link"
+            if info.issym() or info.islnk()
+            else "is no file"
+        )
         if info.issparse():
             fault = "is a file with holes"
-        info.pax_headers = {}       # each is kept until the last one is unpacked
-        yield info.name, info.size if info.isreg() else 0, fault, None if info.isdir() else lambda info=info: archive.extractfile(info)
+        info.pax_headers = {}  # each is kept until the last one is unpacked
+        yield (
+            info.name,
+            info.size if info.isreg() else 0,
+            fault,
+            None if info.isdir() else lambda info=info: archive.extractfile(info),
+        )
 
 
 def name_fault(name: str) -> str:
-    """Why a path from outside (of an archive, of an annotation) must not be used below a folder; '' where it may."""
-    if _USUAL_NAME.fullmatch(name):     # asked for every sample
+    """Why a path from outside (of an archive, of an annotation) must not be used below a folder;
+    '' where it may.
+    """
+    if _USUAL_NAME.fullmatch(name):  # asked for every sample
         return ""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or "\0" in name:
@@ -207,7 +301,10 @@ def _check_disk(path: str | Path, folder: Path, needed: int) -> None:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise DataError(f"{path}: {in_words(needed)} are to be unpacked, and {in_words(free)} are free on the disk of {folder}")
+        raise DataError(
+            f"{path}: {in_words(needed)} are to be unpacked, and {in_words(free)} are free on the"
+            f" disk of {folder}"
+        )
 
 
 def _write(path: str | Path, member: Member, folder: Path, progress: Callable[[int], Any]) -> None:
@@ -225,18 +322,30 @@ def _write(path: str | Path, member: Member, folder: Path, progress: Callable[[i
                 file.write(chunk)
                 progress(len(chunk))
         if left:
-            raise DataError(f"{path}: {shown(member.path)} has not the size that the archive says; fetch it again")
+            raise DataError(
+                f"{path}: {shown(member.path)} has not the size that the archive says; fetch it"
+                " again"
+            )
         os.replace(part, target)
     except OSError as error:
-        raise DataError(f"{path}: cannot unpack {shown(member.path)} to {target.parent} ({_reason(error)})") from None
+        raise DataError(
+            f"{path}: cannot unpack {shown(member.path)} to {target.parent} ({_reason(error)})"
+        ) from None
     except Exception as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: the archive is damaged at {shown(member.path)} ({_reason(error)}); fetch it again") from None
+        raise DataError(
+            f"{path}: the archive is damaged at {shown(member.path)} ({_reason(error)}); fetch it"
+            " again"
+        ) from None
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return (
+        getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
+        if str(error)
+        else type(error).__name__
+    )

@@ -1,8 +1,11 @@
-"""Encoded images, decoded whole or only where a crop needs them: by the fastest decoder that is there, the pixels always OpenCV's.
+"""Encoded images, decoded whole or only where a crop needs them: by the fastest decoder that is
+there, the pixels always OpenCV's.
 
-JPEGs of the usual kind go to libjpeg-turbo by the compiled _jpeg, else to simplejpeg where that is installed; everything else, and
-whatever these two find fault with, goes to OpenCV. Which one it was does not show: each gives the same bits (tests/test_decoding.py).
+JPEGs of the usual kind go to libjpeg-turbo by the compiled _jpeg, else to simplejpeg where that is
+installed; everything else, and whatever these two find fault with, goes to OpenCV. Which one it was
+does not show: each gives the same bits (tests/test_decoding.py).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -21,7 +24,8 @@ try:
 except ImportError:
     simplejpeg = None
 
-_opencv_log = getattr(cv2.utils, "logging", cv2)    # where OpenCV 5 has what OpenCV 4 has in cv2 itself
+# where OpenCV 5 has what OpenCV 4 has in cv2 itself
+_opencv_log = getattr(cv2.utils, "logging", cv2)
 _SILENT = 0
 _JPEG = b"\xff\xd8"
 _SIMPLE_KINDS = {("YCbCr", "444"), ("YCbCr", "422"), ("YCbCr", "420"), ("Gray", "Gray")}
@@ -36,7 +40,11 @@ class Picture:
     @cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
         """(width, height) where _jpeg can decode the image, which is then so far not decoded."""
-        return _jpeg.size(self._data) if _jpeg is not None and not self._exif and self._data.startswith(_JPEG) else None
+        return (
+            _jpeg.size(self._data)
+            if _jpeg is not None and not self._exif and self._data.startswith(_JPEG)
+            else None
+        )
 
     @cached_property
     def pixels(self) -> np.ndarray | None:
@@ -51,8 +59,11 @@ class Picture:
                 return image
         try:
             with quiet_opencv():
-                return cv2.imdecode(np.frombuffer(self._data, np.uint8), cv2.IMREAD_COLOR | (0 if self._exif else cv2.IMREAD_IGNORE_ORIENTATION))
-        except cv2.error:       # for example a header that claims more pixels than OpenCV allows
+                return cv2.imdecode(
+                    np.frombuffer(self._data, np.uint8),
+                    cv2.IMREAD_COLOR | (0 if self._exif else cv2.IMREAD_IGNORE_ORIENTATION),
+                )
+        except cv2.error:  # for example a header that claims more pixels than OpenCV allows
             return None
 
     @cached_property
@@ -63,9 +74,11 @@ class Picture:
         return None if self.pixels is None else (self.pixels.shape[1], self.pixels.shape[0])
 
     def with_region(self, box: tuple[int, int, int, int]) -> np.ndarray | None:
-        """An array as `pixels`, of which columns box[0] to box[2] and rows box[1] to box[3], the ends not included, hold the image.
+        """An array as `pixels`, of which columns box[0] to box[2] and rows box[1] to box[3], the
+        ends not included, hold the image.
 
-        The rest may hold anything. None where the image cannot be decoded; faults in what lies below the box are not found.
+        The rest may hold anything. None where the image cannot be decoded; faults in what lies
+        below the box are not found.
         """
         if self._jpeg_size is None or "pixels" in self.__dict__:
             return self.pixels

@@ -1,59 +1,86 @@
-"""The bytes of a file from outside: of a regular file, of no more than can be meant, each fault told in one line."""
+"""The bytes of a file from outside: of a regular file, of no more than can be meant, each fault
+told in one line.
+"""
+
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
-from poise.errors import DataError, PoiseError
 import errno
+import gc
+import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-import gc
+from pathlib import Path
 
-_LITTLE = 1 << 27       # bytes that a process may be trusted to have
+from poise.errors import DataError, PoiseError
+
+_LITTLE = 1 << 27  # bytes that a process may be trusted to have
 
 
-def read_bytes(path: str | Path, what: str, most: int, mend: str = "", error: type[PoiseError] = DataError) -> bytes:
-    """The content of a file of at most `most` bytes. Links are followed; what they lead to must be a file, not a device, a pipe or a folder.
+def read_bytes(
+    path: str | Path, what: str, most: int, mend: str = "", error: type[PoiseError] = DataError
+) -> bytes:
+    """The content of a file of at most `most` bytes. Links are followed; what they lead to must be
+    a file, not a device, a pipe or a folder.
 
     `what` and `mend` go into the `error` that is raised where it cannot be read.
     """
     advice = f"; {mend}" if mend else ""
     try:
         found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):      # reading one may wait, or go on, for ever
-            raise error(f"{path}: cannot read the {what} (it is a device or a pipe, not a file){advice}")
+        # reading one may wait, or go on, for ever
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise error(
+                f"{path}: cannot read the {what} (it is a device or a pipe, not a file){advice}"
+            )
         if found.st_size > most:
-            raise error(f"{path}: the {what} has {in_words(found.st_size)}, more than the {in_words(most)} that are read{advice}")
+            raise error(
+                f"{path}: the {what} has {in_words(found.st_size)}, more than the {in_words(most)}"
+                f" that are read{advice}"
+            )
         check_memory(path, what, found.st_size, error)
-        # unbuffered, for one read gives all of it, but where a network disk has given less, which is read again by a buffer's way
+        # unbuffered, for one read gives all of it, but where a network disk has given less, which
+        # is read again by a buffer's way
         with open(path, "rb", buffering=0) as file:
             data = file.read(min(found.st_size, most - 1) + 1)
         if len(data) == found.st_size:
             return data
         with open(path, "rb") as file:
             return file.read(most)
-    except (OSError, ValueError) as fault:      # ValueError: a NUL in the name
-        raise error(f"{path}: cannot read the {what} ({getattr(fault, 'strerror', None) or fault}){advice}") from None
+    except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
+        raise error(
+            f"{path}: cannot read the {what} ({getattr(fault, 'strerror', None) or fault}){advice}"
+        ) from None
     except MemoryError:
-        raise error(f"{path}: cannot read the {what}, there is no memory for its {in_words(found.st_size)}") from None
+        raise error(
+            f"{path}: cannot read the {what}, there is no memory for its {in_words(found.st_size)}"
+        ) from None
 
 
-def check_memory(path: str | Path, what: str, needed: int, error: type[PoiseError] = DataError) -> None:
-    """Raise `error` where a file needs more memory than there is: the system would end the process without a word, and perhaps others."""
+def check_memory(
+    path: str | Path, what: str, needed: int, error: type[PoiseError] = DataError
+) -> None:
+    """Raise `error` where a file needs more memory than there is: the system would end the
+    process without a word, and perhaps others.
+    """
     if needed < _LITTLE:
         return
     present = memory_present()
     if present is not None and needed > present:
-        raise error(f"{path}: reading the {what} takes about {in_words(needed)} of memory, and {in_words(present)} are free")
+        raise error(
+            f"{path}: reading the {what} takes about {in_words(needed)} of memory, and"
+            f" {in_words(present)} are free"
+        )
 
 
 def memory_present() -> int | None:
     """Free bytes for a process on the CPU; None where the system does not tell."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+            return next(
+                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
+            )
     except (OSError, StopIteration, ValueError):
         return None
 
@@ -67,14 +94,16 @@ def in_words(size: float) -> str:
 
 
 def flush_folder(folder: str | Path) -> None:
-    """Bring the names in a folder to the disk, after renaming. Where the system or the disk does not know this nothing is done."""
+    """Bring the names in a folder to the disk, after renaming. Where the system or the disk does
+    not know this nothing is done.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:     # Windows
+    except OSError:  # Windows
         return
     try:
         os.fsync(handle)
-    except OSError:     # some network disks
+    except OSError:  # some network disks
         pass
     finally:
         os.close(handle)
@@ -103,10 +132,11 @@ def temporary_file(path: str | Path, ending: str = "") -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Hand out a temporary path beside `path`; what was written there is flushed to the disk and takes the place of `path` in one step.
+    """Hand out a temporary path beside `path`; what was written there is flushed to the disk and
+    takes the place of `path` in one step.
 
-    The folder is made. After an error the old file is as it was and the temporary one is gone; an OSError becomes a DataError that
-    names the file.
+    The folder is made. After an error the old file is as it was and the temporary one is gone; an
+    OSError becomes a DataError that names the file.
     """
     path = Path(path)
     temporary = None
@@ -119,7 +149,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         flush_folder(path.parent)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({reason(error, path)}); the file before it, if any, is kept") from None
+        raise DataError(
+            f"{path}: cannot be written ({reason(error, path)}); the file before it, if any, is"
+            " kept"
+        ) from None
     finally:
         if temporary is not None:
             with suppress(OSError):
@@ -139,10 +172,11 @@ def reason(error: OSError, path: Path) -> str:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """While many objects are made that stay: modules that are imported, lists and dictionaries of a file.
+    """While many objects are made that stay: modules that are imported, lists and dictionaries of a
+    file.
 
-    They would be looked through again and again, for circles that they do not have: a quarter of the time that importing PyTorch takes, and up
-    to ten times that of reading a large JSON file.
+    They would be looked through again and again, for circles that they do not have: a quarter of
+    the time that importing PyTorch takes, and up to ten times that of reading a large JSON file.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,25 +1,33 @@
-"""What an image says of itself before it is decoded: a few bytes can claim gigabytes of pixels, or minutes of work.
+"""What an image says of itself before it is decoded: a few bytes can claim gigabytes of pixels, or
+minutes of work.
 
-Only the formats that sets of photographs come in are read at all: each further decoder (OpenCV has a dozen more) is one more that a
-stranger's file can attack.
+Only the formats that sets of photographs come in are read at all: each further decoder (OpenCV has
+a dozen more) is one more that a stranger's file can attack.
 """
+
 from __future__ import annotations
 
 import struct
 
-MOST_PIXELS = 110_000_000   # of an image: 330 MB decoded; the sensors of medium format have 102 million
+# of an image: 330 MB decoded; the sensors of medium format have 102 million
+MOST_PIXELS = 110_000_000
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF and WebP"
-_MOST_SCANS = 64            # a progressive JPEG has about ten; each one more is one more look at all of it, however few bytes it has
-_FREE_WORK = 1 << 28        # pixels times scans that take no more than seconds
-_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")     # those that can have an EXIF entry
+# a progressive JPEG has about ten; each one more is one more look at all of it, however few bytes
+# it has
+_MOST_SCANS = 64
+_FREE_WORK = 1 << 28  # pixels times scans that take no more than seconds
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # those that can have an EXIF entry
 _ORIENTATION_TAG = 274
 # start of frame of every kind: C4, C8 and CC are other segments
-_TIFF_TAGS = frozenset((256, 257, 258, 277, 278, 322, 323))     # width, height, bits, samples, rows of a strip, width and height of a tile
-_FRAMES = frozenset((0xc0, 0xc1, 0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf))
+# width, height, bits, samples, rows of a strip, width and height of a tile
+_TIFF_TAGS = frozenset((256, 257, 258, 277, 278, 322, 323))
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
 
 
 def claimed_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that an image claims; (0, 0) where its header is cut off or says none; None where it is of no format that is read."""
+    """(width, height) that an image claims; (0, 0) where its header is cut off or says none;
+    None where it is of no format that is read.
+    """
     try:
         if data.startswith(b"\xff\xd8"):
             return _jpeg_frame(data)[:2]
@@ -69,16 +77,24 @@ def fault(data: bytes) -> str | None:
     if claims is None:
         return None
     width, height, several, most = claims
-    jpeg, tiff = data.startswith(b"\xff\xd8") and width > 0, data.startswith((b"II*\0", b"MM\0*"))      # width 0: its header may be cut off
+    # width 0: its header may be cut off
+    jpeg, tiff = data.startswith(b"\xff\xd8") and width > 0, data.startswith((b"II*\0", b"MM\0*"))
     if width * height > most:
         return too_large(width, height, most)
     if data.startswith(b"\x89PNG") and not _png_is_whole(data):
         return "is damaged: a part of it ends behind the file; fetch it again"
     if tiff and _tiff_part(data) > 2 * MOST_PIXELS:
         return f"is decoded in parts of more than {2 * MOST_PIXELS / 1e6:.0f} MB; save it as PNG"
-    scans = data.count(b"\xff\xda\x00") if several or jpeg and width * height * _MOST_SCANS > _FREE_WORK else 0
+    scans = (
+        data.count(b"\xff\xda\x00")
+        if several or jpeg and width * height * _MOST_SCANS > _FREE_WORK
+        else 0
+    )
     if scans > _MOST_SCANS and width * height * scans > _FREE_WORK:
-        return f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has; remove it"
+        return (
+            f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has;"
+            " remove it"
+        )
     return ""
 
 
@@ -89,9 +105,11 @@ def is_too_large(data: bytes) -> bool:
 
 
 def _claims(data: bytes) -> tuple[int, int, bool, int] | None:
-    """Width, height, whether it is a JPEG in several scans, and how many pixels it may have; None where it is of none of FORMATS."""
+    """Width, height, whether it is a JPEG in several scans, and how many pixels it may have;
+    None where it is of none of FORMATS.
+    """
     several = False
-    if data.startswith(b"\xff\xd8"):      # its header is walked through once
+    if data.startswith(b"\xff\xd8"):  # its header is walked through once
         try:
             width, height, several = _jpeg_frame(data)
         except struct.error:
@@ -101,52 +119,67 @@ def _claims(data: bytes) -> tuple[int, int, bool, int] | None:
         if claimed is None:
             return None
         width, height = claimed
-    # the coefficients of a JPEG in several scans are kept until the last one has come, and the strips of a TIFF beside the image
-    return width, height, several, MOST_PIXELS // 2 if several or data.startswith((b"II*\0", b"MM\0*")) else MOST_PIXELS
+    # the coefficients of a JPEG in several scans are kept until the last one has come, and the
+    # strips of a TIFF beside the image
+    return (
+        width,
+        height,
+        several,
+        MOST_PIXELS // 2 if several or data.startswith((b"II*\0", b"MM\0*")) else MOST_PIXELS,
+    )
 
 
 def too_large(width: int, height: int, most: int = MOST_PIXELS) -> str:
-    return f"claims {width} x {height} pixels, and at most {most / 1e6:.0f} million are read; make it smaller"
+    return (
+        f"claims {width} x {height} pixels, and at most {most / 1e6:.0f} million are read; make it"
+        " smaller"
+    )
 
 
 def _jpeg_frame(data: bytes) -> tuple[int, int, bool]:
-    """Width, height, and whether it comes in several scans: a progressive one, or one whose first scan has not all the components."""
+    """Width, height, and whether it comes in several scans: a progressive one, or one whose
+    first scan has not all the components.
+    """
     at, parts, several = 2, 0, False
     width = height = 0
     while at + 4 <= len(data):
-        if data[at] != 0xff:        # decoders look for the next mark too
+        if data[at] != 0xFF:  # decoders look for the next mark too
             at = data.find(b"\xff", at)
             if at < 0 or at + 4 > len(data):
                 break
         mark = data[at + 1]
-        if mark == 0xff:
+        if mark == 0xFF:
             at += 1
-        elif mark in (0x00, 0x01) or 0xd0 <= mark <= 0xd8:
+        elif mark in (0x00, 0x01) or 0xD0 <= mark <= 0xD8:
             at += 2
-        elif mark in (0xd9, 0xda):
-            several = several or (mark == 0xda and at + 4 < len(data) and data[at + 4] < parts)
+        elif mark in (0xD9, 0xDA):
+            several = several or (mark == 0xDA and at + 4 < len(data) and data[at + 4] < parts)
             break
         else:
             if mark in _FRAMES:
                 rows, columns, parts = struct.unpack_from(">HHB", data, at + 5)
-                width, height = max((width, height), (columns, rows), key=lambda size: size[0] * size[1])
-                several = several or mark not in (0xc0, 0xc1)
+                width, height = max(
+                    (width, height), (columns, rows), key=lambda size: size[0] * size[1]
+                )
+                several = several or mark not in (0xC0, 0xC1)
             at += 2 + max(struct.unpack_from(">H", data, at + 2)[0], 2)
     return width, height, several
 
 
 def _png_is_whole(data: bytes) -> bool:
-    """Whether each chunk to the end mark lies within the file: OpenCV takes as much memory as a chunk says, however small the file is."""
+    """Whether each chunk to the end mark lies within the file: OpenCV takes as much memory as a
+    chunk says, however small the file is.
+    """
     at = 8
     while at + 12 <= len(data):
         at += 12 + struct.unpack_from(">I", data, at)[0]
-        if data[at - 8:at - 4] == b"IEND":
+        if data[at - 8 : at - 4] == b"IEND":
             break
     return at <= len(data)
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:
-    if struct.unpack_from("<I", data, 14)[0] == 12:      # of OS/2
+    if struct.unpack_from("<I", data, 14)[0] == 12:  # of OS/2
         return struct.unpack_from("<HH", data, 18)
     width, height = struct.unpack_from("<ii", data, 18)
     return abs(width), abs(height)
@@ -162,9 +195,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
     if kind == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
-        return (bits & 0x3fff) + 1, (bits >> 14 & 0x3fff) + 1
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3fff, height & 0x3fff
+    return width & 0x3FFF, height & 0x3FFF
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
@@ -173,7 +206,9 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
 
 
 def _tiff_part(data: bytes) -> int:
-    """Bytes of the largest part of a TIFF that is decoded at once: a tile, which may be larger than the image, or a strip. OpenCV makes 4 bytes of a pixel."""
+    """Bytes of the largest part of a TIFF that is decoded at once: a tile, which may be larger
+    than the image, or a strip. OpenCV makes 4 bytes of a pixel.
+    """
     try:
         tags = _tiff_tags(data)
     except struct.error:
@@ -187,7 +222,9 @@ def _tiff_part(data: bytes) -> int:
 
 
 def _tiff_tags(data: bytes) -> dict[int, int]:
-    """The whole numbers of a TIFF's first directory, of a tag given twice the larger; of a kind that is not usual there, which may stand anywhere, the largest."""
+    """The whole numbers of a TIFF's first directory, of a tag given twice the larger; of a kind
+    that is not usual there, which may stand anywhere, the largest.
+    """
     order = "<" if data.startswith(b"II") else ">"
     at = struct.unpack_from(f"{order}I", data, 4)[0]
     found: dict[int, int] = {}
@@ -198,9 +235,15 @@ def _tiff_tags(data: bytes) -> dict[int, int]:
         place = at + 2 + 12 * entry + 8
         if kind in (3, 4) and count == 1:
             value = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, place)[0]
-        elif tag == 258 and kind == 3 and 1 < count <= 16:      # of each sample
-            value = max(struct.unpack_from(f"{order}{count}H", data, place if count == 2 else struct.unpack_from(f"{order}I", data, place)[0]))
+        elif tag == 258 and kind == 3 and 1 < count <= 16:  # of each sample
+            value = max(
+                struct.unpack_from(
+                    f"{order}{count}H",
+                    data,
+                    place if count == 2 else struct.unpack_from(f"{order}I", data, place)[0],
+                )
+            )
         else:
-            value = 0xffffffff
+            value = 0xFFFFFFFF
         found[tag] = max(found.get(tag, 0), value)
     return found

@@ -1,37 +1,61 @@
-"""One picture file from anywhere, as RGB: every usual kind is read, and what cannot be used is refused in one line.
+"""One picture file from anywhere, as RGB: every usual kind is read, and what cannot be used is
+refused in one line.
 
-The header is read first, so that a small file that unpacks to gigabytes is refused before it is unpacked. The pixels are those that
-training and tests see of the same file (datasets/decoding.py), turned as its EXIF entry says.
+The header is read first, so that a small file that unpacks to gigabytes is refused before it is
+unpacked. The pixels are those that training and tests see of the same file (datasets/decoding.py),
+turned as its EXIF entry says.
 """
+
 from __future__ import annotations
 
 import io
 import logging
 import os
-import stat
-from pathlib import Path
-from typing import Any
-import cv2
-import numpy as np
-from poise.io import image_header
-from poise.io.decoding import Picture
-from poise.errors import DataError, one_line
 import re
+import stat
 import unicodedata
 import zipfile
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import PurePosixPath
-from poise.io import archives
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+
+from poise.errors import DataError, one_line, shown
+from poise.io import archives, image_header
+from poise.io.decoding import Picture
 from poise.io.files import read_bytes
-from poise.errors import shown
 
 log = logging.getLogger(__name__)
 
 #: of a picture file
 MOST_BYTES = 1 << 30
 #: endings of the files that a folder is searched for, in lower case
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".heic", ".heif", ".hif", ".avif", ".pnm", ".pbm", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".pjpeg",
+    ".pjp",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".avif",
+    ".pnm",
+    ".pbm",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+)
 _KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
 _READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000, HEIC and AVIF are read"
 # the brands of ISO media files that are pictures
@@ -42,26 +66,36 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 def read_picture(path: str | os.PathLike) -> np.ndarray:
     """A picture file as (H, W, 3) uint8 in RGB order, upright as its EXIF entry says.
 
-    Grey, CMYK and palette pictures become RGB, 16 bits become 8, transparency is dropped. Of an animation the first frame is taken,
-    of a TIFF of several pages the first one, and the log says so. Raises DataError, in one line that names the file, for one that
-    is missing, empty, no picture, cut off or damaged, larger than image_header.MOST_PIXELS pixels (half of them where
-    a JPEG comes in several scans) or MOST_BYTES bytes, or made to keep programs busy.
+    Grey, CMYK and palette pictures become RGB, 16 bits become 8, transparency is dropped. Of an
+    animation the first frame is taken, of a TIFF of several pages the first one, and the log says
+    so. Raises DataError, in one line that names the file, for one that is missing, empty, no
+    picture, cut off or damaged, larger than image_header.MOST_PIXELS pixels (half of them where a
+    JPEG comes in several scans) or MOST_BYTES bytes, or made to keep programs busy.
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             _check_file(path, os.fstat(file.fileno()))
             data = file.read(MOST_BYTES)
-    except (OSError, ValueError) as error:      # ValueError: a name with a zero byte
-        raise DataError(f"{path}: cannot read the picture ({getattr(error, 'strerror', None) or error})") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise DataError(
+            f"{path}: cannot read the picture ({getattr(error, 'strerror', None) or error})"
+        ) from None
     fault = "is cut off; fetch it again" if is_cut_off(data) else image_header.fault(data)
     if fault:
         raise DataError(f"{path}: the picture {fault}")
     kind, first_of_several = _look_at_header(path, data)
     image = _decode(data, kind)
     if image is None:
-        raise DataError(f"{path}: the picture ({kind}) is damaged, or of a kind of {kind} that is not read; fetch it again or save it as PNG")
+        raise DataError(
+            f"{path}: the picture ({kind}) is damaged, or of a kind of {kind} that is not read;"
+            " fetch it again or save it as PNG"
+        )
     if first_of_several:
-        log.warning("%s", f"{one_line(path)}: has several {'pages' if kind == 'TIFF' else 'frames'}, the first one is used")
+        log.warning(
+            "%s",
+            f"{one_line(path)}: has several {'pages' if kind == 'TIFF' else 'frames'}, the first"
+            " one is used",
+        )
     return image
 
 
@@ -76,11 +110,15 @@ def _check_file(path: str | os.PathLike, status: os.stat_result) -> None:
     if not status.st_size:
         raise DataError(f"{path}: the picture file is empty")
     if status.st_size > MOST_BYTES:
-        raise DataError(f"{path}: has {status.st_size} bytes, and pictures of up to {MOST_BYTES} are read")
+        raise DataError(
+            f"{path}: has {status.st_size} bytes, and pictures of up to {MOST_BYTES} are read"
+        )
 
 
 def _look_at_header(path: str | os.PathLike, data: bytes) -> tuple[str, bool]:
-    """The kind of picture, and whether there are several in it, of which only the first counts. Nothing is unpacked."""
+    """The kind of picture, and whether there are several in it, of which only the first counts.
+    Nothing is unpacked.
+    """
     import warnings
 
     from PIL import Image, UnidentifiedImageError
@@ -89,20 +127,25 @@ def _look_at_header(path: str | os.PathLike, data: bytes) -> tuple[str, bool]:
     kinds = (extra,) if extra else _KINDS
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # Pillow's own word on large pictures and odd headers
+            # Pillow's own word on large pictures and odd headers
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=kinds) as header:
                 (width, height), kind = header.size, header.format
-                several = kind != "MPO" and getattr(header, "is_animated", False)     # an MPO's others are views and thumbnails
+                # an MPO's others are views and thumbnails
+                several = kind != "MPO" and getattr(header, "is_animated", False)
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: too large ({error}); make the picture smaller") from None
     except UnidentifiedImageError:
         if extra:
             raise DataError(f"{path}: the picture ({extra}) is damaged; fetch it again") from None
         other = " (a video with the ending of a picture?)" if data[4:8] == b"ftyp" else ""
-        raise DataError(f"{path}: not a picture, or its beginning is damaged{other}; {_READ}") from None
-    except Exception as error:      # damaged headers have errors of many classes: struct.error, OverflowError, zlib.error
+        raise DataError(
+            f"{path}: not a picture, or its beginning is damaged{other}; {_READ}"
+        ) from None
+    # damaged headers have errors of many classes: struct.error, OverflowError, zlib.error
+    except Exception as error:
         raise DataError(f"{path}: the picture's header is damaged ({error}); {_READ}") from None
-    if width * height > image_header.MOST_PIXELS:       # of a kind that image_header does not know
+    if width * height > image_header.MOST_PIXELS:  # of a kind that image_header does not know
         raise DataError(f"{path}: the picture {image_header.too_large(width, height)}")
     return kind, bool(several)
 
@@ -116,7 +159,7 @@ def _extra_kind(path: str | os.PathLike, data: bytes) -> str:
         return ""
     # the main brand and the compatible ones, up to the end of the first box
     end = min(int.from_bytes(data[:4], "big"), 256)
-    brands = {data[at:at + 4] for at in (8, *range(16, end, 4))}
+    brands = {data[at : at + 4] for at in (8, *range(16, end, 4))}
     if brands.intersection(_AVIF_BRANDS):
         from PIL import features
 
@@ -130,7 +173,8 @@ def _extra_kind(path: str | os.PathLike, data: bytes) -> str:
             import pillow_heif
         except ImportError:
             raise DataError(
-                f"{path}: HEIC needs pillow-heif; pip install pillow-heif, or save the picture as JPEG"
+                f"{path}: HEIC needs pillow-heif; pip install pillow-heif, or save the picture as"
+                " JPEG"
             ) from None
         pillow_heif.register_heif_opener()
         return "HEIF"
@@ -139,7 +183,7 @@ def _extra_kind(path: str | os.PathLike, data: bytes) -> str:
 
 def _decode(data: bytes, kind: str) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB, or None."""
-    if kind in ("GIF", "AVIF", "HEIF"):     # of which not every OpenCV reads each
+    if kind in ("GIF", "AVIF", "HEIF"):  # of which not every OpenCV reads each
         return _decode_by_pillow(data, kind)
     image = Picture(data, exif=True).pixels
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
@@ -151,18 +195,25 @@ def _decode_by_pillow(data: bytes, kind: str) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception:       # as for the header
+    except Exception:  # as for the header
         return None
 
 
 def as_pixels(image: Any, name: str) -> np.ndarray:
-    """The RGB picture (H, W, 3) uint8 that `image` is: such an array, or the path of a file. Raises DataError, naming `name` where it is neither."""
+    """The RGB picture (H, W, 3) uint8 that `image` is: such an array, or the path of a file.
+    Raises DataError, naming `name` where it is neither.
+    """
     if isinstance(image, (str, os.PathLike)):
         return read_picture(image)
     if not isinstance(image, np.ndarray):
-        raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 or a path is needed, it is a {type(image).__name__}")
+        raise DataError(
+            f"{name}: an RGB array (H, W, 3) of uint8 or a path is needed, it is a"
+            f" {type(image).__name__}"
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(f"{name}: an RGB array (H, W, 3) of uint8 is needed, got {image.shape} of {image.dtype}")
+        raise DataError(
+            f"{name}: an RGB array (H, W, 3) of uint8 is needed, got {image.shape} of {image.dtype}"
+        )
     return image
 
 
@@ -170,21 +221,24 @@ def is_picture_name(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() in ENDINGS
 
 
-MAX_ENCODED_BYTES = 1 << 29        # of an encoded image
+MAX_ENCODED_BYTES = 1 << 29  # of an encoded image
 _JPEG, _JPEG_END, _PNG, _PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89PNG", b"IEND\xaeB`\x82"
-END_MARKS = {_JPEG: _JPEG_END, _PNG[:2]: _PNG_END}     # by the first two bytes: what a whole file usually ends with
-# start of scan: marker, length 6 + 2n, n = 1 to 4 components; without the length, bytes that a camera appended could pass for one
+# by the first two bytes: what a whole file usually ends with
+END_MARKS = {_JPEG: _JPEG_END, _PNG[:2]: _PNG_END}
+# start of scan: marker, length 6 + 2n, n = 1 to 4 components; without the length, bytes that a
+# camera appended could pass for one
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
 
 class ImageFolder:
     """Images of one split: plain files below a folder, or members of a zip archive.
 
-    location: images/val2017 (a folder) or images/val2017.zip. In an archive a file is looked for by its own name and below
-    a folder of the archive's name, as the official COCO archives have it. The archive is opened once in each process: worker
-    processes that shared one open file would move each other's reading position. exif: turn images as their EXIF entry says;
-    COCO's annotations are of the pixels as they are stored, and the HRNet family ignores the entry.
-    hint: how to get the folder, for the end of a message.
+    location: images/val2017 (a folder) or images/val2017.zip. In an archive a file is looked for by
+    its own name and below a folder of the archive's name, as the official COCO archives have it.
+    The archive is opened once in each process: worker processes that shared one open file would
+    move each other's reading position. exif: turn images as their EXIF entry says; COCO's
+    annotations are of the pixels as they are stored, and the HRNet family ignores the entry. hint:
+    how to get the folder, for the end of a message.
     """
 
     def __init__(self, location: str | Path, exif: bool = False, hint: str = ""):
@@ -202,14 +256,26 @@ class ImageFolder:
     def check(self) -> None:
         """Raise DataError when the folder or archive is not there."""
         if self.zipped and not self.location.is_file():
-            raise DataError(f"{self.location}: no such archive; DATASET.DATA_FORMAT zip reads images/<split>.zip, jpg reads images/<split>/{self.hint}")
+            raise DataError(
+                f"{self.location}: no such archive; DATASET.DATA_FORMAT zip reads"
+                f" images/<split>.zip, jpg reads images/<split>/{self.hint}"
+            )
         if not self.zipped and not self.location.is_dir():
-            raise DataError(f"{self.location}: no such image folder; check DATASET.ROOT and the set's name{self.hint}")
+            raise DataError(
+                f"{self.location}: no such image folder; check DATASET.ROOT and the set's"
+                f" name{self.hint}"
+            )
 
     def open(self, name: str) -> Picture:
         """The image, not yet decoded. Raises DataError."""
         data = self.data(name)
-        fault = "file is empty; fetch it again" if not data else "file is cut off; fetch it again" if is_cut_off(data) else image_header.fault(data)
+        fault = (
+            "file is empty; fetch it again"
+            if not data
+            else "file is cut off; fetch it again"
+            if is_cut_off(data)
+            else image_header.fault(data)
+        )
         if fault is None:
             raise self.undecodable(name)
         if fault:
@@ -225,17 +291,25 @@ class ImageFolder:
 
     def undecodable(self, name: str) -> DataError:
         """The error of an image that was opened and turned out to be none."""
-        return DataError(f"{self.location}/{shown(name)}: not an image that OpenCV can read ({image_header.FORMATS} are); fetch it again or remove it from the annotations")
+        return DataError(
+            f"{self.location}/{shown(name)}: not an image that OpenCV can read"
+            f" ({image_header.FORMATS} are); fetch it again or remove it from the annotations"
+        )
 
     def data(self, name: str) -> bytes:
         """The image file as it is. Raises DataError."""
         fault = archives.name_fault(name)
         if fault:
-            raise DataError(f"{self.location}: the image name {shown(name)} {fault}; names are relative to the image folder, mend the annotations")
+            raise DataError(
+                f"{self.location}: the image name {shown(name)} {fault}; names are relative to the"
+                " image folder, mend the annotations"
+            )
         if not self.zipped:
             path = os.path.join(self.location, name)
             try:
-                return read_bytes(path, "image", MAX_ENCODED_BYTES, "check DATASET.ROOT and the annotation file")
+                return read_bytes(
+                    path, "image", MAX_ENCODED_BYTES, "check DATASET.ROOT and the annotation file"
+                )
             except DataError as error:
                 if os.path.lexists(path):
                     raise
@@ -245,7 +319,9 @@ class ImageFolder:
             data = archives.read_member(archive, member, MAX_ENCODED_BYTES)
             if data is not None:
                 return data
-        raise DataError(f"{self.location}: the archive holds no {shown(name)}{self.other_spelling(name)}")
+        raise DataError(
+            f"{self.location}: the archive holds no {shown(name)}{self.other_spelling(name)}"
+        )
 
     def other_spelling(self, name: str) -> str:
         """Return a hint for the error of an absent image, '' where no other file can be meant.
@@ -264,8 +340,10 @@ class ImageFolder:
             reasons.append("its path has /, where file_name has backslashes")
         if given != found and _nfc(given) == _nfc(found):
             forms = [_normalization(text) for text in (given, found)]
-            reasons.append("its letters are written in another Unicode normalization, "
-                           f"{forms[1]} and not {forms[0]}; rename the files or change file_name")
+            reasons.append(
+                "its letters are written in another Unicode normalization, "
+                f"{forms[1]} and not {forms[0]}; rename the files or change file_name"
+            )
         same_folder = given.rpartition("/")[0] == found.rpartition("/")[0] and "\\" not in name
         near = found.rpartition("/")[2] if same_folder else found
         return f"; there is {shown(near)}" + (f" ({', and '.join(reasons)})" if reasons else "")
@@ -348,13 +426,15 @@ def _members(location: Path, changed: int) -> dict[str, str]:
 
 
 def is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG or PNG ends before its end mark. OpenCV 4 decodes such JPEGs without an error, the rest grey.
+    """Whether a JPEG or PNG ends before its end mark. OpenCV 4 decodes such JPEGs without an error,
+    the rest grey.
 
-    In a JPEG the mark is looked for after the last start of scan, because an embedded thumbnail has a mark of its own and
-    some cameras append data.
+    In a JPEG the mark is looked for after the last start of scan, because an embedded thumbnail has
+    a mark of its own and some cameras append data.
     """
     if data.startswith(_JPEG):
-        if data.endswith(_JPEG_END) and _JPEG_SCAN.search(data):    # the usual file, without a look at all of it
+        # the usual file, without a look at all of it
+        if data.endswith(_JPEG_END) and _JPEG_SCAN.search(data):
             return False
         scan = max((found.start() for found in _JPEG_SCAN.finditer(data)), default=-1)
         return scan < 0 or data.find(_JPEG_END, scan) < 0

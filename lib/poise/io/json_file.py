@@ -1,4 +1,7 @@
-"""JSON files: read with each fault told in one line, long lists of large files in parts, their ids and numbers, and what may be written into them."""
+"""JSON files: read with each fault told in one line, long lists of large files in parts, their
+ids and numbers, and what may be written into them.
+"""
+
 from __future__ import annotations
 
 import math
@@ -8,52 +11,64 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
-from poise.io.files import check_memory, read_bytes
 from poise.errors import DataError, one_line, shown_value
-from poise.io.files import no_garbage_collection
+from poise.io.files import check_memory, no_garbage_collection, read_bytes
 
 T = TypeVar("T")
 _NO_NUMBER = re.compile(r"-?(?:NaN|Infinity)", re.IGNORECASE)
 
-MOST_BYTES = 1 << 32     # the largest published annotation file has 1 GB
+MOST_BYTES = 1 << 32  # the largest published annotation file has 1 GB
 _OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"\x00", "UTF-16 or UTF-32"))
 _PACKED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"))
-# what a file is read in: much larger parts take memory that is slow to get, much smaller ones more calls
+# what a file is read in: much larger parts take memory that is slow to get, much smaller ones more
+# calls
 PART_BYTES = 1 << 18
 _LARGE_BYTES = 1 << 22
-_BYTES_OF_VALUE, _BYTES_OF_OBJECT = 48, 200     # that Python takes, about: 32 for a number with a point, 64 for an empty list
+# that Python takes, about: 32 for a number with a point, 64 for an empty list
+_BYTES_OF_VALUE, _BYTES_OF_OBJECT = 48, 200
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 _BETWEEN = re.compile(rb"\}\s*,\s*\{")
 
 
 def read_json(path: str | Path, what: str, mend: str = "") -> Any:
-    """The content of a JSON file. `what` and `mend` go into the DataError when it is missing or not JSON."""
+    """The content of a JSON file. `what` and `mend` go into the DataError when it is missing or
+    not JSON.
+    """
     return _parsed(_bytes(path, what, mend), path, what, mend)
 
 
-def read_in_parts(path: str | Path, key: str, use: Callable[[Any, Iterable[list]], T], what: str, mend: str = "") -> T:
-    """use(content, parts) for a JSON file whose list `key` is so long that its objects would take gigabytes at once.
+def read_in_parts(
+    path: str | Path, key: str, use: Callable[[Any, Iterable[list]], T], what: str, mend: str = ""
+) -> T:
+    """use(content, parts) for a JSON file whose list `key` is so long that its objects would take
+    gigabytes at once.
 
-    content: as of read_json, but content[key], if it is a list, is empty. parts: lists of its elements, in their
-    order; each pass over them reads the text again. `use` is called again, with the list as one part, where the file was not laid out as it seemed, and where `use`
-    raised DataError. Raises DataError as read_json.
+    content: as of read_json, but content[key], if it is a list, is empty. parts: lists of its
+    elements, in their order; each pass over them reads the text again. `use` is called again, with
+    the list as one part, where the file was not laid out as it seemed, and where `use` raised
+    DataError. Raises DataError as read_json.
     """
     import orjson
 
     data = _bytes(path, what, mend)
-    begin = re.search(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*\[', data) if len(data) >= _LARGE_BYTES else None
-    if begin:       # COCO's files end with the categories; elsewhere the list may be the last thing
+    begin = (
+        re.search(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*\[', data)
+        if len(data) >= _LARGE_BYTES
+        else None
+    )
+    if begin:  # COCO's files end with the categories; elsewhere the list may be the last thing
         after, mark = data.rfind(b'"categories"'), ["\0 the list"]
         end = data.rfind(b"]", begin.end(), after if after > begin.end() else len(data))
         parts = _Parts(data, begin.end(), end)
         try:
-            rest = data[:begin.end() - 1] + orjson.dumps(mark) + data[end + 1:]
+            rest = data[: begin.end() - 1] + orjson.dumps(mark) + data[end + 1 :]
             _check_values(rest, path, what)
             content = orjson.loads(rest)
-            if isinstance(content, dict) and content.get(key) == mark:      # so it is the list's own bracket, not one in a text
+            # so it is the list's own bracket, not one in a text
+            if isinstance(content, dict) and content.get(key) == mark:
                 content[key] = []
                 result = use(content, parts)
-                if parts.complete:      # all of it was JSON, so it was the list and nothing else
+                if parts.complete:  # all of it was JSON, so it was the list and nothing else
                     return result
         except (orjson.JSONDecodeError, DataError):
             pass
@@ -66,7 +81,9 @@ def read_in_parts(path: str | Path, key: str, use: Callable[[Any, Iterable[list]
 
 
 class _Parts:
-    """The list between begin and end of data. A cut in a wrong place, within a text or a list, leaves no JSON on either side of it."""
+    """The list between begin and end of data. A cut in a wrong place, within a text or a list,
+    leaves no JSON on either side of it.
+    """
 
     def __init__(self, data: bytes, begin: int, end: int):
         self._data, self._begin, self._end = data, begin, end
@@ -78,14 +95,16 @@ class _Parts:
         data, begin = self._data, self._begin
         while begin < self._end:
             cut = _BETWEEN.search(data, min(begin + PART_BYTES, self._end), self._end)
-            part = orjson.loads(b"[" + data[begin:cut.start() + 1 if cut else self._end] + b"]")
+            part = orjson.loads(b"[" + data[begin : cut.start() + 1 if cut else self._end] + b"]")
             begin = cut.end() - 1 if cut else self._end
             yield part
         self.complete = True
 
 
 def _bytes(path: str | Path, what: str, mend: str) -> bytes:
-    """The file, in UTF-8 as it should be: the mark that Windows' editors set before it is left out."""
+    """The file, in UTF-8 as it should be: the mark that Windows' editors set before it is left
+    out.
+    """
     return read_bytes(path, what, MOST_BYTES, mend).removeprefix(b"\xef\xbb\xbf")
 
 
@@ -97,30 +116,48 @@ def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
         with no_garbage_collection():
             return orjson.loads(data)
     except MemoryError:
-        raise DataError(f"{path}: there is no memory for the content of the {what}, {len(data)} bytes") from None
+        raise DataError(
+            f"{path}: there is no memory for the content of the {what}, {len(data)} bytes"
+        ) from None
     except (orjson.JSONDecodeError, RecursionError) as error:
         text, at = getattr(error, "doc", ""), getattr(error, "pos", 0)
-        word = _NO_NUMBER.match(text, at)      # Python's own json module writes these words, which are not JSON
+        # Python's own json module writes these words, which are not JSON
+        word = _NO_NUMBER.match(text, at)
         if word:
-            raise DataError(f"{path}: the {what} holds {word.group()} in line {error.lineno}, column {error.colno}, "
-                            f"where JSON has only finite numbers: ...{one_line(text[max(0, at - 60):at + 20])}...; correct or remove this entry") from None
+            raise DataError(
+                f"{path}: the {what} holds {word.group()} in line {error.lineno}, column"
+                f" {error.colno}, where JSON has only finite numbers:"
+                f" ...{one_line(text[max(0, at - 60) : at + 20])}...; correct or remove this entry"
+            ) from None
         encoding = next((name for mark, name in _OTHER_ENCODINGS if mark in data[:2]), "")
         try:
-            data[:1 << 24].decode()
-        except UnicodeDecodeError as fault:     # unless a letter was cut in two at the end of what was looked at
+            data[: 1 << 24].decode()
+        # unless a letter was cut in two at the end of what was looked at
+        except UnicodeDecodeError as fault:
             encoding = encoding or ("another encoding than UTF-8" if fault.end < 1 << 24 else "")
         packed = next((name for mark, name in _PACKED if data.startswith(mark)), "")
         if packed:
             raise DataError(f"{path}: the {what} is packed by {packed}; unpack it first") from None
         if encoding:
-            raise DataError(f"{path}: the {what} is not valid JSON, for it is in {encoding}; save it as UTF-8") from None
-        raise DataError(f"{path}: the {what} is not valid JSON ({one_line(error)[:200]}){f'; {mend}' if mend else ''}") from None
+            raise DataError(
+                f"{path}: the {what} is not valid JSON, for it is in {encoding}; save it as UTF-8"
+            ) from None
+        raise DataError(
+            f"{path}: the {what} is not valid JSON"
+            f" ({one_line(error)[:200]}){f'; {mend}' if mend else ''}"
+        ) from None
 
 
 def _check_values(data: bytes, path: str | Path, what: str) -> None:
-    """Raise DataError where what the text stands for takes more memory than there is: a list of empty lists, twenty times the file."""
+    """Raise DataError where what the text stands for takes more memory than there is: a list of
+    empty lists, twenty times the file.
+    """
     if len(data) > _LARGE_BYTES:
-        check_memory(path, f"content of the {what}", data.count(b",") * _BYTES_OF_VALUE + data.count(b"{") * _BYTES_OF_OBJECT)
+        check_memory(
+            path,
+            f"content of the {what}",
+            data.count(b",") * _BYTES_OF_VALUE + data.count(b"{") * _BYTES_OF_OBJECT,
+        )
 
 
 def as_id(value: Any) -> int | None:
@@ -139,7 +176,9 @@ def as_id(value: Any) -> int | None:
 
 
 def with_ids(entry: Any, *keys: str) -> Any:
-    """Return an object with its ids as numbers where as_id reads them; the same object where they are."""
+    """Return an object with its ids as numbers where as_id reads them; the same object where
+    they are.
+    """
     if not isinstance(entry, dict):
         return entry
     found = {key: as_id(entry[key]) for key in keys if type(entry.get(key)) in (str, float)}
@@ -160,7 +199,9 @@ def field_fault(entry: dict, key: str, expected: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same dictionaries and lists with None where a figure is NaN or infinite (one that there is nothing to count for), for JSON has no such numbers."""
+    """The same dictionaries and lists with None where a figure is NaN or infinite (one that
+    there is nothing to count for), for JSON has no such numbers.
+    """
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -169,5 +210,7 @@ def finite(value: Any) -> Any:
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value of a JSON file is a number that can be reckoned with: 1e300 squared is not."""
+    """Whether a value of a JSON file is a number that can be reckoned with: 1e300 squared is
+    not.
+    """
     return isinstance(value, (int, float)) and -1e100 < value < 1e100

@@ -1,4 +1,7 @@
-"""Where frames come from and go to: a picture, a folder, a glob, a video file or a camera, read one by one; a drawn video, written."""
+"""Where frames come from and go to: a picture, a folder, a glob, a video file or a camera, read
+one by one; a drawn video, written.
+"""
+
 from __future__ import annotations
 
 import glob
@@ -13,36 +16,62 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from poise.errors import DataError, one_line, pluralize
 from poise.io.decoding import quiet_opencv
-from poise.errors import DataError, one_line
-from poise.io.images import is_picture_name, read_picture
-from poise.errors import pluralize
 from poise.io.files import temporary_file
+from poise.io.images import is_picture_name, read_picture
 
 log = logging.getLogger(__name__)
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv",
-                 ".m2ts", ".asf", ".mxf", ".m2v", ".vob", ".f4v", ".3g2", ".divx")
+VIDEO_ENDINGS = (
+    ".mp4",
+    ".avi",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".ts",
+    ".mts",
+    ".3gp",
+    ".ogv",
+    ".m2ts",
+    ".asf",
+    ".mxf",
+    ".m2v",
+    ".vob",
+    ".f4v",
+    ".3g2",
+    ".divx",
+)
 _USUAL_FPS = 30.0
 _MIN_FPS, _MAX_FPS = 0.1, 1000.0
-_FPS_ERROR = 0.01       # of the header's rate; within it the header's is the exact one
-_TIMED_FRAMES = 2000    # of a video, whose times decide on its rate; a long one is not read twice
-# no lines of FFmpeg's own beside ours about damaged files; OpenCV reads it once, when it first opens a video
+_FPS_ERROR = 0.01  # of the header's rate; within it the header's is the exact one
+_TIMED_FRAMES = 2000  # of a video, whose times decide on its rate; a long one is not read twice
+# no lines of FFmpeg's own beside ours about damaged files; OpenCV reads it once, when it first
+# opens a video
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 @dataclass
 class Frame:
-    """One picture. name: its file, or the video or camera that it is of. index: from 0. seconds: since the video's beginning, None of a picture."""
+    """One picture. name: its file, or the video or camera that it is of. index: from 0. seconds:
+    since the video's beginning, None of a picture.
+    """
 
     name: str
     index: int
-    image: np.ndarray       # RGB (H, W, 3) uint8
+    image: np.ndarray  # RGB (H, W, 3) uint8
     seconds: float | None = None
 
 
 class Pictures:
-    """Picture files, in the order given. One that cannot be read is put into `skipped`, (file, reason), and the rest go on."""
+    """Picture files, in the order given. One that cannot be read is put into `skipped`, (file,
+    reason), and the rest go on.
+    """
 
     fps, live = None, False
 
@@ -62,7 +91,9 @@ class Pictures:
             yield Frame(path, index, image)
 
     def leave_out(self, path: str, error: DataError) -> None:
-        """Put a picture that cannot be used into `skipped`, and say so; raise `error` again where there is no other picture."""
+        """Put a picture that cannot be used into `skipped`, and say so; raise `error` again
+        where there is no other picture.
+        """
         if len(self.paths) == 1:
             raise error
         reason = str(error).removeprefix(f"{path}: ")
@@ -85,21 +116,31 @@ class Video:
             self._capture = cv2.VideoCapture(name if camera is None else camera)
             opened = self._capture.isOpened()
         if not opened:
-            raise DataError(f"{name}: cannot be opened; is it connected, and may this user read it?" if self.live else
-                            f"{name}: not a video that OpenCV can read, or a damaged one")
+            raise DataError(
+                f"{name}: cannot be opened; is it connected, and may this user read it?"
+                if self.live
+                else f"{name}: not a video that OpenCV can read, or a damaged one"
+            )
         claimed = self._capture.get(cv2.CAP_PROP_FPS)
         known = math.isfinite(claimed) and _MIN_FPS <= claimed <= _MAX_FPS
         measured = None if self.live else _measured_fps(name, claimed if known else 0.0)
         self.fps = measured or (claimed if known else _USUAL_FPS)
         if self.fps != claimed:
-            log.warning("%s", f"{one_line(name)}: says {claimed:g} frames a second; {self.fps:g} is taken"
-                              + (", by the times of its frames" if measured else ""))
+            log.warning(
+                "%s",
+                f"{one_line(name)}: says {claimed:g} frames a second; {self.fps:g} is taken"
+                + (", by the times of its frames" if measured else ""),
+            )
         # the count of a header without one is its duration times its rate
         self._count = 0.0 if measured else self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
 
     def __len__(self) -> int:
         """Frames that the file claims; 0 where it is not known."""
-        return int(self._count) if not self.live and math.isfinite(self._count) and 0 < self._count < 1e9 else 0
+        return (
+            int(self._count)
+            if not self.live and math.isfinite(self._count) and 0 < self._count < 1e9
+            else 0
+        )
 
     def __iter__(self) -> Iterator[Frame]:
         begin, index, seconds = time.monotonic(), 0, -math.inf
@@ -109,9 +150,18 @@ class Video:
                     done, image = self._capture.read()
                 if not done:
                     break
-                # the file's own times where they rise, as they do in most; a camera's are the clock's
-                told = time.monotonic() - begin if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                seconds = told if math.isfinite(told) and told > seconds and (told > 0 or not index) else index / self.fps
+                # the file's own times where they rise, as they do in most; a camera's are the
+                # clock's
+                told = (
+                    time.monotonic() - begin
+                    if self.live
+                    else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                )
+                seconds = (
+                    told
+                    if math.isfinite(told) and told > seconds and (told > 0 or not index)
+                    else index / self.fps
+                )
                 yield Frame(self.name, index, _as_rgb(image), seconds)
                 index += 1
         finally:
@@ -125,7 +175,8 @@ class Video:
 
 
 def _measured_fps(name: str, claimed: float) -> float | None:
-    """The mean rate of a video's first frames by their times; None where it is `claimed` or not known.
+    """The mean rate of a video's first frames by their times; None where it is `claimed` or not
+    known.
 
     The times are first read without decoding. What they say is not believed alone: a packet may
     hold half a frame or a hidden one, and OpenCV before 4.9 gives no times for packets.
@@ -154,19 +205,24 @@ def _check_name(path: str | Path) -> None:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{path}: OpenCV cannot open a video whose name is not UTF-8; rename it or its folder") from None
+        raise DataError(
+            f"{path}: OpenCV cannot open a video whose name is not UTF-8; rename it or its folder"
+        ) from None
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 or image.shape[2] == 1 else cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(
+        image, cv2.COLOR_GRAY2RGB if image.ndim == 2 or image.shape[2] == 1 else cv2.COLOR_BGR2RGB
+    )
 
 
 def open_input(name: str) -> Pictures | Video:
     """What a word of the command line names. Raises DataError where there is nothing.
 
-    A file with the ending of a video is a video, any other file a picture; a folder stands for its files with the ending of a picture, not
-    those of folders below, by name; a number is a camera; and what is none of these is a pattern (*, ?, [], ** for folders below) of pictures, by name,
-    or of one video.
+    A file with the ending of a video is a video, any other file a picture; a folder stands for its
+    files with the ending of a picture, not those of folders below, by name; a number is a camera;
+    and what is none of these is a pattern (*, ?, [], ** for folders below) of pictures, by name, or
+    of one video.
     """
     path = Path(name)
     try:
@@ -174,13 +230,17 @@ def open_input(name: str) -> Pictures | Video:
             return Pictures(_pictures_in(path))
         if name and path.exists():
             return Video(name) if path.suffix.lower() in VIDEO_ENDINGS else Pictures([name])
-    except (OSError, ValueError) as error:      # a folder that may not be read, a name that is none
-        raise DataError(f"{name!r}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except (OSError, ValueError) as error:  # a folder that may not be read, a name that is none
+        raise DataError(
+            f"{name!r}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if name.isascii() and name.isdecimal():
         return Video(f"camera {int(name)}", camera=int(name))
     if glob.has_magic(name):
         # a pattern with ** twice gives a file several times
-        found = sorted({entry for entry in glob.glob(name, recursive=True) if not os.path.isdir(entry)})
+        found = sorted(
+            {entry for entry in glob.glob(name, recursive=True) if not os.path.isdir(entry)}
+        )
         if not found:
             raise DataError(f"{name}: no file fits this pattern")
         if all(Path(entry).suffix.lower() in VIDEO_ENDINGS for entry in found):
@@ -188,7 +248,10 @@ def open_input(name: str) -> Pictures | Video:
                 raise DataError(f"{name}: {len(found)} videos fit this pattern; give one at a time")
             return Video(found[0])
         return Pictures(found)
-    raise DataError(f"{name or repr('')}: no such file or folder; give a picture, a folder, a pattern, a video or the number of a camera")
+    raise DataError(
+        f"{name or repr('')}: no such file or folder; give a picture, a folder, a pattern, a video"
+        " or the number of a camera"
+    )
 
 
 def _pictures_in(folder: Path) -> list[str]:
@@ -199,24 +262,34 @@ def _pictures_in(folder: Path) -> list[str]:
     found = [str(file) for file in files if is_picture_name(file)]
     below = ""
     if folders:
-        below = f"; folders are not searched ({folders}), {one_line(folder)}/**/* is a pattern for them"
+        below = (
+            f"; folders are not searched ({folders}), {one_line(folder)}/**/* is a pattern for them"
+        )
     if not found:
         raise DataError(f"{folder}: the folder holds no file with the ending of a picture{below}")
     others = [one_line(file.name) for file in files if not is_picture_name(file)]
     if others:
         some = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         count = pluralize(len(others), "file")
-        log.warning("%s: left out: %s without the ending of a picture: %s%s", one_line(folder), count, some, below)
+        log.warning(
+            "%s: left out: %s without the ending of a picture: %s%s",
+            one_line(folder),
+            count,
+            some,
+            below,
+        )
     elif folders:
         log.warning("%s", f"{one_line(folder)}{below}")
     return found
 
 
 class VideoWriter:
-    """An mp4 (MPEG-4 part 2, which every build of OpenCV writes) of RGB frames of one size; it appears whole when it is closed.
+    """An mp4 (MPEG-4 part 2, which every build of OpenCV writes) of RGB frames of one size; it
+    appears whole when it is closed.
 
-    path: its final place. The first frame decides the size; frames of another size are scaled to it. live: frames are repeated to keep to
-    the clock, because a camera's come as fast as they can be worked on. Raises DataError where it cannot be written.
+    path: its final place. The first frame decides the size; frames of another size are scaled to
+    it. live: frames are repeated to keep to the clock, because a camera's come as fast as they can
+    be worked on. Raises DataError where it cannot be written.
     """
 
     def __init__(self, path: Path, fps: float, live: bool = False):
@@ -236,7 +309,7 @@ class VideoWriter:
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         due = max(1, int(seconds * self.fps) + 1 - self._written) if self.live else 1
-        with quiet_opencv():        # a full disk is told by `close`
+        with quiet_opencv():  # a full disk is told by `close`
             for _ in range(min(due, 1000)):
                 self._writer.write(image)
                 self._written += 1
@@ -249,10 +322,15 @@ class VideoWriter:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
         with quiet_opencv():
-            self._writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, self._size)
+            self._writer = cv2.VideoWriter(
+                str(self._part), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, self._size
+            )
         if not self._writer.isOpened():
             self._part.unlink(missing_ok=True)
-            raise DataError(f"{self.path}: OpenCV cannot write an mp4 of {self._size[0]} x {self._size[1]} at {self.fps:g} frames a second")
+            raise DataError(
+                f"{self.path}: OpenCV cannot write an mp4 of {self._size[0]} x {self._size[1]} at"
+                f" {self.fps:g} frames a second"
+            )
 
     def _frames_in_file(self) -> int:
         with quiet_opencv():
@@ -262,7 +340,9 @@ class VideoWriter:
         return int(frames)
 
     def close(self, keep: bool = True) -> None:
-        """Put the video in its place, or with keep False throw it away. Raises DataError where it was not written whole."""
+        """Put the video in its place, or with keep False throw it away. Raises DataError where
+        it was not written whole.
+        """
         if self._writer is None:
             return
         with quiet_opencv():
@@ -270,8 +350,11 @@ class VideoWriter:
         self._writer = None
         try:
             if keep:
-                if self._frames_in_file() != self._written:     # OpenCV says nothing of a disk that is full
-                    raise DataError(f"{self.path}: the video could not be written to its end; is the disk full?")
+                # OpenCV says nothing of a disk that is full
+                if self._frames_in_file() != self._written:
+                    raise DataError(
+                        f"{self.path}: the video could not be written to its end; is the disk full?"
+                    )
                 os.replace(self._part, self.path)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None

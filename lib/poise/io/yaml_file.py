@@ -1,4 +1,7 @@
-"""YAML files: nothing but plain values, in no more nodes than people write, each fault told in one line."""
+"""YAML files: nothing but plain values, in no more nodes than people write, each fault told in
+one line.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,18 +9,22 @@ from typing import Any
 
 import yaml
 
-from poise.io.files import read_bytes
 from poise.errors import ConfigError, PoiseError
+from poise.io.files import read_bytes
 
-MAX_BYTES = 1 << 20     # the longest published file has 3 KB; more is none that a person wrote
-MAX_NODES = 100_000     # aliases let a small file stand for a huge one, or for one without end
+MAX_BYTES = 1 << 20  # the longest published file has 3 KB; more is none that a person wrote
+MAX_NODES = 100_000  # aliases let a small file stand for a huge one, or for one without end
 _MAX_DEPTH = 64
-_MAX_BITS = 1000        # of a whole number: more are none that a float can be made of, and of the most Python makes no text
-_MAX_DIGITS = 400       # in whatever base it is written; base 60 takes time that grows with their square
+# of a whole number: more are none that a float can be made of, and of the most Python makes no text
+_MAX_BITS = 1000
+# in whatever base it is written; base 60 takes time that grows with their square
+_MAX_DIGITS = 400
 
 
 class _CountingLoader(yaml.SafeLoader):
-    """yaml's loader of plain values, stopped before it has taken minutes, gigabytes or the whole stack."""
+    """yaml's loader of plain values, stopped before it has taken minutes, gigabytes or the whole
+    stack.
+    """
 
     def __init__(self, stream: bytes | str):
         super().__init__(stream)
@@ -42,7 +49,8 @@ class _CountingLoader(yaml.SafeLoader):
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
         text = super().construct_yaml_str(node)
-        if "\0" in text:        # no name of a file or a joint, and the system takes it for the end of one
+        # no name of a file or a joint, and the system takes it for the end of one
+        if "\0" in text:
             raise _TooMuch("has a text with a zero byte")
         return text
 
@@ -56,25 +64,39 @@ class _TooMuch(Exception):
 
 
 def parse_yaml(text: bytes | str, path: str | Path, error: type[PoiseError]) -> Any:
-    """The content of a YAML file: None, numbers, texts, dates, lists and dictionaries; None of an empty one.
+    """The content of a YAML file: None, numbers, texts, dates, lists and dictionaries; None of an
+    empty one.
 
-    Raises `error`, naming the path, for what is no YAML, asks for an object of Python's, or stands for too much.
+    Raises `error`, naming the path, for what is no YAML, asks for an object of Python's, or stands
+    for too much.
     """
     try:
         loader = _CountingLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_extent(node)     # before anything is made of it: merge keys copy what their aliases stand for
+        # before anything is made of it: merge keys copy what their aliases stand for
+        _check_extent(node)
         return loader.construct_document(node)
     except _TooMuch as fault:
         raise error(f"{path}: {fault}; nobody wrote this by hand") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as fault:    # PyYAML lets other errors through
+    # PyYAML lets other errors through
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as fault:
         raise error(f"{path}: not valid YAML ({_short(fault)})") from None
 
 
 def read_yaml(path: Path, what: str, mend: str = "") -> dict:
-    """The keys of a YAML file that people write; an empty file has none. `what` and `mend` go into the ConfigError where it cannot be used."""
+    """The keys of a YAML file that people write; an empty file has none. `what` and `mend` go
+    into the ConfigError where it cannot be used.
+    """
     values = parse_yaml(read_bytes(path, what, MAX_BYTES, mend, ConfigError), path, ConfigError)
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path}: expected KEY: VALUE lines, got a {type(values).__name__}")
@@ -82,7 +104,9 @@ def read_yaml(path: Path, what: str, mend: str = "") -> dict:
 
 
 def _check_extent(root: yaml.Node) -> None:
-    """Raise _TooMuch where the tree below `root`, each alias counted as what it stands for, has more than MAX_NODES nodes or no end."""
+    """Raise _TooMuch where the tree below `root`, each alias counted as what it stands for, has
+    more than MAX_NODES nodes or no end.
+    """
     extents: dict[int, int] = {}
     begun: set[int] = set()
     waiting = [root]
@@ -91,7 +115,13 @@ def _check_extent(root: yaml.Node) -> None:
         if id(node) in extents:
             waiting.pop()
             continue
-        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value if isinstance(node, yaml.SequenceNode) else []
+        inner = (
+            [part for pair in node.value for part in pair]
+            if isinstance(node, yaml.MappingNode)
+            else node.value
+            if isinstance(node, yaml.SequenceNode)
+            else []
+        )
         if id(node) not in begun:
             begun.add(id(node))
             for part in inner:

@@ -1,8 +1,10 @@
 """The pose networks, one file each; MODELS maps MODEL.NAME to a builder.
 
-In eval mode a network maps images (B, 3, H, W) to heatmaps (B, J, h, w); in train mode to a tuple of every supervised output,
-the prediction last. State-dict keys and shapes are those of the family's released checkpoints.
+In eval mode a network maps images (B, 3, H, W) to heatmaps (B, J, h, w); in train mode to a tuple
+of every supervised output, the prediction last. State-dict keys and shapes are those of the
+family's released checkpoints.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -13,8 +15,8 @@ from yacs.config import CfgNode
 
 from poise.errors import ConfigError
 from poise.models import moganet, mspn, pose_hrnet, pose_res2net, pose_resnet, simple_baseline
-from poise.models.posenas import network
 from poise.models.options import check_extra
+from poise.models.posenas import network
 
 # MODEL.NAME -> (builder, the keys of MODEL.EXTRA that it reads)
 MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
@@ -29,15 +31,19 @@ MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """The network that MODEL.* describes, initialised as its family does when MODEL.INIT_WEIGHTS is true.
+    """The network that MODEL.* describes, initialised as its family does when MODEL.INIT_WEIGHTS is
+    true.
 
-    Weights files are not read here: poise.models.weights does. Raises ConfigError for an unknown network or MODEL.EXTRA key.
+    Weights files are not read here: poise.models.weights does. Raises ConfigError for an unknown
+    network or MODEL.EXTRA key.
     """
     name = cfg.MODEL.NAME
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"MODEL.NAME {name!r} is not a network of Poise ({', '.join(MODELS)}){hint}")
+        raise ConfigError(
+            f"MODEL.NAME {name!r} is not a network of Poise ({', '.join(MODELS)}){hint}"
+        )
     builder, known = MODELS[name]
     check_extra(cfg, known)
     return builder(cfg)

@@ -1,8 +1,9 @@
 """Stochastic depth: in training the branch of a residual block is left out for some of the samples.
 
-Source: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016, arXiv 1603.09382; per sample, and scaled in training instead of
-testing, as timm and the networks built on it have it.
+Source: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016, arXiv 1603.09382; per sample,
+and scaled in training instead of testing, as timm and the networks built on it have it.
 """
+
 from __future__ import annotations
 
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 
 
 class DropPath(nn.Module):
-    """In train mode each sample becomes 0 with probability `rate`, else it is divided by 1 - rate; in eval mode nothing happens.
+    """In train mode each sample becomes 0 with probability `rate`, else it is divided by 1 - rate;
+    in eval mode nothing happens.
 
-    Shapes: (B, ...) -> the same. The draws come from torch's global generator of the input's device, which the trainer seeds per step.
+    Shapes: (B, ...) -> the same. The draws come from torch's global generator of the input's
+    device, which the trainer seeds per step.
     """
 
     def __init__(self, rate: float):

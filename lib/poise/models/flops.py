@@ -1,15 +1,20 @@
 """Size of a network: its parameters and the operations of one image, layer by layer.
 
 Two rules say what an operation is:
-- macs: the multiply-adds of convolutions, transposed convolutions and linear layers, and nothing else, as HRNet, PoseNAS and most
-  papers count. A transposed convolution multiplies each of its inputs with its whole kernel; HRNet's own summary multiplies
-  each of its outputs instead, which is four times as much at stride 2 (lib/utils/utils.py of leoxiaobin/deep-high-resolution-net.pytorch).
-- mmcv: what the counter of mmcv 1.x counts (mmcv/cnn/utils/flops_counter.py of open-mmlab/mmcv), by which MogaNet's and mmpose's tables
-  are made: the same multiply-adds, and biases of convolutions, two per input of a norm, one per output of the ReLU family,
-  one per input of a pooling module. GELU, SiLU, functional pooling, matrix products and layer scales are 0 there.
+- macs: the multiply-adds of convolutions, transposed convolutions and linear layers, and nothing
+  else, as HRNet, PoseNAS and most papers count. A transposed convolution multiplies each of its
+  inputs with its whole kernel; HRNet's own summary multiplies each of its outputs instead, which is
+  four times as much at stride 2 (lib/utils/utils.py of
+  leoxiaobin/deep-high-resolution-net.pytorch).
+- mmcv: what the counter of mmcv 1.x counts (mmcv/cnn/utils/flops_counter.py of open-mmlab/mmcv), by
+  which MogaNet's and mmpose's tables are made: the same multiply-adds, and biases of convolutions,
+  two per input of a norm, one per output of the ReLU family, one per input of a pooling module.
+  GELU, SiLU, functional pooling, matrix products and layer scales are 0 there.
 
-Nothing is computed: a network built by `build_unfilled` has shapes and no values (torch's meta device), so that the largest takes two seconds.
+Nothing is computed: a network built by `build_unfilled` has shapes and no values (torch's meta
+device), so that the largest takes two seconds.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,15 +37,35 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRODUCTS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # mmcv looks modules up by their exact type, so nn.SyncBatchNorm and the like are 0 there
-MMCV_NORMS = {*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
+MMCV_NORMS = {
+    *BATCH_NORMS,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+}
 MMCV_RELUS = {nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6}
-MMCV_POOLS = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
-              nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
+MMCV_POOLS = {
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+}
 
 
 @dataclass
 class Layer:
-    """One module. Parameters and operations include those of the modules inside it, own_operations does not.
+    """One module. Parameters and operations include those of the modules inside it, own_operations
+    does not.
 
     output: (C, h, w), or () where there is no one shape.
     """
@@ -55,7 +80,9 @@ class Layer:
     layers: list[Layer] = field(default_factory=list)
 
     def add_up(self) -> None:
-        """Give each layer the operations of the layers inside it, which may run without it: a ModuleList is never called."""
+        """Give each layer the operations of the layers inside it, which may run without it: a
+        ModuleList is never called.
+        """
         for layer in self.layers:
             layer.add_up()
         self.operations = self.own_operations + sum(layer.operations for layer in self.layers)
@@ -73,7 +100,9 @@ class Layer:
 
 @dataclass
 class Size:
-    """What `measure` found. `unknown` counts the operations that multiply, but in no layer that the rule knows: their sum is missing."""
+    """What `measure` found. `unknown` counts the operations that multiply, but in no layer that
+    the rule knows: their sum is missing.
+    """
 
     network: Layer
     rule: str
@@ -96,7 +125,8 @@ def macs(module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> int:
 def mmcv_operations(module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> int:
     """Operations of one call of `module` by the counter of mmcv 1.x.
 
-    One difference: mmcv takes the height twice, not height and width, for the bias of a transposed convolution. No published network has one.
+    One difference: mmcv takes the height twice, not height and width, for the bias of a transposed
+    convolution. No published network has one.
     """
     kind = type(module)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
@@ -111,15 +141,25 @@ def mmcv_operations(module: nn.Module, inputs: torch.Tensor, output: torch.Tenso
     return inputs.numel() if kind in MMCV_POOLS else 0
 
 
-RULES: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], int]] = {"macs": macs, "mmcv": mmcv_operations}
+RULES: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], int]] = {
+    "macs": macs,
+    "mmcv": mmcv_operations,
+}
 RULE_TEXTS = {
-    "macs": "multiply-adds of convolutions, transposed convolutions and linear layers; biases, norms, activations, pooling and resizing are not counted",
-    "mmcv": "as mmcv 1.x: multiply-adds and biases of convolutions, 2 per input of a norm, 1 per output of a ReLU, 1 per input of a pooling module",
+    "macs": (
+        "multiply-adds of convolutions, transposed convolutions and linear layers; biases, norms,"
+        " activations, pooling and resizing are not counted"
+    ),
+    "mmcv": (
+        "as mmcv 1.x: multiply-adds and biases of convolutions, 2 per input of a norm, 1 per output"
+        " of a ReLU, 1 per input of a pooling module"
+    ),
 }
 
 
 def size_overrides(cfg: CfgNode, height: int, width: int) -> list:
-    """KEY, VALUE, ... that give an experiment the input size (height, width), and heatmaps in the same proportion to it as before.
+    """KEY, VALUE, ... that give an experiment the input size (height, width), and heatmaps in the
+    same proportion to it as before.
 
     Raises ConfigError where that proportion gives no whole heatmap.
     """
@@ -127,8 +167,10 @@ def size_overrides(cfg: CfgNode, height: int, width: int) -> list:
     for new, image, cells in zip((width, height), cfg.MODEL.IMAGE_SIZE, cfg.MODEL.HEATMAP_SIZE):
         if new < 1 or new * cells % image:
             step = image // math.gcd(image, cells)
-            raise ConfigError(f"--shape {height} {width}: heatmaps of this experiment are {cells}/{image} of the input; "
-                              f"the sizes must be multiples of {step} above 0")
+            raise ConfigError(
+                f"--shape {height} {width}: heatmaps of this experiment are {cells}/{image} of the"
+                f" input; the sizes must be multiples of {step} above 0"
+            )
         heatmap.append(new * cells // image)
     return ["MODEL.IMAGE_SIZE", [width, height], "MODEL.HEATMAP_SIZE", heatmap]
 
@@ -140,17 +182,27 @@ def build_unfilled(cfg: CfgNode) -> nn.Module:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, image_size: tuple[int, int], *, rule: str = "macs", all_outputs: bool = False) -> Size:
+def measure(
+    model: nn.Module, image_size: tuple[int, int], *, rule: str = "macs", all_outputs: bool = False
+) -> Size:
     """Run `model` on one image and count.
 
-    image_size: (width, height) in pixels. rule: a name of RULES. all_outputs: count what training computes, every supervised
-    output; else what testing computes. The model may be on any device, with or without values, and is left as it was.
+    image_size: (width, height) in pixels. rule: a name of RULES. all_outputs: count what training
+    computes, every supervised output; else what testing computes. The model may be on any device,
+    with or without values, and is left as it was.
     """
     count, paths = RULES[rule], {module: name for name, module in model.named_modules()}
-    layers = {module: Layer(name.rsplit(".", 1)[-1], type(module).__name__, _parameters(module)) for module, name in paths.items()}
+    layers = {
+        module: Layer(name.rsplit(".", 1)[-1], type(module).__name__, _parameters(module))
+        for module, name in paths.items()
+    }
     for module, layer in layers.items():
         # a module in two places belongs to the first, as in named_modules
-        layer.layers = [layers[child] for name, child in module.named_children() if paths[child] == f"{paths[module]}.{name}".lstrip(".")]
+        layer.layers = [
+            layers[child]
+            for name, child in module.named_children()
+            if paths[child] == f"{paths[module]}.{name}".lstrip(".")
+        ]
     running: list[nn.Module] = []
 
     def begin(module: nn.Module, inputs: tuple) -> None:
@@ -166,15 +218,22 @@ def measure(model: nn.Module, image_size: tuple[int, int], *, rule: str = "macs"
                 layer.own_operations += count(module, inputs[0], output)
 
     modes = {module: module.training for module in model.modules()}
-    handles = [handle for module in model.modules() for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))]
+    handles = [
+        handle
+        for module in model.modules()
+        for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
+    ]
     watch = _Watch(running, paths)
     try:
         model.train(all_outputs)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()      # one image has no statistics, and the running ones stay as they are
+                # one image has no statistics, and the running ones stay as they are
+                module.eval()
         parameter = next(model.parameters())
-        images = torch.zeros(1, 3, image_size[1], image_size[0], device=parameter.device, dtype=parameter.dtype)
+        images = torch.zeros(
+            1, 3, image_size[1], image_size[0], device=parameter.device, dtype=parameter.dtype
+        )
         with watch:
             output = model(images)
     finally:
@@ -184,15 +243,20 @@ def measure(model: nn.Module, image_size: tuple[int, int], *, rule: str = "macs"
             module.training = training
     network = layers[model]
     network.add_up()
-    network.name, network.output = "network", tuple((output if isinstance(output, torch.Tensor) else output[-1]).shape[1:])
+    network.name, network.output = (
+        "network",
+        tuple((output if isinstance(output, torch.Tensor) else output[-1]).shape[1:]),
+    )
     return Size(network, rule, tuple(image_size), all_outputs, watch.unknown)
 
 
 class _Watch(TorchDispatchMode):
-    """Counts operations that multiply (those that torch's own flop counter knows) outside of the layers that the rules know.
+    """Counts operations that multiply (those that torch's own flop counter knows) outside of the
+    layers that the rules know.
 
-    running: the modules being run, innermost last. paths: their names. Attention in a later network, or a convolution called as
-    a function, shows up here, where hooks of modules would not see it.
+    running: the modules being run, innermost last. paths: their names. Attention in a later
+    network, or a convolution called as a function, shows up here, where hooks of modules would not
+    see it.
     """
 
     def __init__(self, running: list[nn.Module], paths: dict[nn.Module, str]):
@@ -200,8 +264,13 @@ class _Watch(TorchDispatchMode):
         self.running, self.paths, self.unknown = running, paths, Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._overloadpacket in flop_registry and not any(isinstance(module, PRODUCTS) for module in self.running[-1:]):
-            self.unknown[f"{func._overloadpacket.__name__} in {self.paths[self.running[-1]] or 'the network itself'}"] += 1
+        if func._overloadpacket in flop_registry and not any(
+            isinstance(module, PRODUCTS) for module in self.running[-1:]
+        ):
+            self.unknown[
+                f"{func._overloadpacket.__name__} in"
+                f" {self.paths[self.running[-1]] or 'the network itself'}"
+            ] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -210,31 +279,57 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def report(tested: Size, trained: Size, *, depth: int | None = None, all_outputs: bool = False) -> str:
+def report(
+    tested: Size, trained: Size, *, depth: int | None = None, all_outputs: bool = False
+) -> str:
     """The table of a network and its sums, in lines for a terminal.
 
-    tested, trained: its sizes without and with all_outputs; `all_outputs` says which of them the table shows. depth: levels of the
-    module tree to show; 0: the sums alone; None: all. Modules with neither parameters nor operations are left out.
+    tested, trained: its sizes without and with all_outputs; `all_outputs` says which of them the
+    table shows. depth: levels of the module tree to show; 0: the sums alone; None: all. Modules
+    with neither parameters nor operations are left out.
     """
     shown = trained if all_outputs else tested
     width, height = shown.image_size
     lines = [] if depth == 0 else [*_table(shown.network, depth), ""]
-    lines += [f"input       3 x {height} x {width} (channels, height, width), one image", f"parameters  {_amount(shown.network.parameters, 'M', 6, 20)}"]
-    sums = {"to predict, as in testing": tested.network.operations, "of every supervised output, as in training": trained.network.operations}
+    lines += [
+        f"input       3 x {height} x {width} (channels, height, width), one image",
+        f"parameters  {_amount(shown.network.parameters, 'M', 6, 20)}",
+    ]
+    sums = {
+        "to predict, as in testing": tested.network.operations,
+        "of every supervised output, as in training": trained.network.operations,
+    }
     if len(set(sums.values())) == 1:
         sums = {"": tested.network.operations}
     for number, (meaning, operations) in enumerate(sums.items()):
-        lines.append(f"{'' if number else 'operations':<12}{_amount(operations, 'G', 9, 30)}{': ' if meaning else ''}{meaning}")
+        lines.append(
+            f"{'' if number else 'operations':<12}{_amount(operations, 'G', 9, 30)}{': ' if meaning else ''}{meaning}"
+        )
     lines.append(f"rule        {shown.rule}: {RULE_TEXTS[shown.rule]}")
     for mode, size in (("testing", tested), ("training", trained)):
-        again = [f"{name} {layer.calls} times" for name, layer in _paths(size.network) if layer.calls > 1 and layer.own_operations]
+        again = [
+            f"{name} {layer.calls} times"
+            for name, layer in _paths(size.network)
+            if layer.calls > 1 and layer.own_operations
+        ]
         if again:
             lines.append(f"run again   in {mode}: {', '.join(again)}; counted each time")
-    unused = [(name, layer) for name, layer in _paths(shown.network) if not layer.calls and layer.parameters and not layer.layers]
+    unused = [
+        (name, layer)
+        for name, layer in _paths(shown.network)
+        if not layer.calls and layer.parameters and not layer.layers
+    ]
     if unused:
-        lines.append(f"not run     {len(unused)} {'layer' if len(unused) == 1 else 'layers'} with {sum(layer.parameters for _, layer in unused):,} of the parameters, {unused[0][0]} the first")
+        lines.append(
+            f"not run     {len(unused)} {'layer' if len(unused) == 1 else 'layers'} with"
+            f" {sum(layer.parameters for _, layer in unused):,} of the parameters, {unused[0][0]}"
+            " the first"
+        )
     for operation, times in shown.unknown.items():
-        lines.append(f"WARNING     not counted: {operation} ({times} {'time' if times == 1 else 'times'}); the operations are more than this")
+        lines.append(
+            f"WARNING     not counted: {operation} ({times} {'time' if times == 1 else 'times'});"
+            " the operations are more than this"
+        )
     return "\n".join(lines)
 
 
@@ -251,8 +346,17 @@ def _table(network: Layer, depth: int | None) -> list[str]:
             continue
         output = " x ".join(map(str, layer.output)) if layer.runs() else "not run"
         output += f", {layer.calls} times" if layer.calls > 1 else ""
-        rows.append((f"{'  ' * level}{layer.name}", layer.kind, f"{layer.parameters:,}", _share(layer.parameters, network.parameters),
-                     f"{layer.operations:,}", _share(layer.operations, network.operations), output))
+        rows.append(
+            (
+                f"{'  ' * level}{layer.name}",
+                layer.kind,
+                f"{layer.parameters:,}",
+                _share(layer.parameters, network.parameters),
+                f"{layer.operations:,}",
+                _share(layer.operations, network.operations),
+                output,
+            )
+        )
     return aligned(rows, right=(2, 3, 4, 5)).splitlines()
 
 
@@ -261,4 +365,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _amount(value: int, letter: str, ten: int, two: int) -> str:
-    return f"{value:,} = {value / 10**ten:.2f} {letter} (10^{ten}) = {value / 2**two:.2f} {letter}i (2^{two})"
+    return (
+        f"{value:,} = {value / 10**ten:.2f} {letter} (10^{ten}) = {value / 2**two:.2f} {letter}i"
+        f" (2^{two})"
+    )

@@ -1,8 +1,10 @@
 """Heatmap losses, over all joints at once.
 
-Legend: B batch, J joints, h w heatmap cells, K target sharpnesses. Sources: lib/core/loss.py of HRNet; MSPN
-exps/*/network.py (_calculate_loss). Figures: tests/golden/pipeline.json and mspn_functions.json.
+Legend: B batch, J joints, h w heatmap cells, K target sharpnesses. Sources: lib/core/loss.py of
+HRNet; MSPN exps/*/network.py (_calculate_loss). Figures: tests/golden/pipeline.json and
+mspn_functions.json.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,20 +17,31 @@ from poise.codecs import Targets
 
 
 class JointsMSELoss(nn.Module):
-    """`factor` times the mean squared error of joint heatmaps (HRNet JointsMSELoss, with one half; mmpose takes 1)."""
+    """`factor` times the mean squared error of joint heatmaps (HRNet JointsMSELoss, with one
+    half; mmpose takes 1).
+    """
 
     def __init__(self, use_target_weight: bool, factor: float = 0.5):
         super().__init__()
         self.use_target_weight = use_target_weight
         self.factor = factor
 
-    def forward(self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """output, target: (B, J, h, w); weight: (B, J, 1). Scalar. The original's mean over joints of each joint's mean is the mean over all."""
-        return self.factor * _squared_error(output, target, weight if self.use_target_weight else None).mean()
+    def forward(
+        self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """output, target: (B, J, h, w); weight: (B, J, 1). Scalar. The original's mean over
+        joints of each joint's mean is the mean over all.
+        """
+        return (
+            self.factor
+            * _squared_error(output, target, weight if self.use_target_weight else None).mean()
+        )
 
 
 class JointsOHKMMSELoss(nn.Module):
-    """The same over the `topk` joints of each person with the largest loss (online hard keypoint mining, Chen et al. CVPR 2018)."""
+    """The same over the `topk` joints of each person with the largest loss (online hard keypoint
+    mining, Chen et al. CVPR 2018).
+    """
 
     def __init__(self, use_target_weight: bool, topk: int = 8, factor: float = 0.5):
         super().__init__()
@@ -36,9 +49,13 @@ class JointsOHKMMSELoss(nn.Module):
         self.topk = topk
         self.factor = factor
 
-    def forward(self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
         """output, target: (B, J, h, w); weight: (B, J, 1). Scalar."""
-        per_joint = self.factor * _squared_error(output, target, weight if self.use_target_weight else None).mean(dim=(2, 3))
+        per_joint = self.factor * _squared_error(
+            output, target, weight if self.use_target_weight else None
+        ).mean(dim=(2, 3))
         return per_joint.topk(self.topk, dim=1, sorted=False).values.mean()
 
 
@@ -55,13 +72,14 @@ class SumOverOutputs(nn.Module):
 
 
 class MSPNLoss(nn.Module):
-    """MSPN's coarse-to-fine supervision of four units in each stage (Li et al., Rethinking on Multi-Stage Networks, 2019,
-    arXiv 1901.00148, section 3.4; repository megvii-research/MSPN).
+    """MSPN's coarse-to-fine supervision of four units in each stage (Li et al., Rethinking on
+    Multi-Stage Networks, 2019, arXiv 1901.00148, section 3.4; repository megvii-research/MSPN).
 
-    The last unit of a stage counts fully and mines hard joints (`topk`; None: it does not); the others count a quarter each and
-    learn the seen joints only. That loss does not mask the prediction: hidden and unlabelled joints are trained towards an empty
-    map there. Its authors have it from CPN, and the published networks learnt so. coarse_to_fine: the last stage takes targets
-    one step sharper than the others.
+    The last unit of a stage counts fully and mines hard joints (`topk`; None: it does not); the
+    others count a quarter each and learn the seen joints only. That loss does not mask the
+    prediction: hidden and unlabelled joints are trained towards an empty map there. Its authors
+    have it from CPN, and the published networks learnt so. coarse_to_fine: the last stage takes
+    targets one step sharper than the others.
     """
 
     units = 4
@@ -72,9 +90,11 @@ class MSPNLoss(nn.Module):
         self.coarse_to_fine = coarse_to_fine
 
     def forward(self, outputs: Sequence[torch.Tensor], targets: Targets) -> torch.Tensor:
-        """outputs: stage after stage, each from its coarsest unit to its finest, (B, J, h, w). targets: heatmaps (B, K, J, h, w).
+        """outputs: stage after stage, each from its coarsest unit to its finest, (B, J, h, w).
+        targets: heatmaps (B, K, J, h, w).
 
-        Fewer than four outputs are taken for the last units of a single stage, so the prediction alone has a loss too. Scalar.
+        Fewer than four outputs are taken for the last units of a single stage, so the prediction
+        alone has a loss too. Scalar.
         """
         missing = -len(outputs) % self.units
         last_stage = (len(outputs) + missing) // self.units - 1
@@ -87,19 +107,23 @@ class MSPNLoss(nn.Module):
             elif self.topk is None:
                 total = total + self._seen_joints(output, target, targets)
             else:
-                per_joint = (output - target).square().mean(dim=(2, 3)) * (targets.weight[:, :, 0] > 0)
+                per_joint = (output - target).square().mean(dim=(2, 3)) * (
+                    targets.weight[:, :, 0] > 0
+                )
                 total = total + per_joint.topk(self.topk, dim=1, sorted=False).values.mean()
         return total
 
     @staticmethod
     def _seen_joints(output: torch.Tensor, target: torch.Tensor, targets: Targets) -> torch.Tensor:
         error = output - target * (targets.seen > 0)[:, :, :, None]
-        if targets.known is not None:       # what a person's set does not have is no empty map
+        if targets.known is not None:  # what a person's set does not have is no empty map
             error = error * targets.known[:, :, :, None]
         return error.square().mean()
 
 
-def _squared_error(output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+def _squared_error(
+    output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
+) -> torch.Tensor:
     error = output - target
     if weight is not None:
         error = error * weight[:, :, :, None]
@@ -107,9 +131,13 @@ def _squared_error(output: torch.Tensor, target: torch.Tensor, weight: torch.Ten
 
 
 def build_loss(cfg: CfgNode) -> nn.Module:
-    """The loss that LOSS.* describes; called as loss(outputs, targets) with the network's tuple of outputs."""
+    """The loss that LOSS.* describes; called as loss(outputs, targets) with the network's tuple
+    of outputs.
+    """
     if cfg.LOSS.TYPE == "mspn":
         return MSPNLoss(cfg.LOSS.TOPK if cfg.LOSS.USE_OHKM else None, cfg.LOSS.COARSE_TO_FINE)
     if cfg.LOSS.USE_OHKM:
-        return SumOverOutputs(JointsOHKMMSELoss(cfg.LOSS.USE_TARGET_WEIGHT, cfg.LOSS.TOPK, cfg.LOSS.FACTOR))
+        return SumOverOutputs(
+            JointsOHKMMSELoss(cfg.LOSS.USE_TARGET_WEIGHT, cfg.LOSS.TOPK, cfg.LOSS.FACTOR)
+        )
     return SumOverOutputs(JointsMSELoss(cfg.LOSS.USE_TARGET_WEIGHT, cfg.LOSS.FACTOR))

@@ -1,18 +1,20 @@
 """MogaNet-Pose: the MogaNet backbone under SimpleBaseline's deconvolution head.
 
-Paper: Li et al., MogaNet: Multi-order Gated Aggregation Network, ICLR 2024, arXiv 2211.03295, section 4.
-Repository: Westlake-AI/MogaNet models/moganet.py (386b548); head of open-mmlab/mmpose v0.29.0, TopdownHeatmapSimpleHead.
-Keys and figures: tests/golden/models/moganet_*.json. Not taken over: options that none of its pose networks used (norms other than
-batch norm, frozen stages, attn_force_fp32, which gates twice), and the initialisation, which the original applies to classifiers
-only: the backbone of a pose network begins with ImageNet weights or else with PyTorch's own rule, and so it does here.
+Paper: Li et al., MogaNet: Multi-order Gated Aggregation Network, ICLR 2024, arXiv 2211.03295,
+section 4. Repository: Westlake-AI/MogaNet models/moganet.py (386b548); head of open-mmlab/mmpose
+v0.29.0, TopdownHeatmapSimpleHead. Keys and figures: tests/golden/models/moganet_*.json. Not taken
+over: options that none of its pose networks used (norms other than batch norm, frozen stages,
+attn_force_fp32, which gates twice), and the initialisation, which the original applies to
+classifiers only: the backbone of a pose network begins with ImageNet weights or else with PyTorch's
+own rule, and so it does here.
 
-MODEL.EXTRA:
-    ARCH ('tiny'): xtiny (xt), tiny (t), small (s), base (b), large (l) or xlarge (xl).
-    EMBED_DIMS, DEPTHS, FFN_RATIOS: four numbers each, instead of those of ARCH.
-    DROP_PATH (0.1): stochastic depth of the last block; the rate rises to it from 0 in the first.
-    INIT_VALUE (1e-5): what the layer scales begin with, so that a block begins as almost nothing; for ImageNet's 300 epochs.
-    and those of the head, see poise.models.deconv_head.
+MODEL.EXTRA: ARCH ('tiny'): xtiny (xt), tiny (t), small (s), base (b), large (l) or xlarge (xl).
+    EMBED_DIMS, DEPTHS, FFN_RATIOS: four numbers each, instead of those of ARCH. DROP_PATH (0.1):
+    stochastic depth of the last block; the rate rises to it from 0 in the first. INIT_VALUE (1e-5):
+    what the layer scales begin with, so that a block begins as almost nothing; for ImageNet's 300
+    epochs. and those of the head, see poise.models.deconv_head.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -36,10 +38,30 @@ ARCHS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "large": ((64, 160, 320, 640), (4, 6, 44, 4), (8, 8, 4, 4)),
     "xlarge": ((96, 192, 480, 960), (6, 6, 44, 4), (8, 8, 4, 4)),
 }
-ALIASES = {"xt": "xtiny", "x-tiny": "xtiny", "t": "tiny", "s": "small", "b": "base", "l": "large", "xl": "xlarge", "x-large": "xlarge"}
-EXTRA_KEYS = ("ARCH", "EMBED_DIMS", "DEPTHS", "FFN_RATIOS", "DROP_PATH", "INIT_VALUE", "DECONV_WITH_BIAS", "NUM_DECONV_LAYERS", "NUM_DECONV_FILTERS",
-              "NUM_DECONV_KERNELS", "FINAL_CONV_KERNEL")
-SCALE_INIT = 1e-5   # what the scales of the feature decompositions begin with
+ALIASES = {
+    "xt": "xtiny",
+    "x-tiny": "xtiny",
+    "t": "tiny",
+    "s": "small",
+    "b": "base",
+    "l": "large",
+    "xl": "xlarge",
+    "x-large": "xlarge",
+}
+EXTRA_KEYS = (
+    "ARCH",
+    "EMBED_DIMS",
+    "DEPTHS",
+    "FFN_RATIOS",
+    "DROP_PATH",
+    "INIT_VALUE",
+    "DECONV_WITH_BIAS",
+    "NUM_DECONV_LAYERS",
+    "NUM_DECONV_FILTERS",
+    "NUM_DECONV_KERNELS",
+    "FINAL_CONV_KERNEL",
+)
+SCALE_INIT = 1e-5  # what the scales of the feature decompositions begin with
 
 
 class ElementScale(nn.Module):
@@ -56,8 +78,9 @@ class ElementScale(nn.Module):
 class MultiOrderDWConv(nn.Module):
     """Depthwise convolutions of three reaches: (B, C, h, w) -> the same.
 
-    After a 5x5 one over all channels, an eighth of them stays, three eighths go through 5x5 with dilation 2, half through 7x7 with
-    dilation 3 (the paper's low, middle and high order), and a 1x1 convolution mixes them.
+    After a 5x5 one over all channels, an eighth of them stays, three eighths go through 5x5 with
+    dilation 2, half through 7x7 with dilation 3 (the paper's low, middle and high order), and a 1x1
+    convolution mixes them.
     """
 
     def __init__(self, channels: int):
@@ -75,7 +98,9 @@ class MultiOrderDWConv(nn.Module):
 
 
 class MultiOrderGatedAggregation(nn.Module):
-    """Spatial mixing: each channel's difference to its mean is amplified, then a gate chooses among the orders. (B, C, h, w) -> the same."""
+    """Spatial mixing: each channel's difference to its mean is amplified, then a gate chooses
+    among the orders. (B, C, h, w) -> the same.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -88,12 +113,15 @@ class MultiOrderGatedAggregation(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u = self.proj_1(x)
         u = F.silu(u + self.sigma(u - u.mean(dim=(2, 3), keepdim=True)))
-        # besides the block's shortcut the code has this one, inside layer scale and drop path, to the normed input
+        # besides the block's shortcut the code has this one, inside layer scale and drop path, to
+        # the normed input
         return self.proj_2(F.silu(self.gate(u)) * F.silu(self.value(u))) + x
 
 
 class ChannelAggregationFFN(nn.Module):
-    """Channel mixing: the difference of `hidden` channels to one channel made of all of them is amplified. (B, C, h, w) -> the same."""
+    """Channel mixing: the difference of `hidden` channels to one channel made of all of them is
+    amplified. (B, C, h, w) -> the same.
+    """
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -109,7 +137,9 @@ class ChannelAggregationFFN(nn.Module):
 
 
 class MogaBlock(nn.Module):
-    """Spatial then channel mixing, each normed before and scaled after, on a residual path: (B, C, h, w) -> the same."""
+    """Spatial then channel mixing, each normed before and scaled after, on a residual path: (B,
+    C, h, w) -> the same.
+    """
 
     def __init__(self, channels: int, ffn_ratio: int, drop_path: float, init_value: float):
         super().__init__()
@@ -132,8 +162,11 @@ class Stem(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.projection = nn.Sequential(
-            nn.Conv2d(3, channels // 2, 3, 2, 1), nn.BatchNorm2d(channels // 2), nn.GELU(),
-            nn.Conv2d(channels // 2, channels, 3, 2, 1), nn.BatchNorm2d(channels),
+            nn.Conv2d(3, channels // 2, 3, 2, 1),
+            nn.BatchNorm2d(channels // 2),
+            nn.GELU(),
+            nn.Conv2d(channels // 2, channels, 3, 2, 1),
+            nn.BatchNorm2d(channels),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -153,18 +186,35 @@ class PatchEmbed(nn.Module):
 
 
 class MogaNet(nn.Module):
-    """The backbone: images (B, 3, H, W) -> four features (B, embed_dims[k], H / 4 / 2^k, W / 4 / 2^k), k = 0 to 3.
+    """The backbone: images (B, 3, H, W) -> four features (B, embed_dims[k], H / 4 / 2^k, W / 4 /
+    2^k), k = 0 to 3.
 
-    The norm at the end of a stage stands before its output and before the next stage alike. embed_dims: multiples of 8.
+    The norm at the end of a stage stands before its output and before the next stage alike.
+    embed_dims: multiples of 8.
     """
 
-    def __init__(self, *, embed_dims: Sequence[int], depths: Sequence[int], ffn_ratios: Sequence[int], drop_path: float, init_value: float):
+    def __init__(
+        self,
+        *,
+        embed_dims: Sequence[int],
+        depths: Sequence[int],
+        ffn_ratios: Sequence[int],
+        drop_path: float,
+        init_value: float,
+    ):
         super().__init__()
         rates = iter(linear_rates(drop_path, sum(depths)))
-        for number, (channels, blocks, ratio) in enumerate(zip(embed_dims, depths, ffn_ratios), start=1):
+        for number, (channels, blocks, ratio) in enumerate(
+            zip(embed_dims, depths, ffn_ratios), start=1
+        ):
             embed = Stem(channels) if number == 1 else PatchEmbed(embed_dims[number - 2], channels)
             self.add_module(f"patch_embed{number}", embed)
-            self.add_module(f"blocks{number}", nn.ModuleList(MogaBlock(channels, ratio, next(rates), init_value) for _ in range(blocks)))
+            self.add_module(
+                f"blocks{number}",
+                nn.ModuleList(
+                    MogaBlock(channels, ratio, next(rates), init_value) for _ in range(blocks)
+                ),
+            )
             self.add_module(f"norm{number}", nn.BatchNorm2d(channels))
         self.stages = len(embed_dims)
 
@@ -180,9 +230,20 @@ class MogaNet(nn.Module):
 
 
 class HeatmapHead(nn.Module):
-    """The deconvolution head under the names of mmpose: (B, C, h, w) -> (B, J, 2^n h, 2^n w) with n deconvolutions."""
+    """The deconvolution head under the names of mmpose: (B, C, h, w) -> (B, J, 2^n h, 2^n w)
+    with n deconvolutions.
+    """
 
-    def __init__(self, in_channels: int, joints: int, *, filters: Sequence[int], kernels: Sequence[int], bias: bool, final_kernel: int):
+    def __init__(
+        self,
+        in_channels: int,
+        joints: int,
+        *,
+        filters: Sequence[int],
+        kernels: Sequence[int],
+        bias: bool,
+        final_kernel: int,
+    ):
         super().__init__()
         self.deconv_layers = deconv_layers(in_channels, filters, kernels, bias)
         self.final_layer = final_layer(filters[-1], joints, final_kernel)
@@ -192,9 +253,11 @@ class HeatmapHead(nn.Module):
 
 
 class MogaNetPose(nn.Module):
-    """(B, 3, H, W) -> heatmaps (B, J, H / 4, W / 4) with three deconvolutions; in train mode a tuple of the one supervised output."""
+    """(B, 3, H, W) -> heatmaps (B, J, H / 4, W / 4) with three deconvolutions; in train mode a
+    tuple of the one supervised output.
+    """
 
-    head_prefixes = ("keypoint_head.",)     # what an ImageNet file cannot hold
+    head_prefixes = ("keypoint_head.",)  # what an ImageNet file cannot hold
 
     def __init__(self, backbone: MogaNet, head: HeatmapHead):
         super().__init__()
@@ -214,26 +277,48 @@ def build(cfg: CfgNode) -> MogaNetPose:
     if not is_number(rate) or not 0 <= rate < 1:
         raise ConfigError(f"MODEL.EXTRA.DROP_PATH must be a number from 0 to below 1, got {rate!r}")
     if not is_number(init_value) or not 0 < init_value <= 1e3:
-        raise ConfigError(f"MODEL.EXTRA.INIT_VALUE must be a number above 0 and at most 1000, got {init_value!r}")
+        raise ConfigError(
+            f"MODEL.EXTRA.INIT_VALUE must be a number above 0 and at most 1000, got {init_value!r}"
+        )
     filters, kernels, bias, final_kernel = head_settings(extra)
     check_sizes(cfg, stride=32 >> len(filters))
-    backbone = MogaNet(embed_dims=dims, depths=depths, ffn_ratios=ratios, drop_path=float(rate), init_value=float(init_value))
-    head = HeatmapHead(dims[-1], cfg.MODEL.NUM_JOINTS, filters=filters, kernels=kernels, bias=bias, final_kernel=final_kernel)
+    backbone = MogaNet(
+        embed_dims=dims,
+        depths=depths,
+        ffn_ratios=ratios,
+        drop_path=float(rate),
+        init_value=float(init_value),
+    )
+    head = HeatmapHead(
+        dims[-1],
+        cfg.MODEL.NUM_JOINTS,
+        filters=filters,
+        kernels=kernels,
+        bias=bias,
+        final_kernel=final_kernel,
+    )
     if cfg.MODEL.INIT_WEIGHTS:
         init_head(head.deconv_layers, head.final_layer)
     return MogaNetPose(backbone, head)
 
 
 def arch_settings(extra) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
-    """(channels, blocks, FFN expansion) of the four stages from MODEL.EXTRA, checked. Raises ConfigError."""
+    """(channels, blocks, FFN expansion) of the four stages from MODEL.EXTRA, checked. Raises
+    ConfigError.
+    """
     arch = extra.get("ARCH", "tiny")
     name = ALIASES.get(arch.lower(), arch.lower()) if isinstance(arch, str) else arch
     if not isinstance(name, str) or name not in ARCHS:
         raise ConfigError(f"MODEL.EXTRA.ARCH must be one of {', '.join(ARCHS)}, got {arch!r}")
-    settings = [extra.get(key, default) for key, default in zip(("EMBED_DIMS", "DEPTHS", "FFN_RATIOS"), ARCHS[name])]
+    settings = [
+        extra.get(key, default)
+        for key, default in zip(("EMBED_DIMS", "DEPTHS", "FFN_RATIOS"), ARCHS[name])
+    ]
     for key, value in zip(("EMBED_DIMS", "DEPTHS", "FFN_RATIOS"), settings):
         if not is_channels(value) or len(value) != 4:
-            raise ConfigError(f"MODEL.EXTRA.{key} must hold four whole numbers above 0, got {value!r}")
+            raise ConfigError(
+                f"MODEL.EXTRA.{key} must hold four whole numbers above 0, got {value!r}"
+            )
     if any(channels % 8 for channels in settings[0]):
         raise ConfigError(f"MODEL.EXTRA.EMBED_DIMS must hold multiples of 8, got {settings[0]!r}")
     return settings[0], settings[1], settings[2]

@@ -1,25 +1,30 @@
 """MSPN: Multi-Stage Pose Network.
 
-Paper: Li et al., Rethinking on Multi-Stage Networks for Human Pose Estimation, 2019, arXiv 1901.00148, figures 2 and 3.
-Repository: megvii-research/MSPN exps/mspn.2xstg.coco/network.py. Keys and figures: tests/golden/models/mspn_*.json.
+Paper: Li et al., Rethinking on Multi-Stage Networks for Human Pose Estimation, 2019, arXiv
+1901.00148, figures 2 and 3. Repository: megvii-research/MSPN exps/mspn.2xstg.coco/network.py. Keys
+and figures: tests/golden/models/mspn_*.json.
 
-Each stage is a ResNet-50 body (the way down) and four units (the way up), both on maps of strides 4 to 32. A stage hands to the next
-one the finest map of its way up as its input, and two maps a stride that are added to the next way down. Every unit has a
-head; all are supervised, and the last head of the last stage is the prediction.
+Each stage is a ResNet-50 body (the way down) and four units (the way up), both on maps of strides 4
+to 32. A stage hands to the next one the finest map of its way up as its input, and two maps a
+stride that are added to the next way down. Every unit has a head; all are supervised, and the last
+head of the last stage is the prediction.
 
-Differences from the repository: the loss stands outside (poise.models.losses); in eval mode only the prediction's head runs; with
-EFFICIENT the running statistics of batch norm move once a step instead of twice.
+Differences from the repository: the loss stands outside (poise.models.losses); in eval mode only
+the prediction's head runs; with EFFICIENT the running statistics of batch norm move once a step
+instead of twice.
 
 Options of MODEL.EXTRA:
 - STAGES (2): number of stages. The published networks have 1 to 4.
 - LAYERS ([3, 4, 6, 3]): bottlenecks of a way down at strides 4, 8, 16 and 32.
-- STEM_CHANNELS (64): channels before the first bottleneck; those after the bottlenecks are 4, 8, 16 and 32 times as many.
+- STEM_CHANNELS (64): channels before the first bottleneck; those after the bottlenecks are 4, 8, 16
+and 32 times as many.
 - CHANNELS (256): channels of the way up.
-- EFFICIENT (False): compute activations again in the backward pass instead of keeping them (the repository's RUN_EFFICIENT):
-  less memory, a second forward pass' time, the same result.
-- PRETRAINED_STAGES ('first'): into which stages poise.models.weights puts an ImageNet ResNet-50: the 'first' as the authors did,
-  or 'all' as mmpose does.
+- EFFICIENT (False): compute activations again in the backward pass instead of keeping them (the
+  repository's RUN_EFFICIENT): less memory, a second forward pass' time, the same result.
+- PRETRAINED_STAGES ('first'): into which stages poise.models.weights puts an ImageNet ResNet-50:
+  the 'first' as the authors did, or 'all' as mmpose does.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -36,16 +41,27 @@ from poise.models.options import check_sizes, is_channels
 
 EXTRA_KEYS = ("STAGES", "LAYERS", "STEM_CHANNELS", "CHANNELS", "EFFICIENT", "PRETRAINED_STAGES")
 PRETRAINED_STAGES = ("first", "all")
-Skips = list[tuple[torch.Tensor, torch.Tensor]]     # finest first: of the way down and of the way up, for the next stage
+# finest first: of the way down and of the way up, for the next stage
+Skips = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class ConvNormRelu(nn.Module):
-    """Convolution with bias, batch norm and, unless `relu` is False, ReLU: (B, in, h, w) -> (B, out, h / stride, w / stride).
+    """Convolution with bias, batch norm and, unless `relu` is False, ReLU: (B, in, h, w) -> (B,
+    out, h / stride, w / stride).
 
     The bias is without effect before batch norm, but the released checkpoints have it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, relu: bool = True, efficient: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        relu: bool = True,
+        efficient: bool = False,
+    ):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2)
         self.bn = nn.BatchNorm2d(out_channels)
@@ -54,8 +70,13 @@ class ConvNormRelu(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.efficient and self.training and torch.is_grad_enabled():
-            return checkpoint(self.run, x, use_reentrant=False, preserve_rng_state=False,
-                              context_fn=lambda: (nullcontext(), resting_statistics(self.bn)))
+            return checkpoint(
+                self.run,
+                x,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (nullcontext(), resting_statistics(self.bn)),
+            )
         return self.run(x)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,9 +85,11 @@ class ConvNormRelu(nn.Module):
 
 @contextmanager
 def resting_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Within, a pass in train mode leaves the running statistics as they are: they have seen this batch already.
+    """Within, a pass in train mode leaves the running statistics as they are: they have seen this
+    batch already.
 
-    Momentum 0 instead of track_running_stats False, because then batch norm would save fewer tensors than checkpointing expects.
+    Momentum 0 instead of track_running_stats False, because then batch norm would save fewer
+    tensors than checkpointing expects.
     """
     momentum, batches = norm.momentum, norm.num_batches_tracked.clone()
     norm.momentum = 0.0
@@ -78,7 +101,9 @@ def resting_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
 
 
 class Top(nn.Module):
-    """7x7 convolution and max pooling, run once for all stages: (B, 3, H, W) -> (B, channels, H/4, W/4)."""
+    """7x7 convolution and max pooling, run once for all stages: (B, 3, H, W) -> (B, channels,
+    H/4, W/4).
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -90,7 +115,9 @@ class Top(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut: (B, in, h, w) -> (B, 4 planes, h / stride, w / stride)."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut: (B, in, h, w) -> (B, 4 planes, h / stride, w /
+    stride).
+    """
 
     expansion = 4
 
@@ -103,7 +130,9 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
-            self.downsample = ConvNormRelu(in_channels, out_channels, 1, stride, relu=False, efficient=efficient)
+            self.downsample = ConvNormRelu(
+                in_channels, out_channels, 1, stride, relu=False, efficient=efficient
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -112,7 +141,9 @@ class Bottleneck(nn.Module):
 
 
 class DownPath(nn.Module):
-    """The four layers of a ResNet body: (B, stem, h, w) -> maps of 4, 8, 16 and 32 times `stem` channels at h, h/2, h/4 and h/8."""
+    """The four layers of a ResNet body: (B, stem, h, w) -> maps of 4, 8, 16 and 32 times `stem`
+    channels at h, h/2, h/4 and h/8.
+    """
 
     def __init__(self, stem: int, layers: list[int], efficient: bool):
         super().__init__()
@@ -122,7 +153,9 @@ class DownPath(nn.Module):
         self.layer4 = _layer(16 * stem, 8 * stem, layers[3], 2, efficient)
 
     def forward(self, x: torch.Tensor, skips: Skips | None) -> list[torch.Tensor]:
-        """skips: from the stage before, shaped as the four maps and added to them before they are used; None in the first stage."""
+        """skips: from the stage before, shaped as the four maps and added to them before they
+        are used; None in the first stage.
+        """
         maps = []
         for number, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             x = layer(x)
@@ -138,24 +171,44 @@ class DownPath(nn.Module):
 
 
 class UpUnit(nn.Module):
-    """One stride of the way up, with its head. `coarsest` has nothing below it; `skips` and `cross` feed the next stage.
+    """One stride of the way up, with its head. `coarsest` has nothing below it; `skips` and `cross`
+    feed the next stage.
 
-    lateral (B, in, h, w): the map of the way down. cross: channels of the next stage's input, made by the finest unit alone; 0 for none.
+    lateral (B, in, h, w): the map of the way down. cross: channels of the next stage's input, made
+    by the finest unit alone; 0 for none.
     """
 
-    def __init__(self, in_channels: int, channels: int, joints: int, *, coarsest: bool, skips: bool, cross: int, efficient: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        joints: int,
+        *,
+        coarsest: bool,
+        skips: bool,
+        cross: int,
+        efficient: bool,
+    ):
         super().__init__()
         self.u_skip = ConvNormRelu(in_channels, channels, 1, relu=False, efficient=efficient)
         self.relu = nn.ReLU(inplace=True)
-        self.up_conv = None if coarsest else ConvNormRelu(channels, channels, 1, relu=False, efficient=efficient)
-        self.skip1 = ConvNormRelu(in_channels, in_channels, 1, efficient=efficient) if skips else None
+        self.up_conv = (
+            None
+            if coarsest
+            else ConvNormRelu(channels, channels, 1, relu=False, efficient=efficient)
+        )
+        self.skip1 = (
+            ConvNormRelu(in_channels, in_channels, 1, efficient=efficient) if skips else None
+        )
         self.skip2 = ConvNormRelu(channels, in_channels, 1, efficient=efficient) if skips else None
         self.cross_conv = ConvNormRelu(channels, cross, 1, efficient=efficient) if cross else None
         self.res_conv1 = ConvNormRelu(channels, channels, 1, efficient=efficient)
         self.res_conv2 = ConvNormRelu(channels, joints, 3, relu=False, efficient=efficient)
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor | None) -> torch.Tensor:
-        """coarser: what the unit of twice the stride returned, (B, C, h/2, w/2), or None for the coarsest. Returns (B, C, h, w)."""
+        """coarser: what the unit of twice the stride returned, (B, C, h/2, w/2), or None for the
+        coarsest. Returns (B, C, h, w).
+        """
         x = self.u_skip(lateral)
         if self.up_conv is not None:
             x = x + self.up_conv(resize(coarser, lateral.shape[-2:]))
@@ -166,7 +219,9 @@ class UpUnit(nn.Module):
         return self.skip1(lateral), self.skip2(x)
 
     def heatmaps(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """Heatmaps (B, J, *size), whatever the stride. They end in batch norm, without an activation."""
+        """Heatmaps (B, J, *size), whatever the stride. They end in batch norm, without an
+        activation.
+        """
         return resize(self.res_conv2(self.res_conv1(x)), size)
 
 
@@ -177,15 +232,26 @@ class UpPath(nn.Module):
         super().__init__()
         for number, multiple in enumerate((32, 16, 8, 4), 1):
             cross = stem if number == 4 and not last else 0
-            unit = UpUnit(multiple * stem, channels, joints, coarsest=number == 1, skips=not last, cross=cross, efficient=efficient)
+            unit = UpUnit(
+                multiple * stem,
+                channels,
+                joints,
+                coarsest=number == 1,
+                skips=not last,
+                cross=cross,
+                efficient=efficient,
+            )
             self.add_module(f"up{number}", unit)
         self.last = last
 
-    def forward(self, maps: list[torch.Tensor]) -> tuple[list[torch.Tensor], Skips, torch.Tensor | None]:
+    def forward(
+        self, maps: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], Skips, torch.Tensor | None]:
         """maps: from the way down, finest first. Returns (heatmaps, skips, cross).
 
-        heatmaps: coarse to fine, all of the finest map's size; in eval mode only the prediction, so none but in the last stage.
-        skips: finest first, and cross (B, stem, h, w), for the next stage; empty and None in the last.
+        heatmaps: coarse to fine, all of the finest map's size; in eval mode only the prediction, so
+        none but in the last stage. skips: finest first, and cross (B, stem, h, w), for the next
+        stage; empty and None in the last.
         """
         x, heatmaps, skips, size = None, [], [], maps[0].shape[-2:]
         for unit, lateral in zip((self.up1, self.up2, self.up3, self.up4), reversed(maps)):
@@ -198,43 +264,69 @@ class UpPath(nn.Module):
 
 
 class Stage(nn.Module):
-    """The way down and the way up: (input, skips) -> (heatmaps, skips, cross), as DownPath takes and UpPath returns them."""
+    """The way down and the way up: (input, skips) -> (heatmaps, skips, cross), as DownPath takes
+    and UpPath returns them.
+    """
 
-    def __init__(self, stem: int, layers: list[int], channels: int, joints: int, last: bool, efficient: bool):
+    def __init__(
+        self, stem: int, layers: list[int], channels: int, joints: int, last: bool, efficient: bool
+    ):
         super().__init__()
         self.downsample = DownPath(stem, layers, efficient)
         self.upsample = UpPath(stem, channels, joints, last, efficient)
 
-    def forward(self, x: torch.Tensor, skips: Skips | None) -> tuple[list[torch.Tensor], Skips, torch.Tensor | None]:
+    def forward(
+        self, x: torch.Tensor, skips: Skips | None
+    ) -> tuple[list[torch.Tensor], Skips, torch.Tensor | None]:
         return self.upsample(self.downsample(x, skips))
 
 
 class MSPN(nn.Module):
     """Top and stages. Input (B, 3, H, W) with H and W multiples of 32; heatmaps (B, J, H/4, W/4).
 
-    Raises ConfigError for options out of their range and for MODEL.IMAGE_SIZE and HEATMAP_SIZE that are others.
+    Raises ConfigError for options out of their range and for MODEL.IMAGE_SIZE and HEATMAP_SIZE that
+    are others.
     """
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
-        stages, layers, stem, channels, efficient, self.pretrained_stages = settings(cfg.MODEL.EXTRA)
+        stages, layers, stem, channels, efficient, self.pretrained_stages = settings(
+            cfg.MODEL.EXTRA
+        )
         check_sizes(cfg, stride=4)
         self.num_stages = stages
         self.top = Top(stem)
         for number in range(stages):
-            self.add_module(f"stage{number}", Stage(stem, layers, channels, cfg.MODEL.NUM_JOINTS, number == stages - 1, efficient))
+            self.add_module(
+                f"stage{number}",
+                Stage(
+                    stem, layers, channels, cfg.MODEL.NUM_JOINTS, number == stages - 1, efficient
+                ),
+            )
         if cfg.MODEL.INIT_WEIGHTS:
             self.init_weights()
 
     @property
     def head_prefixes(self) -> tuple[str, ...]:
-        """What an ImageNet ResNet cannot hold: the ways up, the biases of all convolutions, and later stages where only the first takes it."""
-        later = [f"stage{number}." for number in range(1, self.num_stages)] if self.pretrained_stages == "first" else []
+        """What an ImageNet ResNet cannot hold: the ways up, the biases of all convolutions, and
+        later stages where only the first takes it.
+        """
+        later = (
+            [f"stage{number}." for number in range(1, self.num_stages)]
+            if self.pretrained_stages == "first"
+            else []
+        )
         ways_up = [f"stage{number}.upsample." for number in range(self.num_stages)]
-        return (*ways_up, *later, *(name for name, _ in self.named_parameters() if name.endswith(".conv.bias")))
+        return (
+            *ways_up,
+            *later,
+            *(name for name, _ in self.named_parameters() if name.endswith(".conv.bias")),
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """(B, 3, H, W) -> heatmaps (B, J, H/4, W/4); in train mode 4 times as many as stages: stage by stage, coarse to fine."""
+        """(B, 3, H, W) -> heatmaps (B, J, H/4, W/4); in train mode 4 times as many as stages:
+        stage by stage, coarse to fine.
+        """
         x, skips, heatmaps = self.top(images), None, []
         for number in range(self.num_stages):
             outputs, skips, x = getattr(self, f"stage{number}")(x, skips)
@@ -242,7 +334,9 @@ class MSPN(nn.Module):
         return tuple(heatmaps) if self.training else heatmaps[-1]
 
     def init_weights(self) -> None:
-        """He's rule on the ways down, as the repository; the top and the ways up keep PyTorch's own."""
+        """He's rule on the ways down, as the repository; the top and the ways up keep PyTorch's
+        own.
+        """
         for number in range(self.num_stages):
             getattr(self, f"stage{number}").downsample.init_weights()
 
@@ -252,30 +346,54 @@ def build(cfg: CfgNode) -> MSPN:
     return MSPN(cfg)
 
 
-@fx.wrap    # its question for the size has no answer while the network is traced (folding.py)
+@fx.wrap  # its question for the size has no answer while the network is traced (folding.py)
 def resize(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """Bilinear with aligned corners, as the repository: (B, C, h, w) -> (B, C, *size)."""
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True)
+    return (
+        x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True)
+    )
 
 
 def settings(extra) -> tuple[int, list[int], int, int, bool, str]:
-    """(stages, layers, stem channels, channels, efficient, pretrained stages) from MODEL.EXTRA, checked. Raises ConfigError."""
-    stages, layers, stem = extra.get("STAGES", 2), extra.get("LAYERS", [3, 4, 6, 3]), extra.get("STEM_CHANNELS", 64)
-    channels, efficient, pretrained = extra.get("CHANNELS", 256), extra.get("EFFICIENT", False), extra.get("PRETRAINED_STAGES", "first")
+    """(stages, layers, stem channels, channels, efficient, pretrained stages) from MODEL.EXTRA,
+    checked. Raises ConfigError.
+    """
+    stages, layers, stem = (
+        extra.get("STAGES", 2),
+        extra.get("LAYERS", [3, 4, 6, 3]),
+        extra.get("STEM_CHANNELS", 64),
+    )
+    channels, efficient, pretrained = (
+        extra.get("CHANNELS", 256),
+        extra.get("EFFICIENT", False),
+        extra.get("PRETRAINED_STAGES", "first"),
+    )
     if not is_channels([stages]) or stages > 64:
         raise ConfigError(f"MODEL.EXTRA.STAGES must be a whole number from 1 to 64, got {stages!r}")
     if not is_channels(layers) or len(layers) != 4 or max(layers) > 64:
-        raise ConfigError(f"MODEL.EXTRA.LAYERS must hold four numbers of bottlenecks from 1 to 64, got {layers!r}")
+        raise ConfigError(
+            f"MODEL.EXTRA.LAYERS must hold four numbers of bottlenecks from 1 to 64, got {layers!r}"
+        )
     for key, value in (("STEM_CHANNELS", stem), ("CHANNELS", channels)):
         if not is_channels([value]):
             raise ConfigError(f"MODEL.EXTRA.{key} must be a channel count above 0, got {value!r}")
     if not isinstance(efficient, bool):
         raise ConfigError(f"MODEL.EXTRA.EFFICIENT must be True or False, got {efficient!r}")
     if pretrained not in PRETRAINED_STAGES:
-        raise ConfigError(f"MODEL.EXTRA.PRETRAINED_STAGES must be 'first' or 'all', got {pretrained!r}")
+        raise ConfigError(
+            f"MODEL.EXTRA.PRETRAINED_STAGES must be 'first' or 'all', got {pretrained!r}"
+        )
     return stages, list(layers), stem, channels, efficient, pretrained
 
 
-def _layer(in_channels: int, planes: int, blocks: int, stride: int, efficient: bool) -> nn.Sequential:
+def _layer(
+    in_channels: int, planes: int, blocks: int, stride: int, efficient: bool
+) -> nn.Sequential:
     first = Bottleneck(in_channels, planes, stride, efficient)
-    return nn.Sequential(first, *(Bottleneck(planes * Bottleneck.expansion, planes, 1, efficient) for _ in range(blocks - 1)))
+    return nn.Sequential(
+        first,
+        *(
+            Bottleneck(planes * Bottleneck.expansion, planes, 1, efficient)
+            for _ in range(blocks - 1)
+        ),
+    )

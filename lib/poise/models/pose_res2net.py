@@ -1,10 +1,12 @@
 """Res2Net-Pose: Res2Net v1 and v1b backbones under SimpleBaseline's deconvolution head.
 
-Paper: Gao et al., Res2Net: A New Multi-scale Backbone Architecture, TPAMI 2021, arXiv 1904.01169, figure 2 and equation 1.
-Repository: Res2Net/Res2Net-Pose-Estimation lib/models/pose_res2net.py and pose_res2net_v1b.py. v1b takes a stem of three 3x3
-convolutions and average pooling in its shortcuts (He et al., Bag of Tricks, CVPR 2019, arXiv 1812.01187, ResNet-C and -D).
-Keys and figures: tests/golden/models/pose_res2net*.json.
+Paper: Gao et al., Res2Net: A New Multi-scale Backbone Architecture, TPAMI 2021, arXiv 1904.01169,
+figure 2 and equation 1. Repository: Res2Net/Res2Net-Pose-Estimation lib/models/pose_res2net.py and
+pose_res2net_v1b.py. v1b takes a stem of three 3x3 convolutions and average pooling in its shortcuts
+(He et al., Bag of Tricks, CVPR 2019, arXiv 1812.01187, ResNet-C and -D). Keys and figures:
+tests/golden/models/pose_res2net*.json.
 """
+
 from __future__ import annotations
 
 import torch
@@ -16,24 +18,37 @@ from poise.models.simple_baseline import SimpleBaseline
 
 
 class Bottle2neck(nn.Module):
-    """Bottleneck whose 3x3 convolution is a chain over channel groups: (B, in, h, w) -> (B, 4 planes, h / stride, w / stride).
+    """Bottleneck whose 3x3 convolution is a chain over channel groups: (B, in, h, w) -> (B, 4
+    planes, h / stride, w / stride).
 
-    base_width: channels of a group at 64 planes. scales: groups; all but the last are convolved, each after adding the
-    result of the one before. In the first block of a stage (`opens_stage`) nothing is added, because sizes and meaning change
-    there, and the last group is pooled instead of passed on.
+    base_width: channels of a group at 64 planes. scales: groups; all but the last are convolved,
+    each after adding the result of the one before. In the first block of a stage (`opens_stage`)
+    nothing is added, because sizes and meaning change there, and the last group is pooled instead
+    of passed on.
     """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None, *, base_width: int, scales: int,
-                 opens_stage: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        downsample: nn.Module | None,
+        *,
+        base_width: int,
+        scales: int,
+        opens_stage: bool,
+    ):
         super().__init__()
         width = planes * base_width // 64
         convolved = max(scales - 1, 1)
         self.conv1 = nn.Conv2d(in_channels, width * scales, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width * scales)
         self.pool = nn.AvgPool2d(3, stride, 1) if opens_stage else None
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, stride, 1, bias=False) for _ in range(convolved))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, 3, stride, 1, bias=False) for _ in range(convolved)
+        )
         self.bns = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(convolved))
         self.conv3 = nn.Conv2d(width * scales, planes * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
@@ -46,8 +61,11 @@ class Bottle2neck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         groups = self.relu(self.bn1(self.conv1(x))).split(self.width, dim=1)
         outputs: list[torch.Tensor] = []
-        for number, (conv, norm) in enumerate(zip(self.convs, self.bns)):   # not over the groups: a traced tensor (folding.py) has no end
-            chained = outputs[-1] + groups[number] if outputs and self.pool is None else groups[number]
+        # not over the groups: a traced tensor (folding.py) has no end
+        for number, (conv, norm) in enumerate(zip(self.convs, self.bns)):
+            chained = (
+                outputs[-1] + groups[number] if outputs and self.pool is None else groups[number]
+            )
             outputs.append(self.relu(norm(conv(chained))))
         if self.scales > 1:
             outputs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))
@@ -56,10 +74,15 @@ class Bottle2neck(nn.Module):
 
 
 def build_v1(cfg: CfgNode) -> SimpleBaseline:
-    """Res2Net v1 of MODEL.EXTRA.NUM_LAYERS 18, 34, 50, 101 or 152 with MODEL.BASEWIDTH and MODEL.SCALE."""
+    """Res2Net v1 of MODEL.EXTRA.NUM_LAYERS 18, 34, 50, 101 or 152 with MODEL.BASEWIDTH and
+    MODEL.SCALE.
+    """
 
     def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+        return nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
 
     return _build(cfg, nn.Conv2d(3, 64, 7, 2, 3, bias=False), shortcut)
 
@@ -67,8 +90,12 @@ def build_v1(cfg: CfgNode) -> SimpleBaseline:
 def build_v1b(cfg: CfgNode) -> SimpleBaseline:
     """Res2Net v1b: the same blocks under the deep stem, with pooled shortcuts."""
     stem = nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32, momentum=BN_MOMENTUM), nn.ReLU(inplace=True),
-        nn.Conv2d(32, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32, momentum=BN_MOMENTUM), nn.ReLU(inplace=True),
+        nn.Conv2d(3, 32, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(32, momentum=BN_MOMENTUM),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 32, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(32, momentum=BN_MOMENTUM),
+        nn.ReLU(inplace=True),
         nn.Conv2d(32, 64, 3, 1, 1, bias=False),
     )
 
@@ -85,11 +112,20 @@ def build_v1b(cfg: CfgNode) -> SimpleBaseline:
 def _build(cfg: CfgNode, stem: nn.Module, shortcut) -> SimpleBaseline:
     sizes = {"base_width": cfg.MODEL.BASEWIDTH, "scales": cfg.MODEL.SCALE}
 
-    def make_stage(in_channels: int, planes: int, blocks: int, stride: int) -> tuple[nn.Sequential, int]:
+    def make_stage(
+        in_channels: int, planes: int, blocks: int, stride: int
+    ) -> tuple[nn.Sequential, int]:
         out_channels = planes * Bottle2neck.expansion
-        downsample = shortcut(in_channels, out_channels, stride) if stride != 1 or in_channels != out_channels else None
+        downsample = (
+            shortcut(in_channels, out_channels, stride)
+            if stride != 1 or in_channels != out_channels
+            else None
+        )
         first = Bottle2neck(in_channels, planes, stride, downsample, opens_stage=True, **sizes)
-        rest = [Bottle2neck(out_channels, planes, 1, None, opens_stage=False, **sizes) for _ in range(blocks - 1)]
+        rest = [
+            Bottle2neck(out_channels, planes, 1, None, opens_stage=False, **sizes)
+            for _ in range(blocks - 1)
+        ]
         return nn.Sequential(first, *rest), out_channels
 
     return SimpleBaseline(cfg, stem=stem, make_stage=make_stage)

@@ -1,9 +1,11 @@
 """SimpleBaseline: ResNet with a deconvolution head.
 
-Papers: He et al., Deep Residual Learning, CVPR 2016, arXiv 1512.03385; Xiao et al., ECCV 2018, arXiv 1804.06208.
-Repository: microsoft/human-pose-estimation.pytorch (MIT) lib/models/pose_resnet.py; the same network serves as the baseline of
+Papers: He et al., Deep Residual Learning, CVPR 2016, arXiv 1512.03385; Xiao et al., ECCV 2018,
+arXiv 1804.06208. Repository: microsoft/human-pose-estimation.pytorch (MIT)
+lib/models/pose_resnet.py; the same network serves as the baseline of
 Res2Net/Res2Net-Pose-Estimation. Keys and figures: tests/golden/models/pose_resnet*.json.
 """
+
 from __future__ import annotations
 
 import torch
@@ -18,7 +20,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None, style: str):
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None, style: str
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
@@ -35,14 +39,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut: (B, in, h, w) -> (B, 4 planes, h / stride, w / stride).
+    """1x1, 3x3, 1x1 convolutions and a shortcut: (B, in, h, w) -> (B, 4 planes, h / stride, w /
+    stride).
 
-    style 'caffe' strides in the first 1x1 convolution, as the original ImageNet models did; 'pytorch' in the 3x3 one.
+    style 'caffe' strides in the first 1x1 convolution, as the original ImageNet models did;
+    'pytorch' in the 3x3 one.
     """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None, style: str):
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None, style: str
+    ):
         super().__init__()
         first, second = (stride, 1) if style == "caffe" else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, planes, 1, first, bias=False)
@@ -66,11 +74,16 @@ def build(cfg: CfgNode) -> SimpleBaseline:
     """Network of MODEL.EXTRA.NUM_LAYERS 18, 34, 50, 101 or 152."""
     block = BasicBlock if cfg.MODEL.EXTRA.get("NUM_LAYERS", 50) in (18, 34) else Bottleneck
 
-    def make_stage(in_channels: int, planes: int, blocks: int, stride: int) -> tuple[nn.Sequential, int]:
+    def make_stage(
+        in_channels: int, planes: int, blocks: int, stride: int
+    ) -> tuple[nn.Sequential, int]:
         out_channels = planes * block.expansion
         downsample = None
         if stride != 1 or in_channels != out_channels:
-            downsample = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+            downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
         first = block(in_channels, planes, stride, downsample, cfg.MODEL.STYLE)
         rest = [block(out_channels, planes, 1, None, cfg.MODEL.STYLE) for _ in range(blocks - 1)]
         return nn.Sequential(first, *rest), out_channels

@@ -1,9 +1,12 @@
-"""A backbone of four stages under the deconvolution head: what pose_resnet and the pose_res2net networks have in common.
+"""A backbone of four stages under the deconvolution head: what pose_resnet and the pose_res2net
+networks have in common.
 
-Source: Xiao, Wu, Wei: Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018, arXiv 1804.06208;
-microsoft/human-pose-estimation.pytorch lib/models/pose_resnet.py. Differences: no weight file is read here
-(poise.models.weights does), and a backbone without one is initialised by He's rule instead of Normal(0, 0.001), from which deep networks hardly learn.
+Source: Xiao, Wu, Wei: Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018, arXiv
+1804.06208; microsoft/human-pose-estimation.pytorch lib/models/pose_resnet.py. Differences: no
+weight file is read here (poise.models.weights does), and a backbone without one is initialised by
+He's rule instead of Normal(0, 0.001), from which deep networks hardly learn.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -16,23 +19,39 @@ from poise.errors import ConfigError
 from poise.models.deconv_head import deconv_layers, final_layer, head_settings, init_head
 from poise.models.options import check_sizes, is_channels
 
-STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STAGE_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 STAGE_CHANNELS = (64, 128, 256, 512)
-EXTRA_KEYS = ("NUM_LAYERS", "NUM_CHANNELS", "DECONV_WITH_BIAS", "NUM_DECONV_LAYERS", "NUM_DECONV_FILTERS", "NUM_DECONV_KERNELS",
-              "FINAL_CONV_KERNEL")
+EXTRA_KEYS = (
+    "NUM_LAYERS",
+    "NUM_CHANNELS",
+    "DECONV_WITH_BIAS",
+    "NUM_DECONV_LAYERS",
+    "NUM_DECONV_FILTERS",
+    "NUM_DECONV_KERNELS",
+    "FINAL_CONV_KERNEL",
+)
 
 
 class SimpleBaseline(nn.Module):
     """Stem, four stages, deconvolutions, 1x1 convolution.
 
-    stem: the module that takes the place of conv1. make_stage(in_channels, planes, blocks, stride) -> (stage, out_channels).
-    Input (B, 3, H, W); output (B, J, H * 2^n / 32, W * 2^n / 32) with n deconvolutions. Raises ConfigError where
-    MODEL.IMAGE_SIZE is no multiple of 32 or MODEL.HEATMAP_SIZE another than this.
+    stem: the module that takes the place of conv1. make_stage(in_channels, planes, blocks, stride)
+    -> (stage, out_channels). Input (B, 3, H, W); output (B, J, H * 2^n / 32, W * 2^n / 32) with n
+    deconvolutions. Raises ConfigError where MODEL.IMAGE_SIZE is no multiple of 32 or
+    MODEL.HEATMAP_SIZE another than this.
     """
 
-    head_prefixes = ("deconv_layers.", "final_layer.")    # what an ImageNet file cannot hold
+    head_prefixes = ("deconv_layers.", "final_layer.")  # what an ImageNet file cannot hold
 
-    def __init__(self, cfg: CfgNode, *, stem: nn.Module, make_stage: Callable[..., tuple[nn.Sequential, int]]):
+    def __init__(
+        self, cfg: CfgNode, *, stem: nn.Module, make_stage: Callable[..., tuple[nn.Sequential, int]]
+    ):
         super().__init__()
         blocks, planes = stage_settings(cfg.MODEL.EXTRA)
         filters, kernels, bias, final_kernel = head_settings(cfg.MODEL.EXTRA)
@@ -52,7 +71,9 @@ class SimpleBaseline(nn.Module):
             self.init_weights()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, J, h, w); in train mode a tuple of the one supervised output."""
+        """(B, 3, H, W) -> heatmaps (B, J, h, w); in train mode a tuple of the one supervised
+        output.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer1(x)
         x = self.layer2(x)
@@ -69,11 +90,18 @@ class SimpleBaseline(nn.Module):
 
 
 def stage_settings(extra) -> tuple[Sequence[int], Sequence[int]]:
-    """(blocks, planes) of the four stages. EXTRA.NUM_LAYERS names the depth; EXTRA.NUM_CHANNELS (Poise) narrows or widens it."""
+    """(blocks, planes) of the four stages. EXTRA.NUM_LAYERS names the depth; EXTRA.NUM_CHANNELS
+    (Poise) narrows or widens it.
+    """
     depth = extra.get("NUM_LAYERS", 50)
     if not isinstance(depth, int) or depth not in STAGE_BLOCKS:
-        raise ConfigError(f"MODEL.EXTRA.NUM_LAYERS must be one of {', '.join(map(str, STAGE_BLOCKS))}, got {depth!r}")
+        raise ConfigError(
+            f"MODEL.EXTRA.NUM_LAYERS must be one of {', '.join(map(str, STAGE_BLOCKS))}, got"
+            f" {depth!r}"
+        )
     planes = extra.get("NUM_CHANNELS", STAGE_CHANNELS)
     if not is_channels(planes) or len(planes) != 4:
-        raise ConfigError(f"MODEL.EXTRA.NUM_CHANNELS must hold four channel counts above 0, got {planes!r}")
+        raise ConfigError(
+            f"MODEL.EXTRA.NUM_CHANNELS must hold four channel counts above 0, got {planes!r}"
+        )
     return STAGE_BLOCKS[depth], planes

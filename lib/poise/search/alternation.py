@@ -1,8 +1,11 @@
-"""The two steps of the search: weights on one batch, architecture values on another, each with the other standing still.
+"""The two steps of the search: weights on one batch, architecture values on another, each with the
+other standing still.
 
-First order, as PoseNAS's training function has it: the architecture's gradient is taken at the weights as they are, without the
-second-order term of DARTS (Liu et al., ICLR 2019, arXiv 1806.09055, section 2.3, xi = 0).
+First order, as PoseNAS's training function has it: the architecture's gradient is taken at the
+weights as they are, without the second-order term of DARTS (Liu et al., ICLR 2019, arXiv
+1806.09055, section 2.3, xi = 0).
 """
+
 from __future__ import annotations
 
 import math
@@ -13,13 +16,12 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.codecs import build_codec
+from poise.engine.optim import Adam, set_learning_rate
 from poise.engine.targets import encode_targets
-from poise.engine.optim import Adam
-from poise.engine.optim import set_learning_rate
 from poise.errors import PoiseError
+from poise.evaluation.pck import heatmap_pck
 from poise.models.forward import normalize
 from poise.models.losses import build_loss
-from poise.evaluation.pck import heatmap_pck
 from poise.search.supernet import SearchNetwork, weights_of
 
 
@@ -40,7 +42,9 @@ class Alternation:
         return {"lr": s.ALPHA_LR, "betas": tuple(s.ALPHA_BETAS), "weight_decay": s.ALPHA_WD}
 
     def take_value_optimizer(self, state: dict) -> None:
-        """Take over an earlier run's averages, but not its settings: those are the configuration's, as the weights' rate is."""
+        """Take over an earlier run's averages, but not its settings: those are the
+        configuration's, as the weights' rate is.
+        """
         self.value_optimizer.load_state_dict(state)
         self.value_optimizer.param_groups[0].update(self._value_settings())
 
@@ -49,8 +53,12 @@ class Alternation:
         s = self.cfg.SEARCH
         return s.W_LR * s.LR_FACTOR ** sum(epoch >= milestone for milestone in s.LR_STEP)
 
-    def weights_step(self, batch: dict[str, torch.Tensor], epoch: int) -> tuple[float, float, float]:
-        """Train the weights on a batch of a loader, the architecture frozen: (loss, right joints, counted joints)."""
+    def weights_step(
+        self, batch: dict[str, torch.Tensor], epoch: int
+    ) -> tuple[float, float, float]:
+        """Train the weights on a batch of a loader, the architecture frozen: (loss, right
+        joints, counted joints).
+        """
         set_learning_rate(self.weight_optimizer, self.rate(epoch))
         figures = self._gradients(batch, self.weight_optimizer, frozen=self.values)
         if self.cfg.SEARCH.GRAD_CLIP:
@@ -59,16 +67,25 @@ class Alternation:
         return figures
 
     def architecture_step(self, batch: dict[str, torch.Tensor]) -> tuple[float, float, float]:
-        """Train the architecture values on a batch, the weights frozen: (loss, right joints, counted joints).
+        """Train the architecture values on a batch, the weights frozen: (loss, right joints,
+        counted joints).
 
-        The network stays in train mode, as PoseNAS's does: its batch norms take the batch's statistics and go on with the running ones.
+        The network stays in train mode, as PoseNAS's does: its batch norms take the batch's
+        statistics and go on with the running ones.
         """
         figures = self._gradients(batch, self.value_optimizer, frozen=self.weights)
         self.value_optimizer.step()
         return figures
 
-    def _gradients(self, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, frozen: Iterable[nn.Parameter]) -> tuple[float, float, float]:
-        """Leave the gradients of a batch in the parameters that are not frozen. What stands still needs no inner tensors kept for it."""
+    def _gradients(
+        self,
+        batch: dict[str, torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+        frozen: Iterable[nn.Parameter],
+    ) -> tuple[float, float, float]:
+        """Leave the gradients of a batch in the parameters that are not frozen. What stands
+        still needs no inner tensors kept for it.
+        """
         images = normalize(self.cfg, batch["images"], self.device)
         targets = encode_targets(self.cfg, self.codec, batch, self.device)
         self.network.train()
@@ -84,6 +101,9 @@ class Alternation:
                 parameter.requires_grad_(True)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise PoiseError(f"the loss of the search is {value}; lower SEARCH.W_LR or SEARCH.ALPHA_LR, or set SEARCH.GRAD_CLIP")
+            raise PoiseError(
+                f"the loss of the search is {value}; lower SEARCH.W_LR or SEARCH.ALPHA_LR, or set"
+                " SEARCH.GRAD_CLIP"
+            )
         right, counted = heatmap_pck(outputs[-1].detach(), targets.finest, cells=targets.cells)
         return value, float(right), float(counted)

@@ -1,51 +1,82 @@
 """A picture of the cells of a genotype, as SVG that needs no program but a browser.
 
-A cell is drawn like a circuit. Each state is a line that leads to the right from where it arises; a dot on it is where an edge
-begins, and the edge leads down through its operation to the node that adds it up. Lines that cross without a dot are not joined.
+A cell is drawn like a circuit. Each state is a line that leads to the right from where it arises; a
+dot on it is where an edge begins, and the edge leads down through its operation to the node that
+adds it up. Lines that cross without a dot are not joined.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from poise.errors import escape_html
-from poise.models.posenas.genotypes import EDGES_PER_NODE, Edges, Genotype, INPUTS, NODES
 from poise.io.files import replacing
+from poise.models.posenas.genotypes import EDGES_PER_NODE, INPUTS, NODES, Edges, Genotype
 
 # operation -> (short name, colour); one that is not here is white and has the beginning of its name
 _LOOKS = {
-    "std_conv_3x3": ("3x3", "#9ecae9"), "std_conv_1x1": ("1x1", "#d6e6f4"), "dil_conv_3x3_2": ("3x3 d2", "#b9a5d6"), "dil_conv_3x3_4": ("3x3 d4", "#d9c9ec"),
-    "se_connect": ("SE", "#f6b26b"), "spatial_wise": ("spatial", "#fbd8ae"), "avg_pool_3x3": ("avg", "#b5dcae"), "max_pool_3x3": ("max", "#8cc084"),
-    "skip_connect": ("skip", "#e4e4e4"), "none": ("none", "#ffffff"),
+    "std_conv_3x3": ("3x3", "#9ecae9"),
+    "std_conv_1x1": ("1x1", "#d6e6f4"),
+    "dil_conv_3x3_2": ("3x3 d2", "#b9a5d6"),
+    "dil_conv_3x3_4": ("3x3 d4", "#d9c9ec"),
+    "se_connect": ("SE", "#f6b26b"),
+    "spatial_wise": ("spatial", "#fbd8ae"),
+    "avg_pool_3x3": ("avg", "#b5dcae"),
+    "max_pool_3x3": ("max", "#8cc084"),
+    "skip_connect": ("skip", "#e4e4e4"),
+    "none": ("none", "#ffffff"),
 }
-_TITLES = {"normal": "normal cell of the encoder", "reduce": "reduction cell of the encoder", "upsample1": "fusion cell, stride 32 to 16",
-           "upsample2": "fusion cell, stride 16 to 8", "upsample3": "fusion cell, stride 8 to 4"}
+_TITLES = {
+    "normal": "normal cell of the encoder",
+    "reduce": "reduction cell of the encoder",
+    "upsample1": "fusion cell, stride 32 to 16",
+    "upsample2": "fusion cell, stride 16 to 8",
+    "upsample3": "fusion cell, stride 8 to 4",
+}
 _INPUTS = {"encoder": ("cell before last", "last cell"), "decoder": ("deeper, x2", "lateral")}
 _INK, _PALE = "#37474f", "#90a4ae"
 _BOX_WIDTH, _BOX_HEIGHT = 60, 22
 _LEFT, _TOP, _NODE_WIDTH, _NODE_HEIGHT, _LANE = 118, 66, 138, 74, 26
-PANEL = (_LEFT + NODES * _NODE_WIDTH + 84, _TOP + INPUTS * _LANE + NODES * _NODE_HEIGHT + 18)     # width and height of a cell's picture
+# width and height of a cell's picture
+PANEL = (_LEFT + NODES * _NODE_WIDTH + 84, _TOP + INPUTS * _LANE + NODES * _NODE_HEIGHT + 18)
 _COLUMNS = 2
 
 
-def write_drawing(path: str | Path, genotype: Genotype, title: str = "", strengths: Mapping[str, Sequence[float]] | None = None) -> None:
-    """Write the picture of a genotype; see cells_svg. Raises DataError where it cannot be written."""
+def write_drawing(
+    path: str | Path,
+    genotype: Genotype,
+    title: str = "",
+    strengths: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Write the picture of a genotype; see cells_svg. Raises DataError where it cannot be
+    written.
+    """
     with replacing(path) as part:
         part.write_text(cells_svg(genotype, title, strengths), encoding="utf-8")
 
 
-def cells_svg(genotype: Genotype, title: str = "", strengths: Mapping[str, Sequence[float]] | None = None) -> str:
+def cells_svg(
+    genotype: Genotype, title: str = "", strengths: Mapping[str, Sequence[float]] | None = None
+) -> str:
     """The five cells, two beside each other, and what the operations' short names stand for.
 
-    strengths: kind of cell -> the probability of each of its edges' operations, written beside them.
+    strengths: kind of cell -> the probability of each of its edges' operations, written beside
+    them.
     """
     cells, (width, height), strengths = genotype.cells(), PANEL, strengths or {}
     used = list(dict.fromkeys(operation for edges in cells.values() for operation, _ in edges))
     head, total = 40, (_COLUMNS * width, -(-len(cells) // _COLUMNS) * height)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total[0]} {total[1] + head}" width="{total[0]}" height="{total[1] + head}" '
-             f'font-family="Helvetica, Arial, sans-serif" font-size="12">',
-             f"<title>{escape_html(title or 'Genotype')}</title>", f'<rect width="{total[0]}" height="{total[1] + head}" fill="#ffffff"/>',
-             _text(20, 26, title, size=15, anchor="start", weight="bold")]
+    parts = [
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total[0]} {total[1] + head}"'
+            f' width="{total[0]}" height="{total[1] + head}" font-family="Helvetica, Arial,'
+            ' sans-serif" font-size="12">'
+        ),
+        f"<title>{escape_html(title or 'Genotype')}</title>",
+        f'<rect width="{total[0]}" height="{total[1] + head}" fill="#ffffff"/>',
+        _text(20, 26, title, size=15, anchor="start", weight="bold"),
+    ]
     for number, (kind, edges) in enumerate(cells.items()):
         row, column = divmod(number, _COLUMNS)
         parts.append(f'<g transform="translate({column * width} {head + row * height})">')
@@ -60,9 +91,14 @@ def cells_svg(genotype: Genotype, title: str = "", strengths: Mapping[str, Seque
 def _cell(kind: str, edges: Edges, strengths: Sequence[float] | None) -> list[str]:
     group = "encoder" if kind in ("normal", "reduce") else "decoder"
     lanes = [_TOP + number * _LANE for number in range(INPUTS)]
-    lanes += [_TOP + INPUTS * _LANE + number * _NODE_HEIGHT + _BOX_HEIGHT + 28 for number in range(NODES)]
+    lanes += [
+        _TOP + INPUTS * _LANE + number * _NODE_HEIGHT + _BOX_HEIGHT + 28 for number in range(NODES)
+    ]
     centers = [_LEFT + node * _NODE_WIDTH + _NODE_WIDTH / 2 for node in range(NODES)]
-    columns = [centers[number // EDGES_PER_NODE] + (34 if number % EDGES_PER_NODE else -34) for number in range(len(edges))]
+    columns = [
+        centers[number // EDGES_PER_NODE] + (34 if number % EDGES_PER_NODE else -34)
+        for number in range(len(edges))
+    ]
     output = _LEFT + NODES * _NODE_WIDTH + 16
     parts = [_text(20, 26, f"{kind}: {_TITLES[kind]}", anchor="start", weight="bold", size=13)]
     for state, y in enumerate(lanes):
@@ -72,27 +108,65 @@ def _cell(kind: str, edges: Edges, strengths: Sequence[float] | None) -> list[st
             parts.append(_box(8, y - 11, 100, 22, "#eceff1", _INPUTS[group][state]))
         else:
             begin, end = centers[state - INPUTS] + 9, output
-        parts.append(f'<path d="M{begin:g} {y:g} H{end:g}" stroke="{_INK}" stroke-width="1.5" fill="none"/>')
+        parts.append(
+            f'<path d="M{begin:g} {y:g} H{end:g}" stroke="{_INK}" stroke-width="1.5" fill="none"/>'
+        )
     for number, (operation, source) in enumerate(edges):
         x, node = columns[number], number // EDGES_PER_NODE
-        box, sum_y, side = lanes[INPUTS + node] - 28 - _BOX_HEIGHT, lanes[INPUTS + node], 1 if number % EDGES_PER_NODE else -1
+        box, sum_y, side = (
+            lanes[INPUTS + node] - 28 - _BOX_HEIGHT,
+            lanes[INPUTS + node],
+            1 if number % EDGES_PER_NODE else -1,
+        )
         name, colour = _look(operation)
         halved = kind == "reduce" and source < INPUTS
-        parts.append(f'<path d="M{x:g} {lanes[source]:g} V{box:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>')
+        parts.append(
+            f'<path d="M{x:g} {lanes[source]:g} V{box:g}" stroke="{_PALE}" stroke-width="1.5"'
+            ' fill="none"/>'
+        )
         parts.append(f'<circle cx="{x:g}" cy="{lanes[source]:g}" r="3.2" fill="{_INK}"/>')
-        parts.append(f'<path d="M{x:g} {box + _BOX_HEIGHT:g} C{x:g} {sum_y - 12:g} {centers[node] + side * 14:g} {sum_y - 16:g} '
-                     f'{centers[node] + side * 6:g} {sum_y - 7:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>')
-        parts.append(_box(x - _BOX_WIDTH / 2, box, _BOX_WIDTH, _BOX_HEIGHT, colour, name + (" /2" if halved else "")))
+        parts.append(
+            f'<path d="M{x:g} {box + _BOX_HEIGHT:g} C{x:g} {sum_y - 12:g}'
+            f" {centers[node] + side * 14:g} {sum_y - 16:g} {centers[node] + side * 6:g}"
+            f' {sum_y - 7:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>'
+        )
+        parts.append(
+            _box(
+                x - _BOX_WIDTH / 2,
+                box,
+                _BOX_WIDTH,
+                _BOX_HEIGHT,
+                colour,
+                name + (" /2" if halved else ""),
+            )
+        )
         if strengths is not None:
-            parts.append(_text(x + side * 5, box + _BOX_HEIGHT + 12, f"{100 * strengths[number]:.1f} %", size=9,
-                               anchor="start" if side > 0 else "end", colour="#78909c"))
+            parts.append(
+                _text(
+                    x + side * 5,
+                    box + _BOX_HEIGHT + 12,
+                    f"{100 * strengths[number]:.1f} %",
+                    size=9,
+                    anchor="start" if side > 0 else "end",
+                    colour="#78909c",
+                )
+            )
     for node, center in enumerate(centers):
         y = lanes[INPUTS + node]
-        parts.append(f'<circle cx="{center:g}" cy="{y:g}" r="9" fill="#ffffff" stroke="{_INK}" stroke-width="1.5"/>')
-        parts.append(f'<path d="M{center - 5:g} {y:g} h10 M{center:g} {y - 5:g} v10" stroke="{_INK}" stroke-width="1.5"/>')
+        parts.append(
+            f'<circle cx="{center:g}" cy="{y:g}" r="9" fill="#ffffff" stroke="{_INK}"'
+            ' stroke-width="1.5"/>'
+        )
+        parts.append(
+            f'<path d="M{center - 5:g} {y:g} h10 M{center:g} {y - 5:g} v10" stroke="{_INK}"'
+            ' stroke-width="1.5"/>'
+        )
         parts.append(_text(center, y + 21, f"node {node + INPUTS}", size=10, colour="#78909c"))
     top, bottom = lanes[INPUTS] - 14, lanes[-1] + 14
-    parts.append(f'<rect x="{output:g}" y="{top:g}" width="14" height="{bottom - top:g}" rx="3" fill="#eceff1" stroke="{_INK}"/>')
+    parts.append(
+        f'<rect x="{output:g}" y="{top:g}" width="14" height="{bottom - top:g}" rx="3"'
+        f' fill="#eceff1" stroke="{_INK}"/>'
+    )
     parts.append(_text(output + 7, top - 8, "channels together", size=10, colour="#78909c"))
     return parts
 
@@ -103,8 +177,15 @@ def _legend(used: Sequence[str]) -> list[str]:
         short, colour = _look(name)
         parts.append(_box(20, 44 + number * 30, _BOX_WIDTH, _BOX_HEIGHT, colour, short))
         parts.append(_text(92, 59 + number * 30, name, anchor="start"))
-    notes = ("Each node adds up two operations on earlier states;", "the stronger one in the search stands on its left.", "/2: halves height and width.")
-    return parts + [_text(20, 76 + len(used) * 30 + number * 18, note, anchor="start", colour="#546e7a") for number, note in enumerate(notes)]
+    notes = (
+        "Each node adds up two operations on earlier states;",
+        "the stronger one in the search stands on its left.",
+        "/2: halves height and width.",
+    )
+    return parts + [
+        _text(20, 76 + len(used) * 30 + number * 18, note, anchor="start", colour="#546e7a")
+        for number, note in enumerate(notes)
+    ]
 
 
 def _look(operation: str) -> tuple[str, str]:
@@ -112,9 +193,24 @@ def _look(operation: str) -> tuple[str, str]:
 
 
 def _box(x: float, y: float, width: float, height: float, colour: str, text: str) -> str:
-    return (f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" fill="{colour}" stroke="{_INK}"/>'
-            + _text(x + width / 2, y + height / 2 + 4, text, size=11 if len(text) * 6.2 < width else 10))
+    return (
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" fill="{colour}"'
+        f' stroke="{_INK}"/>'
+        + _text(x + width / 2, y + height / 2 + 4, text, size=11 if len(text) * 6.2 < width else 10)
+    )
 
 
-def _text(x: float, y: float, text: str, *, size: float = 12, anchor: str = "middle", weight: str = "normal", colour: str = "#1b262c") -> str:
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}" font-weight="{weight}" fill="{colour}">{escape_html(text)}</text>'
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: float = 12,
+    anchor: str = "middle",
+    weight: str = "normal",
+    colour: str = "#1b262c",
+) -> str:
+    return (
+        f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}"'
+        f' font-weight="{weight}" fill="{colour}">{escape_html(text)}</text>'
+    )

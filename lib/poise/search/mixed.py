@@ -1,9 +1,12 @@
-"""Cells of the search: on every edge all candidate operations at once, weighted by their probabilities.
+"""Cells of the search: on every edge all candidate operations at once, weighted by their
+probabilities.
 
-Legend: B batch, C channels, h w cells of a feature map, E edges of a cell (14), O candidate operations.
-Sources: Liu et al., DARTS, ICLR 2019, arXiv 1806.09055, equation 2; partial channels: Xu et al., PC-DARTS, ICLR 2020, arXiv
+Legend: B batch, C channels, h w cells of a feature map, E edges of a cell (14), O candidate
+operations. Sources: Liu et al., DARTS, ICLR 2019, arXiv 1806.09055, equation 2; partial channels:
+Xu et al., PC-DARTS, ICLR 2020, arXiv
 1907.05737, section 3.1; recomputing in the backward pass: Chen et al., arXiv 1604.06174.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,10 +25,12 @@ from poise.search.space import EDGES
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a MixedCell is made of: the kind of cell, whose architecture values it takes, and its candidates.
+    """What a MixedCell is made of: the kind of cell, whose architecture values it takes, and its
+    candidates.
 
-    partial_channels: k, only every k-th part of the channels goes through the candidates. recompute: the candidates' inner tensors
-    are not kept for the backward pass but computed again there.
+    partial_channels: k, only every k-th part of the channels goes through the candidates.
+    recompute: the candidates' inner tensors are not kept for the backward pass but computed again
+    there.
     """
 
     kind: str
@@ -35,45 +40,79 @@ class Candidates:
 
 
 class MixedOperation(nn.Module):
-    """The sum of all candidates, each times its weight: (B, C, h, w), (O,) -> (B, C, h / stride, w / stride).
+    """The sum of all candidates, each times its weight: (B, C, h, w), (O,) -> (B, C, h / stride, w
+    / stride).
 
-    The batch norms of the candidates have no weights of their own (affine), with which a candidate could make up for a small
-    probability. With k partial channels the first C / k channels go through the candidates and the others go by, max-pooled where
-    the size is halved; then the channels are interleaved, so that other ones are the first of the next edge.
+    The batch norms of the candidates have no weights of their own (affine), with which a candidate
+    could make up for a small probability. With k partial channels the first C / k channels go
+    through the candidates and the others go by, max-pooled where the size is halved; then the
+    channels are interleaved, so that other ones are the first of the next edge.
     """
 
-    def __init__(self, operations: tuple[str, ...], channels: int, stride: int, se_reduction: int, partial_channels: int = 1):
+    def __init__(
+        self,
+        operations: tuple[str, ...],
+        channels: int,
+        stride: int,
+        se_reduction: int,
+        partial_channels: int = 1,
+    ):
         super().__init__()
-        self.stride, self.groups, self.active = stride, partial_channels, channels // partial_channels
-        self.candidates = nn.ModuleList(OPERATIONS[name](self.active, stride, se_reduction) for name in operations)
+        self.stride, self.groups, self.active = (
+            stride,
+            partial_channels,
+            channels // partial_channels,
+        )
+        self.candidates = nn.ModuleList(
+            OPERATIONS[name](self.active, stride, se_reduction) for name in operations
+        )
         without_affine(self.candidates)
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        chosen = x[:, :self.active]
-        mixed = sum(weight * candidate(chosen) for weight, candidate in zip(weights, self.candidates))
+        chosen = x[:, : self.active]
+        mixed = sum(
+            weight * candidate(chosen) for weight, candidate in zip(weights, self.candidates)
+        )
         if self.groups == 1:
             return mixed
-        others = x[:, self.active:]
+        others = x[:, self.active :]
         if self.stride == 2:
             others = F.max_pool2d(others, 2)
         return F.channel_shuffle(torch.cat([mixed, others], dim=1), self.groups)
 
 
 class MixedCell(nn.Module):
-    """A cell whose nodes add up all earlier states, each through a MixedOperation: -> (B, 4 width, h, w).
+    """A cell whose nodes add up all earlier states, each through a MixedOperation: -> (B, 4 width,
+    h, w).
 
-    `weights` (E, O) must be set before each call: the probabilities of the cell's kind, which cells of one kind share.
-    The arguments are those of poise.models.posenas.cells.Cell, with the candidates in place of the edges.
+    `weights` (E, O) must be set before each call: the probabilities of the cell's kind, which cells
+    of one kind share. The arguments are those of poise.models.posenas.cells.Cell, with the
+    candidates in place of the edges.
     """
 
-    def __init__(self, candidates: Candidates, preprocess0: nn.Module, preprocess1: nn.Module, width: int, se_reduction: int, reduction: bool = False):
+    def __init__(
+        self,
+        candidates: Candidates,
+        preprocess0: nn.Module,
+        preprocess1: nn.Module,
+        width: int,
+        se_reduction: int,
+        reduction: bool = False,
+    ):
         super().__init__()
         self.kind, self.recompute = candidates.kind, candidates.recompute
         self.preprocess0 = preprocess0
         self.preprocess1 = preprocess1
         self.edges = nn.ModuleList(
-            MixedOperation(candidates.operations, width, reduction_stride(source) if reduction else 1, se_reduction, candidates.partial_channels)
-            for _, source in EDGES)
+            MixedOperation(
+                candidates.operations,
+                width,
+                reduction_stride(source) if reduction else 1,
+                se_reduction,
+                candidates.partial_channels,
+            )
+            for _, source in EDGES
+        )
         self.weights: torch.Tensor | None = None
 
     def forward(self, s0: torch.Tensor, s1: torch.Tensor) -> torch.Tensor:
@@ -87,16 +126,28 @@ class MixedCell(nn.Module):
         edge, weights = self.edges[row], self.weights[row]
         if not (self.recompute and torch.is_grad_enabled()):
             return edge(x, weights)
-        return checkpoint(edge, x, weights, use_reentrant=False, context_fn=lambda: (nullcontext(), statistics_untouched(edge)))
+        return checkpoint(
+            edge,
+            x,
+            weights,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), statistics_untouched(edge)),
+        )
 
 
 @contextmanager
 def statistics_untouched(module: nn.Module) -> Iterator[None]:
-    """Within, batch norms in train mode leave their running statistics as they are: a second look at a batch must not count twice.
+    """Within, batch norms in train mode leave their running statistics as they are: a second look
+    at a batch must not count twice.
 
-    They are still taken through the motions, for recomputing must keep the same tensors as computing did.
+    They are still taken through the motions, for recomputing must keep the same tensors as
+    computing did.
     """
-    norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    norms = [
+        (norm, norm.momentum, norm.num_batches_tracked)
+        for norm in module.modules()
+        if isinstance(norm, nn.BatchNorm2d)
+    ]
     for norm, _, _ in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:

@@ -1,4 +1,7 @@
-"""What a search leaves to be looked at: tables and figures of its probabilities, the genotype, its picture."""
+"""What a search leaves to be looked at: tables and figures of its probabilities, the genotype,
+its picture.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -12,13 +15,12 @@ from yacs.config import CfgNode
 
 from poise.config import experiment_name
 from poise.engine import logger
-from poise.models.posenas.genotypes import EDGES_PER_NODE, Genotype, INPUTS, NODES, write_genotype
+from poise.engine.logger import package_version
+from poise.models.posenas.genotypes import EDGES_PER_NODE, INPUTS, NODES, Genotype, write_genotype
 from poise.search.architecture import Probabilities, derive_cells, entropy
 from poise.search.drawing import write_drawing
 from poise.search.space import EDGES, Space
 from poise.visualization.tables import aligned
-
-from poise.engine.logger import package_version
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +28,25 @@ EDGE_NAMES = tuple(f"{source} to {node}" for node, source in EDGES)
 LAST, BEST, PICTURE = "genotype.json", "genotype_best.json", "cells.svg"
 
 
-def genotype_of(cfg: CfgNode, cfg_path: str, space: Space, found: Probabilities, figures: Mapping[str, Any]) -> Genotype:
-    """The derived genotype. Its meta: the epoch's figures, how probable its operations were, and the configuration that made it."""
+def genotype_of(
+    cfg: CfgNode, cfg_path: str, space: Space, found: Probabilities, figures: Mapping[str, Any]
+) -> Genotype:
+    """The derived genotype. Its meta: the epoch's figures, how probable its operations were, and
+    the configuration that made it.
+    """
     cells = derive_cells(space, found)
-    return space.genotype(cells, {
-        "source": f"search {experiment_name(cfg_path)} of Poise {package_version()}", "figures": dict(figures),
-        "probabilities": {kind: [round(value, 6) for value in _strengths(space, kind, edges, found)] for kind, edges in cells.items()},
-        "config": plain_config(cfg)})
+    return space.genotype(
+        cells,
+        {
+            "source": f"search {experiment_name(cfg_path)} of Poise {package_version()}",
+            "figures": dict(figures),
+            "probabilities": {
+                kind: [round(value, 6) for value in _strengths(space, kind, edges, found)]
+                for kind, edges in cells.items()
+            },
+            "config": plain_config(cfg),
+        },
+    )
 
 
 def plain_config(node: Any) -> Any:
@@ -43,11 +57,16 @@ def plain_config(node: Any) -> Any:
 
 
 def changed_edges(genotype: Genotype, before: Genotype | None, space: Space) -> int | None:
-    """How many of the searched edges of `genotype` were not in the one before; their order within a node does not count. None where there was none."""
+    """How many of the searched edges of `genotype` were not in the one before; their order
+    within a node does not count. None where there was none.
+    """
     if before is None:
         return None
     pairs = [(genotype.cells()[kind], before.cells()[kind]) for kind in space.operations]
-    nodes = [slice(first, first + EDGES_PER_NODE) for first in range(0, NODES * EDGES_PER_NODE, EDGES_PER_NODE)]
+    nodes = [
+        slice(first, first + EDGES_PER_NODE)
+        for first in range(0, NODES * EDGES_PER_NODE, EDGES_PER_NODE)
+    ]
     return sum(len(set(now[node]) - set(then[node])) for now, then in pairs for node in nodes)
 
 
@@ -60,44 +79,91 @@ class Records:
         self.board = logger.TensorBoard(cfg, cfg_path)
 
     def warm_up(self, figures: dict[str, Any]) -> None:
-        """The records of an epoch that trained the weights alone: all candidates are still alike and stand for no genotype."""
+        """The records of an epoch that trained the weights alone: all candidates are still alike
+        and stand for no genotype.
+        """
         self.board.scalars(_scalars(figures), figures["epoch"])
         self.file.write(**figures)
 
-    def epoch(self, figures: dict[str, Any], found: Probabilities, before: Genotype | None, best: bool) -> Genotype:
-        """Write all of an epoch's records; its genotype, which is also `genotype_best.json` where it is the best so far."""
+    def epoch(
+        self, figures: dict[str, Any], found: Probabilities, before: Genotype | None, best: bool
+    ) -> Genotype:
+        """Write all of an epoch's records; its genotype, which is also `genotype_best.json`
+        where it is the best so far.
+        """
         epoch = figures["epoch"]
         genotype = genotype_of(self.cfg, self.cfg_path, self.space, found, figures)
         undecided = {kind: entropy(table) for kind, table in found.items()}
         changed = changed_edges(genotype, before, self.space)
         for kind, table in found.items():
-            log.info("epoch %d, %s: probabilities in per cent, and how undecided the edge is; * for the genotype's edges\n%s", epoch, kind,
-                     probability_table(self.space, kind, table, genotype), extra=logger.FILE_ONLY)
-        log.info("undecided: %s%s", ", ".join(f"{kind} {100 * values.mean():.2f} %" for kind, values in undecided.items()),
-                 "" if changed is None else f"; {changed} of {8 * len(found)} edges are others than an epoch ago")
+            log.info(
+                "epoch %d, %s: probabilities in per cent, and how undecided the edge is; * for the"
+                " genotype's edges\n%s",
+                epoch,
+                kind,
+                probability_table(self.space, kind, table, genotype),
+                extra=logger.FILE_ONLY,
+            )
+        log.info(
+            "undecided: %s%s",
+            ", ".join(f"{kind} {100 * values.mean():.2f} %" for kind, values in undecided.items()),
+            (
+                ""
+                if changed is None
+                else f"; {changed} of {8 * len(found)} edges are others than an epoch ago"
+            ),
+        )
         for kind in found:
-            log.info("  %-9s %s", kind, "  ".join(f"{operation}:{source}" for operation, source in genotype.cells()[kind]))
+            log.info(
+                "  %-9s %s",
+                kind,
+                "  ".join(f"{operation}:{source}" for operation, source in genotype.cells()[kind]),
+            )
         self._show(epoch, figures, found, undecided, changed, genotype)
         write_genotype(self.folder / LAST, genotype)
         if best:
             write_genotype(self.folder / BEST, genotype)
         elif before is None:
-            (self.folder / BEST).unlink(missing_ok=True)     # of an earlier search
-        write_drawing(self.folder / PICTURE, genotype, f"{experiment_name(self.cfg_path)}, epoch {epoch}", genotype.meta["probabilities"])
-        self.file.write(**figures, changed_edges=changed, entropy={kind: values.tolist() for kind, values in undecided.items()},
-                        probabilities={kind: table.tolist() for kind, table in found.items()},
-                        genotype={kind: genotype.plain_cells()[kind] for kind in found})
+            (self.folder / BEST).unlink(missing_ok=True)  # of an earlier search
+        write_drawing(
+            self.folder / PICTURE,
+            genotype,
+            f"{experiment_name(self.cfg_path)}, epoch {epoch}",
+            genotype.meta["probabilities"],
+        )
+        self.file.write(
+            **figures,
+            changed_edges=changed,
+            entropy={kind: values.tolist() for kind, values in undecided.items()},
+            probabilities={kind: table.tolist() for kind, table in found.items()},
+            genotype={kind: genotype.plain_cells()[kind] for kind in found},
+        )
         return genotype
 
-    def _show(self, epoch: int, figures: dict, found: Probabilities, undecided: dict[str, np.ndarray], changed: int | None, genotype: Genotype) -> None:
+    def _show(
+        self,
+        epoch: int,
+        figures: dict,
+        found: Probabilities,
+        undecided: dict[str, np.ndarray],
+        changed: int | None,
+        genotype: Genotype,
+    ) -> None:
         scalars = {**_scalars(figures), **({} if changed is None else {"changed_edges": changed})}
         for kind, table in found.items():
             scalars[f"entropy/{kind}"] = undecided[kind].mean()
             for row, edge in enumerate(EDGE_NAMES):
                 tag = edge.replace(" ", "_")
                 scalars[f"entropy_{kind}/{tag}"] = undecided[kind][row]
-                scalars |= {f"{kind}/{tag}/{name}": table[row, column] for column, name in enumerate(self.space.operations[kind])}
-            self.board.picture(f"probabilities/{kind}", probability_picture(self.space, kind, table, genotype), epoch)
+                scalars |= {
+                    f"{kind}/{tag}/{name}": table[row, column]
+                    for column, name in enumerate(self.space.operations[kind])
+                }
+            self.board.picture(
+                f"probabilities/{kind}",
+                probability_picture(self.space, kind, table, genotype),
+                epoch,
+            )
         self.board.scalars(scalars, epoch)
 
     def close(self) -> None:
@@ -105,23 +171,36 @@ class Records:
 
 
 def probability_table(space: Space, kind: str, table: np.ndarray, genotype: Genotype) -> str:
-    """A line per edge: (E, O) probabilities in per cent, a star at the genotype's operations, and the edge's entropy."""
+    """A line per edge: (E, O) probabilities in per cent, a star at the genotype's operations,
+    and the edge's entropy.
+    """
     chosen = _places(space, kind, genotype)
     rows = [("edge", *space.operations[kind], "undecided")]
     for row, (edge, share) in enumerate(zip(EDGE_NAMES, entropy(table))):
-        cells = (f"{'*' if (row, column) in chosen else ''}{100 * value:.2f}" for column, value in enumerate(table[row]))
+        cells = (
+            f"{'*' if (row, column) in chosen else ''}{100 * value:.2f}"
+            for column, value in enumerate(table[row])
+        )
         rows.append((edge, *cells, f"{100 * share:.2f} %"))
     return aligned(rows, right=range(1, len(rows[0]))).rstrip("\n")
 
 
-def probability_picture(space: Space, kind: str, table: np.ndarray, genotype: Genotype) -> np.ndarray:
-    """The same as a picture (H, W, 3) uint8 BGR: the darker a field the more probable, from even odds up; framed where the genotype has it."""
+def probability_picture(
+    space: Space, kind: str, table: np.ndarray, genotype: Genotype
+) -> np.ndarray:
+    """The same as a picture (H, W, 3) uint8 BGR: the darker a field the more probable, from even
+    odds up; framed where the genotype has it.
+    """
     chosen, names = _places(space, kind, genotype), space.operations[kind]
     left, top, width, height = 70, 26, 120, 26
-    image = np.full((top + len(EDGES) * height + 6, left + len(names) * width + 6, 3), 255, np.uint8)
+    image = np.full(
+        (top + len(EDGES) * height + 6, left + len(names) * width + 6, 3), 255, np.uint8
+    )
 
     def write(text: str, x: int, y: int, ink: int = 40) -> None:
-        cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (ink, ink, ink), 1, cv2.LINE_AA)
+        cv2.putText(
+            image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (ink, ink, ink), 1, cv2.LINE_AA
+        )
 
     for column, name in enumerate(names):
         write(name, left + column * width + 4, 17)
@@ -130,11 +209,22 @@ def probability_picture(space: Space, kind: str, table: np.ndarray, genotype: Ge
         write(edge, 6, top + row * height + 17)
         for column, value in enumerate(table[row]):
             corner = (left + column * width, top + row * height)
-            depth = min(max((value - even) / max(1 - even, 1e-9), 0), 1) ** 0.5     # the root: early differences are small
-            cv2.rectangle(image, corner, (corner[0] + width - 3, corner[1] + height - 3), tuple(int(255 - depth * fade) for fade in (60, 140, 225)), -1)
+            # the root: early differences are small
+            depth = min(max((value - even) / max(1 - even, 1e-9), 0), 1) ** 0.5
+            cv2.rectangle(
+                image,
+                corner,
+                (corner[0] + width - 3, corner[1] + height - 3),
+                tuple(int(255 - depth * fade) for fade in (60, 140, 225)),
+                -1,
+            )
             if (row, column) in chosen:
-                cv2.rectangle(image, corner, (corner[0] + width - 3, corner[1] + height - 3), (40, 40, 40), 2)
-            write(f"{100 * value:.2f} %", corner[0] + 34, corner[1] + 16, 40 if depth < 0.75 else 255)
+                cv2.rectangle(
+                    image, corner, (corner[0] + width - 3, corner[1] + height - 3), (40, 40, 40), 2
+                )
+            write(
+                f"{100 * value:.2f} %", corner[0] + 34, corner[1] + 16, 40 if depth < 0.75 else 255
+            )
     return image
 
 
@@ -145,8 +235,13 @@ def _scalars(figures: Mapping[str, Any]) -> dict[str, float]:
 def _places(space: Space, kind: str, genotype: Genotype) -> list[tuple[int, int]]:
     """(row, column) in the probabilities of each edge of a cell of the genotype."""
     edges = genotype.cells()[kind]
-    return [(EDGES.index((INPUTS + number // EDGES_PER_NODE, source)), space.operations[kind].index(operation))
-            for number, (operation, source) in enumerate(edges)]
+    return [
+        (
+            EDGES.index((INPUTS + number // EDGES_PER_NODE, source)),
+            space.operations[kind].index(operation),
+        )
+        for number, (operation, source) in enumerate(edges)
+    ]
 
 
 def _strengths(space: Space, kind: str, edges, found: Probabilities) -> list[float]:

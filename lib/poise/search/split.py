@@ -1,8 +1,10 @@
 """Which images train the weights of the search and which the architecture.
 
-The halves are of images, not of persons: two persons of one image share its light and its camera, and a wiring that remembers them
-would look better than it is. The authors' lists (train_w1 and train_a1 of MPII) were not released.
+The halves are of images, not of persons: two persons of one image share its light and its camera,
+and a wiring that remembers them would look better than it is. The authors' lists (train_w1 and
+train_a1 of MPII) were not released.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,8 +16,8 @@ from yacs.config import CfgNode
 
 from poise.datasets import PersonTable
 from poise.errors import DataError
-from poise.io.json_file import read_json
 from poise.io.files import replacing
+from poise.io.json_file import read_json
 
 NAME = "split.json"
 _ANEW = "to begin anew, remove search.pth beside it or set AUTO_RESUME False"
@@ -31,48 +33,85 @@ class Split:
     drawn: dict
 
     @classmethod
-    def draw(cls, cfg: CfgNode, table: PersonTable) -> "Split":
-        """SEARCH.SUBSET of the images that have persons, in a random order that SEARCH.SEED decides; of those SEARCH.W_FRACTION for the weights.
+    def draw(cls, cfg: CfgNode, table: PersonTable) -> Split:
+        """SEARCH.SUBSET of the images that have persons, in a random order that SEARCH.SEED
+        decides; of those SEARCH.W_FRACTION for the weights.
 
         Raises DataError where a part would be empty.
         """
         s = cfg.SEARCH
         ids = np.unique(table.image_ids[table.image_index])
-        used = np.random.default_rng(s.SEED).permutation(ids)[:round(s.SUBSET * len(ids))]
+        used = np.random.default_rng(s.SEED).permutation(ids)[: round(s.SUBSET * len(ids))]
         border = round(s.W_FRACTION * len(used))
         if not 0 < border < len(used):
-            raise DataError(f"SEARCH.SUBSET {s.SUBSET:g} and SEARCH.W_FRACTION {s.W_FRACTION:g} of {len(ids)} images leave {border} for the weights and "
-                            f"{len(used) - border} for the architecture; both need some")
+            raise DataError(
+                f"SEARCH.SUBSET {s.SUBSET:g} and SEARCH.W_FRACTION {s.W_FRACTION:g} of {len(ids)}"
+                f" images leave {border} for the weights and {len(used) - border} for the"
+                " architecture; both need some"
+            )
         return cls(np.sort(used[:border]), np.sort(used[border:]), _drawn(cfg))
 
     @classmethod
-    def read(cls, path: Path, cfg: CfgNode, table: PersonTable) -> "Split":
-        """The split that a run has stored. Raises DataError where it is none, or was drawn for other settings or another set."""
+    def read(cls, path: Path, cfg: CfgNode, table: PersonTable) -> Split:
+        """The split that a run has stored. Raises DataError where it is none, or was drawn for
+        other settings or another set.
+        """
         content = read_json(path, "split", _ANEW)
-        parts = [content.get(name) if isinstance(content, dict) else None for name in ("weights", "architecture")]
-        if not all(isinstance(part, list) and part and all(type(i) is int for i in part) for part in parts) or content.get("version") != VERSION:
+        parts = [
+            content.get(name) if isinstance(content, dict) else None
+            for name in ("weights", "architecture")
+        ]
+        if (
+            not all(
+                isinstance(part, list) and part and all(type(i) is int for i in part)
+                for part in parts
+            )
+            or content.get("version") != VERSION
+        ):
             raise DataError(f"{path}: not a split of a search of version {VERSION}; {_ANEW}")
         for name, value in _drawn(cfg).items():
             if content.get(name) != value:
-                raise DataError(f"{path}: drawn for {name} {content.get(name)!r}, the search has {value!r}; {_ANEW}")
+                raise DataError(
+                    f"{path}: drawn for {name} {content.get(name)!r}, the search has {value!r};"
+                    f" {_ANEW}"
+                )
         weights, architecture = (np.array(part, dtype=np.int64) for part in parts)
-        unknown = np.setdiff1d(np.concatenate([weights, architecture]), table.image_ids[table.image_index])
+        unknown = np.setdiff1d(
+            np.concatenate([weights, architecture]), table.image_ids[table.image_index]
+        )
         if len(unknown) or len(np.intersect1d(weights, architecture)):
-            raise DataError(f"{path}: {f'{len(unknown)} of its images are not in the set' if len(unknown) else 'an image is in both parts'}; "
-                            f"{_ANEW}")
+            raise DataError(
+                f"{path}:"
+                f" {f'{len(unknown)} of its images are not in the set' if len(unknown) else 'an image is in both parts'};"
+                f" {_ANEW}"
+            )
         return cls(weights, architecture, _drawn(cfg))
 
     def write(self, path: Path) -> None:
-        content = {"version": VERSION, **self.drawn, "weights": self.weights.tolist(), "architecture": self.architecture.tolist()}
+        content = {
+            "version": VERSION,
+            **self.drawn,
+            "weights": self.weights.tolist(),
+            "architecture": self.architecture.tolist(),
+        }
         with replacing(path) as part:
             part.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def tables(self, table: PersonTable) -> tuple[PersonTable, PersonTable]:
         """The persons of the two parts of a set."""
         ids = table.image_ids[table.image_index]
-        return (table.select(np.isin(ids, self.weights), "in images that are not for the weights"),
-                table.select(np.isin(ids, self.architecture), "in images that are not for the architecture"))
+        return (
+            table.select(np.isin(ids, self.weights), "in images that are not for the weights"),
+            table.select(
+                np.isin(ids, self.architecture), "in images that are not for the architecture"
+            ),
+        )
 
 
 def _drawn(cfg: CfgNode) -> dict:
-    return {"set": cfg.DATASET.TRAIN_SET, "seed": cfg.SEARCH.SEED, "subset": cfg.SEARCH.SUBSET, "w_fraction": cfg.SEARCH.W_FRACTION}
+    return {
+        "set": cfg.DATASET.TRAIN_SET,
+        "seed": cfg.SEARCH.SEED,
+        "subset": cfg.SEARCH.SUBSET,
+        "w_fraction": cfg.SEARCH.W_FRACTION,
+    }

@@ -1,4 +1,7 @@
-"""What a search will cost, measured on its first batch, and what to do where the memory is not enough."""
+"""What a search will cost, measured on its first batch, and what to do where the memory is not
+enough.
+"""
+
 from __future__ import annotations
 
 import time
@@ -8,20 +11,22 @@ from dataclasses import dataclass
 import torch
 from yacs.config import CfgNode
 
-from poise.io.files import memory_present
 from poise.engine import device as devices
 from poise.engine.memory import machine_limits, peak_memory
+from poise.io.files import memory_present
 from poise.search.alternation import Alternation
 from poise.search.space import Space
 from poise.search.supernet import build
 
 _GB = 1e9
-_PATIENCE = 10.0    # seconds that go into timing a kind of step
+_PATIENCE = 10.0  # seconds that go into timing a kind of step
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step of each kind; bytes at the peak, of the GPU or of this process, and how many there are; None where that is not known."""
+    """Seconds of a step of each kind; bytes at the peak, of the GPU or of this process, and how
+    many there are; None where that is not known.
+    """
 
     weights_seconds: float
     architecture_seconds: float
@@ -29,30 +34,54 @@ class Cost:
     present: int | None
 
     def __str__(self) -> str:
-        peak = "peak not known here" if self.peak is None else f"{self.peak / _GB:.2f} GB at the peak"
+        peak = (
+            "peak not known here" if self.peak is None else f"{self.peak / _GB:.2f} GB at the peak"
+        )
         present = "" if self.present is None else f" of {self.present / _GB:.1f} GB"
-        return f"{self.weights_seconds:.3f} s a weights step, {self.architecture_seconds:.3f} s an architecture step; memory: {peak}{present}"
+        return (
+            f"{self.weights_seconds:.3f} s a weights step, {self.architecture_seconds:.3f} s an"
+            f" architecture step; memory: {peak}{present}"
+        )
 
 
-def measure(cfg: CfgNode, space: Space, batch: dict[str, torch.Tensor], device: torch.device) -> Cost:
-    """Both steps on a batch, by a network made for this and thrown away. Raises PoiseError where they do not fit into the memory.
+def measure(
+    cfg: CfgNode, space: Space, batch: dict[str, torch.Tensor], device: torch.device
+) -> Cost:
+    """Both steps on a batch, by a network made for this and thrown away. Raises PoiseError where
+    they do not fit into the memory.
 
-    Linux grants a process more memory than there is and ends it without a word when it comes to that. So on the CPU two samples go
-    first, and where a whole batch is bound to fail it is not tried.
+    Linux grants a process more memory than there is and ends it without a word when it comes to
+    that. So on the CPU two samples go first, and where a whole batch is bound to fail it is not
+    tried.
     """
     with machine_limits("search", search_advice(cfg)):
-        trial = Alternation(cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device)
+        trial = Alternation(
+            cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device
+        )
         samples = len(batch["images"])
         few = {key: value[:2] for key, value in batch.items()}
         present = memory_present() if device.type == "cpu" else None
         if device.type == "cpu":
             steps = (lambda: trial.weights_step(few, 0), lambda: trial.architecture_step(few))
-            needed = max(kept_bytes(step, trial.weights) for step in steps) * samples // len(few["images"])
+            needed = (
+                max(kept_bytes(step, trial.weights) for step in steps)
+                * samples
+                // len(few["images"])
+            )
             if present is not None and needed > present:
-                raise MemoryError(f"a batch of {samples} needs more than {needed / _GB:.1f} GB, {present / _GB:.1f} GB are free")
+                raise MemoryError(
+                    f"a batch of {samples} needs more than {needed / _GB:.1f} GB,"
+                    f" {present / _GB:.1f} GB are free"
+                )
         else:
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = [_timed(step, device) for step in (lambda: trial.weights_step(batch, 0), lambda: trial.architecture_step(batch))]
+        seconds = [
+            _timed(step, device)
+            for step in (
+                lambda: trial.weights_step(batch, 0),
+                lambda: trial.architecture_step(batch),
+            )
+        ]
         peak = peak_memory(device)
     del trial
     if device.type == "cuda":
@@ -65,12 +94,17 @@ def search_advice(cfg: CfgNode) -> str:
     """Name the keys that a search's memory depends on."""
     s = cfg.SEARCH
     more = "" if s.CHECKPOINTING else "; SEARCH.CHECKPOINTING True takes less memory and more time"
-    return (f"lower SEARCH.BATCH_SIZE ({s.BATCH_SIZE}), SEARCH.INIT_CHANNELS ({s.INIT_CHANNELS}), SEARCH.LAYERS ({s.LAYERS}) or MODEL.IMAGE_SIZE, "
-            f"or raise SEARCH.PARTIAL_CHANNELS ({s.PARTIAL_CHANNELS}){more}")
+    return (
+        f"lower SEARCH.BATCH_SIZE ({s.BATCH_SIZE}), SEARCH.INIT_CHANNELS ({s.INIT_CHANNELS}),"
+        f" SEARCH.LAYERS ({s.LAYERS}) or MODEL.IMAGE_SIZE, or raise SEARCH.PARTIAL_CHANNELS"
+        f" ({s.PARTIAL_CHANNELS}){more}"
+    )
 
 
 def kept_bytes(step: Callable[[], object], parameters: list[torch.nn.Parameter]) -> int:
-    """Bytes of the tensors that are kept for the backward pass while `step` runs, `parameters` apart."""
+    """Bytes of the tensors that are kept for the backward pass while `step` runs, `parameters`
+    apart.
+    """
     own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept: dict[int, int] = {}
 
@@ -86,11 +120,14 @@ def kept_bytes(step: Callable[[], object], parameters: list[torch.nn.Parameter])
 
 
 def _timed(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a step. A first one asks the system for its memory, so it is done again unless that takes too long."""
+    """Seconds of a step. A first one asks the system for its memory, so it is done again unless
+    that takes too long.
+    """
     seconds: list[float] = []
     while not seconds or len(seconds) < 3 and sum(seconds) < _PATIENCE:
         begin = time.perf_counter()
-        step()      # its loss has been looked at when it returns, its optimiser may still be at work
+        # its loss has been looked at when it returns, its optimiser may still be at work
+        step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begin)

@@ -1,8 +1,11 @@
-"""Dataset files (experiments/datasets/*.yaml): a data set's joints, mirror pairs, limbs, upper body and OKS sigmas, and where its files lie.
+"""Dataset files (experiments/datasets/*.yaml): a data set's joints, mirror pairs, limbs, upper body
+and OKS sigmas, and where its files lie.
 
-They are the only home of these facts; experiments/datasets/template.yaml tells what each key means. Ultralytics' data.yaml
-is read as one. `COCO` and `MPII` of this module are the joints of the files of these names, read when they are first asked for.
+They are the only home of these facts; experiments/datasets/template.yaml tells what each key means.
+Ultralytics' data.yaml is read as one. `COCO` and `MPII` of this module are the joints of the files
+of these names, read when they are first asked for.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -16,16 +19,17 @@ import numpy as np
 from poise.errors import DataError, shown, shown_value
 from poise.io.json_file import as_id, with_ids
 
-DEFAULT_SIGMA = 0.067       # the mean of COCO's 17
+DEFAULT_SIGMA = 0.067  # the mean of COCO's 17
 
 
 @dataclass(frozen=True)
 class Skeleton:
     """A joint set of J joints.
 
-    names: J joint names. flip_pairs: index pairs that a mirror swaps. limbs: index pairs to draw as bones.
-    upper_body: joints that half-body augmentation treats as the upper half. both_halves: joints that MSPN counts in both. sigmas: J OKS constants, relative to
-    the square root of the object's area (half of the k of the COCO server). weights: J loss weights of
+    names: J joint names. flip_pairs: index pairs that a mirror swaps. limbs: index pairs to draw as
+    bones. upper_body: joints that half-body augmentation treats as the upper half. both_halves:
+    joints that MSPN counts in both. sigmas: J OKS constants, relative to the square root of the
+    object's area (half of the k of the COCO server). weights: J loss weights of
     LOSS.USE_DIFFERENT_JOINTS_WEIGHT.
     """
 
@@ -51,7 +55,9 @@ class Skeleton:
         return order
 
     def side(self, joint: int) -> int:
-        """-1 for a joint on the person's left, 1 on the right, 0 on the axis: by its name, or else its place in a mirror pair."""
+        """-1 for a joint on the person's left, 1 on the right, 0 on the axis: by its name, or
+        else its place in a mirror pair.
+        """
         name = self.names[joint]
         if name.startswith(("left", "right")):
             return -1 if name.startswith("left") else 1
@@ -60,7 +66,8 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Where a set's files are below the data set's root. labelled: whether it has joints to score. head_boxes: MPII's gt_valid.mat, or ''.
+    """Where a set's files are below the data set's root. labelled: whether it has joints to score.
+    head_boxes: MPII's gt_valid.mat, or ''.
 
     yolo_labels: the folder of YOLO labels from which the annotations are converted, or ''.
     """
@@ -74,8 +81,9 @@ class SetFiles:
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """What a dataset file says. format, metric: see METRICS. category: name or id of the annotations' category. sets: (pattern, SetFiles), with
-    {set} for the set's name. can_flip: whether flip_pairs are known.
+    """What a dataset file says. format, metric: see METRICS. category: name or id of the
+    annotations' category. sets: (pattern, SetFiles), with {set} for the set's name. can_flip:
+    whether flip_pairs are known.
 
     remarks: what a user should know before trusting figures.
     """
@@ -97,8 +105,13 @@ class DatasetFile:
         return self.skeleton.name
 
     def files(self, set_name: str) -> SetFiles:
-        """The files of a set: those of the first pattern that fits it, else those of every other set."""
-        found = next((files for pattern, files in self.sets if fnmatchcase(set_name, pattern)), SetFiles(self.annotations, self.images))
+        """The files of a set: those of the first pattern that fits it, else those of every other
+        set.
+        """
+        found = next(
+            (files for pattern, files in self.sets if fnmatchcase(set_name, pattern)),
+            SetFiles(self.annotations, self.images),
+        )
         return replace(
             found,
             **{
@@ -111,17 +124,30 @@ class DatasetFile:
 def describe_joints(skeleton: Skeleton) -> dict[str, Any]:
     """Return what predicting needs of a joint set, as plain values for a file's metadata."""
     names = skeleton.names
-    return {"name": skeleton.name, "joints": list(names), **{
-        key: [[names[joint] for joint in pair] for pair in getattr(skeleton, key)]
-        for key in ("flip_pairs", "limbs")}}
+    return {
+        "name": skeleton.name,
+        "joints": list(names),
+        **{
+            key: [[names[joint] for joint in pair] for pair in getattr(skeleton, key)]
+            for key in ("flip_pairs", "limbs")
+        },
+    }
 
 
 def other_joint(theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """Where two lists of joints' names differ first, in words for an error line; '' where they are equal."""
+    """Where two lists of joints' names differ first, in words for an error line; '' where they
+    are equal.
+    """
     if len(theirs) != len(ours):
         return f"it has {len(theirs)} joints and not {len(ours)}"
-    place = next((place for place, (one, other) in enumerate(zip(theirs, ours)) if one != other), None)
-    return "" if place is None else f"its joint {place} is {shown(theirs[place])} and not {shown(ours[place])}"
+    place = next(
+        (place for place, (one, other) in enumerate(zip(theirs, ours)) if one != other), None
+    )
+    return (
+        ""
+        if place is None
+        else f"its joint {place} is {shown(theirs[place])} and not {shown(ours[place])}"
+    )
 
 
 def find_category(
@@ -166,5 +192,3 @@ def crowd_flag(annotation: dict) -> bool | None:
         return bool(value)
     number = as_id(value)
     return None if number is None else number != 0
-
-

@@ -1,4 +1,7 @@
-"""Charts as SVG texts that stand inside a page and take its colours, light or dark. Needs matplotlib (pip install poise[plot])."""
+"""Charts as SVG texts that stand inside a page and take its colours, light or dark. Needs
+matplotlib (pip install poise[plot]).
+"""
+
 from __future__ import annotations
 
 import functools
@@ -26,9 +29,17 @@ class Palette(NamedTuple):
 
 
 #: for pictures on white, and of the series on light pages
-PAPER = Palette("#1b1b1b", "#d5d5d5", ("#1f6fb4", "#d9730d", "#8fb98f", "#e0b23c", "#b565c4", "#d64545", "#6b8fd6", "#888888"))
+PAPER = Palette(
+    "#1b1b1b",
+    "#d5d5d5",
+    ("#1f6fb4", "#d9730d", "#8fb98f", "#e0b23c", "#b565c4", "#d64545", "#6b8fd6", "#888888"),
+)
 # matplotlib wants colours; a page has CSS variables, for which these stand until the SVG is written
-_STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)", **{f"#0303{number:02x}": f"var(--series-{number})" for number in range(len(PAPER.series))}}
+_STAND_INS = {
+    "#010101": "currentColor",
+    "#020202": "var(--line)",
+    **{f"#0303{number:02x}": f"var(--series-{number})" for number in range(len(PAPER.series))},
+}
 PAGE = Palette(*list(_STAND_INS)[:2], tuple(_STAND_INS)[2:])
 
 
@@ -39,10 +50,30 @@ _LEGEND_MARK, _LEGEND_LETTER, _LEGEND_COLUMNS = 40, 4.8, 4
 def _settings(palette: Palette) -> dict[str, Any]:
     ink, line, _ = palette
     return {
-        "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "poise", "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"],
-        "font.size": 9, "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": line, "xtick.color": ink, "ytick.color": ink, "axes.titlesize": 10,
-        "axes.grid": True, "grid.color": line, "grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-        "legend.frameon": False, "legend.fontsize": 8, "legend.labelcolor": ink, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "poise",
+        "font.family": "sans-serif",
+        "font.sans-serif": ["system-ui", "DejaVu Sans"],
+        "font.size": 9,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": line,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "axes.titlesize": 10,
+        "axes.grid": True,
+        "grid.color": line,
+        "grid.linewidth": 0.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "legend.labelcolor": ink,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
     }
 
 
@@ -61,14 +92,18 @@ def need_matplotlib():
     try:
         import matplotlib
     except ImportError as error:
-        raise PoiseError(f"charts need matplotlib, which cannot be imported ({error}): pip install 'poise[plot]'") from None
+        raise PoiseError(
+            f"charts need matplotlib, which cannot be imported ({error}): pip install 'poise[plot]'"
+        ) from None
     # the page's fonts are the reader's, so it does not matter which of them this machine has
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     return matplotlib
 
 
 def styled(palette: Palette) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """For functions that draw: our settings around all of it. They raise PoiseError without matplotlib."""
+    """For functions that draw: our settings around all of it. They raise PoiseError without
+    matplotlib.
+    """
 
     def decorated(draw: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(draw)
@@ -82,7 +117,9 @@ def styled(palette: Palette) -> Callable[[Callable[..., T]], Callable[..., T]]:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any):
-    """(figure, axes (rows, columns)) of inches, outside of pyplot, which would look for a display."""
+    """(figure, axes (rows, columns)) of inches, outside of pyplot, which would look for a
+    display.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -92,11 +129,14 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 def svg(figure, title: str) -> str:
     """The figure as an <svg> element without anything that points elsewhere."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     drawing = text.getvalue()
-    drawing = drawing[drawing.index("<svg"):]
+    drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.S)
-    drawing = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", drawing)      # inside HTML they say nothing
+    # inside HTML they say nothing
+    drawing = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", drawing)
     drawing = drawing.replace("xlink:href", "href")
     # several drawings stand in one page, so their ids must differ
     prefix = f"c{zlib.crc32((title + drawing).encode()):08x}-"
@@ -109,22 +149,45 @@ def svg(figure, title: str) -> str:
 
 
 @styled(PAGE)
-def bars(title: str, series: Mapping[str, Sequence[float]], labels: Sequence[str], value: str, *, limits: tuple[float, float] | None = (0, 1)) -> str:
-    """Horizontal bars: one group for each label, top down, with one bar for each of the series; NaN and -1 are left out."""
+def bars(
+    title: str,
+    series: Mapping[str, Sequence[float]],
+    labels: Sequence[str],
+    value: str,
+    *,
+    limits: tuple[float, float] | None = (0, 1),
+) -> str:
+    """Horizontal bars: one group for each label, top down, with one bar for each of the series;
+    NaN and -1 are left out.
+    """
     figure, axes = new_figure(7, 0.6 + 0.26 * len(labels) * (0.5 + 0.5 * len(series)))
     _draw_bars(axes[0, 0], series, labels, value, limits)
     return svg(figure, title)
 
 
-def _draw_bars(axis, series: Mapping[str, Sequence[float]], labels: Sequence[str], value: str, limits: tuple[float, float] | None,
-               legend: bool = True) -> None:
+def _draw_bars(
+    axis,
+    series: Mapping[str, Sequence[float]],
+    labels: Sequence[str],
+    value: str,
+    limits: tuple[float, float] | None,
+    legend: bool = True,
+) -> None:
     thick = 0.8 / len(series)
     place = np.arange(len(labels))
     for number, (name, values) in enumerate(series.items()):
         values = np.array(values, float)
         values = np.where(values == -1, np.nan, values)
-        drawn = axis.barh(place + (number - (len(series) - 1) / 2) * thick, np.nan_to_num(values), thick * 0.92, label=_plain(name), color=PAGE.series[number])
-        axis.bar_label(drawn, [f"{v:.3f}" if np.isfinite(v) else "none" for v in values], padding=2, fontsize=7)
+        drawn = axis.barh(
+            place + (number - (len(series) - 1) / 2) * thick,
+            np.nan_to_num(values),
+            thick * 0.92,
+            label=_plain(name),
+            color=PAGE.series[number],
+        )
+        axis.bar_label(
+            drawn, [f"{v:.3f}" if np.isfinite(v) else "none" for v in values], padding=2, fontsize=7
+        )
     axis.set_yticks(place, labels)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
@@ -138,12 +201,18 @@ def _draw_bars(axis, series: Mapping[str, Sequence[float]], labels: Sequence[str
 
 
 @styled(PAGE)
-def panels(title: str, groups: Mapping[str, tuple[Mapping[str, Sequence[float]], Sequence[str]]], value: str) -> str:
+def panels(
+    title: str,
+    groups: Mapping[str, tuple[Mapping[str, Sequence[float]], Sequence[str]]],
+    value: str,
+) -> str:
     """Two panels of bars in a row: title of the panel -> (series, labels)."""
     rows = -(-len(groups) // 2)
     largest = max(len(labels) * (0.5 + 0.5 * len(series)) for series, labels in groups.values())
     figure, axes = new_figure(9, rows * (0.9 + 0.27 * largest), rows, 2)
-    for axis, (name, (series, labels)) in itertools.zip_longest(axes.flat, groups.items(), fillvalue=(None, (None, None))):
+    for axis, (name, (series, labels)) in itertools.zip_longest(
+        axes.flat, groups.items(), fillvalue=(None, (None, None))
+    ):
         if name is None:
             axis.set_visible(False)
             continue
@@ -156,13 +225,29 @@ def panels(title: str, groups: Mapping[str, tuple[Mapping[str, Sequence[float]],
 
 
 @styled(PAGE)
-def stacked(title: str, files: Mapping[str, Mapping[str, Sequence[float]]], labels: Sequence[str], value: str) -> str:
-    """A panel for each result file: a bar for each label, made of the shares of the parts; name -> part -> values."""
-    figure, axes = new_figure(4.6 * len(files) + 1, 0.9 + 0.24 * len(labels), 1, len(files), sharey=True)
+def stacked(
+    title: str,
+    files: Mapping[str, Mapping[str, Sequence[float]]],
+    labels: Sequence[str],
+    value: str,
+) -> str:
+    """A panel for each result file: a bar for each label, made of the shares of the parts; name
+    -> part -> values.
+    """
+    figure, axes = new_figure(
+        4.6 * len(files) + 1, 0.9 + 0.24 * len(labels), 1, len(files), sharey=True
+    )
     for axis, (name, parts) in zip(axes[0], files.items()):
         left = np.zeros(len(labels))
         for number, (part, values) in enumerate(parts.items()):
-            axis.barh(np.arange(len(labels)), values, 0.78, left=left, color=PAGE.series[2 + number], label=part)
+            axis.barh(
+                np.arange(len(labels)),
+                values,
+                0.78,
+                left=left,
+                color=PAGE.series[2 + number],
+                label=part,
+            )
             left = left + np.asarray(values, float)
         axis.set_yticks(np.arange(len(labels)), labels)
         axis.set_xlim(0, 1)
@@ -177,9 +262,20 @@ def stacked(title: str, files: Mapping[str, Mapping[str, Sequence[float]]], labe
 
 
 @styled(PAGE)
-def lines(title: str, curves: Sequence[Curve], x: str, y: str, *, diagonal: bool = False, limits: tuple[float, float] | None = (0, 1.02),
-          size: tuple[float, float] = (7, 4), logarithmic: bool = False) -> str:
-    """Curves over a common axis; with a diagonal where x and y should be equal, or with a logarithmic y axis."""
+def lines(
+    title: str,
+    curves: Sequence[Curve],
+    x: str,
+    y: str,
+    *,
+    diagonal: bool = False,
+    limits: tuple[float, float] | None = (0, 1.02),
+    size: tuple[float, float] = (7, 4),
+    logarithmic: bool = False,
+) -> str:
+    """Curves over a common axis; with a diagonal where x and y should be equal, or with a
+    logarithmic y axis.
+    """
     figure, axes = new_figure(*size)
     _draw_lines(axes[0, 0], PAGE, curves, x, y, diagonal, limits, logarithmic)
     return svg(figure, title)
@@ -187,7 +283,9 @@ def lines(title: str, curves: Sequence[Curve], x: str, y: str, *, diagonal: bool
 
 @styled(PAPER)
 def lines_as_png(charts: Sequence[tuple[str, Sequence[Curve], str, bool]]) -> bytes:
-    """A PNG on white with charts (title, curves, name of the x axis, whether logarithmic), two in a row."""
+    """A PNG on white with charts (title, curves, name of the x axis, whether logarithmic), two
+    in a row.
+    """
     rows = -(-len(charts) // 2)
     figure, axes = new_figure(12, 3.6 * rows, rows, 2)
     for axis, chart in itertools.zip_longest(axes.flat, charts):
@@ -201,12 +299,28 @@ def lines_as_png(charts: Sequence[tuple[str, Sequence[Curve], str, bool]]) -> by
     return data.getvalue()
 
 
-def _draw_lines(axis, palette: Palette, curves: Sequence[Curve], x: str, y: str, diagonal: bool = False, limits: tuple[float, float] | None = None,
-                logarithmic: bool = False) -> None:
+def _draw_lines(
+    axis,
+    palette: Palette,
+    curves: Sequence[Curve],
+    x: str,
+    y: str,
+    diagonal: bool = False,
+    limits: tuple[float, float] | None = None,
+    logarithmic: bool = False,
+) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     for curve in curves:
-        axis.plot(curve.x, curve.y, curve.style, color=palette.series[curve.colour % len(palette.series)], label=_plain(curve.name), linewidth=1.6, markersize=4)
+        axis.plot(
+            curve.x,
+            curve.y,
+            curve.style,
+            color=palette.series[curve.colour % len(palette.series)],
+            label=_plain(curve.name),
+            linewidth=1.6,
+            markersize=4,
+        )
     if diagonal:
         axis.plot([0, 1], [0, 1], ":", color=palette.ink, linewidth=1, label="equal")
     axis.set_xlabel(x)
@@ -214,7 +328,8 @@ def _draw_lines(axis, palette: Palette, curves: Sequence[Curve], x: str, y: str,
     if limits:
         axis.set_ylim(*limits)
     if x == "epoch":
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))      # of one epoch one tick, no fractions
+        # of one epoch one tick, no fractions
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if logarithmic:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -225,13 +340,22 @@ def _draw_lines(axis, palette: Palette, curves: Sequence[Curve], x: str, y: str,
 
 
 def _legend(axis) -> None:
-    """Above the chart, in as many columns, up to 4, as the chart is wide enough for: constrained layout would squeeze it otherwise."""
+    """Above the chart, in as many columns, up to 4, as the chart is wide enough for: constrained
+    layout would squeeze it otherwise.
+    """
     names = axis.get_legend_handles_labels()[1]
-    width = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols      # points
+    # points
+    width = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols
     fitting = int(width / (_LEGEND_MARK + _LEGEND_LETTER * max(map(len, names))))
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, min(_LEGEND_COLUMNS, fitting, len(names))))
+    axis.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=max(1, min(_LEGEND_COLUMNS, fitting, len(names))),
+    )
 
 
 def _plain(text: str) -> str:
-    """A name for a legend, from which matplotlib leaves those with an underscore at the beginning."""
+    """A name for a legend, from which matplotlib leaves those with an underscore at the
+    beginning.
+    """
     return f" {text}" if text.startswith("_") else text

@@ -1,4 +1,7 @@
-"""Pictures: skeletons on images and crops, heatmaps, mosaics. Images are (H, W, 3) uint8 in BGR order, as OpenCV writes them."""
+"""Pictures: skeletons on images and crops, heatmaps, mosaics. Images are (H, W, 3) uint8 in BGR
+order, as OpenCV writes them.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,39 +16,60 @@ from poise.structures.skeleton import Skeleton
 # left, right, middle: told apart also by people who do not tell red from green
 _SIDE_COLOURS = {-1: (0, 165, 255), 1: (255, 120, 30), 0: (80, 220, 80)}
 _BOX_COLOUR = (230, 230, 230)
-Color = tuple[int, int, int]        # BGR
-_GOLDEN_RATIO = 0.618034            # multiples of it, modulo 1, stay far apart from each other
-_RING_SIZE = 0.4        # dots of smaller persons have no white ring, which would cover the limbs
-GAP = 2         # pixels between the pictures of a mosaic
-JPEG_SIDE = 65_000         # a JPEG has no longer one
+Color = tuple[int, int, int]  # BGR
+_GOLDEN_RATIO = 0.618034  # multiples of it, modulo 1, stay far apart from each other
+_RING_SIZE = 0.4  # dots of smaller persons have no white ring, which would cover the limbs
+GAP = 2  # pixels between the pictures of a mosaic
+JPEG_SIDE = 65_000  # a JPEG has no longer one
 
 
-def draw_person(image: np.ndarray, keypoints: np.ndarray, skeleton: Skeleton, *, shown: np.ndarray | None = None, scale: float = 1.0,
-                person_side: float = 0.0, limb_color: Color | None = None) -> None:
-    """Draw a skeleton into `image`: keypoints (J, 2) pixels; shown (J,) bool, all by default; scale: of lines and dots.
+def draw_person(
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    skeleton: Skeleton,
+    *,
+    shown: np.ndarray | None = None,
+    scale: float = 1.0,
+    person_side: float = 0.0,
+    limb_color: Color | None = None,
+) -> None:
+    """Draw a skeleton into `image`: keypoints (J, 2) pixels; shown (J,) bool, all by default;
+    scale: of lines and dots.
 
-    The person's left is orange, the right blue, the middle green; limb_color is used for all limbs instead.
-    person_side: longer side of the person's box in pixels, for lines and dots that fit small persons;
-    0: the person fills the image.
+    The person's left is orange, the right blue, the middle green; limb_color is used for all limbs
+    instead. person_side: longer side of the person's box in pixels, for lines and dots that fit
+    small persons; 0: the person fills the image.
     """
     shown = np.ones(len(keypoints), bool) if shown is None else np.asarray(shown, bool)
     # far outside points would overflow OpenCV's fixed-point coordinates
     limit = 4 * max(image.shape[:2])
-    usable = shown & np.isfinite(keypoints).all(axis=1) & (np.abs(np.nan_to_num(keypoints)) < limit).all(axis=1)
+    usable = (
+        shown
+        & np.isfinite(keypoints).all(axis=1)
+        & (np.abs(np.nan_to_num(keypoints)) < limit).all(axis=1)
+    )
     size = _line_size(image, person_side) * scale
     thick, radius = max(1, round(1.6 * size)), max(1, round(2.2 * size))
 
     def at(joint: int) -> tuple[int, int]:
-        return int(round(float(keypoints[joint, 0]) * 8)), int(round(float(keypoints[joint, 1]) * 8))
+        return int(round(float(keypoints[joint, 0]) * 8)), int(
+            round(float(keypoints[joint, 1]) * 8)
+        )
 
     for a, b in skeleton.limbs:
         if usable[a] and usable[b]:
-            side = skeleton.side(a) if skeleton.side(a) == skeleton.side(b) else skeleton.side(a) + skeleton.side(b)
+            side = (
+                skeleton.side(a)
+                if skeleton.side(a) == skeleton.side(b)
+                else skeleton.side(a) + skeleton.side(b)
+            )
             cv2.line(image, at(a), at(b), limb_color or _SIDE_COLOURS[side], thick, cv2.LINE_AA, 3)
     for joint in np.flatnonzero(usable):
         if size >= _RING_SIZE:
             cv2.circle(image, at(joint), (radius + 1) * 8, (255, 255, 255), -1, cv2.LINE_AA, 3)
-        cv2.circle(image, at(joint), radius * 8, _SIDE_COLOURS[skeleton.side(joint)], -1, cv2.LINE_AA, 3)
+        cv2.circle(
+            image, at(joint), radius * 8, _SIDE_COLOURS[skeleton.side(joint)], -1, cv2.LINE_AA, 3
+        )
 
 
 def _line_size(image: np.ndarray, person_side: float) -> float:
@@ -61,14 +85,19 @@ def person_color(number: int) -> Color:
     return b, g, r
 
 
-def draw_box(image: np.ndarray, box: np.ndarray, label: str = "", color: Color = _BOX_COLOUR) -> None:
-    """Draw a person's box into `image`: (4,) left, top, right, bottom in pixels, clipped to the image.
+def draw_box(
+    image: np.ndarray, box: np.ndarray, label: str = "", color: Color = _BOX_COLOUR
+) -> None:
+    """Draw a person's box into `image`: (4,) left, top, right, bottom in pixels, clipped to the
+    image.
 
     The label stands above the box, or inside where there is no room.
     """
     height, width = image.shape[:2]
     last = np.array([width - 1, height - 1] * 2)
-    left, top, right, bottom = (int(value) for value in np.clip(np.nan_to_num(box), 0, last).round())
+    left, top, right, bottom = (
+        int(value) for value in np.clip(np.nan_to_num(box), 0, last).round()
+    )
     size = _line_size(image, max(right - left, bottom - top))
     cv2.rectangle(image, (left, top), (right, bottom), color, max(1, round(size)), cv2.LINE_AA)
     if not label:
@@ -78,7 +107,9 @@ def draw_box(image: np.ndarray, box: np.ndarray, label: str = "", color: Color =
     (text_width, _), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     scale = max(0.35, scale * min(1.0, (right - left) / max(text_width, 1)))
     thick = max(1, round(2 * scale))
-    (text_width, text_height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
+    (text_width, text_height), below = cv2.getTextSize(
+        label, cv2.FONT_HERSHEY_SIMPLEX, scale, thick
+    )
     tall = text_height + below + 2
     left = max(0, min(left, width - text_width - 3))
     top = top - tall if top >= tall else top
@@ -102,21 +133,31 @@ def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = GAP) -> np.nda
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
-        canvas[top:top + height, left:left + width] = image
+        canvas[top : top + height, left : left + width] = image
     return canvas
 
 
-def crop_mosaic(crops: np.ndarray, joints: np.ndarray, shown: np.ndarray, skeleton: Skeleton, columns: int = 8) -> np.ndarray:
-    """Crops (B, H, W, 3) with their skeletons: joints (B, J, 2) crop pixels, shown (B, J). Small crops are enlarged."""
+def crop_mosaic(
+    crops: np.ndarray, joints: np.ndarray, shown: np.ndarray, skeleton: Skeleton, columns: int = 8
+) -> np.ndarray:
+    """Crops (B, H, W, 3) with their skeletons: joints (B, J, 2) crop pixels, shown (B, J). Small
+    crops are enlarged.
+    """
     drawn, zoom = [], max(1, round(256 / crops.shape[1]))
     for crop, points, mask in zip(crops, joints, shown):
-        drawn.append(cv2.resize(crop, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC) if zoom > 1 else np.ascontiguousarray(crop))
+        drawn.append(
+            cv2.resize(crop, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+            if zoom > 1
+            else np.ascontiguousarray(crop)
+        )
         draw_person(drawn[-1], (points + 0.5) * zoom - 0.5, skeleton, shown=mask > 0)
     return mosaic(drawn, min(columns, len(drawn)))
 
 
 def heatmap_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
-    """A row per crop (B, H, W, 3): the crop, then it under each of its heatmaps (B, J, h, w), at heatmap size."""
+    """A row per crop (B, H, W, 3): the crop, then it under each of its heatmaps (B, J, h, w), at
+    heatmap size.
+    """
     height, width = heatmaps.shape[2:]
     pictures = []
     for crop, maps in zip(crops, heatmaps):
@@ -126,13 +167,19 @@ def heatmap_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
 
 
 def encoded(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
-    """A picture file's content, of the kind that `ending` says. quality: of a JPEG. Raises DataError for a picture that such a file cannot hold."""
+    """A picture file's content, of the kind that `ending` says. quality: of a JPEG. Raises
+    DataError for a picture that such a file cannot hold.
+    """
     try:
-        done, data = cv2.imencode(ending, image, [cv2.IMWRITE_JPEG_QUALITY, quality] if ending == ".jpg" else [])
+        done, data = cv2.imencode(
+            ending, image, [cv2.IMWRITE_JPEG_QUALITY, quality] if ending == ".jpg" else []
+        )
     except cv2.error:
         done = False
     if not done:
-        raise DataError(f"a picture of {image.shape[1]} x {image.shape[0]} cannot be written as {ending[1:]}")
+        raise DataError(
+            f"a picture of {image.shape[1]} x {image.shape[0]} cannot be written as {ending[1:]}"
+        )
     return data.tobytes()
 
 

@@ -1,14 +1,16 @@
 """HTML pages that need nothing else: no script, no request, light and dark."""
-from __future__ import annotations
-import math
-from collections.abc import Iterable
-from collections.abc import Sequence
-from poise.visualization import charts
-from poise.errors import escape_html
-import base64
-import numpy as np
-from poise.visualization import draw as visualize
 
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from poise.errors import escape_html
+from poise.visualization import charts
+from poise.visualization import draw as visualize
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1b1b1b; --soft: #666; --line: #d5d5d5; --better: #137333; --worse: #b3261e;
@@ -24,7 +26,10 @@ th { vertical-align: bottom; white-space: normal; } td.text { white-space: norma
 figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { display: flex; flex-wrap: wrap; gap: 8px; } .panels > * { max-width: 100%; } .panels figure { margin: 0; }
 .panels img { max-width: 100%; border: 1px solid var(--line); } figcaption { font-size: .85em; color: var(--soft); overflow-wrap: anywhere; }
 .picture { margin: 1.2em 0; } .picture p { margin: .1em 0; overflow-wrap: anywhere; }
-""".replace("LIGHT", " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(charts.PAPER.series)))
+""".replace(
+    "LIGHT",
+    " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(charts.PAPER.series)),
+)
 
 
 # nothing may be fetched, whatever a file's text holds
@@ -37,27 +42,47 @@ class Markup(str):
 
 def document(title: str, parts: Iterable[str]) -> str:
     """A whole page of HTML parts."""
-    return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<link rel="icon" href="data:,">\n<title>{escape_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n' + "\n".join(parts) + "\n</body>\n</html>\n")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n<meta name="viewport"'
+        ' content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon"'
+        f' href="data:,">\n<title>{escape_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n'
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """A figure, or a dash where there is none."""
-    return "–" if value is None or not math.isfinite(value) or value == -1 else f"{value:.{digits}f}"
+    return (
+        "–" if value is None or not math.isfinite(value) or value == -1 else f"{value:.{digits}f}"
+    )
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()
+) -> str:
     """An HTML table; every cell is escaped that is not Markup."""
+
     def cell(content: str, column: int) -> str:
         shown = content if isinstance(content, Markup) else escape_html(content)
         return f'<td class="text">{shown}</td>' if column in text_columns else f"<td>{shown}</td>"
 
     lines = ["".join(cell(content, column) for column, content in enumerate(row)) for row in rows]
-    titles = "".join(f'<th{" class=text" if column in text_columns else ""}>{escape_html(name)}</th>' for column, name in enumerate(head))
-    return (f'<div class="scroll"><table><tr>{titles}</tr>'
-            + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>")
+    titles = "".join(
+        f"<th{' class=text' if column in text_columns else ''}>{escape_html(name)}</th>"
+        for column, name in enumerate(head)
+    )
+    return (
+        f'<div class="scroll"><table><tr>{titles}</tr>'
+        + "".join(f"<tr>{line}</tr>" for line in lines)
+        + "</table></div>"
+    )
 
 
 def data_uri(picture: np.ndarray) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(visualize.encoded(picture, ".jpg", quality=82)).decode()
+    return (
+        "data:image/jpeg;base64,"
+        + base64.b64encode(visualize.encoded(picture, ".jpg", quality=82)).decode()
+    )

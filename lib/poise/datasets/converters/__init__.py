@@ -1,8 +1,11 @@
-"""Keypoint annotations between COCO's form and those of labelling tools: one file a format, each with `read` and `write`.
+"""Keypoint annotations between COCO's form and those of labelling tools: one file a format, each
+with `read` and `write`.
 
-    pictures = converters.read("labelme", "data/hands/labels", dataset_file, images="data/hands/images/train")
-    converters.write("coco", "data/hands/annotations/train.json", dataset_file, pictures)
+    pictures = converters.read("labelme", "data/hands/labels", dataset_file,
+    images="data/hands/images/train") converters.write("coco", "data/hands/annotations/train.json",
+    dataset_file, pictures)
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,14 +13,21 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from poise.datasets.converters.images import LabelledPicture, LeftOut, describe_left_out, tell_left_out
-from poise.errors import DataError, shown
+from poise.datasets.converters.images import (
+    LabelledPicture,
+    LeftOut,
+    describe_left_out,
+    tell_left_out,
+)
+from poise.errors import DataError, pluralize, shown
 from poise.structures.skeleton import DatasetFile
-from poise.errors import pluralize
 
 
-def read(form: str, source: str | Path, data: DatasetFile, *, images: str | Path | None = None) -> list[LabelledPicture]:
-    """The pictures of a file (coco, cvat) or folder (yolo, labelme). form: a module of this package. images: their folder, which yolo needs.
+def read(
+    form: str, source: str | Path, data: DatasetFile, *, images: str | Path | None = None
+) -> list[LabelledPicture]:
+    """The pictures of a file (coco, cvat) or folder (yolo, labelme). form: a module of this
+    package. images: their folder, which yolo needs.
 
     With `images` the other formats have the sizes of their images checked. What is left out is in
     the log. Raises DataError, in one line.
@@ -51,8 +61,12 @@ def convert(
     return pictures
 
 
-def write(form: str, target: str | Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
-    """Write pictures in a format, to a file (coco, cvat) or into a folder (yolo, labelme). Raises DataError where they cannot be written."""
+def write(
+    form: str, target: str | Path, data: DatasetFile, pictures: Sequence[LabelledPicture]
+) -> None:
+    """Write pictures in a format, to a file (coco, cvat) or into a folder (yolo, labelme).
+    Raises DataError where they cannot be written.
+    """
     _module(form).write(Path(target), data, pictures)
 
 

@@ -1,10 +1,14 @@
-"""CVAT for images 1.1, XML (https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/): skeletons, and boxes of the same group_id.
+"""CVAT for images 1.1, XML (https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/):
+skeletons, and boxes of the same group_id.
 
-A <skeleton> with the category as its label is a person; its <points> are the joints: outside="1" is not labelled, occluded="1" COCO's flag 1, others 2. Other
-skeletons and shapes are left out and counted. A <box> of any label with the skeleton's group_id (not 0) is its box, and so is the only one without a group_id that
-is called like the category, of the only skeleton without a box; of a turned one the upright box around it. Without one the box is that around the joints. Areas
-are not kept.
+A <skeleton> with the category as its label is a person; its <points> are the joints: outside="1" is
+not labelled, occluded="1" COCO's flag 1, others 2. Other skeletons and shapes are left out and
+counted. A <box> of any label with the skeleton's group_id (not 0) is its box, and so is the only
+one without a group_id that is called like the category, of the only skeleton without a box; of a
+turned one the upright box around it. Without one the box is that around the joints. Areas are not
+kept.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -14,25 +18,32 @@ from xml.parsers import expat
 
 import numpy as np
 
-from poise.io.archives import name_fault
-from poise.io.files import check_memory, read_bytes
-from poise.datasets.converters.images import LabelledPerson, LabelledPicture, LeftOut, box_around, check_sizes, match_boxes, numbers
+from poise.datasets.converters.images import (
+    LabelledPerson,
+    LabelledPicture,
+    LeftOut,
+    box_around,
+    check_sizes,
+    match_boxes,
+    numbers,
+)
 from poise.errors import DataError, one_line, shown
+from poise.io.archives import name_fault
+from poise.io.files import check_memory, read_bytes, replacing
 from poise.structures.skeleton import DatasetFile
-from poise.io.files import replacing
 
 PERSON = "a person is a skeleton that is called like the category"
 _OTHERS = "skeletons called "
 _MOST_BYTES = 1 << 29
 _DEEPEST = 32
-_MAX_TAG_BYTES = 1 << 21        # a mask is one attribute
-_MAX_ATTRIBUTES = 100           # of an element; CVAT writes about ten
-_MAX_NAMES = 1000               # of elements and attributes, which the parser keeps
-_MAX_VALUES = 2_000_000         # elements and attributes of one image: 2000 persons of 133 joints
-_MAX_IMAGE_BYTES = 1 << 27      # with its masks
+_MAX_TAG_BYTES = 1 << 21  # a mask is one attribute
+_MAX_ATTRIBUTES = 100  # of an element; CVAT writes about ten
+_MAX_NAMES = 1000  # of elements and attributes, which the parser keeps
+_MAX_VALUES = 2_000_000  # elements and attributes of one image: 2000 persons of 133 joints
+_MAX_IMAGE_BYTES = 1 << 27  # with its masks
 _CHUNK_BYTES = 1 << 18
 _CHECK_BYTES = 1 << 26
-_PICTURE_BYTES, _PERSON_BYTES, _JOINT_BYTES = 500, 600, 24      # in memory, of what is read
+_PICTURE_BYTES, _PERSON_BYTES, _JOINT_BYTES = 500, 600, 24  # in memory, of what is read
 
 
 class _Refused(Exception):
@@ -122,7 +133,10 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
         yield from parser.images
         parser.images.clear()
     if not count:
-        raise DataError(f"{path}: not a file of 'CVAT for images 1.1': it needs <annotations> with <image>; export the task in that format")
+        raise DataError(
+            f"{path}: not a file of 'CVAT for images 1.1': it needs <annotations> with <image>;"
+            " export the task in that format"
+        )
 
 
 def read(
@@ -140,7 +154,9 @@ def read(
                 "or rename the images"
             )
         pictures[picture.name] = picture
-        picture.persons += _persons(entry, picture, data, f"{path}: image {shown(picture.name)}", left)
+        picture.persons += _persons(
+            entry, picture, data, f"{path}: image {shown(picture.name)}", left
+        )
         needed += _PICTURE_BYTES + len(picture.persons) * (
             _PERSON_BYTES + _JOINT_BYTES * data.skeleton.num_joints
         )
@@ -149,8 +165,10 @@ def read(
             checked = needed
     other = [reason.removeprefix(_OTHERS) for reason in left if reason.startswith(_OTHERS)]
     if other and not any(picture.persons for picture in pictures.values()):
-        raise DataError(f"{path}: no skeleton is called {shown(data.category, 40)}, the category of {data.path}; there are "
-                        f"{', '.join(shown(name, 40) for name in sorted(other)[:5])}")
+        raise DataError(
+            f"{path}: no skeleton is called {shown(data.category, 40)}, the category of"
+            f" {data.path}; there are {', '.join(shown(name, 40) for name in sorted(other)[:5])}"
+        )
     if images is not None:
         check_sizes(path, list(pictures.values()), images)
     return list(pictures.values()), left
@@ -228,15 +246,23 @@ def _keypoints(skeleton: ElementTree.Element, data: DatasetFile, where: str) -> 
     for points in skeleton.findall("points"):
         label = points.get("label")
         if label not in data.skeleton.names:
-            raise DataError(f"{where}: a point is called {shown(label, 40)}, which is none of the joints of {data.path}")
+            raise DataError(
+                f"{where}: a point is called {shown(label, 40)}, which is none of the joints of"
+                f" {data.path}"
+            )
         if label in done:
             raise DataError(f"{where}: a skeleton has {shown(label, 40)} twice")
         done.add(label)
         values = numbers((points.get("points") or "").split(","), where, f"the point {label}")
         if len(values) != 2:
-            raise DataError(f"{where}: the point {label} has {len(values)} numbers, expected x and y")
+            raise DataError(
+                f"{where}: the point {label} has {len(values)} numbers, expected x and y"
+            )
         if points.get("outside", "0") != "1":
-            keypoints[data.skeleton.names.index(label)] = *values, 1.0 if points.get("occluded", "0") == "1" else 2.0
+            keypoints[data.skeleton.names.index(label)] = (
+                *values,
+                (1.0 if points.get("occluded", "0") == "1" else 2.0),
+            )
     return keypoints
 
 
@@ -246,16 +272,36 @@ def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) ->
     ElementTree.SubElement(root, "version").text = "1.1"
     label = str(data.category)
     for number, picture in enumerate(pictures):
-        image = ElementTree.SubElement(root, "image", id=str(number), name=picture.name, width=str(picture.width), height=str(picture.height))
+        image = ElementTree.SubElement(
+            root,
+            "image",
+            id=str(number),
+            name=picture.name,
+            width=str(picture.width),
+            height=str(picture.height),
+        )
         for group, person in enumerate(picture.persons, 1):
             x, y, width, height = person.box.tolist()
             corners = {"xtl": x, "ytl": y, "xbr": x + width, "ybr": y + height}
             both = {"label": label, "source": "manual", "z_order": "0", "group_id": str(group)}
-            ElementTree.SubElement(image, "box", both, occluded="0", **{key: f"{value:.4f}" for key, value in corners.items()})
+            ElementTree.SubElement(
+                image,
+                "box",
+                both,
+                occluded="0",
+                **{key: f"{value:.4f}" for key, value in corners.items()},
+            )
             skeleton = ElementTree.SubElement(image, "skeleton", both)
             for name, (x, y, flag) in zip(data.skeleton.names, person.keypoints):
-                ElementTree.SubElement(skeleton, "points", label=name, source="manual", outside=str(int(flag == 0)), occluded=str(int(flag == 1)),
-                                       points=f"{x:.4f},{y:.4f}")
+                ElementTree.SubElement(
+                    skeleton,
+                    "points",
+                    label=name,
+                    source="manual",
+                    outside=str(int(flag == 0)),
+                    occluded=str(int(flag == 1)),
+                    points=f"{x:.4f},{y:.4f}",
+                )
     ElementTree.indent(root)
     with replacing(path) as part:
         part.write_bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))

@@ -1,4 +1,5 @@
 """What all formats can say: pictures, their size, and persons with a box and joints."""
+
 from __future__ import annotations
 
 import logging
@@ -11,18 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from poise.io.files import read_bytes
+from poise.errors import DataError, shown
 from poise.io import image_header
 from poise.io.decoding import Picture
-from poise.io.images import ImageFolder, MAX_ENCODED_BYTES
-from poise.errors import DataError, shown
+from poise.io.files import read_bytes
+from poise.io.images import MAX_ENCODED_BYTES, ImageFolder, is_picture_name
 from poise.structures.crops import FARTHEST
-from poise.io.images import is_picture_name
 
 log = logging.getLogger(__name__)
 
-_MARGIN = 0.1       # of the joints' extent, where nobody drew a box
-_MAX_KINDS = 10     # of what was left out, that are listed
+_MARGIN = 0.1  # of the joints' extent, where nobody drew a box
+_MAX_KINDS = 10  # of what was left out, that are listed
 _MAX_REASONS = 1000  # counted apart; labels are as many as the file has
 _OTHER = "other labels"
 _ONE = re.compile(r"\A(?:(box)es|((?:crowd |other |more )?\w+)s)\b")
@@ -30,7 +30,9 @@ _ONE = re.compile(r"\A(?:(box)es|((?:crowd |other |more )?\w+)s)\b")
 
 @dataclass
 class LabelledPerson:
-    """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where it is not labelled."""
+    """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where
+    it is not labelled.
+    """
 
     box: np.ndarray
     keypoints: np.ndarray
@@ -47,12 +49,17 @@ class LabelledPicture:
 
 
 def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
-    """{file of a picture's labels: the picture's name}. Raises DataError for two pictures that would share one, a.jpg and a.png."""
+    """{file of a picture's labels: the picture's name}. Raises DataError for two pictures that
+    would share one, a.jpg and a.png.
+    """
     found: dict[str, str] = {}
     for name in names:
         file = PurePosixPath(name).with_suffix(ending).as_posix()
         if file in found:
-            raise DataError(f"{shown(found[file])} and {shown(name)} have their labels in one file, {shown(file)}; rename one of the pictures")
+            raise DataError(
+                f"{shown(found[file])} and {shown(name)} have their labels in one file,"
+                f" {shown(file)}; rename one of the pictures"
+            )
         found[file] = name
     return found
 
@@ -70,7 +77,7 @@ class LeftOut(Counter[str]):
 def describe_left_out(left: LeftOut) -> str:
     """Return what a reader left out, with numbers; '' for nothing."""
     kinds = sorted((+left).items())
-    if len(kinds) > _MAX_KINDS:     # those there are most of
+    if len(kinds) > _MAX_KINDS:  # those there are most of
         kinds = [*(+left).most_common(_MAX_KINDS), (len(kinds) - _MAX_KINDS, "more kinds")]
     return ", ".join(f"{count} {_for_count(reason, count)}" for reason, count in kinds)
 
@@ -124,7 +131,9 @@ def match_boxes(
 
 
 def box_around(keypoints: np.ndarray, width: float, height: float) -> np.ndarray:
-    """The box (4,) around the labelled joints (J, 3), a tenth larger on each side, within the picture."""
+    """The box (4,) around the labelled joints (J, 3), a tenth larger on each side, within the
+    picture.
+    """
     points = keypoints[keypoints[:, 2] > 0, :2]
     low, high = points.min(axis=0), points.max(axis=0)
     margin = _MARGIN * np.maximum(high - low, 0.05 * max(width, height))
@@ -211,7 +220,7 @@ def numbers(values: Iterable[object], where: str, what: str) -> list[float]:
     found = []
     for value in values:
         try:
-            found.append(float(value) if not isinstance(value, bool) else float("nan"))     # type: ignore[arg-type]
+            found.append(float(value) if not isinstance(value, bool) else float("nan"))  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             found.append(float("nan"))
         if not abs(found[-1]) < FARTHEST:

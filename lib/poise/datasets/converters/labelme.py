@@ -1,10 +1,14 @@
-"""labelme's JSON (https://github.com/wkentaro/labelme): a file for each image, beside it or in a folder of their own.
+"""labelme's JSON (https://github.com/wkentaro/labelme): a file for each image, beside it or in a
+folder of their own.
 
-A joint is a point whose label is its name; a rectangle with the category as its label is the person's box, upright around a turned one. Other rectangles and
-shapes are left out and counted. What belongs to one person has one group_id; only a single rectangle, or a single person, may be without. Without any group_id a
-picture has one person, or each point belongs to the smallest rectangle that holds it. Points with a flag `hidden` or the description 'hidden' have COCO's flag 1,
+A joint is a point whose label is its name; a rectangle with the category as its label is the
+person's box, upright around a turned one. Other rectangles and shapes are left out and counted.
+What belongs to one person has one group_id; only a single rectangle, or a single person, may be
+without. Without any group_id a picture has one person, or each point belongs to the smallest
+rectangle that holds it. Points with a flag `hidden` or the description 'hidden' have COCO's flag 1,
 others 2. Where there is no rectangle the box is that around the joints. Areas are not kept.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,14 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from poise.io.archives import name_fault
-from poise.datasets.converters.images import LabelledPerson, LabelledPicture, LeftOut, box_around, check_sizes, label_files, match_boxes, numbers
+from poise.datasets.converters.images import (
+    LabelledPerson,
+    LabelledPicture,
+    LeftOut,
+    box_around,
+    check_sizes,
+    label_files,
+    match_boxes,
+    numbers,
+)
 from poise.errors import DataError, shown
+from poise.io.archives import name_fault
+from poise.io.files import replacing
 from poise.io.json_file import read_json
 from poise.structures.skeleton import DatasetFile
-from poise.io.files import replacing
 
-_VERSION = "5.5.0"      # of labelme, whose files these are
+_VERSION = "5.5.0"  # of labelme, whose files these are
 _HIDDEN = "hidden"
 _BOXES = ("rectangle", "oriented_rectangle", "rotation")  # the last is X-AnyLabeling's
 PERSON = "a person is points called like the joints, with a rectangle called like the category"
@@ -29,7 +42,9 @@ PERSON = "a person is points called like the joints, with a rectangle called lik
 def read(
     folder: Path, data: DatasetFile, images: Path | None = None
 ) -> tuple[list[LabelledPicture], LeftOut]:
-    """The pictures of all .json files in a folder and those below it. A picture's name is the file's, with the ending of imagePath."""
+    """The pictures of all .json files in a folder and those below it. A picture's name is the
+    file's, with the ending of imagePath.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of labelme's JSON files")
     files = sorted(folder.rglob("*.json"))
@@ -45,12 +60,22 @@ def read(
 def _read_one(path: Path, relative: Path, data: DatasetFile, left: LeftOut) -> LabelledPicture:
     content = read_json(path, "labelme file")
     shapes = content.get("shapes") if isinstance(content, dict) else None
-    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes) or not isinstance(content.get("imagePath"), str):
+    if (
+        not isinstance(shapes, list)
+        or not all(isinstance(shape, dict) for shape in shapes)
+        or not isinstance(content.get("imagePath"), str)
+    ):
         raise DataError(f"{path}: not a file of labelme: it needs `shapes` and `imagePath`")
-    width, height = numbers([content.get("imageWidth"), content.get("imageHeight")], str(path), "imageWidth or imageHeight")
+    width, height = numbers(
+        [content.get("imageWidth"), content.get("imageHeight")],
+        str(path),
+        "imageWidth or imageHeight",
+    )
     if min(width, height) < 1:
         raise DataError(f"{path}: the image is {width:g} x {height:g} pixels large")
-    name = relative.with_suffix(PurePosixPath(content["imagePath"].replace("\\", "/")).suffix).as_posix()
+    name = relative.with_suffix(
+        PurePosixPath(content["imagePath"].replace("\\", "/")).suffix
+    ).as_posix()
     if name_fault(name):
         raise DataError(f"{path}: the image name {shown(name)} {name_fault(name)}")
     picture = LabelledPicture(name, int(width), int(height))
@@ -58,21 +83,34 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, left: LeftOut) -> L
         keypoints = np.zeros((data.skeleton.num_joints, 3))
         for joint, x, y, flag in points:
             if keypoints[joint, 2]:
-                raise DataError(f"{path}: has {data.skeleton.names[joint]} twice for one person; give each person's points and box a group_id of their own")
+                raise DataError(
+                    f"{path}: has {data.skeleton.names[joint]} twice for one person; give each"
+                    " person's points and box a group_id of their own"
+                )
             keypoints[joint] = x, y, flag
-        if not points:      # a box alone teaches nothing
+        if not points:  # a box alone teaches nothing
             left.add("rectangles without a joint", box is not None)
             continue
-        picture.persons.append(LabelledPerson(box if box is not None else box_around(keypoints, width, height), keypoints))
+        picture.persons.append(
+            LabelledPerson(
+                box if box is not None else box_around(keypoints, width, height), keypoints
+            )
+        )
     return picture
 
 
-def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: LeftOut) -> list[tuple[np.ndarray | None, list[tuple]]]:
+def _groups(
+    path: Path, shapes: list[dict], data: DatasetFile, left: LeftOut
+) -> list[tuple[np.ndarray | None, list[tuple]]]:
     """(box or None, [(joint, x, y, flag)]) of each person."""
     boxes: list[tuple[Any, np.ndarray]] = []
     points: list[tuple[Any, tuple]] = []
     for number, shape in enumerate(shapes):
-        where, label, kind = f"{path}: shape {number}", shape.get("label"), shape.get("shape_type", "point")
+        where, label, kind = (
+            f"{path}: shape {number}",
+            shape.get("label"),
+            shape.get("shape_type", "point"),
+        )
         # of a category by its id the name is not known
         if kind in _BOXES and label != data.category and isinstance(data.category, str):
             left.add(f"rectangles called {label}")
@@ -83,9 +121,15 @@ def _groups(path: Path, shapes: list[dict], data: DatasetFile, left: LeftOut) ->
         elif kind == "point":
             ((x, y),) = _corners(shape, where, (1,)).tolist()
             if label not in data.skeleton.names:
-                raise DataError(f"{where}: the point is called {shown(label, 40)}, which is none of the joints of {data.path}")
+                raise DataError(
+                    f"{where}: the point is called {shown(label, 40)}, which is none of the joints"
+                    f" of {data.path}"
+                )
             flags = shape.get("flags") if isinstance(shape.get("flags"), dict) else {}
-            hidden = bool(flags.get(_HIDDEN)) or str(shape.get("description") or "").strip().lower() == _HIDDEN
+            hidden = (
+                bool(flags.get(_HIDDEN))
+                or str(shape.get("description") or "").strip().lower() == _HIDDEN
+            )
             point = (data.skeleton.names.index(label), x, y, 1.0 if hidden else 2.0)
             points.append((_group(shape, where), point))
         else:
@@ -137,9 +181,17 @@ def _without_groups(path: Path, boxes: list[np.ndarray], points: list[tuple]) ->
         return [(boxes[0] if boxes else None, points)]
     groups: list[tuple[np.ndarray, list]] = [(box, []) for box in boxes]
     for point in points:
-        holding = [group for group in groups if (group[0][:2] <= point[1:3]).all() and (point[1:3] <= group[0][:2] + group[0][2:]).all()]
+        holding = [
+            group
+            for group in groups
+            if (group[0][:2] <= point[1:3]).all()
+            and (point[1:3] <= group[0][:2] + group[0][2:]).all()
+        ]
         if not holding:
-            raise DataError(f"{path}: the point at {point[1]:g}, {point[2]:g} lies in no rectangle; give each person's points and box a group_id")
+            raise DataError(
+                f"{path}: the point at {point[1]:g}, {point[2]:g} lies in no rectangle; give each"
+                " person's points and box a group_id"
+            )
         min(holding, key=lambda group: group[0][2:].prod())[1].append(point)
     return groups
 
@@ -153,14 +205,34 @@ def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) 
         shapes = []
         for group, person in enumerate(picture.persons, 1):
             x, y, width, height = person.box.tolist()
-            shapes.append(_shape(str(data.category), [[x, y], [x + width, y + height]], group, "rectangle"))
-            shapes += [_shape(name, [[float(x), float(y)]], group, "point", _HIDDEN if flag == 1 else "")
-                       for name, (x, y, flag) in zip(data.skeleton.names, person.keypoints) if flag > 0]
-        content = {"version": _VERSION, "flags": {}, "shapes": shapes, "imagePath": PurePosixPath(picture.name).name, "imageData": None,
-                   "imageHeight": picture.height, "imageWidth": picture.width}
+            shapes.append(
+                _shape(str(data.category), [[x, y], [x + width, y + height]], group, "rectangle")
+            )
+            shapes += [
+                _shape(name, [[float(x), float(y)]], group, "point", _HIDDEN if flag == 1 else "")
+                for name, (x, y, flag) in zip(data.skeleton.names, person.keypoints)
+                if flag > 0
+            ]
+        content = {
+            "version": _VERSION,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": PurePosixPath(picture.name).name,
+            "imageData": None,
+            "imageHeight": picture.height,
+            "imageWidth": picture.width,
+        }
         with replacing(folder / file) as part:
             part.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 
 def _shape(label: str, points: list, group: int, kind: str, description: str = "") -> dict:
-    return {"label": label, "points": points, "group_id": group, "description": description, "shape_type": kind, "flags": {}, "mask": None}
+    return {
+        "label": label,
+        "points": points,
+        "group_id": group,
+        "description": description,
+        "shape_type": kind,
+        "flags": {},
+        "mask": None,
+    }

@@ -1,9 +1,12 @@
-"""YOLO-pose text (https://docs.ultralytics.com/datasets/pose/): a .txt for each image, a line for each person.
+"""YOLO-pose text (https://docs.ultralytics.com/datasets/pose/): a .txt for each image, a line for
+each person.
 
-Class, centre x, y, width and height of the box, then x, y and the flag of each joint, or x and y alone; all but class and flags as shares of the image. Joints
-without flags are taken as seen, those at 0, 0 as not labelled. Class 0 is read. An image without a file has nobody in it. Areas are not kept.
-Sizes are those of the upright image, which ultralytics and labelling tools read.
+Class, centre x, y, width and height of the box, then x, y and the flag of each joint, or x and y
+alone; all but class and flags as shares of the image. Joints without flags are taken as seen, those
+at 0, 0 as not labelled. Class 0 is read. An image without a file has nobody in it. Areas are not
+kept. Sizes are those of the upright image, which ultralytics and labelling tools read.
 """
+
 from __future__ import annotations
 
 import logging
@@ -12,11 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.io.files import read_bytes
-from poise.datasets.converters.images import LabelledPerson, LabelledPicture, LeftOut, image_sizes, label_files, numbers
+from poise.datasets.converters.images import (
+    LabelledPerson,
+    LabelledPicture,
+    LeftOut,
+    image_sizes,
+    label_files,
+    numbers,
+)
 from poise.errors import DataError
+from poise.io.files import read_bytes, replacing
 from poise.structures.skeleton import DatasetFile
-from poise.io.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +40,10 @@ def read(
 ) -> tuple[list[LabelledPicture], LeftOut]:
     """The pictures of `images`, which must be given: the text does not say how large they are."""
     if images is None:
-        raise DataError(f"{folder}: YOLO's text is relative to the size of the images; give their folder with --images")
+        raise DataError(
+            f"{folder}: YOLO's text is relative to the size of the images; give their folder with"
+            " --images"
+        )
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of YOLO's text files")
     sizes = image_sizes(images)
@@ -39,14 +51,21 @@ def read(
     texts = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt"))
     strange = [text for text in texts if text not in by_text and Path(text).name not in _LISTS]
     if strange:
-        raise DataError(f"{folder / strange[0]}: {images} has no image of this name{f', nor for {len(strange) - 1} more files' if len(strange) > 1 else ''}")
+        raise DataError(
+            f"{folder / strange[0]}: {images} has no image of this"
+            f" name{f', nor for {len(strange) - 1} more files' if len(strange) > 1 else ''}"
+        )
     pictures = []
     there = set(texts)
     left = LeftOut()
     for text, name in by_text.items():
         picture = LabelledPicture(name, *sizes[name].upright)
         if text in there:
-            lines = read_bytes(folder / text, "label file", _MOST_BYTES).decode("utf-8", "replace").splitlines()
+            lines = (
+                read_bytes(folder / text, "label file", _MOST_BYTES)
+                .decode("utf-8", "replace")
+                .splitlines()
+            )
             for number, line in enumerate(lines, 1):
                 values = numbers(line.split(), f"{folder / text}, line {number}", "it")
                 if values and values[0] != CLASS:
@@ -70,10 +89,15 @@ def read(
     return pictures, left
 
 
-def _person(values: list[float], picture: LabelledPicture, joints: int, where: str) -> LabelledPerson:
+def _person(
+    values: list[float], picture: LabelledPicture, joints: int, where: str
+) -> LabelledPerson:
     with_flags = len(values) == 5 + 3 * joints
     if not with_flags and len(values) != 5 + 2 * joints:
-        raise DataError(f"{where}: has {len(values)} numbers, expected {5 + 3 * joints} (class, box, {joints} joints x 3) or {5 + 2 * joints} (without flags)")
+        raise DataError(
+            f"{where}: has {len(values)} numbers, expected {5 + 3 * joints} (class, box, {joints}"
+            f" joints x 3) or {5 + 2 * joints} (without flags)"
+        )
     size = np.array([picture.width, picture.height], np.float64)
     if max(map(abs, values[1:5])) > 2:
         raise DataError(f"{where}: the box {values[1:5]} is not given as shares of the image")
@@ -88,7 +112,10 @@ def _person(values: list[float], picture: LabelledPicture, joints: int, where: s
         raise DataError(f"{where}: has a flag that is none of 0, 1 and 2")
     if np.abs(points[flags > 0, :2]).max(initial=0) > 2:
         raise DataError(f"{where}: joints are not given as shares of the image")
-    return LabelledPerson(np.concatenate([centre - extent / 2, extent]), np.column_stack([points[:, :2] * size * (flags > 0)[:, None], flags]))
+    return LabelledPerson(
+        np.concatenate([centre - extent / 2, extent]),
+        np.column_stack([points[:, :2] * size * (flags > 0)[:, None], flags]),
+    )
 
 
 def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
@@ -98,8 +125,13 @@ def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) 
         size = np.array([picture.width, picture.height], np.float64)
         lines = []
         for person in picture.persons:
-            box = np.concatenate([(person.box[:2] + person.box[2:] / 2) / size, person.box[2:] / size])
-            joints = [f"{x:.8f} {y:.8f} {flag:.0f}" for (x, y), flag in zip(person.keypoints[:, :2] / size, person.keypoints[:, 2])]
+            box = np.concatenate(
+                [(person.box[:2] + person.box[2:] / 2) / size, person.box[2:] / size]
+            )
+            joints = [
+                f"{x:.8f} {y:.8f} {flag:.0f}"
+                for (x, y), flag in zip(person.keypoints[:, :2] / size, person.keypoints[:, 2])
+            ]
             lines.append(" ".join([str(CLASS), *(f"{value:.8f}" for value in box), *joints]) + "\n")
         with replacing(folder / file) as part:
             part.write_text("".join(lines), encoding="utf-8")

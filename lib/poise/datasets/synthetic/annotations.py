@@ -1,30 +1,51 @@
 """A synthetic scene as annotations: COCO persons and crowds, MPII persons, and made detections.
 
-Formats: COCO, cocodataset.org/#format-data (keypoints, person category); MPII, the json of SimpleBaseline and HRNet
-with the arrays of their gt_valid.mat.
+Formats: COCO, cocodataset.org/#format-data (keypoints, person category); MPII, the json of
+SimpleBaseline and HRNet with the arrays of their gt_valid.mat.
 """
+
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
 from poise.config.datasets import COCO, MPII
-
 from poise.datasets.synthetic.scene import Scene
 
-MPII_MAT_NAMES = ("rank", "rkne", "rhip", "lhip", "lkne", "lank", "pelv", "thor", "neck", "head", "rwri", "relb",
-                  "rsho", "lsho", "lelb", "lwri")
+MPII_MAT_NAMES = (
+    "rank",
+    "rkne",
+    "rhip",
+    "lhip",
+    "lkne",
+    "lank",
+    "pelv",
+    "thor",
+    "neck",
+    "head",
+    "rwri",
+    "relb",
+    "rsho",
+    "lsho",
+    "lelb",
+    "lwri",
+)
 _FEWEST_MPII_JOINTS = 5
 _LOOSE = 1.8  # how far a polygon may leave its mask, in thirds of a pixel
-# MPII's objpos lies this share of the person's height above the middle of the joints (median of 2,017 whole persons of
-# its validation set); readers move it down again
+# MPII's objpos lies this share of the person's height above the middle of the joints (median of
+# 2,017 whole persons of its validation set); readers move it down again
 _OBJPOS_LIFT = 0.032
 
 
 def coco_category() -> dict:
     """COCO's person category; its limbs count joints from 1."""
-    return {"supercategory": "person", "id": 1, "name": "person", "keypoints": list(COCO.names),
-            "skeleton": [[a + 1, b + 1] for a, b in COCO.limbs]}
+    return {
+        "supercategory": "person",
+        "id": 1,
+        "name": "person",
+        "keypoints": list(COCO.names),
+        "skeleton": [[a + 1, b + 1] for a, b in COCO.limbs],
+    }
 
 
 def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
@@ -34,15 +55,37 @@ def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
         joints = figure.joints.copy()
         height, width = figure.mask.shape
         labelled = joints[:, 2] > 0
-        joints[labelled, :2] = np.clip(np.round(joints[labelled, :2], 2), 0, (width - 1, height - 1))
-        keypoints = [int(v) if k % 3 == 2 else _number(v) for k, v in enumerate(joints.ravel().tolist())]
-        found.append({"segmentation": mask_polygons(figure.mask), "num_keypoints": int(labelled.sum()),
-                      "area": int(figure.mask.sum()), "iscrowd": 0, "keypoints": keypoints, "image_id": image_id,
-                      "bbox": _tight_box(figure.mask), "category_id": 1})
+        joints[labelled, :2] = np.clip(
+            np.round(joints[labelled, :2], 2), 0, (width - 1, height - 1)
+        )
+        keypoints = [
+            int(v) if k % 3 == 2 else _number(v) for k, v in enumerate(joints.ravel().tolist())
+        ]
+        found.append(
+            {
+                "segmentation": mask_polygons(figure.mask),
+                "num_keypoints": int(labelled.sum()),
+                "area": int(figure.mask.sum()),
+                "iscrowd": 0,
+                "keypoints": keypoints,
+                "image_id": image_id,
+                "bbox": _tight_box(figure.mask),
+                "category_id": 1,
+            }
+        )
     if scene.crowd is not None:
-        found.append({"segmentation": mask_rle(scene.crowd), "num_keypoints": 0, "area": int(scene.crowd.sum()),
-                      "iscrowd": 1, "keypoints": [0] * (3 * COCO.num_joints), "image_id": image_id,
-                      "bbox": _tight_box(scene.crowd), "category_id": 1})
+        found.append(
+            {
+                "segmentation": mask_rle(scene.crowd),
+                "num_keypoints": 0,
+                "area": int(scene.crowd.sum()),
+                "iscrowd": 1,
+                "keypoints": [0] * (3 * COCO.num_joints),
+                "image_id": image_id,
+                "bbox": _tight_box(scene.crowd),
+                "category_id": 1,
+            }
+        )
     return found
 
 
@@ -53,7 +96,12 @@ def _number(value: float) -> float | int:
 def _tight_box(mask: np.ndarray) -> list[int]:
     """[x, y, width, height] around the true pixels of `mask`."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
+    return [
+        int(columns[0]),
+        int(rows[0]),
+        int(columns[-1] - columns[0] + 1),
+        int(rows[-1] - rows[0] + 1),
+    ]
 
 
 def mask_rle(mask: np.ndarray) -> dict:
@@ -65,14 +113,16 @@ def mask_rle(mask: np.ndarray) -> dict:
 
 
 def mask_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Trace a mask (H, W) as COCO polygons [x1, y1, x2, y2, ...] along the outer edges of its pixels.
+    """Trace a mask (H, W) as COCO polygons [x1, y1, x2, y2, ...] along the outer edges of its
+    pixels.
 
-    COCO's polygons cannot have holes, so a hole is joined to its outline by a cut of no width: the even-odd filling of
-    pycocotools leaves it empty.
+    COCO's polygons cannot have holes, so a hole is joined to its outline by a cut of no width: the
+    even-odd filling of pycocotools leaves it empty.
     """
     x, y, width, height = _tight_box(mask)
-    fine = 3  # a contour runs through pixel centres; on a finer grid these come close to the pixels' edges
-    crop = mask[y:y + height, x:x + width].astype(np.uint8)
+    # a contour runs through pixel centres; on a finer grid these come close to the pixels' edges
+    fine = 3
+    crop = mask[y : y + height, x : x + width].astype(np.uint8)
     crop = cv2.resize(crop, None, fx=fine, fy=fine, interpolation=cv2.INTER_NEAREST)
     contours, tree = cv2.findContours(crop, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     polygons = []
@@ -97,11 +147,13 @@ def mask_polygons(mask: np.ndarray) -> list[list[float]]:
 def _cut_open(ring, hole):
     apart = ((ring[:, None] - hole[None]) ** 2).sum(2)
     i, j = np.unravel_index(int(apart.argmin()), apart.shape)
-    return np.concatenate((ring[:i + 1], hole[j:], hole[:j + 1], ring[i:]))
+    return np.concatenate((ring[: i + 1], hole[j:], hole[: j + 1], ring[i:]))
 
 
 def made_detections(scene: Scene, image_id: int, rng: np.random.Generator) -> list[dict]:
-    """Person boxes as a good detector would give them, made from the truth: shifted, doubled, missed and false ones."""
+    """Person boxes as a good detector would give them, made from the truth: shifted, doubled,
+    missed and false ones.
+    """
     height, width = scene.image.shape[:2]
     boxes, scores = [], []
     for figure in scene.figures:
@@ -123,8 +175,14 @@ def made_detections(scene: Scene, image_id: int, rng: np.random.Generator) -> li
     for box, score in zip(boxes, scores):
         low = np.clip(box[:2], 0, (width - 2, height - 2))
         high = np.clip(box[:2] + box[2:], low + 1, (width, height))
-        found.append({"bbox": np.round(np.concatenate((low, high - low)), 2).tolist(), "category_id": 1,
-                      "image_id": image_id, "score": round(float(score), 5)})
+        found.append(
+            {
+                "bbox": np.round(np.concatenate((low, high - low)), 2).tolist(),
+                "category_id": 1,
+                "image_id": image_id,
+                "score": round(float(score), 5),
+            }
+        )
     return found
 
 
@@ -135,7 +193,9 @@ def _jittered(rng, box, spread):
 
 
 def mpii_annotations(scene: Scene, image: str) -> list[dict]:
-    """MPII persons of a scene: the json's keys, and `head_box` (4,) for gt_valid.mat; positions count from 1."""
+    """MPII persons of a scene: the json's keys, and `head_box` (4,) for gt_valid.mat; positions
+    count from 1.
+    """
     found = []
     for figure in scene.figures:
         shown = figure.mpii[:, 2] > 0
@@ -145,24 +205,40 @@ def mpii_annotations(scene: Scene, image: str) -> list[dict]:
         size = float((box[2:] - box[:2]).max())
         centre = (box[:2] + box[2:]) / 2 + 1 - (0, _OBJPOS_LIFT * size)
         places = np.where(shown[:, None], np.round(figure.mpii[:, :2] + 1, 2), -1.0)
-        found.append({"joints_vis": shown.astype(int).tolist(), "joints": places.tolist(), "image": image,
-                      "scale": round(size / 200, 6), "center": np.round(centre, 2).tolist(),
-                      "head_box": np.round(figure.person.head_box() + 1, 2).tolist()})
+        found.append(
+            {
+                "joints_vis": shown.astype(int).tolist(),
+                "joints": places.tolist(),
+                "image": image,
+                "scale": round(size / 200, 6),
+                "center": np.round(centre, 2).tolist(),
+                "head_box": np.round(figure.person.head_box() + 1, 2).tolist(),
+            }
+        )
     return found
 
 
 def mpii_arrays(persons: list[dict]) -> dict:
     """The arrays of gt_valid.mat for N persons.
 
-    dataset_joints (1, 16) names, jnt_missing (16, N) uint8, pos_gt_src (16, 2, N) and headboxes_src (2, 2, N) float64,
-    both in pixels from 1; headboxes_src[0] is the upper left corner and headboxes_src[1] the lower right one.
+    dataset_joints (1, 16) names, jnt_missing (16, N) uint8, pos_gt_src (16, 2, N) and headboxes_src
+    (2, 2, N) float64, both in pixels from 1; headboxes_src[0] is the upper left corner and
+    headboxes_src[1] the lower right one.
     """
     number = len(persons)
-    joints = np.array([person["joints"] for person in persons], float).reshape(number, MPII.num_joints, 2)
-    shown = np.array([person["joints_vis"] for person in persons], bool).reshape(number, MPII.num_joints)
+    joints = np.array([person["joints"] for person in persons], float).reshape(
+        number, MPII.num_joints, 2
+    )
+    shown = np.array([person["joints_vis"] for person in persons], bool).reshape(
+        number, MPII.num_joints
+    )
     joints[~shown] = 0
     names = np.empty((1, MPII.num_joints), object)
     names[0] = MPII_MAT_NAMES
     heads = np.array([person["head_box"] for person in persons], float).reshape(number, 2, 2)
-    return {"dataset_joints": names, "jnt_missing": np.ascontiguousarray(~shown.T).astype(np.uint8),
-            "pos_gt_src": joints.transpose(1, 2, 0), "headboxes_src": heads.transpose(1, 2, 0)}
+    return {
+        "dataset_joints": names,
+        "jnt_missing": np.ascontiguousarray(~shown.T).astype(np.uint8),
+        "pos_gt_src": joints.transpose(1, 2, 0),
+        "headboxes_src": heads.transpose(1, 2, 0),
+    }

@@ -1,10 +1,13 @@
-"""A jointed body in three dimensions: proportions, poses within joint limits, and where its joints come to lie.
+"""A jointed body in three dimensions: proportions, poses within joint limits, and where its joints
+come to lie.
 
-Lengths are in units of the standing height; angles are in degrees. The body's own axes are x to the person's left,
-y up, z forward; `pose_body` hands on camera axes x right, y DOWN, z towards the viewer, so that x and y are image
-directions. The projection is orthographic. Segment lengths follow Drillis and Contini's table (1966), with the head
-a little larger, as a person seen from eye height shows it.
+Lengths are in units of the standing height; angles are in degrees. The body's own axes are x to the
+person's left, y up, z forward; `pose_body` hands on camera axes x right, y DOWN, z towards the
+viewer, so that x and y are image directions. The projection is orthographic. Segment lengths follow
+Drillis and Contini's table (1966), with the head a little larger, as a person seen from eye height
+shows it.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -34,16 +37,25 @@ class Build:
 
 
 def sample_build(rng: np.random.Generator) -> Build:
-    """Draw an adult's or, one time in four, a child's proportions; heads are a little larger than life, for faces are a few pixels."""
+    """Draw an adult's or, one time in four, a child's proportions; heads are a little larger
+    than life, for faces are a few pixels.
+    """
     child = rng.random() < 1 / 4
     length = rng.normal(1, 0.035, 8)
     head = (0.210 if child else 0.188) * np.clip(length[0], 0.93, 1.07)
     legs = 0.94 if child else 1.0
     return Build(
-        head=head, neck=0.040 * length[1], torso=0.272 * length[2],
-        shoulder=rng.uniform(0.092, 0.122), hip=rng.uniform(0.050, 0.064),
-        upper_arm=0.163 * length[3], forearm=0.145 * length[4], hand=0.068 * length[5],
-        thigh=0.245 * legs * length[6], shin=0.238 * legs * length[7], foot=rng.uniform(0.115, 0.135),
+        head=head,
+        neck=0.040 * length[1],
+        torso=0.272 * length[2],
+        shoulder=rng.uniform(0.092, 0.122),
+        hip=rng.uniform(0.050, 0.064),
+        upper_arm=0.163 * length[3],
+        forearm=0.145 * length[4],
+        hand=0.068 * length[5],
+        thigh=0.245 * legs * length[6],
+        shin=0.238 * legs * length[7],
+        foot=rng.uniform(0.115, 0.135),
         girth=float(np.clip(rng.normal(1.38, 0.13), 1.0, 1.75)),
     )
 
@@ -52,7 +64,8 @@ def sample_build(rng: np.random.Generator) -> Build:
 class Pose:
     """Joint angles.
 
-    arms: per side (forward, sideways, inward turn, elbow); legs: per side (forward, sideways, outward turn, knee).
+    arms: per side (forward, sideways, inward turn, elbow); legs: per side (forward, sideways,
+    outward turn, knee).
     """
 
     name: str
@@ -67,7 +80,9 @@ class Pose:
 
 @dataclass(frozen=True)
 class View:
-    """yaw 0 faces the camera; pitch is how far the camera looks down; roll turns the body within the image."""
+    """yaw 0 faces the camera; pitch is how far the camera looks down; roll turns the body within
+    the image.
+    """
 
     yaw: float
     pitch: float
@@ -76,7 +91,9 @@ class View:
 
 @dataclass
 class Body:
-    """A posed body in camera axes (x right, y down, z to the viewer), unit: standing height, origin: the pelvis."""
+    """A posed body in camera axes (x right, y down, z to the viewer), unit: standing height,
+    origin: the pelvis.
+    """
 
     build: Build
     pose: Pose
@@ -102,16 +119,40 @@ ARM_STYLES = {
     "head": ((62, 48, 35, 138), (12, 10, 12, 8)),
     "behind": ((-28, 14, 55, 45), (7, 5, 12, 14)),
 }
-STAND_ARMS = (("hang", .40), ("akimbo", .12), ("folded", .07), ("forward", .10), ("carry", .12), ("wave", .08),
-              ("head", .04), ("spread", .05), ("behind", .02))
-ACTIVE_ARMS = (("spread", .32), ("up", .28), ("wave", .18), ("forward", .14), ("hang", .08))
-REST_ARMS = (("carry", .38), ("hang", .14), ("forward", .30), ("folded", .06), ("head", .06), ("akimbo", .06))
+STAND_ARMS = (
+    ("hang", 0.40),
+    ("akimbo", 0.12),
+    ("folded", 0.07),
+    ("forward", 0.10),
+    ("carry", 0.12),
+    ("wave", 0.08),
+    ("head", 0.04),
+    ("spread", 0.05),
+    ("behind", 0.02),
+)
+ACTIVE_ARMS = (("spread", 0.32), ("up", 0.28), ("wave", 0.18), ("forward", 0.14), ("hang", 0.08))
+REST_ARMS = (
+    ("carry", 0.38),
+    ("hang", 0.14),
+    ("forward", 0.30),
+    ("folded", 0.06),
+    ("head", 0.06),
+    ("akimbo", 0.06),
+)
 
 # arms that cross the trunk or vanish behind it are drawn less often in an easy set
 _TANGLED = ("folded", "behind", "head", "forward", "carry")
 # how often each kind of pose is drawn in an easy and in a hard set
-POSES = (("stand", .60, .30), ("walk", .24, .19), ("run", .02, .12), ("sit", .02, .12), ("crouch", .005, .07),
-         ("active", .09, .08), ("bend", .005, .05), ("lunge", .02, .07))
+POSES = (
+    ("stand", 0.60, 0.30),
+    ("walk", 0.24, 0.19),
+    ("run", 0.02, 0.12),
+    ("sit", 0.02, 0.12),
+    ("crouch", 0.005, 0.07),
+    ("active", 0.09, 0.08),
+    ("bend", 0.005, 0.05),
+    ("lunge", 0.02, 0.07),
+)
 
 
 def choose(rng: np.random.Generator, table):
@@ -147,12 +188,19 @@ def _leg(rng, forward, side, knee, turn=8.0, spread=5.0):
 
 
 def sample_pose(rng: np.random.Generator, hardness: float = 1.0) -> Pose:
-    """Draw a pose of a random kind, every joint within its limits; hardness 0 gives plain poses, 1 any."""
+    """Draw a pose of a random kind, every joint within its limits; hardness 0 gives plain poses,
+    1 any.
+    """
     kind = choose(rng, [(name, easy + hardness * (hard - easy)) for name, easy, hard in POSES])
     lead = int(rng.random() < 0.5)
     loose = 0.35 + 0.65 * hardness
     head = (rng.normal(0, 22 * loose), rng.normal(3, 8 * loose), rng.normal(0, 6 * loose))
-    lean, side, twist, toes = rng.normal(3, 4 * loose), rng.normal(0, 3), rng.normal(0, 7 * loose), 0.0
+    lean, side, twist, toes = (
+        rng.normal(3, 4 * loose),
+        rng.normal(0, 3),
+        rng.normal(0, 7 * loose),
+        0.0,
+    )
     if kind == "stand":
         wide = rng.choice((3.0, 8.0, 14.0))
         legs = [_leg(rng, 1, wide, 4, spread=3), _leg(rng, 1, wide, 4, spread=3)]
@@ -168,7 +216,9 @@ def sample_pose(rng: np.random.Generator, hardness: float = 1.0) -> Pose:
         legs[lead], legs[1 - lead] = front, back
         bend = 88 if run else 22
         ahead = _near(rng, ((48 if run else 28) * swing, 8, 20, bend), (8, 4, 12, 12), ARM_LIMITS)
-        behind = _near(rng, ((-40 if run else -24) * swing, 10, 12, bend * 0.8), (8, 4, 12, 12), ARM_LIMITS)
+        behind = _near(
+            rng, ((-40 if run else -24) * swing, 10, 12, bend * 0.8), (8, 4, 12, 12), ARM_LIMITS
+        )
         arms = [ahead, ahead]
         arms[1 - lead], arms[lead] = ahead, behind  # arms swing against the legs
         if rng.random() < 0.25:
@@ -190,15 +240,23 @@ def sample_pose(rng: np.random.Generator, hardness: float = 1.0) -> Pose:
         lean += rng.uniform(8, 30)
     elif kind == "active":
         jump = rng.random() < 0.5
-        legs = [_leg(rng, 22 if jump else 2, rng.uniform(4, 30), 48 if jump else 5, spread=14 if jump else 4)
-                for _ in SIDES]
+        legs = [
+            _leg(
+                rng,
+                22 if jump else 2,
+                rng.uniform(4, 30),
+                48 if jump else 5,
+                spread=14 if jump else 4,
+            )
+            for _ in SIDES
+        ]
         arms = _arms(rng, ACTIVE_ARMS, hardness)
         toes = 35.0 if jump else 0.0
         side += rng.normal(0, 6)
     elif kind == "bend":
         lean = rng.uniform(35, 75)
         legs = [_leg(rng, 4, 7, 14, spread=8), _leg(rng, 4, 7, 14, spread=8)]
-        arms = _arms(rng, (("forward", .5), ("hang", .3), ("spread", .2)), hardness)
+        arms = _arms(rng, (("forward", 0.5), ("hang", 0.3), ("spread", 0.2)), hardness)
         head = (head[0] * 0.6, head[1] - 0.4 * lean, head[2])
     else:  # lunge
         wide = rng.uniform(15, 35)
@@ -207,12 +265,22 @@ def sample_pose(rng: np.random.Generator, hardness: float = 1.0) -> Pose:
         arms = _arms(rng, ACTIVE_ARMS, hardness)
         side += rng.normal(0, 9)
     head = tuple(np.clip(head, (-58, -35, -18), (58, 38, 18)).tolist())
-    return Pose(kind, arms, legs, float(np.clip(lean, -15, 80)), float(np.clip(side, -20, 20)),
-                float(np.clip(twist, -25, 25)), head, toes)
+    return Pose(
+        kind,
+        arms,
+        legs,
+        float(np.clip(lean, -15, 80)),
+        float(np.clip(side, -20, 20)),
+        float(np.clip(twist, -25, 25)),
+        head,
+        toes,
+    )
 
 
 def sample_view(rng: np.random.Generator, hardness: float = 1.0) -> View:
-    """Draw a view: mostly towards the camera, at times away from it or from the side, seldom lying across the image."""
+    """Draw a view: mostly towards the camera, at times away from it or from the side, seldom
+    lying across the image.
+    """
     kind = rng.random()
     back, side = 0.04 + 0.16 * hardness, 0.02 + 0.28 * hardness
     if kind < back:
@@ -222,7 +290,9 @@ def sample_view(rng: np.random.Generator, hardness: float = 1.0) -> View:
     else:
         yaw = rng.normal(0, 15 + 15 * hardness)
     lying = rng.random() < 0.025 * hardness
-    roll = rng.choice((-90.0, 90.0)) + rng.normal(0, 18) if lying else rng.normal(0, 2 + 3 * hardness)
+    roll = (
+        rng.choice((-90.0, 90.0)) + rng.normal(0, 18) if lying else rng.normal(0, 2 + 3 * hardness)
+    )
     return View(float(yaw), float(np.clip(rng.normal(7, 5), -4, 22)), float(roll))
 
 
@@ -236,14 +306,24 @@ def _turn(axis: int, degrees: float) -> np.ndarray:
 
 
 def pose_body(build: Build, pose: Pose, view: View) -> Body:
-    """Forward kinematics: every joint as a point and pelvis, torso, head and feet as frames, in camera axes."""
+    """Forward kinematics: every joint as a point and pelvis, torso, head and feet as frames, in
+    camera axes.
+    """
     down, up = np.array((0.0, -1.0, 0.0)), np.array((0.0, 1.0, 0.0))
     root = _turn(2, view.roll) @ _turn(0, view.pitch) @ _turn(1, view.yaw)
     # part of a lean comes from the pelvis, the rest from the spine
     pelvis = root @ _turn(0, 0.4 * pose.lean)
     torso = pelvis @ _turn(0, 0.6 * pose.lean) @ _turn(2, pose.side) @ _turn(1, pose.twist)
     head = torso @ _turn(1, pose.head[0]) @ _turn(0, pose.head[1]) @ _turn(2, pose.head[2])
-    points, frames = {"pelvis": np.zeros(3)}, {"root": root, "pelvis": pelvis, "torso": torso, "head": head}
+    points, frames = (
+        {"pelvis": np.zeros(3)},
+        {
+            "root": root,
+            "pelvis": pelvis,
+            "torso": torso,
+            "head": head,
+        },
+    )
     # the spine bends between the two frames
     spine = 0.35 * build.torso * pelvis @ up + 0.65 * build.torso * torso @ up
     points["thorax"] = spine
@@ -261,7 +341,9 @@ def pose_body(build: Build, pose: Pose, view: View) -> Body:
         points[f"{name}_shoulder"] = shoulder
         points[f"{name}_elbow"] = shoulder + build.upper_arm * upper @ down
         points[f"{name}_wrist"] = points[f"{name}_elbow"] + build.forearm * lower @ down
-        points[f"{name}_fingers"] = points[f"{name}_wrist"] + build.hand * lower @ np.array((0, -0.97, 0.24))
+        points[f"{name}_fingers"] = points[f"{name}_wrist"] + build.hand * lower @ np.array(
+            (0, -0.97, 0.24)
+        )
         forward, side, turn, bend = pose.legs[i]
         hip = pelvis @ np.array((sign * build.hip, 0, 0))
         # legs hang from the root, not from the pelvis: who bends down keeps the legs upright
@@ -272,8 +354,15 @@ def pose_body(build: Build, pose: Pose, view: View) -> Body:
         points[f"{name}_knee"] = hip + build.thigh * thigh @ down
         points[f"{name}_ankle"] = points[f"{name}_knee"] + build.shin * shin @ down
         points[f"{name}_heel"] = points[f"{name}_ankle"] + foot @ np.array((0, -0.026, -0.022))
-        points[f"{name}_toes"] = points[f"{name}_ankle"] + foot @ np.array((0, -0.034, build.foot - 0.028))
+        points[f"{name}_toes"] = points[f"{name}_ankle"] + foot @ np.array(
+            (0, -0.034, build.foot - 0.028)
+        )
         frames[f"{name}_foot"] = foot
     flip = np.array((1.0, -1.0, 1.0))  # y up becomes y down
-    return Body(build, pose, view, {name: point * flip for name, point in points.items()},
-                {name: frame * flip[:, None] for name, frame in frames.items()})
+    return Body(
+        build,
+        pose,
+        view,
+        {name: point * flip for name, point in points.items()},
+        {name: frame * flip[:, None] for name, frame in frames.items()},
+    )

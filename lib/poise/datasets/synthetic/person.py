@@ -1,4 +1,7 @@
-"""Drawing one synthetic person part by part, from the farthest to the nearest, and telling which joints can be seen."""
+"""Drawing one synthetic person part by part, from the farthest to the nearest, and telling which
+joints can be seen.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,23 +9,55 @@ from dataclasses import dataclass
 import numpy as np
 
 from poise.config.datasets import COCO, MPII
-
 from poise.datasets.synthetic.body import Body
-from poise.datasets.synthetic.head import EARS, EYES, NOSE, draw_head, face_turn, head_radii, on_head, silhouette
+from poise.datasets.synthetic.head import (
+    EARS,
+    EYES,
+    NOSE,
+    draw_head,
+    face_turn,
+    head_radii,
+    on_head,
+    silhouette,
+)
 from poise.datasets.synthetic.look import Look
-from poise.datasets.synthetic.paint import Canvas, PART_BITS, label
+from poise.datasets.synthetic.paint import PART_BITS, Canvas, label
 
-PARTS = ("torso", "neck", "head", "mane", "brim", "skirt", "backpack", "left_upper_arm", "right_upper_arm",
-         "left_forearm", "right_forearm", "left_thigh", "right_thigh", "left_shin", "right_shin")
+PARTS = (
+    "torso",
+    "neck",
+    "head",
+    "mane",
+    "brim",
+    "skirt",
+    "backpack",
+    "left_upper_arm",
+    "right_upper_arm",
+    "left_forearm",
+    "right_forearm",
+    "left_thigh",
+    "right_thigh",
+    "left_shin",
+    "right_shin",
+)
 PART = {name: index for index, name in enumerate(PARTS)}
-# where one of these is in front, the joint counts as seen (clothes do not hide a joint); left_ and right_ go without
-_SHOWS = {"shoulder": ("torso", "upper_arm"), "elbow": ("upper_arm", "forearm"), "wrist": ("forearm",),
-          "hip": ("torso", "thigh", "skirt"), "knee": ("thigh", "shin", "skirt"), "ankle": ("shin",)}
+# where one of these is in front, the joint counts as seen (clothes do not hide a joint); left_ and
+# right_ go without
+_SHOWS = {
+    "shoulder": ("torso", "upper_arm"),
+    "elbow": ("upper_arm", "forearm"),
+    "wrist": ("forearm",),
+    "hip": ("torso", "thigh", "skirt"),
+    "knee": ("thigh", "shin", "skirt"),
+    "ankle": ("shin",),
+}
 
 
 @dataclass
 class Person:
-    """A person placed in an image: pixels per standing height, the image position (2,) of the pelvis, body and look."""
+    """A person placed in an image: pixels per standing height, the image position (2,) of the
+    pelvis, body and look.
+    """
 
     body: Body
     look: Look
@@ -31,7 +66,9 @@ class Person:
 
     def __post_init__(self):
         offset = np.array((*self.origin, 0.0))
-        self.points = {name: offset + self.scale * point for name, point in self.body.points.items()}
+        self.points = {
+            name: offset + self.scale * point for name, point in self.body.points.items()
+        }
         self.radii = head_radii(self.body.build.head) * self.scale
         head, frame = self.points["head"], self.body.frames["head"]
         self.points["nose"] = on_head(NOSE, head, frame, self.radii)
@@ -45,7 +82,9 @@ class Person:
         return np.concatenate((self.points["head"][:2] - reach, self.points["head"][:2] + reach))
 
     def reach_box(self) -> np.ndarray:
-        """(4,) x1, y1, x2, y2 around the whole person, hidden and cut parts included (a few percent generous)."""
+        """(4,) x1, y1, x2, y2 around the whole person, hidden and cut parts included (a few
+        percent generous).
+        """
         points = np.array([point[:2] for name, point in self.points.items() if name != "pelvis"])
         margin = 0.032 * self.scale
         return np.concatenate((points.min(0) - margin, points.max(0) + margin))
@@ -59,7 +98,9 @@ def draw_person(canvas: Canvas, person: Person, index: int):
 
 
 class _Painter:
-    """The parts of one person; lengths are standing heights until they meet `self.unit` (pixels)."""
+    """The parts of one person; lengths are standing heights until they meet `self.unit`
+    (pixels).
+    """
 
     def __init__(self, canvas, person, index):
         self.canvas, self.person, self.look = canvas, person, person.look
@@ -67,13 +108,17 @@ class _Painter:
         self.at = {name: point[:2] for name, point in person.points.items()}
         self.depth = {name: point[2] / person.scale for name, point in person.points.items()}
         self.owner = {name: label(index, part) for name, part in PART.items()}
-        loose = {"tee": 1.22, "shirt": 1.2, "jacket": 1.36, "hoodie": 1.42, "vest": 1.1}[self.look.top_kind]
+        loose = {"tee": 1.22, "shirt": 1.2, "jacket": 1.36, "hoodie": 1.42, "vest": 1.1}[
+            self.look.top_kind
+        ]
         self.sleeve_fit = loose
         sitting = max(leg[0] for leg in self.body.pose.legs) > 50
         self.skirt = self.look.bottom_kind == "skirt" and not sitting
 
     def parts(self):
-        """Yield (depth, function, arguments) of every part; a larger depth is nearer to the viewer."""
+        """Yield (depth, function, arguments) of every part; a larger depth is nearer to the
+        viewer.
+        """
         depth, torso, head = self.depth, self.body.frames["torso"], self.body.frames["head"]
         trunk = (depth["pelvis"] + depth["thorax"]) / 2
         # at equal depth a shirt lies over trousers, an arm over a shirt and a head over both
@@ -81,8 +126,15 @@ class _Painter:
         yield trunk - 0.002, self.draw_neck, ()
         yield max(trunk + 0.004, depth["head"]), self.draw_head, ()
         if self.look.haircut == "long" or self.look.top_kind == "hoodie":
-            yield (max(trunk + 0.005, depth["head"] + 0.001) if head[2, 2] < 0 else trunk - 0.13 * head[2, 2] - 0.01,
-                   self.draw_mane, ())
+            yield (
+                (
+                    max(trunk + 0.005, depth["head"] + 0.001)
+                    if head[2, 2] < 0
+                    else trunk - 0.13 * head[2, 2] - 0.01
+                ),
+                self.draw_mane,
+                (),
+            )
         if self.look.backpack is not None:
             yield trunk - 0.12 * torso[2, 2] - 0.001, self.draw_backpack, ()
         thighs = []
@@ -92,13 +144,23 @@ class _Painter:
             thighs.append(thigh)
             yield thigh, self.draw_thigh, (side,)
             yield shin, self.draw_shin, (side,)
-            yield (depth[f"{side}_shoulder"] + depth[f"{side}_elbow"]) / 2 + 0.012, self.draw_upper_arm, (side,)
-            yield (depth[f"{side}_elbow"] + depth[f"{side}_wrist"]) / 2 + 0.014, self.draw_forearm, (side,)
+            yield (
+                (depth[f"{side}_shoulder"] + depth[f"{side}_elbow"]) / 2 + 0.012,
+                self.draw_upper_arm,
+                (side,),
+            )
+            yield (
+                (depth[f"{side}_elbow"] + depth[f"{side}_wrist"]) / 2 + 0.014,
+                self.draw_forearm,
+                (side,),
+            )
         if self.skirt:
             yield max(min(max(thighs) + 0.001, trunk - 0.001), trunk - 0.03), self.draw_skirt, ()
 
     def tube(self, part, start, end, widths, paint, caps=(1.0, 1.0), outline=None):
-        self.canvas.tube(start, end, [w * self.unit for w in widths], paint, self.owner[part], caps, outline)
+        self.canvas.tube(
+            start, end, [w * self.unit for w in widths], paint, self.owner[part], caps, outline
+        )
 
     def cloth(self, fabric, length):
         """A paint that wraps `fabric` round a limb `length` long."""
@@ -110,7 +172,8 @@ class _Painter:
         build = self.build
         low, high = self.at["pelvis"], self.at["thorax"]
         along = high - low
-        flat = float(np.hypot(*along)) / (build.torso * self.unit)  # 1 upright, 0 seen along the spine
+        # 1 upright, 0 seen along the spine
+        flat = float(np.hypot(*along)) / (build.torso * self.unit)
         along = along / max(np.hypot(*along), 1e-6)
         across = np.array((-along[1], along[0]))
 
@@ -120,12 +183,17 @@ class _Painter:
         hips, chest = facing(self.body.frames["pelvis"]), facing(self.body.frames["torso"])
         girth, fit = build.girth, 1.0 + 0.25 * (self.sleeve_fit - 1.1)
         profile = (  # share of the spine, half width, half depth, 1 for the chest's frame
-            (-0.20, 0.42 * build.hip, 0.040, 0), (-0.13, build.hip + 0.022 * girth, 0.062, 0),
-            (0.0, build.hip + 0.034 * girth, 0.072, 0), (0.18, build.hip + 0.026 * girth, 0.068, 0),
+            (-0.20, 0.42 * build.hip, 0.040, 0),
+            (-0.13, build.hip + 0.022 * girth, 0.062, 0),
+            (0.0, build.hip + 0.034 * girth, 0.072, 0),
+            (0.18, build.hip + 0.026 * girth, 0.068, 0),
             (0.42, (0.5 * build.shoulder + 0.022 * girth) * fit, 0.060 * fit, 1),
             (0.70, (0.80 * build.shoulder + 0.010 * girth) * fit, 0.070 * fit, 1),
-            (0.88, 0.98 * build.shoulder + 0.008, 0.066, 1), (0.965, 0.95 * build.shoulder + 0.004, 0.050, 1),
-            (1.03, 0.62 * build.shoulder, 0.036, 1), (1.065, 0.034, 0.030, 1))
+            (0.88, 0.98 * build.shoulder + 0.008, 0.066, 1),
+            (0.965, 0.95 * build.shoulder + 0.004, 0.050, 1),
+            (1.03, 0.62 * build.shoulder, 0.036, 1),
+            (1.065, 0.034, 0.030, 1),
+        )
         deep = 0.06 * np.sqrt(max(0.0, 1 - flat * flat))  # a trunk seen end on shows its ends
         left, right = [], []
         for share, a, b, upper in profile:
@@ -141,7 +209,14 @@ class _Painter:
         turn = np.arctan2(b * chest[1], a * chest[0])
         mean = np.hypot(a * chest[0], b * chest[1])
         hip_width = np.hypot((build.hip + 0.034) * hips[0], 0.072 * hips[1])
-        self.tube("torso", low, high, (hip_width, mean * 0.93, mean * 1.12), self.torso_paint(turn), outline=outline)
+        self.tube(
+            "torso",
+            low,
+            high,
+            (hip_width, mean * 0.93, mean * 1.12),
+            self.torso_paint(turn),
+            outline=outline,
+        )
 
     def torso_paint(self, turn):
         look, build = self.look, self.build
@@ -163,21 +238,35 @@ class _Painter:
                 if fine:
                     colour[(round_front < 0.10) & (s * 7 % 1 < 0.22)] = look.trim * 0.55 + 90
             elif look.top_kind == "hoodie":
-                colour[(round_front < 0.62) & (s > 0.10) & (s < 0.34) & (round_front + s > 0.28)] = look.trim
+                colour[
+                    (round_front < 0.62) & (s > 0.10) & (s < 0.34) & (round_front + s > 0.28)
+                ] = look.trim
             if look.printed:
                 colour[(round_front < 0.42) & (s > 0.52) & (s < 0.76)] = look.inner
                 if fine:
-                    colour[(round_front < 0.26) & (s > 0.58) & (s < 0.70) & (t * 6 % 1 < 0.6)] = look.trim
+                    colour[(round_front < 0.26) & (s > 0.58) & (s < 0.70) & (t * 6 % 1 < 0.6)] = (
+                        look.trim
+                    )
             # the neckline is cut deeper in front than behind
-            depth = 0.05 if look.top_kind in ("jacket", "hoodie") else 0.13 if look.top_kind != "vest" else 0.20
+            depth = (
+                0.05
+                if look.top_kind in ("jacket", "hoodie")
+                else 0.13
+                if look.top_kind != "vest"
+                else 0.20
+            )
             colour[s > 1.03 - depth * np.maximum(1 - (t / 0.55) ** 2, 0)] = look.skin
             if look.top_kind == "vest":
                 colour[(s > 0.74) & (np.abs(np.sin(t)) > 0.80)] = look.skin
             if look.backpack is not None:
-                colour[(round_front > 0.42) & (round_front < 0.66) & (s > 0.35)] = look.backpack.base * 0.7
+                colour[(round_front > 0.42) & (round_front < 0.66) & (s > 0.35)] = (
+                    look.backpack.base * 0.7
+                )
             below = s < look.hem
             if below.any():
-                cloth = look.bottom(s[below][None] * np.float32(build.torso), u[below][None] * np.float32(0.05))
+                cloth = look.bottom(
+                    s[below][None] * np.float32(build.torso), u[below][None] * np.float32(0.05)
+                )
                 colour[below] = cloth[0]
                 if look.belt is not None:
                     colour[below & (s > look.hem - 0.055)] = look.belt
@@ -192,12 +281,25 @@ class _Painter:
     def draw_neck(self):
         low = 0.92 * self.at["thorax"] + 0.08 * self.at["pelvis"]
         width = 0.030 * (0.6 + 0.4 * self.build.girth)
-        self.tube("neck", low, 0.35 * self.at["neck"] + 0.65 * self.at["head"], (1.15 * width, width, width),
-                  self.look.skin * 0.86, caps=(0.4, 0.3))
+        self.tube(
+            "neck",
+            low,
+            0.35 * self.at["neck"] + 0.65 * self.at["head"],
+            (1.15 * width, width, width),
+            self.look.skin * 0.86,
+            caps=(0.4, 0.3),
+        )
 
     def draw_head(self):
-        draw_head(self.canvas, self.person.points["head"], self.body.frames["head"], self.person.radii, self.look,
-                  self.owner["head"], self.owner["brim"])
+        draw_head(
+            self.canvas,
+            self.person.points["head"],
+            self.body.frames["head"],
+            self.person.radii,
+            self.look,
+            self.owner["head"],
+            self.owner["brim"],
+        )
 
     def draw_mane(self):
         """Long hair down the back, or the hood that lies there."""
@@ -211,12 +313,24 @@ class _Painter:
             radii = self.person.radii
             crown = on_head(np.array((0, 0.2, -0.42)), self.person.points["head"], head, radii)
             fall = look.hair_length * radii[1] * 1.35
-            tip = crown + fall * (0.75 * -torso[:, 1] + 0.25 * -head[:, 1]) - 0.05 * self.unit * torso[:, 2]
-            width = np.hypot(radii[0] * 1.08 * np.hypot(*head[:2, 0]), radii[2] * 0.62 * np.hypot(*head[:2, 2]))
+            tip = (
+                crown
+                + fall * (0.75 * -torso[:, 1] + 0.25 * -head[:, 1])
+                - 0.05 * self.unit * torso[:, 2]
+            )
+            width = np.hypot(
+                radii[0] * 1.08 * np.hypot(*head[:2, 0]), radii[2] * 0.62 * np.hypot(*head[:2, 2])
+            )
             width /= self.unit
             hair = look.hair
-            self.tube("mane", crown[:2], tip[:2], (width, width * 1.02, width * 0.72),
-                      lambda s, u: hair * (0.94 + 0.16 * np.sin(u * 15 + s * 3))[..., None], caps=(1, 0.45))
+            self.tube(
+                "mane",
+                crown[:2],
+                tip[:2],
+                (width, width * 1.02, width * 0.72),
+                lambda s, u: hair * (0.94 + 0.16 * np.sin(u * 15 + s * 3))[..., None],
+                caps=(1, 0.45),
+            )
 
     def draw_backpack(self):
         torso = self.body.frames["torso"]
@@ -233,17 +347,29 @@ class _Painter:
             colour[(s > 0.12) & (s < 0.48) & (np.abs(u) < 0.62)] *= 0.75
             return colour
 
-        self.tube("backpack", low[:2], high[:2], (width, width * 1.03, width * 0.86), paint, caps=(0.3, 0.5))
+        self.tube(
+            "backpack",
+            low[:2],
+            high[:2],
+            (width, width * 1.03, width * 0.86),
+            paint,
+            caps=(0.3, 0.5),
+        )
 
     def draw_skirt(self):
         look, share = self.look, self.look.leg / 0.52
-        low = [(1 - share) * self.at[f"{side}_hip"] + share * self.at[f"{side}_knee"] for side in ("left", "right")]
+        low = [
+            (1 - share) * self.at[f"{side}_hip"] + share * self.at[f"{side}_knee"]
+            for side in ("left", "right")
+        ]
         hem = (low[0] + low[1]) / 2
         axis = hem - self.at["pelvis"]
         across = np.array((-axis[1], axis[0])) / max(np.hypot(*axis), 1e-6)
         spread = abs((low[0] - low[1]) @ across) / 2 / self.unit
         hips = self.body.frames["pelvis"]
-        waist = np.hypot((self.build.hip + 0.036) * np.hypot(*hips[:2, 0]), 0.074 * np.hypot(*hips[:2, 2]))
+        waist = np.hypot(
+            (self.build.hip + 0.036) * np.hypot(*hips[:2, 0]), 0.074 * np.hypot(*hips[:2, 2])
+        )
         edge = max(spread + 0.052, waist * 1.12)
         fabric, length = look.bottom, share * self.build.thigh
 
@@ -251,7 +377,14 @@ class _Painter:
             pleats = (0.93 + 0.12 * np.sin(np.arcsin(u) * 9))[..., None]
             return fabric(s * np.float32(length), u * np.float32(0.08)) * pleats
 
-        self.tube("skirt", self.at["pelvis"], hem, (waist, (waist + edge) / 2, edge), paint, caps=(0.35, 0.12))
+        self.tube(
+            "skirt",
+            self.at["pelvis"],
+            hem,
+            (waist, (waist + edge) / 2, edge),
+            paint,
+            caps=(0.35, 0.12),
+        )
 
     def draw_upper_arm(self, side):
         look, part = self.look, f"{side}_upper_arm"
@@ -263,13 +396,22 @@ class _Painter:
         if sleeve > 0:
             fit = self.sleeve_fit
             wide = girth * fit
-            self.tube(part, start, start + sleeve * (end - start),
-                      (0.034 * wide, 0.031 * wide, (0.028 if sleeve < 1 else 0.026) * wide),
-                      self.cloth(look.top, self.build.upper_arm * sleeve), caps=(1, 1 if sleeve >= 1 else 0.25))
+            self.tube(
+                part,
+                start,
+                start + sleeve * (end - start),
+                (0.034 * wide, 0.031 * wide, (0.028 if sleeve < 1 else 0.026) * wide),
+                self.cloth(look.top, self.build.upper_arm * sleeve),
+                caps=(1, 1 if sleeve >= 1 else 0.25),
+            )
 
     def draw_forearm(self, side):
         look, part = self.look, f"{side}_forearm"
-        start, end, tip = self.at[f"{side}_elbow"], self.at[f"{side}_wrist"], self.at[f"{side}_fingers"]
+        start, end, tip = (
+            self.at[f"{side}_elbow"],
+            self.at[f"{side}_wrist"],
+            self.at[f"{side}_fingers"],
+        )
         girth = 0.5 + 0.5 * self.build.girth
         self.tube(part, end, tip, (0.0175, 0.0235, 0.013), look.skin * 0.95)
         sleeve = np.clip((look.sleeve - 0.53) / 0.47, 0, 1) * 0.95
@@ -277,22 +419,38 @@ class _Painter:
             self.tube(part, start, end, (0.0235 * girth, 0.025 * girth, 0.0165 * girth), look.skin)
         if sleeve > 0:
             fit = self.sleeve_fit
-            self.tube(part, start, start + sleeve * (end - start),
-                      (0.0255 * girth * fit, 0.026 * girth * fit, 0.0205 * girth * fit),
-                      self.cloth(look.top, self.build.forearm * sleeve), caps=(1, 0.25))
+            self.tube(
+                part,
+                start,
+                start + sleeve * (end - start),
+                (0.0255 * girth * fit, 0.026 * girth * fit, 0.0205 * girth * fit),
+                self.cloth(look.top, self.build.forearm * sleeve),
+                caps=(1, 0.25),
+            )
 
     def draw_thigh(self, side):
         look, part = self.look, f"{side}_thigh"
         start, end = self.at[f"{side}_hip"], self.at[f"{side}_knee"]
         girth = 0.4 + 0.6 * self.build.girth
-        cover = 1.0 if look.bottom_kind == "trousers" else 0.0 if self.skirt else min(look.leg / 0.51, 0.97)
+        cover = (
+            1.0
+            if look.bottom_kind == "trousers"
+            else 0.0
+            if self.skirt
+            else min(look.leg / 0.51, 0.97)
+        )
         if cover < 1:
             self.tube(part, start, end, (0.052 * girth, 0.048 * girth, 0.034 * girth), look.skin)
         if cover > 0:
             full = cover == 1
-            self.tube(part, start, start + cover * (end - start),
-                      (0.056 * girth, 0.053 * girth, 0.040 * girth if full else 0.054 * girth),
-                      self.cloth(look.bottom, self.build.thigh * cover), caps=(1, 1 if full else 0.22))
+            self.tube(
+                part,
+                start,
+                start + cover * (end - start),
+                (0.056 * girth, 0.053 * girth, 0.040 * girth if full else 0.054 * girth),
+                self.cloth(look.bottom, self.build.thigh * cover),
+                caps=(1, 1 if full else 0.22),
+            )
 
     def draw_shin(self, side):
         look, part = self.look, f"{side}_shin"
@@ -305,19 +463,32 @@ class _Painter:
         cover = np.clip((look.leg - 0.51) / 0.49, 0, 1) if look.bottom_kind == "trousers" else 0.0
         if cover < 0.9:
             self.tube(part, start, end, (0.034 * girth, 0.036 * girth, 0.0195 * girth), look.skin)
-            self.tube(part, start + 0.82 * (end - start), end, (0.023 * girth, 0.021 * girth, 0.021 * girth),
-                      look.socks)
+            self.tube(
+                part,
+                start + 0.82 * (end - start),
+                end,
+                (0.023 * girth, 0.021 * girth, 0.021 * girth),
+                look.socks,
+            )
         if cover > 0:
-            self.tube(part, start, start + 0.98 * cover * (end - start),
-                      (0.0395 * girth, 0.039 * girth, 0.032 * girth),
-                      self.cloth(look.bottom, self.build.shin * cover), caps=(1, 0.25))
+            self.tube(
+                part,
+                start,
+                start + 0.98 * cover * (end - start),
+                (0.0395 * girth, 0.039 * girth, 0.032 * girth),
+                self.cloth(look.bottom, self.build.shin * cover),
+                caps=(1, 0.25),
+            )
 
 
-def visible_joints(person: Person, index: int, owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(17, 3) x, y in pixels and COCO's flag: 2 seen, 1 hidden but placed, 0 not labelled (then x = y = 0).
+def visible_joints(
+    person: Person, index: int, owner: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """(17, 3) x, y in pixels and COCO's flag: 2 seen, 1 hidden but placed, 0 not labelled (then x =
+    y = 0).
 
-    owner: (H, W) labels after everything was drawn. A hidden joint keeps its label where a viewer could still place
-    it: mostly when a neighbour on the same limb is seen.
+    owner: (H, W) labels after everything was drawn. A hidden joint keeps its label where a viewer
+    could still place it: mostly when a neighbour on the same limb is seen.
     """
     height, width = owner.shape
     joints = np.zeros((COCO.num_joints, 3))
@@ -353,7 +524,9 @@ def _seen(person, index, name, owner, row, column) -> bool:
     if name in ("nose", "left_eye", "right_eye"):
         place = NOSE if name == "nose" else EYES[int(name.startswith("right"))]
         # the nose stands out and is seen a little farther round than the eyes
-        if face_turn(place, body.frames["head"], person.radii) < (-0.05 if name == "nose" else 0.10):
+        if face_turn(place, body.frames["head"], person.radii) < (
+            -0.05 if name == "nose" else 0.10
+        ):
             return False
         shows = ("head",)
     elif name.endswith("ear"):
@@ -364,19 +537,27 @@ def _seen(person, index, name, owner, row, column) -> bool:
         side, joint = name.split("_")
         if joint in ("shoulder", "hip"):
             # on the far side of the trunk, which is itself in front
-            centre, half = ("thorax", body.build.shoulder) if joint == "shoulder" else ("pelvis", body.build.hip)
+            centre, half = (
+                ("thorax", body.build.shoulder)
+                if joint == "shoulder"
+                else ("pelvis", body.build.hip)
+            )
             if person.points[name][2] - person.points[centre][2] < -0.72 * half * person.scale:
                 return False
         shows = [part if part in PART else f"{side}_{part}" for part in _SHOWS[joint]]
     reach = 1 if person.scale < 70 else 0  # limbs of small people are thinner than a pixel
-    around = owner[max(row - reach, 0):row + reach + 1, max(column - reach, 0):column + reach + 1]
+    around = owner[
+        max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1
+    ]
     mine = around[(around >> PART_BITS) == index + 1] & ((1 << PART_BITS) - 1)
     allowed = {PART[part] for part in shows}
     return any(part in allowed for part in mine.tolist())
 
 
 def mpii_joints(person: Person, coco: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(16, 3) x, y in pixels (0-based) and 0 or 1, from the same body and its COCO labels `coco` (17, 3)."""
+    """(16, 3) x, y in pixels (0-based) and 0 or 1, from the same body and its COCO labels `coco`
+    (17, 3).
+    """
     joints = np.zeros((MPII.num_joints, 3))
     own = {"pelvis": "pelvis", "thorax": "thorax", "upper_neck": "neck", "head_top": "head_top"}
     for j, name in enumerate(MPII.names):

@@ -1,4 +1,7 @@
-"""One synthetic picture: who stands where, drawn from back to front, and what can be read off the finished picture."""
+"""One synthetic picture: who stands where, drawn from back to front, and what can be read off
+the finished picture.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,10 +12,10 @@ import numpy as np
 from poise.datasets.synthetic.backdrop import draw_backdrop, draw_occluder, draw_stool
 from poise.datasets.synthetic.body import View, pose_body, sample_build, sample_pose, sample_view
 from poise.datasets.synthetic.look import sample_look
-from poise.datasets.synthetic.paint import Canvas, GRAIN, Light, PART_BITS
+from poise.datasets.synthetic.paint import GRAIN, PART_BITS, Canvas, Light
 from poise.datasets.synthetic.person import Person, draw_person, mpii_joints, visible_joints
 
-PERSON_COUNTS = (.24, .34, .23, .12, .07)  # of 1 to 5 persons: 2.4 on average
+PERSON_COUNTS = (0.24, 0.34, 0.23, 0.12, 0.07)  # of 1 to 5 persons: 2.4 on average
 CUT_SHARE, OCCLUDER_SHARE = (0.04, 0.14), (0.12, 0.45)  # in an easy and in a hard set
 CROWD_SHARE, UNLABELLED_SHARE = 0.045, 0.05
 _FEWEST_PIXELS = 40  # a person of whom less is seen is not annotated at all
@@ -20,7 +23,9 @@ _FEWEST_PIXELS = 40  # a person of whom less is seen is not annotated at all
 
 @dataclass
 class Figure:
-    """A person as annotated: COCO joints (17, 3), MPII joints (16, 3), and mask (H, W) bool of its visible pixels."""
+    """A person as annotated: COCO joints (17, 3), MPII joints (16, 3), and mask (H, W) bool of
+    its visible pixels.
+    """
 
     person: Person
     joints: np.ndarray
@@ -30,7 +35,9 @@ class Figure:
 
 @dataclass
 class Scene:
-    """image (H, W, 3) uint8 BGR; crowd: mask (H, W) bool of people too many to label, or None; quality: of the JPEG."""
+    """image (H, W, 3) uint8 BGR; crowd: mask (H, W) bool of people too many to label, or None;
+    quality: of the JPEG.
+    """
 
     image: np.ndarray
     figures: list[Figure]
@@ -41,7 +48,8 @@ class Scene:
 def sample_scene(rng: np.random.Generator, hardness: float = 1.0) -> Scene:
     """Draw one picture and its annotations.
 
-    hardness: 0 (few kinds of pose, mostly from the front, calm places, little hidden) to 1 (everything).
+    hardness: 0 (few kinds of pose, mostly from the front, calm places, little hidden) to 1
+    (everything).
     """
     width = int(rng.integers(320, 481))
     height = int(np.clip(round(width * rng.choice((0.75, 0.75, 0.67, 0.8))), 240, 360))
@@ -55,7 +63,13 @@ def sample_scene(rng: np.random.Generator, hardness: float = 1.0) -> Scene:
         _draw_shadow(canvas, person)
         if person.body.pose.name == "sit" and abs(person.body.view.roll) < 30:
             seat, size = person.points["pelvis"][:2] + (0, 0.055 * person.scale), person.scale
-            draw_stool(canvas, rng, seat, max(person.points[f"{s}_heel"][1] for s in ("left", "right")), size)
+            draw_stool(
+                canvas,
+                rng,
+                seat,
+                max(person.points[f"{s}_heel"][1] for s in ("left", "right")),
+                size,
+            )
         draw_person(canvas, person, crowd_size + k)
     if rng.random() < _between(OCCLUDER_SHARE, hardness):
         _draw_occluders(canvas, rng, people)
@@ -68,13 +82,17 @@ def sample_scene(rng: np.random.Generator, hardness: float = 1.0) -> Scene:
         if area >= _FEWEST_PIXELS:
             if unlabelled:
                 joints[:] = 0
-            figures.append(Figure(person, joints, mpii_joints(person, joints, (height, width)), mask))
+            figures.append(
+                Figure(person, joints, mpii_joints(person, joints, (height, width)), mask)
+            )
     crowd = None
     if crowd_size:
         index = canvas.owner >> PART_BITS
         crowd = (index >= 1) & (index <= crowd_size)
         crowd = crowd if np.count_nonzero(crowd) > 100 else None
-    return Scene(_photograph(rng, canvas.image, hardness), figures, crowd, int(rng.integers(80, 96)))
+    return Scene(
+        _photograph(rng, canvas.image, hardness), figures, crowd, int(rng.integers(80, 96))
+    )
 
 
 def _between(ends, hardness):
@@ -82,7 +100,9 @@ def _between(ends, hardness):
 
 
 def _sample_person(rng, scale, hardness, view=None):
-    body = pose_body(sample_build(rng), sample_pose(rng, hardness), view or sample_view(rng, hardness))
+    body = pose_body(
+        sample_build(rng), sample_pose(rng, hardness), view or sample_view(rng, hardness)
+    )
     return Person(body, sample_look(rng, hardness), scale, np.zeros(2))
 
 
@@ -121,12 +141,20 @@ def _place_people(rng, width, height, horizon, hardness):
 
 
 def _sample_place(rng, box, width, height, ground, cut):
-    """(2,) shift that brings a box into the image, its lower edge near y = ground; with `cut`, over a border."""
+    """(2,) shift that brings a box into the image, its lower edge near y = ground; with `cut`,
+    over a border.
+    """
     size = box[2:] - box[:2]
     room = np.array((width, height)) - size
     margin = rng.uniform(0, 0.06, 2) * np.maximum(room, 0)
-    corner = np.array((rng.uniform(0, 1) * room[0],
-                       np.clip(ground - size[1] + rng.normal(0, 8), margin[0], max(room[1] - margin[1], margin[0]))))
+    corner = np.array(
+        (
+            rng.uniform(0, 1) * room[0],
+            np.clip(
+                ground - size[1] + rng.normal(0, 8), margin[0], max(room[1] - margin[1], margin[0])
+            ),
+        )
+    )
     if room[0] < 0:
         corner[0] = room[0] * rng.uniform(0.3, 0.7)
     if room[1] < 0:
@@ -144,10 +172,14 @@ def _sample_place(rng, box, width, height, ground, cut):
 
 
 def _largest_overlap(box, boxes):
-    """The largest share of the smaller box that `box` (4,) and one of `boxes` (N, 4) have in common."""
+    """The largest share of the smaller box that `box` (4,) and one of `boxes` (N, 4) have in
+    common.
+    """
     if not len(boxes):
         return 0.0
-    both = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None).prod(1)
+    both = np.clip(
+        np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None
+    ).prod(1)
     areas = np.minimum((box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(1))
     return float((both / areas).max())
 
@@ -170,10 +202,14 @@ def _draw_crowd(canvas, rng, horizon):
 def _draw_shadow(canvas, person):
     if abs(person.body.view.roll) > 30:
         return
-    feet = [person.points[f"{side}_{end}"][:2] for side in ("left", "right") for end in ("heel", "toes")]
+    feet = [
+        person.points[f"{side}_{end}"][:2] for side in ("left", "right") for end in ("heel", "toes")
+    ]
     feet = np.array(feet)
     reach = np.array((np.ptp(feet[:, 0]) / 2 + 0.05 * person.scale, 0.028 * person.scale))
-    centre = np.array(((feet[:, 0].min() + feet[:, 0].max()) / 2, feet[:, 1].max() + 0.012 * person.scale))
+    centre = np.array(
+        ((feet[:, 0].min() + feet[:, 0].max()) / 2, feet[:, 1].max() + 0.012 * person.scale)
+    )
     for size, opacity in ((1.25, 0.16), (0.9, 0.22)):
         canvas.ellipse(centre, np.diag(reach * size), np.zeros(3, np.float32), None, opacity)
 
@@ -185,8 +221,12 @@ def _draw_occluders(canvas, rng, people):
             person = people[rng.integers(len(people))]
             box = person.reach_box()
             # rather over legs and flanks than over a whole small person
-            near = np.array((rng.uniform(box[0] - 0.1 * person.scale, box[2] + 0.1 * person.scale),
-                             box[1] + rng.uniform(0.55, 0.95) * (box[3] - box[1])))
+            near = np.array(
+                (
+                    rng.uniform(box[0] - 0.1 * person.scale, box[2] + 0.1 * person.scale),
+                    box[1] + rng.uniform(0.55, 0.95) * (box[3] - box[1]),
+                )
+            )
         draw_occluder(canvas, rng, near)
 
 
@@ -198,5 +238,7 @@ def _photograph(rng, picture, hardness):
     if rng.random() < 0.2 + 0.4 * hardness:
         picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.35, 0.75))
     y, x = rng.integers(0, GRAIN.shape[0] - height), rng.integers(0, GRAIN.shape[1] - width)
-    picture += GRAIN[y:y + height, x:x + width] * np.float32(rng.uniform(0.5, 2.5 + 2.5 * hardness))
+    picture += GRAIN[y : y + height, x : x + width] * np.float32(
+        rng.uniform(0.5, 2.5 + 2.5 * hardness)
+    )
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)

@@ -1,4 +1,5 @@
 """What a check has found, in lines."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -23,7 +24,9 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Of one set, or of several. A fault stops or spoils a training; a warning may be meant; a note is a figure to know."""
+    """Of one set, or of several. A fault stops or spoils a training; a warning may be meant; a
+    note is a figure to know.
+    """
 
     where: str
     found: list[Finding] = field(default_factory=list)
@@ -41,7 +44,9 @@ class Findings:
 def some(names: Iterable[object], most: int = 3) -> str:
     """The first few of many names."""
     names = list(names)
-    return ", ".join(shown(name, 80) for name in names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(shown(name, 80) for name in names[:most]) + (
+        ", ..." if len(names) > most else ""
+    )
 
 
 def percent(part: float, whole: float) -> str:

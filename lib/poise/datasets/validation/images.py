@@ -1,4 +1,7 @@
-"""Image files of a set: there, of the size that the annotations say, and not in another set too. Headers and last bytes alone are read."""
+"""Image files of a set: there, of the size that the annotations say, and not in another set too.
+Headers and last bytes alone are read.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,14 +16,13 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from poise.io import archives
 from poise.datasets.validation.findings import Findings, some
-from poise.io import image_header
-from poise.io.decoding import Picture
-from poise.io.images import END_MARKS, ImageFolder, MAX_ENCODED_BYTES, is_cut_off
 from poise.errors import DataError
+from poise.io import archives, image_header
+from poise.io.decoding import Picture
+from poise.io.images import END_MARKS, MAX_ENCODED_BYTES, ImageFolder, is_cut_off
 
-_HEAD = 1 << 16         # most headers lie in it; thumbnails and profiles before them may be longer
+_HEAD = 1 << 16  # most headers lie in it; thumbnails and profiles before them may be longer
 _AT_ONCE = 8
 
 
@@ -39,9 +41,11 @@ class Header(NamedTuple):
 
 @dataclass
 class ImageFiles:
-    """What was seen of M images. there (M,) bool. claimed (M, 2): width and height as read, -1 where the header was not.
+    """What was seen of M images. there (M,) bool. claimed (M, 2): width and height as read, -1
+    where the header was not.
 
-    orientation (M,): of the EXIF entry, 1 where there is none. sums: {(bytes, sum of the head): places}.
+    orientation (M,): of the EXIF entry, 1 where there is none. sums: {(bytes, sum of the head):
+    places}.
     """
 
     there: np.ndarray
@@ -51,16 +55,23 @@ class ImageFiles:
 
 
 def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
-    """(M,) bool: which of the names are files of the folder or archive. Raises DataError where that is not there."""
+    """(M,) bool: which of the names are files of the folder or archive. Raises DataError where
+    that is not there.
+    """
     folder.check()
     if folder.zipped:
         listed = set(archives.open_zip(folder.location).namelist())
-        return np.fromiter((name in listed or f"{folder.location.stem}/{name}" in listed for name in names), bool, len(names))
+        return np.fromiter(
+            (name in listed or f"{folder.location.stem}/{name}" in listed for name in names),
+            bool,
+            len(names),
+        )
     folders: dict[str, set[str]] = {}
     found = np.zeros(len(names), bool)
     for place, name in enumerate(names):
         parent, _, file = name.rpartition("/")
-        if parent not in folders:       # one look at a folder of 118,287 files is a hundred times faster than one at each of them
+        # one look at a folder of 118,287 files is a hundred times faster than one at each of them
+        if parent not in folders:
             try:
                 folders[parent] = set(os.listdir(folder.location / parent))
             except OSError:
@@ -69,9 +80,17 @@ def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
     return found
 
 
-def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.ndarray | None, *, opened: np.ndarray | None = None) -> ImageFiles:
-    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not. opened: places of those that are
-    opened; all where it is None. The others need only be there."""
+def check(
+    found: Findings,
+    folder: ImageFolder,
+    names: Sequence[str],
+    sizes: np.ndarray | None,
+    *,
+    opened: np.ndarray | None = None,
+) -> ImageFiles:
+    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not.
+    opened: places of those that are opened; all where it is None. The others need only be there.
+    """
     count = len(names)
     files = ImageFiles(np.zeros(count, bool), np.full((count, 2), -1), np.ones(count, int))
     try:
@@ -81,8 +100,11 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
         return files
     absent = np.flatnonzero(~files.there)
     if len(absent):
-        found.fault(f"images: {len(absent)} of {len(names)} are absent, such as {some(names[place] for place in absent[:3])}, in "
-                    f"{folder.location}{folder.other_spelling(names[absent[0]])}")
+        found.fault(
+            f"images: {len(absent)} of {len(names)} are absent, such as"
+            f" {some(names[place] for place in absent[:3])}, in"
+            f" {folder.location}{folder.other_spelling(names[absent[0]])}"
+        )
     places = np.flatnonzero(files.there) if opened is None else opened[files.there[opened]]
     bad: dict[str, list[str]] = {}
     for place, header in zip(places.tolist(), _headers(folder, [names[place] for place in places])):
@@ -93,8 +115,13 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
         files.sums.setdefault(header.mark, []).append(place)
     for fault, spoilt in bad.items():
         found.fault(f"images: {len(spoilt)} {fault}: {some(spoilt)}")
-    twins = [f"{names[place]} and {names[group[0]]}" for mark, alike in files.sums.items() if len(alike) > 1
-             for group in _by_content(folder, names, files, mark).values() for place in group[1:]]
+    twins = [
+        f"{names[place]} and {names[group[0]]}"
+        for mark, alike in files.sums.items()
+        if len(alike) > 1
+        for group in _by_content(folder, names, files, mark).values()
+        for place in group[1:]
+    ]
     if twins:
         found.warning(f"images: {len(twins)} look the same as another of the set: {some(twins)}")
     if sizes is not None:
@@ -103,15 +130,17 @@ def check(found: Findings, folder: ImageFolder, names: Sequence[str], sizes: np.
     if len(same_size):
         read = "upright" if folder.exif else "stored"
         found.note(
-            f"images: {len(same_size)} have EXIF orientation 2, 3 or 4, such as "
-            f"{some(names[place] for place in same_size[:3])}; their size is the same either way, so it "
-            f"does not show whether they were annotated {read}, as DATASET.EXIF {folder.exif} reads "
-            "them; see the pictures of the page"
+            f"images: {len(same_size)} have EXIF orientation 2, 3 or 4, such as"
+            f" {some(names[place] for place in same_size[:3])}; their size is the same either way,"
+            f" so it does not show whether they were annotated {read}, as DATASET.EXIF"
+            f" {folder.exif} reads them; see the pictures of the page"
         )
     return files
 
 
-def _check_sizes(found: Findings, files: ImageFiles, names: Sequence[str], sizes: np.ndarray, exif: bool) -> None:
+def _check_sizes(
+    found: Findings, files: ImageFiles, names: Sequence[str], sizes: np.ndarray, exif: bool
+) -> None:
     read = files.claimed[:, 0] > 0
     wrong = read & (files.claimed != sizes).any(axis=1)
     exchanged = wrong & (files.claimed[:, ::-1] == sizes).all(axis=1)
@@ -123,20 +152,29 @@ def _check_sizes(found: Findings, files: ImageFiles, names: Sequence[str], sizes
         if turned:
             annotated = "as they are stored" if exif else "as their EXIF entry turns them"
             why = f"annotated {annotated}; DATASET.EXIF {not exif} reads them so"
-        found.fault(f"images: {len(places)} have width and height exchanged, such as "
-                    f"{some(names[place] for place in places[:3])}: {why}")
+        found.fault(
+            f"images: {len(places)} have width and height exchanged, such as "
+            f"{some(names[place] for place in places[:3])}: {why}"
+        )
     wrong &= ~exchanged
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        found.fault(f"images: {wrong.sum()} of {read.sum()} have another size than their annotations say: {some([names[first]])} has "
-                    f"{files.claimed[first, 0]} x {files.claimed[first, 1]}, "
-                    f"annotated {sizes[first, 0]:g} x {sizes[first, 1]:g}")
+        found.fault(
+            f"images: {wrong.sum()} of {read.sum()} have another size than their annotations say:"
+            f" {some([names[first]])} has {files.claimed[first, 0]} x {files.claimed[first, 1]},"
+            f" annotated {sizes[first, 0]:g} x {sizes[first, 1]:g}"
+        )
 
 
 def _headers(folder: ImageFolder, names: list[str]) -> Iterable[Header]:
     if not folder.zipped:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:      # a disk that is far away answers several at once
-            yield from pool.map(lambda name: _header_of_file(folder.location / name, folder.exif), names, chunksize=64)
+        # a disk that is far away answers several at once
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            yield from pool.map(
+                lambda name: _header_of_file(folder.location / name, folder.exif),
+                names,
+                chunksize=64,
+            )
         return
     archive = archives.open_zip(folder.location)
     for name in names:
@@ -145,13 +183,13 @@ def _headers(folder: ImageFolder, names: list[str]) -> Iterable[Header]:
         try:
             with archive.open(info) as file:
                 yield _judged(file.read(_HEAD), info.file_size, file.read, folder.exif)
-        except Exception:       # each compression has errors of its own
+        except Exception:  # each compression has errors of its own
             yield Header((0, 0), (0, 0), "cannot be read")
 
 
 def _header_of_file(path: Path, exif: bool) -> Header:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):     # a pipe would keep us waiting
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would keep us waiting
             return Header((0, 0), (0, 0), "are no ordinary files")
         with open(path, "rb") as file:
             head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
@@ -164,7 +202,9 @@ def _header_of_file(path: Path, exif: bool) -> Header:
 
 
 def _ends_early(head: bytes, size: int, file: BinaryIO) -> bool:
-    """Whether a JPEG or PNG has no end mark. All of it is read only where the mark is not at the very end."""
+    """Whether a JPEG or PNG has no end mark. All of it is read only where the mark is not at the
+    very end.
+    """
     mark = END_MARKS.get(head[:2])
     if mark is None:
         return False
@@ -176,7 +216,9 @@ def _ends_early(head: bytes, size: int, file: BinaryIO) -> bool:
 
 
 def _judged(head: bytes, size: int, rest: Callable[[int], bytes], exif: bool = False) -> Header:
-    """head: the image's first bytes. size: of all. rest: gives the others. exif: see ImageFolder."""
+    """head: the image's first bytes. size: of all. rest: gives the others. exif: see
+    ImageFolder.
+    """
     mark = size, zlib.crc32(head)
     if not head:
         return Header((0, 0), mark, "are empty")
@@ -201,26 +243,49 @@ def _judged(head: bytes, size: int, rest: Callable[[int], bytes], exif: bool = F
     return Header(read or claimed, mark, "", orientation)
 
 
-def check_apart(found: Findings, train: tuple[ImageFolder, Sequence[str], ImageFiles], test: tuple[ImageFolder, Sequence[str], ImageFiles]) -> None:
-    """That no image is in both sets: (folder, names, files) of each; by name in one folder, else by the files' bytes."""
+def check_apart(
+    found: Findings,
+    train: tuple[ImageFolder, Sequence[str], ImageFiles],
+    test: tuple[ImageFolder, Sequence[str], ImageFiles],
+) -> None:
+    """That no image is in both sets: (folder, names, files) of each; by name in one folder, else
+    by the files' bytes.
+    """
     (folder, names, files), (other_folder, other_names, other_files) = train, test
-    common = sorted(set(names) & set(other_names)) if _same(folder.location, other_folder.location) else []
+    common = (
+        sorted(set(names) & set(other_names))
+        if _same(folder.location, other_folder.location)
+        else []
+    )
     if common:
-        found.fault(f"images: {len(common)} of {len(other_names)} test images are training images too: {some(common)}; figures of such a test say nothing")
+        found.fault(
+            f"images: {len(common)} of {len(other_names)} test images are training images too:"
+            f" {some(common)}; figures of such a test say nothing"
+        )
         return
     twins = []
     for mark in files.sums.keys() & other_files.sums.keys():
         mine = _by_content(folder, names, files, mark)
-        twins += [f"{other_names[place]} and {names[mine[content][0]]}" for content, places in _by_content(other_folder, other_names, other_files, mark).items()
-                  if content in mine for place in places]
+        twins += [
+            f"{other_names[place]} and {names[mine[content][0]]}"
+            for content, places in _by_content(other_folder, other_names, other_files, mark).items()
+            if content in mine
+            for place in places
+        ]
     twins.sort()
     if twins:
-        found.fault(f"images: {len(twins)} of {len(other_names)} test images have the same content as a training image: {some(twins)}; figures of "
-                    "such a test say nothing")
+        found.fault(
+            f"images: {len(twins)} of {len(other_names)} test images have the same content as a"
+            f" training image: {some(twins)}; figures of such a test say nothing"
+        )
 
 
-def _by_content(folder: ImageFolder, names: Sequence[str], files: ImageFiles, mark: tuple[int, int]) -> dict[bytes, list[int]]:
-    """The images of one mark, in groups of the same content: uncompressed pictures of one size may well begin alike."""
+def _by_content(
+    folder: ImageFolder, names: Sequence[str], files: ImageFiles, mark: tuple[int, int]
+) -> dict[bytes, list[int]]:
+    """The images of one mark, in groups of the same content: uncompressed pictures of one size
+    may well begin alike.
+    """
     groups: dict[bytes, list[int]] = {}
     for place in files.sums[mark]:
         try:

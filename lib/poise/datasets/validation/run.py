@@ -1,4 +1,7 @@
-"""The sets of an experiment, checked one after the other and against each other: in full by tools/check_data.py, in short when a training begins."""
+"""The sets of an experiment, checked one after the other and against each other: in full by
+tools/check_data.py, in short when a training begins.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -11,31 +14,39 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.datasets.validation import detections, images, left_right, persons as people
-from poise.datasets.validation.columns import read_columns
-from poise.datasets.validation.findings import FAULT, Finding, Findings, NOTE, WARNING, some
-from poise.datasets.validation.persons import People
+from poise.config.datasets import (
+    annotation_path,
+    dataset_of,
+    image_folder,
+    present_annotation_path,
+    set_files,
+)
 from poise.datasets import PersonTable, coco, read_table
-from poise.io.cache import Arrays, remembered
 from poise.datasets.coco_files import category_id
 from poise.datasets.mixing import ImageFolders, as_set
-from poise.config.datasets import annotation_path, image_folder, present_annotation_path, set_files
-from poise.io.images import ImageFolder
-from poise.structures.person_table import PackedNames
-from poise.evaluation.ground_truth import check_truth, labels
+from poise.datasets.validation import detections, images, left_right
+from poise.datasets.validation import persons as people
+from poise.datasets.validation.columns import read_columns
+from poise.datasets.validation.findings import FAULT, NOTE, WARNING, Finding, Findings, some
+from poise.datasets.validation.persons import People
 from poise.errors import DataError, PoiseError
 from poise.evaluation.diagnose import nobody_counts
+from poise.evaluation.ground_truth import check_truth, labels
+from poise.io.cache import Arrays, remembered
+from poise.io.images import ImageFolder
+from poise.structures.person_table import PackedNames
 from poise.structures.skeleton import DatasetFile
-from poise.config.datasets import dataset_of
 
 log = logging.getLogger(__name__)
 
-_LOOKED_AT = 32     # images whose headers a training reads before it begins
+_LOOKED_AT = 32  # images whose headers a training reads before it begins
 
 
 @dataclass
 class CheckedSet:
-    """What is left of a set that was checked. title: 'train set train2017'. people: None where it could not be read. odd (N,) bool: persons to look at."""
+    """What is left of a set that was checked. title: 'train set train2017'. people: None where
+    it could not be read. odd (N,) bool: persons to look at.
+    """
 
     title: str
     folder: ImageFolder
@@ -47,12 +58,18 @@ class CheckedSet:
 
 
 def check(cfg: CfgNode) -> tuple[list[Finding], list[CheckedSet]]:
-    """Everything, of DATASET.TRAIN_SET, the sets of DATASET.MIX and DATASET.TEST_SET. Nothing that is wrong with a file raises."""
+    """Everything, of DATASET.TRAIN_SET, the sets of DATASET.MIX and DATASET.TEST_SET. Nothing
+    that is wrong with a file raises.
+    """
     file, sets = Findings("dataset file"), []
-    for remark in dataset_of(cfg).remarks:      # those of DATASET.MIX are not scored, and mirrored as this one says
+    # those of DATASET.MIX are not scored, and mirrored as this one says
+    for remark in dataset_of(cfg).remarks:
         file.warning(remark)
     found = file.found
-    trained = [(cfg, f"train set {cfg.DATASET.TRAIN_SET}"), *((as_set(cfg, name), f"DATASET.MIX.{name}") for name in sorted(cfg.DATASET.MIX))]
+    trained = [
+        (cfg, f"train set {cfg.DATASET.TRAIN_SET}"),
+        *((as_set(cfg, name), f"DATASET.MIX.{name}") for name in sorted(cfg.DATASET.MIX)),
+    ]
     for own, title in [*trained, (cfg, f"test set {cfg.DATASET.TEST_SET}")]:
         findings = Findings(title)
         sets.append(_check_set(own, findings, train=len(sets) < len(trained)))
@@ -61,7 +78,11 @@ def check(cfg: CfgNode) -> tuple[list[Finding], list[CheckedSet]]:
     test = sets[-1]
     for train in sets[:-1]:
         if train.files is not None and test.files is not None:
-            images.check_apart(both, (train.folder, train.names, train.files), (test.folder, test.names, test.files))
+            images.check_apart(
+                both,
+                (train.folder, train.names, train.files),
+                (test.folder, test.names, test.files),
+            )
     if sets[0].signs is not None and test.signs is not None:
         left_right.compare(both, sets[0].signs, test.signs)
     return found + both.found, sets
@@ -76,7 +97,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
         columns = _columns(cfg, split, found)
         if columns is None:
             return result
-    try:    # what a run would read, whatever else is found
+    try:  # what a run would read, whatever else is found
         table = read_table(cfg, train=train)
         if not train:
             check_truth(cfg, table)
@@ -84,7 +105,15 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
     except PoiseError as error:
         found.fault(f"a run would end with: {error}")
     if columns is not None:
-        _check_coco(cfg, split, found, result, columns, detected=detected, scored=not train and set_files(cfg, split).labelled)
+        _check_coco(
+            cfg,
+            split,
+            found,
+            result,
+            columns,
+            detected=detected,
+            scored=not train and set_files(cfg, split).labelled,
+        )
     elif table is not None:
         result.names = list(table.image_names)
         result.files = images.check(found, result.folder, result.names, None)
@@ -108,17 +137,35 @@ def _columns(cfg: CfgNode, split: str, found: Findings) -> Arrays | None:
     joints = data.skeleton.num_joints
     try:
         path = present_annotation_path(cfg, split)
-        return remembered(path, f"check of category {data.category!r} with {joints} joints", partial(read_columns, path, joints, data.category), cfg.DATASET.CACHE)
+        return remembered(
+            path,
+            f"check of category {data.category!r} with {joints} joints",
+            partial(read_columns, path, joints, data.category),
+            cfg.DATASET.CACHE,
+        )
     except PoiseError as error:
         found.fault(f"annotations: {error}")
         return None
 
 
-def _check_coco(cfg: CfgNode, split: str, found: Findings, result: CheckedSet, columns: Arrays, *, detected: bool, scored: bool) -> None:
+def _check_coco(
+    cfg: CfgNode,
+    split: str,
+    found: Findings,
+    result: CheckedSet,
+    columns: Arrays,
+    *,
+    detected: bool,
+    scored: bool,
+) -> None:
     data, path = dataset_of(cfg), annotation_path(cfg, split)
     result.names = list(PackedNames(columns["name_buffer"], columns["name_ends"]))
-    found.note(f"annotations: {path}: {len(result.names)} images, {columns['objects'].sum()} annotations")
-    for text, count, example in zip(columns["fault_texts"], columns["fault_counts"], columns["fault_examples"]):
+    found.note(
+        f"annotations: {path}: {len(result.names)} images, {columns['objects'].sum()} annotations"
+    )
+    for text, count, example in zip(
+        columns["fault_texts"], columns["fault_counts"], columns["fault_examples"]
+    ):
         found.fault(f"annotations: {count} {_singular(text) if count == 1 else text} ({example})")
     _check_ids(found, columns, result.names)
     _check_category(found, columns, data, path, labelled=set_files(cfg, split).labelled)
@@ -135,33 +182,68 @@ def _check_coco(cfg: CfgNode, split: str, found: Findings, result: CheckedSet, c
         try:
             boxes = detections.read(cfg, found)
             if boxes is not None:
-                detections.check(found, boxes, persons, columns["image_ids"], category_id(columns, data.category), cfg.TEST.IMAGE_THRE)
+                detections.check(
+                    found,
+                    boxes,
+                    persons,
+                    columns["image_ids"],
+                    category_id(columns, data.category),
+                    cfg.TEST.IMAGE_THRE,
+                )
         except DataError as error:
             found.fault(f"detections: {error}")
     elif detected:
-        found.fault("detections: TEST.COCO_BBOX_FILE is empty and TEST.USE_GT_BBOX False; tools/make_boxes.py writes a detection file")
+        found.fault(
+            "detections: TEST.COCO_BBOX_FILE is empty and TEST.USE_GT_BBOX False;"
+            " tools/make_boxes.py writes a detection file"
+        )
 
 
 def _persons(found: Findings, columns: Arrays, data: DatasetFile) -> tuple[People, np.ndarray]:
-    """Persons with a labelled joint in an image that is listed, without crowds, and their num_keypoints."""
+    """Persons with a labelled joint in an image that is listed, without crowds, and their
+    num_keypoints.
+    """
     order = np.argsort(columns["image_ids"], kind="stable")
     sorted_ids = columns["image_ids"][order]
-    place = np.minimum(np.searchsorted(sorted_ids, columns["image_id"]), max(len(sorted_ids) - 1, 0))
-    listed = sorted_ids[place] == columns["image_id"] if len(sorted_ids) else np.zeros(len(place), bool)
+    place = np.minimum(
+        np.searchsorted(sorted_ids, columns["image_id"]), max(len(sorted_ids) - 1, 0)
+    )
+    listed = (
+        sorted_ids[place] == columns["image_id"] if len(sorted_ids) else np.zeros(len(place), bool)
+    )
     if not listed.all():
-        found.fault(f"ids: {(~listed).sum()} annotations are of images that the file does not list (annotation {some(columns['ids'][~listed])}, "
-                    f"image {some(columns['image_id'][~listed])})")
+        found.fault(
+            f"ids: {(~listed).sum()} annotations are of images that the file does not list"
+            f" (annotation {some(columns['ids'][~listed])}, image"
+            f" {some(columns['image_id'][~listed])})"
+        )
     keypoints = columns["keypoints"]
     kept = listed & ~columns["crowd"] & (keypoints[:, :, 2] != 0).any(axis=1)
     bare = listed & ~columns["crowd"] & ~kept & (columns["counted"] > 0)
     if bare.any():
-        found.fault(f"visibility: {bare.sum()} annotations have num_keypoints above 0 and no labelled joint (annotation "
-                    f"{some(columns['ids'][bare])}); training leaves them out, the AP counts them as missed")
-    return People(data.skeleton, columns["ids"][kept], order[place[kept]], keypoints[kept, :, :2], keypoints[kept, :, 2], columns["boxes"][kept],
-                  columns["image_sizes"], columns["area"][kept]), columns["counted"][kept]
+        found.fault(
+            f"visibility: {bare.sum()} annotations have num_keypoints above 0 and no labelled joint"
+            f" (annotation {some(columns['ids'][bare])}); training leaves them out, the AP counts"
+            " them as missed"
+        )
+    return (
+        People(
+            data.skeleton,
+            columns["ids"][kept],
+            order[place[kept]],
+            keypoints[kept, :, :2],
+            keypoints[kept, :, 2],
+            columns["boxes"][kept],
+            columns["image_sizes"],
+            columns["area"][kept],
+        ),
+        columns["counted"][kept],
+    )
 
 
-def _check_people(found: Findings, result: CheckedSet, persons: People, counted: np.ndarray | None = None) -> None:
+def _check_people(
+    found: Findings, result: CheckedSet, persons: People, counted: np.ndarray | None = None
+) -> None:
     people.check_flags(found, persons, counted)
     odd = people.check_joints(found, persons)
     if result.folder.exif and result.files is not None:
@@ -172,7 +254,9 @@ def _check_people(found: Findings, result: CheckedSet, persons: People, counted:
 
 def _singular(text: str) -> str:
     for many, one in (
-        ("annotations", "annotation"), ("images", "image"), (" have ", " has "),
+        ("annotations", "annotation"),
+        ("images", "image"),
+        (" have ", " has "),
         (" are no objects", " is no object"),
     ):
         text = text.replace(many, one, 1)
@@ -180,32 +264,59 @@ def _singular(text: str) -> str:
 
 
 def _check_ids(found: Findings, columns: Arrays, names: Sequence[str]) -> None:
-    for what, values in (("annotations", columns["all_ids"]), ("images", columns["image_ids"]), ("categories", columns["category_ids"])):
+    for what, values in (
+        ("annotations", columns["all_ids"]),
+        ("images", columns["image_ids"]),
+        ("categories", columns["category_ids"]),
+    ):
         unique, count = np.unique(values, return_counts=True)
         if (count > 1).any():
-            found.fault(f"ids: {(count > 1).sum()} ids of {what} come more than once: {some(unique[count > 1].tolist())}")
+            found.fault(
+                f"ids: {(count > 1).sum()} ids of {what} come more than once:"
+                f" {some(unique[count > 1].tolist())}"
+            )
     if columns["text_ids"]:
-        found.warning(f"ids: {columns['text_ids']} entries have an id written as text or with a "
-                      "decimal point; Poise reads it as a whole number, pycocotools does not")
+        found.warning(
+            f"ids: {columns['text_ids']} entries have an id written as text or with a "
+            "decimal point; Poise reads it as a whole number, pycocotools does not"
+        )
     if len(set(names)) < len(names):
         unique, count = np.unique(np.array(names), return_counts=True)
-        found.fault(f"images: {(count > 1).sum()} file names are listed more than once: {some(unique[count > 1].tolist())}")
+        found.fault(
+            f"images: {(count > 1).sum()} file names are listed more than once:"
+            f" {some(unique[count > 1].tolist())}"
+        )
 
 
-def _check_category(found: Findings, columns: Arrays, data: DatasetFile, path: Path, *, labelled: bool) -> None:
+def _check_category(
+    found: Findings, columns: Arrays, data: DatasetFile, path: Path, *, labelled: bool
+) -> None:
     of_each = zip(columns["category_ids"], columns["category_names"], columns["objects"])
-    listed = ", ".join(f"{name or 'unnamed'} ({number}): {count}" for number, name, count in of_each)
+    listed = ", ".join(
+        f"{name or 'unnamed'} ({number}): {count}" for number, name, count in of_each
+    )
     if not len(columns["person"]):
         if labelled:
-            found.fault(f"categories: none is {data.category!r}, which `category` of {data.path} names; the file has {listed or 'none'}")
+            found.fault(
+                f"categories: none is {data.category!r}, which `category` of {data.path} names; the"
+                f" file has {listed or 'none'}"
+            )
         return
     if len(columns["category_ids"]) > 1:
         person = int(columns["person"][0])
-        found.note(f"categories: objects of each: {listed}; only {data.category!r} ({person}) is used")
-        alike = columns["category_ids"][columns["category_names"] == columns["category_names"][columns["category_ids"] == person][0]]
+        found.note(
+            f"categories: objects of each: {listed}; only {data.category!r} ({person}) is used"
+        )
+        alike = columns["category_ids"][
+            columns["category_names"]
+            == columns["category_names"][columns["category_ids"] == person][0]
+        ]
         alike = alike[np.sort(np.unique(alike, return_index=True)[1])]  # in the file's order
         if len(alike) > 1:
-            found.warning(f"categories: {len(alike)} have the name of {data.category!r} (ids {some(alike.tolist(), 8)}); {person} is used, the one with annotations")
+            found.warning(
+                f"categories: {len(alike)} have the name of {data.category!r} (ids"
+                f" {some(alike.tolist(), 8)}); {person} is used, the one with annotations"
+            )
     theirs, ours = columns["joint_names"].tolist(), list(data.skeleton.names)
     try:
         coco.check_order(theirs, data, path)
@@ -213,43 +324,68 @@ def _check_category(found: Findings, columns: Arrays, data: DatasetFile, path: P
         found.fault(f"categories: {error}")
         return
     if theirs and len(theirs) != len(ours):
-        found.fault(f"categories: the file's category has {len(theirs)} joints ({some(theirs, 6)}), `joints` of {data.path} {len(ours)}")
+        found.fault(
+            f"categories: the file's category has {len(theirs)} joints ({some(theirs, 6)}),"
+            f" `joints` of {data.path} {len(ours)}"
+        )
     elif theirs and theirs != ours:
         differ = [f"{a} is {b}" for a, b in zip(theirs, ours) if a != b]
-        found.warning(f"categories: {len(differ)} joints have another name in {data.path}: {some(differ, 5)}; are they the same joints, in this order?")
+        found.warning(
+            f"categories: {len(differ)} joints have another name in {data.path}: {some(differ, 5)};"
+            " are they the same joints, in this order?"
+        )
 
 
 def verdict(found: Sequence[Finding]) -> str:
     """One line for all of it."""
     faults, warnings = (sum(finding.kind == kind for finding in found) for kind in (FAULT, WARNING))
     warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
-    return f"verdict: {faults} fault{'s' * (faults > 1)} found{warned}; mend before training" if faults else f"verdict: fine{warned}"
+    return (
+        f"verdict: {faults} fault{'s' * (faults > 1)} found{warned}; mend before training"
+        if faults
+        else f"verdict: fine{warned}"
+    )
 
 
 def report(found: Sequence[Finding]) -> str:
     """The findings as lines, faults first, and the verdict."""
-    lines = [str(finding) for kind in (FAULT, WARNING, NOTE) for finding in found if finding.kind == kind]
+    lines = [
+        str(finding) for kind in (FAULT, WARNING, NOTE) for finding in found if finding.kind == kind
+    ]
     return "\n".join([*lines, verdict(found)])
 
 
-def look(cfg: CfgNode, train: tuple[PersonTable, ImageFolder | ImageFolders], test: tuple[PersonTable, ImageFolder]) -> list[Finding]:
-    """What a training says before it begins, of tables that it has read: faults and warnings that cost no time to find."""
+def look(
+    cfg: CfgNode,
+    train: tuple[PersonTable, ImageFolder | ImageFolders],
+    test: tuple[PersonTable, ImageFolder],
+) -> list[Finding]:
+    """What a training says before it begins, of tables that it has read: faults and warnings
+    that cost no time to find.
+    """
     both, kept, signs = Findings("train and test"), [], []
     seen: list[list[tuple[ImageFolder, list[str], images.ImageFiles]]] = []
-    for title, split, (table, folder) in (("train set", cfg.DATASET.TRAIN_SET, train), ("test set", cfg.DATASET.TEST_SET, test)):
+    for title, split, (table, folder) in (
+        ("train set", cfg.DATASET.TRAIN_SET, train),
+        ("test set", cfg.DATASET.TEST_SET, test),
+    ):
         found = Findings(f"{title} {split}")
         if table.labelled:
             persons = People.of_table(table)
             people.check_flags(found, persons)
             people.check_joints(found, persons)
-            signs.append(left_right.check(found, persons.joints, persons.labelled, persons.skeleton))
+            signs.append(
+                left_right.check(found, persons.joints, persons.labelled, persons.skeleton)
+            )
         people.dropped(found, table)
         if table is test[0]:
             check_scored(cfg, found)
         seen.append([])
         for name, (own, names, places) in _by_folder(table, folder).items():
             mine = Findings(f"DATASET.MIX.{name}") if name else found
-            seen[-1].append((own, names, _look_at_images(mine, table, own, names, places, cfg.SEED)))
+            seen[-1].append(
+                (own, names, _look_at_images(mine, table, own, names, places, cfg.SEED))
+            )
             kept += [finding for finding in mine.found if finding.kind != NOTE]
     for one, other in product(*seen):
         images.check_apart(both, one, other)
@@ -258,8 +394,12 @@ def look(cfg: CfgNode, train: tuple[PersonTable, ImageFolder | ImageFolders], te
     return kept + both.found
 
 
-def _by_folder(table: PersonTable, folder: ImageFolder | ImageFolders) -> dict[str, tuple[ImageFolder, list[str], np.ndarray]]:
-    """{name in DATASET.MIX, '' for the first set: (its folder, its images with persons, their places in the table)}."""
+def _by_folder(
+    table: PersonTable, folder: ImageFolder | ImageFolders
+) -> dict[str, tuple[ImageFolder, list[str], np.ndarray]]:
+    """{name in DATASET.MIX, '' for the first set: (its folder, its images with persons, their
+    places in the table)}.
+    """
     places = np.unique(table.image_index)
     names = [table.image_names[int(place)] for place in places]
     if isinstance(folder, ImageFolder):
@@ -267,21 +407,32 @@ def _by_folder(table: PersonTable, folder: ImageFolder | ImageFolders) -> dict[s
     found = {}
     for key, own in folder.folders.items():
         mine = [number for number, name in enumerate(names) if name.startswith(f"{key}/")]
-        found[key] = own, [names[number][len(key) + 1:] for number in mine], places[mine]
+        found[key] = own, [names[number][len(key) + 1 :] for number in mine], places[mine]
     return found
 
 
-def _look_at_images(found: Findings, table: PersonTable, folder: ImageFolder, names: list[str], places: np.ndarray, seed: int) -> images.ImageFiles:
+def _look_at_images(
+    found: Findings,
+    table: PersonTable,
+    folder: ImageFolder,
+    names: list[str],
+    places: np.ndarray,
+    seed: int,
+) -> images.ImageFiles:
     """Whether the images are there, and of a few, whether the joints lie in them."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(names))[:_LOOKED_AT])
     files = images.check(found, folder, names, None, opened=chosen)
     if table.labelled:
         rows = np.flatnonzero(np.isin(table.image_index, places[files.claimed[:, 0] > 0]))
         sizes = files.claimed[np.searchsorted(places, table.image_index[rows])][:, None]
-        outside = ((table.joints[rows] > sizes + 1) & (table.visible[rows] > 0)[:, :, None]).any(axis=(1, 2))
+        outside = ((table.joints[rows] > sizes + 1) & (table.visible[rows] > 0)[:, :, None]).any(
+            axis=(1, 2)
+        )
         if outside.sum() > 0.1 * len(rows):
-            found.fault(f"images: {outside.sum()} of {len(rows)} persons looked at have joints beyond their image: the images have another size than "
-                        "those that were annotated")
+            found.fault(
+                f"images: {outside.sum()} of {len(rows)} persons looked at have joints beyond their"
+                " image: the images have another size than those that were annotated"
+            )
     return files
 
 
@@ -289,10 +440,12 @@ def log_look(cfg: CfgNode, train: tuple, test: tuple) -> None:
     """`look` in the log, each finding a warning; the advice to check in full behind them."""
     try:
         found = look(cfg, train, test)
-    except DataError as error:      # an archive that changed while it was looked at
+    except DataError as error:  # an archive that changed while it was looked at
         log.warning("the data could not be looked at: %s", error)
         return
     for finding in found:
         log.warning("%s", finding)
     if found:
-        log.warning("tools/check_data.py with the same arguments checks all of it, and shows pictures")
+        log.warning(
+            "tools/check_data.py with the same arguments checks all of it, and shows pictures"
+        )

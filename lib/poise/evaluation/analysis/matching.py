@@ -1,7 +1,9 @@
 """A result file beside its ground truth: which prediction belongs to which labelled person.
 
-Letters: G labelled persons, D predicted persons, J joints, P pairs of a prediction and a person of the same image.
+Letters: G labelled persons, D predicted persons, J joints, P pairs of a prediction and a person of
+the same image.
 """
+
 from __future__ import annotations
 
 import re
@@ -12,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from poise.config.datasets import dataset
 from poise.errors import DataError, one_line
 from poise.evaluation import keypoint_ap, read_results, read_truth, result_arrays
 from poise.evaluation.crowdpose import AREA_OF_BOX
 from poise.evaluation.keypoint_ap import LabelledPersons
 from poise.structures.skeleton import DatasetFile, Skeleton
-from poise.config.datasets import dataset
 
-# Ronchi & Perona match from this OKS on: what is worse found nobody. coco-analyze: params.oksLocThrs
+# Ronchi & Perona match from this OKS on: what is worse found nobody. coco-analyze:
+# params.oksLocThrs
 LEAST_OKS = 0.1
 
 FOUND, OUTRANKED, DUPLICATE, BACKGROUND, NOT_COUNTED = range(5)
@@ -28,7 +31,8 @@ PREDICTIONS = ("found a person", "outranked", "duplicate", "background", "not co
 
 @dataclass(frozen=True)
 class Truth:
-    """persons: G labelled persons, of whom `persons.image` is the place in `images`, the entries of the annotation file sorted by id.
+    """persons: G labelled persons, of whom `persons.image` is the place in `images`, the entries of
+    the annotation file sorted by id.
 
     crowded: whether areas and figures are those of CrowdPose's evaluation.
     """
@@ -57,7 +61,9 @@ class Truth:
 
 @dataclass(frozen=True)
 class Found:
-    """A result file. image (D,): place in truth.images. keypoints (D, J, 3): x, y, score. scores (D,). box_source: see box_source. name: see named."""
+    """A result file. image (D,): place in truth.images. keypoints (D, J, 3): x, y, score. scores
+    (D,). box_source: see box_source. name: see named.
+    """
 
     file: str
     box_source: str
@@ -70,12 +76,14 @@ class Found:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def only(self, keep: np.ndarray) -> "Found":
+    def only(self, keep: np.ndarray) -> Found:
         """The predictions where `keep` (D,) bool is true."""
-        return replace(self, image=self.image[keep], keypoints=self.keypoints[keep], scores=self.scores[keep])
+        return replace(
+            self, image=self.image[keep], keypoints=self.keypoints[keep], scores=self.scores[keep]
+        )
 
     @cached_property
-    def pairs(self) -> "Pairs":
+    def pairs(self) -> Pairs:
         return Pairs.of(self)
 
 
@@ -83,10 +91,14 @@ class Found:
 class Pairs:
     """Who was found by whom, from an OKS of LEAST_OKS on.
 
-    person (D,): the labelled person that a prediction has found, or -1; prediction (G,): the other way round. oks (D,) and found_oks (G,):
-    their OKS, 0 without one. like (D,): whom a prediction has found, else the person who counts and whom it is most like, from LEAST_OKS on, or -1. kind (D,): FOUND; DUPLICATE, where a better scored prediction has taken the person; OUTRANKED, where that one is so
-    much worse that from some threshold of the AP on this one finds the person; BACKGROUND, where no labelled person of the image has an OKS of
-    LEAST_OKS; NOT_COUNTED: found a person who does not count (a crowd, or one without a labelled joint), or one of more than 20 in an image.
+    person (D,): the labelled person that a prediction has found, or -1; prediction (G,): the other
+    way round. oks (D,) and found_oks (G,): their OKS, 0 without one. like (D,): whom a prediction
+    has found, else the person who counts and whom it is most like, from LEAST_OKS on, or -1. kind
+    (D,): FOUND; DUPLICATE, where a better scored prediction has taken the person; OUTRANKED, where
+    that one is so much worse that from some threshold of the AP on this one finds the person;
+    BACKGROUND, where no labelled person of the image has an OKS of LEAST_OKS; NOT_COUNTED: found a
+    person who does not count (a crowd, or one without a labelled joint), or one of more than 20 in
+    an image.
     """
 
     person: np.ndarray
@@ -97,10 +109,17 @@ class Pairs:
     kind: np.ndarray
 
     @classmethod
-    def of(cls, found: Found) -> "Pairs":
+    def of(cls, found: Found) -> Pairs:
         truth, count = found.truth, len(found)
-        matches = keypoint_ap.match(truth.persons, found.image, found.keypoints, found.scores, truth.sigmas,
-                                    thresholds=np.array([LEAST_OKS, *keypoint_ap.THRESHOLDS]), sizes=[keypoint_ap.SIZES["all"]])
+        matches = keypoint_ap.match(
+            truth.persons,
+            found.image,
+            found.keypoints,
+            found.scores,
+            truth.sigmas,
+            thresholds=np.array([LEAST_OKS, *keypoint_ap.THRESHOLDS]),
+            sizes=[keypoint_ap.SIZES["all"]],
+        )
         person = np.full(count, -1, np.int64)
         person[matches.order] = matches.person[0, 0]
         d, g = pairs_of_images(found.image, truth.persons.image)
@@ -108,7 +127,7 @@ class Pairs:
         near = np.flatnonzero((similarity >= LEAST_OKS) & truth.counted[g])
         near = near[np.argsort(similarity[near], kind="stable")]
         like = np.full(count, -1, np.int64)
-        like[d[near]] = g[near]     # of several the last is kept, the most similar
+        like[d[near]] = g[near]  # of several the last is kept, the most similar
         kind = np.where(like >= 0, DUPLICATE, BACKGROUND)
         kind[matches.order[(matches.person[0] >= 0).any(axis=0)]] = OUTRANKED
         kind[person >= 0] = FOUND
@@ -119,14 +138,20 @@ class Pairs:
         person[uncounted] = -1
         own, who = np.flatnonzero(person >= 0), person[person >= 0]
         like[own] = who
-        oks, found_oks, prediction = np.zeros(count), np.zeros(len(truth.counted)), np.full(len(truth.counted), -1, np.int64)
+        oks, found_oks, prediction = (
+            np.zeros(count),
+            np.zeros(len(truth.counted)),
+            np.full(len(truth.counted), -1, np.int64),
+        )
         oks[own] = keypoint_ap.oks(truth.persons, who, found.keypoints[own, :, :2], truth.sigmas)
         found_oks[who], prediction[who] = oks[own], own
         return cls(person, prediction, oks, found_oks, like, kind)
 
 
 def pairs_of_images(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (P,) and (P,) of all pairs of an element of `first` and one of `second` that have the same value, sorted by the first."""
+    """Indices (P,) and (P,) of all pairs of an element of `first` and one of `second` that have
+    the same value, sorted by the first.
+    """
     order = np.argsort(second, kind="stable")
     begin, end = (np.searchsorted(second[order], first, side=side) for side in ("left", "right"))
     count = end - begin
@@ -135,68 +160,134 @@ def pairs_of_images(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, 
     return a, order[begin[a] + place]
 
 
-def average_precision(found: Found, keypoints: np.ndarray | None = None, scores: np.ndarray | None = None,
-                      persons: LabelledPersons | None = None) -> dict[str, float]:
-    """AP, AP .5 and AP .75 over all sizes, of the predictions as they are or with others' keypoints, scores or labelled persons."""
-    curve = keypoint_ap.evaluate(persons or found.truth.persons, found.image, found.keypoints if keypoints is None else keypoints,
-                                 found.scores if scores is None else scores, found.truth.sigmas, sizes=[keypoint_ap.SIZES["all"]])
+def average_precision(
+    found: Found,
+    keypoints: np.ndarray | None = None,
+    scores: np.ndarray | None = None,
+    persons: LabelledPersons | None = None,
+) -> dict[str, float]:
+    """AP, AP .5 and AP .75 over all sizes, of the predictions as they are or with others'
+    keypoints, scores or labelled persons.
+    """
+    curve = keypoint_ap.evaluate(
+        persons or found.truth.persons,
+        found.image,
+        found.keypoints if keypoints is None else keypoints,
+        found.scores if scores is None else scores,
+        found.truth.sigmas,
+        sizes=[keypoint_ap.SIZES["all"]],
+    )
     return headline(curve[0][:, :, 0])
 
 
 def headline(precision: np.ndarray) -> dict[str, float]:
     """AP, AP .5 and AP .75 of precision (T, R); -1 where nobody is labelled."""
-    return {"AP": float(precision.mean()), "AP .5": float(precision[0].mean()), "AP .75": float(precision[5].mean())}
+    return {
+        "AP": float(precision.mean()),
+        "AP .5": float(precision[0].mean()),
+        "AP .75": float(precision[5].mean()),
+    }
 
 
 def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Truth:
-    """The annotations to analyse against, with the joints and category of a dataset file; None: COCO's. Raises DataError, naming the file, where it is not COCO's form or nobody is labelled."""
+    """The annotations to analyse against, with the joints and category of a dataset file; None:
+    COCO's. Raises DataError, naming the file, where it is not COCO's form or nobody is labelled.
+    """
     if Path(path).suffix == ".mat":
-        raise DataError(f"{path}: only COCO's form of annotations and results can be analysed, not MPII's")
+        raise DataError(
+            f"{path}: only COCO's form of annotations and results can be analysed, not MPII's"
+        )
     data = data or dataset("coco")
     skeleton = data.skeleton
     crowded = data.metric == "crowdpose"
     content = read_truth(path, category=data.category, area_of_box=AREA_OF_BOX if crowded else None)
     if len({person["category_id"] for person in content["annotations"]}) > 1:
-        raise DataError(f"{path}: has annotations of several categories and none that the dataset file names; one category can be analysed at a time")
-    images = list({image["id"]: image for image in sorted(content["images"], key=lambda image: image["id"])}.values())
+        raise DataError(
+            f"{path}: has annotations of several categories and none that the dataset file names;"
+            " one category can be analysed at a time"
+        )
+    images = list(
+        {
+            image["id"]: image for image in sorted(content["images"], key=lambda image: image["id"])
+        }.values()
+    )
     position = {image["id"]: place for place, image in enumerate(images)}
-    joints = {len(person["keypoints"]) // 3 for person in content["annotations"]} - {skeleton.num_joints}
+    joints = {len(person["keypoints"]) // 3 for person in content["annotations"]} - {
+        skeleton.num_joints
+    }
     if joints:
-        raise DataError(f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_joints} joints of {skeleton.name} were expected; --dataset takes another dataset file")
-    truth = Truth(Path(path).name, LabelledPersons.from_annotations(content["annotations"], position, skeleton.num_joints), images, skeleton, content, crowded)
+        raise DataError(
+            f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_joints}"
+            f" joints of {skeleton.name} were expected; --dataset takes another dataset file"
+        )
+    truth = Truth(
+        Path(path).name,
+        LabelledPersons.from_annotations(content["annotations"], position, skeleton.num_joints),
+        images,
+        skeleton,
+        content,
+        crowded,
+    )
     if not truth.counted.any():
-        raise DataError(f"{path}: nobody has a labelled joint, so there is nothing to compare results with")
+        raise DataError(
+            f"{path}: nobody has a labelled joint, so there is nothing to compare results with"
+        )
     return truth
 
 
 def read_found(path: str | Path, truth: Truth) -> Found:
-    """A result file. Raises DataError, naming the file, where it is missing, is no result file, is empty or is of other images."""
+    """A result file. Raises DataError, naming the file, where it is missing, is no result file,
+    is empty or is of other images.
+    """
     if Path(path).suffix in (".mat", ".pkl", ".pickle"):
-        raise DataError(f"{path}: only result files in COCO's form can be analysed, a JSON list such as results/keypoints_*.json of a run folder")
+        raise DataError(
+            f"{path}: only result files in COCO's form can be analysed, a JSON list such as"
+            " results/keypoints_*.json of a run folder"
+        )
     results = read_results(path)
     if not results:
-        raise DataError(f"{path}: holds no predicted person, so there is nothing to analyse; its AP is 0")
+        raise DataError(
+            f"{path}: holds no predicted person, so there is nothing to analyse; its AP is 0"
+        )
     try:
-        image_ids, categories, keypoints, scores = result_arrays(truth.content, results, truth.sigmas)
+        image_ids, categories, keypoints, scores = result_arrays(
+            truth.content, results, truth.sigmas
+        )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     mine = categories == truth.category
     if not mine.any():
-        raise DataError(f"{path}: none of its predictions has the category of {truth.name}'s persons")
+        raise DataError(
+            f"{path}: none of its predictions has the category of {truth.name}'s persons"
+        )
     known = np.array([image["id"] for image in truth.images])
-    return Found(Path(path).name, box_source(path), truth, np.searchsorted(known, image_ids[mine]), keypoints[mine], scores[mine])
+    return Found(
+        Path(path).name,
+        box_source(path),
+        truth,
+        np.searchsorted(known, image_ids[mine]),
+        keypoints[mine],
+        scores[mine],
+    )
 
 
 def box_source(path: str | Path) -> str:
-    """Where the boxes of a result file came from, as its name keypoints_<set>_results_<source>.json tells (poise.engine.evaluate); else 'not known'."""
+    """Where the boxes of a result file came from, as its name
+    keypoints_<set>_results_<source>.json tells (poise.engine.evaluate); else 'not known'.
+    """
     named = re.fullmatch(r"keypoints_.+?_results_(.+)", Path(path).stem)
     return "not known" if named is None else "ground truth" if named[1] == "gt_boxes" else named[1]
 
 
 def named(founds: Sequence[Found], paths: Sequence[str | Path]) -> list[Found]:
-    """The same with a `file` that tells them apart, with as many of its folders as that needs, and with a short `name` for tables and charts."""
+    """The same with a `file` that tells them apart, with as many of its folders as that needs,
+    and with a short `name` for tables and charts.
+    """
     files = distinct(paths)
-    return [replace(found, file=file, name=name) for found, file, name in zip(founds, files, short_names(files))]
+    return [
+        replace(found, file=file, name=name)
+        for found, file, name in zip(founds, files, short_names(files))
+    ]
 
 
 def distinct(paths: Sequence[str | Path]) -> list[str]:
@@ -210,7 +301,9 @@ def distinct(paths: Sequence[str | Path]) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """What differs in two names, in whole words; 'first' and 'second' where that is nothing or long. A single name is 'results'."""
+    """What differs in two names, in whole words; 'first' and 'second' where that is nothing or
+    long. A single name is 'results'.
+    """
     if len(names) != 2:
         return ["results"] * len(names)
     words = [re.split(r"([_./\\ -]+)", name) for name in names]
@@ -218,5 +311,9 @@ def short_names(names: Sequence[str]) -> list[str]:
     begin = same.index(False) if False in same else len(same)
     back = [a == b for a, b in zip(words[0][begin:][::-1], words[1][begin:][::-1])]
     end = back.index(False) if False in back else len(back)
-    short = ["".join(word[begin:len(word) - end]).strip("_./\\ -") for word in words]
-    return short if all(0 < len(name) <= 24 for name in short) and short[0] != short[1] else ["first", "second"]
+    short = ["".join(word[begin : len(word) - end]).strip("_./\\ -") for word in words]
+    return (
+        short
+        if all(0 < len(name) <= 24 for name in short) and short[0] != short[1]
+        else ["first", "second"]
+    )

@@ -1,4 +1,5 @@
 """The metrics.jsonl of one or several runs as curves: tools/plot_log.py."""
+
 from __future__ import annotations
 
 import json
@@ -7,13 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from poise.errors import ConfigError, DataError, escape_html
+from poise.evaluation.analysis.matching import distinct
+from poise.io.files import read_bytes, replacing
 from poise.visualization import charts
 from poise.visualization.html import document, number, table
-from poise.evaluation.analysis.matching import distinct
-from poise.io.files import read_bytes
-from poise.errors import ConfigError, DataError, escape_html
 from poise.visualization.tables import aligned
-from poise.io.files import replacing
 
 # each chart's title and the figures that it shows, where a run has them
 CHARTS = {
@@ -29,7 +29,8 @@ CHARTS = {
 # a rate falls by factors of ten
 _LOGARITHMIC = ("loss", "learning rate")
 _MOST_BYTES = 1 << 28
-_STYLES, _MARKS = ("-", "--", ":", "-.", "."), "os^Dv"      # of the figures of a chart: lines, and where there is one epoch marks
+# of the figures of a chart: lines, and where there is one epoch marks
+_STYLES, _MARKS = ("-", "--", ":", "-.", "."), "os^Dv"
 #: the figure that decides which weights are best, of COCO and of MPII
 DECIDING = ("AP", "Mean")
 
@@ -39,11 +40,14 @@ Figures = dict[str, list[tuple[float, float]]]
 def read_log(path: str | Path) -> Figures:
     """Figure -> [(epoch, value)] of a metrics.jsonl, or that of a run folder.
 
-    Lines that are cut off, as of a run that was killed, are left out, and so are values that are no finite numbers. Of an epoch written twice the
-    later line counts. Raises DataError where there is no such file or no epoch in it.
+    Lines that are cut off, as of a run that was killed, are left out, and so are values that are no
+    finite numbers. Of an epoch written twice the later line counts. Raises DataError where there is
+    no such file or no epoch in it.
     """
     file = log_file(path)
-    text = read_bytes(file, "log", _MOST_BYTES, "give a metrics.jsonl, or a run folder that has one").decode("utf-8", "replace")
+    text = read_bytes(
+        file, "log", _MOST_BYTES, "give a metrics.jsonl, or a run folder that has one"
+    ).decode("utf-8", "replace")
     epochs: dict[float, dict] = {}
     for line in text.splitlines():
         try:
@@ -59,7 +63,9 @@ def read_log(path: str | Path) -> Figures:
             if name != "epoch" and type(value) in (int, float) and abs(value) <= sys.float_info.max:
                 figures.setdefault(name, []).append((epoch, float(value)))
     if not figures:
-        raise DataError(f"{file}: holds no line with an epoch and a figure; a run writes one after each epoch")
+        raise DataError(
+            f"{file}: holds no line with an epoch and a figure; a run writes one after each epoch"
+        )
     return figures
 
 
@@ -69,17 +75,25 @@ def log_file(path: str | Path) -> Path:
 
 
 def read_logs(paths: Sequence[str | Path]) -> dict[str, Figures]:
-    """Runs by the shortest names that tell them apart: of a metrics.jsonl that of its folder. Raises DataError."""
+    """Runs by the shortest names that tell them apart: of a metrics.jsonl that of its folder.
+    Raises DataError.
+    """
     files = [log_file(path) for path in paths]
-    places = [file.absolute().parent if file.name == "metrics.jsonl" else file.absolute() for file in files]
+    places = [
+        file.absolute().parent if file.name == "metrics.jsonl" else file.absolute()
+        for file in files
+    ]
     if len(set(places)) < len(places):
         twice = next(path for path, place in zip(paths, places) if places.count(place) > 1)
         raise DataError(f"{twice}: given twice")
     return dict(zip(distinct(places), map(read_log, files)))
 
 
-def chart_lines(runs: Mapping[str, Figures], wanted: Sequence[str] = ()) -> dict[str, list[charts.Curve]]:
-    """Title -> curves: a colour for each run, a kind of line for each figure of a chart. wanted: figures to show, each in a chart of its own, instead of CHARTS.
+def chart_lines(
+    runs: Mapping[str, Figures], wanted: Sequence[str] = ()
+) -> dict[str, list[charts.Curve]]:
+    """Title -> curves: a colour for each run, a kind of line for each figure of a chart. wanted:
+    figures to show, each in a chart of its own, instead of CHARTS.
 
     Raises ConfigError for a figure that no run has.
     """
@@ -95,24 +109,49 @@ def chart_lines(runs: Mapping[str, Figures], wanted: Sequence[str] = ()) -> dict
             for name, style, mark in zip(names, _STYLES, _MARKS):
                 if name in figures:
                     epochs, values = zip(*figures[name])
-                    label = name if len(runs) == 1 else run if len(possible) == 1 else f"{run}: {name}"
-                    curves.append(charts.Curve(label, epochs, values, colour if len(runs) > 1 else names.index(name), mark if len(epochs) == 1 else style))
+                    label = (
+                        name if len(runs) == 1 else run if len(possible) == 1 else f"{run}: {name}"
+                    )
+                    curves.append(
+                        charts.Curve(
+                            label,
+                            epochs,
+                            values,
+                            colour if len(runs) > 1 else names.index(name),
+                            mark if len(epochs) == 1 else style,
+                        )
+                    )
         if curves:
             several[title] = curves
     return several
 
 
 def best_rows(runs: Mapping[str, Figures]) -> list[list[str]]:
-    """For each run: name, epochs, last training loss, best AP or PCKh with its epoch, and the last one."""
+    """For each run: name, epochs, last training loss, best AP or PCKh with its epoch, and the
+    last one.
+    """
     rows = []
     for run, figures in runs.items():
         epochs = {epoch for values in figures.values() for epoch, _ in values}
         loss = figures.get("train_loss", [(0, math.nan)])[-1][1]
         deciding = next((name for name in DECIDING if name in figures), None)
         # of equal ones the later, whose weights the run keeps
-        best = max(figures[deciding], key=lambda pair: (pair[1], pair[0])) if deciding else (math.nan, math.nan)
-        rows.append([run, str(len(epochs)), number(loss, 6), deciding or "–", number(best[1]), f"{best[0]:g}" if deciding else "–",
-                     number(figures[deciding][-1][1]) if deciding else "–"])
+        best = (
+            max(figures[deciding], key=lambda pair: (pair[1], pair[0]))
+            if deciding
+            else (math.nan, math.nan)
+        )
+        rows.append(
+            [
+                run,
+                str(len(epochs)),
+                number(loss, 6),
+                deciding or "–",
+                number(best[1]),
+                f"{best[0]:g}" if deciding else "–",
+                number(figures[deciding][-1][1]) if deciding else "–",
+            ]
+        )
     return rows
 
 
@@ -125,20 +164,37 @@ def summary(runs: Mapping[str, Figures]) -> str:
 
 
 def write(runs: Mapping[str, Figures], path: str | Path, wanted: Sequence[str] = ()) -> None:
-    """The curves as a PNG or, by the name's ending, as an HTML page. Raises ConfigError for another ending, DataError where nothing can be drawn."""
+    """The curves as a PNG or, by the name's ending, as an HTML page. Raises ConfigError for
+    another ending, DataError where nothing can be drawn.
+    """
     path = Path(path)
     if path.suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"--output {path}: curves are written to a .png or an .html file")
     several = chart_lines(runs, wanted)
     if not several:
-        raise DataError(f"none of the figures that are drawn is in {', '.join(runs)}; --figures takes others")
+        raise DataError(
+            f"none of the figures that are drawn is in {', '.join(runs)}; --figures takes others"
+        )
     if path.suffix.lower() == ".png":
-        data = charts.lines_as_png([(title, curves, "epoch", _logarithmic(title, curves)) for title, curves in several.items()])
+        data = charts.lines_as_png(
+            [
+                (title, curves, "epoch", _logarithmic(title, curves))
+                for title, curves in several.items()
+            ]
+        )
     else:
         title = f"Training of {', '.join(runs)}"
         parts = [f"<h1>{escape_html(title)}</h1>", table(_HEAD, best_rows(runs), (3,))]
         for name, curves in several.items():
-            chart = charts.lines(name, curves, "epoch", name, limits=None, size=(9, 4.2), logarithmic=_logarithmic(name, curves))
+            chart = charts.lines(
+                name,
+                curves,
+                "epoch",
+                name,
+                limits=None,
+                size=(9, 4.2),
+                logarithmic=_logarithmic(name, curves),
+            )
             parts.append(f"<h2>{escape_html(name)}</h2><figure>{chart}</figure>")
         data = document(title, parts).encode("utf-8", errors="backslashreplace")
     with replacing(path) as part:

@@ -1,8 +1,11 @@
-"""Non-maximum suppression of boxes and of persons: compiled where it was built, else NumPy, with equal results.
+"""Non-maximum suppression of boxes and of persons: compiled where it was built, else NumPy, with
+equal results.
 
-Build the kernels with `python setup.py build_ext --inplace` or `pip install -e . --no-build-isolation`. Rules and tie
-order are those of the HRNet family. Letters: N persons or boxes, J joints, M images, K kept.
+Build the kernels with `python setup.py build_ext --inplace` or `pip install -e .
+--no-build-isolation`. Rules and tie order are those of the HRNet family. Letters: N persons or
+boxes, J joints, M images, K kept.
 """
+
 from __future__ import annotations
 
 import logging
@@ -20,30 +23,43 @@ except ImportError:
 #: whether the compiled kernels are in use
 compiled = _compiled is not None
 
-__all__ = ["box_nms", "compiled", "oks_iou", "oks_nms", "oks_nms_by_image", "soft_oks_nms", "soft_oks_nms_by_image"]
+__all__ = [
+    "box_nms",
+    "compiled",
+    "oks_iou",
+    "oks_nms",
+    "oks_nms_by_image",
+    "soft_oks_nms",
+    "soft_oks_nms_by_image",
+]
 
 logger = logging.getLogger(__name__)
 _warned = False
 
 
 def box_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Greedy NMS of boxes: the best one stays, and others stay whose overlap with it is at most `threshold`.
+    """Greedy NMS of boxes: the best one stays, and others stay whose overlap with it is at most
+    `threshold`.
 
-    boxes: (N, 4) x1, y1, x2, y2, pixels, the last pixel included (so an area is (x2 - x1 + 1) (y2 - y1 + 1), the rule
-    of py-faster-rcnn). scores: (N,). Returns (K,) int64 indices, best first. Raises ValueError on other shapes and on
-    values that are not finite.
+    boxes: (N, 4) x1, y1, x2, y2, pixels, the last pixel included (so an area is (x2 - x1 + 1) (y2 -
+    y1 + 1), the rule of py-faster-rcnn). scores: (N,). Returns (K,) int64 indices, best first.
+    Raises ValueError on other shapes and on values that are not finite.
     """
     boxes, scores = np.ascontiguousarray(boxes, np.float64), np.asarray(scores)
     if boxes.size == 0 and scores.size == 0:
         return np.zeros(0, np.int64)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
-        raise ValueError(f"box_nms needs boxes (N, 4) and N scores; got {boxes.shape} and {scores.shape}")
+        raise ValueError(
+            f"box_nms needs boxes (N, 4) and N scores; got {boxes.shape} and {scores.shape}"
+        )
     _check_finite(boxes=boxes, scores=scores)
     order = np.ascontiguousarray(descending(scores), np.int64)
     if not _use_compiled():
         return numpy_nms.box_nms(boxes, order, threshold)
     kept = np.empty(len(boxes), np.int64)
-    return kept[: _compiled.box_nms(boxes, order, threshold, np.empty((len(boxes), 5)), kept)].copy()
+    return kept[
+        : _compiled.box_nms(boxes, order, threshold, np.empty((len(boxes), 5)), kept)
+    ].copy()
 
 
 def oks_nms(
@@ -54,13 +70,17 @@ def oks_nms(
     sigmas: np.ndarray,
     in_vis_thre: float | None = None,
 ) -> np.ndarray:
-    """Greedy NMS of the persons of one image: others stay whose OKS with a better kept one is at most `threshold`.
+    """Greedy NMS of the persons of one image: others stay whose OKS with a better kept one is at
+    most `threshold`.
 
-    keypoints: (N, J, 2 or 3) x, y and perhaps score, pixels. scores: (N,). areas: (N,) square pixels. sigmas: (J,).
-    in_vis_thre: see oks_iou. Returns (K,) int64 indices, best first; equal scores in the order of NumPy's
-    argsort()[::-1]. Raises ValueError on other shapes, values that are not finite, and negative areas.
+    keypoints: (N, J, 2 or 3) x, y and perhaps score, pixels. scores: (N,). areas: (N,) square
+    pixels. sigmas: (J,). in_vis_thre: see oks_iou. Returns (K,) int64 indices, best first; equal
+    scores in the order of NumPy's argsort()[::-1]. Raises ValueError on other shapes, values that
+    are not finite, and negative areas.
     """
-    return oks_nms_by_image(keypoints, scores, areas, (0, len(scores)), threshold, sigmas, in_vis_thre)
+    return oks_nms_by_image(
+        keypoints, scores, areas, (0, len(scores)), threshold, sigmas, in_vis_thre
+    )
 
 
 def soft_oks_nms(
@@ -74,11 +94,14 @@ def soft_oks_nms(
 ) -> np.ndarray:
     """Soft NMS of the persons of one image (Bodla et al., 2017, with OKS for IoU).
 
-    Each kept person lowers the scores of the others by exp(-OKS^2 / threshold), and the best `max_dets` stay (20 is
-    what COCO scores). Only the order and the cut depend on the lowered scores: as in the reference the caller goes on
-    with the original ones. Arguments, result and errors as oks_nms; threshold must be above 0.
+    Each kept person lowers the scores of the others by exp(-OKS^2 / threshold), and the best
+    `max_dets` stay (20 is what COCO scores). Only the order and the cut depend on the lowered
+    scores: as in the reference the caller goes on with the original ones. Arguments, result and
+    errors as oks_nms; threshold must be above 0.
     """
-    return soft_oks_nms_by_image(keypoints, scores, areas, (0, len(scores)), threshold, sigmas, in_vis_thre, max_dets)
+    return soft_oks_nms_by_image(
+        keypoints, scores, areas, (0, len(scores)), threshold, sigmas, in_vis_thre, max_dets
+    )
 
 
 def oks_nms_by_image(
@@ -92,13 +115,18 @@ def oks_nms_by_image(
 ) -> np.ndarray:
     """`oks_nms` of M images in one call, which is what makes it fast for a whole data set.
 
-    The persons of image m are rows offsets[m]:offsets[m + 1]; offsets: (M + 1,) integers from 0 to N that never fall.
-    Returns (K,) int64 row indices, image by image and best first in each. Otherwise as oks_nms.
+    The persons of image m are rows offsets[m]:offsets[m + 1]; offsets: (M + 1,) integers from 0 to
+    N that never fall. Returns (K,) int64 row indices, image by image and best first in each.
+    Otherwise as oks_nms.
     """
-    keypoints, scores, areas, sigmas, offsets = _checked(keypoints, scores, areas, sigmas, offsets, in_vis_thre)
+    keypoints, scores, areas, sigmas, offsets = _checked(
+        keypoints, scores, areas, sigmas, offsets, in_vis_thre
+    )
     order = _order(scores, offsets)
     if not _use_compiled():
-        return numpy_nms.oks_nms_by_image(keypoints, areas, order, offsets, threshold, sigmas, in_vis_thre)
+        return numpy_nms.oks_nms_by_image(
+            keypoints, areas, order, offsets, threshold, sigmas, in_vis_thre
+        )
 
     def exact(a: int, b: int) -> float:
         pair = keypoints[a], keypoints[b : b + 1], areas[a], areas[b : b + 1]
@@ -106,8 +134,16 @@ def oks_nms_by_image(
 
     kept = np.empty(len(keypoints), np.int64)
     count = _compiled.oks_nms_by_image(
-        keypoints, areas, order, offsets, threshold, _weights(sigmas), in_vis_thre, kept,
-        np.zeros(len(keypoints), np.uint8), exact,
+        keypoints,
+        areas,
+        order,
+        offsets,
+        threshold,
+        _weights(sigmas),
+        in_vis_thre,
+        kept,
+        np.zeros(len(keypoints), np.uint8),
+        exact,
     )
     return kept[:count].copy()
 
@@ -124,8 +160,12 @@ def soft_oks_nms_by_image(
 ) -> np.ndarray:
     """`soft_oks_nms` of M images in one call; `offsets` and the result as in oks_nms_by_image."""
     if not threshold > 0:
-        raise ValueError(f"soft NMS divides by its threshold, which must be above 0; got {threshold}")
-    keypoints, scores, areas, sigmas, offsets = _checked(keypoints, scores, areas, sigmas, offsets, in_vis_thre)
+        raise ValueError(
+            f"soft NMS divides by its threshold, which must be above 0; got {threshold}"
+        )
+    keypoints, scores, areas, sigmas, offsets = _checked(
+        keypoints, scores, areas, sigmas, offsets, in_vis_thre
+    )
     order = _order(scores, offsets)
     scores = scores.astype(np.float64)
     if not _use_compiled():
@@ -135,14 +175,29 @@ def soft_oks_nms_by_image(
 
     def exact(m: int) -> np.ndarray:
         rows = order[offsets[m] : offsets[m + 1]]
-        return numpy_nms.soft_oks_nms(keypoints, scores, areas, rows, threshold, sigmas, in_vis_thre, max_dets)
+        return numpy_nms.soft_oks_nms(
+            keypoints, scores, areas, rows, threshold, sigmas, in_vis_thre, max_dets
+        )
 
     kept = np.empty(len(keypoints), np.int64)
     largest = int(np.diff(offsets).max(initial=0))
     count = _compiled.soft_oks_nms_by_image(
-        keypoints, scores, areas, order, offsets, threshold, _weights(sigmas), in_vis_thre, max_dets, kept,
-        np.empty(largest), np.empty(largest, np.int64), np.empty(largest), np.empty(largest, np.int64),
-        lambda view: descending(np.asarray(view)), exact,
+        keypoints,
+        scores,
+        areas,
+        order,
+        offsets,
+        threshold,
+        _weights(sigmas),
+        in_vis_thre,
+        max_dets,
+        kept,
+        np.empty(largest),
+        np.empty(largest, np.int64),
+        np.empty(largest),
+        np.empty(largest, np.int64),
+        lambda view: descending(np.asarray(view)),
+        exact,
     )
     return kept[:count].copy()
 
@@ -153,16 +208,21 @@ def _use_compiled() -> bool:
     if _compiled is None and not _warned:
         _warned = True
         logger.warning(
-            "poise.evaluation.nms is not compiled: NumPy is used, with the same results but slower; "
-            "build it with: python setup.py build_ext --inplace"
+            "poise.evaluation.nms is not compiled: NumPy is used, with the same results but slower;"
+            " build it with: python setup.py build_ext --inplace"
         )
     return _compiled is not None
 
 
 def _checked(keypoints, scores, areas, sigmas, offsets, in_vis_thre) -> tuple[np.ndarray, ...]:
-    """The arguments as arrays that the kernels take; ValueError with what was got where they do not fit."""
+    """The arguments as arrays that the kernels take; ValueError with what was got where they do
+    not fit.
+    """
     keypoints, scores = np.asarray(keypoints), np.asarray(scores)
-    areas, sigmas = np.ascontiguousarray(areas, np.float64), np.ascontiguousarray(sigmas, np.float64)
+    areas, sigmas = (
+        np.ascontiguousarray(areas, np.float64),
+        np.ascontiguousarray(sigmas, np.float64),
+    )
     if sigmas.ndim != 1 or not (sigmas > 0).all():
         raise ValueError(f"OKS needs J sigmas above 0; got {sigmas}")
     if keypoints.size == 0 and len(keypoints) == 0:
@@ -171,18 +231,28 @@ def _checked(keypoints, scores, areas, sigmas, offsets, in_vis_thre) -> tuple[np
         keypoints = keypoints.astype(np.float64, copy=False)
     keypoints = np.ascontiguousarray(keypoints)
     columns = (2, 3) if in_vis_thre is None else (3,)
-    if keypoints.ndim != 3 or keypoints.shape[1] != len(sigmas) or keypoints.shape[2] not in columns \
-            or scores.shape != keypoints.shape[:1] or areas.shape != keypoints.shape[:1]:
+    if (
+        keypoints.ndim != 3
+        or keypoints.shape[1] != len(sigmas)
+        or keypoints.shape[2] not in columns
+        or scores.shape != keypoints.shape[:1]
+        or areas.shape != keypoints.shape[:1]
+    ):
         raise ValueError(
-            f"OKS-NMS needs keypoints (N, J, {' or '.join(map(str, columns))}), N scores, N areas and J sigmas; got "
-            f"{keypoints.shape}, {scores.shape}, {areas.shape}, {sigmas.shape}"
+            f"OKS-NMS needs keypoints (N, J, {' or '.join(map(str, columns))}), N scores, N areas"
+            f" and J sigmas; got {keypoints.shape}, {scores.shape}, {areas.shape}, {sigmas.shape}"
         )
     _check_finite(keypoints=keypoints, scores=scores, areas=areas, sigmas=sigmas)
     if (areas < 0).any():
         raise ValueError(f"areas must not be negative; got {areas.min()}")
     offsets = np.ascontiguousarray(offsets, np.int64)
-    if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(keypoints) \
-            or (np.diff(offsets) < 0).any():
+    if (
+        offsets.ndim != 1
+        or len(offsets) == 0
+        or offsets[0] != 0
+        or offsets[-1] != len(keypoints)
+        or (np.diff(offsets) < 0).any()
+    ):
         raise ValueError(f"offsets must rise from 0 to N = {len(keypoints)}; got {offsets}")
     return keypoints, scores, areas, sigmas, offsets
 
@@ -195,7 +265,9 @@ def _check_finite(**arrays: np.ndarray) -> None:
 
 
 def _order(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N,) int64 row indices, image by image, best first. Sorted in NumPy for both twins: ties are NumPy's to order."""
+    """(N,) int64 row indices, image by image, best first. Sorted in NumPy for both twins: ties
+    are NumPy's to order.
+    """
     order = np.empty(len(scores), np.int64)
     bounds = offsets.tolist()
     for start, stop in zip(bounds[:-1], bounds[1:]):

@@ -3,9 +3,11 @@
     detect = build("fasterrcnn_resnet50_fpn_v2", device="auto", score_threshold=0.5)
     [(boxes, scores)] = detect([picture])
 
-A detector takes a list of RGB arrays (H, W, 3) uint8, of any sizes, and gives for each its persons: boxes (N, 4) float64, left, top, right,
-bottom in pixels of the picture, within it, and scores (N,) float64, best first. It raises DataError for pictures on which it fails.
+A detector takes a list of RGB arrays (H, W, 3) uint8, of any sizes, and gives for each its persons:
+boxes (N, 4) float64, left, top, right, bottom in pixels of the picture, within it, and scores (N,)
+float64, best first. It raises DataError for pictures on which it fails.
 """
+
 from __future__ import annotations
 
 import logging
@@ -14,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.io import download
 from poise.errors import ConfigError, DataError, one_line
 from poise.inference.estimator import choose_device
+from poise.io import download
 
 log = logging.getLogger(__name__)
 
@@ -24,20 +26,35 @@ Detector = Callable[[Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
 #: torchvision's detectors that have COCO weights; about the size of their file in MB
 TORCHVISION = {
-    "fasterrcnn_resnet50_fpn": 160, "fasterrcnn_resnet50_fpn_v2": 167, "fasterrcnn_mobilenet_v3_large_fpn": 74,
-    "fasterrcnn_mobilenet_v3_large_320_fpn": 74, "retinanet_resnet50_fpn": 130, "retinanet_resnet50_fpn_v2": 146, "fcos_resnet50_fpn": 124,
-    "ssd300_vgg16": 136, "ssdlite320_mobilenet_v3_large": 13,
+    "fasterrcnn_resnet50_fpn": 160,
+    "fasterrcnn_resnet50_fpn_v2": 167,
+    "fasterrcnn_mobilenet_v3_large_fpn": 74,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 74,
+    "retinanet_resnet50_fpn": 130,
+    "retinanet_resnet50_fpn_v2": 146,
+    "fcos_resnet50_fpn": 124,
+    "ssd300_vgg16": 136,
+    "ssdlite320_mobilenet_v3_large": 13,
 }
 FOLDER = Path("models") / "detectors"
-PERSON = 1          # of torchvision's 91 classes, COCO's own numbers
+PERSON = 1  # of torchvision's 91 classes, COCO's own numbers
 _AT_ONCE = 4
 
 
-def build(name: str, device: str = "auto", score_threshold: float = 0.5, *, weights: str | Path | None = None, folder: str | Path = FOLDER) -> Detector:
-    """The detector `name`: one of TORCHVISION, or the path of an .onnx file (its inputs and outputs: see poise.inference.detectors.onnx).
+def build(
+    name: str,
+    device: str = "auto",
+    score_threshold: float = 0.5,
+    *,
+    weights: str | Path | None = None,
+    folder: str | Path = FOLDER,
+) -> Detector:
+    """The detector `name`: one of TORCHVISION, or the path of an .onnx file (its inputs and
+    outputs: see poise.inference.detectors.onnx).
 
-    device: as of PoseEstimator. score_threshold: persons below are left out. weights: a state dict for torchvision's detector; None fetches
-    torchvision's own into `folder`, once, saying what, from where, where to and how large. Raises ConfigError or DataError in one line.
+    device: as of PoseEstimator. score_threshold: persons below are left out. weights: a state dict
+    for torchvision's detector; None fetches torchvision's own into `folder`, once, saying what,
+    from where, where to and how large. Raises ConfigError or DataError in one line.
     """
     if not 0 <= score_threshold <= 1:
         raise ConfigError(f"a detector's score threshold is from 0 to 1, got {score_threshold:g}")
@@ -45,23 +62,43 @@ def build(name: str, device: str = "auto", score_threshold: float = 0.5, *, weig
         from poise.inference.detectors.onnx import OnnxDetector
 
         if weights is not None:
-            raise ConfigError(f"{name}: an ONNX file has its weights in it; {weights} cannot be used with it")
+            raise ConfigError(
+                f"{name}: an ONNX file has its weights in it; {weights} cannot be used with it"
+            )
         return OnnxDetector(name, device, score_threshold)
     if name not in TORCHVISION:
-        raise ConfigError(f"no person detector {name!r}; give the path of an .onnx file or one of torchvision's: {', '.join(TORCHVISION)}")
+        raise ConfigError(
+            f"no person detector {name!r}; give the path of an .onnx file or one of torchvision's:"
+            f" {', '.join(TORCHVISION)}"
+        )
     return TorchvisionDetector(name, device, score_threshold, weights, Path(folder))
 
 
 class TorchvisionDetector:
-    """One of torchvision's detectors (https://pytorch.org/vision/stable/models.html#object-detection)."""
+    """One of torchvision's detectors
+    (https://pytorch.org/vision/stable/models.html#object-detection).
+    """
 
-    def __init__(self, name: str, device: str, score_threshold: float, weights: str | Path | None, folder: Path):
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        score_threshold: float,
+        weights: str | Path | None,
+        folder: Path,
+    ):
         models = _torchvision_models(name)
         self._device, self._threshold = choose_device(device), score_threshold
         file = Path(weights) if weights is not None else _fetch(name, models, folder)
         # the models' own least score, usually 0.05, would hide what a lower threshold asks for
         key = "score_thresh" if name.startswith(("retina", "fcos", "ssd")) else "box_score_thresh"
-        model = models.get_model(name, weights=None, weights_backbone=None, num_classes=91, **{key: min(score_threshold, 0.05)})
+        model = models.get_model(
+            name,
+            weights=None,
+            weights_backbone=None,
+            num_classes=91,
+            **{key: min(score_threshold, 0.05)},
+        )
         _fill(model, file, name)
         self._name, self._model = name, model.to(self._device).eval()
 
@@ -71,26 +108,54 @@ class TorchvisionDetector:
         found = []
         with torch.no_grad():
             for begin in range(0, len(images), _AT_ONCE):
-                part = images[begin:begin + _AT_ONCE]
-                tensors = [torch.from_numpy(np.ascontiguousarray(image)).to(self._device).permute(2, 0, 1).float() / 255 for image in part]
+                part = images[begin : begin + _AT_ONCE]
+                tensors = [
+                    torch.from_numpy(np.ascontiguousarray(image))
+                    .to(self._device)
+                    .permute(2, 0, 1)
+                    .float()
+                    / 255
+                    for image in part
+                ]
                 for image, answer in zip(part, self._answers(tensors)):
-                    boxes, labels, scores = (answer[key].cpu().numpy() for key in ("boxes", "labels", "scores"))
-                    found.append(persons(boxes[labels == PERSON], scores[labels == PERSON], self._threshold, image.shape))
+                    boxes, labels, scores = (
+                        answer[key].cpu().numpy() for key in ("boxes", "labels", "scores")
+                    )
+                    found.append(
+                        persons(
+                            boxes[labels == PERSON],
+                            scores[labels == PERSON],
+                            self._threshold,
+                            image.shape,
+                        )
+                    )
         return found
 
     def _answers(self, tensors: list) -> list[dict]:
         try:
             return self._model(tensors)
-        except RuntimeError as error:       # a side that is scaled to 0 pixels, no memory left
+        except RuntimeError as error:  # a side that is scaled to 0 pixels, no memory left
             sizes = ", ".join(f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in tensors)
-            raise DataError(f"detector {self._name}: fails on pictures of {sizes} ({one_line(error)[:200]})") from None
+            raise DataError(
+                f"detector {self._name}: fails on pictures of {sizes} ({one_line(error)[:200]})"
+            ) from None
 
 
-def persons(boxes: np.ndarray, scores: np.ndarray, threshold: float, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes (N, 4) xyxy of `threshold` or more, cut to the picture of `shape`, best first; without those that are not finite or have no area."""
-    boxes, scores = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, np.float64).reshape(-1)
-    sound = np.isfinite(boxes).all(axis=1) & (scores >= threshold)      # a NaN score is not
-    boxes, scores = np.clip(boxes[sound], 0, [shape[1], shape[0], shape[1], shape[0]]), scores[sound]
+def persons(
+    boxes: np.ndarray, scores: np.ndarray, threshold: float, shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes (N, 4) xyxy of `threshold` or more, cut to the picture of `shape`, best first;
+    without those that are not finite or have no area.
+    """
+    boxes, scores = (
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        np.asarray(scores, np.float64).reshape(-1),
+    )
+    sound = np.isfinite(boxes).all(axis=1) & (scores >= threshold)  # a NaN score is not
+    boxes, scores = (
+        np.clip(boxes[sound], 0, [shape[1], shape[0], shape[1], shape[0]]),
+        scores[sound],
+    )
     left = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     order = left[np.argsort(-scores[left], kind="stable")]
     return boxes[order], scores[order]
@@ -99,10 +164,14 @@ def persons(boxes: np.ndarray, scores: np.ndarray, threshold: float, shape: Sequ
 def _torchvision_models(name: str):
     try:
         from torchvision import models
-    except (ImportError, RuntimeError, AttributeError, OSError) as error:     # RuntimeError: its operators were not registered
-        raise ConfigError(f"detector {name}: torchvision cannot be used here ({one_line(error)}): its operators load only beside a torch of the same "
-                          "build, which a CPU-only torch wheel is not; install both by plain `pip install torch torchvision`, or give an .onnx detector, "
-                          "or boxes in a JSON") from None
+    # RuntimeError: its operators were not registered
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        raise ConfigError(
+            f"detector {name}: torchvision cannot be used here ({one_line(error)}): its operators"
+            " load only beside a torch of the same build, which a CPU-only torch wheel is not;"
+            " install both by plain `pip install torch torchvision`, or give an .onnx detector, or"
+            " boxes in a JSON"
+        ) from None
     return models
 
 
@@ -110,8 +179,15 @@ def _fetch(name: str, models, folder: Path) -> Path:
     chosen = models.get_model_weights(name).DEFAULT
     target = folder / chosen.url.rsplit("/", 1)[-1]
     if not target.exists():
-        log.info("detector %s of torchvision: its COCO weights %s are fetched once, about %.0f MB, from %s to %s",
-                 name, chosen.name, chosen.meta.get("_file_size", TORCHVISION[name]), chosen.url, target)
+        log.info(
+            "detector %s of torchvision: its COCO weights %s are fetched once, about %.0f MB, from"
+            " %s to %s",
+            name,
+            chosen.name,
+            chosen.meta.get("_file_size", TORCHVISION[name]),
+            chosen.url,
+            target,
+        )
     return download.fetch(chosen.url, folder)
 
 
@@ -123,4 +199,6 @@ def _fill(model, file: Path, name: str) -> None:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
-        raise DataError(f"{file}: these are not the weights of detector {name} ({one_line(first)[:200]})") from None
+        raise DataError(
+            f"{file}: these are not the weights of detector {name} ({one_line(first)[:200]})"
+        ) from None

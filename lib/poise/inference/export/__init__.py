@@ -1,11 +1,12 @@
-"""Networks for other programs: ONNX, TorchScript and torch.export files, each held against the network before it is put in place.
+"""Networks for other programs: ONNX, TorchScript and torch.export files, each held against the
+network before it is put in place.
 
-    graph     what is exported: the folded network, and normalising, flip test and decoding where they are asked for
-    decoding  the codecs' decode by operations of PyTorch
-    formats   writing and running the files
-    metadata  what a file says about itself
+    graph     what is exported: the folded network, and normalising, flip test and decoding where
+    they are asked for decoding  the codecs' decode by operations of PyTorch formats   writing and
+    running the files metadata  what a file says about itself
     parity    whether a file finds what the network finds
 """
+
 from __future__ import annotations
 
 import logging
@@ -18,34 +19,55 @@ from poise.errors import ConfigError, DataError
 from poise.inference.export import metadata, parity
 from poise.inference.export.formats import FORMATS, need_packages
 from poise.inference.export.graph import Graph, Parts
+from poise.io.files import replacing
 from poise.models import build_model
 from poise.models.weights.origin import load_trained
-from poise.io.files import replacing
 
 log = logging.getLogger(__name__)
 
 
-def export(cfg: CfgNode, file: str | Path, out: str | Path, format: str = "onnx", parts: Parts = Parts(), *,
-           images: Sequence[str | Path] = ()) -> list[parity.Parity]:
-    """Write the network of `cfg` with the weights of `file` to `out`, a key of FORMATS; any number of crops may go through it at once.
+def export(
+    cfg: CfgNode,
+    file: str | Path,
+    out: str | Path,
+    format: str = "onnx",
+    parts: Parts = Parts(),
+    *,
+    images: Sequence[str | Path] = (),
+) -> list[parity.Parity]:
+    """Write the network of `cfg` with the weights of `file` to `out`, a key of FORMATS; any number
+    of crops may go through it at once.
 
-    images: pictures that it is checked on, whole, besides noise; made persons where there are none. Returns what the checks found. A file that
-    differs by more than parity.HEATMAP_TOLERANCE or KEYPOINT_TOLERANCE is not left behind, and what was at `out` before stays: DataError.
+    images: pictures that it is checked on, whole, besides noise; made persons where there are none.
+    Returns what the checks found. A file that differs by more than parity.HEATMAP_TOLERANCE or
+    KEYPOINT_TOLERANCE is not left behind, and what was at `out` before stays: DataError.
     """
     if format not in FORMATS:
-        raise ConfigError(f"{format!r} is not a format to export to; the formats are {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"{format!r} is not a format to export to; the formats are {', '.join(FORMATS)}"
+        )
     _, needs, write, read = FORMATS[format]
     need_packages(needs, f"exporting to {format}")
     model = build_model(cfg).eval()
     load_trained(cfg, model, file)
-    kinds = {"noise": parity.noise_crops(cfg), "pictures" if images else "made persons": parity.picture_crops(cfg, images) if images else parity.drawn_crops(cfg)}
+    kinds = {
+        "noise": parity.noise_crops(cfg),
+        "pictures" if images else "made persons": (
+            parity.picture_crops(cfg, images) if images else parity.drawn_crops(cfg)
+        ),
+    }
     graph = Graph(cfg, model, parts)
     with replacing(out) as part:
         write(graph, graph.example(cfg), part, metadata.as_text(cfg, parts))
         run = read(part)
-        found = [parity.compare(cfg, model, parts, run, crops, kind) for kind, crops in kinds.items()]
+        found = [
+            parity.compare(cfg, model, parts, run, crops, kind) for kind, crops in kinds.items()
+        ]
         different = [str(one) for one in found if not one.equal]
         if different:
-            raise DataError(f"{out}: the exported file differs from the network and is not kept ({'; '.join(different)}; at most "
-                            f"{parity.HEATMAP_TOLERANCE:g} and {parity.KEYPOINT_TOLERANCE:g} px are accepted)")
+            raise DataError(
+                f"{out}: the exported file differs from the network and is not kept"
+                f" ({'; '.join(different)}; at most {parity.HEATMAP_TOLERANCE:g} and"
+                f" {parity.KEYPOINT_TOLERANCE:g} px are accepted)"
+            )
     return found

@@ -1,4 +1,7 @@
-"""Writing a graph in each format and running the file: FORMATS maps --format to its ending, writer and reader."""
+"""Writing a graph in each format and running the file: FORMATS maps --format to its ending,
+writer and reader.
+"""
+
 from __future__ import annotations
 
 import io
@@ -14,15 +17,17 @@ import torch
 
 from poise.errors import ConfigError, DataError
 from poise.inference.export import metadata
-from poise.inference.export.graph import Graph, IMAGES
+from poise.inference.export.graph import IMAGES, Graph
 
-OPSET = 18              # of ONNX: what PyTorch's exporter writes without converting
+OPSET = 18  # of ONNX: what PyTorch's exporter writes without converting
 _BATCH = "batch"
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class Format(NamedTuple):
-    """ending: of the file. needs: packages of the extra 'onnx'. write(graph, example input, path, metadata); read(path) runs the file."""
+    """ending: of the file. needs: packages of the extra 'onnx'. write(graph, example input,
+    path, metadata); read(path) runs the file.
+    """
 
     ending: str
     needs: tuple[str, ...]
@@ -38,14 +43,25 @@ def need_packages(names: tuple[str, ...], use: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ConfigError(f"{use} needs {name} ({error}); install Poise's extra: pip install 'poise[onnx]'") from None
+            raise ConfigError(
+                f"{use} needs {name} ({error}); install Poise's extra: pip install 'poise[onnx]'"
+            ) from None
 
 
 def _write_onnx(graph: Graph, example: torch.Tensor, path: Path, text: str) -> None:
     with _quiet():
-        program = torch.onnx.export(graph, (example,), dynamo=True, input_names=[IMAGES], output_names=graph.parts.outputs, opset_version=OPSET,
-                                    dynamic_shapes=({0: torch.export.Dim(_BATCH)},), verbose=False)
-        for node in program.model.graph.all_nodes():        # where in which file each operation was written, with this machine's paths
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            input_names=[IMAGES],
+            output_names=graph.parts.outputs,
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
+            verbose=False,
+        )
+        # where in which file each operation was written, with this machine's paths
+        for node in program.model.graph.all_nodes():
             node.metadata_props.clear()
         program.model.metadata_props[metadata.KEY] = text
         program.save(str(path), external_data=False)
@@ -57,21 +73,35 @@ def _read_onnx(path: Path) -> Run:
 
 
 def onnx_session(path: str | Path, device: torch.device) -> Any:
-    """An onnxruntime.InferenceSession for the file on the device. Raises DataError for a file that it cannot run."""
+    """An onnxruntime.InferenceSession for the file on the device. Raises DataError for a file
+    that it cannot run.
+    """
     need_packages(("onnxruntime",), f"{path}: running it")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3      # errors; a file's faults are told by our own line
+    options.log_severity_level = 3  # errors; a file's faults are told by our own line
     able = onnxruntime.get_available_providers()
-    providers = [("CUDAExecutionProvider", {"device_id": device.index or 0})] if device.type == "cuda" and "CUDAExecutionProvider" in able else []
+    providers = (
+        [("CUDAExecutionProvider", {"device_id": device.index or 0})]
+        if device.type == "cuda" and "CUDAExecutionProvider" in able
+        else []
+    )
     if device.type == "cuda" and not providers:
-        raise ConfigError(f"{path}: this onnxruntime cannot use {device}; install onnxruntime-gpu, or give device cpu")
+        raise ConfigError(
+            f"{path}: this onnxruntime cannot use {device}; install onnxruntime-gpu, or give"
+            " device cpu"
+        )
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
-    except Exception as error:      # onnxruntime has a class of its own for each of its statuses, without a common one
-        raise DataError(f"{path}: onnxruntime cannot run this file ({str(error).strip().splitlines()[0][:200]})") from None
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=[*providers, "CPUExecutionProvider"]
+        )
+    # onnxruntime has a class of its own for each of its statuses, without a common one
+    except Exception as error:
+        raise DataError(
+            f"{path}: onnxruntime cannot run this file ({str(error).strip().splitlines()[0][:200]})"
+        ) from None
 
 
 def _write_torchscript(graph: Graph, example: torch.Tensor, path: Path, text: str) -> None:
@@ -87,10 +117,13 @@ def _read_torchscript(path: Path) -> Run:
 
 def _write_torch_export(graph: Graph, example: torch.Tensor, path: Path, text: str) -> None:
     with _quiet():
-        program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim(_BATCH)},))
-        for node in program.graph.nodes:        # as in ONNX
+        program = torch.export.export(
+            graph, (example,), dynamic_shapes=({0: torch.export.Dim(_BATCH)},)
+        )
+        for node in program.graph.nodes:  # as in ONNX
             node.meta.pop("stack_trace", None)
-        with open(path, "wb") as file:      # a path would have to end in .pt2, which one that is not yet in place does not
+        # a path would have to end in .pt2, which one that is not yet in place does not
+        with open(path, "wb") as file:
             torch.export.save(program, file, extra_files={f"{metadata.KEY}.json": text})
 
 
@@ -103,6 +136,7 @@ def _torch_run(module: Any) -> Run:
     @torch.no_grad()
     def run(images: np.ndarray) -> list[np.ndarray]:
         return [output.numpy() for output in module(torch.from_numpy(images))]
+
     return run
 
 

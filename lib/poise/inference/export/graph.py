@@ -1,4 +1,5 @@
 """The graph that is exported: the folded network, with what else it is asked to do."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from yacs.config import CfgNode
 
 from poise.codecs import build_codec
 from poise.codecs.flip import merge_tensors
+from poise.config.datasets import dataset_of
 from poise.inference.export.decoding import Decoder
 from poise.models.forward import forward_flipped, normalize
 from poise.models.fuse import fold_batch_norms
-from poise.config.datasets import dataset_of
 
 HEATMAPS, KEYPOINTS, SCORES, IMAGES = "heatmaps", "keypoints", "scores", "images"
 
@@ -21,9 +22,10 @@ HEATMAPS, KEYPOINTS, SCORES, IMAGES = "heatmaps", "keypoints", "scores", "images
 class Parts:
     """What is in a graph besides the network.
 
-    normalize: its input is crops (B, H, W, 3) uint8 in RGB order, else normalised images (B, 3, H, W) float32 in the network's order of
-    colours. flip: the flip test. decode: its outputs begin with keypoints (B, J, 2) in crop pixels and scores (B, J), both float32.
-    The last output is always the heatmaps (B, J, h, w) float32.
+    normalize: its input is crops (B, H, W, 3) uint8 in RGB order, else normalised images (B, 3, H,
+    W) float32 in the network's order of colours. flip: the flip test. decode: its outputs begin
+    with keypoints (B, J, 2) in crop pixels and scores (B, J), both float32. The last output is
+    always the heatmaps (B, J, h, w) float32.
     """
 
     normalize: bool = False
@@ -47,14 +49,17 @@ class Graph(nn.Module):
         self.decoder = Decoder(codec) if parts.decode else None
         self.register_buffer("flip_order", torch.from_numpy(dataset_of(cfg).skeleton.flip_order))
         for name in ("MEAN", "STD"):
-            self.register_buffer(name.lower(), (torch.tensor(cfg.MODEL[name], dtype=torch.float32) * 255)[:, None, None])
+            self.register_buffer(
+                name.lower(),
+                (torch.tensor(cfg.MODEL[name], dtype=torch.float32) * 255)[:, None, None],
+            )
         self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.parts.normalize:
             images = images.permute(0, 3, 1, 2).float()
             images = ((images.flip(1) if self.bgr else images) - self.mean) / self.std
-        if self.parts.flip:     # both in one pass, so that the network stands in the graph once
+        if self.parts.flip:  # both in one pass, so that the network stands in the graph once
             both = self.network(torch.cat([images, images.flip(3)]))
             heatmaps, mirrored = both.unflatten(0, (2, -1)).unbind(0)
             heatmaps = merge_tensors(heatmaps, mirrored, self.flip_order, self.shift)
@@ -65,20 +70,30 @@ class Graph(nn.Module):
     def example(self, cfg: CfgNode, count: int = 2) -> torch.Tensor:
         """An input of `count` crops."""
         width, height = cfg.MODEL.IMAGE_SIZE
-        return torch.zeros(count, height, width, 3, dtype=torch.uint8) if self.parts.normalize else torch.zeros(count, 3, height, width)
+        return (
+            torch.zeros(count, height, width, 3, dtype=torch.uint8)
+            if self.parts.normalize
+            else torch.zeros(count, 3, height, width)
+        )
 
 
 @torch.no_grad()
 def eager_heatmaps(cfg: CfgNode, model: nn.Module, crops: torch.Tensor, flip: bool) -> torch.Tensor:
-    """What a graph is held against: heatmaps of crops (B, H, W, 3) uint8 RGB by the network as it is, in float32, not folded."""
+    """What a graph is held against: heatmaps of crops (B, H, W, 3) uint8 RGB by the network as
+    it is, in float32, not folded.
+    """
     from poise import config
 
     plain = config.changed(cfg, ["TEST.FLIP_TEST", flip, "AMP", ""])
     flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
-    return forward_flipped(plain, build_codec(cfg), model.eval(), normalized(cfg, crops), flip_order)
+    return forward_flipped(
+        plain, build_codec(cfg), model.eval(), normalized(cfg, crops), flip_order
+    )
 
 
 def normalized(cfg: CfgNode, crops: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, H, W) float32 in the network's order of colours of crops (B, H, W, 3) uint8 RGB, contiguous."""
+    """Images (B, 3, H, W) float32 in the network's order of colours of crops (B, H, W, 3) uint8
+    RGB, contiguous.
+    """
     ordered = crops if cfg.DATASET.COLOR_RGB else crops.flip(3)
     return normalize(cfg, ordered, torch.device("cpu")).contiguous()

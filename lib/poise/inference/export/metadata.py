@@ -1,7 +1,10 @@
-"""What an exported file says about itself, as one JSON text: enough to crop, normalise, decode and name the joints without the experiment.
+"""What an exported file says about itself, as one JSON text: enough to crop, normalise, decode and
+name the joints without the experiment.
 
-It is read as plain JSON and nothing else: unknown keys, wrong types and values out of range are refused as in an experiment file.
+It is read as plain JSON and nothing else: unknown keys, wrong types and values out of range are
+refused as in an experiment file.
 """
+
 from __future__ import annotations
 
 import json
@@ -11,21 +14,33 @@ from typing import Any
 from yacs.config import CfgNode
 
 from poise import config
+from poise.config.datasets import dataset_of, give_joints
 from poise.errors import DataError, PoiseError
 from poise.inference.export.graph import Parts
 from poise.structures.skeleton import describe_joints
-from poise.config.datasets import dataset_of, give_joints
 
-KEY = "poise"           # the name under which the text stands in a file
+KEY = "poise"  # the name under which the text stands in a file
 VERSION = 2
 _MOST_BYTES = 1 << 18
-# what the joints found depend on, besides the weights; of MODEL and DATASET the graph itself is made for these values
-NETWORK_KEYS = ("MODEL.NAME", "MODEL.NUM_JOINTS", "MODEL.TARGET_TYPE", "MODEL.IMAGE_SIZE", "MODEL.HEATMAP_SIZE", "MODEL.SIGMA", "MODEL.KERNELS", "MODEL.MEAN",
-                "MODEL.STD", "DATASET.DATASET", "DATASET.COLOR_RGB")
+# what the joints found depend on, besides the weights; of MODEL and DATASET the graph itself is
+# made for these values
+NETWORK_KEYS = (
+    "MODEL.NAME",
+    "MODEL.NUM_JOINTS",
+    "MODEL.TARGET_TYPE",
+    "MODEL.IMAGE_SIZE",
+    "MODEL.HEATMAP_SIZE",
+    "MODEL.SIGMA",
+    "MODEL.KERNELS",
+    "MODEL.MEAN",
+    "MODEL.STD",
+    "DATASET.DATASET",
+    "DATASET.COLOR_RGB",
+)
 DECODE_KEYS = ("TEST.POST_PROCESS", "TEST.DECODE", "TEST.BLUR_KERNEL", "TEST.EMPTY_CELL")
 FLIP_KEYS = ("TEST.FLIP_TEST", "TEST.SHIFT_HEATMAP")
 OTHER_KEYS = ("TEST.BOX_MARGIN", "TEST.IN_VIS_THRE")
-WARNED_KEYS = ("TEST.BOX_MARGIN",)      # the graph does not depend on them, the joints found do
+WARNED_KEYS = ("TEST.BOX_MARGIN",)  # the graph does not depend on them, the joints found do
 _KEYS = (*NETWORK_KEYS, *DECODE_KEYS, *FLIP_KEYS, *OTHER_KEYS)
 
 
@@ -38,34 +53,69 @@ def value_of(cfg: CfgNode, key: str) -> Any:
 
 def as_text(cfg: CfgNode, parts: Parts) -> str:
     """The text for a file of this experiment's network with these parts."""
-    return json.dumps({
-        "version": VERSION, "parts": asdict(parts), "config": {key: value_of(cfg, key) for key in _KEYS},
-        "input": "images (B, H, W, 3) uint8 RGB" if parts.normalize else f"images (B, 3, H, W) float32 {'RGB' if cfg.DATASET.COLOR_RGB else 'BGR'}, less MODEL.MEAN and over MODEL.STD",
-        "outputs": parts.outputs,
-        "dataset": describe_joints(dataset_of(cfg).skeleton)})
+    return json.dumps(
+        {
+            "version": VERSION,
+            "parts": asdict(parts),
+            "config": {key: value_of(cfg, key) for key in _KEYS},
+            "input": (
+                "images (B, H, W, 3) uint8 RGB"
+                if parts.normalize
+                else (
+                    f"images (B, 3, H, W) float32 {'RGB' if cfg.DATASET.COLOR_RGB else 'BGR'}, less"
+                    " MODEL.MEAN and over MODEL.STD"
+                )
+            ),
+            "outputs": parts.outputs,
+            "dataset": describe_joints(dataset_of(cfg).skeleton),
+        }
+    )
 
 
 def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
-    """The configuration, all other keys at their defaults, and the parts. Raises DataError, naming `source`, for what as_text does not write."""
+    """The configuration, all other keys at their defaults, and the parts. Raises DataError,
+    naming `source`, for what as_text does not write.
+    """
     try:
         if len(text) > _MOST_BYTES:
             raise ValueError("too long")
         content = json.loads(text)
         if content["version"] != VERSION:
-            raise DataError(f"{source}: its metadata is of version {content['version']!r}, and {VERSION} is read; export it anew")
+            raise DataError(
+                f"{source}: its metadata is of version {content['version']!r}, and {VERSION} is"
+                " read; export it anew"
+            )
         values, wanted = content["config"], {field.name for field in fields(Parts)}
-        if set(values) != set(_KEYS) or set(content["parts"]) != wanted or not all(isinstance(part, bool) for part in content["parts"].values()):
+        if (
+            set(values) != set(_KEYS)
+            or set(content["parts"]) != wanted
+            or not all(isinstance(part, bool) for part in content["parts"].values())
+        ):
             raise ValueError("other keys than an export writes")
         defaults = config.default_config()
-        if any(isinstance(value, str) != isinstance(value_of(defaults, key), str) for key, value in values.items()):     # texts are not read as literals here
+        # texts are not read as literals here
+        if any(
+            isinstance(value, str) != isinstance(value_of(defaults, key), str)
+            for key, value in values.items()
+        ):
             raise ValueError("texts where numbers are needed")
         parts = Parts(**content["parts"])
         # the joints come with the file, so that it needs no dataset file where it is used
         name = f"{source}: its joints"
         give_joints(name, content["dataset"])
-        return config.changed(defaults, [*(word for pair in values.items() for word in pair), "DATASET.FILE", name], f"{source}: its metadata"), parts
+        return (
+            config.changed(
+                defaults,
+                [*(word for pair in values.items() for word in pair), "DATASET.FILE", name],
+                f"{source}: its metadata",
+            ),
+            parts,
+        )
     except PoiseError as error:
         raise DataError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else type(error).__name__
-        raise DataError(f"{source}: its metadata is not Poise's ({reason}); only files of tools/export.py are read") from None
+        raise DataError(
+            f"{source}: its metadata is not Poise's ({reason}); only files of tools/export.py are"
+            " read"
+        ) from None

@@ -1,4 +1,5 @@
 """An exported ONNX file in the place of the network, for PoseEstimator."""
+
 from __future__ import annotations
 
 import logging
@@ -13,13 +14,13 @@ from yacs.config import CfgNode
 
 from poise import config
 from poise.codecs import build_codec
+from poise.config.datasets import dataset_of
 from poise.errors import ConfigError, DataError, one_line
 from poise.inference.export import metadata
 from poise.inference.export.formats import need_packages, onnx_session
 from poise.inference.export.graph import HEATMAPS, IMAGES, KEYPOINTS, SCORES, normalized
 from poise.models.forward import forward_flipped
 from poise.structures.skeleton import other_joint
-from poise.config.datasets import dataset_of
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +40,36 @@ def best_device() -> torch.device:
 
 
 def named_device(device: str | torch.device) -> torch.device:
-    """cpu, cuda or cuda:1. Raises ConfigError for any other. PyTorch itself need not be able to use it."""
+    """cpu, cuda or cuda:1. Raises ConfigError for any other. PyTorch itself need not be able to
+    use it.
+    """
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError, ValueError):
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {str(device)!r} cannot be used with an ONNX file; give auto, cpu, cuda or cuda:1")
+        raise ConfigError(
+            f"device {str(device)!r} cannot be used with an ONNX file; give auto, cpu, cuda or"
+            " cuda:1"
+        )
     return chosen
 
 
-def started_session(file: str | os.PathLike, device: str | torch.device) -> tuple[Any, torch.device]:
-    """The file's onnxruntime session, and the device that it runs on: 'auto', or see named_device. Raises DataError, and ConfigError for a device that does not start."""
+def started_session(
+    file: str | os.PathLike, device: str | torch.device
+) -> tuple[Any, torch.device]:
+    """The file's onnxruntime session, and the device that it runs on: 'auto', or see
+    named_device. Raises DataError, and ConfigError for a device that does not start.
+    """
     chosen = best_device() if device == "auto" else named_device(device)
     session = onnx_session(file, chosen)
-    if chosen.type == "cuda" and _CUDA not in session.get_providers():      # onnxruntime goes on without a word
+    # onnxruntime goes on without a word
+    if chosen.type == "cuda" and _CUDA not in session.get_providers():
         if device != "auto":
-            raise ConfigError(f"{file}: onnxruntime cannot start CUDA here; mend its installation, or give device cpu")
+            raise ConfigError(
+                f"{file}: onnxruntime cannot start CUDA here; mend its installation, or give"
+                " device cpu"
+            )
         chosen = torch.device("cpu")
     return session, chosen
 
@@ -63,19 +77,31 @@ def started_session(file: str | os.PathLike, device: str | torch.device) -> tupl
 class OnnxNetwork:
     """A file of tools/export.py --format onnx under onnxruntime.
 
-    cfg: an experiment, which must agree with the file, or None for what the file says of itself; overrides: KEY, VALUE, ... on either.
-    device: 'auto', or see named_device. flip_test: None is as the file does it, or, where it does neither flip test nor decoding, TEST.FLIP_TEST. Raises DataError for a
-    file that is not such a one, ConfigError where it cannot do what it is asked for. The attributes `cfg` and `device` are what it then works by.
+    cfg: an experiment, which must agree with the file, or None for what the file says of itself;
+    overrides: KEY, VALUE, ... on either. device: 'auto', or see named_device. flip_test: None is as
+    the file does it, or, where it does neither flip test nor decoding, TEST.FLIP_TEST. Raises
+    DataError for a file that is not such a one, ConfigError where it cannot do what it is asked
+    for. The attributes `cfg` and `device` are what it then works by.
     """
 
-    def __init__(self, file: str | os.PathLike, cfg: CfgNode | None, device: str | torch.device, flip_test: bool | None, overrides: Sequence[Any] = ()):
+    def __init__(
+        self,
+        file: str | os.PathLike,
+        cfg: CfgNode | None,
+        device: str | torch.device,
+        flip_test: bool | None,
+        overrides: Sequence[Any] = (),
+    ):
         if not Path(file).is_file():
             raise DataError(f"{file}: no such ONNX file")
         self._file = file
         self._session, self.device = started_session(file, device)
         text = self._session.get_modelmeta().custom_metadata_map.get(metadata.KEY)
         if text is None:
-            raise DataError(f"{file}: has no metadata of Poise; only files of tools/export.py --format onnx are read")
+            raise DataError(
+                f"{file}: has no metadata of Poise; only files of tools/export.py --format onnx are"
+                " read"
+            )
         own, self._parts = metadata.from_text(text, str(file))
         self._check_form(file, own)
         cfg = config.changed(own if cfg is None else cfg, overrides)
@@ -83,24 +109,38 @@ class OnnxNetwork:
         if flip_test is None:
             flip_test = self._parts.flip or (cfg.TEST.FLIP_TEST and not self._parts.decode)
             if cfg.TEST.FLIP_TEST and not flip_test:
-                log.warning("%s", f"{one_line(file)}: was exported with decoding and without the flip test, so TEST.FLIP_TEST True has no effect; "
-                            "give flip_test False, or export it with --with-flip")
+                log.warning(
+                    "%s",
+                    f"{one_line(file)}: was exported with decoding and without the flip test, so"
+                    " TEST.FLIP_TEST True has no effect; give flip_test False, or export it with"
+                    " --with-flip",
+                )
         elif flip_test != self._parts.flip and (self._parts.flip or self._parts.decode):
-            raise ConfigError(f"{file}: was exported {'with' if self._parts.flip else 'with decoding and without'} the flip test; export it "
-                              f"{'without' if self._parts.flip else 'with'} --with-flip, or leave flip_test out")
+            raise ConfigError(
+                f"{file}: was exported"
+                f" {'with' if self._parts.flip else 'with decoding and without'} the flip test;"
+                f" export it {'without' if self._parts.flip else 'with'} --with-flip, or leave"
+                " flip_test out"
+            )
         self.cfg = config.changed(cfg, ["TEST.FLIP_TEST", bool(flip_test), "AMP", ""])
         # what is left to do outside of the graph
-        self._outside = config.changed(self.cfg, ["TEST.FLIP_TEST", bool(flip_test) and not self._parts.flip])
+        self._outside = config.changed(
+            self.cfg, ["TEST.FLIP_TEST", bool(flip_test) and not self._parts.flip]
+        )
         self._codec = build_codec(cfg)
         self._flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
 
     def __call__(self, crops: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """See poise.inference.estimator.Network."""
         images = torch.from_numpy(crops)
-        images = images.permute(0, 3, 1, 2) if self._parts.normalize else normalized(self.cfg, images)
+        images = (
+            images.permute(0, 3, 1, 2) if self._parts.normalize else normalized(self.cfg, images)
+        )
         if self._parts.decode:
             return tuple(self._run(images, [KEYPOINTS, SCORES]))
-        return forward_flipped(self._outside, self._codec, self._heatmaps, images, self._flip_order).numpy()
+        return forward_flipped(
+            self._outside, self._codec, self._heatmaps, images, self._flip_order
+        ).numpy()
 
     def _heatmaps(self, images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self._run(images, [HEATMAPS])[0])
@@ -110,32 +150,61 @@ class OnnxNetwork:
         given = images.permute(0, 2, 3, 1) if self._parts.normalize else images
         try:
             return self._session.run(outputs, {IMAGES: given.contiguous().numpy()})
-        except Exception as error:      # of onnxruntime, which has one class for each kind
-            raise DataError(f"{self._file}: onnxruntime fails on {len(images)} crops ({one_line(error)[:200]})") from None
+        except Exception as error:  # of onnxruntime, which has one class for each kind
+            raise DataError(
+                f"{self._file}: onnxruntime fails on {len(images)} crops ({one_line(error)[:200]})"
+            ) from None
 
     def _check_form(self, file: str | os.PathLike, own: CfgNode) -> None:
-        """Raise DataError where the graph's input and outputs are not those that its metadata tells."""
+        """Raise DataError where the graph's input and outputs are not those that its metadata
+        tells.
+        """
         width, height = own.MODEL.IMAGE_SIZE
-        wanted = ("tensor(uint8)", [height, width, 3]) if self._parts.normalize else ("tensor(float)", [3, height, width])
+        wanted = (
+            ("tensor(uint8)", [height, width, 3])
+            if self._parts.normalize
+            else ("tensor(float)", [3, height, width])
+        )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         maps = [own.MODEL.NUM_JOINTS, *reversed(own.MODEL.HEATMAP_SIZE)]
-        if [one.name for one in inputs] != [IMAGES] or (inputs[0].type, list(inputs[0].shape[1:])) != wanted or \
-                [one.name for one in outputs] != self._parts.outputs or list(outputs[-1].shape[1:]) != maps:
-            raise DataError(f"{file}: its input and outputs are not those that its metadata tells; export it anew")
+        if (
+            [one.name for one in inputs] != [IMAGES]
+            or (inputs[0].type, list(inputs[0].shape[1:])) != wanted
+            or [one.name for one in outputs] != self._parts.outputs
+            or list(outputs[-1].shape[1:]) != maps
+        ):
+            raise DataError(
+                f"{file}: its input and outputs are not those that its metadata tells; export it"
+                " anew"
+            )
 
     def _check_agreement(self, file: str | os.PathLike, own: CfgNode, cfg: CfgNode) -> None:
-        fixed = metadata.NETWORK_KEYS + (metadata.DECODE_KEYS if self._parts.decode else ()) + (("TEST.SHIFT_HEATMAP",) if self._parts.flip else ())
+        fixed = (
+            metadata.NETWORK_KEYS
+            + (metadata.DECODE_KEYS if self._parts.decode else ())
+            + (("TEST.SHIFT_HEATMAP",) if self._parts.flip else ())
+        )
         for key in fixed:
             if metadata.value_of(own, key) != metadata.value_of(cfg, key):
-                raise ConfigError(f"{file}: was exported with {key} {metadata.value_of(own, key)}, and is to be used with {metadata.value_of(cfg, key)}; "
-                                  "export it anew, or leave the experiment out")
+                raise ConfigError(
+                    f"{file}: was exported with {key} {metadata.value_of(own, key)}, and is to be"
+                    f" used with {metadata.value_of(cfg, key)}; export it anew, or leave the"
+                    " experiment out"
+                )
         for key in metadata.WARNED_KEYS:
             if metadata.value_of(own, key) != metadata.value_of(cfg, key):
-                log.warning("%s", f"{one_line(file)}: was exported with {key} {metadata.value_of(own, key)}, and is used with "
-                            f"{metadata.value_of(cfg, key)}: joints may be found in the wrong places")
+                log.warning(
+                    "%s",
+                    f"{one_line(file)}: was exported with {key} {metadata.value_of(own, key)}, and"
+                    f" is used with {metadata.value_of(cfg, key)}: joints may be found in the wrong"
+                    " places",
+                )
         exported, wanted = dataset_of(own).skeleton, dataset_of(cfg).skeleton
         other = other_joint(exported.names, wanted.names)
         if not other and not np.array_equal(exported.flip_order, wanted.flip_order):
             other = "its mirror pairs differ"
         if other:
-            raise ConfigError(f"{file}: was exported with other joints than the experiment's ({other}); export it anew, or leave the experiment out")
+            raise ConfigError(
+                f"{file}: was exported with other joints than the experiment's ({other}); export it"
+                " anew, or leave the experiment out"
+            )

@@ -1,14 +1,18 @@
-"""PoseNAS: an encoder and two decoders of searched cells, with Fusion-and-Enhancement between the decoders.
+"""PoseNAS: an encoder and two decoders of searched cells, with Fusion-and-Enhancement between the
+decoders.
 
-Paper: Bao et al., Pose-native Network Architecture Search for Multi-person Human Pose Estimation, ACM MM 2020, doi 10.1145/3394171.3413842.
-Repository: for-code0216/PoseNAS models/model_augment.py (743c062). Keys and figures: tests/golden/models/posenas_*.json.
+Paper: Bao et al., Pose-native Network Architecture Search for Multi-person Human Pose Estimation,
+ACM MM 2020, doi 10.1145/3394171.3413842. Repository: for-code0216/PoseNAS models/model_augment.py
+(743c062). Keys and figures: tests/golden/models/posenas_*.json.
 
-Two heatmaps are supervised; the second is the prediction. MODEL.EXTRA:
-    INIT_CHANNELS (48), LAYERS (18): the encoder's width and number of cells (the published networks have 48 or 64 and 18).
-    REFINE_CHANNELS (16), REFINE_LAYERS (12): the same of the second, smaller encoder; PoseNAS has these for every width.
-    SE_REDUCTION (1): channels of a squeeze-and-excitation per inner channel; 2 in PoseNAS's first version, 1 in the published one.
-    ALIASED_FEATURES (True): see PoseNAS.forward.
+Two heatmaps are supervised; the second is the prediction. MODEL.EXTRA: INIT_CHANNELS (48), LAYERS
+    (18): the encoder's width and number of cells (the published networks have 48 or 64 and 18).
+    REFINE_CHANNELS (16), REFINE_LAYERS (12): the same of the second, smaller encoder; PoseNAS has
+    these for every width. SE_REDUCTION (1): channels of a squeeze-and-excitation per inner channel;
+    2 in PoseNAS's first version, 1 in the published one. ALIASED_FEATURES (True): see
+    PoseNAS.forward.
 """
+
 from __future__ import annotations
 
 import torch
@@ -17,38 +21,67 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.posenas.genotypes import CONCAT, Genotype, find_genotype
 from poise.models.options import check_sizes, is_whole
 from poise.models.posenas.cells import DecoderStage, EncoderCells
+from poise.models.posenas.genotypes import CONCAT, Genotype, find_genotype
 
-EXTRA_KEYS = ("INIT_CHANNELS", "LAYERS", "REFINE_CHANNELS", "REFINE_LAYERS", "SE_REDUCTION", "ALIASED_FEATURES")
+EXTRA_KEYS = (
+    "INIT_CHANNELS",
+    "LAYERS",
+    "REFINE_CHANNELS",
+    "REFINE_LAYERS",
+    "SE_REDUCTION",
+    "ALIASED_FEATURES",
+)
 
 
 class PoseNAS(nn.Module):
-    """Stem, encoder, decoder, refining encoder, decoder: (B, 3, H, W) -> (B, J, H / 4, W / 4); H and W multiples of 32.
+    """Stem, encoder, decoder, refining encoder, decoder: (B, 3, H, W) -> (B, J, H / 4, W / 4); H
+    and W multiples of 32.
 
-    init_channels: C below, even; the encoder gives 2C, 4C, 8C, 16C channels at strides 4, 8, 16, 32. layers, refine_layers: 18 or a
-    multiple of 4. refine_channels: width of a node of the refining encoder's first cells, even.
+    init_channels: C below, even; the encoder gives 2C, 4C, 8C, 16C channels at strides 4, 8, 16,
+    32. layers, refine_layers: 18 or a multiple of 4. refine_channels: width of a node of the
+    refining encoder's first cells, even.
     """
 
     head_prefixes = ("stage1.final_layer.", "stage2.final_layer.")
 
-    def __init__(self, genotype: Genotype, *, joints: int, init_channels: int = 48, layers: int = 18, refine_channels: int = 16,
-                 refine_layers: int = 12, se_reduction: int = 1, aliased_features: bool = True):
+    def __init__(
+        self,
+        genotype: Genotype,
+        *,
+        joints: int,
+        init_channels: int = 48,
+        layers: int = 18,
+        refine_channels: int = 16,
+        refine_layers: int = 12,
+        se_reduction: int = 1,
+        aliased_features: bool = True,
+    ):
         super().__init__()
         self.aliased_features = aliased_features
         self.genotype = genotype
-        c, refined = 2 * init_channels, len(CONCAT) * refine_channels     # channels at stride 4
+        c, refined = 2 * init_channels, len(CONCAT) * refine_channels  # channels at stride 4
         encoder = (genotype.normal, genotype.reduce)
         decoder = (genotype.upsample1, genotype.upsample2, genotype.upsample3)
         scales = (c, 2 * c, 4 * c, 8 * c)
-        self.stem0 = nn.Sequential(nn.Conv2d(3, init_channels, 3, 2, 1, bias=False), nn.BatchNorm2d(init_channels), nn.ReLU(inplace=True))
-        self.stem1 = nn.Sequential(nn.Conv2d(init_channels, c, 3, 2, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU(inplace=True))
+        self.stem0 = nn.Sequential(
+            nn.Conv2d(3, init_channels, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(init_channels),
+            nn.ReLU(inplace=True),
+        )
+        self.stem1 = nn.Sequential(
+            nn.Conv2d(init_channels, c, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(c),
+            nn.ReLU(inplace=True),
+        )
         self.stem2 = nn.Sequential(nn.Conv2d(c, c, 3, 1, 1, bias=False), nn.BatchNorm2d(c))
         self.cells = EncoderCells(*encoder, c, c // len(CONCAT), layers, se_reduction)
         self.stage1 = DecoderStage(decoder, scales, joints, se_reduction)
         self.reduce_channel_prev = _match_channels(c, refined)
-        self.refine_cells = EncoderCells(*encoder, refined, refine_channels, refine_layers, se_reduction)
+        self.refine_cells = EncoderCells(
+            *encoder, refined, refine_channels, refine_layers, se_reduction
+        )
         self.reduce_channel0 = _match_channels(refined, c)
         self.reduce_channel1 = _match_channels(2 * refined, 2 * c)
         self.reduce_channel2 = _match_channels(4 * refined, 4 * c)
@@ -56,23 +89,28 @@ class PoseNAS(nn.Module):
         self.stage2 = DecoderStage(decoder, scales, joints, se_reduction)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, J, H / 4, W / 4); in train mode those of the first and of the second decoder.
+        """(B, 3, H, W) -> heatmaps (B, J, H / 4, W / 4); in train mode those of the first and of
+        the second decoder.
 
-        Fusion-and-Enhancement adds up, at strides 4, 8 and 16, what the encoder gave (f), what the first decoder made of it (t), and
-        what the refining encoder makes of both. In PoseNAS's code the decoder writes its results into the list that it reads from,
-        and rectifies the stride-4 features in place: from there on f and t are the same tensors. The published weights were trained
-        so, and this is what is computed here. With aliased_features false f and t are what their names say.
+        Fusion-and-Enhancement adds up, at strides 4, 8 and 16, what the encoder gave (f), what the
+        first decoder made of it (t), and what the refining encoder makes of both. In PoseNAS's code
+        the decoder writes its results into the list that it reads from, and rectifies the stride-4
+        features in place: from there on f and t are the same tensors. The published weights were
+        trained so, and this is what is computed here. With aliased_features false f and t are what
+        their names say.
         """
         s0 = self.stem1(self.stem0(images))
         f4, f8, f16, f32 = self.cells(s0, self.stem2(s0))
         t4, t8, t16 = self.stage1(f4, f8, f16, f32)
-        first = self.stage1.heatmaps(t4) if self.training else None     # supervised, but no part of the prediction
+        # supervised, but no part of the prediction
+        first = self.stage1.heatmaps(t4) if self.training else None
         if self.aliased_features:
             t4 = F.relu(t4)
             f4, f8, f16 = t4, t8, t16
             s0 = self.reduce_channel_prev(t4)
-            # the original's second call, on the same tensor, gives the same; but in training the running statistics of its batch norm
-            # then take two steps per batch, and the gradient's sums keep their order
+            # the original's second call, on the same tensor, gives the same; but in training the
+            # running statistics of its batch norm then take two steps per batch, and the gradient's
+            # sums keep their order
             s1 = s0 + (self.reduce_channel_prev(t4) if self.training else s0)
         else:
             s0 = self.reduce_channel_prev(f4)
@@ -86,7 +124,9 @@ class PoseNAS(nn.Module):
         return (first, second) if self.training else second
 
     def init_weights(self) -> None:
-        """Normal(0, 0.001) weights and zero biases in every convolution, as PoseNAS begins; nearly all are followed by batch norm."""
+        """Normal(0, 0.001) weights and zero biases in every convolution, as PoseNAS begins;
+        nearly all are followed by batch norm.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.001)
@@ -96,34 +136,56 @@ class PoseNAS(nn.Module):
 
 def _match_channels(in_channels: int, out_channels: int) -> nn.Sequential:
     # the ReLU must not work in place: its input is used again
-    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(
+        nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+    )
 
 
 def build(cfg: CfgNode) -> PoseNAS:
-    """The network of MODEL.GENOTYPE and MODEL.EXTRA. Raises ConfigError for settings that cannot be, DataError for a bad genotype file."""
+    """The network of MODEL.GENOTYPE and MODEL.EXTRA. Raises ConfigError for settings that cannot
+    be, DataError for a bad genotype file.
+    """
     check_sizes(cfg, stride=4)
     extra = cfg.MODEL.EXTRA
-    widths = {key: extra.get(key, default) for key, default in (("INIT_CHANNELS", 48), ("REFINE_CHANNELS", 16))}
-    depths = {key: extra.get(key, default) for key, default in (("LAYERS", 18), ("REFINE_LAYERS", 12))}
+    widths = {
+        key: extra.get(key, default)
+        for key, default in (("INIT_CHANNELS", 48), ("REFINE_CHANNELS", 16))
+    }
+    depths = {
+        key: extra.get(key, default) for key, default in (("LAYERS", 18), ("REFINE_LAYERS", 12))
+    }
     for key, value in widths.items():
         if not is_whole(value) or not 4 <= value <= 4096 or value % 2:
-            raise ConfigError(f"MODEL.EXTRA.{key} must be an even number from 4 to 4096, got {value!r}")
+            raise ConfigError(
+                f"MODEL.EXTRA.{key} must be an even number from 4 to 4096, got {value!r}"
+            )
     for key, value in depths.items():
         if not is_whole(value) or not 4 <= value <= 400 or (value % 4 and value != 18):
-            raise ConfigError(f"MODEL.EXTRA.{key} must be 18 or a multiple of 4 from 4 to 400, got {value!r}")
+            raise ConfigError(
+                f"MODEL.EXTRA.{key} must be 18 or a multiple of 4 from 4 to 400, got {value!r}"
+            )
     aliased = extra.get("ALIASED_FEATURES", True)
     if not isinstance(aliased, bool):
         raise ConfigError(f"MODEL.EXTRA.ALIASED_FEATURES must be True or False, got {aliased!r}")
-    model = PoseNAS(find_genotype(cfg.MODEL.GENOTYPE), joints=cfg.MODEL.NUM_JOINTS, init_channels=widths["INIT_CHANNELS"], layers=depths["LAYERS"],
-                    refine_channels=widths["REFINE_CHANNELS"], refine_layers=depths["REFINE_LAYERS"], se_reduction=se_reduction_of(cfg),
-                    aliased_features=aliased)
+    model = PoseNAS(
+        find_genotype(cfg.MODEL.GENOTYPE),
+        joints=cfg.MODEL.NUM_JOINTS,
+        init_channels=widths["INIT_CHANNELS"],
+        layers=depths["LAYERS"],
+        refine_channels=widths["REFINE_CHANNELS"],
+        refine_layers=depths["REFINE_LAYERS"],
+        se_reduction=se_reduction_of(cfg),
+        aliased_features=aliased,
+    )
     if cfg.MODEL.INIT_WEIGHTS:
         model.init_weights()
     return model
 
 
 def se_reduction_of(cfg: CfgNode) -> int:
-    """MODEL.EXTRA.SE_REDUCTION: 1, or 2 as in the first release. Raises ConfigError for anything else."""
+    """MODEL.EXTRA.SE_REDUCTION: 1, or 2 as in the first release. Raises ConfigError for anything
+    else.
+    """
     value = cfg.MODEL.EXTRA.get("SE_REDUCTION", 1)
     if not is_whole(value) or value not in (1, 2):
         raise ConfigError(f"MODEL.EXTRA.SE_REDUCTION must be 1 or 2, got {value!r}")

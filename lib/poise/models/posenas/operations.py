@@ -1,8 +1,9 @@
 """The operations that PoseNAS's cells are made of, and the table that names them.
 
-Paper: Bao et al., ACM MM 2020, doi 10.1145/3394171.3413842. Repository: for-code0216/PoseNAS models/ (743c062).
-Legend: B batch, C channels, h w cells of a feature map.
+Paper: Bao et al., ACM MM 2020, doi 10.1145/3394171.3413842. Repository: for-code0216/PoseNAS
+models/ (743c062). Legend: B batch, C channels, h w cells of a feature map.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,9 +16,13 @@ from torch.nn import functional as F
 class ReLUConvBN(nn.Module):
     """ReLU, convolution, batch norm: (B, in, h, w) -> (B, out, h / stride, w / stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1
+    ):
         super().__init__()
-        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2 * dilation, dilation, bias=False)
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2 * dilation, dilation, bias=False
+        )
         # the ReLU must not work in place: a state feeds several edges
         self.net = nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(out_channels))
 
@@ -26,7 +31,9 @@ class ReLUConvBN(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Half the size by two strided 1x1 convolutions, the second one pixel further: (B, in, h, w) -> (B, out, h / 2, w / 2), h and w even."""
+    """Half the size by two strided 1x1 convolutions, the second one pixel further: (B, in, h, w)
+    -> (B, out, h / 2, w / 2), h and w even.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -52,9 +59,11 @@ class PoolBN(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighted by what is in the whole map (Hu et al., CVPR 2018, arXiv 1709.01507): (B, C, h, w) -> the same.
+    """Channels weighted by what is in the whole map (Hu et al., CVPR 2018, arXiv 1709.01507): (B,
+    C, h, w) -> the same.
 
-    reduction: the inner layer has C / reduction channels. The published PoseNAS has 1, its first version had 2.
+    reduction: the inner layer has C / reduction channels. The published PoseNAS has 1, its first
+    version had 2.
     """
 
     def __init__(self, channels: int, reduction: int):
@@ -86,21 +95,26 @@ class Zero(nn.Module):
         self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(x[:, :, ::self.stride, ::self.stride])
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-# The one table of operations: name in a genotype -> its module from (channels, stride, SE reduction). A search takes any of them as candidates
+# The one table of operations: name in a genotype -> its module from (channels, stride, SE
+# reduction). A search takes any of them as candidates
 OPERATIONS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "none": lambda c, stride, se: Zero(stride),
-    "avg_pool_3x3": lambda c, stride, se: PoolBN(nn.AvgPool2d(3, stride, 1, count_include_pad=False), c),
+    "avg_pool_3x3": lambda c, stride, se: PoolBN(
+        nn.AvgPool2d(3, stride, 1, count_include_pad=False), c
+    ),
     "max_pool_3x3": lambda c, stride, se: PoolBN(nn.MaxPool2d(3, stride, 1), c),
     "skip_connect": lambda c, stride, se: nn.Identity() if stride == 1 else FactorizedReduce(c, c),
     "std_conv_3x3": lambda c, stride, se: ReLUConvBN(c, c, 3, stride),
     "std_conv_1x1": lambda c, stride, se: ReLUConvBN(c, c, 1, stride),
-    "dil_conv_3x3_2": lambda c, stride, se: ReLUConvBN(c, c, 3, stride, dilation=2),    # dense, not depthwise
+    # dense, not depthwise
+    "dil_conv_3x3_2": lambda c, stride, se: ReLUConvBN(c, c, 3, stride, dilation=2),
     "dil_conv_3x3_4": lambda c, stride, se: ReLUConvBN(c, c, 3, stride, dilation=4),
     "se_connect": lambda c, stride, se: SqueezeExcite(c, se),
     "spatial_wise": lambda c, stride, se: SpatialGate(c),
 }
-# these keep the size of their input whatever the stride, so they cannot lead from a reduction cell's inputs; Genotype refuses them there
+# these keep the size of their input whatever the stride, so they cannot lead from a reduction
+# cell's inputs; Genotype refuses them there
 STRIDE_BLIND = ("se_connect", "spatial_wise")

@@ -3,6 +3,7 @@
 Every weight file of Poise carries the text. It may be a stranger's: only plain values are read, the
 settings pass the checks of an experiment file, and no path in it is opened.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,19 +16,28 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from yacs.config import CfgNode
 
+from poise.config.datasets import dataset, dataset_of, give_joints, shipped
 from poise.config.loading import changed, from_values
 from poise.errors import ConfigError, DataError, PoiseError
+from poise.io.yaml_file import parse_yaml
 from poise.models import build_model
 from poise.models.posenas.genotypes import GENOTYPES, Genotype
-from poise.structures.skeleton import describe_joints
-from poise.config.datasets import dataset, dataset_of, give_joints, shipped
 from poise.models.weights.reading import State, read_weight_file
-from poise.io.yaml_file import parse_yaml
+from poise.structures.skeleton import describe_joints
 
 VERSION = 1
 # paths of the machine that trained: they are not written, because weight files are passed on
-_PATHS = ("OUTPUT_DIR", "LOG_DIR", "DATA_DIR", "DATASET.ROOT", "DATASET.FILE", "MODEL.PRETRAINED",
-          "TRAIN.CHECKPOINT", "TEST.MODEL_FILE", "TEST.COCO_BBOX_FILE")
+_PATHS = (
+    "OUTPUT_DIR",
+    "LOG_DIR",
+    "DATA_DIR",
+    "DATASET.ROOT",
+    "DATASET.FILE",
+    "MODEL.PRETRAINED",
+    "TRAIN.CHECKPOINT",
+    "TEST.MODEL_FILE",
+    "TEST.COCO_BBOX_FILE",
+)
 # what predicting needs, and all that is taken from a file; of MODEL and TEST every key but paths
 _GROUPS = ("MODEL", "TEST")
 _KEYS = ("AMP", "CHANNELS_LAST", "DATASET.COLOR_RGB", "DATASET.EXIF")
@@ -46,10 +56,15 @@ def describe(cfg: CfgNode, name: str, network: nn.Module | None = None) -> str:
     if described.MODEL.GENOTYPE not in GENOTYPES:
         genotype, described.MODEL.GENOTYPE = getattr(network, "genotype", None), ""
     data = dataset_of(cfg)
-    return json.dumps({
-        "version": VERSION, "experiment": name, "config": described.dump(),
-        "dataset": {**describe_joints(data.skeleton), "category": data.category},
-        "genotype": genotype.plain_cells() if genotype else None})
+    return json.dumps(
+        {
+            "version": VERSION,
+            "experiment": name,
+            "config": described.dump(),
+            "dataset": {**describe_joints(data.skeleton), "category": data.category},
+            "genotype": genotype.plain_cells() if genotype else None,
+        }
+    )
 
 
 def settings_in(text: str, source: str | Path) -> dict[str, Any]:
@@ -76,8 +91,10 @@ def _settings(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
 
 
 def _not_ours(source: str | Path, reason: str) -> DataError:
-    return DataError(f"{source}: its description of the experiment cannot be read ({reason}); "
-                     "give the experiment's YAML file")
+    return DataError(
+        f"{source}: its description of the experiment cannot be read ({reason}); "
+        "give the experiment's YAML file"
+    )
 
 
 def experiment_of(file: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -88,8 +105,9 @@ def experiment_of(file: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """
     weights = read_weight_file(file)
     if not weights.experiment:
-        raise ConfigError(f"{file}: the experiment is not known; give its YAML file "
-                          "(tools: --cfg FILE is needed)")
+        raise ConfigError(
+            f"{file}: the experiment is not known; give its YAML file (tools: --cfg FILE is needed)"
+        )
     try:
         content = _content(weights.experiment, file)
         values = _wanted(_settings(content, file))
@@ -101,7 +119,7 @@ def experiment_of(file: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
         _check_extent(cfg, weights.state, file)
     except DataError:
         raise
-    except PoiseError as error:     # of a network's options, which name no file
+    except PoiseError as error:  # of a network's options, which name no file
         said = str(error)
         raise DataError(said if said.startswith(str(file)) else f"{file}: {said}") from None
     except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -124,7 +142,9 @@ def _wanted(groups: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dataset(joints: Any, file: str) -> dict[str, str]:
-    """Return the keys of DATASET for the joints in the file: a shipped dataset file, or `joints`."""
+    """Return the keys of DATASET for the joints in the file: a shipped dataset file, or
+    `joints`.
+    """
     if not isinstance(joints, dict):
         raise _not_ours(file, "no joints")
     joints = dict(joints)
@@ -158,8 +178,10 @@ def _check_extent(cfg: CfgNode, state: State, file: str | Path) -> None:
         built[0] += 1
         built[1] += parameter.numel() if parameter is not None else 0
         if built[0] > most or built[1] > numbers:
-            raise DataError(f"{file}: its description asks for a larger network than its weights "
-                            "are of; do not trust it, or give the experiment's YAML file")
+            raise DataError(
+                f"{file}: its description asks for a larger network than its weights "
+                "are of; do not trust it, or give the experiment's YAML file"
+            )
 
     hook = register_module_parameter_registration_hook(count)
     try:

@@ -1,8 +1,10 @@
-"""Which network a set of names and shapes belongs to, under Poise's names: what reports say, and what depends on the joints.
+"""Which network a set of names and shapes belongs to, under Poise's names: what reports say, and
+what depends on the joints.
 
-A family is recognised by the names that only it has, so that a file can be told from the file of another network and the message
-can say whose weights it holds.
+A family is recognised by the names that only it has, so that a file can be told from the file of
+another network and the message can say whose weights it holds.
 """
+
 from __future__ import annotations
 
 import re
@@ -25,9 +27,11 @@ _CLASSIFIER = (r"fc\.", r"head\.fc\.")
 class Family:
     """A kind of network.
 
-    marks: patterns; each begins a name of every such network. describe: its size in words. joint_tensors: a pattern of the names of
-    the layers that end in one channel per joint. classifier: patterns that begin names of an ImageNet file which no pose network has.
-    first_conv: the convolution that sees the image, for families whose normalisation follows the order of its colours.
+    marks: patterns; each begins a name of every such network. describe: its size in words.
+    joint_tensors: a pattern of the names of the layers that end in one channel per joint.
+    classifier: patterns that begin names of an ImageNet file which no pose network has. first_conv:
+    the convolution that sees the image, for families whose normalisation follows the order of its
+    colours.
     """
 
     name: str
@@ -39,8 +43,17 @@ class Family:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the highest number that `pattern` finds in a name, _MOST_LAYERS at the most: a stranger's names may hold any, and are counted up to."""
-    return min(1 + max((int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match), default=-1), _MOST_LAYERS)
+    """One more than the highest number that `pattern` finds in a name, _MOST_LAYERS at the most:
+    a stranger's names may hold any, and are counted up to.
+    """
+    return min(
+        1
+        + max(
+            (int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match),
+            default=-1,
+        ),
+        _MOST_LAYERS,
+    )
 
 
 def _blocks(shapes: Shapes) -> tuple[int, ...]:
@@ -49,7 +62,11 @@ def _blocks(shapes: Shapes) -> tuple[int, ...]:
 
 def _resnet(shapes: Shapes) -> str:
     blocks, bottleneck = _blocks(shapes), "layer1.0.conv3.weight" in shapes
-    depths = [depth for depth, counts in STAGE_BLOCKS.items() if counts == blocks and (depth >= 50) == bottleneck]
+    depths = [
+        depth
+        for depth, counts in STAGE_BLOCKS.items()
+        if counts == blocks and (depth >= 50) == bottleneck
+    ]
     return f"ResNet-{depths[0]}" if depths else f"ResNet of {'-'.join(map(str, blocks))} blocks"
 
 
@@ -71,9 +88,15 @@ def _mspn(shapes: Shapes) -> str:
 
 
 def se_reduction(shapes: Shapes) -> int | None:
-    """PoseNAS: channels of a squeeze-and-excitation per channel of its first convolution; None without one."""
+    """PoseNAS: channels of a squeeze-and-excitation per channel of its first convolution; None
+    without one.
+    """
     for name, shape in shapes.items():
-        if re.fullmatch(r"stage1\.upsamples\.\d+\._ops\.\d+\.fc1\.weight", name) and len(shape) == 4 and shape[0]:
+        if (
+            re.fullmatch(r"stage1\.upsamples\.\d+\._ops\.\d+\.fc1\.weight", name)
+            and len(shape) == 4
+            and shape[0]
+        ):
             return shape[1] // shape[0]
     return None
 
@@ -89,21 +112,56 @@ def _moganet(shapes: Shapes) -> str:
     widths = tuple(shapes.get(f"backbone.norm{stage}.weight", (0,))[0] for stage in stages)
     depths = tuple(_count(shapes, rf"backbone\.blocks{stage}\.(\d+)\.") for stage in stages)
     names = [name for name, settings in ARCHS.items() if settings[:2] == (widths, depths)]
-    return f"MogaNet-{names[0]}" if names else f"MogaNet of widths {'-'.join(map(str, widths))} and depths {'-'.join(map(str, depths))}"
+    return (
+        f"MogaNet-{names[0]}"
+        if names
+        else (
+            f"MogaNet of widths {'-'.join(map(str, widths))} and depths"
+            f" {'-'.join(map(str, depths))}"
+        )
+    )
 
 
 # the first that fits; what has the marks of a later one too stands before it
 FAMILIES = (
-    Family("mspn", (r"top\.conv\.conv\.weight", r"stage0\.downsample\.layer1\.0\.conv_bn_relu1\."), _mspn,
-           joint_tensors=r"stage\d+\.upsample\.up\d+\.res_conv2\..*", first_conv="top.conv.conv.weight"),
-    Family("posenas", (r"stem0\.0\.weight", r"cells\.0\.preprocess0\.", r"stage1\.upsamples\."), _posenas),
-    Family("moganet", (r"backbone\.patch_embed1\.projection\.0\.", r"backbone\.blocks1\.0\.attn\."), _moganet,
-           classifier=(r"head\.(weight|bias)$", *_CLASSIFIER)),
-    Family("hrnet", (r"conv2\.weight", r"transition1\.", r"stage2\.0\.branches\.0\.0\.conv1\.weight"), _hrnet,
-           # the ImageNet network keeps all four scales to the end and classifies from them; its final_layer is another one
-           classifier=(r"incre_modules\.", r"downsamp_modules\.", r"final_layer\.\d+\.", r"classifier\.",
-                       r"stage4\.\d+\.fuse_layers\.[1-9]", *_CLASSIFIER)),
-    Family("res2net_v1b", (r"conv1\.0\.weight", r"layer1\.0\.convs\.0\.weight", r"layer4\."), lambda shapes: f"{_res2net(shapes)} v1b"),
+    Family(
+        "mspn",
+        (r"top\.conv\.conv\.weight", r"stage0\.downsample\.layer1\.0\.conv_bn_relu1\."),
+        _mspn,
+        joint_tensors=r"stage\d+\.upsample\.up\d+\.res_conv2\..*",
+        first_conv="top.conv.conv.weight",
+    ),
+    Family(
+        "posenas",
+        (r"stem0\.0\.weight", r"cells\.0\.preprocess0\.", r"stage1\.upsamples\."),
+        _posenas,
+    ),
+    Family(
+        "moganet",
+        (r"backbone\.patch_embed1\.projection\.0\.", r"backbone\.blocks1\.0\.attn\."),
+        _moganet,
+        classifier=(r"head\.(weight|bias)$", *_CLASSIFIER),
+    ),
+    Family(
+        "hrnet",
+        (r"conv2\.weight", r"transition1\.", r"stage2\.0\.branches\.0\.0\.conv1\.weight"),
+        _hrnet,
+        # the ImageNet network keeps all four scales to the end and classifies from them; its
+        # final_layer is another one
+        classifier=(
+            r"incre_modules\.",
+            r"downsamp_modules\.",
+            r"final_layer\.\d+\.",
+            r"classifier\.",
+            r"stage4\.\d+\.fuse_layers\.[1-9]",
+            *_CLASSIFIER,
+        ),
+    ),
+    Family(
+        "res2net_v1b",
+        (r"conv1\.0\.weight", r"layer1\.0\.convs\.0\.weight", r"layer4\."),
+        lambda shapes: f"{_res2net(shapes)} v1b",
+    ),
     Family("res2net", (r"conv1\.weight", r"layer1\.0\.convs\.0\.weight", r"layer4\."), _res2net),
     Family("resnet", (r"conv1\.weight", r"layer1\.0\.conv1\.weight", r"layer4\."), _resnet),
 )
@@ -124,24 +182,31 @@ def recognise(shapes: Shapes) -> Family:
 
 
 def joint_tensors(family: Family, shapes: Shapes) -> list[str]:
-    """The names of the layers that end in one channel per joint: weights, biases, and MSPN's batch norms behind them."""
+    """The names of the layers that end in one channel per joint: weights, biases, and MSPN's
+    batch norms behind them.
+    """
     return [name for name in shapes if re.fullmatch(family.joint_tensors, name)]
 
 
 def number_of_joints(family: Family, shapes: Shapes) -> int | None:
-    """How many joints those layers are made for; None where there is no such layer, or where they disagree."""
-    found = {shapes[name][0] for name in joint_tensors(family, shapes) if shapes[name]}     # a counter of batch norm has no dimension
+    """How many joints those layers are made for; None where there is no such layer, or where
+    they disagree.
+    """
+    # a counter of batch norm has no dimension
+    found = {shapes[name][0] for name in joint_tensors(family, shapes) if shapes[name]}
     return found.pop() if len(found) == 1 else None
 
 
 def describe(shapes: Shapes) -> str:
-    """The network in words: 'MSPN of 2 stages, 17 joints'; '' where it is not known. Never raises: the file may be anything."""
+    """The network in words: 'MSPN of 2 stages, 17 joints'; '' where it is not known. Never
+    raises: the file may be anything.
+    """
     family = recognise(shapes)
     if family is UNKNOWN:
         return ""
     try:
         size = family.describe(shapes)
-    except (IndexError, KeyError, ZeroDivisionError):      # the marks are there, the rest is not
+    except (IndexError, KeyError, ZeroDivisionError):  # the marks are there, the rest is not
         return family.name
     joints = number_of_joints(family, shapes)
     return f"{size}, {joints} joints" if joints else f"{size} without a pose head"

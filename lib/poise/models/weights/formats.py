@@ -1,8 +1,11 @@
-"""The ways in which published weights are named, and how each becomes Poise's names: one table, for loading and for converting.
+"""The ways in which published weights are named, and how each becomes Poise's names: one table, for
+loading and for converting.
 
-Poise's names are those of the original repositories, so their files need no renaming at all: SimpleBaseline, HRNet, Res2Net-Pose, MSPN,
-PoseNAS and MogaNet's pose networks. What remains are ImageNet files of other names and the weights of mmpose.
+Poise's names are those of the original repositories, so their files need no renaming at all:
+SimpleBaseline, HRNet, Res2Net-Pose, MSPN, PoseNAS and MogaNet's pose networks. What remains are
+ImageNet files of other names and the weights of mmpose.
 """
+
 from __future__ import annotations
 
 import re
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from poise.models.weights.families import Family, Shapes, UNKNOWN, recognise, shapes_of
+from poise.models.weights.families import UNKNOWN, Family, Shapes, recognise, shapes_of
 from poise.models.weights.reading import AVERAGED, State, is_counter_of_average
 
 
@@ -19,8 +22,9 @@ from poise.models.weights.reading import AVERAGED, State, is_counter_of_average
 class Format:
     """A naming. marks: patterns; each begins a name of every such file.
 
-    to_poise: the state dict under Poise's names; names that it does not know stay as they are. order: the order of the image's
-    channels that the weights were trained on, where it is known ('rgb'). source: who names so, and where that can be read.
+    to_poise: the state dict under Poise's names; names that it does not know stay as they are.
+    order: the order of the image's channels that the weights were trained on, where it is known
+    ('rgb'). source: who names so, and where that can be read.
     """
 
     name: str
@@ -43,15 +47,21 @@ def rename(state: State, rules: tuple[tuple[str, str], ...]) -> State:
     return {renamed(name): tensor for name, tensor in state.items()}
 
 
-# mmpose ---------------------------------------------------------------------------------------------------------------------------
+# mmpose -------------------------------------------------------------------------------------------
 
 # 0.x says keypoint_head, 1.x head and reads both
 _MMPOSE = ((r"backbone\.", ""), (r"(?:keypoint_head|head)\.(?=deconv_layers\.|final_layer\.)", ""))
 _MMPOSE_BLOCK = r"backbone\.multi_stage_mspn\.(\d+)\."
 _MMPOSE_MSPN = (
     (r"backbone\.top\.top\.0\.", "top.conv."),
-    (rf"{_MMPOSE_BLOCK}downsample\.layer(\d)\.(\d+)\.conv(\d)\.", r"stage\1.downsample.layer\2.\3.conv_bn_relu\4.conv."),
-    (rf"{_MMPOSE_BLOCK}downsample\.layer(\d)\.(\d+)\.bn(\d)\.", r"stage\1.downsample.layer\2.\3.conv_bn_relu\4.bn."),
+    (
+        rf"{_MMPOSE_BLOCK}downsample\.layer(\d)\.(\d+)\.conv(\d)\.",
+        r"stage\1.downsample.layer\2.\3.conv_bn_relu\4.conv.",
+    ),
+    (
+        rf"{_MMPOSE_BLOCK}downsample\.layer(\d)\.(\d+)\.bn(\d)\.",
+        r"stage\1.downsample.layer\2.\3.conv_bn_relu\4.bn.",
+    ),
     (rf"{_MMPOSE_BLOCK}downsample\.", r"stage\1.downsample."),
     (rf"{_MMPOSE_BLOCK}upsample\.(up\d)\.in_skip\.", r"stage\1.upsample.\2.u_skip."),
     (rf"{_MMPOSE_BLOCK}upsample\.(up\d)\.out_skip(\d)\.", r"stage\1.upsample.\2.skip\3."),
@@ -59,32 +69,56 @@ _MMPOSE_MSPN = (
 )
 _MSPN_MMPOSE = (
     (r"top\.conv\.", "backbone.top.top.0."),
-    (r"stage(\d+)\.downsample\.layer(\d)\.(\d+)\.conv_bn_relu(\d)\.conv\.", r"backbone.multi_stage_mspn.\1.downsample.layer\2.\3.conv\4."),
-    (r"stage(\d+)\.downsample\.layer(\d)\.(\d+)\.conv_bn_relu(\d)\.bn\.", r"backbone.multi_stage_mspn.\1.downsample.layer\2.\3.bn\4."),
+    (
+        r"stage(\d+)\.downsample\.layer(\d)\.(\d+)\.conv_bn_relu(\d)\.conv\.",
+        r"backbone.multi_stage_mspn.\1.downsample.layer\2.\3.conv\4.",
+    ),
+    (
+        r"stage(\d+)\.downsample\.layer(\d)\.(\d+)\.conv_bn_relu(\d)\.bn\.",
+        r"backbone.multi_stage_mspn.\1.downsample.layer\2.\3.bn\4.",
+    ),
     (r"stage(\d+)\.downsample\.", r"backbone.multi_stage_mspn.\1.downsample."),
-    (r"stage(\d+)\.upsample\.(up\d)\.u_skip\.", r"backbone.multi_stage_mspn.\1.upsample.\2.in_skip."),
-    (r"stage(\d+)\.upsample\.(up\d)\.skip(\d)\.", r"backbone.multi_stage_mspn.\1.upsample.\2.out_skip\3."),
-    (r"stage(\d+)\.upsample\.(up\d\.(?:up_conv|cross_conv))\.", r"backbone.multi_stage_mspn.\1.upsample.\2."),
+    (
+        r"stage(\d+)\.upsample\.(up\d)\.u_skip\.",
+        r"backbone.multi_stage_mspn.\1.upsample.\2.in_skip.",
+    ),
+    (
+        r"stage(\d+)\.upsample\.(up\d)\.skip(\d)\.",
+        r"backbone.multi_stage_mspn.\1.upsample.\2.out_skip\3.",
+    ),
+    (
+        r"stage(\d+)\.upsample\.(up\d\.(?:up_conv|cross_conv))\.",
+        r"backbone.multi_stage_mspn.\1.upsample.\2.",
+    ),
 )
-_UNITS = 4      # MSPN's units of a stage, each with a head
+_UNITS = 4  # MSPN's units of a stage, each with a head
 
 
 def _mmpose_mspn_to_poise(state: State) -> State:
-    """Heads into their units, and a bias of 0 for every convolution: mmpose's have none, since batch norm follows."""
+    """Heads into their units, and a bias of 0 for every convolution: mmpose's have none, since
+    batch norm follows.
+    """
 
     def head(match: re.Match) -> str:
         number, layer = int(match[1]), int(match[2])
         return f"stage{number // _UNITS}.upsample.up{number % _UNITS + 1}.res_conv{layer + 1}."
 
     pattern = r"\A(?:keypoint_head|head)\.predict_layers\.(\d+)\.conv_layers\.([01])\."
-    found = rename({re.sub(pattern, head, name): tensor for name, tensor in state.items()}, _MMPOSE_MSPN)
-    biases = {name.removesuffix("weight") + "bias": torch.zeros(len(tensor), dtype=tensor.dtype)
-              for name, tensor in found.items() if re.match(r"(top|stage\d+)\.", name) and name.endswith(".conv.weight") and tensor.dim()}
+    found = rename(
+        {re.sub(pattern, head, name): tensor for name, tensor in state.items()}, _MMPOSE_MSPN
+    )
+    biases = {
+        name.removesuffix("weight") + "bias": torch.zeros(len(tensor), dtype=tensor.dtype)
+        for name, tensor in found.items()
+        if re.match(r"(top|stage\d+)\.", name) and name.endswith(".conv.weight") and tensor.dim()
+    }
     return {**biases, **found}
 
 
 def _mspn_to_mmpose(state: State) -> State:
-    """Back. The biases go into the running means behind them, where they have the same effect: (x + b) - m = x - (m - b)."""
+    """Back. The biases go into the running means behind them, where they have the same effect:
+    (x + b) - m = x - (m - b).
+    """
     found = dict(state)
     for name in [name for name in state if name.endswith(".conv.bias")]:
         mean = name.removesuffix("conv.bias") + "bn.running_mean"
@@ -96,15 +130,23 @@ def _mspn_to_mmpose(state: State) -> State:
         return f"keypoint_head.predict_layers.{stage * _UNITS + unit - 1}.conv_layers.{layer - 1}."
 
     pattern = r"\Astage(\d+)\.upsample\.up(\d)\.res_conv([12])\."
-    return rename({re.sub(pattern, head, name): tensor for name, tensor in found.items()}, _MSPN_MMPOSE)
+    return rename(
+        {re.sub(pattern, head, name): tensor for name, tensor in found.items()}, _MSPN_MMPOSE
+    )
 
 
 def other_order(state: State, first_conv: str) -> State:
-    """The same network for images of the opposite channel order (RGB and BGR), with mean and standard deviation turned likewise."""
-    return {**state, first_conv: state[first_conv].flip(1)} if first_conv in state and state[first_conv].dim() > 1 else state
+    """The same network for images of the opposite channel order (RGB and BGR), with mean and
+    standard deviation turned likewise.
+    """
+    return (
+        {**state, first_conv: state[first_conv].flip(1)}
+        if first_conv in state and state[first_conv].dim() > 1
+        else state
+    )
 
 
-# ImageNet -------------------------------------------------------------------------------------------------------------------------
+# ImageNet -----------------------------------------------------------------------------------------
 
 _RESNET_MSPN = (
     (r"conv1\.", "top.conv.conv."),
@@ -119,7 +161,8 @@ _RESNET_MSPN = (
 def resnet_to_mspn(state: State, stages: int) -> State:
     """An ImageNet ResNet in MSPN's top and in the ways down of its first `stages` stages.
 
-    The authors load the first stage alone (megvii-research/MSPN issue 20), mmpose all (mmpose/models/backbones/mspn.py).
+    The authors load the first stage alone (megvii-research/MSPN issue 20), mmpose all
+    (mmpose/models/backbones/mspn.py).
     """
     return into_stages(rename(state, _RESNET_MSPN), stages)
 
@@ -127,27 +170,55 @@ def resnet_to_mspn(state: State, stages: int) -> State:
 def into_stages(state: State, stages: int) -> State:
     """What stands in stage 0 of an MSPN's way down, in the first `stages` ones."""
     down = {name: tensor for name, tensor in state.items() if name.startswith("stage0.downsample.")}
-    copies = {name.replace("stage0.", f"stage{stage}.", 1): tensor for stage in range(1, stages) for name, tensor in down.items()}
+    copies = {
+        name.replace("stage0.", f"stage{stage}.", 1): tensor
+        for stage in range(1, stages)
+        for name, tensor in down.items()
+    }
     return {**state, **copies}
 
 
 # the first that fits
 FORMATS = (
-    Format("mmpose's MSPN", (r"backbone\.top\.top\.0\.conv\.weight", _MMPOSE_BLOCK), _mmpose_mspn_to_poise, "rgb",
-           "open-mmlab/mmpose mmpose/models/backbones/mspn.py, heads/topdown_heatmap_multi_stage_head.py (0.x), "
-           "heads/heatmap_heads/mspn_head.py (1.x)"),
-    Format("mmpose", (r"backbone\.conv1\.", r"backbone\.layer1\.0\."), lambda state: rename(state, _MMPOSE), "rgb",
-           "open-mmlab/mmpose mmpose/models/backbones/{resnet,hrnet}.py, heads/topdown_heatmap_simple_head.py (0.x), "
-           "heads/heatmap_heads/heatmap_head.py (1.x)"),
-    Format("MogaNet on ImageNet", (r"patch_embed1\.projection\.0\.", r"blocks1\.0\.attn\."),
-           lambda state: rename(state, ((r"(?=patch_embed\d|blocks\d|norm\d)", "backbone."),)), "rgb", "Westlake-AI/MogaNet models/moganet.py"),
+    Format(
+        "mmpose's MSPN",
+        (r"backbone\.top\.top\.0\.conv\.weight", _MMPOSE_BLOCK),
+        _mmpose_mspn_to_poise,
+        "rgb",
+        "open-mmlab/mmpose mmpose/models/backbones/mspn.py,"
+        " heads/topdown_heatmap_multi_stage_head.py (0.x), heads/heatmap_heads/mspn_head.py (1.x)",
+    ),
+    Format(
+        "mmpose",
+        (r"backbone\.conv1\.", r"backbone\.layer1\.0\."),
+        lambda state: rename(state, _MMPOSE),
+        "rgb",
+        "open-mmlab/mmpose mmpose/models/backbones/{resnet,hrnet}.py,"
+        " heads/topdown_heatmap_simple_head.py (0.x), heads/heatmap_heads/heatmap_head.py (1.x)",
+    ),
+    Format(
+        "MogaNet on ImageNet",
+        (r"patch_embed1\.projection\.0\.", r"blocks1\.0\.attn\."),
+        lambda state: rename(state, ((r"(?=patch_embed\d|blocks\d|norm\d)", "backbone."),)),
+        "rgb",
+        "Westlake-AI/MogaNet models/moganet.py",
+    ),
 )
 RELEASED = Format("", (), lambda state: state, "", "the repository of each family")
 
 
 def recognise_format(state: State) -> Format:
-    """How the names of a file are made; RELEASED where they need no renaming, and for a network that is not known."""
-    return next((known for known in FORMATS if all(any(re.match(mark, name) for name in state) for mark in known.marks)), RELEASED)
+    """How the names of a file are made; RELEASED where they need no renaming, and for a network
+    that is not known.
+    """
+    return next(
+        (
+            known
+            for known in FORMATS
+            if all(any(re.match(mark, name) for name in state) for mark in known.marks)
+        ),
+        RELEASED,
+    )
 
 
 def unwrapped(state: State, own: Shapes | None = None) -> tuple[State, list[str]]:
@@ -172,18 +243,22 @@ def unwrapped(state: State, own: Shapes | None = None) -> tuple[State, list[str]
             del inner[AVERAGED]
         inner, more = unwrapped(inner, own)
         others += more
-        known = recognise_format(inner) is not RELEASED or recognise(shapes_of(inner)) is not UNKNOWN
+        known = (
+            recognise_format(inner) is not RELEASED or recognise(shapes_of(inner)) is not UNKNOWN
+        )
         if known or not others or (own and own.keys() <= inner.keys()):
             return inner, others
     return state, []
 
 
-# Poise's names to the released ones -----------------------------------------------------------------------------------------------
+# Poise's names to the released ones ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Target:
-    """What tools/convert_weights.py writes. families: whose weights it can be. rename, wrap: the state dict and the file around it."""
+    """What tools/convert_weights.py writes. families: whose weights it can be. rename, wrap: the
+    state dict and the file around it.
+    """
 
     families: tuple[str, ...]
     rename: Callable[[State, Family], State] = lambda state, family: state
@@ -195,7 +270,9 @@ def _to_mmpose(state: State, family: Family) -> State:
         return _mspn_to_mmpose(other_order(state, family.first_conv))
     if family.name == "moganet":
         return state
-    return rename(state, ((r"(?=deconv_layers\.|final_layer\.)", "keypoint_head."), (r"", "backbone.")))
+    return rename(
+        state, ((r"(?=deconv_layers\.|final_layer\.)", "keypoint_head."), (r"", "backbone."))
+    )
 
 
 _RESNETS = ("resnet", "res2net", "res2net_v1b")
@@ -206,5 +283,9 @@ TARGETS = {
     "mspn": Target(("mspn",), wrap=lambda state: {"model": state}),
     "posenas": Target(("posenas",)),
     "moganet": Target(("moganet",), wrap=lambda state: {"meta": {}, "state_dict": state}),
-    "mmpose": Target(("resnet", "hrnet", "mspn", "moganet"), _to_mmpose, lambda state: {"meta": {}, "state_dict": state}),
+    "mmpose": Target(
+        ("resnet", "hrnet", "mspn", "moganet"),
+        _to_mmpose,
+        lambda state: {"meta": {}, "state_dict": state},
+    ),
 }

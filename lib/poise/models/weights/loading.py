@@ -1,7 +1,9 @@
 """Put the weights of a file into a network, loudly.
 
-Every load says what the file is and how many tensors were loaded, missing, unexpected and mismatched, and a file that does not fit is refused.
+Every load says what the file is and how many tensors were loaded, missing, unexpected and
+mismatched, and a file that does not fit is refused.
 """
+
 from __future__ import annotations
 
 import logging
@@ -12,11 +14,26 @@ from pathlib import Path
 
 from torch import nn
 
+from poise.errors import DataError, shown
 from poise.io import download
 from poise.models.weights import zoo
-from poise.errors import DataError, shown
-from poise.models.weights.families import Family, Shapes, describe, joint_tensors, number_of_joints, recognise, se_reduction, shapes_of
-from poise.models.weights.formats import into_stages, other_order, recognise_format, resnet_to_mspn, unwrapped
+from poise.models.weights.families import (
+    Family,
+    Shapes,
+    describe,
+    joint_tensors,
+    number_of_joints,
+    recognise,
+    se_reduction,
+    shapes_of,
+)
+from poise.models.weights.formats import (
+    into_stages,
+    other_order,
+    recognise_format,
+    resnet_to_mspn,
+    unwrapped,
+)
 from poise.models.weights.reading import State, WeightFile, read_weight_file
 
 log = logging.getLogger(__name__)
@@ -29,11 +46,13 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass
 class LoadReport:
-    """What became of each tensor: names in the network (loaded, missing, mismatched, replaced) and in the file (unexpected).
+    """What became of each tensor: names in the network (loaded, missing, mismatched, replaced) and
+    in the file (unexpected).
 
-    what: the network and the naming that the file was recognised by; '' where it was not. replaced: layers for other joints than
-    the network's, which kept their new values. notes: what else was done to the weights. joints: their names, where the file tells them.
-    experiment: the file's text of weights.experiment, or ''.
+    what: the network and the naming that the file was recognised by; '' where it was not. replaced:
+    layers for other joints than the network's, which kept their new values. notes: what else was
+    done to the weights. joints: their names, where the file tells them. experiment: the file's text
+    of weights.experiment, or ''.
     """
 
     path: str
@@ -49,36 +68,67 @@ class LoadReport:
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing) + len(self.mismatched) + len(self.replaced)
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched}
-        counts = [f"{kind} {len(names)}" for kind, names in kinds.items()] + [f"replaced {len(self.replaced)}"] * bool(self.replaced)
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "mismatched": self.mismatched,
+        }
+        counts = [f"{kind} {len(names)}" for kind, names in kinds.items()] + [
+            f"replaced {len(self.replaced)}"
+        ] * bool(self.replaced)
         line = f"{self.path}: loaded {len(self.loaded)} of {total} tensors, {', '.join(counts)}"
         details = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
         recognised = [f"recognised as {self.what}"] if self.what else []
-        return "; ".join([f"{line} ({'; '.join(details)})" if details else line, *recognised, *self.notes])
+        return "; ".join(
+            [f"{line} ({'; '.join(details)})" if details else line, *recognised, *self.notes]
+        )
 
 
-def load(model: nn.Module, path: str | Path, *, optional: tuple[str, ...] = (), ignored: tuple[str, ...] = (), replace_head: bool = False,
-         rgb: bool | None = None) -> LoadReport:
+def load(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    optional: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
+    replace_head: bool = False,
+    rgb: bool | None = None,
+) -> LoadReport:
     """Copy the weights of a file of any family's format into `model` and log the report.
 
-    optional: prefixes of tensors that the file need not have (they keep their values). ignored: prefixes of tensors in the
-    file that the network need not know. replace_head: where the file is for another number of joints, the network keeps its own last
-    layers instead of refusing the file. rgb: whether the network will see RGB images (DATASET.COLOR_RGB), or BGR; None if that is
-    not known: see fit_order. Counters of batch norm ('num_batches_tracked') may be missing: files from before PyTorch 0.4.1 have none.
+    optional: prefixes of tensors that the file need not have (they keep their values). ignored:
+    prefixes of tensors in the file that the network need not know. replace_head: where the file is
+    for another number of joints, the network keeps its own last layers instead of refusing the
+    file. rgb: whether the network will see RGB images (DATASET.COLOR_RGB), or BGR; None if that is
+    not known: see fit_order. Counters of batch norm ('num_batches_tracked') may be missing: files
+    from before PyTorch 0.4.1 have none.
 
     Raises DataError, with the counts, for any other difference; the model is then unchanged.
     """
-    return _put(model, Source(read_weight_file(path), shapes_of(model.state_dict())), optional, tuple(map(re.escape, ignored)), replace_head, rgb)
+    return _put(
+        model,
+        Source(read_weight_file(path), shapes_of(model.state_dict())),
+        optional,
+        tuple(map(re.escape, ignored)),
+        replace_head,
+        rgb,
+    )
 
 
-def load_pretrained(model: nn.Module, path: str, folder: str | Path = "models/pytorch/imagenet", *, replace_head: bool = False,
-                    rgb: bool | None = None) -> LoadReport | None:
+def load_pretrained(
+    model: nn.Module,
+    path: str,
+    folder: str | Path = "models/pytorch/imagenet",
+    *,
+    replace_head: bool = False,
+    rgb: bool | None = None,
+) -> LoadReport | None:
     """Initialise `model` from MODEL.PRETRAINED: an ImageNet backbone, or a whole pose network.
 
-    path: a file, an https URL (kept in `folder`), or '' for none, which is said aloud. What an ImageNet file cannot hold
-    (`model.head_prefixes`) may be missing and its classifier left over; the backbone must fit wholly. A model with
-    `pretrained_layers` (HRNet) takes only the parts of those names, or all where the first is '*'; one with `pretrained_stages`
-    (MSPN) takes an ImageNet ResNet into the 'first' stage or into 'all'. replace_head, rgb: as for `load`.
+    path: a file, an https URL (kept in `folder`), or '' for none, which is said aloud. What an
+    ImageNet file cannot hold (`model.head_prefixes`) may be missing and its classifier left over;
+    the backbone must fit wholly. A model with `pretrained_layers` (HRNet) takes only the parts of
+    those names, or all where the first is '*'; one with `pretrained_stages` (MSPN) takes an
+    ImageNet ResNet into the 'first' stage or into 'all'. replace_head, rgb: as for `load`.
     """
     if not path:
         log.warning("MODEL.PRETRAINED is empty: the network starts from random weights")
@@ -86,13 +136,18 @@ def load_pretrained(model: nn.Module, path: str, folder: str | Path = "models/py
     if download.is_url(path):
         path = str(download.fetch(path, folder))
     if not Path(path).is_file():
-        raise DataError(f"MODEL.PRETRAINED {path}: no such file{zoo.advice(path)}; or give MODEL.PRETRAINED '' to start from random weights")
+        raise DataError(
+            f"MODEL.PRETRAINED {path}: no such file{zoo.advice(path)}; or give MODEL.PRETRAINED ''"
+            " to start from random weights"
+        )
     source = Source(read_weight_file(path), shapes_of(model.state_dict()))
     source.transplant(model)
     optional = tuple(getattr(model, "head_prefixes", ()))
     parts = tuple(getattr(model, "pretrained_layers", ("*",)))
     if parts and parts[0] != "*":
-        optional += tuple(f"{name.split('.')[0]}." for name in source.own if name.split(".")[0] not in parts)
+        optional += tuple(
+            f"{name.split('.')[0]}." for name in source.own if name.split(".")[0] not in parts
+        )
         source.keep_parts(parts)
     return _put(model, source, optional, source.family.classifier, replace_head, rgb)
 
@@ -100,10 +155,11 @@ def load_pretrained(model: nn.Module, path: str, folder: str | Path = "models/py
 class Source:
     """The weights of a file under Poise's names, for the network that is to take them.
 
-    own: that network's names and shapes; none for whichever network the file is of. family: of that network; found: of the file.
-    state: the tensors; joints: their joints' names, where the file tells them. order: the order of the image's channels that they were
-    trained on, 'rgb' or '' where it is not known. words: the file's network in words; what: the same with its naming. notes: what was
-    done, for the report.
+    own: that network's names and shapes; none for whichever network the file is of. family: of that
+    network; found: of the file. state: the tensors; joints: their joints' names, where the file
+    tells them. order: the order of the image's channels that they were trained on, 'rgb' or ''
+    where it is not known. words: the file's network in words; what: the same with its naming.
+    notes: what was done, for the report.
     """
 
     def __init__(self, file: WeightFile, own: Shapes | None = None):
@@ -116,12 +172,17 @@ class Source:
         self.own = shapes if own is None else own
         self.family, self.found = recognise(self.own), recognise(shapes)
         self.words = describe(shapes)
-        self.what = f"{self.words} (names of {naming.name})" if self.words and naming.name else self.words
-        unread = [name for name in file.foreign if not name.startswith("numpy.")]      # a best score and the like, in every checkpoint of HRNet
+        self.what = (
+            f"{self.words} (names of {naming.name})" if self.words and naming.name else self.words
+        )
+        # a best score and the like, in every checkpoint of HRNet
+        unread = [name for name in file.foreign if not name.startswith("numpy.")]
         if unread:
             self.notes.append(f"not read, because that could run code: {_some(unread)}")
         if others:
-            self.notes.append(f"left out {len(others)} tensors next to the network ({_some(others)})")
+            self.notes.append(
+                f"left out {len(others)} tensors next to the network ({_some(others)})"
+            )
 
     def transplant(self, model: nn.Module) -> None:
         """Put an ImageNet ResNet into the ways down of an MSPN."""
@@ -130,22 +191,44 @@ class Source:
         stages = model.num_stages if model.pretrained_stages == "all" else 1
         if self.found.name == "resnet":
             self.state, self.order = resnet_to_mspn(self.state, stages), "rgb"
-        elif self.found.name == "mspn" and not any(".upsample." in name for name in self.state):    # the authors' resnet-50_rename.pth
+        # the authors' resnet-50_rename.pth
+        elif self.found.name == "mspn" and not any(".upsample." in name for name in self.state):
             self.state = into_stages(self.state, stages)
         else:
             return
-        self.notes.append(f"into {'every stage' if stages == model.num_stages else 'the first stage'} (MODEL.EXTRA.PRETRAINED_STAGES)")
+        self.notes.append(
+            f"into {'every stage' if stages == model.num_stages else 'the first stage'}"
+            " (MODEL.EXTRA.PRETRAINED_STAGES)"
+        )
 
     def keep_parts(self, parts: tuple[str, ...]) -> None:
         """Leave out what MODEL.EXTRA.PRETRAINED_LAYERS does not name."""
         left = [name for name in self.state if name.split(".")[0] not in parts]
         if left:
-            self.notes.append(f"left out {len(left)} tensors that MODEL.EXTRA.PRETRAINED_LAYERS does not name ({_some(left)})")
-            self.state = {name: tensor for name, tensor in self.state.items() if name.split(".")[0] in parts}
+            self.notes.append(
+                f"left out {len(left)} tensors that MODEL.EXTRA.PRETRAINED_LAYERS does not name"
+                f" ({_some(left)})"
+            )
+            self.state = {
+                name: tensor for name, tensor in self.state.items() if name.split(".")[0] in parts
+            }
 
 
-def _put(model: nn.Module, source: Source, optional: tuple[str, ...], ignored: tuple[str, ...], replace_head: bool, rgb: bool | None) -> LoadReport:
-    report = LoadReport(source.path, source.what, notes=source.notes, joints=source.joints, experiment=source.experiment)
+def _put(
+    model: nn.Module,
+    source: Source,
+    optional: tuple[str, ...],
+    ignored: tuple[str, ...],
+    replace_head: bool,
+    rgb: bool | None,
+) -> LoadReport:
+    report = LoadReport(
+        source.path,
+        source.what,
+        notes=source.notes,
+        joints=source.joints,
+        experiment=source.experiment,
+    )
     file_shapes = shapes_of(source.state)
     head = _other_joints(source.family, file_shapes, source.own)
     state = fit_order(source, rgb)
@@ -155,28 +238,49 @@ def _put(model: nn.Module, source: Source, optional: tuple[str, ...], ignored: t
         elif name not in state:
             report.missing.append(name)
         elif file_shapes[name] != shape:
-            report.mismatched.append(f"{name} {file_shapes[name]} in the file, {shape} in the network")
+            report.mismatched.append(
+                f"{name} {file_shapes[name]} in the file, {shape} in the network"
+            )
         else:
             report.loaded.append(name)
     report.unexpected = [name for name in state if name not in source.own]
-    bad_missing = [n for n in report.missing if not n.startswith(optional or ("\0",)) and not n.endswith("num_batches_tracked")]
-    bad_unexpected = [n for n in report.unexpected if not any(re.match(pattern, n) for pattern in ignored)]
+    bad_missing = [
+        n
+        for n in report.missing
+        if not n.startswith(optional or ("\0",)) and not n.endswith("num_batches_tracked")
+    ]
+    bad_unexpected = [
+        n for n in report.unexpected if not any(re.match(pattern, n) for pattern in ignored)
+    ]
     if bad_missing or bad_unexpected or report.mismatched:
-        head_alone = not bad_missing and not bad_unexpected and {line.split(" ", 1)[0] for line in report.mismatched} <= set(head)
-        report.what = ""        # it is said behind the counts
-        raise DataError(f"{report}; {_why(source, file_shapes, head_alone, bool(bad_missing or bad_unexpected))}")
+        head_alone = (
+            not bad_missing
+            and not bad_unexpected
+            and {line.split(" ", 1)[0] for line in report.mismatched} <= set(head)
+        )
+        report.what = ""  # it is said behind the counts
+        raise DataError(
+            f"{report};"
+            f" {_why(source, file_shapes, head_alone, bool(bad_missing or bad_unexpected))}"
+        )
     if report.replaced:
-        report.notes.insert(0, f"its last layers are for {number_of_joints(source.family, file_shapes)} joints, the network has "
-                               f"{number_of_joints(source.family, source.own)}: they start anew ({_some(report.replaced)})")
+        report.notes.insert(
+            0,
+            f"its last layers are for {number_of_joints(source.family, file_shapes)} joints, the"
+            f" network has {number_of_joints(source.family, source.own)}: they start anew"
+            f" ({_some(report.replaced)})",
+        )
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
     log.info("%s", report)
     return report
 
 
 def _other_joints(family: Family, file: Shapes, own: Shapes) -> list[str]:
-    """The layers that end in one channel per joint, if the file has them all for another number of joints and nothing else differs in them.
+    """The layers that end in one channel per joint, if the file has them all for another number of
+    joints and nothing else differs in them.
 
-    The network must have one number of joints in all of them, and the file one other; sizes behind the first dimension must be equal.
+    The network must have one number of joints in all of them, and the file one other; sizes behind
+    the first dimension must be equal.
     """
     names = joint_tensors(family, own)
     needed = [name for name in names if not name.endswith("num_batches_tracked")]
@@ -191,30 +295,53 @@ def _other_joints(family: Family, file: Shapes, own: Shapes) -> list[str]:
 def fit_order(source: Source, rgb: bool | None) -> State:
     """The tensors for the order of channels that the network will see.
 
-    MSPN is fed BGR, with mean and standard deviation in that order too (experiments/_base_/mspn.yaml), but mmpose's and torchvision's weights
-    were trained on RGB: turning the first convolution's input channels round gives the same network exactly. Other families normalise BGR with
-    the figures of RGB, as their repositories do, so turning would only be near; for them a warning says what to set. Files whose
-    order is not known are taken as they are.
+    MSPN is fed BGR, with mean and standard deviation in that order too
+    (experiments/_base_/mspn.yaml), but mmpose's and torchvision's weights were trained on RGB:
+    turning the first convolution's input channels round gives the same network exactly. Other
+    families normalise BGR with the figures of RGB, as their repositories do, so turning would only
+    be near; for them a warning says what to set. Files whose order is not known are taken as they
+    are.
     """
     family, turn = source.family, bool(source.family.first_conv) and not rgb
     if source.order == "rgb" and turn:
         source.notes.append("trained on RGB: the first convolution was turned round for BGR images")
         return other_order(source.state, family.first_conv)
-    if source.order == "rgb" and rgb is False and any(name in source.state for name in joint_tensors(family, source.own)):
-        log.warning("%s: trained on RGB images, and DATASET.COLOR_RGB is False: give DATASET.COLOR_RGB True", source.path)
+    if (
+        source.order == "rgb"
+        and rgb is False
+        and any(name in source.state for name in joint_tensors(family, source.own))
+    ):
+        log.warning(
+            "%s: trained on RGB images, and DATASET.COLOR_RGB is False: give DATASET.COLOR_RGB"
+            " True",
+            source.path,
+        )
     return source.state
 
 
 def _why(source: Source, file: Shapes, head_alone: bool, names_differ: bool) -> str:
-    """What is wrong with a refused file, and the mend where one is known. head_alone: nothing but the number of joints."""
+    """What is wrong with a refused file, and the mend where one is known. head_alone: nothing
+    but the number of joints.
+    """
     words, own = source.words, describe(source.own)
     if head_alone:
-        return (f"its last layers are for {number_of_joints(source.family, file)} joints, the network's for "
-                f"{number_of_joints(source.family, source.own)}; to train on from it with new last layers give MODEL.REPLACE_HEAD True")
+        return (
+            f"its last layers are for {number_of_joints(source.family, file)} joints, the network's"
+            f" for {number_of_joints(source.family, source.own)}; to train on from it with new last"
+            " layers give MODEL.REPLACE_HEAD True"
+        )
     if not words or not own:
         return f"these are the weights of {words or 'another network'}"
     if words == own:
-        return f"these are the weights of another network, like {words}, but with other {'layers' if names_differ else 'sizes'}"
-    if source.found.name == source.family.name == "posenas" and se_reduction(file) != se_reduction(source.own):
-        return f"these are the weights of {source.what}; MODEL.EXTRA.SE_REDUCTION {se_reduction(file)} builds that network"
+        return (
+            f"these are the weights of another network, like {words}, but with other"
+            f" {'layers' if names_differ else 'sizes'}"
+        )
+    if source.found.name == source.family.name == "posenas" and se_reduction(file) != se_reduction(
+        source.own
+    ):
+        return (
+            f"these are the weights of {source.what}; MODEL.EXTRA.SE_REDUCTION {se_reduction(file)}"
+            " builds that network"
+        )
     return f"these are the weights of {source.what}, and the network is {own}"

@@ -1,4 +1,7 @@
-"""models/zoo.yaml: the weight files that were released, where they lie, and where Poise expects them."""
+"""models/zoo.yaml: the weight files that were released, where they lie, and where Poise expects
+them.
+"""
+
 from __future__ import annotations
 
 import difflib
@@ -7,25 +10,38 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from poise.errors import ConfigError, DataError, shown, shown_value
 from poise.io import archives, download
 from poise.io.files import read_bytes
-from poise.errors import ConfigError, DataError, shown, shown_value
-from poise.visualization.tables import aligned
 from poise.io.yaml_file import MAX_BYTES, parse_yaml
+from poise.visualization.tables import aligned
 
 ZOO = Path(__file__).parents[4] / "models" / "zoo.yaml"
 KINDS = ("imagenet", "pose")
-_TEXTS = ("name", "family", "what", "file", "page", "licence", "target", "url", "sha256_prefix", "note")
+_TEXTS = (
+    "name",
+    "family",
+    "what",
+    "file",
+    "page",
+    "licence",
+    "target",
+    "url",
+    "sha256_prefix",
+    "note",
+)
 
 
 @dataclass(frozen=True)
 class Entry:
     """One released file.
 
-    what: 'imagenet' (a backbone, for MODEL.PRETRAINED) or 'pose' (a whole network, for TEST.MODEL_FILE). file: its published name; '' where
-    its page does not tell before one is there. page: where it is offered. url: from where it can be fetched; '' where only a person can
-    (by_hand). sha256_prefix: first hex digits of its sum, as in the published name; '' for none. size_bytes: 0 where not
-    known. target: path where experiments expect it. experiments: those that start from it or test it, with `overrides` behind their name.
+    what: 'imagenet' (a backbone, for MODEL.PRETRAINED) or 'pose' (a whole network, for
+    TEST.MODEL_FILE). file: its published name; '' where its page does not tell before one is there.
+    page: where it is offered. url: from where it can be fetched; '' where only a person can
+    (by_hand). sha256_prefix: first hex digits of its sum, as in the published name; '' for none.
+    size_bytes: 0 where not known. target: path where experiments expect it. experiments: those that
+    start from it or test it, with `overrides` behind their name.
     """
 
     name: str
@@ -45,19 +61,26 @@ class Entry:
 
 
 def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
-    """{name: entry} in the order of the file: a list of groups, whose keys hold for each of their `files` that has no other.
+    """{name: entry} in the order of the file: a list of groups, whose keys hold for each of their
+    `files` that has no other.
 
-    `url` and `target` of a group that end in / are continued by the file's name. Raises DataError, naming the entry and the key.
+    `url` and `target` of a group that end in / are continued by the file's name. Raises DataError,
+    naming the entry and the key.
     """
     groups = parse_yaml(read_bytes(path, "list of released weights", MAX_BYTES), path, DataError)
-    if not isinstance(groups, list) or not all(isinstance(group, dict) and isinstance(group.get("files"), list) for group in groups):
+    if not isinstance(groups, list) or not all(
+        isinstance(group, dict) and isinstance(group.get("files"), list) for group in groups
+    ):
         raise DataError(f"{path}: must be a list of groups, each with a list of files")
     entries: dict[str, Entry] = {}
     for group in groups:
         shared = {key: value for key, value in group.items() if key != "files"}
         for number, own in enumerate(group["files"]):
             if not isinstance(own, dict):
-                raise DataError(f"{path}: file {number} of a group must be a group of keys, got {shown_value(own)}")
+                raise DataError(
+                    f"{path}: file {number} of a group must be a group of keys, got"
+                    f" {shown_value(own)}"
+                )
             entry = _entry({**shared, **own}, path)
             if entry.name in entries:
                 raise DataError(f"{path}: two entries are called {entry.name}")
@@ -70,7 +93,9 @@ def _entry(values: dict[str, Any], path: str | Path) -> Entry:
     known = {f.name for f in fields(Entry)}
     for key in values:
         if key not in known:
-            raise DataError(f"{path}: {name}: unknown key {shown(key)}; the keys are {', '.join(sorted(known))}")
+            raise DataError(
+                f"{path}: {name}: unknown key {shown(key)}; the keys are {', '.join(sorted(known))}"
+            )
     values = {key: value for key, value in values.items() if value is not None}
     for key in ("name", "family", "what", "page", "licence", "target"):
         if not values.get(key):
@@ -78,27 +103,45 @@ def _entry(values: dict[str, Any], path: str | Path) -> Entry:
     values.setdefault("file", "")
     for key in _TEXTS:
         if not isinstance(values.get(key, ""), str) or not values.get(key, "").isprintable():
-            raise DataError(f"{path}: {name}: {key} must be text of one line, got {shown_value(values[key])}")
+            raise DataError(
+                f"{path}: {name}: {key} must be text of one line, got {shown_value(values[key])}"
+            )
     for key in ("url", "target"):
         if values.get(key, "").endswith("/"):
             values[key] += values["file"]
     if archives.name_fault(values["target"]):
-        raise DataError(f"{path}: {name}: the target {values['target']} {archives.name_fault(values['target'])}; it is below the folder in which Poise runs")
+        raise DataError(
+            f"{path}: {name}: the target {values['target']}"
+            f" {archives.name_fault(values['target'])}; it is below the folder in which Poise runs"
+        )
     for key in ("experiments", "overrides"):
         value = values.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
-            raise DataError(f"{path}: {name}: {key} must be a list of texts, got {shown_value(value)}")
+        if not isinstance(value, list) or not all(
+            isinstance(item, str) and item.isprintable() for item in value
+        ):
+            raise DataError(
+                f"{path}: {name}: {key} must be a list of texts, got {shown_value(value)}"
+            )
         values[key] = tuple(value)
     size = values.get("size_bytes", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 60:
-        raise DataError(f"{path}: {name}: size_bytes must be a whole number or null, got {shown_value(size)}")
+        raise DataError(
+            f"{path}: {name}: size_bytes must be a whole number or null, got {shown_value(size)}"
+        )
     if values["what"] not in KINDS:
-        raise DataError(f"{path}: {name}: what must be {' or '.join(KINDS)}, got {shown_value(values['what'])}")
-    if not isinstance(values.get("by_hand", False), bool) or bool(values.get("url")) == values.get("by_hand", False):
+        raise DataError(
+            f"{path}: {name}: what must be {' or '.join(KINDS)}, got {shown_value(values['what'])}"
+        )
+    if not isinstance(values.get("by_hand", False), bool) or bool(values.get("url")) == values.get(
+        "by_hand", False
+    ):
         raise DataError(f"{path}: {name}: give either a url or by_hand: true")
     prefix = values.get("sha256_prefix", "")
     if prefix and (len(prefix) < 8 or not set(prefix) <= set("0123456789abcdef")):
-        raise DataError(f"{path}: {name}: sha256_prefix must be 8 or more lower-case hex digits in quotes, got {shown_value(prefix)}")
+        raise DataError(
+            f"{path}: {name}: sha256_prefix must be 8 or more lower-case hex digits in quotes, got"
+            f" {shown_value(prefix)}"
+        )
     return Entry(**values)
 
 
@@ -106,18 +149,27 @@ def find(entries: dict[str, Entry], name: str, source: str | Path = ZOO) -> Entr
     """The entry of that name, or of that file name. Raises ConfigError with the nearest names."""
     if name in entries:
         return entries[name]
-    same = [entry for entry in entries.values() if name and Path(name).name in (entry.file, Path(entry.target).name)]
+    same = [
+        entry
+        for entry in entries.values()
+        if name and Path(name).name in (entry.file, Path(entry.target).name)
+    ]
     if same:
         return same[0]
     close = difflib.get_close_matches(name, entries, n=3, cutoff=0.3)
     nearest = ", ".join(close)
-    raise ConfigError(f"{name!r} is not in {source}; {f'the nearest names are {nearest}; ' if close else ''}--list shows all")
+    raise ConfigError(
+        f"{name!r} is not in {source};"
+        f" {f'the nearest names are {nearest}; ' if close else ''}--list shows all"
+    )
 
 
 def fetch(entry: Entry, folder: str | Path | None = None, force: bool = False) -> Path:
-    """Fetch a file, check it, and put it at its target, or under its name in `folder`; one that is there is checked only.
+    """Fetch a file, check it, and put it at its target, or under its name in `folder`; one that is
+    there is checked only.
 
-    force: fetch it although it is there. Raises DataError where that fails, and for an entry that is by hand and not there.
+    force: fetch it although it is there. Raises DataError where that fails, and for an entry that
+    is by hand and not there.
     """
     target = place(entry, folder)
     if entry.by_hand:
@@ -126,7 +178,14 @@ def fetch(entry: Entry, folder: str | Path | None = None, force: bool = False) -
         if entry.sha256_prefix:
             download.check(target, entry.sha256_prefix, entry.page)
         return target
-    return download.fetch(entry.url, target.parent, name=target.name, digest=entry.sha256_prefix, unchecked=not entry.sha256_prefix, force=force)
+    return download.fetch(
+        entry.url,
+        target.parent,
+        name=target.name,
+        digest=entry.sha256_prefix,
+        unchecked=not entry.sha256_prefix,
+        force=force,
+    )
 
 
 def place(entry: Entry, folder: str | Path | None = None) -> Path:
@@ -137,23 +196,43 @@ def place(entry: Entry, folder: str | Path | None = None) -> Path:
 def instructions(entry: Entry, target: str | Path) -> str:
     """What a person has to do for a file that no program may fetch."""
     which = f"the file {entry.file}" if entry.file else f"the weights ({entry.note or entry.name})"
-    return f"{entry.name} has to be fetched by hand: open {entry.page}, download {which}, and put it at {target}"
+    return (
+        f"{entry.name} has to be fetched by hand: open {entry.page}, download {which}, and put it"
+        f" at {target}"
+    )
 
 
 def table(entries: Iterable[Entry]) -> str:
     """A line for each: name, kind, size, how it is fetched, how it can be checked."""
     rows = [("name", "what", "MB", "fetched", "checked by", "licence")]
-    rows += [(e.name, e.what, f"{e.size_bytes / 1e6:.1f}" if e.size_bytes else "?", "by hand" if e.by_hand else "here", e.sha256_prefix or "nothing",
-              e.licence.split(" ")[0] if not e.licence.startswith("not known") else "?") for e in entries]
+    rows += [
+        (
+            e.name,
+            e.what,
+            f"{e.size_bytes / 1e6:.1f}" if e.size_bytes else "?",
+            "by hand" if e.by_hand else "here",
+            e.sha256_prefix or "nothing",
+            e.licence.split(" ")[0] if not e.licence.startswith("not known") else "?",
+        )
+        for e in entries
+    ]
     return aligned(rows).rstrip("\n")
 
 
 def describe(entry: Entry) -> str:
     """Everything about one entry, a line for each key, with the commands that use it."""
     key = "TEST.MODEL_FILE" if entry.what == "pose" else "MODEL.PRETRAINED"
-    lines = [f"{f.name}: {value}" for f in fields(Entry) if f.name not in ("experiments", "overrides", "by_hand") and (value := getattr(entry, f.name))]
+    lines = [
+        f"{f.name}: {value}"
+        for f in fields(Entry)
+        if f.name not in ("experiments", "overrides", "by_hand")
+        and (value := getattr(entry, f.name))
+    ]
     tool = "test" if entry.what == "pose" else "train"
-    lines += [" ".join(["python", f"tools/{tool}.py", "--cfg", path, key, entry.target, *entry.overrides]) for path in entry.experiments]
+    lines += [
+        " ".join(["python", f"tools/{tool}.py", "--cfg", path, key, entry.target, *entry.overrides])
+        for path in entry.experiments
+    ]
     return "\n".join(lines)
 
 
@@ -163,7 +242,9 @@ def released_as(path: str | Path) -> Entry | None:
         entries = read_zoo()
     except DataError:
         return None
-    return next((e for e in entries.values() if Path(path).name in (e.file, Path(e.target).name)), None)
+    return next(
+        (e for e in entries.values() if Path(path).name in (e.file, Path(e.target).name)), None
+    )
 
 
 def advice(path: str | Path) -> str:
@@ -177,7 +258,9 @@ def advice(path: str | Path) -> str:
 
 
 def advice_for(experiment: str, dataset: str) -> str:
-    """Say how to fetch released weights for an experiment file's name without ending; fetchable ones first."""
+    """Say how to fetch released weights for an experiment file's name without ending; fetchable
+    ones first.
+    """
     try:
         entries = read_zoo().values()
     except DataError:
@@ -186,8 +269,11 @@ def advice_for(experiment: str, dataset: str) -> str:
     fits = [
         entry
         for entry in entries
-        if entry.what == "pose" and not entry.by_hand and any(
-            path.startswith(wanted[0]) and path.endswith(wanted[1]) for path in entry.experiments)
+        if entry.what == "pose"
+        and not entry.by_hand
+        and any(
+            path.startswith(wanted[0]) and path.endswith(wanted[1]) for path in entry.experiments
+        )
     ]
     # an entry with overrides would need them on the command line too
     name = min(fits, key=lambda entry: len(entry.overrides)).name if fits else "--list"
