@@ -31,9 +31,8 @@ def extensions() -> list:
             file=sys.stderr,
         )
         return []
-    if os.name == "nt":
-        flags = ["/O2"]
-    else:
+    flags = ["/O2"]
+    if os.name != "nt":
         # No -ffast-math and no fused multiply-add (which gcc uses unasked on ARM): both round
         # differently from NumPy, and a box whose overlap is exactly the threshold would be kept by
         # one and not by the other

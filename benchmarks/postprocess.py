@@ -135,9 +135,9 @@ def measure() -> Iterator[Row]:
                 float(counted),
             )
 
-        def by_reference(
-            merged: np.ndarray = output.numpy(), targets: np.ndarray = targets.finest.numpy()
-        ) -> None:
+        maps, wanted = output.numpy(), targets.finest.numpy()
+
+        def by_reference(merged: np.ndarray = maps, targets: np.ndarray = wanted) -> None:
             found["reference"] = (
                 *reference_decode(merged, center, scale),
                 reference_accuracy(merged, targets),

@@ -393,7 +393,7 @@ def zip_reader(data: bytes) -> None:
 
     path = scratch().file("set.zip", data)
     for name in ("000000000001.jpg", "b.png", "missing.jpg"):
-        refused(lambda: ImageFolder(path).read(name), path)
+        refused(lambda name=name: ImageFolder(path).read(name), path)
 
 
 def image(data: bytes) -> None:

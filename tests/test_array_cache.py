@@ -154,7 +154,7 @@ def test_place(monkeypatch, tmp_path):
 def test_oldest_files_go(kept, source, monkeypatch):
     monkeypatch.setattr(cache, "MOST_FILES", 2)
     read = Reader(source)
-    for number, kind in enumerate(("a", "b", "a", "c", "a", "b")):
+    for _number, kind in enumerate(("a", "b", "a", "c", "a", "b")):
         read(kind=kind)
         for file in kept.iterdir():  # as if a second had passed
             os.utime(file, ns=(0, file.stat().st_mtime_ns - 10**9))

@@ -2,6 +2,7 @@
 when a file, a disk or a process fails.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -494,10 +495,8 @@ def test_killed_at_any_moment_of_writing(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", counted(calls["replace"]))
             patch.setattr(type(tmp_path), "unlink", counted(calls["unlink"]))
-            try:
+            with contextlib.suppress(Killed):
                 checkpoint.write(tmp_path, {"number": 4}, 3, first=False)
-            except Killed:
-                pass
         found = contents()
         assert found[0] in (3, 4) and found == sorted(found, reverse=True) and len(found) >= 2, (
             moment,

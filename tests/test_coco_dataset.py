@@ -701,11 +701,12 @@ def test_every_person_of_coco(tmp_path, shared):
     """
     (tmp_path / "annotations").mkdir()
     for split in ("train2017", "val2017"):
-        with gzip.open(
-            shared / "data" / "coco_full_keypoints" / f"person_keypoints_{split}.json.gz"
-        ) as packed:
-            with open(tmp_path / "annotations" / f"person_keypoints_{split}.json", "wb") as file:
-                shutil.copyfileobj(packed, file)
+        name = f"person_keypoints_{split}.json"
+        with (
+            gzip.open(shared / "data" / "coco_full_keypoints" / f"{name}.gz") as packed,
+            open(tmp_path / "annotations" / name, "wb") as file,
+        ):
+            shutil.copyfileobj(packed, file)
     cfg = shared_config(tmp_path, tmp_path, "TEST.USE_GT_BBOX", True)
     train, _ = read_set(cfg, train=True)
     val, _ = read_set(cfg, train=False)

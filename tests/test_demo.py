@@ -446,7 +446,7 @@ def test_nothing_but_bad_pictures(refused, tmp_path):
         (folder / f"{number}.jpg").write_text("404")
     assert refused("--input", folder) == "error: none of the 3 pictures can be used"
     assert not (tmp_path / "out" / "poses.json").exists()
-    for name, (data, fault) in REFUSED.items():
+    for name, (data, _fault) in REFUSED.items():
         (tmp_path / name).write_bytes(data)
     for name in ("empty.jpg", "text.jpg", "30000.png", "half.jpg", "half.gif"):
         line = refused("--input", tmp_path / name)
@@ -579,7 +579,8 @@ def test_boxes_outside_the_picture_or_without_area_are_left_out_and_counted(tool
     assert "taken as one person" not in out
     assert (
         status == 0
-        and "6 boxes lie outside their picture, are less than a pixel wide or high, or are not finite: left out"
+        and "6 boxes lie outside their picture, are less than a pixel wide or high, "
+        "or are not finite: left out"
         in out
     )
     persons = all_persons(result(tmp_path / "out"))
@@ -1599,7 +1600,8 @@ def test_real_pictures_and_the_real_video(tool, tmp_path, shared):
         shutil.copy(shared / "data/coco_subset/images/val2017" / name, folder)
     boxes = (
         shared
-        / "data/coco_subset/person_detection_results/COCO_val2017_detections_AP_H_56_person_2_images.json"
+        / "data/coco_subset/person_detection_results"
+        / "COCO_val2017_detections_AP_H_56_person_2_images.json"
     )
     tool("--input", folder, "--boxes", boxes)
     content = result(tmp_path / "out")

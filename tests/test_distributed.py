@@ -20,7 +20,6 @@ from poise import config
 from poise.datasets.sampler import EpochBatches
 from poise.engine import device, distributed
 from poise.engine import distributed as process_group
-from poise.engine import train as step
 from poise.engine.distributed import ALONE, Processes
 from poise.errors import ConfigError, PoiseError
 from poise.models import build_model
@@ -339,7 +338,7 @@ def synchronised_here(processes, path, overrides):
     """
 
     def prepare(train):
-        kept, epochs, build, normalize = [], train._epochs, train.build_model, step.normalize
+        kept, epochs, build, normalize = [], train._epochs, train.build_model, train.normalize
 
         def watched(training, interrupt):
             epochs(training, interrupt)
@@ -355,7 +354,7 @@ def synchronised_here(processes, path, overrides):
         )
         train._epochs = watched
         train.build_model = lambda cfg: build(cfg).double()
-        step.normalize = lambda *arguments: normalize(*arguments).double()
+        train.normalize = lambda *arguments: normalize(*arguments).double()
         train.device.for_testing = lambda cfg, model, devices: device.bare(model).float()
         process_group.unused_parameters = lambda *_: []
         return kept
@@ -583,7 +582,7 @@ def stopped_here(processes, path, overrides, rank, when):
     """A signal reaches one of the processes only, in a step of epoch 0."""
 
     def prepare(train):
-        normalize, count = step.normalize, [0]
+        normalize, count = train.normalize, [0]
 
         def signalled(*arguments):
             count[0] += 1
@@ -591,14 +590,14 @@ def stopped_here(processes, path, overrides, rank, when):
                 signal.raise_signal(signal.SIGTERM)
             return normalize(*arguments)
 
-        step.normalize = signalled
+        train.normalize = signalled
 
     return train_here(processes, path, overrides, prepare)
 
 
 def test_run_that_was_stopped_goes_on(together, tiny, of_two):
     """To the same weights, bit for bit; a signal to one process stops all of them after the same
-    step.
+    train.
     """
     other, _ = of_two
     stopped = together(2, stopped_here, tiny, (), 1, 2)
@@ -642,7 +641,7 @@ def test_random_numbers_differ_between_processes_and_steps(together, tiny):
 def seeds_here(processes, path, overrides):
     def prepare(train):
         seeds = []
-        step.normalize = lambda *arguments, was=step.normalize: (
+        train.normalize = lambda *arguments, was=train.normalize: (
             seeds.append(torch.initial_seed()) or was(*arguments)
         )
         return seeds

@@ -357,7 +357,7 @@ def test_ranks_that_ask_at_once_fetch_once(server, tmp_path):
     """
     pytest.importorskip("fcntl")
     code = (
-        "import sys; from poise import download; "
+        "import sys; from poise.io import download; "
         "print(download.fetch(sys.argv[1], sys.argv[2]).stat().st_size)"
     )
     ranks = [

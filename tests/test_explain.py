@@ -323,7 +323,8 @@ def test_a_test_tells(tmp_path):
     text = (tmp_path / "output" / "dots5" / "pose_res2net" / "dots" / "test.log").read_text()
     assert (
         figures["AP (L)"] == -1
-        and "AP (L), AR (L) are -1: no labelled person has an area of 9216 or more square pixels (large)"
+        and "AP (L), AR (L) are -1: no labelled person has an area of 9216 or more square pixels "
+        "(large)"
         in text
     )
     assert (

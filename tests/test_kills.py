@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def killed_here(processes, path, overrides, rank, place, count):
     """
 
     def prepare(train):
-        from poise.engine import train as step
+        from poise.engine import train
         from poise.engine.amp import LossScale
 
         left = [count if processes.rank == rank else -1]
@@ -59,7 +60,7 @@ def killed_here(processes, path, overrides, rank, place, count):
         else:
             before(
                 *{
-                    "step": (step, "normalize"),
+                    "step": (train, "normalize"),
                     "weights": (LossScale, "step"),
                     "renaming": (os, "replace"),
                     "test": (train, "score"),
@@ -159,7 +160,7 @@ def descendants(pid):
     ).stdout.split()
     for child in map(int, children):
         found[child] = (
-            open(f"/proc/{child}/environ", "rb").read().decode(errors="replace").split("\0")
+            Path(f"/proc/{child}/environ").read_bytes().decode(errors="replace").split("\0")
         )
         found |= descendants(child)
     return found

@@ -296,8 +296,8 @@ def test_order_of_the_groups_is_by_name(sets, tmp_path):
     path, _, second = sets
     text = path.read_text().replace(
         "DATASET: {",
-        "DATASET: {MIX: {z: {FILE: %s, SET: all}, a: {FILE: %s, SET: all, REPEAT: 2}}, "
-        % (second, second),
+        f"DATASET: {{MIX: {{z: {{FILE: {second}, SET: all}}, "
+        f"a: {{FILE: {second}, SET: all, REPEAT: 2}}}}, ",
     )
     path.write_text(text)
     cfg = config.load(path)

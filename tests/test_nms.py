@@ -260,12 +260,12 @@ def test_wrong_input_is_named():
 
 def test_missing_build_is_said_once_and_only_when_used(tmp_path):
     # a copy of the package without anything compiled, in a fresh interpreter
-    source = Path(nms.__file__).parents[1]
-    for name in ("__init__.py", "nms/__init__.py", "nms/numpy_nms.py"):
-        (tmp_path / "poise" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "poise" / name).write_text(
-            "" if name == "__init__.py" else (source / name).read_text()
-        )
+    source, copy = Path(nms.__file__).parent, tmp_path / "poise/evaluation/nms"
+    copy.mkdir(parents=True)
+    for empty in ("__init__.py", "evaluation/__init__.py"):
+        (tmp_path / "poise" / empty).touch()
+    for name in ("__init__.py", "numpy_nms.py"):
+        (copy / name).write_text((source / name).read_text())
     program = (
         "import sys, poise.evaluation.nms as n; assert not n.compiled; print('imported',"
         " file=sys.stderr)\nfor _ in range(3): assert n.box_nms([[0, 0, 5, 5], [0, 0, 5, 5]], [0.1,"

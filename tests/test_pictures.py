@@ -348,7 +348,7 @@ def test_the_limit_holds_where_the_program_has_lifted_pillows(tmp_path, monkeypa
 MEMORY = """
 import resource, sys
 from poise.errors import DataError
-from poise.pictures import read_picture
+from poise.io.images import read_picture
 def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 read_picture(sys.argv[2])
 before = most()

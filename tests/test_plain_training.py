@@ -14,7 +14,6 @@ import pytest
 import torch
 from poise import config
 from poise.engine import train
-from poise.engine import train as step
 from poise.models import build_model
 from runs import quick_and_quiet  # noqa: F401
 from torch import nn
@@ -165,7 +164,7 @@ def test_losses_are_those_of_a_plain_loop(tiny_experiment, monkeypatch, optimize
     cfg = config.load(tiny_experiment, words)
     monkeypatch.setattr(train, "build_model", lambda cfg: build_model(cfg).to(dtype))
     monkeypatch.setattr(
-        step, "normalize", lambda *arguments, of=step.normalize: of(*arguments).to(dtype)
+        train, "normalize", lambda *arguments, of=train.normalize: of(*arguments).to(dtype)
     )
     training = train.build(cfg, str(tiny_experiment), train.ALONE)
     for group in training.optimizer.param_groups:
@@ -179,7 +178,7 @@ def test_losses_are_those_of_a_plain_loop(tiny_experiment, monkeypatch, optimize
         training.loader.batches.begin(epoch)
         for batch in itertools.islice(training.loader, steps):
             batches.append({key: value.clone() for key, value in batch.items()})
-            (figures,), _ = step.train_step(training, codec, batch, lambda: None)
+            (figures,), _ = train.train_step(training, codec, batch, lambda: None)
             losses.append(float(figures.loss))
             training.progress.step += 1
     assert len(batches) == 15 and {len(batch["images"]) for batch in batches} == {12, 2}

@@ -499,4 +499,4 @@ def test_importing_poise_stays_cheap():
     )
     assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        poise.nothing
+        _ = poise.nothing

@@ -20,7 +20,8 @@ EXPERIMENTS = sorted(
 OLD = """
 MODEL:
   NAME: pose_resnet
-  EXTRA: {SIGMA: 2, HEATMAP_SIZE: [64, 64], NUM_LAYERS: 50, ODD: {TEXT: "a: # 'b'\\n", MORE: [1.5, 2]}}
+  EXTRA: {SIGMA: 2, HEATMAP_SIZE: [64, 64], NUM_LAYERS: 50, ODD: {TEXT: "a: # 'b'\\n",
+    MORE: [1.5, 2]}}
 TEST: {BATCH_SIZE: 16}
 """
 

@@ -383,8 +383,8 @@ def test_json_that_cannot_be_read(tmp_path):
 def test_words_for_no_number_are_named(tmp_path, word):
     """Python's json writes them; the reader must not leave its user with 'unexpected character'."""
     path = tmp_path / "a.json"
-    line = '{"id": 4, "file_name": "größe.jpg", "bbox": [1.0, %s, 3, 4]}' % word
-    path.write_text('{"annotations": [\n%s\n]}' % line, encoding="utf-8")
+    line = f'{{"id": 4, "file_name": "größe.jpg", "bbox": [1.0, {word}, 3, 4]}}'
+    path.write_text(f'{{"annotations": [\n{line}\n]}}', encoding="utf-8")
     text = refusal(read_json, path, "annotation file")
     bare = word.removeprefix("-")  # the parser stops behind the sign
     place = f"line 2, column {line.index(bare) + 1}"

@@ -16,9 +16,12 @@ LOG_DIR: {out}/log
 AUTO_RESUME: false
 WORKERS: 0
 CPU_THREADS: 1
-DATASET: {{DATASET: coco, ROOT: {data}, TRAIN_SET: train2017, TEST_SET: train2017, FLIP: false, SCALE_FACTOR: 0, ROT_FACTOR: 0}}
-MODEL: {{NAME: pose_resnet, IMAGE_SIZE: [96, 128], HEATMAP_SIZE: [48, 64], EXTRA: {{NUM_CHANNELS: [32, 64, 128, 256]}}}}
-TRAIN: {{BATCH_SIZE_PER_GPU: 8, LR: 0.002, LR_FACTOR: 0.3, LR_STEP: [100, 115, 125], END_EPOCH: 135, EVAL_INTERVAL: 45}}
+DATASET: {{DATASET: coco, ROOT: {data}, TRAIN_SET: train2017, TEST_SET: train2017, FLIP: false,
+  SCALE_FACTOR: 0, ROT_FACTOR: 0}}
+MODEL: {{NAME: pose_resnet, IMAGE_SIZE: [96, 128], HEATMAP_SIZE: [48, 64],
+  EXTRA: {{NUM_CHANNELS: [32, 64, 128, 256]}}}}
+TRAIN: {{BATCH_SIZE_PER_GPU: 8, LR: 0.002, LR_FACTOR: 0.3, LR_STEP: [100, 115, 125],
+  END_EPOCH: 135, EVAL_INTERVAL: 45}}
 TEST: {{FLIP_TEST: false, OKS_THRE: 0.9, IN_VIS_THRE: 0.2, PICTURES: 8}}
 """
 
@@ -66,7 +69,8 @@ def test_detection_boxes_on_real_images(experiment, shared):
     figures = evaluate.run(cfg, str(experiment), ["test"])
     results = (
         Path(cfg.OUTPUT_DIR)
-        / "coco/pose_resnet/overfit/results/keypoints_val2017_results_made_val2017_detections_person.json"
+        / "coco/pose_resnet/overfit/results"
+        / "keypoints_val2017_results_made_val2017_detections_person.json"
     )
     entries = json.loads(results.read_text())
     assert 0 < len(entries) <= 742 and len(entries[0]["keypoints"]) == 51

@@ -39,7 +39,8 @@ WORKERS: 0
 PRINT_FREQ: 2
 CPU_THREADS: 1
 AUTO_RESUME: true
-DATASET: {{DATASET: {dataset}, ROOT: {root}, TRAIN_SET: {train}, TEST_SET: {test}, SCALE_FACTOR: 0.3, ROT_FACTOR: 40}}
+DATASET: {{DATASET: {dataset}, ROOT: {root}, TRAIN_SET: {train}, TEST_SET: {test},
+  SCALE_FACTOR: 0.3, ROT_FACTOR: 40}}
 MODEL:
   NAME: posenas
   NUM_JOINTS: {joints}
@@ -414,8 +415,9 @@ def test_the_order_of_the_two_steps(tiny_search, monkeypatch):
     monkeypatch.setattr(PersonCrops, "__getitems__", marked)
     seen, fed = [], {"w": set(), "a": set()}
     for kind in ("weights_step", "architecture_step"):
+        step = getattr(Alternation, kind)
 
-        def counted(self, batch, *words, kind=kind, step=getattr(Alternation, kind)):
+        def counted(self, batch, *words, kind=kind, step=step):
             seen.append(kind[0])
             fed[kind[0]].update(batch["image"].tolist())
             return step(self, batch, *words)

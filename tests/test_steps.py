@@ -14,7 +14,6 @@ from conftest import ROOT
 from poise import config
 from poise.datasets.sampler import EpochBatches
 from poise.engine import device, optim, signals, state, train
-from poise.engine import train as step
 from poise.engine.amp import LossScale
 from poise.engine.ema import WeightAverage
 from poise.engine.optim import SGD, Adam, AdamW, build_optimizer
@@ -58,7 +57,7 @@ def test_parts_of_a_share(size, world, parts, whole):
     for batch in batches:
         rows = torch.tensor([person for _, person in next(iter(batch))])
         own, _ = batch.share(0)
-        found = step._parts({"person": rows}, own, parts, size, whole, world)
+        found = train._parts({"person": rows}, own, parts, size, whole, world)
         counts.add(len(found))
         assert sum(count for _, count in found) == own and all(
             len(part["person"]) == max(count, 1) for part, count in found
@@ -73,7 +72,7 @@ def test_parts_of_a_share(size, world, parts, whole):
 
 def test_one_part_is_the_batch():
     batch = {"person": torch.arange(3)}
-    ((part, own),) = step._parts(batch, 3, 1, 8, 3, 1)
+    ((part, own),) = train._parts(batch, 3, 1, 8, 3, 1)
     assert part is batch and own == 3
 
 
@@ -89,7 +88,7 @@ def gradients(path, *overrides):
     batch = next(iter(training.loader))
     called = []
     training.scale.step = lambda _: None
-    figures, _ = step.train_step(
+    figures, _ = train.train_step(
         training, train.build_codec(training.cfg), batch, lambda: called.append(1)
     )
     assert called == [1] and len(figures) == training.cfg.TRAIN.ACCUMULATE
@@ -226,9 +225,10 @@ def test_optimisers_leave_the_compiler_out(tiny_experiment, name):
     program = f"""
 import sys, torch
 from poise import config
-from poise.engine.optimizer import SGD, Adam, AdamW, build_optimizer
+from poise.engine.optim import SGD, Adam, AdamW, build_optimizer
 layer = torch.nn.Linear(2, 2)
-optimizer = build_optimizer(config.load({str(tiny_experiment)!r}, ["TRAIN.OPTIMIZER", {name!r}]), layer)
+cfg = config.load({str(tiny_experiment)!r}, ["TRAIN.OPTIMIZER", {name!r}])
+optimizer = build_optimizer(cfg, layer)
 for _ in range(2):
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()

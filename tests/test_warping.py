@@ -154,21 +154,23 @@ def test_nothing_outside_of_the_image_is_read():
     program = """
 import ctypes, mmap
 import numpy as np
-from poise.datasets import warping
+from poise.structures import warp
 pages = mmap.mmap(-1, 5 * mmap.PAGESIZE)
 memory = np.frombuffer(pages, np.uint8)
 libc, start = ctypes.CDLL(None, use_errno=True), memory.ctypes.data
 for page in (0, 4):
-    assert libc.mprotect(ctypes.c_void_p(start + page * mmap.PAGESIZE), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    begin = ctypes.c_void_p(start + page * mmap.PAGESIZE)
+    assert libc.mprotect(begin, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
 rng = np.random.default_rng(0)
-assert warping.compiled_is_equal()
+assert warp.compiled_is_equal()
 for case in range(3000):
     width, height = rng.integers(1, (70, 55))
     begin = [mmap.PAGESIZE, 4 * mmap.PAGESIZE - width * height * 3][case % 2]
     image = memory[begin:begin + width * height * 3].reshape(height, width, 3)
     angle, zoom = rng.uniform(-4, 4) * rng.integers(0, 2), rng.uniform(0.2, 3)
     linear = zoom * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    warping.warp(image, np.column_stack([linear, (20, 15) - linear @ (rng.uniform(0, 1, 2) * (width, height))]), (45, 30))
+    shift = (20, 15) - linear @ (rng.uniform(0, 1, 2) * (width, height))
+    warp.warp(image, np.column_stack([linear, shift]), (45, 30))
 print("untouched")
 """
     done = subprocess.run(
@@ -257,8 +259,7 @@ def test_another_opencv_is_noticed(asked, other):
 def test_an_opencv_without_these_instructions_is_noticed():
     """In a process of its own, for OpenCV chooses its ways when it is imported."""
     program = (
-        "from poise.datasets import warping; print(warping._warp.usable(),"
-        " warping.compiled_is_equal())"
+        "from poise.structures import warp; print(warp._warp.usable(), warp.compiled_is_equal())"
     )
     answers = [
         subprocess.run(

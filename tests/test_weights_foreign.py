@@ -312,7 +312,7 @@ def test_numbers_in_names_are_not_counted_up_to(tmp_path):
 
 def test_load_named_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "w.pth")
-    code = "import sys; from poise import weights; weights.read_weight_file(sys.argv[1])"
+    code = "import sys; from poise.models import weights; weights.read_weight_file(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path / "w.pth")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert f"{tmp_path / 'w.pth'}: no such weight file" in done.stderr

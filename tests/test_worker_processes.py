@@ -44,12 +44,12 @@ FAIL = """
 from torch import nn
 def fail(*_):
     raise {error}
-import poise.losses
+import poise.models.losses
 poise.models.losses.JointsMSELoss.forward = fail
 """
 PRINT_WORKERS = """
 import multiprocessing
-from poise.datasets.persons import BatchLoader
+from poise.datasets.loader import BatchLoader
 batches = BatchLoader.__iter__
 def printing(self):
     for batch in batches(self):

@@ -1,5 +1,6 @@
 """Tools as real processes, each in its own process group, with bounded waits and planted faults."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ SECONDS_TO_END = 5.0
 # what is done in the tool's process before it begins
 KILL_WORKER = """
 import os, signal
-from poise.datasets.persons import PersonCrops
+from poise.datasets.loader import PersonCrops
 load = PersonCrops.__getitems__
 def killed(self, keys):
     if os.getpid() != main and keys[0][0] >= {epoch}:
@@ -92,10 +93,8 @@ def ended(process):
         out, err = process.communicate(timeout=PATIENCE)
         assert_none_left(process)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return process.returncode, out, err
 
 

@@ -22,9 +22,11 @@ def __getattr__(name: str) -> type | str:
 
         return version("poise")
     if name == "PoseEstimator":
-        from poise.inference.estimator import PoseEstimator as found
-    elif name == "Poses":
-        from poise.inference.poses import Poses as found
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
+        from poise.inference.estimator import PoseEstimator
+
+        return PoseEstimator
+    if name == "Poses":
+        from poise.inference.poses import Poses
+
+        return Poses
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -385,7 +385,8 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
             raise ConfigError(
                 f"{path}: unknown key"
-                f" {shown_value(key)}{f'; did you mean {close[0]}?' if close else f'; the keys are ' + ', '.join(_KEYS)}"
+                f" {shown_value(key)}; "
+                + (f"did you mean {close[0]}?" if close else f"the keys are {', '.join(_KEYS)}")
             )
     values = {key: value for key, value in values.items() if value is not None}
     file = _Values(values, path)

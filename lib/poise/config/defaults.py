@@ -6,12 +6,12 @@ own are marked (Poise). The type of a default is the type of its key. Sizes are 
 in the published files.
 """
 
-from yacs.config import CfgNode as CN
+from yacs.config import CfgNode
 
 
-def default_config() -> CN:
+def default_config() -> CfgNode:
     """Return a new, unfrozen CfgNode with every key at its default."""
-    c = CN()
+    c = CfgNode()
     c.OUTPUT_DIR = "output"  # run folders go here: OUTPUT_DIR/<dataset>/<model>/<RUN_NAME>/
     # TensorBoard logs go here: LOG_DIR/<dataset>/<model>/<RUN_NAME>_<time>/
     c.LOG_DIR = "log"
@@ -47,12 +47,12 @@ def default_config() -> CN:
     # effect
     c.SYNC_BN = False
 
-    c.CUDNN = CN()
+    c.CUDNN = CfgNode()
     c.CUDNN.BENCHMARK = True  # let cuDNN time its algorithms on the first batch
     c.CUDNN.DETERMINISTIC = False  # only deterministic cuDNN algorithms
     c.CUDNN.ENABLED = True  # use cuDNN at all
 
-    c.MODEL = CN()
+    c.MODEL = CfgNode()
     c.MODEL.NAME = "pose_resnet"  # network; poise.models.MODELS lists them
     # initialise as the family does and load MODEL.PRETRAINED when training begins
     c.MODEL.INIT_WEIGHTS = True
@@ -84,9 +84,9 @@ def default_config() -> CN:
     # genotype's JSON file
     c.MODEL.GENOTYPE = "posenas"
     # what only this network knows; see its file in poise/models
-    c.MODEL.EXTRA = CN(new_allowed=True)
+    c.MODEL.EXTRA = CfgNode(new_allowed=True)
 
-    c.LOSS = CN()
+    c.LOSS = CfgNode()
     # (Poise) joints_mse, or mspn: MSPN's coarse-to-fine supervision, with targets of the megvii
     # codec
     c.LOSS.TYPE = "joints_mse"
@@ -100,7 +100,7 @@ def default_config() -> CN:
     # wrists, ankles, elbows and knees count more (weights of the dataset file)
     c.LOSS.USE_DIFFERENT_JOINTS_WEIGHT = False
 
-    c.DATASET = CN()
+    c.DATASET = CfgNode()
     # folder of the dataset; '' is the root that the dataset file names
     c.DATASET.ROOT = ""
     # dataset: a file of experiments/datasets, coco, mpii, crowdpose, ...; with FILE the name that
@@ -114,7 +114,7 @@ def default_config() -> CN:
     # DATA_FORMAT as above (''; the dataset file's root, DATASET.DATA_FORMAT), REPEAT, how often its
     # persons come in an epoch (1.0; 0.5 is half of them, others each epoch), and JOINTS, {its name:
     # ours} for joints that are not called the same
-    c.DATASET.MIX = CN(new_allowed=True)
+    c.DATASET.MIX = CfgNode(new_allowed=True)
     c.DATASET.TRAIN_SET = "train"  # split to train on: train2017, train, trainval, ...
     # split to test on: val2017, test-dev2017, valid, test, ...
     c.DATASET.TEST_SET = "valid"
@@ -162,7 +162,7 @@ def default_config() -> CN:
     # channel order of the network's input; False is BGR, as OpenCV reads
     c.DATASET.COLOR_RGB = False
 
-    c.TRAIN = CN()
+    c.TRAIN = CfgNode()
     c.TRAIN.LR = 0.001  # learning rate of epoch 0
     c.TRAIN.LR_FACTOR = 0.1  # the rate is multiplied by this ...
     c.TRAIN.LR_STEP = [90, 110]  # ... when these epochs begin, in ascending order
@@ -209,7 +209,7 @@ def default_config() -> CN:
     # (Poise) checkpoint.pth and those before it, checkpoint_1.pth, ...: the last so many
     c.TRAIN.CHECKPOINTS_KEPT = 2
 
-    c.TEST = CN()
+    c.TEST = CfgNode()
     c.TEST.BATCH_SIZE_PER_GPU = 32  # persons per step on each device
     c.TEST.FLIP_TEST = False  # average with the prediction for the mirrored image
     c.TEST.POST_PROCESS = False  # refine each maximum below the cell, as TEST.DECODE says
@@ -249,7 +249,7 @@ def default_config() -> CN:
 
     # (Poise) tools/search.py, see docs/search.md; the figures are those of PoseNAS's files, most of
     # them of its last search on MPII
-    c.SEARCH = CN()
+    c.SEARCH = CfgNode()
     # what is searched: joint (encoder and decoder), encoder or decoder
     c.SEARCH.MODE = "joint"
     # where the cells that are not searched come from, as MODEL.GENOTYPE
@@ -289,7 +289,7 @@ def default_config() -> CN:
     # test the search's network after every this many epochs and after the last; 0: never
     c.SEARCH.EVAL_INTERVAL = 1
 
-    c.DEBUG = CN()
+    c.DEBUG = CfgNode()
     # switch of the four below; pictures are written every PRINT_FREQ steps
     c.DEBUG.DEBUG = False
     c.DEBUG.SAVE_BATCH_IMAGES_GT = False  # crops with their true joints

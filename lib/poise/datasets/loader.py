@@ -16,6 +16,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -232,10 +233,8 @@ class BatchLoader:
         if iterator is None:
             return
         killer = threading.Timer(_SECONDS_TO_END, _kill, [iterator._workers])
-        try:
+        with suppress(RuntimeError):  # Python 3.12 starts no thread while it exits
             killer.start()
-        except RuntimeError:  # Python 3.12 starts no thread while it exits
-            pass
         try:
             iterator._shutdown_workers()
         except RuntimeError:  # PyTorch reports a worker that was killed

@@ -241,7 +241,8 @@ class Group(Processes):
         log.info(
             "%d processes, DistributedDataParallel over %s",
             self.world,
-            f"{'NCCL' if self._nccl else 'gloo on the CPU'}{', batch norm over all' if sync_batch_norm else ''}",
+            ("NCCL" if self._nccl else "gloo on the CPU")
+            + (", batch norm over all" if sync_batch_norm else ""),
         )
         # of the layout that 1x1 kernels have under CHANNELS_LAST; costs a copy of them
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -290,11 +291,11 @@ class Group(Processes):
         store = True
         while not self._leaving.wait(_SECONDS_BETWEEN_LOOKS):
             try:
-                if store and self._store.check([_FAILURES]):
-                    # the main thread's connections break, so it can leave by itself, tidily, unless
-                    # it hangs
-                    if not self._leaving.wait(_SECONDS_TO_LEAVE):
-                        os._exit(1)
+                failed = store and self._store.check([_FAILURES])
+                # the main thread's connections break, so it can leave by itself, tidily, unless
+                # it hangs
+                if failed and not self._leaving.wait(_SECONDS_TO_LEAVE):
+                    os._exit(1)
             # the store is gone, and so is who would tell of failures in it: perhaps the launcher,
             # perhaps only rank 0 that has done
             except RuntimeError:

@@ -166,7 +166,7 @@ def _test_seconds(training: train.Training) -> tuple[float, float, int]:
     for _ in range(2):
         begins: list[float] = []
 
-        def mark() -> bool:
+        def mark(begins: list[float] = begins) -> bool:
             """Asked when a batch is there, before it is predicted."""
             begins.append(time.perf_counter())
             return False

@@ -427,7 +427,10 @@ def _test_networks(
     for name, (found, metrics, deciding) in tested.items():
         values.update({f"{name}_{key}" if name else key: value for key, value in metrics.items()})
         if t.processes.main and not name:
-            _keep_fault(t, lambda: _show(t.board, values, found, t.test_loader.crops.table, epoch))
+            _keep_fault(
+                t,
+                lambda found=found: _show(t.board, values, found, t.test_loader.crops.table, epoch),
+            )
         highest = progress.ema_score if name else progress.best_score
         risen = risen or deciding > highest
         # of equal scores the later counts, as in HRNet; so the last weights are kept where a test
@@ -604,7 +607,7 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
                 names = ", ".join(dict.fromkeys(table.image_name(int(p)) for p in part.persons))
                 raise PoiseError(
                     f"epoch {progress.epoch}, step {progress.step - 1}: the loss is {value};"
-                    f" {f'the last good checkpoint is {progress.kept}' if progress.kept else 'no checkpoint was written yet'};"
+                    f" {_kept_text(progress)};"
                     f" lower TRAIN.LR, or look at the images of this batch: {names}"
                 )
             if part.own:
@@ -646,7 +649,7 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
                 if training.pictures:
                     _keep_fault(
                         training,
-                        lambda: training.pictures.add(
+                        lambda shown=shown: training.pictures.add(
                             training.folder / "debug" / f"train_{progress.epoch}_{progress.step}",
                             *shown,
                         ),
@@ -741,7 +744,7 @@ def _check_weights(training: Training) -> None:
             raise PoiseError(
                 f"epoch {progress.epoch}: {what} is not finite after the last step; lower"
                 " TRAIN.LR; "
-                f"{f'the last good checkpoint is {progress.kept}' if progress.kept else 'no checkpoint was written yet'}"
+                f"{_kept_text(progress)}"
             )
 
 
@@ -863,3 +866,9 @@ def _parts(
         ({key: rows[a:b] if b > a else rows[:1] for key, rows in batch.items()}, b - a)
         for a, b in zip(edges, edges[1:])
     ]
+
+
+def _kept_text(progress: Progress) -> str:
+    if progress.kept:
+        return f"the last good checkpoint is {progress.kept}"
+    return "no checkpoint was written yet"

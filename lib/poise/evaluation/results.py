@@ -77,9 +77,12 @@ def write_submission(
     """
     columns = _checked(image_ids, keypoints, scores, None, None)
     name = f"{Path(path).stem}.json"
-    with replacing(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open(name, "w", force_zip64=True) as file:
-            _write_entries(file, columns, category_id)
+    with (
+        replacing(path) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(name, "w", force_zip64=True) as file,
+    ):
+        _write_entries(file, columns, category_id)
 
 
 def _write_entries(file: IO[bytes], columns: Columns, category_id: int) -> None:

@@ -2,7 +2,7 @@
 refused in one line.
 
 The header is read first, so that a small file that unpacks to gigabytes is refused before it is
-unpacked. The pixels are those that training and tests see of the same file (datasets/decoding.py),
+unpacked. The pixels are those that training and tests see of the same file (io/decoding.py),
 turned as its EXIF entry says.
 """
 

@@ -302,9 +302,8 @@ def report(
     if len(set(sums.values())) == 1:
         sums = {"": tested.network.operations}
     for number, (meaning, operations) in enumerate(sums.items()):
-        lines.append(
-            f"{'' if number else 'operations':<12}{_amount(operations, 'G', 9, 30)}{': ' if meaning else ''}{meaning}"
-        )
+        title, colon = "" if number else "operations", ": " if meaning else ""
+        lines.append(f"{title:<12}{_amount(operations, 'G', 9, 30)}{colon}{meaning}")
     lines.append(f"rule        {shown.rule}: {RULE_TEXTS[shown.rule]}")
     for mode, size in (("testing", tested), ("training", trained)):
         again = [

@@ -80,11 +80,10 @@ class Split:
             np.concatenate([weights, architecture]), table.image_ids[table.image_index]
         )
         if len(unknown) or len(np.intersect1d(weights, architecture)):
-            raise DataError(
-                f"{path}:"
-                f" {f'{len(unknown)} of its images are not in the set' if len(unknown) else 'an image is in both parts'};"
-                f" {_ANEW}"
-            )
+            fault = "an image is in both parts"
+            if len(unknown):
+                fault = f"{len(unknown)} of its images are not in the set"
+            raise DataError(f"{path}: {fault}; {_ANEW}")
         return cls(weights, architecture, _drawn(cfg))
 
     def write(self, path: Path) -> None:

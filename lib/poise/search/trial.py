@@ -1,6 +1,4 @@
-"""What a search will cost, measured on its first batch, and what to do where the memory is not
-enough.
-"""
+"""What a search will cost, measured on its first batch, and advice where memory is not enough."""
 
 from __future__ import annotations
 
@@ -62,7 +60,10 @@ def measure(
         few = {key: value[:2] for key, value in batch.items()}
         present = memory_present() if device.type == "cpu" else None
         if device.type == "cpu":
-            steps = (lambda: trial.weights_step(few, 0), lambda: trial.architecture_step(few))
+            steps = (
+                lambda trial=trial: trial.weights_step(few, 0),
+                lambda trial=trial: trial.architecture_step(few),
+            )
             needed = (
                 max(kept_bytes(step, trial.weights) for step in steps)
                 * samples
@@ -78,8 +79,8 @@ def measure(
         seconds = [
             _timed(step, device)
             for step in (
-                lambda: trial.weights_step(batch, 0),
-                lambda: trial.architecture_step(batch),
+                lambda trial=trial: trial.weights_step(batch, 0),
+                lambda trial=trial: trial.architecture_step(batch),
             )
         ]
         peak = peak_memory(device)

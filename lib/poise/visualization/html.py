@@ -13,18 +13,29 @@ from poise.visualization import charts
 from poise.visualization import draw as visualize
 
 _STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --text: #1b1b1b; --soft: #666; --line: #d5d5d5; --better: #137333; --worse: #b3261e;
+:root { color-scheme: light dark; --ground: #fff; --text: #1b1b1b; --soft: #666; --line: #d5d5d5;
+  --better: #137333; --worse: #b3261e;
   LIGHT }
-@media (prefers-color-scheme: dark) { :root { --ground: #16181b; --text: #e6e6e6; --soft: #a0a0a0; --line: #3c4045; --better: #74c68a; --worse: #f08a80;
-  --series-0: #5aa2e0; --series-1: #f0994d; --series-2: #6f9c74; --series-3: #d9ad3f; --series-4: #c584d4; --series-5: #e56a6a; --series-6: #86a5e4; --series-7: #999; } }
-body { background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, sans-serif; max-width: 1060px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid var(--line); } h3 { font-size: 1em; margin-bottom: .2em; }
-h1, h2, h3, p, li { overflow-wrap: anywhere; } p, li { max-width: 52em; } .soft { color: var(--soft); } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9em; margin: .6em 0; }
-th, td { padding: .15em .7em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; } th:first-child, td:first-child, .text { text-align: left; }
-th { vertical-align: bottom; white-space: normal; } td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7em; } .better { color: var(--better); } .worse { color: var(--worse); }
-figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { display: flex; flex-wrap: wrap; gap: 8px; } .panels > * { max-width: 100%; } .panels figure { margin: 0; }
-.panels img { max-width: 100%; border: 1px solid var(--line); } figcaption { font-size: .85em; color: var(--soft); overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) { :root { --ground: #16181b; --text: #e6e6e6; --soft: #a0a0a0;
+  --line: #3c4045; --better: #74c68a; --worse: #f08a80;
+  --series-0: #5aa2e0; --series-1: #f0994d; --series-2: #6f9c74; --series-3: #d9ad3f; --series-4:
+  #c584d4; --series-5: #e56a6a; --series-6: #86a5e4; --series-7: #999; } }
+body { background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, sans-serif;
+  max-width: 1060px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid
+  var(--line); } h3 { font-size: 1em; margin-bottom: .2em; }
+h1, h2, h3, p, li { overflow-wrap: anywhere; } p, li { max-width: 52em; } .soft { color:
+  var(--soft); } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9em; margin:
+  .6em 0; }
+th, td { padding: .15em .7em; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; } th:first-child, td:first-child, .text { text-align: left; }
+th { vertical-align: bottom; white-space: normal; } td.text { white-space: normal; overflow-wrap:
+  anywhere; min-width: 7em; } .better { color: var(--better); } .worse { color: var(--worse); }
+figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { display: flex;
+  flex-wrap: wrap; gap: 8px; } .panels > * { max-width: 100%; } .panels figure { margin: 0; }
+.panels img { max-width: 100%; border: 1px solid var(--line); } figcaption { font-size: .85em;
+  color: var(--soft); overflow-wrap: anywhere; }
 .picture { margin: 1.2em 0; } .picture p { margin: .1em 0; overflow-wrap: anywhere; }
 """.replace(
     "LIGHT",
@@ -46,10 +57,8 @@ def document(title: str, parts: Iterable[str]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n<meta name="viewport"'
         ' content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon"'
-        f' href="data:,">\n<title>{escape_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n'
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
+        f'<link rel="icon" href="data:,">\n<title>{escape_html(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
 
 

@@ -161,8 +161,8 @@ def choose(rng: np.random.Generator, table):
     for key, weight in table:
         left -= weight
         if left < 0:
-            break
-    return key
+            return key
+    return table[-1][0]
 
 
 def _near(rng, mean, spread, limits):

@@ -502,7 +502,7 @@ def visible_joints(
         deep[j] = joints[j, 2] == 1 and _turned_away(person, name)
     seen = joints[:, 2] == 2
     draw = rng.random(COCO.num_joints)
-    for j, name in enumerate(COCO.names):
+    for j in range(COCO.num_joints):
         if joints[j, 2] == 1:
             near = any(seen[a if b == j else b] for a, b in COCO.limbs if j in (a, b))
             if draw[j] > (0.04 if deep[j] else 0.62 if near else 0.06):

@@ -87,10 +87,10 @@ def _pictures(title: str, one: CheckedSet, persons: np.ndarray, most: int) -> st
         except PoiseError as error:
             figures.append(f"<figure><figcaption>{escape_html(str(error))}</figcaption></figure>")
             continue
-        caption = f"{one.names[place]}, annotation {one.people.ids[person]}"
+        caption = escape_html(f"{one.names[place]}, annotation {one.people.ids[person]}")
         figures.append(
             f'<figure><img src="{data_uri(_drawn(image, one, person))}"'
-            f' alt="{escape_html(caption)}"><figcaption>{escape_html(caption)}</figcaption></figure>'
+            f' alt="{caption}"><figcaption>{caption}</figcaption></figure>'
         )
     return (
         f'<h3>{escape_html(title)}</h3><div class="panels">{"".join(figures)}</div>'

@@ -324,9 +324,10 @@ def _calibration(report: Report) -> str:
             charts.Curve(found.name, one["score"], one["value"], number_, "o-")
             for number_, (found, one) in enumerate(zip(report.founds, several))
         ]
-        parts.append(
-            f"<h3>{key.capitalize()}</h3><figure>{charts.lines(f'Scores of {key}', lines, f'mean score of {key}', y, diagonal=True, size=(5.2, 3.9))}</figure>"
+        chart = charts.lines(
+            f"Scores of {key}", lines, f"mean score of {key}", y, diagonal=True, size=(5.2, 3.9)
         )
+        parts.append(f"<h3>{key.capitalize()}</h3><figure>{chart}</figure>")
         rows += [
             [found.name, key, number(one["error"]), _correlation(one["correlation"])]
             for found, one in zip(report.founds, several)
@@ -352,7 +353,8 @@ def _pictures(title: str, pictures: Sequence[Picture], report: Report) -> str:
     for picture in pictures:
         shown = "".join(
             f'<figure><img src="{uri}"'
-            f' alt="{escape_html(f"{name}, picture {picture.image_id}")}"><figcaption>{escape_html(name)}</figcaption></figure>'
+            f' alt="{escape_html(f"{name}, picture {picture.image_id}")}">'
+            f"<figcaption>{escape_html(name)}</figcaption></figure>"
             for name, uri in picture.panels
         )
         lost = " and ".join(f"{value:.2f}" for value in picture.lost)

@@ -31,7 +31,7 @@ def export(
     file: str | Path,
     out: str | Path,
     format: str = "onnx",
-    parts: Parts = Parts(),
+    parts: Parts | None = None,
     *,
     images: Sequence[str | Path] = (),
 ) -> list[parity.Parity]:
@@ -42,6 +42,7 @@ def export(
     Returns what the checks found. A file that differs by more than parity.HEATMAP_TOLERANCE or
     KEYPOINT_TOLERANCE is not left behind, and what was at `out` before stays: DataError.
     """
+    parts = parts or Parts()
     if format not in FORMATS:
         raise ConfigError(
             f"{format!r} is not a format to export to; the formats are {', '.join(FORMATS)}"
