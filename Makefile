@@ -1,4 +1,4 @@
-# Poise: make, make quickstart, make test, make bench, make fuzz. Nothing but Python 3.10+, gcc and make is needed beforehand.
+# Poise: make, make quickstart, make lint, make test, make bench, make fuzz. Nothing but Python 3.10+, gcc and make is needed beforehand.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ FAMILIES := hrnet hrnet_dark hrnet_udp mspn posenas moganet
 QUICK  := experiments/synthetic/res2net18_quickstart.yaml
 
 .DELETE_ON_ERROR:
-.PHONY: all setup quickstart families test test-slow bench fuzz clean
+.PHONY: all setup quickstart families lint test test-slow bench fuzz clean
 
 all: setup
 
@@ -41,6 +41,14 @@ families: setup
 # two at a time, the tests of a file in one process, and at the end what was skipped and why
 test: setup
 	$(RUN) -m pytest -q -n 2 --dist loadfile -rs
+
+# formatting, names, complexity, layers, types, spelling
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/codespell
+	$(VENV)/bin/mypy
 
 test-slow: setup
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow -rs

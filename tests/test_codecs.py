@@ -188,7 +188,7 @@ def test_targets_of_dark_and_udp():
         (Udp(*SIZES, sigma=3), (101 * 47 / 191, 77 * 63 / 255), True),
     ):
         wanted = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)
-        if cut:
+        if is_cut:
             wanted *= (np.abs(columns - round(x)) <= 9) & (np.abs(rows - round(y)) <= 9)
         assert (
             np.abs(codec.encode(joints, torch.ones(1, 1)).heatmaps[0, 0].numpy() - wanted).max()

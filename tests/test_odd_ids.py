@@ -13,8 +13,8 @@ from poise.datasets import read_set
 from poise.datasets.validation import run
 from poise.errors import DataError
 from poise.inference.boxes import GivenBoxes
-from poise.io.json_file import as_id, with_ids
 from poise.io.video import Frame
+from poise.structures.ids import as_id, with_ids
 from poise.structures.skeleton import find_category
 
 PERSON = 7  # the category id of made_joints

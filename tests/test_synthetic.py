@@ -319,7 +319,7 @@ def test_a_complete_set_is_reused(tmp_path, capsys):
     made = picture.stat().st_mtime_ns
     capsys.readouterr()
     make_coco(tmp_path, **settings)
-    assert "re-used" in capsys.readouterr().out and picture.stat().st_mtime_ns == made
+    assert "reused" in capsys.readouterr().out and picture.stat().st_mtime_ns == made
     make_coco(tmp_path, force=True, **settings)
     assert picture.stat().st_mtime_ns != made
     picture.unlink()  # something is lacking
@@ -328,7 +328,7 @@ def test_a_complete_set_is_reused(tmp_path, capsys):
     stamp = tmp_path / "synthetic.json"
     stamp.write_text(stamp.read_text().replace("true", "false"))  # killed before the end
     make_coco(tmp_path, **settings)
-    assert json.loads(stamp.read_text())["complete"] and "re-used" not in capsys.readouterr().out
+    assert json.loads(stamp.read_text())["complete"] and "reused" not in capsys.readouterr().out
     assert not list(tmp_path.rglob("*.tmp"))
 
 

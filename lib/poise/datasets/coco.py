@@ -29,8 +29,9 @@ from poise.datasets.coco_files import (
 )
 from poise.errors import ConfigError, DataError
 from poise.io.cache import Arrays, remembered
-from poise.io.json_file import as_id, is_number, with_ids
+from poise.io.json_file import is_number
 from poise.structures.crops import BOX_MARGIN, FARTHEST, box_to_center_scale
+from poise.structures.ids import as_id, with_ids
 from poise.structures.person_table import PackedNames, PersonTable
 from poise.structures.skeleton import DatasetFile
 

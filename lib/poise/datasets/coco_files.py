@@ -15,8 +15,9 @@ from poise.errors import ConfigError, DataError, shown, shown_value
 from poise.io.archives import name_fault
 from poise.io.cache import Arrays
 from poise.io.files import no_garbage_collection
-from poise.io.json_file import as_id, field_fault, is_number, read_in_parts, read_json, with_ids
+from poise.io.json_file import field_fault, is_number, read_in_parts, read_json
 from poise.structures.crops import FARTHEST
+from poise.structures.ids import as_id, with_ids
 from poise.structures.person_table import PackedNames
 from poise.structures.skeleton import crowd_flag, find_category
 

@@ -18,7 +18,8 @@ from poise.errors import DataError, shown, shown_value
 from poise.evaluation import keypoint_ap, nms
 from poise.evaluation.results import FIELDS, check_finite, read_results
 from poise.io.files import no_garbage_collection
-from poise.io.json_file import as_id, field_fault, is_finite, read_json, with_ids
+from poise.io.json_file import field_fault, is_finite, read_json
+from poise.structures.ids import as_id, with_ids
 from poise.structures.skeleton import crowd_flag, find_category
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ import numpy as np
 
 from poise.errors import DataError, shown_value
 from poise.io.files import no_garbage_collection, replacing
-from poise.io.json_file import as_id, is_finite, read_json, with_ids
+from poise.io.json_file import is_finite, read_json
 from poise.structures.crops import PIXEL_STD
+from poise.structures.ids import as_id, with_ids
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
 _AT_ONCE = 2048  # persons of a result file

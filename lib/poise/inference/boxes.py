@@ -20,9 +20,10 @@ import numpy as np
 
 from poise.errors import DataError, one_line, shown, shown_value
 from poise.io.images import is_picture_name
-from poise.io.json_file import as_id, field_fault, read_json
+from poise.io.json_file import field_fault, read_json
 from poise.io.video import Frame, Pictures, Video
 from poise.structures.crops import FARTHEST
+from poise.structures.ids import as_id
 from poise.structures.skeleton import crowd_flag, find_category
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from poise.errors import DataError, shown, shown_value
-from poise.io.json_file import as_id, with_ids
+from poise.structures.ids import as_id, with_ids
 
 DEFAULT_SIGMA = 0.067  # the mean of COCO's 17
 

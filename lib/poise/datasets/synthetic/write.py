@@ -52,7 +52,7 @@ def make_coco(
     hardness: float = HARDNESS,
 ) -> Path:
     """Write a made set in COCO's layout under `root` and return `root`; a complete one of the same
-    kind is re-used.
+    kind is reused.
 
     splits: pictures per split. Writes images/<split>/<12 digits>.jpg,
     annotations/person_keypoints_<split>.json and, for splits that are not named train,
@@ -208,7 +208,7 @@ class _Writing:
                 " folder"
             )
         if old == {**self.stamp, "complete": True} and not self.force and self._all_there():
-            print(f"{self.root}: the made set is complete (seed {self.stamp['seed']}), re-used")
+            print(f"{self.root}: the made set is complete (seed {self.stamp['seed']}), reused")
             self.missing = {}
             return self
         _write_json(path, {**self.stamp, "complete": False})

@@ -15,8 +15,9 @@ from poise.datasets.coco_files import ID_FIELDS, MEND
 from poise.errors import DataError, shown
 from poise.io.archives import name_fault
 from poise.io.cache import Arrays
-from poise.io.json_file import as_id, is_finite, read_in_parts, with_ids
+from poise.io.json_file import is_finite, read_in_parts
 from poise.structures.crops import FARTHEST
+from poise.structures.ids import as_id, with_ids
 from poise.structures.person_table import PackedNames
 from poise.structures.skeleton import crowd_flag, find_category
 
