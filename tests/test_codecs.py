@@ -183,7 +183,7 @@ def test_targets_of_dark_and_udp():
     """Gaussians around the position itself; UDP's lie on a grid of W - 1 pixels and are cut off."""
     joints = torch.tensor([[[101.0, 77.0]]])
     rows, columns = np.mgrid[:64, :48]
-    for codec, (x, y), _is_cut in (
+    for codec, (x, y), is_cut in (
         (Dark(*SIZES, sigma=3), (101 / 4, 77 / 4), False),
         (Udp(*SIZES, sigma=3), (101 * 47 / 191, 77 * 63 / 255), True),
     ):
