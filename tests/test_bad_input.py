@@ -27,6 +27,7 @@ for tool_name in ("train", "test"):
     )
     TOOLS[tool_name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(TOOLS[tool_name])
+ENGINE = {"train": "poise.engine.train", "test": "poise.engine.evaluate"}
 TRUTH = "annotations/person_keypoints_{}.json"
 BOXES = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
 
@@ -494,7 +495,7 @@ def ctrl_c():
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_ctrl_c_before_the_first_step(tool, tmp_path, weight_file, monkeypatch, ctrl_c, name):
     """While the sets are read, say; the signal then is Python's own KeyboardInterrupt."""
-    module = importlib.import_module(f"poise.engine.{name}")
+    module = importlib.import_module(ENGINE[name])
     monkeypatch.setattr(module, "read_set", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     status, out, err = tool(name, "TEST.MODEL_FILE", weight_file)
     assert (status, err) == (130, "") and "Traceback" not in out
@@ -506,7 +507,7 @@ def test_faults_of_the_program_keep_their_traceback(tool, weight_file, monkeypat
     def fault(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(importlib.import_module(f"poise.engine.{name}"), "read_set", fault)
+    monkeypatch.setattr(importlib.import_module(ENGINE[name]), "read_set", fault)
     with pytest.raises(ZeroDivisionError):
         tool(name, "TEST.MODEL_FILE", weight_file)
 

@@ -5,7 +5,6 @@ The exports of every family at two sizes take minutes and are marked slow; some 
 in the quick suite.
 """
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -19,6 +18,7 @@ from conftest import ROOT
 from filling import filled_state
 from made_joints import joint_names, make_set
 from poise import PoseEstimator, config
+from poise.cli import export as export_command
 from poise.codecs import CODECS, build_codec
 from poise.errors import ConfigError, DataError, run_tool
 from poise.inference.export import export, formats, metadata, parity
@@ -32,9 +32,6 @@ SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]  # exporters take their time for each l
 SIZES = {"64x64": [], "96x128": ["MODEL.IMAGE_SIZE", [96, 128], "MODEL.HEATMAP_SIZE", [24, 32]]}
 WHOLE = Parts(normalize=True, flip=True, decode=True)
 TEST_KEYS = ["TEST.POST_PROCESS", True, "TEST.FLIP_TEST", True, "TEST.SHIFT_HEATMAP", True]
-spec = importlib.util.spec_from_file_location("tools_export", ROOT / "tools" / "export.py")
-TOOL = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(TOOL)
 
 
 def narrow(family, folder, *overrides):
@@ -687,7 +684,7 @@ def tool(monkeypatch, capfd):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["tools/export.py", *map(str, words)])
         with pytest.raises(SystemExit) as done:
-            run_tool(TOOL.main)
+            run_tool(export_command.main)
         out, err = capfd.readouterr()
         return done.value.code, out, err
 
@@ -695,7 +692,7 @@ def tool(monkeypatch, capfd):
 
 
 def test_the_tool(tool, tmp_path, picture):
-    assert tuple(formats.FORMATS) == TOOL.FORMATS
+    assert tuple(formats.FORMATS) == export_command.FORMATS
     path, words = command_line("resnet")
     file = tmp_path / "net.pth"
     torch.save({"epoch": 3, "state_dict": small("resnet").state_dict()}, file)  # a checkpoint

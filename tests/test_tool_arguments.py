@@ -1,22 +1,25 @@
 """The command line of the tools that work on an experiment: options and KEY VALUE in any order."""
 
-import importlib.util
+import importlib
 import itertools
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
+from poise import cli
 from poise.cli.arguments import ToolParser, add_experiment_arguments, add_overrides, experiment
 from poise.errors import ConfigError
 
-TOOLS = [path for path in sorted((ROOT / "tools").glob("*.py")) if "ToolParser" in path.read_text()]
+MODULES = [
+    path for path in sorted((ROOT / "lib/poise/cli").glob("*.py")) if path.stem in cli.COMMANDS
+]
+TOOLS = [path for path in MODULES if "ToolParser" in path.read_text()]
 
 
 def loaded(name):
-    """The module of a tool."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of a command."""
+    return importlib.import_module(f"poise.cli.{name}")
 
 
 @pytest.fixture
@@ -131,7 +134,7 @@ def test_tools_take_options_behind_keys(tool, monkeypatch, capsys):
 
 def test_tools_with_overrides_all_use_the_same_parser():
     assert len(TOOLS) >= 11
-    for path in (ROOT / "tools").glob("*.py"):
+    for path in MODULES:
         text = path.read_text()
         assert path in TOOLS or (
             "add_experiment_arguments" not in text and "overrides" not in text
@@ -146,3 +149,24 @@ def test_tools_of_several_words_take_options_between_them(monkeypatch, capsys):
     assert loaded("download_weights").main() == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in names)
+
+
+def test_commands_modules_and_tools_are_the_same():
+    modules = {path.stem for path in (ROOT / "lib/poise/cli").glob("*.py")}
+    assert modules - {"__init__", "arguments"} == set(cli.COMMANDS)
+    assert {path.stem for path in (ROOT / "tools").glob("*.py")} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_main_with_argv_ignores_the_arguments_of_the_process(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"tools/{name}.py", "--not-an-option"])
+    with pytest.raises(SystemExit) as end:
+        loaded(name).main(["--help"])
+    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: {name}.py ")
+
+
+def test_commands_import_nothing_heavy():
+    names = ", ".join(f"poise.cli.{name}" for name in cli.COMMANDS)
+    code = f"import sys, {names}; print(*{{'torch', 'numpy', 'cv2', 'yacs'}} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []

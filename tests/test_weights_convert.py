@@ -1,6 +1,5 @@
 """Poise's weights in the released formats and back."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from filling import filled_input
+from poise.cli import convert_weights
 from poise.errors import ConfigError
 from poise.models import weights
 from poise.models.weights import converting, formats
@@ -228,17 +228,12 @@ def test_tool(tmp_path):
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location(
-        "convert_weights", ROOT / "tools/convert_weights.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return convert_weights
 
 
 def test_tool_on_other_command_lines(tmp_path, tool, monkeypatch, capsys):
     source, target = saved(tmp_path / "a.pth", small("resnet").state_dict()), tmp_path / "b.pth"
-    assert tuple(formats.TARGETS) == tool.FORMATS
+    assert tuple(formats.TARGETS) == convert_weights.FORMATS
     monkeypatch.setattr(
         sys,
         "argv",

@@ -1,57 +1,7 @@
-"""What is wrong with the data of an experiment: python tools/check_data.py --cfg FILE [KEY VALUE
-...]
+"""Command line of poise.cli.check_data."""
 
-Looks at annotations, images, boxes, left and right of the training and test set, and at the
-detection file with TEST.USE_GT_BBOX False; prints faults, warnings, notes and a verdict, and writes
-a page with pictures. The exit status is 0 where the data are fine, 1 where a fault was found, 2 for
-a command line that cannot be used.
-"""
-
-import argparse
-from pathlib import Path
-
+from poise.cli.check_data import main
 from poise.errors import run_tool
-
-
-def main() -> int:
-    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
-
-    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--page",
-        metavar="FILE",
-        help="where the page goes; default OUTPUT_DIR/<dataset>/check_data/<experiment>.html",
-    )
-    parser.add_argument("--no-page", action="store_true", help="write no page")
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=12,
-        metavar="N",
-        help="pictures of each kind and set on the page; default 12",
-    )
-    add_experiment_arguments(parser)
-    args = parser.parse_args()
-    cfg = experiment(args)
-    from poise.datasets.validation import page, run
-    from poise.datasets.validation.findings import FAULT
-
-    found, sets = run.check(cfg)
-    print(run.report(found))
-    if not args.no_page:
-        path = (
-            args.page
-            or Path(cfg.OUTPUT_DIR)
-            / cfg.DATASET.DATASET
-            / "check_data"
-            / f"{Path(args.cfg).stem}.html"
-        )
-        page.write(
-            path, f"Data of {args.cfg}", found, sets, pictures=max(args.pictures, 0), seed=cfg.SEED
-        )
-        print(f"page: {path}")
-    return 1 if any(finding.kind == FAULT for finding in found) else 0
-
 
 if __name__ == "__main__":
     run_tool(main)

@@ -1,67 +1,7 @@
-"""Labels between COCO's form and those of labelling tools: python tools/convert_data.py labelme
-coco LABELS TARGET --dataset data/hands/hands.yaml
+"""Command line of poise.cli.convert_data."""
 
-Formats: coco (a .json), cvat ('CVAT for images 1.1', a .xml), labelme and yolo (a folder with a
-file for each image). The dataset file tells the joints and the category.
-"""
-
-import argparse
-
-from poise.errors import ConfigError, run_tool
-
-FORMATS = ("coco", "yolo", "labelme", "cvat")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "source_format", choices=FORMATS, metavar="FROM", help=f"what is read: {', '.join(FORMATS)}"
-    )
-    parser.add_argument(
-        "target_format", choices=FORMATS, metavar="TO", help="what is written, another of these"
-    )
-    parser.add_argument("source", help="file or folder that is read")
-    parser.add_argument(
-        "target", help="file or folder that is written; files of the same names are replaced"
-    )
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        metavar="FILE",
-        help="dataset file, or the name of one in experiments/datasets",
-    )
-    parser.add_argument(
-        "--images",
-        metavar="DIR",
-        help=(
-            "folder of the images; yolo needs it, for the others it is checked that they are there,"
-            " with the labels' sizes"
-        ),
-    )
-    args = parser.parse_args()
-    if args.source_format == args.target_format:
-        raise ConfigError(
-            f"{args.source_format} {args.target_format}: the two formats are the same"
-        )
-    from poise.config.datasets import dataset
-    from poise.datasets import converters
-    from poise.engine.logger import start_console
-    from poise.errors import pluralize
-
-    start_console()
-    data = dataset(args.dataset)
-    forms = (args.source_format, args.target_format)
-    pictures = converters.convert(forms, args.source, args.target, data, images=args.images)
-    persons = [person for picture in pictures for person in picture.persons]
-    joints = sum(int((person.keypoints[:, 2] > 0).sum()) for person in persons)
-    print(
-        f"{pluralize(len(persons), 'person')} with {pluralize(joints, 'joint')} "
-        f"in {pluralize(len(pictures), 'image')} written to {args.target}"
-    )
-    return 0
-
+from poise.cli.convert_data import main
+from poise.errors import run_tool
 
 if __name__ == "__main__":
     run_tool(main)

@@ -1,51 +1,7 @@
-"""Curves of one or several runs: python tools/plot_log.py output/coco/pose_res2net/a
-output/coco/pose_res2net/b [--output curves.html]
+"""Command line of poise.cli.plot_log."""
 
-Takes run folders or their metrics.jsonl; prints the best epoch of each and draws losses, accuracy,
-AP or PCKh, learning rate and speed over the epochs.
-"""
-
-from __future__ import annotations
-
-import argparse
-
+from poise.cli.plot_log import main
 from poise.errors import run_tool
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder or metrics.jsonl")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help=(
-            "a .png, or an .html page that needs nothing else; default: curves.png beside the first"
-            " run's log"
-        ),
-    )
-    parser.add_argument(
-        "--figures",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="figures of the log to draw, each in a chart of its own, instead of the usual ones",
-    )
-    return parser.parse_intermixed_args()
-
-
-def main() -> int:
-    args = parse_args()
-    from poise.evaluation.analysis import training_curves
-
-    runs = training_curves.read_logs(args.runs)
-    print(training_curves.summary(runs), end="")
-    output = args.output or training_curves.log_file(args.runs[0]).with_name("curves.png")
-    training_curves.write(runs, output, args.figures)
-    print(output)
-    return 0
-
 
 if __name__ == "__main__":
     run_tool(main)

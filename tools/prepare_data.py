@@ -1,67 +1,7 @@
-"""Fetch COCO, or check MPII: python tools/prepare_data.py coco|mpii [--root data/coco] [--only
-annotations val2017 ...] [--yes]
+"""Command line of poise.cli.prepare_data."""
 
-Sizes are told and asked about before anything is fetched; a transfer goes on where it broke, is
-checked against its sum, and is unpacked to the folders that README.md shows. What is there already
-is left. What only a person may fetch is named, and checked once it is there: the exit status is 1
-as long as something is missing.
-"""
-
-import argparse
-
+from poise.cli.prepare_data import main
 from poise.errors import run_tool
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("set", choices=("coco", "mpii"), help="which one")
-    parser.add_argument(
-        "--root",
-        metavar="DIR",
-        help="folder to put it into, DATASET.ROOT; default data/coco or data/mpii",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="PART",
-        help="annotations, val2017, train2017, image_info, test2017; default the first three",
-    )
-    parser.add_argument(
-        "--zipped",
-        action="store_true",
-        help="leave images in their archives, for DATASET.DATA_FORMAT zip",
-    )
-    parser.add_argument(
-        "--keep", action="store_true", help="keep the archives when they are unpacked"
-    )
-    parser.add_argument(
-        "--base",
-        default="",
-        metavar="URL",
-        help="another place that has the same files; sums are checked all the same",
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask before fetching")
-    args = parser.parse_args()
-    from poise.config.sources import SOURCES
-    from poise.datasets import prepare
-
-    source = SOURCES[args.set]
-    by_hand = prepare.prepare(
-        source,
-        args.root or source.root,
-        only=args.only,
-        base=args.base,
-        zipped=args.zipped,
-        keep=args.keep,
-        agreed=(lambda question: True) if args.yes else prepare.ask,
-    )
-    for line in by_hand:
-        print(line)
-    return 1 if by_hand else 0
-
 
 if __name__ == "__main__":
     run_tool(main)

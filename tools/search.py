@@ -1,51 +1,7 @@
-"""Search the cells of a PoseNAS network: python tools/search.py --cfg
-experiments/mpii/posenas/search_256x256.yaml [KEY VALUE ...]
-"""
+"""Command line of poise.cli.search."""
 
-import sys
-
-from poise.errors import INTERRUPTED, run_tool
-
-
-def main() -> int:
-    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
-
-    parser = ToolParser(description=__doc__)
-    parser.add_argument(
-        "--random",
-        nargs="+",
-        default=None,
-        metavar="SEED",
-        help=(
-            "search nothing: draw genotypes from the same space, one for each seed, and write them"
-            " to the run folder"
-        ),
-    )
-    add_experiment_arguments(parser)
-    args = parser.parse_args()
-    cfg = experiment(args)
-    from poise.engine import signals
-    from poise.engine.distributed import joined
-    from poise.errors import ConfigError
-    from poise.search import run
-
-    if args.random is not None:
-        wrong = [word for word in args.random if not word.isascii() or not word.isdecimal()]
-        if wrong:
-            raise ConfigError(
-                f"--random {' '.join(args.random)}: takes one or more seeds, whole numbers from"
-                " 0 on"
-            )
-        run.write_random(cfg, args.cfg, [int(word) for word in args.random])
-        return 0
-    with joined() as processes:
-        try:
-            run.run(cfg, args.cfg, sys.argv, processes)
-        except signals.Interrupted as stopped:
-            print(stopped)
-            return INTERRUPTED
-    return 0
-
+from poise.cli.search import main
+from poise.errors import run_tool
 
 if __name__ == "__main__":
     run_tool(main)

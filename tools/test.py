@@ -1,41 +1,7 @@
-"""Test an experiment: python tools/test.py --cfg experiments/coco/res2net/....yaml
-TEST.MODEL_FILE x.pth TEST.USE_GT_BBOX False
-"""
+"""Command line of poise.cli.test."""
 
-import sys
-
+from poise.cli.test import main
 from poise.errors import run_tool
-
-
-def main() -> int:
-    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
-    from poise.io.files import no_garbage_collection
-
-    parser = ToolParser(description=f"{__doc__}, also under torchrun")
-    parser.add_argument(
-        "--out",
-        metavar="FILE.pkl",
-        help="write the predictions here too, as mmpose's tools/test.py does",
-    )
-    parser.add_argument(
-        "--eval",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="mAP for COCO, PCKh for MPII; evaluated with and without it, as in mmpose",
-    )
-    add_experiment_arguments(parser)
-    args = parser.parse_args()
-    from poise.engine.distributed import joined
-
-    with joined() as processes:
-        cfg = experiment(args)
-        with no_garbage_collection():
-            from poise.engine import evaluate
-
-        evaluate.run(cfg, args.cfg, sys.argv, processes, metrics=args.eval, out=args.out)
-    return 0
-
 
 if __name__ == "__main__":
     run_tool(main)

@@ -1,45 +1,7 @@
-"""Train an experiment: python tools/train.py --cfg experiments/coco/res2net/....yaml [KEY VALUE
-...], also under torchrun
-"""
+"""Command line of poise.cli.train."""
 
-import sys
-
-from poise.errors import INTERRUPTED, run_tool
-
-
-def main() -> int:
-    from poise.cli.arguments import ToolParser, add_experiment_arguments, experiment
-    from poise.io.files import no_garbage_collection
-
-    parser = ToolParser(description=__doc__)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help=(
-            "build everything, take two steps and test one batch; print memory, speed and the time "
-            "of the whole run; write nothing"
-        ),
-    )
-    add_experiment_arguments(parser)
-    args = parser.parse_args()
-    from poise.engine.distributed import joined
-
-    with joined() as processes:
-        cfg = experiment(args)
-        with no_garbage_collection():
-            from poise.engine import dry_run, signals, train
-
-        if args.dry_run:
-            dry_run.run(cfg, args.cfg, processes)
-            return 0
-        try:
-            train.run(cfg, args.cfg, sys.argv, processes)
-        except signals.Interrupted as stopped:
-            if processes.main:
-                print(stopped)
-            return INTERRUPTED
-    return 0
-
+from poise.cli.train import main
+from poise.errors import run_tool
 
 if __name__ == "__main__":
     run_tool(main)

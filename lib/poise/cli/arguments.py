@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from yacs.config import CfgNode
 
@@ -133,3 +134,8 @@ def experiment(args: argparse.Namespace) -> CfgNode:
         if value:
             overrides = [key, value, *overrides]
     return config.load(args.cfg, overrides)
+
+
+def command_line(argv: Sequence[str] | None) -> list[str]:
+    """Return the program and its arguments, as a run logs them; argv None: those of the process."""
+    return sys.argv if argv is None else [sys.argv[0], *argv]

@@ -1,0 +1,37 @@
+"""Test an experiment: python tools/test.py --cfg experiments/coco/res2net/....yaml
+TEST.MODEL_FILE x.pth TEST.USE_GT_BBOX False
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from poise.cli.arguments import ToolParser, add_experiment_arguments, command_line, experiment
+    from poise.io.files import no_garbage_collection
+
+    parser = ToolParser(description=f"{__doc__}, also under torchrun")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.pkl",
+        help="write the predictions here too, as mmpose's tools/test.py does",
+    )
+    parser.add_argument(
+        "--eval",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="mAP for COCO, PCKh for MPII; evaluated with and without it, as in mmpose",
+    )
+    add_experiment_arguments(parser)
+    args = parser.parse_args(argv)
+    from poise.engine.distributed import joined
+
+    with joined() as processes:
+        cfg = experiment(args)
+        with no_garbage_collection():
+            from poise.engine import evaluate
+
+        evaluate.run(cfg, args.cfg, command_line(argv), processes, metrics=args.eval, out=args.out)
+    return 0

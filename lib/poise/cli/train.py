@@ -1,0 +1,43 @@
+"""Train an experiment: python tools/train.py --cfg experiments/coco/res2net/....yaml [KEY VALUE
+...], also under torchrun
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from poise.errors import INTERRUPTED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from poise.cli.arguments import ToolParser, add_experiment_arguments, command_line, experiment
+    from poise.io.files import no_garbage_collection
+
+    parser = ToolParser(description=__doc__)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help=(
+            "build everything, take two steps and test one batch; print memory, speed and the time "
+            "of the whole run; write nothing"
+        ),
+    )
+    add_experiment_arguments(parser)
+    args = parser.parse_args(argv)
+    from poise.engine.distributed import joined
+
+    with joined() as processes:
+        cfg = experiment(args)
+        with no_garbage_collection():
+            from poise.engine import dry_run, signals, train
+
+        if args.dry_run:
+            dry_run.run(cfg, args.cfg, processes)
+            return 0
+        try:
+            train.run(cfg, args.cfg, command_line(argv), processes)
+        except signals.Interrupted as stopped:
+            if processes.main:
+                print(stopped)
+            return INTERRUPTED
+    return 0
