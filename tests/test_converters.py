@@ -800,7 +800,7 @@ def test_yolo_field_of_turned_images_is_as_expected(shared):
 def test_sizes_of_labels_are_compared_with_the_images(
     made, tmp_path, caplog, form, size, orientation, line
 ):
-    person = converters.pictures.LabelledPerson(
+    person = converters.images.LabelledPerson(
         np.array([1.0, 1, 20, 20]), np.array([[5.0, 6, 2]] * 5)
     )
     converters.write(

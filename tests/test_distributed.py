@@ -821,7 +821,7 @@ def full_here(processes, path, overrides):
     """The disk of rank 0's logs is full from the second line on."""
 
     def prepare(train):
-        scalars, count = train.logs.TensorBoard.scalars, [0]
+        scalars, count = train.logger.TensorBoard.scalars, [0]
 
         def writing(board, *arguments):
             count[0] += 1
@@ -829,7 +829,7 @@ def full_here(processes, path, overrides):
                 board._fault = OSError(28, "No space left on device")
             scalars(board, *arguments)
 
-        train.logs.TensorBoard.scalars = writing
+        train.logger.TensorBoard.scalars = writing
 
     return train_here(processes, path, overrides, prepare)
 

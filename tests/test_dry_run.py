@@ -112,7 +112,7 @@ def test_estimate_of_a_dry_run(tiny_experiment, monkeypatch, caplog):
         "2",
     ]
     with caplog.at_level("INFO", logger="poise"):
-        monkeypatch.setattr(train.logs, "start_console", lambda _: None)
+        monkeypatch.setattr(train.logger, "start_console", lambda _: None)
         dry_run.run(config.load(tiny_experiment, overrides), str(tiny_experiment))
     # 50 persons in batches of 8, 10 times: 70 x 2 seconds; 22 persons one by one in each of 10
     # tests: 10 x (5 + 22) seconds

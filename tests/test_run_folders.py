@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -421,7 +422,7 @@ def test_configuration_of_an_older_version_is_compared_by_the_defaults(small_set
 
 
 def test_folder_in_use_is_refused_and_free_after_sigkill(small_set, tmp_path):
-    """The first run's worker process lives on for seconds, and does not keep the lock."""
+    """The first run's worker process does not keep the lock."""
     path = experiment(tmp_path, small_set)
     words = [
         "GPUS",
@@ -465,7 +466,8 @@ def test_folder_in_use_is_refused_and_free_after_sigkill(small_set, tmp_path):
         assert run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", epoch + 1) == folder
         assert len(metrics_of(folder)) == epoch + 1 and not (folder / run_folder.NAME).exists()
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.stdout.close()
 
 
