@@ -53,7 +53,7 @@ def differences(name: str, size: tuple[int, int], folder: str) -> Iterator[Row]:
         f"{title}: heatmaps, of their maximum",
         "",
         "PyTorch",
-        max(one.heatmaps for one in found),
+        max(one.outputs for one in found),
         "most",
         1e-4,
         "",

@@ -10,12 +10,10 @@ import cv2
 import numpy as np
 import torch
 from comparing import Row, compared, in_turns, main
-from poise.codecs import Codec, Targets
+from poise.codecs.codec import Codec, Targets
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
-from poise.codecs.peaks import find_maxima
 from poise.config.datasets import COCO
-from poise.evaluation.pck import heatmap_pck
 from poise.structures.crops import crop_to_image
 
 from data import affine
@@ -124,10 +122,7 @@ def measure() -> Iterator[Row]:
         def poise(
             merged: torch.Tensor = output, codec: Codec = codec, targets: Targets = targets
         ) -> None:
-            maps = merged.numpy()
-            maxima = find_maxima(maps)
-            right, counted = heatmap_pck(merged, targets.finest, maxima=maxima, cells=targets.cells)
-            coords, scores = codec.decode(maps, maxima)
+            coords, scores, right, counted = codec.decode_with_accuracy(merged, targets)
             found["poise"] = (
                 crop_to_image(coords, center, scale, codec.image_size),
                 scores,

@@ -20,7 +20,6 @@ from poise.engine.targets import encode_targets
 from poise.engine.train import train_step
 from poise.models import build_model
 from poise.models.forward import normalize
-from poise.models.losses import build_loss
 from postprocess import reference_accuracy
 from torch import nn
 
@@ -58,7 +57,9 @@ class ReferenceMspnLoss(nn.Module):
     """Sample after sample for each of the supervised maps, as MSPN computes it."""
 
     def forward(self, outputs, targets) -> torch.Tensor:
-        visible = targets.seen + (targets.weight > 0)  # 2 for seen joints, 1 for hidden ones
+        visible = targets.visible_mask + (
+            targets.weight > 0
+        )  # 2 for seen joints, 1 for hidden ones
         total = 0
         for place, output in enumerate(outputs):
             stage, unit = divmod(place, 4)
@@ -137,7 +138,7 @@ def poise_step(cfg, model, codec, batch):
         cfg=cfg,
         model=model,
         optimizer=build_optimizer(cfg, model),
-        criterion=build_loss(cfg),
+        codec=codec,
         device=cpu,
         processes=ALONE,
         scale=LossScale(cfg, cpu),

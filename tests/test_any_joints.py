@@ -19,7 +19,6 @@ from poise.datasets import build_loader, joints_agree_with_box, read_set
 from poise.engine import evaluate, train
 from poise.errors import ConfigError, DataError
 from poise.models import MODELS, build_model
-from poise.models.losses import build_loss
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from small_networks import EXPERIMENT, SIZE
@@ -144,7 +143,7 @@ def test_codecs_and_losses(tmp_path, count, codec):
         and np.abs(found - joints.numpy()).max() <= 4
     )
     output = torch.zeros(3, count, 16, 16, requires_grad=True)
-    loss = build_loss(cfg)((output,) * (4 if mspn else 1), targets)
+    loss = made.loss((output,) * (4 if mspn else 1), targets)
     loss.backward()
     assert loss > 0 and (output.grad.abs().sum(dim=(0, 2, 3)) > 0).sum() >= 2
 

@@ -92,14 +92,16 @@ def test_samples_are_those_of_a_training(tiny_experiment, monkeypatch, overrides
             samples.visible, whole["visible"][first:]
         )
         heatmaps = torch.cat([targets.finest for _, targets in batches]).numpy()[first:]
-        assert np.allclose(samples.heatmaps, heatmaps / (255 if overrides else 1), atol=1e-6)
+        assert np.allclose(
+            samples.target_maps[:, -1], heatmaps / (255 if overrides else 1), atol=1e-6
+        )
         assert np.array_equal(
             samples.weight,
             torch.cat([targets.weight for _, targets in batches]).numpy()[first:, :, 0],
         )
-        assert (samples.coarser is not None) == bool(overrides) and (1.5 in samples.weight) == bool(
-            overrides
-        )
+        assert (samples.target_maps.shape[1] > 1) == bool(overrides) and (
+            1.5 in samples.weight
+        ) == bool(overrides)
     # two epochs are augmented differently
     assert not np.array_equal(
         browse.draw(drawing, count=4).crops, browse.draw(drawing, count=4, epoch=1).crops

@@ -8,7 +8,7 @@ import pytest
 import torch
 from filling import generator
 from poise import config
-from poise.codecs import CODECS, build_codec, flip
+from poise.codecs import build_codec, codec_class, flip
 from poise.codecs.dark import Dark
 from poise.codecs.flip import merge_flipped
 from poise.codecs.gaussian import Gaussian
@@ -48,9 +48,10 @@ def test_targets_of_hrnet(pipeline):
         width, height = crop["image_size"]
         joints = torch.tensor(crop["joints"], dtype=torch.float32).reshape(1, -1, 2)
         visible = torch.tensor(crop["visible"], dtype=torch.float32)[None]
-        target, weight, *_ = Gaussian(
-            (width, height), (width // 4, height // 4), crop["sigma"]
-        ).encode(joints, visible)
+        targets = Gaussian((width, height), (width // 4, height // 4), crop["sigma"]).encode(
+            joints, visible
+        )
+        target, weight = targets.heatmaps, targets.weight
         flat = target.reshape(-1).double().numpy()
         assert np.abs(flat[crop["target"]["index"]] - crop["target"]["value"]).max() < 1e-6
         assert flat.sum() == pytest.approx(crop["target"]["sum"], abs=1e-3)
@@ -63,9 +64,10 @@ def test_targets_of_a_slow_twin(sigma):
     rng = np.random.default_rng(sigma)
     joints = rng.uniform(-60, 260, (40, 17, 2)).astype(np.float32)
     visible = (rng.random((40, 17)) < 0.8).astype(np.float32)
-    target, weight, *_ = Gaussian((192, 256), (48, 64), sigma).encode(
+    targets = Gaussian((192, 256), (48, 64), sigma).encode(
         torch.from_numpy(joints), torch.from_numpy(visible)
     )
+    target, weight = targets.heatmaps, targets.weight
     for i in range(40):
         want, want_weight = slow_encode(joints[i], visible[i], (4, 4), (48, 64), sigma)
         assert np.abs(target[i].numpy() - want).max() < 1e-6
@@ -162,7 +164,7 @@ def test_round_trip(name, bound):
     assert (
         np.abs(coords - joints).max() < bound
         and (targets.weight == 1).all()
-        and (targets.seen == 1).all()
+        and (targets.visible_mask == 1).all()
     )
     assert coords.dtype == scores.dtype == np.float32
 
@@ -174,7 +176,7 @@ def test_hidden_and_unlabelled_joints(name):
     )
     assert (
         targets.weight[0, :, 0].tolist() == [0] + [1] * 16
-        and targets.seen[0, :, 0].tolist() == [0, 0] + [1] * 15
+        and targets.visible_mask[0, :, 0].tolist() == [0, 0] + [1] * 15
     )
     assert targets.finest[0, 0].max() == 0 and targets.finest[0, 1].max() > 0.5
 
@@ -300,9 +302,8 @@ def test_build_codec(overrides, refine, kernel, tmp_path):
     (tmp_path / "e.yaml").write_text("MODEL: {NUM_JOINTS: 16}\nTEST: {EMPTY_CELL: -1}\n")
     codec = build_codec(config.load(tmp_path / "e.yaml", overrides))
     assert (codec.refine, codec.blur_kernel, codec.empty_cell) == (refine, kernel, -1)
-    assert (
-        type(codec)
-        is CODECS[dict(zip(overrides[::2], overrides[1::2])).get("MODEL.TARGET_TYPE", "gaussian")]
+    assert type(codec) is codec_class(
+        dict(zip(overrides[::2], overrides[1::2])).get("MODEL.TARGET_TYPE", "gaussian")
     )
 
 
@@ -325,7 +326,7 @@ def test_cells_of_the_targets_maxima():
     """Told from the joints, they are what a look at the maps finds; joints in, beside and far
     from the crop, with and without label.
     """
-    from poise.evaluation.pck import heatmap_pck
+    from poise.codecs.heatmap import pck_accuracy
 
     rng = np.random.default_rng(11)
     for sigma in (0.4, 1, 2, 3):
@@ -336,23 +337,23 @@ def test_cells_of_the_targets_maxima():
         visible = torch.from_numpy(rng.integers(0, 3, (400, 17))).float()
         targets = codec.encode(joints, visible)
         cells, values = find_maxima(targets.finest.numpy())
-        assert np.array_equal(targets.cells.numpy(), cells * (values > 0)[:, :, None])
+        assert np.array_equal(targets.peaks.numpy(), cells * (values > 0)[:, :, None])
         # an empty map with a weight, too
         assert ((values == 0) & (targets.weight[:, :, 0].numpy() > 0)).any()
         output = codec.encode(
             joints + torch.from_numpy(rng.normal(0, 6, joints.shape)).float(), visible
         ).finest
-        wanted = heatmap_pck(output, targets.finest)
-        assert wanted == heatmap_pck(
-            output, targets.finest, maxima=find_maxima(output.numpy()), cells=targets.cells
+        wanted = pck_accuracy(output, targets.finest)
+        assert wanted == pck_accuracy(
+            output, targets.finest, maxima=find_maxima(output.numpy()), peaks=targets.peaks
         )
         # NumPy's search against PyTorch's
         assert (
-            wanted == heatmap_pck(output.double(), targets.finest.double())
+            wanted == pck_accuracy(output.double(), targets.finest.double())
             and 0 < wanted[0] < wanted[1]
         )
     for name in ("dark", "udp", "megvii"):
-        assert KINDS[name].encode(torch.zeros(1, 17, 2), torch.ones(1, 17)).cells is None
+        assert KINDS[name].encode(torch.zeros(1, 17, 2), torch.ones(1, 17)).peaks is None
 
 
 def test_known_maxima_do_not_change_what_is_decoded():

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import TINY
 from gloo_processes import forks, together, train_here  # noqa: F401
-from poise import config
+from poise import codecs, config
 from poise.datasets.sampler import EpochBatches
 from poise.engine import device, distributed
 from poise.engine import distributed as process_group
@@ -779,7 +779,7 @@ def predicting_here(processes, path, asked):
             build_model(cfg),
             loader,
             torch.device("cpu"),
-            None,
+            codecs.build_codec(cfg),
             lambda: processes.rank == asked,
             processes,
         )
@@ -1030,7 +1030,7 @@ def spoiled_here(processes, path, overrides):
                     math.nan if self.steps == 3 and processes.rank == 1 else 1
                 )
 
-        train.build_loss = lambda cfg: Spoiled()
+        codecs.build_loss = lambda cfg: Spoiled()
 
     return train_here(processes, path, overrides, prepare)
 

@@ -83,7 +83,7 @@ def test_estimate_of_a_dry_run(tiny_experiment, monkeypatch, caplog):
     now, calls, workers = [0.0], [], []
     monkeypatch.setattr(dry_run.time, "perf_counter", lambda: now[0])
 
-    def predicting(cfg, model, loader, device, criterion, stop, processes):
+    def predicting(cfg, model, loader, device, codec, stop, processes):
         calls.append(len(loader))
         workers.append(loader._loader.num_workers)
         now[0] += 60 if len(calls) == 1 else 5
@@ -164,7 +164,7 @@ def test_dry_run_keeps_and_fetches_nothing(tiny_experiment, monkeypatch, tmp_pat
 
 
 def test_dry_run_whose_loss_is_no_number(tiny_experiment, monkeypatch):
-    monkeypatch.setattr(train, "build_loss", lambda cfg: _NoNumber())
+    monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: _NoNumber())
     with pytest.raises(PoiseError, match="dry run, step 1: the loss is nan; lower TRAIN.LR"):
         dry_run.run(config.load(tiny_experiment, ["GPUS", "()"]), str(tiny_experiment))
 

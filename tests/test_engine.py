@@ -455,7 +455,7 @@ def test_loss_that_is_no_number(tiny_experiment, monkeypatch):
             self.steps += 1
             return outputs[-1].mean() * (math.nan if self.steps == 3 else 1)
 
-    monkeypatch.setattr(train, "build_loss", lambda cfg: Spoiled())
+    monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Spoiled())
     with pytest.raises(PoiseError) as error:
         run_train(tiny_experiment, "AUTO_RESUME", True)
     cfg = config.load(tiny_experiment)

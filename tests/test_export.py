@@ -22,7 +22,6 @@ from poise.cli import export as export_command
 from poise.codecs import CODECS, build_codec
 from poise.errors import ConfigError, DataError, run_tool
 from poise.inference.export import export, formats, metadata, parity
-from poise.inference.export.decoding import Decoder
 from poise.inference.export.graph import Graph, Parts, normalized
 from poise.models import build_model
 from poise.models.weights import with_joints
@@ -81,7 +80,9 @@ def test_decoding_in_a_graph_is_the_codecs(target, refine, post):
     codec = build_codec(config.load(ROOT / path, words))
     maps = made_heatmaps(codec, np.random.default_rng(2))
     coords, scores = codec.decode(maps)
-    theirs, their_scores = (output.numpy() for output in Decoder(codec)(torch.from_numpy(maps)))
+    theirs, their_scores = (
+        output.numpy() for output in codec.build_decoder()(torch.from_numpy(maps))
+    )
     assert (
         theirs.dtype == np.float32
         and theirs.shape == coords.shape
@@ -107,7 +108,7 @@ def test_decoding_maps_too_small_to_refine(refine):
     codec = build_codec(config.load(ROOT / path, words))
     maps = np.random.default_rng(0).random((2, 17, 4, 4), np.float32)
     assert np.allclose(
-        Decoder(codec)(torch.from_numpy(maps))[0].numpy(), codec.decode(maps)[0], atol=1e-2
+        codec.build_decoder()(torch.from_numpy(maps))[0].numpy(), codec.decode(maps)[0], atol=1e-2
     )
 
 
@@ -125,7 +126,7 @@ def test_a_file_of_each_format(format, tmp_path):
     assert [one.kind for one in found] == ["noise", "made persons"] and all(
         one.equal and one.joints == 8 * 17 and one.unsure < 20 for one in found
     )
-    crops = parity.drawn_crops(cfg, 5)
+    crops = parity.drawn_crops(cfg, build_codec(cfg), 5)
     run = formats.FORMATS[format].read(out)
     keypoints, scores, heatmaps = run(crops)
     estimator = PoseEstimator(cfg, file, device="cpu")
@@ -272,9 +273,10 @@ def test_joints_in_wrong_places_are_found(tmp_path):
     never equal.
     """
     cfg, file = narrow("resnet", tmp_path)
+    codec = build_codec(cfg)
     model, graph, crops = (
         small("resnet"),
-        Graph(cfg, small("resnet"), Parts(decode=True)),
+        Graph(cfg, codec, small("resnet"), Parts(decode=True)),
         parity.noise_crops(cfg),
     )
 
@@ -284,7 +286,7 @@ def test_joints_in_wrong_places_are_found(tmp_path):
 
     def compared(spoil):
         return parity.compare(
-            cfg, model, Parts(decode=True), lambda images: run(images, spoil), crops, "noise"
+            cfg, codec, model, Parts(decode=True), lambda images: run(images, spoil), crops, "noise"
         )
 
     assert compared(lambda outputs: outputs).equal
@@ -292,7 +294,7 @@ def test_joints_in_wrong_places_are_found(tmp_path):
     assert (
         not one.equal
         and one.keypoints == pytest.approx(0.02, rel=1e-2)
-        and one.heatmaps < parity.HEATMAP_TOLERANCE
+        and one.outputs < parity.OUTPUT_TOLERANCE
     )
     assert not compared(
         lambda outputs: [outputs[0], outputs[1] * np.float32(1.01), outputs[2]]
@@ -567,16 +569,17 @@ def test_joints_of_its_own(tmp_path):
 def test_many_pictures_go_through_the_network_in_parts(tmp_path, monkeypatch):
     """A folder of pictures to check an export on may hold thousands."""
     cfg, _ = narrow("resnet", tmp_path)
-    model, sizes, whole = small("resnet"), [], parity.eager_heatmaps
-    graph = Graph(cfg, small("resnet"), Parts(normalize=True))
+    model, sizes, whole = small("resnet"), [], parity.reference_output
+    graph = Graph(cfg, build_codec(cfg), small("resnet"), Parts(normalize=True))
     monkeypatch.setattr(
         parity,
-        "eager_heatmaps",
-        lambda cfg, model, crops, flip: sizes.append(len(crops)) or whole(cfg, model, crops, flip),
+        "reference_output",
+        lambda *arguments: sizes.append(len(arguments[3])) or whole(*arguments),
     )
     with torch.no_grad():
         one = parity.compare(
             cfg,
+            graph.codec,
             model,
             graph.parts,
             lambda images: [output.numpy() for output in graph(torch.from_numpy(images))],

@@ -5,7 +5,8 @@ import pytest
 import torch
 from filling import generator
 from poise import config
-from poise.models.losses import JointsMSELoss, JointsOHKMMSELoss, SumOverOutputs, build_loss
+from poise.codecs import build_loss
+from poise.codecs.losses import DeepSupervisionLoss, JointsMSELoss, JointsOHKMMSELoss
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_unlabelled_joints_have_no_gradient(batch):
 
 def test_build_loss():
     cfg = config.default_config()
-    assert isinstance(build_loss(cfg), SumOverOutputs) and isinstance(
+    assert isinstance(build_loss(cfg), DeepSupervisionLoss) and isinstance(
         build_loss(cfg).loss, JointsMSELoss
     )
     cfg.LOSS.USE_OHKM, cfg.LOSS.TOPK = True, 5

@@ -18,7 +18,6 @@ from poise.datasets.sampler import EpochBatches
 from poise.engine import train
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError, DataError
-from poise.models.losses import build_loss
 from poise.structures.person_table import UNKNOWN
 
 CPU = torch.device("cpu")
@@ -164,11 +163,12 @@ def test_unknown_joints_count_for_nothing(loaded, codec, loss, ohkm):
     )
     loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
     batch = loader.crops.__getitems__([(0, person) for person in range(20, 30)])
-    targets = encode_targets(cfg, build_codec(cfg), batch, CPU)
+    codec = build_codec(cfg)
+    targets = encode_targets(cfg, codec, batch, CPU)
     outputs = [
         torch.rand(10, 5, 16, 16, requires_grad=True) for _ in range(4 if loss == "mspn" else 1)
     ]
-    build_loss(cfg)(outputs, targets).backward()
+    codec.loss(outputs, targets).backward()
     unknown = batch["visible"] == UNKNOWN
     assert unknown.any(dim=1).tolist() == [False] * 4 + [True] * 6
     for output in outputs:
@@ -182,7 +182,7 @@ def test_unknown_joints_count_for_nothing(loaded, codec, loss, ohkm):
 def test_without_mix_losses_have_no_mask(sets):
     cfg = config.load(sets[0])
     loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
-    assert encode_targets(cfg, build_codec(cfg), next(iter(loader)), CPU).known is None
+    assert encode_targets(cfg, build_codec(cfg), next(iter(loader)), CPU).annotated_mask is None
 
 
 def test_loss_without_weights_is_refused(loaded):

@@ -10,9 +10,9 @@ import torch
 from conftest import GOLDEN, ROOT
 from filling import filled_input, filled_state, generator
 from poise import config
+from poise.codecs.losses import JointsMSELoss
 from poise.errors import ConfigError
 from poise.models import build_model
-from poise.models.losses import JointsMSELoss
 
 COCO, MPII = "experiments/coco", "experiments/mpii"
 EXPERIMENT = {

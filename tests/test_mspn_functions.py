@@ -8,11 +8,11 @@ import torch
 from conftest import GOLDEN, ROOT
 from filling import filled_input, filled_state, generator
 from poise import config
-from poise.codecs.codec import Targets
+from poise.codecs.heatmap import HeatmapTargets
+from poise.codecs.losses import MSPNLoss
 from poise.codecs.megvii import Megvii, blurred_points
 from poise.engine.optim import Schedule
 from poise.models import build_model
-from poise.models.losses import MSPNLoss
 from poise.structures import crops
 
 FIGURES = json.loads((GOLDEN / "mspn_functions.json").read_text())
@@ -50,7 +50,7 @@ def test_labels():
         np.array(FIGURES["labels_fixture"]["max"])
     )
     assert (targets.weight[..., 0] == (fixture()[1] > 0)).all() and (
-        targets.seen[..., 0] == (fixture()[1] > 1)
+        targets.visible_mask[..., 0] == (fixture()[1] > 1)
     ).all()
 
 
@@ -124,7 +124,11 @@ def slow_loss(outputs, labels, valid, stages, topk):
 
 
 def targets_of(labels, valid):
-    return Targets(labels, (valid > 0).float()[:, :, None], (valid > 1).float()[:, :, None])
+    return HeatmapTargets(
+        heatmaps=labels,
+        weight=(valid > 0).float()[:, :, None],
+        visible_mask=(valid > 1).float()[:, :, None],
+    )
 
 
 def test_losses():

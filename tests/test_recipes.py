@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import ROOT
 from poise import config
-from poise.codecs import Targets
+from poise.codecs import build_loss
+from poise.codecs.heatmap import HeatmapTargets
 from poise.datasets import coco, read_set
 from poise.engine import optim
 from poise.engine.optim import build_optimizer
 from poise.errors import ConfigError
 from poise.io.images import ImageFolder
 from poise.models import forward
-from poise.models.losses import build_loss
 
 
 def published(name, *overrides):
@@ -45,7 +45,8 @@ def test_normalising():
 def test_loss_factor():
     """mmpose has no one half."""
     output, target = torch.rand(2, 17, 8, 6), torch.rand(2, 17, 8, 6)
-    targets = Targets(target, torch.ones(2, 17, 1), torch.ones(2, 17, 1))
+    ones = torch.ones(2, 17, 1)
+    targets = HeatmapTargets(heatmaps=target, weight=ones, visible_mask=ones)
     for name, factor in (
         ("moganet/moganet_s_256x192", 1.0),
         ("hrnet/w32_256x192_adam_lr1e-3", 0.5),

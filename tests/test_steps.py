@@ -427,7 +427,7 @@ def test_a_step_that_overflows_is_left_out(tiny_experiment, monkeypatch):
     """It is counted, said, and halves the scale; a run that is gone on with has the scale of its
     checkpoint.
     """
-    monkeypatch.setattr(train, "build_loss", lambda cfg: Overflowing(1e4))
+    monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Overflowing(1e4))
     folder = run_train(tiny_experiment, "AMP", "fp16", "TRAIN.END_EPOCH", 1)
     (line,) = metrics_of(folder)
     saved = state_of(folder / "checkpoint.pth")
@@ -443,7 +443,7 @@ def test_a_step_that_overflows_is_left_out(tiny_experiment, monkeypatch):
         "epoch 0/1: 1 steps left out for gradients that overflowed, loss scale 32768"
         in (folder / "train.log").read_text()
     )
-    monkeypatch.setattr(train, "build_loss", lambda cfg: Overflowing(math.inf))
+    monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Overflowing(math.inf))
     run_train(tiny_experiment, "AMP", "fp16", "AUTO_RESUME", True)
     assert [(line["overflows"], line["loss_scale"]) for line in metrics_of(folder)] == [
         (1, 2.0**15),
@@ -453,7 +453,7 @@ def test_a_step_that_overflows_is_left_out(tiny_experiment, monkeypatch):
 
 def test_a_step_that_is_left_out_has_no_part_in_the_average(tiny_experiment, monkeypatch):
     """Else the weights before it would count twice."""
-    monkeypatch.setattr(train, "build_loss", lambda cfg: Overflowing(1e4))
+    monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Overflowing(1e4))
     folder = run_train(tiny_experiment, "AMP", "fp16", "TRAIN.END_EPOCH", 1, "TRAIN.EMA_DECAY", 0.9)
     saved = state_of(folder / "checkpoint.pth")
     assert (
@@ -468,7 +468,7 @@ def test_gradients_that_no_scale_helps(tiny_experiment, monkeypatch):
             self.steps = 2
             return super().forward(outputs, targets)
 
-    monkeypatch.setattr(train, "build_loss", lambda cfg: Never(0.0))
+    monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Never(0.0))
     with pytest.raises(
         PoiseError, match="AMP fp16: gradients are not finite even with a loss scale of 0.000"
     ):

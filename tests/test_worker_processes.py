@@ -44,8 +44,8 @@ FAIL = """
 from torch import nn
 def fail(*_):
     raise {error}
-import poise.models.losses
-poise.models.losses.JointsMSELoss.forward = fail
+import poise.codecs.losses
+poise.codecs.losses.JointsMSELoss.forward = fail
 """
 PRINT_WORKERS = """
 import multiprocessing

@@ -1,45 +1,59 @@
-"""Keypoints to heatmaps and back: one file per convention, encode and decode side by side.
+"""Keypoints to what networks learn and back: one file per convention, encode next to decode.
 
-CODECS maps MODEL.TARGET_TYPE to its class; build_codec makes the one that a configuration
-describes.
+The registries hold paths instead of classes: reading a configuration needs the names, and would
+take several times as long with PyTorch, which the codecs import.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 from yacs.config import CfgNode
 
-from poise.codecs.codec import Codec, Targets
-from poise.codecs.dark import Dark
-from poise.codecs.flip import merge_flipped
-from poise.codecs.gaussian import Gaussian
-from poise.codecs.megvii import Megvii
-from poise.codecs.peaks import dark_kernel
-from poise.codecs.udp import Udp
+if TYPE_CHECKING:
+    from torch import nn
 
-_MEGVII_BLUR = 5
+    from poise.codecs.codec import Codec
 
-CODECS: dict[str, type[Codec]] = {"gaussian": Gaussian, "dark": Dark, "udp": Udp, "megvii": Megvii}
 
-__all__ = ["CODECS", "Codec", "Targets", "build_codec", "merge_flipped"]
+class CodecEntry(NamedTuple):
+    """path: module and class of a codec. losses: values of LOSS.TYPE that can train it."""
+
+    path: str
+    losses: tuple[str, ...] = ("joints_mse",)
+
+
+# MODEL.TARGET_TYPE
+CODECS = {
+    "gaussian": CodecEntry("poise.codecs.gaussian.Gaussian"),
+    "dark": CodecEntry("poise.codecs.dark.Dark"),
+    "udp": CodecEntry("poise.codecs.udp.Udp"),
+    "megvii": CodecEntry("poise.codecs.megvii.Megvii", ("joints_mse", "mspn")),
+}
+
+# LOSS.TYPE -> the function that builds the loss from a configuration
+LOSSES = {
+    "joints_mse": "poise.codecs.losses.joints_mse_from_config",
+    "mspn": "poise.codecs.losses.mspn_from_config",
+}
 
 
 def build_codec(cfg: CfgNode) -> Codec:
-    """The codec of MODEL.TARGET_TYPE, decoding as TEST.POST_PROCESS, TEST.DECODE and
-    TEST.BLUR_KERNEL say.
-    """
-    kind, m, t = CODECS[cfg.MODEL.TARGET_TYPE], cfg.MODEL, cfg.TEST
-    own = {"kernels": tuple(m.KERNELS)} if kind is Megvii else {}
-    refine = (t.DECODE or kind.own_refine) if t.POST_PROCESS else "none"
-    # the blur that MSPN's experiments give for MSPN's way of decoding says nothing about another
-    # way
-    given = t.BLUR_KERNEL if kind is not Megvii or refine == "megvii" else 0
-    blur = given or (_MEGVII_BLUR if refine == "megvii" else dark_kernel(m.SIGMA))
-    return kind(
-        image_size=tuple(m.IMAGE_SIZE),
-        heatmap_size=tuple(m.HEATMAP_SIZE),
-        sigma=m.SIGMA,
-        refine=refine,
-        blur_kernel=blur,
-        empty_cell=t.EMPTY_CELL,
-        **own,
-    )
+    """Build the codec of MODEL.TARGET_TYPE with the loss of LOSS.TYPE."""
+    return codec_class(cfg.MODEL.TARGET_TYPE).from_config(cfg, build_loss(cfg))
+
+
+def codec_class(name: str) -> type[Codec]:
+    """Return the class of a key of CODECS."""
+    return _imported(CODECS[name].path)
+
+
+def build_loss(cfg: CfgNode) -> nn.Module:
+    """Build the loss of LOSS.TYPE; it is called with the supervised outputs and the targets."""
+    return _imported(LOSSES[cfg.LOSS.TYPE])(cfg)
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

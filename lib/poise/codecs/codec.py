@@ -1,98 +1,139 @@
-"""What every codec is: keypoints to heatmaps and back, with the crop and the flip test that belong
-to it.
+"""The interface of a codec: keypoints to what a network learns, and its outputs back to keypoints.
 
-Legend of the codecs: B batch, J joints, H W input pixels, h w heatmap cells, K target sharpnesses.
+Legend of the codecs: B batch, K keypoints, H W input pixels, h w heatmap cells, L target levels.
 Sizes are (width, height).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
+from yacs.config import CfgNode
 
-from poise.codecs.peaks import dark_step, find_maxima, quarter_step, udp_step
+# one output of a network: a tensor, or a tuple of tensors that belong together. A network in train
+# mode returns a sequence of outputs (deep supervision), in eval mode one output.
+Output = torch.Tensor | tuple[torch.Tensor, ...]
+Arrays = np.ndarray | tuple[np.ndarray, ...]
 
 
-class Targets(NamedTuple):
-    """What a batch should be answered with.
+def map_output(function: Callable[[Any], Any], output: Any) -> Any:
+    """Apply a function to each tensor or array of an output."""
+    return tuple(map(function, output)) if isinstance(output, tuple) else function(output)
 
-    heatmaps: (B, J, h, w), or (B, K, J, h, w) from coarse to fine. weight: (B, J, 1), 0 for joints
-    without a label and those outside of the crop. seen: (B, J, 1), 1 for those of them that are not
-    hidden. cells: (B, J, 2) float, x and y of the maxima of `finest`, 0 for empty maps; None where
-    only a look at the maps tells. known: (B, J, 1), 0 for joints that the person's set does not
-    have; None: all are.
+
+def tensors_of(output: Any) -> tuple[Any, ...]:
+    """Return the tensors or arrays of an output."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def to_arrays(output: Output) -> Arrays:
+    """Copy an output to the CPU as NumPy arrays."""
+    return map_output(lambda tensor: tensor.cpu().numpy(), output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What a network learns for a batch; each representation adds its labels.
+
+    weight: (B, K, 1), 0 for keypoints that are not labeled or outside of the crop.
+    visible_mask: (B, K, 1), 1 for those of the others that are not occluded.
+    annotated_mask: (B, K, 1), 0 for keypoints that the person's dataset does not have; None: all
+    are annotated.
     """
 
-    heatmaps: torch.Tensor
     weight: torch.Tensor
-    seen: torch.Tensor
-    cells: torch.Tensor | None = None
-    known: torch.Tensor | None = None
-
-    @property
-    def finest(self) -> torch.Tensor:
-        """(B, J, h, w), the sharpest heatmaps."""
-        return self.heatmaps if self.heatmaps.dim() == 4 else self.heatmaps[:, -1]
+    visible_mask: torch.Tensor
+    annotated_mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """One convention.
+    """One representation of keypoints, with its loss, metrics, flip test and pictures.
 
-    refine: how a maximum is moved below the cell: 'none', 'quarter', 'dark', 'udp' or the codec's
-    own. blur_kernel: size in cells of the blur that the last three begin with, odd.
+    image_size: of the crops, in pixels. loss_function: called with the supervised outputs of the
+    network and the targets.
     """
 
     image_size: tuple[int, int]
-    heatmap_size: tuple[int, int]
-    sigma: float = 2.0
-    refine: str = "quarter"
-    blur_kernel: int = 11
-    empty_cell: int = 0
+    loss_function: nn.Module = field(kw_only=True, repr=False, compare=False)
 
     unbiased: ClassVar[bool] = False  # crops are UDP's: see poise.structures.crops
-    # heatmaps of a mirrored crop lie right without TEST.SHIFT_HEATMAP
-    mirror_exact: ClassVar[bool] = False
-    own_refine: ClassVar[str] = "quarter"  # what TEST.DECODE '' stands for
-    amplitude: ClassVar[float] = 1.0  # maximum of a target
-    shown_score: ClassVar[float] = 0.2  # joints above it are drawn in pictures
+    shown_score: ClassVar[float] = 0.2  # keypoints above it are drawn
+    # keys that the representation depends on, besides MODEL.IMAGE_SIZE
+    config_keys: ClassVar[tuple[str, ...]]
+    # keys that decoding and the flip test depend on
+    decode_keys: ClassVar[tuple[str, ...]] = ()
+    flip_keys: ClassVar[tuple[str, ...]] = ()
+    # what the outputs are called in messages, on TensorBoard and in file names
+    representation: ClassVar[str]
+    output_names: ClassVar[tuple[str, ...]]  # of an exported graph
 
-    @property
-    def stride(self) -> tuple[float, float]:
-        """Crop pixels of a heatmap cell, in x and y."""
-        return self.image_size[0] / self.heatmap_size[0], self.image_size[1] / self.heatmap_size[1]
+    @classmethod
+    @abstractmethod
+    def from_config(cls, cfg: CfgNode, loss_function: nn.Module) -> Codec:
+        """Build the codec that a configuration describes."""
 
     @abstractmethod
-    def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
-        """Targets, on the device of `joints`. joints: (B, J, 2) crop pixels. visible: (B, J),
-        COCO's flag 0, 1 or 2; -1 is as 0.
+    def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> Targets:
+        """Make the targets of a batch, on the device of `keypoints`.
+
+        Args:
+            keypoints: (B, K, 2) crop pixels.
+            visible: (B, K), COCO's flag 0, 1 or 2; -1 is as 0.
         """
 
-    def decode(
-        self, heatmaps: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Joints (B, J, 2) float32 in crop pixels and scores (B, J) float32 of heatmaps (B, J, h,
-        w) float32.
+    def loss(self, outputs: Sequence[Output], targets: Targets) -> torch.Tensor:
+        """Return the loss of all supervised outputs, a scalar; the prediction is the last."""
+        return self.loss_function(outputs, targets)
 
-        A map that is nowhere above 0 has its joint in `empty_cell` and its maximum as score.
-        maxima: what find_maxima gives, if it is known.
+    @abstractmethod
+    def accuracy(self, output: Output, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many keypoints of a batch are (right, counted), on the device of `output`."""
+
+    @abstractmethod
+    def decode(self, output: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """Return keypoints (B, K, 2) float32 in crop pixels and scores (B, K) float32."""
+
+    def decode_with_accuracy(
+        self, output: Output, targets: Targets
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
+        """Return what decode and accuracy return: keypoints, scores, right, counted."""
+        return *self.decode(to_arrays(output)), *self.accuracy(output, targets)
+
+    @abstractmethod
+    def flip_average(self, output: Output, flipped: Output, flip_order: torch.Tensor) -> Output:
+        """Average two outputs, the second of the flipped images.
+
+        flip_order: (K,) indices of poise.structures.skeleton.
         """
-        cells, scores = find_maxima(heatmaps) if maxima is None else maxima
-        coords = cells.astype(np.float32)
-        empty = scores <= 0
-        if self.refine == "quarter":
-            coords += quarter_step(heatmaps, cells) * ~empty[:, :, None]
-        elif self.refine == "dark":
-            coords += dark_step(heatmaps, cells, self.blur_kernel) * ~empty[:, :, None]
-        elif self.refine == "udp":
-            coords += udp_step(heatmaps, cells, self.blur_kernel) * ~empty[:, :, None]
-        coords[empty] = self.empty_cell
-        return self.cells_to_pixels(coords), scores
 
-    def cells_to_pixels(self, coords: np.ndarray) -> np.ndarray:
-        """Crop pixels (..., 2) of heatmap cells (..., 2)."""
-        return coords * np.array(self.stride, dtype=np.float32)
+    @abstractmethod
+    def flip_average_in_graph(
+        self, output: Output, flipped: Output, flip_order: torch.Tensor
+    ) -> Output:
+        """Do what flip_average does, by operations that can be exported."""
+
+    @abstractmethod
+    def build_decoder(self) -> nn.Module:
+        """Build a module that does what decode does, by operations that can be exported.
+
+        Its forward maps an output to keypoints (B, K, 2) and scores (B, K).
+        """
+
+    @abstractmethod
+    def output_shapes(self, num_keypoints: int) -> list[tuple[int, ...]]:
+        """Return the shapes of an output's tensors, without the batch."""
+
+    @abstractmethod
+    def output_maps(self, output: Arrays) -> np.ndarray:
+        """Return maps (B, K, h, w) of an output, 0 to 1, to be drawn over the crops."""
+
+    @abstractmethod
+    def target_maps(self, targets: Targets, count: int | None = None) -> np.ndarray:
+        """Return maps (B, L, K, h, w) of the first `count` targets, from coarse to fine."""

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import torch
 
-from poise.codecs.codec import Codec, Targets
 from poise.codecs.gaussian import draw
+from poise.codecs.heatmap import HeatmapCodec, HeatmapTargets
 
 
-class Dark(Codec):
+class Dark(HeatmapCodec):
     """Targets around the exact position, not cut off."""
 
     own_refine = "dark"
 
-    def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
-        """See Codec. The weight is 0 too where nothing within 3 sigma of the joint lies in the
+    def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
+        """See Codec. The weight is 0 too where nothing within 3 sigma of the keypoint lies in the
         map.
         """
-        center = joints / joints.new_tensor(self.stride)
+        center = keypoints / keypoints.new_tensor(self.stride)
         reach = 3 * self.sigma
         inside = (
             (center - reach < center.new_tensor(self.heatmap_size)) & (center + reach + 1 >= 0)

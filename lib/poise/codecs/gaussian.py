@@ -7,18 +7,20 @@ HRNet. Figures: tests/golden/pipeline.json.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
-from poise.codecs.codec import Codec, Targets
+from poise.codecs.heatmap import HeatmapCodec, HeatmapTargets
 
 
-class Gaussian(Codec):
+class Gaussian(HeatmapCodec):
     """Targets with peak 1 in a whole cell, cut off at 3 sigma."""
 
-    def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
+    def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
         """See Codec. The weight is 0 too where the whole Gaussian falls outside."""
         cell, inside = nearest_cell(
-            joints / joints.new_tensor(self.stride), self.heatmap_size, self.sigma
+            keypoints / keypoints.new_tensor(self.stride), self.heatmap_size, self.sigma
         )
         targets = draw(cell, cell, visible, inside, self.heatmap_size, self.sigma)
         # a square that ends right before the first cell counts as inside, as in the original, and
@@ -26,7 +28,9 @@ class Gaussian(Codec):
         low, high = _reach(cell, self.sigma)
         size = cell.new_tensor(self.heatmap_size)
         drawn = ((low < size) & (high > 0)).all(dim=2, keepdim=True) * targets.weight
-        return targets._replace(cells=torch.minimum(cell.clamp(min=0), size - 1) * drawn)
+        return dataclasses.replace(
+            targets, peaks=torch.minimum(cell.clamp(min=0), size - 1) * drawn
+        )
 
 
 def nearest_cell(
@@ -50,7 +54,7 @@ def draw(
     inside: torch.Tensor,
     size: tuple[int, int],
     sigma: float,
-) -> Targets:
+) -> HeatmapTargets:
     """Gaussians around `center` (B, J, 2) in cells; cut off 3 sigma from `cell`, or not at all
     where that is None.
     """
@@ -69,7 +73,11 @@ def draw(
     # the original
     columns = axis_profile(size[0], 0) * weight[:, :, None]
     heatmaps = axis_profile(size[1], 1)[:, :, :, None] * columns[:, :, None, :]
-    return Targets(heatmaps, weight[:, :, None], weight[:, :, None] * (visible > 1)[:, :, None])
+    return HeatmapTargets(
+        heatmaps=heatmaps,
+        weight=weight[:, :, None],
+        visible_mask=weight[:, :, None] * (visible > 1)[:, :, None],
+    )
 
 
 def _reach(cell: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:

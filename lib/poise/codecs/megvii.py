@@ -9,21 +9,59 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
+from yacs.config import CfgNode
 
-from poise.codecs.codec import Codec, Targets
-from poise.codecs.peaks import blur, find_maxima
+from poise.codecs.heatmap import HeatmapCodec, HeatmapTargets
+from poise.codecs.heatmap_decoder import HeatmapDecoder, values_at
+from poise.codecs.peaks import blur, dark_kernel, find_maxima
 
 AMPLITUDE = 255.0
 BORDER = 10  # cells of zeros around a map before it is blurred
 STEP = 0.25  # of a cell, from the highest towards the second highest cell
+DEFAULT_BLUR = 5  # cells, before decoding
+
+
+class MegviiDecoder(HeatmapDecoder):
+    """The decoding by operations of PyTorch alone."""
+
+    def forward(self, heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.refine != "megvii":
+            coords, scores = super().forward(heatmaps)
+            return coords, scores / AMPLITUDE + 0.5
+        height, width = heatmaps.shape[2:]
+        blurred = self.blur(F.pad(heatmaps, (BORDER, BORDER, BORDER, BORDER)))
+        wide, flat = width + 2 * BORDER, blurred.flatten(2)
+        first = flat.argmax(dim=2)
+        second = torch.where(
+            torch.arange(flat.shape[2], device=flat.device) == first[:, :, None],
+            torch.zeros_like(flat),
+            flat,
+        ).argmax(dim=2)
+        places = []
+        for index in (first, second):
+            row = torch.div(index, wide, rounding_mode="floor")
+            places.append(torch.stack([index - row * wide, row], dim=2).float())
+        way = places[1] - places[0]
+        # at least 1, or 0 where nothing is blurred to above 0
+        length = way.square().sum(dim=2, keepdim=True).sqrt()
+        coords = places[0] - BORDER + STEP * way / torch.clamp(length, min=1)
+        coords = torch.minimum(
+            torch.clamp(coords, min=0), coords.new_tensor([width - 1, height - 1])
+        )
+        at = torch.round(coords).long()
+        scores = values_at(heatmaps.flatten(2), at[:, :, 1] * width + at[:, :, 0]) / AMPLITUDE + 0.5
+        return coords * self.factor + self.offset, scores
 
 
 @dataclass(frozen=True)
-class Megvii(Codec):
+class Megvii(HeatmapCodec):
     """kernels: sizes in cells of the blurs of the targets, from coarse to fine."""
 
     kernels: tuple[int, ...] = (15, 11, 9, 7, 5)
@@ -32,46 +70,47 @@ class Megvii(Codec):
     own_refine = "megvii"
     amplitude = AMPLITUDE
     shown_score = 0.7  # 0.2 of the amplitude
+    decoder_class = MegviiDecoder
 
-    def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
-        """See Codec: heatmaps (B, K, J, h, w), one for each kernel, with maximum 255.
+    def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
+        """See Codec: heatmaps (B, L, K, h, w), one for each kernel, with maximum 255.
 
         The cell of a joint is rounded down. Joints are cut to whole pixels before it is looked
         whether they lie in the crop: MSPN keeps COCO's joints as integers. (It keeps MPII's as
         floats, so that there a joint up to one pixel outside is left out.)
         """
-        pixels = torch.trunc(joints)
-        size = joints.new_tensor(self.image_size)
+        pixels = torch.trunc(keypoints)
+        size = keypoints.new_tensor(self.image_size)
         inside = ((pixels >= 0) & (pixels <= size - 1)).all(dim=2)
         weight = ((visible > 0) & inside).float()
-        cell = torch.trunc(pixels / joints.new_tensor(self.stride)).long()
+        cell = torch.trunc(pixels / keypoints.new_tensor(self.stride)).long()
         cell = torch.where(inside[:, :, None], cell, 0)
         maps = []
         for kernel in self.kernels:
             columns, rows = (
-                blurred_points(count, kernel).to(joints.device)[cell[:, :, axis]]
+                blurred_points(count, kernel).to(keypoints.device)[cell[:, :, axis]]
                 for axis, count in enumerate(self.heatmap_size)
             )
             maps.append(
                 (rows * (AMPLITUDE * weight)[:, :, None])[:, :, :, None] * columns[:, :, None, :]
             )
-        return Targets(
-            torch.stack(maps, dim=1),
-            weight[:, :, None],
-            weight[:, :, None] * (visible > 1)[:, :, None],
+        return HeatmapTargets(
+            heatmaps=torch.stack(maps, dim=1),
+            weight=weight[:, :, None],
+            visible_mask=weight[:, :, None] * (visible > 1)[:, :, None],
         )
 
     def decode(
-        self, heatmaps: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None
+        self, output: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Codec. The score is the unblurred map's value at the found cell / 255 + 0.5, so it
         can leave [0, 1].
         """
         if self.refine != "megvii":
-            coords, scores = super().decode(heatmaps, maxima)
+            coords, scores = super().decode(output, maxima)
             return coords, scores / np.float32(AMPLITUDE) + np.float32(0.5)
-        height, width = heatmaps.shape[2:]
-        padded = np.pad(heatmaps, ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER)))
+        height, width = output.shape[2:]
+        padded = np.pad(output, ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER)))
         blurred = blur(padded, self.blur_kernel)
         first, _ = find_maxima(blurred)
         batch, joint = np.indices(first.shape[:2])
@@ -82,7 +121,7 @@ class Megvii(Codec):
         coords = first - BORDER + STEP * way / np.where(length > 1e-3, length, np.inf)
         coords = np.clip(coords, 0, [width - 1, height - 1])
         at = np.rint(coords).astype(np.int64)
-        scores = heatmaps[batch, joint, at[:, :, 1], at[:, :, 0]] / np.float32(
+        scores = output[batch, joint, at[:, :, 1], at[:, :, 0]] / np.float32(
             AMPLITUDE
         ) + np.float32(0.5)
         return self.cells_to_pixels(coords).astype(np.float32), scores
@@ -93,6 +132,17 @@ class Megvii(Codec):
         """
         stride = np.array(self.stride)
         return (coords * stride + stride / 2).astype(np.float32)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, loss_function: nn.Module, **more: Any) -> Megvii:
+        return super().from_config(cfg, loss_function, kernels=tuple(cfg.MODEL.KERNELS), **more)
+
+    @classmethod
+    def default_blur(cls, cfg: CfgNode, refine: str) -> int:
+        # TEST.BLUR_KERNEL of MSPN's experiments is for MSPN's own decoding
+        if refine == "megvii":
+            return cfg.TEST.BLUR_KERNEL or DEFAULT_BLUR
+        return dark_kernel(cfg.MODEL.SIGMA)
 
 
 @lru_cache(maxsize=64)

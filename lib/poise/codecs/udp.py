@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import torch
 
-from poise.codecs.codec import Codec, Targets
 from poise.codecs.gaussian import draw, nearest_cell
+from poise.codecs.heatmap import HeatmapCodec, HeatmapTargets
 
 
-class Udp(Codec):
+class Udp(HeatmapCodec):
     """Targets around the exact position, cut off at 3 sigma from its cell; its own form of
     DARK's decoder.
     """
@@ -33,8 +33,8 @@ class Udp(Codec):
         )
         return width, height
 
-    def encode(self, joints: torch.Tensor, visible: torch.Tensor) -> Targets:
+    def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
         """See Codec. The weight is 0 too where the whole Gaussian falls outside."""
-        center = joints / joints.new_tensor(self.stride)
+        center = keypoints / keypoints.new_tensor(self.stride)
         cell, inside = nearest_cell(center, self.heatmap_size, self.sigma)
         return draw(center, cell, visible, inside, self.heatmap_size, self.sigma)

@@ -6,11 +6,9 @@ import math
 
 from yacs.config import CfgNode
 
+from poise.codecs import CODECS, LOSSES
 from poise.config.datasets import dataset_of
 from poise.errors import ConfigError
-
-# poise.codecs.CODECS, which stands above this floor
-CODEC_NAMES = ("gaussian", "dark", "udp", "megvii")
 
 
 def check_values(cfg: CfgNode, source: str) -> None:
@@ -146,8 +144,8 @@ def check_values(cfg: CfgNode, source: str) -> None:
         group, name = key.split(".")
         need(cfg[group][name] in allowed, key, f"one of {', '.join(map(repr, allowed))}")
 
-    choice("MODEL.TARGET_TYPE", *CODEC_NAMES)
-    choice("LOSS.TYPE", "joints_mse", "mspn")
+    choice("MODEL.TARGET_TYPE", *CODECS)
+    choice("LOSS.TYPE", *LOSSES)
     choice("DATASET.BOX_CLIP", "hrnet", "mmpose", "none")
     choice("DATASET.AUGMENT_DRAW", "normal", "uniform")
     choice("DATASET.HALF_BODY", "hrnet", "mspn")
@@ -188,10 +186,11 @@ def check_values(cfg: CfgNode, source: str) -> None:
         "MODEL.KERNELS",
         "falling, from coarse to fine",
     )
+    losses = CODECS[cfg.MODEL.TARGET_TYPE].losses
     need(
-        cfg.LOSS.TYPE != "mspn" or cfg.MODEL.TARGET_TYPE == "megvii",
+        cfg.LOSS.TYPE in losses,
         "LOSS.TYPE",
-        "'joints_mse' unless MODEL.TARGET_TYPE is megvii",
+        f"{' or '.join(map(repr, losses))} with MODEL.TARGET_TYPE {cfg.MODEL.TARGET_TYPE}",
     )
     kernels = 4 + cfg.LOSS.COARSE_TO_FINE
     need(

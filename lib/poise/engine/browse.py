@@ -35,8 +35,8 @@ class Samples:
     names: of their pictures.
 
     crops (N, H, W, 3) uint8 BGR; joints (N, J, 2) crop pixels; visible (N, J) flags 0, 1, 2;
-    heatmaps (N, J, h, w), 0 to 1, the sharpest of the targets; coarser (N, K, J, h, w) or None: all
-    sharpnesses of codecs that have several; weight (N, J).
+    target_maps (N, L, J, h, w), 0 to 1, from coarse to fine; weight (N, J). representation: what
+    the codec calls the maps.
     """
 
     keys: list[tuple[int, int]]
@@ -44,17 +44,17 @@ class Samples:
     crops: np.ndarray
     joints: np.ndarray
     visible: np.ndarray
-    heatmaps: np.ndarray
-    coarser: np.ndarray | None
+    target_maps: np.ndarray
     weight: np.ndarray
     skeleton: Skeleton
+    representation: str
 
 
 def run(
     cfg: CfgNode, folder: str | Path, *, count: int = 32, epoch: int = 0, first: int = 0
 ) -> list[Path]:
-    """Write joints.jpg, heatmaps.jpg (a row for each of the first 8 samples) and, for targets of
-    several sharpnesses, sharpness.jpg.
+    """Write joints.jpg, <representation>.jpg (a row for each of the first 8 samples) and, for
+    targets of several levels, sharpness.jpg.
 
     The samples first, first + 1, ... of an epoch, `count` of them or as many as there are. Returns
     the pictures' paths. Raises PoiseError.
@@ -66,8 +66,11 @@ def run(
         )
     samples = draw(cfg, count=count, epoch=epoch, first=first)
     folder = Path(folder)
-    pictures = {"joints.jpg": joint_mosaic(samples), "heatmaps.jpg": target_mosaic(samples)}
-    if samples.coarser is not None:
+    pictures = {
+        "joints.jpg": joint_mosaic(samples),
+        f"{samples.representation}.jpg": target_mosaic(samples),
+    }
+    if samples.target_maps.shape[1] > 1:
         pictures["sharpness.jpg"] = sharpness_mosaic(samples)
     paths = []
     for name, picture in pictures.items():
@@ -105,14 +108,13 @@ def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples
     for batch in itertools.islice(loader, -(-needed // loader.batches.batch_size)):
         targets = encode_targets(cfg, codec, batch, device)
         crops = denormalize(cfg, normalize(cfg, batch["images"], device))
-        maps = targets.heatmaps if targets.heatmaps.dim() == 5 else targets.heatmaps[:, None]
         parts.append(
             (
                 batch["person"].numpy(),
                 crops,
                 batch["joints"].numpy(),
                 batch["visible"].numpy(),
-                maps.numpy() / codec.amplitude,
+                codec.target_maps(targets),
                 targets.weight[:, :, 0].numpy(),
             )
         )
@@ -125,10 +127,10 @@ def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples
         crops,
         joints,
         visible,
-        maps[:, -1],
-        maps if maps.shape[1] > 1 else None,
+        maps,
         weight,
         table.skeleton,
+        codec.representation,
     )
 
 
@@ -157,7 +159,7 @@ def joint_mosaic(samples: Samples, columns: int = _COLUMNS) -> np.ndarray:
 
 
 def target_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
-    """A row for each sample: the crop, all its heatmaps together, then each joint's with its
+    """A row for each sample: the crop, all its maps together, then each joint's with its
     weight.
     """
     titles = [
@@ -168,16 +170,15 @@ def target_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
     for row in range(min(rows, len(samples.crops))):
         crop = _enlarged(samples.crops[row], _zoom(samples.crops.shape[1:3]) / 1.25)
         maps, words = (
-            samples.heatmaps[row],
+            samples.target_maps[row, -1],
             [f"{title} w {weight:g}" for title, weight in zip(titles, samples.weight[row])],
         )
         pictures += [
             _with_words(crop.copy(), f"person {samples.keys[row][1]}"),
-            _with_words(visualize.heatmap_overlay(crop, maps.max(axis=0)), "all joints"),
+            _with_words(visualize.map_overlay(crop, maps.max(axis=0)), "all joints"),
         ]
         pictures += [
-            _with_words(visualize.heatmap_overlay(crop, one), text)
-            for one, text in zip(maps, words)
+            _with_words(visualize.map_overlay(crop, one), text) for one, text in zip(maps, words)
         ]
     return visualize.mosaic(pictures, 2 + len(titles))
 
@@ -192,12 +193,12 @@ def sharpness_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
         pictures += [_with_words(crop.copy(), f"person {samples.keys[row][1]}")]
         pictures += [
             _with_words(
-                visualize.heatmap_overlay(crop, maps.max(axis=0)),
-                f"sharpness {k} of {samples.coarser.shape[1]}",
+                visualize.map_overlay(crop, maps.max(axis=0)),
+                f"sharpness {k} of {samples.target_maps.shape[1]}",
             )
-            for k, maps in enumerate(samples.coarser[row], 1)
+            for k, maps in enumerate(samples.target_maps[row], 1)
         ]
-    return visualize.mosaic(pictures, 1 + samples.coarser.shape[1])
+    return visualize.mosaic(pictures, 1 + samples.target_maps.shape[1])
 
 
 def _zoom(sides: Sequence[int]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from poise.codecs import Codec, Targets
+from poise.codecs.codec import Arrays, Codec, Output, Targets, map_output
 from poise.errors import DataError
 from poise.models.forward import denormalize
 from poise.structures.skeleton import Skeleton
@@ -41,11 +41,11 @@ class DebugPictures:
         prefix: Path,
         batch: dict[str, torch.Tensor],
         images: torch.Tensor,
-        output: torch.Tensor,
+        output: Output,
         targets: Targets,
     ) -> None:
-        """Pictures <prefix>_<kind>.jpg of a batch; images (B, 3, H, W) normalised, output (B, J,
-        h, w). Raises DataError for a disk that is full.
+        """Pictures <prefix>_<kind>.jpg of a batch; images (B, 3, H, W) normalised. Raises
+        DataError for a disk that is full.
         """
         self._raise()
         # copied here: the tensors may be written to again
@@ -55,8 +55,8 @@ class DebugPictures:
                 batch["joints"][:32].numpy(),
                 batch["visible"][:32].numpy(),
                 denormalize(self._cfg, images[:32]),
-                output[:32].float().cpu().numpy().copy(),
-                targets.finest[:8].cpu().numpy().copy(),
+                map_output(lambda one: one[:32].float().cpu().numpy().copy(), output),
+                self._codec.target_maps(targets, 8)[:, -1],
             )
         )
 
@@ -89,18 +89,19 @@ class DebugPictures:
         joints: np.ndarray,
         visible: np.ndarray,
         crops: np.ndarray,
-        maps: np.ndarray,
-        targets: np.ndarray,
+        output: Arrays,
+        target_maps: np.ndarray,
     ) -> None:
-        wanted, amplitude = self._cfg.DEBUG, self._codec.amplitude
+        wanted = self._cfg.DEBUG
         if wanted.SAVE_BATCH_IMAGES_GT:
             draw.save(f"{prefix}_gt.jpg", draw.crop_mosaic(crops, joints, visible, self._skeleton))
         if wanted.SAVE_BATCH_IMAGES_PRED:
-            coords, _ = self._codec.decode(maps)
+            coords, _ = self._codec.decode(output)
             draw.save(
                 f"{prefix}_pred.jpg", draw.crop_mosaic(crops, coords, visible, self._skeleton)
             )
         if wanted.SAVE_HEATMAPS_GT:
-            draw.save(f"{prefix}_hm_gt.jpg", draw.heatmap_mosaic(crops[:8], targets / amplitude))
+            draw.save(f"{prefix}_hm_gt.jpg", draw.map_mosaic(crops[:8], target_maps))
         if wanted.SAVE_HEATMAPS_PRED:
-            draw.save(f"{prefix}_hm_pred.jpg", draw.heatmap_mosaic(crops[:8], maps[:8] / amplitude))
+            maps = self._codec.output_maps(map_output(lambda one: one[:8], output))
+            draw.save(f"{prefix}_hm_pred.jpg", draw.map_mosaic(crops[:8], maps))

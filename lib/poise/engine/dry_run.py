@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from poise.codecs import build_codec
 from poise.datasets import build_loader
 from poise.engine import device, logger, train
 from poise.engine.distributed import ALONE, Processes, local_processes
@@ -67,10 +66,10 @@ def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
     training.progress.begin(training.progress.epoch)
     training.model.train()
     loader.batches.begin(training.progress.epoch)
-    codec, seconds, begin = build_codec(cfg), [], time.perf_counter()
+    seconds, begin = [], time.perf_counter()
     for batch in itertools.islice(loader, STEPS):
         waited = time.perf_counter() - begin
-        figures, _ = train.train_step(training, codec, batch, lambda: None)
+        figures, _ = train.train_step(training, training.codec, batch, lambda: None)
         # waits for a GPU too
         loss = sum(float(part.loss) * part.own for part in figures) / max(
             sum(part.own for part in figures), 1
@@ -93,7 +92,7 @@ def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
         begin = time.perf_counter()
     trained = peak_memory(where)
     start, test_seconds, batches = _test_seconds(training)
-    peaks = processes.gather(peak_memory(where))
+    memory = processes.gather(peak_memory(where))
     if not processes.main:
         return
     kind = (
@@ -101,13 +100,13 @@ def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
         if where.type == "cuda"
         else "of the process, besides its workers"
     )
-    if None not in peaks:
+    if None not in memory:
         most = f", the largest of {processes.world} processes" if processes.world > 1 else ""
         log.info(
             "memory %s: %.2f GB at the peak of training, %.2f GB with the test%s",
             kind,
             trained / 1e9,
-            max(peaks) / 1e9,
+            max(memory) / 1e9,
             most,
         )
     total = left * seconds[-1] + tests * (start + batches * test_seconds)
@@ -177,7 +176,7 @@ def _test_seconds(training: train.Training) -> tuple[float, float, int]:
             device.for_testing(cfg, network, training.devices),
             loader,
             training.device,
-            training.criterion,
+            training.codec,
             mark,
             processes,
         )

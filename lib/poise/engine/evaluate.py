@@ -46,7 +46,6 @@ from poise.evaluation.results import (
 )
 from poise.io.files import no_garbage_collection, replacing
 from poise.models import build_model
-from poise.models.losses import build_loss
 from poise.models.weights import zoo
 from poise.models.weights.origin import doubt, load_trained
 from poise.structures.crops import PIXEL_STD
@@ -110,10 +109,10 @@ def run(
         return values
 
     with logger.errors_in_file(), machine_limits("test", testing_advice(cfg)):
-        criterion = build_loss(cfg).to(devices[0])
+        codec = build_codec(cfg)
         tested = device.for_testing(cfg, model, devices)
         device.compile_network(cfg, tested, devices)
-        found = predict(cfg, tested, loader, devices[0], criterion, processes=processes)
+        found = predict(cfg, tested, loader, devices[0], codec, processes=processes)
         return processes.from_first(lambda: use(found))
 
 

@@ -252,7 +252,7 @@ class TensorBoard:
         self._writer.add_image(name, image[:, :, ::-1], step, dataformats="HWC")
 
     def batch(self, first: dict[str, Any], skeleton: Skeleton, step: int) -> None:
-        """Joints and heatmaps of a test's first batch: see predict.Predictions. Raises DataError
+        """Keypoints and maps of a test's first batch: see predict.Predictions. Raises DataError
         where the page can no longer be written.
         """
         from poise.visualization import draw
@@ -263,8 +263,8 @@ class TensorBoard:
             step,
         )
         self.picture(
-            "heatmaps",
-            draw.heatmap_mosaic(first["crops"][: len(first["heatmaps"])], first["heatmaps"]),
+            first["representation"],
+            draw.map_mosaic(first["crops"][: len(first["maps"])], first["maps"]),
             step,
         )
 

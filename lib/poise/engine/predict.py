@@ -8,19 +8,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.codecs import build_codec
-from poise.codecs.peaks import find_maxima
+from poise.codecs.codec import Codec, map_output, to_arrays
 from poise.datasets.loader import BatchLoader
 from poise.engine.distributed import ALONE, Processes
 from poise.engine.targets import encode_targets
 from poise.errors import pluralize
-from poise.evaluation.pck import heatmap_pck
 from poise.models.forward import forward_flipped, normalize
 from poise.structures.crops import crop_to_image
 
@@ -37,7 +36,7 @@ class Predictions:
     scores: np.ndarray
     loss: float | None = None
     accuracy: float | None = None
-    first_batch: dict[str, np.ndarray] = field(default_factory=dict)
+    first_batch: dict[str, Any] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -46,7 +45,7 @@ def predict(
     model: nn.Module,
     loader: BatchLoader,
     device: torch.device,
-    criterion: Callable | None = None,
+    codec: Codec,
     stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
 ) -> Predictions:
@@ -58,7 +57,7 @@ def predict(
     """
     from tqdm import tqdm
 
-    table, codec, batches = loader.crops.table, build_codec(cfg), loader.batches
+    table, batches = loader.crops.table, loader.batches
     count, joints = len(table), table.skeleton.num_joints
     found = Predictions(np.zeros((count, joints, 2)), np.zeros((count, joints), np.float32))
     flip_order = torch.from_numpy(table.skeleton.flip_order).to(device)
@@ -83,28 +82,26 @@ def predict(
             stopped = stop()
             if stopped:
                 break
-            heatmaps = forward_flipped(
+            output = forward_flipped(
                 cfg, codec, model, normalize(cfg, batch["images"], device), flip_order
             )
             person = batch["person"].numpy()
-            maps = heatmaps.cpu().numpy()
-            maxima = find_maxima(maps)  # once, for the accuracy and the joints
-            if table.labelled and criterion is not None:
+            if table.labelled:
                 targets = encode_targets(cfg, codec, batch, device)
-                right, counted = heatmap_pck(
-                    heatmaps, targets.finest, maxima=maxima, cells=targets.cells
-                )
+                coords, scores, right, counted = codec.decode_with_accuracy(output, targets)
                 sums.append(
                     torch.stack(
                         [
-                            criterion((heatmaps,), targets) * len(person),
+                            codec.loss([output], targets) * len(person),
                             counted.new_tensor(len(person)),
                             right,
                             counted,
                         ]
                     ).double()
                 )
-            coords, found.scores[person] = codec.decode(maps, maxima)
+            else:
+                coords, scores = codec.decode(to_arrays(output))
+            found.scores[person] = scores
             found.keypoints[person] = crop_to_image(
                 coords,
                 table.center[person],
@@ -119,7 +116,8 @@ def predict(
                     "crops": crops[..., ::-1] if loader.crops.rgb else crops,
                     "joints": coords[:16],
                     "shown": found.scores[person][:16] > codec.shown_score,
-                    "heatmaps": maps[:4] / codec.amplitude,
+                    "maps": codec.output_maps(to_arrays(map_output(lambda one: one[:4], output))),
+                    "representation": codec.representation,
                 }
             if (step + 1) % cfg.PRINT_FREQ == 0 and not sys.stderr.isatty():
                 done = min((step + 1) * batches.world * batches.batch_size, count)

@@ -1,11 +1,13 @@
-"""The targets of a batch, drawn on the device."""
+"""The targets of a batch, made on the device."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from yacs.config import CfgNode
 
-from poise.codecs import Codec, Targets
+from poise.codecs.codec import Codec, Targets
 from poise.config.datasets import dataset_of
 from poise.structures.person_table import UNKNOWN
 
@@ -13,14 +15,14 @@ from poise.structures.person_table import UNKNOWN
 def encode_targets(
     cfg: CfgNode, codec: Codec, batch: dict[str, torch.Tensor], device: torch.device
 ) -> Targets:
-    """The targets of a batch's joints, drawn on the device."""
+    """Make the targets of a batch's keypoints on the device."""
     joints, visible = (batch[key].to(device, non_blocking=True) for key in ("joints", "visible"))
     targets = codec.encode(joints, visible)
     if cfg.DATASET.MIX:
-        targets = targets._replace(known=(visible > UNKNOWN).float()[:, :, None])
-    if cfg.LOSS.USE_DIFFERENT_JOINTS_WEIGHT:
-        targets = targets._replace(
-            weight=targets.weight
-            * targets.weight.new_tensor(dataset_of(cfg).skeleton.weights)[:, None]
+        targets = dataclasses.replace(
+            targets, annotated_mask=(visible > UNKNOWN).float()[:, :, None]
         )
+    if cfg.LOSS.USE_DIFFERENT_JOINTS_WEIGHT:
+        weights = targets.weight.new_tensor(dataset_of(cfg).skeleton.weights)[:, None]
+        targets = dataclasses.replace(targets, weight=targets.weight * weights)
     return targets

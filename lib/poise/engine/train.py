@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
-from poise.codecs import Codec, build_codec
+from poise.codecs import build_codec
+from poise.codecs.codec import Codec, map_output
 from poise.config import data_path, experiment_name
 from poise.datasets import PersonTable, build_loader, read_set
 from poise.datasets.loader import BatchLoader
@@ -41,11 +42,9 @@ from poise.engine.sync_bn import check_single_sample
 from poise.engine.targets import encode_targets
 from poise.errors import DataError, PoiseError
 from poise.evaluation.ground_truth import check_truth
-from poise.evaluation.pck import heatmap_pck
 from poise.io.files import no_garbage_collection, replacing
 from poise.models import build_model, weights
 from poise.models.forward import autocast, normalize
-from poise.models.losses import build_loss
 from poise.models.posenas.genotypes import write_genotype
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class Training:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    criterion: nn.Module
+    codec: Codec
     loader: BatchLoader
     test_loader: BatchLoader
     progress: Progress
@@ -208,7 +207,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     threads = CpuThreads(cfg, devices[0], saved and saved["threads"])
     model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
     optimizer = build_optimizer(cfg, model)
-    criterion = build_loss(cfg).to(devices[0])
+    codec = build_codec(cfg)
     schedule = Schedule.from_config(cfg, len(loader), loader.batches.batch_size)
     together = cfg.SYNC_BN and processes.world > 1
     if (
@@ -257,7 +256,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
         model,
         optimizer,
         schedule,
-        criterion,
+        codec,
         loader,
         test_loader,
         progress,
@@ -297,7 +296,7 @@ def _begin_records(training: Training, command: list[str]) -> None:
     t.metrics = logger.MetricsFile(t.folder / "metrics.jsonl", t.progress.epoch)
     t.board = logger.TensorBoard(cfg, t.cfg_path)
     if cfg.DEBUG.DEBUG:
-        t.pictures = DebugPictures(cfg, build_codec(cfg), t.loader.crops.table.skeleton)
+        t.pictures = DebugPictures(cfg, t.codec, t.loader.crops.table.skeleton)
 
 
 def _write_origin(training: Training) -> None:
@@ -466,7 +465,7 @@ def _test(
             device.for_testing(t.cfg, network, t.devices),
             t.test_loader,
             t.device,
-            t.criterion,
+            t.codec,
             lambda: _asked(t, interrupt),
             t.processes,
         )
@@ -577,7 +576,7 @@ def train_one_epoch(training: Training, interrupt: Interrupt) -> None:
         training.device,
         training.loader,
     )
-    table, sums, codec = loader.crops.table, progress.sums, build_codec(cfg)
+    table, sums, codec = loader.crops.table, progress.sums, training.codec
     training.model.train()
     loader.batches.begin(progress.epoch, progress.step)
     steps = schedule.steps_in(progress.epoch)
@@ -811,19 +810,20 @@ def train_step(
             targets = encode_targets(cfg, codec, part, training.device)
             with autocast(cfg, training.device):
                 outputs = model(images)
-            outputs = tuple(output.float() for output in outputs)
-            loss = training.criterion(outputs, targets)
+            outputs = [map_output(torch.Tensor.float, output) for output in outputs]
+            loss = codec.loss(outputs, targets)
             if not number:
                 before_backward()
                 optimizer.zero_grad()
             # gradients become the mean over processes: by this weight they are those of the mean
             # over the whole batch
             training.scale.backward(loss * (count * processes.world / whole))
+        prediction = map_output(torch.Tensor.detach, outputs[-1])
         with torch.no_grad():
             figures.append(
                 StepFigures(
                     loss.detach(),
-                    *heatmap_pck(outputs[-1].detach(), targets.finest, cells=targets.cells),
+                    *codec.accuracy(prediction, targets),
                     count,
                     part["person"],
                 )
@@ -831,7 +831,7 @@ def train_step(
     training.scale.step(optimizer)
     if training.average and not training.scale.left_out():
         training.average.update(bare(model))
-    return figures, (part, images, outputs[-1].detach(), targets)
+    return figures, (part, images, prediction, targets)
 
 
 def smallest_part(batches: EpochBatches, steps: int, parts: int = 1, devices: int = 1) -> int:

@@ -24,6 +24,7 @@ from yacs.config import CfgNode
 
 from poise import config
 from poise.codecs import build_codec
+from poise.codecs.codec import Arrays, Codec, to_arrays
 from poise.config.datasets import dataset_of
 from poise.engine.device import compile_network, for_testing
 from poise.errors import ConfigError, DataError
@@ -47,32 +48,34 @@ _LEAST_SIDE = 1e-3  # pixels of a crop in the picture
 class Network(Protocol):
     """What finds joints in crops: a network of PyTorch, or a file of onnxruntime."""
 
-    def __call__(self, crops: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Crops (B, H, W, 3) uint8, RGB -> heatmaps (B, J, h, w) float32, or joints (B, J, 2) in
-        crop pixels and scores (B, J).
+    decodes: bool  # whether it returns joints and scores instead of an output for the codec
+
+    def __call__(self, crops: np.ndarray) -> Arrays:
+        """Crops (B, H, W, 3) uint8, RGB -> an output for Codec.decode; or, where it decodes itself,
+        joints (B, J, 2) in crop pixels and scores (B, J).
         """
 
 
 class TorchNetwork:
     """The network of an experiment with the weights of a file, as tools/test.py would run them."""
 
-    def __init__(self, cfg: CfgNode, file: str | os.PathLike, device: torch.device):
+    decodes = False
+
+    def __init__(self, cfg: CfgNode, codec: Codec, file: str | os.PathLike, device: torch.device):
         check_precision(cfg, [device])
         model = build_model(cfg)
         load_trained(cfg, model, file)
-        self._cfg, self._codec, self._device = cfg, build_codec(cfg), device
+        self._cfg, self._codec, self._device = cfg, codec, device
         self._model = for_testing(cfg, model, [device]).eval()
         compile_network(cfg, self._model, [device])
         self._flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order).to(device)
 
     @torch.no_grad()
-    def __call__(self, crops: np.ndarray) -> np.ndarray:
+    def __call__(self, crops: np.ndarray) -> Arrays:
         crops = crops if self._cfg.DATASET.COLOR_RGB else np.ascontiguousarray(crops[:, :, :, ::-1])
         images = normalize(self._cfg, torch.from_numpy(crops), self._device)
-        return (
+        return to_arrays(
             forward_flipped(self._cfg, self._codec, self._model, images, self._flip_order)
-            .cpu()
-            .numpy()
         )
 
 
@@ -124,16 +127,17 @@ class PoseEstimator:
                 weights, experiment, device, flip_test, overrides
             )
             self.cfg, self.device = self._network.cfg, self._network.device
+            self._codec = self._network.codec
         else:
             self.device = choose_device(device)
             if experiment is None:
                 experiment, overrides = experiment_of(weights, overrides), ()
             self.cfg = _experiment(experiment, self.device, half, flip_test, overrides)
-            self._network = TorchNetwork(self.cfg, weights, self.device)
+            self._codec = build_codec(self.cfg)
+            self._network = TorchNetwork(self.cfg, self._codec, weights, self.device)
         self.batch_size = (
             min(int(batch_size), _CPU_BATCH) if self.device.type == "cpu" else int(batch_size)
         )
-        self._codec = build_codec(self.cfg)
         self.skeleton = dataset_of(self.cfg).skeleton
         self.seconds = {"read": 0.0, "crop": 0.0, "network": 0.0, "decode": 0.0}
 
@@ -292,7 +296,7 @@ class PoseEstimator:
         with self._timed("network"):
             answer = self._network(crops)
         with self._timed("decode"):
-            coords, scores = answer if isinstance(answer, tuple) else self._codec.decode(answer)
+            coords, scores = answer if self._network.decodes else self._codec.decode(answer)
             center, scale = (np.array(values) for values in zip(*places))
             keypoints = crop_to_image(
                 coords, center, scale, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased
@@ -300,8 +304,8 @@ class PoseEstimator:
         if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
             narrow = f", or AMP {self.cfg.AMP} is too narrow for it" if self.cfg.AMP else ""
             raise DataError(
-                "the network's heatmaps hold NaN or infinity: it has diverged, its weights do not"
-                f" fit{narrow}"
+                f"the network's {self._codec.representation} hold NaN or infinity: it has diverged,"
+                f" its weights do not fit{narrow}"
             )
         return keypoints.astype(np.float32), np.asarray(scores, np.float32)
 

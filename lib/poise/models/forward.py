@@ -1,7 +1,7 @@
 """A batch of crops through a network: normalised, in the precision that AMP asks for, with the flip
 test. For training, tests, the predictor and exports.
 
-Legend: B batch, J joints, H W input pixels, h w heatmap cells.
+Legend: B batch, H W input pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.codecs import Codec, merge_flipped
+from poise.codecs.codec import Codec, Output, map_output
 from poise.errors import ConfigError
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,15 +67,13 @@ def autocast(cfg: CfgNode, device: torch.device) -> AbstractContextManager:
 
 def forward_flipped(
     cfg: CfgNode, codec: Codec, model: nn.Module, images: torch.Tensor, flip_order: torch.Tensor
-) -> torch.Tensor:
-    """Heatmaps (B, J, h, w) of normalised images (B, 3, H, W), with the flip test where
+) -> Output:
+    """The prediction, in float32, for normalised images (B, 3, H, W), with the flip test where
     TEST.FLIP_TEST asks for it.
     """
     with autocast(cfg, images.device):
-        heatmaps = model(images).float()
-        mirrored = model(images.flip(3)).float() if cfg.TEST.FLIP_TEST else None
-    if mirrored is not None:
-        heatmaps = merge_flipped(
-            heatmaps, mirrored, flip_order, cfg.TEST.SHIFT_HEATMAP and not codec.mirror_exact
-        )
-    return heatmaps
+        output = map_output(torch.Tensor.float, model(images))
+        if not cfg.TEST.FLIP_TEST:
+            return output
+        flipped = map_output(torch.Tensor.float, model(images.flip(3)))
+    return codec.flip_average(output, flipped, flip_order)

@@ -9,7 +9,7 @@ to 32. A stage hands to the next one the finest map of its way up as its input, 
 stride that are added to the next way down. Every unit has a head; all are supervised, and the last
 head of the last stage is the prediction.
 
-Differences from the repository: the loss stands outside (poise.models.losses); in eval mode only
+Differences from the repository: the loss stands outside (poise.codecs.losses); in eval mode only
 the prediction's head runs; with EFFICIENT the running statistics of batch norm move once a step
 instead of twice.
 

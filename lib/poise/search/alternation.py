@@ -16,12 +16,11 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.codecs import build_codec
+from poise.codecs.codec import map_output
 from poise.engine.optim import Adam, set_learning_rate
 from poise.engine.targets import encode_targets
 from poise.errors import PoiseError
-from poise.evaluation.pck import heatmap_pck
 from poise.models.forward import normalize
-from poise.models.losses import build_loss
 from poise.search.supernet import SearchNetwork, weights_of
 
 
@@ -31,7 +30,7 @@ class Alternation:
     def __init__(self, cfg: CfgNode, network: SearchNetwork, device: torch.device):
         s = cfg.SEARCH
         self.cfg, self.network, self.device = cfg, network, device
-        self.criterion, self.codec = build_loss(cfg).to(device), build_codec(cfg)
+        self.codec = build_codec(cfg)
         self.weights = list(weights_of(network).values())
         self.values = list(network.architecture.values())
         self.weight_optimizer = Adam(self.weights, lr=s.W_LR, fused=True)
@@ -94,7 +93,7 @@ class Alternation:
             parameter.requires_grad_(False)
         try:
             outputs = self.network(images)
-            loss = self.criterion(outputs, targets)
+            loss = self.codec.loss(outputs, targets)
             loss.backward()
         finally:
             for parameter in frozen:
@@ -105,5 +104,6 @@ class Alternation:
                 f"the loss of the search is {value}; lower SEARCH.W_LR or SEARCH.ALPHA_LR, or set"
                 " SEARCH.GRAD_CLIP"
             )
-        right, counted = heatmap_pck(outputs[-1].detach(), targets.finest, cells=targets.cells)
+        prediction = map_output(torch.Tensor.detach, outputs[-1])
+        right, counted = self.codec.accuracy(prediction, targets)
         return value, float(right), float(counted)

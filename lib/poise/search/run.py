@@ -321,7 +321,7 @@ def _test(search: Search, interrupt: Interrupt) -> tuple[dict[str, float], float
             turns.network,
             search.test_loader,
             turns.device,
-            turns.criterion,
+            turns.codec,
             lambda: interrupt.asked,
         )
     except KeyboardInterrupt:

@@ -118,7 +118,7 @@ def draw_box(
     cv2.putText(image, label, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
 
 
-def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+def map_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     """The image darkened under one heatmap (h, w), whose values are expected from 0 to 1."""
     height, width = image.shape[:2]
     values = cv2.resize(np.clip(heatmap, 0, 1).astype(np.float32), (width, height))
@@ -154,7 +154,7 @@ def crop_mosaic(
     return mosaic(drawn, min(columns, len(drawn)))
 
 
-def heatmap_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
+def map_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
     """A row per crop (B, H, W, 3): the crop, then it under each of its heatmaps (B, J, h, w), at
     heatmap size.
     """
@@ -162,7 +162,7 @@ def heatmap_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
     pictures = []
     for crop, maps in zip(crops, heatmaps):
         small = cv2.resize(crop, (width, height))
-        pictures += [small, *(heatmap_overlay(small, one) for one in maps)]
+        pictures += [small, *(map_overlay(small, one) for one in maps)]
     return mosaic(pictures, heatmaps.shape[1] + 1, gap=1)
 
 

@@ -2,8 +2,9 @@
 network before it is put in place.
 
     graph     what is exported: the folded network, and normalising, flip test and decoding where
-    they are asked for decoding  the codecs' decode by operations of PyTorch formats   writing and
-    running the files metadata  what a file says about itself
+              they are asked for
+    formats   writing and running the files
+    metadata  what a file says about itself
     parity    whether a file finds what the network finds
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from poise.codecs import build_codec
 from poise.errors import ConfigError, DataError
 from poise.inference.export import metadata, parity
 from poise.inference.export.formats import FORMATS, need_packages
@@ -39,7 +41,7 @@ def export(
     of crops may go through it at once.
 
     images: pictures that it is checked on, whole, besides noise; made persons where there are none.
-    Returns what the checks found. A file that differs by more than parity.HEATMAP_TOLERANCE or
+    Returns what the checks found. A file that differs by more than parity.OUTPUT_TOLERANCE or
     KEYPOINT_TOLERANCE is not left behind, and what was at `out` before stays: DataError.
     """
     parts = parts or Parts()
@@ -49,26 +51,27 @@ def export(
         )
     _, needs, write, read = FORMATS[format]
     need_packages(needs, f"exporting to {format}")
-    model = build_model(cfg).eval()
+    model, codec = build_model(cfg).eval(), build_codec(cfg)
     load_trained(cfg, model, file)
     kinds = {
         "noise": parity.noise_crops(cfg),
         "pictures" if images else "made persons": (
-            parity.picture_crops(cfg, images) if images else parity.drawn_crops(cfg)
+            parity.picture_crops(cfg, codec, images) if images else parity.drawn_crops(cfg, codec)
         ),
     }
-    graph = Graph(cfg, model, parts)
+    graph = Graph(cfg, codec, model, parts)
     with replacing(out) as part:
-        write(graph, graph.example(cfg), part, metadata.as_text(cfg, parts))
+        write(graph, graph.example(cfg), part, metadata.as_text(cfg, codec, parts))
         run = read(part)
         found = [
-            parity.compare(cfg, model, parts, run, crops, kind) for kind, crops in kinds.items()
+            parity.compare(cfg, codec, model, parts, run, crops, kind)
+            for kind, crops in kinds.items()
         ]
         different = [str(one) for one in found if not one.equal]
         if different:
             raise DataError(
                 f"{out}: the exported file differs from the network and is not kept"
-                f" ({'; '.join(different)}; at most {parity.HEATMAP_TOLERANCE:g} and"
+                f" ({'; '.join(different)}; at most {parity.OUTPUT_TOLERANCE:g} and"
                 f" {parity.KEYPOINT_TOLERANCE:g} px are accepted)"
             )
     return found

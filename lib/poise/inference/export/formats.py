@@ -55,7 +55,7 @@ def _write_onnx(graph: Graph, example: torch.Tensor, path: Path, text: str) -> N
             (example,),
             dynamo=True,
             input_names=[IMAGES],
-            output_names=graph.parts.outputs,
+            output_names=graph.output_names,
             opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
             verbose=False,

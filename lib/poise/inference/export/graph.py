@@ -8,14 +8,12 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.codecs import build_codec
-from poise.codecs.flip import merge_tensors
+from poise.codecs.codec import Codec, Output, map_output, tensors_of
 from poise.config.datasets import dataset_of
-from poise.inference.export.decoding import Decoder
 from poise.models.forward import forward_flipped, normalize
 from poise.models.fuse import fold_batch_norms
 
-HEATMAPS, KEYPOINTS, SCORES, IMAGES = "heatmaps", "keypoints", "scores", "images"
+KEYPOINTS, SCORES, IMAGES = "keypoints", "scores", "images"
 
 
 @dataclass(frozen=True)
@@ -24,29 +22,28 @@ class Parts:
 
     normalize: its input is crops (B, H, W, 3) uint8 in RGB order, else normalised images (B, 3, H,
     W) float32 in the network's order of colours. flip: the flip test. decode: its outputs begin
-    with keypoints (B, J, 2) in crop pixels and scores (B, J), both float32. The last output is
-    always the heatmaps (B, J, h, w) float32.
+    with keypoints (B, J, 2) in crop pixels and scores (B, J), both float32. The last outputs
+    are always those of the network, float32, under the names of the codec.
     """
 
     normalize: bool = False
     flip: bool = False
     decode: bool = False
 
-    @property
-    def outputs(self) -> list[str]:
-        return [KEYPOINTS, SCORES, HEATMAPS] if self.decode else [HEATMAPS]
+    def output_names(self, codec: Codec) -> list[str]:
+        """Return the names of the graph's outputs."""
+        return [*((KEYPOINTS, SCORES) if self.decode else ()), *codec.output_names]
 
 
 class Graph(nn.Module):
     """The network of an experiment in eval mode with its batch norms folded, and `parts`."""
 
-    def __init__(self, cfg: CfgNode, model: nn.Module, parts: Parts):
+    def __init__(self, cfg: CfgNode, codec: Codec, model: nn.Module, parts: Parts):
         super().__init__()
-        codec = build_codec(cfg)
         self.network = fold_batch_norms(model)
         self.parts, self.bgr = parts, not cfg.DATASET.COLOR_RGB
-        self.shift = cfg.TEST.SHIFT_HEATMAP and not codec.mirror_exact
-        self.decoder = Decoder(codec) if parts.decode else None
+        self.codec, self.output_names = codec, parts.output_names(codec)
+        self.decoder = codec.build_decoder() if parts.decode else None
         self.register_buffer("flip_order", torch.from_numpy(dataset_of(cfg).skeleton.flip_order))
         for name in ("MEAN", "STD"):
             self.register_buffer(
@@ -61,11 +58,16 @@ class Graph(nn.Module):
             images = ((images.flip(1) if self.bgr else images) - self.mean) / self.std
         if self.parts.flip:  # both in one pass, so that the network stands in the graph once
             both = self.network(torch.cat([images, images.flip(3)]))
-            heatmaps, mirrored = both.unflatten(0, (2, -1)).unbind(0)
-            heatmaps = merge_tensors(heatmaps, mirrored, self.flip_order, self.shift)
+            pairs = map_output(lambda one: one.unflatten(0, (2, -1)), both)
+            output = self.codec.flip_average_in_graph(
+                map_output(lambda pair: pair[0], pairs),
+                map_output(lambda pair: pair[1], pairs),
+                self.flip_order,
+            )
         else:
-            heatmaps = self.network(images)
-        return (*self.decoder(heatmaps), heatmaps) if self.decoder is not None else (heatmaps,)
+            output = self.network(images)
+        decoded = () if self.decoder is None else self.decoder(output)
+        return *decoded, *tensors_of(output)
 
     def example(self, cfg: CfgNode, count: int = 2) -> torch.Tensor:
         """An input of `count` crops."""
@@ -78,17 +80,18 @@ class Graph(nn.Module):
 
 
 @torch.no_grad()
-def eager_heatmaps(cfg: CfgNode, model: nn.Module, crops: torch.Tensor, flip: bool) -> torch.Tensor:
-    """What a graph is held against: heatmaps of crops (B, H, W, 3) uint8 RGB by the network as
-    it is, in float32, not folded.
+def reference_output(
+    cfg: CfgNode, codec: Codec, model: nn.Module, crops: torch.Tensor, flip: bool
+) -> Output:
+    """Return what a graph is compared with: the output for crops (B, H, W, 3) uint8 RGB.
+
+    The network computes in float32 and is not folded.
     """
     from poise import config
 
     plain = config.changed(cfg, ["TEST.FLIP_TEST", flip, "AMP", ""])
     flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
-    return forward_flipped(
-        plain, build_codec(cfg), model.eval(), normalized(cfg, crops), flip_order
-    )
+    return forward_flipped(plain, codec, model.eval(), normalized(cfg, crops), flip_order)
 
 
 def normalized(cfg: CfgNode, crops: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from poise import config
+from poise.codecs import codec_class
+from poise.codecs.codec import Codec
 from poise.config.datasets import dataset_of, give_joints
 from poise.errors import DataError, PoiseError
 from poise.inference.export.graph import Parts
@@ -29,19 +31,20 @@ NETWORK_KEYS = (
     "MODEL.NUM_JOINTS",
     "MODEL.TARGET_TYPE",
     "MODEL.IMAGE_SIZE",
-    "MODEL.HEATMAP_SIZE",
-    "MODEL.SIGMA",
-    "MODEL.KERNELS",
-    "MODEL.MEAN",
-    "MODEL.STD",
-    "DATASET.DATASET",
-    "DATASET.COLOR_RGB",
 )
-DECODE_KEYS = ("TEST.POST_PROCESS", "TEST.DECODE", "TEST.BLUR_KERNEL", "TEST.EMPTY_CELL")
-FLIP_KEYS = ("TEST.FLIP_TEST", "TEST.SHIFT_HEATMAP")
+INPUT_KEYS = ("MODEL.MEAN", "MODEL.STD", "DATASET.DATASET", "DATASET.COLOR_RGB")
 OTHER_KEYS = ("TEST.BOX_MARGIN", "TEST.IN_VIS_THRE")
 WARNED_KEYS = ("TEST.BOX_MARGIN",)  # the graph does not depend on them, the joints found do
-_KEYS = (*NETWORK_KEYS, *DECODE_KEYS, *FLIP_KEYS, *OTHER_KEYS)
+
+
+def network_keys(codec: type[Codec]) -> tuple[str, ...]:
+    """Return the keys whose values the graph itself is made for."""
+    return *NETWORK_KEYS, *codec.config_keys, *INPUT_KEYS
+
+
+def _all_keys(codec: type[Codec]) -> tuple[str, ...]:
+    decoding = *codec.decode_keys, "TEST.FLIP_TEST", *codec.flip_keys
+    return *network_keys(codec), *decoding, *OTHER_KEYS
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
@@ -51,13 +54,13 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def as_text(cfg: CfgNode, parts: Parts) -> str:
+def as_text(cfg: CfgNode, codec: Codec, parts: Parts) -> str:
     """The text for a file of this experiment's network with these parts."""
     return json.dumps(
         {
             "version": VERSION,
             "parts": asdict(parts),
-            "config": {key: value_of(cfg, key) for key in _KEYS},
+            "config": {key: value_of(cfg, key) for key in _all_keys(type(codec))},
             "input": (
                 "images (B, H, W, 3) uint8 RGB"
                 if parts.normalize
@@ -66,7 +69,7 @@ def as_text(cfg: CfgNode, parts: Parts) -> str:
                     " MODEL.MEAN and over MODEL.STD"
                 )
             ),
-            "outputs": parts.outputs,
+            "outputs": parts.output_names(codec),
             "dataset": describe_joints(dataset_of(cfg).skeleton),
         }
     )
@@ -87,7 +90,7 @@ def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
             )
         values, wanted = content["config"], {field.name for field in fields(Parts)}
         if (
-            set(values) != set(_KEYS)
+            set(values) != set(_all_keys(codec_class(values["MODEL.TARGET_TYPE"])))
             or set(content["parts"]) != wanted
             or not all(isinstance(part, bool) for part in content["parts"].values())
         ):

@@ -13,12 +13,13 @@ import torch
 from yacs.config import CfgNode
 
 from poise import config
-from poise.codecs import build_codec
+from poise.codecs import build_codec, codec_class
+from poise.codecs.codec import Arrays, Output, to_arrays
 from poise.config.datasets import dataset_of
 from poise.errors import ConfigError, DataError, one_line
 from poise.inference.export import metadata
 from poise.inference.export.formats import need_packages, onnx_session
-from poise.inference.export.graph import HEATMAPS, IMAGES, KEYPOINTS, SCORES, normalized
+from poise.inference.export.graph import IMAGES, KEYPOINTS, SCORES, normalized
 from poise.models.forward import forward_flipped
 from poise.structures.skeleton import other_joint
 
@@ -103,6 +104,7 @@ class OnnxNetwork:
                 " read"
             )
         own, self._parts = metadata.from_text(text, str(file))
+        self.decodes = self._parts.decode
         self._check_form(file, own)
         cfg = config.changed(own if cfg is None else cfg, overrides)
         self._check_agreement(file, own, cfg)
@@ -127,10 +129,10 @@ class OnnxNetwork:
         self._outside = config.changed(
             self.cfg, ["TEST.FLIP_TEST", bool(flip_test) and not self._parts.flip]
         )
-        self._codec = build_codec(cfg)
+        self.codec = build_codec(self.cfg)
         self._flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
 
-    def __call__(self, crops: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    def __call__(self, crops: np.ndarray) -> Arrays:
         """See poise.inference.estimator.Network."""
         images = torch.from_numpy(crops)
         images = (
@@ -138,12 +140,15 @@ class OnnxNetwork:
         )
         if self._parts.decode:
             return tuple(self._run(images, [KEYPOINTS, SCORES]))
-        return forward_flipped(
-            self._outside, self._codec, self._heatmaps, images, self._flip_order
-        ).numpy()
+        return to_arrays(
+            forward_flipped(self._outside, self.codec, self._output, images, self._flip_order)
+        )
 
-    def _heatmaps(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self._run(images, [HEATMAPS])[0])
+    def _output(self, images: torch.Tensor) -> Output:
+        """The output of the graph's network."""
+        arrays = self._run(images, list(self.codec.output_names))
+        tensors = tuple(map(torch.from_numpy, arrays))
+        return tensors if len(tensors) > 1 else tensors[0]
 
     def _run(self, images: torch.Tensor, outputs: list[str]) -> list[np.ndarray]:
         """images: (B, 3, H, W), uint8 where the graph normalises."""
@@ -166,12 +171,13 @@ class OnnxNetwork:
             else ("tensor(float)", [3, height, width])
         )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        maps = [own.MODEL.NUM_JOINTS, *reversed(own.MODEL.HEATMAP_SIZE)]
+        codec = build_codec(own)
+        shapes = codec.output_shapes(own.MODEL.NUM_JOINTS)
         if (
             [one.name for one in inputs] != [IMAGES]
             or (inputs[0].type, list(inputs[0].shape[1:])) != wanted
-            or [one.name for one in outputs] != self._parts.outputs
-            or list(outputs[-1].shape[1:]) != maps
+            or [one.name for one in outputs] != self._parts.output_names(codec)
+            or [tuple(one.shape[1:]) for one in outputs[-len(shapes) :]] != shapes
         ):
             raise DataError(
                 f"{file}: its input and outputs are not those that its metadata tells; export it"
@@ -179,10 +185,11 @@ class OnnxNetwork:
             )
 
     def _check_agreement(self, file: str | os.PathLike, own: CfgNode, cfg: CfgNode) -> None:
+        codec = codec_class(own.MODEL.TARGET_TYPE)
         fixed = (
-            metadata.NETWORK_KEYS
-            + (metadata.DECODE_KEYS if self._parts.decode else ())
-            + (("TEST.SHIFT_HEATMAP",) if self._parts.flip else ())
+            metadata.network_keys(codec)
+            + (codec.decode_keys if self._parts.decode else ())
+            + (codec.flip_keys if self._parts.flip else ())
         )
         for key in fixed:
             if metadata.value_of(own, key) != metadata.value_of(cfg, key):

@@ -1,19 +1,20 @@
 """Heatmap losses, over all joints at once.
 
-Legend: B batch, J joints, h w heatmap cells, K target sharpnesses. Sources: lib/core/loss.py of
-HRNet; MSPN exps/*/network.py (_calculate_loss). Figures: tests/golden/pipeline.json and
-mspn_functions.json.
+Legend: see poise.codecs.codec. Sources: lib/core/loss.py of HRNet; MSPN exps/*/network.py
+(_calculate_loss). Figures: tests/golden/pipeline.json and mspn_functions.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.codecs import Targets
+if TYPE_CHECKING:
+    from poise.codecs.heatmap import HeatmapTargets
 
 
 class JointsMSELoss(nn.Module):
@@ -21,7 +22,7 @@ class JointsMSELoss(nn.Module):
     half; mmpose takes 1).
     """
 
-    def __init__(self, use_target_weight: bool, factor: float = 0.5):
+    def __init__(self, use_target_weight: bool = True, factor: float = 0.5):
         super().__init__()
         self.use_target_weight = use_target_weight
         self.factor = factor
@@ -29,7 +30,7 @@ class JointsMSELoss(nn.Module):
     def forward(
         self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """output, target: (B, J, h, w); weight: (B, J, 1). Scalar. The original's mean over
+        """output, target: (B, K, h, w); weight: (B, K, 1). Scalar. The original's mean over
         joints of each joint's mean is the mean over all.
         """
         return (
@@ -43,7 +44,7 @@ class JointsOHKMMSELoss(nn.Module):
     mining, Chen et al. CVPR 2018).
     """
 
-    def __init__(self, use_target_weight: bool, topk: int = 8, factor: float = 0.5):
+    def __init__(self, use_target_weight: bool = True, topk: int = 8, factor: float = 0.5):
         super().__init__()
         self.use_target_weight = use_target_weight
         self.topk = topk
@@ -52,22 +53,22 @@ class JointsOHKMMSELoss(nn.Module):
     def forward(
         self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """output, target: (B, J, h, w); weight: (B, J, 1). Scalar."""
+        """output, target: (B, K, h, w); weight: (B, K, 1). Scalar."""
         per_joint = self.factor * _squared_error(
             output, target, weight if self.use_target_weight else None
         ).mean(dim=(2, 3))
         return per_joint.topk(self.topk, dim=1, sorted=False).values.mean()
 
 
-class SumOverOutputs(nn.Module):
-    """Every supervised output against the same, sharpest targets; the sum of their losses."""
+class DeepSupervisionLoss(nn.Module):
+    """The sum of the losses of all supervised outputs, each against the sharpest targets."""
 
     def __init__(self, loss: nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, outputs: Sequence[torch.Tensor], targets: Targets) -> torch.Tensor:
-        """outputs: each (B, J, h, w). Scalar."""
+    def forward(self, outputs: Sequence[torch.Tensor], targets: HeatmapTargets) -> torch.Tensor:
+        """outputs: each (B, K, h, w). Scalar."""
         return sum(self.loss(output, targets.finest, targets.weight) for output in outputs)
 
 
@@ -89,9 +90,9 @@ class MSPNLoss(nn.Module):
         self.topk = topk
         self.coarse_to_fine = coarse_to_fine
 
-    def forward(self, outputs: Sequence[torch.Tensor], targets: Targets) -> torch.Tensor:
-        """outputs: stage after stage, each from its coarsest unit to its finest, (B, J, h, w).
-        targets: heatmaps (B, K, J, h, w).
+    def forward(self, outputs: Sequence[torch.Tensor], targets: HeatmapTargets) -> torch.Tensor:
+        """outputs: stage after stage, each from its coarsest unit to its finest, (B, K, h, w).
+        targets: heatmaps (B, L, K, h, w).
 
         Fewer than four outputs are taken for the last units of a single stage, so the prediction
         alone has a loss too. Scalar.
@@ -103,9 +104,9 @@ class MSPNLoss(nn.Module):
             stage, unit = divmod(place, self.units)
             target = targets.heatmaps[:, unit + (stage == last_stage and self.coarse_to_fine)]
             if unit < self.units - 1:
-                total = total + self._seen_joints(output, target, targets) / self.units
+                total = total + self._visible_mse(output, target, targets) / self.units
             elif self.topk is None:
-                total = total + self._seen_joints(output, target, targets)
+                total = total + self._visible_mse(output, target, targets)
             else:
                 per_joint = (output - target).square().mean(dim=(2, 3)) * (
                     targets.weight[:, :, 0] > 0
@@ -114,10 +115,12 @@ class MSPNLoss(nn.Module):
         return total
 
     @staticmethod
-    def _seen_joints(output: torch.Tensor, target: torch.Tensor, targets: Targets) -> torch.Tensor:
-        error = output - target * (targets.seen > 0)[:, :, :, None]
-        if targets.known is not None:  # what a person's set does not have is no empty map
-            error = error * targets.known[:, :, :, None]
+    def _visible_mse(
+        output: torch.Tensor, target: torch.Tensor, targets: HeatmapTargets
+    ) -> torch.Tensor:
+        error = output - target * (targets.visible_mask > 0)[:, :, :, None]
+        if targets.annotated_mask is not None:  # what a person's set does not have is no empty map
+            error = error * targets.annotated_mask[:, :, :, None]
         return error.square().mean()
 
 
@@ -130,14 +133,15 @@ def _squared_error(
     return error.square()
 
 
-def build_loss(cfg: CfgNode) -> nn.Module:
-    """The loss that LOSS.* describes; called as loss(outputs, targets) with the network's tuple
-    of outputs.
-    """
-    if cfg.LOSS.TYPE == "mspn":
-        return MSPNLoss(cfg.LOSS.TOPK if cfg.LOSS.USE_OHKM else None, cfg.LOSS.COARSE_TO_FINE)
+def joints_mse_from_config(cfg: CfgNode) -> nn.Module:
+    """Build the loss of HRNet, with LOSS.USE_OHKM of the hardest keypoints only."""
     if cfg.LOSS.USE_OHKM:
-        return SumOverOutputs(
+        return DeepSupervisionLoss(
             JointsOHKMMSELoss(cfg.LOSS.USE_TARGET_WEIGHT, cfg.LOSS.TOPK, cfg.LOSS.FACTOR)
         )
-    return SumOverOutputs(JointsMSELoss(cfg.LOSS.USE_TARGET_WEIGHT, cfg.LOSS.FACTOR))
+    return DeepSupervisionLoss(JointsMSELoss(cfg.LOSS.USE_TARGET_WEIGHT, cfg.LOSS.FACTOR))
+
+
+def mspn_from_config(cfg: CfgNode) -> nn.Module:
+    """Build the loss of MSPN."""
+    return MSPNLoss(cfg.LOSS.TOPK if cfg.LOSS.USE_OHKM else None, cfg.LOSS.COARSE_TO_FINE)
