@@ -138,7 +138,7 @@ def test_first_heatmaps_of_the_reference_and_none_of_them_in_evaluation():
     with torch.no_grad():
         model(filled_input("posenas_l18_c48_coco", run["input"], record["seed"]))
         assert not calls
-        first = model.stage1.heatmaps(features["t4"])
+        first = model.stage1.head(features["t4"])
     want = run["outputs"][0]
     assert list(first.shape) == want["shape"]
     assert (

@@ -23,7 +23,7 @@ from poise.search.space import Space
 
 
 class SearchNetwork(nn.Module):
-    """(B, 3, H, W) -> heatmaps (B, J, H / 4, W / 4), in train mode as a tuple of one; H and W
+    """(B, 3, H, W) -> outputs (B, J, H / 4, W / 4), in train mode as a tuple of one; H and W
     multiples of 32.
 
     architecture: the values, see poise.search.architecture; they are no weights. init_channels,
@@ -85,8 +85,8 @@ class SearchNetwork(nn.Module):
                 cell.weights = self.architecture[cell.kind].softmax(dim=1)
         s0 = self.stem1(self.stem0(images))
         features = self.cells(s0, self.stem2(s0))
-        heatmaps = self.decoder.heatmaps(self.decoder(*features)[0])
-        return (heatmaps,) if self.training else heatmaps
+        output = self.decoder.head(self.decoder(*features)[0])
+        return (output,) if self.training else output
 
     init_weights = PoseNAS.init_weights  # of convolutions; the architecture values are none
 

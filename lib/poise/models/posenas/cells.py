@@ -152,6 +152,6 @@ class DecoderStage(nn.Module):
         t4 = self.upsamples[2](t8, f4)
         return t4, t8, t16
 
-    def heatmaps(self, t4: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> (B, J, h, w)."""
+    def head(self, t4: torch.Tensor) -> torch.Tensor:
+        """Return the output for fused features: (B, C, h, w) -> (B, J, h, w)."""
         return self.final_layer(F.relu(t4))

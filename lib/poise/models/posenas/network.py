@@ -103,7 +103,7 @@ class PoseNAS(nn.Module):
         f4, f8, f16, f32 = self.cells(s0, self.stem2(s0))
         t4, t8, t16 = self.stage1(f4, f8, f16, f32)
         # supervised, but no part of the prediction
-        first = self.stage1.heatmaps(t4) if self.training else None
+        first = self.stage1.head(t4) if self.training else None
         if self.aliased_features:
             t4 = F.relu(t4)
             f4, f8, f16 = t4, t8, t16
@@ -120,7 +120,7 @@ class PoseNAS(nn.Module):
         e8 = f8 + t8 + self.reduce_channel1(g8)
         e16 = f16 + t16 + self.reduce_channel2(g16)
         e32 = f32 + self.reduce_channel3(g32)
-        second = self.stage2.heatmaps(self.stage2(e4, e8, e16, e32)[0])
+        second = self.stage2.head(self.stage2(e4, e8, e16, e32)[0])
         return (first, second) if self.training else second
 
     def init_weights(self) -> None:
