@@ -430,7 +430,12 @@ def test_what_does_not_stride_may_stand_inside_a_reduction_cell():
     reduce[2] = ("se_connect", 2)
     genotype = dataclasses.replace(GENOTYPES["posenas"], reduce=tuple(reduce))
     model = PoseNAS(
-        genotype, joints=3, init_channels=4, layers=4, refine_channels=4, refine_layers=4
+        genotype=genotype,
+        num_keypoints=3,
+        init_channels=4,
+        layers=4,
+        refine_channels=4,
+        refine_layers=4,
     ).eval()
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 8, 8)
 

@@ -154,7 +154,7 @@ def test_a_decided_search_network_is_the_network_of_the_genotype():
         "SEARCH.DECODER_OPERATIONS",
         "none se_connect std_conv_3x3 avg_pool_3x3 dil_conv_3x3_2",
     )
-    single = SearchNetwork(Space({}, genotype), joints=17, init_channels=8, layers=4).train()
+    single = SearchNetwork(Space({}, genotype), num_keypoints=17, init_channels=8, layers=4).train()
     names = {}
     for kind, values in network.architecture.items():
         values.data.zero_()
@@ -200,7 +200,7 @@ def test_a_decided_search_network_is_the_network_of_the_genotype():
 def test_size_of_the_authors_search():
     """Spec figures of an independent prototype: 20.24 million weights, 799 convolutions."""
     with torch.device("meta"):
-        network = SearchNetwork(Space.from_config(config.load(EXPERIMENT)), joints=16)
+        network = SearchNetwork(Space.from_config(config.load(EXPERIMENT)), num_keypoints=16)
     assert round(sum(weight.numel() for weight in weights_of(network).values()) / 1e6, 2) == 20.24
     assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 799
     kinds = [cell.kind for cell in network.cells]

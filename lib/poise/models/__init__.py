@@ -1,41 +1,56 @@
-"""The pose networks, one file each; MODELS maps MODEL.NAME to a builder.
+"""The pose networks, one file each; MODELS maps MODEL.NAME to a class.
 
-In eval mode a network maps images (B, 3, H, W) to heatmaps (B, J, h, w); in train mode to a tuple
+In eval mode a network maps images (B, 3, H, W) to heatmaps (B, K, h, w); in train mode to a tuple
 of every supervised output, the prediction last. State-dict keys and shapes are those of the
-family's released checkpoints.
+family's released checkpoints. Networks are built from keyword arguments, without a configuration:
+`PoseHRNet(width=32, num_keypoints=17)`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 
-from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models import moganet, mspn, pose_hrnet, pose_res2net, pose_resnet, simple_baseline
-from poise.models.options import check_extra
-from poise.models.posenas import network
+from poise.models.moganet import MogaNetPose
+from poise.models.mspn import MSPN
+from poise.models.options import check_sizes
+from poise.models.pose_hrnet import PoseHRNet
+from poise.models.pose_network import PoseNetwork
+from poise.models.pose_res2net import PoseRes2Net, PoseRes2NetV1b
+from poise.models.pose_resnet import PoseResNet
+from poise.models.posenas.network import PoseNAS
 
-# MODEL.NAME -> (builder, the keys of MODEL.EXTRA that it reads)
-MODELS: dict[str, tuple[Callable[[CfgNode], nn.Module], tuple[str, ...]]] = {
-    "pose_resnet": (pose_resnet.build, simple_baseline.EXTRA_KEYS),
-    "pose_res2net": (pose_res2net.build_v1, simple_baseline.EXTRA_KEYS),
-    "pose_res2net_v1b": (pose_res2net.build_v1b, simple_baseline.EXTRA_KEYS),
-    "posenas": (network.build, network.EXTRA_KEYS),
-    "moganet": (moganet.build, moganet.EXTRA_KEYS),
-    "pose_hrnet": (pose_hrnet.build, pose_hrnet.EXTRA_KEYS),
-    "mspn": (mspn.build, mspn.EXTRA_KEYS),
+MODELS: dict[str, type[PoseNetwork]] = {
+    "pose_resnet": PoseResNet,
+    "pose_res2net": PoseRes2Net,
+    "pose_res2net_v1b": PoseRes2NetV1b,
+    "posenas": PoseNAS,
+    "moganet": MogaNetPose,
+    "pose_hrnet": PoseHRNet,
+    "mspn": MSPN,
 }
 
+__all__ = [
+    "MODELS",
+    "MSPN",
+    "MogaNetPose",
+    "PoseHRNet",
+    "PoseNAS",
+    "PoseNetwork",
+    "PoseRes2Net",
+    "PoseRes2NetV1b",
+    "PoseResNet",
+    "build_model",
+]
 
-def build_model(cfg: CfgNode) -> nn.Module:
-    """The network that MODEL.* describes, initialised as its family does when MODEL.INIT_WEIGHTS is
-    true.
 
-    Weights files are not read here: poise.models.weights does. Raises ConfigError for an unknown
-    network or MODEL.EXTRA key.
+def build_model(cfg: CfgNode) -> PoseNetwork:
+    """Build the network of MODEL.*, with `init_weights` where MODEL.INIT_WEIGHTS is true.
+
+    Weight files are not read here: poise.models.weights does. Raises ConfigError for an unknown
+    network, an unknown key or invalid value of MODEL.EXTRA, and sizes that do not fit.
     """
     name = cfg.MODEL.NAME
     if name not in MODELS:
@@ -44,6 +59,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
         raise ConfigError(
             f"MODEL.NAME {name!r} is not a network of Poise ({', '.join(MODELS)}){hint}"
         )
-    builder, known = MODELS[name]
-    check_extra(cfg, known)
-    return builder(cfg)
+    network = MODELS[name].from_config(cfg)
+    check_sizes(cfg, network.output_stride, network.input_multiple)
+    if cfg.MODEL.INIT_WEIGHTS:
+        network.init_weights()
+    return network

@@ -8,11 +8,8 @@ attn_force_fp32, which gates twice), and the initialisation, which the original 
 classifiers only: the backbone of a pose network begins with ImageNet weights or else with PyTorch's
 own rule, and so it does here.
 
-MODEL.EXTRA: ARCH ('tiny'): xtiny (xt), tiny (t), small (s), base (b), large (l) or xlarge (xl).
-    EMBED_DIMS, DEPTHS, FFN_RATIOS: four numbers each, instead of those of ARCH. DROP_PATH (0.1):
-    stochastic depth of the last block; the rate rises to it from 0 in the first. INIT_VALUE (1e-5):
-    what the layer scales begin with, so that a block begins as almost nothing; for ImageNet's 300
-    epochs. and those of the head, see poise.models.deconv_head.
+MODEL.EXTRA has the arguments of MogaNetPose in upper case and those of the head, see
+poise.models.deconv_head.
 """
 
 from __future__ import annotations
@@ -24,10 +21,25 @@ from torch import nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from poise.errors import ConfigError
-from poise.models.deconv_head import deconv_layers, final_layer, head_settings, init_head
+from poise.models.deconv_head import (
+    DEFAULT_HEAD,
+    HEAD_KEYS,
+    HeadOptions,
+    deconv_layers,
+    final_layer,
+    head_from_config,
+    init_head,
+)
 from poise.models.drop_path import DropPath, linear_rates
-from poise.models.options import check_sizes, is_channels, is_number
+from poise.models.options import (
+    OptionError,
+    check_extra,
+    given_keywords,
+    is_channels,
+    is_number,
+    naming_keys,
+)
+from poise.models.pose_network import PoseNetwork
 
 # name -> (channels, blocks, FFN expansion) of the four stages
 ARCHS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
@@ -48,19 +60,15 @@ ALIASES = {
     "xl": "xlarge",
     "x-large": "xlarge",
 }
-EXTRA_KEYS = (
-    "ARCH",
-    "EMBED_DIMS",
-    "DEPTHS",
-    "FFN_RATIOS",
-    "DROP_PATH",
-    "INIT_VALUE",
-    "DECONV_WITH_BIAS",
-    "NUM_DECONV_LAYERS",
-    "NUM_DECONV_FILTERS",
-    "NUM_DECONV_KERNELS",
-    "FINAL_CONV_KERNEL",
-)
+# key of MODEL.EXTRA -> keyword argument
+EXTRA_KEYS = {
+    "ARCH": "arch",
+    "EMBED_DIMS": "embed_dims",
+    "DEPTHS": "depths",
+    "FFN_RATIOS": "ffn_ratios",
+    "DROP_PATH": "drop_path",
+    "INIT_VALUE": "init_value",
+}
 SCALE_INIT = 1e-5  # what the scales of the feature decompositions begin with
 
 
@@ -230,95 +238,105 @@ class MogaNet(nn.Module):
 
 
 class HeatmapHead(nn.Module):
-    """The deconvolution head under the names of mmpose: (B, C, h, w) -> (B, J, 2^n h, 2^n w)
+    """The deconvolution head under the names of mmpose: (B, C, h, w) -> (B, K, 2^n h, 2^n w)
     with n deconvolutions.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        joints: int,
-        *,
-        filters: Sequence[int],
-        kernels: Sequence[int],
-        bias: bool,
-        final_kernel: int,
-    ):
+    def __init__(self, in_channels: int, num_keypoints: int, head: HeadOptions):
         super().__init__()
-        self.deconv_layers = deconv_layers(in_channels, filters, kernels, bias)
-        self.final_layer = final_layer(filters[-1], joints, final_kernel)
+        self.deconv_layers = deconv_layers(in_channels, head)
+        self.final_layer = final_layer(head.filters[-1], num_keypoints, head.final_kernel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.final_layer(self.deconv_layers(x))
 
 
-class MogaNetPose(nn.Module):
-    """(B, 3, H, W) -> heatmaps (B, J, H / 4, W / 4) with three deconvolutions; in train mode a
-    tuple of the one supervised output.
+class MogaNetPose(PoseNetwork):
+    """MogaNet with the deconvolution head of SimpleBaseline.
+
+    Paper: Li et al., arXiv 2211.03295. Repository: Westlake-AI/MogaNet. Input (B, 3, H, W) with H
+    and W multiples of 32; heatmaps (B, K, H / 4, W / 4) with three deconvolutions. Raises
+    OptionError for invalid values.
+
+    Args:
+        num_keypoints: K, one heatmap each.
+        arch: xtiny (xt), tiny (t), small (s), base (b), large (l) or xlarge (xl).
+        embed_dims: channels of the four stages instead of those of `arch`, multiples of 8.
+        depths: blocks of the four stages instead of those of `arch`.
+        ffn_ratios: FFN expansions of the four stages instead of those of `arch`.
+        drop_path: stochastic depth of the last block; the rate rises to it from 0 in the first.
+        init_value: initial layer scale, with which a block begins as almost nothing; the default
+            is meant for ImageNet's 300 epochs.
+        head: options of the deconvolutions and the last convolution.
     """
 
-    head_prefixes = ("keypoint_head.",)  # what an ImageNet file cannot hold
+    head_prefixes = ("keypoint_head.",)
 
-    def __init__(self, backbone: MogaNet, head: HeatmapHead):
+    def __init__(
+        self,
+        *,
+        num_keypoints: int = 17,
+        arch: str = "tiny",
+        embed_dims: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+        ffn_ratios: Sequence[int] | None = None,
+        drop_path: float = 0.1,
+        init_value: float = 1e-5,
+        head: HeadOptions = DEFAULT_HEAD,
+    ):
         super().__init__()
-        self.backbone = backbone
-        self.keypoint_head = head
+        name = ALIASES.get(arch.lower(), arch.lower()) if isinstance(arch, str) else arch
+        if not isinstance(name, str) or name not in ARCHS:
+            raise OptionError(f"arch must be one of {', '.join(ARCHS)}, got {arch!r}")
+        dims, blocks, ratios = (
+            default if given is None else given
+            for given, default in zip((embed_dims, depths, ffn_ratios), ARCHS[name])
+        )
+        _check_stages(dims, blocks, ratios)
+        if not is_number(drop_path) or not 0 <= drop_path < 1:
+            raise OptionError(f"drop_path must be a number from 0 to below 1, got {drop_path!r}")
+        if not is_number(init_value) or not 0 < init_value <= 1e3:
+            raise OptionError(
+                f"init_value must be a number above 0 and at most 1000, got {init_value!r}"
+            )
+        self.output_stride = head.output_stride
+        self.backbone = MogaNet(
+            embed_dims=dims,
+            depths=blocks,
+            ffn_ratios=ratios,
+            drop_path=float(drop_path),
+            init_value=float(init_value),
+        )
+        self.keypoint_head = HeatmapHead(dims[-1], num_keypoints, head)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
+        """(B, 3, H, W) -> heatmaps (B, K, h, w); in train mode a tuple of the one supervised
+        output.
+        """
         heatmaps = self.keypoint_head(self.backbone(images)[-1])
         return (heatmaps,) if self.training else heatmaps
 
+    def init_weights(self) -> None:
+        """Initialize the head as SimpleBaseline does; the backbone keeps PyTorch's values."""
+        init_head(self.keypoint_head.deconv_layers, self.keypoint_head.final_layer)
 
-def build(cfg: CfgNode) -> MogaNetPose:
-    """The network of MODEL.EXTRA. Raises ConfigError for settings that cannot be."""
-    extra = cfg.MODEL.EXTRA
-    dims, depths, ratios = arch_settings(extra)
-    rate, init_value = extra.get("DROP_PATH", 0.1), extra.get("INIT_VALUE", 1e-5)
-    if not is_number(rate) or not 0 <= rate < 1:
-        raise ConfigError(f"MODEL.EXTRA.DROP_PATH must be a number from 0 to below 1, got {rate!r}")
-    if not is_number(init_value) or not 0 < init_value <= 1e3:
-        raise ConfigError(
-            f"MODEL.EXTRA.INIT_VALUE must be a number above 0 and at most 1000, got {init_value!r}"
-        )
-    filters, kernels, bias, final_kernel = head_settings(extra)
-    check_sizes(cfg, stride=32 >> len(filters))
-    backbone = MogaNet(
-        embed_dims=dims,
-        depths=depths,
-        ffn_ratios=ratios,
-        drop_path=float(rate),
-        init_value=float(init_value),
-    )
-    head = HeatmapHead(
-        dims[-1],
-        cfg.MODEL.NUM_JOINTS,
-        filters=filters,
-        kernels=kernels,
-        bias=bias,
-        final_kernel=final_kernel,
-    )
-    if cfg.MODEL.INIT_WEIGHTS:
-        init_head(head.deconv_layers, head.final_layer)
-    return MogaNetPose(backbone, head)
-
-
-def arch_settings(extra) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
-    """(channels, blocks, FFN expansion) of the four stages from MODEL.EXTRA, checked. Raises
-    ConfigError.
-    """
-    arch = extra.get("ARCH", "tiny")
-    name = ALIASES.get(arch.lower(), arch.lower()) if isinstance(arch, str) else arch
-    if not isinstance(name, str) or name not in ARCHS:
-        raise ConfigError(f"MODEL.EXTRA.ARCH must be one of {', '.join(ARCHS)}, got {arch!r}")
-    settings = [
-        extra.get(key, default)
-        for key, default in zip(("EMBED_DIMS", "DEPTHS", "FFN_RATIOS"), ARCHS[name])
-    ]
-    for key, value in zip(("EMBED_DIMS", "DEPTHS", "FFN_RATIOS"), settings):
-        if not is_channels(value) or len(value) != 4:
-            raise ConfigError(
-                f"MODEL.EXTRA.{key} must hold four whole numbers above 0, got {value!r}"
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> MogaNetPose:
+        """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
+        check_extra(cfg, (*EXTRA_KEYS, *HEAD_KEYS))
+        with naming_keys(EXTRA_KEYS):
+            return cls(
+                num_keypoints=cfg.MODEL.NUM_JOINTS,
+                head=head_from_config(cfg.MODEL.EXTRA),
+                **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
             )
-    if any(channels % 8 for channels in settings[0]):
-        raise ConfigError(f"MODEL.EXTRA.EMBED_DIMS must hold multiples of 8, got {settings[0]!r}")
-    return settings[0], settings[1], settings[2]
+
+
+def _check_stages(embed_dims: Sequence[int], depths: Sequence[int], ratios: Sequence[int]) -> None:
+    """Raise OptionError for invalid options of the four stages."""
+    given = {"embed_dims": embed_dims, "depths": depths, "ffn_ratios": ratios}
+    for name, value in given.items():
+        if not is_channels(value) or len(value) != 4:
+            raise OptionError(f"{name} must hold four whole numbers above 0, got {value!r}")
+    if any(channels % 8 for channels in embed_dims):
+        raise OptionError(f"embed_dims must hold multiples of 8, got {embed_dims!r}")

@@ -13,21 +13,12 @@ Differences from the repository: the loss stands outside (poise.codecs.losses); 
 the prediction's head runs; with EFFICIENT the running statistics of batch norm move once a step
 instead of twice.
 
-Options of MODEL.EXTRA:
-- STAGES (2): number of stages. The published networks have 1 to 4.
-- LAYERS ([3, 4, 6, 3]): bottlenecks of a way down at strides 4, 8, 16 and 32.
-- STEM_CHANNELS (64): channels before the first bottleneck; those after the bottlenecks are 4, 8, 16
-and 32 times as many.
-- CHANNELS (256): channels of the way up.
-- EFFICIENT (False): compute activations again in the backward pass instead of keeping them (the
-  repository's RUN_EFFICIENT): less memory, a second forward pass' time, the same result.
-- PRETRAINED_STAGES ('first'): into which stages poise.models.weights puts an ImageNet ResNet-50:
-  the 'first' as the authors did, or 'all' as mmpose does.
+MODEL.EXTRA has the arguments of MSPN in upper case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -36,10 +27,24 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
-from poise.errors import ConfigError
-from poise.models.options import check_sizes, is_channels
+from poise.models.options import (
+    OptionError,
+    check_extra,
+    given_keywords,
+    is_channels,
+    naming_keys,
+)
+from poise.models.pose_network import PoseNetwork
 
-EXTRA_KEYS = ("STAGES", "LAYERS", "STEM_CHANNELS", "CHANNELS", "EFFICIENT", "PRETRAINED_STAGES")
+# key of MODEL.EXTRA -> keyword argument
+EXTRA_KEYS = {
+    "STAGES": "stages",
+    "LAYERS": "layers",
+    "STEM_CHANNELS": "stem_channels",
+    "CHANNELS": "channels",
+    "EFFICIENT": "efficient",
+    "PRETRAINED_STAGES": "pretrained_stages",
+}
 PRETRAINED_STAGES = ("first", "all")
 # finest first: of the way down and of the way up, for the next stage
 Skips = list[tuple[torch.Tensor, torch.Tensor]]
@@ -145,7 +150,7 @@ class DownPath(nn.Module):
     channels at h, h/2, h/4 and h/8.
     """
 
-    def __init__(self, stem: int, layers: list[int], efficient: bool):
+    def __init__(self, stem: int, layers: Sequence[int], efficient: bool):
         super().__init__()
         self.layer1 = _layer(stem, stem, layers[0], 1, efficient)
         self.layer2 = _layer(4 * stem, 2 * stem, layers[1], 2, efficient)
@@ -182,7 +187,7 @@ class UpUnit(nn.Module):
         self,
         in_channels: int,
         channels: int,
-        joints: int,
+        num_keypoints: int,
         *,
         coarsest: bool,
         skips: bool,
@@ -203,7 +208,7 @@ class UpUnit(nn.Module):
         self.skip2 = ConvNormRelu(channels, in_channels, 1, efficient=efficient) if skips else None
         self.cross_conv = ConvNormRelu(channels, cross, 1, efficient=efficient) if cross else None
         self.res_conv1 = ConvNormRelu(channels, channels, 1, efficient=efficient)
-        self.res_conv2 = ConvNormRelu(channels, joints, 3, relu=False, efficient=efficient)
+        self.res_conv2 = ConvNormRelu(channels, num_keypoints, 3, relu=False, efficient=efficient)
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor | None) -> torch.Tensor:
         """coarser: what the unit of twice the stride returned, (B, C, h/2, w/2), or None for the
@@ -219,7 +224,7 @@ class UpUnit(nn.Module):
         return self.skip1(lateral), self.skip2(x)
 
     def heatmaps(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """Heatmaps (B, J, *size), whatever the stride. They end in batch norm, without an
+        """Heatmaps (B, K, *size), whatever the stride. They end in batch norm, without an
         activation.
         """
         return resize(self.res_conv2(self.res_conv1(x)), size)
@@ -228,14 +233,14 @@ class UpUnit(nn.Module):
 class UpPath(nn.Module):
     """Four units, from stride 32 (up1) to stride 4 (up4)."""
 
-    def __init__(self, stem: int, channels: int, joints: int, last: bool, efficient: bool):
+    def __init__(self, stem: int, channels: int, num_keypoints: int, last: bool, efficient: bool):
         super().__init__()
         for number, multiple in enumerate((32, 16, 8, 4), 1):
             cross = stem if number == 4 and not last else 0
             unit = UpUnit(
                 multiple * stem,
                 channels,
-                joints,
+                num_keypoints,
                 coarsest=number == 1,
                 skips=not last,
                 cross=cross,
@@ -269,11 +274,17 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self, stem: int, layers: list[int], channels: int, joints: int, last: bool, efficient: bool
+        self,
+        stem: int,
+        layers: Sequence[int],
+        channels: int,
+        num_keypoints: int,
+        last: bool,
+        efficient: bool,
     ):
         super().__init__()
         self.downsample = DownPath(stem, layers, efficient)
-        self.upsample = UpPath(stem, channels, joints, last, efficient)
+        self.upsample = UpPath(stem, channels, num_keypoints, last, efficient)
 
     def forward(
         self, x: torch.Tensor, skips: Skips | None
@@ -281,50 +292,77 @@ class Stage(nn.Module):
         return self.upsample(self.downsample(x, skips))
 
 
-class MSPN(nn.Module):
-    """Top and stages. Input (B, 3, H, W) with H and W multiples of 32; heatmaps (B, J, H/4, W/4).
+class MSPN(PoseNetwork):
+    """Multi-Stage Pose Network: 7x7 convolution and stages of a way down and a way up.
 
-    Raises ConfigError for options out of their range and for MODEL.IMAGE_SIZE and HEATMAP_SIZE that
-    are others.
+    Paper: Li et al., arXiv 1901.00148. Repository: megvii-research/MSPN. Input (B, 3, H, W) with H
+    and W multiples of 32; heatmaps (B, K, H / 4, W / 4). Raises OptionError for invalid values.
+
+    Args:
+        num_keypoints: K, one heatmap each.
+        stages: number of stages; the published networks have 1 to 4.
+        layers: bottlenecks of a way down at strides 4, 8, 16 and 32.
+        stem_channels: channels before the first bottleneck; those after the bottlenecks are 4, 8,
+            16 and 32 times as many.
+        channels: channels of the way up.
+        efficient: compute activations again in the backward pass instead of keeping them (the
+            repository's RUN_EFFICIENT): less memory, a second forward pass' time, the same result.
+        pretrained_stages: into which stages poise.models.weights puts an ImageNet ResNet-50: the
+            'first' as the authors did, or 'all' as mmpose does.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(
+        self,
+        *,
+        num_keypoints: int = 17,
+        stages: int = 2,
+        layers: Sequence[int] = (3, 4, 6, 3),
+        stem_channels: int = 64,
+        channels: int = 256,
+        efficient: bool = False,
+        pretrained_stages: str = "first",
+    ):
         super().__init__()
-        stages, layers, stem, channels, efficient, self.pretrained_stages = settings(
-            cfg.MODEL.EXTRA
-        )
-        check_sizes(cfg, stride=4)
+        if not is_channels([stages]) or stages > 64:
+            raise OptionError(f"stages must be a whole number from 1 to 64, got {stages!r}")
+        if not is_channels(layers) or len(layers) != 4 or max(layers) > 64:
+            raise OptionError(
+                f"layers must hold four numbers of bottlenecks from 1 to 64, got {layers!r}"
+            )
+        for name, value in (("stem_channels", stem_channels), ("channels", channels)):
+            if not is_channels([value]):
+                raise OptionError(f"{name} must be a channel count above 0, got {value!r}")
+        if not isinstance(efficient, bool):
+            raise OptionError(f"efficient must be True or False, got {efficient!r}")
+        if pretrained_stages not in PRETRAINED_STAGES:
+            raise OptionError(
+                f"pretrained_stages must be 'first' or 'all', got {pretrained_stages!r}"
+            )
         self.num_stages = stages
-        self.top = Top(stem)
+        self.pretrained_stages = pretrained_stages
+        self.top = Top(stem_channels)
         for number in range(stages):
+            last = number == stages - 1
             self.add_module(
                 f"stage{number}",
-                Stage(
-                    stem, layers, channels, cfg.MODEL.NUM_JOINTS, number == stages - 1, efficient
-                ),
+                Stage(stem_channels, layers, channels, num_keypoints, last, efficient),
             )
-        if cfg.MODEL.INIT_WEIGHTS:
-            self.init_weights()
+        self.head_prefixes = self._names_of_no_resnet()
 
-    @property
-    def head_prefixes(self) -> tuple[str, ...]:
-        """What an ImageNet ResNet cannot hold: the ways up, the biases of all convolutions, and
-        later stages where only the first takes it.
+    def _names_of_no_resnet(self) -> tuple[str, ...]:
+        """Return prefixes of what an ImageNet ResNet does not have.
+
+        They are the ways up, the biases of all convolutions, and later stages where only the first
+        takes its weights.
         """
-        later = (
-            [f"stage{number}." for number in range(1, self.num_stages)]
-            if self.pretrained_stages == "first"
-            else []
-        )
+        first_later = 1 if self.pretrained_stages == "first" else self.num_stages
+        later = [f"stage{number}." for number in range(first_later, self.num_stages)]
         ways_up = [f"stage{number}.upsample." for number in range(self.num_stages)]
-        return (
-            *ways_up,
-            *later,
-            *(name for name, _ in self.named_parameters() if name.endswith(".conv.bias")),
-        )
+        biases = [name for name, _ in self.named_parameters() if name.endswith(".conv.bias")]
+        return (*ways_up, *later, *biases)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """(B, 3, H, W) -> heatmaps (B, J, H/4, W/4); in train mode 4 times as many as stages:
+        """(B, 3, H, W) -> heatmaps (B, K, H/4, W/4); in train mode 4 times as many as stages:
         stage by stage, coarse to fine.
         """
         x, skips, heatmaps = self.top(images), None, []
@@ -334,16 +372,18 @@ class MSPN(nn.Module):
         return tuple(heatmaps) if self.training else heatmaps[-1]
 
     def init_weights(self) -> None:
-        """He's rule on the ways down, as the repository; the top and the ways up keep PyTorch's
-        own.
-        """
+        """Initialize the ways down by He's rule, as the repository, and nothing else."""
         for number in range(self.num_stages):
             getattr(self, f"stage{number}").downsample.init_weights()
 
-
-def build(cfg: CfgNode) -> MSPN:
-    """The network that MODEL.EXTRA describes; see the head of this file."""
-    return MSPN(cfg)
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> MSPN:
+        """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
+        check_extra(cfg, EXTRA_KEYS)
+        with naming_keys(EXTRA_KEYS):
+            return cls(
+                num_keypoints=cfg.MODEL.NUM_JOINTS, **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS)
+            )
 
 
 @fx.wrap  # its question for the size has no answer while the network is traced (folding.py)
@@ -352,38 +392,6 @@ def resize(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
     return (
         x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True)
     )
-
-
-def settings(extra) -> tuple[int, list[int], int, int, bool, str]:
-    """(stages, layers, stem channels, channels, efficient, pretrained stages) from MODEL.EXTRA,
-    checked. Raises ConfigError.
-    """
-    stages, layers, stem = (
-        extra.get("STAGES", 2),
-        extra.get("LAYERS", [3, 4, 6, 3]),
-        extra.get("STEM_CHANNELS", 64),
-    )
-    channels, efficient, pretrained = (
-        extra.get("CHANNELS", 256),
-        extra.get("EFFICIENT", False),
-        extra.get("PRETRAINED_STAGES", "first"),
-    )
-    if not is_channels([stages]) or stages > 64:
-        raise ConfigError(f"MODEL.EXTRA.STAGES must be a whole number from 1 to 64, got {stages!r}")
-    if not is_channels(layers) or len(layers) != 4 or max(layers) > 64:
-        raise ConfigError(
-            f"MODEL.EXTRA.LAYERS must hold four numbers of bottlenecks from 1 to 64, got {layers!r}"
-        )
-    for key, value in (("STEM_CHANNELS", stem), ("CHANNELS", channels)):
-        if not is_channels([value]):
-            raise ConfigError(f"MODEL.EXTRA.{key} must be a channel count above 0, got {value!r}")
-    if not isinstance(efficient, bool):
-        raise ConfigError(f"MODEL.EXTRA.EFFICIENT must be True or False, got {efficient!r}")
-    if pretrained not in PRETRAINED_STAGES:
-        raise ConfigError(
-            f"MODEL.EXTRA.PRETRAINED_STAGES must be 'first' or 'all', got {pretrained!r}"
-        )
-    return stages, list(layers), stem, channels, efficient, pretrained
 
 
 def _layer(

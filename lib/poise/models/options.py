@@ -1,11 +1,11 @@
-"""What the options of a network may be: sizes of its input and output, and kinds of the values
-of MODEL.EXTRA.
-"""
+"""Options of networks: checks of values, and MODEL.EXTRA as keyword arguments."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from yacs.config import CfgNode
@@ -13,9 +13,49 @@ from yacs.config import CfgNode
 from poise.errors import ConfigError
 
 
+class OptionError(ValueError):
+    """A keyword argument of a network is invalid. The message begins with its name."""
+
+
+@contextmanager
+def naming_keys(keys: Mapping[str, str], prefix: str = "MODEL.EXTRA.") -> Iterator[None]:
+    """Raise an OptionError of the block as a ConfigError that names the configuration key.
+
+    Args:
+        keys: configuration key -> keyword argument.
+        prefix: group of the keys.
+    """
+    try:
+        yield
+    except OptionError as error:
+        keyword, rest = re.fullmatch(r"(\w+)(.*)", str(error), re.DOTALL).groups()
+        key = next(key for key, name in keys.items() if name == keyword)
+        raise ConfigError(f"{prefix}{key}{rest}") from error
+
+
+def given_keywords(group: CfgNode, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the keyword arguments that a group sets; `keys` maps its keys to them."""
+    return {keyword: group[key] for key, keyword in keys.items() if key in group}
+
+
+def check_extra(cfg: CfgNode, known: Iterable[str]) -> None:
+    """Raise ConfigError for a key of MODEL.EXTRA that the network does not have."""
+    known = tuple(known)
+    for key in cfg.MODEL.EXTRA:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=2) or known
+            raise ConfigError(
+                f"MODEL.EXTRA.{key} is not a key of {cfg.MODEL.NAME}; the nearest known keys are"
+                f" {', '.join(close)}"
+            )
+
+
 def check_sizes(cfg: CfgNode, stride: int, multiple: int = 32) -> None:
-    """Raise ConfigError unless width and height of MODEL.IMAGE_SIZE are multiples of `multiple`
-    and of MODEL.HEATMAP_SIZE 1/stride of them.
+    """Raise ConfigError where MODEL.IMAGE_SIZE or MODEL.HEATMAP_SIZE do not fit the network.
+
+    Args:
+        stride: input pixels per heatmap cell.
+        multiple: width and height of the image must be multiples of this.
     """
     images, heatmaps = cfg.MODEL.IMAGE_SIZE, cfg.MODEL.HEATMAP_SIZE
     if any(
@@ -28,27 +68,16 @@ def check_sizes(cfg: CfgNode, stride: int, multiple: int = 32) -> None:
         )
 
 
-def check_extra(cfg: CfgNode, known: Sequence[str]) -> None:
-    """Raise ConfigError for a key of MODEL.EXTRA that the network does not read."""
-    for key in cfg.MODEL.EXTRA:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=2) or known
-            raise ConfigError(
-                f"MODEL.EXTRA.{key} is not a key of {cfg.MODEL.NAME}; the nearest known keys are"
-                f" {', '.join(close)}"
-            )
-
-
 def is_whole(value: Any) -> bool:
-    """Whether `value` is a whole number; True and False, which are ints in Python, are none."""
+    """Return whether `value` is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a number."""
+    """Return whether `value` is a number."""
     return is_whole(value) or isinstance(value, float)
 
 
 def is_channels(value: Any) -> bool:
-    """Whether `value` is a list of whole numbers above 0."""
+    """Return whether `value` is a list of whole numbers above 0."""
     return isinstance(value, (list, tuple)) and all(is_whole(v) and v > 0 for v in value)

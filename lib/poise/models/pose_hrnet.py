@@ -10,20 +10,17 @@ heatmaps come from the first. Differences from the repository: no weight file is
 Normal(0, 0.001), from which small networks learnt more slowly here. With MODEL.PRETRAINED the two
 are the same.
 
-Options of MODEL.EXTRA, in the layout of the repository's files:
-- STAGE2, STAGE3, STAGE4: NUM_MODULES (each ends with an addition of the branches), NUM_BRANCHES (2,
-  3 and 4), BLOCK (BASIC or BOTTLENECK), and for each branch NUM_BLOCKS and NUM_CHANNELS;
-  FUSE_METHOD is SUM.
-- FINAL_CONV_KERNEL (1): 1 or 3.
-- PRETRAINED_LAYERS (['*']): names of the parts that poise.models.weights takes from
-MODEL.PRETRAINED; '*' is all.
-- STEM_CHANNELS (Poise, 64): channels of the two convolutions before the branches; the first stage
-has 4 times as many.
+MODEL.EXTRA has the layout of the repository's files: STAGE2, STAGE3 and STAGE4 (required) are
+groups of the arguments of StageOptions and FUSE_METHOD, which is SUM; FINAL_CONV_KERNEL,
+PRETRAINED_LAYERS and STEM_CHANNELS (Poise) are arguments of PoseHRNet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,40 +28,106 @@ from yacs.config import CfgNode
 
 from poise.errors import ConfigError
 from poise.models.deconv_head import final_layer
-from poise.models.options import check_sizes, is_channels
+from poise.models.options import (
+    OptionError,
+    check_extra,
+    given_keywords,
+    is_channels,
+    naming_keys,
+)
+from poise.models.pose_network import PoseNetwork
 from poise.models.pose_resnet import BasicBlock, Bottleneck
 
-EXTRA_KEYS = (
-    "STAGE2",
-    "STAGE3",
-    "STAGE4",
-    "FINAL_CONV_KERNEL",
-    "PRETRAINED_LAYERS",
-    "STEM_CHANNELS",
-)
-STAGE_KEYS = ("NUM_MODULES", "NUM_BRANCHES", "BLOCK", "NUM_BLOCKS", "NUM_CHANNELS", "FUSE_METHOD")
+# key of MODEL.EXTRA -> keyword argument
+EXTRA_KEYS = {
+    "FINAL_CONV_KERNEL": "final_kernel",
+    "PRETRAINED_LAYERS": "pretrained_layers",
+    "STEM_CHANNELS": "stem_channels",
+}
+STAGES = ("STAGE2", "STAGE3", "STAGE4")
+# key of a stage's group -> field of StageOptions
+STAGE_KEYS = {
+    "NUM_MODULES": "num_modules",
+    "NUM_BRANCHES": "num_branches",
+    "BLOCK": "block",
+    "NUM_BLOCKS": "num_blocks",
+    "NUM_CHANNELS": "num_channels",
+}
 BLOCKS = {"BASIC": BasicBlock, "BOTTLENECK": Bottleneck}
 STEM_BLOCKS = 4
 
 
-class HighResolutionModule(nn.Module):
-    """Blocks on every branch, then each of the first `outputs` branches becomes the sum of all,
-    resized to it.
+@dataclass(frozen=True)
+class StageOptions:
+    """Options of a stage of HRNet. Raises OptionError for an invalid value.
 
-    block: BasicBlock or Bottleneck; blocks and planes: their number and width on each branch. Takes
-    and returns a list of maps (B, C_i, h / 2^i, w / 2^i).
+    Args:
+        num_modules: 1 to 64 modules; each ends with an addition of the branches.
+        num_branches: 2 to 6.
+        num_blocks: blocks of a module, for each branch.
+        num_channels: planes of these blocks, for each branch.
+        block: BASIC or BOTTLENECK.
     """
 
-    def __init__(self, block: type[nn.Module], blocks: list[int], planes: list[int], outputs: int):
+    num_modules: int
+    num_branches: int
+    num_blocks: Sequence[int]
+    num_channels: Sequence[int]
+    block: str = "BASIC"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.block, str) or self.block not in BLOCKS:
+            raise OptionError(f"block must be {' or '.join(BLOCKS)}, got {self.block!r}")
+        modules, branches = self.num_modules, self.num_branches
+        if not is_channels([modules]) or modules > 64:
+            raise OptionError(f"num_modules must be a whole number from 1 to 64, got {modules!r}")
+        if not is_channels([branches]) or not 2 <= branches <= 6:
+            raise OptionError(f"num_branches must be a whole number from 2 to 6, got {branches!r}")
+        for name in ("num_blocks", "num_channels"):
+            value = getattr(self, name)
+            if not is_channels(value) or len(value) != branches:
+                raise OptionError(
+                    f"{name} must hold {branches} numbers above 0, one a branch, got {value!r}"
+                )
+        if max(self.num_blocks) > 64:
+            raise OptionError(f"num_blocks must be at most 64, got {self.num_blocks!r}")
+
+    @property
+    def channels(self) -> list[int]:
+        """Output channels of each branch."""
+        return [planes * BLOCKS[self.block].expansion for planes in self.num_channels]
+
+
+def published_stages(width: int) -> tuple[StageOptions, ...]:
+    """Return the stages of HRNet-W<width>: 1, 4 and 3 modules of four basic blocks a branch."""
+    if not is_channels([width]):
+        raise OptionError(f"width must be a channel count above 0, got {width!r}")
+    return tuple(
+        StageOptions(modules, branches, (4,) * branches, [width << i for i in range(branches)])
+        for modules, branches in ((1, 2), (4, 3), (3, 4))
+    )
+
+
+class HighResolutionModule(nn.Module):
+    """Blocks on every branch; each of the first branches then becomes the sum of all, resized.
+
+    Takes and returns a list of maps (B, C_i, h / 2^i, w / 2^i).
+
+    Args:
+        stage: options of the stage that the module is a part of.
+        num_outputs: number of branches that are returned.
+    """
+
+    def __init__(self, stage: StageOptions, num_outputs: int):
         super().__init__()
-        channels = [width * block.expansion for width in planes]
+        channels, block = stage.channels, BLOCKS[stage.block]
         self.branches = nn.ModuleList(
-            block_chain(block, channel, width, count)
-            for channel, width, count in zip(channels, planes, blocks)
+            block_chain(block, channel, planes, count)
+            for channel, planes, count in zip(channels, stage.num_channels, stage.num_blocks)
         )
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(_resizing(channels, source, target) for source in range(len(channels)))
-            for target in range(outputs)
+            for target in range(num_outputs)
         )
         self.relu = nn.ReLU(inplace=True)
 
@@ -76,50 +139,62 @@ class HighResolutionModule(nn.Module):
         ]
 
 
-class HRNet(nn.Module):
-    """Stem, bottlenecks, three stages of branches, 1x1 convolution.
+class PoseHRNet(PoseNetwork):
+    """HRNet: stem, bottlenecks, three stages of parallel branches and a last convolution.
 
-    Input (B, 3, H, W) with H and W multiples of 32; heatmaps (B, J, H/4, W/4). Raises ConfigError
-    for options out of their range and for MODEL.IMAGE_SIZE and HEATMAP_SIZE that are others.
+    Paper: Sun et al., arXiv 1902.09212. Repository: leoxiaobin/deep-high-resolution-net.pytorch.
+    Input (B, 3, H, W) with H and W multiples of 32 (of `input_multiple` with other stages);
+    heatmaps (B, K, H / 4, W / 4). Raises OptionError for invalid values.
+
+    Args:
+        width: channels of the first branch of the published networks, 32 or 48.
+        num_keypoints: K, one heatmap each.
+        stem_channels: channels of the two convolutions before the branches; the first stage has 4
+            times as many.
+        stages: options of stages 2 to 4 instead of those of the published networks.
+        final_kernel: kernel size of the last convolution: 1 or 3.
+        pretrained_layers: names of the parts that poise.models.weights loads from an ImageNet
+            file; '*' is all of them.
     """
 
-    head_prefixes = ("final_layer.",)  # what an ImageNet file cannot hold
+    head_prefixes = ("final_layer.",)
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(
+        self,
+        *,
+        width: int = 32,
+        num_keypoints: int = 17,
+        stem_channels: int = 64,
+        stages: Sequence[StageOptions] | None = None,
+        final_kernel: int = 1,
+        pretrained_layers: Sequence[str] = ("*",),
+    ):
         super().__init__()
-        extra = cfg.MODEL.EXTRA
-        stem, final_kernel, self.pretrained_layers = settings(extra)
-        stages = [stage_settings(extra, key) for key in ("STAGE2", "STAGE3", "STAGE4")]
-        counts = [len(planes) for _, _, _, planes in stages]
-        if counts != sorted(counts):
-            raise ConfigError(
-                "MODEL.EXTRA: NUM_BRANCHES of STAGE2, STAGE3 and STAGE4 must not fall, got"
-                f" {counts}"
-            )
-        check_sizes(cfg, stride=4, multiple=4 << (counts[-1] - 1))
-        self.conv1 = nn.Conv2d(3, stem, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(stem)
-        self.conv2 = nn.Conv2d(stem, stem, 3, 2, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(stem)
+        stages = published_stages(width) if stages is None else stages
+        _check_options(stem_channels, stages, final_kernel, pretrained_layers)
+        self.input_multiple = 4 << (stages[-1].num_branches - 1)
+        self.pretrained_layers = tuple(pretrained_layers)
+        self.conv1 = nn.Conv2d(3, stem_channels, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        self.conv2 = nn.Conv2d(stem_channels, stem_channels, 3, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(stem_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = block_chain(Bottleneck, stem, stem, STEM_BLOCKS)
-        channels = [stem * Bottleneck.expansion]
-        self.transition1, self.stage2, channels = _stage(channels, *stages[0])
-        self.transition2, self.stage3, channels = _stage(channels, *stages[1])
-        self.transition3, self.stage4, channels = _stage(channels, *stages[2], outputs=1)
-        self.final_layer = final_layer(channels[0], cfg.MODEL.NUM_JOINTS, final_kernel)
+        self.layer1 = block_chain(Bottleneck, stem_channels, stem_channels, STEM_BLOCKS)
+        channels = [stem_channels * Bottleneck.expansion]
+        self.transition1, self.stage2 = _stage(channels, stages[0])
+        self.transition2, self.stage3 = _stage(stages[0].channels, stages[1])
+        self.transition3, self.stage4 = _stage(stages[1].channels, stages[2], num_outputs=1)
+        self.final_layer = final_layer(stages[2].channels[0], num_keypoints, final_kernel)
         parts = [name for name, _ in self.named_children()]
         unknown = [name for name in self.pretrained_layers if name not in (*parts, "*")]
         if unknown:
-            raise ConfigError(
-                f"MODEL.EXTRA.PRETRAINED_LAYERS: {unknown[0]!r} is no part of the network; "
+            raise OptionError(
+                f"pretrained_layers: {unknown[0]!r} is no part of the network; "
                 "parts are conv1, stage2 and the like, '*' is all of them"
             )
-        if cfg.MODEL.INIT_WEIGHTS:
-            self.init_weights()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, J, H/4, W/4); in train mode a tuple of the one supervised
+        """(B, 3, H, W) -> heatmaps (B, K, H/4, W/4); in train mode a tuple of the one supervised
         output.
         """
         x = self.relu(self.bn1(self.conv1(images)))
@@ -132,17 +207,66 @@ class HRNet(nn.Module):
         return (heatmaps,) if self.training else heatmaps
 
     def init_weights(self) -> None:
-        """He's rule, and for the head the repository's Normal(0, 0.001) without bias."""
+        """Initialize by He's rule, and the head as the repository: Normal(0, 0.001), bias 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.final_layer.weight, std=0.001)
         nn.init.zeros_(self.final_layer.bias)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PoseHRNet:
+        """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
+        extra = cfg.MODEL.EXTRA
+        check_extra(cfg, (*STAGES, *EXTRA_KEYS))
+        with naming_keys({**EXTRA_KEYS, "STAGE2 to STAGE4": "stages"}):
+            return cls(
+                num_keypoints=cfg.MODEL.NUM_JOINTS,
+                stages=[stage_from_config(extra.get(key), f"MODEL.EXTRA.{key}") for key in STAGES],
+                **given_keywords(extra, EXTRA_KEYS),
+            )
 
-def build(cfg: CfgNode) -> HRNet:
-    """The network that MODEL.EXTRA describes; see the head of this file."""
-    return HRNet(cfg)
+
+def stage_from_config(stage: Any, name: str) -> StageOptions:
+    """Return the options in the group `name`. Raises ConfigError naming the key."""
+    keys = (*STAGE_KEYS, "FUSE_METHOD")
+    if not isinstance(stage, dict) or set(stage) != set(keys):
+        got = f"got {stage!r}"
+        if stage is None:
+            got = "it is missing"
+        elif isinstance(stage, dict):
+            got = f"got {', '.join(stage)}"
+        raise ConfigError(f"{name} must be a group of {', '.join(keys)}; {got}")
+    if stage["FUSE_METHOD"] != "SUM":
+        raise ConfigError(f"{name}.FUSE_METHOD must be SUM, got {stage['FUSE_METHOD']!r}")
+    with naming_keys(STAGE_KEYS, f"{name}."):
+        return StageOptions(**{STAGE_KEYS[key]: stage[key] for key in STAGE_KEYS})
+
+
+def _check_options(
+    stem_channels: int,
+    stages: Sequence[StageOptions],
+    final_kernel: int,
+    pretrained_layers: Sequence[str],
+) -> None:
+    """Raise OptionError for an invalid argument of PoseHRNet."""
+    counts = [stage.num_branches for stage in stages]
+    if len(counts) != len(STAGES):
+        raise OptionError(f"stages must hold the options of {len(STAGES)} stages, got {stages!r}")
+    if counts != sorted(counts):
+        raise OptionError(f"stages: num_branches must not fall, got {counts}")
+    if not is_channels([stem_channels]):
+        raise OptionError(f"stem_channels must be a channel count above 0, got {stem_channels!r}")
+    if final_kernel not in (1, 3):
+        raise OptionError(f"final_kernel must be 1 or 3, got {final_kernel!r}")
+    named = isinstance(pretrained_layers, (list, tuple)) and all(
+        isinstance(name, str) for name in pretrained_layers
+    )
+    if not named or not pretrained_layers:
+        raise OptionError(
+            "pretrained_layers must be a list of names such as conv1 and stage2, or ['*'], got"
+            f" {pretrained_layers!r}"
+        )
 
 
 def block_chain(block: type[nn.Module], in_channels: int, planes: int, count: int) -> nn.Sequential:
@@ -158,114 +282,34 @@ def block_chain(block: type[nn.Module], in_channels: int, planes: int, count: in
     )
 
 
-def settings(extra) -> tuple[int, int, tuple[str, ...]]:
-    """(stem channels, final kernel, pretrained layers) from MODEL.EXTRA, checked. Raises
-    ConfigError.
-    """
-    stem, kernel, layers = (
-        extra.get("STEM_CHANNELS", 64),
-        extra.get("FINAL_CONV_KERNEL", 1),
-        extra.get("PRETRAINED_LAYERS", ["*"]),
-    )
-    if not is_channels([stem]):
-        raise ConfigError(
-            f"MODEL.EXTRA.STEM_CHANNELS must be a channel count above 0, got {stem!r}"
-        )
-    if kernel not in (1, 3):
-        raise ConfigError(f"MODEL.EXTRA.FINAL_CONV_KERNEL must be 1 or 3, got {kernel!r}")
-    named = isinstance(layers, (list, tuple)) and all(isinstance(name, str) for name in layers)
-    if not named or not layers:
-        raise ConfigError(
-            "MODEL.EXTRA.PRETRAINED_LAYERS must be a list of names such as conv1 and stage2, or"
-            f" ['*'], got {layers!r}"
-        )
-    return stem, kernel, tuple(layers)
-
-
-def stage_settings(extra, key: str) -> tuple[type[nn.Module], int, list[int], list[int]]:
-    """(block, modules, blocks of each branch, planes of each branch) of MODEL.EXTRA.STAGE2 to
-    STAGE4, checked. Raises ConfigError.
-    """
-    stage, name = extra.get(key), f"MODEL.EXTRA.{key}"
-    if not isinstance(stage, dict) or set(stage) != set(STAGE_KEYS):
-        got = (
-            f"got {', '.join(stage)}"
-            if isinstance(stage, dict)
-            else "it is missing"
-            if stage is None
-            else f"got {stage!r}"
-        )
-        raise ConfigError(f"{name} must be a group of {', '.join(STAGE_KEYS)}; {got}")
-    if not isinstance(stage["BLOCK"], str) or stage["BLOCK"] not in BLOCKS:
-        raise ConfigError(f"{name}.BLOCK must be {' or '.join(BLOCKS)}, got {stage['BLOCK']!r}")
-    if stage["FUSE_METHOD"] != "SUM":
-        raise ConfigError(f"{name}.FUSE_METHOD must be SUM, got {stage['FUSE_METHOD']!r}")
-    modules, branches = stage["NUM_MODULES"], stage["NUM_BRANCHES"]
-    if not is_channels([modules]) or modules > 64:
-        raise ConfigError(
-            f"{name}.NUM_MODULES must be a whole number from 1 to 64, got {modules!r}"
-        )
-    if not is_channels([branches]) or not 2 <= branches <= 6:
-        raise ConfigError(
-            f"{name}.NUM_BRANCHES must be a whole number from 2 to 6, got {branches!r}"
-        )
-    for part in ("NUM_BLOCKS", "NUM_CHANNELS"):
-        if not is_channels(stage[part]) or len(stage[part]) != branches:
-            raise ConfigError(
-                f"{name}.{part} must hold {branches} numbers above 0, one a branch, got"
-                f" {stage[part]!r}"
-            )
-    if max(stage["NUM_BLOCKS"]) > 64:
-        raise ConfigError(f"{name}.NUM_BLOCKS must be at most 64, got {stage['NUM_BLOCKS']!r}")
-    return BLOCKS[stage["BLOCK"]], modules, list(stage["NUM_BLOCKS"]), list(stage["NUM_CHANNELS"])
-
-
 def _stage(
-    before: list[int],
-    block: type[nn.Module],
-    modules: int,
-    blocks: list[int],
-    planes: list[int],
-    outputs: int = 0,
-) -> tuple[nn.ModuleList, nn.Sequential, list[int]]:
-    """(transition, stage, channels) after branches of `before` channels. outputs: branches that
-    the last module makes; 0 is all.
+    before: list[int], stage: StageOptions, num_outputs: int | None = None
+) -> tuple[nn.ModuleList, nn.Sequential]:
+    """Return (transition, stage) after branches of `before` channels.
+
+    num_outputs: number of branches that the last module returns, by default all.
     """
-    channels, last = [width * block.expansion for width in planes], modules - 1
-    made = [outputs if outputs and number == last else len(planes) for number in range(modules)]
-    return (
-        _transition(before, channels),
-        nn.Sequential(*(HighResolutionModule(block, blocks, planes, count) for count in made)),
-        channels,
-    )
+    outputs = [stage.num_branches] * stage.num_modules
+    outputs[-1] = num_outputs or stage.num_branches
+    transition = _transition(before, stage.channels)
+    return transition, nn.Sequential(*(HighResolutionModule(stage, count) for count in outputs))
 
 
 def _transition(before: list[int], channels: list[int]) -> nn.ModuleList:
-    """What makes the branches of the next stage: of the branch of the same stride, or for a new
-    one from the coarsest by striding.
+    """Return the layers that make the branches of the next stage.
+
+    A branch is made of the branch of the same stride, a new one of the coarsest by striding.
     """
     layers: list[nn.Module] = []
     for number, channel in enumerate(channels):
-        if number < len(before):
-            same = before[number] == channel
-            layers.append(
-                nn.Identity()
-                if same
-                else nn.Sequential(
-                    *_conv_norm(before[number], channel, 3, 1), nn.ReLU(inplace=True)
-                )
-            )
-            continue
-        steps = number + 1 - len(before)
-        widths = [before[-1]] * steps + [channel]
-        layers.append(
-            nn.Sequential(
-                *(
-                    nn.Sequential(*_conv_norm(a, b, 3, 2), nn.ReLU(inplace=True))
-                    for a, b in zip(widths, widths[1:])
-                )
-            )
-        )
+        if number >= len(before):
+            widths = [before[-1]] * (number + 1 - len(before)) + [channel]
+            strided = [_conv_norm_relu(a, b, 2) for a, b in zip(widths, widths[1:])]
+            layers.append(nn.Sequential(*strided))
+        elif before[number] == channel:
+            layers.append(nn.Identity())
+        else:
+            layers.append(_conv_norm_relu(before[number], channel, 1))
     return nn.ModuleList(layers)
 
 
@@ -274,8 +318,9 @@ def _branched(transition: nn.ModuleList, maps: list[torch.Tensor]) -> list[torch
 
 
 def _resizing(channels: list[int], source: int, target: int) -> nn.Module:
-    """From a branch's size and width to another's: 1x1 convolution and nearest upsampling, or
-    strided 3x3 convolutions.
+    """Return the layers from a branch's size and width to another's.
+
+    They are a 1x1 convolution and nearest upsampling, or strided 3x3 convolutions.
     """
     if source == target:
         return nn.Identity()
@@ -285,12 +330,15 @@ def _resizing(channels: list[int], source: int, target: int) -> nn.Module:
             nn.Upsample(scale_factor=2 ** (source - target), mode="nearest"),
         )
     steps = [
-        nn.Sequential(*_conv_norm(channels[source], channels[source], 3, 2), nn.ReLU(inplace=True))
-        for _ in range(target - source - 1)
+        _conv_norm_relu(channels[source], channels[source], 2) for _ in range(target - source - 1)
     ]
     return nn.Sequential(
         *steps, nn.Sequential(*_conv_norm(channels[source], channels[target], 3, 2))
     )
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(*_conv_norm(in_channels, out_channels, 3, stride), nn.ReLU(inplace=True))
 
 
 def _conv_norm(

@@ -9,12 +9,20 @@ tests/golden/models/pose_res2net*.json.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.models.deconv_head import BN_MOMENTUM
-from poise.models.simple_baseline import SimpleBaseline
+from poise.models.deconv_head import BN_MOMENTUM, DEFAULT_HEAD, HeadOptions
+from poise.models.options import OptionError, is_channels, naming_keys
+from poise.models.simple_baseline import (
+    EXTRA_KEYS,
+    STAGE_CHANNELS,
+    SimpleBaseline,
+    common_keywords,
+)
 
 
 class Bottle2neck(nn.Module):
@@ -73,59 +81,109 @@ class Bottle2neck(nn.Module):
         return self.relu(x + shortcut)
 
 
-def build_v1(cfg: CfgNode) -> SimpleBaseline:
-    """Res2Net v1 of MODEL.EXTRA.NUM_LAYERS 18, 34, 50, 101 or 152 with MODEL.BASEWIDTH and
-    MODEL.SCALE.
+class PoseRes2Net(SimpleBaseline):
+    """Res2Net v1 with the deconvolution head of SimpleBaseline.
+
+    Paper: Gao et al., arXiv 1904.01169. Repository: Res2Net/Res2Net-Pose-Estimation. Input
+    (B, 3, H, W) with H and W multiples of 32; heatmaps (B, K, H / 4, W / 4) with three
+    deconvolutions. Raises OptionError for invalid values.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152; all depths have bottlenecks.
+        num_keypoints: K, one heatmap each.
+        base_width: channels of a group where a block has 64 planes.
+        scales: groups of a block.
+        channels: planes of the blocks of the four stages.
+        head: options of the deconvolutions and the last convolution.
     """
 
-    def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    def __init__(
+        self,
+        *,
+        depth: int = 50,
+        num_keypoints: int = 17,
+        base_width: int = 26,
+        scales: int = 4,
+        channels: Sequence[int] = STAGE_CHANNELS,
+        head: HeadOptions = DEFAULT_HEAD,
+    ):
+        for name, value in (("base_width", base_width), ("scales", scales)):
+            if not is_channels([value]):
+                raise OptionError(f"{name} must be a whole number above 0, got {value!r}")
+
+        def make_stage(
+            in_channels: int, planes: int, blocks: int, stride: int
+        ) -> tuple[nn.Sequential, int]:
+            sizes = {"base_width": base_width, "scales": scales}
+            out_channels = planes * Bottle2neck.expansion
+            downsample = None
+            if stride != 1 or in_channels != out_channels:
+                downsample = self.make_shortcut(in_channels, out_channels, stride)
+            first = Bottle2neck(in_channels, planes, stride, downsample, opens_stage=True, **sizes)
+            rest = [
+                Bottle2neck(out_channels, planes, 1, None, opens_stage=False, **sizes)
+                for _ in range(blocks - 1)
+            ]
+            return nn.Sequential(first, *rest), out_channels
+
+        super().__init__(
+            depth=depth,
+            num_keypoints=num_keypoints,
+            channels=channels,
+            head=head,
+            stem=self.make_stem(),
+            make_stage=make_stage,
+        )
+
+    @staticmethod
+    def make_stem() -> nn.Module:
+        """Return the convolution (B, 3, H, W) -> (B, 64, H / 2, W / 2)."""
+        return nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+
+    @staticmethod
+    def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+        """Return the shortcut (B, in, h, w) -> (B, out, h / stride, w / stride)."""
         return nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
             nn.BatchNorm2d(out_channels),
         )
 
-    return _build(cfg, nn.Conv2d(3, 64, 7, 2, 3, bias=False), shortcut)
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PoseRes2Net:
+        """Build the network of MODEL.BASEWIDTH, MODEL.SCALE and MODEL.EXTRA.
+
+        Raises ConfigError naming the key.
+        """
+        with naming_keys(EXTRA_KEYS):
+            return cls(
+                base_width=cfg.MODEL.BASEWIDTH, scales=cfg.MODEL.SCALE, **common_keywords(cfg)
+            )
 
 
-def build_v1b(cfg: CfgNode) -> SimpleBaseline:
-    """Res2Net v1b: the same blocks under the deep stem, with pooled shortcuts."""
-    stem = nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(32, momentum=BN_MOMENTUM),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(32, 32, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(32, momentum=BN_MOMENTUM),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(32, 64, 3, 1, 1, bias=False),
-    )
+class PoseRes2NetV1b(PoseRes2Net):
+    """Res2Net v1b: the blocks of v1 after a stem of three convolutions, with pooled shortcuts.
 
-    def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    Paper, repository and arguments: see PoseRes2Net.
+    """
+
+    @staticmethod
+    def make_stem() -> nn.Module:
+        """Return the three convolutions (B, 3, H, W) -> (B, 64, H / 2, W / 2)."""
+        return nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(32, momentum=BN_MOMENTUM),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 32, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(32, momentum=BN_MOMENTUM),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 64, 3, 1, 1, bias=False),
+        )
+
+    @staticmethod
+    def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+        """Return the pooled shortcut (B, in, h, w) -> (B, out, h / stride, w / stride)."""
         return nn.Sequential(
             nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False),
             nn.Conv2d(in_channels, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
-
-    return _build(cfg, stem, shortcut)
-
-
-def _build(cfg: CfgNode, stem: nn.Module, shortcut) -> SimpleBaseline:
-    sizes = {"base_width": cfg.MODEL.BASEWIDTH, "scales": cfg.MODEL.SCALE}
-
-    def make_stage(
-        in_channels: int, planes: int, blocks: int, stride: int
-    ) -> tuple[nn.Sequential, int]:
-        out_channels = planes * Bottle2neck.expansion
-        downsample = (
-            shortcut(in_channels, out_channels, stride)
-            if stride != 1 or in_channels != out_channels
-            else None
-        )
-        first = Bottle2neck(in_channels, planes, stride, downsample, opens_stage=True, **sizes)
-        rest = [
-            Bottle2neck(out_channels, planes, 1, None, opens_stage=False, **sizes)
-            for _ in range(blocks - 1)
-        ]
-        return nn.Sequential(first, *rest), out_channels
-
-    return SimpleBaseline(cfg, stem=stem, make_stage=make_stage)

@@ -8,11 +8,20 @@ Res2Net/Res2Net-Pose-Estimation. Keys and figures: tests/golden/models/pose_resn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.models.simple_baseline import SimpleBaseline
+from poise.models.deconv_head import DEFAULT_HEAD, HeadOptions
+from poise.models.options import OptionError, naming_keys
+from poise.models.simple_baseline import (
+    EXTRA_KEYS,
+    STAGE_CHANNELS,
+    SimpleBaseline,
+    common_keywords,
+)
 
 
 class BasicBlock(nn.Module):
@@ -70,22 +79,59 @@ class Bottleneck(nn.Module):
         return self.relu(x + shortcut)
 
 
-def build(cfg: CfgNode) -> SimpleBaseline:
-    """Network of MODEL.EXTRA.NUM_LAYERS 18, 34, 50, 101 or 152."""
-    block = BasicBlock if cfg.MODEL.EXTRA.get("NUM_LAYERS", 50) in (18, 34) else Bottleneck
+class PoseResNet(SimpleBaseline):
+    """ResNet with the deconvolution head of SimpleBaseline.
 
-    def make_stage(
-        in_channels: int, planes: int, blocks: int, stride: int
-    ) -> tuple[nn.Sequential, int]:
-        out_channels = planes * block.expansion
-        downsample = None
-        if stride != 1 or in_channels != out_channels:
-            downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
-        first = block(in_channels, planes, stride, downsample, cfg.MODEL.STYLE)
-        rest = [block(out_channels, planes, 1, None, cfg.MODEL.STYLE) for _ in range(blocks - 1)]
-        return nn.Sequential(first, *rest), out_channels
+    Papers: He et al., arXiv 1512.03385; Xiao et al., arXiv 1804.06208. Repository:
+    microsoft/human-pose-estimation.pytorch. Input (B, 3, H, W) with H and W multiples of 32;
+    heatmaps (B, K, H / 4, W / 4) with three deconvolutions. Raises OptionError for invalid values.
 
-    return SimpleBaseline(cfg, stem=nn.Conv2d(3, 64, 7, 2, 3, bias=False), make_stage=make_stage)
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        num_keypoints: K, one heatmap each.
+        style: 'pytorch' or 'caffe', see Bottleneck.
+        channels: planes of the blocks of the four stages.
+        head: options of the deconvolutions and the last convolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 50,
+        num_keypoints: int = 17,
+        style: str = "pytorch",
+        channels: Sequence[int] = STAGE_CHANNELS,
+        head: HeadOptions = DEFAULT_HEAD,
+    ):
+        if style not in ("pytorch", "caffe"):
+            raise OptionError(f"style must be 'pytorch' or 'caffe', got {style!r}")
+        block = BasicBlock if depth in (18, 34) else Bottleneck
+
+        def make_stage(
+            in_channels: int, planes: int, blocks: int, stride: int
+        ) -> tuple[nn.Sequential, int]:
+            out_channels = planes * block.expansion
+            downsample = None
+            if stride != 1 or in_channels != out_channels:
+                downsample = nn.Sequential(
+                    nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                    nn.BatchNorm2d(out_channels),
+                )
+            first = block(in_channels, planes, stride, downsample, style)
+            rest = [block(out_channels, planes, 1, None, style) for _ in range(blocks - 1)]
+            return nn.Sequential(first, *rest), out_channels
+
+        super().__init__(
+            depth=depth,
+            num_keypoints=num_keypoints,
+            channels=channels,
+            head=head,
+            stem=nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+            make_stage=make_stage,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PoseResNet:
+        """Build the network of MODEL.STYLE and MODEL.EXTRA. Raises ConfigError naming the key."""
+        with naming_keys(EXTRA_KEYS):
+            return cls(style=cfg.MODEL.STYLE, **common_keywords(cfg))

@@ -13,17 +13,17 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.options import check_extra, check_sizes
+from poise.models.options import check_extra, check_sizes, naming_keys
 from poise.models.posenas.cells import Cell, DecoderStage, EncoderCells
 from poise.models.posenas.genotypes import CELLS, CONCAT
-from poise.models.posenas.network import EXTRA_KEYS, PoseNAS, se_reduction_of
+from poise.models.posenas.network import EXTRA_KEYS, check_se_reduction, init_convolutions
 from poise.search.architecture import new_values
 from poise.search.mixed import Candidates, MixedCell, without_affine
 from poise.search.space import Space
 
 
 class SearchNetwork(nn.Module):
-    """(B, 3, H, W) -> outputs (B, J, H / 4, W / 4), in train mode as a tuple of one; H and W
+    """(B, 3, H, W) -> outputs (B, K, H / 4, W / 4), in train mode as a tuple of one; H and W
     multiples of 32.
 
     architecture: the values, see poise.search.architecture; they are no weights. init_channels,
@@ -35,7 +35,7 @@ class SearchNetwork(nn.Module):
         self,
         space: Space,
         *,
-        joints: int,
+        num_keypoints: int = 17,
         init_channels: int = 32,
         layers: int = 12,
         se_reduction: int = 1,
@@ -43,6 +43,7 @@ class SearchNetwork(nn.Module):
         recompute: bool = False,
     ):
         super().__init__()
+        check_se_reduction(se_reduction)
         c = 2 * init_channels  # channels at stride 4
 
         def group(name: str) -> tuple[list, type[nn.Module]]:
@@ -71,7 +72,11 @@ class SearchNetwork(nn.Module):
             normal, reduce, c, c // len(CONCAT), layers, se_reduction, cell=encoder_cell
         )
         self.decoder = DecoderStage(
-            tuple(upsamples), (c, 2 * c, 4 * c, 8 * c), joints, se_reduction, cell=decoder_cell
+            tuple(upsamples),
+            (c, 2 * c, 4 * c, 8 * c),
+            num_keypoints,
+            se_reduction,
+            cell=decoder_cell,
         )
         if encoder_cell is MixedCell:
             # the authors' encoder search has none at the cells' inputs either, their decoder search
@@ -88,7 +93,9 @@ class SearchNetwork(nn.Module):
         output = self.decoder.head(self.decoder(*features)[0])
         return (output,) if self.training else output
 
-    init_weights = PoseNAS.init_weights  # of convolutions; the architecture values are none
+    def init_weights(self) -> None:
+        """Initialize the convolutions; the architecture values keep theirs."""
+        init_convolutions(self)
 
 
 def weights_of(network: SearchNetwork) -> dict[str, nn.Parameter]:
@@ -116,14 +123,15 @@ def build(cfg: CfgNode, space: Space) -> SearchNetwork:
             " channels, and a part of them must be an even number; make SEARCH.INIT_CHANNELS a"
             f" multiple of {4 * s.PARTIAL_CHANNELS}"
         )
-    network = SearchNetwork(
-        space,
-        joints=cfg.MODEL.NUM_JOINTS,
-        init_channels=s.INIT_CHANNELS,
-        layers=s.LAYERS,
-        se_reduction=se_reduction_of(cfg),
-        partial_channels=s.PARTIAL_CHANNELS,
-        recompute=s.CHECKPOINTING,
-    )
+    with naming_keys(EXTRA_KEYS):
+        network = SearchNetwork(
+            space,
+            num_keypoints=cfg.MODEL.NUM_JOINTS,
+            init_channels=s.INIT_CHANNELS,
+            layers=s.LAYERS,
+            se_reduction=cfg.MODEL.EXTRA.get("SE_REDUCTION", 1),
+            partial_channels=s.PARTIAL_CHANNELS,
+            recompute=s.CHECKPOINTING,
+        )
     network.init_weights()
     return network

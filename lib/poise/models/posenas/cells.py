@@ -2,7 +2,7 @@
 
 Paper: Bao et al., ACM MM 2020, doi 10.1145/3394171.3413842; cells after Liu et al., DARTS, ICLR
 2019, arXiv 1806.09055. Repository: for-code0216/PoseNAS models/ (743c062). Legend: B batch, C
-channels, J joints, h w cells of a feature map.
+channels, K keypoints, h w cells of a feature map.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class DecoderStage(nn.Module):
         self,
         cells: tuple[Edges, Edges, Edges],
         channels: tuple[int, int, int, int],
-        joints: int,
+        num_keypoints: int,
         se_reduction: int,
         cell: Callable[..., nn.Module] = Cell,
     ):
@@ -139,7 +139,7 @@ class DecoderStage(nn.Module):
             self.upsamples.append(
                 cell(edges, enlarge, ReLUConvBN(lateral, width, 1), width, se_reduction)
             )
-        self.final_layer = nn.Conv2d(channels[0], joints, 1)
+        self.final_layer = nn.Conv2d(channels[0], num_keypoints, 1)
 
     def forward(
         self, f4: torch.Tensor, f8: torch.Tensor, f16: torch.Tensor, f32: torch.Tensor
@@ -153,5 +153,5 @@ class DecoderStage(nn.Module):
         return t4, t8, t16
 
     def head(self, t4: torch.Tensor) -> torch.Tensor:
-        """Return the output for fused features: (B, C, h, w) -> (B, J, h, w)."""
+        """Return the output for fused features: (B, C, h, w) -> (B, K, h, w)."""
         return self.final_layer(F.relu(t4))

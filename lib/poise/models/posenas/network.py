@@ -5,12 +5,8 @@ Paper: Bao et al., Pose-native Network Architecture Search for Multi-person Huma
 ACM MM 2020, doi 10.1145/3394171.3413842. Repository: for-code0216/PoseNAS models/model_augment.py
 (743c062). Keys and figures: tests/golden/models/posenas_*.json.
 
-Two heatmaps are supervised; the second is the prediction. MODEL.EXTRA: INIT_CHANNELS (48), LAYERS
-    (18): the encoder's width and number of cells (the published networks have 48 or 64 and 18).
-    REFINE_CHANNELS (16), REFINE_LAYERS (12): the same of the second, smaller encoder; PoseNAS has
-    these for every width. SE_REDUCTION (1): channels of a squeeze-and-excitation per inner channel;
-    2 in PoseNAS's first version, 1 in the published one. ALIASED_FEATURES (True): see
-    PoseNAS.forward.
+Two heatmaps are supervised; the second is the prediction. MODEL.EXTRA has the arguments of PoseNAS
+in upper case, but for the genotype, which is MODEL.GENOTYPE.
 """
 
 from __future__ import annotations
@@ -20,37 +16,54 @@ from torch import nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from poise.errors import ConfigError
-from poise.models.options import check_sizes, is_whole
-from poise.models.posenas.cells import DecoderStage, EncoderCells
-from poise.models.posenas.genotypes import CONCAT, Genotype, find_genotype
-
-EXTRA_KEYS = (
-    "INIT_CHANNELS",
-    "LAYERS",
-    "REFINE_CHANNELS",
-    "REFINE_LAYERS",
-    "SE_REDUCTION",
-    "ALIASED_FEATURES",
+from poise.models.options import (
+    OptionError,
+    check_extra,
+    given_keywords,
+    is_whole,
+    naming_keys,
 )
+from poise.models.pose_network import PoseNetwork
+from poise.models.posenas.cells import DecoderStage, EncoderCells
+from poise.models.posenas.genotypes import CONCAT, GENOTYPES, Genotype, find_genotype
+
+# key of MODEL.EXTRA -> keyword argument
+EXTRA_KEYS = {
+    "INIT_CHANNELS": "init_channels",
+    "LAYERS": "layers",
+    "REFINE_CHANNELS": "refine_channels",
+    "REFINE_LAYERS": "refine_layers",
+    "SE_REDUCTION": "se_reduction",
+    "ALIASED_FEATURES": "aliased_features",
+}
 
 
-class PoseNAS(nn.Module):
-    """Stem, encoder, decoder, refining encoder, decoder: (B, 3, H, W) -> (B, J, H / 4, W / 4); H
-    and W multiples of 32.
+class PoseNAS(PoseNetwork):
+    """Stem, encoder, decoder, refining encoder and decoder of searched cells.
 
-    init_channels: C below, even; the encoder gives 2C, 4C, 8C, 16C channels at strides 4, 8, 16,
-    32. layers, refine_layers: 18 or a multiple of 4. refine_channels: width of a node of the
-    refining encoder's first cells, even.
+    Paper: Bao et al., doi 10.1145/3394171.3413842. Repository: for-code0216/PoseNAS. Input
+    (B, 3, H, W) with H and W multiples of 32; heatmaps (B, K, H / 4, W / 4). Raises OptionError for
+    invalid values.
+
+    Args:
+        genotype: the wiring of the cells, by default that of the published networks.
+        num_keypoints: K, one heatmap each.
+        init_channels: C, even; the encoder gives 2C, 4C, 8C and 16C channels at strides 4, 8, 16
+            and 32. The published networks have 48 or 64.
+        layers: number of cells of the encoder, 18 or a multiple of 4.
+        refine_channels: width of a node of the refining encoder's first cells, even.
+        refine_layers: number of cells of the refining encoder, 18 or a multiple of 4.
+        se_reduction: 1, or 2 as in the first version of PoseNAS, see SqueezeExcite.
+        aliased_features: see `forward`.
     """
 
     head_prefixes = ("stage1.final_layer.", "stage2.final_layer.")
 
     def __init__(
         self,
-        genotype: Genotype,
         *,
-        joints: int,
+        genotype: Genotype = GENOTYPES["posenas"],
+        num_keypoints: int = 17,
         init_channels: int = 48,
         layers: int = 18,
         refine_channels: int = 16,
@@ -59,6 +72,20 @@ class PoseNAS(nn.Module):
         aliased_features: bool = True,
     ):
         super().__init__()
+        for name, value in (
+            ("init_channels", init_channels),
+            ("refine_channels", refine_channels),
+        ):
+            if not is_whole(value) or not 4 <= value <= 4096 or value % 2:
+                raise OptionError(f"{name} must be an even number from 4 to 4096, got {value!r}")
+        for name, value in (("layers", layers), ("refine_layers", refine_layers)):
+            if not is_whole(value) or not 4 <= value <= 400 or (value % 4 and value != 18):
+                raise OptionError(
+                    f"{name} must be 18 or a multiple of 4 from 4 to 400, got {value!r}"
+                )
+        if not isinstance(aliased_features, bool):
+            raise OptionError(f"aliased_features must be True or False, got {aliased_features!r}")
+        check_se_reduction(se_reduction)
         self.aliased_features = aliased_features
         self.genotype = genotype
         c, refined = 2 * init_channels, len(CONCAT) * refine_channels  # channels at stride 4
@@ -77,7 +104,7 @@ class PoseNAS(nn.Module):
         )
         self.stem2 = nn.Sequential(nn.Conv2d(c, c, 3, 1, 1, bias=False), nn.BatchNorm2d(c))
         self.cells = EncoderCells(*encoder, c, c // len(CONCAT), layers, se_reduction)
-        self.stage1 = DecoderStage(decoder, scales, joints, se_reduction)
+        self.stage1 = DecoderStage(decoder, scales, num_keypoints, se_reduction)
         self.reduce_channel_prev = _match_channels(c, refined)
         self.refine_cells = EncoderCells(
             *encoder, refined, refine_channels, refine_layers, se_reduction
@@ -86,10 +113,10 @@ class PoseNAS(nn.Module):
         self.reduce_channel1 = _match_channels(2 * refined, 2 * c)
         self.reduce_channel2 = _match_channels(4 * refined, 4 * c)
         self.reduce_channel3 = _match_channels(8 * refined, 8 * c)
-        self.stage2 = DecoderStage(decoder, scales, joints, se_reduction)
+        self.stage2 = DecoderStage(decoder, scales, num_keypoints, se_reduction)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, J, H / 4, W / 4); in train mode those of the first and of
+        """(B, 3, H, W) -> heatmaps (B, K, H / 4, W / 4); in train mode those of the first and of
         the second decoder.
 
         Fusion-and-Enhancement adds up, at strides 4, 8 and 16, what the encoder gave (f), what the
@@ -124,14 +151,40 @@ class PoseNAS(nn.Module):
         return (first, second) if self.training else second
 
     def init_weights(self) -> None:
-        """Normal(0, 0.001) weights and zero biases in every convolution, as PoseNAS begins;
-        nearly all are followed by batch norm.
+        """Initialize as PoseNAS's authors do, see init_convolutions."""
+        init_convolutions(self)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PoseNAS:
+        """Build the network of MODEL.GENOTYPE and MODEL.EXTRA.
+
+        Raises ConfigError naming the key, DataError for an invalid genotype file.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.001)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        check_extra(cfg, EXTRA_KEYS)
+        with naming_keys(EXTRA_KEYS):
+            return cls(
+                genotype=find_genotype(cfg.MODEL.GENOTYPE),
+                num_keypoints=cfg.MODEL.NUM_JOINTS,
+                **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
+            )
+
+
+def init_convolutions(network: nn.Module) -> None:
+    """Set every convolution to Normal(0, 0.001) weights and zero biases.
+
+    Nearly all of them are followed by batch norm.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.001)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def check_se_reduction(value: int) -> None:
+    """Raise OptionError unless the reduction of squeeze-and-excitation is 1 or 2."""
+    if not is_whole(value) or value not in (1, 2):
+        raise OptionError(f"se_reduction must be 1 or 2, got {value!r}")
 
 
 def _match_channels(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -139,54 +192,3 @@ def _match_channels(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
     )
-
-
-def build(cfg: CfgNode) -> PoseNAS:
-    """The network of MODEL.GENOTYPE and MODEL.EXTRA. Raises ConfigError for settings that cannot
-    be, DataError for a bad genotype file.
-    """
-    check_sizes(cfg, stride=4)
-    extra = cfg.MODEL.EXTRA
-    widths = {
-        key: extra.get(key, default)
-        for key, default in (("INIT_CHANNELS", 48), ("REFINE_CHANNELS", 16))
-    }
-    depths = {
-        key: extra.get(key, default) for key, default in (("LAYERS", 18), ("REFINE_LAYERS", 12))
-    }
-    for key, value in widths.items():
-        if not is_whole(value) or not 4 <= value <= 4096 or value % 2:
-            raise ConfigError(
-                f"MODEL.EXTRA.{key} must be an even number from 4 to 4096, got {value!r}"
-            )
-    for key, value in depths.items():
-        if not is_whole(value) or not 4 <= value <= 400 or (value % 4 and value != 18):
-            raise ConfigError(
-                f"MODEL.EXTRA.{key} must be 18 or a multiple of 4 from 4 to 400, got {value!r}"
-            )
-    aliased = extra.get("ALIASED_FEATURES", True)
-    if not isinstance(aliased, bool):
-        raise ConfigError(f"MODEL.EXTRA.ALIASED_FEATURES must be True or False, got {aliased!r}")
-    model = PoseNAS(
-        find_genotype(cfg.MODEL.GENOTYPE),
-        joints=cfg.MODEL.NUM_JOINTS,
-        init_channels=widths["INIT_CHANNELS"],
-        layers=depths["LAYERS"],
-        refine_channels=widths["REFINE_CHANNELS"],
-        refine_layers=depths["REFINE_LAYERS"],
-        se_reduction=se_reduction_of(cfg),
-        aliased_features=aliased,
-    )
-    if cfg.MODEL.INIT_WEIGHTS:
-        model.init_weights()
-    return model
-
-
-def se_reduction_of(cfg: CfgNode) -> int:
-    """MODEL.EXTRA.SE_REDUCTION: 1, or 2 as in the first release. Raises ConfigError for anything
-    else.
-    """
-    value = cfg.MODEL.EXTRA.get("SE_REDUCTION", 1)
-    if not is_whole(value) or value not in (1, 2):
-        raise ConfigError(f"MODEL.EXTRA.SE_REDUCTION must be 1 or 2, got {value!r}")
-    return value
