@@ -385,7 +385,7 @@ def test_the_tool(tool):
     assert lines[0] == f"pose_resnet of {RES50}"
     table = [line.split() for line in lines[1 : lines.index("")]]
     assert table[0] == ["layer", "type", "parameters", "share", "operations", "share", "output"]
-    assert table[1][:3] == ["network", "SimpleBaseline", "33,999,697"] and table[1][-5:] == [
+    assert table[1][:3] == ["network", "PoseResNet", "33,999,697"] and table[1][-5:] == [
         "17",
         "x",
         "96",
