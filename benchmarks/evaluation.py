@@ -27,7 +27,7 @@ from poise.evaluation import (
     read_results,
     read_truth,
 )
-from poise.evaluation.ground_truth import check_truth
+from poise.evaluation.evaluators import build_evaluator
 from poise.structures.person_table import PackedNames, PersonTable
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -153,7 +153,9 @@ def _measured() -> Iterator[Row]:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(path))
         stats = {}
-        check_truth(cfg, table)  # reads the annotations, as the references' index of them above
+        build_evaluator(cfg).check(
+            table
+        )  # reads the annotations, as the references' index of them above
 
         def poise() -> None:
             # as a training does after an epoch

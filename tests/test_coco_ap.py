@@ -16,8 +16,8 @@ import pytest
 from poise import config, evaluation
 from poise.config.datasets import COCO
 from poise.errors import DataError
-from poise.evaluation import ground_truth as truth
 from poise.evaluation.coco import STATS
+from poise.evaluation.evaluators import build_evaluator
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(
@@ -118,8 +118,8 @@ def test_labels_are_read_once(tiny_experiment, small_set, tmp_path):
     root = tmp_path / "set"
     shutil.copytree(small_set, root)
     cfg = config.load(tiny_experiment, ["DATASET.ROOT", str(root)])
-    path, first = root / "annotations/person_keypoints_val2017.json", truth.labels(cfg)
-    assert truth.labels(cfg) is first and first.persons[1] is first.persons[1]
+    path, first = root / "annotations/person_keypoints_val2017.json", build_evaluator(cfg).truth()
+    assert build_evaluator(cfg).truth() is first and first.persons[1] is first.persons[1]
     other, before = path.with_name("other.json"), path.stat()
     number = str(first["annotations"][0]["area"])
     other.write_text(
@@ -131,7 +131,8 @@ def test_labels_are_read_once(tiny_experiment, small_set, tmp_path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (
         path.stat().st_size == before.st_size
-        and truth.labels(cfg)["annotations"][0]["area"] != first["annotations"][0]["area"]
+        and build_evaluator(cfg).truth()["annotations"][0]["area"]
+        != first["annotations"][0]["area"]
     )
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from poise.errors import ConfigError, DataError, PoiseError
-from poise.inference.detectors import torchvision
-from poise.inference.detectors.torchvision import persons
+from poise.inference.detectors import build_detector, torchvision
+from poise.inference.detectors.base import PERSON, persons
 
 
 def torchvision_models():
@@ -67,13 +67,13 @@ def test_boxes_are_cut_to_the_picture_sorted_and_sound():
 
 
 def test_unknown_names_and_thresholds():
-    text = refusal(torchvision.build, "yolov5")
+    text = refusal(build_detector, "yolov5")
     assert text.startswith(
         "no person detector 'yolov5'; give the path of an .onnx file or one of torchvision's:"
         " fasterrcnn_resnet50_fpn, "
     )
-    assert "from 0 to 1, got 1.5" in refusal(torchvision.build, "ssd300_vgg16", score_threshold=1.5)
-    assert "nan" in refusal(torchvision.build, "ssd300_vgg16", score_threshold=float("nan"))
+    assert "from 0 to 1, got 1.5" in refusal(build_detector, "ssd300_vgg16", score_threshold=1.5)
+    assert "nan" in refusal(build_detector, "ssd300_vgg16", score_threshold=float("nan"))
 
 
 # torchvision --------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_unknown_names_and_thresholds():
 
 def test_a_torchvision_that_does_not_load_is_told_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    text = refusal(torchvision.build, "fasterrcnn_resnet50_fpn")
+    text = refusal(build_detector, "fasterrcnn_resnet50_fpn")
     assert text.startswith("detector fasterrcnn_resnet50_fpn: torchvision cannot be used here (")
     assert (
         "operators load only beside a torch of the same build" in text
@@ -160,7 +160,7 @@ def stand_in(monkeypatch):
 def test_weights_are_fetched_once_and_that_is_said(stand_in, tmp_path, caplog, capsys):
     folder = tmp_path / "models" / "detectors"
     with caplog.at_level(logging.INFO, "poise"):
-        detect = torchvision.build("fasterrcnn_resnet50_fpn", "cpu", 0.5, folder=folder)
+        detect = build_detector("fasterrcnn_resnet50_fpn", "cpu", 0.5, folder=folder)
     assert [record.getMessage() for record in caplog.records] == [
         "detector fasterrcnn_resnet50_fpn of torchvision: its COCO weights COCO_V1 are fetched"
         f" once, about 160 MB, from {stand_in.chosen.url} to {folder / stand_in.file}"
@@ -187,7 +187,7 @@ def test_weights_are_fetched_once_and_that_is_said(stand_in, tmp_path, caplog, c
     ], "the persons alone, moved as the fetched weights say"
     assert [scores.tolist() for _, scores in found] == [[pytest.approx(0.9)]] * 2
     caplog.clear()
-    again = torchvision.build("retinanet_resnet50_fpn", "cpu", 0.01, folder=folder)
+    again = build_detector("retinanet_resnet50_fpn", "cpu", 0.01, folder=folder)
     assert not caplog.records and "fetching" not in capsys.readouterr().out
     assert stand_in.asked[-1][1]["score_thresh"] == 0.01
     assert [len(boxes) for boxes, _ in again(PICTURES * 3)] == [
@@ -203,7 +203,7 @@ def test_a_picture_on_which_the_detector_fails(stand_in, tmp_path, monkeypatch):
         raise RuntimeError("Input and output sizes should be greater than 0\nwhere it was")
 
     monkeypatch.setattr(FoundEverywhere, "forward", fails)
-    detect = torchvision.build("ssd300_vgg16", "cpu", folder=tmp_path)
+    detect = build_detector("ssd300_vgg16", "cpu", folder=tmp_path)
     assert (
         refusal(detect, PICTURES[2:])
         == "detector ssd300_vgg16: fails on pictures of 1 x 1 (Input and output sizes should be"
@@ -217,7 +217,7 @@ def test_a_file_of_other_weights_is_refused(stand_in, tmp_path):
     torch.save({"shift": torch.ones(2)}, tmp_path / "shape.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     for name in ("none.pth", "text.pth", "other.pth", "shape.pth", "list.pth"):
-        text = refusal(torchvision.build, "ssd300_vgg16", "cpu", weights=tmp_path / name)
+        text = refusal(build_detector, "ssd300_vgg16", "cpu", weights=tmp_path / name)
         assert text.startswith(str(tmp_path / name)) and ("weight" in text)
 
 
@@ -232,7 +232,7 @@ class Evil:
 def test_code_in_a_weight_file_is_not_run(stand_in, tmp_path):
     torch.save({"shift": torch.ones(1), "more": Evil(tmp_path / "written")}, tmp_path / "evil.pth")
     assert str(tmp_path / "evil.pth") in refusal(
-        torchvision.build, "ssd300_vgg16", "cpu", weights=tmp_path / "evil.pth"
+        build_detector, "ssd300_vgg16", "cpu", weights=tmp_path / "evil.pth"
     )
     assert not (tmp_path / "written").exists()
 
@@ -240,7 +240,7 @@ def test_code_in_a_weight_file_is_not_run(stand_in, tmp_path):
 def test_fetched_weights_with_another_sum_are_refused(stand_in, tmp_path):
     stand_in.chosen.url = stand_in.chosen.url.replace(stand_in.file, "net_coco-00000000.pth")
     assert "00000000 was published; the file was removed" in refusal(
-        torchvision.build, "ssd300_vgg16", "cpu", folder=tmp_path
+        build_detector, "ssd300_vgg16", "cpu", folder=tmp_path
     )
     assert not list(tmp_path.glob("*.pth"))
 
@@ -272,7 +272,7 @@ def write_random_weights(models, name, path):
 def test_torchvisions_detectors(name, tmp_path):
     models = torchvision_models()
     write_random_weights(models, name, tmp_path / "random.pth")
-    detect = torchvision.build(name, "cpu", 0.1, weights=tmp_path / "random.pth")
+    detect = build_detector(name, "cpu", 0.1, weights=tmp_path / "random.pth")
     found = detect(PICTURES[:2])
     assert len(found) == 2 and sum(len(boxes) for boxes, _ in found) > 0
     for (boxes, scores), picture in zip(found, PICTURES):
@@ -296,7 +296,7 @@ def test_the_weights_are_those_that_torchvision_offers():
         chosen = models.get_model_weights(name).DEFAULT
         assert (
             round(chosen.meta["_file_size"]) == pytest.approx(size, abs=1)
-            and chosen.meta["categories"][torchvision.PERSON] == "person"
+            and chosen.meta["categories"][PERSON] == "person"
         )
         assert torchvision.download.sha256_prefix(chosen.url)
 
@@ -348,7 +348,7 @@ def test_onnx_as_torchvision_exports_it(tmp_path, input_shape, batched, turned):
         name: array[None] if batched else array
         for name, array in (reversed(outputs.items()) if turned else outputs.items())
     }
-    detect = torchvision.build(onnx_file(tmp_path / "a.onnx", outputs, input_shape), "cpu", 0.5)
+    detect = build_detector(onnx_file(tmp_path / "a.onnx", outputs, input_shape), "cpu", 0.5)
     ((boxes, scores),) = detect(PICTURES[:1])
     assert boxes.tolist() == [[0, 0, 160, 120], [0, 0, 8, 9]] and scores == pytest.approx(
         [0.95, 0.9]
@@ -362,9 +362,9 @@ def test_onnx_that_finds_nobody(tmp_path):
         "labels": np.empty(0, np.int64),
         "scores": np.empty(0, np.float32),
     }
-    ((boxes, scores),) = torchvision.build(
-        onnx_file(tmp_path / "a.onnx", outputs, (1, 3, "h", "w"))
-    )(PICTURES[:1])
+    ((boxes, scores),) = build_detector(onnx_file(tmp_path / "a.onnx", outputs, (1, 3, "h", "w")))(
+        PICTURES[:1]
+    )
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
@@ -391,7 +391,7 @@ def test_onnx_as_yolo_exports_it(tmp_path, turned):
         (5, 10, 10, np.nan, 4, {0: 0.99}),
     ]
     table = yolo_output(100, rows)
-    detect = torchvision.build(
+    detect = build_detector(
         onnx_file(
             tmp_path / "a.onnx",
             {"output0": table.transpose(0, 2, 1).copy() if turned else table},
@@ -414,7 +414,7 @@ def test_onnx_as_yolo_v5_exports_it(tmp_path, turned):
         [(100, 0.9, 0.8, 0.1), (200, 0.9, 0.1, 0.9), (250, 0.5, 0.9, 0), (40, 0, 1, 0)]
     ):
         table[0, :7, place] = [x, 140, 40, 80, objectness, person, dog]
-    detect = torchvision.build(
+    detect = build_detector(
         onnx_file(
             tmp_path / "a.onnx",
             {"output": table.transpose(0, 2, 1).copy() if turned else table},
@@ -440,7 +440,7 @@ def test_onnx_as_yolos_without_suppression_export_it(tmp_path, places):
         [220, 70, 280, 130, 0.7, 16],
         [82, 100, 122, 180, 0.6, 0],
     ]
-    detect = torchvision.build(
+    detect = build_detector(
         onnx_file(tmp_path / "a.onnx", {"output0": table}, (1, 3, 320, 320)), "cpu", 0.5
     )
     ((boxes, scores),) = detect(PICTURES[:1])
@@ -481,7 +481,7 @@ def test_onnx_metadata_of_ultralytics(tmp_path, told, columns, want):
     table = np.zeros((1, 100, len(columns)), np.float32)
     table[0, 0] = columns
     output = table if "end2end" in told or "args" in told else table.transpose(0, 2, 1).copy()
-    ((boxes, scores),) = torchvision.build(
+    ((boxes, scores),) = build_detector(
         onnx_file(tmp_path / "a.onnx", {"output0": output}, (1, 3, 320, 320), told=told), "cpu", 0.5
     )(PICTURES[:1])
     assert scores == pytest.approx(want) and boxes == pytest.approx(
@@ -492,7 +492,7 @@ def test_onnx_metadata_of_ultralytics(tmp_path, told, columns, want):
 def test_onnx_detector_of_other_things(tmp_path, caplog):
     table = np.zeros((1, 6, 100), np.float32)
     table[0, :5, 7] = [30, 30, 20, 20, 0.9]
-    ((boxes, _),) = torchvision.build(
+    ((boxes, _),) = build_detector(
         onnx_file(
             tmp_path / "a.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['cat', 'dog']"}
         )
@@ -501,7 +501,7 @@ def test_onnx_detector_of_other_things(tmp_path, caplog):
         len(boxes) == 1
         and "a.onnx: finds no class person but cat, dog; the first is taken" in caplog.text
     )
-    detect = torchvision.build(
+    detect = build_detector(
         onnx_file(
             tmp_path / "b.onnx",
             {"o": table},
@@ -576,34 +576,34 @@ def test_onnx_gets_the_picture_in_the_middle_of_grey(tmp_path, kind, image):
 def test_onnx_files_that_are_no_detectors(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "text.onnx").write_text("404")
-    assert "no such detector file" in refusal(torchvision.build, str(tmp_path / "none.onnx"))
+    assert "no such detector file" in refusal(build_detector, str(tmp_path / "none.onnx"))
     assert "onnxruntime cannot run this file (" in refusal(
-        torchvision.build, str(tmp_path / "text.onnx")
+        build_detector, str(tmp_path / "text.onnx")
     )
     two = onnx_file(tmp_path / "two.onnx", {"boxes": BOXES, "scores": SCORES}, (1, 3, "h", "w"))
-    assert "not a detector that is understood" in refusal(torchvision.build, two)
+    assert "not a detector that is understood" in refusal(build_detector, two)
     flat = onnx_file(tmp_path / "flat.onnx", {"out": SCORES}, (1, 3, 64, 64))
     assert "output has the shape (4,); it needs outputs boxes (N, 4)" in refusal(
-        torchvision.build(flat), PICTURES[:1]
+        build_detector(flat), PICTURES[:1]
     )
     odd = onnx_file(
         tmp_path / "odd.onnx",
         {"boxes": BOXES, "labels": LABELS[:2], "scores": SCORES},
         (1, 3, "h", "w"),
     )
-    assert "have the shapes (4, 4), (2,), (4,)" in refusal(torchvision.build(odd), PICTURES[:1])
+    assert "have the shapes (4, 4), (2,), (4,)" in refusal(build_detector(odd), PICTURES[:1])
     good = onnx_file(
         tmp_path / "good.onnx",
         {"boxes": BOXES, "labels": LABELS, "scores": SCORES},
         (1, 3, "h", "w"),
     )
-    assert "has its weights in it" in refusal(torchvision.build, good, weights="x.pth")
+    assert "has its weights in it" in refusal(build_detector, good, weights="x.pth")
     with pytest.raises((ConfigError, DataError)):
-        torchvision.build(f"{good}x.onnx")
+        build_detector(f"{good}x.onnx")
 
 
 def test_onnxruntime_that_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (tmp_path / "a.onnx").touch()
-    text = refusal(torchvision.build, str(tmp_path / "a.onnx"))
+    text = refusal(build_detector, str(tmp_path / "a.onnx"))
     assert "needs onnxruntime" in text and "pip install 'poise[onnx]'" in text

@@ -65,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poise.engine.logger import start_console
     from poise.errors import pluralize
     from poise.inference import detect_dataset
-    from poise.inference.detectors import torchvision
+    from poise.inference.detectors import build_detector
+    from poise.inference.detectors.torchvision import TORCHVISION
 
     start_console()
     path = detect_dataset.target(cfg, args.out)
-    detect = torchvision.build(
+    detect = build_detector(
         args.detector, args.device, args.score_threshold, weights=args.detector_weights or None
     )
     boxes, images, unread = detect_dataset.write(
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.set or cfg.DATASET.TEST_SET,
         detect,
         path,
-        finds_persons=args.detector in torchvision.TORCHVISION,
+        finds_persons=args.detector in TORCHVISION,
     )
     failed = f"; {pluralize(unread, 'image')} could not be read" if unread else ""
     print(

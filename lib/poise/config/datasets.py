@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +265,27 @@ FOLDER = Path(__file__).parents[3] / "experiments" / "datasets"
 MOST_JOINTS = 1000  # of a dataset file: COCO-WholeBody has 133
 
 
-# of each format, the first where the file names none
-METRICS = {"coco": ("oks", "crowdpose"), "mpii": ("pckh",)}
+@dataclass(frozen=True)
+class Metric:
+    """A metric that a dataset file may name.
+
+    Attributes:
+        format: of the annotations that it is computed from.
+        uses_sigmas: whether it needs the OKS constants of the keypoints.
+    """
+
+    format: str
+    uses_sigmas: bool = True
+
+
+#: computed by poise.evaluation.evaluators; the first of a format is its default
+METRICS = {
+    "oks": Metric("coco"),
+    "crowdpose": Metric("coco"),
+    "pckh": Metric("mpii", uses_sigmas=False),
+}
+#: read by poise.datasets; the first is the default
+FORMATS = tuple(dict.fromkeys(metric.format for metric in METRICS.values()))
 
 
 _KEYS = (
@@ -395,7 +414,7 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
     name = file.text("name", path.stem)
     if "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
         raise ConfigError(f"{path}: name must do as the name of a folder, got {shown_value(name)}")
-    form = file.choice("format", tuple(METRICS))
+    form = file.choice("format", FORMATS)
     category = values.get("category", "person")
     if isinstance(category, bool) or not isinstance(category, (str, int)) or category == "":
         raise ConfigError(
@@ -421,7 +440,11 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
         path,
         skeleton,
         form,
-        file.choice("metric", METRICS[form]),
+        file.choice(
+            "metric",
+            tuple(name for name, metric in METRICS.items() if metric.format == form),
+            "" if form == FORMATS[0] else f" with format {form}",
+        ),
         category,
         file.text("root", ""),
         file.text("annotations"),
@@ -432,7 +455,7 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
 
 
 def _remarks(file: DatasetFile, has_sigmas: bool):
-    if not has_sigmas and file.metric != "pckh":
+    if not has_sigmas and METRICS[file.metric].uses_sigmas:
         yield (
             f"{file.path}: has no sigmas, so the OKS takes {DEFAULT_SIGMA} for every joint, the"
             " mean of COCO's; such an AP compares runs on this data set only"
@@ -467,10 +490,10 @@ class _Values:
             raise ConfigError(f"{self.path}: {key} must be text, got {shown_value(value)}")
         return value
 
-    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+    def choice(self, key: str, allowed: tuple[str, ...], where: str = "") -> str:
+        """Return one of `allowed`, by default the first; where: what an error adds to the names."""
         value = self.values.get(key, allowed[0])
         if value not in allowed:
-            where = " with format mpii" if allowed == METRICS["mpii"] else ""
             raise ConfigError(
                 f"{self.path}: {key} must be {' or '.join(allowed)}{where}, got"
                 f" {shown_value(value)}"

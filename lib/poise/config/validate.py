@@ -10,6 +10,9 @@ from poise.codecs import CODECS, LOSSES
 from poise.config.datasets import dataset_of
 from poise.errors import ConfigError
 
+#: implemented by poise.engine.optim.OPTIMIZERS
+OPTIMIZERS = ("adam", "adam_l2", "adamw", "sgd")
+
 
 def check_values(cfg: CfgNode, source: str) -> None:
     """Raise ConfigError, naming `source` and the key, for a value out of its range."""
@@ -86,9 +89,9 @@ def check_values(cfg: CfgNode, source: str) -> None:
             "epochs from 0 on in ascending order",
         )
     need(
-        cfg.TRAIN.OPTIMIZER in ("adam", "adam_l2", "adamw", "sgd"),
+        cfg.TRAIN.OPTIMIZER in OPTIMIZERS,
         "TRAIN.OPTIMIZER",
-        "'adam', 'adam_l2', 'adamw' or 'sgd'",
+        f"{', '.join(map(repr, OPTIMIZERS[:-1]))} or {OPTIMIZERS[-1]!r}",
     )
     need(0 <= cfg.TRAIN.MOMENTUM < 1, "TRAIN.MOMENTUM", "from 0 to below 1")
     need(finite(cfg.TRAIN.WD) and cfg.TRAIN.WD >= 0, "TRAIN.WD", "0 or more")

@@ -20,7 +20,11 @@ from poise.structures.person_table import PersonTable
 
 log = logging.getLogger(__name__)
 
-__all__ = ["build_loader", "read_set", "read_table", "PersonTable", "ImageFolder"]
+__all__ = ["READERS", "build_loader", "read_set", "read_table", "PersonTable", "ImageFolder"]
+
+#: annotation formats by the `format` of the dataset file; the names are those of
+#: poise.config.datasets.METRICS
+READERS = {"coco": coco.READER, "mpii": mpii.READER}
 
 
 def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | ImageFolders]:
@@ -64,12 +68,9 @@ def read_table(cfg: CfgNode, *, train: bool) -> PersonTable:
         if train
         else (cfg.DATASET.TEST_SET, cfg.TEST.BOX_MARGIN)
     )
-    if dataset_of(cfg).format == "mpii":
-        table = mpii.read_table(cfg, split, margin=margin)
-    else:
-        table = coco.read_table(
-            cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin
-        )
+    table = READERS[dataset_of(cfg).format].read_table(
+        cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin
+    )
     if train and cfg.DATASET.SELECT_DATA:
         table = table.select(
             joints_agree_with_box(table), "joints far from the box's centre, DATASET.SELECT_DATA"

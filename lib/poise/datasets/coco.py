@@ -27,6 +27,7 @@ from poise.datasets.coco_files import (
     read_images,
     refuse,
 )
+from poise.datasets.reader import Reader
 from poise.errors import ConfigError, DataError
 from poise.io.cache import Arrays, remembered
 from poise.io.json_file import is_number
@@ -250,3 +251,6 @@ def _dropped_anyway(entry: object, person: int, threshold: float) -> bool:
     if entry["category_id"] != person:
         return True
     return is_number(entry.get("score")) and entry["score"] < threshold
+
+
+READER = Reader(read_table, has_detections=True, box_ids_per_image=True)

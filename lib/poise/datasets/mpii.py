@@ -13,6 +13,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config.datasets import dataset_of, present_annotation_path, set_files
+from poise.datasets.reader import Reader
 from poise.errors import DataError, shown
 from poise.io.cache import Arrays, remembered
 from poise.io.json_file import field_fault, read_json
@@ -20,12 +21,15 @@ from poise.structures.crops import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_
 from poise.structures.person_table import PackedNames, PersonTable
 
 
-def read_table(cfg: CfgNode, split: str, *, margin=BOX_MARGIN) -> PersonTable:
+def read_table(
+    cfg: CfgNode, split: str, *, detections: bool = False, margin=BOX_MARGIN
+) -> PersonTable:
     """All persons of a split in the file's order; the test split has no joints. Raises DataError,
     naming the file.
 
-    margin: factors in x and y by which the square boxes grow. There is no aspect fit: HRNet's boxes
-    stay square whatever the network's input, and only their width counts.
+    detections: ignored, there are no detection files. margin: factors in x and y by which the
+    square boxes grow. There is no aspect fit: HRNet's boxes stay square whatever the network's
+    input, and only their width counts.
     """
     path, labelled, skeleton = (
         present_annotation_path(cfg, split),
@@ -148,3 +152,6 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
         "scale": scale,
     }
     return arrays | {"joints": joints, "visible": visible} if labelled else arrays
+
+
+READER = Reader(read_table)

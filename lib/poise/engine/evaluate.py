@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,40 +14,21 @@ from yacs.config import CfgNode
 
 from poise.codecs import build_codec
 from poise.config import data_path
-from poise.config.datasets import dataset_of, headbox_path, set_files
-from poise.datasets import ImageFolder, PersonTable, build_loader, read_set
+from poise.config.datasets import dataset_of
+from poise.datasets import READERS, ImageFolder, PersonTable, build_loader, read_set
 from poise.engine import device, logger
 from poise.engine.device import CpuThreads
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.memory import machine_limits, testing_advice
 from poise.engine.predict import Predictions, predict
 from poise.errors import ConfigError, DataError, pluralize
-from poise.evaluation import (
-    average_precision_of_arrays,
-    crowd_average_precision,
-    diagnose,
-    diagnose_mpii,
-    format_joint_table,
-    format_table,
-    pckh,
-    per_joint_pck_of_arrays,
-    per_joint_pckh,
-    rescore,
-    suppress,
-    write_results,
-)
-from poise.evaluation.ground_truth import check_truth, labels
-from poise.evaluation.results import (
-    box_ids_by_image,
-    prediction_batches,
-    write_pickle,
-    write_submission,
-)
-from poise.io.files import no_garbage_collection, replacing
+from poise.evaluation import format_table
+from poise.evaluation.evaluators import EVALUATORS, build_evaluator
+from poise.evaluation.results import box_ids_by_image, prediction_batches, write_pickle
+from poise.io.files import no_garbage_collection
 from poise.models import build_model
 from poise.models.weights import zoo
 from poise.models.weights.origin import doubt, load_trained
-from poise.structures.crops import PIXEL_STD
 from poise.visualization import draw
 
 log = logging.getLogger(__name__)
@@ -82,7 +62,7 @@ def run(
     processes.spread(model.state_dict().values())
     table, images = read_set(cfg, train=False)
     if processes.main:
-        check_truth(cfg, table)
+        build_evaluator(cfg).check(table)
     loader = build_loader(
         cfg,
         table,
@@ -203,15 +183,11 @@ def draw_predictions(
     return written
 
 
-# what mmpose calls the one metric of a dataset
-METRICS = {"oks": "mAP", "crowdpose": "mAP", "pckh": "PCKh"}
-
-
 def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | None = None) -> None:
     """Raise ConfigError for metrics that the dataset does not have, by mmpose's names, and for a
     file that predictions cannot go to.
     """
-    own = METRICS[dataset_of(cfg).metric]
+    own = EVALUATORS[dataset_of(cfg).metric].eval_name
     others = [name for name in metrics if name != own]
     if others:
         raise ConfigError(
@@ -250,11 +226,25 @@ def score(
             f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may"
             " write to"
         ) from None
-    if dataset_of(cfg).metric == "pckh":
-        return _score_mpii(cfg, table, found, results, per_joint, weights, told)
-    # the persons' dictionaries, hundreds of thousands, make none
+    evaluator = build_evaluator(cfg)
+    # an annotation file is hundreds of thousands of dictionaries, none of them garbage
     with no_garbage_collection():
-        return _score_coco(cfg, table, found, results, per_joint, weights, told)
+        evaluator.process(table, found.keypoints, found.scores, results)
+        figures = evaluator.compute()
+        if not figures:
+            return OrderedDict(), 0.0
+        log.info(
+            "%s, %s, flip test %s:",
+            cfg.DATASET.TEST_SET,
+            evaluator.describe_boxes(),
+            "on" if cfg.TEST.FLIP_TEST else "off",
+        )
+        log.info("%s", format_table(figures, cfg.MODEL.NAME))
+        _tell(evaluator.explain(figures, weights), told)
+        if per_joint:
+            log.info("%s", evaluator.joint_table())
+    best = float(figures[evaluator.best_figure])
+    return OrderedDict(figures), deciding(best, found.loss)
 
 
 def deciding(figure: float, loss: float | None) -> float:
@@ -289,7 +279,8 @@ def write_predictions(
     bbox_ids: mmpose counts the annotated boxes of each COCO image from 0, and detections, like the
     persons of MPII, over the whole set.
     """
-    by_image = dataset_of(cfg).format == "coco" and table.box_source == "gt"
+    reader = READERS[dataset_of(cfg).format]
+    by_image = reader.box_ids_per_image and table.box_source == "gt"
     ids = box_ids_by_image(table.image_index) if by_image else range(len(table))
     paths = [f"{images.location}/{table.image_name(person)}" for person in range(len(table))]
     keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
@@ -307,150 +298,3 @@ def _tell(reasons: Sequence[str], told: set[str]) -> None:
         if reason not in told:
             log.warning("%s", reason)
     told.update(reasons)
-
-
-def _score_coco(
-    cfg: CfgNode,
-    table: PersonTable,
-    found: Predictions,
-    results: Path,
-    per_joint: bool,
-    weights: str,
-    told: set[str],
-) -> tuple[OrderedDict[str, float], float]:
-    split, skeleton = cfg.DATASET.TEST_SET, table.skeleton
-    image_ids = table.image_ids[table.image_index]
-    keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
-    scores = rescore(found.scores, table.score, cfg.TEST.IN_VIS_THRE)
-    area = table.scale.prod(axis=1) * PIXEL_STD**2
-    kept = np.arange(len(table))
-    if cfg.TEST.OKS_NMS:
-        kept = suppress(
-            keypoints,
-            scores,
-            area,
-            image_ids,
-            cfg.TEST.OKS_THRE,
-            cfg.TEST.SOFT_NMS,
-            skeleton.sigmas,
-        )
-    source = "gt_boxes" if table.box_source == "gt" else table.box_source
-    path = results / f"keypoints_{split}_results_{source}.json"
-    write_results(
-        path,
-        image_ids[kept],
-        keypoints[kept],
-        scores[kept],
-        table.center[kept],
-        table.scale[kept],
-        table.category_id,
-    )
-    way = (
-        f"kept by {'soft ' if cfg.TEST.SOFT_NMS else ''}OKS-NMS"
-        if cfg.TEST.OKS_NMS
-        else "kept, no OKS-NMS"
-    )
-    log.info("%d of %d poses %s; written to %s", len(kept), len(table), way, path)
-    if not set_files(cfg, split).labelled:
-        if dataset_of(cfg).name == "coco":  # https://cocodataset.org/#upload
-            algorithm = re.sub(r"[^\w.+-]", "-", results.parent.name)
-            path = results / f"person_keypoints_{split}_{algorithm}_results.zip"
-            write_submission(
-                path, image_ids[kept], keypoints[kept], scores[kept], table.category_id
-            )
-        log.info("%s has no public labels: send %s to the server of the data set", split, path)
-        return OrderedDict(), 0.0
-    truth = labels(cfg)
-    average = (
-        crowd_average_precision
-        if dataset_of(cfg).metric == "crowdpose"
-        else average_precision_of_arrays
-    )
-    # of the arrays, not of the file that was just written: the same to the last digit, and a large
-    # set's file takes seconds to read
-    metrics = average(
-        truth, image_ids[kept], keypoints[kept], scores[kept], skeleton.sigmas, table.category_id
-    )
-    log.info(
-        "%s, %s, flip test %s:",
-        split,
-        "ground-truth boxes" if table.box_source == "gt" else f"boxes of {table.box_source}",
-        "on" if cfg.TEST.FLIP_TEST else "off",
-    )
-    log.info("%s", format_table(metrics, cfg.MODEL.NAME))
-    if diagnose.is_wanted(metrics):
-        tested = diagnose.Tested(
-            image_ids[kept],
-            keypoints[kept],
-            scores[kept],
-            table.boxes[kept],
-            skeleton.sigmas,
-            skeleton.flip_order,
-            table.category_id,
-            table.box_source,
-            table.dropped,
-            cfg.TEST.IN_VIS_THRE,
-            weights,
-        )
-        _tell(diagnose.reasons(truth, tested, metrics), told)
-    if per_joint:
-        log.info(
-            "%s",
-            format_joint_table(
-                skeleton.names,
-                per_joint_pck_of_arrays(
-                    truth, image_ids[kept], table.category_id, keypoints[kept], skeleton.sigmas
-                ),
-            ),
-        )
-    return OrderedDict(metrics), deciding(float(metrics["AP"]), found.loss)
-
-
-def _score_mpii(
-    cfg: CfgNode,
-    table: PersonTable,
-    found: Predictions,
-    results: Path,
-    per_joint: bool,
-    weights: str,
-    told: set[str],
-) -> tuple[OrderedDict[str, float], float]:
-    from scipy.io import savemat
-
-    split = cfg.DATASET.TEST_SET
-    one_based = found.keypoints + 1.0
-    path = results / ("pred.mat" if split == "valid" else f"pred_{split}.mat")
-    with replacing(path) as part:
-        savemat(part, {"preds": one_based}, appendmat=False)
-    log.info("%d predictions written to %s", len(one_based), path)
-    if not set_files(cfg, split).head_boxes:
-        log.info(
-            "PCKh needs head boxes, which are public for MPII's set 'valid'; %s has none here",
-            split,
-        )
-        return OrderedDict(), 0.0
-    metrics = pckh(one_based, headbox_path(cfg))
-    log.info(
-        "%s, boxes of the annotations, flip test %s:", split, "on" if cfg.TEST.FLIP_TEST else "off"
-    )
-    log.info("%s", format_table(metrics, cfg.MODEL.NAME))
-    if diagnose_mpii.is_wanted(metrics):
-        found_reasons = diagnose_mpii.reasons(
-            headbox_path(cfg),
-            found.keypoints,
-            table.boxes,
-            table.joints,
-            table.visible,
-            table.skeleton.flip_order,
-            metrics,
-            weights,
-        )
-        _tell(found_reasons, told)
-    if per_joint:
-        share, count = per_joint_pckh(one_based, headbox_path(cfg))
-        rows = [
-            f"| {name} | {n} | {value:.1f} |"
-            for name, n, value in zip(table.skeleton.names, count, share)
-        ]
-        log.info("%s", "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows]))
-    return OrderedDict(metrics), deciding(float(metrics["Mean"]), found.loss)

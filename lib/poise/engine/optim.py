@@ -1,8 +1,9 @@
-"""The optimisers of TRAIN.OPTIMIZER."""
+"""The optimizers of TRAIN.OPTIMIZER and the schedule of the learning rate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from inspect import unwrap
 
@@ -12,6 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
+
+#: or parameter groups
+Parameters = Iterable[nn.Parameter] | Iterable[dict]
 
 
 def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
@@ -33,28 +37,48 @@ SGD, Adam, AdamW = (
 )
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """TRAIN.OPTIMIZER over all parameters, in two groups with TRAIN.WD_NORM_AND_BIAS False. 'adam'
-    ignores TRAIN.WD: HRNet and SimpleBaseline do, and published so.
+def _adam(parameters: Parameters, train: CfgNode) -> torch.optim.Optimizer:
+    """Adam without TRAIN.WD, as HRNet and SimpleBaseline published it."""
+    return Adam(parameters, lr=train.LR, weight_decay=0.0, fused=True)
 
-    Fused: one pass over the weights instead of a dozen, equal but for rounding.
-    """
-    t = cfg.TRAIN
-    parameters = model.parameters() if t.WD_NORM_AND_BIAS else _decayed_and_not(model)
-    if t.OPTIMIZER == "sgd":
-        return SGD(
-            parameters,
-            lr=t.LR,
-            momentum=t.MOMENTUM,
-            weight_decay=t.WD,
-            nesterov=t.NESTEROV,
-            fused=True,
-        )
-    if t.OPTIMIZER == "adamw":
-        return AdamW(parameters, lr=t.LR, weight_decay=t.WD, fused=True)
-    return Adam(
-        parameters, lr=t.LR, weight_decay=t.WD if t.OPTIMIZER == "adam_l2" else 0.0, fused=True
+
+def _adam_l2(parameters: Parameters, train: CfgNode) -> torch.optim.Optimizer:
+    return Adam(parameters, lr=train.LR, weight_decay=train.WD, fused=True)
+
+
+def _adamw(parameters: Parameters, train: CfgNode) -> torch.optim.Optimizer:
+    return AdamW(parameters, lr=train.LR, weight_decay=train.WD, fused=True)
+
+
+def _sgd(parameters: Parameters, train: CfgNode) -> torch.optim.Optimizer:
+    return SGD(
+        parameters,
+        lr=train.LR,
+        momentum=train.MOMENTUM,
+        weight_decay=train.WD,
+        nesterov=train.NESTEROV,
+        fused=True,
     )
+
+
+#: by TRAIN.OPTIMIZER; the names are those of poise.config.validate.OPTIMIZERS. Fused: one pass over
+#: the weights instead of a dozen, equal but for rounding
+OPTIMIZERS: dict[str, Callable[[Parameters, CfgNode], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "adam_l2": _adam_l2,
+    "adamw": _adamw,
+    "sgd": _sgd,
+}
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Return TRAIN.OPTIMIZER over all parameters.
+
+    With TRAIN.WD_NORM_AND_BIAS False norms and biases are a group without weight decay.
+    """
+    train = cfg.TRAIN
+    parameters = model.parameters() if train.WD_NORM_AND_BIAS else _decayed_and_not(model)
+    return OPTIMIZERS[train.OPTIMIZER](parameters, train)
 
 
 def _decayed_and_not(model: nn.Module) -> list[dict]:

@@ -41,7 +41,7 @@ from poise.engine.state import Progress, cells_of, find_checkpoint, fitting, res
 from poise.engine.sync_bn import check_single_sample
 from poise.engine.targets import encode_targets
 from poise.errors import DataError, PoiseError
-from poise.evaluation.ground_truth import check_truth
+from poise.evaluation.evaluators import build_evaluator
 from poise.io.files import no_garbage_collection, replacing
 from poise.models import build_model, weights
 from poise.models.forward import autocast, normalize
@@ -181,7 +181,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Training:
     table, images = read_set(cfg, train=True)
     test_table, test_images = read_set(cfg, train=False)
     if processes.main:
-        check_truth(cfg, test_table)
+        build_evaluator(cfg).check(test_table)
         log_look(cfg, (table, images), (test_table, test_images))
     share = {
         "devices": len(devices),

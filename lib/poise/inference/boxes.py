@@ -60,7 +60,7 @@ class WholePictures:
 
 
 class DetectedPersons:
-    """What a detector of poise.inference.detectors.torchvision finds."""
+    """What a detector of poise.inference.detectors finds."""
 
     def __init__(self, detector, name: str):
         self._detector, self.name = detector, name

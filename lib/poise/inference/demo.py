@@ -30,7 +30,7 @@ from poise.inference.boxes import (
     WholePictures,
     usable,
 )
-from poise.inference.detectors import torchvision
+from poise.inference.detectors import build_detector
 from poise.inference.estimator import PoseEstimator
 from poise.inference.poses import Poses
 from poise.inference.smoothing import PoseSmoother
@@ -341,7 +341,7 @@ def run(
         given.check(source)
     if detector:
         persons = DetectedPersons(
-            torchvision.build(detector, device, score_threshold, weights=detector_weights or None),
+            build_detector(detector, device, score_threshold, weights=detector_weights or None),
             detector,
         )
     else:

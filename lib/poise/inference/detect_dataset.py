@@ -13,9 +13,10 @@ from yacs.config import CfgNode
 
 from poise.config import data_path
 from poise.config.datasets import dataset_of, image_folder, present_annotation_path
+from poise.datasets import READERS
 from poise.datasets.coco_files import category_id, read_images
 from poise.errors import ConfigError, DataError, one_line, shown_value
-from poise.inference.detectors.torchvision import Detector
+from poise.inference.detectors import Detector
 from poise.io.files import replacing
 from poise.structures.person_table import PackedNames
 
@@ -50,7 +51,7 @@ def write(
     from tqdm import tqdm
 
     data = dataset_of(cfg)
-    if data.format != "coco":
+    if not READERS[data.format].has_detections:
         raise ConfigError(
             f"{data.path}: detection files are for annotations in COCO's form; the boxes of"
             f" {data.format} are in its annotations"

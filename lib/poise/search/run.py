@@ -28,7 +28,7 @@ from poise.engine.signals import Interrupt, Interrupted
 from poise.engine.sync_bn import check_single_sample
 from poise.engine.train import smallest_part
 from poise.errors import ConfigError, DataError, PoiseError
-from poise.evaluation.ground_truth import check_truth
+from poise.evaluation.evaluators import build_evaluator
 from poise.io.files import replacing
 from poise.models.posenas.genotypes import Genotype, write_genotype
 from poise.search import split
@@ -109,7 +109,7 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
     )
     test_set = read_set(loading, train=False) if cfg.SEARCH.EVAL_INTERVAL else None
     if test_set:
-        check_truth(cfg, test_set[0])
+        build_evaluator(cfg).check(test_set[0])
         found = Findings(f"test set {cfg.DATASET.TEST_SET}")
         check_scored(cfg, found)
         for finding in found.found:

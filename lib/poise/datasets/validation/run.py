@@ -30,8 +30,7 @@ from poise.datasets.validation.columns import read_columns
 from poise.datasets.validation.findings import FAULT, NOTE, WARNING, Finding, Findings, some
 from poise.datasets.validation.persons import People
 from poise.errors import DataError, PoiseError
-from poise.evaluation.diagnose import nobody_counts
-from poise.evaluation.ground_truth import check_truth, labels
+from poise.evaluation.evaluators import EVALUATORS, build_evaluator
 from poise.io.cache import Arrays, remembered
 from poise.io.images import ImageFolder
 from poise.structures.person_table import PackedNames
@@ -39,6 +38,8 @@ from poise.structures.skeleton import DatasetFile
 
 log = logging.getLogger(__name__)
 
+#: formats whose annotation files are checked entry by entry; of others the table is checked
+COLUMN_READERS = {"coco": read_columns}
 _LOOKED_AT = 32  # images whose headers a training reads before it begins
 
 
@@ -93,14 +94,14 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
     data, result = dataset_of(cfg), CheckedSet(found.where, image_folder(cfg, split))
     detected = not train and not cfg.TEST.USE_GT_BBOX
     table = columns = None
-    if data.format == "coco":
+    if data.format in COLUMN_READERS:
         columns = _columns(cfg, split, found)
         if columns is None:
             return result
     try:  # what a run would read, whatever else is found
         table = read_table(cfg, train=train)
         if not train:
-            check_truth(cfg, table)
+            build_evaluator(cfg).check(table)
             check_scored(cfg, found)
     except PoiseError as error:
         found.fault(f"a run would end with: {error}")
@@ -125,10 +126,8 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
 
 
 def check_scored(cfg: CfgNode, found: Findings) -> None:
-    """Find a test set of which nobody counts in the AP. Raises DataError as labels."""
-    scored = set_files(cfg, cfg.DATASET.TEST_SET).labelled and dataset_of(cfg).metric != "pckh"
-    reason = nobody_counts(labels(cfg)) if scored else ""
-    if reason:
+    """Find a test set of which nobody counts in the AP. Raises DataError for its annotations."""
+    if reason := build_evaluator(cfg).nobody_counts():
         found.fault(f"scoring: every AP is -1: {reason}")
 
 
@@ -140,7 +139,7 @@ def _columns(cfg: CfgNode, split: str, found: Findings) -> Arrays | None:
         return remembered(
             path,
             f"check of category {data.category!r} with {joints} joints",
-            partial(read_columns, path, joints, data.category),
+            partial(COLUMN_READERS[data.format], path, joints, data.category),
             cfg.DATASET.CACHE,
         )
     except PoiseError as error:
@@ -173,7 +172,7 @@ def _check_coco(
     persons, counted = _persons(found, columns, data)
     if len(persons.ids):
         result.odd = people.check_boxes(found, persons)
-        people.check_areas(found, persons, needed=scored and data.metric == "oks")
+        people.check_areas(found, persons, needed=scored and EVALUATORS[data.metric].needs_areas)
         people.check_repeats(found, persons)
         _check_people(found, result, persons, counted)
     elif set_files(cfg, split).labelled:

@@ -17,7 +17,8 @@ import numpy as np
 from poise.config.datasets import dataset
 from poise.errors import DataError, one_line
 from poise.evaluation import keypoint_ap, read_results, read_truth, result_arrays
-from poise.evaluation.crowdpose import AREA_OF_BOX
+from poise.evaluation.evaluators import EVALUATORS
+from poise.evaluation.evaluators.coco import CocoEvaluator
 from poise.evaluation.keypoint_ap import LabelledPersons
 from poise.structures.skeleton import DatasetFile, Skeleton
 
@@ -34,7 +35,7 @@ class Truth:
     """persons: G labelled persons, of whom `persons.image` is the place in `images`, the entries of
     the annotation file sorted by id.
 
-    crowded: whether areas and figures are those of CrowdPose's evaluation.
+    evaluator: by whose areas and figures the persons are scored.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Truth:
     images: list[dict]
     skeleton: Skeleton
     content: dict
-    crowded: bool = False
+    evaluator: type[CocoEvaluator] = CocoEvaluator
 
     @property
     def category(self) -> int:
@@ -199,8 +200,10 @@ def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Trut
         )
     data = data or dataset("coco")
     skeleton = data.skeleton
-    crowded = data.metric == "crowdpose"
-    content = read_truth(path, category=data.category, area_of_box=AREA_OF_BOX if crowded else None)
+    chosen = EVALUATORS[data.metric]
+    # files in COCO's form are analyzed by OKS, whatever the metric of the dataset file
+    evaluator = chosen if issubclass(chosen, CocoEvaluator) else CocoEvaluator
+    content = read_truth(path, category=data.category, area_of_box=evaluator.area_of_box)
     if len({person["category_id"] for person in content["annotations"]}) > 1:
         raise DataError(
             f"{path}: has annotations of several categories and none that the dataset file names;"
@@ -226,7 +229,7 @@ def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Trut
         images,
         skeleton,
         content,
-        crowded,
+        evaluator,
     )
     if not truth.counted.any():
         raise DataError(

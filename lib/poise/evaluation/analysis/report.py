@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from poise import evaluation
 from poise.config.datasets import dataset
 from poise.errors import DataError
 from poise.evaluation.analysis import breakdowns, curves, worst_images
@@ -65,12 +64,8 @@ def make(
     ]
     folder, notes = image_folder(images)
     notes = [*filter(None, map(_without_predictions, founds)), *notes]
-    if truth.crowded:
-        notes.insert(
-            0,
-            "CrowdPose's evaluation: a person's area is 0.53 of the box's, and pictures are easy,"
-            " medium or hard by their crowdIndex.",
-        )
+    if truth.evaluator.remark:
+        notes.insert(0, truth.evaluator.remark)
     lost = np.array(
         [worst_images.losses(found, point.score) for found, point in zip(founds, points)]
     )
@@ -98,12 +93,7 @@ def figures_of(found: Found, errors: JointErrors, point: worst_images.OperatingP
     """
     truth, pairs = found.truth, found.pairs
     image_ids = np.array([image["id"] for image in truth.images])[found.image]
-    average = (
-        evaluation.crowd_average_precision
-        if truth.crowded
-        else evaluation.average_precision_of_arrays
-    )
-    headline = average(
+    headline = truth.evaluator.average(
         truth.content, image_ids, found.keypoints, found.scores, truth.sigmas, truth.category
     )
     counted, predictions = (

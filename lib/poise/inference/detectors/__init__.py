@@ -1,1 +1,54 @@
-"""Person detectors: torchvision's and ONNX files."""
+"""Person detectors: torchvision's and ONNX files.
+
+detect = build_detector("fasterrcnn_resnet50_fpn_v2", device="auto", score_threshold=0.5)
+[(boxes, scores)] = detect([image])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from poise.errors import ConfigError
+from poise.inference.detectors.base import Detector
+from poise.inference.detectors.onnx import OnnxDetector
+from poise.inference.detectors.torchvision import FOLDER, TORCHVISION, TorchvisionDetector
+
+__all__ = ["DETECTORS", "Detector", "build_detector"]
+
+ONNX = ".onnx"
+#: by name; ONNX files by their suffix
+DETECTORS: dict[str, Callable[..., Detector]] = {
+    **dict.fromkeys(TORCHVISION, TorchvisionDetector),
+    ONNX: OnnxDetector,
+}
+
+
+def build_detector(
+    name: str,
+    device: str = "auto",
+    score_threshold: float = 0.5,
+    *,
+    weights: str | Path | None = None,
+    folder: str | Path = FOLDER,
+) -> Detector:
+    """Return the detector `name`: one of torchvision's, or the path of an .onnx file.
+
+    Args:
+        name: a key of DETECTORS, or a path.
+        device: as of PoseEstimator.
+        score_threshold: boxes of a lower score are left out.
+        weights: a state dict for torchvision's detector; None: torchvision's own, downloaded once.
+        folder: where downloaded weights are stored.
+
+    Raises ConfigError or DataError in one line.
+    """
+    if not 0 <= score_threshold <= 1:
+        raise ConfigError(f"a detector's score threshold is from 0 to 1, got {score_threshold:g}")
+    kind = ONNX if str(name).lower().endswith(ONNX) else name
+    if kind not in DETECTORS:
+        raise ConfigError(
+            f"no person detector {name!r}; give the path of an .onnx file or one of torchvision's:"
+            f" {', '.join(TORCHVISION)}"
+        )
+    return DETECTORS[kind](name, device, score_threshold, weights=weights, folder=folder)

@@ -34,9 +34,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from poise.errors import DataError, one_line, shown
+from poise.errors import ConfigError, DataError, one_line, shown
 from poise.evaluation.nms import box_nms
-from poise.inference.detectors.torchvision import PERSON, persons
+from poise.inference.detectors.base import PERSON, persons
 from poise.inference.export.onnx_network import started_session
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,24 @@ _FORMS = (
 
 
 class OnnxDetector:
-    """See the module. Raises DataError for a file that is not of one of these kinds."""
+    """See the module. Raises DataError for a file that is not of one of these kinds.
 
-    def __init__(self, path: str | Path, device: str = "auto", score_threshold: float = 0.5):
+    weights: must be None, the file has its own. folder: not used, nothing is downloaded.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "auto",
+        score_threshold: float = 0.5,
+        *,
+        weights: str | Path | None = None,
+        folder: str | Path | None = None,
+    ):
+        if weights is not None:
+            raise ConfigError(
+                f"{path}: an ONNX file has its weights in it; {weights} cannot be used with it"
+            )
         if not Path(path).is_file():
             raise DataError(f"{path}: no such detector file")
         self._path, self._threshold = str(path), score_threshold

@@ -1,28 +1,19 @@
-"""Person detectors: torchvision's, with their COCO weights, and ONNX files.
-
-    detect = build("fasterrcnn_resnet50_fpn_v2", device="auto", score_threshold=0.5)
-    [(boxes, scores)] = detect([picture])
-
-A detector takes a list of RGB arrays (H, W, 3) uint8, of any sizes, and gives for each its persons:
-boxes (N, 4) float64, left, top, right, bottom in pixels of the picture, within it, and scores (N,)
-float64, best first. It raises DataError for pictures on which it fails.
-"""
+"""Detectors of torchvision, with their COCO weights."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from poise.errors import ConfigError, DataError, one_line
+from poise.inference.detectors.base import PERSON, persons
 from poise.inference.estimator import choose_device
 from poise.io import download
 
 log = logging.getLogger(__name__)
-
-Detector = Callable[[Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
 #: torchvision's detectors that have COCO weights; about the size of their file in MB
 TORCHVISION = {
@@ -37,59 +28,28 @@ TORCHVISION = {
     "ssdlite320_mobilenet_v3_large": 13,
 }
 FOLDER = Path("models") / "detectors"
-PERSON = 1  # of torchvision's 91 classes, COCO's own numbers
 _AT_ONCE = 4
-
-
-def build(
-    name: str,
-    device: str = "auto",
-    score_threshold: float = 0.5,
-    *,
-    weights: str | Path | None = None,
-    folder: str | Path = FOLDER,
-) -> Detector:
-    """The detector `name`: one of TORCHVISION, or the path of an .onnx file (its inputs and
-    outputs: see poise.inference.detectors.onnx).
-
-    device: as of PoseEstimator. score_threshold: persons below are left out. weights: a state dict
-    for torchvision's detector; None fetches torchvision's own into `folder`, once, saying what,
-    from where, where to and how large. Raises ConfigError or DataError in one line.
-    """
-    if not 0 <= score_threshold <= 1:
-        raise ConfigError(f"a detector's score threshold is from 0 to 1, got {score_threshold:g}")
-    if str(name).lower().endswith(".onnx"):
-        from poise.inference.detectors.onnx import OnnxDetector
-
-        if weights is not None:
-            raise ConfigError(
-                f"{name}: an ONNX file has its weights in it; {weights} cannot be used with it"
-            )
-        return OnnxDetector(name, device, score_threshold)
-    if name not in TORCHVISION:
-        raise ConfigError(
-            f"no person detector {name!r}; give the path of an .onnx file or one of torchvision's:"
-            f" {', '.join(TORCHVISION)}"
-        )
-    return TorchvisionDetector(name, device, score_threshold, weights, Path(folder))
 
 
 class TorchvisionDetector:
     """One of torchvision's detectors
     (https://pytorch.org/vision/stable/models.html#object-detection).
+
+    weights: a state dict; None: torchvision's own, downloaded once into `folder`.
     """
 
     def __init__(
         self,
         name: str,
-        device: str,
-        score_threshold: float,
-        weights: str | Path | None,
-        folder: Path,
+        device: str = "auto",
+        score_threshold: float = 0.5,
+        *,
+        weights: str | Path | None = None,
+        folder: str | Path = FOLDER,
     ):
         models = _torchvision_models(name)
         self._device, self._threshold = choose_device(device), score_threshold
-        file = Path(weights) if weights is not None else _fetch(name, models, folder)
+        file = Path(weights) if weights is not None else _fetch(name, models, Path(folder))
         # the models' own least score, usually 0.05, would hide what a lower threshold asks for
         key = "score_thresh" if name.startswith(("retina", "fcos", "ssd")) else "box_score_thresh"
         model = models.get_model(
@@ -139,26 +99,6 @@ class TorchvisionDetector:
             raise DataError(
                 f"detector {self._name}: fails on pictures of {sizes} ({one_line(error)[:200]})"
             ) from None
-
-
-def persons(
-    boxes: np.ndarray, scores: np.ndarray, threshold: float, shape: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes (N, 4) xyxy of `threshold` or more, cut to the picture of `shape`, best first;
-    without those that are not finite or have no area.
-    """
-    boxes, scores = (
-        np.asarray(boxes, np.float64).reshape(-1, 4),
-        np.asarray(scores, np.float64).reshape(-1),
-    )
-    sound = np.isfinite(boxes).all(axis=1) & (scores >= threshold)  # a NaN score is not
-    boxes, scores = (
-        np.clip(boxes[sound], 0, [shape[1], shape[0], shape[1], shape[0]]),
-        scores[sound],
-    )
-    left = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-    order = left[np.argsort(-scores[left], kind="stable")]
-    return boxes[order], scores[order]
 
 
 def _torchvision_models(name: str):

@@ -1,0 +1,209 @@
+"""Metric oks: average precision of COCO, as HRNet evaluates it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from yacs.config import CfgNode
+
+from poise.config.datasets import dataset_of, present_annotation_path, set_files
+from poise.evaluation import diagnose
+from poise.evaluation.coco import (
+    Truth,
+    average_precision_of_arrays,
+    format_joint_table,
+    per_joint_pck_of_arrays,
+    read_truth,
+    rescore,
+    suppress,
+)
+from poise.evaluation.evaluators.base import Evaluator
+from poise.evaluation.results import write_results, write_submission
+from poise.io.cache import file_state
+from poise.structures.crops import PIXEL_STD
+from poise.structures.person_table import PersonTable
+from poise.structures.skeleton import DatasetFile
+
+log = logging.getLogger(__name__)
+
+
+class CocoEvaluator(Evaluator):
+    """Rescore, suppress duplicates by OKS-NMS, write COCO result files, compute the AP.
+
+    Args:
+        data: the dataset file.
+        split: name of the test set.
+        annotations: its annotation file.
+        labeled: whether the annotations are public; without them only result files are written.
+        joint_threshold: keypoints of a higher score count in the score of a person.
+        nms_threshold: OKS above which a person is a duplicate; None: no OKS-NMS.
+        soft_nms: lower the scores of duplicates instead of removing them.
+    """
+
+    eval_name = "mAP"
+    best_figure = "AP"
+    needs_areas = True
+    #: a person's area is this share of the box; None: as annotated
+    area_of_box: float | None = None
+    #: remark on a page of poise.evaluation.analysis
+    remark = ""
+    average = staticmethod(average_precision_of_arrays)
+
+    def __init__(
+        self,
+        *,
+        data: DatasetFile,
+        split: str,
+        annotations: Path,
+        labeled: bool = True,
+        joint_threshold: float = 0.2,
+        nms_threshold: float | None = 0.9,
+        soft_nms: bool = False,
+    ):
+        self.data, self.split, self.annotations, self.labeled = data, split, annotations, labeled
+        self.joint_threshold = joint_threshold
+        self.nms_threshold, self.soft_nms = nms_threshold, soft_nms
+
+    def truth(self) -> Truth:
+        """Return the annotations, read once; they must not be changed. Raises DataError."""
+        try:
+            state = file_state(self.annotations)
+        except OSError:  # reading the file raises the error
+            state = None
+        return _read_labels(
+            self.annotations,
+            state,
+            self.data.skeleton.num_joints,
+            self.data.category,
+            self.area_of_box,
+        )
+
+    def check(self, table: PersonTable) -> None:
+        """OKS needs areas, which custom annotation files often lack."""
+        if self.labeled:
+            self.truth()
+
+    def nobody_counts(self) -> str:
+        return diagnose.nobody_counts(self.truth()) if self.labeled else ""
+
+    def process(
+        self, table: PersonTable, keypoints: np.ndarray, scores: np.ndarray, folder: Path
+    ) -> None:
+        image_ids = table.image_ids[table.image_index]
+        keypoints = np.concatenate([keypoints, scores[:, :, None]], axis=2)
+        person_scores = rescore(scores, table.score, self.joint_threshold)
+        kept, method = np.arange(len(table)), "kept, no OKS-NMS"
+        if self.nms_threshold is not None:
+            kept = suppress(
+                keypoints,
+                person_scores,
+                table.scale.prod(axis=1) * PIXEL_STD**2,
+                image_ids,
+                self.nms_threshold,
+                self.soft_nms,
+                table.skeleton.sigmas,
+            )
+            method = f"kept by {'soft ' if self.soft_nms else ''}OKS-NMS"
+        self._table, self._kept, self._image_ids = table, kept, image_ids[kept]
+        self._keypoints, self._scores = keypoints[kept], person_scores[kept]
+        source = "gt_boxes" if table.box_source == "gt" else table.box_source
+        path = folder / f"keypoints_{self.split}_results_{source}.json"
+        write_results(
+            path,
+            self._image_ids,
+            self._keypoints,
+            self._scores,
+            table.center[kept],
+            table.scale[kept],
+            table.category_id,
+        )
+        log.info("%d of %d poses %s; written to %s", len(kept), len(table), method, path)
+        if not self.labeled:
+            self._submit(folder, path)
+
+    def _submit(self, folder: Path, path: Path) -> None:
+        """Log which file the evaluation server takes; COCO's takes a zip archive."""
+        if self.data.name == "coco":  # https://cocodataset.org/#upload
+            algorithm = re.sub(r"[^\w.+-]", "-", folder.parent.name)
+            path = folder / f"person_keypoints_{self.split}_{algorithm}_results.zip"
+            write_submission(
+                path, self._image_ids, self._keypoints, self._scores, self._table.category_id
+            )
+        log.info("%s has no public labels: send %s to the server of the data set", self.split, path)
+
+    def compute(self) -> dict[str, float]:
+        """Evaluate the arrays, not the file just written: equal figures, without reading it."""
+        if not self.labeled:
+            return {}
+        return self.average(
+            self.truth(),
+            self._image_ids,
+            self._keypoints,
+            self._scores,
+            self._table.skeleton.sigmas,
+            self._table.category_id,
+        )
+
+    def describe_boxes(self) -> str:
+        source = self._table.box_source
+        return "ground-truth boxes" if source == "gt" else f"boxes of {source}"
+
+    def explain(self, figures: Mapping[str, float], weights: str) -> list[str]:
+        if not diagnose.is_wanted(figures):
+            return []
+        table = self._table
+        tested = diagnose.Tested(
+            self._image_ids,
+            self._keypoints,
+            self._scores,
+            table.boxes[self._kept],
+            table.skeleton.sigmas,
+            table.skeleton.flip_order,
+            table.category_id,
+            table.box_source,
+            table.dropped,
+            self.joint_threshold,
+            weights,
+        )
+        return diagnose.reasons(self.truth(), tested, figures)
+
+    def joint_table(self) -> str:
+        skeleton = self._table.skeleton
+        figures = per_joint_pck_of_arrays(
+            self.truth(),
+            self._image_ids,
+            self._table.category_id,
+            self._keypoints,
+            skeleton.sigmas,
+        )
+        return format_joint_table(skeleton.names, figures)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> CocoEvaluator:
+        split, test = cfg.DATASET.TEST_SET, cfg.TEST
+        return cls(
+            data=dataset_of(cfg),
+            split=split,
+            annotations=present_annotation_path(cfg, split),
+            labeled=set_files(cfg, split).labelled,
+            joint_threshold=test.IN_VIS_THRE,
+            nms_threshold=test.OKS_THRE if test.OKS_NMS else None,
+            soft_nms=test.SOFT_NMS,
+        )
+
+
+@lru_cache(maxsize=1)
+def _read_labels(
+    path: Path,
+    state: tuple[int, int, int] | None,
+    joints: int,
+    category: str | int,
+    area_of_box: float | None,
+) -> Truth:
+    """state: of the file, so that a changed file is read again."""
+    return read_truth(path, joints, category, area_of_box)
