@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from poise.evaluation.oks import similarities
+
 try:
     from poise.evaluation import _matching as _compiled
 except ImportError:
@@ -103,13 +105,9 @@ def _oks(
                 0, inside[:, :, axis] - high[:, None]
             )
         counted[bare], count[bare] = True, len(sigmas)
-    # in place, and in pycocotools' order, for the last bits
-    error = np.square(x, out=x)
-    error += np.square(y, out=y)
-    error /= (sigmas * 2) ** 2
-    error /= (truth.area[g] + np.spacing(1))[:, None]
-    error /= 2
-    similarity = np.exp(np.negative(error, out=error), out=error)
+    squared = np.square(x, out=x)
+    squared += np.square(y, out=y)
+    similarity = similarities(squared, sigmas, truth.area[g])
     similarity *= counted
     return similarity.sum(axis=1) / count
 
@@ -128,9 +126,7 @@ def joint_similarity(
     """
     labels = truth.keypoints[g] if labels is None else labels
     squared = ((points - labels[:, :, :2]) ** 2).sum(axis=2)
-    return np.exp(-squared / (2 * sigmas) ** 2 / (truth.area[g] + np.spacing(1))[:, None] / 2) * (
-        labels[:, :, 2] > 0
-    )
+    return similarities(squared, sigmas, truth.area[g]) * (labels[:, :, 2] > 0)
 
 
 def best_similarity(

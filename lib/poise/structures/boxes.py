@@ -1,6 +1,4 @@
-"""Boxes in other forms than x, y, width, height in pixels: what a file could mean by four
-numbers, to tell which of them fits.
-"""
+"""Intersection over union of boxes, and the forms in which a file may give them."""
 
 from __future__ import annotations
 
@@ -28,14 +26,26 @@ def other_forms(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union (N,) of boxes a and b (N, 4) x, y, width, height; 0 where one has
-    no area.
+def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the common area (...) of boxes a and b (..., 4), left, top, right, bottom.
+
+    The shapes are broadcast.
     """
-    low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
-    common = np.maximum(high - low, 0).prod(axis=1)
-    total = np.maximum(a[:, 2:], 0).prod(axis=1) + np.maximum(b[:, 2:], 0).prod(axis=1) - common
-    return np.where(total > 0, common / np.where(total > 0, total, 1), 0.0)
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    return np.maximum(high - low, 0).prod(axis=-1)
+
+
+def iou(common: np.ndarray, area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
+    """Return intersection over union from the common area and the areas; 0 where both are 0."""
+    union = area_a + area_b - common
+    return np.divide(common, union, out=np.zeros(common.shape), where=union > 0)
+
+
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the IoU (N,) of boxes a and b (N, 4) x, y, width, height; 0 where one has no area."""
+    corners = [np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1) for box in (a, b)]
+    areas = [np.maximum(box[:, 2:], 0).prod(axis=1) for box in (a, b)]
+    return iou(intersection(*corners), *areas)
 
 
 def best_overlaps(
@@ -61,15 +71,9 @@ def best_overlaps(
 
 
 def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, T) overlaps, intersection over union, of boxes a (N, 4) and b (T, 4): left, top,
-    right, bottom, right - left being the width.
+    """Return the IoU (N, T) of boxes a (N, 4) and b (T, 4): left, top, right, bottom, where
+    right - left is the width.
     """
-    a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    common = np.prod(np.clip(sides, 0, None), axis=2)
-    union = (
-        np.prod(a[:, 2:] - a[:, :2], axis=1)[:, None]
-        + np.prod(b[:, 2:] - b[:, :2], axis=1)
-        - common
-    )
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    a, b = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (a, b))
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (a, b)]
+    return iou(intersection(a[:, None], b[None]), areas[0][:, None], areas[1])

@@ -11,6 +11,7 @@ import numpy as np
 
 from poise.evaluation import keypoint_ap
 from poise.evaluation.analysis.matching import Found, Truth, headline, pairs_of_images
+from poise.structures.boxes import overlaps
 
 # IoU of boxes from which on two persons crowd each other; coco-analyze: IOU_FOR_OVERLAP
 OVERLAP = 0.1
@@ -68,13 +69,8 @@ def overlapping(truth: Truth) -> np.ndarray:
     a, b = pairs_of_images(persons.image, persons.image)
     apart = (a != b) & ~persons.crowd[b]
     a, b = a[apart], b[apart]
-    low, high = persons.box[:, :2], persons.box[:, :2] + persons.box[:, 2:]
-    shared = np.clip(np.minimum(high[a], high[b]) - np.maximum(low[a], low[b]), 0, None).prod(
-        axis=1
-    )
-    area = persons.box[:, 2:].prod(axis=1)
-    union = area[a] + area[b] - shared
-    return np.bincount(a[shared > OVERLAP * union], minlength=len(persons.area))
+    near = overlaps(persons.box[a], persons.box[b]) > OVERLAP
+    return np.bincount(a[near], minlength=len(persons.area))
 
 
 def breakdown(found: Found) -> dict[str, dict[str, dict[str, float]]]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from poise.evaluation.oks import similarities
+
 
 def oks_iou(
     keypoints_a: np.ndarray,
@@ -47,8 +49,7 @@ def oks_iou(
             f"{a.shape}, {b.shape}, {area_b.shape}, {sigmas.shape}"
         )
     d2 = (b[:, :, 0] - a[:, 0]) ** 2 + (b[:, :, 1] - a[:, 1]) ** 2
-    area = (np.float64(area_a) + area_b) / 2 + np.spacing(1)
-    terms = np.exp(-(d2 / (2 * sigmas) ** 2 / area[:, None] / 2))
+    terms = similarities(d2, sigmas, (np.float64(area_a) + area_b) / 2)
     if in_vis_thre is None:
         return terms.sum(axis=1) / joints
     if a.shape[1] != 3 or b.shape[2] != 3:
