@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -323,7 +324,7 @@ def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> 
 
 
 def read_truth(
-    source,
+    source: Any,
     joints: int | None = None,
     category: str | int = "person",
     area_of_box: float | None = None,
@@ -338,78 +339,24 @@ def read_truth(
     where = "the ground truth"
     if isinstance(source, (str, os.PathLike)):
         where, source = str(source), read_json(source, "annotation file")
-    source = getattr(source, "dataset", source)
-    if not isinstance(source, dict) or not {"images", "annotations"} <= source.keys():
-        raise DataError(
-            f"{where} is not a COCO annotation file: it has no images or no annotations"
-        )
-    if not isinstance(source["annotations"], list) or not all(
-        isinstance(a, dict) for a in source["annotations"]
-    ):
-        raise DataError(f"{where}: 'annotations' is not a list of annotations")
-    images, categories = source["images"], source.get("categories") or ()
-    if isinstance(images, list):
-        images = [with_ids(image, "id") for image in images]
-    if isinstance(categories, (list, tuple)):
-        categories = [with_ids(each, "id") for each in categories]
-    if not isinstance(images, list) or not all(
-        isinstance(image, dict) and isinstance(image.get("id"), WHOLE) for image in images
-    ):
-        raise DataError(f"{where}: 'images' is not a list of images with whole numbers as ids")
-    if not isinstance(categories, (list, tuple)) or not all(
-        isinstance(c, dict) and isinstance(c.get("id"), WHOLE) for c in categories
-    ):
-        raise DataError(
-            f"{where}: 'categories' is not a list of categories with whole numbers as ids"
-        )
+    images, annotations, categories = _lists(getattr(source, "dataset", source), where)
     # other categories than persons may have other joints, or none, and are not scored
-    named = find_category(source, category, where, [source["annotations"]])
-    if named and "id" in named:
-        mine = [a for a in source["annotations"] if as_id(a.get("category_id")) == named["id"]]
-        source, categories = {**source, "annotations": mine}, [named]
+    named = find_category({"categories": categories}, category, where, [annotations])
+    if named:
+        annotations = [a for a in annotations if as_id(a.get("category_id")) == named["id"]]
+        categories = [named]
     joints = joints or max(
-        (
-            len(a["keypoints"]) // 3
-            for a in source["annotations"]
-            if isinstance(a.get("keypoints"), list)
-        ),
+        (len(a["keypoints"]) // 3 for a in annotations if isinstance(a.get("keypoints"), list)),
         default=0,
     )
-    known = {image["id"] for image in images}
-    persons, blank = [], [0] * 3 * joints
     with no_garbage_collection():
-        for number, annotation in enumerate(source["annotations"], start=1):
-            # pycocotools writes into its annotations, hence copies. It takes a matched id of 0 for
-            # "unmatched" and keeps one of two equal ids, both of which people's own files have,
-            # hence our ids
-            person = {key: annotation[key] for key in _NEEDED if key in annotation}
-            person = with_ids(person, "image_id", "category_id")
-            if area_of_box is not None:
-                person["area"] = 0.0
-            person["id"], person["keypoints"] = number, annotation.get("keypoints") or blank
-            if (
-                len(person) < len(_NEEDED) + 2
-                or not isinstance(person["keypoints"], list)
-                or len(person["keypoints"]) != 3 * joints
-                or not isinstance(person["image_id"], WHOLE)
-                or not isinstance(person["category_id"], WHOLE)
-                or person["image_id"] not in known
-            ):
-                raise _fault(annotation, number, where, joints, area_of_box)
-            crowd = crowd_flag(annotation)
-            if crowd is None:
-                raise _fault(annotation, number, where, joints, area_of_box)
-            person["iscrowd"] = int(crowd)
-            persons.append(person)
-    if not _plain_numbers(persons, joints):
-        for annotation, person in zip(source["annotations"], persons):
-            if (
-                not isinstance(person["bbox"], list)
-                or len(person["bbox"]) != 4
-                or not all(map(is_finite, (person["area"], *person["bbox"], *person["keypoints"])))
-            ):
-                raise _fault(annotation, person["id"], where, joints, area_of_box)
-    for annotation, person in zip(source["annotations"], persons):
+        known = {image["id"] for image in images}
+        persons = [
+            _person(annotation, number, where, joints, area_of_box, known)
+            for number, annotation in enumerate(annotations, start=1)
+        ]
+    _check_numbers(annotations, persons, where, joints, area_of_box)
+    for annotation, person in zip(annotations, persons):
         labelled = annotation.get("num_keypoints")
         person["num_keypoints"] = (
             labelled
@@ -420,6 +367,83 @@ def read_truth(
             person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
     categories = categories or [{"id": i} for i in {p["category_id"] for p in persons}]
     return Truth(info={}, images=images, categories=categories, annotations=persons)
+
+
+def _lists(source: Any, where: str) -> tuple[list[dict], list[dict], list[dict]]:
+    """Images, annotations and categories of a COCO-format dict, with ids as whole numbers."""
+    if not isinstance(source, dict) or not {"images", "annotations"} <= source.keys():
+        raise DataError(
+            f"{where} is not a COCO annotation file: it has no images or no annotations"
+        )
+    annotations = source["annotations"]
+    if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
+        raise DataError(f"{where}: 'annotations' is not a list of annotations")
+    entries = []
+    for key, found, kinds in (
+        ("images", source["images"], list),
+        ("categories", source.get("categories") or (), (list, tuple)),
+    ):
+        if isinstance(found, kinds):
+            found = [with_ids(entry, "id") for entry in found]
+        if not isinstance(found, kinds) or not all(
+            isinstance(entry, dict) and isinstance(entry.get("id"), WHOLE) for entry in found
+        ):
+            raise DataError(f"{where}: {key!r} is not a list of {key} with whole numbers as ids")
+        entries.append(found)
+    return entries[0], annotations, entries[1]
+
+
+def _person(
+    annotation: dict,
+    number: int,
+    where: str,
+    joints: int,
+    area_of_box: float | None,
+    known: set[int],
+) -> dict:
+    """A copy of an annotation, for pycocotools writes into its own, with `number` as its id.
+
+    pycocotools takes a matched id of 0 for "unmatched" and keeps one of two equal ids; both occur
+    in custom files. known: ids of the images.
+    """
+    person = {key: annotation[key] for key in _NEEDED if key in annotation}
+    person = with_ids(person, "image_id", "category_id")
+    if area_of_box is not None:
+        person["area"] = 0.0
+    person["id"] = number
+    person["keypoints"] = annotation.get("keypoints") or [0] * 3 * joints
+    crowd = crowd_flag(annotation)
+    if (
+        len(person) < len(_NEEDED) + 2
+        or not isinstance(person["keypoints"], list)
+        or len(person["keypoints"]) != 3 * joints
+        or not isinstance(person["image_id"], WHOLE)
+        or not isinstance(person["category_id"], WHOLE)
+        or person["image_id"] not in known
+        or crowd is None
+    ):
+        raise _fault(annotation, number, where, joints, area_of_box)
+    person["iscrowd"] = int(crowd)
+    return person
+
+
+def _check_numbers(
+    annotations: list[dict],
+    persons: list[dict],
+    where: str,
+    joints: int,
+    area_of_box: float | None,
+) -> None:
+    """Raise DataError for the first person whose area, box or keypoints are no finite numbers."""
+    if _plain_numbers(persons, joints):
+        return
+    for annotation, person in zip(annotations, persons):
+        if (
+            not isinstance(person["bbox"], list)
+            or len(person["bbox"]) != 4
+            or not all(map(is_finite, (person["area"], *person["bbox"], *person["keypoints"])))
+        ):
+            raise _fault(annotation, person["id"], where, joints, area_of_box)
 
 
 def _plain_numbers(persons: list[dict], joints: int) -> bool:

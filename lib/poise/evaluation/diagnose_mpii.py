@@ -53,43 +53,20 @@ def reasons(
             " such a joint labelled in nobody"
         )
     if zero and truth.labelled.any():
-        found = _zero(
-            truth,
-            str(gt_valid_mat),
-            keypoints,
-            boxes,
-            joints,
-            visible,
-            flip_order,
-            figures,
-            weights,
+        file = str(gt_valid_mat)
+        found = [weights] if weights else []
+        found += (
+            _heads(truth, file)
+            or _other_persons(truth, file, joints, visible)
+            or [*_boxes(truth, boxes), *_mirrored(file, keypoints, flip_order, figures)]
         )
+        if is_zero(figures["Mean"]):
+            found += same_for_all(keypoints, boxes)
+        found = found or [_distance(truth, keypoints)]
         lines += [
             f"{', '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0: {line}" for line in found
         ]
     return lines
-
-
-def _zero(
-    truth: HeadTruth,
-    file: str,
-    keypoints,
-    boxes,
-    joints,
-    visible,
-    flip_order,
-    figures,
-    weights: str,
-) -> list[str]:
-    lines = [weights] if weights else []
-    lines += (
-        _heads(truth, file)
-        or (_other_persons(truth, file, joints, visible) if joints is not None else [])
-        or [*_boxes(truth, boxes), *_mirrored(file, keypoints, flip_order, figures)]
-    )
-    if is_zero(figures["Mean"]):
-        lines += same_for_all(keypoints, boxes)
-    return lines or [_distance(truth, keypoints)]
 
 
 def _extents(truth: HeadTruth) -> np.ndarray:
@@ -114,9 +91,11 @@ def _heads(truth: HeadTruth, file: str) -> list[str]:
 
 
 def _other_persons(
-    truth: HeadTruth, file: str, joints: np.ndarray, visible: np.ndarray
+    truth: HeadTruth, file: str, joints: np.ndarray | None, visible: np.ndarray | None
 ) -> list[str]:
     """Whether person n of the annotations is person n of the ground truth."""
+    if joints is None or visible is None:
+        return []
     both = (visible > 0) & truth.labelled.T
     apart = np.linalg.norm(
         np.where(both[:, :, None], joints + 1 - truth.positions.transpose(2, 0, 1), 0), axis=2

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -330,16 +331,29 @@ def _match(
             np.zeros(len(by_image), np.uint8),
         )
     else:
-        _match_by_number(
-            similarity, first_pair, rank, g, ignored, truth.crowd, limits, person, dismissed
-        )
+        rules = _Rules(ignored, truth.crowd, limits)
+        _match_by_number(similarity, first_pair, rank, g, rules, person, dismissed)
     outside = (area < bounds[:, :1]) | (area > bounds[:, 1:])  # (A, D)
     dismissed |= (person < 0) & outside[:, None, :]
     return person, dismissed
 
 
+class _Rules(NamedTuple):
+    """ignored (A, G), crowd (G,): labeled persons that do not count. limits (T,): least OKS."""
+
+    ignored: np.ndarray
+    crowd: np.ndarray
+    limits: np.ndarray
+
+
 def _match_by_number(
-    similarity, first_pair, rank, g, ignored, crowd, limits, person, dismissed
+    similarity: np.ndarray,
+    first_pair: np.ndarray,
+    rank: np.ndarray,
+    g: np.ndarray,
+    rules: _Rules,
+    person: np.ndarray,
+    dismissed: np.ndarray,
 ) -> None:
     """The compiled match_persons in NumPy: images with equally many labelled persons are matched
     together, rank by rank, because a person that was found by a better prediction cannot be
@@ -349,32 +363,32 @@ def _match_by_number(
     count, persons = np.diff(np.append(first, len(rank))), np.diff(first_pair)[first]
     for number in np.unique(persons[persons > 0]):
         group = np.flatnonzero(persons == number)
-        step = max(_CELLS_AT_ONCE // (len(ignored) * len(limits) * int(number)), 1)
+        step = max(_CELLS_AT_ONCE // (len(rules.ignored) * len(rules.limits) * int(number)), 1)
         for begin in range(0, len(group), step):
             part = group[begin : begin + step]
+            pairs = first_pair[first[part]][:, None] + np.arange(number)
             _match_images(
-                similarity,
-                first_pair,
-                first[part],
-                count[part],
-                g[first_pair[first[part]][:, None] + np.arange(number)],
-                ignored,
-                crowd,
-                limits,
-                person,
-                dismissed,
+                similarity, first_pair, first[part], count[part], g[pairs], rules, person, dismissed
             )
 
 
 def _match_images(
-    similarity, first_pair, first, count, g, ignored, crowd, limits, person, dismissed
+    similarity: np.ndarray,
+    first_pair: np.ndarray,
+    first: np.ndarray,
+    count: np.ndarray,
+    g: np.ndarray,
+    rules: _Rules,
+    person: np.ndarray,
+    dismissed: np.ndarray,
 ) -> None:
     """Fill `person` and `dismissed` for I images with n labelled persons g (I, n) each and
     predictions first, first + 1, ... (count (I,)).
     """
     number = g.shape[1]
-    free = np.ones((len(ignored), len(limits), *g.shape), bool)
-    crowd, unwanted = crowd[g], ignored[:, None, g]  # (I, n), (A, 1, I, n)
+    free = np.ones((len(rules.ignored), len(rules.limits), *g.shape), bool)
+    crowd, unwanted = rules.crowd[g], rules.ignored[:, None, g]  # (I, n), (A, 1, I, n)
+    limits = rules.limits
     for rank in range(int(count.max())):
         rows = np.flatnonzero(count > rank)
         d = first[rows] + rank

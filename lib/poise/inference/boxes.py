@@ -121,7 +121,7 @@ class GivenBoxes:
                 self._take_annotations(content)
             else:
                 raise DataError(f"{path}: the file of boxes is none of these: {_FORMS}")
-        except _BadEntry as error:
+        except _BadEntryError as error:
             raise DataError(f"{path}: {error}") from None
         # last part first and sorted, so that the names with the longest common ending are neighbors
         self._endings = sorted(_parts(name)[::-1] for name in self._named)
@@ -291,7 +291,7 @@ class GivenBoxes:
             and abs(value) < FARTHEST
             for value in numbers
         ):
-            raise _BadEntry(
+            raise _BadEntryError(
                 f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers; "
                 f"it has {str(box)[:60]} and {str(score)[:20]}"
             )
@@ -308,7 +308,9 @@ class GivenBoxes:
             if name is None and index is None:
                 name = entry.get("image_id")
             if not (_is_name(name) or name is None and index is not None):
-                raise _BadEntry(f"detection {number} needs an image_id, a number or a file name")
+                raise _BadEntryError(
+                    f"detection {number} needs an image_id, a number or a file name"
+                )
             if name is None:
                 own = self._numbered.setdefault(index, _Entry())
             else:
@@ -322,9 +324,11 @@ class GivenBoxes:
         for number, image in enumerate(_dicts(content["images"], "image")):
             name, key = image.get("file_name"), _image_key(image.get("id"))
             if not _is_name(name) or key is None:
-                raise _BadEntry(f"image {number} needs an id and a file_name")
+                raise _BadEntryError(f"image {number} needs an id and a file_name")
             if key in entries:
-                raise _BadEntry(f"two images have id {shown(str(key))}; give each image its own")
+                raise _BadEntryError(
+                    f"two images have id {shown(str(key))}; give each image its own"
+                )
             entries[key] = self._entry_of(name)
             entries[key].size = _size(image)
             if isinstance(key, int):
@@ -334,7 +338,7 @@ class GivenBoxes:
         chosen = find_category(content, self._category, self.name, parts)
         chosen = chosen or (listed[0] if len(listed) == 1 else None)
         if chosen is None:
-            raise _BadEntry(
+            raise _BadEntryError(
                 f"none of its {len(listed)} categories is {shown_value(self._category)}, whose"
                 " boxes are wanted"
             )
@@ -342,12 +346,14 @@ class GivenBoxes:
             crowd = crowd_flag(entry)
             if crowd is None:
                 fault = field_fault(entry, "iscrowd", "0 or 1")
-                raise _BadEntry(f"annotation {number} {fault}; correct or remove it")
+                raise _BadEntryError(f"annotation {number} {fault}; correct or remove it")
             if crowd or _category(entry) != str(_image_key(chosen.get("id"))):
                 continue
             own = entries.get(_image_key(entry.get("image_id")))
             if own is None:
-                raise _BadEntry(f"annotation {number} is of an image that the file does not list")
+                raise _BadEntryError(
+                    f"annotation {number} is of an image that the file does not list"
+                )
             self._add(own, entry.get("bbox"), 1.0, f"annotation {number}")
 
     def _take_own(self, frames: list) -> None:
@@ -358,7 +364,7 @@ class GivenBoxes:
                 or not isinstance(frame.get("index"), int)
                 or not isinstance(persons, list)
             ):
-                raise _BadEntry(f"frame {number} needs a file, an index and persons")
+                raise _BadEntryError(f"frame {number} needs a file, an index and persons")
             if frame.get("seconds") is None:
                 own = self._entry_of(name)
             else:
@@ -373,16 +379,16 @@ class GivenBoxes:
                 )
 
 
-class _BadEntry(Exception):
+class _BadEntryError(Exception):
     pass
 
 
 def _dicts(entries: Any, what: str) -> Iterable[dict]:
     if not isinstance(entries, list):
-        raise _BadEntry(f"{what}: a list is needed")
+        raise _BadEntryError(f"{what}: a list is needed")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise _BadEntry(f"{what} {number} is no object but {str(entry)[:40]}")
+            raise _BadEntryError(f"{what} {number} is no object but {str(entry)[:40]}")
         yield entry
 
 

@@ -200,13 +200,13 @@ def _transfer_in_turns(
                 else getattr(error, "errno", None) not in _DISK
             )
             turn = 1 if part.exists() and part.stat().st_size > had else turn + 1
-            if not passes or isinstance(error, _Hopeless) or turn >= tries:
+            if not passes or isinstance(error, _PermanentError) or turn >= tries:
                 raise
             print(f"{url}: {one_line(error)}; try {turn + 1} of {tries}", flush=True)
             time.sleep(wait(turn))
 
 
-class _Hopeless(OSError):
+class _PermanentError(OSError):
     """What another try would not mend."""
 
 
@@ -240,9 +240,11 @@ def _transfer(url: str, part: Path, size: int) -> None:
         total = have + int(length) if length else None
         free = shutil.disk_usage(part.parent).free
         if size and total is not None and total != size:
-            raise _Hopeless(f"the server has a file of {total} bytes, and {size} were published")
+            raise _PermanentError(
+                f"the server has a file of {total} bytes, and {size} were published"
+            )
         if total is not None and total - have > free:
-            raise _Hopeless(
+            raise _PermanentError(
                 f"{(total - have) / 1e6:.1f} MB are to come, and {free / 1e6:.1f} MB are free on"
                 f" the disk of {part.parent}"
             )
@@ -257,7 +259,7 @@ def _transfer(url: str, part: Path, size: int) -> None:
         ):
             while chunk := response.read(_CHUNK):
                 if size and file.tell() + len(chunk) > size:
-                    raise _Hopeless(
+                    raise _PermanentError(
                         f"the server sends more than the {size} bytes that were published"
                     )
                 file.write(chunk)

@@ -36,7 +36,7 @@ _NUMERIC_CLASSES = range(6, 16)
 _COMPLEX = 0x0800
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     pass
 
 
@@ -65,13 +65,13 @@ def read_matlab(path: str | Path, what: str) -> dict[str, np.ndarray | list[str]
                 unpacked = unpacking.decompress(content, max(left, 1))  # 0 would be no bound
                 left -= len(unpacked)
                 if not unpacking.eof or left < 0:
-                    raise _Damaged("a compressed part is cut off or too large")
+                    raise _DamagedError("a compressed part is cut off or too large")
                 kind, content, _ = _element(unpacked, 0, order)
             if kind == _MATRIX:
                 name, value = _matrix(content, order)
                 if value is not None:
                     found[name] = value
-    except (_Damaged, struct.error, zlib.error, ValueError) as error:
+    except (_DamagedError, struct.error, zlib.error, ValueError) as error:
         raise DataError(f"{path} is not a readable MATLAB file: {error}") from None
     except MemoryError:
         raise DataError(
@@ -87,13 +87,13 @@ def _element(data: bytes, at: int, order: str) -> tuple[int, bytes, int]:
     if kind >> 16:  # a small one, with its content in its tag
         kind, size, begin = kind & 0xFFFF, kind >> 16, at + 4
         if size > 4:
-            raise _Damaged("a small element of more than 4 bytes")
+            raise _DamagedError("a small element of more than 4 bytes")
         end = after = at + 8
     else:
         end = begin + size
         after = end if kind == _COMPRESSED else end + -size % 8
     if end > len(data):
-        raise _Damaged("it is cut off")
+        raise _DamagedError("it is cut off")
     return kind, data[begin : begin + size], after
 
 
@@ -105,19 +105,19 @@ def _matrix(
     """
     kind, flags, at = _element(data, 0, order)
     if kind != 6 or len(flags) != 8:
-        raise _Damaged("an array without flags")
+        raise _DamagedError("an array without flags")
     flag = struct.unpack_from(f"{order}I", flags)[0]
     _, sizes, at = _element(data, at, order)
     shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes[: len(sizes) // 4 * 4])
     if not 2 <= len(shape) <= 32 or min(shape) < 0:
-        raise _Damaged("an array without a shape")
+        raise _DamagedError("an array without a shape")
     _, name, at = _element(data, at, order)
     text = name.decode("latin-1")
     class_ = flag & 0xFF
     if class_ in _NUMERIC_CLASSES and not flag & _COMPLEX:
         kind, content, _ = _element(data, at, order)
         if kind not in _NUMBERS:
-            raise _Damaged(f"{text!r} is of no kind of number")
+            raise _DamagedError(f"{text!r} is of no kind of number")
         values = np.frombuffer(content, np.dtype(f"{order}{_NUMBERS[kind]}"))
         # ValueError where there are more or fewer
         return text, values.reshape(shape, order="F")

@@ -34,9 +34,9 @@ class _CountingLoader(yaml.SafeLoader):
         self._nodes += 1
         self._depth += 1
         if self._nodes > MAX_NODES:
-            raise _TooMuch(f"stands for more than {MAX_NODES} values")
+            raise _LimitError(f"stands for more than {MAX_NODES} values")
         if self._depth > _MAX_DEPTH:
-            raise _TooMuch(f"is nested more than {_MAX_DEPTH} deep")
+            raise _LimitError(f"is nested more than {_MAX_DEPTH} deep")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -44,14 +44,16 @@ class _CountingLoader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = super().construct_yaml_int(node) if len(node.value) <= _MAX_DIGITS else None
         if value is None or value.bit_length() > _MAX_BITS:
-            raise _TooMuch(f"has a whole number of {len(node.value)} digits, {node.value[:20]}...")
+            raise _LimitError(
+                f"has a whole number of {len(node.value)} digits, {node.value[:20]}..."
+            )
         return value
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
         text = super().construct_yaml_str(node)
         # no name of a file or a joint, and the system takes it for the end of one
         if "\0" in text:
-            raise _TooMuch("has a text with a zero byte")
+            raise _LimitError("has a text with a zero byte")
         return text
 
 
@@ -59,7 +61,7 @@ _CountingLoader.add_constructor("tag:yaml.org,2002:int", _CountingLoader.constru
 _CountingLoader.add_constructor("tag:yaml.org,2002:str", _CountingLoader.construct_yaml_str)
 
 
-class _TooMuch(Exception):
+class _LimitError(Exception):
     pass
 
 
@@ -78,7 +80,7 @@ def parse_yaml(text: bytes | str, path: str | Path, error: type[PoiseError]) -> 
         # before anything is made of it: merge keys copy what their aliases stand for
         _check_extent(node)
         return loader.construct_document(node)
-    except _TooMuch as fault:
+    except _LimitError as fault:
         raise error(f"{path}: {fault}; nobody wrote this by hand") from None
     # PyYAML lets other errors through
     except (
@@ -104,7 +106,7 @@ def read_yaml(path: Path, what: str, mend: str = "") -> dict:
 
 
 def _check_extent(root: yaml.Node) -> None:
-    """Raise _TooMuch where the tree below `root`, each alias counted as what it stands for, has
+    """Raise _LimitError where the tree below `root`, each alias counted as what it stands for, has
     more than MAX_NODES nodes or no end.
     """
     extents: dict[int, int] = {}
@@ -127,12 +129,12 @@ def _check_extent(root: yaml.Node) -> None:
             for part in inner:
                 if id(part) not in extents:
                     if id(part) in begun:
-                        raise _TooMuch("has an alias that stands for itself")
+                        raise _LimitError("has an alias that stands for itself")
                     waiting.append(part)
             continue
         extents[id(node)] = 1 + sum(extents[id(part)] for part in inner)
         if extents[id(node)] > MAX_NODES:
-            raise _TooMuch(f"stands for more than {MAX_NODES} values")
+            raise _LimitError(f"stands for more than {MAX_NODES} values")
         waiting.pop()
 
 

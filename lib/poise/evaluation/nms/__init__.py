@@ -168,10 +168,6 @@ def soft_oks_nms_by_image(
     )
     order = _order(scores, offsets)
     scores = scores.astype(np.float64)
-    if not _use_compiled():
-        return numpy_nms.soft_oks_nms_by_image(
-            keypoints, scores, areas, order, offsets, threshold, sigmas, in_vis_thre, max_dets
-        )
 
     def exact(m: int) -> np.ndarray:
         rows = order[offsets[m] : offsets[m + 1]]
@@ -179,6 +175,8 @@ def soft_oks_nms_by_image(
             keypoints, scores, areas, rows, threshold, sigmas, in_vis_thre, max_dets
         )
 
+    if not _use_compiled():
+        return np.concatenate([np.zeros(0, np.int64), *map(exact, range(len(offsets) - 1))])
     kept = np.empty(len(keypoints), np.int64)
     largest = int(np.diff(offsets).max(initial=0))
     count = _compiled.soft_oks_nms_by_image(

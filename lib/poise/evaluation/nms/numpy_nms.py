@@ -139,27 +139,6 @@ def soft_oks_nms(
     return np.array(kept, dtype=np.int64)
 
 
-def soft_oks_nms_by_image(
-    keypoints: np.ndarray,
-    scores: np.ndarray,
-    areas: np.ndarray,
-    order: np.ndarray,
-    offsets: np.ndarray,
-    threshold: float,
-    sigmas: np.ndarray,
-    in_vis_thre: float | None,
-    max_dets: int,
-) -> np.ndarray:
-    """Soft OKS-NMS of M images: arguments and result as oks_nms_by_image; scores: (N,) float64."""
-    kept = [
-        soft_oks_nms(
-            keypoints, scores, areas, order[start:stop], threshold, sigmas, in_vis_thre, max_dets
-        )
-        for start, stop in zip(offsets[:-1], offsets[1:])
-    ]
-    return np.concatenate(kept) if kept else np.zeros(0, np.int64)
-
-
 def descending(scores: np.ndarray) -> np.ndarray:
     """(N,) order of `scores`, best first.
 
