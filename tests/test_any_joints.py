@@ -111,7 +111,9 @@ def test_five_joints_are_learnt(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [2, 133])
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    "codec", [name for name, entry in CODECS.items() if entry.head == "heatmap"]
+)
 def test_codecs_and_losses(tmp_path, count, codec):
     """Each codec's targets, read again, are the joints; each loss has a figure and a gradient
     for each joint.

@@ -38,7 +38,7 @@ def overrides(tmp_path, root):
 
 def test_there_is_one_for_each_family():
     names = {config.load(path).MODEL.NAME for path in SMALL}
-    assert names == {"pose_hrnet", "mspn", "posenas", "moganet"}
+    assert names == {"pose_hrnet", "pose_res2net", "mspn", "posenas", "moganet"}
 
 
 @pytest.mark.parametrize(

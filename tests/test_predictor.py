@@ -187,11 +187,14 @@ def test_one_picture_and_lists(estimator, picture, tmp_path):
     )
 
 
-def test_crops_of_all_pictures_go_through_the_network_together(narrow, picture):
+def test_crops_of_all_pictures_go_through_the_network_together(narrow, picture, monkeypatch):
     path, words, file = narrow("resnet")
     estimator = PoseEstimator(path, file, device="cpu", batch_size=4, overrides=words)
-    sizes, network = [], estimator._network
-    estimator._network = lambda crops: sizes.append(len(crops)) or network(crops)
+    sizes, kind = [], type(estimator._network)
+    whole = kind.__call__
+    monkeypatch.setattr(
+        kind, "__call__", lambda self, crops: sizes.append(len(crops)) or whole(self, crops)
+    )
     estimator([picture] * 4, [np.tile([[1.0, 2, 40, 50]], (count, 1)) for count in (3, 0, 5, 1)])
     assert sizes == [4, 4, 1]
 

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 class CodecEntry(NamedTuple):
-    """path: module and class of a codec. losses: values of LOSS.TYPE that can train it."""
+    """path: module and class of a codec. losses: values of LOSS.TYPE that can train it. head: value
+    of MODEL.EXTRA.HEAD that gives its outputs.
+    """
 
     path: str
     losses: tuple[str, ...] = ("joints_mse",)
+    head: str = "heatmap"
 
 
 # MODEL.TARGET_TYPE
@@ -30,12 +33,14 @@ CODECS = {
     "dark": CodecEntry("poise.codecs.dark.Dark"),
     "udp": CodecEntry("poise.codecs.udp.Udp"),
     "megvii": CodecEntry("poise.codecs.megvii.Megvii", ("joints_mse", "mspn")),
+    "simcc": CodecEntry("poise.codecs.simcc.SimCC", ("kl_discret",), head="simcc"),
 }
 
 # LOSS.TYPE -> the function that builds the loss from a configuration
 LOSSES = {
     "joints_mse": "poise.codecs.losses.joints_mse_from_config",
     "mspn": "poise.codecs.losses.mspn_from_config",
+    "kl_discret": "poise.codecs.simcc.kl_discret_from_config",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from yacs.config import CfgNode
 
 # one output of a network: a tensor, or a tuple of tensors that belong together. A network in train
 # mode returns a sequence of outputs (deep supervision), in eval mode one output.
-Output = torch.Tensor | tuple[torch.Tensor, ...]
-Arrays = np.ndarray | tuple[np.ndarray, ...]
+Output: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
+Arrays: TypeAlias = np.ndarray | tuple[np.ndarray, ...]
 
 
 def map_output(function: Callable[[Any], Any], output: Any) -> Any:
@@ -55,6 +55,9 @@ class Targets:
 @dataclass(frozen=True)
 class Codec(ABC):
     """One representation of keypoints, with its loss, metrics, flip test and pictures.
+
+    The types of outputs and targets are those of the subclass: Output and Arrays, and a subclass of
+    Targets.
 
     image_size: of the crops, in pixels. loss_function: called with the supervised outputs of the
     network and the targets.
@@ -93,30 +96,28 @@ class Codec(ABC):
         return self.loss_function(outputs, targets)
 
     @abstractmethod
-    def accuracy(self, output: Output, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    def accuracy(self, output: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how many keypoints of a batch are (right, counted), on the device of `output`."""
 
     @abstractmethod
-    def decode(self, output: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, output: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return keypoints (B, K, 2) float32 in crop pixels and scores (B, K) float32."""
 
     def decode_with_accuracy(
-        self, output: Output, targets: Targets
+        self, output: Any, targets: Any
     ) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
         """Return what decode and accuracy return: keypoints, scores, right, counted."""
         return *self.decode(to_arrays(output)), *self.accuracy(output, targets)
 
     @abstractmethod
-    def flip_average(self, output: Output, flipped: Output, flip_order: torch.Tensor) -> Output:
+    def flip_average(self, output: Any, flipped: Any, flip_order: torch.Tensor) -> Any:
         """Average two outputs, the second of the flipped images.
 
         flip_order: (K,) indices of poise.structures.skeleton.
         """
 
     @abstractmethod
-    def flip_average_in_graph(
-        self, output: Output, flipped: Output, flip_order: torch.Tensor
-    ) -> Output:
+    def flip_average_in_graph(self, output: Any, flipped: Any, flip_order: torch.Tensor) -> Any:
         """Do what flip_average does, by operations that can be exported."""
 
     @abstractmethod
@@ -131,9 +132,9 @@ class Codec(ABC):
         """Return the shapes of an output's tensors, without the batch."""
 
     @abstractmethod
-    def output_maps(self, output: Arrays) -> np.ndarray:
+    def output_maps(self, output: Any) -> np.ndarray:
         """Return maps (B, K, h, w) of an output, 0 to 1, to be drawn over the crops."""
 
     @abstractmethod
-    def target_maps(self, targets: Targets, count: int | None = None) -> np.ndarray:
+    def target_maps(self, targets: Any, count: int | None = None) -> np.ndarray:
         """Return maps (B, L, K, h, w) of the first `count` targets, from coarse to fine."""

@@ -79,7 +79,9 @@ class HeatmapCodec(Codec):
         """Crop pixels of a heatmap cell, in x and y."""
         return self.image_size[0] / self.heatmap_size[0], self.image_size[1] / self.heatmap_size[1]
 
-    def accuracy(self, output: torch.Tensor, targets: HeatmapTargets) -> tuple[Any, Any]:
+    def accuracy(
+        self, output: torch.Tensor, targets: HeatmapTargets
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See Codec and pck_accuracy."""
         return pck_accuracy(output, targets.finest, peaks=targets.peaks)
 

@@ -134,7 +134,7 @@ class Megvii(HeatmapCodec):
         return (coords * stride + stride / 2).astype(np.float32)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, loss_function: nn.Module, **more: Any) -> Megvii:
+    def from_config(cls, cfg: CfgNode, loss_function: nn.Module, **more: Any) -> HeatmapCodec:
         return super().from_config(cfg, loss_function, kernels=tuple(cfg.MODEL.KERNELS), **more)
 
     @classmethod

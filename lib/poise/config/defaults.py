@@ -65,13 +65,19 @@ def default_config() -> CfgNode:
     # joints, as many as the dataset file has; 0 takes their number from there
     c.MODEL.NUM_JOINTS = 0
     c.MODEL.TAG_PER_JOINT = True  # accepted for old files; without effect there and here
-    # codec between joints and heatmaps; poise.codecs.CODECS lists them
+    # codec between keypoints and the network's outputs; poise.codecs.CODECS lists them
     c.MODEL.TARGET_TYPE = "gaussian"
     c.MODEL.IMAGE_SIZE = [256, 256]  # network input, width and height in pixels
-    c.MODEL.HEATMAP_SIZE = [64, 64]  # network output, width and height in cells
+    c.MODEL.HEATMAP_SIZE = [64, 64]  # last map of the network, width and height in cells
     c.MODEL.SIGMA = 2.0  # standard deviation of a target's Gaussian in cells
     # (Poise) megvii: sizes in cells of the blurs that make its targets, from coarse to fine
     c.MODEL.KERNELS = [15, 11, 9, 7, 5]
+    # (Poise) simcc: bins of an axis for each pixel of the input
+    c.MODEL.SIMCC_SPLIT_RATIO = 2.0
+    # (Poise) simcc: standard deviations of a label in bins, in x and y; RTMPose: sqrt(side / 8)
+    c.MODEL.SIMCC_SIGMA = [4.9, 5.66]
+    # (Poise) simcc: labels have the sum 1 instead of the maximum 1
+    c.MODEL.SIMCC_NORMALIZE = False
     # (Poise) subtracted from the input's channels, in the order that the network gets them ...
     c.MODEL.MEAN = [0.485, 0.456, 0.406]
     # (Poise) ... then divided by this. HRNet applies ImageNet's RGB figures to BGR input too
@@ -83,17 +89,22 @@ def default_config() -> CfgNode:
     # (Poise) posenas: wiring of the cells, a name of poise.models.posenas.genotypes or a path of a
     # genotype's JSON file
     c.MODEL.GENOTYPE = "posenas"
-    # what only this network knows; see its file in poise/models
+    # what only this network knows; see its file in poise/models. HEAD of pose_resnet and
+    # pose_res2net: 'heatmap' (the default), or 'simcc', two linear layers after the last map
     c.MODEL.EXTRA = CfgNode(new_allowed=True)
 
     c.LOSS = CfgNode()
-    # (Poise) joints_mse, or mspn: MSPN's coarse-to-fine supervision, with targets of the megvii
-    # codec
+    # (Poise) joints_mse; mspn: MSPN's coarse-to-fine supervision, with targets of the megvii codec;
+    # kl_discret: of the simcc codec
     c.LOSS.TYPE = "joints_mse"
     # (Poise) joints_mse: the squared error is multiplied by this; mmpose takes 1
     c.LOSS.FACTOR = 0.5
     # (Poise) mspn: the last stage learns from sharper targets than the stages before it
     c.LOSS.COARSE_TO_FINE = True
+    # (Poise) kl_discret: factor of the prediction before its softmax
+    c.LOSS.BETA = 10.0
+    # (Poise) kl_discret: the labels go through a softmax too, times 10
+    c.LOSS.LABEL_SOFTMAX = True
     c.LOSS.USE_OHKM = False  # only the TOPK hardest joints of each person count
     c.LOSS.TOPK = 8  # how many, with USE_OHKM
     c.LOSS.USE_TARGET_WEIGHT = True  # unlabelled joints do not count

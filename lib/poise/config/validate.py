@@ -207,6 +207,14 @@ def check_values(cfg: CfgNode, source: str) -> None:
         "LOSS.USE_DIFFERENT_JOINTS_WEIGHT",
         "False with LOSS.TYPE mspn, which has no such weights",
     )
+    need(0 < cfg.MODEL.SIMCC_SPLIT_RATIO <= 16, "MODEL.SIMCC_SPLIT_RATIO", "above 0 and at most 16")
+    need(
+        len(cfg.MODEL.SIMCC_SIGMA) == 2
+        and all(isinstance(v, (int, float)) and 0.01 <= v <= 8192 for v in cfg.MODEL.SIMCC_SIGMA),
+        "MODEL.SIMCC_SIGMA",
+        "two numbers from 0.01 to 8192 bins, for x and y",
+    )
+    need(0 < cfg.LOSS.BETA <= 1000, "LOSS.BETA", "above 0 and at most 1000")
     need(finite(cfg.LOSS.FACTOR) and cfg.LOSS.FACTOR > 0, "LOSS.FACTOR", "above 0")
     for key in ("PROB_CENTER_SHIFT", "PROB_ROTATION"):
         need(0 <= cfg.DATASET[key] <= 1, f"DATASET.{key}", "from 0 to 1")

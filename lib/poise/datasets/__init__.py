@@ -7,7 +7,7 @@ import logging
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.codecs import build_codec
+from poise.codecs import codec_class
 from poise.config.datasets import dataset_of, image_folder
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
@@ -104,7 +104,7 @@ def build_loader(
         rgb=cfg.DATASET.COLOR_RGB,
         seed=cfg.SEED,
         augmentation=Augmentation.from_config(cfg) if train else None,
-        unbiased=build_codec(cfg).unbiased,
+        unbiased=codec_class(cfg.MODEL.TARGET_TYPE).unbiased,
     )
     size = (
         (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.codecs import build_codec
+from poise.codecs import build_codec, codec_class
 from poise.config import data_path
 from poise.config.datasets import dataset_of
 from poise.datasets import READERS, ImageFolder, PersonTable, build_loader, read_set
@@ -148,7 +148,7 @@ def draw_predictions(
     of low score are not drawn.
     """
     written: list[Path] = []
-    least = build_codec(cfg).shown_score
+    least = codec_class(cfg.MODEL.TARGET_TYPE).shown_score
     for index in list(dict.fromkeys(table.image_index.tolist()))[: cfg.TEST.PICTURES]:
         name = table.image_names[index]
         image = images.read(name).copy()

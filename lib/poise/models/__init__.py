@@ -1,7 +1,8 @@
 """The pose networks, one file each; MODELS maps MODEL.NAME to a class.
 
-In eval mode a network maps images (B, 3, H, W) to heatmaps (B, K, h, w); in train mode to a tuple
-of every supervised output, the prediction last. State-dict keys and shapes are those of the
+In eval mode a network maps images (B, 3, H, W) to its prediction, the output that the codec
+decodes: for heatmaps a tensor (B, K, h, w). In train mode it returns a tuple of every supervised
+output, the prediction last. State-dict keys and shapes are those of the
 family's released checkpoints. Networks are built from keyword arguments, without a configuration:
 `PoseHRNet(width=32, num_keypoints=17)`.
 """
@@ -15,7 +16,7 @@ from yacs.config import CfgNode
 from poise.errors import ConfigError
 from poise.models.moganet import MogaNetPose
 from poise.models.mspn import MSPN
-from poise.models.options import check_sizes
+from poise.models.options import check_head, check_sizes
 from poise.models.pose_hrnet import PoseHRNet
 from poise.models.pose_network import PoseNetwork
 from poise.models.pose_res2net import PoseRes2Net, PoseRes2NetV1b
@@ -60,6 +61,7 @@ def build_model(cfg: CfgNode) -> PoseNetwork:
             f"MODEL.NAME {name!r} is not a network of Poise ({', '.join(MODELS)}){hint}"
         )
     network = MODELS[name].from_config(cfg)
+    check_head(cfg)
     check_sizes(cfg, network.output_stride, network.input_multiple)
     if cfg.MODEL.INIT_WEIGHTS:
         network.init_weights()

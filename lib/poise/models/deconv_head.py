@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from poise.errors import ConfigError
 from poise.models.options import OptionError, given_keywords, is_channels, naming_keys
+from poise.models.simcc_head import AxisOptions
 
 BN_MOMENTUM = 0.1
 # kernel -> (padding, output padding) with which a stride-2 transposed convolution doubles its input
@@ -38,12 +39,14 @@ class HeadOptions:
         kernels: kernel size of each deconvolution: 2, 3 or 4.
         bias: whether the deconvolutions have a bias.
         final_kernel: kernel size of the last convolution: 1 or 3.
+        axes: linear layers after the last convolution (SimCC); None: its maps are the output.
     """
 
     filters: Sequence[int] = (256, 256, 256)
     kernels: Sequence[int] = (4, 4, 4)
     bias: bool = False
     final_kernel: int = 1
+    axes: AxisOptions | None = None
 
     def __post_init__(self) -> None:
         if not is_channels(self.filters) or not 1 <= len(self.filters) <= 5:

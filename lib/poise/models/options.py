@@ -10,6 +10,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from poise.codecs import CODECS
 from poise.errors import ConfigError
 
 
@@ -65,6 +66,16 @@ def check_sizes(cfg: CfgNode, stride: int, multiple: int = 32) -> None:
             f"MODEL.IMAGE_SIZE {list(images)} and MODEL.HEATMAP_SIZE {list(heatmaps)}:"
             f" {cfg.MODEL.NAME} takes multiples of {multiple} and gives heatmaps of 1/{stride} of"
             " them"
+        )
+
+
+def check_head(cfg: CfgNode) -> None:
+    """Raise ConfigError unless the network ends in what MODEL.TARGET_TYPE decodes."""
+    head, needed = cfg.MODEL.EXTRA.get("HEAD", "heatmap"), CODECS[cfg.MODEL.TARGET_TYPE].head
+    if head != needed:
+        raise ConfigError(
+            f"MODEL.EXTRA.HEAD: MODEL.TARGET_TYPE {cfg.MODEL.TARGET_TYPE} needs {needed!r}, got"
+            f" {head!r}; set it, or another MODEL.TARGET_TYPE"
         )
 
 

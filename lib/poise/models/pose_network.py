@@ -7,14 +7,14 @@ from yacs.config import CfgNode
 
 
 class PoseNetwork(nn.Module):
-    """Base class of the pose networks: images (B, 3, H, W) to heatmaps (B, K, h, w).
+    """Base class of the pose networks: images (B, 3, H, W) to an output of a codec.
 
     In eval mode `forward` returns the prediction, in train mode a tuple of every supervised output,
     the prediction last. Constructors take keyword arguments and leave the parameters as PyTorch
     initializes them; `init_weights` initializes them as the family's authors do.
 
     Attributes:
-        output_stride: input pixels per heatmap cell: h = H / output_stride.
+        output_stride: input pixels per cell of the last map: h = H / output_stride.
         input_multiple: H and W must be multiples of this.
         head_prefixes: prefixes of the state-dict keys that an ImageNet backbone does not have.
     """

@@ -8,6 +8,7 @@ He's rule instead of Normal(0, 0.001), from which deep networks hardly learn.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from poise.codecs.codec import Output
 from poise.models.deconv_head import (
     HEAD_KEYS,
     HeadOptions,
@@ -25,6 +27,7 @@ from poise.models.deconv_head import (
 )
 from poise.models.options import OptionError, check_extra, given_keywords, is_channels
 from poise.models.pose_network import PoseNetwork
+from poise.models.simcc_head import SimCCHead, axes_from_config
 
 STAGE_BLOCKS = {
     18: (2, 2, 2, 2),
@@ -39,9 +42,9 @@ EXTRA_KEYS = {"NUM_LAYERS": "depth", "NUM_CHANNELS": "channels"}
 
 
 class SimpleBaseline(PoseNetwork):
-    """Stem, four stages, deconvolutions and a last convolution.
+    """Stem, four stages, deconvolutions, a last convolution and, with SimCC, linear layers.
 
-    Input (B, 3, H, W); output (B, K, 2^n H / 32, 2^n W / 32) with n deconvolutions. Raises
+    Input (B, 3, H, W); last maps (B, K, 2^n H / 32, 2^n W / 32) with n deconvolutions. Raises
     OptionError for invalid values.
 
     Args:
@@ -53,7 +56,7 @@ class SimpleBaseline(PoseNetwork):
         make_stage: (in_channels, planes, blocks, stride) -> (stage, out_channels).
     """
 
-    head_prefixes = ("deconv_layers.", "final_layer.")
+    head_prefixes = ("deconv_layers.", "final_layer.", "axis_layers.")
 
     def __init__(
         self,
@@ -85,18 +88,17 @@ class SimpleBaseline(PoseNetwork):
         self.layer4, width = make_stage(width, channels[3], blocks[3], 2)
         self.deconv_layers = deconv_layers(width, head)
         self.final_layer = final_layer(head.filters[-1], num_keypoints, head.final_kernel)
+        self.axis_layers = nn.Identity() if head.axes is None else SimCCHead(head.axes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, K, h, w); in train mode a tuple of the one supervised
-        output.
-        """
+    def forward(self, images: torch.Tensor) -> Output | tuple[Output]:
+        """(B, 3, H, W) -> output; in train mode a tuple of the one supervised output."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
         x = self.layer4(x)
-        heatmaps = self.final_layer(self.deconv_layers(x))
-        return (heatmaps,) if self.training else heatmaps
+        output = self.axis_layers(self.final_layer(self.deconv_layers(x)))
+        return (output,) if self.training else output
 
     def init_weights(self) -> None:
         """Initialize the backbone by He's rule and the head as the original does."""
@@ -104,13 +106,15 @@ class SimpleBaseline(PoseNetwork):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         init_head(self.deconv_layers, self.final_layer)
+        if isinstance(self.axis_layers, SimCCHead):
+            self.axis_layers.init_weights()
 
 
 def common_keywords(cfg: CfgNode) -> dict[str, Any]:
     """Return the keyword arguments that all networks of this kind have in common."""
-    check_extra(cfg, (*EXTRA_KEYS, *HEAD_KEYS))
+    check_extra(cfg, (*EXTRA_KEYS, *HEAD_KEYS, "HEAD"))
     return {
         "num_keypoints": cfg.MODEL.NUM_JOINTS,
-        "head": head_from_config(cfg.MODEL.EXTRA),
+        "head": dataclasses.replace(head_from_config(cfg.MODEL.EXTRA), axes=axes_from_config(cfg)),
         **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
     }

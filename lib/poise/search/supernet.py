@@ -13,7 +13,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.options import check_extra, check_sizes, naming_keys
+from poise.models.options import check_extra, check_head, check_sizes, naming_keys
 from poise.models.posenas.cells import Cell, DecoderStage, EncoderCells
 from poise.models.posenas.genotypes import CELLS, CONCAT
 from poise.models.posenas.network import EXTRA_KEYS, check_se_reduction, init_convolutions
@@ -114,6 +114,7 @@ def build(cfg: CfgNode, space: Space) -> SearchNetwork:
             f"MODEL.NAME {cfg.MODEL.NAME!r}: what is searched are the cells of posenas"
         )
     check_extra(cfg, EXTRA_KEYS)
+    check_head(cfg)
     check_sizes(cfg, stride=4)
     s = cfg.SEARCH
     width = 2 * s.INIT_CHANNELS // len(CONCAT)

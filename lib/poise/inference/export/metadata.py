@@ -14,7 +14,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from poise import config
-from poise.codecs import codec_class
+from poise.codecs import CODECS, codec_class
 from poise.codecs.codec import Codec
 from poise.config.datasets import dataset_of, give_joints
 from poise.errors import DataError, PoiseError
@@ -109,7 +109,12 @@ def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
         return (
             config.changed(
                 defaults,
-                [*(word for pair in values.items() for word in pair), "DATASET.FILE", name],
+                [
+                    *(word for pair in values.items() for word in pair),
+                    *("DATASET.FILE", name),
+                    # predicting needs no loss, but it has to fit the codec
+                    *("LOSS.TYPE", CODECS[values["MODEL.TARGET_TYPE"]].losses[0]),
+                ],
                 f"{source}: its metadata",
             ),
             parts,

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from yacs.config import CfgNode
 
+from poise.codecs import CODECS
 from poise.config.datasets import dataset, dataset_of, give_joints, shipped
 from poise.config.loading import changed, from_values
 from poise.errors import ConfigError, DataError, PoiseError
@@ -138,6 +139,9 @@ def _wanted(groups: dict[str, Any]) -> dict[str, Any]:
     for key in _PATHS:
         group, _, last = key.rpartition(".")
         values.get(group, {}).pop(last, None)
+    # predicting needs no loss, but it has to fit the codec
+    if (codec := CODECS.get(values.get("MODEL", {}).get("TARGET_TYPE"))) is not None:
+        values["LOSS"] = {"TYPE": codec.losses[0]}
     return values
 
 
