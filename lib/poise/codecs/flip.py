@@ -1,4 +1,4 @@
-"""Flip test: the mirrored image's heatmaps laid back over the image's own."""
+"""Average the heatmaps of an image and of its horizontal flip."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ except ImportError:
 def merge_flipped(
     heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool
 ) -> torch.Tensor:
-    """Mean of two predictions (B, J, h, w), the second made from the mirrored images.
+    """Average two predictions (B, K, h, w), the second made from the flipped images.
 
-    flip_order: (J,) indices of poise.structures.skeleton. shift: move the mirrored map one cell to
+    flip_order: (K,) indices of poise.structures.skeleton. shift: move the mirrored map one cell to
     the right, because the crops of this codec are aligned at cell 0 and not at the middle
     (TEST.SHIFT_HEATMAP; HRNet lib/core/function.py). The first column then keeps its unshifted
     values, as in the original.
@@ -27,7 +27,7 @@ def merge_flipped(
     ):
         if heatmaps.shape != mirrored.shape or flip_order.shape != heatmaps.shape[1:2]:
             raise ValueError(
-                "two predictions (B, J, h, w) and J indices are merged; got"
+                "two predictions (B, K, h, w) and K indices are merged; got"
                 f" {tuple(heatmaps.shape)}, {tuple(mirrored.shape)}, {tuple(flip_order.shape)}"
             )
         if _compiled is None:

@@ -36,7 +36,7 @@ class Gaussian(HeatmapCodec):
 def nearest_cell(
     position: torch.Tensor, size: tuple[int, int], sigma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cell (B, J, 2) of positions (B, J, 2) in cells, and (B, J) whether a square of 3 sigma
+    """The cell (B, K, 2) of positions (B, K, 2) in cells, and (B, K) whether a square of 3 sigma
     around it touches the map.
 
     int(x + 0.5) of the original cuts towards zero, so that -0.7 is cell 0; trunc, not floor or
@@ -55,13 +55,13 @@ def draw(
     size: tuple[int, int],
     sigma: float,
 ) -> HeatmapTargets:
-    """Gaussians around `center` (B, J, 2) in cells; cut off 3 sigma from `cell`, or not at all
+    """Gaussians around `center` (B, K, 2) in cells; cut off 3 sigma from `cell`, or not at all
     where that is None.
     """
     weight = ((visible > 0) & inside).float()
 
     def axis_profile(count: int, axis: int) -> torch.Tensor:
-        """(B, J, count): the Gaussian's values along one axis."""
+        """(B, K, count): the Gaussian's values along one axis."""
         positions = torch.arange(count, device=center.device, dtype=center.dtype)
         values = torch.exp(-(positions - center[:, :, axis, None]).square() / (2 * sigma**2))
         if cell is None:

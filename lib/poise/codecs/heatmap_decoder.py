@@ -133,7 +133,7 @@ class HeatmapDecoder(nn.Module):
 
 
 def values_at(flat: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """(B, J): of maps (B, J, cells) the values at cells (B, J)."""
+    """(B, K): of maps (B, K, cells) the values at cells (B, K)."""
     return flat.gather(2, index[:, :, None])[:, :, 0]
 
 

@@ -75,8 +75,8 @@ class Megvii(HeatmapCodec):
     def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
         """See Codec: heatmaps (B, L, K, h, w), one for each kernel, with maximum 255.
 
-        The cell of a joint is rounded down. Joints are cut to whole pixels before it is looked
-        whether they lie in the crop: MSPN keeps COCO's joints as integers. (It keeps MPII's as
+        The cell of a joint is rounded down. Joints are truncated to whole pixels before those
+        outside of the crop are found: MSPN keeps COCO's joints as integers. (It keeps MPII's as
         floats, so that there a joint up to one pixel outside is left out.)
         """
         pixels = torch.trunc(keypoints)

@@ -1,4 +1,4 @@
-"""Where a heatmap is highest, to the cell and below it. Legend: B batch, J joints, h w heatmap
+"""Where a heatmap is highest, to the cell and below it. Legend: B batch, K keypoints, h w heatmap
 cells.
 """
 
@@ -9,8 +9,8 @@ import numpy as np
 
 
 def find_maxima(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells (B, J, 2) int64 as (x, y), the first of equal ones, and values (B, J) of the maxima
-    of heatmaps (B, J, h, w).
+    """Cells (B, K, 2) int64 as (x, y), the first of equal ones, and values (B, K) of the maxima
+    of heatmaps (B, K, h, w).
     """
     flat = _flat(heatmaps)
     index = flat.argmax(axis=2)
@@ -22,7 +22,7 @@ def find_maxima(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quarter_step(heatmaps: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """(B, J, 2) float32: a quarter cell towards the higher neighbour on each axis, for maxima that
+    """(B, K, 2) float32: a quarter cell towards the higher neighbour on each axis, for maxima that
     are at least two cells from the left and upper border and one from the others (0 elsewhere).
 
     Source: lib/core/inference.py of SimpleBaseline and HRNet; mmpose 0.29 keypoints_from_heatmaps,
@@ -53,10 +53,10 @@ def dark_kernel(sigma: float) -> int:
 
 
 def dark_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
-    """(B, J, 2) float32: one Newton step to the top of the Gaussian that the blurred map's
+    """(B, K, 2) float32: one Newton step to the top of the Gaussian that the blurred map's
     logarithm describes.
 
-    cells: (B, J, 2) the maxima. kernel: size of the blur in cells, odd; 11 goes with sigma 2, 17
+    cells: (B, K, 2) the maxima. kernel: size of the blur in cells, odd; 11 goes with sigma 2, 17
     with sigma 3: see dark_kernel. Maxima within two cells of the border stay, and so does a map
     that is no hill there. Source: Zhang et al., Distribution-Aware Coordinate Representation
     (DARK), CVPR 2020, arXiv 1910.06278, section 3.1, equations 3 to 9; differences as in mmpose
@@ -99,10 +99,10 @@ def dark_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarra
 
 
 def udp_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
-    """(B, J, 2) float32: the Newton step as mmpose takes it for UDP, with differences of one cell
+    """(B, K, 2) float32: the Newton step as mmpose takes it for UDP, with differences of one cell
     and no rule for the border.
 
-    cells: (B, J, 2) the maxima. The blur reflects at the border, the blurred map is cut to 0.001 ..
+    cells: (B, K, 2) the maxima. The blur reflects at the border, the blurred map is cut to 0.001 ..
     50 before its logarithm, and what lies outside is as its border cell. Source: mmpose 0.29
     post_dark_udp, after UDP's own code.
     """
@@ -150,9 +150,9 @@ def udp_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray
 
 
 def blur(heatmaps: np.ndarray, kernel: int) -> np.ndarray:
-    """Heatmaps (B, J, h, w) blurred by OpenCV's Gaussian of `kernel` cells, with zeros around them.
+    """Heatmaps (B, K, h, w) blurred by OpenCV's Gaussian of `kernel` cells, with zeros around them.
 
-    All maps lie below each other in one picture with zeros between: one call instead of B times J.
+    All maps lie below each other in one picture with zeros between: one call instead of B times K.
     """
     batch, joints, height, width = heatmaps.shape
     gap = kernel // 2
