@@ -1,4 +1,4 @@
-"""Which devices a process uses, and how a network is laid on them."""
+"""Device selection, model placement and CPU threads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,28 @@ from poise.models.fuse import can_pack, fold_batch_norms, pack_convolutions
 log = logging.getLogger(__name__)
 
 
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device of a name; 'auto' is the first CUDA device, Apple's GPU or the CPU.
+
+    Raises ConfigError for a device that does not exist.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); give auto, cpu,"
+            " cuda, cuda:1 or mps"
+        ) from None
+    return chosen
+
+
 def choose_devices(cfg: CfgNode, processes: Processes = ALONE) -> list[torch.device]:
-    """The CUDA devices of GPUS that exist, said where some do not; the CPU where none does.
+    """Return the CUDA devices of GPUS that exist, with a warning where some do not, or the CPU.
 
     A process of torchrun has one device: the GPU of its number on this machine, whatever GPUS
     lists, if every process has one; else, or where GPUS is empty, the CPU.

@@ -26,7 +26,7 @@ from poise import config
 from poise.codecs import build_codec
 from poise.codecs.codec import Arrays, Codec, to_arrays
 from poise.config.datasets import dataset_of
-from poise.engine.device import compile_network, for_testing
+from poise.engine.device import choose_device, compile_network, for_testing
 from poise.errors import ConfigError, DataError
 from poise.evaluation import rescore
 from poise.inference.export import onnx_network
@@ -314,25 +314,6 @@ class PoseEstimator:
         begin = time.perf_counter()
         yield
         self.seconds[part] += time.perf_counter() - begin
-
-
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """'auto': the first CUDA device, Apple's, or the CPU. Raises ConfigError for one that is not
-    there.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); give auto, cpu,"
-            " cuda, cuda:1 or mps"
-        ) from None
-    return chosen
 
 
 def _weights_alone(file: str | os.PathLike | CfgNode | None) -> str | os.PathLike:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from poise.engine.device import choose_device
 from poise.errors import ConfigError, DataError, one_line
 from poise.inference.detectors.base import PERSON, persons
-from poise.inference.estimator import choose_device
 from poise.io import download
 
 log = logging.getLogger(__name__)
