@@ -6,7 +6,8 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.codecs.codec import Codec, map_output, to_arrays
+from poise.codecs.codec import Codec, Output, Targets, map_output, to_arrays
 from poise.datasets.loader import BatchLoader
 from poise.engine.distributed import ALONE, Processes
 from poise.engine.targets import encode_targets
@@ -61,84 +62,82 @@ def predict(
     count, joints = len(table), table.skeleton.num_joints
     found = Predictions(np.zeros((count, joints, 2)), np.zeros((count, joints), np.float32))
     flip_order = torch.from_numpy(table.skeleton.flip_order).to(device)
-    # of each batch: loss x persons, persons, right joints, counted joints
     sums: list[torch.Tensor] = []
     persons: list[np.ndarray] = []
-    stopped = False
-    was_training = model.training
-    model.eval()
+    stopped, silent = False, None if processes.main else True
     batches.begin(0)
     begin = time.perf_counter()
-    try:
-        for step, batch in enumerate(
-            tqdm(
-                loader,
-                desc="test",
-                unit="batch",
-                leave=False,
-                disable=None if processes.main else True,
-            )
-        ):
+    with _eval_mode(model):
+        bar = tqdm(loader, desc="test", unit="batch", leave=False, disable=silent)
+        for step, batch in enumerate(bar):
             stopped = stop()
             if stopped:
                 break
-            output = forward_flipped(
-                cfg, codec, model, normalize(cfg, batch["images"], device), flip_order
-            )
+            images = normalize(cfg, batch["images"], device)
+            output = forward_flipped(cfg, codec, model, images, flip_order)
+            targets = encode_targets(cfg, codec, batch, device) if table.labelled else None
+            coords, scores, batch_sums = _decode(codec, output, targets)
+            if batch_sums is not None:
+                sums.append(batch_sums)
             person = batch["person"].numpy()
-            if table.labelled:
-                targets = encode_targets(cfg, codec, batch, device)
-                coords, scores, right, counted = codec.decode_with_accuracy(output, targets)
-                sums.append(
-                    torch.stack(
-                        [
-                            codec.loss([output], targets) * len(person),
-                            counted.new_tensor(len(person)),
-                            right,
-                            counted,
-                        ]
-                    ).double()
-                )
-            else:
-                coords, scores = codec.decode(to_arrays(output))
             found.scores[person] = scores
+            center, scale = table.center[person], table.scale[person]
             found.keypoints[person] = crop_to_image(
-                coords,
-                table.center[person],
-                table.scale[person],
-                cfg.MODEL.IMAGE_SIZE,
-                codec.unbiased,
+                coords, center, scale, cfg.MODEL.IMAGE_SIZE, codec.unbiased
             )
             persons.append(person)
             if not found.first_batch:
                 crops = batch["images"][:16].numpy()
-                found.first_batch = {
-                    "crops": crops[..., ::-1] if loader.crops.rgb else crops,
-                    "joints": coords[:16],
-                    "shown": found.scores[person][:16] > codec.shown_score,
-                    "maps": codec.output_maps(to_arrays(map_output(lambda one: one[:4], output))),
-                    "representation": codec.representation,
-                }
+                crops = crops[..., ::-1] if loader.crops.rgb else crops
+                found.first_batch = _shown_batch(codec, crops, coords, found.scores[person], output)
             if (step + 1) % cfg.PRINT_FREQ == 0 and not sys.stderr.isatty():
                 done = min((step + 1) * batches.world * batches.batch_size, count)
-                log.info(
-                    "test: %d of %d persons, %.1f persons/s",
-                    done,
-                    count,
-                    done / (time.perf_counter() - begin),
-                )
-    finally:
-        model.train(was_training)
+                speed = done / (time.perf_counter() - begin)
+                log.info("test: %d of %d persons, %.1f persons/s", done, count, speed)
     if processes.any(stopped):
         raise KeyboardInterrupt
     _gather(processes, found, persons, sums)
-    log.info(
-        "test: %s in %.1f s%s",
-        pluralize(count, "person"),
-        time.perf_counter() - begin,
-        ", flip test" if cfg.TEST.FLIP_TEST else "",
-    )
+    seconds, flip = time.perf_counter() - begin, ", flip test" if cfg.TEST.FLIP_TEST else ""
+    log.info("test: %s in %.1f s%s", pluralize(count, "person"), seconds, flip)
     return found
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Set the model to evaluation mode within; restore its mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _decode(
+    codec: Codec, output: Output, targets: Targets | None
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor | None]:
+    """Return keypoints (B, K, 2) in crop pixels, scores (B, K) and, with targets, sums (4,).
+
+    The sums are loss x persons, persons, right joints, counted joints.
+    """
+    if targets is None:
+        return *codec.decode(to_arrays(output)), None
+    coords, scores, right, counted = codec.decode_with_accuracy(output, targets)
+    loss, samples = codec.loss([output], targets) * len(coords), counted.new_tensor(len(coords))
+    return coords, scores, torch.stack([loss, samples, right, counted]).double()
+
+
+def _shown_batch(
+    codec: Codec, crops: np.ndarray, coords: np.ndarray, scores: np.ndarray, output: Output
+) -> dict[str, Any]:
+    """Return what TensorBoard shows of a batch: 16 crops with their keypoints, 4 with maps."""
+    return {
+        "crops": crops,
+        "joints": coords[:16],
+        "shown": scores[:16] > codec.shown_score,
+        "maps": codec.output_maps(to_arrays(map_output(lambda one: one[:4], output))),
+        "representation": codec.representation,
+    }
 
 
 def _gather(

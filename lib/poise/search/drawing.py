@@ -113,55 +113,13 @@ def _cell(kind: str, edges: Edges, strengths: Sequence[float] | None) -> list[st
         )
     for number, (operation, source) in enumerate(edges):
         x, node = columns[number], number // EDGES_PER_NODE
-        box, sum_y, side = (
-            lanes[INPUTS + node] - 28 - _BOX_HEIGHT,
-            lanes[INPUTS + node],
-            1 if number % EDGES_PER_NODE else -1,
-        )
-        name, colour = _look(operation)
-        halved = kind == "reduce" and source < INPUTS
-        parts.append(
-            f'<path d="M{x:g} {lanes[source]:g} V{box:g}" stroke="{_PALE}" stroke-width="1.5"'
-            ' fill="none"/>'
-        )
-        parts.append(f'<circle cx="{x:g}" cy="{lanes[source]:g}" r="3.2" fill="{_INK}"/>')
-        parts.append(
-            f'<path d="M{x:g} {box + _BOX_HEIGHT:g} C{x:g} {sum_y - 12:g}'
-            f" {centers[node] + side * 14:g} {sum_y - 16:g} {centers[node] + side * 6:g}"
-            f' {sum_y - 7:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>'
-        )
-        parts.append(
-            _box(
-                x - _BOX_WIDTH / 2,
-                box,
-                _BOX_WIDTH,
-                _BOX_HEIGHT,
-                colour,
-                name + (" /2" if halved else ""),
-            )
-        )
-        if strengths is not None:
-            parts.append(
-                _text(
-                    x + side * 5,
-                    box + _BOX_HEIGHT + 12,
-                    f"{100 * strengths[number]:.1f} %",
-                    size=9,
-                    anchor="start" if side > 0 else "end",
-                    colour="#78909c",
-                )
-            )
+        side = 1 if number % EDGES_PER_NODE else -1
+        halved = " /2" if kind == "reduce" and source < INPUTS else ""
+        share = None if strengths is None else strengths[number]
+        at = (x, lanes[source], centers[node] + side * 14, lanes[INPUTS + node])
+        parts += _edge(at, side, operation, halved, share)
     for node, center in enumerate(centers):
-        y = lanes[INPUTS + node]
-        parts.append(
-            f'<circle cx="{center:g}" cy="{y:g}" r="9" fill="#ffffff" stroke="{_INK}"'
-            ' stroke-width="1.5"/>'
-        )
-        parts.append(
-            f'<path d="M{center - 5:g} {y:g} h10 M{center:g} {y - 5:g} v10" stroke="{_INK}"'
-            ' stroke-width="1.5"/>'
-        )
-        parts.append(_text(center, y + 21, f"node {node + INPUTS}", size=10, colour="#78909c"))
+        parts += _node(center, lanes[INPUTS + node], f"node {node + INPUTS}")
     top, bottom = lanes[INPUTS] - 14, lanes[-1] + 14
     parts.append(
         f'<rect x="{output:g}" y="{top:g}" width="14" height="{bottom - top:g}" rx="3"'
@@ -169,6 +127,48 @@ def _cell(kind: str, edges: Edges, strengths: Sequence[float] | None) -> list[st
     )
     parts.append(_text(output + 7, top - 8, "channels together", size=10, colour="#78909c"))
     return parts
+
+
+def _edge(
+    at: tuple[float, float, float, float],
+    side: int,
+    operation: str,
+    suffix: str,
+    strength: float | None,
+) -> list[str]:
+    """Draw an edge from its state down through its operation to the node.
+
+    Args:
+        at: x of the edge, y of its state, x where the curve bends, y of the node.
+        side: 1 on the right of the node, -1 on its left.
+        suffix: follows the operation's name.
+        strength: probability of the operation, if known.
+    """
+    x, source_y, bend_x, sum_y = at
+    box = sum_y - 28 - _BOX_HEIGHT
+    name, colour = _look(operation)
+    parts = [
+        f'<path d="M{x:g} {source_y:g} V{box:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>',
+        f'<circle cx="{x:g}" cy="{source_y:g}" r="3.2" fill="{_INK}"/>',
+        f'<path d="M{x:g} {box + _BOX_HEIGHT:g} C{x:g} {sum_y - 12:g}'
+        f" {bend_x:g} {sum_y - 16:g} {bend_x - side * 8:g}"
+        f' {sum_y - 7:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>',
+        _box(x - _BOX_WIDTH / 2, box, _BOX_WIDTH, _BOX_HEIGHT, colour, name + suffix),
+    ]
+    if strength is not None:
+        text, anchor = f"{100 * strength:.1f} %", "start" if side > 0 else "end"
+        y = box + _BOX_HEIGHT + 12
+        parts.append(_text(x + side * 5, y, text, size=9, anchor=anchor, colour="#78909c"))
+    return parts
+
+
+def _node(x: float, y: float, name: str) -> list[str]:
+    """Draw a node, which adds up its two operations."""
+    return [
+        f'<circle cx="{x:g}" cy="{y:g}" r="9" fill="#ffffff" stroke="{_INK}" stroke-width="1.5"/>',
+        f'<path d="M{x - 5:g} {y:g} h10 M{x:g} {y - 5:g} v10" stroke="{_INK}" stroke-width="1.5"/>',
+        _text(x, y + 21, name, size=10, colour="#78909c"),
+    ]
 
 
 def _legend(used: Sequence[str]) -> list[str]:
