@@ -26,8 +26,8 @@ FIRST_BATCH = """
 import os, sys, time
 sys.argv = ["tools/train.py", *sys.argv[1:]]
 from poise.engine import train
-def first(training, interrupt):
-    next(iter(training.loader))
+def first(cfg, state, codec, loader, *rest):
+    next(iter(loader))
     used = os.times()
     print("FIRST", used.user + used.system, file=sys.__stdout__, flush=True)
     os._exit(0)

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from comparing import Row, compared, in_turns, main
 from poise import config
 from poise.codecs import build_codec
+from poise.datasets.sampler import EpochBatches
 from poise.engine import device
 from poise.engine.amp import LossScale
-from poise.engine.distributed import ALONE
-from poise.engine.optim import build_optimizer
+from poise.engine.optim import Schedule, build_optimizer
+from poise.engine.state import Progress, TrainState
 from poise.engine.targets import encode_targets
 from poise.engine.train import train_step
 from poise.models import build_model
@@ -132,28 +132,21 @@ def steps(name: str, cfg) -> Iterator[Row]:
 
 
 def poise_step(cfg, model, codec, batch):
-    """engine.step.train_step, with what it needs of a training."""
-    cpu = torch.device("cpu")
-    training = SimpleNamespace(
-        cfg=cfg,
-        model=model,
-        optimizer=build_optimizer(cfg, model),
-        codec=codec,
-        device=cpu,
-        processes=ALONE,
-        scale=LossScale(cfg, cpu),
-        average=None,
-        schedule=SimpleNamespace(rate=lambda step: cfg.TRAIN.LR, steps_per_epoch=1),
-        progress=SimpleNamespace(epoch=0, step=0),
-        loader=SimpleNamespace(
-            batches=SimpleNamespace(share=lambda step: (BATCH, BATCH), batch_size=BATCH)
-        ),
+    """engine.train.train_step, with what it needs of a training."""
+    state = TrainState(
+        model,
+        build_optimizer(cfg, model),
+        Schedule.from_config(cfg, 1, BATCH),
+        LossScale(cfg, torch.device("cpu")),
+        None,
+        Progress(),
     )
+    batches = EpochBatches(BATCH, BATCH, shuffle=False, seed=0)
 
     def step() -> float:
-        figures, _ = train_step(training, codec, batch, lambda: None)
-        float(figures[0].right)
-        return float(figures[0].loss)
+        metrics, _ = train_step(cfg, state, codec, batch, batches)
+        float(metrics[0].num_correct)
+        return float(metrics[0].loss)
 
     return step
 

@@ -10,6 +10,7 @@ import torch
 from conftest import forget_log_handlers
 from poise import config
 from poise.engine import logger, train
+from poise.engine.records import TrainRecords
 
 # what depends on the clock
 TIMES = ("images_per_second", "data_time_share")
@@ -21,7 +22,7 @@ def quick_and_quiet(monkeypatch):
 
     A run's log handlers hold this test's stdout and files; the next test has its own.
     """
-    monkeypatch.setattr(train, "_show", lambda *_: None)
+    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
     yield
     forget_log_handlers()
 

@@ -17,6 +17,7 @@ from poise.codecs import CODECS, build_codec
 from poise.config.datasets import dataset_of
 from poise.datasets import build_loader, joints_agree_with_box, read_set
 from poise.engine import evaluate, train
+from poise.engine.records import TrainRecords
 from poise.errors import ConfigError, DataError
 from poise.models import MODELS, build_model
 from pycocotools.coco import COCO
@@ -102,7 +103,7 @@ def test_five_joints_are_learnt(tmp_path, monkeypatch):
         "TRAIN.LR",
         0.004,
     ]
-    monkeypatch.setattr(train, "_show", lambda *_: None)  # pictures for TensorBoard
+    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)  # pictures for TensorBoard
     _, before = run(experiment(tmp_path, file, "before.yaml"), *wider)
     _, after = run(
         experiment(tmp_path, file), *wider, "TRAIN.END_EPOCH", 30, "TRAIN.EVAL_INTERVAL", 30

@@ -50,9 +50,9 @@ def test_samples_are_those_of_a_training(tiny_experiment, monkeypatch, overrides
     seen = []
     original = train.train_step
 
-    def recorded(training, codec, batch, before_backward):
-        epoch = training.progress.epoch
-        figures, shown = original(training, codec, batch, before_backward)
+    def recorded(cfg, state, *arguments):
+        epoch = state.progress.epoch
+        figures, shown = original(cfg, state, *arguments)
         seen.append((epoch, {key: value.clone() for key, value in shown[0].items()}, shown[3]))
         return figures, shown
 

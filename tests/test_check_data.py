@@ -26,6 +26,7 @@ from poise.datasets.validation.findings import Findings
 from poise.datasets.validation.persons import People, check_turned
 from poise.engine import train
 from poise.engine.distributed import ALONE
+from poise.engine.records import TrainRecords
 from poise.errors import DataError, run_tool
 from poise.structures import boxes as box_forms
 from test_planted_faults import load_tool
@@ -928,7 +929,7 @@ def test_training_says_nothing_of_a_sound_set(made):
 
 def test_training_explains_a_figure_once(made, monkeypatch):
     """Nobody of the set is large, which two epochs need not tell twice."""
-    monkeypatch.setattr(train, "_show", lambda *_: None)
+    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
     train.run(config.load(made, ["TRAIN.END_EPOCH", "2"]), str(made), ["tools/train.py"])
     text = (made.parent / "output" / "dots5" / "pose_res2net" / "dots" / "train.log").read_text()
     assert (

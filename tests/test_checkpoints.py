@@ -16,7 +16,8 @@ import pytest
 import torch
 from conftest import TINY
 from poise import config
-from poise.engine import checkpoint, logger, signals, train
+from poise.engine import checkpoint, checkpointer, logger, signals, train
+from poise.engine.records import TrainRecords
 from poise.errors import ConfigError, DataError, PoiseError
 from runs import (
     in_larger_steps,
@@ -82,7 +83,7 @@ def test_after_minutes(tiny_experiment, written, monkeypatch):
         now[0] += 15
         return train_step(*arguments)
 
-    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpointer.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(train, "train_step", slow)
     run_train(tiny_experiment, "TRAIN.CHECKPOINT_MINUTES", 0.5, "TRAIN.END_EPOCH", 1)
     assert written == [(0, 2), (0, 4), (1, 0)]
@@ -172,7 +173,7 @@ def test_settings_of_the_optimiser_that_differ_are_refused(tiny_experiment, caps
     # PyTorch would keep
     folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(tiny_experiment))
     without_settings(folder / "checkpoint.pth", folder / "checkpoint.pth")
-    training = train.build(cfg, str(tiny_experiment), train.ALONE)
+    training = train.build(cfg, str(tiny_experiment), train.ALONE).state
     assert [
         (group["weight_decay"], group["momentum"], group["nesterov"], group["fused"])
         for group in training.optimizer.param_groups
@@ -249,7 +250,7 @@ def stopped_twice(small_set, tmp_path_factory):
         )
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_show", lambda *_: None)
+        patch.setattr(TrainRecords, "_show_test", lambda *_: None)
         folder = run_train(path)
     return path, folder
 
@@ -341,7 +342,9 @@ def test_a_file_that_cannot_be_read_now_is_no_damage(
             match=rf"checkpoint.pth: cannot be read \({said}\); the file may be whole: try again",
         ) as raised:
             run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 3)
-    assert "\n" not in str(raised.value) and not isinstance(raised.value, checkpoint.Damaged)
+    assert "\n" not in str(raised.value) and not isinstance(
+        raised.value, checkpoint.CorruptCheckpointError
+    )
     assert {file: file.read_bytes() for file in folder.glob("*.pth*")} == before
     assert (
         train.find_checkpoint(config.load(path, ["AUTO_RESUME", "True"]), str(path), folder, False)[
@@ -402,7 +405,7 @@ def test_headers_of_the_archive_that_are_spoiled(tmp_path):
         # a plain one where only a comment's length or a date was hit: then it is no checkpoint
         except DataError as error:
             kinds.add(type(error))
-    assert checkpoint.Damaged in kinds
+    assert checkpoint.CorruptCheckpointError in kinds
 
 
 def test_older_checkpoint_that_the_user_prefers(of_two_epochs, capsys):

@@ -17,6 +17,7 @@ from poise import config, evaluation
 from poise.config.datasets import dataset
 from poise.datasets import read_set
 from poise.engine import evaluate, train
+from poise.engine.records import TrainRecords
 from poise.errors import DataError
 from poise.evaluation.crowdpose import AREA_OF_BOX, CROWD_STATS
 from pycocotools.coco import COCO
@@ -321,7 +322,7 @@ def test_the_real_images_train_and_test(tmp_path, shared, monkeypatch):
     """Two pictures in CrowdPose's layout, read, trained on and scored, with boxes of the
     annotations and of a detector.
     """
-    monkeypatch.setattr(train, "_show", lambda *_: None)
+    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
     source, root = shared / "data" / "crowdpose_sample", tmp_path / "crowdpose"
     (root / "images").mkdir(parents=True), (root / "json").mkdir()
     for name in ("train", "val"):

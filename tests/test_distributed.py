@@ -338,21 +338,17 @@ def synchronised_here(processes, path, overrides):
     """
 
     def prepare(train):
-        kept, epochs, build, normalize = [], train._epochs, train.build_model, train.normalize
+        kept, epochs, build, normalize = [], train.train_epochs, train.build_model, train.normalize
 
-        def watched(training, interrupt):
-            epochs(training, interrupt)
-            kept.append(
-                {
-                    name: buffer.numpy()
-                    for name, buffer in device.bare(training.model).named_buffers()
-                }
-            )
+        def watched(cfg, setup, *rest):
+            epochs(cfg, setup, *rest)
+            buffers = setup.state.network.named_buffers()
+            kept.append({name: buffer.numpy() for name, buffer in buffers})
 
         train.build_optimizer = lambda cfg, model: (
             kept.append(Recorded(model.parameters())) or kept[0]
         )
-        train._epochs = watched
+        train.train_epochs = watched
         train.build_model = lambda cfg: build(cfg).double()
         train.normalize = lambda *arguments: normalize(*arguments).double()
         train.device.for_testing = lambda cfg, model, devices: device.bare(model).float()
@@ -466,12 +462,12 @@ def persons_here(processes, path, overrides, stop):
     def prepare(train):
         seen, train_step = [], train.train_step
 
-        def watched(training, codec, batch, *rest):
-            own, _ = training.loader.batches.share(training.progress.step)
+        def watched(cfg, state, codec, batch, batches):
+            own, _ = batches.share(state.progress.step)
             seen.append(batch["person"][:own].tolist())
             if len(seen) == stop:
                 signal.raise_signal(signal.SIGTERM)
-            return train_step(training, codec, batch, *rest)
+            return train_step(cfg, state, codec, batch, batches)
 
         train.train_step = watched
         return seen
@@ -505,18 +501,18 @@ def digest_here(processes, path):
     """
 
     def prepare(train):
-        digest, epochs = [], train._epochs
+        digest, epochs = [], train.train_epochs
 
-        def watched(training, interrupt):
-            epochs(training, interrupt)
-            state = device.bare(training.model).state_dict()
+        def watched(cfg, setup, *rest):
+            epochs(cfg, setup, *rest)
+            state = setup.state.network.state_dict()
             digest.append(
                 hashlib.sha256(
                     b"".join(tensor.numpy().tobytes() for tensor in state.values())
                 ).hexdigest()
             )
 
-        train._epochs = watched
+        train.train_epochs = watched
         return digest
 
     return train_here(processes, path, (), prepare)
@@ -799,9 +795,9 @@ def patient_here(processes, path, overrides):
     def prepare(train):
         scores, epochs, train_one_epoch = iter([0.5, 0.4, 0.3, 0.2]), [], train.train_one_epoch
         train.score = lambda *_: ({"AP": 0.0}, next(scores))
-        train.train_one_epoch = lambda training, interrupt: (
-            epochs.append(training.progress.epoch),
-            train_one_epoch(training, interrupt),
+        train.train_one_epoch = lambda cfg, state, *rest: (
+            epochs.append(state.progress.epoch),
+            train_one_epoch(cfg, state, *rest),
         )
         return epochs
 

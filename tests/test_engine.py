@@ -35,11 +35,10 @@ from poise.engine import (
 from poise.engine import (
     device as threads,
 )
-from poise.engine import (
-    state as progress,
-)
+from poise.engine.micro_batches import smallest_part
 from poise.engine.optim import build_optimizer
-from poise.engine.train import smallest_part
+from poise.engine.records import TrainRecords
+from poise.engine.state import load_network
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model, weights
 from poise.models.weights.origin import warn_of_other_training
@@ -231,13 +230,14 @@ def stopped_run(tiny_experiment, monkeypatch):
 
     def run(epoch, step, *overrides):
         asked, now = [], [0]
-        report, predict = train._report, train.predict
+        report, predict = TrainRecords.log_step, train.predict
 
-        def reporting(training, *rest):
-            now[0] = training.progress.epoch
-            if (training.progress.epoch, training.progress.step) == (epoch, step):
+        def reporting(records, *rest):
+            at = records._state.progress
+            now[0] = at.epoch
+            if (at.epoch, at.step) == (epoch, step):
                 asked[-1].asked = True
-            report(training, *rest)
+            report(records, *rest)
 
         def predicting(*arguments):
             if step is None and now[0] == epoch:
@@ -248,13 +248,13 @@ def stopped_run(tiny_experiment, monkeypatch):
             patch.setattr(
                 train, "Interrupt", lambda: asked.append(signals.Interrupt()) or asked[-1]
             )
-            patch.setattr(train, "_report", reporting)
+            patch.setattr(TrainRecords, "log_step", reporting)
             patch.setattr(train, "predict", predicting)
             # no pytest.raises: what it keeps makes a circle with the loaders, and worker processes
             # that are left to Python's collector of circles end only after a timeout of PyTorch's
             try:
                 run_train(tiny_experiment, "PRINT_FREQ", 1, *overrides)
-            except signals.Interrupted as stopped:
+            except signals.RunStoppedError as stopped:
                 return str(stopped)
         pytest.fail("the run did not stop")
 
@@ -1220,7 +1220,7 @@ def test_averages_take_the_layout_of_the_weights(tiny_experiment, layouts):
     model = device.lay_on(build_model(cfg), [torch.device("cpu")], layouts[1])
     optimizer = build_optimizer(cfg, model)
     saved = checkpoint.load(folder / "checkpoint.pth", "tiny")
-    progress.Progress(0).restore(saved, model, optimizer)
+    load_network(saved, model, optimizer)
     several = 0
     for number, (parameter, state) in enumerate(optimizer.state.items()):
         for name in ("exp_avg", "exp_avg_sq"):
@@ -1363,10 +1363,10 @@ def test_a_run_folder_that_is_removed_comes_back_with_its_configuration(
 ):
     folder, step = folder_of(tiny_experiment), train.train_step
 
-    def removing(training, *arguments):
-        if (training.progress.epoch, training.progress.step) in ((0, 2), (1, 2)):
+    def removing(cfg, state, *arguments):
+        if (state.progress.epoch, state.progress.step) in ((0, 2), (1, 2)):
             shutil.rmtree(folder)
-        return step(training, *arguments)
+        return step(cfg, state, *arguments)
 
     monkeypatch.setattr(train, "train_step", removing)
     run_train(tiny_experiment, "TRAIN.CHECKPOINT_STEPS", 4)

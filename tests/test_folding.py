@@ -151,6 +151,7 @@ def test_a_test_folds_unless_told_not_to(tiny_experiment, monkeypatch):
     import numpy as np
     from poise import config
     from poise.engine import evaluate, train
+    from poise.engine.records import TrainRecords
 
     found, predict = [], train.predict
     for module in (train, evaluate):
@@ -161,7 +162,7 @@ def test_a_test_folds_unless_told_not_to(tiny_experiment, monkeypatch):
                 found.append((norms_of(model), predict(cfg, model, *rest, **more))) or found[-1][1]
             ),
         )
-    monkeypatch.setattr(train, "_show", lambda *_: None)
+    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
 
     def run(tool, fold, *overrides):
         tool.run(

@@ -16,6 +16,7 @@ from poise.config.datasets import COCO, MPII, dataset, joint_places
 from poise.datasets import build_loader, mixing, read_set
 from poise.datasets.sampler import EpochBatches
 from poise.engine import train
+from poise.engine.records import TrainRecords
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError, DataError
 from poise.structures.person_table import UNKNOWN
@@ -321,7 +322,7 @@ def test_order_of_the_groups_is_by_name(sets, tmp_path):
 
 
 def test_trains_on_both(loaded, sets, monkeypatch, caplog):
-    monkeypatch.setattr(train, "_show", lambda *_: None)
+    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
     cfg = loaded("DATASET.MIX.others.REPEAT", 1.5, "TRAIN.END_EPOCH", 2)
     try:
         train.run(cfg, str(sets[0]), ["tools/train.py"])

@@ -167,20 +167,23 @@ def test_losses_are_those_of_a_plain_loop(tiny_experiment, monkeypatch, optimize
         train, "normalize", lambda *arguments, of=train.normalize: of(*arguments).to(dtype)
     )
     training = train.build(cfg, str(tiny_experiment), train.ALONE)
-    for group in training.optimizer.param_groups:
+    state = training.state
+    for group in state.optimizer.param_groups:
         if "eps" in group:
             group["eps"] = EPS
-    training.model.train()
-    codec, steps = train.build_codec(cfg), training.schedule.steps_per_epoch
+    state.model.train()
+    steps = state.schedule.steps_per_epoch
     batches, losses = [], []
     for epoch in range(EPOCHS):
-        training.progress.begin(epoch)
+        state.progress.start_epoch(epoch)
         training.loader.batches.begin(epoch)
         for batch in itertools.islice(training.loader, steps):
             batches.append({key: value.clone() for key, value in batch.items()})
-            (figures,), _ = train.train_step(training, codec, batch, lambda: None)
+            (figures,), _ = train.train_step(
+                cfg, state, training.codec, batch, training.loader.batches
+            )
             losses.append(float(figures.loss))
-            training.progress.step += 1
+            state.progress.step += 1
     assert len(batches) == 15 and {len(batch["images"]) for batch in batches} == {12, 2}
     plain, network = plain_losses(cfg, batches, steps, dtype)
     print(
@@ -197,12 +200,10 @@ def test_losses_are_those_of_a_plain_loop(tiny_experiment, monkeypatch, optimize
     )
     torch.manual_seed(cfg.SEED)
     begin = build_model(cfg).state_dict()
-    moved = [
-        (one - begin[name]).abs().max().item() for name, one in training.model.named_parameters()
-    ]
+    moved = [(one - begin[name]).abs().max().item() for name, one in state.model.named_parameters()]
     apart = [
         (one - two).abs().max().item()
-        for one, two in zip(training.model.parameters(), network.parameters(), strict=True)
+        for one, two in zip(state.model.parameters(), network.parameters(), strict=True)
     ]
     print("weights moved by", max(moved), "and are apart by", max(apart))
     assert min(moved) > 0 and max(apart) < 1e-2 * max(moved)

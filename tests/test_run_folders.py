@@ -15,8 +15,8 @@ import torch
 from conftest import ROOT, TINY
 from poise import config
 from poise.engine import checkpoint, evaluate, logger, run_folder, train
-from poise.engine.resuming import IN_SEARCH, IN_TRAINING, check_settings
-from poise.engine.state import resumes_in
+from poise.engine.records import TrainRecords
+from poise.engine.resuming import IN_SEARCH, IN_TRAINING, check_settings, resumes_in
 from poise.errors import ConfigError
 from runs import (
     folder_of,
@@ -40,7 +40,7 @@ def experiment(folder, small_set):
 def once(small_set, tmp_path_factory):
     """The run folder of one epoch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_show", lambda *_: None)
+        patch.setattr(TrainRecords, "_show_test", lambda *_: None)
         return run_train(
             experiment(tmp_path_factory.mktemp("once"), small_set), "TRAIN.END_EPOCH", 1
         )

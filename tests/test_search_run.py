@@ -25,7 +25,7 @@ from poise.engine.distributed import Processes
 from poise.engine.memory import machine_limits
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models.posenas.genotypes import Genotype, find_genotype, write_genotype
-from poise.search import progress, run, trial
+from poise.search import run, state, trial
 from poise.search.alternation import Alternation
 from poise.search.space import Space
 from poise.search.split import Split
@@ -296,7 +296,7 @@ def test_search_says_that_nobody_counts_before_it_begins(
         annotation["num_keypoints"] = 0
     path.write_text(json.dumps(content))
     lines = []
-    monkeypatch.setattr(run, "_epochs", lambda search, interrupt: lines.append("first epoch"))
+    monkeypatch.setattr(run, "search_epochs", lambda *_: lines.append("first epoch"))
     monkeypatch.setattr(run.log, "warning", lambda line, *values: lines.append(line % values))
     search(tiny_search, "DATASET.ROOT", root, "SEARCH.EVAL_INTERVAL", 1)
     said = [line for line in lines if "test set val2017: scoring: every AP is -1" in line]
@@ -350,15 +350,15 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(
 
     made = []
     monkeypatch.setattr(run, "Interrupt", lambda: made.append(Stop()) or made[-1])
-    add = progress.SearchProgress.add
+    add = state.SearchProgress.add
 
     def adding(self, *words):
         made[-1].seen = self
         add(self, *words)
 
-    monkeypatch.setattr(progress.SearchProgress, "add", adding)
+    monkeypatch.setattr(state.SearchProgress, "add", adding)
     with pytest.raises(
-        interrupt.Interrupted, match=f"stopped at epoch {epoch}, step {max(step, 1)}"
+        interrupt.RunStoppedError, match=f"stopped at epoch {epoch}, step {max(step, 1)}"
     ):
         search(tiny_search)
     monkeypatch.undo()

@@ -16,10 +16,13 @@ from poise.datasets.sampler import EpochBatches
 from poise.engine import device, optim, signals, state, train
 from poise.engine.amp import LossScale
 from poise.engine.ema import WeightAverage
+from poise.engine.micro_batches import split_batch
 from poise.engine.optim import SGD, Adam, AdamW, build_optimizer
+from poise.engine.step_metrics import StepCollector
 from poise.errors import ConfigError, PoiseError
 from poise.models import forward
 from runs import (
+    copied,
     folder_of,
     metrics_of,
     run_train,
@@ -57,7 +60,7 @@ def test_parts_of_a_share(size, world, parts, whole):
     for batch in batches:
         rows = torch.tensor([person for _, person in next(iter(batch))])
         own, _ = batch.share(0)
-        found = train._parts({"person": rows}, own, parts, size, whole, world)
+        found = split_batch({"person": rows}, batch, 0, parts)
         counts.add(len(found))
         assert sum(count for _, count in found) == own and all(
             len(part["person"]) == max(count, 1) for part, count in found
@@ -72,27 +75,24 @@ def test_parts_of_a_share(size, world, parts, whole):
 
 def test_one_part_is_the_batch():
     batch = {"person": torch.arange(3)}
-    ((part, own),) = train._parts(batch, 3, 1, 8, 3, 1)
+    ((part, own),) = split_batch(batch, EpochBatches(3, 8, shuffle=False, seed=0), 0, 1)
     assert part is batch and own == 3
 
 
 def gradients(path, *overrides):
     """Of the first step, with batch norm at rest, whose figures would be a part's own."""
-    training = train.build(
-        config.load(path, ["GPUS", "()", *map(str, overrides)]), str(path), train.ALONE
-    )
-    training.model.eval()
-    forward = training.model.forward
-    training.model.forward = lambda images: (forward(images),)
-    training.loader.batches.begin(0)
+    cfg = config.load(path, ["GPUS", "()", *map(str, overrides)])
+    training = train.build(cfg, str(path), train.ALONE)
+    state, batches = training.state, training.loader.batches
+    state.model.eval()
+    forward = state.model.forward
+    state.model.forward = lambda images: (forward(images),)
+    batches.begin(0)
     batch = next(iter(training.loader))
-    called = []
-    training.scale.step = lambda _: None
-    figures, _ = train.train_step(
-        training, train.build_codec(training.cfg), batch, lambda: called.append(1)
-    )
-    assert called == [1] and len(figures) == training.cfg.TRAIN.ACCUMULATE
-    return [parameter.grad.clone() for parameter in training.model.parameters()], figures
+    state.scaler.step = lambda _: None
+    figures, _ = train.train_step(cfg, state, training.codec, batch, batches)
+    assert len(figures) == cfg.TRAIN.ACCUMULATE
+    return [parameter.grad.clone() for parameter in state.model.parameters()], figures
 
 
 def test_gradients_of_parts_add_up(tiny_experiment):
@@ -107,10 +107,10 @@ def test_gradients_of_parts_add_up(tiny_experiment):
     assert (
         torch.cat([figure.persons for figure in of_parts]).tolist() == of_whole[0].persons.tolist()
     )
-    assert sum(float(figure.loss) * figure.own for figure in of_parts) == pytest.approx(
+    assert sum(float(figure.loss) * figure.samples for figure in of_parts) == pytest.approx(
         float(of_whole[0].loss) * 24, rel=1e-5
     )
-    assert sum(float(figure.counted) for figure in of_parts) == float(of_whole[0].counted)
+    assert sum(float(figure.num_valid) for figure in of_parts) == float(of_whole[0].num_valid)
 
 
 def test_a_run_in_parts(tiny_experiment):
@@ -225,7 +225,9 @@ def test_optimisers_leave_the_compiler_out(tiny_experiment, name):
     program = f"""
 import sys, torch
 from poise import config
+from poise.engine.micro_batches import split_batch
 from poise.engine.optim import SGD, Adam, AdamW, build_optimizer
+from poise.engine.step_metrics import StepCollector
 layer = torch.nn.Linear(2, 2)
 cfg = config.load({str(tiny_experiment)!r}, ["TRAIN.OPTIMIZER", {name!r}])
 optimizer = build_optimizer(cfg, layer)
@@ -269,7 +271,7 @@ def test_rate_and_length_follow_the_batch(tiny_experiment):
             config.load(tiny_experiment, ["GPUS", "()", "TRAIN.ITERATIONS", "10", *words]),
             str(tiny_experiment),
             train.ALONE,
-        ).schedule
+        ).state.schedule
         for words in (["TRAIN.BASE_BATCH", "16"], ["TRAIN.BASE_BATCH", "8"], [])
     )
     assert (half.base_rate, half.end) == (0.0005, 20) and (whole.base_rate, whole.end) == (
@@ -462,6 +464,26 @@ def test_a_step_that_is_left_out_has_no_part_in_the_average(tiny_experiment, mon
     )
 
 
+def test_steps_whose_metrics_are_read_a_step_later_are_the_same(tiny_experiment, monkeypatch):
+    """As on a GPU: sums, steps that are left out, the average and checkpoints in an epoch."""
+    overrides = ("AMP", "fp16", "TRAIN.END_EPOCH", 1, "TRAIN.EMA_DECAY", 0.9)
+    monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Overflowing(1e4))
+    folder = run_train(tiny_experiment, *overrides)
+    other, add, unread = copied(tiny_experiment, "later"), StepCollector.add, []
+
+    def add_deferred(collector, parts):
+        collector._is_deferred = True
+        add(collector, parts)
+        unread.append(len(collector._unread))
+
+    monkeypatch.setattr(StepCollector, "add", add_deferred)
+    later = run_train(other, *overrides, "TRAIN.CHECKPOINT_STEPS", 2)
+    assert unread == [1] * 7 and metrics_of(later) == metrics_of(folder)
+    assert metrics_of(later)[0]["overflows"] == 1
+    for name in ("final_state.pth", "final_state_ema.pth"):
+        assert same(state_of(later / name), state_of(folder / name))
+
+
 def test_gradients_that_no_scale_helps(tiny_experiment, monkeypatch):
     class Never(Overflowing):
         def forward(self, outputs, targets):
@@ -612,10 +634,10 @@ def test_networks_that_are_spoiled_without_a_loss_to_show_it(
     """Nothing of them is saved."""
     train_step = train.train_step
 
-    def spoiling(training, *rest):
-        found = train_step(training, *rest)
-        if training.progress.step == 6:
-            network = training.model if where == "buffer" else training.average.network
+    def spoiling(cfg, state, *rest):
+        found = train_step(cfg, state, *rest)
+        if state.progress.step == 6:
+            network = state.model if where == "buffer" else state.ema.network
             (network.bn1.running_var if where == "buffer" else network.conv1.weight).data.fill_(
                 math.inf
             )
@@ -724,7 +746,7 @@ def test_early_end_of_a_run_that_was_stopped_between_two_tests(tiny_experiment, 
         patch.setattr(train, "Interrupt", lambda: asked.append(installed()) or asked[-1])
         patch.setattr(train, "predict", predicting)
         patch.setattr(train, "score", scored)
-        with pytest.raises(signals.Interrupted, match="stopped at epoch 1, step 1"):
+        with pytest.raises(signals.RunStoppedError, match="stopped at epoch 1, step 1"):
             run_train(tiny_experiment, *overrides)
     folder = folder_of(tiny_experiment)
     assert state_of(folder / "checkpoint.pth")["best"] == {"score": 0.1, "epoch": 0} and state_of(
@@ -758,10 +780,8 @@ def test_an_average_that_rises_goes_on(tiny_experiment, monkeypatch):
     )
     assert len(metrics_of(folder)) == 4
     fresh = state.Progress(0)
-    fresh.ema_score, fresh.ema_epoch, fresh.stale = state_of(folder / "checkpoint.pth")[
-        "average_best"
-    ]
-    assert (fresh.ema_score, fresh.ema_epoch, fresh.stale) == (0.3, 2, 1)
+    fresh.load_state_dict({**state_of(folder / "checkpoint.pth"), "path": folder})
+    assert (fresh.ema_score, fresh.ema_epoch, fresh.evals_without_improvement) == (0.3, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -339,10 +339,10 @@ OF_CPU = RuntimeError(
 def test_train_out_of_memory_names_keys_and_checkpoint(tiny_experiment, monkeypatch, error):
     step = train.train_step
 
-    def full(training, *arguments):
-        if training.progress.step == 2:
+    def full(cfg, state, *arguments):
+        if state.progress.step == 2:
             raise error
-        return step(training, *arguments)
+        return step(cfg, state, *arguments)
 
     monkeypatch.setattr(train, "train_step", full)
     with pytest.raises(PoiseError) as told:

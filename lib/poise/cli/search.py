@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with joined() as processes:
         try:
             run.run(cfg, args.cfg, command_line(argv), processes)
-        except signals.Interrupted as stopped:
+        except signals.RunStoppedError as stopped:
             print(stopped)
             return INTERRUPTED
     return 0

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         try:
             train.run(cfg, args.cfg, command_line(argv), processes)
-        except signals.Interrupted as stopped:
+        except signals.RunStoppedError as stopped:
             if processes.main:
                 print(stopped)
             return INTERRUPTED

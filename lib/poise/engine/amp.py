@@ -4,6 +4,8 @@ range. What is computed in 16 bits: poise.models.forward.
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 from yacs.config import CfgNode
 
@@ -16,12 +18,15 @@ class LossScale:
     """The scale of AMP fp16, PyTorch's GradScaler: a step whose gradients overflow is left out and
     halves it. Otherwise without effect.
 
-    A step is looked at when its loss is, not before, so that a GPU need not be waited for.
+    A step's scale is read when its loss is, which may be after the next step was launched, so that
+    a GPU need not be waited for.
     """
 
     def __init__(self, cfg: CfgNode, device: torch.device):
         self._scaler = torch.amp.GradScaler(device.type, enabled=cfg.AMP == "fp16")
+        self._one = torch.ones((), device=device)
         self._last = self.value
+        self._unread: deque[torch.Tensor] = deque()  # the scales after the steps since then
 
     @property
     def active(self) -> bool:
@@ -38,16 +43,24 @@ class LossScale:
         """The optimiser's step, or none where a gradient is not finite."""
         self._scaler.step(optimizer)
         self._scaler.update()
+        if self.active:
+            self._unread.append(self._scaler.scale(self._one))  # a copy, without waiting for a GPU
 
     def left_out(self) -> bool:
         """Whether the step that was just done was left out. Waits for a GPU."""
-        return self.active and self.value < self._last
-
-    def overflowed(self) -> bool:
-        """Whether the last step was left out. Raises PoiseError where no scale helps any more."""
         if not self.active:
             return False
-        before, self._last = self._last, self.value
+        before = self._unread[-2] if len(self._unread) > 1 else self._last
+        return float(self._unread[-1]) < float(before)
+
+    def overflowed(self) -> bool:
+        """Whether the first step that was not yet asked for was left out.
+
+        Raises PoiseError where no scale helps any more.
+        """
+        if not self.active:
+            return False
+        before, self._last = self._last, float(self._unread.popleft())
         if self._last < _LEAST_SCALE:
             raise PoiseError(
                 f"AMP fp16: gradients are not finite even with a loss scale of {self._last:g}; use"

@@ -49,7 +49,7 @@ _FIELDS = {
 }
 
 
-class Damaged(DataError):
+class CorruptCheckpointError(DataError):
     """A checkpoint that cannot be read to its end."""
 
 
@@ -171,10 +171,24 @@ def same_folder(one: Path, other: Path) -> bool:
 
 
 def load(path: str | Path, experiment: str) -> dict[str, Any]:
-    """A checkpoint that was written for this experiment. Raises Damaged, or DataError for any
-    other file and for one that cannot be read now.
+    """Return a checkpoint of this experiment.
+
+    Raises CorruptCheckpointError, or DataError for any other file and for one that cannot be read
+    now.
     """
     path = Path(path)
+    content = _read(path)
+    _check_content(path, content)
+    if content["experiment"] != experiment:
+        raise DataError(
+            f"{path}: a checkpoint of experiment {shown(content['experiment'])}, not of"
+            f" {experiment}; give it as MODEL.PRETRAINED to start from its weights"
+        )
+    return {**content, "path": str(path)}
+
+
+def _read(path: Path) -> Any:
+    """Return what a file holds, whose checksums are verified."""
     try:
         if not path.is_file():
             raise DataError(
@@ -186,19 +200,26 @@ def load(path: str | Path, experiment: str) -> dict[str, Any]:
         except weights.Unreadable:
             raise
         except DataError as error:
-            raise Damaged(f"{error}; remove it to begin anew") from None
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the sums that it wrote
+            raise CorruptCheckpointError(f"{error}; remove it to begin anew") from None
+        with zipfile.ZipFile(path) as archive:  # torch does not verify the sums that it wrote
             spoiled = archive.testzip()
     except (OSError, MemoryError) as error:
         raise weights.unreadable(path, error) from None
     except DataError:
         raise
     except Exception as error:  # zipfile raises many kinds where its headers are spoiled
-        raise Damaged(
+        raise CorruptCheckpointError(
             f"{path}: damaged ({one_line(error) or type(error).__name__}); remove it to begin anew"
         ) from None
     if spoiled:
-        raise Damaged(f"{path}: damaged, the sum of {spoiled} is another; remove it to begin anew")
+        raise CorruptCheckpointError(
+            f"{path}: damaged, the sum of {spoiled} is another; remove it to begin anew"
+        )
+    return content
+
+
+def _check_content(path: Path, content: Any) -> None:
+    """Raise DataError for what is not a checkpoint of this version."""
     if (
         not isinstance(content, dict)
         or content.get("format") != FORMAT
@@ -221,12 +242,6 @@ def load(path: str | Path, experiment: str) -> dict[str, Any]:
             f"{path}: the checkpoint has a tensor that is no plain one (sparse, quantised, without"
             " memory, or of more values than the file holds)"
         )
-    if content["experiment"] != experiment:
-        raise DataError(
-            f"{path}: a checkpoint of experiment {shown(content['experiment'])}, not of"
-            f" {experiment}; give it as MODEL.PRETRAINED to start from its weights"
-        )
-    return {**content, "path": str(path)}
 
 
 def _tensors_of(content: Any) -> Iterator[torch.Tensor]:
@@ -262,17 +277,17 @@ def load_newest(folder: Path, experiment: str) -> dict[str, Any] | None:
     """The newest checkpoint of a run folder that is whole, with a warning where it is not the
     newest; None where there is none at all.
 
-    "damaged" lists those that are newer and damaged. Raises Damaged where none is whole, and
-    DataError for the file of another experiment or program, and where the newest cannot be read
-    now: going on from the one before it would lose what it holds.
+    "damaged" lists those that are newer and damaged. Raises CorruptCheckpointError where none is
+    whole, and DataError for the file of another experiment or program, and where the newest cannot
+    be read now: resuming from the one before it would lose what it holds.
     """
-    first: Damaged | None = None
+    first: CorruptCheckpointError | None = None
     damaged: list[str] = []
     for number in numbers(folder):
         path = folder / numbered(number)
         try:
             return {**load(path, experiment), "damaged": damaged}
-        except Damaged as error:
+        except CorruptCheckpointError as error:
             first = first or error
             damaged.append(str(path))
             log.warning("%s: damaged; looking at the checkpoint before it", path)

@@ -64,11 +64,9 @@ class Processes:
         """The values of all processes by rank, on rank 0; None on the others."""
         return [value]
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns on rank 0, the only one that calls it, on every rank. The others
-        wait for it.
-        """
-        return make()
+    def from_first(self, make: Callable[..., T], *arguments: Any) -> T:
+        """Call `make` on rank 0 alone; return its result on every rank. The others wait for it."""
+        return make(*arguments)
 
     def spread(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give the tensors the values that they have on rank 0, in place."""
@@ -198,8 +196,8 @@ class Group(Processes):
         dist.gather_object(value, values)
         return values
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        box = [make() if self.main else None]
+    def from_first(self, make: Callable[..., T], *arguments: Any) -> T:
+        box = [make(*arguments) if self.main else None]
         dist.broadcast_object_list(box)
         return box[0]
 

@@ -17,6 +17,7 @@ from poise.engine import device, logger, train
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.memory import machine_limits, peak_memory, training_advice
 from poise.engine.predict import predict
+from poise.engine.state import TrainState
 from poise.errors import PoiseError
 from poise.io import download
 
@@ -38,89 +39,102 @@ def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
 
 def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
     logger.start_console(processes.rank)
-    training = train.build(_writing_nothing(cfg), cfg_path, processes)
+    setup = train.build(_writing_nothing(cfg), cfg_path, processes)
+    state, progress, schedule = setup.state, setup.state.progress, setup.state.schedule
     if cfg.MODEL.INIT_WEIGHTS and download.is_url(cfg.MODEL.PRETRAINED):
         log.info(
             "MODEL.PRETRAINED is not fetched by a dry run, which takes the same memory and time"
             " with random weights"
         )
-    where, loader, schedule = training.device, training.loader, training.schedule
     log.info("schedule: %s", schedule)
-    left = max(
-        schedule.end - training.progress.epoch * schedule.steps_per_epoch - training.progress.step,
-        0,
-    )
-    epochs = range(training.progress.epoch, schedule.epochs)
-    if not epochs or train.stale(training):
+    if not state.has_epochs_left(cfg):
+        ended_early = progress.epoch < schedule.epochs
         log.info(
             "nothing is left of this run: %s; nothing was written",
-            "it has ended early (TRAIN.PATIENCE)" if epochs else "all its epochs are done",
+            "it has ended early (TRAIN.PATIENCE)" if ended_early else "all its epochs are done",
         )
         return
-    train.wrap(training)
-    tests = sum(
-        (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == schedule.epochs
-        for epoch in epochs
-    ) * (2 if training.average else 1)
-
-    training.progress.begin(training.progress.epoch)
-    training.model.train()
-    loader.batches.begin(training.progress.epoch)
-    seconds, begin = [], time.perf_counter()
-    for batch in itertools.islice(loader, STEPS):
-        waited = time.perf_counter() - begin
-        figures, _ = train.train_step(training, training.codec, batch, lambda: None)
-        # waits for a GPU too
-        loss = sum(float(part.loss) * part.own for part in figures) / max(
-            sum(part.own for part in figures), 1
-        )
-        _, samples = loader.batches.share(training.progress.step)
-        training.progress.step += 1
-        seconds.append(time.perf_counter() - begin)
-        log.info(
-            "step %d: %.3f s (%.3f waiting for data), %.1f images/s, loss %.6f",
-            training.progress.step,
-            seconds[-1],
-            waited,
-            samples / seconds[-1],
-            loss,
-        )
-        if processes.any(not np.isfinite(loss)):
-            raise PoiseError(
-                f"dry run, step {training.progress.step}: the loss is {loss}; lower TRAIN.LR"
-            )
-        begin = time.perf_counter()
-    trained = peak_memory(where)
-    start, test_seconds, batches = _test_seconds(training)
-    memory = processes.gather(peak_memory(where))
+    steps = max(schedule.end - state.global_step, 0)
+    tests = _count_tests(cfg, state)
+    train.wrap(cfg, state, setup.devices, processes)
+    seconds = _step_seconds(cfg, setup, processes)
+    trained = peak_memory(state.device)
+    start, test_seconds, batches = _test_seconds(cfg, setup, processes)
+    peaks = processes.gather(peak_memory(state.device))
     if not processes.main:
         return
-    kind = (
-        f"of {torch.cuda.get_device_name(where)}"
-        if where.type == "cuda"
-        else "of the process, besides its workers"
-    )
-    if None not in memory:
-        most = f", the largest of {processes.world} processes" if processes.world > 1 else ""
-        log.info(
-            "memory %s: %.2f GB at the peak of training, %.2f GB with the test%s",
-            kind,
-            trained / 1e9,
-            max(memory) / 1e9,
-            most,
-        )
-    total = left * seconds[-1] + tests * (start + batches * test_seconds)
+    _log_memory(state.device, trained, peaks)
+    total = steps * seconds + tests * (start + batches * test_seconds)
     log.info(
         "the whole run: %d steps of %.3f s and %d tests of %d batches of %.3f s after %.3f s, about"
         " %s at the pace of the last step, scoring and checkpoints not counted; nothing was"
         " written",
-        left,
-        seconds[-1],
+        steps,
+        seconds,
         tests,
         batches,
         test_seconds,
         start,
         logger.span(total),
+    )
+
+
+def _count_tests(cfg: CfgNode, state: TrainState) -> int:
+    """Return the tests that are left, those of the weights' average included."""
+    epochs = state.schedule.epochs
+    tested = [
+        epoch
+        for epoch in range(state.progress.epoch, epochs)
+        if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == epochs
+    ]
+    return len(tested) * len(state.networks)
+
+
+def _step_seconds(cfg: CfgNode, setup: train.Setup, processes: Processes) -> float:
+    """Take a few steps of the epoch's beginning; return the seconds of the last one."""
+    state, progress, batches = setup.state, setup.state.progress, setup.loader.batches
+    seconds = 0.0
+    progress.start_epoch(progress.epoch)
+    state.model.train()
+    batches.begin(progress.epoch)
+    begin = time.perf_counter()
+    for batch in itertools.islice(setup.loader, STEPS):
+        data_seconds = time.perf_counter() - begin
+        metrics, _ = train.train_step(cfg, state, setup.codec, batch, batches)
+        # waits for a GPU too
+        loss = sum(float(part.loss) * part.samples for part in metrics)
+        loss /= max(sum(part.samples for part in metrics), 1)
+        _, samples = batches.share(progress.step)
+        progress.step += 1
+        seconds = time.perf_counter() - begin
+        log.info(
+            "step %d: %.3f s (%.3f waiting for data), %.1f images/s, loss %.6f",
+            progress.step,
+            seconds,
+            data_seconds,
+            samples / seconds,
+            loss,
+        )
+        if processes.any(not np.isfinite(loss)):
+            raise PoiseError(f"dry run, step {progress.step}: the loss is {loss}; lower TRAIN.LR")
+        begin = time.perf_counter()
+    return seconds
+
+
+def _log_memory(device: torch.device, trained: int | None, peaks: list[int | None]) -> None:
+    """Log the peak of this process's training, and of the processes' training and test."""
+    known = [peak for peak in peaks if peak is not None]
+    if trained is None or len(known) < len(peaks):
+        return
+    kind = "of the process, besides its workers"
+    if device.type == "cuda":
+        kind = f"of {torch.cuda.get_device_name(device)}"
+    log.info(
+        "memory %s: %.2f GB at the peak of training, %.2f GB with the test%s",
+        kind,
+        trained / 1e9,
+        max(known) / 1e9,
+        f", the largest of {len(peaks)} processes" if len(peaks) > 1 else "",
     )
 
 
@@ -137,15 +151,17 @@ def _writing_nothing(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _test_seconds(training: train.Training) -> tuple[float, float, int]:
+def _test_seconds(
+    cfg: CfgNode, setup: train.Setup, processes: Processes
+) -> tuple[float, float, int]:
     """(seconds until a test's first batch is there, seconds of a batch of each process, batches
     that each has in a whole test).
 
     Of the second test of a few batches, as most of a training's are: the worker processes live on
     and PyTorch has warmed up.
     """
-    cfg, whole = training.cfg, training.test_loader.batches
-    table, processes = training.test_loader.crops.table, training.processes
+    whole, crops = setup.test_loader.batches, setup.test_loader.crops
+    table, where = crops.table, setup.devices[0]
     few = table.select(
         np.arange(len(table)) < BATCHES * whole.batch_size * whole.world,
         "not in the batches of the dry run",
@@ -153,38 +169,43 @@ def _test_seconds(training: train.Training) -> tuple[float, float, int]:
     loader = build_loader(
         cfg,
         few,
-        training.test_loader.crops.images,
+        crops.images,
         train=False,
-        devices=len(training.devices),
-        on_gpu=training.device.type == "cuda",
+        devices=len(setup.devices),
+        on_gpu=where.type == "cuda",
         rank=processes.rank,
         world=processes.world,
         local_world=local_processes(),
     )
-    network = training.average.network if training.average else training.model
+    network = setup.state.ema.network if setup.state.ema else setup.state.model
     for _ in range(2):
-        begins: list[float] = []
-
-        def mark(begins: list[float] = begins) -> bool:
-            """Asked when a batch is there, before it is predicted."""
-            begins.append(time.perf_counter())
-            return False
-
+        clock = _BatchClock()
         begin = time.perf_counter()
         predict(
             cfg,
-            device.for_testing(cfg, network, training.devices),
+            device.for_testing(cfg, network, setup.devices),
             loader,
-            training.device,
-            training.codec,
-            mark,
+            where,
+            setup.codec,
+            clock,
             processes,
         )
         end = time.perf_counter()
     # of more processes than batches one may have none, but never rank 0, which tells
-    marks = [*begins, end]
+    times = [*clock.times, end]
     return (
-        marks[0] - begin,
-        (marks[-1] - marks[0]) / max(len(begins), 1),
+        times[0] - begin,
+        (times[-1] - times[0]) / max(len(clock.times), 1),
         -(-whole.count // whole.world),
     )
+
+
+class _BatchClock:
+    """Records when `predict` has a batch, before it is predicted: it then asks whether to stop."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self) -> bool:
+        self.times.append(time.perf_counter())
+        return False

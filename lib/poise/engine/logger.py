@@ -14,18 +14,21 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import experiment_name
 from poise.engine.distributed import is_lost_peer
-from poise.engine.signals import Interrupted
+from poise.engine.signals import RunStoppedError
 from poise.errors import DataError, PoiseError, one_line, printable
 from poise.io.files import reason, replacing
 from poise.io.json_file import finite
 from poise.structures.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +135,7 @@ def errors_in_file() -> Iterator[None]:
     """An error that ends the run, or a signal, is in its log file too."""
     try:
         yield
-    except Interrupted as stopped:
+    except RunStoppedError as stopped:
         log.info("%s", stopped, extra=FILE_ONLY)
         raise
     except Exception as error:
@@ -158,6 +161,25 @@ def log_environment(cfg: CfgNode, command: list[str]) -> None:
     )
     log.info("command: %s", " ".join(command))
     log.info("seed: %d", cfg.SEED)
+
+
+def progress_bar(description: str, total: int, initial: int = 0, is_main: bool = True) -> tqdm:
+    """Return a progress bar of steps, which is shown on a terminal and by rank 0 alone."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit="step",
+        leave=False,
+        disable=None if is_main else True,
+    )
+
+
+def log_step(message: str, *values: Any) -> None:
+    """Log a line about a step; only to the file where a terminal shows the progress bar."""
+    log.info(message, *values, extra=FILE_ONLY if sys.stderr.isatty() else None)
 
 
 def span(seconds: float) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from yacs.config import CfgNode
 
 from poise.datasets.loader import close_loaders
 from poise.errors import PoiseError, is_out_of_memory, one_line
+
+if TYPE_CHECKING:
+    from poise.engine.state import Progress
 
 _MOST_OF_A_REASON = 200  # characters
 _DEAD_WORKER = re.compile(r"DataLoader worker .* (is killed by signal|exited unexpectedly)")
@@ -41,12 +45,12 @@ def peak_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def machine_limits(
-    what: str, advice: str, kept: Callable[[], Path | None] | None = None, resume: str = ""
+    what: str, advice: str, progress: Progress | None = None, resume: str = ""
 ) -> Iterator[None]:
     """End the loaders' workers on every way out; raise a PoiseError for what the machine lacks.
 
-    what: 'training', in the message. advice: what to do where memory does not suffice. kept: gives
-    the run's last checkpoint, or None; it is named, and `resume` says how to resume from it.
+    what: 'training', in the message. advice: what to do where memory does not suffice. progress:
+    its last checkpoint is named, and `resume` says how to resume from it.
     """
     try:
         yield
@@ -56,7 +60,9 @@ def machine_limits(
         lack = _lack(error, what, advice)
         if not lack:
             raise
-        raise PoiseError(f"{lack}{_last_checkpoint(kept(), resume)}" if kept else lack) from None
+        if progress is not None:
+            lack += _last_checkpoint(progress.last_checkpoint, resume)
+        raise PoiseError(lack) from None
     finally:
         close_loaders()
 
@@ -113,9 +119,7 @@ def _lack(error: BaseException, what: str, advice: str) -> str:
     return f"the {what} does not fit into the memory ({reason or type(error).__name__}): {advice}"
 
 
-def _last_checkpoint(kept: Path | None, resume: str) -> str:
-    return (
-        "; no checkpoint was written yet"
-        if kept is None
-        else f"; the last checkpoint is {kept}, {resume}"
-    )
+def _last_checkpoint(path: Path | None, resume: str) -> str:
+    if path is None:
+        return "; no checkpoint was written yet"
+    return f"; the last checkpoint is {path}, {resume}"

@@ -1,4 +1,4 @@
-"""Which settings a resumed run may change.
+"""Find the checkpoint that a run is resumed from, and check which settings have changed.
 
 The checkpoint's own configuration is compared with the given one. Settings that shape the result
 are refused, because the run's score would be reported for settings that it was not trained with.
@@ -13,10 +13,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from poise.config import default_config
+from poise.config import data_path, default_config, experiment_name
 from poise.config.diff import ABSENT, flat
+from poise.engine import checkpoint
 from poise.errors import ConfigError, DataError, shown_value
 from poise.io.yaml_file import parse_yaml
+from poise.models.weights import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ IN_SEARCH = (
     "MODEL.REPLACE_HEAD",
 )
 # where and how fast it runs, what it logs, when it saves and ends; cells (MODEL.GENOTYPE) are
-# compared themselves: see progress.cells_of and search.progress
+# compared themselves: see state.cells_of and search.state
 _FREE = (
     "OUTPUT_DIR",
     "LOG_DIR",
@@ -91,6 +93,58 @@ _LENGTHS = ("TRAIN.END_EPOCH", "TRAIN.ITERATIONS", "SEARCH.EPOCHS")
 # the same file may lie elsewhere
 _FILES = ("DATASET.FILE", "DATASET.MIX.*.FILE", "MODEL.PRETRAINED", "TEST.COCO_BBOX_FILE")
 _MOST_SHOWN = 12
+
+
+def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> dict | None:
+    """Return the checkpoint to resume from, or None.
+
+    It is TRAIN.CHECKPOINT, else the run folder's newest with AUTO_RESUME or TRAIN.RESUME.
+
+    restarted: whether torchrun has started any of the processes again. Then it is what they had
+    written before, whatever the keys say.
+    """
+    name, saved = experiment_name(cfg_path), None
+    if restarted:
+        saved = _of_this_job(folder, name)
+    if saved is None and cfg.TRAIN.CHECKPOINT:
+        saved = checkpoint.load(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)), name)
+    elif saved is None and (cfg.AUTO_RESUME or cfg.TRAIN.RESUME):
+        saved = checkpoint.load_newest(folder, name)
+    if saved is None:
+        return None
+    return accept_checkpoint(saved, cfg, IN_TRAINING)
+
+
+def accept_checkpoint(saved: dict, cfg: CfgNode, ignored: tuple[str, ...]) -> dict:
+    """Return a checkpoint whose settings were compared with `cfg`, see `check_settings`."""
+    saved["changed"] = check_settings(saved, cfg, ignored)
+    log.info("going on from %s", saved["path"])
+    return saved
+
+
+def _of_this_job(folder: Path, name: str) -> dict | None:
+    """Return the newest checkpoint that this torchrun job wrote there; None where it wrote none.
+
+    A folder with damaged checkpoints, or those of another experiment, is another run's. Raises
+    Unreadable where one cannot be read now: this job's own would be lost.
+    """
+    try:
+        saved = checkpoint.load_newest(folder, name)
+    except Unreadable:
+        raise
+    except DataError as error:
+        log.warning("%s; not taken for a checkpoint of this job", error)
+        return None
+    return saved if saved and saved.get("job") == checkpoint.job() else None
+
+
+def resumes_in(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> bool:
+    """Return whether find_checkpoint takes a checkpoint of this run folder."""
+    if restarted and _of_this_job(folder, experiment_name(cfg_path)):
+        return True
+    if cfg.TRAIN.CHECKPOINT:
+        return checkpoint.same_folder(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)).parent, folder)
+    return bool((cfg.AUTO_RESUME or cfg.TRAIN.RESUME) and checkpoint.numbers(folder))
 
 
 def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]) -> dict[str, str]:

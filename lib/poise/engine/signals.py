@@ -25,7 +25,7 @@ _SECONDS_OF_ECHO = 5.0
 _installed: list[Interrupt] = []
 
 
-class Interrupted(Exception):
+class RunStoppedError(Exception):
     """A signal asked the run to end; its state is on the disk."""
 
 

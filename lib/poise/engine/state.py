@@ -1,4 +1,4 @@
-"""Where a training is, and its way to the disk and back."""
+"""Training state, and how it is saved and restored."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.config import data_path, experiment_name
+from poise.config import experiment_name
+from poise.datasets.sampler import EpochBatches
 from poise.engine import checkpoint, device
+from poise.engine.amp import LossScale
+from poise.engine.ema import WeightAverage
 from poise.engine.evaluate import deciding_text
-from poise.engine.resuming import IN_TRAINING, check_settings
-from poise.errors import DataError, PoiseError, is_out_of_memory, shown
-from poise.models.weights import Unreadable
+from poise.engine.optim import Schedule
+from poise.errors import PoiseError, is_out_of_memory, shown
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def fitting(saved: dict) -> Iterator[None]:
-    """What does not fit the run while it takes over what was `saved` becomes a PoiseError,
-    naming the file.
-    """
+def checkpoint_errors(saved: dict) -> Iterator[None]:
+    """Raise a PoiseError with the path of `saved` where it does not fit the run."""
     try:
         yield
     except (
@@ -47,111 +48,40 @@ def fitting(saved: dict) -> Iterator[None]:
 
 
 class Progress:
-    """The epoch, the steps of it that are done, their sums over all processes, and the best scores
-    so far, of the weights and of their average.
+    """Count the epochs and steps that are done, their sums over all processes, and the best scores.
 
-    stale: tests since one of the two rose. kept: the newest checkpoint that this run wrote or went
-    on from; None before there is one. damaged: newer ones that could not be gone on from. changed:
-    settings that differ from its own, see check_settings.
+    Best scores are those of the weights and of their moving average (ema_score).
+
+    Attributes:
+        evals_without_improvement: evaluations since one of the two scores rose.
+        last_checkpoint: the newest one that this run wrote or was resumed from, or None.
+        damaged: newer checkpoints that could not be read.
+        changed: settings that differ from those of the checkpoint, see check_settings.
     """
 
-    def __init__(self, epoch: int):
+    def __init__(self, epoch: int = 0):
         self.epoch, self.step = epoch, 0
         self.sums = dict.fromkeys(
             ("loss", "right", "counted", "samples", "seconds", "data_seconds", "overflows"), 0.0
         )
         self.best_score, self.best_epoch = -math.inf, -1
-        self.ema_score, self.ema_epoch, self.stale = -math.inf, -1, 0
-        self.kept: Path | None = None
+        self.ema_score, self.ema_epoch = -math.inf, -1
+        self.evals_without_improvement = 0
+        self.last_checkpoint: Path | None = None
         self.damaged: tuple[str, ...] = ()
         self.changed: dict[str, str] = {}
 
-    def restore(
-        self, saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer, kind: str = ""
-    ) -> None:
-        """Go on from where `saved` was written, with the settings that the optimiser has. kind:
-        TRAIN.OPTIMIZER, where it must be the run's.
-
-        Raises PoiseError where it does not fit.
-        """
-        with fitting(saved):
-            other_cells = bool(saved.get("genotype")) and saved["genotype"] != cells_of(model)
-        if other_cells:
-            raise PoiseError(
-                f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is"
-                " another, or its file has changed); remove it to begin anew, or give the training"
-                " a folder of its own with OUTPUT_DIR"
-            )
-        with fitting(saved):
-            sums = {**self.sums, **{str(key): float(value) for key, value in saved["sums"].items()}}
-            best_score, best_epoch = float(saved["best"]["score"]), int(saved["best"]["epoch"])
-            average_best = tuple(
-                saved.get("average_best", (self.ema_score, self.ema_epoch, self.stale))
-            )
-            ema_score, ema_epoch, stale = (
-                float(average_best[0]),
-                int(average_best[1]),
-                int(average_best[2]),
-            )
-            device.bare(model).load_state_dict(saved["state_dict"])
-            # PyTorch takes another optimiser's state without a word and fails at the first step
-            theirs, own = (
-                set(state["param_groups"][0]) & {"betas", "momentum"}
-                for state in (saved["optimizer"], optimizer.state_dict())
-            )
-            before = saved.get("optimizer_kind", kind)
-            if theirs != own or kind and before != kind:
-                raise ValueError(
-                    "TRAIN.OPTIMIZER is"
-                    f" another{f': {kind}, and was {before}' if before != kind else ''}"
-                )
-            settings = [
-                {key: value for key, value in group.items() if key != "params"}
-                for group in optimizer.param_groups
-            ]
-            optimizer.load_state_dict(saved["optimizer"])
-            # of this machine and PyTorch
-            for group, own in zip(optimizer.param_groups, settings):
-                group.update(own)
-            # the saved averages may lie in memory in another order (CHANNELS_LAST), and fused Adam
-            # walks raw memory
-            for parameter, state in optimizer.state.items():
-                for key, value in state.items():
-                    if not torch.is_tensor(value) or not value.dim():
-                        continue
-                    if value.shape != parameter.shape:
-                        raise ValueError(
-                            f"the optimiser's {shown(key)} is of another shape than its weight"
-                        )
-                    state[key] = torch.empty_like(parameter).copy_(value)
-        self.epoch, self.step, self.sums = saved["epoch"], saved["step"], sums
-        self.best_score, self.best_epoch = best_score, best_epoch
-        self.ema_score, self.ema_epoch, self.stale = ema_score, ema_epoch, stale
-        self.kept, self.damaged = Path(saved["path"]), tuple(saved.get("damaged", ()))
-        self.changed = saved.get("changed", {})
-        best = (
-            ""
-            if self.best_epoch < 0
-            else f"; best score so far {deciding_text(self.best_score)} of epoch {self.best_epoch}"
-        )
-        log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
-
-    def begin(self, epoch: int) -> None:
+    def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step = epoch, 0
         self.sums = dict.fromkeys(self.sums, 0.0)
 
-    def position(self) -> dict:
-        """What `restore` needs of this, as plain values."""
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "sums": self.sums,
-            "best": {"score": self.best_score, "epoch": self.best_epoch},
-            "average_best": (self.ema_score, self.ema_epoch, self.stale),
-        }
+    def add_time(self, seconds: float, data_seconds: float) -> None:
+        """Add the time of a step, and how much of it was spent waiting for data."""
+        self.sums["seconds"] += seconds
+        self.sums["data_seconds"] += data_seconds
 
-    def averages(self) -> dict[str, float]:
-        """The figures of the epoch so far; those of the clock are rank 0's."""
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the means of the epoch so far; times are those of rank 0."""
         sums, seconds = self.sums, max(self.sums["seconds"], 1e-9)
         return {
             "train_loss": sums["loss"] / max(sums["samples"], 1),
@@ -160,51 +90,222 @@ class Progress:
             "data_time_share": sums["data_seconds"] / seconds,
         }
 
+    def update_scores(self, scores: dict[str, float]) -> list[str]:
+        """Take in the scores of an epoch's tests: "" of the weights, "ema" of their average.
 
-def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> dict | None:
-    """The checkpoint to go on from: TRAIN.CHECKPOINT, else the run folder's newest when AUTO_RESUME
-    or TRAIN.RESUME; or None.
+        Of equal scores the later counts, as in HRNet; so the last weights are kept where a test set
+        has no labels and every score is 0.
 
-    restarted: torchrun has started any of the processes again; then it is what they had written
-    before, whatever the keys say.
+        Returns:
+            The names whose score is the best so far.
+        """
+        best = {"": self.best_score, "ema": self.ema_score}
+        improved = any(score > best[name] for name, score in scores.items())
+        self.evals_without_improvement = 0 if improved else self.evals_without_improvement + 1
+        names = [name for name, score in scores.items() if score >= best[name]]
+        if "" in names:
+            self.best_score, self.best_epoch = scores[""], self.epoch
+        if "ema" in names:
+            self.ema_score, self.ema_epoch = scores["ema"], self.epoch
+        return names
+
+    def state_dict(self) -> dict:
+        """Return what `load_state_dict` needs, as plain values."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "best": {"score": self.best_score, "epoch": self.best_epoch},
+            "average_best": (self.ema_score, self.ema_epoch, self.evals_without_improvement),
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Continue from a checkpoint, which older versions wrote without "average_best"."""
+        sums = {**self.sums, **{str(key): float(value) for key, value in saved["sums"].items()}}
+        best_score, best_epoch = float(saved["best"]["score"]), int(saved["best"]["epoch"])
+        ema_best = saved.get("average_best", (self.ema_score, self.ema_epoch, 0))
+        ema_score, ema_epoch, evals = float(ema_best[0]), int(ema_best[1]), int(ema_best[2])
+        self.epoch, self.step, self.sums = saved["epoch"], saved["step"], sums
+        self.best_score, self.best_epoch = best_score, best_epoch
+        self.ema_score, self.ema_epoch = ema_score, ema_epoch
+        self.evals_without_improvement = evals
+        self.last_checkpoint = Path(saved["path"])
+        self.damaged = tuple(saved.get("damaged", ()))
+        self.changed = saved.get("changed", {})
+
+    def log_resumed(self) -> None:
+        best = ""
+        if self.best_epoch >= 0:
+            score = deciding_text(self.best_score)
+            best = f"; best score so far {score} of epoch {self.best_epoch}"
+        log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
+
+    @property
+    def samples(self) -> float:
+        """Samples of the epoch so far, over all processes."""
+        return self.sums["samples"]
+
+    def restart_epoch_of_other_batches(self, batches: EpochBatches, what: str) -> None:
+        """Start the epoch again where its steps were made of other batches than `batches`.
+
+        what: names what may have changed, for the log.
+        """
+        if not self.step or self.samples == min(self.step * batches.batch_size, batches.samples):
+            return
+        log.warning("epoch %d was begun with another %s; it is begun again", self.epoch, what)
+        self.start_epoch(self.epoch)
+
+    def last_checkpoint_text(self) -> str:
+        if self.last_checkpoint:
+            return f"the last good checkpoint is {self.last_checkpoint}"
+        return "no checkpoint was written yet"
+
+
+def load_network(
+    saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer, kind: str = ""
+) -> None:
+    """Load the weights and the optimizer's averages; its settings stay those of the configuration.
+
+    kind: TRAIN.OPTIMIZER, where it must be that of the checkpoint. Raises one of the errors of
+    `checkpoint_errors` where something does not fit.
     """
-    name, saved = experiment_name(cfg_path), None
-    if restarted:
-        saved = _of_this_job(folder, name)
-    if saved is None and cfg.TRAIN.CHECKPOINT:
-        saved = checkpoint.load(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)), name)
-    elif saved is None and (cfg.AUTO_RESUME or cfg.TRAIN.RESUME):
-        saved = checkpoint.load_newest(folder, name)
-    if saved is None:
-        return None
-    saved["changed"] = check_settings(saved, cfg, IN_TRAINING)
-    log.info("going on from %s", saved["path"])
-    return saved
+    device.bare(model).load_state_dict(saved["state_dict"])
+    # PyTorch loads another optimizer's state silently and fails at the first step
+    theirs, own = (
+        set(state["param_groups"][0]) & {"betas", "momentum"}
+        for state in (saved["optimizer"], optimizer.state_dict())
+    )
+    before = saved.get("optimizer_kind", kind)
+    if theirs != own or kind and before != kind:
+        names = f": {kind}, and was {before}" if before != kind else ""
+        raise ValueError(f"TRAIN.OPTIMIZER is another{names}")
+    settings = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(saved["optimizer"])
+    # of this machine and PyTorch
+    for group, own_settings in zip(optimizer.param_groups, settings):
+        group.update(own_settings)
+    # the saved averages may have another memory layout (CHANNELS_LAST), and fused Adam
+    # walks raw memory
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if not torch.is_tensor(value) or not value.dim():
+                continue
+            if value.shape != parameter.shape:
+                raise ValueError(
+                    f"the optimiser's {shown(key)} is of another shape than its weight"
+                )
+            state[key] = torch.empty_like(parameter).copy_(value)
 
 
-def _of_this_job(folder: Path, name: str) -> dict | None:
-    """Return the newest checkpoint that this torchrun job wrote there; None where it wrote none.
+@dataclass
+class TrainState:
+    """What a checkpoint of a training stores.
 
-    A folder with damaged checkpoints, or those of another experiment, is another run's. Raises
-    Unreadable where one cannot be read now: this job's own would be lost.
+    Attributes:
+        model: the network, in its wrapper of several devices or processes.
+        ema: the moving average of the weights with TRAIN.EMA_DECAY, else None.
     """
-    try:
-        saved = checkpoint.load_newest(folder, name)
-    except Unreadable:
-        raise
-    except DataError as error:
-        log.warning("%s; not taken for a checkpoint of this job", error)
-        return None
-    return saved if saved and saved.get("job") == checkpoint.job() else None
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: LossScale
+    ema: WeightAverage | None
+    progress: Progress
 
-def resumes_in(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> bool:
-    """Return whether find_checkpoint takes a checkpoint of this run folder."""
-    if restarted and _of_this_job(folder, experiment_name(cfg_path)):
-        return True
-    if cfg.TRAIN.CHECKPOINT:
-        return checkpoint.same_folder(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)).parent, folder)
-    return bool((cfg.AUTO_RESUME or cfg.TRAIN.RESUME) and checkpoint.numbers(folder))
+    @property
+    def network(self) -> nn.Module:
+        """The network without a wrapper."""
+        return device.bare(self.model)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are evaluated: "" of the weights, "ema" of their average."""
+        return {"": self.network, **({"ema": self.ema.network} if self.ema else {})}
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the batches and the loss."""
+        return next(self.network.parameters()).device
+
+    @property
+    def global_step(self) -> int:
+        """The next step, counted over the whole training."""
+        return self.progress.epoch * self.schedule.steps_per_epoch + self.progress.step
+
+    def should_stop_early(self, cfg: CfgNode) -> bool:
+        return 0 < cfg.TRAIN.PATIENCE <= self.progress.evals_without_improvement
+
+    def has_epochs_left(self, cfg: CfgNode) -> bool:
+        return self.progress.epoch < self.schedule.epochs and not self.should_stop_early(cfg)
+
+    def check_finite(self) -> None:
+        """Raise PoiseError where the last step spoiled the network, which is then not saved.
+
+        Weights, batch norm's statistics or the average may be spoiled while the loss is finite.
+        """
+        progress = self.progress
+        checked = {
+            "a weight": self.network.parameters(),
+            "a running figure of batch norm": self.network.buffers(),
+        }
+        if self.ema:
+            checked["a figure of the weights' average"] = self.ema.network.state_dict().values()
+        for name, tensors in checked.items():
+            finite = [torch.isfinite(tensor).all() for tensor in tensors]
+            if finite and not torch.stack(finite).all():  # one transfer from a GPU, not hundreds
+                raise PoiseError(
+                    f"epoch {progress.epoch}: {name} is not finite after the last step; lower"
+                    f" TRAIN.LR; {progress.last_checkpoint_text()}"
+                )
+
+    def load_state_dict(self, saved: dict, cfg: CfgNode, batches: EpochBatches) -> None:
+        """Continue from a checkpoint. Raises PoiseError where it does not fit."""
+        with checkpoint_errors(saved):
+            other_cells = bool(saved.get("genotype")) and saved["genotype"] != cells_of(self.model)
+        if other_cells:
+            raise PoiseError(
+                f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is"
+                " another, or its file has changed); remove it to begin anew, or give the training"
+                " a folder of its own with OUTPUT_DIR"
+            )
+        with checkpoint_errors(saved):
+            load_network(saved, self.model, self.optimizer, cfg.TRAIN.OPTIMIZER)
+            self.progress.load_state_dict(saved)
+        self.progress.log_resumed()
+        with checkpoint_errors(saved):
+            self.scaler.load_state_dict(saved.get("scaler", {}))
+            if self.ema and "ema" in saved:
+                self.ema.load_state_dict(saved["ema"])
+        if self.ema and "ema" not in saved:
+            log.warning(
+                "%s holds no average of the weights: TRAIN.EMA_DECAY begins with them as they are",
+                saved["path"],
+            )
+            self.ema.update(self.network)
+        self.progress.restart_epoch_of_other_batches(
+            batches, "batch size, number of devices or training set"
+        )
+
+    def write_checkpoint(self, folder: Path, cfg: CfgNode, cfg_path: str) -> Path:
+        """Write the run folder's newest checkpoint; return its path."""
+        content = {
+            **checkpoint.origin(cfg, cfg_path, cfg.SEED),
+            **self.progress.state_dict(),
+            "state_dict": checkpoint.state_of(cfg, self.network, experiment_name(cfg_path)),
+            "genotype": cells_of(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_kind": cfg.TRAIN.OPTIMIZER,
+            "schedule": asdict(self.schedule),
+            "scaler": self.scaler.state_dict(),
+            **({"ema": self.ema.state_dict()} if self.ema else {}),
+        }
+        last = self.progress.last_checkpoint
+        first = last is None or not checkpoint.same_folder(last.parent, folder)
+        return checkpoint.write(folder, content, cfg.TRAIN.CHECKPOINTS_KEPT, first=first)
 
 
 def cells_of(model: nn.Module) -> dict[str, list] | None:

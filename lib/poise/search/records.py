@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,11 +15,17 @@ from yacs.config import CfgNode
 from poise.config import experiment_name
 from poise.engine import logger
 from poise.engine.logger import package_version
+from poise.engine.records import RunRecords
 from poise.models.posenas.genotypes import EDGES_PER_NODE, INPUTS, NODES, Genotype, write_genotype
+from poise.search import split
 from poise.search.architecture import Probabilities, derive_cells, entropy
 from poise.search.drawing import write_drawing
 from poise.search.space import EDGES, Space
+from poise.search.state import SearchState
 from poise.visualization.tables import aligned
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
@@ -70,28 +75,89 @@ def changed_edges(genotype: Genotype, before: Genotype | None, space: Space) -> 
     return sum(len(set(now[node]) - set(then[node])) for now, then in pairs for node in nodes)
 
 
-class Records:
-    """The files of a search in its run folder, and its TensorBoard page."""
+class SearchRecords(RunRecords):
+    """The records of a search: its files in the run folder, and its TensorBoard page."""
 
-    def __init__(self, cfg: CfgNode, cfg_path: str, folder: Path, space: Space, begin_epoch: int):
-        self.cfg, self.cfg_path, self.folder, self.space = cfg, cfg_path, folder, space
-        self.file = logger.MetricsFile(folder / "search.jsonl", begin_epoch)
-        self.board = logger.TensorBoard(cfg, cfg_path)
+    log_name = "search.log"
+    metrics_name = "search.jsonl"
+    removed_text = (
+        f"the run folder was removed during the search; config.yaml and {split.NAME} are written"
+        " again, the rest is lost"
+    )
 
-    def warm_up(self, figures: dict[str, Any]) -> None:
-        """The records of an epoch that trained the weights alone: all candidates are still alike
-        and stand for no genotype.
+    def __init__(self, cfg: CfgNode, cfg_path: str, state: SearchState, halves: split.Split):
+        super().__init__(cfg, cfg_path)
+        self._state, self._halves, self.space = state, halves, state.space
+
+    def start(self) -> None:
+        """Write config.yaml and open the files that epochs are written to."""
+        self.write_origin()
+        self.open(self._state.progress.epoch)
+
+    def write_origin(self) -> None:
+        """Write what the search is resumed with, besides its checkpoint."""
+        self._halves.write(self.folder / split.NAME)
+        super().write_origin()
+
+    def progress_bar(self, steps: int) -> tqdm:
+        """Return the progress bar of the epoch."""
+        progress = self._state.progress
+        description = f"epoch {progress.epoch}/{self.cfg.SEARCH.EPOCHS}"
+        return logger.progress_bar(description, steps, progress.step)
+
+    def log_step(self, steps: int, seconds: float, data_seconds: float) -> None:
+        """Log the step that was just done, every PRINT_FREQ steps and after the last one.
+
+        Args:
+            steps: steps of the epoch.
+            seconds: time of the step, of which `data_seconds` were spent waiting for data.
+        """
+        progress = self._state.progress
+        if progress.step % self.cfg.PRINT_FREQ and progress.step != steps:
+            return
+        logger.log_step(
+            "epoch %d/%d [%d/%d]  %.3f s/step (%.3f waiting for data)  %s",
+            progress.epoch,
+            self.cfg.SEARCH.EPOCHS,
+            progress.step,
+            steps,
+            seconds,
+            data_seconds,
+            _losses(progress.epoch_metrics()),
+        )
+
+    def log_epoch(self) -> dict[str, Any]:
+        """Log the epoch that was just searched; return its metrics."""
+        progress = self._state.progress
+        values = {
+            "epoch": progress.epoch,
+            "lr": self._state.alternation.rate(progress.epoch),
+            **progress.epoch_metrics(),
+        }
+        log.info(
+            "epoch %d/%d: %s, %.1f images/s, %.0f %% of the time waiting for data",
+            progress.epoch,
+            self.cfg.SEARCH.EPOCHS,
+            _losses(values),
+            values["images_per_second"],
+            100 * values["data_time_share"],
+        )
+        return values
+
+    def write_warm_up(self, figures: dict[str, Any]) -> None:
+        """Write the records of an epoch that trained the weights alone.
+
+        All candidates are still alike and there is no genotype.
         """
         self.board.scalars(_scalars(figures), figures["epoch"])
-        self.file.write(**figures)
+        self.metrics.write(**figures)
 
-    def epoch(
-        self, figures: dict[str, Any], found: Probabilities, before: Genotype | None, best: bool
-    ) -> Genotype:
-        """Write all of an epoch's records; its genotype, which is also `genotype_best.json`
-        where it is the best so far.
+    def write_epoch(self, figures: dict[str, Any], found: Probabilities, is_best: bool) -> Genotype:
+        """Write the records of an epoch; return its genotype.
+
+        It is also `genotype_best.json` where it is the best so far.
         """
-        epoch = figures["epoch"]
+        epoch, before = figures["epoch"], self._state.progress.genotype
         genotype = genotype_of(self.cfg, self.cfg_path, self.space, found, figures)
         undecided = {kind: entropy(table) for kind, table in found.items()}
         changed = changed_edges(genotype, before, self.space)
@@ -121,7 +187,7 @@ class Records:
             )
         self._show(epoch, figures, found, undecided, changed, genotype)
         write_genotype(self.folder / LAST, genotype)
-        if best:
+        if is_best:
             write_genotype(self.folder / BEST, genotype)
         elif before is None:
             (self.folder / BEST).unlink(missing_ok=True)  # of an earlier search
@@ -131,7 +197,7 @@ class Records:
             f"{experiment_name(self.cfg_path)}, epoch {epoch}",
             genotype.meta["probabilities"],
         )
-        self.file.write(
+        self.metrics.write(
             **figures,
             changed_edges=changed,
             entropy={kind: values.tolist() for kind, values in undecided.items()},
@@ -166,8 +232,13 @@ class Records:
             )
         self.board.scalars(scalars, epoch)
 
-    def close(self) -> None:
-        self.board.close()
+
+def _losses(figures: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{kind} loss {figures[f'{kind}_loss']:.6f}, accuracy {figures[f'{kind}_acc']:.3f}"
+        for kind in ("weights", "architecture")
+        if f"{kind}_loss" in figures
+    )
 
 
 def probability_table(space: Space, kind: str, table: np.ndarray, genotype: Genotype) -> str:

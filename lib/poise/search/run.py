@@ -1,12 +1,17 @@
-"""Search one experiment's cells: read top to bottom."""
+"""Search one experiment's cells.
+
+Read from top to bottom: run, build, search_epochs, search_one_epoch, search_step, evaluate_network.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import sys
 import time
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,102 +23,108 @@ from poise.datasets.validation.findings import Findings
 from poise.datasets.validation.run import check_scored
 from poise.engine import device as devices
 from poise.engine import logger, run_folder
+from poise.engine.checkpointer import Checkpointer
 from poise.engine.device import CpuThreads
 from poise.engine.distributed import ALONE, Processes
 from poise.engine.evaluate import score
 from poise.engine.memory import machine_limits
+from poise.engine.micro_batches import smallest_part
 from poise.engine.predict import predict
+from poise.engine.records import TestResult
 from poise.engine.resuming import check_finished
-from poise.engine.signals import Interrupt, Interrupted
+from poise.engine.signals import Interrupt
 from poise.engine.sync_bn import check_single_sample
-from poise.engine.train import smallest_part
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.evaluation.evaluators import build_evaluator
-from poise.io.files import replacing
 from poise.models.posenas.genotypes import Genotype, write_genotype
 from poise.search import split
 from poise.search.alternation import Alternation
 from poise.search.architecture import probabilities
 from poise.search.drawing import write_drawing
-from poise.search.progress import NAME, SearchProgress, find_kept
-from poise.search.records import LAST, PICTURE, Records, plain_config
+from poise.search.records import LAST, PICTURE, SearchRecords, plain_config
 from poise.search.space import Space
-from poise.search.supernet import build, weights_of
-from poise.search.trial import measure, search_advice
+from poise.search.state import NAME, SearchProgress, SearchState, find_checkpoint
+from poise.search.supernet import build as build_network
+from poise.search.supernet import weights_of
+from poise.search.trial import Cost, measure, search_advice
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Search:
-    """What a search consists of. test_loader is None where SEARCH.EVAL_INTERVAL is 0."""
+@dataclass(frozen=True)
+class Setup:
+    """What a search is built of before anything is written.
 
-    cfg: CfgNode
-    cfg_path: str
-    folder: Path
-    halves: split.Split
-    space: Space
-    alternation: Alternation
+    test_loader is None where SEARCH.EVAL_INTERVAL is 0.
+    """
+
+    state: SearchState
     weights_loader: BatchLoader
     architecture_loader: BatchLoader
     test_loader: BatchLoader | None
+    halves: split.Split
+    cost: Cost
     threads: CpuThreads
-    progress: SearchProgress
-    records: Records
-
-    def steps_in(self, epoch: int) -> int:
-        """Steps of an epoch: the weights' batches, and once both are trained in turns no more
-        than the shorter loader has, as in PoseNAS.
-        """
-        if epoch < self.cfg.SEARCH.INIT_EPOCHS:
-            return len(self.weights_loader)
-        return min(len(self.weights_loader), len(self.architecture_loader))
 
 
 def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE) -> Genotype:
-    """Search as SEARCH.* says, going on from the run folder's checkpoint with AUTO_RESUME; the
-    genotype of the last epoch.
+    """Search as SEARCH.* says, resuming from the run folder's checkpoint with AUTO_RESUME.
 
     Writes into OUTPUT_DIR/<dataset>/<model>/<experiment>: genotype.json, genotype_best.json (best
     test score), cells.svg, split.json, search.log, search.jsonl, search.pth, config.yaml, results/;
-    and a TensorBoard folder as training does. Raises Interrupted after Ctrl-C, with a checkpoint
-    written, and PoiseError for what cannot be used. A finished search is left as it is.
+    and a TensorBoard folder as training does. A finished search is left as it is. Returns the
+    genotype of the last epoch.
+
+    Raises:
+        RunStoppedError: after Ctrl-C, with a checkpoint written.
+        PoiseError: for what cannot be used.
     """
     logger.start_console(processes.rank)
     if processes.world > 1:
         raise ConfigError("a search is one process; start it without torchrun")
     with machine_limits("search", search_advice(cfg)), run_folder.Lock() as lock:
-        name = run_folder.choose(
-            cfg,
-            cfg_path,
-            run_folder.SEARCH,
-            lambda folder: cfg.AUTO_RESUME and (folder / NAME).exists(),
-            lock,
+        resumes = partial(_resumes_in, cfg)
+        name = run_folder.choose(cfg, cfg_path, run_folder.SEARCH, resumes, lock)
+        cfg = run_folder.named(cfg, name)
+        setup = build(cfg, cfg_path)
+        records = SearchRecords(cfg, cfg_path, setup.state, setup.halves)
+        progress = setup.state.progress
+        if progress.genotype is None or progress.epoch < cfg.SEARCH.EPOCHS:
+            run_folder.make(cfg, cfg_path, run_folder.SEARCH, lock)
+            return _search(cfg, cfg_path, command, setup, records)
+        check_finished(
+            progress.last_checkpoint, progress.changed, progress.epoch > cfg.SEARCH.EPOCHS
         )
-        return _run(run_folder.named(cfg, name), cfg_path, command, lock)
+        log.info(
+            "%s: this search is finished, with the settings of its config.yaml; nothing is searched"
+            " or written; a later SEARCH.EPOCHS continues it, another RUN_NAME starts a new search",
+            records.folder,
+        )
+        return progress.genotype
 
 
-def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock) -> Genotype:
-    """The search, in the folder of its RUN_NAME."""
-    loading = _as_training(cfg)
-    space = Space.from_config(cfg)
+def _resumes_in(cfg: CfgNode, folder: Path) -> bool:
+    """Return whether the run continues the search of this folder."""
+    return cfg.AUTO_RESUME and (folder / NAME).exists()
+
+
+def build(cfg: CfgNode, cfg_path: str) -> Setup:
+    """Build all that a search needs, in the state of its checkpoint if there is one.
+
+    Writes nothing.
+    """
+    loading, space = _as_training(cfg), Space.from_config(cfg)
     folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
-    found = devices.choose_devices(cfg)
-    device = found[0]
-    if len(found) > 1:
+    device, *others = devices.choose_devices(cfg)
+    if others:
         log.warning("a search uses one device: %s", device)
-    saved = find_kept(cfg, cfg_path, folder)
+    saved = find_checkpoint(cfg, cfg_path, folder)
     table, images = read_set(loading, train=True)
-    halves = (
-        split.Split.read(folder / split.NAME, cfg, table) if saved else split.Split.draw(cfg, table)
-    )
-    test_set = read_set(loading, train=False) if cfg.SEARCH.EVAL_INTERVAL else None
-    if test_set:
-        build_evaluator(cfg).check(test_set[0])
-        found = Findings(f"test set {cfg.DATASET.TEST_SET}")
-        check_scored(cfg, found)
-        for finding in found.found:
-            log.warning("%s", finding)
+    if saved:
+        halves = split.Split.read(folder / split.NAME, cfg, table)
+    else:
+        halves = split.Split.draw(cfg, table)
+    test_set = _read_test_set(loading)
     on_gpu = device.type == "cuda"
     loaders = [
         build_loader(loading, part, images, train=True, on_gpu=on_gpu)
@@ -132,75 +143,212 @@ def _run(cfg: CfgNode, cfg_path: str, command: list[str], lock: run_folder.Lock)
     )
     cost = measure(cfg, space, _first_batch(loaders[0]), device)
     torch.manual_seed(cfg.SEARCH.SEED)
-    alternation = Alternation(
-        cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device
-    )
+    network = devices.lay_on(build_network(cfg, space), [device], cfg.CHANNELS_LAST)
+    state = SearchState(Alternation(cfg, network, device), space, SearchProgress())
     for loader in loaders:
         if smallest_part(loader.batches, loader.batches.count) == 1:
-            check_single_sample(
-                alternation.network,
-                cfg.MODEL.IMAGE_SIZE,
-                f"SEARCH.BATCH_SIZE {cfg.SEARCH.BATCH_SIZE}",
-            )
-    progress = SearchProgress()
+            name = f"SEARCH.BATCH_SIZE {cfg.SEARCH.BATCH_SIZE}"
+            check_single_sample(network, cfg.MODEL.IMAGE_SIZE, name)
     if saved:
-        progress.take_over(saved, alternation, space)
-        batches = loaders[0].batches
-        if progress.step and progress.sums["weights_samples"] != min(
-            progress.step * batches.batch_size, batches.samples
-        ):
-            log.warning(
-                "epoch %d was begun with another batch size or training set; it is begun again",
-                progress.epoch,
-            )
-            progress.begin(progress.epoch)
-    if progress.genotype is not None and progress.epoch >= cfg.SEARCH.EPOCHS:
-        check_finished(progress.kept, progress.changed, progress.epoch > cfg.SEARCH.EPOCHS)
-        log.info(
-            "%s: this search is finished, with the settings of its config.yaml; nothing is searched"
-            " or written; a later SEARCH.EPOCHS continues it, another RUN_NAME starts a new search",
-            folder,
-        )
-        return progress.genotype
+        state.load_state_dict(saved, loaders[0].batches)
+    return Setup(state, *loaders, test_loader, halves, cost, threads)
 
-    run_folder.make(cfg, cfg_path, run_folder.SEARCH, lock)
-    logger.add_file(folder / "search.log")
+
+def _read_test_set(cfg: CfgNode) -> tuple | None:
+    """Return the test set's table and images; None where SEARCH.EVAL_INTERVAL is 0."""
+    if not cfg.SEARCH.EVAL_INTERVAL:
+        return None
+    table, images = read_set(cfg, train=False)
+    build_evaluator(cfg).check(table)
+    findings = Findings(f"test set {cfg.DATASET.TEST_SET}")
+    check_scored(cfg, findings)
+    for finding in findings.found:
+        log.warning("%s", finding)
+    return table, images
+
+
+def _as_training(cfg: CfgNode) -> CfgNode:
+    """Return the configuration with the search's seed and batch in the keys of a training."""
+    loading = cfg.clone()
+    loading.defrost()
+    loading.SEED, loading.TRAIN.BATCH_SIZE_PER_GPU = cfg.SEARCH.SEED, cfg.SEARCH.BATCH_SIZE
+    loading.freeze()
+    return loading
+
+
+def _first_batch(loader: BatchLoader) -> dict[str, torch.Tensor]:
+    """Return the first batch of the first epoch, made in this process."""
+    loader.batches.begin(0)
+    batch = loader.crops.__getitems__(next(iter(loader.batches)))
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
+
+
+def _search(
+    cfg: CfgNode, cfg_path: str, command: list[str], setup: Setup, records: SearchRecords
+) -> Genotype:
+    """Search with a log in the run folder, which exists; return the genotype of the last epoch."""
+    progress = setup.state.progress
+    logger.add_file(records.folder / records.log_name)
+    limits = machine_limits("search", search_advice(cfg), progress, run_folder.resume_hint(cfg))
     with logger.errors_in_file():
-        logger.log_environment(loading, command)
-        _write_origin(cfg, folder, halves)
-        records = Records(cfg, cfg_path, folder, space, progress.epoch)
-        search = Search(
-            cfg,
-            cfg_path,
-            folder,
-            halves,
-            space,
-            alternation,
-            *loaders,
-            test_loader,
-            threads,
-            progress,
-            records,
-        )
-        _announce(search, cost)
-        try:
-            with (
-                Interrupt() as interrupt,
-                machine_limits(
-                    "search", search_advice(cfg), lambda: progress.kept, run_folder.resume_hint(cfg)
-                ),
-            ):
-                _epochs(search, interrupt)
-        finally:
-            records.close()
+        logger.log_environment(_as_training(cfg), command)
+        records.start()
+        _log_summary(cfg, setup)
+        with closing(records), Interrupt() as interrupt, limits:
+            checkpointer = Checkpointer(cfg, cfg_path, records, interrupt)
+            search_epochs(cfg, setup, records, checkpointer)
         log.info(
             "done: %s and %s in %s; train what was found with MODEL.GENOTYPE %s",
             LAST,
             PICTURE,
-            folder,
-            folder / LAST,
+            records.folder,
+            records.folder / LAST,
         )
     return progress.genotype
+
+
+def _count_steps(cfg: CfgNode, setup: Setup, epoch: int) -> int:
+    """Return the steps of an epoch: the weights' batches.
+
+    Once both are trained in turns, no more than the shorter loader has, as in PoseNAS.
+    """
+    if epoch < cfg.SEARCH.INIT_EPOCHS:
+        return len(setup.weights_loader)
+    return min(len(setup.weights_loader), len(setup.architecture_loader))
+
+
+def _log_summary(cfg: CfgNode, setup: Setup) -> None:
+    """Log what is searched and how long it takes."""
+    s, state, progress, cost = cfg.SEARCH, setup.state, setup.state.progress, setup.cost
+    parameters = sum(weight.numel() for weight in weights_of(state.alternation.network).values())
+    log.info(
+        "search of %s: %d architecture values, a network of %.2f million parameters, %d samples a"
+        " step",
+        s.MODE,
+        state.space.values,
+        parameters / 1e6,
+        s.BATCH_SIZE,
+    )
+    seconds = 0.0
+    for epoch in range(progress.epoch, s.EPOCHS):
+        step_seconds = cost.weights_seconds
+        if epoch >= s.INIT_EPOCHS:
+            step_seconds += cost.architecture_seconds
+        done = progress.step if epoch == progress.epoch else 0
+        seconds += step_seconds * (_count_steps(cfg, setup, epoch) - done)
+    log.info("first batch: %s", cost)
+    log.info(
+        "epochs %d to %d, architecture from epoch %d on; %d and %d steps an epoch; about %s at this"
+        " pace, tests not counted",
+        progress.epoch,
+        s.EPOCHS - 1,
+        s.INIT_EPOCHS,
+        _count_steps(cfg, setup, 0),
+        _count_steps(cfg, setup, s.EPOCHS - 1),
+        logger.span(seconds),
+    )
+
+
+def search_epochs(
+    cfg: CfgNode, setup: Setup, records: SearchRecords, checkpointer: Checkpointer
+) -> None:
+    """Search and test the epochs that are left."""
+    state, progress, test_loader = setup.state, setup.state.progress, setup.test_loader
+    while progress.epoch < cfg.SEARCH.EPOCHS:
+        epoch, is_warm_up = progress.epoch, progress.epoch < cfg.SEARCH.INIT_EPOCHS
+        search_one_epoch(cfg, setup, records, checkpointer)
+        if checkpointer.stop_requested():
+            checkpointer.save_and_stop(state)
+        values, is_best = records.log_epoch(), False
+        if test_loader and (
+            (epoch + 1) % cfg.SEARCH.EVAL_INTERVAL == 0 or epoch + 1 == cfg.SEARCH.EPOCHS
+        ):
+            test = evaluate_network(cfg, state, test_loader, records, checkpointer)
+            values |= test.values
+            # of equal scores the later counts, as in training
+            is_best = not is_warm_up and test.score >= progress.best_score
+            if is_best:
+                progress.best_score, progress.best_epoch = test.score, epoch
+        if is_warm_up:
+            records.write_warm_up(values)
+        else:
+            found = probabilities(state.alternation.network.architecture)
+            progress.genotype = records.write_epoch(values, found, is_best)
+        # last: a search that is killed before this does the epoch again and writes the rest again
+        progress.start_epoch(epoch + 1)
+        checkpointer.save(state)
+
+
+def search_one_epoch(
+    cfg: CfgNode, setup: Setup, records: SearchRecords, checkpointer: Checkpointer
+) -> None:
+    """Search the epoch from its next step on; return early, between two steps, to stop.
+
+    A step trains the weights and, after the warm-up epochs, the architecture values.
+    """
+    state, progress = setup.state, setup.state.progress
+    steps = _count_steps(cfg, setup, progress.epoch)
+    for loader in (setup.weights_loader, setup.architecture_loader):
+        loader.batches.begin(progress.epoch, progress.step)
+    others: Iterable = setup.architecture_loader
+    if progress.epoch < cfg.SEARCH.INIT_EPOCHS:
+        others = itertools.repeat(None)
+    begin = time.perf_counter()
+    with records.progress_bar(steps) as bar:
+        for batches in zip(itertools.islice(setup.weights_loader, steps - progress.step), others):
+            data_seconds = time.perf_counter() - begin
+            search_step(cfg, state, *batches)
+            progress.step += 1
+            seconds = time.perf_counter() - begin
+            progress.add_time(seconds, data_seconds)
+            bar.update()
+            records.log_step(steps, seconds, data_seconds)
+            if checkpointer.stop_requested():
+                return
+            setup.threads.look()
+            begin = time.perf_counter()
+
+
+def search_step(
+    cfg: CfgNode,
+    state: SearchState,
+    weights_batch: dict[str, torch.Tensor],
+    architecture_batch: dict[str, torch.Tensor] | None,
+) -> None:
+    """Train the weights on a batch and the architecture values on another, in SEARCH.ORDER."""
+    turns, progress = state.alternation, state.progress
+    batches = {"weights": weights_batch, "architecture": architecture_batch}
+    for kind in sorted(batches, reverse=cfg.SEARCH.ORDER == "weights"):
+        batch = batches[kind]
+        if batch is None:
+            continue
+        try:
+            if kind == "weights":
+                metrics = turns.weights_step(batch, progress.epoch)
+            else:
+                metrics = turns.architecture_step(batch)
+        except PoiseError as error:
+            raise PoiseError(f"epoch {progress.epoch}, step {progress.step}: {error}") from None
+        progress.add(kind, metrics, len(batch["images"]))
+
+
+def evaluate_network(
+    cfg: CfgNode,
+    state: SearchState,
+    loader: BatchLoader,
+    records: SearchRecords,
+    checkpointer: Checkpointer,
+) -> TestResult:
+    """Test the search's network, with all candidates in it, on the test set."""
+    turns = state.alternation
+    with checkpointer.stop_on_interrupt(state):
+        found = predict(
+            cfg, turns.network, loader, turns.device, turns.codec, checkpointer.stop_requested
+        )
+    metrics, deciding = score(cfg, loader.crops.table, found, records.folder)
+    return TestResult(found, metrics, deciding)
 
 
 def write_random(cfg: CfgNode, cfg_path: str, seeds: list[int]) -> None:
@@ -218,223 +366,3 @@ def write_random(cfg: CfgNode, cfg_path: str, seeds: list[int]) -> None:
         write_genotype(folder / f"random_{seed}.json", genotype)
         write_drawing(folder / f"random_{seed}.svg", genotype, genotype.meta["source"])
         log.info("%s written", folder / f"random_{seed}.json")
-
-
-def _as_training(cfg: CfgNode) -> CfgNode:
-    """The configuration as the loaders of a training read it: the search's seed and batch in
-    their keys.
-    """
-    loading = cfg.clone()
-    loading.defrost()
-    loading.SEED, loading.TRAIN.BATCH_SIZE_PER_GPU = cfg.SEARCH.SEED, cfg.SEARCH.BATCH_SIZE
-    loading.freeze()
-    return loading
-
-
-def _first_batch(loader: BatchLoader) -> dict[str, torch.Tensor]:
-    """The first batch of the first epoch, made in this process."""
-    loader.batches.begin(0)
-    batch = loader.crops.__getitems__(next(iter(loader.batches)))
-    if isinstance(batch, DataError):
-        raise batch
-    return batch
-
-
-def _announce(search: Search, cost) -> None:
-    s, progress = search.cfg.SEARCH, search.progress
-    parameters = sum(weight.numel() for weight in weights_of(search.alternation.network).values())
-    log.info(
-        "search of %s: %d architecture values, a network of %.2f million parameters, %d samples a"
-        " step",
-        s.MODE,
-        search.space.values,
-        parameters / 1e6,
-        s.BATCH_SIZE,
-    )
-    seconds = 0.0
-    for epoch in range(progress.epoch, s.EPOCHS):
-        turns = cost.weights_seconds + (cost.architecture_seconds if epoch >= s.INIT_EPOCHS else 0)
-        seconds += turns * (
-            search.steps_in(epoch) - (progress.step if epoch == progress.epoch else 0)
-        )
-    log.info("first batch: %s", cost)
-    log.info(
-        "epochs %d to %d, architecture from epoch %d on; %d and %d steps an epoch; about %s at this"
-        " pace, tests not counted",
-        progress.epoch,
-        s.EPOCHS - 1,
-        s.INIT_EPOCHS,
-        search.steps_in(0),
-        search.steps_in(s.EPOCHS - 1),
-        logger.span(seconds),
-    )
-
-
-def _epochs(search: Search, interrupt: Interrupt) -> None:
-    cfg, progress = search.cfg, search.progress
-    while progress.epoch < cfg.SEARCH.EPOCHS:
-        epoch, alone = progress.epoch, progress.epoch < cfg.SEARCH.INIT_EPOCHS
-        search_one_epoch(search, interrupt)
-        if interrupt.asked:
-            _save_and_stop(search)
-        figures = {"epoch": epoch, "lr": search.alternation.rate(epoch), **progress.averages()}
-        log.info(
-            "epoch %d/%d: %s, %.1f images/s, %.0f %% of the time waiting for data",
-            epoch,
-            cfg.SEARCH.EPOCHS,
-            _losses(figures),
-            figures["images_per_second"],
-            100 * figures["data_time_share"],
-        )
-        best = False
-        if search.test_loader and (
-            (epoch + 1) % cfg.SEARCH.EVAL_INTERVAL == 0 or epoch + 1 == cfg.SEARCH.EPOCHS
-        ):
-            metrics, deciding = _test(search, interrupt)
-            figures.update(metrics)
-            # of equal scores the later counts, as in training
-            best = not alone and deciding >= progress.best_score
-            if best:
-                progress.best_score, progress.best_epoch = deciding, epoch
-        if alone:
-            search.records.warm_up(figures)
-        else:
-            progress.genotype = search.records.epoch(
-                figures,
-                probabilities(search.alternation.network.architecture),
-                progress.genotype,
-                best,
-            )
-        # last: a search that is killed before this does the epoch again and writes the rest again
-        progress.begin(epoch + 1)
-        _save(search)
-
-
-def _test(search: Search, interrupt: Interrupt) -> tuple[dict[str, float], float]:
-    """Figures of the search's network, all candidates in it, on the test set; and the one that
-    decides.
-    """
-    turns, table = search.alternation, search.test_loader.crops.table
-    try:
-        found = predict(
-            search.cfg,
-            turns.network,
-            search.test_loader,
-            turns.device,
-            turns.codec,
-            lambda: interrupt.asked,
-        )
-    except KeyboardInterrupt:
-        _save_and_stop(search)
-    metrics, deciding = score(search.cfg, table, found, search.folder)
-    return {
-        **(
-            {"valid_loss": found.loss, "valid_acc": found.accuracy}
-            if found.loss is not None
-            else {}
-        ),
-        **metrics,
-    }, deciding
-
-
-def _write_origin(cfg: CfgNode, folder: Path, halves: split.Split) -> None:
-    """Write what the search's checkpoint is resumed with."""
-    halves.write(folder / split.NAME)
-    with replacing(folder / "config.yaml") as part:
-        part.write_text(cfg.dump(), encoding="utf-8")
-
-
-def _save(search: Search) -> None:
-    folder = search.folder
-    if not (folder / "config.yaml").exists():
-        _write_origin(search.cfg, folder, search.halves)
-        logger.add_file(folder / "search.log")
-        log.warning(
-            "%s: the run folder was removed during the search; config.yaml and %s are written"
-            " again, the rest is lost",
-            folder,
-            split.NAME,
-        )
-    search.progress.keep(
-        search.folder / NAME, search.cfg, search.cfg_path, search.alternation, search.space
-    )
-
-
-def _save_and_stop(search: Search) -> None:
-    _save(search)
-    raise Interrupted(
-        f"stopped at epoch {search.progress.epoch}, step {search.progress.step};"
-        f" {search.progress.kept} is written, {run_folder.resume_hint(search.cfg)}"
-    )
-
-
-def search_one_epoch(search: Search, interrupt: Interrupt) -> None:
-    """The rest of progress.epoch from progress.step on. Returns early, between two pairs of
-    steps, when an interrupt is asked for.
-    """
-    from tqdm import tqdm
-
-    cfg, turns, progress = search.cfg, search.alternation, search.progress
-    epoch, alone, steps = (
-        progress.epoch,
-        progress.epoch < cfg.SEARCH.INIT_EPOCHS,
-        search.steps_in(progress.epoch),
-    )
-    for loader in (search.weights_loader, search.architecture_loader):
-        loader.batches.begin(epoch, progress.step)
-    others = itertools.repeat(None) if alone else search.architecture_loader
-    bar = tqdm(
-        total=steps,
-        initial=progress.step,
-        desc=f"epoch {epoch}/{cfg.SEARCH.EPOCHS}",
-        unit="step",
-        leave=False,
-        disable=None,
-    )
-    begin = time.perf_counter()
-    with bar:
-        for batches in zip(itertools.islice(search.weights_loader, steps - progress.step), others):
-            waited = time.perf_counter() - begin
-            pair = dict(zip(("weights", "architecture"), batches))
-            for kind in sorted(pair, reverse=cfg.SEARCH.ORDER == "weights"):
-                batch = pair[kind]
-                if batch is None:
-                    continue
-                try:
-                    figures = (
-                        turns.weights_step(batch, epoch)
-                        if kind == "weights"
-                        else turns.architecture_step(batch)
-                    )
-                except PoiseError as error:
-                    raise PoiseError(f"epoch {epoch}, step {progress.step}: {error}") from None
-                progress.add(kind, figures, len(batch["images"]))
-            progress.step += 1
-            seconds = time.perf_counter() - begin
-            progress.sums["seconds"] += seconds
-            progress.sums["data_seconds"] += waited
-            bar.update()
-            if progress.step % cfg.PRINT_FREQ == 0 or progress.step == steps:
-                log.info(
-                    "epoch %d/%d [%d/%d]  %.3f s/step (%.3f waiting for data)  %s",
-                    epoch,
-                    cfg.SEARCH.EPOCHS,
-                    progress.step,
-                    steps,
-                    seconds,
-                    waited,
-                    _losses(progress.averages()),
-                    extra=logger.FILE_ONLY if sys.stderr.isatty() else None,
-                )
-            if interrupt.asked:
-                return
-            search.threads.look()
-            begin = time.perf_counter()
-
-
-def _losses(figures: dict[str, float]) -> str:
-    return ", ".join(
-        f"{kind} loss {figures[f'{kind}_loss']:.6f}, accuracy {figures[f'{kind}_acc']:.3f}"
-        for kind in ("weights", "architecture")
-        if f"{kind}_loss" in figures
-    )

@@ -1,0 +1,325 @@
+"""What a run writes for its reader: log, config.yaml, metrics, TensorBoard page, debug pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yacs.config import CfgNode
+
+from poise.codecs.codec import Codec
+from poise.datasets import PersonTable
+from poise.datasets.loader import BatchLoader
+from poise.engine import checkpoint, logger
+from poise.engine.debug_images import DebugPictures
+from poise.engine.distributed import ALONE, Processes
+from poise.engine.evaluate import deciding_text
+from poise.engine.predict import Predictions
+from poise.engine.state import TrainState
+from poise.errors import PoiseError
+from poise.io.files import replacing
+from poise.models.posenas.genotypes import write_genotype
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TestResult:
+    """Result of a test after an epoch.
+
+    Attributes:
+        predictions: complete on rank 0.
+        metrics: {name: value}.
+        score: decides which weights are best, the higher the better.
+    """
+
+    predictions: Predictions
+    metrics: dict[str, float]
+    score: float
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """The metrics and, where the test set has labels, the validation loss and accuracy."""
+        if self.predictions.loss is None:
+            return dict(self.metrics)
+        loss, accuracy = self.predictions.loss, self.predictions.accuracy
+        return {"valid_loss": loss, "valid_acc": accuracy, **self.metrics}
+
+
+class RunRecords:
+    """The records of a run. Rank 0 writes them; in other processes nothing happens.
+
+    Attributes:
+        error: the first error of output that the run can be resumed without. The run ends with a
+            checkpoint because of it.
+        metrics, board: from `open` on.
+    """
+
+    metrics: logger.MetricsFile
+    board: logger.TensorBoard
+    log_name = ""
+    metrics_name = ""
+    removed_text = ""  # of the warning after the run folder was removed
+
+    def __init__(self, cfg: CfgNode, cfg_path: str, processes: Processes = ALONE):
+        self.cfg, self.cfg_path, self.is_main = cfg, cfg_path, processes.main
+        self.folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
+        self.error: PoiseError | None = None
+
+    def open(self, begin_epoch: int) -> None:
+        """Open the metrics and the TensorBoard page. Those of later epochs are written again."""
+        self.metrics = logger.MetricsFile(self.folder / self.metrics_name, begin_epoch)
+        self.board = logger.TensorBoard(self.cfg, self.cfg_path)
+
+    def close(self) -> None:
+        if self.is_main:
+            self.board.close()
+
+    def write_origin(self) -> None:
+        """Write what the run folder's weights are made from."""
+        with replacing(self.folder / "config.yaml") as part:
+            part.write_text(self.cfg.dump(), encoding="utf-8")
+
+    def restore_folder(self) -> None:
+        """Write again what is lost where the run folder was removed during the run."""
+        if not self.is_main or (self.folder / "config.yaml").exists():
+            return
+        self.write_origin()
+        logger.add_file(self.folder / self.log_name)
+        log.warning("%s: %s", self.folder, self.removed_text)
+
+
+class TrainRecords(RunRecords):
+    """The records of a training.
+
+    Attributes:
+        reported: reasons for scores of 0 or -1 that the log has, each once in a run.
+    """
+
+    log_name = "train.log"
+    metrics_name = "metrics.jsonl"
+    removed_text = (
+        "the run folder was removed during the run; config.yaml is written again, earlier log"
+        " lines and metrics are lost"
+    )
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        cfg_path: str,
+        state: TrainState,
+        loader: BatchLoader,
+        codec: Codec,
+        processes: Processes = ALONE,
+    ):
+        super().__init__(cfg, cfg_path, processes)
+        self._state, self._loader, self._codec = state, loader, codec
+        self._pictures: DebugPictures | None = None
+        self.reported: set[str] = set()
+
+    def start(self, command: list[str]) -> None:
+        """Log what is run, write config.yaml and open the files that epochs are written to."""
+        if not self.is_main:
+            return
+        cfg, state, progress = self.cfg, self._state, self._state.progress
+        checkpoint.tidy(self.folder, progress.last_checkpoint, progress.damaged)
+        logger.log_environment(cfg, command)
+        log.info(
+            "%s: %.2f million parameters; %d samples a step%s, epochs %d to %d",
+            cfg.MODEL.NAME,
+            sum(p.numel() for p in state.model.parameters()) / 1e6,
+            self._loader.batches.batch_size,
+            f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else "",
+            progress.epoch,
+            state.schedule.epochs - 1,
+        )
+        log.info("schedule: %s", state.schedule)
+        # where only the final weights are missing, nothing is trained with the current settings
+        if state.has_epochs_left(cfg) or not (self.folder / "config.yaml").exists():
+            self.write_origin()
+        self.open(progress.epoch)
+        if cfg.DEBUG.DEBUG:
+            skeleton = self._loader.crops.table.skeleton
+            self._pictures = DebugPictures(cfg, self._codec, skeleton)
+
+    def close(self) -> None:
+        if self._pictures is not None:
+            self._pictures.close()
+        super().close()
+
+    def write_origin(self) -> None:
+        super().write_origin()
+        # the next search may write the file that MODEL.GENOTYPE names again
+        if (genotype := getattr(self._state.network, "genotype", None)) is not None:
+            write_genotype(self.folder / "genotype.json", genotype)
+
+    @contextmanager
+    def optional_output(self) -> Iterator[None]:
+        """Keep the error of output that the run can be resumed without."""
+        try:
+            yield
+        except PoiseError as error:
+            self.error = self.error or error
+
+    def progress_bar(self) -> tqdm:
+        """Return the progress bar of the epoch."""
+        schedule, progress = self._state.schedule, self._state.progress
+        return logger.progress_bar(
+            f"epoch {progress.epoch}/{schedule.epochs}",
+            schedule.steps_in(progress.epoch),
+            progress.step,
+            self.is_main,
+        )
+
+    def log_step(
+        self, bar: tqdm, seconds: float, data_seconds: float, samples: int, images: tuple
+    ) -> None:
+        """Log the step that was just done, every PRINT_FREQ steps and after the last one.
+
+        Args:
+            bar: the epoch's progress bar.
+            seconds: time of the step, of which `data_seconds` were spent waiting for data.
+            samples: samples of the step over all processes.
+            images: what `DebugPictures.add` draws.
+        """
+        state, progress = self._state, self._state.progress
+        steps = state.schedule.steps_in(progress.epoch)
+        if not self.is_main or progress.step % self.cfg.PRINT_FREQ and progress.step != steps:
+            return
+        mean, lr = progress.epoch_metrics(), state.schedule.rate(state.global_step - 1)
+        bar.set_postfix(
+            loss=f"{mean['train_loss']:.5f}",
+            acc=f"{mean['train_acc']:.3f}",
+            lr=f"{lr:g}",
+            refresh=False,
+        )
+        logger.log_step(
+            "epoch %d/%d [%d/%d]  %.3f s/step (%.3f waiting for data)  %.1f images/s  loss %.6f "
+            " accuracy %.3f  lr %g",
+            progress.epoch,
+            state.schedule.epochs,
+            progress.step,
+            steps,
+            seconds,
+            data_seconds,
+            samples / seconds,
+            mean["train_loss"],
+            mean["train_acc"],
+            lr,
+        )
+        scalars = {
+            "train_loss": mean["train_loss"],
+            "train_acc": mean["train_acc"],
+            "learning_rate": lr,
+            "images_per_second": samples / seconds,
+            "data_waiting_seconds": data_seconds,
+        }
+        with self.optional_output():
+            self.board.scalars(scalars, state.global_step)
+        if self._pictures:
+            prefix = self.folder / "debug" / f"train_{progress.epoch}_{progress.step}"
+            with self.optional_output():
+                self._pictures.add(prefix, *images)
+
+    def log_epoch(self) -> dict[str, Any]:
+        """Log the epoch that was just trained; return its metrics."""
+        state, progress, epoch = self._state, self._state.progress, self._state.progress.epoch
+        values: dict[str, Any] = {
+            "epoch": epoch,
+            "lr": state.schedule.rate(state.global_step - 1),
+            **progress.epoch_metrics(),
+        }
+        log.info(
+            "epoch %d/%d: train loss %.6f, accuracy %.3f, %.1f images/s, %.0f %% of the time"
+            " waiting for data",
+            epoch,
+            state.schedule.epochs,
+            values["train_loss"],
+            values["train_acc"],
+            values["images_per_second"],
+            100 * values["data_time_share"],
+        )
+        if state.scaler.active:
+            values |= {
+                "overflows": int(progress.sums["overflows"]),
+                "loss_scale": state.scaler.value,
+            }
+            log.info(
+                "epoch %d/%d: %d steps left out for gradients that overflowed, loss scale %g",
+                epoch,
+                state.schedule.epochs,
+                values["overflows"],
+                values["loss_scale"],
+            )
+        return values
+
+    def add_tests(
+        self, values: dict[str, Any], tests: dict[str, TestResult], table: PersonTable
+    ) -> None:
+        """Add the metrics of an epoch's tests to `values`; show those of the weights."""
+        for name, test in tests.items():
+            values |= {
+                f"{name}_{key}" if name else key: value for key, value in test.values.items()
+            }
+            if self.is_main and not name:
+                with self.optional_output():
+                    self._show_test(values, test.predictions, table)
+
+    def _show_test(self, values: dict[str, Any], found: Predictions, table: PersonTable) -> None:
+        """Write an epoch's test metrics and its first test batch to the TensorBoard page."""
+        self.board.scalars(_test_scalars(values), values["epoch"])
+        self.board.batch(found.first_batch, table.skeleton, values["epoch"])
+
+    def log_best(self, name: str, file: str) -> None:
+        """Log that weights ("") or their average ("ema") are the best so far."""
+        progress = self._state.progress
+        score = progress.ema_score if name else progress.best_score
+        log.info(
+            "best score so far%s: %s; %s written",
+            " of the average" if name else "",
+            deciding_text(score),
+            file,
+        )
+
+    def write_epoch(self, values: dict[str, Any]) -> None:
+        """Write an epoch's line of metrics.jsonl."""
+        if self.is_main:
+            self.metrics.write(**values)
+
+    def log_end(self) -> None:
+        """Log the scores of the whole run."""
+        progress, average = self._state.progress, ""
+        if self._state.ema:
+            score = deciding_text(progress.ema_score)
+            average = f", of the average {score} at epoch {progress.ema_epoch}"
+        log.info(
+            "done: best score %s at epoch %d%s; weights in %s",
+            deciding_text(progress.best_score),
+            progress.best_epoch,
+            average,
+            self.folder,
+        )
+
+
+def _test_scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a test by their TensorBoard tags."""
+    of_training = (
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_acc",
+        "images_per_second",
+        "data_time_share",
+    )
+    return {
+        name if name.startswith("valid") else f"test/{name}": value
+        for name, value in values.items()
+        if name not in of_training
+    }
