@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 class RunState(Protocol):
     """State of a training or a search that can be saved."""
 
-    progress: Progress
+    @property
+    def progress(self) -> Progress: ...
 
     def write_checkpoint(self, folder: Path, cfg: CfgNode, cfg_path: str) -> Path: ...
 

@@ -50,7 +50,7 @@ def choose_devices(cfg: CfgNode, processes: Processes = ALONE) -> list[torch.dev
         (torch.cuda.device_count() if torch.cuda.is_available() else 0),
     )
     if processes.local_rank is not None:
-        return [_device_of_process(wanted, present, processes)]
+        return [_device_of_process(wanted, present, processes, processes.local_rank)]
     usable = [gpu for gpu in wanted if gpu < present]
     if usable:
         if len(usable) < len(wanted):
@@ -73,22 +73,20 @@ def choose_devices(cfg: CfgNode, processes: Processes = ALONE) -> list[torch.dev
     return [torch.device("cpu")]
 
 
-def _device_of_process(wanted: list[int], present: int, processes: Processes) -> torch.device:
-    if processes.any(not wanted or processes.local_rank >= present):
+def _device_of_process(
+    wanted: list[int], present: int, processes: Processes, local_rank: int
+) -> torch.device:
+    if processes.any(not wanted or local_rank >= present):
         if wanted:
-            log.warning(
-                "%s: running on the CPU",
-                (
-                    "no CUDA device"
-                    if not present
-                    else (
-                        f"a process has no CUDA device of its own, there are {present} on this"
-                        " machine; start so many processes"
-                    )
-                ),
-            )
+            reason = "no CUDA device"
+            if present:
+                reason = (
+                    f"a process has no CUDA device of its own, there are {present} on this"
+                    " machine; start so many processes"
+                )
+            log.warning("%s: running on the CPU", reason)
         return torch.device("cpu")
-    device = torch.device("cuda", processes.local_rank)
+    device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
 

@@ -197,7 +197,7 @@ class Group(Processes):
         return values
 
     def from_first(self, make: Callable[..., T], *arguments: Any) -> T:
-        box = [make(*arguments) if self.main else None]
+        box: list[Any] = [make(*arguments) if self.main else None]
         dist.broadcast_object_list(box)
         return box[0]
 

@@ -61,7 +61,7 @@ def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
     trained = peak_memory(state.device)
     start, test_seconds, batches = _test_seconds(cfg, setup, processes)
     peaks = processes.gather(peak_memory(state.device))
-    if not processes.main:
+    if peaks is None:
         return
     _log_memory(state.device, trained, peaks)
     total = steps * seconds + tests * (start + batches * test_seconds)

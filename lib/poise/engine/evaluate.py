@@ -16,6 +16,7 @@ from poise.codecs import build_codec, codec_class
 from poise.config import data_path
 from poise.config.datasets import dataset_of
 from poise.datasets import READERS, ImageFolder, PersonTable, build_loader, read_set
+from poise.datasets.mixing import ImageFolders
 from poise.engine import device, logger
 from poise.engine.device import CpuThreads
 from poise.engine.distributed import ALONE, Processes, local_processes
@@ -142,7 +143,11 @@ def _later_run(folder: Path) -> Path | None:
 
 
 def draw_predictions(
-    cfg: CfgNode, table: PersonTable, found: Predictions, images: ImageFolder, folder: Path
+    cfg: CfgNode,
+    table: PersonTable,
+    found: Predictions,
+    images: ImageFolder | ImageFolders,
+    folder: Path,
 ) -> list[Path]:
     """The first TEST.PICTURES images with their predicted skeletons, in folder/pictures. Joints
     of low score are not drawn.
@@ -269,7 +274,7 @@ def write_predictions(
     cfg: CfgNode,
     table: PersonTable,
     found: Predictions,
-    images: ImageFolder,
+    images: ImageFolder | ImageFolders,
     path: str | Path,
     batch_size: int,
 ) -> None:

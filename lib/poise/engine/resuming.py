@@ -163,7 +163,8 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
             f"{saved['path']}: its configuration cannot be read; remove it to begin anew"
         )
     before, now, defaults = dict(flat(groups)), dict(flat(cfg)), dict(flat(default_config()))
-    may, must_not = {}, {}
+    may: dict[str, str] = {}
+    must_not: dict[str, str] = {}
     for key in sorted(before.keys() | now.keys()):
         free = key.startswith(("MODEL.EXTRA.", "DATASET.MIX."))
         if key not in now and not free or _is_one_of(key, ignored):  # a key of another version

@@ -72,7 +72,7 @@ class Lock:
 
     def release(self) -> None:
         """Give the folder free again; nothing where none is locked."""
-        if self._lock is not None:
+        if self._lock is not None and self.folder is not None:
             if self._lock.is_locked:
                 # before the unlocking: a process that waited for this file sees that it is gone
                 with suppress(OSError):  # Windows cannot remove a file that is open

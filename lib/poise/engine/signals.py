@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 # what terminals (SIGHUP: one that was closed), schedulers, and SLURM on request (--signal=USR1@120)
 # send before they end a job
@@ -47,7 +48,7 @@ class Interrupt:
         self.asked = False
         self._since = 0.0
         self._echo = _SECONDS_OF_ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         # Python delivers signals nowhere else

@@ -119,7 +119,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Setup:
             rgb=cfg.DATASET.COLOR_RGB,
         )
     device.set_up(cfg, devices)
-    threads = CpuThreads(cfg, devices[0], saved and saved["threads"])
+    threads = CpuThreads(cfg, devices[0], saved["threads"] if saved else None)
     model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
     optimizer = build_optimizer(cfg, model)
     codec = build_codec(cfg)

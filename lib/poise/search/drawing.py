@@ -104,7 +104,7 @@ def _cell(kind: str, edges: Edges, strengths: Sequence[float] | None) -> list[st
     for state, y in enumerate(lanes):
         taps = [columns[number] for number, (_, source) in enumerate(edges) if source == state]
         if state < INPUTS:
-            begin, end = 108, max(taps, default=108)
+            begin, end = 108.0, max(taps, default=108.0)
             parts.append(_box(8, y - 11, 100, 22, "#eceff1", _INPUTS[group][state]))
         else:
             begin, end = centers[state - INPUTS] + 9, output

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,7 +114,8 @@ class MixedCell(nn.Module):
             )
             for _, source in EDGES
         )
-        self.weights: torch.Tensor | None = None
+        # (edges, operations), set by the search network before each forward pass
+        self.weights: Any = None
 
     def forward(self, s0: torch.Tensor, s1: torch.Tensor) -> torch.Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]

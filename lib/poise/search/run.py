@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from yacs.config import CfgNode
@@ -89,18 +90,10 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         setup = build(cfg, cfg_path)
         records = SearchRecords(cfg, cfg_path, setup.state, setup.halves)
         progress = setup.state.progress
-        if progress.genotype is None or progress.epoch < cfg.SEARCH.EPOCHS:
+        if not _is_finished(cfg, progress, records.folder):
             run_folder.make(cfg, cfg_path, run_folder.SEARCH, lock)
-            return _search(cfg, cfg_path, command, setup, records)
-        check_finished(
-            progress.last_checkpoint, progress.changed, progress.epoch > cfg.SEARCH.EPOCHS
-        )
-        log.info(
-            "%s: this search is finished, with the settings of its config.yaml; nothing is searched"
-            " or written; a later SEARCH.EPOCHS continues it, another RUN_NAME starts a new search",
-            records.folder,
-        )
-        return progress.genotype
+            _search(cfg, cfg_path, command, setup, records)
+        return cast(Genotype, progress.genotype)  # the last epoch has one
 
 
 def _resumes_in(cfg: CfgNode, folder: Path) -> bool:
@@ -132,7 +125,7 @@ def build(cfg: CfgNode, cfg_path: str) -> Setup:
     ]
     test_loader = build_loader(loading, *test_set, train=False, on_gpu=on_gpu) if test_set else None
     devices.set_up(cfg, [device])
-    threads = CpuThreads(cfg, device, saved and saved["threads"])
+    threads = CpuThreads(cfg, device, saved["threads"] if saved else None)
 
     log.info(
         "split: %d images with %d persons for the weights, %d with %d for the architecture",
@@ -151,7 +144,7 @@ def build(cfg: CfgNode, cfg_path: str) -> Setup:
             check_single_sample(network, cfg.MODEL.IMAGE_SIZE, name)
     if saved:
         state.load_state_dict(saved, loaders[0].batches)
-    return Setup(state, *loaders, test_loader, halves, cost, threads)
+    return Setup(state, loaders[0], loaders[1], test_loader, halves, cost, threads)
 
 
 def _read_test_set(cfg: CfgNode) -> tuple | None:
@@ -185,10 +178,23 @@ def _first_batch(loader: BatchLoader) -> dict[str, torch.Tensor]:
     return batch
 
 
+def _is_finished(cfg: CfgNode, progress: SearchProgress, folder: Path) -> bool:
+    """Return whether nothing is left to search, and log it."""
+    if progress.genotype is None or progress.epoch < cfg.SEARCH.EPOCHS:
+        return False
+    check_finished(progress.last_checkpoint, progress.changed, progress.epoch > cfg.SEARCH.EPOCHS)
+    log.info(
+        "%s: this search is finished, with the settings of its config.yaml; nothing is searched"
+        " or written; a later SEARCH.EPOCHS continues it, another RUN_NAME starts a new search",
+        folder,
+    )
+    return True
+
+
 def _search(
     cfg: CfgNode, cfg_path: str, command: list[str], setup: Setup, records: SearchRecords
-) -> Genotype:
-    """Search with a log in the run folder, which exists; return the genotype of the last epoch."""
+) -> None:
+    """Search with a log in the run folder, which exists."""
     progress = setup.state.progress
     logger.add_file(records.folder / records.log_name)
     limits = machine_limits("search", search_advice(cfg), progress, run_folder.resume_hint(cfg))
@@ -206,7 +212,6 @@ def _search(
             records.folder,
             records.folder / LAST,
         )
-    return progress.genotype
 
 
 def _count_steps(cfg: CfgNode, setup: Setup, epoch: int) -> int:

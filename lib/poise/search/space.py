@@ -50,7 +50,7 @@ class Space:
         be, DataError for a bad genotype file.
         """
         keys = {"encoder": "ENCODER_OPERATIONS", "decoder": "DECODER_OPERATIONS"}
-        operations = {}
+        operations: dict[str, tuple[str, ...]] = {}
         for group in SEARCHED[cfg.SEARCH.MODE]:
             candidates = _checked_candidates(
                 cfg.SEARCH[keys[group]], f"SEARCH.{keys[group]}", may_stride=group == "encoder"

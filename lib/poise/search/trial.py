@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from yacs.config import CfgNode
@@ -60,10 +61,7 @@ def measure(
         few = {key: value[:2] for key, value in batch.items()}
         present = memory_present() if device.type == "cpu" else None
         if device.type == "cpu":
-            steps = (
-                lambda trial=trial: trial.weights_step(few, 0),
-                lambda trial=trial: trial.architecture_step(few),
-            )
+            steps = (partial(trial.weights_step, few, 0), partial(trial.architecture_step, few))
             needed = (
                 max(kept_bytes(step, trial.weights) for step in steps)
                 * samples
@@ -76,19 +74,14 @@ def measure(
                 )
         else:
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = [
-            _timed(step, device)
-            for step in (
-                lambda trial=trial: trial.weights_step(batch, 0),
-                lambda trial=trial: trial.architecture_step(batch),
-            )
-        ]
+        weights_seconds = _timed(partial(trial.weights_step, batch, 0), device)
+        architecture_seconds = _timed(partial(trial.architecture_step, batch), device)
         peak = peak_memory(device)
     del trial
     if device.type == "cuda":
         torch.cuda.empty_cache()
         present = torch.cuda.get_device_properties(device).total_memory
-    return Cost(*seconds, peak, present)
+    return Cost(weights_seconds, architecture_seconds, peak, present)
 
 
 def search_advice(cfg: CfgNode) -> str:
