@@ -225,7 +225,7 @@ def test_nothing_is_moved_without_augmentation():
 def test_arguments_are_left_as_they_are():
     joints, visible = body()
     before = [array.copy() for array in (CENTER, SCALE, joints, visible)]
-    draws(50, augmentation=Augmentation(True, 0.35, 45.0, 1.0, 8), joints=joints, visible=visible)
+    draws(50, augmentation=Augmentation(half_body_share=1.0), joints=joints, visible=visible)
     assert all(np.array_equal(a, b) for a, b in zip(before, (CENTER, SCALE, joints, visible)))
 
 
@@ -357,20 +357,36 @@ def test_centre_shift_of_mmpose():
         ("mspn/mspn_2stg_256x192", MSPN),
         (
             "hrnet/w32_256x192_adam_lr1e-3",
-            Augmentation(True, 0.35, 45.0, 0.3, 8, half_body_margin_random=(0.6, 0.8), shift=0.16),
+            Augmentation(
+                flip=True,
+                scale_factor=0.35,
+                rotation_factor=45.0,
+                half_body_share=0.3,
+                half_body_joints=8,
+                half_body_margin_random=(0.6, 0.8),
+                shift=0.16,
+            ),
         ),
         (
             "posenas/256x192_18l_48c",
-            Augmentation(True, 0.3, 40.0, 0.3, 8, half_body_margin_random=(0.6, 0.8), shift=0.16),
+            Augmentation(
+                flip=True,
+                scale_factor=0.3,
+                rotation_factor=40.0,
+                half_body_share=0.3,
+                half_body_joints=8,
+                half_body_margin_random=(0.6, 0.8),
+                shift=0.16,
+            ),
         ),
         (
             "moganet/moganet_s_256x192",
             Augmentation(
-                True,
-                0.5,
-                40.0,
-                0.3,
-                8,
+                flip=True,
+                scale_factor=0.5,
+                rotation_factor=40.0,
+                half_body_share=0.3,
+                half_body_joints=8,
                 half_body_margin_random=(0.6, 0.8),
                 shifted_share=0.3,
                 shift=0.16,
@@ -378,7 +394,15 @@ def test_centre_shift_of_mmpose():
         ),
         (
             "resnet/res50_256x192_d256x3_adam_lr1e-3",
-            Augmentation(True, 0.3, 40.0, 0.0, 8, half_body_margin_random=(0.6, 0.8), shift=0.16),
+            Augmentation(
+                flip=True,
+                scale_factor=0.3,
+                rotation_factor=40.0,
+                half_body_share=0.0,
+                half_body_joints=8,
+                half_body_margin_random=(0.6, 0.8),
+                shift=0.16,
+            ),
         ),
     ],
 )

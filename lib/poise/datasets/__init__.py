@@ -12,8 +12,9 @@ from poise.config.datasets import dataset_of, image_folder
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
 from poise.datasets.loader import BatchLoader, PersonCrops
-from poise.datasets.mixing import ImageFolders, as_set, mixed
+from poise.datasets.mixing import ImageFolders, as_set, in_joints_of, mixed
 from poise.datasets.sampler import EpochBatches
+from poise.errors import DataError
 from poise.io.images import ImageFolder
 from poise.structures.crops import PIXEL_STD
 from poise.structures.person_table import PersonTable
@@ -41,13 +42,19 @@ def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | I
         return own
     # in an order of their own, for a configuration that was written and read again has the groups
     # in another
-    return mixed(
-        cfg,
-        {
-            "": own,
-            **{name: _read_one(as_set(cfg, name), train) for name in sorted(cfg.DATASET.MIX)},
-        },
-    )
+    names = sorted(cfg.DATASET.MIX)
+    sets = {"": own, **{name: _read_one(as_set(cfg, name), train) for name in names}}
+    for table, folder in sets.values():
+        if not table.labelled:
+            raise DataError(f"{folder.location}: a set without labels cannot be trained on")
+    for name in names:
+        table, folder = sets[name]
+        group, theirs = cfg.DATASET.MIX[name], dataset_of(as_set(cfg, name))
+        table = in_joints_of(
+            dataset_of(cfg), table, theirs, name=name, joints=group.JOINTS, repeat=group.REPEAT
+        )
+        sets[name] = table, folder
+    return mixed(sets)
 
 
 def _read_one(cfg: CfgNode, train: bool) -> tuple[PersonTable, ImageFolder]:

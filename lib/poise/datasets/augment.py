@@ -23,15 +23,18 @@ from poise.structures.skeleton import Skeleton
 HALF_BODY_MARGIN = 1.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Settings of DATASET.*: see poise.config.defaults for their meaning."""
+    """Settings of DATASET.*: see poise.config.defaults for their meaning.
 
-    flip: bool
-    scale_factor: float
-    rotation_factor: float
-    half_body_share: float
-    half_body_joints: int
+    The defaults are those of HRNet on COCO.
+    """
+
+    flip: bool = True
+    scale_factor: float = 0.35
+    rotation_factor: float = 45.0
+    half_body_share: float = 0.3
+    half_body_joints: int = 8
     half_body_rule: str = "hrnet"
     half_body_margin_random: tuple[float, float] = (0.0, 0.0)
     draw_rule: str = "normal"
@@ -41,26 +44,6 @@ class Augmentation:
     margin_random: tuple[float, float] = (0.0, 0.0)
     shifted_share: float = 0.0
     shift: float = 0.0
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> Augmentation:
-        d = cfg.DATASET
-        return cls(
-            d.FLIP,
-            d.SCALE_FACTOR,
-            d.ROT_FACTOR,
-            d.PROB_HALF_BODY,
-            d.NUM_JOINTS_HALF_BODY,
-            d.HALF_BODY,
-            tuple(d.HALF_BODY_MARGIN_RANDOM),
-            d.AUGMENT_DRAW,
-            d.SCALE_SHRINK,
-            d.PROB_ROTATION,
-            tuple(d.BOX_MARGIN),
-            tuple(d.BOX_MARGIN_RANDOM),
-            d.PROB_CENTER_SHIFT,
-            d.CENTER_SHIFT,
-        )
 
     def draw(
         self,
@@ -125,6 +108,27 @@ class Augmentation:
                 1 + rng.random(2) * self.half_body_margin_random,
             )
         return half_body(joints, visible, skeleton, aspect, prefer_upper)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Augmentation:
+        """Return the settings of DATASET.*."""
+        d = cfg.DATASET
+        return cls(
+            flip=d.FLIP,
+            scale_factor=d.SCALE_FACTOR,
+            rotation_factor=d.ROT_FACTOR,
+            half_body_share=d.PROB_HALF_BODY,
+            half_body_joints=d.NUM_JOINTS_HALF_BODY,
+            half_body_rule=d.HALF_BODY,
+            half_body_margin_random=tuple(d.HALF_BODY_MARGIN_RANDOM),
+            draw_rule=d.AUGMENT_DRAW,
+            shrink=d.SCALE_SHRINK,
+            rotated_share=d.PROB_ROTATION,
+            margin=tuple(d.BOX_MARGIN),
+            margin_random=tuple(d.BOX_MARGIN_RANDOM),
+            shifted_share=d.PROB_CENTER_SHIFT,
+            shift=d.CENTER_SHIFT,
+        )
 
 
 def shift_center(center: np.ndarray, scale: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ lib/dataset/coco.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,40 +38,6 @@ from poise.structures.person_table import PackedNames, PersonTable
 from poise.structures.skeleton import DatasetFile
 
 
-def read_table(cfg: CfgNode, split: str, *, detections: bool, margin=BOX_MARGIN) -> PersonTable:
-    """All persons of a split: the annotated ones, or those of TEST.COCO_BBOX_FILE when
-    `detections`. margin: see box_to_center_scale.
-
-    Raises DataError or ConfigError, naming the file, for what is missing or cannot be right.
-    """
-    path = present_annotation_path(cfg, split)
-    aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
-    data = dataset_of(cfg)
-    # what the dataset file decides of the arrays is part of their kind, so that a changed one has
-    # others read
-    joints, kind = data.skeleton.num_joints, f"of category {data.category!r}"
-    if detections:
-        images = remembered(
-            path, f"images {kind}", partial(read_images, path, data.category), cfg.DATASET.CACHE
-        )
-        table = _detected(cfg, data, images, path, aspect, margin)
-    else:
-        persons = remembered(
-            path,
-            f"persons {kind} with {joints} joints",
-            partial(read_annotations, path, split, joints, data.category),
-            cfg.DATASET.CACHE,
-        )
-        check_order(persons["joint_names"].tolist(), data, path)
-        table = _annotated(persons, data, path, aspect, margin, cfg.DATASET.BOX_CLIP)
-    if not len(table):
-        raise DataError(
-            f"{data_path(cfg, cfg.TEST.COCO_BBOX_FILE) if detections else path}: no person is left"
-            f" to use; {table.summary()}"
-        )
-    return table
-
-
 def check_order(names: list[str], data: DatasetFile, path: Path) -> None:
     """Raise DataError where the annotation file names its joints, the same ones as the dataset
     file, in another order.
@@ -84,11 +51,41 @@ def check_order(names: list[str], data: DatasetFile, path: Path) -> None:
         )
 
 
-def _annotated(
-    file: Arrays, data: DatasetFile, path: Path, aspect: float, margin, clip: str
+def read_annotated(
+    path: Path,
+    data: DatasetFile,
+    *,
+    split: str = "",
+    aspect: float = 0.75,
+    margin: Sequence[float] = BOX_MARGIN,
+    box_clip: str = "hrnet",
+    cache: bool = False,
 ) -> PersonTable:
+    """Read the annotated persons of a file.
+
+    Args:
+        path: the annotation file.
+        data: the dataset that it belongs to.
+        split: its name, for messages.
+        aspect: width / height of the network's input.
+        margin: factors in x and y by which the boxes grow, see box_to_center_scale.
+        box_clip: how boxes are clipped to their images: 'hrnet', 'mmpose' or 'none', see _clip.
+        cache: whether what was read is kept in the user's cache folder.
+
+    Raises DataError naming the file.
+    """
+    joints = data.skeleton.num_joints
+    # what the dataset file decides of the arrays is part of their kind, so that a changed one has
+    # others read
+    file = remembered(
+        path,
+        f"persons of category {data.category!r} with {joints} joints",
+        partial(read_annotations, path, split, joints, data.category),
+        cache,
+    )
+    check_order(file["joint_names"].tolist(), data, path)
     ids, index = file["ids"], file["image_index"]
-    boxes, usable = _clip(file["boxes"], file["image_sizes"][index], clip)
+    boxes, usable = _clip(file["boxes"], file["image_sizes"][index], box_clip)
     refuse(~usable, ids, path, "a bbox without area inside its image")
     center, scale = box_to_center_scale(boxes, aspect, margin)
     dropped = dict(zip(file["reasons"].tolist(), file["counts"].tolist()))
@@ -129,35 +126,45 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, 
     return np.concatenate([low, high - low], axis=1), usable
 
 
-def _detected(
-    cfg: CfgNode, data: DatasetFile, images: Arrays, path: Path, aspect: float, margin
+def read_detected(
+    path: Path,
+    data: DatasetFile,
+    file: Path,
+    *,
+    min_score: float = 0.0,
+    aspect: float = 0.75,
+    margin: Sequence[float] = BOX_MARGIN,
+    cache: bool = False,
 ) -> PersonTable:
-    if not cfg.TEST.COCO_BBOX_FILE:
-        raise ConfigError(
-            "TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test"
-            " with ground-truth boxes; tools/make_boxes.py writes a detection file"
-        )
-    file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
+    """Read the persons of a detection file, without keypoints.
+
+    Args:
+        path: the annotation file, for the list of images.
+        data: the dataset that it belongs to.
+        file: the detection file.
+        min_score: detections with a lower score are dropped.
+        aspect, margin, cache: see read_annotated.
+
+    Raises DataError naming the file.
+    """
+    kind = f"images of category {data.category!r}"
+    images = remembered(path, kind, partial(read_images, path, data.category), cache)
     person = category_id(images, data.category)
-    columns = remembered(
-        file, "detections", partial(read_detections, file, DETECTIONS_HINT), cfg.DATASET.CACHE
-    )
+    columns = remembered(file, "detections", partial(read_detections, file, DETECTIONS_HINT), cache)
     if columns is not None:
-        values, dropped = chosen_detections(
-            columns, images["image_ids"], person, cfg.TEST.IMAGE_THRE
-        )
+        values, dropped = chosen_detections(columns, images["image_ids"], person, min_score)
     else:
         values, dropped = detections_one_by_one(
             read_entries(file, DETECTIONS_HINT),
             images["image_ids"],
             person,
-            cfg.TEST.IMAGE_THRE,
+            min_score,
             file,
             DETECTIONS_HINT,
         )
     named = {
         OF_ANOTHER: dropped["category"],
-        f"scores below TEST.IMAGE_THRE {cfg.TEST.IMAGE_THRE}": dropped["score"],
+        f"scores below TEST.IMAGE_THRE {min_score}": dropped["score"],
         f"of images that {path.name} does not list": dropped["image"],
     }
     bad = ~(np.abs(values[:, 2:]) < FARTHEST).all(axis=1)  # NaN is not below either
@@ -251,6 +258,48 @@ def _dropped_anyway(entry: object, person: int, threshold: float) -> bool:
     if entry["category_id"] != person:
         return True
     return is_number(entry.get("score")) and entry["score"] < threshold
+
+
+def read_table(
+    cfg: CfgNode, split: str, *, detections: bool, margin: Sequence[float] = BOX_MARGIN
+) -> PersonTable:
+    """Read all persons of a split.
+
+    They are the annotated ones, or those of TEST.COCO_BBOX_FILE when `detections`. margin: see
+    read_annotated. Raises DataError or ConfigError naming the file or key.
+    """
+    path, data = present_annotation_path(cfg, split), dataset_of(cfg)
+    aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
+    file = path
+    if not detections:
+        table = read_annotated(
+            path,
+            data,
+            split=split,
+            aspect=aspect,
+            margin=margin,
+            box_clip=cfg.DATASET.BOX_CLIP,
+            cache=cfg.DATASET.CACHE,
+        )
+    elif not cfg.TEST.COCO_BBOX_FILE:
+        raise ConfigError(
+            "TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test"
+            " with ground-truth boxes; tools/make_boxes.py writes a detection file"
+        )
+    else:
+        file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
+        table = read_detected(
+            path,
+            data,
+            file,
+            min_score=cfg.TEST.IMAGE_THRE,
+            aspect=aspect,
+            margin=margin,
+            cache=cfg.DATASET.CACHE,
+        )
+    if not len(table):
+        raise DataError(f"{file}: no person is left to use; {table.summary()}")
+    return table
 
 
 READER = Reader(read_table, has_detections=True, box_ids_per_image=True)

@@ -15,7 +15,7 @@ import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.queues import Queue
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from poise.datasets.augment import Augmentation
+from poise.datasets.mixing import ImageFolders
 from poise.datasets.sampler import EpochBatches, Key
 from poise.datasets.worker_end import end_with_parent
 from poise.errors import DataError
@@ -41,16 +42,26 @@ Place = tuple[np.ndarray, np.ndarray, float, bool]
 
 
 class PersonCrops(Dataset):
-    """Crops (H, W, 3) uint8 of the persons of a table, with their joints in crop pixels."""
+    """Crops (H, W, 3) uint8 of the persons of a table, with their joints in crop pixels.
+
+    Args:
+        table: the persons.
+        images: where their images are.
+        image_size: (width, height) of a crop in pixels.
+        rgb: channel order of a crop: RGB, or BGR as OpenCV reads.
+        seed: of the augmentation's random numbers.
+        augmentation: None cuts out every person as it is.
+        unbiased: crop as UDP does, see cut_matrix.
+    """
 
     def __init__(
         self,
         table: PersonTable,
-        images: ImageFolder,
+        images: ImageFolder | ImageFolders,
         *,
-        image_size,
-        rgb: bool,
-        seed: int,
+        image_size: Sequence[int] = (192, 256),
+        rgb: bool = True,
+        seed: int = 0,
         augmentation: Augmentation | None = None,
         unbiased: bool = False,
     ):
@@ -187,7 +198,12 @@ class BatchLoader:
     """
 
     def __init__(
-        self, crops: PersonCrops, batches: EpochBatches, *, workers: int, pin_memory: bool
+        self,
+        crops: PersonCrops,
+        batches: EpochBatches,
+        *,
+        workers: int = 0,
+        pin_memory: bool = False,
     ):
         self.crops, self.batches = crops, batches
         if not len(crops):
@@ -206,7 +222,7 @@ class BatchLoader:
             persistent_workers=workers > 0,
             # batches ahead of each worker: with many, one is enough, and they are what a loader's
             # memory goes into
-            prefetch_factor=None if not workers else 2 if workers < 4 else 1,
+            prefetch_factor=(2 if workers < 4 else 1) if workers else None,
         )
         if not workers:
             cv2.setNumThreads(0)

@@ -8,17 +8,19 @@ file says.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.datasets import dataset_of, joint_places
+from poise.config.datasets import joint_places
 from poise.errors import DataError
 from poise.io.decoding import Picture
 from poise.io.images import ImageFolder
 from poise.structures.person_table import UNKNOWN, PackedNames, PersonTable
+from poise.structures.skeleton import DatasetFile
 
 log = logging.getLogger(__name__)
 
@@ -77,20 +79,18 @@ def as_set(cfg: CfgNode, name: str) -> CfgNode:
 
 
 def mixed(
-    cfg: CfgNode, sets: dict[str, tuple[PersonTable, ImageFolder]]
+    sets: Mapping[str, tuple[PersonTable, ImageFolder]],
 ) -> tuple[PersonTable, ImageFolders]:
-    """One table and its images of several sets, the first of them of cfg's own data set, the others
-    of DATASET.MIX. Raises DataError.
+    """Return one table and its images of several sets whose joints are those of the first.
 
-    Images keep their ids in the first set; those of the others come behind. What was mixed is in
-    the log.
+    Images keep their ids in the first set; those of the others come behind. See in_joints_of.
     """
     parts: list[PersonTable] = []
-    for name, (table, folder) in sets.items():
-        if not table.labelled:
-            raise DataError(f"{folder.location}: a set without labels cannot be trained on")
-        part = _of_mix(cfg, name, table) if parts else replace(table, repeat=np.ones(len(table)))
-        if parts:
+    for table, _ in sets.values():
+        part = table
+        if not parts:
+            part = replace(table, repeat=np.ones(len(table)))
+        else:
             part = replace(
                 part,
                 image_ids=max(int(other.image_ids.max(initial=-1)) for other in parts)
@@ -127,11 +127,27 @@ def mixed(
     return table, ImageFolders({name: folder for name, (_, folder) in sets.items()})
 
 
-def _of_mix(cfg: CfgNode, name: str, table: PersonTable) -> PersonTable:
-    """The table of a group of DATASET.MIX with the joints of cfg's own data set."""
-    group, ours, theirs = cfg.DATASET.MIX[name], dataset_of(cfg), dataset_of(as_set(cfg, name))
+def in_joints_of(
+    ours: DatasetFile,
+    table: PersonTable,
+    theirs: DatasetFile,
+    *,
+    name: str,
+    joints: Mapping[str, str] | None = None,
+    repeat: float = 1.0,
+) -> PersonTable:
+    """Return a table with the joints of another dataset. What was mixed is in the log.
+
+    Args:
+        ours: the dataset whose joints the table gets.
+        table: persons with labels.
+        theirs: the dataset of the table.
+        name: of the group in DATASET.MIX, for the log.
+        joints: {its name: ours} for joints that are not called the same.
+        repeat: how often a person comes in an epoch.
+    """
     count = ours.skeleton.num_joints
-    places = joint_places(theirs, ours, group.JOINTS)
+    places = joint_places(theirs, ours, dict(joints or {}))
     lost = [
         joint for place, joint in enumerate(ours.skeleton.names) if place not in places.values()
     ]
@@ -140,16 +156,16 @@ def _of_mix(cfg: CfgNode, name: str, table: PersonTable) -> PersonTable:
     )
     log.info(
         "%s",
-        f"DATASET.MIX.{name}: {len(table)} persons, each {group.REPEAT:g} times an epoch, with"
+        f"DATASET.MIX.{name}: {len(table)} persons, each {repeat:g} times an epoch, with"
         f" {len(places)} of {count} joints{without}",
     )
-    joints, visible = in_places(table.joints, table.visible, places, count)
+    moved, visible = in_places(table.joints, table.visible, places, count)
     return replace(
         table,
         skeleton=ours.skeleton,
-        joints=joints,
+        joints=moved,
         visible=visible,
-        repeat=np.full(len(table), group.REPEAT),
+        repeat=np.full(len(table), repeat),
     )
 
 

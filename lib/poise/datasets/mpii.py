@@ -5,6 +5,7 @@ Coordinates in the files are 1-based. Source: HRNet lib/dataset/mpii.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,26 +20,32 @@ from poise.io.cache import Arrays, remembered
 from poise.io.json_file import field_fault, read_json
 from poise.structures.crops import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
 from poise.structures.person_table import PackedNames, PersonTable
+from poise.structures.skeleton import Skeleton
 
 
-def read_table(
-    cfg: CfgNode, split: str, *, detections: bool = False, margin=BOX_MARGIN
+def read_persons(
+    path: Path,
+    skeleton: Skeleton,
+    *,
+    labelled: bool = True,
+    margin: Sequence[float] = BOX_MARGIN,
+    cache: bool = False,
 ) -> PersonTable:
-    """All persons of a split in the file's order; the test split has no joints. Raises DataError,
-    naming the file.
+    """Read all persons of a file in its order; a test split has no joints.
 
-    detections: ignored, there are no detection files. margin: factors in x and y by which the
-    square boxes grow. There is no aspect fit: HRNet's boxes stay square whatever the network's
-    input, and only their width counts.
+    Args:
+        path: the annotation file.
+        skeleton: that of the dataset.
+        labelled: whether the persons have joints.
+        margin: factors in x and y by which the square boxes grow. There is no aspect fit: HRNet's
+            boxes stay square whatever the network's input, and only their width counts.
+        cache: whether what was read is kept in the user's cache folder.
+
+    Raises DataError naming the file.
     """
-    path, labelled, skeleton = (
-        present_annotation_path(cfg, split),
-        set_files(cfg, split).labelled,
-        dataset_of(cfg).skeleton,
-    )
     joints = skeleton.num_joints
     kind = f"persons with {joints} joints" if labelled else "unlabelled persons"
-    file = remembered(path, kind, partial(_read, path, labelled, joints), cfg.DATASET.CACHE)
+    file = remembered(path, kind, partial(_read, path, labelled, joints), cache)
     center, extent, given = mpii_center_extent(file["center"], file["scale"])
     scale = extent * np.where(given[:, None], margin, 1.0) / PIXEL_STD
     count = len(center)
@@ -152,6 +159,22 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
         "scale": scale,
     }
     return arrays | {"joints": joints, "visible": visible} if labelled else arrays
+
+
+def read_table(
+    cfg: CfgNode, split: str, *, detections: bool = False, margin: Sequence[float] = BOX_MARGIN
+) -> PersonTable:
+    """Read all persons of a split. Raises DataError naming the file.
+
+    detections: ignored, there are no detection files.
+    """
+    return read_persons(
+        present_annotation_path(cfg, split),
+        dataset_of(cfg).skeleton,
+        labelled=set_files(cfg, split).labelled,
+        margin=margin,
+        cache=cfg.DATASET.CACHE,
+    )
 
 
 READER = Reader(read_table)
