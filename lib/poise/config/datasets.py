@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,9 @@ def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
             raise ConfigError(
                 f"{source}: unknown key {key}.{part}; the keys are {', '.join(MIX_KEYS)}"
             )
-    for part, default in MIX_KEYS.items():
-        if part not in group:
-            group[part] = (
-                CfgNode(default, new_allowed=True)
-                if isinstance(default, dict)
-                else name
-                if part == "FILE"
-                else default
-            )
+    defaults = {**MIX_KEYS, "FILE": name, "JOINTS": CfgNode(new_allowed=True)}
+    for part, default in defaults.items():
+        group.setdefault(part, default)
     for part in ("FILE", "SET", "ROOT", "DATA_FORMAT"):
         if not isinstance(group[part], str) or (not group[part] and part in ("FILE", "SET")):
             raise ConfigError(
@@ -95,6 +90,12 @@ def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
             f" {shown_value(repeat)}"
         )
     group.REPEAT = float(repeat)
+    _check_mixed_joints(cfg, name, data, source)
+
+
+def _check_mixed_joints(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
+    """Raise ConfigError where the joints of a group of DATASET.MIX do not fit those of `data`."""
+    key, group = f"DATASET.MIX.{name}", cfg.DATASET.MIX[name]
     other = _read(group.FILE, f"{key}.FILE", source)
     if not isinstance(group.JOINTS, CfgNode):
         raise ConfigError(
@@ -454,7 +455,7 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
     return replace(result, remarks=tuple(_remarks(result, "sigmas" in values)))
 
 
-def _remarks(file: DatasetFile, has_sigmas: bool):
+def _remarks(file: DatasetFile, has_sigmas: bool) -> Iterator[str]:
     if not has_sigmas and METRICS[file.metric].uses_sigmas:
         yield (
             f"{file.path}: has no sigmas, so the OKS takes {DEFAULT_SIGMA} for every joint, the"
@@ -476,7 +477,7 @@ def _remarks(file: DatasetFile, has_sigmas: bool):
 class _Values:
     """The values of a dataset file, checked one key at a time; `path` is for the errors."""
 
-    def __init__(self, values: dict, path: Path):
+    def __init__(self, values: dict, path: Path) -> None:
         self.values, self.path = values, path
 
     def text(self, key: str, default: str | None = None) -> str:

@@ -40,7 +40,10 @@ def differences(cfg: CfgNode, other: CfgNode | None = None) -> dict[str, tuple[s
     """
     mine, theirs = dict(flat(cfg)), dict(flat(default_config() if other is None else other))
     shown = {
-        key: tuple(_yaml(values[key]) if key in values else ABSENT for values in (mine, theirs))
+        key: (
+            _yaml(mine[key]) if key in mine else ABSENT,
+            _yaml(theirs[key]) if key in theirs else ABSENT,
+        )
         for key in {**mine, **theirs}
     }
     return {key: pair for key, pair in shown.items() if pair[0] != pair[1]}

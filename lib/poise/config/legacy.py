@@ -8,6 +8,7 @@ three defaults are others.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 _MOVED_TO_MODEL = ("TARGET_TYPE", "HEATMAP_SIZE", "SIGMA")
 # defaults of SimpleBaseline that HRNet changed; its files rely on them
@@ -23,7 +24,7 @@ def translate_simple_baseline(values: dict) -> dict:
     """
     groups = {name: values.get(name) for name in ("MODEL", "TRAIN", "TEST")}
     model, train, test = (group if isinstance(group, dict) else {} for group in groups.values())
-    extra = model.get("EXTRA") if isinstance(model.get("EXTRA"), dict) else {}
+    extra = _group(model, "EXTRA")
     if (
         "BATCH_SIZE" not in train
         and "BATCH_SIZE" not in test
@@ -35,7 +36,7 @@ def translate_simple_baseline(values: dict) -> dict:
     values = copy.deepcopy(values)
     model, train, test = (values.get(name) or {} for name in groups)
     values.update(MODEL=model, TRAIN=train, TEST=test)
-    extra = model.get("EXTRA") if isinstance(model.get("EXTRA"), dict) else {}
+    extra = _group(model, "EXTRA")
     for key in _MOVED_TO_MODEL:
         if key in extra:
             model.setdefault(key, extra.pop(key))
@@ -45,3 +46,9 @@ def translate_simple_baseline(values: dict) -> dict:
     for key, value in _DEFAULTS.items():
         test.setdefault(key, value)
     return values
+
+
+def _group(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a group of a configuration, {} where there is none."""
+    group = values.get(key)
+    return group if isinstance(group, dict) else {}

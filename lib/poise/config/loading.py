@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def _nearest(name: str) -> str:
     return f"; the nearest known keys are {', '.join(close[:3])}" if close else ""
 
 
-def _key_names(node: CfgNode, prefix: str = ""):
+def _key_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
     for key, value in node.items():
         yield f"{prefix}{key}"
         if isinstance(value, CfgNode):
@@ -232,21 +232,24 @@ def _typed(default: Any, value: Any, name: str, source: str) -> Any:
         if wanted is int and isinstance(value, float) and value.is_integer():
             return int(value)
         if wanted in (list, tuple):
-            if isinstance(value, int) and not isinstance(value, bool):
-                # GPUS '0' and IMAGE_SIZE 256 of SimpleBaseline
-                value = [value] * (2 if name.endswith("_SIZE") else 1)
-            if isinstance(value, (list, tuple)):
-                if all(
-                    isinstance(item, (int, float)) and not isinstance(item, bool) for item in value
-                ):
-                    return wanted(
-                        int(item) if isinstance(item, float) and item.is_integer() else item
-                        for item in value
-                    )
-                raise ConfigError(f"{source}: {name} must hold numbers, got {shown_value(value)}")
+            return _typed_numbers(wanted, value, name, source)
         if type(value) is wanted:
             return value
     raise _wrong_type(wanted, value, name, source)
+
+
+def _typed_numbers(wanted: type, value: Any, name: str, source: str) -> Any:
+    """Return numbers as a list or tuple, as `wanted` says. Raises ConfigError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        # GPUS '0' and IMAGE_SIZE 256 of SimpleBaseline
+        value = [value] * (2 if name.endswith("_SIZE") else 1)
+    if not isinstance(value, (list, tuple)):
+        raise _wrong_type(wanted, value, name, source)
+    if any(not isinstance(item, (int, float)) or isinstance(item, bool) for item in value):
+        raise ConfigError(f"{source}: {name} must hold numbers, got {shown_value(value)}")
+    return wanted(
+        int(item) if isinstance(item, float) and item.is_integer() else item for item in value
+    )
 
 
 def _wrong_type(wanted: type, value: Any, name: str, source: str) -> ConfigError:

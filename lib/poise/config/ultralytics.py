@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _has_word(word: str, name: Any) -> bool:
 
 
 def _coco_keys(coco: Skeleton) -> dict:
-    def named(places):
+    def named(places: Iterable[int]) -> list[str]:
         return [coco.names[place] for place in places]
 
     return {
@@ -145,7 +146,7 @@ def _class_names(values: dict, path: Path) -> list[str]:
 def _files(values: dict, path: Path) -> dict:
     """Return name, root, annotations, images and sets; labels are in `labels`, not `images`."""
     root = _root(values, path)
-    keys = {
+    keys: dict[str, Any] = {
         "name": root.name or path.stem,
         "root": str(root),
         "annotations": "annotations/{set}.json",

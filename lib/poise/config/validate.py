@@ -161,7 +161,7 @@ def check_values(cfg: CfgNode, source: str) -> None:
         "DATASET.HALF_BODY_MARGIN_RANDOM",
     ):
         group, name = key.split(".")
-        least = 0 if name.endswith("RANDOM") else 0.01
+        least = 0.0 if name.endswith("RANDOM") else 0.01
         value = cfg[group][name]
         need(
             len(value) == 2

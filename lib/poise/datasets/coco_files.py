@@ -327,7 +327,7 @@ def persons_one_by_one(
         entry = with_ids(entry, *ID_FIELDS)
         try:
             reason = _why_left_out(entry, person, position, joints)
-        except _Unusable as fault:
+        except _UnusableError as fault:
             has_id = entry.get("id") is not None
             name = f"annotation {shown(entry['id'], 60)}" if has_id else unnamed
             raise DataError(f"{path}: {name} {fault}") from None
@@ -338,7 +338,7 @@ def persons_one_by_one(
     return _columns(rows, [position[row["image_id"]] for row in rows], joints), dropped
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """What is wrong with an annotation."""
 
 
@@ -346,22 +346,22 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
     """Return why a person is left out, '' where it is used; of one left out the rest may be wrong.
 
     Raises:
-        _Unusable: if it can neither be used nor left out.
+        _UnusableError: if it can neither be used nor left out.
     """
     if as_id(entry.get("category_id")) is None:
-        raise _Unusable(_field(entry, "category_id", "a whole number"))
+        raise _UnusableError(_field(entry, "category_id", "a whole number"))
     if entry["category_id"] != person:
         return OF_ANOTHER
     crowd = crowd_flag(entry)
     if crowd is None:
-        raise _Unusable(_field(entry, "iscrowd", "0 or 1"))
+        raise _UnusableError(_field(entry, "iscrowd", "0 or 1"))
     if crowd:
         return "crowd regions"
     if "image_id" not in entry:
-        raise _Unusable(_field(entry, "image_id", "a whole number"))
+        raise _UnusableError(_field(entry, "image_id", "a whole number"))
     if as_id(entry["image_id"]) not in position:
         image = shown(entry["image_id"], 60)
-        raise _Unusable(f"belongs to image {image}, which 'images' does not list")
+        raise _UnusableError(f"belongs to image {image}, which 'images' does not list")
     keypoints = _numbers(
         entry,
         "keypoints",
@@ -371,12 +371,12 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
     if max(keypoints[2::3]) <= 0:  # a flag decides, whatever the coordinates are
         return "without labelled joints"
     if not is_number(entry.get("area", 1)):
-        raise _Unusable(_field(entry, "area", "a number"))
+        raise _UnusableError(_field(entry, "area", "a number"))
     if entry.get("area", 1) <= 0:
         return "of area 0"
     _numbers(entry, "bbox", 4, "numbers in its bbox, expected x, y, width and height")
     if as_id(entry.get("id")) is None:
-        raise _Unusable(_field(entry, "id", "a whole number"))
+        raise _UnusableError(_field(entry, "id", "a whole number"))
     return ""
 
 
@@ -390,15 +390,15 @@ def _field(entry: dict, key: str, expected: str) -> str:
 
 
 def _numbers(entry: dict, key: str, count: int, wrong_count: str) -> list:
-    """Return a field that is a list of `count` numbers, or raise _Unusable."""
+    """Return a field that is a list of `count` numbers, or raise _UnusableError."""
     values = entry.get(key)
     if not isinstance(values, list):
-        raise _Unusable(_field(entry, key, f"a list of {count} numbers"))
+        raise _UnusableError(_field(entry, key, f"a list of {count} numbers"))
     if len(values) != count:
-        raise _Unusable(f"has {len(values)} {wrong_count}")
+        raise _UnusableError(f"has {len(values)} {wrong_count}")
     for place, value in enumerate(values):
         if not is_number(value):
-            raise _Unusable(
+            raise _UnusableError(
                 f"has {shown_value(value, 60)} as number {place} of its {key}, expected a number; "
                 "correct or remove it"
             )

@@ -29,9 +29,9 @@ def naming_keys(keys: Mapping[str, str], prefix: str = "MODEL.EXTRA.") -> Iterat
     try:
         yield
     except OptionError as error:
-        keyword, rest = re.fullmatch(r"(\w+)(.*)", str(error), re.DOTALL).groups()
-        key = next(key for key, name in keys.items() if name == keyword)
-        raise ConfigError(f"{prefix}{key}{rest}") from error
+        keyword = re.split(r"\W", str(error), maxsplit=1)[0]
+        key = next((key for key, name in keys.items() if name == keyword), keyword)
+        raise ConfigError(f"{prefix}{key}{str(error)[len(keyword) :]}") from error
 
 
 def given_keywords(group: CfgNode, keys: Mapping[str, str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class PackedNames(Sequence):
     reference counts change.
     """
 
-    def __init__(self, buffer: np.ndarray, ends: np.ndarray):
+    def __init__(self, buffer: np.ndarray, ends: np.ndarray) -> None:
         """buffer: uint8, the strings' UTF-8 one after the other. ends (M,): where each one ends."""
         self.buffer, self.ends = buffer, ends
 
@@ -35,7 +35,7 @@ class PackedNames(Sequence):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
         start = self.ends[index - 1] if index else 0
         return self.buffer[start : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
 

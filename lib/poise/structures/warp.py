@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 try:
-    from poise.structures import _warp
+    from poise.structures import _warp  # type: ignore[attr-defined]  # compiled, without types
 except ImportError:
     _warp = None
 

@@ -40,7 +40,8 @@ _STAND_INS = {
     "#020202": "var(--line)",
     **{f"#0303{number:02x}": f"var(--series-{number})" for number in range(len(PAPER.series))},
 }
-PAGE = Palette(*list(_STAND_INS)[:2], tuple(_STAND_INS)[2:])
+_STANDING_IN = tuple(_STAND_INS)
+PAGE = Palette(_STANDING_IN[0], _STANDING_IN[1], _STANDING_IN[2:])
 
 
 # points of a legend's mark with the space about it, and of a letter, generously
@@ -87,7 +88,7 @@ class Curve(NamedTuple):
     style: str = "-"
 
 
-def need_matplotlib():
+def need_matplotlib() -> Any:
     """The module. Raises PoiseError without it."""
     try:
         import matplotlib
@@ -116,7 +117,9 @@ def styled(palette: Palette) -> Callable[[Callable[..., T]], Callable[..., T]]:
     return decorated
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any):
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Any, Any]:
     """(figure, axes (rows, columns)) of inches, outside of pyplot, which would look for a
     display.
     """
@@ -175,8 +178,8 @@ def _draw_bars(
 ) -> None:
     thick = 0.8 / len(series)
     place = np.arange(len(labels))
-    for number, (name, values) in enumerate(series.items()):
-        values = np.array(values, float)
+    for number, (name, given) in enumerate(series.items()):
+        values = np.array(given, float)
         values = np.where(values == -1, np.nan, values)
         drawn = axis.barh(
             place + (number - (len(series) - 1) / 2) * thick,
@@ -210,12 +213,9 @@ def panels(
     rows = -(-len(groups) // 2)
     largest = max(len(labels) * (0.5 + 0.5 * len(series)) for series, labels in groups.values())
     figure, axes = new_figure(9, rows * (0.9 + 0.27 * largest), rows, 2)
-    for axis, (name, (series, labels)) in itertools.zip_longest(
-        axes.flat, groups.items(), fillvalue=(None, (None, None))
-    ):
-        if name is None:
-            axis.set_visible(False)
-            continue
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
+    for axis, (name, (series, labels)) in zip(axes.flat, groups.items()):
         _draw_bars(axis, series, labels, value, (0, 1.12), legend=False)
         axis.set_title(name, loc="left")
     handles, names = axes[0, 0].get_legend_handles_labels()

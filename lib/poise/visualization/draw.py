@@ -64,7 +64,7 @@ def draw_person(
                 else skeleton.side(a) + skeleton.side(b)
             )
             cv2.line(image, at(a), at(b), limb_color or _SIDE_COLOURS[side], thick, cv2.LINE_AA, 3)
-    for joint in np.flatnonzero(usable):
+    for joint in np.flatnonzero(usable).tolist():
         if size >= _RING_SIZE:
             cv2.circle(image, at(joint), (radius + 1) * 8, (255, 255, 255), -1, cv2.LINE_AA, 3)
         cv2.circle(
@@ -81,7 +81,9 @@ def _line_size(image: np.ndarray, person_side: float) -> float:
 def person_color(number: int) -> Color:
     """Return a saturated BGR color; consecutive numbers get hues that are far apart."""
     hue = round(180 * (number * _GOLDEN_RATIO % 1)) % 180
-    b, g, r = cv2.cvtColor(np.uint8([[[hue, 200, 255]]]), cv2.COLOR_HSV2BGR)[0, 0].tolist()
+    b, g, r = cv2.cvtColor(np.array([[[hue, 200, 255]]], np.uint8), cv2.COLOR_HSV2BGR)[
+        0, 0
+    ].tolist()
     return b, g, r
 
 

@@ -46,15 +46,15 @@ _CHECK_BYTES = 1 << 26
 _PICTURE_BYTES, _PERSON_BYTES, _JOINT_BYTES = 500, 600, 24  # in memory, of what is read
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     pass
 
 
 class _ImageParser:
     """Parse XML into one tree per <image> below the root, without text, and drop the rest.
 
-    Raises _Refused for a document type (entities can fetch files and grow without end) and for more
-    than CVAT writes. Neither expat nor defusedxml bounds attributes, names or elements.
+    Raises _RefusedError for a document type (entities can fetch files and grow without end) and for
+    more than CVAT writes. Neither expat nor defusedxml bounds attributes, names or elements.
     """
 
     def __init__(self):
@@ -73,21 +73,21 @@ class _ImageParser:
         self._fed += len(chunk)
         # expat holds a tag until it is complete, and makes all its attributes at once
         if not final and self._fed - self._parser.CurrentByteIndex > _MAX_TAG_BYTES:
-            raise _Refused(f"has a tag of more than {_MAX_TAG_BYTES >> 20} MB")
+            raise _RefusedError(f"has a tag of more than {_MAX_TAG_BYTES >> 20} MB")
 
     def _refuse_doctype(self, *_) -> None:
-        raise _Refused(
+        raise _RefusedError(
             "has a document type (DTD) or entities, which CVAT does not write; do not trust it"
         )
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         if self._depth > _DEEPEST:
-            raise _Refused(f"is nested deeper than {_DEEPEST} elements")
+            raise _RefusedError(f"is nested deeper than {_DEEPEST} elements")
         if len(attributes) > _MAX_ATTRIBUTES:
-            raise _Refused(f"has an element of more than {_MAX_ATTRIBUTES} attributes")
+            raise _RefusedError(f"has an element of more than {_MAX_ATTRIBUTES} attributes")
         if len(self._names) > _MAX_NAMES:
-            raise _Refused(f"has more than {_MAX_NAMES} names of elements and attributes")
+            raise _RefusedError(f"has more than {_MAX_NAMES} names of elements and attributes")
         if self._depth == 1:
             self.root = tag
         elif self._depth == 2 and tag == "image":
@@ -96,9 +96,11 @@ class _ImageParser:
         if self._builder is not None:
             self._values += 1 + len(attributes)
             if self._values > _MAX_VALUES:
-                raise _Refused(f"has an image of more than {_MAX_VALUES} elements and attributes")
+                raise _RefusedError(
+                    f"has an image of more than {_MAX_VALUES} elements and attributes"
+                )
             if self._parser.CurrentByteIndex - self._image_start > _MAX_IMAGE_BYTES:
-                raise _Refused(f"has an image of more than {_MAX_IMAGE_BYTES >> 20} MB")
+                raise _RefusedError(f"has an image of more than {_MAX_IMAGE_BYTES >> 20} MB")
             self._builder.start(tag, attributes)
 
     def _end(self, tag: str) -> None:
@@ -121,7 +123,7 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
         chunk = data[start : start + _CHUNK_BYTES]
         try:
             parser.feed(chunk, final=start + len(chunk) == len(data))
-        except _Refused as fault:
+        except _RefusedError as fault:
             raise DataError(f"{path}: the CVAT file {fault}") from None
         except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: the encoding
             raise DataError(

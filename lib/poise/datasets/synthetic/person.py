@@ -248,13 +248,7 @@ class _Painter:
                         look.trim
                     )
             # the neckline is cut deeper in front than behind
-            depth = (
-                0.05
-                if look.top_kind in ("jacket", "hoodie")
-                else 0.13
-                if look.top_kind != "vest"
-                else 0.20
-            )
+            depth = {"jacket": 0.05, "hoodie": 0.05, "vest": 0.20}.get(look.top_kind, 0.13)
             colour[s > 1.03 - depth * np.maximum(1 - (t / 0.55) ** 2, 0)] = look.skin
             if look.top_kind == "vest":
                 colour[(s > 0.74) & (np.abs(np.sin(t)) > 0.80)] = look.skin

@@ -123,26 +123,31 @@ def _entry(values: dict[str, Any], path: str | Path) -> Entry:
                 f"{path}: {name}: {key} must be a list of texts, got {shown_value(value)}"
             )
         values[key] = tuple(value)
+    _check_numbers(values, f"{path}: {name}")
+    return Entry(**values)
+
+
+def _check_numbers(values: dict[str, Any], where: str) -> None:
+    """Raise DataError for an invalid size, kind, source or checksum of an entry."""
     size = values.get("size_bytes", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 60:
         raise DataError(
-            f"{path}: {name}: size_bytes must be a whole number or null, got {shown_value(size)}"
+            f"{where}: size_bytes must be a whole number or null, got {shown_value(size)}"
         )
     if values["what"] not in KINDS:
         raise DataError(
-            f"{path}: {name}: what must be {' or '.join(KINDS)}, got {shown_value(values['what'])}"
+            f"{where}: what must be {' or '.join(KINDS)}, got {shown_value(values['what'])}"
         )
     if not isinstance(values.get("by_hand", False), bool) or bool(values.get("url")) == values.get(
         "by_hand", False
     ):
-        raise DataError(f"{path}: {name}: give either a url or by_hand: true")
+        raise DataError(f"{where}: give either a url or by_hand: true")
     prefix = values.get("sha256_prefix", "")
     if prefix and (len(prefix) < 8 or not set(prefix) <= set("0123456789abcdef")):
         raise DataError(
-            f"{path}: {name}: sha256_prefix must be 8 or more lower-case hex digits in quotes, got"
+            f"{where}: sha256_prefix must be 8 or more lower-case hex digits in quotes, got"
             f" {shown_value(prefix)}"
         )
-    return Entry(**values)
 
 
 def find(entries: dict[str, Entry], name: str, source: str | Path = ZOO) -> Entry:
