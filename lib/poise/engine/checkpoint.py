@@ -197,7 +197,7 @@ def _read(path: Path) -> Any:
             )
         try:
             content = weights.read_tensors(path, "checkpoint")
-        except weights.Unreadable:
+        except weights.UnreadableError:
             raise
         except DataError as error:
             raise CorruptCheckpointError(f"{error}; remove it to begin anew") from None

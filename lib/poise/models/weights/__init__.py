@@ -14,7 +14,7 @@ predicts
 
 from poise.models.weights.loading import LoadReport, load, load_pretrained
 from poise.models.weights.reading import (
-    Unreadable,
+    UnreadableError,
     WeightFile,
     is_plain,
     read_state_dict,
@@ -28,7 +28,7 @@ from poise.models.weights.reading import (
 
 __all__ = [
     "LoadReport",
-    "Unreadable",
+    "UnreadableError",
     "WeightFile",
     "is_plain",
     "load",

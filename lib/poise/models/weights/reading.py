@@ -58,7 +58,7 @@ class WeightFile:
     experiment: str = ""
 
 
-class Unreadable(DataError):
+class UnreadableError(DataError):
     """The system could not read a file that may be whole: a disk that is away for a moment, too
     many open files, no memory.
     """
@@ -278,9 +278,9 @@ def _try_writing(path: Path) -> None:
         file.write(bytes(_MORE_THAN_A_BLOCK))
 
 
-def unreadable(path: str | Path, error: OSError | MemoryError) -> Unreadable:
+def unreadable(path: str | Path, error: OSError | MemoryError) -> UnreadableError:
     """What to raise where the system failed and not the file."""
-    return Unreadable(
+    return UnreadableError(
         f"{path}: cannot be read"
         f" ({getattr(error, 'strerror', None) or str(error) or 'no memory left'}); the file may be"
         " whole: try again"
