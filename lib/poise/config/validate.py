@@ -161,13 +161,13 @@ def check_values(cfg: CfgNode, source: str) -> None:
         "DATASET.HALF_BODY_MARGIN_RANDOM",
     ):
         group, name = key.split(".")
-        least = 0.0 if name.endswith("RANDOM") else 0.01
+        lowest = "0" if name.endswith("RANDOM") else "0.01"
         value = cfg[group][name]
         need(
             len(value) == 2
-            and all(isinstance(v, (int, float)) and least <= v <= 100 for v in value),
+            and all(isinstance(v, (int, float)) and float(lowest) <= v <= 100 for v in value),
             key,
-            f"two factors from {least} to 100, for x and y",
+            f"two factors from {lowest} to 100, for x and y",
         )
     for key in ("MEAN", "STD"):
         value = cfg.MODEL[key]

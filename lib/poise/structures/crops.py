@@ -18,6 +18,7 @@ tests/golden/mspn_functions.json.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
@@ -27,6 +28,7 @@ from poise.errors import DataError
 from poise.structures.warp import warp
 
 PIXEL_STD = 200.0
+Pair = Sequence[float] | np.ndarray  # two numbers: x and y, or width and height
 # pixels: coordinates and sides of pictures stay below it, and float32, which tables hold, tells
 # whole pixels apart there
 FARTHEST = 1e7
@@ -44,7 +46,7 @@ def fit_aspect(
 
 
 def box_to_center_scale(
-    boxes: np.ndarray, aspect: float, margin=BOX_MARGIN
+    boxes: np.ndarray, aspect: float, margin: Pair = BOX_MARGIN
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centre and scale of person boxes.
 
@@ -56,7 +58,7 @@ def box_to_center_scale(
     return boxes[:, :2] + boxes[:, 2:] * 0.5, extent_to_scale(boxes[:, 2:], aspect, margin)
 
 
-def extent_to_scale(extent: np.ndarray, aspect: float, margin) -> np.ndarray:
+def extent_to_scale(extent: np.ndarray, aspect: float, margin: Pair) -> np.ndarray:
     """Scale (..., 2) in units of 200 pixels of boxes of width and height `extent` (..., 2) in
     pixels, after margin and aspect fit.
 
@@ -83,7 +85,13 @@ def mpii_center_extent(
 
 
 def crop_matrix(
-    center, scale, rotation: float, size, *, mirror_width: int | None = None, unbiased: bool = False
+    center: Pair,
+    scale: Pair,
+    rotation: float,
+    size: Sequence[int],
+    *,
+    mirror_width: int | None = None,
+    unbiased: bool = False,
 ) -> np.ndarray:
     """Matrix (2, 3) float64 from image pixels to crop pixels.
 
@@ -106,7 +114,9 @@ def crop_matrix(
     return matrix
 
 
-def _three_point_matrix(center, scale, rotation: float, size) -> np.ndarray:
+def _three_point_matrix(
+    center: Pair, scale: Pair, rotation: float, size: Sequence[int]
+) -> np.ndarray:
     width, height = size
     arm = float(np.float32(scale[0]) * np.float32(PIXEL_STD)) * 0.5
     angle = np.deg2rad(rotation)
@@ -130,7 +140,7 @@ def _right_angle(x: np.float32, y: np.float32, end_x: np.float32, end_y: np.floa
     )
 
 
-def _unbiased_matrix(center, scale, rotation: float, size) -> np.ndarray:
+def _unbiased_matrix(center: Pair, scale: Pair, rotation: float, size: Sequence[int]) -> np.ndarray:
     """The centre goes to the middle of the outer pixels' centres. The two axes' zooms differ by
     a hair, as in UDP.
     """
@@ -150,7 +160,11 @@ def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def crop_to_image(
-    coords: np.ndarray, center: np.ndarray, scale: np.ndarray, image_size, unbiased: bool = False
+    coords: np.ndarray,
+    center: np.ndarray,
+    scale: np.ndarray,
+    image_size: Sequence[int],
+    unbiased: bool = False,
 ) -> np.ndarray:
     """Crop pixels back to image pixels, for crops without rotation: the inverse of crop_matrix.
 
@@ -176,7 +190,7 @@ def cut(
     scale: np.ndarray,
     rotation: float,
     mirrored: bool,
-    size,
+    size: tuple[int, int],
     unbiased: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix
@@ -200,7 +214,7 @@ def cut_matrix(
     scale: np.ndarray,
     rotation: float,
     mirrored: bool,
-    size,
+    size: tuple[int, int],
     unbiased: bool = False,
 ) -> np.ndarray:
     """Matrix (2, 3) from an image of this width to the crop of `size` (width, height).
