@@ -47,7 +47,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:

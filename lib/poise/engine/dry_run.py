@@ -60,10 +60,10 @@ def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
     seconds = _step_seconds(cfg, setup, processes)
     trained = peak_memory(state.device)
     start, test_seconds, batches = _test_seconds(cfg, setup, processes)
-    peaks = processes.gather(peak_memory(state.device))
-    if peaks is None:
+    usages = processes.gather(peak_memory(state.device))
+    if usages is None:
         return
-    _log_memory(state.device, trained, peaks)
+    _log_memory(state.device, trained, usages)
     total = steps * seconds + tests * (start + batches * test_seconds)
     log.info(
         "the whole run: %d steps of %.3f s and %d tests of %d batches of %.3f s after %.3f s, about"
@@ -121,10 +121,10 @@ def _step_seconds(cfg: CfgNode, setup: train.Setup, processes: Processes) -> flo
     return seconds
 
 
-def _log_memory(device: torch.device, trained: int | None, peaks: list[int | None]) -> None:
+def _log_memory(device: torch.device, trained: int | None, usages: list[int | None]) -> None:
     """Log the peak of this process's training, and of the processes' training and test."""
-    known = [peak for peak in peaks if peak is not None]
-    if trained is None or len(known) < len(peaks):
+    known = [usage for usage in usages if usage is not None]
+    if trained is None or len(known) < len(usages):
         return
     kind = "of the process, besides its workers"
     if device.type == "cuda":
@@ -134,7 +134,7 @@ def _log_memory(device: torch.device, trained: int | None, peaks: list[int | Non
         kind,
         trained / 1e9,
         max(known) / 1e9,
-        f", the largest of {len(peaks)} processes" if len(peaks) > 1 else "",
+        f", the largest of {len(usages)} processes" if len(usages) > 1 else "",
     )
 
 
