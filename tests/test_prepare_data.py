@@ -140,7 +140,7 @@ def source(server):
 
 
 def prepare(source, root, **options):
-    return prepare_data.prepare(source, root, wait=lambda turn: 0.0, **options)
+    return prepare_data.prepare(source, root, waits=[0.0] * (prepare_data.TRIES - 1), **options)
 
 
 def refusal(source, root, kind=DataError, **options):

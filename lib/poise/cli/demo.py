@@ -139,9 +139,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = experiment(args) if args.cfg else None
     from poise.inference import demo
 
-    summary = demo.run(
-        cfg,
-        args.cfg,
+    options = demo.DemoOptions(
+        draw=not args.no_drawing,
+        track=args.track,
+        smooth=args.smooth,
+        joint_score=args.joint_threshold,
+        max_frames=args.max_frames,
+        draw_boxes=args.draw_boxes,
+    )
+    request = demo.Request(
         input=args.input,
         weights=args.weights,
         boxes=args.boxes,
@@ -151,12 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         output=args.output,
         device=args.device,
         half=args.half,
-        draw=not args.no_drawing,
-        track=args.track,
-        smooth=args.smooth,
-        joint_score=args.joint_threshold,
-        max_frames=args.max_frames,
-        draw_boxes=args.draw_boxes,
         overrides=() if args.cfg else args.overrides,
+        options=options,
     )
+    summary = demo.run(cfg, args.cfg, request)
     return INTERRUPTED if summary.interrupted else 0

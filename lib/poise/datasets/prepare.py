@@ -19,6 +19,8 @@ from poise.io.mat_file import read_matlab
 from poise.visualization.tables import aligned
 
 TRIES = 8
+#: seconds before try 2, 3, ... of a transfer that broke
+WAITS = tuple(min(2.0**turn, 60.0) for turn in range(1, TRIES))
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -31,7 +33,7 @@ def prepare(
     zipped: bool = False,
     keep: bool = False,
     agreed: Callable[[str], bool] = lambda question: True,
-    wait: Callable[[int], float] = lambda turn: min(2.0**turn, 60.0),
+    waits: Sequence[float] = WAITS,
 ) -> list[str]:
     """Fetch, check and unpack what of `source` is not yet whole in `root`, and return what a person
     still has to fetch, a line for each.
@@ -39,7 +41,7 @@ def prepare(
     only: names of archives; none are those that are needed for training and testing. base: another
     place that has the same files. zipped: leave images in their archives, for DATASET.DATA_FORMAT
     zip. keep: do not remove the archives afterwards. agreed: asked with the sizes before anything
-    is fetched. wait: seconds before try 1, 2, ... of a transfer that broke. Raises ConfigError and
+    is fetched. waits: seconds before try 2, 3, ... of a transfer that broke. Raises ConfigError and
     DataError; a later call goes on.
     """
     root = Path(root)
@@ -70,7 +72,7 @@ def prepare(
         ):
             raise DataError(f"{root}: nothing was fetched")
     for archive in missing:
-        file = _fetched(archive, root, base or source.base, wait)
+        file = _fetched(archive, root, base or source.base, waits)
         if zipped and archive.folder:
             target = _zip_place(archive, root)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,7 @@ def _zip_place(archive: Archive, root: Path) -> Path:
     return root / f"{archive.folder.rstrip('/')}.zip"
 
 
-def _fetched(archive: Archive, root: Path, base: str, wait: Callable[[int], float]) -> Path:
+def _fetched(archive: Archive, root: Path, base: str, waits: Sequence[float]) -> Path:
     """The archive's file in `root`, checked."""
     url = f"{base.rstrip('/')}/{archive.path}"
     return download.fetch(
@@ -154,8 +156,7 @@ def _fetched(archive: Archive, root: Path, base: str, wait: Callable[[int], floa
         digest=archive.digest,
         size=archive.size,
         unchecked=not archive.digest,
-        tries=TRIES,
-        wait=wait,
+        waits=waits,
     )
 
 

@@ -89,16 +89,16 @@ def suppress(
     rows = np.argsort(rank, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rank))])
     nms_by_image = nms.soft_oks_nms_by_image if soft else nms.oks_nms_by_image
-    arrays = [np.asarray(array)[rows] for array in (keypoints, scores, areas)]
-    return rows[nms_by_image(*arrays, offsets, oks_thre, _or_cocos(sigmas))]
+    keypoints, scores, areas = (np.asarray(array)[rows] for array in (keypoints, scores, areas))
+    return rows[nms_by_image(keypoints, scores, areas, offsets, oks_thre, _or_cocos(sigmas))]
 
 
-def _or_cocos(sigmas: Sequence[float] | None) -> np.ndarray:
+def _or_cocos(sigmas: Sequence[float] | np.ndarray | None) -> np.ndarray:
     return np.asarray(dataset("coco").skeleton.sigmas if sigmas is None else sigmas, np.float64)
 
 
 def average_precision(
-    ground_truth, results, sigmas: Sequence[float] | None = None
+    ground_truth: Any, results: Any, sigmas: Sequence[float] | None = None
 ) -> dict[str, float]:
     """The ten COCO keypoint figures, equal to pycocotools', under HRNet's names and in its order
     (STATS).
@@ -116,14 +116,13 @@ def average_precision(
     results = _results(results)
     if not results:
         return nothing_found()
-    sigmas = _checked_sigmas(truth, results, sigmas)
-    return dict(
-        zip(STATS, keypoint_ap.summary(curves(truth, *_arrays(results, len(sigmas)), sigmas)))
-    )
+    constants = _checked_sigmas(truth, results, sigmas)
+    found = curves(truth, *_arrays(results, len(constants)), constants)
+    return dict(zip(STATS, keypoint_ap.summary(found)))
 
 
 def result_arrays(
-    truth: dict, results, sigmas: Sequence[float]
+    truth: Truth, results: Any, sigmas: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """image_ids (N,), category_ids (N,), keypoints (N, J, 3) float64 and scores (N,) float64 of a
     result file, its path or its content.
@@ -161,7 +160,7 @@ def average_precision_of_arrays(
     image_ids: np.ndarray,
     keypoints: np.ndarray,
     scores: np.ndarray,
-    sigmas: Sequence[float],
+    sigmas: Sequence[float] | np.ndarray,
     category_id: int = 1,
 ) -> dict[str, float]:
     """The same of predictions that were not written to a file: image_ids (N,), keypoints (N, J, 2
@@ -245,7 +244,7 @@ def curves(
 
 
 def per_joint_pck(
-    ground_truth, results, sigmas: Sequence[float] | None = None, threshold: float = 0.5
+    ground_truth: Any, results: Any, sigmas: Sequence[float] | None = None, threshold: float = 0.5
 ) -> dict[str, np.ndarray]:
     """How well each joint is found, which the AP does not tell.
 
@@ -261,9 +260,9 @@ def per_joint_pck(
     """
     truth = read_truth(ground_truth)
     results = _results(results)
-    sigmas = _checked_sigmas(truth, results, sigmas)
-    image_ids, categories, keypoints, _ = _arrays(results, len(sigmas))
-    return per_joint_pck_of_arrays(truth, image_ids, categories, keypoints, sigmas, threshold)
+    constants = _checked_sigmas(truth, results, sigmas)
+    image_ids, categories, keypoints, _ = _arrays(results, len(constants))
+    return per_joint_pck_of_arrays(truth, image_ids, categories, keypoints, constants, threshold)
 
 
 def per_joint_pck_of_arrays(
@@ -271,7 +270,7 @@ def per_joint_pck_of_arrays(
     image_ids: np.ndarray,
     categories: np.ndarray | int,
     keypoints: np.ndarray,
-    sigmas: Sequence[float],
+    sigmas: Sequence[float] | np.ndarray,
     threshold: float = 0.5,
 ) -> dict[str, np.ndarray]:
     """The same of predictions that were not written to a file: image_ids (N,), categories (N,) or
@@ -279,11 +278,9 @@ def per_joint_pck_of_arrays(
 
     truth: what read_truth returned.
     """
-    sigmas, categories, image_ids = (
-        np.asarray(sigmas, np.float64),
-        np.broadcast_to(categories, np.shape(image_ids)),
-        np.asarray(image_ids, np.int64),
-    )
+    sigmas = np.asarray(sigmas, np.float64)
+    categories = np.broadcast_to(categories, np.shape(image_ids))
+    image_ids = np.asarray(image_ids, np.int64)
     listed = np.isin(image_ids, truth.image_ids)
     labelled, total, found = (
         np.zeros(len(sigmas), np.int64),
@@ -338,7 +335,8 @@ def read_truth(
     """
     where = "the ground truth"
     if isinstance(source, (str, os.PathLike)):
-        where, source = str(source), read_json(source, "annotation file")
+        where = str(source)
+        source = read_json(where, "annotation file")
     images, annotations, categories = _lists(getattr(source, "dataset", source), where)
     # other categories than persons may have other joints, or none, and are not scored
     named = find_category({"categories": categories}, category, where, [annotations])
@@ -378,19 +376,24 @@ def _lists(source: Any, where: str) -> tuple[list[dict], list[dict], list[dict]]
     annotations = source["annotations"]
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
-    entries = []
-    for key, found, kinds in (
-        ("images", source["images"], list),
-        ("categories", source.get("categories") or (), (list, tuple)),
-    ):
-        if isinstance(found, kinds):
-            found = [with_ids(entry, "id") for entry in found]
-        if not isinstance(found, kinds) or not all(
-            isinstance(entry, dict) and isinstance(entry.get("id"), WHOLE) for entry in found
-        ):
-            raise DataError(f"{where}: {key!r} is not a list of {key} with whole numbers as ids")
-        entries.append(found)
-    return entries[0], annotations, entries[1]
+    images = _with_whole_ids(source["images"], list, "images", where)
+    categories = source.get("categories") or ()
+    return (
+        images,
+        annotations,
+        _with_whole_ids(categories, (list, tuple), "categories", where),
+    )
+
+
+def _with_whole_ids(
+    entries: Any, kinds: type | tuple[type, ...], name: str, where: str
+) -> list[dict]:
+    """Images or categories, with ids as whole numbers. Raises DataError."""
+    if isinstance(entries, kinds):
+        found = [with_ids(entry, "id") for entry in entries]
+        if all(isinstance(entry, dict) and isinstance(entry.get("id"), WHOLE) for entry in found):
+            return found
+    raise DataError(f"{where}: {name!r} is not a list of {name} with whole numbers as ids")
 
 
 def _person(
@@ -502,7 +505,7 @@ def _fault(
     )
 
 
-def _results(results) -> list[dict]:
+def _results(results: Any) -> list[dict]:
     """A list of fresh dicts with the fields that count; a `bbox` would change the areas that
     pycocotools takes.
     """
@@ -514,7 +517,9 @@ def _results(results) -> list[dict]:
     ]
 
 
-def _checked_sigmas(truth: dict, results: list[dict], sigmas: Sequence[float] | None) -> np.ndarray:
+def _checked_sigmas(
+    truth: dict, results: list[dict], sigmas: Sequence[float] | np.ndarray | None
+) -> np.ndarray:
     """`sigmas` as an array; DataError unless ground truth, results and sigmas have the same
     joints and images.
     """

@@ -38,7 +38,7 @@ def crowd_average_precision(
     image_ids: np.ndarray,
     keypoints: np.ndarray,
     scores: np.ndarray,
-    sigmas: Sequence[float],
+    sigmas: Sequence[float] | np.ndarray,
     category_id: int = 1,
 ) -> dict[str, float]:
     """The nine figures of predictions: image_ids (N,), keypoints (N, J, 2 or 3), scores (N,).
@@ -53,13 +53,10 @@ def crowd_average_precision(
         return nothing_found(CROWD_STATS)
     image_ids = np.asarray(image_ids)
     refuse_strange_images(image_ids.tolist(), truth)
-    arrays = (
-        np.full(len(image_ids), category_id),
-        np.asarray(keypoints, np.float64),
-        np.asarray(scores, np.float64),
-    )
+    categories = np.full(len(image_ids), category_id)
+    keypoints, scores = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64)
     sigmas = np.asarray(sigmas, np.float64)
-    found = keypoint_ap.summary(curves(truth, image_ids, *arrays, sigmas))
+    found = keypoint_ap.summary(curves(truth, image_ids, categories, keypoints, scores, sigmas))
     figures = found[:3] + found[5:8]
     for least, most in ((-np.inf, EASY_BELOW), (EASY_BELOW, HARD_FROM), (HARD_FROM, np.inf)):
         chosen = {image_id for image_id, index in crowding.items() if least <= index < most}
@@ -73,13 +70,11 @@ def crowd_average_precision(
             }
         )
         mine = np.isin(image_ids, list(chosen))
-        figures.append(
-            keypoint_ap.summary(
-                curves(part, image_ids[mine], *(array[mine] for array in arrays), sigmas)
-            )[0]
-            if chosen
-            else -1.0
-        )
+        if not chosen:
+            figures.append(-1.0)
+            continue
+        own = (image_ids[mine], categories[mine], keypoints[mine], scores[mine])
+        figures.append(keypoint_ap.summary(curves(part, *own, sigmas))[0])
     return dict(zip(CROWD_STATS, figures))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from poise.evaluation import keypoint_ap
-from poise.evaluation.coco import curves
+from poise.evaluation.coco import Truth, curves
 from poise.structures import boxes
 
 _MUCH = 0.1  # AP that an exchange of left and right must win to be the reason
@@ -54,7 +54,7 @@ def is_zero(value: float) -> bool:
     return round(value, 3) == 0
 
 
-def reasons(truth: dict, test: Tested, figures: Mapping[str, float]) -> list[str]:
+def reasons(truth: Truth, test: Tested, figures: Mapping[str, float]) -> list[str]:
     """Lines that say why figures are 0 or -1, none where none is. truth: what read_truth
     returned. figures: by their names.
     """
@@ -70,7 +70,7 @@ def reasons(truth: dict, test: Tested, figures: Mapping[str, float]) -> list[str
     return lines
 
 
-def nobody_counts(truth: dict) -> str:
+def nobody_counts(truth: Truth) -> str:
     """Return why no person of the ground truth counts in the AP, '' where one does.
 
     truth: what read_truth returned.
@@ -93,7 +93,7 @@ def nobody_counts(truth: dict) -> str:
     return text
 
 
-def _no_truth(truth: dict, counted: list[dict], empty: Sequence[str]) -> list[str]:
+def _no_truth(truth: Truth, counted: list[dict], empty: Sequence[str]) -> list[str]:
     """Why there is nothing to count against."""
     names = f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} -1"
     nobody = nobody_counts(truth)
@@ -129,7 +129,7 @@ def _of_size(counted: list[dict], zero: Sequence[str]) -> list[dict]:
     return [person for person in counted if low <= person["area"] <= high]
 
 
-def _zero(truth: dict, counted: list[dict], test: Tested, wholly: bool) -> list[str]:
+def _zero(truth: Truth, counted: list[dict], test: Tested, wholly: bool) -> list[str]:
     """Why nothing, or nothing of a kind, was found. wholly: the AP itself is 0."""
     if not len(test.image_ids):
         why = ", ".join(
@@ -147,7 +147,7 @@ def _zero(truth: dict, counted: list[dict], test: Tested, wholly: bool) -> list[
     return lines or [_distance(truth, counted, test)]
 
 
-def _ids(truth: dict, counted: list[dict], test: Tested) -> list[str]:
+def _ids(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
     lines = []
     scored = {c["id"] for c in truth["categories"]}
     if test.category_id not in scored:
@@ -176,7 +176,7 @@ def _ids(truth: dict, counted: list[dict], test: Tested) -> list[str]:
     return lines
 
 
-def _persons(truth: dict, counted: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _persons(truth: Truth, counted: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image ids (G,), keypoints (G, J, 3) and the boxes around the labelled joints (G, 4): those
     of the file may be wrong.
     """
@@ -193,7 +193,7 @@ def _persons(truth: dict, counted: list[dict]) -> tuple[np.ndarray, np.ndarray, 
     )
 
 
-def _boxes(truth: dict, counted: list[dict], test: Tested) -> list[str]:
+def _boxes(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
     """Whether the boxes hold the labelled joints, and if not, whether they would in another
     form.
     """
@@ -236,7 +236,7 @@ def _boxes(truth: dict, counted: list[dict], test: Tested) -> list[str]:
     )
 
 
-def _ap(truth: dict, test: Tested, keypoints: np.ndarray) -> float:
+def _ap(truth: Truth, test: Tested, keypoints: np.ndarray) -> float:
     found = curves(
         truth,
         test.image_ids,
@@ -248,7 +248,7 @@ def _ap(truth: dict, test: Tested, keypoints: np.ndarray) -> float:
     return keypoint_ap.summary(found)[0]
 
 
-def _mirrored(truth: dict, counted: list[dict], test: Tested) -> list[str]:
+def _mirrored(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
     """Whether left and right are exchanged, in the joints' order or in the pictures."""
     if (test.flip_order == np.arange(len(test.flip_order))).all():
         return []
@@ -312,7 +312,7 @@ def same_for_all(keypoints: np.ndarray, box: np.ndarray) -> list[str]:
     ]
 
 
-def _distance(truth: dict, counted: list[dict], test: Tested) -> str:
+def _distance(truth: Truth, counted: list[dict], test: Tested) -> str:
     """What is left to say: how far the predictions are from the nearest labels."""
     image, points, _ = _persons(truth, counted)
     best = []

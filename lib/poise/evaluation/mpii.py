@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from poise.errors import DataError
 from poise.io.mat_file import read_matlab
 
+T = TypeVar("T")
 JOINTS = 16  # of gt_valid.mat, which this evaluation knows by name and place
 # a head's length is 0.6 of the diagonal of its box (the constant of MPII's own evaluation)
 SC_BIAS = 0.6
@@ -99,19 +101,17 @@ class HeadTruth:
 def read_heads(gt_valid_mat: str | os.PathLike) -> HeadTruth:
     """The ground truth of a MATLAB file. Raises DataError, naming it."""
     truth = read_matlab(gt_valid_mat, "ground truth of MPII")
-    for name, kind in (
-        ("pos_gt_src", np.ndarray),
-        ("headboxes_src", np.ndarray),
-        ("jnt_missing", np.ndarray),
-        ("dataset_joints", list),
-    ):
-        if not isinstance(truth.get(name), kind):
+
+    def field(name: str, kind: type[T]) -> T:
+        value = truth.get(name)
+        if not isinstance(value, kind):
             raise DataError(f"{gt_valid_mat} is no ground truth of MPII: it has no {name}")
-    positions, heads = (
-        truth["pos_gt_src"].astype(np.float64),
-        truth["headboxes_src"].astype(np.float64),
-    )
-    labelled, names = truth["jnt_missing"] == 0, truth["dataset_joints"]
+        return value
+
+    positions = field("pos_gt_src", np.ndarray).astype(np.float64)
+    heads = field("headboxes_src", np.ndarray).astype(np.float64)
+    labelled = np.asarray(field("jnt_missing", np.ndarray) == 0)
+    names = field("dataset_joints", list)
     unnamed = [
         joint for joints in GROUPS.values() for joint in joints if joint not in names[:JOINTS]
     ]
@@ -135,7 +135,9 @@ def read_heads(gt_valid_mat: str | os.PathLike) -> HeadTruth:
     )
 
 
-def _head_relative_errors(predictions, gt_valid_mat) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _head_relative_errors(
+    predictions: np.ndarray, gt_valid_mat: str | os.PathLike
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(16, N) distances in head lengths, (16, N) whether the joint is labelled, and the file's
     16 joint names.
     """

@@ -41,7 +41,7 @@ def coco_results(
     dict is a (3 J,) float64 array. Raises ValueError on other shapes, DataError on values that are
     not finite.
     """
-    return _entries(*_checked(image_ids, keypoints, scores, centers, scales), category_id)
+    return _entries(_checked(image_ids, keypoints, scores, centers, scales), category_id)
 
 
 def write_results(
@@ -93,22 +93,34 @@ def _write_entries(file: IO[bytes], columns: Columns, category_id: int) -> None:
     with no_garbage_collection():
         file.write(b"[")
         for begin in range(0, len(columns[0]), _AT_ONCE):
-            entries = _entries(
-                *(
-                    None if column is None else column[begin : begin + _AT_ONCE]
-                    for column in columns
-                ),
-                category_id,
-            )
+            rows = slice(begin, begin + _AT_ONCE)
+            entries = _entries(_rows(columns, rows), category_id)
             file.write(b"," if begin else b"")
             file.write(memoryview(orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY))[1:-1])
         file.write(b"]")
 
 
+def _rows(columns: Columns, rows: slice) -> Columns:
+    image_ids, keypoints, scores, centers, scales = columns
+    return (
+        image_ids[rows],
+        keypoints[rows],
+        scores[rows],
+        None if centers is None else centers[rows],
+        None if scales is None else scales[rows],
+    )
+
+
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
-def _checked(image_ids, keypoints, scores, centers, scales) -> Columns:
+def _checked(
+    image_ids: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    centers: np.ndarray | None,
+    scales: np.ndarray | None,
+) -> Columns:
     """The arguments of coco_results as arrays, keypoints as (N, 3 J), or its errors."""
     keypoints, scores, image_ids = (
         np.asarray(keypoints, np.float64),
@@ -142,7 +154,8 @@ def _checked(image_ids, keypoints, scores, centers, scales) -> Columns:
     )
 
 
-def _entries(image_ids, keypoints, scores, centers, scales, category_id: int) -> list[dict]:
+def _entries(columns: Columns, category_id: int) -> list[dict]:
+    image_ids, keypoints, scores, centers, scales = columns
     results = [
         {"image_id": image_id, "category_id": category_id, "keypoints": row, "score": score}
         for image_id, row, score in zip(image_ids.tolist(), keypoints, scores.tolist())

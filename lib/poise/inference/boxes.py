@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from poise.errors import DataError, one_line, shown, shown_value
+from poise.inference.detectors.base import Detector
 from poise.io.images import is_picture_name
 from poise.io.json_file import field_fault, read_json
 from poise.io.video import Frame, Pictures, Video
@@ -62,7 +63,7 @@ class WholePictures:
 class DetectedPersons:
     """What a detector of poise.inference.detectors finds."""
 
-    def __init__(self, detector, name: str):
+    def __init__(self, detector: Detector, name: str):
         self._detector, self.name = detector, name
 
     def __call__(self, frames: Sequence[Frame]) -> list[Found]:

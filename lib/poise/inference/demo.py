@@ -76,14 +76,29 @@ class Summary:
             self.seconds[part] += time.perf_counter() - begin
 
 
-class Demo:
-    """One run over a source of frames.
+@dataclass(frozen=True)
+class DemoOptions:
+    """What is done with the poses of each frame.
 
-    draw: write pictures, or the mp4. track: number the persons over the frames of a video; smooth:
-    and hold their joints still with the One-Euro filter. joint_score: joints of a higher score are
-    drawn, None as the codec has it. max_frames: end after so many; 0 is all. draw_boxes: draw the
-    boxes with the persons' scores too.
+    Attributes:
+        draw: write images, or the mp4.
+        track: number the persons over the frames of a video.
+        smooth: track, and smooth their keypoints with the One-Euro filter.
+        joint_score: keypoints of a higher score are drawn; None: as the codec has it.
+        max_frames: end after this many; 0: all.
+        draw_boxes: draw the boxes with the persons' scores too.
     """
+
+    draw: bool = True
+    track: bool = False
+    smooth: bool = False
+    joint_score: float | None = None
+    max_frames: int = 0
+    draw_boxes: bool = False
+
+
+class Demo:
+    """One run over a source of frames."""
 
     def __init__(
         self,
@@ -91,15 +106,10 @@ class Demo:
         source: Pictures | Video,
         boxes: BoxSource,
         folder: str | Path,
-        *,
-        draw: bool = True,
-        track: bool = False,
-        smooth: bool = False,
-        joint_score: float | None = None,
-        max_frames: int = 0,
-        draw_boxes: bool = False,
+        options: DemoOptions,
     ):
-        if (track or smooth) and source.fps is None:
+        track = options.track or options.smooth
+        if track and source.fps is None:
             raise ConfigError(
                 "--track and --smooth need a video or a camera: pictures have no time"
             )
@@ -109,13 +119,12 @@ class Demo:
             boxes,
             Path(folder),
         )
-        self._draw, self._joint_score, self._max_frames = draw, joint_score, max_frames
-        self._draw_boxes = draw_boxes
-        self._tracker = Tracker() if track or smooth else None
-        self._smoother = PoseSmoother() if smooth else None
+        self._options = options
+        self._tracker = Tracker() if track else None
+        self._smoother = PoseSmoother() if options.smooth else None
         self._names: set[str] = set()
         self._video: VideoWriter | None = None
-        if draw and source.fps is not None:
+        if options.draw and source.fps is not None:
             self._video = VideoWriter(
                 self._folder / f"{_drawn_name(source.name)}.mp4", source.fps, source.live
             )
@@ -140,7 +149,7 @@ class Demo:
             "tracked": self._tracker is not None,
             "smoothed": self._smoother is not None,
         }
-        total = min(filter(None, (len(source), self._max_frames)), default=None)
+        total = min(filter(None, (len(source), self._options.max_frames)), default=None)
         begin = time.perf_counter()
         try:
             with (
@@ -184,7 +193,11 @@ class Demo:
             raise DataError(
                 f"{given.name}: has no box for any frame that was read ({frames} in all)"
             )
-        if isinstance(self._source, Video) and not self._source.live and not self._max_frames:
+        if (
+            isinstance(self._source, Video)
+            and not self._source.live
+            and not self._options.max_frames
+        ):
             given.check_length(frames)
 
     def _groups(self) -> Iterator[list[Frame]]:
@@ -193,7 +206,7 @@ class Demo:
         """
         most = 1 if self._source.live else _FRAMES_AT_ONCE
         group: list[Frame] = []
-        frames, left = iter(self._source), self._max_frames or -1
+        frames, left = iter(self._source), self._options.max_frames or -1
         while left:
             with self.summary.timed("reading"):
                 frame = next(frames, None)
@@ -230,7 +243,11 @@ class Demo:
                         tracks, own.keypoints, own.boxes, frame.seconds
                     )
             with summary.timed("drawing"):
-                name = self._draw_frame(frame, own, scores[one], tracks) if self._draw else None
+                name = (
+                    self._draw_frame(frame, own, scores[one], tracks)
+                    if self._options.draw
+                    else None
+                )
             poses.add(frame, own, scores[one], tracks, name)
             summary.frames += 1
             summary.persons += len(own)
@@ -262,9 +279,9 @@ class Demo:
         color = "side" if self._video and tracks is None else "auto"
         image = scored.draw(
             frame.image,
-            least_score=self._joint_score,
+            least_score=self._options.joint_score,
             color=color,
-            boxes=self._draw_boxes,
+            boxes=self._options.draw_boxes,
             ids=tracks,
         )
         if self._video:
@@ -305,64 +322,83 @@ def _drawn_name(name: str) -> str:
     return f"{stem}_pose"
 
 
-def run(
-    cfg: CfgNode | None,
-    cfg_path: str | None,
-    *,
-    input: str,
-    weights: str = "",
-    boxes: str = "",
-    detector: str = "",
-    detector_weights: str = "",
-    score_threshold: float = 0.5,
-    output: str = "output/demo",
-    device: str = "auto",
-    half: bool = False,
-    overrides: Sequence[str] = (),
-    **options: Any,
-) -> Summary:
-    """What the command line asks for, from its words; options: those of Demo. Prints a report.
-    Raises PoiseError for what cannot be used.
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
 
-    cfg: None for weights that carry their experiment: files of a training, .onnx files. Then
-    overrides are KEY, VALUE, ... of it. weights: '' is TEST.MODEL_FILE, else the best ones of the
-    run folder.
-    boxes and detector: where both are '', a picture is one person.
+    Attributes:
+        input: an image, a folder, a pattern, a video, or the number of a camera.
+        weights: weight file; '': TEST.MODEL_FILE, else the best ones of the run folder.
+        boxes: file of person boxes; without boxes and detector an image is one person.
+        detector: name of a person detector.
+        detector_weights: weights of torchvision's detector; '': its own.
+        score_threshold: boxes of a lower score are left out.
+        output: folder to write to.
+        device: as of PoseEstimator.
+        half: compute the pose network in 16 bits.
+        overrides: KEY, VALUE, ... of the experiment that the weights carry.
+        options: what is done with the poses.
+    """
+
+    input: str
+    weights: str = ""
+    boxes: str = ""
+    detector: str = ""
+    detector_weights: str = ""
+    score_threshold: float = 0.5
+    output: str = "output/demo"
+    device: str = "auto"
+    half: bool = False
+    overrides: Sequence[str] = ()
+    options: DemoOptions = DemoOptions()
+
+
+def run(cfg: CfgNode | None, cfg_path: str | None, request: Request) -> Summary:
+    """Find, write and draw the poses; print a report. Raises PoiseError for what cannot be used.
+
+    cfg: None for weights that carry their experiment: files of a training, .onnx files.
     """
     start_console()
-    source = open_input(input)
-    _check_folder(output, source)
-    file = weights or model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
-    estimator = PoseEstimator(cfg, file, device=device, half=half, overrides=overrides)
-    given = (
-        GivenBoxes(boxes, score_threshold, dataset_of(estimator.cfg).category) if boxes else None
+    source = open_input(request.input)
+    _check_folder(request.output, source)
+    file = request.weights or model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
+    estimator = PoseEstimator(
+        cfg, file, device=request.device, half=request.half, overrides=request.overrides
     )
-    if given:
-        given.check(source)
-    if detector:
-        persons = DetectedPersons(
-            build_detector(detector, device, score_threshold, weights=detector_weights or None),
-            detector,
-        )
-    else:
-        persons = given or WholePictures()
-        if not given:
-            log.warning(
-                "each whole picture is taken as one person; where it shows more than a crop of "
-                "one, give --detector NAME or --boxes FILE"
-            )
+    boxes = _box_source(request, source, dataset_of(estimator.cfg).category)
     head = {
-        "input": input,
+        "input": request.input,
         "experiment": cfg_path,
         "weights": str(file),
-        "score_threshold": score_threshold,
+        "score_threshold": request.score_threshold,
         "device": str(estimator.device),
         "half": bool(estimator.cfg.AMP),
         "flip_test": bool(estimator.cfg.TEST.FLIP_TEST),
     }
-    summary = Demo(estimator, source, persons, output, **options).run(head)
-    print(report(summary, persons), flush=True)
+    summary = Demo(estimator, source, boxes, request.output, request.options).run(head)
+    print(report(summary, boxes), flush=True)
     return summary
+
+
+def _box_source(request: Request, source: Pictures | Video, category: str | int) -> BoxSource:
+    """Where the boxes come from: a file, a detector, or each whole image as one person."""
+    if request.boxes:
+        given = GivenBoxes(request.boxes, request.score_threshold, category)
+        given.check(source)
+        return given
+    if request.detector:
+        detect = build_detector(
+            request.detector,
+            request.device,
+            request.score_threshold,
+            weights=request.detector_weights or None,
+        )
+        return DetectedPersons(detect, request.detector)
+    log.warning(
+        "each whole picture is taken as one person; where it shows more than a crop of "
+        "one, give --detector NAME or --boxes FILE"
+    )
+    return WholePictures()
 
 
 def _check_folder(folder: str | Path, source: Pictures | Video) -> None:

@@ -10,6 +10,7 @@ area) a second, and one pair of parameters serves near and far persons.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class OneEuroFilter:
         return self._value.copy()
 
 
-def _share(cutoff, period: float):
+def _share(cutoff: Any, period: float) -> Any:
     """Of the new value in the mean of new and old: the alpha of a low-pass filter of that cutoff
     in Hz; equation 5 of the paper.
     """

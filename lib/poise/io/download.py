@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,8 +52,7 @@ def fetch(
     size: int = 0,
     unchecked: bool = False,
     force: bool = False,
-    tries: int = 1,
-    wait: Callable[[int], float] = lambda turn: 2.0**turn,
+    waits: Sequence[float] = (),
 ) -> Path:
     """Return the local copy of `url` in `folder`, fetching it when it is not there.
 
@@ -61,9 +60,9 @@ def fetch(
     file's sha256, or 'md5:' and all of that sum; '' takes them from the name in the address, and a
     file whose name carries none is refused, or with `unchecked` fetched with a warning. size: what
     it must have, 0 where that is not known. A file already there is checked too; with `force` it is
-    fetched anew and replaced when the new one is whole. tries: how often a transfer is begun or
-    gone on with that broke for a reason that may pass, `wait(turn)` seconds before each further
-    one; one that brought something does not count. Plain http is taken from this machine only.
+    fetched anew and replaced when the new one is whole. waits: seconds before each
+    further try of a transfer that broke for a reason that may pass; after one that brought
+    something they start again. Plain http is taken from this machine only.
     Raises DataError with what failed and what to do.
     """
     try:
@@ -89,7 +88,7 @@ def fetch(
             if target.exists() and not force:  # another process was faster
                 check(target, digest, url)
                 return target
-            _transfer_in_turns(url, part, size, tries, wait)
+            _transfer_in_turns(url, part, size, waits)
             check(part, digest, url)
             os.replace(part, target)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -184,10 +183,8 @@ def _alone(part: Path) -> Iterator[None]:
                 part.unlink()
 
 
-def _transfer_in_turns(
-    url: str, part: Path, size: int, tries: int, wait: Callable[[int], float]
-) -> None:
-    turn = 0
+def _transfer_in_turns(url: str, part: Path, size: int, waits: Sequence[float]) -> None:
+    turn, tries = 0, len(waits) + 1
     while True:
         had = part.stat().st_size
         try:
@@ -203,7 +200,7 @@ def _transfer_in_turns(
             if not passes or isinstance(error, _PermanentError) or turn >= tries:
                 raise
             print(f"{url}: {one_line(error)}; try {turn + 1} of {tries}", flush=True)
-            time.sleep(wait(turn))
+            time.sleep(waits[turn - 1])
 
 
 class _PermanentError(OSError):

@@ -19,7 +19,11 @@ _LITTLE = 1 << 27  # bytes that a process may be trusted to have
 
 
 def read_bytes(
-    path: str | Path, what: str, most: int, mend: str = "", error: type[PoiseError] = DataError
+    path: str | os.PathLike,
+    what: str,
+    most: int,
+    mend: str = "",
+    error: type[PoiseError] = DataError,
 ) -> bytes:
     """The content of a file of at most `most` bytes. Links are followed; what they lead to must be
     a file, not a device, a pipe or a folder.
@@ -59,7 +63,7 @@ def read_bytes(
 
 
 def check_memory(
-    path: str | Path, what: str, needed: int, error: type[PoiseError] = DataError
+    path: str | os.PathLike, what: str, needed: int, error: type[PoiseError] = DataError
 ) -> None:
     """Raise `error` where a file needs more memory than there is: the system would end the
     process without a word, and perhaps others.
@@ -113,12 +117,12 @@ def flush_folder(folder: str | Path) -> None:
 TEMPORARY_NAME = r"\..*\.[0-9a-f]{16}\.part"
 
 
-def open_unfollowed(path: str | Path, flags: int) -> int:
+def open_unfollowed(path: str | os.PathLike, flags: int) -> int:
     """An `opener` that fails on a link, and does not wait for the other end of a named pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
-def temporary_file(path: str | Path, ending: str = "") -> Path:
+def temporary_file(path: str | os.PathLike, ending: str = "") -> Path:
     """Make an empty file in the folder of `path`, under a new name that nobody can know beforehand.
 
     In a folder that others may write to, a name that is known could already be a link to a file of
@@ -131,7 +135,7 @@ def temporary_file(path: str | Path, ending: str = "") -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; what was written there is flushed to the disk and
     takes the place of `path` in one step.
 

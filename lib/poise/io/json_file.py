@@ -5,9 +5,9 @@ ids and numbers, and what may be written into them.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 from poise.errors import DataError, one_line, shown_value
@@ -28,7 +28,7 @@ _BYTES_OF_VALUE, _BYTES_OF_OBJECT = 48, 200
 _BETWEEN = re.compile(rb"\}\s*,\s*\{")
 
 
-def read_json(path: str | Path, what: str, mend: str = "") -> Any:
+def read_json(path: str | os.PathLike, what: str, mend: str = "") -> Any:
     """The content of a JSON file. `what` and `mend` go into the DataError when it is missing or
     not JSON.
     """
@@ -36,7 +36,11 @@ def read_json(path: str | Path, what: str, mend: str = "") -> Any:
 
 
 def read_in_parts(
-    path: str | Path, key: str, use: Callable[[Any, Iterable[list]], T], what: str, mend: str = ""
+    path: str | os.PathLike,
+    key: str,
+    use: Callable[[Any, Iterable[list]], T],
+    what: str,
+    mend: str = "",
 ) -> T:
     """use(content, parts) for a JSON file whose list `key` is so long that its objects would take
     gigabytes at once.
@@ -99,14 +103,14 @@ class _Parts:
         self.complete = True
 
 
-def _bytes(path: str | Path, what: str, mend: str) -> bytes:
+def _bytes(path: str | os.PathLike, what: str, mend: str) -> bytes:
     """The file, in UTF-8 as it should be: the mark that Windows' editors set before it is left
     out.
     """
     return read_bytes(path, what, MOST_BYTES, mend).removeprefix(b"\xef\xbb\xbf")
 
 
-def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
+def _parsed(data: bytes, path: str | os.PathLike, what: str, mend: str) -> Any:
     import orjson
 
     _check_values(data, path, what)
@@ -146,7 +150,7 @@ def _parsed(data: bytes, path: str | Path, what: str, mend: str) -> Any:
         ) from None
 
 
-def _check_values(data: bytes, path: str | Path, what: str) -> None:
+def _check_values(data: bytes, path: str | os.PathLike, what: str) -> None:
     """Raise DataError where what the text stands for takes more memory than there is: a list of
     empty lists, twenty times the file.
     """

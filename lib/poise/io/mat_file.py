@@ -6,9 +6,9 @@ Source of the layout: MathWorks, MAT-File Format, chapter 1 (Level 5 MAT-Files).
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class _DamagedError(Exception):
     pass
 
 
-def read_matlab(path: str | Path, what: str) -> dict[str, np.ndarray | list[str]]:
+def read_matlab(path: str | os.PathLike, what: str) -> dict[str, np.ndarray | list[str]]:
     """{name: array} of a file's numeric arrays, and {name: texts} of its cells of text, in MATLAB's
     order; what else it has is left out.
 

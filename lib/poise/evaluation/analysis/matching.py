@@ -17,6 +17,7 @@ import numpy as np
 from poise.config.datasets import dataset
 from poise.errors import DataError, one_line
 from poise.evaluation import keypoint_ap, read_results, read_truth, result_arrays
+from poise.evaluation.coco import Truth as CocoTruth
 from poise.evaluation.evaluators import EVALUATORS
 from poise.evaluation.evaluators.coco import CocoEvaluator
 from poise.evaluation.keypoint_ap import LabelledPersons
@@ -42,7 +43,7 @@ class Truth:
     persons: LabelledPersons
     images: list[dict]
     skeleton: Skeleton
-    content: dict
+    content: CocoTruth
     evaluator: type[CocoEvaluator] = CocoEvaluator
 
     @property

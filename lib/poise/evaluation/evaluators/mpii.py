@@ -62,7 +62,7 @@ class MpiiEvaluator(Evaluator):
         return "boxes of the annotations"
 
     def explain(self, figures: Mapping[str, float], weights: str) -> list[str]:
-        if not diagnose_mpii.is_wanted(figures):
+        if self.head_boxes is None or not diagnose_mpii.is_wanted(figures):
             return []
         table = self._table
         return diagnose_mpii.reasons(
@@ -77,6 +77,7 @@ class MpiiEvaluator(Evaluator):
         )
 
     def joint_table(self) -> str:
+        assert self.head_boxes is not None, "there are no figures without head boxes"
         share, count = per_joint_pckh(self._one_based(), self.head_boxes)
         rows = [
             f"| {name} | {n} | {value:.1f} |"

@@ -108,7 +108,7 @@ def oks_nms_by_image(
     keypoints: np.ndarray,
     scores: np.ndarray,
     areas: np.ndarray,
-    offsets: np.ndarray,
+    offsets: np.ndarray | tuple[int, int],
     threshold: float,
     sigmas: np.ndarray,
     in_vis_thre: float | None = None,
@@ -152,7 +152,7 @@ def soft_oks_nms_by_image(
     keypoints: np.ndarray,
     scores: np.ndarray,
     areas: np.ndarray,
-    offsets: np.ndarray,
+    offsets: np.ndarray | tuple[int, int],
     threshold: float,
     sigmas: np.ndarray,
     in_vis_thre: float | None = None,
@@ -212,15 +212,20 @@ def _use_compiled() -> bool:
     return _compiled is not None
 
 
-def _checked(keypoints, scores, areas, sigmas, offsets, in_vis_thre) -> tuple[np.ndarray, ...]:
+def _checked(
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    areas: np.ndarray,
+    sigmas: np.ndarray,
+    offsets: np.ndarray | tuple[int, int],
+    in_vis_thre: float | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The arguments as arrays that the kernels take; ValueError with what was got where they do
     not fit.
     """
     keypoints, scores = np.asarray(keypoints), np.asarray(scores)
-    areas, sigmas = (
-        np.ascontiguousarray(areas, np.float64),
-        np.ascontiguousarray(sigmas, np.float64),
-    )
+    areas = np.ascontiguousarray(areas, np.float64)
+    sigmas = np.ascontiguousarray(sigmas, np.float64)
     if sigmas.ndim != 1 or not (sigmas > 0).all():
         raise ValueError(f"OKS needs J sigmas above 0; got {sigmas}")
     if keypoints.size == 0 and len(keypoints) == 0:

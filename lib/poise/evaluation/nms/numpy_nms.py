@@ -125,7 +125,7 @@ def soft_oks_nms(
     """Soft OKS-NMS of one image, whose persons are `order` (n,), best first; other arguments as
     above. Returns (K,).
     """
-    kept = []
+    kept: list[int] = []
     scores = scores[order]
     while order.size and len(kept) < max_dets:
         best, order = order[0], order[1:]
