@@ -376,7 +376,7 @@ def _lists(source: Any, where: str) -> tuple[list[dict], list[dict], list[dict]]
     annotations = source["annotations"]
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
         raise DataError(f"{where}: 'annotations' is not a list of annotations")
-    images = _with_whole_ids(source["images"], list, "images", where)
+    images = _with_whole_ids(source["images"], (list,), "images", where)
     categories = source.get("categories") or ()
     return (
         images,
@@ -386,7 +386,7 @@ def _lists(source: Any, where: str) -> tuple[list[dict], list[dict], list[dict]]
 
 
 def _with_whole_ids(
-    entries: Any, kinds: type | tuple[type, ...], name: str, where: str
+    entries: Any, kinds: tuple[type[list] | type[tuple], ...], name: str, where: str
 ) -> list[dict]:
     """Images or categories, with ids as whole numbers. Raises DataError."""
     if isinstance(entries, kinds):

@@ -18,7 +18,7 @@ import numpy as np
 from poise.evaluation.oks import similarities
 
 try:
-    from poise.evaluation import _matching as _compiled
+    from poise.evaluation import _matching as _compiled  # type: ignore[attr-defined]
 except ImportError:
     _compiled = None
 

@@ -143,15 +143,10 @@ def _checked(
         if values is not None and np.shape(values) != (len(scores), 2):
             raise ValueError(f"{key}s must be ({len(scores)}, 2); got {np.shape(values)}")
     flat = np.ascontiguousarray(keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]))
-    return (
-        image_ids,
-        flat,
-        scores,
-        *(
-            None if values is None else np.asarray(values, np.float64)
-            for values in (centers, scales)
-        ),
+    centers, scales = (
+        None if values is None else np.asarray(values, np.float64) for values in (centers, scales)
     )
+    return image_ids, flat, scores, centers, scales
 
 
 def _entries(columns: Columns, category_id: int) -> list[dict]:

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
@@ -393,7 +393,7 @@ def _dicts(entries: Any, what: str) -> Iterable[dict]:
         yield entry
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and bool(_parts(value))
 
 
@@ -412,8 +412,10 @@ def _category(entry: dict) -> str:
 
 def _size(entry: dict) -> tuple[float, float] | None:
     """(width, height) that an image or frame of a file gives, None without."""
-    sides = entry.get("width"), entry.get("height")
-    return sides if all(isinstance(side, (int, float)) and side > 0 for side in sides) else None
+    width, height = entry.get("width"), entry.get("height")
+    if isinstance(width, (int, float)) and isinstance(height, (int, float)):
+        return (width, height) if width > 0 and height > 0 else None
+    return None
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -461,4 +463,6 @@ def usable(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         sides = boxes[:, 2:] - boxes[:, :2]
         inside = (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-        return inside & (np.abs(boxes) < FARTHEST).all(axis=1) & (sides >= 1).all(axis=1)
+        return (
+            np.asarray(inside) & (np.abs(boxes) < FARTHEST).all(axis=1) & (sides >= 1).all(axis=1)
+        )

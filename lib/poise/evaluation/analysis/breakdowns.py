@@ -15,8 +15,10 @@ from poise.structures.boxes import overlaps
 
 # IoU of boxes from which on two persons crowd each other; coco-analyze: IOU_FOR_OVERLAP
 OVERLAP = 0.1
+#: name -> (least, first beyond)
+Groups = dict[str, tuple[float, float]]
 
-SIZES = {
+SIZES: Groups = {
     "below 32²": (0, 32**2),
     "32² to 64²": (32**2, 64**2),
     "64² to 96²": (64**2, 96**2),
@@ -24,14 +26,14 @@ SIZES = {
     "128² to 256²": (128**2, 256**2),
     "above 256²": (256**2, np.inf),
 }  # square pixels
-CROWDING = {"alone": (0, 1), "1 or 2 others": (1, 3), "3 or more": (3, np.inf)}
-JOINT_NUMBERS = {
+CROWDING: Groups = {"alone": (0, 1), "1 or 2 others": (1, 3), "3 or more": (3, np.inf)}
+JOINT_NUMBERS: Groups = {
     "1 to 5": (1, 6),
     "6 to 10": (6, 11),
     "11 to 15": (11, 16),
     "16 or more": (16, np.inf),
 }
-SEEN_NUMBERS = {"none": (0, 1), **JOINT_NUMBERS}
+SEEN_NUMBERS: Groups = {"none": (0, 1), **JOINT_NUMBERS}
 
 #: title and explanation of each breakdown, in the order of the page
 TITLES = {
@@ -48,7 +50,7 @@ TITLES = {
 }
 
 
-def group_values(truth: Truth) -> dict[str, tuple[np.ndarray, dict[str, tuple[float, float]]]]:
+def group_values(truth: Truth) -> dict[str, tuple[np.ndarray, Groups]]:
     """For each breakdown of TITLES a value (G,) of each labelled person, and its groups: name ->
     (least, first beyond).
     """

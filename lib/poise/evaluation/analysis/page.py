@@ -52,8 +52,9 @@ def beside(values: Sequence[float | None], less_is_better: bool = False) -> list
     """Cells of one figure of each result file, and of two files their difference."""
     cells = [number(value) for value in values]
     if len(values) == 2:
-        usable = all(value is not None and math.isfinite(value) and value != -1 for value in values)
-        change = values[1] - values[0] if usable else 0.0
+        usable = [v for v in values if v is not None and math.isfinite(v) and v != -1]
+        comparable = len(usable) == 2
+        change = usable[1] - usable[0] if comparable else 0.0
         kind = (
             "soft"
             if abs(change) < 0.0005
@@ -61,7 +62,7 @@ def beside(values: Sequence[float | None], less_is_better: bool = False) -> list
             if (change > 0) != less_is_better
             else "worse"
         )
-        cells.append(Markup(f'<span class="{kind}">{change:+.3f}</span>') if usable else "–")
+        cells.append(Markup(f'<span class="{kind}">{change:+.3f}</span>') if comparable else "–")
     return cells
 
 

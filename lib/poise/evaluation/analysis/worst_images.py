@@ -184,13 +184,13 @@ class _View:
         picture; no wider than `width`.
         """
         persons = truth.persons
-        corners = [
+        known = [
             persons.box[people, :2],
             persons.box[people, :2] + persons.box[people, 2:],
             *(points.reshape(-1, 2) for points in predicted),
         ]
         joints = persons.keypoints[people].reshape(-1, 3)
-        corners = np.concatenate([*corners, joints[joints[:, 2] > 0, :2]])
+        corners = np.concatenate([*known, joints[joints[:, 2] > 0, :2]])
         entry = truth.images[place]
         if image is not None:
             size = np.array(image.shape[1::-1], float)
@@ -275,7 +275,8 @@ def _predicted_panel(
             high = points.max(axis=0)
             cv2.rectangle(
                 panel,
-                *(tuple(int(v) for v in np.clip(corner, -9999, 9999)) for corner in (low, high)),
+                _pixel(low),
+                _pixel(high),
                 ERROR_COLOURS[SWAP],
                 1,
                 cv2.LINE_AA,
@@ -284,16 +285,21 @@ def _predicted_panel(
             continue
         row = int(np.searchsorted(errors.prediction, d))
         for joint in np.flatnonzero(np.isin(errors.kind[row], tuple(ERROR_COLOURS))):
-            ends = (points[joint], view(labels[person, joint, :2]))
             cv2.line(
                 panel,
-                *(tuple(int(v) for v in np.clip(end, -9999, 9999)) for end in ends),
+                _pixel(points[joint]),
+                _pixel(view(labels[person, joint, :2])),
                 ERROR_COLOURS[errors.kind[row, joint]],
                 2,
                 cv2.LINE_AA,
             )
         _write(panel, f"{found.pairs.oks[d]:.2f}", low)
     return panel
+
+
+def _pixel(point: np.ndarray) -> tuple[int, int]:
+    x, y = np.clip(point, -9999, 9999)
+    return int(x), int(y)
 
 
 def _write(panel: np.ndarray, text: str, corner: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from poise.evaluation.nms import numpy_nms
 from poise.evaluation.nms.numpy_nms import descending, oks_iou
 
 try:
-    from poise.evaluation.nms import _nms as _compiled
+    from poise.evaluation.nms import _nms as _compiled  # type: ignore[attr-defined]
 except ImportError:
     _compiled = None
 

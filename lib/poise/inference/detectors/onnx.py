@@ -30,6 +30,7 @@ import ast
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -207,7 +208,7 @@ def _told_by_ultralytics(
     return len(names), persons[0] if persons else 0, suppressed
 
 
-def _literal(text: str):
+def _literal(text: str) -> Any:
     """What a Python literal in the metadata stands for, None for other text. No code is run."""
     try:
         return ast.literal_eval(text) if len(text) < _MOST_TEXT else None
@@ -215,7 +216,7 @@ def _literal(text: str):
         return None
 
 
-def _quiet_options():
+def _quiet_options() -> Any:
     """onnxruntime writes nothing of its own on stderr when it fails on a picture: our error
     tells it in one line.
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from poise.engine.device import choose_device
 from poise.errors import ConfigError, DataError, one_line
 from poise.inference.detectors.base import PERSON, persons
 from poise.io import download
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +106,7 @@ class TorchvisionDetector:
             ) from None
 
 
-def _torchvision_models(name: str):
+def _torchvision_models(name: str) -> ModuleType:
     try:
         from torchvision import models
     # RuntimeError: its operators were not registered
@@ -115,7 +120,7 @@ def _torchvision_models(name: str):
     return models
 
 
-def _fetch(name: str, models, folder: Path) -> Path:
+def _fetch(name: str, models: ModuleType, folder: Path) -> Path:
     chosen = models.get_model_weights(name).DEFAULT
     target = folder / chosen.url.rsplit("/", 1)[-1]
     if not target.exists():
@@ -131,7 +136,7 @@ def _fetch(name: str, models, folder: Path) -> Path:
     return download.fetch(chosen.url, folder)
 
 
-def _fill(model, file: Path, name: str) -> None:
+def _fill(model: torch.nn.Module, file: Path, name: str) -> None:
     from poise.models.weights import read_tensors
 
     state = read_tensors(file, "weight file of the detector")
