@@ -179,7 +179,7 @@ class TrainRecords(RunRecords):
         )
 
     def log_step(
-        self, bar: tqdm, seconds: float, data_seconds: float, samples: int, images: tuple
+        self, bar: tqdm, seconds: float, data_seconds: float, samples: int, debug_batch: tuple
     ) -> None:
         """Log the step that was just done, every PRINT_FREQ steps and after the last one.
 
@@ -187,7 +187,7 @@ class TrainRecords(RunRecords):
             bar: the epoch's progress bar.
             seconds: time of the step, of which `data_seconds` were spent waiting for data.
             samples: samples of the step over all processes.
-            images: what `DebugPictures.add` draws.
+            debug_batch: what `DebugPictures.add` draws.
         """
         state, progress = self._state, self._state.progress
         steps = state.schedule.steps_in(progress.epoch)
@@ -226,7 +226,7 @@ class TrainRecords(RunRecords):
         if self._pictures:
             prefix = self.folder / "debug" / f"train_{progress.epoch}_{progress.step}"
             with self.optional_output():
-                self._pictures.add(prefix, *images)
+                self._pictures.add(prefix, *debug_batch)
 
     def log_epoch(self) -> dict[str, Any]:
         """Log the epoch that was just trained; return its metrics."""

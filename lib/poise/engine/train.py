@@ -216,6 +216,7 @@ def _train(
         "training", training_advice(cfg), state.progress, run_folder.resume_hint(cfg)
     )
     with logger.errors_in_file(), limits:
+        # rank 0's weights and buffers become those of all processes
         wrap(cfg, state, setup.devices, processes)
         records.start(command)
         with closing(records), Interrupt() as interrupt:
@@ -304,15 +305,15 @@ def train_one_epoch(
         for batch in itertools.islice(loader, steps - progress.step):
             data_seconds = time.perf_counter() - begin
             _, samples = loader.batches.share(progress.step)
-            metrics, images = train_step(cfg, state, codec, batch, loader.batches)
+            metrics, debug_batch = train_step(cfg, state, codec, batch, loader.batches)
             progress.step += 1
-            collector.add(metrics)
+            collector.add(metrics)  # adds them to progress.sums, on a GPU one step later
             if progress.step == steps:
                 collector.sync()
             seconds = time.perf_counter() - begin
             progress.add_time(seconds, data_seconds)
             bar.update()
-            records.log_step(bar, seconds, data_seconds, samples, images)
+            records.log_step(bar, seconds, data_seconds, samples, debug_batch)
             if collector.stop_requested():
                 collector.sync()
                 return
