@@ -200,7 +200,7 @@ def cut(
     """
     matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
     try:
-        return warp(image, matrix, tuple(size)), matrix
+        return warp(image, matrix, (size[0], size[1])), matrix
     except cv2.error:
         raise DataError(
             f"OpenCV {cv2.__version__} cannot cut persons out of an image of {image.shape[1]} x"
