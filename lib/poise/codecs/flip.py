@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 try:
-    from poise.codecs import _flip as _compiled
+    from poise.codecs import _flip as _compiled  # type: ignore[attr-defined]
 except ImportError:
     _compiled = None
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.codecs.codec import Codec, Targets, to_arrays
+from poise.codecs.codec import Codec, Targets
 from poise.codecs.flip import merge_flipped, merge_tensors
 from poise.codecs.heatmap_decoder import HeatmapDecoder
 from poise.codecs.losses import DeepSupervisionLoss, JointsMSELoss
@@ -109,7 +109,7 @@ class HeatmapCodec(Codec):
         self, output: torch.Tensor, targets: HeatmapTargets
     ) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
         """See Codec. The maxima are searched once."""
-        maps = to_arrays(output)
+        maps = output.cpu().numpy()
         maxima = find_maxima(maps)
         right, counted = pck_accuracy(output, targets.finest, maxima=maxima, peaks=targets.peaks)
         return *self.decode(maps, maxima), right, counted

@@ -20,6 +20,10 @@ class HeatmapDecoder(nn.Module):
     offset, factor: (2,), crop pixels are cells * factor + offset. The others: see HeatmapCodec.
     """
 
+    offset: torch.Tensor
+    factor: torch.Tensor
+    kernel: torch.Tensor
+
     def __init__(
         self,
         *,

@@ -312,10 +312,11 @@ class GivenBoxes:
                 raise _BadEntryError(
                     f"detection {number} needs an image_id, a number or a file name"
                 )
-            if name is None:
-                own = self._numbered.setdefault(index, _Entry())
-            else:
+            if name is not None:
                 own = self._entry_of(name)
+            else:
+                assert index is not None, "an entry has a name or a number: see above"
+                own = self._numbered.setdefault(index, _Entry())
             if index is not None:
                 self._index(index, own, name)
             self._add(own, entry.get("bbox"), entry.get("score", 1.0), f"detection {number}")

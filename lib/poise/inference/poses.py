@@ -44,7 +44,7 @@ class Poses:
         """Return the persons of a slice or mask, or the one of a number."""
         if isinstance(index, (int, np.integer)):
             # counts from the end below 0, raises IndexError beyond
-            index = [range(len(self))[index]]
+            index = np.array([range(len(self))[index]])
         picked = {
             name: getattr(self, name)[index]
             for name in ("keypoints", "scores", "boxes", "person_scores")

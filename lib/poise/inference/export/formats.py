@@ -60,6 +60,7 @@ def _write_onnx(graph: Graph, example: torch.Tensor, path: Path, text: str) -> N
             dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
             verbose=False,
         )
+        assert program is not None, "torch.onnx.export without a file returns the program"
         # where in which file each operation was written, with this machine's paths
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()

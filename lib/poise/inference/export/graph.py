@@ -38,6 +38,10 @@ class Parts:
 class Graph(nn.Module):
     """The network of an experiment in eval mode with its batch norms folded, and `parts`."""
 
+    flip_order: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, cfg: CfgNode, codec: Codec, model: nn.Module, parts: Parts):
         super().__init__()
         self.network = fold_batch_norms(model)
