@@ -352,10 +352,8 @@ def test_missing_image_folder(tool, root, tmp_path, weight_file, name):
         (
             ("MODEL.TARGET_TYPE", "megavii"),
             (
-                (
-                    "MODEL.TARGET_TYPE must be one of 'gaussian', 'dark', 'udp', 'megvii', got"
-                    " 'megavii'"
-                ),
+                "MODEL.TARGET_TYPE must be one of 'gaussian', 'dark', 'udp', 'megvii', 'simcc', "
+                "got 'megavii'",
             ),
         ),
         (("MODEL.EXTRA.NUM_LAYERS", 51), ("MODEL.EXTRA.NUM_LAYERS", "51")),

@@ -3,6 +3,7 @@ and their figures can be shown.
 """
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -38,7 +39,7 @@ def test_every_family_has_its_page():
 class TestPage:
     def test_keys(self, page):
         known = {key for key, _ in diff.flat(default_config())} | {"MODEL.EXTRA"}
-        known |= {f"MODEL.EXTRA.{key}" for _, keys in MODELS.values() for key in keys}
+        known |= {f"MODEL.EXTRA.{key}" for model in MODELS.values() for key in model.extra_keys}
         named = set(re.findall(rf"\b(?:{GROUPS})\.[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*\b", here(page)))
         named |= set(re.findall(r"`([A-Z][A-Z_]+) [\"\d(A-Z]", here(page)))  # GPUS "(0,1)"
         assert len(named) > 5 and named <= known, named - known
@@ -50,7 +51,7 @@ class TestPage:
             path for path in named if not (ROOT / path).exists()
         ]
         modules = set(re.findall(r"`(\w+\.py)`", text))
-        assert all(list((ROOT / "lib/poise/models").glob(name)) for name in modules), modules
+        assert all(list((ROOT / "lib/poise/models").rglob(name)) for name in modules), modules
         links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
         assert links and all((page.parent / link).is_file() for link in links), links
 
@@ -58,7 +59,10 @@ class TestPage:
         commands = re.findall(r"`[^`]*?(tools/\w+\.(?:py|sh)[^`]*)`", here(page))
         shared = (ROOT / "lib/poise/cli/arguments.py").read_text()
         for command in commands:
-            source = (ROOT / command.split()[0]).read_text()
+            tool = Path(command.split()[0])
+            source = (
+                ROOT / "lib/poise/cli" / tool.name if tool.suffix == ".py" else ROOT / tool
+            ).read_text()
             for option in re.findall(r"--[\w-]+", command):
                 assert option in source or option in shared, f"{option} of {command}"
 

@@ -271,6 +271,7 @@ class MogaNetPose(PoseNetwork):
     """
 
     head_prefixes = ("keypoint_head.",)
+    extra_keys = (*EXTRA_KEYS, *HEAD_KEYS)
 
     def __init__(
         self,
@@ -323,7 +324,7 @@ class MogaNetPose(PoseNetwork):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MogaNetPose:
         """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
-        check_extra(cfg, (*EXTRA_KEYS, *HEAD_KEYS))
+        check_extra(cfg, cls.extra_keys)
         with naming_keys(EXTRA_KEYS):
             return cls(
                 num_keypoints=cfg.MODEL.NUM_JOINTS,

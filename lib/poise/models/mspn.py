@@ -311,6 +311,8 @@ class MSPN(PoseNetwork):
             'first' as the authors did, or 'all' as mmpose does.
     """
 
+    extra_keys = tuple(EXTRA_KEYS)
+
     def __init__(
         self,
         *,
@@ -379,7 +381,7 @@ class MSPN(PoseNetwork):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MSPN:
         """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
-        check_extra(cfg, EXTRA_KEYS)
+        check_extra(cfg, cls.extra_keys)
         with naming_keys(EXTRA_KEYS):
             return cls(
                 num_keypoints=cfg.MODEL.NUM_JOINTS, **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS)

@@ -158,6 +158,7 @@ class PoseHRNet(PoseNetwork):
     """
 
     head_prefixes = ("final_layer.",)
+    extra_keys = (*STAGES, *EXTRA_KEYS)
 
     def __init__(
         self,
@@ -218,7 +219,7 @@ class PoseHRNet(PoseNetwork):
     def from_config(cls, cfg: CfgNode) -> PoseHRNet:
         """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
         extra = cfg.MODEL.EXTRA
-        check_extra(cfg, (*STAGES, *EXTRA_KEYS))
+        check_extra(cfg, cls.extra_keys)
         with naming_keys({**EXTRA_KEYS, "STAGE2 to STAGE4": "stages"}):
             return cls(
                 num_keypoints=cfg.MODEL.NUM_JOINTS,

@@ -17,11 +17,13 @@ class PoseNetwork(nn.Module):
         output_stride: input pixels per cell of the last map: h = H / output_stride.
         input_multiple: H and W must be multiples of this.
         head_prefixes: prefixes of the state-dict keys that an ImageNet backbone does not have.
+        extra_keys: keys of MODEL.EXTRA that from_config reads.
     """
 
     output_stride: int = 4
     input_multiple: int = 32
     head_prefixes: tuple[str, ...] = ()
+    extra_keys: tuple[str, ...] = ()
 
     def init_weights(self) -> None:
         """Initialize the parameters as the family's authors do."""

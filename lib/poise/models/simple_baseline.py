@@ -57,6 +57,7 @@ class SimpleBaseline(PoseNetwork):
     """
 
     head_prefixes = ("deconv_layers.", "final_layer.", "axis_layers.")
+    extra_keys = (*EXTRA_KEYS, *HEAD_KEYS, "HEAD")
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class SimpleBaseline(PoseNetwork):
 
 def common_keywords(cfg: CfgNode) -> dict[str, Any]:
     """Return the keyword arguments that all networks of this kind have in common."""
-    check_extra(cfg, (*EXTRA_KEYS, *HEAD_KEYS, "HEAD"))
+    check_extra(cfg, SimpleBaseline.extra_keys)
     return {
         "num_keypoints": cfg.MODEL.NUM_JOINTS,
         "head": dataclasses.replace(head_from_config(cfg.MODEL.EXTRA), axes=axes_from_config(cfg)),

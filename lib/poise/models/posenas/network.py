@@ -58,6 +58,7 @@ class PoseNAS(PoseNetwork):
     """
 
     head_prefixes = ("stage1.final_layer.", "stage2.final_layer.")
+    extra_keys = tuple(EXTRA_KEYS)
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class PoseNAS(PoseNetwork):
 
         Raises ConfigError naming the key, DataError for an invalid genotype file.
         """
-        check_extra(cfg, EXTRA_KEYS)
+        check_extra(cfg, cls.extra_keys)
         with naming_keys(EXTRA_KEYS):
             return cls(
                 genotype=find_genotype(cfg.MODEL.GENOTYPE),
