@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -159,10 +160,11 @@ def descendants(pid):
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
     ).stdout.split()
     for child in map(int, children):
-        found[child] = (
-            Path(f"/proc/{child}/environ").read_bytes().decode(errors="replace").split("\0")
-        )
-        found |= descendants(child)
+        # a process may end between the list and this, as `ps` itself does
+        with suppress(FileNotFoundError, ProcessLookupError):
+            environment = Path(f"/proc/{child}/environ").read_bytes()
+            found[child] = environment.decode(errors="replace").split("\0")
+            found |= descendants(child)
     return found
 
 
