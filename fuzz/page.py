@@ -1,5 +1,6 @@
-"""The tables of docs/reliability.md, made of the planted faults and of what the fuzzing counted:
-python fuzz/page.py
+"""Write the tables of docs/faults.md (planted faults) and docs/reliability.md (fuzzing counts).
+
+Usage: python fuzz/page.py
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "reliability.md"
 COUNTS = ROOT / "fuzz" / "counts.json"
 
 
@@ -49,14 +49,20 @@ def counts() -> str:
     )
 
 
-def filled(text: str) -> str:
-    """The page's text with each table between its marks made anew."""
-    for name, make in (("faults", faults), ("counts", counts)):
-        begin, end = f"<!-- {name}: begin, written by fuzz/page.py -->", f"<!-- {name}: end -->"
-        before, rest = text.split(begin, 1)
-        text = f"{before}{begin}\n{make()}\n{end}{rest.split(end, 1)[1]}"
-    return text
+TABLES = {
+    ROOT / "docs" / "faults.md": ("faults", faults),
+    ROOT / "docs" / "reliability.md": ("counts", counts),
+}
+
+
+def filled(page: Path) -> str:
+    """Return the text of the page with the table between its marks replaced."""
+    name, make = TABLES[page]
+    begin, end = f"<!-- {name}: begin, written by fuzz/page.py -->", f"<!-- {name}: end -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin, 1)
+    return f"{before}{begin}\n{make()}\n{end}{rest.split(end, 1)[1]}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in TABLES:
+        page.write_text(filled(page), encoding="utf-8")

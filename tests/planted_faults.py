@@ -1,7 +1,7 @@
 """Every fault that is planted to see what is said of it: over configuration, annotations, boxes,
 images, weights and archives.
 
-tests/test_planted_faults.py runs them; fuzz/page.py makes the table of docs/reliability.md of them.
+tests/test_planted_faults.py runs them; fuzz/page.py writes docs/faults.md from them.
 """
 
 from __future__ import annotations

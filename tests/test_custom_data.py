@@ -1,4 +1,4 @@
-"""docs/custom_data.md, step by step, on a made set of hands with five joints."""
+"""docs/datasets.md, step by step, on a made set of hands with five joints."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from poise.errors import run_tool
 from small_networks import command_line
 from test_planted_faults import load_tool
 
-PAGE = (ROOT / "docs/custom_data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
 STEPS = PAGE[: PAGE.index("### What the formats keep")]
 JOINTS = ["wrist", "left_thumb", "right_thumb", "left_little", "right_little"]
 

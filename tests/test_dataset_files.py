@@ -648,17 +648,17 @@ def test_missing_file_and_unknown_name(tmp_path):
     )
 
 
-# docs/custom_data.md ------------------------------------------------------------------------------
+# docs/datasets.md ------------------------------------------------------------------------------
 
 
 def blocks():
     """The YAML blocks of the page, in their order."""
-    page = (ROOT / "docs/custom_data.md").read_text()
+    page = (ROOT / "docs/datasets.md").read_text()
     return [part.split("```")[0] for part in page.split("```yaml\n")[1:]]
 
 
 def test_page_has_every_key():
-    page = (ROOT / "docs/custom_data.md").read_text()
+    page = (ROOT / "docs/datasets.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert all(any(f"`{key}`" in row.split("|")[1] for row in rows) for key in datasets._KEYS)
 

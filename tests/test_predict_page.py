@@ -1,5 +1,6 @@
-"""docs/predict.md: its snippets run, in their order and as they stand, with a narrow network
-under the names that the page uses.
+"""The snippets of docs/inference.md and docs/export.md run in order and as they are.
+
+A narrow network stands in for the one that the pages use.
 """
 
 import ast
@@ -18,7 +19,9 @@ from poise import config
 from poise.errors import run_tool
 from small_networks import command_line, small
 
-PAGE = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+PAGE = "\n".join(
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("inference.md", "export.md")
+)
 EXPERIMENT = "experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml"
 WEIGHTS = "models/pytorch/pose_coco/hrnet_w32_coco_256x192-c78dce93_20200708.pth"
 NARROW = [
@@ -76,7 +79,7 @@ def test_the_snippets_run(place, monkeypatch, capsys):
     names: dict = {}
     for kind, text in BLOCKS:
         if kind == "python":
-            exec(compile(text, f"docs/predict.md: {text.splitlines()[0]}", "exec"), names)
+            exec(compile(text, f"docs/inference.md: {text.splitlines()[0]}", "exec"), names)
         else:
             for line in text.replace("\\\n", " ").splitlines():
                 if "download_weights" not in line:
@@ -131,7 +134,7 @@ def test_snippet_without_poise_gives_the_keypoints_of_the_estimator(place, monke
     assert page in snippet
     names = {"cv2": cv2}
     exec(
-        compile(snippet.replace(page, f"boxes = np.array({boxes})"), "docs/predict.md", "exec"),
+        compile(snippet.replace(page, f"boxes = np.array({boxes})"), "docs/export.md", "exec"),
         names,
     )
     estimator = PoseEstimator(EXPERIMENT, WEIGHTS, overrides=codec)

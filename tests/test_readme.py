@@ -240,7 +240,7 @@ def test_every_weight_file_of_an_example_can_be_fetched(page):
             re.search(rf"download_weights\.py [^\n]*\b{fetched[path].name}\b", text)
             for path in files
         ), files
-    if page in ("README.md", "docs/predict.md"):
+    if page in ("README.md", "docs/inference.md", "docs/export.md"):
         assert files
 
 

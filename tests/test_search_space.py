@@ -362,7 +362,7 @@ def test_the_page_names_what_there_is():
     assert [f"{group}.{key}" for group, key in named if key not in keys[group]] == []
     for path in re.findall(r"\b(?:experiments|tools|lib|docs)/[\w./-]+\.(?:yaml|py|md|svg)", text):
         assert (ROOT / path).is_file(), path
-    for path in re.findall(r"\]\((\w+\.svg)\)", text):
+    for path in re.findall(r"\]\(([\w/]+\.svg)\)", text):
         assert (
             cells_svg(GENOTYPES["posenas"], "The cells of PoseNAS, as published")
             == (ROOT / "docs" / path).read_text()

@@ -2,7 +2,7 @@
 onnx|torchscript|torch_export] [--out FILE] [KEY VALUE ...]
 
 The batch norms are folded, the number of crops is free, and the file is kept only where it finds
-what the network finds. docs/predict.md says how such a file is used.
+what the network finds. docs/export.md says how such a file is used.
 """
 
 from __future__ import annotations

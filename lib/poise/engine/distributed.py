@@ -334,7 +334,7 @@ def _meet(rank: int, world: int) -> dist.Store:
         raise PoiseError(
             f"process {rank} did not meet the {world - 1} others at {where} ({reason}); is the"
             " address reached from every machine, and is TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set"
-            " on all of several machines (docs/scale.md)?"
+            " on all of several machines (docs/distributed.md)?"
         ) from None
     return store
 
