@@ -29,7 +29,11 @@ def measure() -> Iterator[Row]:
         )
         write_results(results, made_data.predictions(content, made_data.DETECTIONS))
         seconds = in_turns(
-            {"poise": lambda: report.write(report.make([results], annotations, pictures=0), name)},
+            {
+                "poise": lambda: report.write(
+                    report.build_report([results], annotations, pictures=0), name
+                )
+            },
             2,
             warm=0,
         )["poise"]

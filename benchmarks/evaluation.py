@@ -23,9 +23,9 @@ from poise.engine.evaluate import score
 from poise.engine.predict import Predictions
 from poise.evaluation import (
     average_precision,
-    average_precision_of_arrays,
+    evaluate_arrays,
+    read_ground_truth,
     read_results,
-    read_truth,
 )
 from poise.evaluation.evaluators import build_evaluator
 from poise.structures.person_table import PackedNames, PersonTable
@@ -195,7 +195,7 @@ def _measured() -> Iterator[Row]:
 def figures_alone(folder: Path, path: Path, truth: COCO) -> Iterator[Row]:
     """The AP alone, of the same file, against the programs that others would take."""
     (file,) = (folder / "run" / "results").iterdir()
-    results, content = read_results(file), read_truth(path)
+    results, content = read_results(file), read_ground_truth(path)
     arrays = (
         np.array([r["image_id"] for r in results]),
         np.array([r["keypoints"] for r in results]).reshape(-1, 17, 3),
@@ -205,9 +205,7 @@ def figures_alone(folder: Path, path: Path, truth: COCO) -> Iterator[Row]:
     with contextlib.redirect_stdout(io.StringIO()):
         loaded = truth.loadRes(str(file))
     contenders = {
-        "poise": lambda: stats.update(
-            poise=average_precision_of_arrays(content, *arrays, SKELETON.sigmas)
-        ),
+        "poise": lambda: stats.update(poise=evaluate_arrays(content, *arrays, SKELETON.sigmas)),
         "pycocotools": lambda: stats.update(pycocotools=judged(COCOeval, truth, loaded)),
     }
     if importlib.util.find_spec("faster_coco_eval"):

@@ -12,7 +12,7 @@ from comparing import Row, main
 from estimator import written_weights
 from export import experiment
 from poise.inference.export import export
-from poise.inference.export.graph import Parts
+from poise.inference.export.graph import ExportOptions
 from train_step import NETWORKS
 
 FAMILIES = {
@@ -45,7 +45,7 @@ def differences(name: str, size: tuple[int, int], folder: str) -> Iterator[Row]:
         written_weights(cfg, folder),
         Path(folder) / "whole.onnx",
         "onnx",
-        Parts(normalize=True, flip=True, decode=True),
+        ExportOptions(normalize=True, flip=True, decode=True),
     )
     joints, unsure = (sum(values) for values in zip(*((one.joints, one.unsure) for one in found)))
     title = f"ONNX, {name}, {size[0]}x{size[1]}"

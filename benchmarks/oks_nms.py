@@ -11,7 +11,7 @@ from pathlib import Path
 import made_data
 import numpy as np
 from comparing import Row, compared, in_turns, main
-from poise.evaluation import nms, rescore, suppress
+from poise.evaluation import nms, oks_nms_per_image, rescore
 
 THRESHOLD = 0.9
 
@@ -69,7 +69,7 @@ def measure() -> Iterator[Row]:
     kept = {}
 
     def poise() -> None:
-        kept["poise"] = suppress(keypoints, scores, areas, p["image_ids"], THRESHOLD)
+        kept["poise"] = oks_nms_per_image(keypoints, scores, areas, p["image_ids"], THRESHOLD)
 
     def by_reference() -> None:
         kept["reference"] = [

@@ -342,11 +342,11 @@ def zoo(data: bytes) -> None:
 
 def given_boxes(data: bytes) -> None:
     """The JSON that the demo's --boxes takes, for a picture and for a frame of a video."""
-    from poise.inference.boxes import GivenBoxes, usable
+    from poise.inference.boxes import BoxFile, usable
     from poise.io.video import Frame
 
     path = scratch().file("boxes.json", data)
-    source = refused(lambda: GivenBoxes(path), path)
+    source = refused(lambda: BoxFile(path), path)
     if source is not None:
         blank = np.zeros((80, 100, 3), np.uint8)
         frames = [Frame("000000000001.jpg", 0, blank), Frame("film.mp4", 1, blank, 0.04)]

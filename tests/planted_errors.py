@@ -2,9 +2,9 @@
 
 import numpy as np
 from poise.config.datasets import COCO
-from poise.evaluation import read_truth
-from poise.evaluation.analysis.matching import Found, Truth
-from poise.evaluation.keypoint_ap import LabelledPersons
+from poise.evaluation import read_ground_truth
+from poise.evaluation.analysis.matching import GroundTruth, Results
+from poise.evaluation.keypoint_ap import GroundTruthPersons
 
 SIGMAS = np.array(COCO.sigmas)
 # a standing person of about 0.7 x 1.9 units, seen from the front, whose joints lie far apart in
@@ -71,12 +71,12 @@ def people(images=20, persons=2, unit=UNIT, area=AREA):
 
 
 def truth_of(content):
-    content = read_truth(content)
+    content = read_ground_truth(content)
     images = sorted(content["images"], key=lambda image: image["id"])
     position = {image["id"]: place for place, image in enumerate(images)}
-    return Truth(
+    return GroundTruth(
         "truth.json",
-        LabelledPersons.from_annotations(content["annotations"], position, 17),
+        GroundTruthPersons.from_annotations(content["annotations"], position, 17),
         images,
         COCO,
         content,
@@ -87,7 +87,7 @@ def perfect(truth):
     """Every labelled person found exactly, with scores from 0.9 down to 0.5."""
     labels = truth.persons.keypoints
     keypoints = np.concatenate([labels[:, :, :2], np.full((*labels.shape[:2], 1), 0.9)], axis=2)
-    return Found(
+    return Results(
         "made.json",
         "not known",
         truth,
@@ -98,13 +98,13 @@ def perfect(truth):
 
 
 def with_keypoints(found, keypoints):
-    return Found(found.file, found.box_source, found.truth, found.image, keypoints, found.scores)
+    return Results(found.file, found.box_source, found.truth, found.image, keypoints, found.scores)
 
 
 def with_more(found, image, points, scores):
     """More predictions: image (N,), points (N, 17, 2), scores (N,)."""
     keypoints = np.concatenate([points, np.full((*points.shape[:2], 1), 0.9)], axis=2)
-    return Found(
+    return Results(
         found.file,
         found.box_source,
         found.truth,

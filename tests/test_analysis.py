@@ -150,8 +150,8 @@ def test_false_predictions_belong_to_whom_they_are_like():
 
 def test_sizes_are_those_of_coco(files):
     """All persons as one group have the AP of the whole set."""
-    truth = matching.read_ground_truth(files / "truth.json")
-    found = matching.read_found(files / "keypoints_val2017_results_gt_boxes.json", truth)
+    truth = matching.load_ground_truth(files / "truth.json")
+    found = matching.load_results(files / "keypoints_val2017_results_gt_boxes.json", truth)
     figures = breakdowns.figures_of(found, np.ones(12, bool))
     want = evaluation.average_precision(
         files / "truth.json", files / "keypoints_val2017_results_gt_boxes.json"
@@ -212,11 +212,11 @@ def test_joints_by_hand(files):
     high = (keypoint_ap.RECALLS <= 0.5).sum() / 101 * 0.5
     assert figures["AP .5"][9] == pytest.approx(low) and figures["AP .75"][9] == pytest.approx(high)
     # the same as the table of tools/test.py, from files with persons who were not found
-    truth = matching.read_ground_truth(files / "truth.json")
+    truth = matching.load_ground_truth(files / "truth.json")
     for name in ("gt_boxes", "detector"):
         path = files / f"keypoints_val2017_results_{name}.json"
         mine, table = (
-            per_joint(matching.read_found(path, truth)),
+            per_joint(matching.load_results(path, truth)),
             evaluation.per_joint_pck(files / "truth.json", path),
         )
         assert all(mine[key] == pytest.approx(table[key], abs=1e-12) for key in table)
@@ -314,7 +314,7 @@ def test_pictures_without_a_prediction_are_told(files, monkeypatch, capsys):
     (files / "part.json").write_text(
         json.dumps([result for result in results if result["image_id"] <= 2])
     )
-    made = report.make(
+    made = report.build_report(
         [files / "part.json", files / "keypoints_val2017_results_detector.json"],
         files / "truth.json",
     )
@@ -322,7 +322,7 @@ def test_pictures_without_a_prediction_are_told(files, monkeypatch, capsys):
         "part.json: no prediction in 4 of the 6 pictures with labelled persons, who count as"
         " missed, even if those pictures were not tested."
     ]
-    assert "part.json: no prediction in 4 of the 6 pictures" in report.summary(made)
+    assert "part.json: no prediction in 4 of the 6 pictures" in report.format_summary(made)
 
 
 class Page(HTMLParser):
@@ -467,7 +467,7 @@ def test_legends_stay_in_their_chart(length, columns):
     """
     from poise.visualization import charts
 
-    matplotlib = charts.need_matplotlib()
+    matplotlib = charts.require_matplotlib()
     with matplotlib.rc_context(charts._settings(charts.PAGE)):
         figure, axes = charts.new_figure(8 if columns == 1 else 12, 4.6, 1, columns)
         lines = [
@@ -705,10 +705,10 @@ def test_summary_has_straight_columns_and_one_spelling_of_metrics(files, tmp_pat
     """
     names = ("keypoints_val2017_results_gt_boxes.json", "keypoints_val2017_results_detector.json")
     for paths in (names[:1], names):
-        made = report.make([files / name for name in paths], files / "truth.json")
+        made = report.build_report([files / name for name in paths], files / "truth.json")
         for number, figures in enumerate(made.figures):
             figures["errors"]["jitter"]["count"] = 10 ** (3 + number)
-        shown = report.summary(made)
+        shown = report.format_summary(made)
         lines = shown[shown.index("\nAP ") + 1 :].splitlines()
         costs = lines[
             lines.index(
@@ -806,7 +806,7 @@ def test_pairs_of_images():
 
 def test_absent_results(tmp_path):
     with pytest.raises(DataError, match="cannot read the result file"):
-        matching.read_found(tmp_path / "absent.json", truth_of(people(images=1)))
+        matching.load_results(tmp_path / "absent.json", truth_of(people(images=1)))
 
 
 @needs_matplotlib
@@ -826,7 +826,7 @@ def test_every_command_of_the_documentation(files, small_set, tmp_path):
     shutil.copytree(small_set, folder / "data/synthetic")
     for name in ("tools", "experiments"):
         shutil.copytree(ROOT / name, folder / name)
-    truth = matching.read_ground_truth(
+    truth = matching.load_ground_truth(
         folder / "data/synthetic/annotations/person_keypoints_val2017.json"
     )
     run_folder = folder / "output/coco/pose_res2net/res2net18_quickstart"
@@ -874,7 +874,7 @@ def test_the_page_in_a_browser(files, tmp_path, dark):
     )
     if browser is None:
         pytest.skip("needs chromium")
-    made = report.make(
+    made = report.build_report(
         [
             files / "keypoints_val2017_results_gt_boxes.json",
             files / "keypoints_val2017_results_detector.json",
@@ -936,7 +936,7 @@ def test_headings_stay_within_a_narrow_window(files, tmp_path):
     paths = [tmp_path / f"{name * 90}.json" for name in "MW"]
     for path, name in zip(paths, ("gt_boxes", "detector")):
         shutil.copy(files / f"keypoints_val2017_results_{name}.json", path)
-    html, _ = report.write(report.make(paths, files / "truth.json"), tmp_path / "page")
+    html, _ = report.write(report.build_report(paths, files / "truth.json"), tmp_path / "page")
     picture = tmp_path / "shown.png"
     subprocess.run(
         [
@@ -976,7 +976,9 @@ def test_joints_of_another_dataset_file(tmp_path, capsys):
         if "keypoints" in a
     ]
     (tmp_path / "results.json").write_text(json.dumps(results))
-    made = report.make([tmp_path / "results.json"], truth, tmp_path / "frames", 2, str(path))
+    made = report.build_report(
+        [tmp_path / "results.json"], truth, tmp_path / "frames", 2, str(path)
+    )
     errors = made.figures[0]["joint errors"]
     assert (
         errors["joints"] == ["middle", "left_0", "right_0", "left_1", "right_1"]
@@ -988,7 +990,7 @@ def test_joints_of_another_dataset_file(tmp_path, capsys):
     with pytest.raises(
         DataError, match="persons of the 17 joints of coco were expected; --dataset takes another"
     ):
-        report.make([tmp_path / "results.json"], truth)
+        report.build_report([tmp_path / "results.json"], truth)
 
 
 def test_crowdpose(tmp_path, shared):
@@ -996,14 +998,19 @@ def test_crowdpose(tmp_path, shared):
     annotations have none.
     """
     from poise.config.datasets import dataset
-    from poise.evaluation import crowd_average_precision, read_results, read_truth, result_arrays
+    from poise.evaluation import (
+        crowd_average_precision,
+        read_ground_truth,
+        read_results,
+        result_arrays,
+    )
     from poise.evaluation.crowdpose import AREA_OF_BOX
 
     folder = shared / "data/crowdpose_sample"
     truth, results = folder / "example_crowdpose_val.json", folder / "example_crowdpose_preds.json"
-    made = report.make([results], truth, data="crowdpose")
+    made = report.build_report([results], truth, data="crowdpose")
     content, sigmas = (
-        read_truth(truth, area_of_box=AREA_OF_BOX),
+        read_ground_truth(truth, area_of_box=AREA_OF_BOX),
         dataset("crowdpose").skeleton.sigmas,
     )
     ids, _, keypoints, scores = result_arrays(content, read_results(results), sigmas)

@@ -30,8 +30,8 @@ from poise.evaluation.analysis.matching import (
     FOUND,
     OUTRANKED,
     average_precision,
-    read_found,
-    read_ground_truth,
+    load_ground_truth,
+    load_results,
 )
 
 PAIRED = np.flatnonzero(COCO.flip_order != np.arange(17))
@@ -415,13 +415,13 @@ def test_recorded_predictions_of_real_pictures(tmp_path):
     arrays = np.load(SHARED / "conformance/evaluate.npz")
     keypoints, boxes, ids = arrays["preds"], arrays["boxes"], arrays["image_id"]
     scores = evaluation.rescore(keypoints[:, :, 2], boxes[:, 5], want["in_vis_thre"])
-    kept = evaluation.suppress(
+    kept = evaluation.oks_nms_per_image(
         keypoints, scores, boxes[:, 4], ids, want["oks_thre"], want["soft_nms"]
     )
     path = tmp_path / "keypoints_val2017_results_gt_boxes.json"
     evaluation.write_results(path, ids[kept], keypoints[kept], scores[kept])
-    truth = read_ground_truth(SHARED / "data/coco_subset/annotations/person_keypoints_val2017.json")
-    found = read_found(path, truth)
+    truth = load_ground_truth(SHARED / "data/coco_subset/annotations/person_keypoints_val2017.json")
+    found = load_results(path, truth)
     assert found.box_source == "ground truth"
     counts, costs, base = diagnosis(found)
     assert base["AP"] == pytest.approx(want["stats"]["AP"], abs=1e-6)

@@ -179,9 +179,9 @@ def test_the_largest_mosaic(tiny_experiment):
         ),
         np.uint8,
     )
-    assert len(draw.encoded(picture, ".jpg")) > 0
+    assert len(draw.encode_image(picture, ".jpg")) > 0
     with pytest.raises(DataError, match="a picture of 8 x 70000 cannot be written as jpg"):
-        draw.encoded(np.zeros((70_000, 8, 3), np.uint8), ".jpg")
+        draw.encode_image(np.zeros((70_000, 8, 3), np.uint8), ".jpg")
 
 
 def test_an_output_that_is_a_file(tiny_experiment, tmp_path, monkeypatch, capsys):

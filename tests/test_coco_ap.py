@@ -229,15 +229,17 @@ def test_suppress_groups_images_by_first_appearance(soft):
     golden = np.load(GOLDEN)
     arrays = golden["preds"], golden["scores"], golden["areas"], golden["image_id"]
     want = golden["kept_soft" if soft else "kept_hard"]
-    assert evaluation.suppress(*arrays, 0.9, soft).tolist() == want.tolist()
+    assert evaluation.oks_nms_per_image(*arrays, 0.9, soft).tolist() == want.tolist()
 
     # image ids that fall, and images mixed with one another (no two scores of an image tie)
-    assert evaluation.suppress(*arrays[:3], -arrays[3], 0.9, soft).tolist() == want.tolist()
+    assert (
+        evaluation.oks_nms_per_image(*arrays[:3], -arrays[3], 0.9, soft).tolist() == want.tolist()
+    )
     mixed = np.random.default_rng(0).permutation(len(arrays[3]))
-    kept = mixed[evaluation.suppress(*(array[mixed] for array in arrays), 0.9, soft)]
+    kept = mixed[evaluation.oks_nms_per_image(*(array[mixed] for array in arrays), 0.9, soft)]
     images = list(dict.fromkeys(arrays[3][mixed].tolist()))
     assert kept.tolist() == [k for image in images for k in want.tolist() if arrays[3][k] == image]
-    assert evaluation.suppress(np.zeros((0, 17, 3)), [], [], [], 0.9, soft).shape == (0,)
+    assert evaluation.oks_nms_per_image(np.zeros((0, 17, 3)), [], [], [], 0.9, soft).shape == (0,)
 
 
 def test_suppress_refuses_what_it_cannot_compare():
@@ -247,11 +249,11 @@ def test_suppress_refuses_what_it_cannot_compare():
     with pytest.raises(
         DataError, match=f"1 of 5 predicted persons hold NaN .* in image {golden['image_id'][2]}"
     ):
-        evaluation.suppress(
+        evaluation.oks_nms_per_image(
             keypoints, golden["scores"][:5], golden["areas"][:5], golden["image_id"][:5], 0.9
         )
     with pytest.raises(ValueError, match=r"\(5, 17, 3\), \(5,\), \(4,\), \(5,\)"):
-        evaluation.suppress(
+        evaluation.oks_nms_per_image(
             keypoints, golden["scores"][:5], golden["areas"][:4], golden["image_id"][:5], 0.9
         )
 
@@ -335,7 +337,7 @@ def test_recorded_evaluation_of_the_hrnet_code(case):
     arrays = np.load(SHARED / "conformance" / "evaluate.npz")
     keypoints, boxes, image_ids = arrays["preds"], arrays["boxes"], arrays["image_id"]
     scores = evaluation.rescore(keypoints[:, :, 2], boxes[:, 5], want["in_vis_thre"])
-    kept = evaluation.suppress(
+    kept = evaluation.oks_nms_per_image(
         keypoints, scores, boxes[:, 4], image_ids, want["oks_thre"], want["soft_nms"]
     )
     assert len(keypoints) == want["instances"] and len(kept) == want["kept_after_nms"]

@@ -195,7 +195,7 @@ def ours(truth, results):
         np.array([r["score"] for r in results]),
     )
     return evaluation.crowd_average_precision(
-        evaluation.read_truth(truth, 14, area_of_box=AREA_OF_BOX),
+        evaluation.read_ground_truth(truth, 14, area_of_box=AREA_OF_BOX),
         *arrays,
         dataset("crowdpose").skeleton.sigmas,
     )

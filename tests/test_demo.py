@@ -629,7 +629,7 @@ def test_boxes_of_another_category_than_persons(tmp_path):
     }
 
     def left(content, category):
-        return person_boxes.GivenBoxes(write_json(tmp_path / "boxes.json", content), 0.5, category)(
+        return person_boxes.BoxFile(write_json(tmp_path / "boxes.json", content), 0.5, category)(
             [frame]
         )[0][0][:, 0].tolist()
 
@@ -702,7 +702,7 @@ def test_bad_files_of_boxes(kind, tmp_path):
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(DataError) as error:
-        person_boxes.GivenBoxes(path)
+        person_boxes.BoxFile(path)
     assert (
         str(error.value).startswith(f"{path}: ")
         and fault in str(error.value)
@@ -899,7 +899,7 @@ def test_given_boxes_longest_common_ending_wins(tmp_path):
         "annotations": [{"image_id": n, "bbox": [1, 2, 30, 40]} for n in range(4)],
     }
     for content, twice in ((own, 0), (coco, 2)):
-        boxes = person_boxes.GivenBoxes(write_json(tmp_path / "boxes.json", content))
+        boxes = person_boxes.BoxFile(write_json(tmp_path / "boxes.json", content))
         found = boxes(
             [
                 media.Frame(name, index, np.zeros((50, 50, 3), np.uint8))
@@ -985,7 +985,7 @@ def given_boxes_left(folder, names, paths):
         {"image_id": place, "file_name": name, "bbox": [place, 0, 9, 9], "score": 1}
         for place, name in enumerate(names)
     ]
-    given = person_boxes.GivenBoxes(write_json(folder / "boxes.json", entries))
+    given = person_boxes.BoxFile(write_json(folder / "boxes.json", entries))
     given.check(media.Pictures(paths))
     frames = [media.Frame(path, i, np.zeros((9, 9, 3), np.uint8)) for i, path in enumerate(paths)]
     return [int(boxes[0, 0]) if len(boxes) else None for boxes, _ in given(frames)]
@@ -1410,7 +1410,7 @@ def test_open_input_every_container_that_opencv_reads_is_a_video(tmp_path, endin
 
 def test_ctrl_c_keeps_what_was_done(tool, tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", frames=40)
-    whole, calls = person_boxes.WholePictures.__call__, []
+    whole, calls = person_boxes.FullImage.__call__, []
 
     def interrupted(self, frames):
         calls.append(len(frames))
@@ -1418,7 +1418,7 @@ def test_ctrl_c_keeps_what_was_done(tool, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return whole(self, frames)
 
-    monkeypatch.setattr(person_boxes.WholePictures, "__call__", interrupted)
+    monkeypatch.setattr(person_boxes.FullImage, "__call__", interrupted)
     status, out, _ = tool("--input", tmp_path / "a.mp4")
     content = result(tmp_path / "out")
     assert (
@@ -1444,7 +1444,7 @@ def test_a_run_that_fails_leaves_the_older_result(refused, tmp_path, monkeypatch
             raise DataError("the detector fails")
         return [(np.empty((0, 4)), np.empty(0))] * len(frames)
 
-    monkeypatch.setattr(person_boxes.WholePictures, "__call__", fails)
+    monkeypatch.setattr(person_boxes.FullImage, "__call__", fails)
     assert refused("--input", tmp_path / "a.mp4") == "error: the detector fails"
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before, (
         "and nothing half done beside it"

@@ -9,8 +9,8 @@ from conftest import forget_log_handlers
 from made_joints import experiment, make_set
 from poise import config
 from poise.engine import evaluate
-from poise.evaluation import average_precision_of_arrays, diagnose
-from poise.evaluation.coco import read_truth
+from poise.evaluation import diagnose, evaluate_arrays
+from poise.evaluation.coco import read_ground_truth
 from poise.models import build_model, weights
 from poise.models.weights.origin import doubt
 
@@ -51,15 +51,17 @@ def made(count=30, size=60.0, seed=0):
     keypoints = np.concatenate(
         [points + rng.normal(0, 0.5, points.shape), rng.uniform(0.5, 1, (count, 5, 1))], axis=2
     )
-    return content, diagnose.Tested(ids, keypoints, rng.uniform(0.5, 1, count), boxes, SIGMAS, FLIP)
+    return content, diagnose.EvalContext(
+        ids, keypoints, rng.uniform(0.5, 1, count), boxes, SIGMAS, FLIP
+    )
 
 
 def told(content, tested):
-    truth = read_truth(content)
-    figures = average_precision_of_arrays(
+    truth = read_ground_truth(content)
+    figures = evaluate_arrays(
         truth, tested.image_ids, tested.keypoints, tested.scores, SIGMAS, tested.category_id
     )
-    return figures, diagnose.reasons(truth, tested, figures)
+    return figures, diagnose.diagnose(truth, tested, figures)
 
 
 def test_nothing_to_explain():
@@ -70,7 +72,7 @@ def test_nothing_to_explain():
         " (large); the 30 that count have 2520 to 2520"
     ]
     content["annotations"][0]["area"] = 9999.0
-    assert told(content, tested)[1] == [] and not diagnose.is_wanted(told(content, tested)[0])
+    assert told(content, tested)[1] == [] and not diagnose.should_diagnose(told(content, tested)[0])
 
 
 def test_no_person_of_a_size():
@@ -89,14 +91,16 @@ def test_no_person_of_a_size():
 
 def test_what_the_table_shows_as_zero_is_explained():
     assert (
-        diagnose.is_wanted({"AP": 0.0004})
-        and diagnose.is_wanted({"AP": 0.5, "AP (M)": -1})
-        and not diagnose.is_wanted({"AP": 0.0006, "AR": 1})
+        diagnose.should_diagnose({"AP": 0.0004})
+        and diagnose.should_diagnose({"AP": 0.5, "AP (M)": -1})
+        and not diagnose.should_diagnose({"AP": 0.0006, "AR": 1})
     )
     content, tested = made()
     keypoints = tested.keypoints + [300, 0, 0]
-    lines = diagnose.reasons(
-        read_truth(content), replace(tested, keypoints=keypoints), {"AP": 0.0004, "Ap .5": 0.002}
+    lines = diagnose.diagnose(
+        read_ground_truth(content),
+        replace(tested, keypoints=keypoints),
+        {"AP": 0.0004, "Ap .5": 0.002},
     )
     assert len(lines) == 1 and lines[0].startswith(
         "AP is 0: none of the faults that are looked for"

@@ -60,7 +60,7 @@ class Made:
             },
         )
         figures = pckh(self.keypoints + 1, self.file)
-        lines = diagnose_mpii.reasons(
+        lines = diagnose_mpii.diagnose(
             self.file,
             self.keypoints,
             self.boxes,
@@ -80,13 +80,13 @@ def made(tmp_path):
 
 def test_nothing_to_explain(made):
     figures, lines = made.told()
-    assert figures["Mean"] > 99 and lines == [] and not diagnose_mpii.is_wanted(figures)
+    assert figures["Mean"] > 99 and lines == [] and not diagnose_mpii.should_diagnose(figures)
 
 
 def test_joints_that_nobody_has(made):
     made.labelled[:, [NAMES.index("rwri"), NAMES.index("lwri")]] = False
     figures, lines = made.told()
-    assert diagnose_mpii.is_wanted(figures) and lines == [
+    assert diagnose_mpii.should_diagnose(figures) and lines == [
         f"Wrist is no number: {made.file} has such a joint labelled in nobody"
     ]
     made.labelled[:] = False
@@ -188,6 +188,6 @@ def test_a_test_tells(tiny_mpii_experiment, tmp_path):
     text = next((tmp_path / "output").rglob("test.log")).read_text()
     forget_log_handlers()
     assert (
-        diagnose_mpii.is_wanted(figures)
+        diagnose_mpii.should_diagnose(figures)
         and "0: weights not trained: batch norm's running figures in " in text
     )

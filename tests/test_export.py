@@ -22,14 +22,14 @@ from poise.cli import export as export_command
 from poise.codecs import CODECS, build_codec
 from poise.errors import ConfigError, DataError, run_tool
 from poise.inference.export import export, formats, metadata, parity
-from poise.inference.export.graph import Graph, Parts, normalized
+from poise.inference.export.graph import ExportOptions, Graph, normalized
 from poise.models import build_model
 from poise.models.weights import with_joints
 from small_networks import EXPERIMENT, command_line, small
 
 SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]  # exporters take their time for each layer
 SIZES = {"64x64": [], "96x128": ["MODEL.IMAGE_SIZE", [96, 128], "MODEL.HEATMAP_SIZE", [24, 32]]}
-WHOLE = Parts(normalize=True, flip=True, decode=True)
+WHOLE = ExportOptions(normalize=True, flip=True, decode=True)
 TEST_KEYS = ["TEST.POST_PROCESS", True, "TEST.FLIP_TEST", True, "TEST.SHIFT_HEATMAP", True]
 
 
@@ -128,7 +128,7 @@ def test_a_file_of_each_format(format, tmp_path):
     assert [one.kind for one in found] == ["noise", "made persons"] and all(
         one.equal and one.joints == 8 * 17 and one.unsure < 20 for one in found
     )
-    crops = parity.drawn_crops(cfg, build_codec(cfg), 5)
+    crops = parity.make_synthetic_crops(cfg, build_codec(cfg), 5)
     run = formats.FORMATS[format].read(out)
     keypoints, scores, heatmaps = run(crops)
     estimator = PoseEstimator(cfg, file, device="cpu")
@@ -162,7 +162,7 @@ def test_a_graph_of_the_network_alone(tmp_path):
     assert [one.name for one in session.get_inputs()] == ["images"] and [
         one.name for one in session.get_outputs()
     ] == ["heatmaps"]
-    images = normalized(cfg, torch.from_numpy(parity.noise_crops(cfg, 3)))
+    images = normalized(cfg, torch.from_numpy(parity.make_noise_crops(cfg, 3)))
     with torch.no_grad():
         wanted = small("resnet", *SHALLOW)(images).numpy()
     assert (
@@ -278,8 +278,8 @@ def test_joints_in_wrong_places_are_found(tmp_path):
     codec = build_codec(cfg)
     model, graph, crops = (
         small("resnet"),
-        Graph(cfg, codec, small("resnet"), Parts(decode=True)),
-        parity.noise_crops(cfg),
+        Graph(cfg, codec, small("resnet"), ExportOptions(decode=True)),
+        parity.make_noise_crops(cfg),
     )
 
     def run(images, spoil=lambda outputs: outputs):
@@ -288,7 +288,13 @@ def test_joints_in_wrong_places_are_found(tmp_path):
 
     def compared(spoil):
         return parity.compare(
-            cfg, codec, model, Parts(decode=True), lambda images: run(images, spoil), crops, "noise"
+            cfg,
+            codec,
+            model,
+            ExportOptions(decode=True),
+            lambda images: run(images, spoil),
+            crops,
+            "noise",
         )
 
     assert compared(lambda outputs: outputs).equal
@@ -324,7 +330,12 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     cfg, file = narrow("resnet", folder, *SHALLOW, "DATASET.COLOR_RGB", False)
     files = {}
-    for parts in (Parts(), Parts(normalize=True), WHOLE, Parts(normalize=True, decode=True)):
+    for parts in (
+        ExportOptions(),
+        ExportOptions(normalize=True),
+        WHOLE,
+        ExportOptions(normalize=True, decode=True),
+    ):
         files[parts] = folder / f"{len(files)}.onnx"
         export(cfg, file, files[parts], "onnx", parts)
     return cfg, file, files
@@ -364,7 +375,7 @@ def test_the_same_poses_from_an_onnx_file(exported, picture, caplog):
             " effect"
         )
         assert caplog.text.count(without) == (0 if flip else 2)
-    plain = PoseEstimator(None, files[Parts()], device="cpu", flip_test=False)(picture)
+    plain = PoseEstimator(None, files[ExportOptions()], device="cpu", flip_test=False)(picture)
     assert np.allclose(
         plain.scores,
         PoseEstimator(cfg, file, device="cpu", flip_test=False)(picture).scores,
@@ -377,13 +388,13 @@ def test_what_an_onnx_file_cannot_do(exported, tmp_path):
     for parts, options, said in (
         (WHOLE, {"flip_test": False}, "was exported with the flip test"),
         (
-            Parts(normalize=True, decode=True),
+            ExportOptions(normalize=True, decode=True),
             {"flip_test": True},
             "with decoding and without the flip test",
         ),
-        (Parts(), {"half": True}, "leave half out"),
+        (ExportOptions(), {"half": True}, "leave half out"),
         (
-            Parts(),
+            ExportOptions(),
             {"overrides": ["MODEL.IMAGE_SIZE", [32, 32], "MODEL.HEATMAP_SIZE", [8, 8]]},
             "exported with MODEL.IMAGE_SIZE",
         ),
@@ -396,7 +407,7 @@ def test_what_an_onnx_file_cannot_do(exported, tmp_path):
         with pytest.raises(ConfigError, match=said):
             PoseEstimator(None, files[parts], device="cpu", **options)
     assert not PoseEstimator(
-        None, files[Parts()], device="cpu", overrides=["TEST.POST_PROCESS", False]
+        None, files[ExportOptions()], device="cpu", overrides=["TEST.POST_PROCESS", False]
     ).cfg.TEST.POST_PROCESS
     with pytest.raises(DataError, match="no such ONNX file"):
         PoseEstimator(None, tmp_path / "missing.onnx")
@@ -409,7 +420,7 @@ def test_onnxruntime_that_fails_while_it_runs(exported, monkeypatch):
         raise RuntimeError("no room for\nthe workspace")
 
     cfg, _, files = exported
-    network = OnnxNetwork(files[Parts()], None, "cpu", None)
+    network = OnnxNetwork(files[ExportOptions()], None, "cpu", None)
     monkeypatch.setattr(network, "_session", SimpleNamespace(run=fail))
     with pytest.raises(
         DataError, match=r"onnxruntime fails on 2 crops \(no room for the workspace\)"
@@ -422,7 +433,7 @@ def test_devices_of_an_onnx_file(exported, monkeypatch):
     """The device is the one that onnxruntime has started, or there is an error."""
     import onnxruntime
 
-    file = exported[2][Parts()]
+    file = exported[2][ExportOptions()]
     for device in ("mps", "toaster", 1.5):
         with pytest.raises(
             ConfigError,
@@ -480,7 +491,7 @@ def test_metadata_of_strangers(exported, tmp_path):
     what an export writes.
     """
     cfg, _, files = exported
-    good = json.loads(metadata.as_text(cfg, build_codec(cfg), Parts()))
+    good = json.loads(metadata.as_text(cfg, build_codec(cfg), ExportOptions()))
 
     def changed(**more):
         return json.dumps({**good, **more})
@@ -520,7 +531,7 @@ def test_metadata_of_strangers(exported, tmp_path):
         ),
     ]
     for said, text in cases:
-        file = with_metadata(files[Parts()], tmp_path / "stranger.onnx", text)
+        file = with_metadata(files[ExportOptions()], tmp_path / "stranger.onnx", text)
         with pytest.raises(DataError, match=said) as error:
             PoseEstimator(None, file, device="cpu")
         assert (
@@ -528,7 +539,7 @@ def test_metadata_of_strangers(exported, tmp_path):
             and "stranger.onnx" in str(error.value)
             and len(str(error.value)) < 600
         )
-    with_metadata(files[Parts()], tmp_path / "stranger.onnx", json.dumps(good))
+    with_metadata(files[ExportOptions()], tmp_path / "stranger.onnx", json.dumps(good))
     assert (
         len(
             PoseEstimator(None, tmp_path / "stranger.onnx", device="cpu")(
@@ -537,7 +548,7 @@ def test_metadata_of_strangers(exported, tmp_path):
         )
         == 1
     )
-    for content in (b"", b"not a model", files[Parts()].read_bytes()[:5000]):
+    for content in (b"", b"not a model", files[ExportOptions()].read_bytes()[:5000]):
         (tmp_path / "broken.onnx").write_bytes(content)
         with pytest.raises(DataError, match="onnxruntime cannot run this file") as error:
             PoseEstimator(None, tmp_path / "broken.onnx", device="cpu")
@@ -572,7 +583,7 @@ def test_many_pictures_go_through_the_network_in_parts(tmp_path, monkeypatch):
     """A folder of pictures to check an export on may hold thousands."""
     cfg, _ = narrow("resnet", tmp_path)
     model, sizes, whole = small("resnet"), [], parity.reference_output
-    graph = Graph(cfg, build_codec(cfg), small("resnet"), Parts(normalize=True))
+    graph = Graph(cfg, build_codec(cfg), small("resnet"), ExportOptions(normalize=True))
     monkeypatch.setattr(
         parity,
         "reference_output",
@@ -585,7 +596,7 @@ def test_many_pictures_go_through_the_network_in_parts(tmp_path, monkeypatch):
             model,
             graph.parts,
             lambda images: [output.numpy() for output in graph(torch.from_numpy(images))],
-            parity.noise_crops(cfg, 20),
+            parity.make_noise_crops(cfg, 20),
             "noise",
         )
     assert one.equal and one.crops == sum(sizes) == 20 and max(sizes) == 4

@@ -167,7 +167,7 @@ def test_thread_of_the_logs_that_has_ended(tiny_experiment):
 def test_full_disk_of_debug_pictures(tiny_experiment, monkeypatch):
     """Their thread's fault ends the run with a checkpoint too."""
     monkeypatch.setattr(
-        "poise.visualization.draw.save",
+        "poise.visualization.draw.save_image",
         lambda path, _: (_ for _ in ()).throw(
             OSError(errno.ENOSPC, "No space left on device", str(path))
         ),

@@ -86,7 +86,7 @@ def judge(persons, results, image_ids):
 
 def ours(persons, results, image_ids):
     position = {image_id: i for i, image_id in enumerate(sorted(image_ids))}
-    truth = keypoint_ap.LabelledPersons.from_annotations(persons, position, 17)
+    truth = keypoint_ap.GroundTruthPersons.from_annotations(persons, position, 17)
     image = np.array([position[r["image_id"]] for r in results])
     keypoints = np.array([r["keypoints"] for r in results]).reshape(len(results), 17, 3)
     return keypoint_ap.evaluate(
@@ -100,7 +100,7 @@ def test_equal_to_pycocotools(seed):
     precision, recall, stats = judge(*made)
     found = ours(*made)
     assert np.abs(found[0] - precision).max() < 1e-12 and np.abs(found[1] - recall).max() < 1e-12
-    assert keypoint_ap.summary([found]) == pytest.approx(stats.tolist(), abs=1e-12)
+    assert keypoint_ap.summarize([found]) == pytest.approx(stats.tolist(), abs=1e-12)
     assert 0 < stats[0] < 1
 
 
@@ -116,7 +116,7 @@ def test_no_person_of_a_size():
     persons, results, image_ids = made_set(1)
     small = [p | {"area": 500.0} for p in persons]
     precision, recall, stats = judge(small, results, image_ids)
-    assert keypoint_ap.summary([ours(small, results, image_ids)]) == pytest.approx(
+    assert keypoint_ap.summarize([ours(small, results, image_ids)]) == pytest.approx(
         stats.tolist(), abs=1e-12
     )
     assert stats[3] == -1 and stats[4] == -1

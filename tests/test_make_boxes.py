@@ -36,7 +36,9 @@ def test_what_is_written_is_what_a_test_reads(made, tmp_path):
         made,
         ["TEST.USE_GT_BBOX", "False", "TEST.COCO_BBOX_FILE", str(tmp_path / "boxes" / "val.json")],
     )
-    assert detect_dataset.write(cfg, "val", detect, detect_dataset.target(cfg, "")) == (12, 6, 0)
+    assert detect_dataset.write_detections(
+        cfg, "val", detect, detect_dataset.output_path(cfg, "")
+    ) == (12, 6, 0)
     entries = json.loads((tmp_path / "boxes" / "val.json").read_text())
     name = "cam 1/val-shot 0.png"
     assert entries[:2] == [
@@ -68,21 +70,23 @@ def test_what_is_written_is_what_a_test_reads(made, tmp_path):
 def test_images_that_cannot_be_read(made, tmp_path, caplog):
     cfg, frames = config.load(made), tmp_path / "set" / "frames" / "cam 1"
     (frames / "val-shot 1.png").unlink()
-    assert detect_dataset.write(cfg, "val", detect, tmp_path / "b.json") == (10, 5, 1)
+    assert detect_dataset.write_detections(cfg, "val", detect, tmp_path / "b.json") == (10, 5, 1)
     assert len({entry["image_id"] for entry in json.loads((tmp_path / "b.json").read_text())}) == 5
     for file in frames.glob("val*"):
         file.unlink()
     with pytest.raises(DataError, match="none of the 6 images"):
-        detect_dataset.write(cfg, "val", detect, tmp_path / "c.json")
+        detect_dataset.write_detections(cfg, "val", detect, tmp_path / "c.json")
     assert (
         not (tmp_path / "c.json").exists() and [file.name for file in tmp_path.glob("*.part")] == []
     )
 
 
 def test_a_detector_of_persons_for_another_category(made, tmp_path, caplog):
-    detect_dataset.write(config.load(made), "val", detect, tmp_path / "b.json")
+    detect_dataset.write_detections(config.load(made), "val", detect, tmp_path / "b.json")
     assert not caplog.messages
-    detect_dataset.write(config.load(made), "val", detect, tmp_path / "b.json", finds_persons=True)
+    detect_dataset.write_detections(
+        config.load(made), "val", detect, tmp_path / "b.json", finds_persons=True
+    )
     assert caplog.messages == [
         "the detector finds persons; its boxes are written as those of 'dot person', the category"
         f" of {tmp_path / 'set' / 'dots.yaml'}"
@@ -91,9 +95,9 @@ def test_a_detector_of_persons_for_another_category(made, tmp_path, caplog):
 
 def test_usage(made, tiny_mpii_experiment):
     with pytest.raises(ConfigError, match="--out: give the file to write"):
-        detect_dataset.target(config.load(made), "")
+        detect_dataset.output_path(config.load(made), "")
     with pytest.raises(ConfigError, match="the boxes of mpii are in its annotations"):
-        detect_dataset.write(
+        detect_dataset.write_detections(
             config.load(tiny_mpii_experiment), "valid", detect, made.parent / "x.json"
         )
 

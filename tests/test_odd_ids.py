@@ -12,7 +12,7 @@ from poise import config, evaluation
 from poise.datasets import read_set
 from poise.datasets.validation import run
 from poise.errors import DataError
-from poise.inference.boxes import GivenBoxes
+from poise.inference.boxes import BoxFile
 from poise.io.video import Frame
 from poise.structures.ids import as_id, with_ids
 from poise.structures.skeleton import find_category
@@ -76,7 +76,7 @@ def scored(path):
     ]
     file = path.with_name("results.json")
     file.write_text(json.dumps(results))
-    truth = evaluation.read_truth(path, category="dot person")
+    truth = evaluation.read_ground_truth(path, category="dot person")
     of_file = evaluation.average_precision(truth, str(file), SIGMAS)
     assert of_file == evaluation.average_precision(truth, results, SIGMAS)
     return of_file
@@ -199,7 +199,7 @@ def test_two_categories_of_one_name_that_annotations_do_not_decide(sound, change
     with pytest.raises(DataError, match=f"{path.name}: {said}name one by its id in the dataset"):
         table_of(sound)
     with pytest.raises(DataError, match=f"{path.name}: {said}"):
-        evaluation.read_truth(path, category="dot person")
+        evaluation.read_ground_truth(path, category="dot person")
     assert any("2 categories are named 'dot person'" in line for line in findings(sound))
 
 
@@ -226,7 +226,7 @@ def test_iscrowd_that_says_yes_is_a_crowd(sound, changed, value):
 
     path = changed(edit)
     assert table_of(sound).dropped["crowd regions"] == 1
-    truth = evaluation.read_truth(path, category="dot person")
+    truth = evaluation.read_ground_truth(path, category="dot person")
     assert sum(person["iscrowd"] for person in truth["annotations"]) == 1
 
 
@@ -240,7 +240,7 @@ def test_iscrowd_that_is_no_number_is_named(sound, changed):
     with pytest.raises(DataError, match=f"{path.name}: {said}"):
         table_of(sound)
     with pytest.raises(DataError, match=said):
-        evaluation.read_truth(path, category="dot person")
+        evaluation.read_ground_truth(path, category="dot person")
     assert any("1 annotation has an iscrowd that is neither 0" in line for line in findings(sound))
 
 
@@ -260,7 +260,7 @@ def test_scoring_names_the_field_that_is_no_number(sound, changed, field, value,
 
     path = changed(edit)
     with pytest.raises(DataError, match=f"annotation 4711 of .*{path.name} has {said}, expected"):
-        evaluation.read_truth(path, category="dot person")
+        evaluation.read_ground_truth(path, category="dot person")
 
 
 def boxes_of(folder, change):
@@ -275,7 +275,7 @@ def boxes_of(folder, change):
     }
     change(content)
     (folder / "boxes.json").write_text(json.dumps(content))
-    given = GivenBoxes(folder / "boxes.json")
+    given = BoxFile(folder / "boxes.json")
     frame = Frame(str(folder / "a.jpg"), 0, np.zeros((9, 8, 3), np.uint8))
     return given([frame])[0][0][:, 0].tolist()
 

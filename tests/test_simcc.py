@@ -13,7 +13,7 @@ from poise.codecs.simcc import KLDiscretLoss, SimCC
 from poise.engine import browse, train
 from poise.errors import ConfigError
 from poise.evaluation.analysis import report
-from poise.inference.export import Parts, export
+from poise.inference.export import ExportOptions, export
 from poise.io.images import read_picture
 from poise.models import build_model
 
@@ -219,7 +219,7 @@ def test_training_draws_distributions(trained):
 def test_analysis_of_its_results_has_their_figures(trained, small_set):
     line = json.loads((trained[1] / "metrics.jsonl").read_text().splitlines()[-1])
     results = next((trained[1] / "results").glob("keypoints_train2017_results*.json"))
-    made = report.make(
+    made = report.build_report(
         [results], small_set / "annotations/person_keypoints_train2017.json", None, 0, "coco"
     )
     assert made.figures[0]["coco"]["AP"] == pytest.approx(line["AP"], abs=1e-6)
@@ -237,7 +237,7 @@ def test_exported_file_finds_what_the_estimator_finds(trained, tmp_path, small_s
     weights, picture = run / "final_state.pth", min((small_set / "images").rglob("*.jpg"))
     wanted = PoseEstimator(None, weights, device="cpu")(read_picture(picture))
     assert np.isfinite(wanted.keypoints).all() and np.ptp(wanted.keypoints) > 10
-    for parts in (Parts(), Parts(normalize=True, flip=True, decode=True)):
+    for parts in (ExportOptions(), ExportOptions(normalize=True, flip=True, decode=True)):
         out = tmp_path / f"{parts.decode}.onnx"
         found = export(cfg, weights, out, "onnx", parts)
         assert all(one.equal and one.representation == "distributions" for one in found)

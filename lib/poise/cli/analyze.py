@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poise.evaluation.analysis import report
     from poise.visualization import charts
 
-    charts.need_matplotlib()  # before the figures are computed, not when they are drawn
-    made = report.make(
+    charts.require_matplotlib()  # before the figures are computed, not when they are drawn
+    made = report.build_report(
         [args.results, *([args.compare] if args.compare else [])],
         args.annotations,
         args.images,
@@ -81,6 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{Path(args.results).stem}_analysis"
     )
     page, figures = report.write(made, output)
-    print(report.summary(made), end="")
+    print(report.format_summary(made), end="")
     print(f"{page}\n{figures}")
     return 0

@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_frames=args.max_frames,
         draw_boxes=args.draw_boxes,
     )
-    request = demo.Request(
+    request = demo.DemoRequest(
         input=args.input,
         weights=args.weights,
         boxes=args.boxes,

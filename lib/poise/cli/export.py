@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poise.cli.arguments import experiment
     from poise.inference.export import export
     from poise.inference.export.formats import FORMATS as WRITERS
-    from poise.inference.export.graph import Parts
+    from poise.inference.export.graph import ExportOptions
     from poise.models.weights.experiment import experiment_of
 
     cfg = experiment(args) if args.cfg else experiment_of(args.weights, args.overrides)
@@ -91,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if out.is_dir() or out.resolve() == Path(args.weights).resolve():
         raise ConfigError(f"--out {out}: give a file of its own")
-    parts = Parts(normalize=args.with_normalize, flip=args.with_flip, decode=args.with_decode)
+    parts = ExportOptions(
+        normalize=args.with_normalize, flip=args.with_flip, decode=args.with_decode
+    )
     for line in export(cfg, args.weights, out, args.format, parts, images=pictures(args.images)):
         print(line)
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")

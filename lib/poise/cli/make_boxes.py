@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poise.inference.detectors.torchvision import TORCHVISION
 
     start_console()
-    path = detect_dataset.target(cfg, args.out)
+    path = detect_dataset.output_path(cfg, args.out)
     detect = build_detector(
         args.detector, args.device, args.score_threshold, weights=args.detector_weights or None
     )
-    boxes, images, unread = detect_dataset.write(
+    boxes, images, unread = detect_dataset.write_detections(
         cfg,
         args.set or cfg.DATASET.TEST_SET,
         detect,

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poise.evaluation.analysis import training_curves
 
     runs = training_curves.read_logs(args.runs)
-    print(training_curves.summary(runs), end="")
+    print(training_curves.format_summary(runs), end="")
     output = args.output or training_curves.log_file(args.runs[0]).with_name("curves.png")
     training_curves.write(runs, output, args.figures)
     print(output)

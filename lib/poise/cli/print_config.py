@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poise import config
     from poise.cli.arguments import experiment
     from poise.config import diff
-    from poise.visualization.tables import aligned
+    from poise.visualization.tables import align_columns
 
     cfg = experiment(args)
     if args.against:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("1 key differs" if len(changed) == 1 else f"{len(changed)} keys differ")
         if changed:
             print(
-                aligned(
+                align_columns(
                     [
                         ("key", args.cfg, args.against),
                         *((key, mine, theirs) for key, (mine, theirs) in changed.items()),
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for key, (mine, theirs) in changed.items()
         ]
         print(title)
-        print(aligned([("key", "value", "default", "set by"), *rows]), end="")
+        print(align_columns([("key", "value", "default", "set by"), *rows]), end="")
         return 0
     notes = {
         key: f"default: {default}" if default != diff.ABSENT else "no default"

@@ -16,7 +16,7 @@ from poise.io import archives, download
 from poise.io.files import in_words
 from poise.io.json_file import read_json
 from poise.io.mat_file import read_matlab
-from poise.visualization.tables import aligned
+from poise.visualization.tables import align_columns
 
 TRIES = 8
 #: seconds before try 2, 3, ... of a transfer that broke
@@ -62,7 +62,7 @@ def prepare(
         for a in chosen
     ]
     if chosen:
-        print(aligned(rows), end="", flush=True)
+        print(align_columns(rows), end="", flush=True)
     missing = [archive for archive in chosen if states[archive.name]]
     if missing:
         _check_room(missing, root, zipped)

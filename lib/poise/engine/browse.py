@@ -76,7 +76,7 @@ def run(
     for name, picture in pictures.items():
         paths.append(folder / name)
         with replacing(paths[-1]) as part:
-            part.write_bytes(visualize.encoded(picture, ".jpg"))
+            part.write_bytes(visualize.encode_image(picture, ".jpg"))
     return paths
 
 
@@ -155,7 +155,7 @@ def joint_mosaic(samples: Samples, columns: int = _COLUMNS) -> np.ndarray:
                 cv2.drawMarker(picture, at, (0, 0, 0), cv2.MARKER_TILTED_CROSS, 7, 1, cv2.LINE_AA)
         words = f"{samples.keys[row][1]} {Path(samples.names[row]).name}"
         pictures.append(_with_words(picture, words))
-    return visualize.mosaic(pictures, min(columns, len(pictures)))
+    return visualize.make_grid(pictures, min(columns, len(pictures)))
 
 
 def target_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
@@ -175,12 +175,13 @@ def target_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
         )
         pictures += [
             _with_words(crop.copy(), f"person {samples.keys[row][1]}"),
-            _with_words(visualize.map_overlay(crop, maps.max(axis=0)), "all joints"),
+            _with_words(visualize.overlay_heatmap(crop, maps.max(axis=0)), "all joints"),
         ]
         pictures += [
-            _with_words(visualize.map_overlay(crop, one), text) for one, text in zip(maps, words)
+            _with_words(visualize.overlay_heatmap(crop, one), text)
+            for one, text in zip(maps, words)
         ]
-    return visualize.mosaic(pictures, 2 + len(titles))
+    return visualize.make_grid(pictures, 2 + len(titles))
 
 
 def sharpness_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
@@ -193,12 +194,12 @@ def sharpness_mosaic(samples: Samples, rows: int = 8) -> np.ndarray:
         pictures += [_with_words(crop.copy(), f"person {samples.keys[row][1]}")]
         pictures += [
             _with_words(
-                visualize.map_overlay(crop, maps.max(axis=0)),
+                visualize.overlay_heatmap(crop, maps.max(axis=0)),
                 f"sharpness {k} of {samples.target_maps.shape[1]}",
             )
             for k, maps in enumerate(samples.target_maps[row], 1)
         ]
-    return visualize.mosaic(pictures, 1 + samples.target_maps.shape[1])
+    return visualize.make_grid(pictures, 1 + samples.target_maps.shape[1])
 
 
 def _zoom(sides: Sequence[int]) -> float:

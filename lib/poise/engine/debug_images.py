@@ -94,14 +94,16 @@ class DebugPictures:
     ) -> None:
         wanted = self._cfg.DEBUG
         if wanted.SAVE_BATCH_IMAGES_GT:
-            draw.save(f"{prefix}_gt.jpg", draw.crop_mosaic(crops, joints, visible, self._skeleton))
+            draw.save_image(
+                f"{prefix}_gt.jpg", draw.make_crop_grid(crops, joints, visible, self._skeleton)
+            )
         if wanted.SAVE_BATCH_IMAGES_PRED:
             coords, _ = self._codec.decode(output)
-            draw.save(
-                f"{prefix}_pred.jpg", draw.crop_mosaic(crops, coords, visible, self._skeleton)
+            draw.save_image(
+                f"{prefix}_pred.jpg", draw.make_crop_grid(crops, coords, visible, self._skeleton)
             )
         if wanted.SAVE_HEATMAPS_GT:
-            draw.save(f"{prefix}_hm_gt.jpg", draw.map_mosaic(crops[:8], target_maps))
+            draw.save_image(f"{prefix}_hm_gt.jpg", draw.make_heatmap_grid(crops[:8], target_maps))
         if wanted.SAVE_HEATMAPS_PRED:
             maps = self._codec.output_maps(map_output(lambda one: one[:8], output))
-            draw.save(f"{prefix}_hm_pred.jpg", draw.map_mosaic(crops[:8], maps))
+            draw.save_image(f"{prefix}_hm_pred.jpg", draw.make_heatmap_grid(crops[:8], maps))

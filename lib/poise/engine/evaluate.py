@@ -180,7 +180,7 @@ def draw_predictions(
         written.append(
             folder / "pictures" / f"{Path(name).with_suffix('').as_posix().replace('/', '_')}.jpg"
         )
-        draw.save(written[-1], image)
+        draw.save_image(written[-1], image)
     if written:
         log.info(
             "%s with predictions in %s", pluralize(len(written), "picture"), folder / "pictures"
@@ -245,10 +245,10 @@ def score(
             "on" if cfg.TEST.FLIP_TEST else "off",
         )
         log.info("%s", format_table(figures, cfg.MODEL.NAME))
-        _tell(evaluator.explain(figures, weights), told)
+        _tell(evaluator.diagnose(figures, weights), told)
         if per_joint:
-            log.info("%s", evaluator.joint_table())
-    best = float(figures[evaluator.best_figure])
+            log.info("%s", evaluator.format_keypoint_table())
+    best = float(figures[evaluator.primary_metric])
     return OrderedDict(figures), deciding(best, found.loss)
 
 

@@ -281,12 +281,12 @@ class TensorBoard:
 
         self.picture(
             "predictions",
-            draw.crop_mosaic(first["crops"], first["joints"], first["shown"], skeleton),
+            draw.make_crop_grid(first["crops"], first["joints"], first["shown"], skeleton),
             step,
         )
         self.picture(
             first["representation"],
-            draw.map_mosaic(first["crops"][: len(first["maps"])], first["maps"]),
+            draw.make_heatmap_grid(first["crops"][: len(first["maps"])], first["maps"]),
             step,
         )
 

@@ -4,14 +4,14 @@ that other programs read.
 
 from poise.evaluation.coco import (
     average_precision,
-    average_precision_of_arrays,
+    evaluate_arrays,
     format_joint_table,
+    oks_nms_per_image,
     per_joint_pck,
     per_joint_pck_of_arrays,
-    read_truth,
+    read_ground_truth,
     rescore,
     result_arrays,
-    suppress,
 )
 from poise.evaluation.crowdpose import crowd_average_precision
 from poise.evaluation.mpii import mean_pckh, pckh, per_joint_pckh
@@ -19,7 +19,7 @@ from poise.evaluation.results import coco_results, format_table, read_results, w
 
 __all__ = [
     "average_precision",
-    "average_precision_of_arrays",
+    "evaluate_arrays",
     "coco_results",
     "crowd_average_precision",
     "format_joint_table",
@@ -30,9 +30,9 @@ __all__ = [
     "per_joint_pck_of_arrays",
     "per_joint_pckh",
     "read_results",
-    "read_truth",
+    "read_ground_truth",
     "rescore",
     "result_arrays",
-    "suppress",
+    "oks_nms_per_image",
     "write_results",
 ]

@@ -54,7 +54,7 @@ def rescore(keypoint_scores: np.ndarray, box_scores: np.ndarray, in_vis_thre: fl
     return total / np.maximum(counted.sum(axis=1), 1).astype(total.dtype) * box_scores
 
 
-def suppress(
+def oks_nms_per_image(
     keypoints: np.ndarray,
     scores: np.ndarray,
     areas: np.ndarray,
@@ -76,7 +76,7 @@ def suppress(
     image_ids = np.asarray(image_ids)
     if image_ids.ndim != 1 or not len(image_ids) == len(keypoints) == len(scores) == len(areas):
         raise ValueError(
-            "suppress needs N keypoints, scores, areas and image ids; got "
+            "oks_nms_per_image needs N keypoints, scores, areas and image ids; got "
             f"{np.shape(keypoints)}, {np.shape(scores)}, {np.shape(areas)}, {image_ids.shape}"
         )
     if len(image_ids) == 0:
@@ -112,22 +112,22 @@ def average_precision(
     all figures are 0 and a warning is logged (pycocotools crashes). Raises DataError where the two
     do not fit together.
     """
-    truth = read_truth(ground_truth)
+    truth = read_ground_truth(ground_truth)
     results = _results(results)
     if not results:
-        return nothing_found()
+        return empty_metrics()
     constants = _checked_sigmas(truth, results, sigmas)
-    found = curves(truth, *_arrays(results, len(constants)), constants)
-    return dict(zip(STATS, keypoint_ap.summary(found)))
+    found = accumulate(truth, *_arrays(results, len(constants)), constants)
+    return dict(zip(STATS, keypoint_ap.summarize(found)))
 
 
 def result_arrays(
-    truth: Truth, results: Any, sigmas: Sequence[float] | np.ndarray
+    truth: CocoGroundTruth, results: Any, sigmas: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """image_ids (N,), category_ids (N,), keypoints (N, J, 3) float64 and scores (N,) float64 of a
     result file, its path or its content.
 
-    truth: what read_truth returned. sigmas: (J,). Raises DataError where the two do not fit
+    truth: what read_ground_truth returned. sigmas: (J,). Raises DataError where the two do not fit
     together, or a value is no finite number.
     """
     results = _results(results)
@@ -155,8 +155,8 @@ def _arrays(
     return image_ids, categories, keypoints, np.array([r["score"] for r in results], np.float64)
 
 
-def average_precision_of_arrays(
-    truth: Truth,
+def evaluate_arrays(
+    truth: CocoGroundTruth,
     image_ids: np.ndarray,
     keypoints: np.ndarray,
     scores: np.ndarray,
@@ -166,12 +166,12 @@ def average_precision_of_arrays(
     """The same of predictions that were not written to a file: image_ids (N,), keypoints (N, J, 2
     or 3), scores (N,).
 
-    truth: what read_truth returned. Raises DataError for images that it does not have.
+    truth: what read_ground_truth returned. Raises DataError for images that it does not have.
     """
     if not len(image_ids):
-        return nothing_found()
-    refuse_strange_images(np.asarray(image_ids).tolist(), truth)
-    found = curves(
+        return empty_metrics()
+    check_image_ids(np.asarray(image_ids).tolist(), truth)
+    found = accumulate(
         truth,
         np.asarray(image_ids),
         np.full(len(image_ids), category_id),
@@ -179,10 +179,10 @@ def average_precision_of_arrays(
         np.asarray(scores, np.float64),
         np.asarray(sigmas, np.float64),
     )
-    return dict(zip(STATS, keypoint_ap.summary(found)))
+    return dict(zip(STATS, keypoint_ap.summarize(found)))
 
 
-def nothing_found(names: Sequence[str] = STATS) -> dict[str, float]:
+def empty_metrics(names: Sequence[str] = STATS) -> dict[str, float]:
     """The figures of no prediction at all, and a warning."""
     logger.warning(
         "there is no result to evaluate, hence AP 0: no person was detected or all were"
@@ -191,10 +191,8 @@ def nothing_found(names: Sequence[str] = STATS) -> dict[str, float]:
     return dict.fromkeys(names, 0.0)
 
 
-class Truth(dict):
-    """Annotations in COCO's form, as read_truth returns them, and their persons as arrays, which
-    are made once. Not to be changed.
-    """
+class CocoGroundTruth(dict):
+    """COCO-format annotations of read_ground_truth with cached arrays of the persons. Read-only."""
 
     @cached_property
     def image_ids(self) -> np.ndarray:
@@ -202,7 +200,7 @@ class Truth(dict):
         return np.unique([image["id"] for image in self["images"]])
 
     @cached_property
-    def persons(self) -> dict[int, keypoint_ap.LabelledPersons]:
+    def persons(self) -> dict[int, keypoint_ap.GroundTruthPersons]:
         """Those of each category, by its id."""
         position = {image_id: place for place, image_id in enumerate(self.image_ids.tolist())}
         of_each: dict[int, list[dict]] = {
@@ -212,20 +210,20 @@ class Truth(dict):
             of_each.setdefault(person["category_id"], []).append(person)
         joints = len(self["annotations"][0]["keypoints"]) // 3 if self["annotations"] else 0
         return {
-            category: keypoint_ap.LabelledPersons.from_annotations(persons, position, joints)
+            category: keypoint_ap.GroundTruthPersons.from_annotations(persons, position, joints)
             for category, persons in of_each.items()
         }
 
 
-def curves(
-    truth: Truth,
+def accumulate(
+    truth: CocoGroundTruth,
     image_ids: np.ndarray,
     categories: np.ndarray,
     keypoints: np.ndarray,
     scores: np.ndarray,
     sigmas: np.ndarray,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What keypoint_ap.evaluate gives for each category. truth: of read_truth. image_ids,
+    """What keypoint_ap.evaluate gives for each category. truth: of read_ground_truth. image_ids,
     categories, scores (N,), keypoints (N, J, 2 or 3).
     """
     found = []
@@ -258,7 +256,7 @@ def per_joint_pck(
     their mean similarity in [0, 1]; `pck`, the share of them whose similarity is above the
     threshold. The last two are NaN where none is labelled.
     """
-    truth = read_truth(ground_truth)
+    truth = read_ground_truth(ground_truth)
     results = _results(results)
     constants = _checked_sigmas(truth, results, sigmas)
     image_ids, categories, keypoints, _ = _arrays(results, len(constants))
@@ -266,7 +264,7 @@ def per_joint_pck(
 
 
 def per_joint_pck_of_arrays(
-    truth: Truth,
+    truth: CocoGroundTruth,
     image_ids: np.ndarray,
     categories: np.ndarray | int,
     keypoints: np.ndarray,
@@ -276,7 +274,7 @@ def per_joint_pck_of_arrays(
     """The same of predictions that were not written to a file: image_ids (N,), categories (N,) or
     one for all, keypoints (N, J, 2 or 3).
 
-    truth: what read_truth returned.
+    truth: what read_ground_truth returned.
     """
     sigmas = np.asarray(sigmas, np.float64)
     categories = np.broadcast_to(categories, np.shape(image_ids))
@@ -320,12 +318,12 @@ def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> 
     return "\n".join(["| Joint | labelled | similarity | PCK |", "|---|---|---|---|", *rows])
 
 
-def read_truth(
+def read_ground_truth(
     source: Any,
     joints: int | None = None,
     category: str | int = "person",
     area_of_box: float | None = None,
-) -> Truth:
+) -> CocoGroundTruth:
     """The annotations as a fresh COCO-format dict with every field that pycocotools reads.
 
     source: a path, a COCO-format dict or a pycocotools COCO object. joints: how many there must be;
@@ -364,7 +362,7 @@ def read_truth(
         if area_of_box is not None:
             person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
     categories = categories or [{"id": i} for i in {p["category_id"] for p in persons}]
-    return Truth(info={}, images=images, categories=categories, annotations=persons)
+    return CocoGroundTruth(info={}, images=images, categories=categories, annotations=persons)
 
 
 def _lists(source: Any, where: str) -> tuple[list[dict], list[dict], list[dict]]:
@@ -533,11 +531,11 @@ def _checked_sigmas(
         raise DataError(
             f"annotations and results have {found} joints, the OKS sigmas {len(given)}{mend}"
         )
-    refuse_strange_images([result["image_id"] for result in results], truth)
+    check_image_ids([result["image_id"] for result in results], truth)
     return given
 
 
-def refuse_strange_images(image_ids: Sequence, truth: dict) -> None:
+def check_image_ids(image_ids: Sequence, truth: dict) -> None:
     """Raise DataError for predictions in images that the ground truth does not have."""
     strange = set(image_ids) - {image["id"] for image in truth["images"]}
     if strange:

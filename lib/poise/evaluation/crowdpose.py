@@ -15,7 +15,7 @@ import numpy as np
 
 from poise.errors import DataError, shown_value
 from poise.evaluation import keypoint_ap
-from poise.evaluation.coco import Truth, curves, nothing_found, refuse_strange_images
+from poise.evaluation.coco import CocoGroundTruth, accumulate, check_image_ids, empty_metrics
 
 AREA_OF_BOX = 0.53
 EASY_BELOW, HARD_FROM = 0.2, 0.8
@@ -34,33 +34,40 @@ CROWD_STATS = (
 
 
 def crowd_average_precision(
-    truth: Truth,
+    truth: CocoGroundTruth,
     image_ids: np.ndarray,
     keypoints: np.ndarray,
     scores: np.ndarray,
     sigmas: Sequence[float] | np.ndarray,
     category_id: int = 1,
 ) -> dict[str, float]:
-    """The nine figures of predictions: image_ids (N,), keypoints (N, J, 2 or 3), scores (N,).
-    sigmas: (J,).
+    """Return the metrics of CROWD_STATS; -1 for a metric without labeled persons.
 
-    truth: what read_truth returned, with area_of_box=AREA_OF_BOX. A figure for which there is no
-    labelled person is -1. Raises DataError for images without a crowdIndex, and for predictions in
-    images that the truth does not have.
+    Args:
+        truth: from read_ground_truth with area_of_box=AREA_OF_BOX.
+        image_ids: (N,).
+        keypoints: (N, K, 2 or 3) pixels.
+        scores: (N,).
+        sigmas: (K,) OKS constants.
+        category_id: category of the predictions.
+
+    Raises DataError for images without a crowdIndex and for predictions in unknown images.
     """
     crowding = crowd_indices(truth)
     if not len(image_ids):
-        return nothing_found(CROWD_STATS)
+        return empty_metrics(CROWD_STATS)
     image_ids = np.asarray(image_ids)
-    refuse_strange_images(image_ids.tolist(), truth)
+    check_image_ids(image_ids.tolist(), truth)
     categories = np.full(len(image_ids), category_id)
     keypoints, scores = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64)
     sigmas = np.asarray(sigmas, np.float64)
-    found = keypoint_ap.summary(curves(truth, image_ids, categories, keypoints, scores, sigmas))
+    found = keypoint_ap.summarize(
+        accumulate(truth, image_ids, categories, keypoints, scores, sigmas)
+    )
     figures = found[:3] + found[5:8]
     for least, most in ((-np.inf, EASY_BELOW), (EASY_BELOW, HARD_FROM), (HARD_FROM, np.inf)):
         chosen = {image_id for image_id, index in crowding.items() if least <= index < most}
-        part = Truth(
+        part = CocoGroundTruth(
             {
                 **truth,
                 **{
@@ -74,7 +81,7 @@ def crowd_average_precision(
             figures.append(-1.0)
             continue
         own = (image_ids[mine], categories[mine], keypoints[mine], scores[mine])
-        figures.append(keypoint_ap.summary(curves(part, *own, sigmas))[0])
+        figures.append(keypoint_ap.summarize(accumulate(part, *own, sigmas))[0])
     return dict(zip(CROWD_STATS, figures))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from poise.evaluation import keypoint_ap
-from poise.evaluation.coco import Truth, curves
+from poise.evaluation.coco import CocoGroundTruth, accumulate
 from poise.structures import boxes
 
 _MUCH = 0.1  # AP that an exchange of left and right must win to be the reason
@@ -20,7 +20,7 @@ _SIZES = {"(M)": "medium", "(L)": "large"}
 
 
 @dataclass(frozen=True)
-class Tested:
+class EvalContext:
     """What was tested. image_ids (N,), keypoints (N, J, 3) and scores (N,): as they were evaluated.
     box (N, 4): x, y, width, height that each was cut out by.
 
@@ -42,7 +42,7 @@ class Tested:
     weights: str = ""
 
 
-def is_wanted(figures: Mapping[str, float]) -> bool:
+def should_diagnose(figures: Mapping[str, float]) -> bool:
     """Whether a figure is 0 or -1."""
     return any(value == -1 or is_zero(value) for value in figures.values())
 
@@ -54,8 +54,8 @@ def is_zero(value: float) -> bool:
     return round(value, 3) == 0
 
 
-def reasons(truth: Truth, test: Tested, figures: Mapping[str, float]) -> list[str]:
-    """Lines that say why figures are 0 or -1, none where none is. truth: what read_truth
+def diagnose(truth: CocoGroundTruth, test: EvalContext, figures: Mapping[str, float]) -> list[str]:
+    """Lines that say why figures are 0 or -1, none where none is. truth: what read_ground_truth
     returned. figures: by their names.
     """
     empty = [name for name, value in figures.items() if value == -1]
@@ -70,10 +70,10 @@ def reasons(truth: Truth, test: Tested, figures: Mapping[str, float]) -> list[st
     return lines
 
 
-def nobody_counts(truth: Truth) -> str:
+def explain_unscorable(truth: CocoGroundTruth) -> str:
     """Return why no person of the ground truth counts in the AP, '' where one does.
 
-    truth: what read_truth returned.
+    truth: what read_ground_truth returned.
     """
     persons = truth["annotations"]
     if not persons:
@@ -93,10 +93,10 @@ def nobody_counts(truth: Truth) -> str:
     return text
 
 
-def _no_truth(truth: Truth, counted: list[dict], empty: Sequence[str]) -> list[str]:
+def _no_truth(truth: CocoGroundTruth, counted: list[dict], empty: Sequence[str]) -> list[str]:
     """Why there is nothing to count against."""
     names = f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} -1"
-    nobody = nobody_counts(truth)
+    nobody = explain_unscorable(truth)
     if nobody:
         return [f"{names}: {nobody}"]
     areas = np.array([p["area"] for p in counted])
@@ -129,7 +129,9 @@ def _of_size(counted: list[dict], zero: Sequence[str]) -> list[dict]:
     return [person for person in counted if low <= person["area"] <= high]
 
 
-def _zero(truth: Truth, counted: list[dict], test: Tested, wholly: bool) -> list[str]:
+def _zero(
+    truth: CocoGroundTruth, counted: list[dict], test: EvalContext, wholly: bool
+) -> list[str]:
     """Why nothing, or nothing of a kind, was found. wholly: the AP itself is 0."""
     if not len(test.image_ids):
         why = ", ".join(
@@ -143,11 +145,11 @@ def _zero(truth: Truth, counted: list[dict], test: Tested, wholly: bool) -> list
     ]
     lines += _scores(test)
     if wholly:
-        lines += same_for_all(test.keypoints[:, :, :2], test.box)
+        lines += check_constant_predictions(test.keypoints[:, :, :2], test.box)
     return lines or [_distance(truth, counted, test)]
 
 
-def _ids(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
+def _ids(truth: CocoGroundTruth, counted: list[dict], test: EvalContext) -> list[str]:
     lines = []
     scored = {c["id"] for c in truth["categories"]}
     if test.category_id not in scored:
@@ -176,7 +178,9 @@ def _ids(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
     return lines
 
 
-def _persons(truth: Truth, counted: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _persons(
+    truth: CocoGroundTruth, counted: list[dict]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image ids (G,), keypoints (G, J, 3) and the boxes around the labelled joints (G, 4): those
     of the file may be wrong.
     """
@@ -193,7 +197,7 @@ def _persons(truth: Truth, counted: list[dict]) -> tuple[np.ndarray, np.ndarray,
     )
 
 
-def _boxes(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
+def _boxes(truth: CocoGroundTruth, counted: list[dict], test: EvalContext) -> list[str]:
     """Whether the boxes hold the labelled joints, and if not, whether they would in another
     form.
     """
@@ -236,8 +240,8 @@ def _boxes(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
     )
 
 
-def _ap(truth: Truth, test: Tested, keypoints: np.ndarray) -> float:
-    found = curves(
+def _ap(truth: CocoGroundTruth, test: EvalContext, keypoints: np.ndarray) -> float:
+    found = accumulate(
         truth,
         test.image_ids,
         np.full(len(test.image_ids), test.category_id),
@@ -245,10 +249,10 @@ def _ap(truth: Truth, test: Tested, keypoints: np.ndarray) -> float:
         test.scores,
         np.asarray(test.sigmas, np.float64),
     )
-    return keypoint_ap.summary(found)[0]
+    return keypoint_ap.summarize(found)[0]
 
 
-def _mirrored(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
+def _mirrored(truth: CocoGroundTruth, counted: list[dict], test: EvalContext) -> list[str]:
     """Whether left and right are exchanged, in the joints' order or in the pictures."""
     if (test.flip_order == np.arange(len(test.flip_order))).all():
         return []
@@ -274,7 +278,7 @@ def _mirrored(truth: Truth, counted: list[dict], test: Tested) -> list[str]:
     return []
 
 
-def _scores(test: Tested) -> list[str]:
+def _scores(test: EvalContext) -> list[str]:
     lines = []
     if test.keypoints.shape[2] > 2 and (test.keypoints[:, :, 2] <= test.joint_threshold).all():
         lines.append(
@@ -295,7 +299,7 @@ def _scores(test: Tested) -> list[str]:
     return lines
 
 
-def same_for_all(keypoints: np.ndarray, box: np.ndarray) -> list[str]:
+def check_constant_predictions(keypoints: np.ndarray, box: np.ndarray) -> list[str]:
     """A line where predictions (N, J, 2) lie at nearly the same places of their boxes (N, 4),
     whoever is in them.
     """
@@ -312,7 +316,7 @@ def same_for_all(keypoints: np.ndarray, box: np.ndarray) -> list[str]:
     ]
 
 
-def _distance(truth: Truth, counted: list[dict], test: Tested) -> str:
+def _distance(truth: CocoGroundTruth, counted: list[dict], test: EvalContext) -> str:
     """What is left to say: how far the predictions are from the nearest labels."""
     image, points, _ = _persons(truth, counted)
     best = []

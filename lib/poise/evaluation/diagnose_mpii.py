@@ -11,8 +11,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from poise.evaluation.diagnose import is_zero, same_for_all
-from poise.evaluation.mpii import HeadTruth, head_relative, mean_pckh, read_heads
+from poise.evaluation.diagnose import check_constant_predictions, is_zero
+from poise.evaluation.mpii import (
+    HeadGroundTruth,
+    head_normalized_errors,
+    mean_pckh,
+    read_head_ground_truth,
+)
 
 _MUCH = 10.0  # points that an exchange of left and right must win to be the reason
 _APART = 2.0  # pixels from which a label is another one; the two files round differently
@@ -20,12 +25,12 @@ _USUAL = (0.3, 6.0)  # the box's side over the person's extent; half persons hav
 _SMALL_HEAD = 0.01  # of the person's extent
 
 
-def is_wanted(figures: Mapping[str, float]) -> bool:
+def should_diagnose(figures: Mapping[str, float]) -> bool:
     """Whether a figure is 0 or no number."""
     return any(np.isnan(value) or is_zero(value) for value in figures.values())
 
 
-def reasons(
+def diagnose(
     gt_valid_mat: str | os.PathLike,
     keypoints: np.ndarray,
     boxes: np.ndarray,
@@ -42,7 +47,7 @@ def reasons(
     All in pixels from 0 on. flip_order (16,): of the skeleton. figures: what pckh returned.
     weights: what is known of where the network's weights come from. Raises DataError as pckh.
     """
-    truth = read_heads(gt_valid_mat)
+    truth = read_head_ground_truth(gt_valid_mat)
     lines = []
     nan, zero = (
         [name for name, value in figures.items() if test(value)] for test in (np.isnan, is_zero)
@@ -61,7 +66,7 @@ def reasons(
             or [*_boxes(truth, boxes), *_mirrored(file, keypoints, flip_order, figures)]
         )
         if is_zero(figures["Mean"]):
-            found += same_for_all(keypoints, boxes)
+            found += check_constant_predictions(keypoints, boxes)
         found = found or [_distance(truth, keypoints)]
         lines += [
             f"{', '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0: {line}" for line in found
@@ -69,7 +74,7 @@ def reasons(
     return lines
 
 
-def _extents(truth: HeadTruth) -> np.ndarray:
+def _extents(truth: HeadGroundTruth) -> np.ndarray:
     """(N,) the longer side of the box around the labelled joints; -inf where there are none."""
     labelled = truth.labelled.T[:, :, None]
     points = truth.positions.transpose(2, 0, 1)
@@ -79,7 +84,7 @@ def _extents(truth: HeadTruth) -> np.ndarray:
     ).max(axis=1)
 
 
-def _heads(truth: HeadTruth, file: str) -> list[str]:
+def _heads(truth: HeadGroundTruth, file: str) -> list[str]:
     """Whether a head's length is what the joints are measured by."""
     share = truth.heads / np.maximum(_extents(truth), 1)
     if not np.median(share) < _SMALL_HEAD:
@@ -91,7 +96,7 @@ def _heads(truth: HeadTruth, file: str) -> list[str]:
 
 
 def _other_persons(
-    truth: HeadTruth, file: str, joints: np.ndarray | None, visible: np.ndarray | None
+    truth: HeadGroundTruth, file: str, joints: np.ndarray | None, visible: np.ndarray | None
 ) -> list[str]:
     """Whether person n of the annotations is person n of the ground truth."""
     if joints is None or visible is None:
@@ -110,7 +115,7 @@ def _other_persons(
     ]
 
 
-def _boxes(truth: HeadTruth, boxes: np.ndarray) -> list[str]:
+def _boxes(truth: HeadGroundTruth, boxes: np.ndarray) -> list[str]:
     """Whether the boxes hold the labelled joints."""
     extent = _extents(truth)
     several = extent > 10  # one joint has no box
@@ -150,9 +155,9 @@ def _mirrored(
     ]
 
 
-def _distance(truth: HeadTruth, keypoints: np.ndarray) -> str:
+def _distance(truth: HeadGroundTruth, keypoints: np.ndarray) -> str:
     """What is left to say: how far the predictions are from the labels."""
-    apart = head_relative(keypoints + 1, truth)[truth.labelled]
+    apart = head_normalized_errors(keypoints + 1, truth)[truth.labelled]
     return (
         "none of the faults that are looked for (heads, persons, boxes, left and right, weights);"
         f" half of the joints are {np.median(apart):.2g} head lengths or more away from their"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from poise.evaluation.oks import similarities
+from poise.evaluation.oks import keypoint_similarities
 
 try:
     from poise.evaluation import _matching as _compiled  # type: ignore[attr-defined]
@@ -26,13 +26,13 @@ except ImportError:
 SIZES = {"all": (0.0, 1e10), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-MOST_PER_IMAGE = 20  # predictions that count, the best of each image
+MAX_PER_IMAGE = 20  # predictions that count, the best of each image
 _PAIRS_AT_ONCE = 4096  # arrays of so many stay in a core's cache
 _CELLS_AT_ONCE = 2_000_000  # of the matching's arrays: bounds the memory
 
 
 @dataclass(frozen=True)
-class LabelledPersons:
+class GroundTruthPersons:
     """G labelled persons. image (G,): position of their image among the sorted image ids. keypoints
     (G, J, 3): x, y, flag.
 
@@ -50,9 +50,9 @@ class LabelledPersons:
     @classmethod
     def from_annotations(
         cls, persons: Sequence[dict], position: dict[int, int], joints: int
-    ) -> LabelledPersons:
-        """Of annotations as poise.evaluation.read_truth gives them. position: image id -> its
-        place among the sorted ids.
+    ) -> GroundTruthPersons:
+        """Of annotations as poise.evaluation.read_ground_truth gives them. position: image id ->
+        its place among the sorted ids.
         """
         count = len(persons)
         crowd = np.fromiter((bool(p["iscrowd"]) for p in persons), bool, count)
@@ -65,13 +65,13 @@ class LabelledPersons:
             crowd | np.fromiter((p["num_keypoints"] == 0 for p in persons), bool, count),
         )
 
-    def select(self, chosen: np.ndarray) -> LabelledPersons:
+    def select(self, chosen: np.ndarray) -> GroundTruthPersons:
         """Those of a mask (G,) or of places."""
-        return LabelledPersons(*(getattr(self, part.name)[chosen] for part in fields(self)))
+        return GroundTruthPersons(*(getattr(self, part.name)[chosen] for part in fields(self)))
 
 
 def oks(
-    truth: LabelledPersons,
+    truth: GroundTruthPersons,
     g: np.ndarray,
     points: np.ndarray,
     sigmas: np.ndarray,
@@ -91,7 +91,7 @@ def oks(
 
 
 def _oks(
-    truth: LabelledPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray
+    truth: GroundTruthPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray
 ) -> np.ndarray:
     person = truth.keypoints[g]  # (P, J, 3)
     counted = person[:, :, 2] > 0
@@ -108,13 +108,13 @@ def _oks(
         counted[bare], count[bare] = True, len(sigmas)
     squared = np.square(x, out=x)
     squared += np.square(y, out=y)
-    similarity = similarities(squared, sigmas, truth.area[g])
+    similarity = keypoint_similarities(squared, sigmas, truth.area[g])
     similarity *= counted
     return similarity.sum(axis=1) / count
 
 
 def joint_similarity(
-    truth: LabelledPersons,
+    truth: GroundTruthPersons,
     g: np.ndarray,
     points: np.ndarray,
     sigmas: np.ndarray,
@@ -127,11 +127,11 @@ def joint_similarity(
     """
     labels = truth.keypoints[g] if labels is None else labels
     squared = ((points - labels[:, :, :2]) ** 2).sum(axis=2)
-    return similarities(squared, sigmas, truth.area[g]) * (labels[:, :, 2] > 0)
+    return keypoint_similarities(squared, sigmas, truth.area[g]) * (labels[:, :, 2] > 0)
 
 
 def best_similarity(
-    truth: LabelledPersons, image: np.ndarray, keypoints: np.ndarray, sigmas: np.ndarray
+    truth: GroundTruthPersons, image: np.ndarray, keypoints: np.ndarray, sigmas: np.ndarray
 ) -> np.ndarray:
     """(G, J) similarity of each labelled joint with that of the prediction whose OKS with the
     person is highest; 0 for other joints and without a prediction.
@@ -163,7 +163,7 @@ def best_similarity(
 
 @dataclass(frozen=True)
 class Matches:
-    """What COCO's matching gives for the D predictions that count, the best MOST_PER_IMAGE of each
+    """What COCO's matching gives for the D predictions that count, the best MAX_PER_IMAGE of each
     image.
 
     order (D,): their places among all predictions; sorted by image, the best first in each. person
@@ -179,7 +179,7 @@ class Matches:
 
 
 def match(
-    truth: LabelledPersons,
+    truth: GroundTruthPersons,
     image: np.ndarray,
     keypoints: np.ndarray,
     scores: np.ndarray,
@@ -191,13 +191,13 @@ def match(
     """Give the predictions of each image, the best first, the labelled person whose OKS is highest
     of those left, at each of T thresholds.
 
-    image (D,): as LabelledPersons.image. keypoints: (D, J, 2 or 3). scores: (D,). sizes: A ranges
-    of area in square pixels.
+    image (D,): as GroundTruthPersons.image. keypoints: (D, J, 2 or 3). scores: (D,). sizes: A
+    ranges of area in square pixels.
     """
     # lexsort is stable: equal scores stay in their order
     order = np.lexsort((-scores, image))
     rank = _place_in_group(image[order])
-    order, rank = order[rank < MOST_PER_IMAGE], rank[rank < MOST_PER_IMAGE]
+    order, rank = order[rank < MAX_PER_IMAGE], rank[rank < MAX_PER_IMAGE]
     points = keypoints[order, :, :2].astype(np.float64)
     # joint after joint: a tenth of the time
     width, height = np.ptp(np.ascontiguousarray(points.transpose(2, 1, 0)), axis=1)
@@ -210,7 +210,7 @@ def match(
 
 
 def evaluate(
-    truth: LabelledPersons,
+    truth: GroundTruthPersons,
     image: np.ndarray,
     keypoints: np.ndarray,
     scores: np.ndarray,
@@ -259,7 +259,7 @@ def precision_and_recall(
     return precision, recall
 
 
-def summary(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+def summarize(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
     """The ten figures, AP, AP .5, AP .75, AP medium, AP large, and the same of the average
     recall; of what `evaluate` gave for each category.
     """
@@ -286,7 +286,7 @@ def summary(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
 
 
 def _match(
-    truth: LabelledPersons,
+    truth: GroundTruthPersons,
     image: np.ndarray,
     points: np.ndarray,
     rank: np.ndarray,

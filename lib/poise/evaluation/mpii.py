@@ -87,7 +87,7 @@ def per_joint_pckh(
 
 
 @dataclass(frozen=True)
-class HeadTruth:
+class HeadGroundTruth:
     """What gt_valid.mat holds of N persons. positions (16, 2, N) pixels from 1 on, labelled (16,
     N) bool. heads (N,): lengths in pixels. names: its joints'.
     """
@@ -98,7 +98,7 @@ class HeadTruth:
     names: list[str]
 
 
-def read_heads(gt_valid_mat: str | os.PathLike) -> HeadTruth:
+def read_head_ground_truth(gt_valid_mat: str | os.PathLike) -> HeadGroundTruth:
     """The ground truth of a MATLAB file. Raises DataError, naming it."""
     truth = read_matlab(gt_valid_mat, "ground truth of MPII")
 
@@ -130,7 +130,7 @@ def read_heads(gt_valid_mat: str | os.PathLike) -> HeadTruth:
             f"{gt_valid_mat} is no ground truth of MPII: its dataset_joints do not name"
             f" {', '.join(unnamed)}"
         )
-    return HeadTruth(
+    return HeadGroundTruth(
         positions, labelled, np.linalg.norm(heads[1] - heads[0], axis=0) * SC_BIAS, names
     )
 
@@ -144,16 +144,16 @@ def _head_relative_errors(
     predictions = np.asarray(predictions, np.float64)
     if predictions.ndim != 3 or predictions.shape[1:] != (JOINTS, 2):
         raise ValueError(f"PCKh needs predictions (N, 16, 2); got {predictions.shape}")
-    truth = read_heads(gt_valid_mat)
+    truth = read_head_ground_truth(gt_valid_mat)
     if len(predictions) != len(truth.heads):
         raise DataError(
             f"{len(predictions)} persons were predicted, {gt_valid_mat} holds {len(truth.heads)}:"
             " test on the set that it belongs to (for valid.json of HRNet that is 2958)"
         )
-    return head_relative(predictions, truth), truth.labelled, truth.names
+    return head_normalized_errors(predictions, truth), truth.labelled, truth.names
 
 
-def head_relative(predictions: np.ndarray, truth: HeadTruth) -> np.ndarray:
+def head_normalized_errors(predictions: np.ndarray, truth: HeadGroundTruth) -> np.ndarray:
     """(16, N) distances of predictions (N, 16, 2), pixels from 1 on, to the labels, in head
     lengths; NaN or infinite where they have none.
     """

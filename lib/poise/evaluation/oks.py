@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def similarities(squared: np.ndarray, sigmas: np.ndarray, areas: np.ndarray) -> np.ndarray:
+def keypoint_similarities(squared: np.ndarray, sigmas: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """Return each keypoint's term of the OKS, exp(-d^2 / (2 (2 sigma)^2 area)).
 
     Computed in place and in pycocotools' order, for the last bits. An area of 0 is allowed.

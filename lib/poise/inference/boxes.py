@@ -29,7 +29,7 @@ from poise.structures.skeleton import crowd_flag, find_category
 
 log = logging.getLogger(__name__)
 
-Found = tuple[np.ndarray, np.ndarray]  # boxes (N, 4) float64 and scores (N,) float64
+Detections = tuple[np.ndarray, np.ndarray]  # boxes (N, 4) float64 and scores (N,) float64
 
 #: of the JSON that tools/demo.py writes; docs/demo_schema.json describes it
 FORMAT = "poise poses"
@@ -41,32 +41,32 @@ _NAMES_NEEDED = (
 )
 
 
-class BoxSource(Protocol):
+class BoxProvider(Protocol):
     """name: as it is told and written into the JSON."""
 
     name: str
 
-    def __call__(self, frames: Sequence[Frame]) -> list[Found]:
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         """Boxes and their scores of each frame."""
 
 
-class WholePictures:
+class FullImage:
     name = "whole picture"
 
-    def __call__(self, frames: Sequence[Frame]) -> list[Found]:
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         return [
             (np.array([[0.0, 0.0, frame.image.shape[1], frame.image.shape[0]]]), np.ones(1))
             for frame in frames
         ]
 
 
-class DetectedPersons:
+class DetectorBoxes:
     """What a detector of poise.inference.detectors finds."""
 
     def __init__(self, detector: Detector, name: str):
         self._detector, self.name = detector, name
 
-    def __call__(self, frames: Sequence[Frame]) -> list[Found]:
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         return self._detector([frame.image for frame in frames])
 
 
@@ -78,7 +78,7 @@ class _Entry:
     size: tuple[float, float] | None = None
 
 
-class GivenBoxes:
+class BoxFile:
     """Boxes of a JSON: COCO detections, COCO annotations, or a file of tools/demo.py.
 
     An image is found by the longest common ending of its path and a file name of the JSON, whose
@@ -128,7 +128,7 @@ class GivenBoxes:
         self._endings = sorted(_parts(name)[::-1] for name in self._named)
         self._folders = sorted({ending[1:] for ending in self._endings})
 
-    def __call__(self, frames: Sequence[Frame]) -> list[Found]:
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         unknown = [f.name for f in frames if f.seconds is None and f.name not in self._of_path]
         if unknown:
             self._match(unknown)
@@ -189,7 +189,7 @@ class GivenBoxes:
                 f"is {frames - 1}; frames are counted from 0",
             )
 
-    def _boxes_of(self, entry: _Entry | None) -> Found:
+    def _boxes_of(self, entry: _Entry | None) -> Detections:
         kept = [pair for pair in entry.boxes if pair[1] >= self._threshold] if entry else []
         boxes = np.array([box for box, _ in kept], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]

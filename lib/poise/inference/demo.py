@@ -23,11 +23,11 @@ from poise.engine.signals import Interrupt
 from poise.errors import ConfigError, DataError, one_line, pluralize
 from poise.inference import pose_json
 from poise.inference.boxes import (
-    BoxSource,
-    DetectedPersons,
-    Found,
-    GivenBoxes,
-    WholePictures,
+    BoxFile,
+    BoxProvider,
+    Detections,
+    DetectorBoxes,
+    FullImage,
     usable,
 )
 from poise.inference.detectors import build_detector
@@ -37,7 +37,7 @@ from poise.inference.smoothing import PoseSmoother
 from poise.inference.tracking import Tracker
 from poise.io.files import replacing
 from poise.io.video import Frame, Pictures, Video, VideoWriter, open_input
-from poise.visualization.draw import JPEG_SIDE, encoded
+from poise.visualization.draw import JPEG_SIDE, encode_image
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Demo:
         self,
         estimator: PoseEstimator,
         source: Pictures | Video,
-        boxes: BoxSource,
+        boxes: BoxProvider,
         folder: str | Path,
         options: DemoOptions,
     ):
@@ -153,7 +153,7 @@ class Demo:
         begin = time.perf_counter()
         try:
             with (
-                pose_json.writing(
+                pose_json.open_pose_json(
                     self._folder / JSON_NAME, self._estimator.skeleton, head
                 ) as poses,
                 Interrupt() as interrupt,
@@ -178,7 +178,7 @@ class Demo:
                         if source.fps is None
                         else f"{source.name}: no frame was read"
                     )
-                if isinstance(self._boxes, GivenBoxes) and not summary.interrupted:
+                if isinstance(self._boxes, BoxFile) and not summary.interrupted:
                     self._check_boxes(self._boxes)
                 if self._video:
                     self._video.close()
@@ -187,7 +187,7 @@ class Demo:
                 self._video.close(keep=False)  # of a run that failed
         return summary
 
-    def _check_boxes(self, given: GivenBoxes) -> None:
+    def _check_boxes(self, given: BoxFile) -> None:
         frames = self.summary.frames
         if not given.with_boxes:
             raise DataError(
@@ -252,7 +252,7 @@ class Demo:
             summary.frames += 1
             summary.persons += len(own)
 
-    def _found(self, frames: list[Frame]) -> tuple[list[Frame], list[Found]]:
+    def _found(self, frames: list[Frame]) -> tuple[list[Frame], list[Detections]]:
         """The frames with the boxes of each, without pictures on which the detector fails: one
         odd picture does not end a folder's run.
         """
@@ -290,7 +290,7 @@ class Demo:
         ending = ".jpg" if max(image.shape[:2]) <= JPEG_SIDE else ".png"
         name = self._new_name(_drawn_name(frame.name))
         with replacing(self._folder / f"{name}{ending}") as part:
-            part.write_bytes(encoded(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ending))
+            part.write_bytes(encode_image(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ending))
         return f"{name}{ending}"
 
     def _new_name(self, name: str) -> str:
@@ -323,7 +323,7 @@ def _drawn_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Request:
+class DemoRequest:
     """What the command line asks for.
 
     Attributes:
@@ -353,7 +353,7 @@ class Request:
     options: DemoOptions = DemoOptions()
 
 
-def run(cfg: CfgNode | None, cfg_path: str | None, request: Request) -> Summary:
+def run(cfg: CfgNode | None, cfg_path: str | None, request: DemoRequest) -> Summary:
     """Find, write and draw the poses; print a report. Raises PoiseError for what cannot be used.
 
     cfg: None for weights that carry their experiment: files of a training, .onnx files.
@@ -380,10 +380,10 @@ def run(cfg: CfgNode | None, cfg_path: str | None, request: Request) -> Summary:
     return summary
 
 
-def _box_source(request: Request, source: Pictures | Video, category: str | int) -> BoxSource:
+def _box_source(request: DemoRequest, source: Pictures | Video, category: str | int) -> BoxProvider:
     """Where the boxes come from: a file, a detector, or each whole image as one person."""
     if request.boxes:
-        given = GivenBoxes(request.boxes, request.score_threshold, category)
+        given = BoxFile(request.boxes, request.score_threshold, category)
         given.check(source)
         return given
     if request.detector:
@@ -393,12 +393,12 @@ def _box_source(request: Request, source: Pictures | Video, category: str | int)
             request.score_threshold,
             weights=request.detector_weights or None,
         )
-        return DetectedPersons(detect, request.detector)
+        return DetectorBoxes(detect, request.detector)
     log.warning(
         "each whole picture is taken as one person; where it shows more than a crop of "
         "one, give --detector NAME or --boxes FILE"
     )
-    return WholePictures()
+    return FullImage()
 
 
 def _check_folder(folder: str | Path, source: Pictures | Video) -> None:
@@ -414,7 +414,7 @@ def _check_folder(folder: str | Path, source: Pictures | Video) -> None:
         )
 
 
-def report(summary: Summary, boxes: BoxSource) -> str:
+def report(summary: Summary, boxes: BoxProvider) -> str:
     """What was done, in a few lines, with where the time went."""
     lines = [
         f"{pluralize(summary.frames, 'frame')}, {pluralize(summary.persons, 'person')},"
@@ -434,7 +434,7 @@ def report(summary: Summary, boxes: BoxSource) -> str:
             f"{summary.left_out_boxes} boxes lie outside their picture, are less than a pixel wide"
             " or high, or are not finite: left out"
         )
-    if isinstance(boxes, GivenBoxes) and boxes.missing:
+    if isinstance(boxes, BoxFile) and boxes.missing:
         lines.append(
             f"{boxes.missing} of {summary.frames} frames have no boxes in {one_line(boxes.name)}"
         )

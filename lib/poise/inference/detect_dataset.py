@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 4
 
 
-def target(cfg: CfgNode, out: str) -> Path:
+def output_path(cfg: CfgNode, out: str) -> Path:
     """Where the file goes: `out`, else TEST.COCO_BBOX_FILE. Raises ConfigError where both are
     empty.
     """
@@ -34,7 +34,7 @@ def target(cfg: CfgNode, out: str) -> Path:
     return Path(out or data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
 
 
-def write(
+def write_detections(
     cfg: CfgNode, split: str, detect: Detector, path: Path, *, finds_persons: bool = False
 ) -> tuple[int, int, int]:
     """Write what `detect` finds in the images of a set as COCO's detections; (boxes, images, images

@@ -53,7 +53,9 @@ class PoseFile:
 
 
 @contextmanager
-def writing(path: str | Path, skeleton: Skeleton, head: dict[str, Any]) -> Iterator[PoseFile]:
+def open_pose_json(
+    path: str | Path, skeleton: Skeleton, head: dict[str, Any]
+) -> Iterator[PoseFile]:
     """A PoseFile that takes the place of `path` when all went well. head: keys before the
     frames.
     """

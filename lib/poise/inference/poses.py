@@ -152,7 +152,7 @@ class Poses:
                 f"{path}: a picture to draw on is missing; give it as the second argument"
             )
         else:
-            data = visualize.encoded(
+            data = visualize.encode_image(
                 np.ascontiguousarray(self.draw(image, **options)[:, :, ::-1]), ending
             )
         with replacing(path) as part:

@@ -30,7 +30,7 @@ from yacs.config import CfgNode
 
 from poise.errors import ConfigError
 from poise.models import build_model
-from poise.visualization.tables import aligned
+from poise.visualization.tables import align_columns
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -356,7 +356,7 @@ def _table(network: Layer, depth: int | None) -> list[str]:
                 output,
             )
         )
-    return aligned(rows, right=(2, 3, 4, 5)).splitlines()
+    return align_columns(rows, right=(2, 3, 4, 5)).splitlines()
 
 
 def _share(part: int, whole: int) -> str:

@@ -22,7 +22,7 @@ from poise.search.architecture import Probabilities, derive_cells, entropy
 from poise.search.drawing import write_drawing
 from poise.search.space import EDGES, Space
 from poise.search.state import SearchState
-from poise.visualization.tables import aligned
+from poise.visualization.tables import align_columns
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -253,7 +253,7 @@ def probability_table(space: Space, kind: str, table: np.ndarray, genotype: Geno
             for column, value in enumerate(table[row])
         )
         rows.append((edge, *cells, f"{100 * share:.2f} %"))
-    return aligned(rows, right=range(1, len(rows[0]))).rstrip("\n")
+    return align_columns(rows, right=range(1, len(rows[0]))).rstrip("\n")
 
 
 def probability_picture(

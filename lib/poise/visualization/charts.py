@@ -88,7 +88,7 @@ class Curve(NamedTuple):
     style: str = "-"
 
 
-def need_matplotlib() -> Any:
+def require_matplotlib() -> Any:
     """The module. Raises PoiseError without it."""
     try:
         import matplotlib
@@ -109,7 +109,7 @@ def styled(palette: Palette) -> Callable[[Callable[..., T]], Callable[..., T]]:
     def decorated(draw: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(draw)
         def with_settings(*args: Any, **options: Any) -> T:
-            with need_matplotlib().rc_context(_settings(palette)):
+            with require_matplotlib().rc_context(_settings(palette)):
                 return draw(*args, **options)
 
         return with_settings

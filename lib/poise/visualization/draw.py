@@ -19,7 +19,7 @@ _BOX_COLOUR = (230, 230, 230)
 Color = tuple[int, int, int]  # BGR
 _GOLDEN_RATIO = 0.618034  # multiples of it, modulo 1, stay far apart from each other
 _RING_SIZE = 0.4  # dots of smaller persons have no white ring, which would cover the limbs
-GAP = 2  # pixels between the pictures of a mosaic
+GAP = 2  # pixels between the images of a grid
 JPEG_SIDE = 65_000  # a JPEG has no longer one
 
 
@@ -120,7 +120,7 @@ def draw_box(
     cv2.putText(image, label, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
 
 
-def map_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+def overlay_heatmap(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     """The image darkened under one heatmap (h, w), whose values are expected from 0 to 1."""
     height, width = image.shape[:2]
     values = cv2.resize(np.clip(heatmap, 0, 1).astype(np.float32), (width, height))
@@ -128,7 +128,7 @@ def map_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     return (colours * 0.7 + image * 0.3).astype(np.uint8)
 
 
-def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = GAP) -> np.ndarray:
+def make_grid(images: Sequence[np.ndarray], columns: int, gap: int = GAP) -> np.ndarray:
     """Pictures of one size in rows of `columns`, with white gaps."""
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
@@ -139,7 +139,7 @@ def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = GAP) -> np.nda
     return canvas
 
 
-def crop_mosaic(
+def make_crop_grid(
     crops: np.ndarray, joints: np.ndarray, shown: np.ndarray, skeleton: Skeleton, columns: int = 8
 ) -> np.ndarray:
     """Crops (B, H, W, 3) with their skeletons: joints (B, J, 2) crop pixels, shown (B, J). Small
@@ -153,10 +153,10 @@ def crop_mosaic(
             else np.ascontiguousarray(crop)
         )
         draw_person(drawn[-1], (points + 0.5) * zoom - 0.5, skeleton, shown=mask > 0)
-    return mosaic(drawn, min(columns, len(drawn)))
+    return make_grid(drawn, min(columns, len(drawn)))
 
 
-def map_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
+def make_heatmap_grid(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
     """A row per crop (B, H, W, 3): the crop, then it under each of its heatmaps (B, J, h, w), at
     heatmap size.
     """
@@ -164,11 +164,11 @@ def map_mosaic(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
     pictures = []
     for crop, maps in zip(crops, heatmaps):
         small = cv2.resize(crop, (width, height))
-        pictures += [small, *(map_overlay(small, one) for one in maps)]
-    return mosaic(pictures, heatmaps.shape[1] + 1, gap=1)
+        pictures += [small, *(overlay_heatmap(small, one) for one in maps)]
+    return make_grid(pictures, heatmaps.shape[1] + 1, gap=1)
 
 
-def encoded(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
+def encode_image(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
     """A picture file's content, of the kind that `ending` says. quality: of a JPEG. Raises
     DataError for a picture that such a file cannot hold.
     """
@@ -185,7 +185,7 @@ def encoded(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
     return data.tobytes()
 
 
-def save(path: str | Path, image: np.ndarray) -> None:
+def save_image(path: str | Path, image: np.ndarray) -> None:
     """Write a picture; its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(encoded(image, Path(path).suffix))
+    Path(path).write_bytes(encode_image(image, Path(path).suffix))

@@ -51,7 +51,7 @@ class Markup(str):
     """Text that is HTML already, made here and not read from a file."""
 
 
-def document(title: str, parts: Iterable[str]) -> str:
+def render_document(title: str, parts: Iterable[str]) -> str:
     """A whole page of HTML parts."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -62,14 +62,14 @@ def document(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     """A figure, or a dash where there is none."""
     return (
         "–" if value is None or not math.isfinite(value) or value == -1 else f"{value:.{digits}f}"
     )
 
 
-def table(
+def render_table(
     head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()
 ) -> str:
     """An HTML table; every cell is escaped that is not Markup."""
@@ -90,8 +90,8 @@ def table(
     )
 
 
-def data_uri(picture: np.ndarray) -> str:
+def encode_data_uri(picture: np.ndarray) -> str:
     return (
         "data:image/jpeg;base64,"
-        + base64.b64encode(visualize.encoded(picture, ".jpg", quality=82)).decode()
+        + base64.b64encode(visualize.encode_image(picture, ".jpg", quality=82)).decode()
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 
-def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """Rows of equally many cells as lines, each column as wide as its widest cell; `right`:
     columns that are aligned at their right end.
     """

@@ -15,7 +15,7 @@ from poise.datasets.validation.run import CheckedSet, verdict
 from poise.errors import PoiseError, escape_html
 from poise.io.files import replacing
 from poise.visualization import draw
-from poise.visualization.html import data_uri, document, table
+from poise.visualization.html import encode_data_uri, render_document, render_table
 
 _SIDE = 320  # pixels of a picture's longer side
 PICTURES = 12  # of each kind and set
@@ -36,7 +36,7 @@ def write(
     parts = [
         f"<h1>{escape_html(title)}</h1>",
         f"<p><b>{escape_html(verdict(found))}</b></p>",
-        table(
+        render_table(
             ["kind", "where", "what"],
             [
                 [one.kind, one.where, one.text]
@@ -57,7 +57,7 @@ def write(
         if one.odd is not None and one.odd.any():
             parts.append(_pictures("Persons who stand out", one, np.flatnonzero(one.odd), pictures))
     with replacing(path) as part:
-        part.write_text(document(title, parts), encoding="utf-8")
+        part.write_text(render_document(title, parts), encoding="utf-8")
 
 
 def _joints(one: CheckedSet) -> str:
@@ -71,7 +71,7 @@ def _joints(one: CheckedSet) -> str:
         ]
         for j, name in enumerate(names)
     ]
-    return table(["joint", "seen", "hidden", "labelled in"], rows)
+    return render_table(["joint", "seen", "hidden", "labelled in"], rows)
 
 
 def _pictures(title: str, one: CheckedSet, persons: np.ndarray, most: int) -> str:
@@ -89,7 +89,7 @@ def _pictures(title: str, one: CheckedSet, persons: np.ndarray, most: int) -> st
             continue
         caption = escape_html(f"{one.names[place]}, annotation {one.people.ids[person]}")
         figures.append(
-            f'<figure><img src="{data_uri(_drawn(image, one, person))}"'
+            f'<figure><img src="{encode_data_uri(_drawn(image, one, person))}"'
             f' alt="{caption}"><figcaption>{caption}</figcaption></figure>'
         )
     return (

@@ -127,7 +127,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
 
 def check_scored(cfg: CfgNode, found: Findings) -> None:
     """Find a test set of which nobody counts in the AP. Raises DataError for its annotations."""
-    if reason := build_evaluator(cfg).nobody_counts():
+    if reason := build_evaluator(cfg).explain_unscorable():
         found.fault(f"scoring: every AP is -1: {reason}")
 
 

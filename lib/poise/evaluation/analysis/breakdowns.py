@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from poise.evaluation import keypoint_ap
-from poise.evaluation.analysis.matching import Found, Truth, headline, pairs_of_images
+from poise.evaluation.analysis.matching import GroundTruth, Results, headline, pairs_of_images
 from poise.structures.boxes import overlaps
 
 # IoU of boxes from which on two persons crowd each other; coco-analyze: IOU_FOR_OVERLAP
@@ -50,7 +50,7 @@ TITLES = {
 }
 
 
-def group_values(truth: Truth) -> dict[str, tuple[np.ndarray, Groups]]:
+def group_values(truth: GroundTruth) -> dict[str, tuple[np.ndarray, Groups]]:
     """For each breakdown of TITLES a value (G,) of each labelled person, and its groups: name ->
     (least, first beyond).
     """
@@ -63,7 +63,7 @@ def group_values(truth: Truth) -> dict[str, tuple[np.ndarray, Groups]]:
     }
 
 
-def overlapping(truth: Truth) -> np.ndarray:
+def overlapping(truth: GroundTruth) -> np.ndarray:
     """(G,) int: how many other persons, crowds not among them, have a box whose IoU with the
     person's is above OVERLAP.
     """
@@ -75,7 +75,7 @@ def overlapping(truth: Truth) -> np.ndarray:
     return np.bincount(a[near], minlength=len(persons.area))
 
 
-def breakdown(found: Found) -> dict[str, dict[str, dict[str, float]]]:
+def breakdown(found: Results) -> dict[str, dict[str, dict[str, float]]]:
     """Breakdown -> group -> figures; see `figures_of`."""
     return {
         name: {
@@ -86,7 +86,7 @@ def breakdown(found: Found) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def figures_of(found: Found, group: np.ndarray) -> dict[str, float]:
+def figures_of(found: Results, group: np.ndarray) -> dict[str, float]:
     """persons: how many of the group (G,) bool count. found: the share of them found with OKS .5 or
     more. oks: their mean OKS, 0 for those not found.
 

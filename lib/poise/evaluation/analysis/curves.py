@@ -7,13 +7,13 @@ from __future__ import annotations
 import numpy as np
 
 from poise.evaluation import keypoint_ap
-from poise.evaluation.analysis.matching import NOT_COUNTED, Found
+from poise.evaluation.analysis.matching import NOT_COUNTED, Results
 
 SHOWN = (0.5, 0.75, 0.9)  # OKS thresholds with a curve of their own
 BINS = 10
 
 
-def precision_recall(found: Found) -> dict[str, list[float]]:
+def precision_recall(found: Results) -> dict[str, list[float]]:
     """recall: 101 levels; 'mean' over the ten thresholds and one list for each of SHOWN: COCO's
     interpolated precision over all sizes.
     """
@@ -36,7 +36,7 @@ def precision_recall(found: Found) -> dict[str, list[float]]:
     }
 
 
-def calibration(found: Found) -> dict[str, dict[str, object]]:
+def calibration(found: Results) -> dict[str, dict[str, object]]:
     """persons: a person's score beside the OKS with who was found, 0 for nobody; joints: a joint's
     score beside how often its similarity is above 0.5.
 

@@ -17,7 +17,7 @@ from poise.evaluation.analysis.matching import (
     BACKGROUND,
     DUPLICATE,
     OUTRANKED,
-    Found,
+    Results,
     average_precision,
     pairs_of_images,
 )
@@ -63,7 +63,7 @@ class JointErrors:
     similarity: np.ndarray
     corrected: np.ndarray
 
-    def keypoints(self, found: Found, *kinds: int) -> np.ndarray:
+    def keypoints(self, found: Results, *kinds: int) -> np.ndarray:
         """(D, J, 3): the predictions with the joints of these kinds put right."""
         keypoints = found.keypoints.copy()
         rows, joints = np.nonzero(np.isin(self.kind, kinds))
@@ -71,7 +71,7 @@ class JointErrors:
         return keypoints
 
 
-def joint_errors(found: Found) -> JointErrors:
+def joint_errors(found: Results) -> JointErrors:
     """Sort the labelled joints of all found persons into good ones and four kinds of errors.
 
     A joint from EXACT on is good, whatever else is near. Of the others that labelled joint decides
@@ -144,7 +144,7 @@ def joint_errors(found: Found) -> JointErrors:
 
 
 def _of_others(
-    found: Found, points: np.ndarray, person: np.ndarray
+    found: Results, points: np.ndarray, person: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Similarity (R, J) to the most similar joint, of either side, of other persons in the
     image, and (R, J, 3) its x, y and that person's size.
@@ -172,7 +172,9 @@ def _of_others(
     return best, place
 
 
-def costs(found: Found, errors: JointErrors, base: dict[str, float]) -> dict[str, dict[str, float]]:
+def costs(
+    found: Results, errors: JointErrors, base: dict[str, float]
+) -> dict[str, dict[str, float]]:
     """For each kind of MEANINGS: count, and the AP, AP .5 and AP .75 that it costs: those with
     these errors put right, less those as they are.
 
@@ -229,7 +231,7 @@ def costs(found: Found, errors: JointErrors, base: dict[str, float]) -> dict[str
     }
 
 
-def ranked_by_oks(found: Found) -> np.ndarray:
+def ranked_by_oks(found: Results) -> np.ndarray:
     """(D,) scores with which the AP is about as high as these predictions allow: the OKS with
     the most similar person, who is each given away once, to the prediction most like him or her;
     what remains is scored below all of those.

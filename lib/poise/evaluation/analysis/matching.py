@@ -16,11 +16,11 @@ import numpy as np
 
 from poise.config.datasets import dataset
 from poise.errors import DataError, one_line
-from poise.evaluation import keypoint_ap, read_results, read_truth, result_arrays
-from poise.evaluation.coco import Truth as CocoTruth
+from poise.evaluation import keypoint_ap, read_ground_truth, read_results, result_arrays
+from poise.evaluation.coco import CocoGroundTruth
 from poise.evaluation.evaluators import EVALUATORS
 from poise.evaluation.evaluators.coco import CocoEvaluator
-from poise.evaluation.keypoint_ap import LabelledPersons
+from poise.evaluation.keypoint_ap import GroundTruthPersons
 from poise.structures.skeleton import DatasetFile, Skeleton
 
 # Ronchi & Perona match from this OKS on: what is worse found nobody. coco-analyze:
@@ -32,7 +32,7 @@ PREDICTIONS = ("found a person", "outranked", "duplicate", "background", "not co
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """persons: G labelled persons, of whom `persons.image` is the place in `images`, the entries of
     the annotation file sorted by id.
 
@@ -40,10 +40,10 @@ class Truth:
     """
 
     name: str
-    persons: LabelledPersons
+    persons: GroundTruthPersons
     images: list[dict]
     skeleton: Skeleton
-    content: CocoTruth
+    content: CocoGroundTruth
     evaluator: type[CocoEvaluator] = CocoEvaluator
 
     @property
@@ -62,14 +62,14 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Found:
+class Results:
     """A result file. image (D,): place in truth.images. keypoints (D, J, 3): x, y, score. scores
     (D,). box_source: see box_source. name: see named.
     """
 
     file: str
     box_source: str
-    truth: Truth
+    truth: GroundTruth
     image: np.ndarray
     keypoints: np.ndarray
     scores: np.ndarray
@@ -78,7 +78,7 @@ class Found:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def only(self, keep: np.ndarray) -> Found:
+    def only(self, keep: np.ndarray) -> Results:
         """The predictions where `keep` (D,) bool is true."""
         return replace(
             self, image=self.image[keep], keypoints=self.keypoints[keep], scores=self.scores[keep]
@@ -111,7 +111,7 @@ class Pairs:
     kind: np.ndarray
 
     @classmethod
-    def of(cls, found: Found) -> Pairs:
+    def of(cls, found: Results) -> Pairs:
         truth, count = found.truth, len(found)
         matches = keypoint_ap.match(
             truth.persons,
@@ -163,10 +163,10 @@ def pairs_of_images(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, 
 
 
 def average_precision(
-    found: Found,
+    found: Results,
     keypoints: np.ndarray | None = None,
     scores: np.ndarray | None = None,
-    persons: LabelledPersons | None = None,
+    persons: GroundTruthPersons | None = None,
 ) -> dict[str, float]:
     """AP, AP .5 and AP .75 over all sizes, of the predictions as they are or with others'
     keypoints, scores or labelled persons.
@@ -191,7 +191,7 @@ def headline(precision: np.ndarray) -> dict[str, float]:
     }
 
 
-def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Truth:
+def load_ground_truth(path: str | Path, data: DatasetFile | None = None) -> GroundTruth:
     """The annotations to analyse against, with the joints and category of a dataset file; None:
     COCO's. Raises DataError, naming the file, where it is not COCO's form or nobody is labelled.
     """
@@ -204,7 +204,7 @@ def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Trut
     chosen = EVALUATORS[data.metric]
     # files in COCO's form are analyzed by OKS, whatever the metric of the dataset file
     evaluator = chosen if issubclass(chosen, CocoEvaluator) else CocoEvaluator
-    content = read_truth(path, category=data.category, area_of_box=evaluator.area_of_box)
+    content = read_ground_truth(path, category=data.category, area_of_box=evaluator.area_of_box)
     if len({person["category_id"] for person in content["annotations"]}) > 1:
         raise DataError(
             f"{path}: has annotations of several categories and none that the dataset file names;"
@@ -224,9 +224,9 @@ def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Trut
             f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_joints}"
             f" joints of {skeleton.name} were expected; --dataset takes another dataset file"
         )
-    truth = Truth(
+    truth = GroundTruth(
         Path(path).name,
-        LabelledPersons.from_annotations(content["annotations"], position, skeleton.num_joints),
+        GroundTruthPersons.from_annotations(content["annotations"], position, skeleton.num_joints),
         images,
         skeleton,
         content,
@@ -239,7 +239,7 @@ def read_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Trut
     return truth
 
 
-def read_found(path: str | Path, truth: Truth) -> Found:
+def load_results(path: str | Path, truth: GroundTruth) -> Results:
     """A result file. Raises DataError, naming the file, where it is missing, is no result file,
     is empty or is of other images.
     """
@@ -265,7 +265,7 @@ def read_found(path: str | Path, truth: Truth) -> Found:
             f"{path}: none of its predictions has the category of {truth.name}'s persons"
         )
     known = np.array([image["id"] for image in truth.images])
-    return Found(
+    return Results(
         Path(path).name,
         box_source(path),
         truth,
@@ -283,7 +283,7 @@ def box_source(path: str | Path) -> str:
     return "not known" if named is None else "ground truth" if named[1] == "gt_boxes" else named[1]
 
 
-def named(founds: Sequence[Found], paths: Sequence[str | Path]) -> list[Found]:
+def named(founds: Sequence[Results], paths: Sequence[str | Path]) -> list[Results]:
     """The same with a `file` that tells them apart, with as many of its folders as that needs,
     and with a short `name` for tables and charts.
     """

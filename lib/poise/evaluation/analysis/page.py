@@ -11,9 +11,9 @@ from poise.errors import escape_html, pluralize
 from poise.evaluation.analysis.breakdowns import TITLES
 from poise.evaluation.analysis.errors import JOINTS, MEANINGS
 from poise.evaluation.analysis.report import Report, metric_title
-from poise.evaluation.analysis.worst_images import Picture
+from poise.evaluation.analysis.worst_images import WorstImage
 from poise.visualization import charts
-from poise.visualization.html import Markup, document, number, table
+from poise.visualization.html import Markup, format_number, render_document, render_table
 
 
 def render(report: Report) -> str:
@@ -41,7 +41,7 @@ def render(report: Report) -> str:
         parts.append(
             _pictures("Pictures in which the two differ most", report.most_different, report)
         )
-    return document(title, parts)
+    return render_document(title, parts)
 
 
 def _names(report: Report) -> list[str]:
@@ -50,7 +50,7 @@ def _names(report: Report) -> list[str]:
 
 def beside(values: Sequence[float | None], less_is_better: bool = False) -> list[str]:
     """Cells of one figure of each result file, and of two files their difference."""
-    cells = [number(value) for value in values]
+    cells = [format_number(value) for value in values]
     if len(values) == 2:
         usable = [v for v in values if v is not None and math.isfinite(v) and v != -1]
         comparable = len(usable) == 2
@@ -115,7 +115,7 @@ def _intro(report: Report) -> str:
     ]
     return (
         f"<p>{escape_html(text)}</p>"
-        + table(head, rows, (1, 2))
+        + render_table(head, rows, (1, 2))
         + '<p class="soft">Found from an OKS of 0.1 on.</p>'
     )
 
@@ -130,17 +130,17 @@ def _overall(report: Report) -> str:
             figures["boxes"],
             figures["results"],
             str(figures["predictions"]["all"]),
-            number(figures["predictions"]["all"] / figures["images"], 1),
-            number(figures["coco"]["AP"]),
-            number(figures["coco"]["AR"]),
+            format_number(figures["predictions"]["all"] / figures["images"], 1),
+            format_number(figures["coco"]["AP"]),
+            format_number(figures["coco"]["AR"]),
         ]
         for figures in report.figures
     ]
     return (
         "<h2>Average precision</h2>"
-        + table(["", *_head(report)], rows)
+        + render_table(["", *_head(report)], rows)
         + "<h3>By the source of the boxes</h3>"
-        + table(["boxes", "file", "predictions", "per picture", "AP", "AR"], sources, (1,))
+        + render_table(["boxes", "file", "predictions", "per picture", "AP", "AR"], sources, (1,))
         + '<p class="soft">The source is read from the result file\'s name; give a second file, of'
         " other boxes, to --compare.</p>"
     )
@@ -178,7 +178,7 @@ def _errors(report: Report) -> str:
         "<h2>What the errors cost</h2><p>Each row: the AP with the errors of one kind put right,"
         " less the AP as it is. The kinds of joint errors are those of Ronchi and Perona (ICCV"
         " 2017). Kinds are put right one at a time, so their costs do not add up to what is"
-        f" missing.</p><figure>{chart}</figure>" + table(head, rows, (1,))
+        f" missing.</p><figure>{chart}</figure>" + render_table(head, rows, (1,))
     )
 
 
@@ -205,7 +205,7 @@ def _joint_errors(report: Report) -> str:
             for j, name in enumerate(names)
         ]
         rows.append(["all", *(str(sum(errors[part])) for part in parts)])
-        tables.append(_titled(report, found.name) + table(["joint", *parts], rows))
+        tables.append(_titled(report, found.name) + render_table(["joint", *parts], rows))
     return f"<h2>Joint errors</h2><figure>{chart}</figure>" + _side_by_side(tables)
 
 
@@ -242,7 +242,7 @@ def _breakdowns(report: Report) -> str:
                 group,
                 str(several[0][group]["persons"]),
                 *(
-                    number(one[group][value])
+                    format_number(one[group][value])
                     for one in several
                     for value in ("AP", "AP .5", "AP .75", "found", "oks")
                 ),
@@ -251,7 +251,7 @@ def _breakdowns(report: Report) -> str:
         ]
         tables.append(
             f'<h3>{escape_html(title)}</h3><p class="soft">{escape_html(meaning)}</p>'
-            + table(head, rows)
+            + render_table(head, rows)
         )
     return (
         "<h2>By person</h2><p>The AP of a group leaves all other persons out, and predictions that"
@@ -280,11 +280,11 @@ def _joints(report: Report) -> str:
             [
                 _words(joint),
                 str(one["labelled"][j]),
-                *(number(one[column][j]) for column in columns),
+                *(format_number(one[column][j]) for column in columns),
             ]
             for j, joint in enumerate(names)
         ]
-        parts.append(_titled(report, name) + table(["joint", "labelled", *columns], rows))
+        parts.append(_titled(report, name) + render_table(["joint", "labelled", *columns], rows))
     return (
         "<h2>By joint</h2><p>AP: as if the joint were the only one. Similarity: the mean of its"
         " term of the OKS. pck: the share with a similarity above 0.5, as tools/test.py prints it."
@@ -312,7 +312,10 @@ def _calibration(report: Report) -> str:
     points = [
         [
             found.name,
-            *(number(figures["operating point"][key]) for key in ("score", "precision", "recall")),
+            *(
+                format_number(figures["operating point"][key])
+                for key in ("score", "precision", "recall")
+            ),
         ]
         for found, figures in zip(report.founds, report.figures)
     ]
@@ -330,16 +333,18 @@ def _calibration(report: Report) -> str:
         )
         parts.append(f"<h3>{key.capitalize()}</h3><figure>{chart}</figure>")
         rows += [
-            [found.name, key, number(one["error"]), _correlation(one["correlation"])]
+            [found.name, key, format_number(one["error"]), _correlation(one["correlation"])]
             for found, one in zip(report.founds, several)
         ]
     return (
         "<h2>Scores</h2><p>Ten bins of equally many predictions each. A calibrated score lies on"
         " the dotted line; for the AP only the order counts, which the rank correlation tells.</p>"
         + _side_by_side(parts)
-        + table(["", "scores of", "expected calibration error", "rank correlation"], rows, (1,))
+        + render_table(
+            ["", "scores of", "expected calibration error", "rank correlation"], rows, (1,)
+        )
         + "<p>The best score threshold is where F1 at OKS 0.5 is highest.</p>"
-        + table(["", "best score threshold", "precision there", "recall there"], points)
+        + render_table(["", "best score threshold", "precision there", "recall there"], points)
     )
 
 
@@ -347,7 +352,7 @@ def _correlation(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"  # here -1 is a figure
 
 
-def _pictures(title: str, pictures: Sequence[Picture], report: Report) -> str:
+def _pictures(title: str, pictures: Sequence[WorstImage], report: Report) -> str:
     if not pictures:
         return f"<h2>{escape_html(title)}</h2><p>None.</p>"
     blocks = []

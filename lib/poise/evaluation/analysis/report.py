@@ -15,12 +15,12 @@ from poise.evaluation.analysis import errors as error_kinds
 from poise.evaluation.analysis.errors import JointErrors
 from poise.evaluation.analysis.matching import (
     PREDICTIONS,
-    Found,
-    Truth,
+    GroundTruth,
+    Results,
     average_precision,
+    load_ground_truth,
+    load_results,
     named,
-    read_found,
-    read_ground_truth,
 )
 from poise.evaluation.analysis.per_keypoint import per_joint
 from poise.io.files import replacing
@@ -35,15 +35,15 @@ class Report:
     and why.
     """
 
-    truth: Truth
-    founds: list[Found]
+    truth: GroundTruth
+    founds: list[Results]
     figures: list[dict]
-    costliest: list[worst_images.Picture]
-    most_different: list[worst_images.Picture]
+    costliest: list[worst_images.WorstImage]
+    most_different: list[worst_images.WorstImage]
     notes: list[str]
 
 
-def make(
+def build_report(
     results: Sequence[str | Path],
     annotations: str | Path,
     images: str | Path | None = None,
@@ -55,8 +55,8 @@ def make(
     joints are. Raises ConfigError for that one, DataError for other files that cannot be used or
     do not belong together.
     """
-    truth = read_ground_truth(annotations, dataset(data))
-    founds = named([read_found(path, truth) for path in results], results)
+    truth = load_ground_truth(annotations, dataset(data))
+    founds = named([load_results(path, truth) for path in results], results)
     errors = [error_kinds.joint_errors(found) for found in founds]
     points = [worst_images.operating_point(found) for found in founds]
     figures = [
@@ -87,7 +87,7 @@ def make(
     return Report(truth, founds, figures, costliest, most_different, notes)
 
 
-def figures_of(found: Found, errors: JointErrors, point: worst_images.OperatingPoint) -> dict:
+def figures_of(found: Results, errors: JointErrors, point: worst_images.OperatingPoint) -> dict:
     """Everything that is told of one result file, in plain values; NaN where there is nothing to
     count.
     """
@@ -140,7 +140,7 @@ def image_folder(images: str | Path | None) -> tuple[ImageFolder | None, list[st
     return folder, []
 
 
-def _without_predictions(found: Found) -> str:
+def _without_predictions(found: Results) -> str:
     """That pictures with labelled persons have no prediction, as where only a part of the set
     was tested; '' where all have one.
     """
@@ -177,7 +177,7 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
     return html, figures
 
 
-def _without_pixels(picture: worst_images.Picture) -> dict:
+def _without_pixels(picture: worst_images.WorstImage) -> dict:
     return {
         "file_name": picture.name,
         "image_id": picture.image_id,
@@ -186,9 +186,9 @@ def _without_pixels(picture: worst_images.Picture) -> dict:
     }
 
 
-def summary(report: Report) -> str:
+def format_summary(report: Report) -> str:
     """A few lines for the terminal."""
-    from poise.visualization.tables import aligned
+    from poise.visualization.tables import align_columns
 
     head = "".join(
         f"{found.name}: {found.file}, boxes: {found.box_source}\n" for found in report.founds
@@ -212,7 +212,7 @@ def summary(report: Report) -> str:
                 *(cell for cost in costs for cell in (f"{cost['AP']:+.3f}", str(cost["count"]))),
             ]
         )
-    return head + aligned(rows, right=range(1, len(rows[0])))
+    return head + align_columns(rows, right=range(1, len(rows[0])))
 
 
 def metric_title(name: str) -> str:

@@ -12,8 +12,8 @@ from poise.errors import ConfigError, DataError, escape_html
 from poise.evaluation.analysis.matching import distinct
 from poise.io.files import read_bytes, replacing
 from poise.visualization import charts
-from poise.visualization.html import document, number, table
-from poise.visualization.tables import aligned
+from poise.visualization.html import format_number, render_document, render_table
+from poise.visualization.tables import align_columns
 
 # each chart's title and the figures that it shows, where a run has them
 CHARTS = {
@@ -32,7 +32,7 @@ _MOST_BYTES = 1 << 28
 # of the figures of a chart: lines, and where there is one epoch marks
 _STYLES, _MARKS = ("-", "--", ":", "-.", "."), "os^Dv"
 #: the figure that decides which weights are best, of COCO and of MPII
-DECIDING = ("AP", "Mean")
+PRIMARY_METRICS = ("AP", "Mean")
 
 Figures = dict[str, list[tuple[float, float]]]
 
@@ -134,7 +134,7 @@ def best_rows(runs: Mapping[str, Figures]) -> list[list[str]]:
     for run, figures in runs.items():
         epochs = {epoch for values in figures.values() for epoch, _ in values}
         loss = figures.get("train_loss", [(0, math.nan)])[-1][1]
-        deciding = next((name for name in DECIDING if name in figures), None)
+        deciding = next((name for name in PRIMARY_METRICS if name in figures), None)
         # of equal ones the later, whose weights the run keeps
         best = (
             max(figures[deciding], key=lambda pair: (pair[1], pair[0]))
@@ -145,11 +145,11 @@ def best_rows(runs: Mapping[str, Figures]) -> list[list[str]]:
             [
                 run,
                 str(len(epochs)),
-                number(loss, 6),
+                format_number(loss, 6),
                 deciding or "–",
-                number(best[1]),
+                format_number(best[1]),
                 f"{best[0]:g}" if deciding else "–",
-                number(figures[deciding][-1][1]) if deciding else "–",
+                format_number(figures[deciding][-1][1]) if deciding else "–",
             ]
         )
     return rows
@@ -158,9 +158,9 @@ def best_rows(runs: Mapping[str, Figures]) -> list[list[str]]:
 _HEAD = ["run", "epochs", "last train_loss", "figure", "best", "at epoch", "last"]
 
 
-def summary(runs: Mapping[str, Figures]) -> str:
+def format_summary(runs: Mapping[str, Figures]) -> str:
     """A table for the terminal."""
-    return aligned([_HEAD, *best_rows(runs)], right=(1, 2, 4, 5, 6))
+    return align_columns([_HEAD, *best_rows(runs)], right=(1, 2, 4, 5, 6))
 
 
 def write(runs: Mapping[str, Figures], path: str | Path, wanted: Sequence[str] = ()) -> None:
@@ -184,7 +184,7 @@ def write(runs: Mapping[str, Figures], path: str | Path, wanted: Sequence[str] =
         )
     else:
         title = f"Training of {', '.join(runs)}"
-        parts = [f"<h1>{escape_html(title)}</h1>", table(_HEAD, best_rows(runs), (3,))]
+        parts = [f"<h1>{escape_html(title)}</h1>", render_table(_HEAD, best_rows(runs), (3,))]
         for name, curves in several.items():
             chart = charts.lines(
                 name,
@@ -196,7 +196,7 @@ def write(runs: Mapping[str, Figures], path: str | Path, wanted: Sequence[str] =
                 logarithmic=_logarithmic(name, curves),
             )
             parts.append(f"<h2>{escape_html(name)}</h2><figure>{chart}</figure>")
-        data = document(title, parts).encode("utf-8", errors="backslashreplace")
+        data = render_document(title, parts).encode("utf-8", errors="backslashreplace")
     with replacing(path) as part:
         part.write_bytes(data)
 

@@ -20,12 +20,12 @@ from poise.evaluation.analysis.matching import (
     DUPLICATE,
     FOUND,
     PREDICTIONS,
-    Found,
-    Truth,
+    GroundTruth,
+    Results,
 )
 from poise.io.images import ImageFolder
 from poise.visualization import draw as visualize
-from poise.visualization.html import data_uri
+from poise.visualization.html import encode_data_uri
 
 # of the lines from a wrong joint to its place, BGR; none of them is a colour of the skeletons
 ERROR_COLOURS = {INVERSION: (220, 60, 220), SWAP: (50, 50, 235), MISS: (40, 220, 240)}
@@ -46,7 +46,7 @@ class OperatingPoint:
     recall: float
 
 
-def operating_point(found: Found) -> OperatingPoint:
+def operating_point(found: Results) -> OperatingPoint:
     truth = found.truth
     matches = keypoint_ap.match(
         truth.persons,
@@ -71,7 +71,7 @@ def operating_point(found: Found) -> OperatingPoint:
     return OperatingPoint(float(scores[best]), float(precision[best]), float(recall[best]))
 
 
-def losses(found: Found, least_score: float) -> np.ndarray:
+def losses(found: Results, least_score: float) -> np.ndarray:
     """(I,): what goes wrong in each picture: 1 - OKS of every labelled person who counts, 1 for
     those not found, and 1 for each duplicate or background prediction that is scored
     `least_score` or more.
@@ -85,13 +85,13 @@ def losses(found: Found, least_score: float) -> np.ndarray:
     )
 
 
-def false_ones(found: Found, least_score: float) -> np.ndarray:
+def false_ones(found: Results, least_score: float) -> np.ndarray:
     """(D,) bool: duplicate and background predictions scored `least_score` or more."""
     return np.isin(found.pairs.kind, (DUPLICATE, BACKGROUND)) & (found.scores >= least_score)
 
 
 @dataclass(frozen=True)
-class Picture:
+class WorstImage:
     """A drawn picture. panels: (title, JPEG as data URI); notes: a line for each result file;
     lost: one figure for each.
     """
@@ -105,11 +105,11 @@ class Picture:
 
 def draw(
     places: Sequence[int],
-    founds: Sequence[Found],
+    founds: Sequence[Results],
     errors: Sequence[JointErrors],
     points: Sequence[OperatingPoint],
     folder: ImageFolder | None,
-) -> list[Picture]:
+) -> list[WorstImage]:
     """The pictures at `places` of truth.images, with a panel of the labelled persons and one of
     each result file's.
     """
@@ -149,11 +149,11 @@ def draw(
         ]
         entry = truth.images[place]
         pictures.append(
-            Picture(
+            WorstImage(
                 one_line(entry.get("file_name", "")),
                 entry["id"],
                 [float(each[place]) for each in lost],
-                [(title, data_uri(panel)) for title, panel in panels],
+                [(title, encode_data_uri(panel)) for title, panel in panels],
                 [*([note] if note else []), *notes],
             )
         )
@@ -173,7 +173,7 @@ class _View:
     @classmethod
     def around(
         cls,
-        truth: Truth,
+        truth: GroundTruth,
         place: int,
         people: np.ndarray,
         predicted: Sequence[np.ndarray],
@@ -228,7 +228,9 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) and 0 < value < 100_000 else 0.0
 
 
-def _read(folder: ImageFolder | None, truth: Truth, place: int) -> tuple[np.ndarray | None, str]:
+def _read(
+    folder: ImageFolder | None, truth: GroundTruth, place: int
+) -> tuple[np.ndarray | None, str]:
     """The picture and '', or None and what to say instead."""
     name = truth.images[place].get("file_name")
     if folder is None:
@@ -241,7 +243,7 @@ def _read(folder: ImageFolder | None, truth: Truth, place: int) -> tuple[np.ndar
         return None, str(error)
 
 
-def _labelled_panel(view: _View, truth: Truth, people: np.ndarray) -> np.ndarray:
+def _labelled_panel(view: _View, truth: GroundTruth, people: np.ndarray) -> np.ndarray:
     panel = view.pixels.copy()
     for person in people:
         visualize.draw_person(
@@ -256,7 +258,7 @@ def _labelled_panel(view: _View, truth: Truth, people: np.ndarray) -> np.ndarray
 
 
 def _predicted_panel(
-    view: _View, found: Found, errors: JointErrors, shown: np.ndarray
+    view: _View, found: Results, errors: JointErrors, shown: np.ndarray
 ) -> np.ndarray:
     """The predictions `shown`, each with its OKS; false ones in a box with their score."""
     panel, labels = view.pixels.copy(), found.truth.persons.keypoints
@@ -314,7 +316,7 @@ def _write(panel: np.ndarray, text: str, corner: np.ndarray) -> None:
         cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thick, cv2.LINE_AA)
 
 
-def _note(found: Found, errors: JointErrors, place: int, least_score: float) -> str:
+def _note(found: Results, errors: JointErrors, place: int, least_score: float) -> str:
     """What goes wrong in the picture, in words."""
     truth, pairs = found.truth, found.pairs
     here = (truth.persons.image == place) & truth.counted

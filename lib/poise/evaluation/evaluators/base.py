@@ -17,16 +17,16 @@ class Evaluator(ABC):
     """Score the predictions of a test set; one subclass per metric.
 
     A test calls check before anything is computed, then process and compute, and with the figures
-    explain and joint_table.
+    explain and format_keypoint_table.
 
     Attributes:
         eval_name: what mmpose's --eval calls the metric.
-        best_figure: the figure that decides which weights are best; higher is better.
+        primary_metric: the figure that decides which weights are best; higher is better.
         needs_areas: whether the annotations must have areas.
     """
 
     eval_name: ClassVar[str]
-    best_figure: ClassVar[str]
+    primary_metric: ClassVar[str]
     needs_areas: ClassVar[bool] = False
 
     @classmethod
@@ -38,7 +38,7 @@ class Evaluator(ABC):
     def check(self, table: PersonTable) -> None:
         """Raise DataError or ConfigError if the test set cannot be scored."""
 
-    def nobody_counts(self) -> str:
+    def explain_unscorable(self) -> str:
         """Return why no labeled person can be scored, '' if one can."""
         return ""
 
@@ -63,7 +63,7 @@ class Evaluator(ABC):
         """Return which boxes were tested, for the log."""
 
     @abstractmethod
-    def explain(self, figures: Mapping[str, float], weights: str) -> list[str]:
+    def diagnose(self, figures: Mapping[str, float], weights: str) -> list[str]:
         """Return the reasons for figures of 0 or without a value, one line each.
 
         Args:
@@ -72,5 +72,5 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def joint_table(self) -> str:
+    def format_keypoint_table(self) -> str:
         """Return a Markdown table with a row per keypoint."""

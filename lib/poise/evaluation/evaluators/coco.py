@@ -14,13 +14,13 @@ from yacs.config import CfgNode
 from poise.config.datasets import dataset_of, present_annotation_path, set_files
 from poise.evaluation import diagnose
 from poise.evaluation.coco import (
-    Truth,
-    average_precision_of_arrays,
+    CocoGroundTruth,
+    evaluate_arrays,
     format_joint_table,
+    oks_nms_per_image,
     per_joint_pck_of_arrays,
-    read_truth,
+    read_ground_truth,
     rescore,
-    suppress,
 )
 from poise.evaluation.evaluators.base import Evaluator
 from poise.evaluation.results import write_results, write_submission
@@ -46,13 +46,13 @@ class CocoEvaluator(Evaluator):
     """
 
     eval_name = "mAP"
-    best_figure = "AP"
+    primary_metric = "AP"
     needs_areas = True
     #: a person's area is this share of the box; None: as annotated
     area_of_box: float | None = None
     #: remark on a page of poise.evaluation.analysis
     remark = ""
-    average = staticmethod(average_precision_of_arrays)
+    average = staticmethod(evaluate_arrays)
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class CocoEvaluator(Evaluator):
         self.joint_threshold = joint_threshold
         self.nms_threshold, self.soft_nms = nms_threshold, soft_nms
 
-    def truth(self) -> Truth:
+    def truth(self) -> CocoGroundTruth:
         """Return the annotations, read once; they must not be changed. Raises DataError."""
         try:
             state = file_state(self.annotations)
@@ -88,8 +88,8 @@ class CocoEvaluator(Evaluator):
         if self.labeled:
             self.truth()
 
-    def nobody_counts(self) -> str:
-        return diagnose.nobody_counts(self.truth()) if self.labeled else ""
+    def explain_unscorable(self) -> str:
+        return diagnose.explain_unscorable(self.truth()) if self.labeled else ""
 
     def process(
         self, table: PersonTable, keypoints: np.ndarray, scores: np.ndarray, folder: Path
@@ -99,7 +99,7 @@ class CocoEvaluator(Evaluator):
         person_scores = rescore(scores, table.score, self.joint_threshold)
         kept, method = np.arange(len(table)), "kept, no OKS-NMS"
         if self.nms_threshold is not None:
-            kept = suppress(
+            kept = oks_nms_per_image(
                 keypoints,
                 person_scores,
                 table.scale.prod(axis=1) * PIXEL_STD**2,
@@ -153,11 +153,11 @@ class CocoEvaluator(Evaluator):
         source = self._table.box_source
         return "ground-truth boxes" if source == "gt" else f"boxes of {source}"
 
-    def explain(self, figures: Mapping[str, float], weights: str) -> list[str]:
-        if not diagnose.is_wanted(figures):
+    def diagnose(self, figures: Mapping[str, float], weights: str) -> list[str]:
+        if not diagnose.should_diagnose(figures):
             return []
         table = self._table
-        tested = diagnose.Tested(
+        tested = diagnose.EvalContext(
             self._image_ids,
             self._keypoints,
             self._scores,
@@ -170,9 +170,9 @@ class CocoEvaluator(Evaluator):
             self.joint_threshold,
             weights,
         )
-        return diagnose.reasons(self.truth(), tested, figures)
+        return diagnose.diagnose(self.truth(), tested, figures)
 
-    def joint_table(self) -> str:
+    def format_keypoint_table(self) -> str:
         skeleton = self._table.skeleton
         figures = per_joint_pck_of_arrays(
             self.truth(),
@@ -204,6 +204,6 @@ def _read_labels(
     joints: int,
     category: str | int,
     area_of_box: float | None,
-) -> Truth:
+) -> CocoGroundTruth:
     """state: of the file, so that a changed file is read again."""
-    return read_truth(path, joints, category, area_of_box)
+    return read_ground_truth(path, joints, category, area_of_box)

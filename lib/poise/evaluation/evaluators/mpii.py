@@ -29,7 +29,7 @@ class MpiiEvaluator(Evaluator):
     """
 
     eval_name = "PCKh"
-    best_figure = "Mean"
+    primary_metric = "Mean"
 
     def __init__(self, *, split: str, head_boxes: Path | None):
         self.split, self.head_boxes = split, head_boxes
@@ -61,11 +61,11 @@ class MpiiEvaluator(Evaluator):
     def describe_boxes(self) -> str:
         return "boxes of the annotations"
 
-    def explain(self, figures: Mapping[str, float], weights: str) -> list[str]:
-        if self.head_boxes is None or not diagnose_mpii.is_wanted(figures):
+    def diagnose(self, figures: Mapping[str, float], weights: str) -> list[str]:
+        if self.head_boxes is None or not diagnose_mpii.should_diagnose(figures):
             return []
         table = self._table
-        return diagnose_mpii.reasons(
+        return diagnose_mpii.diagnose(
             self.head_boxes,
             self._keypoints,
             table.boxes,
@@ -76,7 +76,7 @@ class MpiiEvaluator(Evaluator):
             weights,
         )
 
-    def joint_table(self) -> str:
+    def format_keypoint_table(self) -> str:
         assert self.head_boxes is not None, "there are no figures without head boxes"
         share, count = per_joint_pckh(self._one_based(), self.head_boxes)
         rows = [

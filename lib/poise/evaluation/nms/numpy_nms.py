@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from poise.evaluation.oks import similarities
+from poise.evaluation.oks import keypoint_similarities
 
 
 def oks_iou(
@@ -49,7 +49,7 @@ def oks_iou(
             f"{a.shape}, {b.shape}, {area_b.shape}, {sigmas.shape}"
         )
     d2 = (b[:, :, 0] - a[:, 0]) ** 2 + (b[:, :, 1] - a[:, 1]) ** 2
-    terms = similarities(d2, sigmas, (np.float64(area_a) + area_b) / 2)
+    terms = keypoint_similarities(d2, sigmas, (np.float64(area_a) + area_b) / 2)
     if in_vis_thre is None:
         return terms.sum(axis=1) / joints
     if a.shape[1] != 3 or b.shape[2] != 3:

@@ -38,7 +38,7 @@ import numpy as np
 from poise.errors import ConfigError, DataError, one_line, shown
 from poise.evaluation.nms import box_nms
 from poise.inference.detectors.base import PERSON, persons
-from poise.inference.export.onnx_network import started_session
+from poise.inference.export.onnx_network import create_session
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class OnnxDetector:
         if not Path(path).is_file():
             raise DataError(f"{path}: no such detector file")
         self._path, self._threshold = str(path), score_threshold
-        self._session, _ = started_session(path, device)
+        self._session, _ = create_session(path, device)
         self._quiet = _quiet_options()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._input = inputs[0]

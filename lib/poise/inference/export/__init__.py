@@ -19,8 +19,8 @@ from yacs.config import CfgNode
 from poise.codecs import build_codec
 from poise.errors import ConfigError, DataError
 from poise.inference.export import metadata, parity
-from poise.inference.export.formats import FORMATS, need_packages
-from poise.inference.export.graph import Graph, Parts
+from poise.inference.export.formats import FORMATS, require_packages
+from poise.inference.export.graph import ExportOptions, Graph
 from poise.io.files import replacing
 from poise.models import build_model
 from poise.models.weights.origin import load_trained
@@ -33,7 +33,7 @@ def export(
     file: str | Path,
     out: str | Path,
     format: str = "onnx",
-    parts: Parts | None = None,
+    parts: ExportOptions | None = None,
     *,
     images: Sequence[str | Path] = (),
 ) -> list[parity.Parity]:
@@ -44,19 +44,21 @@ def export(
     Returns what the checks found. A file that differs by more than parity.OUTPUT_TOLERANCE or
     KEYPOINT_TOLERANCE is not left behind, and what was at `out` before stays: DataError.
     """
-    parts = parts or Parts()
+    parts = parts or ExportOptions()
     if format not in FORMATS:
         raise ConfigError(
             f"{format!r} is not a format to export to; the formats are {', '.join(FORMATS)}"
         )
     _, needs, write, read = FORMATS[format]
-    need_packages(needs, f"exporting to {format}")
+    require_packages(needs, f"exporting to {format}")
     model, codec = build_model(cfg).eval(), build_codec(cfg)
     load_trained(cfg, model, file)
     kinds = {
-        "noise": parity.noise_crops(cfg),
+        "noise": parity.make_noise_crops(cfg),
         "pictures" if images else "made persons": (
-            parity.picture_crops(cfg, codec, images) if images else parity.drawn_crops(cfg, codec)
+            parity.crop_full_images(cfg, codec, images)
+            if images
+            else parity.make_synthetic_crops(cfg, codec)
         ),
     }
     graph = Graph(cfg, codec, model, parts)

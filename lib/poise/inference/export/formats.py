@@ -35,7 +35,7 @@ class Format(NamedTuple):
     read: Callable[[Path], Run]
 
 
-def need_packages(names: tuple[str, ...], use: str) -> None:
+def require_packages(names: tuple[str, ...], use: str) -> None:
     """Raise ConfigError, naming the extra, where one of the packages cannot be imported."""
     import importlib
 
@@ -77,7 +77,7 @@ def onnx_session(path: str | Path, device: torch.device) -> Any:
     """An onnxruntime.InferenceSession for the file on the device. Raises DataError for a file
     that it cannot run.
     """
-    need_packages(("onnxruntime",), f"{path}: running it")
+    require_packages(("onnxruntime",), f"{path}: running it")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

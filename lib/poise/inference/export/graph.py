@@ -17,7 +17,7 @@ KEYPOINTS, SCORES, IMAGES = "keypoints", "scores", "images"
 
 
 @dataclass(frozen=True)
-class Parts:
+class ExportOptions:
     """What is in a graph besides the network.
 
     normalize: its input is crops (B, H, W, 3) uint8 in RGB order, else normalised images (B, 3, H,
@@ -42,7 +42,7 @@ class Graph(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, cfg: CfgNode, codec: Codec, model: nn.Module, parts: Parts):
+    def __init__(self, cfg: CfgNode, codec: Codec, model: nn.Module, parts: ExportOptions):
         super().__init__()
         self.network = fold_batch_norms(model)
         self.parts, self.bgr = parts, not cfg.DATASET.COLOR_RGB

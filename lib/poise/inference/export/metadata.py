@@ -18,7 +18,7 @@ from poise.codecs import CODECS, codec_class
 from poise.codecs.codec import Codec
 from poise.config.datasets import dataset_of, give_joints
 from poise.errors import DataError, PoiseError
-from poise.inference.export.graph import Parts
+from poise.inference.export.graph import ExportOptions
 from poise.structures.skeleton import describe_joints
 
 KEY = "poise"  # the name under which the text stands in a file
@@ -54,7 +54,7 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def as_text(cfg: CfgNode, codec: Codec, parts: Parts) -> str:
+def as_text(cfg: CfgNode, codec: Codec, parts: ExportOptions) -> str:
     """The text for a file of this experiment's network with these parts."""
     return json.dumps(
         {
@@ -75,7 +75,7 @@ def as_text(cfg: CfgNode, codec: Codec, parts: Parts) -> str:
     )
 
 
-def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
+def from_text(text: str, source: str) -> tuple[CfgNode, ExportOptions]:
     """The configuration, all other keys at their defaults, and the parts. Raises DataError,
     naming `source`, for what as_text does not write.
     """
@@ -88,7 +88,7 @@ def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
                 f"{source}: its metadata is of version {content['version']!r}, and {VERSION} is"
                 " read; export it anew"
             )
-        values, wanted = content["config"], {field.name for field in fields(Parts)}
+        values, wanted = content["config"], {field.name for field in fields(ExportOptions)}
         if (
             set(values) != set(_all_keys(codec_class(values["MODEL.TARGET_TYPE"])))
             or set(content["parts"]) != wanted
@@ -102,7 +102,7 @@ def from_text(text: str, source: str) -> tuple[CfgNode, Parts]:
             for key, value in values.items()
         ):
             raise ValueError("texts where numbers are needed")
-        parts = Parts(**content["parts"])
+        parts = ExportOptions(**content["parts"])
         # the joints come with the file, so that it needs no dataset file where it is used
         name = f"{source}: its joints"
         give_joints(name, content["dataset"])

@@ -18,7 +18,7 @@ from poise.codecs.codec import Arrays, Output, to_arrays
 from poise.config.datasets import dataset_of
 from poise.errors import ConfigError, DataError, one_line
 from poise.inference.export import metadata
-from poise.inference.export.formats import need_packages, onnx_session
+from poise.inference.export.formats import onnx_session, require_packages
 from poise.inference.export.graph import IMAGES, KEYPOINTS, SCORES, normalized
 from poise.models.forward import forward_flipped
 from poise.structures.skeleton import other_joint
@@ -34,7 +34,7 @@ def is_onnx(file: str | os.PathLike) -> bool:
 
 def best_device() -> torch.device:
     """The first CUDA device where this onnxruntime can use one, else the CPU."""
-    need_packages(("onnxruntime",), "running an .onnx file")
+    require_packages(("onnxruntime",), "running an .onnx file")
     import onnxruntime
 
     return torch.device("cuda" if _CUDA in onnxruntime.get_available_providers() else "cpu")
@@ -56,9 +56,7 @@ def named_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def started_session(
-    file: str | os.PathLike, device: str | torch.device
-) -> tuple[Any, torch.device]:
+def create_session(file: str | os.PathLike, device: str | torch.device) -> tuple[Any, torch.device]:
     """The file's onnxruntime session, and the device that it runs on: 'auto', or see
     named_device. Raises DataError, and ConfigError for a device that does not start.
     """
@@ -96,7 +94,7 @@ class OnnxNetwork:
         if not Path(file).is_file():
             raise DataError(f"{file}: no such ONNX file")
         self._file = file
-        self._session, self.device = started_session(file, device)
+        self._session, self.device = create_session(file, device)
         text = self._session.get_modelmeta().custom_metadata_map.get(metadata.KEY)
         if text is None:
             raise DataError(

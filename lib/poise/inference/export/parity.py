@@ -21,7 +21,7 @@ from poise.inference.export.formats import Run
 from poise.inference.export.graph import (
     KEYPOINTS,
     SCORES,
-    Parts,
+    ExportOptions,
     normalized,
     reference_output,
 )
@@ -80,7 +80,7 @@ def compare(
     cfg: CfgNode,
     codec: Codec,
     model: nn.Module,
-    parts: Parts,
+    parts: ExportOptions,
     run: Run,
     crops: np.ndarray,
     kind: str,
@@ -158,13 +158,13 @@ def _certain(codec: Codec, output: Arrays, coords: np.ndarray, difference: float
     return sure
 
 
-def noise_crops(cfg: CfgNode, count: int = 8) -> np.ndarray:
+def make_noise_crops(cfg: CfgNode, count: int = 8) -> np.ndarray:
     """Crops (count, H, W, 3) of random pixels."""
     width, height = cfg.MODEL.IMAGE_SIZE
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
 
 
-def drawn_crops(cfg: CfgNode, codec: Codec, count: int = 8) -> np.ndarray:
+def make_synthetic_crops(cfg: CfgNode, codec: Codec, count: int = 8) -> np.ndarray:
     """Crops (count, H, W, 3) of the persons of made pictures (poise.datasets.synthetic.write)."""
     from poise.datasets.synthetic.annotations import coco_annotations
     from poise.datasets.synthetic.scene import sample_scene
@@ -182,7 +182,7 @@ def drawn_crops(cfg: CfgNode, codec: Codec, count: int = 8) -> np.ndarray:
     return np.stack(crops[:count])
 
 
-def picture_crops(cfg: CfgNode, codec: Codec, paths: Sequence[str | Path]) -> np.ndarray:
+def crop_full_images(cfg: CfgNode, codec: Codec, paths: Sequence[str | Path]) -> np.ndarray:
     """A crop (H, W, 3) of each picture as a whole."""
     from poise.io.images import read_picture
 

@@ -14,7 +14,7 @@ from poise.errors import ConfigError, DataError, shown, shown_value
 from poise.io import archives, download
 from poise.io.files import read_bytes
 from poise.io.yaml_file import MAX_BYTES, parse_yaml
-from poise.visualization.tables import aligned
+from poise.visualization.tables import align_columns
 
 ZOO = Path(__file__).parents[4] / "models" / "zoo.yaml"
 KINDS = ("imagenet", "pose")
@@ -221,7 +221,7 @@ def table(entries: Iterable[Entry]) -> str:
         )
         for e in entries
     ]
-    return aligned(rows).rstrip("\n")
+    return align_columns(rows).rstrip("\n")
 
 
 def describe(entry: Entry) -> str:
