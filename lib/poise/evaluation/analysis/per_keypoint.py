@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from poise.evaluation import keypoint_ap
-from poise.evaluation.analysis.matching import Found, headline, pairs_of_images
+from poise.evaluation.analysis.matching import Results, headline, pairs_of_images
 
 PCK_SHARES = (0.05, 0.1, 0.2)  # of the longer side of the person's box
 
 
-def per_joint(found: Found) -> dict[str, np.ndarray]:
+def per_joint(found: Results) -> dict[str, np.ndarray]:
     """(J,) arrays, NaN where a joint is never labelled.
 
     labelled: how often it is. AP, AP .5, AP .75: as if it were the only joint, with the person's
@@ -39,7 +39,7 @@ def per_joint(found: Found) -> dict[str, np.ndarray]:
     return figures
 
 
-def nearest(found: Found) -> tuple[np.ndarray, np.ndarray]:
+def nearest(found: Results) -> tuple[np.ndarray, np.ndarray]:
     """Similarity (G, J) and distance in pixels (G, J) of each labelled person's joints to the
     prediction of the image with the highest OKS; 0 and infinite without any.
     """
@@ -62,7 +62,7 @@ def nearest(found: Found) -> tuple[np.ndarray, np.ndarray]:
     return similarity, distance
 
 
-def average_precisions(found: Found, labelled: np.ndarray) -> dict[str, np.ndarray]:
+def average_precisions(found: Results, labelled: np.ndarray) -> dict[str, np.ndarray]:
     """AP, AP .5 and AP .75 (J,) of each joint alone. labelled: (G, J) bool."""
     truth, persons = found.truth, found.truth.persons
     rows = []
