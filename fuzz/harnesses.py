@@ -23,7 +23,7 @@ from pathlib import Path
 import mutation
 import numpy as np
 import seeds
-from poise.errors import MOST_CHARACTERS, PoiseError, error_line
+from poise.errors import MAX_CHARACTERS, PoiseError, format_error
 
 _GUARD = 4096  # bytes before and behind an image that no decoder may write
 
@@ -102,8 +102,8 @@ def refused(call: Callable[[], object], path: Path | None = None) -> object | No
         read += 1
         return result
     except PoiseError as error:
-        line = error_line(error)
-        assert len(line) <= MOST_CHARACTERS, f"a line of {len(line)} characters"
+        line = format_error(error)
+        assert len(line) <= MAX_CHARACTERS, f"a line of {len(line)} characters"
         assert line.isprintable(), "a line with control characters"
         assert path is None or path.name in line, f"a line that does not name the file: {line}"
         return None
@@ -148,9 +148,9 @@ class _Grey:
     """Images of one colour, for crops."""
 
     def open(self, _):
-        from poise.io.decoding import Picture
+        from poise.io.decoding import EncodedImage
 
-        return Picture(_GREY)
+        return EncodedImage(_GREY)
 
 
 _GREY = struct.pack(
@@ -414,7 +414,7 @@ def image(data: bytes) -> None:
     region(data)
     if decoding._jpeg is not None and whole is not None:
         height, width = whole.shape[:2]
-        part = decoding.Picture(data)
+        part = decoding.EncodedImage(data)
         draw = random.Random(data)
         left, top = draw.randrange(width), draw.randrange(height)
         box = left, top, draw.randrange(left, width) + 1, draw.randrange(top, height) + 1

@@ -273,7 +273,7 @@ def test_cache_follows_the_dataset_file(tmp_path, monkeypatch):
     """What a changed dataset file makes of the same annotations is not taken from the cache of
     the unchanged one.
     """
-    monkeypatch.setattr("poise.io.cache.LEAST_BYTES", 0)
+    monkeypatch.setattr("poise.io.cache.MIN_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = make_set(tmp_path / "set", 5)
     path = experiment(tmp_path, file)

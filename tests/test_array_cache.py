@@ -20,7 +20,7 @@ from test_coco_dataset import IMAGES, experiment, person, write  # noqa: F401
 def kept(tmp_path, monkeypatch):
     """The folder of the cache, which keeps the smallest files too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "LEAST_BYTES", 0)
+    monkeypatch.setattr(cache, "MIN_BYTES", 0)
     return tmp_path / "cache" / "poise"
 
 
@@ -45,7 +45,7 @@ class Reader:
                 "names": np.array(["a", "größe"]),
             }
 
-        return cache.remembered(self.path, kind, read, wanted)
+        return cache.cached(self.path, kind, read, wanted)
 
 
 def test_second_time_from_the_cache(kept, source):
@@ -127,7 +127,7 @@ def test_switched_off_and_small_files(kept, source, monkeypatch):
     read = Reader(source)
     read(False), read(False)
     assert read.calls == 2 and not kept.exists()
-    monkeypatch.setattr(cache, "LEAST_BYTES", 6)
+    monkeypatch.setattr(cache, "MIN_BYTES", 6)
     read(), read()
     assert read.calls == 4 and not kept.exists()
 
@@ -152,7 +152,7 @@ def test_place(monkeypatch, tmp_path):
 
 
 def test_oldest_files_go(kept, source, monkeypatch):
-    monkeypatch.setattr(cache, "MOST_FILES", 2)
+    monkeypatch.setattr(cache, "MAX_FILES", 2)
     read = Reader(source)
     for _number, kind in enumerate(("a", "b", "a", "c", "a", "b")):
         read(kind=kind)
@@ -164,12 +164,12 @@ def test_oldest_files_go(kept, source, monkeypatch):
 
 def _write_often(folder, path, start):
     os.environ["XDG_CACHE_HOME"] = folder
-    cache.LEAST_BYTES = 0
+    cache.MIN_BYTES = 0
     start.wait()
     for _ in range(20):
         for file in (cache.cache_folder()).glob("*.npz"):
             file.unlink(missing_ok=True)
-        found = cache.remembered(path, "numbers", lambda: {"values": np.arange(50_000)})
+        found = cache.cached(path, "numbers", lambda: {"values": np.arange(50_000)})
         assert (found["values"] == np.arange(50_000)).all()
 
 

@@ -115,7 +115,7 @@ def matlab(parts, size):
 
 
 def test_matlab_parts_together(tmp_path, monkeypatch):
-    monkeypatch.setattr("poise.io.mat_file.MOST_BYTES", 100_000)
+    monkeypatch.setattr("poise.io.mat_file.MAX_BYTES", 100_000)
     (tmp_path / "a.mat").write_bytes(matlab(3, 30_000))
     assert set(read_matlab(tmp_path / "a.mat", "file")) == {"a0", "a1", "a2"}
     (tmp_path / "a.mat").write_bytes(matlab(4, 30_000))
@@ -159,7 +159,7 @@ def test_json_that_stands_for_more_than_there_is_memory(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + b"[]," * 3_000_000 + b"[]]")
     assert len(json_file.read_json(path, "file")) == 3_000_001
-    monkeypatch.setattr(files, "memory_present", lambda: 100_000_000)
+    monkeypatch.setattr(files, "available_memory", lambda: 100_000_000)
     assert (
         "reading the content of the file takes about 144.0 MB of memory, and 100.0 MB are free"
         in refusal(json_file.read_json, path, "file")
@@ -171,7 +171,7 @@ def test_json_that_stands_for_more_than_there_is_memory(tmp_path, monkeypatch):
 
 
 def test_files_larger_than_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "memory_present", lambda: 140_000_000)
+    monkeypatch.setattr(files, "available_memory", lambda: 140_000_000)
     for name in ("a.json", "a.pth"):
         (tmp_path / name).touch()
         with open(tmp_path / name, "r+b") as file:
@@ -182,7 +182,7 @@ def test_files_larger_than_the_memory(tmp_path, monkeypatch):
     assert "reading the weight file takes about 150.0 MB" in refusal(
         read_weight_file, tmp_path / "a.pth"
     )
-    monkeypatch.setattr(files, "memory_present", lambda: None)  # a system that does not tell
+    monkeypatch.setattr(files, "available_memory", lambda: None)  # a system that does not tell
     assert "not valid JSON" in refusal(json_file.read_json, tmp_path / "a.json", "file")
 
 
@@ -313,29 +313,31 @@ def tiff(*entries, order="<"):
 def test_parts_of_a_tiff(order):
     """3 kB whose tile has 256 million pixels took a gigabyte."""
     size = (256, 3, 40), (257, 3, 30)
-    assert image_header.fault(tiff(*size, (322, 3, 256), (323, 3, 256), order=order)) == ""
-    assert "is decoded in parts of more than 220 MB" in image_header.fault(
+    assert image_header.find_error(tiff(*size, (322, 3, 256), (323, 3, 256), order=order)) == ""
+    assert "is decoded in parts of more than 220 MB" in image_header.find_error(
         tiff(*size, (322, 3, 16000), (323, 4, 16000), order=order)
     )
     assert (
-        image_header.fault(tiff((256, 4, 7000), (257, 4, 7000), (278, 4, 0xFFFFFFFF), order=order))
+        image_header.find_error(
+            tiff((256, 4, 7000), (257, 4, 7000), (278, 4, 0xFFFFFFFF), order=order)
+        )
         == ""
     )
-    assert "is decoded in parts" in image_header.fault(
+    assert "is decoded in parts" in image_header.find_error(
         tiff((256, 4, 7000), (257, 4, 7000), (277, 3, 4), (258, 3, 64), order=order)
     )
     assert (
-        image_header.fault(
+        image_header.find_error(
             tiff(
                 (256, 4, 7000), (257, 4, 7000), (277, 3, 4), (258, 3, 64), (278, 3, 16), order=order
             )
         )
         == ""
     )
-    assert "claims 40 x 4000000000 pixels" in image_header.fault(
+    assert "claims 40 x 4000000000 pixels" in image_header.find_error(
         tiff((256, 3, 40), (257, 4, 4_000_000_000), (257, 3, 30), order=order)
     )
-    assert "claims" in image_header.fault(tiff((256, 16, 40), (257, 16, 30), order=order))
+    assert "claims" in image_header.find_error(tiff((256, 16, 40), (257, 16, 30), order=order))
 
 
 def test_tiffs_as_programs_write_them():
@@ -349,8 +351,8 @@ def test_tiffs_as_programs_write_them():
                     ".tiff", image, [cv2.IMWRITE_TIFF_COMPRESSION, compression]
                 )
                 assert (
-                    image_header.claimed_size(data.tobytes()) == (45, 31)
-                    and image_header.fault(data.tobytes()) == ""
+                    image_header.read_size(data.tobytes()) == (45, 31)
+                    and image_header.find_error(data.tobytes()) == ""
                 )
 
 
@@ -361,12 +363,12 @@ def test_jpeg_of_many_scans_however_small():
     data = cv2.imencode(
         ".jpg", np.zeros((400, 400, 3), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
     )[1].tobytes()
-    assert image_header.fault(data) == ""
+    assert image_header.find_error(data) == ""
     scan = data[data.rindex(b"\xff\xda") : -2]
-    assert image_header.fault(data[:-2] + scan * 100 + data[-2:]) == "", (
+    assert image_header.find_error(data[:-2] + scan * 100 + data[-2:]) == "", (
         "160,000 pixels a hundred times are nothing"
     )
-    assert "has more than 64 scans" in image_header.fault(data[:-2] + scan * 2000 + data[-2:])
+    assert "has more than 64 scans" in image_header.find_error(data[:-2] + scan * 2000 + data[-2:])
 
 
 # what lies beside the weights ---------------------------------------------------------------------

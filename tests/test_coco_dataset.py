@@ -12,7 +12,7 @@ import pytest
 from poise import config
 from poise.config import datasets
 from poise.datasets import coco, read_set
-from poise.errors import ConfigError, DataError, shown
+from poise.errors import ConfigError, DataError, escape_name
 from poise.structures.person_table import PackedNames
 
 JOINTS = [value for joint in range(17) for value in (50.0 + joint, 40.0 + 2 * joint, 2)]
@@ -327,7 +327,8 @@ def test_nan_written_by_pythons_json(annotated, field):
 @pytest.mark.parametrize("entry", [None, 3, "person", []])
 def test_annotation_that_is_no_mapping(annotated, entry):
     said = (
-        f"person_keypoints_val2017.json: entry 0 of 'annotations' ({shown(entry)}) is not an object"
+        f"person_keypoints_val2017.json: entry 0 of 'annotations' ({escape_name(entry)}) is not"
+        " an object"
     )
     assert said in refusal(annotated, [entry])
 

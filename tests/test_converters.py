@@ -510,7 +510,7 @@ def test_cvat_elements_outside_of_images_take_no_memory(made, tmp_path):
 
 def test_cvat_larger_than_the_memory(made, tmp_path, monkeypatch):
     """A skeleton of one joint takes as much memory as one of all."""
-    monkeypatch.setattr("poise.io.files.memory_present", lambda: 10**8)
+    monkeypatch.setattr("poise.io.files.available_memory", lambda: 10**8)
     monkeypatch.setattr("poise.io.files._LITTLE", 10**6)
     many = replace(
         made[1],

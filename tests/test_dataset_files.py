@@ -18,7 +18,7 @@ from poise.config import datasets
 from poise.config.datasets import COCO, MPII, dataset, dataset_of, read_dataset
 from poise.datasets import converters, read_set
 from poise.datasets.validation import run
-from poise.errors import ConfigError, DataError, one_line
+from poise.errors import ConfigError, DataError, single_line
 from poise.structures import skeleton
 from pycocotools.cocoeval import Params
 
@@ -43,7 +43,7 @@ def refusal(call, *args):
     with pytest.raises(ConfigError) as error:
         call(*args)
     text = str(error.value)
-    assert text == one_line(text) and len(text) < 500
+    assert text == single_line(text) and len(text) < 500
     return text
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from poise.io import decoding
-from poise.io.decoding import Picture
+from poise.io.decoding import EncodedImage
 from poise.structures.crops import cut_matrix, needed_region
 
 compiled = pytest.mark.skipif(
@@ -72,7 +72,7 @@ def decoder(request, monkeypatch):
 @pytest.mark.parametrize("size", [(203, 157), (16, 8), (1, 1), (33, 240)])
 def test_whole_pictures(decoder, kind, size):
     data = jpeg(picture(1, *size), kind)
-    found = Picture(data)
+    found = EncodedImage(data)
     assert found.size == size and np.array_equal(found.pixels, opencv(data))
 
 
@@ -82,10 +82,10 @@ def test_which_decoder(monkeypatch):
     if decoding._jpeg is None and decoding.simplejpeg is None:
         pytest.skip("neither _jpeg nor simplejpeg is here")
     for kind in ("444", "422", "420", "grey", "restarts"):
-        assert Picture(jpeg(picture(), kind)).pixels is not None
+        assert EncodedImage(jpeg(picture(), kind)).pixels is not None
     if decoding._jpeg is not None:  # which leaves this kind to OpenCV
         with pytest.raises(TypeError):
-            _ = Picture(jpeg(picture(), "440")).pixels
+            _ = EncodedImage(jpeg(picture(), "440")).pixels
 
 
 @compiled
@@ -100,7 +100,7 @@ def test_regions(kind):
         for x, y in zip(rng.integers(0, width, 60).tolist(), rng.integers(0, height, 60).tolist())
     ]
     for left, top, right, bottom in boxes:
-        found = Picture(data).with_region((left, top, right, bottom))
+        found = EncodedImage(data).with_region((left, top, right, bottom))
         assert found.shape == whole.shape
         assert np.array_equal(found[top:bottom, left:right], whole[top:bottom, left:right]), (
             left,
@@ -112,11 +112,11 @@ def test_regions(kind):
 
 @compiled
 def test_regions_leave_the_rest_undone():
-    found = Picture(jpeg(picture(2))).with_region((80, 60, 90, 70))
+    found = EncodedImage(jpeg(picture(2))).with_region((80, 60, 90, 70))
     assert not np.array_equal(found, opencv(jpeg(picture(2))))
     for box in ((0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 5, 158), (9, 0, 5, 5)):
         with pytest.raises(ValueError, match="no region of 203 x 157"):
-            Picture(jpeg(picture(2)))._region(box)
+            EncodedImage(jpeg(picture(2)))._region(box)
 
 
 @compiled
@@ -130,7 +130,7 @@ def test_faults_are_opencvs_to_judge(damage):
         data = data[: len(data) // 3] if damage == "short" else data[:30]
     data = bytes(data)
     wanted = opencv(data)
-    for found in (Picture(data).pixels, Picture(data).with_region((5, 5, 300, 290))):
+    for found in (EncodedImage(data).pixels, EncodedImage(data).with_region((5, 5, 300, 290))):
         assert (found is None) == (wanted is None)
         if wanted is not None:
             assert np.array_equal(found[5:290, 5:300], wanted[5:290, 5:300])
@@ -142,8 +142,8 @@ def test_exif_is_turned_by_opencv():
     )
     data = jpeg(picture(0, 60, 40))
     data = data[:2] + exif + data[2:]
-    assert Picture(data, exif=True).size == (40, 60) and Picture(data).size == (60, 40)
-    assert Picture(data, exif=True).with_region((0, 0, 9, 9)).shape == (60, 40, 3)
+    assert EncodedImage(data, exif=True).size == (40, 60) and EncodedImage(data).size == (60, 40)
+    assert EncodedImage(data, exif=True).with_region((0, 0, 9, 9)).shape == (60, 40, 3)
 
 
 def crops_are_equal(data, rng, count, size=(96, 128)):
@@ -166,7 +166,7 @@ def crops_are_equal(data, rng, count, size=(96, 128)):
             bool(rng.integers(0, 2)),
         )
         box = needed_region(matrix, size, (width, height))
-        part = Picture(data).with_region(box)
+        part = EncodedImage(data).with_region(box)
         one, other = (
             cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR) for image in (whole, part)
         )
@@ -218,5 +218,5 @@ def test_real_pictures(shared, decoder):
     assert len(files) > 8
     for file in files:
         data = file.read_bytes()
-        assert np.array_equal(Picture(data).pixels, opencv(data)), file.name
+        assert np.array_equal(EncodedImage(data).pixels, opencv(data)), file.name
         crops_are_equal(data, rng, 2, (192, 256))

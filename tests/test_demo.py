@@ -20,7 +20,7 @@ from poise.errors import DataError, run_tool
 from poise.inference import boxes as person_boxes
 from poise.inference import demo
 from poise.io import video as media
-from poise.io.images import read_picture
+from poise.io.images import read_image
 from poise.models import build_model
 from poise.visualization import draw as visualize
 from test_pictures import PNG, READ, REFUSED
@@ -174,7 +174,7 @@ def test_a_folder_with_annotated_boxes(tool, tmp_path, small_set, network):
             ],
             float,
         ).reshape(-1, 4)
-        image = read_picture(pictures / name)
+        image = read_image(pictures / name)
         found = pose(image, np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
         assert (frame["width"], frame["height"]) == (image.shape[1], image.shape[0]) and len(
             frame["persons"]
@@ -191,7 +191,7 @@ def test_a_folder_with_annotated_boxes(tool, tmp_path, small_set, network):
                 and person["box_score"] == 1
             )
             assert person["score"] == pytest.approx(found.person_scores[number], abs=1e-4)
-        drawn = read_picture(tmp_path / "out" / frame["drawn"])
+        drawn = read_image(tmp_path / "out" / frame["drawn"])
         assert drawn.shape == image.shape
         difference = np.abs(drawn.astype(int) - found.draw(image)).mean()
         assert difference < 4 and (
@@ -234,11 +234,11 @@ def test_draw_boxes_draws_the_box_with_the_score_of_the_json(tool, tmp_path, mon
     )
     status, out, _ = tool("--input", path, "--boxes", boxes, "--joint-threshold", "9")
     assert status == 0 and "1 frame, 1 person, " in out and not labels
-    plain = read_picture(tmp_path / "out" / "1_pose.jpg")
+    plain = read_image(tmp_path / "out" / "1_pose.jpg")
     tool("--input", path, "--boxes", boxes, "--joint-threshold", "9", "--draw-boxes")
     (person,) = all_persons(result(tmp_path / "out"))
     assert labels == [f"{person['score']:.2f}"]
-    drawn = read_picture(tmp_path / "out" / "1_pose.jpg").astype(int)
+    drawn = read_image(tmp_path / "out" / "1_pose.jpg").astype(int)
     edge = np.abs(drawn - plain)[60:240, [100, 250]].max(axis=2)
     assert edge.min() > 40 and np.abs(drawn - plain)[100:200, 150:200].max() < 20
 
@@ -287,8 +287,8 @@ def test_a_pattern_and_names_that_clash(tool, tmp_path):
 def test_a_folder_with_bad_pictures_goes_on_counts_them_and_says_so(tool, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    good = {name: data for name, (data, *_) in READ.items() if media.is_picture_name(name)}
-    bad = {name: data for name, (data, _) in REFUSED.items() if media.is_picture_name(name)}
+    good = {name: data for name, (data, *_) in READ.items() if media.is_image_name(name)}
+    bad = {name: data for name, (data, _) in REFUSED.items() if media.is_image_name(name)}
     assert {"cmyk.jpg", "grey.jpg", "16 bit.png", "still.gif", "one.png"} <= set(good) and {
         "empty.jpg",
         "text.jpg",
@@ -986,7 +986,7 @@ def given_boxes_left(folder, names, paths):
         for place, name in enumerate(names)
     ]
     given = person_boxes.BoxFile(write_json(folder / "boxes.json", entries))
-    given.check(media.Pictures(paths))
+    given.check(media.ImageFiles(paths))
     frames = [media.Frame(path, i, np.zeros((9, 9, 3), np.uint8)) for i, path in enumerate(paths)]
     return [int(boxes[0, 0]) if len(boxes) else None for boxes, _ in given(frames)]
 

@@ -14,7 +14,7 @@ import threading
 import pytest
 import torch
 from conftest import ROOT
-from poise.errors import DataError, one_line
+from poise.errors import DataError, single_line
 from poise.io import download
 from poise.models import weights
 
@@ -110,9 +110,9 @@ def server(monkeypatch):
 
 def refusal(url, folder, **options):
     with pytest.raises(DataError) as error:
-        download.fetch(url, folder, **options)
+        download.download_file(url, folder, **options)
     text = str(error.value)
-    assert text == one_line(text)
+    assert text == single_line(text)
     return text
 
 
@@ -121,7 +121,7 @@ def files(folder):
 
 
 def test_whole_transfer(server, tmp_path, capsys):
-    target = download.fetch(server.url(), tmp_path / "models" / "imagenet")
+    target = download.download_file(server.url(), tmp_path / "models" / "imagenet")
     assert target == tmp_path / "models" / "imagenet" / NAME and target.read_bytes() == CONTENT
     assert files(target.parent) == [NAME] and server.asked == [None]
     said = capsys.readouterr()
@@ -129,8 +129,8 @@ def test_whole_transfer(server, tmp_path, capsys):
 
 
 def test_file_that_is_there_is_not_fetched_again(server, tmp_path):
-    first = download.fetch(server.url(), tmp_path)
-    assert download.fetch(server.url(), tmp_path) == first and len(server.asked) == 1
+    first = download.download_file(server.url(), tmp_path)
+    assert download.download_file(server.url(), tmp_path) == first and len(server.asked) == 1
 
 
 def test_broken_transfer_goes_on_where_it_broke(server, tmp_path):
@@ -143,7 +143,7 @@ def test_broken_transfer_goes_on_where_it_broke(server, tmp_path):
     )
     assert files(tmp_path) == [f"{NAME}.part"]
     server.breaks_after = None
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=1500000-"] and files(tmp_path) == [NAME]
 
 
@@ -151,7 +151,7 @@ def test_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
     server.breaks_after, server.ranges = 1000, False
     refusal(server.url(), tmp_path)
     server.breaks_after = None
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
     assert server.asked[1] == "bytes=1000-"
 
 
@@ -162,28 +162,28 @@ def test_part_that_is_whole_needs_no_more_bytes(server, tmp_path):
     for said in (True, False):
         server.says_range = said
         (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
-        assert download.fetch(server.url(), tmp_path, force=True).read_bytes() == CONTENT
+        assert download.download_file(server.url(), tmp_path, force=True).read_bytes() == CONTENT
         assert files(tmp_path) == [NAME]
     assert server.asked == [f"bytes={len(CONTENT)}-"] * 2
 
 
 def test_part_that_is_longer_than_the_file_is_begun_again(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
     assert server.asked == [f"bytes={len(CONTENT) + 4}-", None]
 
 
 def test_range_that_was_not_asked_for_is_not_appended(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1000])
     server.shifted = True
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
 
 
 def test_part_of_another_file_is_found_out_and_removed(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(b"x" * 5000)
     assert "the file was removed, fetch" in refusal(server.url(), tmp_path)
     assert files(tmp_path) == []
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
 
 
 def test_wrong_sum_is_removed(server, tmp_path):
@@ -199,12 +199,12 @@ def test_wrong_sum_is_removed(server, tmp_path):
 def test_wrong_sum_of_a_file_that_is_there(server, tmp_path):
     (tmp_path / NAME).write_bytes(b"cut off by another program")
     assert "its sha256 begins with" in refusal(server.url(), tmp_path) and server.asked == []
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
 
 
 def test_length_that_is_not_told(server, tmp_path, capsys):
     server.says_length = False
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
     assert "size unknown" in capsys.readouterr().out
 
 
@@ -248,7 +248,7 @@ def test_redirect(server, tmp_path):
     server.redirect = server.url("net-elsewhere.pth")
     moved = server.url().replace("/weights/", "/moved/")
     assert (
-        download.fetch(moved, tmp_path) == tmp_path / NAME
+        download.download_file(moved, tmp_path) == tmp_path / NAME
         and (tmp_path / NAME).read_bytes() == CONTENT
     )
 
@@ -291,7 +291,7 @@ def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert "File too large" in text and files(tmp_path) == [f"{NAME}.part"]
-    assert download.fetch(server.url(), tmp_path).read_bytes() == CONTENT and server.asked[
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT and server.asked[
         1
     ].startswith("bytes=1")
 
@@ -299,7 +299,9 @@ def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
 def test_sum_that_is_not_in_the_name(server, tmp_path):
     """models/zoo.yaml may know the sum of a file whose name carries none."""
     whole = hashlib.sha256(CONTENT).hexdigest()
-    target = download.fetch(server.url("net.pth"), tmp_path, name="resnet.pth", digest=whole)
+    target = download.download_file(
+        server.url("net.pth"), tmp_path, name="resnet.pth", digest=whole
+    )
     assert target == tmp_path / "resnet.pth" and files(tmp_path) == ["resnet.pth"]
     assert "its sha256 begins with" in refusal(
         server.url("net.pth"), tmp_path, name="other.pth", digest="0" * 64
@@ -312,13 +314,13 @@ def test_sum_that_is_not_in_the_name(server, tmp_path):
 def test_file_without_any_sum_is_fetched_only_when_asked_for(server, tmp_path, caplog):
     caplog.set_level("WARNING", logger="poise")
     assert "could not be checked" in refusal(server.url("net.pth"), tmp_path)
-    target = download.fetch(server.url("net.pth"), tmp_path, unchecked=True)
+    target = download.download_file(server.url("net.pth"), tmp_path, unchecked=True)
     assert (
         target.read_bytes() == CONTENT
         and f"{target}: was not checked, because its publisher gives no sum of it" in caplog.text
     )
     assert (
-        download.fetch(server.url("net.pth"), tmp_path, unchecked=True) == target
+        download.download_file(server.url("net.pth"), tmp_path, unchecked=True) == target
         and len(server.asked) == 1
     )
     target.write_bytes(b"")
@@ -335,7 +337,8 @@ def test_without_a_sum_a_broken_transfer_is_still_found_out(server, tmp_path):
     )
     server.breaks_after = None
     assert (
-        download.fetch(server.url("net.pth"), tmp_path, unchecked=True).read_bytes() == CONTENT
+        download.download_file(server.url("net.pth"), tmp_path, unchecked=True).read_bytes()
+        == CONTENT
         and server.asked[1] == "bytes=1000-"
     )
 
@@ -346,9 +349,9 @@ def test_force_fetches_anew_and_keeps_the_old_until_the_new_is_whole(server, tmp
     refusal(server.url(), tmp_path, force=True)
     assert (tmp_path / NAME).read_bytes() == b"old"
     server.breaks_after = None
-    assert download.fetch(server.url(), tmp_path, force=True).read_bytes() == CONTENT and files(
-        tmp_path
-    ) == [NAME]
+    assert download.download_file(
+        server.url(), tmp_path, force=True
+    ).read_bytes() == CONTENT and files(tmp_path) == [NAME]
 
 
 def test_ranks_that_ask_at_once_fetch_once(server, tmp_path):
@@ -358,7 +361,7 @@ def test_ranks_that_ask_at_once_fetch_once(server, tmp_path):
     pytest.importorskip("fcntl")
     code = (
         "import sys; from poise.io import download; "
-        "print(download.fetch(sys.argv[1], sys.argv[2]).stat().st_size)"
+        "print(download.download_file(sys.argv[1], sys.argv[2]).stat().st_size)"
     )
     ranks = [
         subprocess.Popen(
@@ -424,7 +427,9 @@ def test_name_cannot_leave_the_folder(server, tmp_path):
     of a name.
     """
     digest = hashlib.sha256(CONTENT).hexdigest()[:8]
-    target = download.fetch(server.url(f"net-x%2f..%2f..%2fnet-{digest}.pth"), tmp_path / "models")
+    target = download.download_file(
+        server.url(f"net-x%2f..%2f..%2fnet-{digest}.pth"), tmp_path / "models"
+    )
     assert target == tmp_path / "models" / f"net-{digest}.pth"
     assert files(tmp_path) == ["models"]
 

@@ -8,7 +8,7 @@ import pytest
 from poise.config.datasets import COCO
 from poise.errors import ConfigError, DataError
 from poise.inference.poses import Poses
-from poise.io.images import read_picture
+from poise.io.images import read_image
 from poise.visualization import draw
 
 LEFT, RIGHT = (255, 165, 0), (30, 120, 255)  # RGB
@@ -189,11 +189,9 @@ def test_poses_save_by_ending(tmp_path):
     poses = people([30, 50, 180, 350], [230, 50, 380, 350])
     cv2.imwrite(str(tmp_path / "picture.png"), GREY)
     poses.save(tmp_path / "made" / "drawn.png", tmp_path / "picture.png", boxes=True)
-    assert np.array_equal(
-        read_picture(tmp_path / "made" / "drawn.png"), poses.draw(GREY, boxes=True)
-    )
+    assert np.array_equal(read_image(tmp_path / "made" / "drawn.png"), poses.draw(GREY, boxes=True))
     poses.save(str(tmp_path / "drawn.JPG"), GREY)
-    assert read_picture(tmp_path / "drawn.JPG").shape == GREY.shape
+    assert read_image(tmp_path / "drawn.JPG").shape == GREY.shape
     poses.save(tmp_path / "poses.json", image_id=42)
     assert json.loads((tmp_path / "poses.json").read_text()) == poses.to_coco(image_id=42)
     people().save(tmp_path / "nobody.json")

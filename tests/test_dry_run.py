@@ -148,8 +148,8 @@ def test_dry_run_of_a_run_that_is_done(tiny_experiment, monkeypatch, capsys, ove
 def test_dry_run_keeps_and_fetches_nothing(tiny_experiment, monkeypatch, tmp_path, capsys):
     """Neither in the user's cache nor among the downloaded weights."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("poise.io.cache.LEAST_BYTES", 0, raising=True)
-    monkeypatch.setattr("poise.io.download.fetch", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr("poise.io.cache.MIN_BYTES", 0, raising=True)
+    monkeypatch.setattr("poise.io.download.download_file", lambda *_: pytest.fail("fetched"))
     before = sorted(tmp_path.rglob("*"))
     words = ["GPUS", "()", "MODEL.PRETRAINED", "https://example.com/weights-01234567.pth"]
     dry_run.run(config.load(tiny_experiment, words), str(tiny_experiment))

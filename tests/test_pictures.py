@@ -14,7 +14,7 @@ from conftest import ROOT
 from PIL import Image, features
 from poise.errors import DataError
 from poise.io import decoding
-from poise.io.images import MOST_BYTES, read_picture
+from poise.io.images import MAX_BYTES, read_image
 
 try:
     import pillow_heif
@@ -95,7 +95,7 @@ if pillow_heif:
 def test_every_usual_kind_becomes_rgb_of_a_byte(tmp_path, name, capfd, caplog):
     data, looks, allowed = READ[name]
     (tmp_path / name).write_bytes(data)
-    image = read_picture(tmp_path / name)
+    image = read_image(tmp_path / name)
     assert (
         image.shape == looks.shape
         and image.dtype == np.uint8
@@ -103,7 +103,7 @@ def test_every_usual_kind_becomes_rgb_of_a_byte(tmp_path, name, capfd, caplog):
         and image.flags["WRITEABLE"]
     )
     assert np.abs(image.astype(int) - looks.astype(int)).mean() <= allowed
-    assert np.array_equal(read_picture(str(tmp_path / name)), image)
+    assert np.array_equal(read_image(str(tmp_path / name)), image)
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
@@ -133,7 +133,7 @@ def test_exif_orientation_is_followed(tmp_path, kind, orientation, turned):
     (tmp_path / "a").write_bytes(
         encoded(COLOURS, kind, exif=upright(orientation).tobytes(), **options)
     )
-    image = read_picture(tmp_path / "a")
+    image = read_image(tmp_path / "a")
     assert image.shape == turned.shape and np.abs(image.astype(int) - turned).mean() < (
         6 if kind == "HEIF" else 3
     )
@@ -153,7 +153,7 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(
 ):
     path = tmp_path / "several"
     path.write_bytes(encoded(COLOURS, kind, save_all=True, append_images=SECOND, **options))
-    assert np.abs(read_picture(path).astype(int) - COLOURS).mean() < 12
+    assert np.abs(read_image(path).astype(int) - COLOURS).mean() < 12
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: has several {word}, the first one is used"
     ]
@@ -164,7 +164,7 @@ def test_a_phones_jpeg_with_a_thumbnail_behind_it_is_one_picture(tmp_path, caplo
         encoded(COLOURS, "MPO", save_all=True, append_images=SECOND, quality=95)
     )
     assert (
-        np.abs(read_picture(tmp_path / "a.jpg").astype(int) - COLOURS).mean() < 3
+        np.abs(read_image(tmp_path / "a.jpg").astype(int) - COLOURS).mean() < 3
         and not caplog.records
     )
 
@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, capfd):
     data, fault = REFUSED[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as error:
-        read_picture(tmp_path / name)
+        read_image(tmp_path / name)
     text = str(error.value)
     assert text.startswith(f"{tmp_path / name}: ") and fault in text and "\n" not in text
     assert capfd.readouterr() == ("", ""), "OpenCV's own lines stand in the user's way"
@@ -289,7 +289,7 @@ def test_read_picture_heic_or_avif_without_its_reader_names_it(tmp_path, monkeyp
     ):
         (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand)
         with pytest.raises(DataError) as error:
-            read_picture(tmp_path / "a.heic")
+            read_image(tmp_path / "a.heic")
         assert str(error.value) == f"{tmp_path / 'a.heic'}: {fault}"
 
 
@@ -301,7 +301,7 @@ def test_opencvs_own_log_is_as_the_program_set_it(tmp_path):
         log.setLogLevel(2)
         for _ in range(2):
             with pytest.raises(DataError, match="damaged"):
-                read_picture(tmp_path / "a.tif")
+                read_image(tmp_path / "a.tif")
         assert log.getLogLevel() == 2
     finally:
         log.setLogLevel(before)
@@ -318,16 +318,16 @@ def test_what_is_no_file(tmp_path):
         ("x" * 5000, "cannot read the picture"),
     ):
         with pytest.raises(DataError, match=fault):
-            read_picture(path)
+            read_image(path)
 
 
 def test_a_file_of_many_bytes_is_not_read(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
-        file.truncate(MOST_BYTES + 1)  # sparse: it takes no room
+        file.truncate(MAX_BYTES + 1)  # sparse: it takes no room
     with pytest.raises(
-        DataError, match=f"has {MOST_BYTES + 1} bytes, and pictures of up to {MOST_BYTES} are read"
+        DataError, match=f"has {MAX_BYTES + 1} bytes, and pictures of up to {MAX_BYTES} are read"
     ):
-        read_picture(tmp_path / "a.jpg")
+        read_image(tmp_path / "a.jpg")
 
 
 def test_the_limit_holds_where_the_program_has_lifted_pillows(tmp_path, monkeypatch):
@@ -342,18 +342,18 @@ def test_the_limit_holds_where_the_program_has_lifted_pillows(tmp_path, monkeypa
                 " smaller"
             ),
         ):
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
 
 
 MEMORY = """
 import resource, sys
 from poise.errors import DataError
-from poise.io.images import read_picture
+from poise.io.images import read_image
 def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-read_picture(sys.argv[2])
+read_image(sys.argv[2])
 before = most()
 try:
-    read_picture(sys.argv[1])
+    read_image(sys.argv[1])
 except DataError:
     print(most() - before)
 """

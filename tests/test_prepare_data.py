@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from poise.config.sources import SOURCES, Archive, ByHand, Source
 from poise.datasets import prepare as prepare_data
-from poise.errors import ConfigError, DataError, one_line, run_tool
+from poise.errors import ConfigError, DataError, run_tool, single_line
 
 DRAW = np.random.default_rng(0)
 IMAGES = {f"val2017/{number:012}.jpg": DRAW.bytes(40_000) for number in range(8)}
@@ -146,7 +146,7 @@ def prepare(source, root, **options):
 def refusal(source, root, kind=DataError, **options):
     with pytest.raises(kind) as error:
         prepare(source, root, **options)
-    assert str(error.value) == one_line(error.value)
+    assert str(error.value) == single_line(error.value)
     return str(error.value)
 
 

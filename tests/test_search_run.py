@@ -615,7 +615,7 @@ def test_a_batch_that_is_bound_to_fail_is_not_tried_on_the_cpu(tiny_search, monk
         "weights_step",
         lambda self, batch, epoch: steps.append(len(batch["images"])) or step(self, batch, epoch),
     )
-    monkeypatch.setattr(trial, "memory_present", lambda: 1000)
+    monkeypatch.setattr(trial, "available_memory", lambda: 1000)
     with pytest.raises(
         PoiseError,
         match="a batch of 8 needs more than .* GB, .* GB are free.: lower SEARCH.BATCH_SIZE",

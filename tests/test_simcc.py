@@ -14,7 +14,7 @@ from poise.engine import browse, train
 from poise.errors import ConfigError
 from poise.evaluation.analysis import report
 from poise.inference.export import ExportOptions, export
-from poise.io.images import read_picture
+from poise.io.images import read_image
 from poise.models import build_model
 
 RECORDED = json.loads((GOLDEN / "simcc_functions.json").read_text())
@@ -235,12 +235,12 @@ def test_exported_file_finds_what_the_estimator_finds(trained, tmp_path, small_s
     pytest.importorskip("onnxscript")
     cfg, run, _ = trained
     weights, picture = run / "final_state.pth", min((small_set / "images").rglob("*.jpg"))
-    wanted = PoseEstimator(None, weights, device="cpu")(read_picture(picture))
+    wanted = PoseEstimator(None, weights, device="cpu")(read_image(picture))
     assert np.isfinite(wanted.keypoints).all() and np.ptp(wanted.keypoints) > 10
     for parts in (ExportOptions(), ExportOptions(normalize=True, flip=True, decode=True)):
         out = tmp_path / f"{parts.decode}.onnx"
         found = export(cfg, weights, out, "onnx", parts)
         assert all(one.equal and one.representation == "distributions" for one in found)
-        poses = PoseEstimator(out, device="cpu")(read_picture(picture))
+        poses = PoseEstimator(out, device="cpu")(read_image(picture))
         np.testing.assert_allclose(poses.keypoints, wanted.keypoints, atol=1e-2)
         np.testing.assert_allclose(poses.scores, wanted.scores, rtol=1e-4)

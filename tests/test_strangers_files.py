@@ -13,9 +13,16 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
-from poise.errors import MOST_CHARACTERS, ConfigError, DataError, error_line, escape_html, shown
+from poise.errors import (
+    MAX_CHARACTERS,
+    ConfigError,
+    DataError,
+    escape_html,
+    escape_name,
+    format_error,
+)
 from poise.io import archives, image_header, json_file
-from poise.io.files import in_words, read_bytes
+from poise.io.files import format_bytes, read_bytes
 from poise.io.mat_file import read_matlab
 from poise.io.yaml_file import parse_yaml
 from scipy.io import loadmat, savemat
@@ -28,13 +35,15 @@ PICTURE = cv2.resize(
 
 
 def test_names_are_shown_so_that_they_cannot_steer_a_terminal():
-    assert shown("Größe 1.jpg") == "Größe 1.jpg"
+    assert escape_name("Größe 1.jpg") == "Größe 1.jpg"
     assert (
-        shown("a\nb\r\t\x1b[2J\x07\u202egnp.exe\x9b")
+        escape_name("a\nb\r\t\x1b[2J\x07\u202egnp.exe\x9b")
         == "a\\nb\\r\\t\\x1b[2J\\x07\\u202egnp.exe\\x9b"
     )
     assert (
-        shown("\ud800") == "\\ud800" and shown("x" * 500) == "x" * 200 + "..." and shown(7) == "7"
+        escape_name("\ud800") == "\\ud800"
+        and escape_name("x" * 500) == "x" * 200 + "..."
+        and escape_name(7) == "7"
     )
 
 
@@ -65,17 +74,17 @@ def test_log_lines_cannot_steer_a_terminal(tmp_path, capsys):
 
 
 def test_long_lines_keep_their_ends():
-    line = error_line(DataError(f"a.json: {'x' * 5000}; mend it"))
+    line = format_error(DataError(f"a.json: {'x' * 5000}; mend it"))
     assert (
-        len(line) <= MOST_CHARACTERS
+        len(line) <= MAX_CHARACTERS
         and line.startswith("a.json: xxx")
         and line.endswith("xxx; mend it")
     )
-    assert error_line(DataError("a\nb")) == "a b"
+    assert format_error(DataError("a\nb")) == "a b"
 
 
 def test_sizes_in_words():
-    assert [in_words(size) for size in (12, 1500, 2_500_000, 19_336_861_798)] == [
+    assert [format_bytes(size) for size in (12, 1500, 2_500_000, 19_336_861_798)] == [
         "12 bytes",
         "1.5 kB",
         "2.5 MB",
@@ -162,12 +171,12 @@ def test_matlab_of_the_other_byte_order(tmp_path):
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".bmp", ".webp", ".tiff", ".gif"])
 def test_claimed_size_is_that_of_the_pixels(ending):
     data = cv2.imencode(ending, PICTURE)[1].tobytes()
-    assert image_header.claimed_size(data) == (45, 31) and image_header.fault(data) == ""
+    assert image_header.read_size(data) == (45, 31) and image_header.find_error(data) == ""
 
 
 def test_claimed_sizes_of_other_kinds():
     for options in ([cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 1]):
-        assert image_header.claimed_size(cv2.imencode(".jpg", PICTURE, options)[1].tobytes()) == (
+        assert image_header.read_size(cv2.imencode(".jpg", PICTURE, options)[1].tobytes()) == (
             45,
             31,
         )
@@ -175,10 +184,10 @@ def test_claimed_sizes_of_other_kinds():
         cv2.imencode(".webp", PICTURE, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
         for quality in (50, 101)
     )
-    assert lossy[12:16] != lossless[12:16] and image_header.claimed_size(
+    assert lossy[12:16] != lossless[12:16] and image_header.read_size(
         lossy
-    ) == image_header.claimed_size(lossless) == (45, 31)
-    assert image_header.claimed_size(b"P6 45 31 255\n") is None and image_header.claimed_size(
+    ) == image_header.read_size(lossless) == (45, 31)
+    assert image_header.read_size(b"P6 45 31 255\n") is None and image_header.read_size(
         b"\xff\xd8\xff\xc0"
     ) == (0, 0)
 
@@ -188,14 +197,16 @@ def test_photograph_of_a_large_camera_is_not_refused():
     header = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
     at = header.index(b"\xff\xc0")
     assert (
-        image_header.fault(header[: at + 5] + struct.pack(">HH", 8736, 11648) + header[at + 9 :])
+        image_header.find_error(
+            header[: at + 5] + struct.pack(">HH", 8736, 11648) + header[at + 9 :]
+        )
         == ""
     )
 
 
 def test_names_below_a_folder():
     for name in ("a.jpg", "train2017/a.jpg", "a b/ü.jpg", "a..b.jpg", "./a.jpg"):
-        assert archives.name_fault(name) == "", name
+        assert archives.find_name_error(name) == "", name
     for name in (
         "/a",
         "../a",
@@ -211,7 +222,7 @@ def test_names_below_a_folder():
         "x" * 256,
         "ü" * 128,
     ):
-        assert archives.name_fault(name), name
+        assert archives.find_name_error(name), name
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])

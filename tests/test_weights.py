@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from poise.errors import DataError, one_line
+from poise.errors import DataError, single_line
 from poise.models import weights
 from torch import nn
 
@@ -371,7 +371,7 @@ def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, recwarn):
     for name, path in files.items():
         text = refusal(weights.load, Network(), path)
         assert text.startswith(f"{path}: "), name
-        assert text == one_line(text) and len(text) < len(str(path)) + 250, name
+        assert text == single_line(text) and len(text) < len(str(path)) + 250, name
     assert not (tmp_path / "ran").exists(), "code of a weight file was run"
     assert not recwarn.list, "a warning of torch is a second line on stderr"
     # the reader is told that it is no matter of trust where a file is merely not one

@@ -23,7 +23,7 @@ def known_token(monkeypatch):
 def test_replacing_names_are_new_each_time_and_cleaned_up(tmp_path):
     target, parts = tmp_path / "a.json", []
     for content in (b"one", b"two"):
-        with files.replacing(target) as part:
+        with files.atomic_write(target) as part:
             assert os.listdir(tmp_path).count(part.name) == 1 and not part.stat().st_size
             part.write_bytes(content)
             parts.append(part.name)
@@ -35,7 +35,7 @@ def test_replacing_names_are_new_each_time_and_cleaned_up(tmp_path):
 def test_replacing_files_have_the_permissions_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        with files.replacing(tmp_path / "a") as part:
+        with files.atomic_write(tmp_path / "a") as part:
             part.write_bytes(b"")
     finally:
         os.umask(before)
@@ -44,12 +44,12 @@ def test_replacing_files_have_the_permissions_of_the_umask(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 255, "\u00e9" * 127, "\U0001f600" * 63])
 def test_replacing_the_longest_names_are_written(tmp_path, name):
-    with files.replacing(tmp_path / name) as part:
+    with files.atomic_write(tmp_path / name) as part:
         part.write_bytes(b"1")
     assert (tmp_path / name).read_bytes() == b"1"
 
 
-@pytest.mark.parametrize("what", ["replacing", "video", "archive"])
+@pytest.mark.parametrize("what", ["atomic_write", "video", "archive"])
 def test_temporary_name_that_is_a_link_is_not_written_through(tmp_path, known_token, what):
     victim, folder = tmp_path / "victim", tmp_path / "shared"
     victim.write_bytes(b"precious")
@@ -58,8 +58,8 @@ def test_temporary_name_that_is_a_link_is_not_written_through(tmp_path, known_to
     link = folder / f".a{ending}.{known_token}.part{ending}"
     link.symlink_to(victim)
     with pytest.raises(DataError, match="File exists"):
-        if what == "replacing":
-            with files.replacing(folder / "a") as part:
+        if what == "atomic_write":
+            with files.atomic_write(folder / "a") as part:
                 part.write_bytes(b"spoilt")
         elif what == "video":
             video.VideoWriter(folder / "a.mp4", 25.0).write(np.zeros((48, 64, 3), np.uint8), 0.0)
@@ -84,7 +84,7 @@ def test_fetch_part_that_is_no_ordinary_file_is_refused(tmp_path, kind):
     if kind == "link":
         victim.write_bytes(b"precious")
     with pytest.raises(DataError) as error:
-        download.fetch(URL, tmp_path)
+        download.download_file(URL, tmp_path)
     assert (
         str(error.value)
         == f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 DEBUG_VARIABLE = "POISE_DEBUG"
-MOST_CHARACTERS = 1000
+MAX_CHARACTERS = 1000
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells give it
 # the disk, and names that lead nowhere: too long, of a file where a folder must be, or the other
 # way round
@@ -64,7 +64,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def one_line(text: object) -> str:
+def single_line(text: object) -> str:
     """Return `text` on one line, with control characters escaped so that a file name cannot
     steer a terminal.
     """
@@ -72,21 +72,21 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
 
 
-def shown_value(value: object, most: int = 200) -> str:
+def short_repr(value: object, most: int = 200) -> str:
     """A value for an error line as Python writes it, None as JSON and YAML do; not longer."""
     if value is None:
         return "null"
     try:
-        return shown(repr(value), most)
+        return escape_name(repr(value), most)
     except (ValueError, RecursionError):  # a whole number of more digits than Python writes
         return f"a {type(value).__name__} that is too long to show"
 
 
-def shown(name: object, most: int = 200) -> str:
+def escape_name(name: object, most: int = 200) -> str:
     """A name from a file (of an image, a member, a category, a key) as it may be printed: on one
     line, nothing that steers a terminal, not without end.
 
-    Unlike one_line it keeps what the name is: a newline is shown as \\n, and blanks are left as
+    Unlike single_line it keeps what the name is: a newline is shown as \\n, and blanks are left as
     they are.
     """
     text = "null" if name is None else str(name)
@@ -97,7 +97,7 @@ def shown(name: object, most: int = 200) -> str:
     )
 
 
-def printable(text: str) -> str:
+def escape_control(text: str) -> str:
     """Several lines as they are, but for what steers a terminal, which is escaped."""
     return (
         text
@@ -115,18 +115,16 @@ def escape_html(text: object) -> str:
     Markup is escaped. Control characters and marks that turn the direction of writing are shown as
     their codes, as in the log, so that a name cannot change the text around it.
     """
-    return html.escape(printable(str(text)))
+    return html.escape(escape_control(str(text)))
 
 
-def error_line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """What is shown of an error: one line, its middle left out where a file has put too much
     into it.
     """
-    line = one_line(error)
+    line = single_line(error)
     return (
-        line
-        if len(line) <= MOST_CHARACTERS
-        else f"{line[: MOST_CHARACTERS - 300]} ... {line[-290:]}"
+        line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS - 300]} ... {line[-290:]}"
     )
 
 
@@ -142,7 +140,7 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except PoiseError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        print(f"error: {error_line(error)}", file=sys.stderr)
+        print(f"error: {format_error(error)}", file=sys.stderr)
         status = error.status
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -154,8 +152,8 @@ def run_tool(main: Callable[[], int | None]) -> None:
         if os.environ.get(DEBUG_VARIABLE) or error.errno not in _DISK_ERRORS:
             raise
         print(
-            f"error: {one_line(error.filename or 'the output')}: {error.strerror}; cannot be read"
-            " or written; what was written before is kept",
+            f"error: {single_line(error.filename or 'the output')}: {error.strerror}; cannot be"
+            " read or written; what was written before is kept",
             file=sys.stderr,
         )
         status = 1

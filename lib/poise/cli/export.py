@@ -66,12 +66,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def pictures(words: list[str]) -> list[str]:
     """The picture files that the words of --images name."""
-    from poise.io.video import Pictures, open_input
+    from poise.io.video import ImageFiles, open_input
 
     found: list[str] = []
     for word in words:
         source = open_input(word)
-        if not isinstance(source, Pictures):
+        if not isinstance(source, ImageFiles):
             raise DataError(f"--images {word}: pictures are needed, not a video or a camera")
         found += source.paths
     return found

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     from poise.cli.arguments import ToolParser, add_experiment_arguments, command_line, experiment
-    from poise.io.files import no_garbage_collection
+    from poise.io.files import gc_disabled
 
     parser = ToolParser(description=f"{__doc__}, also under torchrun")
     parser.add_argument(
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with joined() as processes:
         cfg = experiment(args)
-        with no_garbage_collection():
+        with gc_disabled():
             from poise.engine import evaluate
 
         evaluate.run(cfg, args.cfg, command_line(argv), processes, metrics=args.eval, out=args.out)

@@ -11,7 +11,7 @@ from poise.errors import INTERRUPTED
 
 def main(argv: Sequence[str] | None = None) -> int:
     from poise.cli.arguments import ToolParser, add_experiment_arguments, command_line, experiment
-    from poise.io.files import no_garbage_collection
+    from poise.io.files import gc_disabled
 
     parser = ToolParser(description=__doc__)
     parser.add_argument(
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with joined() as processes:
         cfg = experiment(args)
-        with no_garbage_collection():
+        with gc_disabled():
             from poise.engine import dry_run, signals, train
 
         if args.dry_run:

@@ -17,7 +17,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from poise.config.sources import SOURCES
-from poise.errors import ConfigError, DataError, shown_value
+from poise.errors import ConfigError, DataError, short_repr
 from poise.io.images import ImageFolder
 from poise.io.yaml_file import read_yaml
 from poise.structures.skeleton import DEFAULT_SIGMA, DatasetFile, SetFiles, Skeleton
@@ -63,7 +63,7 @@ def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
         raise ConfigError(f"{source}: {key}: the name must have letters, digits, _ and - alone")
     if not isinstance(group, CfgNode):
         raise ConfigError(
-            f"{source}: {key} must be a group of {', '.join(MIX_KEYS)}, got {shown_value(group)}"
+            f"{source}: {key} must be a group of {', '.join(MIX_KEYS)}, got {short_repr(group)}"
         )
     for part in group:
         if part not in MIX_KEYS:
@@ -75,9 +75,7 @@ def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
         group.setdefault(part, default)
     for part in ("FILE", "SET", "ROOT", "DATA_FORMAT"):
         if not isinstance(group[part], str) or (not group[part] and part in ("FILE", "SET")):
-            raise ConfigError(
-                f"{source}: {key}.{part} must be text, got {shown_value(group[part])}"
-            )
+            raise ConfigError(f"{source}: {key}.{part} must be text, got {short_repr(group[part])}")
     repeat = group.REPEAT
     if (
         isinstance(repeat, bool)
@@ -87,7 +85,7 @@ def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
     ):
         raise ConfigError(
             f"{source}: {key}.REPEAT must be a number above 0 and at most {MOST_REPEATS}, got"
-            f" {shown_value(repeat)}"
+            f" {short_repr(repeat)}"
         )
     group.REPEAT = float(repeat)
     _check_mixed_joints(cfg, name, data, source)
@@ -100,14 +98,14 @@ def _check_mixed_joints(cfg: CfgNode, name: str, data: DatasetFile, source: str)
     if not isinstance(group.JOINTS, CfgNode):
         raise ConfigError(
             f"{source}: {key}.JOINTS must be a group of ITS_NAME: OUR_NAME, got"
-            f" {shown_value(group.JOINTS)}"
+            f" {short_repr(group.JOINTS)}"
         )
     for theirs, ours in group.JOINTS.items():
         if theirs not in other.skeleton.names or ours not in data.skeleton.names:
             fault = (
                 f"{theirs!r} is no joint of {other.path}"
                 if theirs not in other.skeleton.names
-                else f"{shown_value(ours)} is no joint of {data.path}"
+                else f"{short_repr(ours)} is no joint of {data.path}"
             )
             raise ConfigError(f"{source}: {key}.JOINTS: {fault}")
     places = joint_places(other, data, group.JOINTS)
@@ -405,7 +403,7 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
             raise ConfigError(
                 f"{path}: unknown key"
-                f" {shown_value(key)}; "
+                f" {short_repr(key)}; "
                 + (f"did you mean {close[0]}?" if close else f"the keys are {', '.join(_KEYS)}")
             )
     values = {key: value for key, value in values.items() if value is not None}
@@ -414,13 +412,12 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
     count = len(names)
     name = file.text("name", path.stem)
     if "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
-        raise ConfigError(f"{path}: name must do as the name of a folder, got {shown_value(name)}")
+        raise ConfigError(f"{path}: name must do as the name of a folder, got {short_repr(name)}")
     form = file.choice("format", FORMATS)
     category = values.get("category", "person")
     if isinstance(category, bool) or not isinstance(category, (str, int)) or category == "":
         raise ConfigError(
-            f"{path}: category must be the name or the id of a category, got"
-            f" {shown_value(category)}"
+            f"{path}: category must be the name or the id of a category, got {short_repr(category)}"
         )
     pairs = file.pairs("flip_pairs", names)
     paired = [joint for pair in pairs for joint in pair]
@@ -488,7 +485,7 @@ class _Values:
                 " experiments/datasets/template.yaml shows them"
             )
         if not isinstance(value, str) or (not value and default != ""):
-            raise ConfigError(f"{self.path}: {key} must be text, got {shown_value(value)}")
+            raise ConfigError(f"{self.path}: {key} must be text, got {short_repr(value)}")
         return value
 
     def choice(self, key: str, allowed: tuple[str, ...], where: str = "") -> str:
@@ -496,8 +493,7 @@ class _Values:
         value = self.values.get(key, allowed[0])
         if value not in allowed:
             raise ConfigError(
-                f"{self.path}: {key} must be {' or '.join(allowed)}{where}, got"
-                f" {shown_value(value)}"
+                f"{self.path}: {key} must be {' or '.join(allowed)}{where}, got {short_repr(value)}"
             )
         return value
 
@@ -506,12 +502,12 @@ class _Values:
         if not isinstance(names, list) or not 1 <= len(names) <= MOST_JOINTS:
             raise ConfigError(
                 f"{self.path}: joints must be a list of 1 to {MOST_JOINTS} names, got"
-                f" {shown_value(names)}"
+                f" {short_repr(names)}"
             )
         for name in names:
             if not isinstance(name, str) or not name or not name.isprintable():
                 raise ConfigError(
-                    f"{self.path}: joints must be a list of names, got {shown_value(name)} in it"
+                    f"{self.path}: joints must be a list of names, got {short_repr(name)} in it"
                 )
             if names.count(name) > 1:
                 raise ConfigError(f"{self.path}: joints has {name!r} twice; names must differ")
@@ -526,7 +522,7 @@ class _Values:
         for pair in self._list(key):
             if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
                 raise ConfigError(
-                    f"{self.path}: {key} must be pairs of two joints, got {shown_value(pair)}"
+                    f"{self.path}: {key} must be pairs of two joints, got {short_repr(pair)}"
                 )
             found.append((self._place(key, pair[0], names), self._place(key, pair[1], names)))
         return tuple(found)
@@ -553,7 +549,7 @@ class _Values:
                 raise ConfigError(
                     f"{self.path}: {key} must be numbers"
                     f" {'above 0' if above_zero else 'of 0 or more'} and at most 1000, got"
-                    f" {shown_value(value)}"
+                    f" {short_repr(value)}"
                 )
         return tuple(values)
 
@@ -563,7 +559,7 @@ class _Values:
             isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()
         ):
             raise ConfigError(
-                f"{self.path}: sets must be set names, each with its keys, got {shown_value(sets)}"
+                f"{self.path}: sets must be set names, each with its keys, got {short_repr(sets)}"
             )
         types = {
             "annotations": str,
@@ -577,7 +573,7 @@ class _Values:
                 if key not in types or type(value) is not types[key]:
                     kind = "text" if types.get(key) is str else "true or false"
                     fault = (
-                        f"must be {kind}, got {shown_value(value)}"
+                        f"must be {kind}, got {short_repr(value)}"
                         if key in types
                         else f"is none of {', '.join(types)}"
                     )
@@ -588,14 +584,14 @@ class _Values:
     def _list(self, key: str) -> list:
         value = self.values.get(key, [])
         if not isinstance(value, list):
-            raise ConfigError(f"{self.path}: {key} must be a list, got {shown_value(value)}")
+            raise ConfigError(f"{self.path}: {key} must be a list, got {short_repr(value)}")
         return value
 
     def _place(self, key: str, name: Any, names: tuple[str, ...]) -> int:
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
             raise ConfigError(
-                f"{self.path}: {key} names {shown_value(name)}, which joints does not"
+                f"{self.path}: {key} names {short_repr(name)}, which joints does not"
                 f" list{f'; did you mean {close[0]}?' if close else ''}"
             )
         return names.index(name)

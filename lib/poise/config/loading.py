@@ -16,7 +16,7 @@ from poise.config.datasets import follow_dataset
 from poise.config.defaults import default_config
 from poise.config.legacy import translate_simple_baseline
 from poise.config.validate import check_values
-from poise.errors import ConfigError, shown_value
+from poise.errors import ConfigError, short_repr
 from poise.io.yaml_file import read_yaml
 
 BASE_KEY = "_BASE_"
@@ -61,7 +61,7 @@ def _overridden(cfg: CfgNode, overrides: Sequence[Any], source: str, checked_as:
     cfg.defrost()
     if len(overrides) % 2:
         raise ConfigError(
-            f"{source}: {shown_value(overrides[-1])} has no value; overrides are KEY VALUE pairs"
+            f"{source}: {short_repr(overrides[-1])} has no value; overrides are KEY VALUE pairs"
         )
     for key, value in zip(overrides[::2], overrides[1::2]):
         nested: Any = value
@@ -102,7 +102,7 @@ def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> dict:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(
-            f"{path}: {BASE_KEY} must be a path or a list of paths, got {shown_value(bases)}"
+            f"{path}: {BASE_KEY} must be a path or a list of paths, got {short_repr(bases)}"
         )
     merged: dict = {}
     for base in bases:
@@ -123,9 +123,7 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
     """Put nested `values` into `node`, refusing unknown keys and wrong types."""
     for key, value in values.items():
         if not isinstance(key, str):
-            raise ConfigError(
-                f"{source}: key {shown_value(prefix + shown_value(key))} is not a name"
-            )
+            raise ConfigError(f"{source}: key {short_repr(prefix + short_repr(key))} is not a name")
         name = f"{prefix}{key}"
         if key not in node:
             if not node.is_new_allowed():
@@ -137,7 +135,7 @@ def _merge(node: CfgNode, values: dict, source: str, prefix: str = "") -> None:
             node[key] = _free_value(value, name, source)
         elif isinstance(node[key], CfgNode):
             if not isinstance(value, dict):
-                raise ConfigError(f"{source}: {name} is a group of keys, got {shown_value(value)}")
+                raise ConfigError(f"{source}: {name} is a group of keys, got {short_repr(value)}")
             _merge(node[key], value, source, f"{name}.")
         else:
             node[key] = (
@@ -181,14 +179,14 @@ def _free_value(value: Any, name: str, source: str) -> Any:
         node = CfgNode(new_allowed=True)
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{source}: key {shown_value(key)} of {name} is not a name")
+                raise ConfigError(f"{source}: key {short_repr(key)} of {name} is not a name")
             node[key] = _free_value(item, f"{name}.{key}", source)
         return node
     value = _literal(value)
     if not _is_plain(value):
         raise ConfigError(
             f"{source}: {name} must be a number, a text, a group or a list of these, got"
-            f" {shown_value(value)} ({type(value).__name__})"
+            f" {short_repr(value)} ({type(value).__name__})"
         )
     return value
 
@@ -246,7 +244,7 @@ def _typed_numbers(wanted: type, value: Any, name: str, source: str) -> Any:
     if not isinstance(value, (list, tuple)):
         raise _wrong_type(wanted, value, name, source)
     if any(not isinstance(item, (int, float)) or isinstance(item, bool) for item in value):
-        raise ConfigError(f"{source}: {name} must hold numbers, got {shown_value(value)}")
+        raise ConfigError(f"{source}: {name} must hold numbers, got {short_repr(value)}")
     return wanted(
         int(item) if isinstance(item, float) and item.is_integer() else item for item in value
     )
@@ -260,5 +258,5 @@ def _wrong_type(wanted: type, value: Any, name: str, source: str) -> ConfigError
         "float": "a number",
     }.get(wanted.__name__, "a list of numbers")
     return ConfigError(
-        f"{source}: {name} must be {kind}, got {shown_value(value)} ({type(value).__name__})"
+        f"{source}: {name} must be {kind}, got {short_repr(value)} ({type(value).__name__})"
     )

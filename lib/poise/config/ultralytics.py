@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.config.datasets import MOST_JOINTS, dataset
-from poise.errors import ConfigError, shown, shown_value
+from poise.errors import ConfigError, escape_name, short_repr
 from poise.structures.skeleton import Skeleton
 
 SETS = ("train", "val", "test")
@@ -57,7 +57,7 @@ def translate_ultralytics(values: dict, path: Path) -> tuple[dict, list[str]]:
     classes = _class_names(values, path)
     if len(classes) > 1:
         remarks.append(
-            f"{path}: has {len(classes)} classes; only class 0 is read, {shown(classes[0])}"
+            f"{path}: has {len(classes)} classes; only class 0 is read, {escape_name(classes[0])}"
         )
     keys["category"] = classes[0]
     return keys | _files(values, path), remarks
@@ -69,7 +69,7 @@ def _keypoint_count(values: dict, path: Path) -> int:
     if not is_pair or not 1 <= shape[0] <= MOST_JOINTS or shape[1] not in (2, 3):
         raise ConfigError(
             f"{path}: kpt_shape must be a number of keypoints from 1 to {MOST_JOINTS}, and 2 or 3, "
-            f"got {shown_value(shape)}"
+            f"got {short_repr(shape)}"
         )
     return shape[0]
 
@@ -86,7 +86,7 @@ def _flip_order(values: dict, count: int, path: Path) -> list[int]:
         fault = "must exchange keypoints in pairs"
     else:
         return order
-    raise ConfigError(f"{path}: flip_idx {fault}, got {shown_value(order)}")
+    raise ConfigError(f"{path}: flip_idx {fault}, got {short_repr(order)}")
 
 
 def _keypoint_names(values: dict, count: int, path: Path) -> list | None:
@@ -99,7 +99,7 @@ def _keypoint_names(values: dict, count: int, path: Path) -> list | None:
     if not isinstance(names, list) or len(names) != count:
         raise ConfigError(
             f"{path}: kpt_names must be a list of {count} names, as kpt_shape says, "
-            f"got {shown_value(names)}"
+            f"got {short_repr(names)}"
         )
     return names
 
@@ -138,7 +138,7 @@ def _class_names(values: dict, path: Path) -> list[str]:
         return ["person"]
     if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0]:
         raise ConfigError(
-            f"{path}: names must be the names of the classes, got {shown_value(names)}"
+            f"{path}: names must be the names of the classes, got {short_repr(names)}"
         )
     return names
 
@@ -159,7 +159,7 @@ def _files(values: dict, path: Path) -> dict:
             continue
         if not isinstance(images, str) or images.endswith(".txt"):
             raise ConfigError(
-                f"{path}: {name} must be a folder of images, got {shown_value(images)}; lists of "
+                f"{path}: {name} must be a folder of images, got {short_repr(images)}; lists of "
                 "images and of folders are not read"
             )
         folder = _image_folder(root, images)
@@ -178,7 +178,7 @@ def _files(values: dict, path: Path) -> dict:
 def _root(values: dict, path: Path) -> Path:
     root = values.get("path") or ""
     if not isinstance(root, str):
-        raise ConfigError(f"{path}: path must be the data set's folder, got {shown_value(root)}")
+        raise ConfigError(f"{path}: path must be the data set's folder, got {short_repr(root)}")
     # ultralytics looks in the working folder, which also has a folder `.`, then below its own
     # `datasets`, which only it knows
     beside = _resolved(path.parent / root)

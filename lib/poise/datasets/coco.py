@@ -30,7 +30,7 @@ from poise.datasets.coco_files import (
 )
 from poise.datasets.reader import Reader
 from poise.errors import ConfigError, DataError
-from poise.io.cache import Arrays, remembered
+from poise.io.cache import Arrays, cached
 from poise.io.json_file import is_number
 from poise.structures.crops import BOX_MARGIN, FARTHEST, box_to_center_scale
 from poise.structures.ids import as_id, with_ids
@@ -77,7 +77,7 @@ def read_annotated(
     joints = data.skeleton.num_joints
     # what the dataset file decides of the arrays is part of their kind, so that a changed one has
     # others read
-    file = remembered(
+    file = cached(
         path,
         f"persons of category {data.category!r} with {joints} joints",
         partial(read_annotations, path, split, joints, data.category),
@@ -148,9 +148,9 @@ def read_detected(
     Raises DataError naming the file.
     """
     kind = f"images of category {data.category!r}"
-    images = remembered(path, kind, partial(read_images, path, data.category), cache)
+    images = cached(path, kind, partial(read_images, path, data.category), cache)
     person = category_id(images, data.category)
-    columns = remembered(file, "detections", partial(read_detections, file, DETECTIONS_HINT), cache)
+    columns = cached(file, "detections", partial(read_detections, file, DETECTIONS_HINT), cache)
     if columns is not None:
         values, dropped = chosen_detections(columns, images["image_ids"], person, min_score)
     else:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from poise.errors import ConfigError, DataError, shown, shown_value
-from poise.io.archives import name_fault
+from poise.errors import ConfigError, DataError, escape_name, short_repr
+from poise.io.archives import find_name_error
 from poise.io.cache import Arrays
-from poise.io.files import no_garbage_collection
-from poise.io.json_file import field_fault, is_number, read_in_parts, read_json
+from poise.io.files import gc_disabled
+from poise.io.json_file import describe_field_error, is_number, read_in_parts, read_json
 from poise.structures.crops import FARTHEST
 from poise.structures.ids import as_id, with_ids
 from poise.structures.person_table import PackedNames
@@ -65,7 +65,7 @@ def read_annotations(path: Path, split: str, joints: int, category: str | int) -
     ids (N,) int64. image_index (N,) int32. boxes (N, 4) float64 as annotated. joints (N, J, 2) and
     visible (N, J) float32: see PersonTable. reasons, counts: what was dropped.
     """
-    with no_garbage_collection():
+    with gc_disabled():
         return read_in_parts(
             path,
             "annotations",
@@ -139,7 +139,7 @@ def read_detections(path: Path, mend: str) -> Arrays | None:
 
     Raises DataError, naming the file, where it is no list in JSON.
     """
-    with no_garbage_collection():
+    with gc_disabled():
         entries = read_entries(path, mend)
         columns = detection_columns(entries)
         if columns is None:
@@ -193,12 +193,12 @@ def detection_fault(entry: Any) -> str:
         return "is not an object"
     for key in ("image_id", "category_id"):
         if as_id(entry.get(key)) is None:
-            return field_fault(entry, key, "a whole number")
+            return describe_field_error(entry, key, "a whole number")
     if not is_number(entry.get("score")):
-        return field_fault(entry, "score", "a number")
+        return describe_field_error(entry, "score", "a number")
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        return field_fault(entry, "bbox", "x, y, width and height")
+        return describe_field_error(entry, "bbox", "x, y, width and height")
     return ""
 
 
@@ -207,12 +207,16 @@ def _image_fault(entry: Any) -> str:
     if not isinstance(entry, dict):
         return "is not an object"
     if as_id(entry.get("id")) is None:
-        return field_fault(entry, "id", "a whole number")
+        return describe_field_error(entry, "id", "a whole number")
     if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
         found = "file_name" in entry
-        return "has a file_name that is not text" if found else field_fault(entry, "file_name", "")
+        return (
+            "has a file_name that is not text"
+            if found
+            else describe_field_error(entry, "file_name", "")
+        )
     wrong = [key for key in ("width", "height") if not is_number(entry.get(key))]
-    return field_fault(entry, wrong[0], "a number of pixels") if wrong else ""
+    return describe_field_error(entry, wrong[0], "a number of pixels") if wrong else ""
 
 
 def _images(content: Any, path: Path, category: str | int, parts: Iterable[list]) -> Arrays:
@@ -224,7 +228,8 @@ def _images(content: Any, path: Path, category: str | int, parts: Iterable[list]
         if fault:
             name = entry.get("file_name", entry.get("id")) if isinstance(entry, dict) else entry
             raise DataError(
-                f"{path}: entry {place} of 'images' ({shown(name, 80)}) {fault}; each needs id, "
+                f"{path}: entry {place} of 'images' ({escape_name(name, 80)}) {fault}; each needs"
+                " id, "
                 "file_name, width and height"
             )
     names = [entry["file_name"] for entry in entries]
@@ -232,11 +237,11 @@ def _images(content: Any, path: Path, category: str | int, parts: Iterable[list]
     sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.float64)
     if len(np.unique(ids)) < len(ids):
         raise DataError(f"{path}: two entries of 'images' have the same id; ids must differ")
-    strange = next((name for name in names if name_fault(name)), None)
+    strange = next((name for name in names if find_name_error(name)), None)
     if strange is not None:
         raise DataError(
-            f"{path}: the file_name {shown(strange)} of 'images' {name_fault(strange)}; names are"
-            " relative to the image folder"
+            f"{path}: the file_name {escape_name(strange)} of 'images' {find_name_error(strange)};"
+            " names are relative to the image folder"
         )
     small = ~((sizes >= 1) & (sizes < FARTHEST)).all(axis=1)
     if small.any():
@@ -322,14 +327,15 @@ def persons_one_by_one(
         unnamed = f"entry {place} of 'annotations'"
         if not isinstance(entry, dict):
             raise DataError(
-                f"{path}: {unnamed} ({shown(entry, 60)}) is not an object; correct or remove it"
+                f"{path}: {unnamed} ({escape_name(entry, 60)}) is not an object; correct or remove"
+                " it"
             )
         entry = with_ids(entry, *ID_FIELDS)
         try:
             reason = _why_left_out(entry, person, position, joints)
         except _UnusableError as fault:
             has_id = entry.get("id") is not None
-            name = f"annotation {shown(entry['id'], 60)}" if has_id else unnamed
+            name = f"annotation {escape_name(entry['id'], 60)}" if has_id else unnamed
             raise DataError(f"{path}: {name} {fault}") from None
         if reason:
             dropped[reason] += 1
@@ -360,7 +366,7 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
     if "image_id" not in entry:
         raise _UnusableError(_field(entry, "image_id", "a whole number"))
     if as_id(entry["image_id"]) not in position:
-        image = shown(entry["image_id"], 60)
+        image = escape_name(entry["image_id"], 60)
         raise _UnusableError(f"belongs to image {image}, which 'images' does not list")
     keypoints = _numbers(
         entry,
@@ -382,9 +388,9 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
 
 def _field(entry: dict, key: str, expected: str) -> str:
     if key in entry:
-        return f"{field_fault(entry, key, expected)}; correct or remove it"
+        return f"{describe_field_error(entry, key, expected)}; correct or remove it"
     return (
-        f"{field_fault(entry, key, expected)}; a keypoint annotation needs id, image_id, "
+        f"{describe_field_error(entry, key, expected)}; a keypoint annotation needs id, image_id, "
         "category_id, bbox and keypoints"
     )
 
@@ -399,7 +405,7 @@ def _numbers(entry: dict, key: str, count: int, wrong_count: str) -> list:
     for place, value in enumerate(values):
         if not is_number(value):
             raise _UnusableError(
-                f"has {shown_value(value, 60)} as number {place} of its {key}, expected a number; "
+                f"has {short_repr(value, 60)} as number {place} of its {key}, expected a number; "
                 "correct or remove it"
             )
     return values

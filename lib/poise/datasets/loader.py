@@ -31,7 +31,7 @@ from poise.datasets.mixing import ImageFolders
 from poise.datasets.sampler import EpochBatches, Key
 from poise.datasets.worker_end import end_with_parent
 from poise.errors import DataError
-from poise.io.decoding import Picture
+from poise.io.decoding import EncodedImage
 from poise.io.images import ImageFolder
 from poise.structures.crops import cut_matrix, needed_region, transform_points
 from poise.structures.person_table import PersonTable
@@ -73,7 +73,7 @@ class PersonCrops(Dataset):
         self.augmentation = augmentation
         self.unbiased = unbiased
         self.flip_order = table.skeleton.flip_order
-        self._held: tuple[int, Picture] | None = None
+        self._held: tuple[int, EncodedImage] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -126,7 +126,7 @@ class PersonCrops(Dataset):
             for key, value in batch.items()
         }
 
-    def _picture(self, index: int) -> Picture:
+    def _picture(self, index: int) -> EncodedImage:
         """An image of the table. The last one is kept: in the order of a test the next batch may
         begin with it.
         """
@@ -153,7 +153,7 @@ class PersonCrops(Dataset):
         )
 
     def _crop(
-        self, picture: Picture, place: Place, out: np.ndarray, whole: bool
+        self, picture: EncodedImage, place: Place, out: np.ndarray, whole: bool
     ) -> np.ndarray | None:
         """Cut the crop `out` (H, W, 3) and return its matrix; None where the image cannot be
         decoded.

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from poise.config.datasets import joint_places
 from poise.errors import DataError
-from poise.io.decoding import Picture
+from poise.io.decoding import EncodedImage
 from poise.io.images import ImageFolder
 from poise.structures.person_table import UNKNOWN, PackedNames, PersonTable
 from poise.structures.skeleton import DatasetFile
@@ -43,7 +43,7 @@ class ImageFolders:
         for folder in self.folders.values():
             folder.check()
 
-    def open(self, name: str) -> Picture:
+    def open(self, name: str) -> EncodedImage:
         """See ImageFolder."""
         folder, own = self._of(name)
         return folder.open(own)

@@ -15,9 +15,9 @@ from yacs.config import CfgNode
 
 from poise.config.datasets import dataset_of, present_annotation_path, set_files
 from poise.datasets.reader import Reader
-from poise.errors import DataError, shown
-from poise.io.cache import Arrays, remembered
-from poise.io.json_file import field_fault, read_json
+from poise.errors import DataError, escape_name
+from poise.io.cache import Arrays, cached
+from poise.io.json_file import describe_field_error, read_json
 from poise.structures.crops import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
 from poise.structures.person_table import PackedNames, PersonTable
 from poise.structures.skeleton import Skeleton
@@ -45,7 +45,7 @@ def read_persons(
     """
     joints = skeleton.num_joints
     kind = f"persons with {joints} joints" if labelled else "unlabelled persons"
-    file = remembered(path, kind, partial(_read, path, labelled, joints), cache)
+    file = cached(path, kind, partial(_read, path, labelled, joints), cache)
     center, extent, given = mpii_center_extent(file["center"], file["scale"])
     scale = extent * np.where(given[:, None], margin, 1.0) / PIXEL_STD
     count = len(center)
@@ -71,9 +71,9 @@ def _fault(numbered: tuple[int, Any], labelled: bool, count: int) -> str:
     """
     number, entry = numbered
     if not isinstance(entry, dict):
-        return f"entry {number} ({shown(entry, 60)}) is not an object"
+        return f"entry {number} ({escape_name(entry, 60)}) is not an object"
     if not isinstance(entry.get("image"), str) or not entry["image"]:
-        return f"person {number} {field_fault(entry, 'image', 'the name of a file')}"
+        return f"person {number} {describe_field_error(entry, 'image', 'the name of a file')}"
     fields = [("center", "x and y", (2,)), ("scale", "a number", ())]
     if labelled:
         fields.append(("joints", f"{count} pairs of x and y", (count, 2)))
@@ -85,7 +85,8 @@ def _fault(numbered: tuple[int, Any], labelled: bool, count: int) -> str:
             fits = False
         if not fits:
             return (
-                f"person {number} ({shown(entry['image'], 80)}) {field_fault(entry, key, expected)}"
+                f"person {number} ({escape_name(entry['image'], 80)})"
+                f" {describe_field_error(entry, key, expected)}"
             )
     return ""
 
@@ -108,7 +109,7 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
             for person, entry in enumerate(entries):
                 if len(entry["joints"]) != count or len(entry["joints_vis"]) != count:
                     raise DataError(
-                        f"{path}: person {person} ({shown(entry['image'])}) has"
+                        f"{path}: person {person} ({escape_name(entry['image'])}) has"
                         f" {len(entry['joints'])} joints and {len(entry['joints_vis'])} joints_vis,"
                         f" expected {count}"
                     )
@@ -140,14 +141,15 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
             )
     if not finite.all():
         raise DataError(
-            f"{path}: person {int(np.argmin(finite))} ({shown(names[int(np.argmin(finite))])}) has"
+            f"{path}: person {int(np.argmin(finite))}"
+            f" ({escape_name(names[int(np.argmin(finite))])}) has"
             " a number that is not finite; correct or remove it"
         )
     if (scale <= 0).any():
         person = int(np.argmax(scale <= 0))
         raise DataError(
-            f"{path}: person {person} ({shown(names[person])}) has scale {scale[person]}, a box of"
-            " no area; correct or remove it"
+            f"{path}: person {person} ({escape_name(names[person])}) has scale {scale[person]}, a"
+            " box of no area; correct or remove it"
         )
     unique = {name: position for position, name in enumerate(dict.fromkeys(names))}
     packed = PackedNames.of(list(unique))

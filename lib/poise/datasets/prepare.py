@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from poise.config.sources import Archive, ByHand, Source, below
-from poise.errors import ConfigError, DataError, one_line
+from poise.errors import ConfigError, DataError, single_line
 from poise.io import archives, download
-from poise.io.files import in_words
+from poise.io.files import format_bytes
 from poise.io.json_file import read_json
 from poise.io.mat_file import read_matlab
 from poise.visualization.tables import align_columns
@@ -58,7 +58,7 @@ def prepare(
     states = {archive.name: _state(archive, root, zipped) for archive in chosen}
     rows = [("part", "to fetch", "state")]
     rows += [
-        (a.name, in_words(_left(a, root)) if a.size else "not known", states[a.name] or "whole")
+        (a.name, format_bytes(_left(a, root)) if a.size else "not known", states[a.name] or "whole")
         for a in chosen
     ]
     if chosen:
@@ -67,7 +67,7 @@ def prepare(
     if missing:
         _check_room(missing, root, zipped)
         if not agreed(
-            f"fetch {in_words(sum(_left(archive, root) for archive in missing))} to {root}"
+            f"fetch {format_bytes(sum(_left(archive, root) for archive in missing))} to {root}"
             f" ({source.terms})?"
         ):
             raise DataError(f"{root}: nothing was fetched")
@@ -138,8 +138,8 @@ def _check_room(missing: Iterable[Archive], root: Path, zipped: bool) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise DataError(
-            f"{root}: about {in_words(needed)} are needed, and {in_words(free)} are free on its"
-            " disk; nothing was fetched"
+            f"{root}: about {format_bytes(needed)} are needed, and {format_bytes(free)} are free"
+            " on its disk; nothing was fetched"
         )
 
 
@@ -150,7 +150,7 @@ def _zip_place(archive: Archive, root: Path) -> Path:
 def _fetched(archive: Archive, root: Path, base: str, waits: Sequence[float]) -> Path:
     """The archive's file in `root`, checked."""
     url = f"{base.rstrip('/')}/{archive.path}"
-    return download.fetch(
+    return download.download_file(
         url,
         root,
         digest=archive.digest,
@@ -201,7 +201,7 @@ def look(part: ByHand, root: Path) -> str:
     try:
         found = _CHECKS[part.check](path)
     except DataError as error:
-        return f"{part.what}: {one_line(error)}; {part.how}"
+        return f"{part.what}: {single_line(error)}; {part.how}"
     print(f"{part.what}: {path}, {found}", flush=True)
     return ""
 

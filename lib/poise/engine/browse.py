@@ -18,7 +18,7 @@ from poise.codecs import build_codec
 from poise.datasets import build_loader, read_set
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.models.forward import denormalize, normalize
 from poise.structures.skeleton import Skeleton
 from poise.visualization import draw as visualize
@@ -75,7 +75,7 @@ def run(
     paths = []
     for name, picture in pictures.items():
         paths.append(folder / name)
-        with replacing(paths[-1]) as part:
+        with atomic_write(paths[-1]) as part:
             part.write_bytes(visualize.encode_image(picture, ".jpg"))
     return paths
 

@@ -22,8 +22,8 @@ from yacs.config import CfgNode
 from poise.config import experiment_name
 from poise.config.datasets import dataset_of
 from poise.engine.logger import git_revision, package_version
-from poise.errors import DataError, one_line, shown, shown_value
-from poise.io.files import TEMPORARY_NAME, flush_folder
+from poise.errors import DataError, escape_name, short_repr, single_line
+from poise.io.files import TEMPORARY_NAME, fsync_dir
 from poise.models import weights
 from poise.models.weights.experiment import describe
 
@@ -133,7 +133,7 @@ def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path
             for number in reversed(together):
                 os.replace(folder / numbered(number), folder / numbered(number + 1))
         os.replace(folder / _NEXT, newest)
-        flush_folder(folder)  # the new name is on the disk before an old file goes
+        fsync_dir(folder)  # the new name is on the disk before an old file goes
         _remove_from(folder, kept)
     except OSError as error:
         raise DataError(
@@ -181,7 +181,7 @@ def load(path: str | Path, experiment: str) -> dict[str, Any]:
     _check_content(path, content)
     if content["experiment"] != experiment:
         raise DataError(
-            f"{path}: a checkpoint of experiment {shown(content['experiment'])}, not of"
+            f"{path}: a checkpoint of experiment {escape_name(content['experiment'])}, not of"
             f" {experiment}; give it as MODEL.PRETRAINED to start from its weights"
         )
     return {**content, "path": str(path)}
@@ -209,7 +209,8 @@ def _read(path: Path) -> Any:
         raise
     except Exception as error:  # zipfile raises many kinds where its headers are spoiled
         raise CorruptCheckpointError(
-            f"{path}: damaged ({one_line(error) or type(error).__name__}); remove it to begin anew"
+            f"{path}: damaged ({single_line(error) or type(error).__name__}); remove it to begin"
+            " anew"
         ) from None
     if spoiled:
         raise CorruptCheckpointError(
@@ -234,7 +235,7 @@ def _check_content(path: Path, content: Any) -> None:
     for key, least in _NUMBERS_FROM.items():
         if not least <= content[key] < _LARGEST:
             raise DataError(
-                f"{path}: the checkpoint has {key} {shown_value(content[key], 40)}, which no run"
+                f"{path}: the checkpoint has {key} {short_repr(content[key], 40)}, which no run"
                 " has; remove it to begin anew"
             )
     if any(not weights.is_plain(tensor) for tensor in _tensors_of(content)):

@@ -26,7 +26,7 @@ from poise.errors import ConfigError, DataError, pluralize
 from poise.evaluation import format_table
 from poise.evaluation.evaluators import EVALUATORS, build_evaluator
 from poise.evaluation.results import box_ids_by_image, prediction_batches, write_pickle
-from poise.io.files import no_garbage_collection
+from poise.io.files import gc_disabled
 from poise.models import build_model
 from poise.models.weights import zoo
 from poise.models.weights.origin import doubt, load_trained
@@ -233,7 +233,7 @@ def score(
         ) from None
     evaluator = build_evaluator(cfg)
     # an annotation file is hundreds of thousands of dictionaries, none of them garbage
-    with no_garbage_collection():
+    with gc_disabled():
         evaluator.process(table, found.keypoints, found.scores, results)
         figures = evaluator.compute()
         if not figures:

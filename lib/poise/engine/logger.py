@@ -22,9 +22,9 @@ from yacs.config import CfgNode
 from poise.config import experiment_name
 from poise.engine.distributed import is_lost_peer
 from poise.engine.signals import RunStoppedError
-from poise.errors import DataError, PoiseError, one_line, printable
-from poise.io.files import reason, replacing
-from poise.io.json_file import finite
+from poise.errors import DataError, PoiseError, escape_control, single_line
+from poise.io.files import atomic_write, write_error_reason
+from poise.io.json_file import replace_non_finite
 from poise.structures.skeleton import Skeleton
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class _Printable(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return escape_control(super().format(record))
 
 
 def start_console(rank: int = 0) -> None:
@@ -141,7 +141,10 @@ def errors_in_file() -> Iterator[None]:
     except Exception as error:
         if not is_lost_peer(error):  # the process that is gone has written why, if it could
             log.error(
-                "%s", one_line(error), extra=FILE_ONLY, exc_info=not isinstance(error, PoiseError)
+                "%s",
+                single_line(error),
+                extra=FILE_ONLY,
+                exc_info=not isinstance(error, PoiseError),
             )
         raise
 
@@ -211,21 +214,21 @@ class MetricsFile:
                 # a line that was cut off when the run was killed
                 except (ValueError, AttributeError, TypeError, RecursionError):
                     continue
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:
         """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is
         null.
         """
-        line = json.dumps(finite(values), allow_nan=False)
+        line = json.dumps(replace_non_finite(values), allow_nan=False)
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise DataError(
-                f"{self.path}: cannot be written ({reason(error, self.path)}); the lines before it"
-                " are kept"
+                f"{self.path}: cannot be written ({write_error_reason(error, self.path)}); the"
+                " lines before it are kept"
             ) from None
 
 

@@ -14,7 +14,7 @@ import torch
 from yacs.config import CfgNode
 
 from poise.datasets.loader import close_loaders
-from poise.errors import PoiseError, is_out_of_memory, one_line
+from poise.errors import PoiseError, is_out_of_memory, single_line
 
 if TYPE_CHECKING:
     from poise.engine.state import Progress
@@ -96,7 +96,7 @@ def _lack(error: BaseException, what: str, advice: str) -> str:
     the cause of another one.
     """
     causes = [error] + [error.__cause__] * (error.__cause__ is not None)
-    text = " ".join(one_line(cause) for cause in causes)
+    text = " ".join(single_line(cause) for cause in causes)
     if _FULL_SHARED_MEMORY.search(text):
         return (
             "/dev/shm is full: start the container with --shm-size, "
@@ -115,7 +115,7 @@ def _lack(error: BaseException, what: str, advice: str) -> str:
         return ""
     if "DataLoader worker" in text:
         return "a data loader worker ran out of memory: lower WORKERS"
-    reason = one_line(str(error).partition("\n")[0].split(": ", 1)[-1])[:_MOST_OF_A_REASON]
+    reason = single_line(str(error).partition("\n")[0].split(": ", 1)[-1])[:_MOST_OF_A_REASON]
     return f"the {what} does not fit into the memory ({reason or type(error).__name__}): {advice}"
 
 

@@ -21,7 +21,7 @@ from poise.engine.evaluate import deciding_text
 from poise.engine.predict import Predictions
 from poise.engine.state import TrainState
 from poise.errors import PoiseError
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.models.posenas.genotypes import write_genotype
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class RunRecords:
 
     def write_origin(self) -> None:
         """Write what the run folder's weights are made from."""
-        with replacing(self.folder / "config.yaml") as part:
+        with atomic_write(self.folder / "config.yaml") as part:
             part.write_text(self.cfg.dump(), encoding="utf-8")
 
     def restore_folder(self) -> None:

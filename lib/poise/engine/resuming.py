@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from poise.config import data_path, default_config, experiment_name
 from poise.config.diff import ABSENT, flat
 from poise.engine import checkpoint
-from poise.errors import ConfigError, DataError, shown_value
+from poise.errors import ConfigError, DataError, short_repr
 from poise.io.yaml_file import parse_yaml
 from poise.models.weights import UnreadableError
 
@@ -176,7 +176,7 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
         why = ""
         if not allowed and key in _LENGTHS:
             why = f"; TRAIN.LR_SCHEDULE {cfg.TRAIN.LR_SCHEDULE} depends on the length"
-        said = f"{key} {shown_value(is_, 60)} (was {shown_value(was, 60)}{why})"
+        said = f"{key} {short_repr(is_, 60)} (was {short_repr(was, 60)}{why})"
         (may if allowed else must_not)[key] = said
     _refuse(saved["path"], list(must_not.values()))
     if may:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from poise.engine import logger
-from poise.errors import ConfigError, DataError, shown
+from poise.errors import ConfigError, DataError, escape_name
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _holder(file: Path) -> str:
             pid, host = stream.read(300).split()
     except (OSError, ValueError):  # about to be written, or removed
         return "another process"
-    return f"process {shown(pid, 20)} on {shown(host, 100)}"
+    return f"process {escape_name(pid, 20)} on {escape_name(host, 100)}"
 
 
 def has_results(folder: Path, results: Sequence[str]) -> bool:

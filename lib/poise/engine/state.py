@@ -20,7 +20,7 @@ from poise.engine.amp import LossScale
 from poise.engine.ema import WeightAverage
 from poise.engine.evaluate import deciding_text
 from poise.engine.optim import Schedule
-from poise.errors import PoiseError, is_out_of_memory, shown
+from poise.errors import PoiseError, escape_name, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def load_network(
                 continue
             if value.shape != parameter.shape:
                 raise ValueError(
-                    f"the optimiser's {shown(key)} is of another shape than its weight"
+                    f"the optimiser's {escape_name(key)} is of another shape than its weight"
                 )
             state[key] = torch.empty_like(parameter).copy_(value)
 

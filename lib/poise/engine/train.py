@@ -45,7 +45,7 @@ from poise.engine.step_metrics import StepCollector, StepMetrics
 from poise.engine.sync_bn import check_single_sample
 from poise.engine.targets import encode_targets
 from poise.evaluation.evaluators import build_evaluator
-from poise.io.files import no_garbage_collection
+from poise.io.files import gc_disabled
 from poise.models import build_model, weights
 from poise.models.forward import autocast, normalize
 
@@ -96,7 +96,7 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
     return records.folder
 
 
-@no_garbage_collection()
+@gc_disabled()
 def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Setup:
     """Build all that a training needs, in the state of its checkpoint if there is one.
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from poise.config.datasets import dataset
-from poise.errors import DataError, shown, shown_value
+from poise.errors import DataError, escape_name, short_repr
 from poise.evaluation import keypoint_ap, nms
 from poise.evaluation.results import FIELDS, check_finite, read_results
-from poise.io.files import no_garbage_collection
-from poise.io.json_file import field_fault, is_finite, read_json
+from poise.io.files import gc_disabled
+from poise.io.json_file import describe_field_error, is_finite, read_json
 from poise.structures.ids import as_id, with_ids
 from poise.structures.skeleton import crowd_flag, find_category
 
@@ -345,7 +345,7 @@ def read_ground_truth(
         (len(a["keypoints"]) // 3 for a in annotations if isinstance(a.get("keypoints"), list)),
         default=0,
     )
-    with no_garbage_collection():
+    with gc_disabled():
         known = {image["id"] for image in images}
         persons = [
             _person(annotation, number, where, joints, area_of_box, known)
@@ -471,7 +471,7 @@ def _fault(
     annotation: dict, number: int, where: str, joints: int, area_of_box: float | None
 ) -> DataError:
     """What is wrong with an annotation that cannot be used."""
-    name = f"annotation {shown(annotation.get('id', number), 40)} of {where}"
+    name = f"annotation {escape_name(annotation.get('id', number), 40)} of {where}"
     missing = {key for key in _NEEDED if key != "area" or area_of_box is None} - annotation.keys()
     keypoints, bbox = annotation.get("keypoints") or [], annotation.get("bbox")
     if missing:
@@ -490,16 +490,16 @@ def _fault(
         wrong = next((value for value in values if not is_finite(value)), 0)
         if wrong != 0:
             return DataError(
-                f"{name} has {key} {shown_value(wrong, 60)}, expected a finite number; "
+                f"{name} has {key} {short_repr(wrong, 60)}, expected a finite number; "
                 "correct or remove it"
             )
     if crowd_flag(annotation) is None:
         return DataError(
-            f"{name} {field_fault(annotation, 'iscrowd', '0 or 1')}; correct or remove it"
+            f"{name} {describe_field_error(annotation, 'iscrowd', '0 or 1')}; correct or remove it"
         )
     return DataError(
-        f"{name} has image_id {shown(annotation['image_id'])}, which 'images' does not list, or a"
-        " category_id that is no whole number"
+        f"{name} has image_id {escape_name(annotation['image_id'])}, which 'images' does not list,"
+        " or a category_id that is no whole number"
     )
 
 

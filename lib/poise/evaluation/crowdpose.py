@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from poise.errors import DataError, shown_value
+from poise.errors import DataError, short_repr
 from poise.evaluation import keypoint_ap
 from poise.evaluation.coco import CocoGroundTruth, accumulate, check_image_ids, empty_metrics
 
@@ -91,7 +91,7 @@ def crowd_indices(truth: dict) -> dict[int, float]:
         index = image.get("crowdIndex")
         if isinstance(index, bool) or not isinstance(index, (int, float)) or not np.isfinite(index):
             fault = (
-                f"crowdIndex {shown_value(index, 60)}" if "crowdIndex" in image else "no crowdIndex"
+                f"crowdIndex {short_repr(index, 60)}" if "crowdIndex" in image else "no crowdIndex"
             )
             raise DataError(
                 f"image {image.get('id')} of the ground truth has {fault}, by which CrowdPose tells"

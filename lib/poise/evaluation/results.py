@@ -15,8 +15,8 @@ from typing import IO
 
 import numpy as np
 
-from poise.errors import DataError, shown_value
-from poise.io.files import no_garbage_collection, replacing
+from poise.errors import DataError, short_repr
+from poise.io.files import atomic_write, gc_disabled
 from poise.io.json_file import is_finite, read_json
 from poise.structures.crops import PIXEL_STD
 from poise.structures.ids import as_id, with_ids
@@ -61,7 +61,7 @@ def write_results(
     found.
     """
     columns = _checked(image_ids, keypoints, scores, centers, scales)
-    with replacing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         _write_entries(file, columns, category_id)
 
 
@@ -79,7 +79,7 @@ def write_submission(
     columns = _checked(image_ids, keypoints, scores, None, None)
     name = f"{Path(path).stem}.json"
     with (
-        replacing(path) as part,
+        atomic_write(path) as part,
         zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open(name, "w", force_zip64=True) as file,
     ):
@@ -90,7 +90,7 @@ def _write_entries(file: IO[bytes], columns: Columns, category_id: int) -> None:
     """Write the persons as JSON, in parts, which bounds the memory."""
     import orjson
 
-    with no_garbage_collection():
+    with gc_disabled():
         file.write(b"[")
         for begin in range(0, len(columns[0]), _AT_ONCE):
             rows = slice(begin, begin + _AT_ONCE)
@@ -202,7 +202,7 @@ def write_pickle(path: str | os.PathLike, batches: list[dict]) -> None:
     """Write the batches of `prediction_batches`, wholly or not at all. Raises DataError if the
     file cannot be written.
     """
-    with replacing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         pickle.dump(batches, file)
 
 
@@ -253,7 +253,7 @@ def read_results(path: str | os.PathLike) -> list[dict]:
             if not is_finite(value) if key == "score" else as_id(value) is None:
                 raise DataError(
                     f"{path}: entry {i} has a {key} that is no plain number"
-                    f" ({shown_value(value, 60)})"
+                    f" ({short_repr(value, 60)})"
                 )
         results[i] = with_ids(result, "image_id", "category_id")
         if not isinstance(result["keypoints"], list) or not all(

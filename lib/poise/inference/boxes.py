@@ -18,11 +18,11 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from poise.errors import DataError, one_line, shown, shown_value
+from poise.errors import DataError, escape_name, short_repr, single_line
 from poise.inference.detectors.base import Detector
-from poise.io.images import is_picture_name
-from poise.io.json_file import field_fault, read_json
-from poise.io.video import Frame, Pictures, Video
+from poise.io.images import is_image_name
+from poise.io.json_file import describe_field_error, read_json
+from poise.io.video import Frame, ImageFiles, Video
 from poise.structures.crops import FARTHEST
 from poise.structures.ids import as_id
 from poise.structures.skeleton import crowd_flag, find_category
@@ -143,22 +143,23 @@ class BoxFile:
         self.with_boxes += sum(len(boxes) > 0 for boxes, _ in found)
         return found
 
-    def check(self, source: Pictures | Video) -> None:
+    def check(self, source: ImageFiles | Video) -> None:
         """Raise DataError where two images could be meant, or no frame of `source` can have a
         box.
         """
-        if isinstance(source, Pictures):
+        if isinstance(source, ImageFiles):
             self._match(source.paths)
             entries = [self._of_path[path] for path in source.paths]
             example = next(iter(self._named), None) or next(iter(self._numbered), "none")
             whose = (
                 f"the pictures of --input ({len(entries)}), such as {source.paths[0]}; its own "
-                f"are such as {shown(example)}"
+                f"are such as {escape_name(example)}"
             )
         else:
             if self._picture:
                 raise DataError(
-                    f"{self.name}: its boxes are of pictures, such as {shown(self._picture)}, "
+                    f"{self.name}: its boxes are of pictures, such as"
+                    f" {escape_name(self._picture)}, "
                     f"and {source.name} is a video; give those pictures as --input, or "
                     "entries without a file_name, with the frame's index from 0 as image_id"
                 )
@@ -167,8 +168,8 @@ class BoxFile:
             if self._video and _parts(self._video)[-1] != _parts(source.name)[-1]:
                 log.warning(
                     "%s",
-                    f"{one_line(self.name)}: its boxes are of {shown(self._video)}, "
-                    f"not of {one_line(source.name)}",
+                    f"{single_line(self.name)}: its boxes are of {escape_name(self._video)}, "
+                    f"not of {single_line(source.name)}",
                 )
         boxes = [score for entry in entries if entry is not None for _, score in entry.boxes]
         if not boxes:
@@ -185,7 +186,7 @@ class BoxFile:
         if last >= frames:
             log.warning(
                 "%s",
-                f"{one_line(self.name)}: has boxes of frame {last}, and the last frame "
+                f"{single_line(self.name)}: has boxes of frame {last}, and the last frame "
                 f"is {frames - 1}; frames are counted from 0",
             )
 
@@ -224,12 +225,12 @@ class BoxFile:
             rivals = [other for length, other in pictures if length == common]
             if len(rivals) > 1:
                 raise DataError(
-                    f"{self.name}: {shown(name)} could be {rivals[0]} or {rivals[1]}; "
+                    f"{self.name}: {escape_name(name)} could be {rivals[0]} or {rivals[1]}; "
                     "file names with more of their folders are needed"
                 )
             if common == 1 < len(_parts(name)):
                 raise DataError(
-                    f"{self.name}: {shown(name)} is in another folder than {path}; rename "
+                    f"{self.name}: {escape_name(name)} is in another folder than {path}; rename "
                     "the folder of the pictures, or remove the folders from file_name"
                 )
             self._of_path[path] = self._named[name]
@@ -252,8 +253,8 @@ class BoxFile:
             return None, 0  # the picture's folder is listed, without the picture
         if len(longest) > 1:
             raise DataError(
-                f"{self.name}: {path} could be {shown(_joined(longest[0]))} or "
-                f"{shown(_joined(longest[1]))}; its folders must be named as in one of them"
+                f"{self.name}: {path} could be {escape_name(_joined(longest[0]))} or "
+                f"{escape_name(_joined(longest[1]))}; its folders must be named as in one of them"
             )
         return _joined(longest[0]), common
 
@@ -264,7 +265,7 @@ class BoxFile:
     def _index(self, index: int, entry: _Entry, name: str | None) -> None:
         """Note the id of an entry, which is a frame's index where the input is a video."""
         self._indexed.setdefault(index, entry)
-        if name is not None and is_picture_name(name):
+        if name is not None and is_image_name(name):
             self._picture = self._picture or name
 
     def _match_numbers(self, paths: Sequence[str]) -> None:
@@ -329,7 +330,7 @@ class BoxFile:
                 raise _BadEntryError(f"image {number} needs an id and a file_name")
             if key in entries:
                 raise _BadEntryError(
-                    f"two images have id {shown(str(key))}; give each image its own"
+                    f"two images have id {escape_name(str(key))}; give each image its own"
                 )
             entries[key] = self._entry_of(name)
             entries[key].size = _size(image)
@@ -341,13 +342,13 @@ class BoxFile:
         chosen = chosen or (listed[0] if len(listed) == 1 else None)
         if chosen is None:
             raise _BadEntryError(
-                f"none of its {len(listed)} categories is {shown_value(self._category)}, whose"
+                f"none of its {len(listed)} categories is {short_repr(self._category)}, whose"
                 " boxes are wanted"
             )
         for number, entry in enumerate(_dicts(content["annotations"], "annotation")):
             crowd = crowd_flag(entry)
             if crowd is None:
-                fault = field_fault(entry, "iscrowd", "0 or 1")
+                fault = describe_field_error(entry, "iscrowd", "0 or 1")
                 raise _BadEntryError(f"annotation {number} {fault}; correct or remove it")
             if crowd or _category(entry) != str(_image_key(chosen.get("id"))):
                 continue

@@ -20,7 +20,7 @@ from poise.config.datasets import dataset_of
 from poise.engine.evaluate import model_file
 from poise.engine.logger import run_names, start_console
 from poise.engine.signals import Interrupt
-from poise.errors import ConfigError, DataError, one_line, pluralize
+from poise.errors import ConfigError, DataError, pluralize, single_line
 from poise.inference import pose_json
 from poise.inference.boxes import (
     BoxFile,
@@ -35,8 +35,8 @@ from poise.inference.estimator import PoseEstimator
 from poise.inference.poses import Poses
 from poise.inference.smoothing import PoseSmoother
 from poise.inference.tracking import Tracker
-from poise.io.files import replacing
-from poise.io.video import Frame, Pictures, Video, VideoWriter, open_input
+from poise.io.files import atomic_write
+from poise.io.video import Frame, ImageFiles, Video, VideoWriter, open_input
 from poise.visualization.draw import JPEG_SIDE, encode_image
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Demo:
     def __init__(
         self,
         estimator: PoseEstimator,
-        source: Pictures | Video,
+        source: ImageFiles | Video,
         boxes: BoxProvider,
         folder: str | Path,
         options: DemoOptions,
@@ -259,7 +259,7 @@ class Demo:
         try:
             return frames, self._boxes(frames)
         except DataError as error:
-            if not isinstance(self._source, Pictures):
+            if not isinstance(self._source, ImageFiles):
                 raise
             if len(frames) == 1:
                 self._source.leave_out(frames[0].name, error)
@@ -289,7 +289,7 @@ class Demo:
             return None
         ending = ".jpg" if max(image.shape[:2]) <= JPEG_SIDE else ".png"
         name = self._new_name(_drawn_name(frame.name))
-        with replacing(self._folder / f"{name}{ending}") as part:
+        with atomic_write(self._folder / f"{name}{ending}") as part:
             part.write_bytes(encode_image(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ending))
         return f"{name}{ending}"
 
@@ -380,7 +380,9 @@ def run(cfg: CfgNode | None, cfg_path: str | None, request: DemoRequest) -> Summ
     return summary
 
 
-def _box_source(request: DemoRequest, source: Pictures | Video, category: str | int) -> BoxProvider:
+def _box_source(
+    request: DemoRequest, source: ImageFiles | Video, category: str | int
+) -> BoxProvider:
     """Where the boxes come from: a file, a detector, or each whole image as one person."""
     if request.boxes:
         given = BoxFile(request.boxes, request.score_threshold, category)
@@ -401,11 +403,11 @@ def _box_source(request: DemoRequest, source: Pictures | Video, category: str | 
     return FullImage()
 
 
-def _check_folder(folder: str | Path, source: Pictures | Video) -> None:
+def _check_folder(folder: str | Path, source: ImageFiles | Video) -> None:
     """Raise ConfigError where the output would lie among the pictures of a folder or pattern: it
     would be taken for input at the next run.
     """
-    files = source.paths if isinstance(source, Pictures) else []
+    files = source.paths if isinstance(source, ImageFiles) else []
     if len(files) > 1 and any(
         Path(file).resolve().parent == Path(folder).resolve() for file in files
     ):
@@ -419,7 +421,7 @@ def report(summary: Summary, boxes: BoxProvider) -> str:
     lines = [
         f"{pluralize(summary.frames, 'frame')}, {pluralize(summary.persons, 'person')},"
         f" {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and what was drawn are in"
-        f" {one_line(summary.folder)}"
+        f" {single_line(summary.folder)}"
     ]
     if summary.interrupted:
         lines.append("interrupted: the rest was not looked at")
@@ -436,12 +438,12 @@ def report(summary: Summary, boxes: BoxProvider) -> str:
         )
     if isinstance(boxes, BoxFile) and boxes.missing:
         lines.append(
-            f"{boxes.missing} of {summary.frames} frames have no boxes in {one_line(boxes.name)}"
+            f"{boxes.missing} of {summary.frames} frames have no boxes in {single_line(boxes.name)}"
         )
     if summary.skipped:
         lines.append(
             f"{len(summary.skipped)} of the input could not be used: "
-            + ", ".join(one_line(name) for name, _ in summary.skipped[:5])
+            + ", ".join(single_line(name) for name, _ in summary.skipped[:5])
             + (", ..." if len(summary.skipped) > 5 else "")
         )
     return "\n".join(lines)

@@ -15,9 +15,9 @@ from poise.config import data_path
 from poise.config.datasets import dataset_of, image_folder, present_annotation_path
 from poise.datasets import READERS
 from poise.datasets.coco_files import category_id, read_images
-from poise.errors import ConfigError, DataError, one_line, shown_value
+from poise.errors import ConfigError, DataError, short_repr, single_line
 from poise.inference.detectors import Detector
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.structures.person_table import PackedNames
 
 log = logging.getLogger(__name__)
@@ -68,10 +68,10 @@ def write_detections(
         log.warning(
             "%s",
             "the detector finds persons; its boxes are written as those of"
-            f" {shown_value(data.category)}, the category of {data.path}",
+            f" {short_repr(data.category)}, the category of {data.path}",
         )
     boxes = unread = 0
-    with replacing(path) as part, open(part, "wb") as stream:
+    with atomic_write(path) as part, open(part, "wb") as stream:
         stream.write(b"[")
         for begin in tqdm(
             range(0, len(ids), _AT_ONCE),
@@ -88,7 +88,7 @@ def write_detections(
                 except DataError as error:
                     unread += 1
                     if unread <= 3:
-                        log.warning("%s", f"left out: {one_line(error)}")
+                        log.warning("%s", f"left out: {single_line(error)}")
             for image, (found, scores) in zip(of, detect(pictures) if pictures else ()):
                 for (left, top, right, bottom), score in zip(found.tolist(), scores.tolist()):
                     box = [round(value, 3) for value in (left, top, right - left, bottom - top)]

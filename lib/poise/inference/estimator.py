@@ -31,7 +31,7 @@ from poise.errors import ConfigError, DataError
 from poise.evaluation import rescore
 from poise.inference.export import onnx_network
 from poise.inference.poses import Poses
-from poise.io.images import as_pixels
+from poise.io.images import as_rgb_array
 from poise.models import build_model
 from poise.models.forward import check_precision, forward_flipped, normalize
 from poise.models.weights.experiment import experiment_of
@@ -177,7 +177,7 @@ class PoseEstimator:
         ]
         for image, name in zip(images, names):
             if not isinstance(image, (str, os.PathLike)):  # files are read one by one
-                as_pixels(image, name)
+                as_rgb_array(image, name)
         given = [
             None if own is None else self._checked_boxes(own, name)
             for own, name in zip(boxes, names)
@@ -275,7 +275,7 @@ class PoseEstimator:
     def _read(self, image: Picture, name: str) -> np.ndarray:
         """RGB (H, W, 3) uint8, laid out as OpenCV needs it."""
         with self._timed("read"):
-            return np.ascontiguousarray(as_pixels(image, name))
+            return np.ascontiguousarray(as_rgb_array(image, name))
 
     def _crop(
         self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray, name: str

@@ -13,8 +13,8 @@ import numpy as np
 
 from poise.inference.boxes import FORMAT
 from poise.inference.poses import Poses
-from poise.io.files import replacing
-from poise.io.json_file import finite
+from poise.io.files import atomic_write
+from poise.io.json_file import replace_non_finite
 from poise.io.video import Frame
 from poise.structures.skeleton import Skeleton
 
@@ -68,7 +68,7 @@ def open_pose_json(
             "limbs": [list(limb) for limb in skeleton.limbs],
         },
     }
-    with replacing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         file.write(_bytes({**fixed, **head})[:-1] + b',\n"frames": [')
         poses = PoseFile(file)
         yield poses
@@ -107,9 +107,9 @@ def _bytes(content: dict[str, Any]) -> bytes:
     import orjson
 
     try:
-        return orjson.dumps(finite(content))
+        return orjson.dumps(replace_non_finite(content))
     except TypeError:  # JSON is UTF-8, and names of files need not be
-        return orjson.dumps(_in_utf8(finite(content)))
+        return orjson.dumps(_in_utf8(replace_non_finite(content)))
 
 
 def _in_utf8(value: Any) -> Any:

@@ -96,7 +96,7 @@ class Poses:
         Raises DataError where there is no such picture, ConfigError for another `color` or number
         of `ids`.
         """
-        from poise.io.images import as_pixels
+        from poise.io.images import as_rgb_array
         from poise.visualization import draw as visualize
 
         if color not in ("auto", "person", "side"):
@@ -106,7 +106,7 @@ class Poses:
                 f"ids: has {len(ids)} numbers for {len(self)} persons; give one for each"
             )
         # a copy; visualize's colours are BGR
-        drawn = np.array(as_pixels(image, "picture")[:, :, ::-1], order="C")
+        drawn = np.array(as_rgb_array(image, "picture")[:, :, ::-1], order="C")
         least = self.shown_score if least_score is None else least_score
         by_person = color == "person" or (color == "auto" and (ids is not None or len(self) > 1))
         numbers = range(len(self)) if ids is None else [int(number) for number in ids]
@@ -137,7 +137,7 @@ class Poses:
         image: as for `draw`. options: those of `to_coco` or `draw`. Raises DataError for a file
         that cannot be written.
         """
-        from poise.io.files import replacing
+        from poise.io.files import atomic_write
         from poise.visualization import draw as visualize
 
         ending = Path(path).suffix.lower()
@@ -155,7 +155,7 @@ class Poses:
             data = visualize.encode_image(
                 np.ascontiguousarray(self.draw(image, **options)[:, :, ::-1]), ending
             )
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(data)
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from poise.errors import DataError, shown
-from poise.io.files import in_words, temporary_file
+from poise.errors import DataError, escape_name
+from poise.io.files import create_temporary_file, format_bytes
 
-MOST_MEMBERS = 2_000_000  # train2017.zip has 118,288
-MOST_LISTED = 1 << 27  # bytes of a ZIP file's list of members
-MOST_EXPANDED = 100  # times: JSON packs 10 times, images not at all
+MAX_MEMBERS = 2_000_000  # train2017.zip has 118,288
+MAX_DIRECTORY_BYTES = 1 << 27  # bytes of a ZIP file's list of members
+MAX_EXPANSION = 100  # times: JSON packs 10 times, images not at all
 _CHUNK = 1 << 20
 _USUAL_NAME = re.compile(r"(?=.{1,255}$)(?:[\w-]+/)*[\w-]+(?:\.\w+)?", re.ASCII)
 _LEAST_BOUND = 1 << 24  # so much may come of the smallest archive
@@ -54,22 +54,22 @@ class Member:
 def open_zip(path: str | Path) -> zipfile.ZipFile:
     """A ZIP file whose list of members is no larger than can be meant. Raises DataError."""
     try:
-        return bounded_zip(path)
+        return open_bounded_zip(path)
     except (*_FAULTS, MemoryError) as error:
         raise DataError(f"{path}: cannot open the archive ({_reason(error)})") from None
 
 
-def bounded_zip(path: str | Path, plain: bool = False) -> zipfile.ZipFile:
+def open_bounded_zip(path: str | Path, plain: bool = False) -> zipfile.ZipFile:
     """The same with the errors of zipfile and of the system where there is no such list.
 
     plain: refuse one whose list is not where the file says, which zipfile looks for and other
     readers do not: they could read another list.
     """
     listed, begin = _list_of(path)
-    if listed > MOST_LISTED:
+    if listed > MAX_DIRECTORY_BYTES:
         raise DataError(
-            f"{path}: its list of members has {in_words(listed)}, and at most"
-            f" {in_words(MOST_LISTED)} are read"
+            f"{path}: its list of members has {format_bytes(listed)}, and at most"
+            f" {format_bytes(MAX_DIRECTORY_BYTES)} are read"
         )
     archive = zipfile.ZipFile(path)
     if plain and archive.start_dir != begin:
@@ -106,8 +106,8 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes | None:
         info = archive.getinfo(name)
         if info.file_size > most:
             raise DataError(
-                f"{where}: {shown(name)} has {in_words(info.file_size)}, and at most"
-                f" {in_words(most)} are read"
+                f"{where}: {escape_name(name)} has {format_bytes(info.file_size)}, and at most"
+                f" {format_bytes(most)} are read"
             )
         with archive.open(info) as file:
             # zipfile gives no more than the size that it checked
@@ -117,7 +117,7 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes | None:
     except DataError:
         raise
     except Exception as error:  # each compression has errors of its own: zlib.error, LZMAError
-        raise DataError(f"{where}: cannot read {shown(name)} ({_reason(error)})") from None
+        raise DataError(f"{where}: cannot read {escape_name(name)} ({_reason(error)})") from None
 
 
 def unpack(
@@ -166,16 +166,16 @@ class _Header(tarfile.TarInfo):
             )
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise DataError(
-                f"{archive.name}: {shown(self.name)} is a file with holes; nothing was unpacked, do"
-                " not trust this archive"
+                f"{archive.name}: {escape_name(self.name)} is a file with holes; nothing was"
+                " unpacked, do not trust this archive"
             )
         return super()._proc_member(archive)
 
     # whose map of holes is read too
     def _proc_gnusparse_10(self, member: tarfile.TarInfo, _, archive: tarfile.TarFile) -> None:
         raise DataError(
-            f"{archive.name}: {shown(member.name)} is a file with holes; nothing was unpacked, do"
-            " not trust this archive"
+            f"{archive.name}: {escape_name(member.name)} is a file with holes; nothing was"
+            " unpacked, do not trust this archive"
         )
 
 
@@ -202,25 +202,27 @@ def _checked(
     try:
         for name, size, fault, opening in _listed(archive):
             count, total = count + 1, total + size
-            fault = fault or name_fault(name)
+            fault = fault or find_name_error(name)
             if fault:
                 raise DataError(
-                    f"{path}: {shown(name)} {fault}; nothing was unpacked, do not trust this"
+                    f"{path}: {escape_name(name)} {fault}; nothing was unpacked, do not trust this"
                     " archive"
                 )
-            if count > MOST_MEMBERS:
+            if count > MAX_MEMBERS:
                 raise DataError(
-                    f"{path}: has more than {MOST_MEMBERS} members; nothing was unpacked"
+                    f"{path}: has more than {MAX_MEMBERS} members; nothing was unpacked"
                 )
-            if total > max(MOST_EXPANDED * packed, _LEAST_BOUND):
+            if total > max(MAX_EXPANSION * packed, _LEAST_BOUND):
                 raise DataError(
-                    f"{path}: its {in_words(packed)} would become more than {in_words(total)};"
-                    " nothing was unpacked, do not trust this archive"
+                    f"{path}: its {format_bytes(packed)} would become more than"
+                    f" {format_bytes(total)}; nothing was unpacked, do not trust this archive"
                 )
             wanted = rename(name) if opening else None
             if wanted is not None:
                 if wanted in found:
-                    raise DataError(f"{path}: holds {shown(name)} twice; nothing was unpacked")
+                    raise DataError(
+                        f"{path}: holds {escape_name(name)} twice; nothing was unpacked"
+                    )
                 found[wanted] = Member(wanted, size, opening)
     except (*_FAULTS, MemoryError) as error:
         raise DataError(
@@ -274,7 +276,7 @@ def _listed(
         )
 
 
-def name_fault(name: str) -> str:
+def find_name_error(name: str) -> str:
     """Why a path from outside (of an archive, of an annotation) must not be used below a folder;
     '' where it may.
     """
@@ -302,8 +304,8 @@ def _check_disk(path: str | Path, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise DataError(
-            f"{path}: {in_words(needed)} are to be unpacked, and {in_words(free)} are free on the"
-            f" disk of {folder}"
+            f"{path}: {format_bytes(needed)} are to be unpacked, and {format_bytes(free)} are free"
+            f" on the disk of {folder}"
         )
 
 
@@ -312,7 +314,7 @@ def _write(path: str | Path, member: Member, folder: Path, progress: Callable[[i
     part = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary_file(target)
+        part = create_temporary_file(target)
         with member.open() as source, open(part, "wb") as file:
             left = member.size
             while chunk := source.read(min(_CHUNK, left + 1)):
@@ -323,20 +325,21 @@ def _write(path: str | Path, member: Member, folder: Path, progress: Callable[[i
                 progress(len(chunk))
         if left:
             raise DataError(
-                f"{path}: {shown(member.path)} has not the size that the archive says; fetch it"
-                " again"
+                f"{path}: {escape_name(member.path)} has not the size that the archive says; fetch"
+                " it again"
             )
         os.replace(part, target)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot unpack {shown(member.path)} to {target.parent} ({_reason(error)})"
+            f"{path}: cannot unpack {escape_name(member.path)} to {target.parent}"
+            f" ({_reason(error)})"
         ) from None
     except Exception as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{path}: the archive is damaged at {shown(member.path)} ({_reason(error)}); fetch it"
-            " again"
+            f"{path}: the archive is damaged at {escape_name(member.path)} ({_reason(error)});"
+            " fetch it again"
         ) from None
     finally:
         if part is not None:

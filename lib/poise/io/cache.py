@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from poise.errors import DataError
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
-LEAST_BYTES = 1 << 22  # smaller sources are read in a tenth of a second
-MOST_FILES = 16  # the least recently used ones go; train2017's takes 40 MB
+MIN_BYTES = 1 << 22  # smaller sources are read in a tenth of a second
+MAX_FILES = 16  # the least recently used ones go; train2017's takes 40 MB
 _HEADER = "header"
 
 
@@ -39,7 +39,7 @@ def cache_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "poise"
 
 
-def remembered(
+def cached(
     path: Path, kind: str, read: Callable[[], Arrays | None], wanted: bool = True
 ) -> Arrays | None:
     """What `read` gives for the file `path`: from the cache if its source is unchanged, else read,
@@ -50,7 +50,7 @@ def remembered(
     Errors of `read` pass.
     """
     source = _state(path, kind) if wanted else None
-    if source is None or source["size"] < LEAST_BYTES:
+    if source is None or source["size"] < MIN_BYTES:
         return read()
     try:
         mark = hashlib.sha256(
@@ -75,7 +75,7 @@ def _state(path: Path, kind: str) -> dict | None:
     its reader will tell.
     """
     try:
-        size, time, changed = file_state(path)
+        size, time, changed = stat_key(path)
         where = str(Path(path).resolve())
     except (OSError, ValueError, RuntimeError):
         return None
@@ -89,7 +89,7 @@ def _state(path: Path, kind: str) -> dict | None:
     }
 
 
-def file_state(path: str | Path) -> tuple[int, int, int]:
+def stat_key(path: str | Path) -> tuple[int, int, int]:
     """Bytes, and when the content and the file were last changed, in nanoseconds: equal as long
     as a file has not been touched. Raises OSError.
     """
@@ -138,12 +138,12 @@ def _load(file: Path, source: dict) -> Arrays | None:
 
 def _save(file: Path, source: dict, arrays: Arrays) -> None:
     try:
-        with replacing(file) as part, open(part, "wb") as stream:
+        with atomic_write(file) as part, open(part, "wb") as stream:
             np.savez(
                 stream, **{_HEADER: np.frombuffer(json.dumps(source).encode(), np.uint8)}, **arrays
             )
         kept = sorted(file.parent.glob("*.npz"), key=lambda other: other.stat().st_mtime_ns)
-        for old in kept[:-MOST_FILES]:
+        for old in kept[:-MAX_FILES]:
             old.unlink()
     # a home that cannot be written; another run that cleans up too
     except (DataError, OSError) as error:

@@ -31,7 +31,7 @@ _JPEG = b"\xff\xd8"
 _SIMPLE_KINDS = {("YCbCr", "444"), ("YCbCr", "422"), ("YCbCr", "420"), ("Gray", "Gray")}
 
 
-class Picture:
+class EncodedImage:
     """An encoded image. exif: turn it as its EXIF entry says, which only OpenCV does."""
 
     def __init__(self, data: bytes, exif: bool = False):

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from poise.errors import DataError, one_line
-from poise.io.files import open_unfollowed
+from poise.errors import DataError, single_line
+from poise.io.files import open_nofollow
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def sha256_prefix(name: str) -> str | None:
     return match.group(1) if match else None
 
 
-def fetch(
+def download_file(
     url: str,
     folder: str | Path,
     *,
@@ -80,16 +80,16 @@ def fetch(
     target = Path(folder) / (name or published)
     part = target.with_name(f"{target.name}.part")
     if target.exists() and not force:
-        check(target, digest, url)
+        verify_checksum(target, digest, url)
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(part):
             if target.exists() and not force:  # another process was faster
-                check(target, digest, url)
+                verify_checksum(target, digest, url)
                 return target
             _transfer_in_turns(url, part, size, waits)
-            check(part, digest, url)
+            verify_checksum(part, digest, url)
             os.replace(part, target)
     except (OSError, http.client.HTTPException, ValueError) as error:
         kept = (
@@ -98,7 +98,7 @@ def fetch(
             else ""
         )
         raise DataError(
-            f"{url}: cannot be fetched ({one_line(error)}); {kept}or put the file at {target} by"
+            f"{url}: cannot be fetched ({single_line(error)}); {kept}or put the file at {target} by"
             " hand"
         ) from None
     if digest is None:
@@ -106,7 +106,7 @@ def fetch(
     return target
 
 
-def check(path: str | Path, digest: str | None, source: str) -> None:
+def verify_checksum(path: str | Path, digest: str | None, source: str) -> None:
     """Raise DataError, and remove the file, unless the hex digits of its sum begin with `digest`;
     None checks that it can be read.
 
@@ -169,7 +169,7 @@ def _alone(part: Path) -> Iterator[None]:
         raise DataError(
             f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it"
         )
-    with open(part, "ab", opener=open_unfollowed) as held:
+    with open(part, "ab", opener=open_nofollow) as held:
         try:
             import fcntl
 
@@ -199,7 +199,7 @@ def _transfer_in_turns(url: str, part: Path, size: int, waits: Sequence[float]) 
             turn = 1 if part.exists() and part.stat().st_size > had else turn + 1
             if not passes or isinstance(error, _PermanentError) or turn >= tries:
                 raise
-            print(f"{url}: {one_line(error)}; try {turn + 1} of {tries}", flush=True)
+            print(f"{url}: {single_line(error)}; try {turn + 1} of {tries}", flush=True)
             time.sleep(waits[turn - 1])
 
 
@@ -251,7 +251,7 @@ def _transfer(url: str, part: Path, size: int) -> None:
             flush=True,
         )
         with (
-            open(part, "ab" if have else "wb", opener=open_unfollowed) as file,
+            open(part, "ab" if have else "wb", opener=open_nofollow) as file,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar,
         ):
             while chunk := response.read(_CHUNK):

@@ -40,8 +40,8 @@ def read_bytes(
             )
         if found.st_size > most:
             raise error(
-                f"{path}: the {what} has {in_words(found.st_size)}, more than the {in_words(most)}"
-                f" that are read{advice}"
+                f"{path}: the {what} has {format_bytes(found.st_size)}, more than the"
+                f" {format_bytes(most)} that are read{advice}"
             )
         check_memory(path, what, found.st_size, error)
         # unbuffered, for one read gives all of it, but where a network disk has given less, which
@@ -58,7 +58,8 @@ def read_bytes(
         ) from None
     except MemoryError:
         raise error(
-            f"{path}: cannot read the {what}, there is no memory for its {in_words(found.st_size)}"
+            f"{path}: cannot read the {what}, there is no memory for its"
+            f" {format_bytes(found.st_size)}"
         ) from None
 
 
@@ -70,15 +71,15 @@ def check_memory(
     """
     if needed < _LITTLE:
         return
-    present = memory_present()
+    present = available_memory()
     if present is not None and needed > present:
         raise error(
-            f"{path}: reading the {what} takes about {in_words(needed)} of memory, and"
-            f" {in_words(present)} are free"
+            f"{path}: reading the {what} takes about {format_bytes(needed)} of memory, and"
+            f" {format_bytes(present)} are free"
         )
 
 
-def memory_present() -> int | None:
+def available_memory() -> int | None:
     """Free bytes for a process on the CPU; None where the system does not tell."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -89,7 +90,7 @@ def memory_present() -> int | None:
         return None
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes for people: '17.0 MB'."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
@@ -97,7 +98,7 @@ def in_words(size: float) -> str:
     return f"{size:.0f} bytes"
 
 
-def flush_folder(folder: str | Path) -> None:
+def fsync_dir(folder: str | Path) -> None:
     """Bring the names in a folder to the disk, after renaming. Where the system or the disk does
     not know this nothing is done.
     """
@@ -117,12 +118,12 @@ def flush_folder(folder: str | Path) -> None:
 TEMPORARY_NAME = r"\..*\.[0-9a-f]{16}\.part"
 
 
-def open_unfollowed(path: str | os.PathLike, flags: int) -> int:
+def open_nofollow(path: str | os.PathLike, flags: int) -> int:
     """An `opener` that fails on a link, and does not wait for the other end of a named pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
-def temporary_file(path: str | os.PathLike, ending: str = "") -> Path:
+def create_temporary_file(path: str | os.PathLike, ending: str = "") -> Path:
     """Make an empty file in the folder of `path`, under a new name that nobody can know beforehand.
 
     In a folder that others may write to, a name that is known could already be a link to a file of
@@ -130,12 +131,12 @@ def temporary_file(path: str | os.PathLike, ending: str = "") -> Path:
     """
     path = Path(path)
     part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part{ending}")
-    os.close(open_unfollowed(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    os.close(open_nofollow(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     return part
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; what was written there is flushed to the disk and
     takes the place of `path` in one step.
 
@@ -146,16 +147,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_file(path)
+        temporary = create_temporary_file(path)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        flush_folder(path.parent)
+        fsync_dir(path.parent)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({reason(error, path)}); the file before it, if any, is"
-            " kept"
+            f"{path}: cannot be written ({write_error_reason(error, path)}); the file before it,"
+            " if any, is kept"
         ) from None
     finally:
         if temporary is not None:
@@ -163,7 +164,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def reason(error: OSError, path: Path) -> str:
+def write_error_reason(error: OSError, path: Path) -> str:
     """Return why `path` cannot be written, with the disk where that is full."""
     text = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -175,7 +176,7 @@ def reason(error: OSError, path: Path) -> str:
 
 
 @contextmanager
-def no_garbage_collection() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """While many objects are made that stay: modules that are imported, lists and dictionaries of a
     file.
 

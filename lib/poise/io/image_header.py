@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 # of an image: 330 MB decoded; the sensors of medium format have 102 million
-MOST_PIXELS = 110_000_000
+MAX_PIXELS = 110_000_000
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF and WebP"
 # a progressive JPEG has about ten; each one more is one more look at all of it, however few bytes
 # it has
@@ -24,7 +24,7 @@ _TIFF_TAGS = frozenset((256, 257, 258, 277, 278, 322, 323))
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
 
 
-def claimed_size(data: bytes) -> tuple[int, int] | None:
+def read_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) that an image claims; (0, 0) where its header is cut off or says none;
     None where it is of no format that is read.
     """
@@ -71,7 +71,7 @@ def exif_orientation(data: bytes) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def fault(data: bytes) -> str | None:
+def find_error(data: bytes) -> str | None:
     """Why the image must not be decoded, '' where it may; None where it is of none of FORMATS."""
     claims = _claims(data)
     if claims is None:
@@ -80,11 +80,11 @@ def fault(data: bytes) -> str | None:
     # width 0: its header may be cut off
     jpeg, tiff = data.startswith(b"\xff\xd8") and width > 0, data.startswith((b"II*\0", b"MM\0*"))
     if width * height > most:
-        return too_large(width, height, most)
+        return format_size_error(width, height, most)
     if data.startswith(b"\x89PNG") and not _png_is_whole(data):
         return "is damaged: a part of it ends behind the file; fetch it again"
-    if tiff and _tiff_part(data) > 2 * MOST_PIXELS:
-        return f"is decoded in parts of more than {2 * MOST_PIXELS / 1e6:.0f} MB; save it as PNG"
+    if tiff and _tiff_part(data) > 2 * MAX_PIXELS:
+        return f"is decoded in parts of more than {2 * MAX_PIXELS / 1e6:.0f} MB; save it as PNG"
     scans = (
         data.count(b"\xff\xda\x00")
         if several or jpeg and width * height * _MOST_SCANS > _FREE_WORK
@@ -100,7 +100,7 @@ def fault(data: bytes) -> str | None:
 
 def is_too_large(data: bytes) -> bool:
     """Whether `fault` would refuse it for its size; data: its beginning, with the header."""
-    width, height, _, most = _claims(data) or (0, 0, False, MOST_PIXELS)
+    width, height, _, most = _claims(data) or (0, 0, False, MAX_PIXELS)
     return width * height > most
 
 
@@ -115,7 +115,7 @@ def _claims(data: bytes) -> tuple[int, int, bool, int] | None:
         except struct.error:
             width = height = 0
     else:
-        claimed = claimed_size(data)
+        claimed = read_size(data)
         if claimed is None:
             return None
         width, height = claimed
@@ -125,11 +125,11 @@ def _claims(data: bytes) -> tuple[int, int, bool, int] | None:
         width,
         height,
         several,
-        MOST_PIXELS // 2 if several or data.startswith((b"II*\0", b"MM\0*")) else MOST_PIXELS,
+        MAX_PIXELS // 2 if several or data.startswith((b"II*\0", b"MM\0*")) else MAX_PIXELS,
     )
 
 
-def too_large(width: int, height: int, most: int = MOST_PIXELS) -> str:
+def format_size_error(width: int, height: int, most: int = MAX_PIXELS) -> str:
     return (
         f"claims {width} x {height} pixels, and at most {most / 1e6:.0f} million are read; make it"
         " smaller"

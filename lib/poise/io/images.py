@@ -23,17 +23,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from poise.errors import DataError, one_line, shown
+from poise.errors import DataError, escape_name, single_line
 from poise.io import archives, image_header
-from poise.io.decoding import Picture
+from poise.io.decoding import EncodedImage
 from poise.io.files import read_bytes
 
 log = logging.getLogger(__name__)
 
 #: of a picture file
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 #: endings of the files that a folder is searched for, in lower case
-ENDINGS = (
+EXTENSIONS = (
     ".jpg",
     ".jpeg",
     ".jpe",
@@ -63,24 +63,24 @@ _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
-def read_picture(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike) -> np.ndarray:
     """A picture file as (H, W, 3) uint8 in RGB order, upright as its EXIF entry says.
 
     Grey, CMYK and palette pictures become RGB, 16 bits become 8, transparency is dropped. Of an
     animation the first frame is taken, of a TIFF of several pages the first one, and the log says
     so. Raises DataError, in one line that names the file, for one that is missing, empty, no
-    picture, cut off or damaged, larger than image_header.MOST_PIXELS pixels (half of them where a
-    JPEG comes in several scans) or MOST_BYTES bytes, or made to keep programs busy.
+    picture, cut off or damaged, larger than image_header.MAX_PIXELS pixels (half of them where a
+    JPEG comes in several scans) or MAX_BYTES bytes, or made to keep programs busy.
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             _check_file(path, os.fstat(file.fileno()))
-            data = file.read(MOST_BYTES)
+            data = file.read(MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise DataError(
             f"{path}: cannot read the picture ({getattr(error, 'strerror', None) or error})"
         ) from None
-    fault = "is cut off; fetch it again" if is_cut_off(data) else image_header.fault(data)
+    fault = "is cut off; fetch it again" if is_cut_off(data) else image_header.find_error(data)
     if fault:
         raise DataError(f"{path}: the picture {fault}")
     kind, first_of_several = _look_at_header(path, data)
@@ -93,7 +93,7 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     if first_of_several:
         log.warning(
             "%s",
-            f"{one_line(path)}: has several {'pages' if kind == 'TIFF' else 'frames'}, the first"
+            f"{single_line(path)}: has several {'pages' if kind == 'TIFF' else 'frames'}, the first"
             " one is used",
         )
     return image
@@ -109,9 +109,9 @@ def _check_file(path: str | os.PathLike, status: os.stat_result) -> None:
         raise DataError(f"{path}: is no ordinary file, and no picture")
     if not status.st_size:
         raise DataError(f"{path}: the picture file is empty")
-    if status.st_size > MOST_BYTES:
+    if status.st_size > MAX_BYTES:
         raise DataError(
-            f"{path}: has {status.st_size} bytes, and pictures of up to {MOST_BYTES} are read"
+            f"{path}: has {status.st_size} bytes, and pictures of up to {MAX_BYTES} are read"
         )
 
 
@@ -145,8 +145,8 @@ def _look_at_header(path: str | os.PathLike, data: bytes) -> tuple[str, bool]:
     # damaged headers have errors of many classes: struct.error, OverflowError, zlib.error
     except Exception as error:
         raise DataError(f"{path}: the picture's header is damaged ({error}); {_READ}") from None
-    if width * height > image_header.MOST_PIXELS:  # of a kind that image_header does not know
-        raise DataError(f"{path}: the picture {image_header.too_large(width, height)}")
+    if width * height > image_header.MAX_PIXELS:  # of a kind that image_header does not know
+        raise DataError(f"{path}: the picture {image_header.format_size_error(width, height)}")
     return kind, bool(several)
 
 
@@ -185,7 +185,7 @@ def _decode(data: bytes, kind: str) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB, or None."""
     if kind in ("GIF", "AVIF", "HEIF"):  # of which not every OpenCV reads each
         return _decode_by_pillow(data, kind)
-    image = Picture(data, exif=True).pixels
+    image = EncodedImage(data, exif=True).pixels
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
@@ -199,12 +199,12 @@ def _decode_by_pillow(data: bytes, kind: str) -> np.ndarray | None:
         return None
 
 
-def as_pixels(image: Any, name: str) -> np.ndarray:
+def as_rgb_array(image: Any, name: str) -> np.ndarray:
     """The RGB picture (H, W, 3) uint8 that `image` is: such an array, or the path of a file.
     Raises DataError, naming `name` where it is neither.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_picture(image)
+        return read_image(image)
     if not isinstance(image, np.ndarray):
         raise DataError(
             f"{name}: an RGB array (H, W, 3) of uint8 or a path is needed, it is a"
@@ -217,8 +217,8 @@ def as_pixels(image: Any, name: str) -> np.ndarray:
     return image
 
 
-def is_picture_name(path: str | os.PathLike) -> bool:
-    return Path(path).suffix.lower() in ENDINGS
+def is_image_name(path: str | os.PathLike) -> bool:
+    return Path(path).suffix.lower() in EXTENSIONS
 
 
 MAX_ENCODED_BYTES = 1 << 29  # of an encoded image
@@ -266,7 +266,7 @@ class ImageFolder:
                 f" name{self.hint}"
             )
 
-    def open(self, name: str) -> Picture:
+    def open(self, name: str) -> EncodedImage:
         """The image, not yet decoded. Raises DataError."""
         data = self.data(name)
         fault = (
@@ -274,13 +274,13 @@ class ImageFolder:
             if not data
             else "file is cut off; fetch it again"
             if is_cut_off(data)
-            else image_header.fault(data)
+            else image_header.find_error(data)
         )
         if fault is None:
             raise self.undecodable(name)
         if fault:
-            raise DataError(f"{self.location}/{shown(name)}: the image {fault}")
-        return Picture(data, self.exif)
+            raise DataError(f"{self.location}/{escape_name(name)}: the image {fault}")
+        return EncodedImage(data, self.exif)
 
     def read(self, name: str) -> np.ndarray:
         """The image (H, W, 3) uint8 in BGR order. Raises DataError."""
@@ -292,17 +292,17 @@ class ImageFolder:
     def undecodable(self, name: str) -> DataError:
         """The error of an image that was opened and turned out to be none."""
         return DataError(
-            f"{self.location}/{shown(name)}: not an image that OpenCV can read"
+            f"{self.location}/{escape_name(name)}: not an image that OpenCV can read"
             f" ({image_header.FORMATS} are); fetch it again or remove it from the annotations"
         )
 
     def data(self, name: str) -> bytes:
         """The image file as it is. Raises DataError."""
-        fault = archives.name_fault(name)
+        fault = archives.find_name_error(name)
         if fault:
             raise DataError(
-                f"{self.location}: the image name {shown(name)} {fault}; names are relative to the"
-                " image folder, mend the annotations"
+                f"{self.location}: the image name {escape_name(name)} {fault}; names are relative"
+                " to the image folder, mend the annotations"
             )
         if not self.zipped:
             path = os.path.join(self.location, name)
@@ -320,7 +320,7 @@ class ImageFolder:
             if data is not None:
                 return data
         raise DataError(
-            f"{self.location}: the archive holds no {shown(name)}{self.other_spelling(name)}"
+            f"{self.location}: the archive holds no {escape_name(name)}{self.other_spelling(name)}"
         )
 
     def other_spelling(self, name: str) -> str:
@@ -329,7 +329,7 @@ class ImageFolder:
         Such as "; there is a.JPG": names that differ in case, ending, Unicode normalization (macOS
         has written NFD) or by the backslashes of Windows.
         """
-        if archives.name_fault(name):
+        if archives.find_name_error(name):
             return ""
         wanted = PurePosixPath(name.replace("\\", "/"))
         found = self._in_archive(wanted) if self.zipped else self._in_folder(wanted)
@@ -346,7 +346,9 @@ class ImageFolder:
             )
         same_folder = given.rpartition("/")[0] == found.rpartition("/")[0] and "\\" not in name
         near = found.rpartition("/")[2] if same_folder else found
-        return f"; there is {shown(near)}" + (f" ({', and '.join(reasons)})" if reasons else "")
+        return f"; there is {escape_name(near)}" + (
+            f" ({', and '.join(reasons)})" if reasons else ""
+        )
 
     def _in_folder(self, wanted: PurePosixPath) -> str:
         """Return the path of the file that is spelled most alike, '' without one."""

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from poise.errors import DataError, one_line, shown_value
-from poise.io.files import check_memory, no_garbage_collection, read_bytes
+from poise.errors import DataError, short_repr, single_line
+from poise.io.files import check_memory, gc_disabled, read_bytes
 
 T = TypeVar("T")
 _NO_NUMBER = re.compile(r"-?(?:NaN|Infinity)", re.IGNORECASE)
 
-MOST_BYTES = 1 << 32  # the largest published annotation file has 1 GB
+MAX_BYTES = 1 << 32  # the largest published annotation file has 1 GB
 _OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"\x00", "UTF-16 or UTF-32"))
 _PACKED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"))
 # what a file is read in: much larger parts take memory that is slow to get, much smaller ones more
@@ -107,7 +107,7 @@ def _bytes(path: str | os.PathLike, what: str, mend: str) -> bytes:
     """The file, in UTF-8 as it should be: the mark that Windows' editors set before it is left
     out.
     """
-    return read_bytes(path, what, MOST_BYTES, mend).removeprefix(b"\xef\xbb\xbf")
+    return read_bytes(path, what, MAX_BYTES, mend).removeprefix(b"\xef\xbb\xbf")
 
 
 def _parsed(data: bytes, path: str | os.PathLike, what: str, mend: str) -> Any:
@@ -115,7 +115,7 @@ def _parsed(data: bytes, path: str | os.PathLike, what: str, mend: str) -> Any:
 
     _check_values(data, path, what)
     try:
-        with no_garbage_collection():
+        with gc_disabled():
             return orjson.loads(data)
     except MemoryError:
         raise DataError(
@@ -129,7 +129,8 @@ def _parsed(data: bytes, path: str | os.PathLike, what: str, mend: str) -> Any:
             raise DataError(
                 f"{path}: the {what} holds {word.group()} in line {error.lineno}, column"
                 f" {error.colno}, where JSON has only finite numbers:"
-                f" ...{one_line(text[max(0, at - 60) : at + 20])}...; correct or remove this entry"
+                f" ...{single_line(text[max(0, at - 60) : at + 20])}...; correct or remove this"
+                " entry"
             ) from None
         encoding = next((name for mark, name in _OTHER_ENCODINGS if mark in data[:2]), "")
         try:
@@ -146,7 +147,7 @@ def _parsed(data: bytes, path: str | os.PathLike, what: str, mend: str) -> Any:
             ) from None
         raise DataError(
             f"{path}: the {what} is not valid JSON"
-            f" ({one_line(error)[:200]}){f'; {mend}' if mend else ''}"
+            f" ({single_line(error)[:200]}){f'; {mend}' if mend else ''}"
         ) from None
 
 
@@ -167,21 +168,21 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def field_fault(entry: dict, key: str, expected: str) -> str:
+def describe_field_error(entry: dict, key: str, expected: str) -> str:
     """Return what is wrong with a field: "has no 'area'" or "has area null, expected a number"."""
     if key not in entry:
         return f"has no {key!r}"
-    return f"has {key} {shown_value(entry[key], 60)}, expected {expected}"
+    return f"has {key} {short_repr(entry[key], 60)}, expected {expected}"
 
 
-def finite(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
     """The same dictionaries and lists with None where a figure is NaN or infinite (one that
     there is nothing to count for), for JSON has no such numbers.
     """
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: replace_non_finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
+        return [replace_non_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

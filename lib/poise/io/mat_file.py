@@ -15,7 +15,7 @@ import numpy as np
 from poise.errors import DataError
 from poise.io.files import read_bytes
 
-MOST_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 _HEADER = 128
 _NUMBERS = {
     1: "i1",
@@ -47,7 +47,7 @@ def read_matlab(path: str | os.PathLike, what: str) -> dict[str, np.ndarray | li
     what: the file, for the DataError where it is missing, of another version (7.3 is HDF5), or
     damaged.
     """
-    data = read_bytes(path, what, MOST_BYTES)
+    data = read_bytes(path, what, MAX_BYTES)
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None or data[124:126] != (b"\0\1" if order == "<" else b"\1\0"):
         raise DataError(
@@ -55,7 +55,7 @@ def read_matlab(path: str | os.PathLike, what: str) -> dict[str, np.ndarray | li
             " with -v7"
         )
     found: dict[str, np.ndarray | list[str]] = {}
-    left = MOST_BYTES  # of all compressed parts together
+    left = MAX_BYTES  # of all compressed parts together
     try:
         at = _HEADER
         while at + 8 <= len(data):

@@ -16,14 +16,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from poise.errors import DataError, one_line, pluralize
+from poise.errors import DataError, pluralize, single_line
 from poise.io.decoding import quiet_opencv
-from poise.io.files import temporary_file
-from poise.io.images import is_picture_name, read_picture
+from poise.io.files import create_temporary_file
+from poise.io.images import is_image_name, read_image
 
 log = logging.getLogger(__name__)
 
-VIDEO_ENDINGS = (
+VIDEO_EXTENSIONS = (
     ".mp4",
     ".avi",
     ".mov",
@@ -68,7 +68,7 @@ class Frame:
     seconds: float | None = None
 
 
-class Pictures:
+class ImageFiles:
     """Picture files, in the order given. One that cannot be read is put into `skipped`, (file,
     reason), and the rest go on.
     """
@@ -84,7 +84,7 @@ class Pictures:
     def __iter__(self) -> Iterator[Frame]:
         for index, path in enumerate(self.paths):
             try:
-                image = read_picture(path)
+                image = read_image(path)
             except DataError as error:
                 self.leave_out(path, error)
                 continue
@@ -97,7 +97,7 @@ class Pictures:
         if len(self.paths) == 1:
             raise error
         reason = str(error).removeprefix(f"{path}: ")
-        log.warning("%s", f"left out: {one_line(f'{path}: {reason}')}")
+        log.warning("%s", f"left out: {single_line(f'{path}: {reason}')}")
         self.skipped.append((path, reason))
 
 
@@ -128,7 +128,7 @@ class Video:
         if self.fps != claimed:
             log.warning(
                 "%s",
-                f"{one_line(name)}: says {claimed:g} frames a second; {self.fps:g} is taken"
+                f"{single_line(name)}: says {claimed:g} frames a second; {self.fps:g} is taken"
                 + (", by the times of its frames" if measured else ""),
             )
         # the count of a header without one is its duration times its rate
@@ -170,7 +170,7 @@ class Video:
             raise DataError(f"{self.name}: no frame of the video can be read")
         if index < len(self):
             reason = f"the video ends after {index} of {len(self)} frames"
-            log.warning("%s", f"{one_line(self.name)}: {reason}")
+            log.warning("%s", f"{single_line(self.name)}: {reason}")
             self.skipped.append((self.name, reason))
 
 
@@ -216,7 +216,7 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
     )
 
 
-def open_input(name: str) -> Pictures | Video:
+def open_input(name: str) -> ImageFiles | Video:
     """What a word of the command line names. Raises DataError where there is nothing.
 
     A file with the ending of a video is a video, any other file a picture; a folder stands for its
@@ -227,9 +227,9 @@ def open_input(name: str) -> Pictures | Video:
     path = Path(name)
     try:
         if name and path.is_dir():
-            return Pictures(_pictures_in(path))
+            return ImageFiles(_pictures_in(path))
         if name and path.exists():
-            return Video(name) if path.suffix.lower() in VIDEO_ENDINGS else Pictures([name])
+            return Video(name) if path.suffix.lower() in VIDEO_EXTENSIONS else ImageFiles([name])
     except (OSError, ValueError) as error:  # a folder that may not be read, a name that is none
         raise DataError(
             f"{name!r}: cannot be read ({getattr(error, 'strerror', None) or error})"
@@ -243,11 +243,11 @@ def open_input(name: str) -> Pictures | Video:
         )
         if not found:
             raise DataError(f"{name}: no file fits this pattern")
-        if all(Path(entry).suffix.lower() in VIDEO_ENDINGS for entry in found):
+        if all(Path(entry).suffix.lower() in VIDEO_EXTENSIONS for entry in found):
             if len(found) > 1:
                 raise DataError(f"{name}: {len(found)} videos fit this pattern; give one at a time")
             return Video(found[0])
-        return Pictures(found)
+        return ImageFiles(found)
     raise DataError(
         f"{name or repr('')}: no such file or folder; give a picture, a folder, a pattern, a video"
         " or the number of a camera"
@@ -259,27 +259,28 @@ def _pictures_in(folder: Path) -> list[str]:
     entries = sorted(folder.iterdir())
     folders = sum(entry.is_dir() for entry in entries)
     files = [entry for entry in entries if not entry.is_dir()]
-    found = [str(file) for file in files if is_picture_name(file)]
+    found = [str(file) for file in files if is_image_name(file)]
     below = ""
     if folders:
         below = (
-            f"; folders are not searched ({folders}), {one_line(folder)}/**/* is a pattern for them"
+            f"; folders are not searched ({folders}), {single_line(folder)}/**/* is a pattern for"
+            " them"
         )
     if not found:
         raise DataError(f"{folder}: the folder holds no file with the ending of a picture{below}")
-    others = [one_line(file.name) for file in files if not is_picture_name(file)]
+    others = [single_line(file.name) for file in files if not is_image_name(file)]
     if others:
         some = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         count = pluralize(len(others), "file")
         log.warning(
             "%s: left out: %s without the ending of a picture: %s%s",
-            one_line(folder),
+            single_line(folder),
             count,
             some,
             below,
         )
     elif folders:
-        log.warning("%s", f"{one_line(folder)}{below}")
+        log.warning("%s", f"{single_line(folder)}{below}")
     return found
 
 
@@ -318,7 +319,7 @@ class VideoWriter:
         _check_name(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._part = temporary_file(self.path, ".mp4")
+            self._part = create_temporary_file(self.path, ".mp4")
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
         with quiet_opencv():

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from poise.errors import one_line
+from poise.errors import single_line
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     # a TraceError, or whatever a forward pass raises when it is called with a stand-in for its
     # images
     except Exception as error:
-        _say_once(type(model).__name__, f"{type(error).__name__}: {one_line(error)}")
+        _say_once(type(model).__name__, f"{type(error).__name__}: {single_line(error)}")
         return folded
     for conv, norm in pairs:
         modules = folded.get_submodule(conv), folded.get_submodule(norm)

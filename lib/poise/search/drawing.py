@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from poise.errors import escape_html
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.models.posenas.genotypes import EDGES_PER_NODE, INPUTS, NODES, Edges, Genotype
 
 # operation -> (short name, colour); one that is not here is white and has the beginning of its name
@@ -52,7 +52,7 @@ def write_drawing(
     """Write the picture of a genotype; see cells_svg. Raises DataError where it cannot be
     written.
     """
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(cells_svg(genotype, title, strengths), encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from poise.datasets import PersonTable
 from poise.errors import DataError
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.io.json_file import read_json
 
 NAME = "split.json"
@@ -93,7 +93,7 @@ class Split:
             "weights": self.weights.tolist(),
             "architecture": self.architecture.tolist(),
         }
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def tables(self, table: PersonTable) -> tuple[PersonTable, PersonTable]:

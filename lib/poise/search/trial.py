@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from poise.engine import device as devices
 from poise.engine.memory import machine_limits, peak_memory
-from poise.io.files import memory_present
+from poise.io.files import available_memory
 from poise.search.alternation import Alternation
 from poise.search.space import Space
 from poise.search.supernet import build
@@ -59,7 +59,7 @@ def measure(
         )
         samples = len(batch["images"])
         few = {key: value[:2] for key, value in batch.items()}
-        present = memory_present() if device.type == "cpu" else None
+        present = available_memory() if device.type == "cpu" else None
         if device.type == "cpu":
             steps = (partial(trial.weights_step, few, 0), partial(trial.architecture_step, few))
             needed = (

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from poise.errors import DataError, shown, shown_value
+from poise.errors import DataError, escape_name, short_repr
 from poise.structures.ids import as_id, with_ids
 
 DEFAULT_SIGMA = 0.067  # the mean of COCO's 17
@@ -146,7 +146,7 @@ def other_joint(theirs: Sequence[str], ours: Sequence[str]) -> str:
     return (
         ""
         if place is None
-        else f"its joint {place} is {shown(theirs[place])} and not {shown(ours[place])}"
+        else f"its joint {place} is {escape_name(theirs[place])} and not {escape_name(ours[place])}"
     )
 
 
@@ -177,7 +177,7 @@ def find_category(
         used = {as_id(entry.get("category_id")) for entry in entries} & set(ids)
         if len(used) != 1:
             raise DataError(
-                f"{where}: {len(ids)} categories are named {shown_value(category)} (ids "
+                f"{where}: {len(ids)} categories are named {short_repr(category)} (ids "
                 f"{', '.join(map(str, ids[:8]))}), and {len(used)} of them have annotations; name "
                 f"one by its id in the dataset file, such as category: {max(used or ids)}"
             )

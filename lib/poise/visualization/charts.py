@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from poise.errors import PoiseError, escape_html, printable
+from poise.errors import PoiseError, escape_control, escape_html
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ def svg(figure, title: str) -> str:
     drawing = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', drawing)
     drawing = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", drawing)
     drawing = re.sub("|".join(_STAND_INS), lambda colour: _STAND_INS[colour[0]], drawing)
-    drawing = printable(drawing)  # of names in it matplotlib escapes the markup alone
+    drawing = escape_control(drawing)  # of names in it matplotlib escapes the markup alone
     return drawing.replace("<svg", f'<svg role="img" aria-label="{escape_html(title)}"', 1)
 
 

@@ -19,7 +19,7 @@ from poise.datasets.converters.images import (
     describe_left_out,
     tell_left_out,
 )
-from poise.errors import DataError, pluralize, shown
+from poise.errors import DataError, escape_name, pluralize
 from poise.structures.skeleton import DatasetFile
 
 
@@ -54,7 +54,7 @@ def convert(
         raise DataError(
             f"{source}: no persons in {pluralize(len(pictures), 'image')}, nothing is written; "
             f"found: {describe_left_out(left) or 'no labels'}; {_module(forms[0]).PERSON} "
-            f"({shown(data.category, 40)} of {data.path})"
+            f"({escape_name(data.category, 40)} of {data.path})"
         )
     tell_left_out(source, left)
     write(forms[1], target, data, pictures)

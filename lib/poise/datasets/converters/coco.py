@@ -10,7 +10,7 @@ import numpy as np
 from poise.datasets.coco import check_order
 from poise.datasets.coco_files import read_annotations
 from poise.datasets.converters.images import LabelledPerson, LabelledPicture, LeftOut, check_sizes
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.structures.person_table import PackedNames
 from poise.structures.skeleton import DatasetFile
 
@@ -89,5 +89,5 @@ def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) ->
                     ),
                 }
             )
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(orjson.dumps(content))

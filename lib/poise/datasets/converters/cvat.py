@@ -27,9 +27,9 @@ from poise.datasets.converters.images import (
     match_boxes,
     numbers,
 )
-from poise.errors import DataError, one_line, shown
-from poise.io.archives import name_fault
-from poise.io.files import check_memory, read_bytes, replacing
+from poise.errors import DataError, escape_name, single_line
+from poise.io.archives import find_name_error
+from poise.io.files import atomic_write, check_memory, read_bytes
 from poise.structures.skeleton import DatasetFile
 
 PERSON = "a person is a skeleton that is called like the category"
@@ -127,7 +127,7 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
             raise DataError(f"{path}: the CVAT file {fault}") from None
         except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: the encoding
             raise DataError(
-                f"{path}: the CVAT file is not valid XML ({one_line(error)[:200]})"
+                f"{path}: the CVAT file is not valid XML ({single_line(error)[:200]})"
             ) from None
         if parser.root not in ("", "annotations"):
             break
@@ -152,12 +152,13 @@ def read(
         picture = _picture(entry, path)
         if picture.name in pictures:
             raise DataError(
-                f"{path}: image {shown(picture.name)} is listed twice; export each task by itself, "
+                f"{path}: image {escape_name(picture.name)} is listed twice; export each task by"
+                " itself, "
                 "or rename the images"
             )
         pictures[picture.name] = picture
         picture.persons += _persons(
-            entry, picture, data, f"{path}: image {shown(picture.name)}", left
+            entry, picture, data, f"{path}: image {escape_name(picture.name)}", left
         )
         needed += _PICTURE_BYTES + len(picture.persons) * (
             _PERSON_BYTES + _JOINT_BYTES * data.skeleton.num_joints
@@ -168,8 +169,9 @@ def read(
     other = [reason.removeprefix(_OTHERS) for reason in left if reason.startswith(_OTHERS)]
     if other and not any(picture.persons for picture in pictures.values()):
         raise DataError(
-            f"{path}: no skeleton is called {shown(data.category, 40)}, the category of"
-            f" {data.path}; there are {', '.join(shown(name, 40) for name in sorted(other)[:5])}"
+            f"{path}: no skeleton is called {escape_name(data.category, 40)}, the category of"
+            f" {data.path}; there are"
+            f" {', '.join(escape_name(name, 40) for name in sorted(other)[:5])}"
         )
     if images is not None:
         check_sizes(path, list(pictures.values()), images)
@@ -178,15 +180,17 @@ def read(
 
 def _picture(entry: ElementTree.Element, path: Path) -> LabelledPicture:
     name = entry.get("name") or ""
-    if not name or name_fault(name):
-        raise DataError(f"{path}: the image name {shown(name)} {name_fault(name) or 'is empty'}")
+    if not name or find_name_error(name):
+        raise DataError(
+            f"{path}: the image name {escape_name(name)} {find_name_error(name) or 'is empty'}"
+        )
     width, height = numbers(
         [entry.get("width", "nothing"), entry.get("height", "nothing")],
-        f"{path}: image {shown(name)}",
+        f"{path}: image {escape_name(name)}",
         "width or height",
     )
     if min(width, height) < 1:
-        raise DataError(f"{path}: image {shown(name)} is {width:g} x {height:g} pixels large")
+        raise DataError(f"{path}: image {escape_name(name)} is {width:g} x {height:g} pixels large")
     return LabelledPicture(name, int(width), int(height))
 
 
@@ -249,11 +253,11 @@ def _keypoints(skeleton: ElementTree.Element, data: DatasetFile, where: str) -> 
         label = points.get("label")
         if label not in data.skeleton.names:
             raise DataError(
-                f"{where}: a point is called {shown(label, 40)}, which is none of the joints of"
-                f" {data.path}"
+                f"{where}: a point is called {escape_name(label, 40)}, which is none of the joints"
+                f" of {data.path}"
             )
         if label in done:
-            raise DataError(f"{where}: a skeleton has {shown(label, 40)} twice")
+            raise DataError(f"{where}: a skeleton has {escape_name(label, 40)} twice")
         done.add(label)
         values = numbers((points.get("points") or "").split(","), where, f"the point {label}")
         if len(values) != 2:
@@ -305,5 +309,5 @@ def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) ->
                     points=f"{x:.4f},{y:.4f}",
                 )
     ElementTree.indent(root)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from poise.errors import DataError, shown
+from poise.errors import DataError, escape_name
 from poise.io import image_header
-from poise.io.decoding import Picture
+from poise.io.decoding import EncodedImage
 from poise.io.files import read_bytes
-from poise.io.images import MAX_ENCODED_BYTES, ImageFolder, is_picture_name
+from poise.io.images import MAX_ENCODED_BYTES, ImageFolder, is_image_name
 from poise.structures.crops import FARTHEST
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
         file = PurePosixPath(name).with_suffix(ending).as_posix()
         if file in found:
             raise DataError(
-                f"{shown(found[file])} and {shown(name)} have their labels in one file,"
-                f" {shown(file)}; rename one of the pictures"
+                f"{escape_name(found[file])} and {escape_name(name)} have their labels in one file,"
+                f" {escape_name(file)}; rename one of the pictures"
             )
         found[file] = name
     return found
@@ -69,7 +69,7 @@ class LeftOut(Counter[str]):
 
     def add(self, reason: str, count: int = 1) -> None:
         """Count shapes; the memory stays small whatever labels a file has."""
-        reason = shown(reason, 80)
+        reason = escape_name(reason, 80)
         is_counted = reason in self or len(self) < _MAX_REASONS
         self[reason if is_counted else _OTHER] += count
 
@@ -107,7 +107,8 @@ def match_boxes(
         if count > 1 or person_groups[group] > 1:
             what = "two boxes" if count > 1 else "a box and two persons"
             raise DataError(
-                f"{where}: {what} have the group_id {shown(group, 40)}; give each person's points "
+                f"{where}: {what} have the group_id {escape_name(group, 40)}; give each person's"
+                " points "
                 "and box a group_id of their own"
             )
     unused = {group: box for group, box in boxes if group is not None}
@@ -152,7 +153,7 @@ class ImageSize(NamedTuple):
 def image_size(path: Path) -> ImageSize:
     """Read the size of an image file, with few exceptions from its header. Raises DataError."""
     data = read_bytes(path, "image", MAX_ENCODED_BYTES)
-    size = image_header.claimed_size(data)
+    size = image_header.read_size(data)
     if size is None or 0 in size:
         raise DataError(
             f"{path}: not an image that is read ({image_header.FORMATS} are); "
@@ -163,10 +164,10 @@ def image_size(path: Path) -> ImageSize:
         return ImageSize(size, size, orientation)
     if data.startswith((b"\xff\xd8", b"\x89PNG")):
         return ImageSize(size, size[::-1], orientation)
-    if image_header.fault(data):
+    if image_header.find_error(data):
         return ImageSize(size, size, orientation)
     # OpenCV's versions differ in when they turn WebP, and they turn TIFF always
-    decoded = [Picture(data, exif=exif).pixels for exif in (False, True)]
+    decoded = [EncodedImage(data, exif=exif).pixels for exif in (False, True)]
     stored, upright = (size if pixels is None else pixels.shape[1::-1] for pixels in decoded)
     return ImageSize(stored, upright, orientation)
 
@@ -178,7 +179,7 @@ def image_sizes(folder: Path) -> dict[str, ImageSize]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such image folder")
-    paths = sorted(path for path in folder.rglob("*") if is_picture_name(path))
+    paths = sorted(path for path in folder.rglob("*") if is_image_name(path))
     if not paths:
         raise DataError(f"{folder}: has no images")
     return {path.relative_to(folder).as_posix(): image_size(path) for path in paths}
@@ -194,7 +195,7 @@ def check_sizes(where: str | Path, pictures: Sequence[LabelledPicture], folder: 
     for picture in pictures:
         if not (folder / picture.name).is_file():
             hint = ImageFolder(folder).other_spelling(picture.name)
-            raise DataError(f"{where}: {folder} has no image {shown(picture.name)}{hint}")
+            raise DataError(f"{where}: {folder} has no image {escape_name(picture.name)}{hint}")
         size, labeled = image_size(folder / picture.name), (picture.width, picture.height)
         if labeled not in (size.stored, size.upright):
             raise DataError(
@@ -224,5 +225,7 @@ def numbers(values: Iterable[object], where: str, what: str) -> list[float]:
         except (TypeError, ValueError, OverflowError):
             found.append(float("nan"))
         if not abs(found[-1]) < FARTHEST:
-            raise DataError(f"{where}: {what} has {shown(value, 40)} where a number is needed")
+            raise DataError(
+                f"{where}: {what} has {escape_name(value, 40)} where a number is needed"
+            )
     return found

@@ -27,9 +27,9 @@ from poise.datasets.converters.images import (
     match_boxes,
     numbers,
 )
-from poise.errors import DataError, shown
-from poise.io.archives import name_fault
-from poise.io.files import replacing
+from poise.errors import DataError, escape_name
+from poise.io.archives import find_name_error
+from poise.io.files import atomic_write
 from poise.io.json_file import read_json
 from poise.structures.skeleton import DatasetFile
 
@@ -76,8 +76,8 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, left: LeftOut) -> L
     name = relative.with_suffix(
         PurePosixPath(content["imagePath"].replace("\\", "/")).suffix
     ).as_posix()
-    if name_fault(name):
-        raise DataError(f"{path}: the image name {shown(name)} {name_fault(name)}")
+    if find_name_error(name):
+        raise DataError(f"{path}: the image name {escape_name(name)} {find_name_error(name)}")
     picture = LabelledPicture(name, int(width), int(height))
     for box, points in _groups(path, shapes, data, left):
         keypoints = np.zeros((data.skeleton.num_joints, 3))
@@ -122,8 +122,8 @@ def _groups(
             ((x, y),) = _corners(shape, where, (1,)).tolist()
             if label not in data.skeleton.names:
                 raise DataError(
-                    f"{where}: the point is called {shown(label, 40)}, which is none of the joints"
-                    f" of {data.path}"
+                    f"{where}: the point is called {escape_name(label, 40)}, which is none of the"
+                    f" joints of {data.path}"
                 )
             flags = shape.get("flags") if isinstance(shape.get("flags"), dict) else {}
             hidden = (
@@ -142,7 +142,7 @@ def _groups(
 def _group(shape: dict, where: str) -> int | None:
     group = shape.get("group_id")
     if group is not None and type(group) is not int:
-        raise DataError(f"{where}: group_id {shown(group, 40)} is no whole number")
+        raise DataError(f"{where}: group_id {escape_name(group, 40)} is no whole number")
     return group
 
 
@@ -153,7 +153,7 @@ def _corners(shape: dict, where: str, counts: tuple[int, ...]) -> np.ndarray:
     if not is_list or not all(isinstance(point, list) and len(point) == 2 for point in points):
         raise DataError(f"{where} has no points")
     if len(points) not in counts:
-        kind, expected = shown(shape.get("shape_type"), 40), " or ".join(map(str, counts))
+        kind, expected = escape_name(shape.get("shape_type"), 40), " or ".join(map(str, counts))
         raise DataError(f"{where}: the {kind} has {len(points)} points, expected {expected}")
     values = numbers([value for point in points for value in point], where, "a point")
     return np.array(values).reshape(-1, 2)
@@ -222,7 +222,7 @@ def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) 
             "imageHeight": picture.height,
             "imageWidth": picture.width,
         }
-        with replacing(folder / file) as part:
+        with atomic_write(folder / file) as part:
             part.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 

@@ -24,7 +24,7 @@ from poise.datasets.converters.images import (
     numbers,
 )
 from poise.errors import DataError
-from poise.io.files import read_bytes, replacing
+from poise.io.files import atomic_write, read_bytes
 from poise.structures.skeleton import DatasetFile
 
 log = logging.getLogger(__name__)
@@ -133,5 +133,5 @@ def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) 
                 for (x, y), flag in zip(person.keypoints[:, :2] / size, person.keypoints[:, 2])
             ]
             lines.append(" ".join([str(CLASS), *(f"{value:.8f}" for value in box), *joints]) + "\n")
-        with replacing(folder / file) as part:
+        with atomic_write(folder / file) as part:
             part.write_text("".join(lines), encoding="utf-8")

@@ -32,7 +32,7 @@ from poise.datasets.synthetic.annotations import (
 from poise.datasets.synthetic.scene import sample_scene
 from poise.datasets.worker_end import end_with_parent
 from poise.errors import ConfigError, DataError, PoiseError
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 
 # raise it when the same seed draws other pictures: sets of an older version are then made anew
 VERSION = 3
@@ -120,7 +120,7 @@ def make_mpii(
                 for person in found
             ]
             if split == "valid":
-                with replacing(root / "annot/gt_valid.mat") as temporary:
+                with atomic_write(root / "annot/gt_valid.mat") as temporary:
                     savemat(temporary, mpii_arrays(persons), appendmat=False)
                 _write_json(
                     root / "annot/test.json",
@@ -233,7 +233,7 @@ class _Writing:
 
 
 def _write_json(path, content):
-    with replacing(path) as temporary, open(temporary, "w") as file:
+    with atomic_write(path) as temporary, open(temporary, "w") as file:
         json.dump(content, file, separators=(",", ":"))
 
 
@@ -282,7 +282,7 @@ def _draw_and_save(root, form, split, seed, hardness, index):
     done, jpeg = cv2.imencode(".jpg", scene.image, (cv2.IMWRITE_JPEG_QUALITY, scene.quality))
     assert done, "OpenCV could not encode a picture as JPEG"
     with (
-        replacing(root / _image_path(form, split, index)) as temporary,
+        atomic_write(root / _image_path(form, split, index)) as temporary,
         open(temporary, "wb") as file,
     ):
         file.write(jpeg)

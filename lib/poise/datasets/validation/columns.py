@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from poise.datasets.coco_files import ID_FIELDS, MEND
-from poise.errors import DataError, shown
-from poise.io.archives import name_fault
+from poise.errors import DataError, escape_name
+from poise.io.archives import find_name_error
 from poise.io.cache import Arrays
 from poise.io.json_file import is_finite, read_in_parts
 from poise.structures.crops import FARTHEST
@@ -89,7 +89,7 @@ def _columns(
             "category_ids": np.array(ids, np.int64),
             "objects": np.array([objects[i] for i in ids], np.int64),
             "category_names": np.array(
-                [shown(c.get("name", ""), 40) for c in categories]
+                [escape_name(c.get("name", ""), 40) for c in categories]
                 + [""] * (len(ids) - len(categories)),
                 str,
             ),
@@ -110,8 +110,8 @@ def _images(entries: list, faults: dict) -> Arrays:
             fault = "images are no objects with a whole number as id"
         elif not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
             fault = "images have no file_name"
-        elif name_fault(entry["file_name"]):
-            fault = f"images have a file_name that {name_fault(entry['file_name'])}"
+        elif find_name_error(entry["file_name"]):
+            fault = f"images have a file_name that {find_name_error(entry['file_name'])}"
         elif not all(
             type(entry.get(key)) in _NUMBERS and 1 <= entry[key] < FARTHEST
             for key in ("width", "height")
@@ -134,7 +134,7 @@ def _note(faults: dict[str, tuple[int, str]], fault: str, entry: Any) -> bool:
     """Count a fault, if it is one."""
     if fault:
         name = entry.get("file_name", entry.get("id")) if isinstance(entry, dict) else entry
-        count, example = faults.get(fault, (0, shown(name, 80)))
+        count, example = faults.get(fault, (0, escape_name(name, 80)))
         faults[fault] = (count + 1, example)
     return bool(fault)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from poise.errors import one_line, shown
+from poise.errors import escape_name, single_line
 
 FAULT, WARNING, NOTE = "fault", "warning", "note"
 
@@ -32,19 +32,19 @@ class Findings:
     found: list[Finding] = field(default_factory=list)
 
     def fault(self, text: str) -> None:
-        self.found.append(Finding(FAULT, self.where, one_line(text)))
+        self.found.append(Finding(FAULT, self.where, single_line(text)))
 
     def warning(self, text: str) -> None:
-        self.found.append(Finding(WARNING, self.where, one_line(text)))
+        self.found.append(Finding(WARNING, self.where, single_line(text)))
 
     def note(self, text: str) -> None:
-        self.found.append(Finding(NOTE, self.where, one_line(text)))
+        self.found.append(Finding(NOTE, self.where, single_line(text)))
 
 
 def some(names: Iterable[object], most: int = 3) -> str:
     """The first few of many names."""
     names = list(names)
-    return ", ".join(shown(name, 80) for name in names[:most]) + (
+    return ", ".join(escape_name(name, 80) for name in names[:most]) + (
         ", ..." if len(names) > most else ""
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 from poise.datasets.validation.findings import Findings, some
 from poise.errors import DataError
 from poise.io import archives, image_header
-from poise.io.decoding import Picture
+from poise.io.decoding import EncodedImage
 from poise.io.images import END_MARKS, MAX_ENCODED_BYTES, ImageFolder, is_cut_off
 
 _HEAD = 1 << 16  # most headers lie in it; thumbnails and profiles before them may be longer
@@ -222,10 +222,10 @@ def _judged(head: bytes, size: int, rest: Callable[[int], bytes], exif: bool = F
     mark = size, zlib.crc32(head)
     if not head:
         return Header((0, 0), mark, "are empty")
-    data, claimed = head, image_header.claimed_size(head)
+    data, claimed = head, image_header.read_size(head)
     if claimed is not None and 0 in claimed and size > _HEAD:
         data = head + rest(MAX_ENCODED_BYTES)
-        claimed = image_header.claimed_size(data)
+        claimed = image_header.read_size(data)
     if claimed is None:
         return Header((0, 0), mark, f"are no image that is read ({image_header.FORMATS} are)")
     if image_header.is_too_large(head):
@@ -239,7 +239,7 @@ def _judged(head: bytes, size: int, rest: Callable[[int], bytes], exif: bool = F
         return Header(claimed[::-1] if exif else claimed, mark, "", orientation)
     # OpenCV's versions differ in when they turn the other formats
     data += rest(MAX_ENCODED_BYTES)
-    read = None if image_header.fault(data) else Picture(data, exif).size
+    read = None if image_header.find_error(data) else EncodedImage(data, exif).size
     return Header(read or claimed, mark, "", orientation)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from poise.datasets.validation.findings import FAULT, NOTE, WARNING, Finding
 from poise.datasets.validation.run import CheckedSet, verdict
 from poise.errors import PoiseError, escape_html
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.visualization import draw
 from poise.visualization.html import encode_data_uri, render_document, render_table
 
@@ -56,7 +56,7 @@ def write(
         parts.append(_pictures(f"{pictures} persons drawn at random", one, chosen, pictures))
         if one.odd is not None and one.odd.any():
             parts.append(_pictures("Persons who stand out", one, np.flatnonzero(one.odd), pictures))
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(render_document(title, parts), encoding="utf-8")
 
 

@@ -31,7 +31,7 @@ from poise.datasets.validation.findings import FAULT, NOTE, WARNING, Finding, Fi
 from poise.datasets.validation.persons import People
 from poise.errors import DataError, PoiseError
 from poise.evaluation.evaluators import EVALUATORS, build_evaluator
-from poise.io.cache import Arrays, remembered
+from poise.io.cache import Arrays, cached
 from poise.io.images import ImageFolder
 from poise.structures.person_table import PackedNames
 from poise.structures.skeleton import DatasetFile
@@ -136,7 +136,7 @@ def _columns(cfg: CfgNode, split: str, found: Findings) -> Arrays | None:
     joints = data.skeleton.num_joints
     try:
         path = present_annotation_path(cfg, split)
-        return remembered(
+        return cached(
             path,
             f"check of category {data.category!r} with {joints} joints",
             partial(COLUMN_READERS[data.format], path, joints, data.category),

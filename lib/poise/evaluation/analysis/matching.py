@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from poise.config.datasets import dataset
-from poise.errors import DataError, one_line
+from poise.errors import DataError, single_line
 from poise.evaluation import keypoint_ap, read_ground_truth, read_results, result_arrays
 from poise.evaluation.coco import CocoGroundTruth
 from poise.evaluation.evaluators import EVALUATORS
@@ -301,7 +301,7 @@ def distinct(paths: Sequence[str | Path]) -> list[str]:
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             break
-    return [one_line(name) for name in names]
+    return [single_line(name) for name in names]
 
 
 def short_names(names: Sequence[str]) -> list[str]:

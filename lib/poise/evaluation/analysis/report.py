@@ -23,9 +23,9 @@ from poise.evaluation.analysis.matching import (
     named,
 )
 from poise.evaluation.analysis.per_keypoint import per_joint
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.io.images import ImageFolder
-from poise.io.json_file import finite
+from poise.io.json_file import replace_non_finite
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
             _without_pixels(picture) for picture in report.most_different
         ],
     }
-    with replacing(figures) as part:
-        part.write_bytes(orjson.dumps(finite(content), option=orjson.OPT_INDENT_2))
-    with replacing(html) as part:
+    with atomic_write(figures) as part:
+        part.write_bytes(orjson.dumps(replace_non_finite(content), option=orjson.OPT_INDENT_2))
+    with atomic_write(html) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return html, figures
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from poise.errors import ConfigError, DataError, escape_html
 from poise.evaluation.analysis.matching import distinct
-from poise.io.files import read_bytes, replacing
+from poise.io.files import atomic_write, read_bytes
 from poise.visualization import charts
 from poise.visualization.html import format_number, render_document, render_table
 from poise.visualization.tables import align_columns
@@ -197,7 +197,7 @@ def write(runs: Mapping[str, Figures], path: str | Path, wanted: Sequence[str] =
             )
             parts.append(f"<h2>{escape_html(name)}</h2><figure>{chart}</figure>")
         data = render_document(title, parts).encode("utf-8", errors="backslashreplace")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(data)
 
 

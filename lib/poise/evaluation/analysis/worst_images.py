@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from poise.errors import DataError, one_line
+from poise.errors import DataError, single_line
 from poise.evaluation import keypoint_ap
 from poise.evaluation.analysis.errors import INVERSION, JOINTS, MISS, SWAP, JointErrors
 from poise.evaluation.analysis.matching import (
@@ -150,7 +150,7 @@ def draw(
         entry = truth.images[place]
         pictures.append(
             WorstImage(
-                one_line(entry.get("file_name", "")),
+                single_line(entry.get("file_name", "")),
                 entry["id"],
                 [float(each[place]) for each in lost],
                 [(title, encode_data_uri(panel)) for title, panel in panels],

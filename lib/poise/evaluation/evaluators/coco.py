@@ -24,7 +24,7 @@ from poise.evaluation.coco import (
 )
 from poise.evaluation.evaluators.base import Evaluator
 from poise.evaluation.results import write_results, write_submission
-from poise.io.cache import file_state
+from poise.io.cache import stat_key
 from poise.structures.crops import PIXEL_STD
 from poise.structures.person_table import PersonTable
 from poise.structures.skeleton import DatasetFile
@@ -72,7 +72,7 @@ class CocoEvaluator(Evaluator):
     def truth(self) -> CocoGroundTruth:
         """Return the annotations, read once; they must not be changed. Raises DataError."""
         try:
-            state = file_state(self.annotations)
+            state = stat_key(self.annotations)
         except OSError:  # reading the file raises the error
             state = None
         return _read_labels(

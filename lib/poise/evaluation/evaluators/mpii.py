@@ -14,7 +14,7 @@ from poise.errors import ConfigError
 from poise.evaluation import diagnose_mpii
 from poise.evaluation.evaluators.base import Evaluator
 from poise.evaluation.mpii import JOINTS, pckh, per_joint_pckh
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.structures.person_table import PersonTable
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class MpiiEvaluator(Evaluator):
 
         self._table, self._keypoints = table, keypoints
         path = folder / ("pred.mat" if self.split == "valid" else f"pred_{self.split}.mat")
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             savemat(part, {"preds": self._one_based()}, appendmat=False)
         log.info("%d predictions written to %s", len(keypoints), path)
 

@@ -35,7 +35,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from poise.errors import ConfigError, DataError, one_line, shown
+from poise.errors import ConfigError, DataError, escape_name, single_line
 from poise.evaluation.nms import box_nms
 from poise.inference.detectors.base import PERSON, persons
 from poise.inference.export.onnx_network import create_session
@@ -122,7 +122,8 @@ class OnnxDetector:
         except Exception as error:
             size = f"{placed.shape[1]} x {placed.shape[0]}"
             raise DataError(
-                f"{self._path}: the detector fails on a picture of {size} ({one_line(error)[:200]})"
+                f"{self._path}: the detector fails on a picture of {size}"
+                f" ({single_line(error)[:200]})"
             ) from None
         boxes, scores = self._of_yolo(answers[0]) if self._yolo else self._of_three(answers)
         return persons(
@@ -202,8 +203,8 @@ def _told_by_ultralytics(
     if not persons and len(names) > 1:
         log.warning(
             "%s",
-            f"{one_line(path)}: finds no class person but"
-            f" {shown(', '.join(map(str, names.values())))}; the first is taken",
+            f"{single_line(path)}: finds no class person but"
+            f" {escape_name(', '.join(map(str, names.values())))}; the first is taken",
         )
     return len(names), persons[0] if persons else 0, suppressed
 

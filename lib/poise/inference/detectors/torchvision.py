@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from poise.engine.device import choose_device
-from poise.errors import ConfigError, DataError, one_line
+from poise.errors import ConfigError, DataError, single_line
 from poise.inference.detectors.base import PERSON, persons
 from poise.io import download
 
@@ -102,7 +102,7 @@ class TorchvisionDetector:
         except RuntimeError as error:  # a side that is scaled to 0 pixels, no memory left
             sizes = ", ".join(f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in tensors)
             raise DataError(
-                f"detector {self._name}: fails on pictures of {sizes} ({one_line(error)[:200]})"
+                f"detector {self._name}: fails on pictures of {sizes} ({single_line(error)[:200]})"
             ) from None
 
 
@@ -112,7 +112,8 @@ def _torchvision_models(name: str) -> ModuleType:
     # RuntimeError: its operators were not registered
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
         raise ConfigError(
-            f"detector {name}: torchvision cannot be used here ({one_line(error)}): its operators"
+            f"detector {name}: torchvision cannot be used here ({single_line(error)}): its"
+            " operators"
             " load only beside a torch of the same build, which a CPU-only torch wheel is not;"
             " install both by plain `pip install torch torchvision`, or give an .onnx detector, or"
             " boxes in a JSON"
@@ -133,7 +134,7 @@ def _fetch(name: str, models: ModuleType, folder: Path) -> Path:
             chosen.url,
             target,
         )
-    return download.fetch(chosen.url, folder)
+    return download.download_file(chosen.url, folder)
 
 
 def _fill(model: torch.nn.Module, file: Path, name: str) -> None:
@@ -145,5 +146,5 @@ def _fill(model: torch.nn.Module, file: Path, name: str) -> None:
     except (RuntimeError, TypeError, AttributeError) as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise DataError(
-            f"{file}: these are not the weights of detector {name} ({one_line(first)[:200]})"
+            f"{file}: these are not the weights of detector {name} ({single_line(first)[:200]})"
         ) from None

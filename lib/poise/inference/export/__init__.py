@@ -21,7 +21,7 @@ from poise.errors import ConfigError, DataError
 from poise.inference.export import metadata, parity
 from poise.inference.export.formats import FORMATS, require_packages
 from poise.inference.export.graph import ExportOptions, Graph
-from poise.io.files import replacing
+from poise.io.files import atomic_write
 from poise.models import build_model
 from poise.models.weights.origin import load_trained
 
@@ -62,7 +62,7 @@ def export(
         ),
     }
     graph = Graph(cfg, codec, model, parts)
-    with replacing(out) as part:
+    with atomic_write(out) as part:
         write(graph, graph.example(cfg), part, metadata.as_text(cfg, codec, parts))
         run = read(part)
         found = [

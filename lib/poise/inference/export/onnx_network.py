@@ -16,7 +16,7 @@ from poise import config
 from poise.codecs import build_codec, codec_class
 from poise.codecs.codec import Arrays, Output, to_arrays
 from poise.config.datasets import dataset_of
-from poise.errors import ConfigError, DataError, one_line
+from poise.errors import ConfigError, DataError, single_line
 from poise.inference.export import metadata
 from poise.inference.export.formats import onnx_session, require_packages
 from poise.inference.export.graph import IMAGES, KEYPOINTS, SCORES, normalized
@@ -111,7 +111,7 @@ class OnnxNetwork:
             if cfg.TEST.FLIP_TEST and not flip_test:
                 log.warning(
                     "%s",
-                    f"{one_line(file)}: was exported with decoding and without the flip test, so"
+                    f"{single_line(file)}: was exported with decoding and without the flip test, so"
                     " TEST.FLIP_TEST True has no effect; give flip_test False, or export it with"
                     " --with-flip",
                 )
@@ -155,7 +155,8 @@ class OnnxNetwork:
             return self._session.run(outputs, {IMAGES: given.contiguous().numpy()})
         except Exception as error:  # of onnxruntime, which has one class for each kind
             raise DataError(
-                f"{self._file}: onnxruntime fails on {len(images)} crops ({one_line(error)[:200]})"
+                f"{self._file}: onnxruntime fails on {len(images)} crops"
+                f" ({single_line(error)[:200]})"
             ) from None
 
     def _check_form(self, file: str | os.PathLike, own: CfgNode) -> None:
@@ -200,7 +201,8 @@ class OnnxNetwork:
             if metadata.value_of(own, key) != metadata.value_of(cfg, key):
                 log.warning(
                     "%s",
-                    f"{one_line(file)}: was exported with {key} {metadata.value_of(own, key)}, and"
+                    f"{single_line(file)}: was exported with {key} {metadata.value_of(own, key)},"
+                    " and"
                     f" is used with {metadata.value_of(cfg, key)}: joints may be found in the wrong"
                     " places",
                 )

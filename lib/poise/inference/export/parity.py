@@ -184,9 +184,9 @@ def make_synthetic_crops(cfg: CfgNode, codec: Codec, count: int = 8) -> np.ndarr
 
 def crop_full_images(cfg: CfgNode, codec: Codec, paths: Sequence[str | Path]) -> np.ndarray:
     """A crop (H, W, 3) of each picture as a whole."""
-    from poise.io.images import read_picture
+    from poise.io.images import read_image
 
-    pictures = map(read_picture, paths)
+    pictures = map(read_image, paths)
     return np.stack(
         [
             crop

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poise.errors import ConfigError, DataError, shown
-from poise.io.files import replacing
-from poise.io.json_file import finite, read_json
+from poise.errors import ConfigError, DataError, escape_name
+from poise.io.files import atomic_write
+from poise.io.json_file import read_json, replace_non_finite
 from poise.models.posenas.operations import OPERATIONS, STRIDE_BLIND
 
 VERSION = 1
@@ -94,19 +94,19 @@ def _checked_edges(edges: Any, cell: str) -> Edges:
     for number, edge in enumerate(edges):
         where, node = f"{cell}[{number}]", INPUTS + number // EDGES_PER_NODE
         if not isinstance(edge, (list, tuple)) or len(edge) != 2:
-            raise ConfigError(f"{where} must be [operation, state], got {shown(repr(edge))}")
+            raise ConfigError(f"{where} must be [operation, state], got {escape_name(repr(edge))}")
         operation, source = edge
         if not isinstance(operation, str) or operation not in OPERATIONS:
             close = difflib.get_close_matches(str(operation), OPERATIONS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(
-                f"{where}: {shown(repr(operation))} is not an operation"
+                f"{where}: {escape_name(repr(operation))} is not an operation"
                 f" ({', '.join(OPERATIONS)}){hint}"
             )
         if not isinstance(source, int) or isinstance(source, bool) or not 0 <= source < node:
             raise ConfigError(
                 f"{where}: node {node} takes its input from states 0 to {node - 1}, got"
-                f" {shown(repr(source))}"
+                f" {escape_name(repr(source))}"
             )
         if cell.endswith(".reduce") and reduction_stride(source) != 1 and operation in STRIDE_BLIND:
             raise ConfigError(
@@ -135,7 +135,7 @@ def read_genotype(path: str | Path) -> Genotype:
         for key in of:
             if key not in needed + allowed:
                 raise DataError(
-                    f"{path}: {name} has an unknown key {shown(repr(key))}; it may have"
+                    f"{path}: {name} has an unknown key {escape_name(repr(key))}; it may have"
                     f" {', '.join(needed + allowed)}"
                 )
         return of
@@ -145,7 +145,7 @@ def read_genotype(path: str | Path) -> Genotype:
     )["version"]
     if version != VERSION or isinstance(version, bool):
         raise DataError(
-            f"{path}: a genotype of version {shown(repr(version))}; this Poise reads version"
+            f"{path}: a genotype of version {escape_name(repr(version))}; this Poise reads version"
             f" {VERSION}"
         )
     group(content, "the genotype", ("version", *CELLS), ("meta",))
@@ -155,7 +155,7 @@ def read_genotype(path: str | Path) -> Genotype:
         if of.get("concat", list(CONCAT)) != list(CONCAT):
             raise DataError(
                 f"{path}: {name}.concat must be {list(CONCAT)}: a cell gives all its nodes; got"
-                f" {shown(repr(of['concat']))}"
+                f" {escape_name(repr(of['concat']))}"
             )
         cells |= {cell: of[cell] for cell in needed}
     meta = content.get("meta", {})
@@ -178,8 +178,10 @@ def write_genotype(path: str | Path, genotype: Genotype) -> None:
             f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content[group].items()
         )
         lines.append(f' "{group}": {{\n{inner}\n }}')
-    meta = json.dumps(finite(content["meta"]), indent=1, allow_nan=False).replace("\n", "\n ")
-    with replacing(path) as part:
+    meta = json.dumps(replace_non_finite(content["meta"]), indent=1, allow_nan=False).replace(
+        "\n", "\n "
+    )
+    with atomic_write(path) as part:
         part.write_text(
             "{\n" + ",\n".join([*lines, f' "meta": {meta}']) + "\n}\n", encoding="utf-8"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from poise.errors import ConfigError, DataError, one_line
+from poise.errors import ConfigError, DataError, single_line
 from poise.models.weights.families import UNKNOWN, number_of_joints, shapes_of
 from poise.models.weights.formats import TARGETS
 from poise.models.weights.loading import Source, fit_order, load
@@ -91,7 +91,7 @@ def convert(
     except (LookupError, RuntimeError, ValueError) as error:
         raise DataError(
             f"{source}: these are the weights of {found.words or 'another network'}, but not all of"
-            f" them, or of other sizes than such a network has ({one_line(error)[:200]})"
+            f" them, or of other sizes than such a network has ({single_line(error)[:200]})"
         ) from None
     content = format_.wrap(written)
     if to == "poise" and (file.experiment or experiment):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from poise.errors import DataError, shown
+from poise.errors import DataError, escape_name
 from poise.io import download
 from poise.models.weights import zoo
 from poise.models.weights.families import (
@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 
 def _some(names: Sequence[str]) -> str:
     """A few of many names."""
-    return f"{', '.join(shown(name) for name in names[:3])}{', ...' if len(names) > 3 else ''}"
+    return (
+        f"{', '.join(escape_name(name) for name in names[:3])}{', ...' if len(names) > 3 else ''}"
+    )
 
 
 @dataclass
@@ -134,7 +136,7 @@ def load_pretrained(
         log.warning("MODEL.PRETRAINED is empty: the network starts from random weights")
         return None
     if download.is_url(path):
-        path = str(download.fetch(path, folder))
+        path = str(download.download_file(path, folder))
     if not Path(path).is_file():
         raise DataError(
             f"MODEL.PRETRAINED {path}: no such file{zoo.advice(path)}; or give MODEL.PRETRAINED ''"

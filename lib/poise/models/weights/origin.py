@@ -12,7 +12,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.config.datasets import dataset_of
-from poise.errors import DataError, shown
+from poise.errors import DataError, escape_name
 from poise.io.files import read_bytes
 from poise.io.yaml_file import MAX_BYTES, parse_yaml
 from poise.models.weights import zoo
@@ -86,7 +86,7 @@ def warn_of_other_training(cfg: CfgNode, file: Path, experiment: str = "") -> No
         return
     now = {key: cfg[key.split(".")[0]][key.split(".")[1]] for key in _TRAINED_WITH}
     others = [
-        f"{key} {shown(trained[key])} (tested with {now[key]})"
+        f"{key} {escape_name(trained[key])} (tested with {now[key]})"
         for key in _TRAINED_WITH
         if trained.get(key) is not None and str(trained[key]) != str(now[key])
     ]

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from poise.config.datasets import MOST_JOINTS
-from poise.errors import DataError, is_out_of_memory, one_line, shown
-from poise.io.archives import bounded_zip
-from poise.io.files import check_memory, replacing
+from poise.errors import DataError, escape_name, is_out_of_memory, single_line
+from poise.io.archives import open_bounded_zip
+from poise.io.files import atomic_write, check_memory
 from poise.models.weights import zoo
 from poise.models.weights.nesting import check_nesting
 
@@ -127,15 +127,15 @@ def read_weight_file(path: str | Path) -> WeightFile:
         plain = _own_name(str(name))
         if len(plain) > _LONGEST_NAME:
             raise DataError(
-                f"{path}: holds a tensor with a name of {len(plain)} letters, {shown(plain, 40)},"
-                " which no network has"
+                f"{path}: holds a tensor with a name of {len(plain)} letters,"
+                f" {escape_name(plain, 40)}, which no network has"
             )
         if plain in state:
-            raise DataError(f"{path}: holds {shown(plain)} twice, with and without 'module.'")
+            raise DataError(f"{path}: holds {escape_name(plain)} twice, with and without 'module.'")
         if not is_plain(tensor):
             raise DataError(
-                f"{path}: {shown(plain)} is no plain tensor (sparse, quantised, without memory, or"
-                " of more values than the file holds)"
+                f"{path}: {escape_name(plain)} is no plain tensor (sparse, quantised, without"
+                " memory, or of more values than the file holds)"
             )
         state[plain] = tensor
     if AVERAGED in state and is_counter_of_average(content):
@@ -187,7 +187,7 @@ def _read_safetensors(path: Path) -> State:
         raise unreadable(path, error) from None
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(
-            f"{path}: not a weight file of safetensors, or damaged ({one_line(error)[:200]})"
+            f"{path}: not a weight file of safetensors, or damaged ({single_line(error)[:200]})"
         ) from None
 
 
@@ -256,7 +256,7 @@ def save(path: str | Path, content: Any) -> None:
     """torch.save in place of the old file, wholly or not at all. Raises DataError where it
     cannot be written.
     """
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         try:
             torch.save(content, part)
         except RuntimeError as error:
@@ -267,7 +267,7 @@ def save(path: str | Path, content: Any) -> None:
             if not _TORCHS_WRITER.search(str(first)):
                 raise first from None
             raise DataError(
-                f"{path}: cannot be written ({one_line(error)}); the file before it, if any, is"
+                f"{path}: cannot be written ({single_line(error)}); the file before it, if any, is"
                 " kept"
             ) from None
 
@@ -351,7 +351,7 @@ def _check_packing(path: Path, what: str) -> None:
             file.seek(0)
             check_nesting(file, lambda: _nested(path, what))
             return
-    with bounded_zip(path, plain=True) as archive:
+    with open_bounded_zip(path, plain=True) as archive:
         members = archive.infolist()
         if any(member.filename.rsplit("/", 1)[-1] in _OF_EXPORTS for member in members):
             raise DataError(
@@ -384,6 +384,6 @@ def _nested(path: Path, what: str) -> DataError:
 
 def _foreign_code(path: str | Path, name: str) -> DataError:
     return DataError(
-        f"{path}: holds more than tensors and plain values ({shown(name)}), and reading it could"
-        " run a stranger's code; save its state dict alone and use that"
+        f"{path}: holds more than tensors and plain values ({escape_name(name)}), and reading it"
+        " could run a stranger's code; save its state dict alone and use that"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from poise.errors import ConfigError, DataError, shown, shown_value
+from poise.errors import ConfigError, DataError, escape_name, short_repr
 from poise.io import archives, download
 from poise.io.files import read_bytes
 from poise.io.yaml_file import MAX_BYTES, parse_yaml
@@ -79,7 +79,7 @@ def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
             if not isinstance(own, dict):
                 raise DataError(
                     f"{path}: file {number} of a group must be a group of keys, got"
-                    f" {shown_value(own)}"
+                    f" {short_repr(own)}"
                 )
             entry = _entry({**shared, **own}, path)
             if entry.name in entries:
@@ -89,12 +89,13 @@ def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
 
 
 def _entry(values: dict[str, Any], path: str | Path) -> Entry:
-    name = shown(values.get("name", "an entry without a name"))
+    name = escape_name(values.get("name", "an entry without a name"))
     known = {f.name for f in fields(Entry)}
     for key in values:
         if key not in known:
             raise DataError(
-                f"{path}: {name}: unknown key {shown(key)}; the keys are {', '.join(sorted(known))}"
+                f"{path}: {name}: unknown key {escape_name(key)}; the keys are"
+                f" {', '.join(sorted(known))}"
             )
     values = {key: value for key, value in values.items() if value is not None}
     for key in ("name", "family", "what", "page", "licence", "target"):
@@ -104,15 +105,16 @@ def _entry(values: dict[str, Any], path: str | Path) -> Entry:
     for key in _TEXTS:
         if not isinstance(values.get(key, ""), str) or not values.get(key, "").isprintable():
             raise DataError(
-                f"{path}: {name}: {key} must be text of one line, got {shown_value(values[key])}"
+                f"{path}: {name}: {key} must be text of one line, got {short_repr(values[key])}"
             )
     for key in ("url", "target"):
         if values.get(key, "").endswith("/"):
             values[key] += values["file"]
-    if archives.name_fault(values["target"]):
+    if archives.find_name_error(values["target"]):
         raise DataError(
             f"{path}: {name}: the target {values['target']}"
-            f" {archives.name_fault(values['target'])}; it is below the folder in which Poise runs"
+            f" {archives.find_name_error(values['target'])}; it is below the folder in which Poise"
+            " runs"
         )
     for key in ("experiments", "overrides"):
         value = values.get(key, [])
@@ -120,7 +122,7 @@ def _entry(values: dict[str, Any], path: str | Path) -> Entry:
             isinstance(item, str) and item.isprintable() for item in value
         ):
             raise DataError(
-                f"{path}: {name}: {key} must be a list of texts, got {shown_value(value)}"
+                f"{path}: {name}: {key} must be a list of texts, got {short_repr(value)}"
             )
         values[key] = tuple(value)
     _check_numbers(values, f"{path}: {name}")
@@ -132,11 +134,11 @@ def _check_numbers(values: dict[str, Any], where: str) -> None:
     size = values.get("size_bytes", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 60:
         raise DataError(
-            f"{where}: size_bytes must be a whole number or null, got {shown_value(size)}"
+            f"{where}: size_bytes must be a whole number or null, got {short_repr(size)}"
         )
     if values["what"] not in KINDS:
         raise DataError(
-            f"{where}: what must be {' or '.join(KINDS)}, got {shown_value(values['what'])}"
+            f"{where}: what must be {' or '.join(KINDS)}, got {short_repr(values['what'])}"
         )
     if not isinstance(values.get("by_hand", False), bool) or bool(values.get("url")) == values.get(
         "by_hand", False
@@ -146,7 +148,7 @@ def _check_numbers(values: dict[str, Any], where: str) -> None:
     if prefix and (len(prefix) < 8 or not set(prefix) <= set("0123456789abcdef")):
         raise DataError(
             f"{where}: sha256_prefix must be 8 or more lower-case hex digits in quotes, got"
-            f" {shown_value(prefix)}"
+            f" {short_repr(prefix)}"
         )
 
 
@@ -181,9 +183,9 @@ def fetch(entry: Entry, folder: str | Path | None = None, force: bool = False) -
         if not target.is_file():
             raise DataError(instructions(entry, target))
         if entry.sha256_prefix:
-            download.check(target, entry.sha256_prefix, entry.page)
+            download.verify_checksum(target, entry.sha256_prefix, entry.page)
         return target
-    return download.fetch(
+    return download.download_file(
         entry.url,
         target.parent,
         name=target.name,
