@@ -14,7 +14,7 @@ from poise.codecs import build_codec
 from poise.config.datasets import dataset_of
 from poise.engine import device
 from poise.models import build_model
-from poise.models.forward import forward_flipped
+from poise.models.forward import forward_with_flip_test
 from train_step import BATCH, NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def measure() -> Iterator[Row]:
         def prepared(amp: str, cfg=cfg, model=model, codec=codec, order=order, inner=inner):
             own = config.changed(cfg, ["CHANNELS_LAST", True, "AMP", amp, "TEST.FLIP_TEST", False])
             tested = device.for_testing(own, model, [cpu])
-            return lambda: forward_flipped(own, codec, tested, inner, order)
+            return lambda: forward_with_flip_test(own, codec, tested, inner, order)
 
         works = {
             "poise": prepared(""),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from comparing import Row, compared, in_turns, main
 from poise.codecs.codec import Codec, Targets
-from poise.codecs.flip import merge_flipped
+from poise.codecs.flip import average_flipped
 from poise.codecs.gaussian import Gaussian
 from poise.config.datasets import COCO
 from poise.structures.crops import crop_to_image
@@ -130,7 +130,7 @@ def measure() -> Iterator[Row]:
                 float(counted),
             )
 
-        maps, wanted = output.numpy(), targets.finest.numpy()
+        maps, wanted = output.numpy(), targets.finest_heatmaps.numpy()
 
         def by_reference(merged: np.ndarray = maps, targets: np.ndarray = wanted) -> None:
             found["reference"] = (
@@ -153,7 +153,7 @@ def measure() -> Iterator[Row]:
         # the references exchange its joints in place, so every second time they are back
         given = mirrored.numpy().copy()
         apart = np.abs(
-            merge_flipped(output, mirrored, order, True).numpy()
+            average_flipped(output, mirrored, order, True).numpy()
             - reference_merge(output.numpy(), mirrored.numpy().copy())
         ).max()
         yield Row(
@@ -167,7 +167,7 @@ def measure() -> Iterator[Row]:
         )
         seconds = in_turns(
             {
-                "poise": lambda: poise(merge_flipped(output, mirrored, order, True)),
+                "poise": lambda: poise(average_flipped(output, mirrored, order, True)),
                 "reference": lambda: by_reference(reference_merge(output.numpy(), given)),
             },
             7,

@@ -36,7 +36,9 @@ class ReferenceLoss(nn.Module):
     """Joint after joint, each with the mean squared error of its own."""
 
     def forward(self, outputs, targets) -> torch.Tensor:
-        return sum(self.of_one(output, targets.finest, targets.weight) for output in outputs)
+        return sum(
+            self.of_one(output, targets.finest_heatmaps, targets.weight) for output in outputs
+        )
 
     def of_one(
         self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
@@ -171,7 +173,9 @@ def reference_step(cfg, model, codec, batch):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        reference_accuracy(outputs[-1].detach().cpu().numpy(), targets.finest.cpu().numpy())
+        reference_accuracy(
+            outputs[-1].detach().cpu().numpy(), targets.finest_heatmaps.cpu().numpy()
+        )
         return loss.item()
 
     return step

@@ -242,12 +242,12 @@ def checkpoint(data: bytes) -> None:
     """As weights, as a run to go on with, and as weights to convert."""
     from poise.engine import checkpoint as checkpoints
     from poise.models.weights import reading
-    from poise.models.weights.loading import Source
+    from poise.models.weights.loading import StateDictSource
 
     path = scratch().file("weights.pth", data)
     file = refused(lambda: reading.read_weight_file(path), path)
     if file is not None:
-        source = refused(lambda: Source(file), path)
+        source = refused(lambda: StateDictSource(file), path)
         if source is not None:
             assert all(
                 tensor.numel() * tensor.element_size() <= 1 << 30
@@ -289,7 +289,7 @@ def weight_names(data: bytes) -> None:
     if file is None:
         return
     source = refused(
-        lambda: loading.Source(
+        lambda: loading.StateDictSource(
             file, {name: tuple(tensor.shape) for name, tensor in reversed(state.items())}
         ),
         path,
@@ -331,10 +331,11 @@ def zoo(data: bytes) -> None:
     for entry in (entries or {}).values():
         assert (
             released.describe(entry).replace("\n", "").isprintable()
-            and released.instructions(entry, released.place(entry)).isprintable()
+            and released.manual_instructions(entry, released.target_path(entry)).isprintable()
         )
         assert (
-            not released.place(entry).is_absolute() and ".." not in released.place(entry).parts
+            not released.target_path(entry).is_absolute()
+            and ".." not in released.target_path(entry).parts
         ), "a target outside"
     if entries:
         assert released.table(entries.values()).replace("\n", "").isprintable()

@@ -139,7 +139,7 @@ def test_codecs_and_losses(tmp_path, count, codec):
     rng = np.random.default_rng(0)
     joints = torch.from_numpy(rng.uniform(12, 50, (3, count, 2)).astype(np.float32))
     targets = made.encode(joints, torch.full((3, count), 2.0))
-    found, scores = made.decode(targets.finest.numpy().astype(np.float32))
+    found, scores = made.decode(targets.finest_heatmaps.numpy().astype(np.float32))
     assert (
         found.shape == (3, count, 2)
         and scores.shape == (3, count)

@@ -179,10 +179,10 @@ def test_post_processing_of_the_reference(monkeypatch):
     assert len(rows) == 8 and all(isinstance(row, Row) for row in rows)
     assert [row.verdict for row in rows if row.unit == "pixels"] == ["reached"] * 2
     output = torch.rand(3, 17, 16, 12)
-    from poise.codecs.flip import merge_flipped
+    from poise.codecs.flip import average_flipped
     from poise.config.datasets import COCO
 
-    ours = merge_flipped(output, output.flip(0), torch.from_numpy(COCO.flip_order), True)
+    ours = average_flipped(output, output.flip(0), torch.from_numpy(COCO.flip_order), True)
     assert np.array_equal(
         ours.numpy(), postprocess.reference_merge(output.numpy(), output.flip(0).numpy().copy())
     )

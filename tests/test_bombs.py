@@ -400,5 +400,5 @@ def test_configuration_beside_the_weights(tmp_path, monkeypatch, caplog):
     ]:
         (tmp_path / "config.yaml").write_text(text)
         caplog.clear()
-        origin.warn_of_other_training(cfg, weights)
+        origin.warn_config_mismatch(cfg, weights)
         assert (said in caplog.text) if said else not caplog.records

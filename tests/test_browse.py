@@ -91,7 +91,7 @@ def test_samples_are_those_of_a_training(tiny_experiment, monkeypatch, overrides
         assert np.array_equal(samples.joints, whole["joints"][first:]) and np.array_equal(
             samples.visible, whole["visible"][first:]
         )
-        heatmaps = torch.cat([targets.finest for _, targets in batches]).numpy()[first:]
+        heatmaps = torch.cat([targets.finest_heatmaps for _, targets in batches]).numpy()[first:]
         assert np.allclose(
             samples.target_maps[:, -1], heatmaps / (255 if overrides else 1), atol=1e-6
         )

@@ -10,10 +10,10 @@ from filling import generator
 from poise import config
 from poise.codecs import build_codec, codec_class, flip
 from poise.codecs.dark import Dark
-from poise.codecs.flip import merge_flipped
+from poise.codecs.flip import average_flipped
 from poise.codecs.gaussian import Gaussian
 from poise.codecs.megvii import Megvii
-from poise.codecs.peaks import blur, find_maxima
+from poise.codecs.peaks import blur, find_peaks
 from poise.codecs.udp import Udp
 from poise.config.datasets import COCO
 from poise.structures.crops import crop_matrix, crop_to_image, cut
@@ -126,8 +126,8 @@ def test_flip_merge():
     order = torch.from_numpy(COCO.flip_order)
     heatmaps = torch.rand(2, 17, 6, 5)
     mirrored = heatmaps.flip(3)[:, order]
-    assert torch.equal(merge_flipped(heatmaps, mirrored, order, shift=False), heatmaps)
-    shifted = merge_flipped(heatmaps, mirrored, order, shift=True)
+    assert torch.equal(average_flipped(heatmaps, mirrored, order, shift=False), heatmaps)
+    shifted = average_flipped(heatmaps, mirrored, order, shift=True)
     assert torch.allclose(shifted[..., 1:], (heatmaps[..., 1:] + heatmaps[..., :-1]) / 2)
     assert torch.equal(shifted[..., 0], heatmaps[..., 0])
 
@@ -160,7 +160,7 @@ def test_round_trip(name, bound):
     """
     joints = some_joints()
     targets = KINDS[name].encode(torch.from_numpy(joints), torch.full((6, 17), 2.0))
-    coords, scores = KINDS[name].decode(targets.finest.numpy())
+    coords, scores = KINDS[name].decode(targets.finest_heatmaps.numpy())
     assert (
         np.abs(coords - joints).max() < bound
         and (targets.weight == 1).all()
@@ -178,7 +178,7 @@ def test_hidden_and_unlabelled_joints(name):
         targets.weight[0, :, 0].tolist() == [0] + [1] * 16
         and targets.visible_mask[0, :, 0].tolist() == [0, 0] + [1] * 15
     )
-    assert targets.finest[0, 0].max() == 0 and targets.finest[0, 1].max() > 0.5
+    assert targets.finest_heatmaps[0, 0].max() == 0 and targets.finest_heatmaps[0, 1].max() > 0.5
 
 
 def test_targets_of_dark_and_udp():
@@ -215,10 +215,11 @@ def test_heatmaps_of_the_mirrored_crop(name, exact):
     mirrored = joints.copy()
     mirrored[:, :, 0] = 191 - mirrored[:, :, 0]
     maps, back = (
-        codec.encode(torch.from_numpy(j), torch.ones(6, 17)).finest for j in (joints, mirrored)
+        codec.encode(torch.from_numpy(j), torch.ones(6, 17)).finest_heatmaps
+        for j in (joints, mirrored)
     )
-    worst = float((maps - back.flip(3)).abs().max()) / codec.amplitude
-    assert codec.mirror_exact == exact and (worst < 1e-5) == exact
+    worst = float((maps - back.flip(3)).abs().max()) / codec.peak_value
+    assert codec.flip_aligned == exact and (worst < 1e-5) == exact
 
 
 def test_unbiased_crops_are_their_mirror_images():
@@ -336,20 +337,20 @@ def test_cells_of_the_targets_maxima():
         joints[:50] = torch.trunc(joints[:50] / 4) * 4
         visible = torch.from_numpy(rng.integers(0, 3, (400, 17))).float()
         targets = codec.encode(joints, visible)
-        cells, values = find_maxima(targets.finest.numpy())
+        cells, values = find_peaks(targets.finest_heatmaps.numpy())
         assert np.array_equal(targets.peaks.numpy(), cells * (values > 0)[:, :, None])
         # an empty map with a weight, too
         assert ((values == 0) & (targets.weight[:, :, 0].numpy() > 0)).any()
         output = codec.encode(
             joints + torch.from_numpy(rng.normal(0, 6, joints.shape)).float(), visible
-        ).finest
-        wanted = pck_accuracy(output, targets.finest)
+        ).finest_heatmaps
+        wanted = pck_accuracy(output, targets.finest_heatmaps)
         assert wanted == pck_accuracy(
-            output, targets.finest, maxima=find_maxima(output.numpy()), peaks=targets.peaks
+            output, targets.finest_heatmaps, maxima=find_peaks(output.numpy()), peaks=targets.peaks
         )
         # NumPy's search against PyTorch's
         assert (
-            wanted == pck_accuracy(output.double(), targets.finest.double())
+            wanted == pck_accuracy(output.double(), targets.finest_heatmaps.double())
             and 0 < wanted[0] < wanted[1]
         )
     for name in ("dark", "udp", "megvii"):
@@ -360,8 +361,8 @@ def test_known_maxima_do_not_change_what_is_decoded():
     for codec in KINDS.values():
         maps = codec.encode(
             torch.from_numpy(some_joints(4)), torch.full((4, 17), 2.0)
-        ).finest.numpy()
-        for one, other in zip(codec.decode(maps), codec.decode(maps, find_maxima(maps))):
+        ).finest_heatmaps.numpy()
+        for one, other in zip(codec.decode(maps), codec.decode(maps, find_peaks(maps))):
             assert np.array_equal(one, other)
 
 
@@ -381,7 +382,7 @@ def test_merging_in_one_pass_is_pytorchs(way, shift, monkeypatch):
         .contiguous()
         .transpose(3, 4),
     ):
-        found = merge_flipped(one, other, order, shift)
+        found = average_flipped(one, other, order, shift)
         assert torch.equal(
-            found, merge_flipped(one.clone().requires_grad_(), other, order, shift).detach()
+            found, average_flipped(one.clone().requires_grad_(), other, order, shift).detach()
         )

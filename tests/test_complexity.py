@@ -60,7 +60,7 @@ def sizes(name, height, width, rule="macs"):
         ROOT / EXPERIMENT[name],
         [*flops.size_overrides(cfg, height, width), "MODEL.INIT_WEIGHTS", False],
     )
-    model = flops.build_unfilled(cfg)
+    model = flops.build_on_meta(cfg)
     found = [
         flops.measure(model, cfg.MODEL.IMAGE_SIZE, rule=rule, all_outputs=outputs)
         for outputs in (False, True)
@@ -108,7 +108,7 @@ def test_posenas_published_in_binary_units(name, published, shown):
     # testing needs neither the second call nor the first decoder's heatmaps
     spared = (
         sum(
-            layer.own_operations
+            layer.self_operations
             for _, layer in trained.network.walk()
             if layer.name == "final_layer"
         )
@@ -210,7 +210,7 @@ def test_torchs_own_counter_agrees(name):
         "MODEL.INIT_WEIGHTS",
         False,
     ]
-    model = flops.build_unfilled(config.load(ROOT / EXPERIMENT[name], overrides)).eval()
+    model = flops.build_on_meta(config.load(ROOT / EXPERIMENT[name], overrides)).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(torch.zeros(1, 3, 64, 96, device="meta"))

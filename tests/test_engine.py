@@ -41,7 +41,7 @@ from poise.engine.records import TrainRecords
 from poise.engine.state import load_network
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model, weights
-from poise.models.weights.origin import warn_of_other_training
+from poise.models.weights.origin import warn_config_mismatch
 from runs import (
     folder_of,
     in_larger_steps,
@@ -772,7 +772,7 @@ def test_weights_that_are_tested_when_none_are_named(tiny_experiment, reference)
 def said_of_training(caplog, path, *overrides):
     caplog.clear()
     cfg = config.load(path, [str(value) for value in overrides])
-    warn_of_other_training(
+    warn_config_mismatch(
         cfg, Path(cfg.TEST.MODEL_FILE), weights.read_weight_file(cfg.TEST.MODEL_FILE).experiment
     )
     return [record.getMessage() for record in caplog.records]
@@ -979,7 +979,7 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
 
     monkeypatch.setattr(evaluate, "build_model", lambda cfg: Middle())
     torch.save({"a": torch.zeros(1)}, tiny_mpii_experiment.parent / "w.pth")
-    monkeypatch.setattr(evaluate, "load_trained", lambda *_: None)
+    monkeypatch.setattr(evaluate, "load_trained_weights", lambda *_: None)
     run_test(
         tiny_mpii_experiment,
         "TEST.MODEL_FILE",
@@ -1300,7 +1300,7 @@ def test_released_weights_of_another_codec_are_told(tiny_experiment, capsys):
     entry = next(e for e in zoo.read_zoo().values() if "udp" in e.overrides)
     for overrides, told in ((), True), (("MODEL.TARGET_TYPE", "udp"), False):
         logger.start_console()
-        warn_of_other_training(config.load(tiny_experiment, overrides), Path(entry.file))
+        warn_config_mismatch(config.load(tiny_experiment, overrides), Path(entry.file))
         assert (
             "was trained with MODEL.TARGET_TYPE udp (tested with gaussian)"
             in capsys.readouterr().out

@@ -12,7 +12,7 @@ from poise.engine import evaluate
 from poise.evaluation import diagnose, evaluate_arrays
 from poise.evaluation.coco import read_ground_truth
 from poise.models import build_model, weights
-from poise.models.weights.origin import doubt
+from poise.models.weights.origin import untrained_weights_warning
 
 SIGMAS = np.full(5, 0.05)
 FLIP = np.array([0, 2, 1, 4, 3])
@@ -296,7 +296,7 @@ def test_weights_that_were_not_loaded_or_not_trained(tmp_path):
     cfg = config.load(path)
     model = build_model(cfg)
     torch.save(model.state_dict(), tmp_path / "new.pth")
-    assert "weights not trained: batch norm's running figures in " in doubt(
+    assert "weights not trained: batch norm's running figures in " in untrained_weights_warning(
         model, weights.load(model, tmp_path / "new.pth")
     )
     state = model.state_dict()
@@ -305,11 +305,11 @@ def test_weights_that_were_not_loaded_or_not_trained(tmp_path):
             state[name] += 1
     torch.save(state, tmp_path / "trained.pth")
     report = weights.load(model, tmp_path / "trained.pth")
-    assert doubt(model, report) == ""
+    assert untrained_weights_warning(model, report) == ""
     report.loaded = [name for name in report.loaded if name.startswith("final_layer")]
-    assert doubt(model, report).startswith(
+    assert untrained_weights_warning(model, report).startswith(
         "weights not loaded: 0."
-    ) and "% of the network's values are of " in doubt(model, report)
+    ) and "% of the network's values are of " in untrained_weights_warning(model, report)
 
 
 def test_a_test_tells(tmp_path):

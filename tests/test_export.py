@@ -24,7 +24,7 @@ from poise.errors import ConfigError, DataError, run_tool
 from poise.inference.export import export, formats, metadata, parity
 from poise.inference.export.graph import ExportOptions, Graph, normalized
 from poise.models import build_model
-from poise.models.weights import with_joints
+from poise.models.weights import add_keypoint_names
 from small_networks import EXPERIMENT, command_line, small
 
 SHALLOW = ["MODEL.EXTRA.NUM_LAYERS", 18]  # exporters take their time for each layer
@@ -52,7 +52,7 @@ def made_heatmaps(codec, rng, batch=6, joints=17):
     maps = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * codec.sigma**2)) * rng.uniform(
         0.3, 1, (batch, joints, 1, 1)
     )
-    maps = (maps + 0.02 * rng.standard_normal(maps.shape)) * codec.amplitude
+    maps = (maps + 0.02 * rng.standard_normal(maps.shape)) * codec.peak_value
     maps[0, :3], maps[1, 0] = -0.1, 0
     # with one cell above 0, the blurred map is nowhere above 0
     maps[2] = -1 - rng.random(maps[2].shape)
@@ -630,7 +630,7 @@ def test_other_joints_than_those_of_the_training(tmp_path, caplog):
             command_line("resnet", *TEST_KEYS, "DATASET.FILE", str(path), "MODEL.NUM_JOINTS", 5)[1],
         )
     file = tmp_path / "weights.pth"
-    torch.save(with_joints(small("resnet", joints=5).state_dict(), joint_names(5)), file)
+    torch.save(add_keypoint_names(small("resnet", joints=5).state_dict(), joint_names(5)), file)
     said = (
         f"{file} was trained for other joints than those of {sets['renamed']} (its joint 3 is"
         " left_1 and not hand): joints may get wrong names"

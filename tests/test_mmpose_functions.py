@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
-from poise.codecs.flip import merge_flipped
+from poise.codecs.flip import average_flipped
 from poise.codecs.gaussian import Gaussian
 from poise.config.datasets import COCO
 from poise.datasets import augment
@@ -138,7 +138,7 @@ def test_flip_with_shift(heatmaps):
     figures = FIGURES["flip_back_shift"]
     maps = torch.from_numpy(heatmaps)
     back = (
-        merge_flipped(torch.zeros_like(maps), maps, torch.from_numpy(COCO.flip_order), shift=True)
+        average_flipped(torch.zeros_like(maps), maps, torch.from_numpy(COCO.flip_order), shift=True)
         * 2
     )
     assert float(back.abs().sum()) == pytest.approx(figures["abs_sum"], rel=1e-5)

@@ -163,7 +163,7 @@ def test_what_the_page_says_of_options_and_fields():
         }
         assert options and options == {name: ast.literal_eval(value) for name, value in names}
     named = re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)
-    assert {field.name for field in fields(Poses)} - {"shown_score"} <= set(named)
+    assert {field.name for field in fields(Poses)} - {"vis_threshold"} <= set(named)
     source = (ROOT / "lib/poise/cli/export.py").read_text()
     options = set(re.findall(r"--[a-z][a-z-]+", PAGE))
     assert len(options) > 5 and all(f'"{option}"' in source for option in options - {"--cfg"}), (

@@ -11,7 +11,7 @@ from filling import filled_input, filled_state
 from poise import config
 from poise.errors import ConfigError, PoiseError
 from poise.models.posenas.genotypes import GENOTYPES
-from poise.models.posenas.operations import OPERATIONS, STRIDE_BLIND
+from poise.models.posenas.operations import OPERATIONS, SIZE_PRESERVING
 from poise.search.alternation import Alternation
 from poise.search.mixed import MixedCell, MixedOperation, without_affine
 from poise.search.space import EDGES, Space
@@ -70,11 +70,11 @@ def equal(parameters, before):
         (name, stride)
         for name in OPERATIONS
         for stride in (1, 2)
-        if stride == 1 or name not in STRIDE_BLIND
+        if stride == 1 or name not in SIZE_PRESERVING
     ],
 )
 def test_a_decided_mixed_operation_is_the_single_one(name, stride):
-    names = tuple(other for other in OPERATIONS if stride == 1 or other not in STRIDE_BLIND)
+    names = tuple(other for other in OPERATIONS if stride == 1 or other not in SIZE_PRESERVING)
     chosen = names.index(name)
     x, single = filled_input("mixed", (2, 8, 12, 16), 0), OPERATIONS[name](8, stride, 1)
     without_affine(single)

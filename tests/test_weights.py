@@ -107,7 +107,7 @@ def test_every_wrapping(tmp_path, trained, wrapping, zipped):
 
 @pytest.mark.parametrize("wrapping", ["bare", "poise_checkpoint"])
 def test_a_state_dict_tells_its_joints_and_stays_a_plain_one(tmp_path, wrapping):
-    state = weights.with_joints(Network().state_dict(), ("nose", "tail"))
+    state = weights.add_keypoint_names(Network().state_dict(), ("nose", "tail"))
     path = saved(tmp_path / "w.pth", WRAPPINGS[wrapping](state))
     assert (
         weights.read_weight_file(path).joints

@@ -18,8 +18,8 @@ from poise.engine import checkpoint
 from poise.errors import ConfigError, DataError
 from poise.models import build_model, weights
 from poise.models.posenas.genotypes import Genotype, find_genotype, write_genotype
-from poise.models.weights.experiment import experiment_of
-from poise.models.weights.origin import load_trained
+from poise.models.weights.experiment import config_from_weights
+from poise.models.weights.origin import load_trained_weights
 from small_networks import command_line, small
 
 FAMILIES = ["resnet", "mspn", "posenas", "moganet"]
@@ -218,7 +218,7 @@ def test_weights_of_other_settings_are_named_wherever_the_file_lies(
     )
     torch.save(checkpoint.state_of(own, small("resnet"), "x"), tmp_path / "moved.pth")
     tested = config.changed(own, changes)
-    load_trained(tested, build_model(tested), tmp_path / "moved.pth")
+    load_trained_weights(tested, build_model(tested), tmp_path / "moved.pth")
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert told == (
         [
@@ -234,7 +234,7 @@ def test_own_description_counts_before_the_config_yaml_in_the_folder(trained, tm
     cfg, file = trained("resnet")
     (tmp_path / "best.pth").write_bytes(file.read_bytes())
     (tmp_path / "config.yaml").write_text(config.changed(cfg, ["MODEL.TARGET_TYPE", "udp"]).dump())
-    load_trained(cfg, build_model(cfg), tmp_path / "best.pth")
+    load_trained_weights(cfg, build_model(cfg), tmp_path / "best.pth")
     assert "was trained with" not in caplog.text
 
 
@@ -263,7 +263,7 @@ def test_own_description_counts_before_the_config_yaml_in_the_folder(trained, tm
 def test_description_that_cannot_be_used_is_one_line(changes, trained, tmp_path):
     _, file = trained("resnet")
     with pytest.raises(DataError, match="strange.pth") as error:
-        experiment_of(with_description(file, tmp_path / "strange.pth", **changes))
+        config_from_weights(with_description(file, tmp_path / "strange.pth", **changes))
     assert "\n" not in str(error.value)
 
 
@@ -275,9 +275,9 @@ def test_what_else_may_stand_in_the_place_of_the_experiment_is_no_error_in_a_tes
     state = torch.load(file, weights_only=True)
     state._metadata["poise.experiment"] = value
     torch.save(state, tmp_path / "w.pth")
-    load_trained(cfg, build_model(cfg), tmp_path / "w.pth")
+    load_trained_weights(cfg, build_model(cfg), tmp_path / "w.pth")
     with pytest.raises((ConfigError, DataError), match="w.pth: .*give .*YAML file"):
-        experiment_of(tmp_path / "w.pth")
+        config_from_weights(tmp_path / "w.pth")
 
 
 def test_description_opens_no_path(trained, tmp_path, monkeypatch):
@@ -306,9 +306,9 @@ def test_description_opens_no_path(trained, tmp_path, monkeypatch):
     sys.addaudithook(
         lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None
     )
-    assert "secret" not in experiment_of(named).dump()
+    assert "secret" not in config_from_weights(named).dump()
     with pytest.raises(DataError):
-        experiment_of(bare)
+        config_from_weights(bare)
     assert opened and not [path for path in opened if "secret" in path]
 
 
@@ -318,7 +318,7 @@ def test_description_opens_no_path(trained, tmp_path, monkeypatch):
 def test_description_of_a_larger_network_than_the_file_is_refused(extra, trained, tmp_path):
     _, file = trained("resnet")
     with pytest.raises(DataError, match="asks for a larger network than its weights are of"):
-        experiment_of(
+        config_from_weights(
             with_settings(
                 file, tmp_path / "large.pth", lambda values: values["MODEL"]["EXTRA"].update(extra)
             )
@@ -328,7 +328,7 @@ def test_description_of_a_larger_network_than_the_file_is_refused(extra, trained
 def test_description_of_a_deeper_network_than_the_file_is_refused(trained, tmp_path):
     _, file = trained("hrnet")
     with pytest.raises(DataError, match="asks for a larger network than its weights are of"):
-        experiment_of(
+        config_from_weights(
             with_settings(
                 file,
                 tmp_path / "long.pth",
@@ -415,7 +415,7 @@ def test_converted_weights_keep_or_take_the_experiment(trained, tmp_path, tool):
         == 0
     )
     assert (
-        experiment_of(tmp_path / "kept.pth").TEST.BOX_MARGIN == [1.1, 1.1]
+        config_from_weights(tmp_path / "kept.pth").TEST.BOX_MARGIN == [1.1, 1.1]
         and len(weights.read_weight_file(tmp_path / "kept.pth").joints) == 17
     )
     torch.save(small("resnet").state_dict(), tmp_path / "bare.pth")
@@ -433,7 +433,7 @@ def test_converted_weights_keep_or_take_the_experiment(trained, tmp_path, tool):
         )
         == 0
     )
-    assert experiment_of(tmp_path / "taken.pth").TEST.BOX_MARGIN == [1.3, 1.3]
+    assert config_from_weights(tmp_path / "taken.pth").TEST.BOX_MARGIN == [1.3, 1.3]
     small("resnet").load_state_dict(
         torch.load(tmp_path / "taken.pth", weights_only=True), strict=True
     )

@@ -297,7 +297,7 @@ def test_half_a_network_is_not_converted(tmp_path):
 
 def test_numbers_in_names_are_not_counted_up_to(tmp_path):
     """Stage 10^900 of a MogaNet."""
-    from poise.models.weights.families import describe
+    from poise.models.weights.families import describe_network
 
     names = [
         "backbone.patch_embed1.projection.0.weight",
@@ -305,7 +305,7 @@ def test_numbers_in_names_are_not_counted_up_to(tmp_path):
         f"backbone.blocks{'9' * 900}.0.attn.proj_1.weight",
     ]
     path = saved(tmp_path / "w.pth", {name: torch.zeros(4, 3, 1, 1) for name in names})
-    assert describe(
+    assert describe_network(
         {name: tuple(tensor.shape) for name, tensor in weights.read_state_dict(path).items()}
     ).startswith("MogaNet of widths")
 

@@ -107,7 +107,10 @@ def test_released_format_loads_equal_tensors(tmp_path, name, messages):
 @pytest.mark.parametrize("family", EXPERIMENT)
 def test_a_file_of_another_family_is_refused_by_name(tmp_path, family):
     state = small(family).state_dict()
-    path, words = saved(tmp_path / "w.pth", state), families.describe(families.shapes_of(state))
+    path, words = (
+        saved(tmp_path / "w.pth", state),
+        families.describe_network(families.tensor_shapes(state)),
+    )
     names = list(EXPERIMENT)
     for step in (1, 3):
         other = names[(names.index(family) + step) % len(names)]
@@ -115,7 +118,7 @@ def test_a_file_of_another_family_is_refused_by_name(tmp_path, family):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         text, own = (
             refusal(weights.load, model, path),
-            families.describe(families.shapes_of(before)),
+            families.describe_network(families.tensor_shapes(before)),
         )
         assert "loaded " in text and "missing " in text and "unexpected " in text
         assert (
@@ -155,12 +158,16 @@ def test_published_networks_are_recognised_by_their_names_and_shapes():
             key: tuple(shape)
             for key, shape in json.loads((GOLDEN / "models" / f"{name}.json").read_text())["keys"]
         }
-        assert families.describe(shapes) == WORDS.get(name, families.describe(shapes)) != ""
-        own = families.recognise(shapes)
-        assert families.number_of_joints(own, shapes) == (16 if name.endswith("mpii") else 17)
+        assert (
+            families.describe_network(shapes)
+            == WORDS.get(name, families.describe_network(shapes))
+            != ""
+        )
+        own = families.identify_family(shapes)
+        assert families.count_keypoints(own, shapes) == (16 if name.endswith("mpii") else 17)
         # one rule finds the layers that depend on the joints: the head of every output
         heads = {"mspn": 7 * 4 * int(name[5]) if own.name == "mspn" else 0, "posenas": 4}
-        assert len(families.joint_tensors(own, shapes)) == heads.get(own.name, 2)
+        assert len(families.keypoint_tensors(own, shapes)) == heads.get(own.name, 2)
 
 
 @pytest.mark.filterwarnings("ignore:.*which is a no-op")
@@ -276,10 +283,12 @@ def test_names_of_mmpose_have_the_published_number_of_parameters():
             == parameters
         )
         record = json.loads((GOLDEN / "models" / f"mspn_{stages}stg_coco.json").read_text())
-        renamed = formats.recognise_format(shapes).to_poise(
+        renamed = formats.identify_format(shapes).to_poise(
             {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
         )
-        assert families.shapes_of(renamed) == {key: tuple(shape) for key, shape in record["keys"]}
+        assert families.tensor_shapes(renamed) == {
+            key: tuple(shape) for key, shape in record["keys"]
+        }
 
 
 def test_turned_round_the_network_is_the_same(tmp_path):

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = models.build_model(cfg)
         # weights of MSPN are written for BGR images, whatever the experiment says
         if cfg.MODEL.NAME != "mspn" or not cfg.DATASET.COLOR_RGB:
-            values = experiment.describe(cfg, config.experiment_name(args.cfg), model)
+            values = experiment.describe_experiment(cfg, config.experiment_name(args.cfg), model)
     print(
         converting.convert(
             args.source, args.target, args.to, model=model, force=args.force, experiment=values

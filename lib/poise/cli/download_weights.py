@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     missing = 0
     for entry in chosen:
-        target = zoo.place(entry, args.to)
+        target = zoo.target_path(entry, args.to)
         if entry.by_hand and not target.is_file():
-            print(zoo.instructions(entry, target))
+            print(zoo.manual_instructions(entry, target))
             missing += 1
             continue
         print(f"{entry.name}: {zoo.fetch(entry, args.to, args.force)}")

@@ -83,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poise.inference.export import export
     from poise.inference.export.formats import FORMATS as WRITERS
     from poise.inference.export.graph import ExportOptions
-    from poise.models.weights.experiment import experiment_of
+    from poise.models.weights.experiment import config_from_weights
 
-    cfg = experiment(args) if args.cfg else experiment_of(args.weights, args.overrides)
+    cfg = experiment(args) if args.cfg else config_from_weights(args.weights, args.overrides)
     out = (
         Path(args.out) if args.out else Path(args.weights).with_suffix(WRITERS[args.format].ending)
     )

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += flops.size_overrides(cfg, args.shape[0], args.shape[-1])
     args.overrides += ["MODEL.INIT_WEIGHTS", False]  # there are no values to set
     cfg = experiment(args)
-    model = flops.build_unfilled(cfg)
+    model = flops.build_on_meta(cfg)
     tested, trained = (
         flops.measure(model, cfg.MODEL.IMAGE_SIZE, rule=args.rule, all_outputs=outputs)
         for outputs in (False, True)

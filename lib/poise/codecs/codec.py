@@ -67,7 +67,7 @@ class Codec(ABC):
     loss_function: nn.Module = field(kw_only=True, repr=False, compare=False)
 
     unbiased: ClassVar[bool] = False  # crops are UDP's: see poise.structures.crops
-    shown_score: ClassVar[float] = 0.2  # keypoints above it are drawn
+    vis_threshold: ClassVar[float] = 0.2  # keypoints above it are drawn
     # keys that the representation depends on, besides MODEL.IMAGE_SIZE
     config_keys: ClassVar[tuple[str, ...]]
     # keys that decoding and the flip test depend on

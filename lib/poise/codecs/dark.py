@@ -17,7 +17,7 @@ from poise.codecs.heatmap import HeatmapCodec, HeatmapTargets
 class Dark(HeatmapCodec):
     """Targets around the exact position, not cut off."""
 
-    own_refine = "dark"
+    default_refinement = "dark"
 
     def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
         """See Codec. The weight is 0 too where nothing within 3 sigma of the keypoint lies in the

@@ -11,7 +11,7 @@ except ImportError:
     _compiled = None
 
 
-def merge_flipped(
+def average_flipped(
     heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool
 ) -> torch.Tensor:
     """Average two predictions (B, K, h, w), the second made from the flipped images.
@@ -43,13 +43,13 @@ def merge_flipped(
             merged.numpy(),
         )
         return merged
-    return merge_tensors(heatmaps, mirrored, flip_order, shift)
+    return average_flipped_in_graph(heatmaps, mirrored, flip_order, shift)
 
 
-def merge_tensors(
+def average_flipped_in_graph(
     heatmaps: torch.Tensor, mirrored: torch.Tensor, flip_order: torch.Tensor, shift: bool
 ) -> torch.Tensor:
-    """merge_flipped by operations of PyTorch alone, on any device and in graphs that are
+    """average_flipped by operations of PyTorch alone, on any device and in graphs that are
     exported.
     """
     mirrored = mirrored.flip(3)[:, flip_order]

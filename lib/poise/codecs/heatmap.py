@@ -14,10 +14,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.codecs.codec import Codec, Targets
-from poise.codecs.flip import merge_flipped, merge_tensors
+from poise.codecs.flip import average_flipped, average_flipped_in_graph
 from poise.codecs.heatmap_decoder import HeatmapDecoder
 from poise.codecs.losses import DeepSupervisionLoss, JointsMSELoss
-from poise.codecs.peaks import dark_kernel, dark_step, find_maxima, quarter_step, udp_step
+from poise.codecs.peaks import dark_kernel, dark_offset, find_peaks, quarter_offset, udp_offset
 
 PCK_THRESHOLD = 0.5  # tenths of the heatmap's size
 
@@ -27,14 +27,14 @@ class HeatmapTargets(Targets):
     """Target heatmaps of a batch.
 
     heatmaps: (B, K, h, w), or (B, L, K, h, w) from coarse to fine. peaks: (B, K, 2) float, x and y
-    of the maxima of `finest`, 0 for empty maps; None where they have to be searched.
+    of the maxima of `finest_heatmaps`, 0 for empty maps; None where they have to be searched.
     """
 
     heatmaps: torch.Tensor
     peaks: torch.Tensor | None = None
 
     @property
-    def finest(self) -> torch.Tensor:
+    def finest_heatmaps(self) -> torch.Tensor:
         """(B, K, h, w), the sharpest heatmaps."""
         return self.heatmaps if self.heatmaps.dim() == 4 else self.heatmaps[:, -1]
 
@@ -64,9 +64,9 @@ class HeatmapCodec(Codec):
     )
 
     # the heatmap of a flipped crop is aligned without TEST.SHIFT_HEATMAP
-    mirror_exact: ClassVar[bool] = False
-    own_refine: ClassVar[str] = "quarter"  # what TEST.DECODE '' stands for
-    amplitude: ClassVar[float] = 1.0  # maximum of a target
+    flip_aligned: ClassVar[bool] = False
+    default_refinement: ClassVar[str] = "quarter"  # what TEST.DECODE '' stands for
+    peak_value: ClassVar[float] = 1.0  # maximum of a target
     config_keys = ("MODEL.HEATMAP_SIZE", "MODEL.SIGMA", "MODEL.KERNELS")
     decode_keys = ("TEST.POST_PROCESS", "TEST.DECODE", "TEST.BLUR_KERNEL", "TEST.EMPTY_CELL")
     flip_keys = ("TEST.SHIFT_HEATMAP",)
@@ -83,7 +83,7 @@ class HeatmapCodec(Codec):
         self, output: torch.Tensor, targets: HeatmapTargets
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See Codec and pck_accuracy."""
-        return pck_accuracy(output, targets.finest, peaks=targets.peaks)
+        return pck_accuracy(output, targets.finest_heatmaps, peaks=targets.peaks)
 
     def decode(
         self, output: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None
@@ -91,17 +91,17 @@ class HeatmapCodec(Codec):
         """Return keypoints and scores of heatmaps (B, K, h, w) float32: see Codec.
 
         A map that is nowhere above 0 has its keypoint in `empty_cell` and its maximum as score.
-        maxima: what find_maxima returns, if it is known.
+        maxima: what find_peaks returns, if it is known.
         """
-        cells, scores = find_maxima(output) if maxima is None else maxima
+        cells, scores = find_peaks(output) if maxima is None else maxima
         coords = cells.astype(np.float32)
         empty = scores <= 0
         if self.refine == "quarter":
-            coords += quarter_step(output, cells) * ~empty[:, :, None]
+            coords += quarter_offset(output, cells) * ~empty[:, :, None]
         elif self.refine == "dark":
-            coords += dark_step(output, cells, self.blur_kernel) * ~empty[:, :, None]
+            coords += dark_offset(output, cells, self.blur_kernel) * ~empty[:, :, None]
         elif self.refine == "udp":
-            coords += udp_step(output, cells, self.blur_kernel) * ~empty[:, :, None]
+            coords += udp_offset(output, cells, self.blur_kernel) * ~empty[:, :, None]
         coords[empty] = self.empty_cell
         return self.cells_to_pixels(coords), scores
 
@@ -110,8 +110,10 @@ class HeatmapCodec(Codec):
     ) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
         """See Codec. The maxima are searched once."""
         maps = output.cpu().numpy()
-        maxima = find_maxima(maps)
-        right, counted = pck_accuracy(output, targets.finest, maxima=maxima, peaks=targets.peaks)
+        maxima = find_peaks(maps)
+        right, counted = pck_accuracy(
+            output, targets.finest_heatmaps, maxima=maxima, peaks=targets.peaks
+        )
         return *self.decode(maps, maxima), right, counted
 
     def cells_to_pixels(self, coords: np.ndarray) -> np.ndarray:
@@ -121,12 +123,12 @@ class HeatmapCodec(Codec):
     def flip_average(
         self, output: torch.Tensor, flipped: torch.Tensor, flip_order: torch.Tensor
     ) -> torch.Tensor:
-        return merge_flipped(output, flipped, flip_order, self.shift_flipped)
+        return average_flipped(output, flipped, flip_order, self.shift_flipped)
 
     def flip_average_in_graph(
         self, output: torch.Tensor, flipped: torch.Tensor, flip_order: torch.Tensor
     ) -> torch.Tensor:
-        return merge_tensors(output, flipped, flip_order, self.shift_flipped)
+        return average_flipped_in_graph(output, flipped, flip_order, self.shift_flipped)
 
     def build_decoder(self) -> nn.Module:
         # cells to pixels is a factor and an offset
@@ -143,16 +145,16 @@ class HeatmapCodec(Codec):
         return [(num_keypoints, self.heatmap_size[1], self.heatmap_size[0])]
 
     def output_maps(self, output: np.ndarray) -> np.ndarray:
-        return output / self.amplitude
+        return output / self.peak_value
 
     def target_maps(self, targets: HeatmapTargets, count: int | None = None) -> np.ndarray:
         maps = targets.heatmaps[:count]
-        return (maps if maps.dim() == 5 else maps[:, None]).cpu().numpy() / self.amplitude
+        return (maps if maps.dim() == 5 else maps[:, None]).cpu().numpy() / self.peak_value
 
     @classmethod
     def from_config(cls, cfg: CfgNode, loss_function: nn.Module, **more: Any) -> HeatmapCodec:
         """Build the codec; it decodes as TEST.POST_PROCESS, DECODE and BLUR_KERNEL say."""
-        refine = (cfg.TEST.DECODE or cls.own_refine) if cfg.TEST.POST_PROCESS else "none"
+        refine = (cfg.TEST.DECODE or cls.default_refinement) if cfg.TEST.POST_PROCESS else "none"
         return cls(
             image_size=tuple(cfg.MODEL.IMAGE_SIZE),
             heatmap_size=tuple(cfg.MODEL.HEATMAP_SIZE),
@@ -160,7 +162,7 @@ class HeatmapCodec(Codec):
             refine=refine,
             blur_kernel=cls.default_blur(cfg, refine),
             empty_cell=cfg.TEST.EMPTY_CELL,
-            shift_flipped=cfg.TEST.SHIFT_HEATMAP and not cls.mirror_exact,
+            shift_flipped=cfg.TEST.SHIFT_HEATMAP and not cls.flip_aligned,
             loss_function=loss_function,
             **more,
         )
@@ -187,7 +189,7 @@ def pck_accuracy(
 
     Args:
         output, target: (B, K, h, w).
-        maxima: those of `output`, if find_maxima has found them already.
+        maxima: those of `output`, if find_peaks has found them already.
         peaks: those of `target`, if the codec knows them (HeatmapTargets.peaks).
 
     Returns:
@@ -209,7 +211,7 @@ def _maxima(heatmaps: torch.Tensor) -> torch.Tensor:
     """(B, K, 2) x, y in cells; 0, 0 where no value is above 0."""
     # NumPy's search is many times as fast as PyTorch's there
     if heatmaps.device.type == "cpu" and heatmaps.dtype == torch.float32:
-        return _where_any(*map(torch.from_numpy, find_maxima(heatmaps.detach().numpy())))
+        return _where_any(*map(torch.from_numpy, find_peaks(heatmaps.detach().numpy())))
     values, index = heatmaps.flatten(2).max(dim=2)
     width = heatmaps.shape[3]
     return _where_any(torch.stack([index % width, index // width], dim=2), values)

@@ -69,7 +69,7 @@ class DeepSupervisionLoss(nn.Module):
 
     def forward(self, outputs: Sequence[torch.Tensor], targets: HeatmapTargets) -> torch.Tensor:
         """outputs: each (B, K, h, w). Scalar."""
-        return sum(self.loss(output, targets.finest, targets.weight) for output in outputs)
+        return sum(self.loss(output, targets.finest_heatmaps, targets.weight) for output in outputs)
 
 
 class MSPNLoss(nn.Module):

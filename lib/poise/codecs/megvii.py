@@ -20,9 +20,9 @@ from yacs.config import CfgNode
 
 from poise.codecs.heatmap import HeatmapCodec, HeatmapTargets
 from poise.codecs.heatmap_decoder import HeatmapDecoder, values_at
-from poise.codecs.peaks import blur, dark_kernel, find_maxima
+from poise.codecs.peaks import blur, dark_kernel, find_peaks
 
-AMPLITUDE = 255.0
+PEAK_VALUE = 255.0
 BORDER = 10  # cells of zeros around a map before it is blurred
 STEP = 0.25  # of a cell, from the highest towards the second highest cell
 DEFAULT_BLUR = 5  # cells, before decoding
@@ -34,7 +34,7 @@ class MegviiDecoder(HeatmapDecoder):
     def forward(self, heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.refine != "megvii":
             coords, scores = super().forward(heatmaps)
-            return coords, scores / AMPLITUDE + 0.5
+            return coords, scores / PEAK_VALUE + 0.5
         height, width = heatmaps.shape[2:]
         blurred = self.blur(F.pad(heatmaps, (BORDER, BORDER, BORDER, BORDER)))
         wide, flat = width + 2 * BORDER, blurred.flatten(2)
@@ -56,7 +56,9 @@ class MegviiDecoder(HeatmapDecoder):
             torch.clamp(coords, min=0), coords.new_tensor([width - 1, height - 1])
         )
         at = torch.round(coords).long()
-        scores = values_at(heatmaps.flatten(2), at[:, :, 1] * width + at[:, :, 0]) / AMPLITUDE + 0.5
+        scores = (
+            values_at(heatmaps.flatten(2), at[:, :, 1] * width + at[:, :, 0]) / PEAK_VALUE + 0.5
+        )
         return coords * self.factor + self.offset, scores
 
 
@@ -66,10 +68,10 @@ class Megvii(HeatmapCodec):
 
     kernels: tuple[int, ...] = (15, 11, 9, 7, 5)
 
-    mirror_exact = True
-    own_refine = "megvii"
-    amplitude = AMPLITUDE
-    shown_score = 0.7  # 0.2 of the amplitude
+    flip_aligned = True
+    default_refinement = "megvii"
+    peak_value = PEAK_VALUE
+    vis_threshold = 0.7  # 0.2 of the amplitude
     decoder_class = MegviiDecoder
 
     def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
@@ -92,7 +94,7 @@ class Megvii(HeatmapCodec):
                 for axis, count in enumerate(self.heatmap_size)
             )
             maps.append(
-                (rows * (AMPLITUDE * weight)[:, :, None])[:, :, :, None] * columns[:, :, None, :]
+                (rows * (PEAK_VALUE * weight)[:, :, None])[:, :, :, None] * columns[:, :, None, :]
             )
         return HeatmapTargets(
             heatmaps=torch.stack(maps, dim=1),
@@ -108,21 +110,21 @@ class Megvii(HeatmapCodec):
         """
         if self.refine != "megvii":
             coords, scores = super().decode(output, maxima)
-            return coords, scores / np.float32(AMPLITUDE) + np.float32(0.5)
+            return coords, scores / np.float32(PEAK_VALUE) + np.float32(0.5)
         height, width = output.shape[2:]
         padded = np.pad(output, ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER)))
         blurred = blur(padded, self.blur_kernel)
-        first, _ = find_maxima(blurred)
+        first, _ = find_peaks(blurred)
         batch, joint = np.indices(first.shape[:2])
         blurred[batch, joint, first[:, :, 1], first[:, :, 0]] = 0
-        second, _ = find_maxima(blurred)
+        second, _ = find_peaks(blurred)
         way = (second - first).astype(np.float64)
         length = np.linalg.norm(way, axis=2, keepdims=True)
         coords = first - BORDER + STEP * way / np.where(length > 1e-3, length, np.inf)
         coords = np.clip(coords, 0, [width - 1, height - 1])
         at = np.rint(coords).astype(np.int64)
         scores = output[batch, joint, at[:, :, 1], at[:, :, 0]] / np.float32(
-            AMPLITUDE
+            PEAK_VALUE
         ) + np.float32(0.5)
         return self.cells_to_pixels(coords).astype(np.float32), scores
 

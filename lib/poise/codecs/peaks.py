@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 
-def find_maxima(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_peaks(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells (B, K, 2) int64 as (x, y), the first of equal ones, and values (B, K) of the maxima
     of heatmaps (B, K, h, w).
     """
@@ -21,7 +21,7 @@ def find_maxima(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def quarter_step(heatmaps: np.ndarray, cells: np.ndarray) -> np.ndarray:
+def quarter_offset(heatmaps: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """(B, K, 2) float32: a quarter cell towards the higher neighbour on each axis, for maxima that
     are at least two cells from the left and upper border and one from the others (0 elsewhere).
 
@@ -52,7 +52,7 @@ def dark_kernel(sigma: float) -> int:
     return max(2 * round((sigma - 0.8) / 0.3 + 1) + 1, 3)
 
 
-def dark_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
+def dark_offset(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
     """(B, K, 2) float32: one Newton step to the top of the Gaussian that the blurred map's
     logarithm describes.
 
@@ -98,7 +98,7 @@ def dark_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarra
     return step
 
 
-def udp_step(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
+def udp_offset(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndarray:
     """(B, K, 2) float32: the Newton step as mmpose takes it for UDP, with differences of one cell
     and no rule for the border.
 

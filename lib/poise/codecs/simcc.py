@@ -123,7 +123,7 @@ class SimCC(Codec):
         return width, height
 
     @property
-    def amplitude(self) -> tuple[float, float]:
+    def peak_value(self) -> tuple[float, float]:
         """The maximum of a label, in x and y."""
         if not self.normalize:
             return 1.0, 1.0
@@ -138,10 +138,12 @@ class SimCC(Codec):
         inside = ((center - reach < size) & (center + reach + 1 >= 0)).all(dim=2)
         weight = ((visible > 0) & inside).float()
         labels = []
-        for axis, (bins, sigma, amplitude) in enumerate(zip(self.bins, self.sigma, self.amplitude)):
+        for axis, (bins, sigma, peak_value) in enumerate(
+            zip(self.bins, self.sigma, self.peak_value)
+        ):
             positions = torch.arange(bins, device=center.device, dtype=center.dtype)
             distance = positions - center[:, :, axis, None]
-            values = torch.exp(-distance.square() / (2 * sigma**2)) * amplitude
+            values = torch.exp(-distance.square() / (2 * sigma**2)) * peak_value
             labels.append(values * weight[:, :, None])
         return SimCCTargets(
             labels=(labels[0], labels[1]),
@@ -198,8 +200,8 @@ class SimCC(Codec):
         step = max(round(DRAWN_CELL * self.split_ratio), 1)
         x, y = (
             np.maximum.reduceat(axis, np.arange(0, axis.shape[2], step), axis=2).clip(min=0)
-            / amplitude
-            for axis, amplitude in zip(output, self.amplitude)
+            / peak_value
+            for axis, peak_value in zip(output, self.peak_value)
         )
         return y[:, :, :, None] * x[:, :, None, :]
 

@@ -22,8 +22,8 @@ class Udp(HeatmapCodec):
     """
 
     unbiased = True
-    mirror_exact = True
-    own_refine = "udp"
+    flip_aligned = True
+    default_refinement = "udp"
 
     @property
     def stride(self) -> tuple[float, float]:

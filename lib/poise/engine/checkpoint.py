@@ -25,7 +25,7 @@ from poise.engine.logger import git_revision, package_version
 from poise.errors import DataError, escape_name, short_repr, single_line
 from poise.io.files import TEMPORARY_NAME, fsync_dir
 from poise.models import weights
-from poise.models.weights.experiment import describe
+from poise.models.weights.experiment import describe_experiment
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ def numbered(number: int) -> str:
 
 def state_of(cfg: CfgNode, network: nn.Module, experiment: str) -> dict[str, torch.Tensor]:
     """Return the state dict of a network without wrappers, with its joints and experiment."""
-    state = weights.with_joints(network.state_dict(), dataset_of(cfg).skeleton.names)
-    return weights.with_experiment(state, describe(cfg, experiment, network))
+    state = weights.add_keypoint_names(network.state_dict(), dataset_of(cfg).skeleton.names)
+    return weights.add_experiment(state, describe_experiment(cfg, experiment, network))
 
 
 def holds(file: Path, network: nn.Module) -> bool:
@@ -197,14 +197,14 @@ def _read(path: Path) -> Any:
             )
         try:
             content = weights.read_tensors(path, "checkpoint")
-        except weights.UnreadableError:
+        except weights.WeightReadError:
             raise
         except DataError as error:
             raise CorruptCheckpointError(f"{error}; remove it to begin anew") from None
         with zipfile.ZipFile(path) as archive:  # torch does not verify the sums that it wrote
             spoiled = archive.testzip()
     except (OSError, MemoryError) as error:
-        raise weights.unreadable(path, error) from None
+        raise weights.read_error(path, error) from None
     except DataError:
         raise
     except Exception as error:  # zipfile raises many kinds where its headers are spoiled

@@ -29,7 +29,7 @@ from poise.evaluation.results import box_ids_by_image, prediction_batches, write
 from poise.io.files import gc_disabled
 from poise.models import build_model
 from poise.models.weights import zoo
-from poise.models.weights.origin import doubt, load_trained
+from poise.models.weights.origin import load_trained_weights, untrained_weights_warning
 from poise.visualization import draw
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def run(
     if processes.main:
         file = model_file(cfg, folder)
         log.info("%s", f"weights: {file}")
-        doubts = doubt(model, load_trained(cfg, model, file))
+        doubts = untrained_weights_warning(model, load_trained_weights(cfg, model, file))
     processes.spread(model.state_dict().values())
     table, images = read_set(cfg, train=False)
     if processes.main:
@@ -104,7 +104,7 @@ def model_file(cfg: CfgNode, folder: Path) -> Path:
     if cfg.TEST.MODEL_FILE:
         path = Path(data_path(cfg, cfg.TEST.MODEL_FILE))
         if not path.is_file():
-            raise DataError(f"TEST.MODEL_FILE {path}: no such weight file{zoo.advice(path)}")
+            raise DataError(f"TEST.MODEL_FILE {path}: no such weight file{zoo.download_hint(path)}")
         return path
     if not cfg.RUN_NAME and (later := _later_run(folder)):
         log.warning(
@@ -118,7 +118,7 @@ def model_file(cfg: CfgNode, folder: Path) -> Path:
     raise DataError(
         f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth: "
         "train first, give TEST.MODEL_FILE x.pth, or "
-        f"{zoo.advice_for(folder.name, cfg.DATASET.DATASET)}"
+        f"{zoo.experiment_download_hint(folder.name, cfg.DATASET.DATASET)}"
     )
 
 
@@ -153,7 +153,7 @@ def draw_predictions(
     of low score are not drawn.
     """
     written: list[Path] = []
-    least = codec_class(cfg.MODEL.TARGET_TYPE).shown_score
+    least = codec_class(cfg.MODEL.TARGET_TYPE).vis_threshold
     for index in list(dict.fromkeys(table.image_index.tolist()))[: cfg.TEST.PICTURES]:
         name = table.image_names[index]
         image = images.read(name).copy()

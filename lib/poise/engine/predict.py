@@ -21,7 +21,7 @@ from poise.datasets.loader import BatchLoader
 from poise.engine.distributed import ALONE, Processes
 from poise.engine.targets import encode_targets
 from poise.errors import pluralize
-from poise.models.forward import forward_flipped, normalize
+from poise.models.forward import forward_with_flip_test, normalize
 from poise.structures.crops import crop_to_image
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def predict(
             if stopped:
                 break
             images = normalize(cfg, batch["images"], device)
-            output = forward_flipped(cfg, codec, model, images, flip_order)
+            output = forward_with_flip_test(cfg, codec, model, images, flip_order)
             targets = encode_targets(cfg, codec, batch, device) if table.labelled else None
             coords, scores, batch_sums = _decode(codec, output, targets)
             if batch_sums is not None:
@@ -134,7 +134,7 @@ def _shown_batch(
     return {
         "crops": crops,
         "joints": coords[:16],
-        "shown": scores[:16] > codec.shown_score,
+        "shown": scores[:16] > codec.vis_threshold,
         "maps": codec.output_maps(to_arrays(map_output(lambda one: one[:4], output))),
         "representation": codec.representation,
     }

@@ -18,7 +18,7 @@ from poise.config.diff import ABSENT, flat
 from poise.engine import checkpoint
 from poise.errors import ConfigError, DataError, short_repr
 from poise.io.yaml_file import parse_yaml
-from poise.models.weights import UnreadableError
+from poise.models.weights import WeightReadError
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +126,11 @@ def _of_this_job(folder: Path, name: str) -> dict | None:
     """Return the newest checkpoint that this torchrun job wrote there; None where it wrote none.
 
     A folder with damaged checkpoints, or those of another experiment, is another run's. Raises
-    UnreadableError where one cannot be read now: this job's own would be lost.
+    WeightReadError where one cannot be read now: this job's own would be lost.
     """
     try:
         saved = checkpoint.load_newest(folder, name)
-    except UnreadableError:
+    except WeightReadError:
         raise
     except DataError as error:
         log.warning("%s; not taken for a checkpoint of this job", error)

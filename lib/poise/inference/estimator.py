@@ -33,9 +33,9 @@ from poise.inference.export import onnx_network
 from poise.inference.poses import Poses
 from poise.io.images import as_rgb_array
 from poise.models import build_model
-from poise.models.forward import check_precision, forward_flipped, normalize
-from poise.models.weights.experiment import experiment_of
-from poise.models.weights.origin import load_trained
+from poise.models.forward import check_precision, forward_with_flip_test, normalize
+from poise.models.weights.experiment import config_from_weights
+from poise.models.weights.origin import load_trained_weights
 from poise.structures.crops import FARTHEST, PIXEL_STD, box_to_center_scale, crop_to_image, cut
 
 Picture = str | os.PathLike | np.ndarray
@@ -64,7 +64,7 @@ class TorchNetwork:
     def __init__(self, cfg: CfgNode, codec: Codec, file: str | os.PathLike, device: torch.device):
         check_precision(cfg, [device])
         model = build_model(cfg)
-        load_trained(cfg, model, file)
+        load_trained_weights(cfg, model, file)
         self._cfg, self._codec, self._device = cfg, codec, device
         self._model = for_testing(cfg, model, [device]).eval()
         compile_network(cfg, self._model, [device])
@@ -75,7 +75,7 @@ class TorchNetwork:
         crops = crops if self._cfg.DATASET.COLOR_RGB else np.ascontiguousarray(crops[:, :, :, ::-1])
         images = normalize(self._cfg, torch.from_numpy(crops), self._device)
         return to_arrays(
-            forward_flipped(self._cfg, self._codec, self._model, images, self._flip_order)
+            forward_with_flip_test(self._cfg, self._codec, self._model, images, self._flip_order)
         )
 
 
@@ -131,7 +131,7 @@ class PoseEstimator:
         else:
             self.device = choose_device(device)
             if experiment is None:
-                experiment, overrides = experiment_of(weights, overrides), ()
+                experiment, overrides = config_from_weights(weights, overrides), ()
             self.cfg = _experiment(experiment, self.device, half, flip_test, overrides)
             self._codec = build_codec(self.cfg)
             self._network = TorchNetwork(self.cfg, self._codec, weights, self.device)
@@ -224,7 +224,7 @@ class PoseEstimator:
             boxes.astype(np.float32),
             persons,
             self.skeleton,
-            self._codec.shown_score,
+            self._codec.vis_threshold,
         )
 
     def _checked_boxes(self, boxes: Any, name: str) -> np.ndarray:

@@ -26,7 +26,7 @@ class Poses:
     first pixel. scores: (N, J) float32, of each joint, about 0 to 1. boxes: (N, 4) float32, left,
     top, right, bottom in pixels, as they were asked for. person_scores: (N,) float32, the mean of
     the joint scores above TEST.IN_VIS_THRE, 0 where none is; for a score as tools/test.py writes
-    it, multiply by the detector's. skeleton: names and limbs of the joints. shown_score: joints
+    it, multiply by the detector's. skeleton: names and limbs of the joints. vis_threshold: joints
     above it are drawn.
     """
 
@@ -35,7 +35,7 @@ class Poses:
     boxes: np.ndarray
     person_scores: np.ndarray
     skeleton: Skeleton
-    shown_score: float = 0.2
+    vis_threshold: float = 0.2
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -87,7 +87,7 @@ class Poses:
         """Return a copy of the RGB picture (H, W, 3) uint8, an array or a path, with the persons
         drawn.
 
-        least_score: keypoints above it are drawn; by default `shown_score`. color: of the limbs;
+        least_score: keypoints above it are drawn; by default `vis_threshold`. color: of the limbs;
         'side': the person's left orange, the right blue, the middle green; 'person': a hue for each
         person; 'auto': 'person' where there are several or `ids`. Dots always have the colors of
         'side'. boxes: draw boxes with the persons' scores. ids: (N,) numbers of tracked persons,
@@ -107,7 +107,7 @@ class Poses:
             )
         # a copy; visualize's colours are BGR
         drawn = np.array(as_rgb_array(image, "picture")[:, :, ::-1], order="C")
-        least = self.shown_score if least_score is None else least_score
+        least = self.vis_threshold if least_score is None else least_score
         by_person = color == "person" or (color == "auto" and (ids is not None or len(self) > 1))
         numbers = range(len(self)) if ids is None else [int(number) for number in ids]
         hues = [visualize.person_color(number) if by_person else None for number in numbers]

@@ -13,7 +13,12 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.options import OptionError, given_keywords, is_channels, naming_keys
+from poise.models.options import (
+    OptionError,
+    is_positive_ints,
+    select_keywords,
+    translate_option_errors,
+)
 from poise.models.simcc_head import AxisOptions
 
 BN_MOMENTUM = 0.1
@@ -49,11 +54,11 @@ class HeadOptions:
     axes: AxisOptions | None = None
 
     def __post_init__(self) -> None:
-        if not is_channels(self.filters) or not 1 <= len(self.filters) <= 5:
+        if not is_positive_ints(self.filters) or not 1 <= len(self.filters) <= 5:
             raise OptionError(
                 f"filters must hold 1 to 5 channel counts above 0, got {self.filters!r}"
             )
-        if not is_channels(self.kernels) or not set(self.kernels) <= set(_PADDING):
+        if not is_positive_ints(self.kernels) or not set(self.kernels) <= set(_PADDING):
             raise OptionError(f"kernels must be of 2, 3 and 4, got {self.kernels!r}")
         if len(self.kernels) != len(self.filters):
             raise OptionError(
@@ -109,8 +114,8 @@ def init_head(layers: nn.Sequential, final: nn.Conv2d) -> None:
 
 def head_from_config(extra: CfgNode) -> HeadOptions:
     """Return the head that MODEL.EXTRA describes. Raises ConfigError naming the key."""
-    with naming_keys(_KEYS):
-        head = HeadOptions(**given_keywords(extra, _KEYS))
+    with translate_option_errors(_KEYS):
+        head = HeadOptions(**select_keywords(extra, _KEYS))
     count = len(head.filters)
     if extra.get("NUM_DECONV_LAYERS", count) != count:
         raise ConfigError(

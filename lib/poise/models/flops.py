@@ -11,7 +11,7 @@ Two rules say what an operation is:
   two per input of a norm, one per output of the ReLU family, one per input of a pooling module.
   GELU, SiLU, functional pooling, matrix products and layer scales are 0 there.
 
-Nothing is computed: a network built by `build_unfilled` has shapes and no values (torch's meta
+Nothing is computed: a network built by `build_on_meta` has shapes and no values (torch's meta
 device), so that the largest takes two seconds.
 """
 
@@ -64,7 +64,7 @@ MMCV_POOLS = {
 
 @dataclass
 class Layer:
-    """One module. Parameters and operations include those of the modules inside it, own_operations
+    """One module. Parameters and operations include those of the modules inside it, self_operations
     does not.
 
     output: (C, h, w), or () where there is no one shape.
@@ -74,7 +74,7 @@ class Layer:
     kind: str
     parameters: int = 0
     operations: int = 0
-    own_operations: int = 0
+    self_operations: int = 0
     calls: int = 0
     output: tuple[int, ...] = ()
     layers: list[Layer] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Layer:
         """
         for layer in self.layers:
             layer.add_up()
-        self.operations = self.own_operations + sum(layer.operations for layer in self.layers)
+        self.operations = self.self_operations + sum(layer.operations for layer in self.layers)
 
     def runs(self) -> bool:
         """Whether this layer or one inside it was called."""
@@ -99,7 +99,7 @@ class Layer:
 
 
 @dataclass
-class Size:
+class FlopReport:
     """What `measure` found. `unknown` counts the operations that multiply, but in no layer that
     the rule knows: their sum is missing.
     """
@@ -175,7 +175,7 @@ def size_overrides(cfg: CfgNode, height: int, width: int) -> list:
     return ["MODEL.IMAGE_SIZE", [width, height], "MODEL.HEATMAP_SIZE", heatmap]
 
 
-def build_unfilled(cfg: CfgNode) -> nn.Module:
+def build_on_meta(cfg: CfgNode) -> nn.Module:
     """The network of MODEL.* with shapes and no values, on torch's meta device."""
     with torch.device("meta"):
         return build_model(cfg)
@@ -184,7 +184,7 @@ def build_unfilled(cfg: CfgNode) -> nn.Module:
 @torch.no_grad()
 def measure(
     model: nn.Module, image_size: tuple[int, int], *, rule: str = "macs", all_outputs: bool = False
-) -> Size:
+) -> FlopReport:
     """Run `model` on one image and count.
 
     image_size: (width, height) in pixels. rule: a name of RULES. all_outputs: count what training
@@ -215,7 +215,7 @@ def measure(
         if isinstance(output, torch.Tensor):
             layer.output = tuple(output.shape[1:])
             if inputs and isinstance(inputs[0], torch.Tensor):
-                layer.own_operations += count(module, inputs[0], output)
+                layer.self_operations += count(module, inputs[0], output)
 
     modes = {module: module.training for module in model.modules()}
     handles = [
@@ -247,7 +247,7 @@ def measure(
         "network",
         tuple((output if isinstance(output, torch.Tensor) else output[-1]).shape[1:]),
     )
-    return Size(network, rule, tuple(image_size), all_outputs, watch.unknown)
+    return FlopReport(network, rule, tuple(image_size), all_outputs, watch.unknown)
 
 
 class _Watch(TorchDispatchMode):
@@ -280,7 +280,7 @@ def _parameters(module: nn.Module) -> int:
 
 
 def report(
-    tested: Size, trained: Size, *, depth: int | None = None, all_outputs: bool = False
+    tested: FlopReport, trained: FlopReport, *, depth: int | None = None, all_outputs: bool = False
 ) -> str:
     """The table of a network and its sums, in lines for a terminal.
 
@@ -309,7 +309,7 @@ def report(
         again = [
             f"{name} {layer.calls} times"
             for name, layer in _paths(size.network)
-            if layer.calls > 1 and layer.own_operations
+            if layer.calls > 1 and layer.self_operations
         ]
         if again:
             lines.append(f"run again   in {mode}: {', '.join(again)}; counted each time")

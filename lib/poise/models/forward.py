@@ -65,7 +65,7 @@ def autocast(cfg: CfgNode, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, _TYPES[cfg.AMP]) if cfg.AMP else nullcontext()
 
 
-def forward_flipped(
+def forward_with_flip_test(
     cfg: CfgNode, codec: Codec, model: nn.Module, images: torch.Tensor, flip_order: torch.Tensor
 ) -> Output:
     """The prediction, in float32, for normalised images (B, 3, H, W), with the flip test where

@@ -34,10 +34,10 @@ from poise.models.drop_path import DropPath, linear_rates
 from poise.models.options import (
     OptionError,
     check_extra,
-    given_keywords,
-    is_channels,
     is_number,
-    naming_keys,
+    is_positive_ints,
+    select_keywords,
+    translate_option_errors,
 )
 from poise.models.pose_network import PoseNetwork
 
@@ -325,11 +325,11 @@ class MogaNetPose(PoseNetwork):
     def from_config(cls, cfg: CfgNode) -> MogaNetPose:
         """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
         check_extra(cfg, cls.extra_keys)
-        with naming_keys(EXTRA_KEYS):
+        with translate_option_errors(EXTRA_KEYS):
             return cls(
                 num_keypoints=cfg.MODEL.NUM_JOINTS,
                 head=head_from_config(cfg.MODEL.EXTRA),
-                **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
+                **select_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
             )
 
 
@@ -337,7 +337,7 @@ def _check_stages(embed_dims: Sequence[int], depths: Sequence[int], ratios: Sequ
     """Raise OptionError for invalid options of the four stages."""
     given = {"embed_dims": embed_dims, "depths": depths, "ffn_ratios": ratios}
     for name, value in given.items():
-        if not is_channels(value) or len(value) != 4:
+        if not is_positive_ints(value) or len(value) != 4:
             raise OptionError(f"{name} must hold four whole numbers above 0, got {value!r}")
     if any(channels % 8 for channels in embed_dims):
         raise OptionError(f"embed_dims must hold multiples of 8, got {embed_dims!r}")

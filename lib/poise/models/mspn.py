@@ -30,9 +30,9 @@ from yacs.config import CfgNode
 from poise.models.options import (
     OptionError,
     check_extra,
-    given_keywords,
-    is_channels,
-    naming_keys,
+    is_positive_ints,
+    select_keywords,
+    translate_option_errors,
 )
 from poise.models.pose_network import PoseNetwork
 
@@ -80,7 +80,7 @@ class ConvNormRelu(nn.Module):
                 x,
                 use_reentrant=False,
                 preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), resting_statistics(self.bn)),
+                context_fn=lambda: (nullcontext(), frozen_running_stats(self.bn)),
             )
         return self.run(x)
 
@@ -89,7 +89,7 @@ class ConvNormRelu(nn.Module):
 
 
 @contextmanager
-def resting_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
+def frozen_running_stats(norm: nn.BatchNorm2d) -> Iterator[None]:
     """Within, a pass in train mode leaves the running statistics as they are: they have seen this
     batch already.
 
@@ -325,14 +325,14 @@ class MSPN(PoseNetwork):
         pretrained_stages: str = "first",
     ):
         super().__init__()
-        if not is_channels([stages]) or stages > 64:
+        if not is_positive_ints([stages]) or stages > 64:
             raise OptionError(f"stages must be a whole number from 1 to 64, got {stages!r}")
-        if not is_channels(layers) or len(layers) != 4 or max(layers) > 64:
+        if not is_positive_ints(layers) or len(layers) != 4 or max(layers) > 64:
             raise OptionError(
                 f"layers must hold four numbers of bottlenecks from 1 to 64, got {layers!r}"
             )
         for name, value in (("stem_channels", stem_channels), ("channels", channels)):
-            if not is_channels([value]):
+            if not is_positive_ints([value]):
                 raise OptionError(f"{name} must be a channel count above 0, got {value!r}")
         if not isinstance(efficient, bool):
             raise OptionError(f"efficient must be True or False, got {efficient!r}")
@@ -382,9 +382,9 @@ class MSPN(PoseNetwork):
     def from_config(cls, cfg: CfgNode) -> MSPN:
         """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
         check_extra(cfg, cls.extra_keys)
-        with naming_keys(EXTRA_KEYS):
+        with translate_option_errors(EXTRA_KEYS):
             return cls(
-                num_keypoints=cfg.MODEL.NUM_JOINTS, **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS)
+                num_keypoints=cfg.MODEL.NUM_JOINTS, **select_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS)
             )
 
 

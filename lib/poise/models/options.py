@@ -19,7 +19,9 @@ class OptionError(ValueError):
 
 
 @contextmanager
-def naming_keys(keys: Mapping[str, str], prefix: str = "MODEL.EXTRA.") -> Iterator[None]:
+def translate_option_errors(
+    keys: Mapping[str, str], prefix: str = "MODEL.EXTRA."
+) -> Iterator[None]:
     """Raise an OptionError of the block as a ConfigError that names the configuration key.
 
     Args:
@@ -34,7 +36,7 @@ def naming_keys(keys: Mapping[str, str], prefix: str = "MODEL.EXTRA.") -> Iterat
         raise ConfigError(f"{prefix}{key}{str(error)[len(keyword) :]}") from error
 
 
-def given_keywords(group: CfgNode, keys: Mapping[str, str]) -> dict[str, Any]:
+def select_keywords(group: CfgNode, keys: Mapping[str, str]) -> dict[str, Any]:
     """Return the keyword arguments that a group sets; `keys` maps its keys to them."""
     return {keyword: group[key] for key, keyword in keys.items() if key in group}
 
@@ -79,16 +81,16 @@ def check_head(cfg: CfgNode) -> None:
         )
 
 
-def is_whole(value: Any) -> bool:
+def is_int(value: Any) -> bool:
     """Return whether `value` is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
     """Return whether `value` is a number."""
-    return is_whole(value) or isinstance(value, float)
+    return is_int(value) or isinstance(value, float)
 
 
-def is_channels(value: Any) -> bool:
+def is_positive_ints(value: Any) -> bool:
     """Return whether `value` is a list of whole numbers above 0."""
-    return isinstance(value, (list, tuple)) and all(is_whole(v) and v > 0 for v in value)
+    return isinstance(value, (list, tuple)) and all(is_int(v) and v > 0 for v in value)

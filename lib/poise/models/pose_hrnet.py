@@ -31,9 +31,9 @@ from poise.models.deconv_head import final_layer
 from poise.models.options import (
     OptionError,
     check_extra,
-    given_keywords,
-    is_channels,
-    naming_keys,
+    is_positive_ints,
+    select_keywords,
+    translate_option_errors,
 )
 from poise.models.pose_network import PoseNetwork
 from poise.models.pose_resnet import BasicBlock, Bottleneck
@@ -79,13 +79,13 @@ class StageOptions:
         if not isinstance(self.block, str) or self.block not in BLOCKS:
             raise OptionError(f"block must be {' or '.join(BLOCKS)}, got {self.block!r}")
         modules, branches = self.num_modules, self.num_branches
-        if not is_channels([modules]) or modules > 64:
+        if not is_positive_ints([modules]) or modules > 64:
             raise OptionError(f"num_modules must be a whole number from 1 to 64, got {modules!r}")
-        if not is_channels([branches]) or not 2 <= branches <= 6:
+        if not is_positive_ints([branches]) or not 2 <= branches <= 6:
             raise OptionError(f"num_branches must be a whole number from 2 to 6, got {branches!r}")
         for name in ("num_blocks", "num_channels"):
             value = getattr(self, name)
-            if not is_channels(value) or len(value) != branches:
+            if not is_positive_ints(value) or len(value) != branches:
                 raise OptionError(
                     f"{name} must hold {branches} numbers above 0, one a branch, got {value!r}"
                 )
@@ -100,7 +100,7 @@ class StageOptions:
 
 def published_stages(width: int) -> tuple[StageOptions, ...]:
     """Return the stages of HRNet-W<width>: 1, 4 and 3 modules of four basic blocks a branch."""
-    if not is_channels([width]):
+    if not is_positive_ints([width]):
         raise OptionError(f"width must be a channel count above 0, got {width!r}")
     return tuple(
         StageOptions(modules, branches, (4,) * branches, [width << i for i in range(branches)])
@@ -220,11 +220,11 @@ class PoseHRNet(PoseNetwork):
         """Build the network of MODEL.EXTRA. Raises ConfigError naming the key."""
         extra = cfg.MODEL.EXTRA
         check_extra(cfg, cls.extra_keys)
-        with naming_keys({**EXTRA_KEYS, "STAGE2 to STAGE4": "stages"}):
+        with translate_option_errors({**EXTRA_KEYS, "STAGE2 to STAGE4": "stages"}):
             return cls(
                 num_keypoints=cfg.MODEL.NUM_JOINTS,
                 stages=[stage_from_config(extra.get(key), f"MODEL.EXTRA.{key}") for key in STAGES],
-                **given_keywords(extra, EXTRA_KEYS),
+                **select_keywords(extra, EXTRA_KEYS),
             )
 
 
@@ -240,7 +240,7 @@ def stage_from_config(stage: Any, name: str) -> StageOptions:
         raise ConfigError(f"{name} must be a group of {', '.join(keys)}; {got}")
     if stage["FUSE_METHOD"] != "SUM":
         raise ConfigError(f"{name}.FUSE_METHOD must be SUM, got {stage['FUSE_METHOD']!r}")
-    with naming_keys(STAGE_KEYS, f"{name}."):
+    with translate_option_errors(STAGE_KEYS, f"{name}."):
         return StageOptions(**{STAGE_KEYS[key]: stage[key] for key in STAGE_KEYS})
 
 
@@ -256,7 +256,7 @@ def _check_options(
         raise OptionError(f"stages must hold the options of {len(STAGES)} stages, got {stages!r}")
     if counts != sorted(counts):
         raise OptionError(f"stages: num_branches must not fall, got {counts}")
-    if not is_channels([stem_channels]):
+    if not is_positive_ints([stem_channels]):
         raise OptionError(f"stem_channels must be a channel count above 0, got {stem_channels!r}")
     if final_kernel not in (1, 3):
         raise OptionError(f"final_kernel must be 1 or 3, got {final_kernel!r}")

@@ -16,7 +16,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.models.deconv_head import BN_MOMENTUM, DEFAULT_HEAD, HeadOptions
-from poise.models.options import OptionError, is_channels, naming_keys
+from poise.models.options import OptionError, is_positive_ints, translate_option_errors
 from poise.models.simple_baseline import (
     EXTRA_KEYS,
     STAGE_CHANNELS,
@@ -108,7 +108,7 @@ class PoseRes2Net(SimpleBaseline):
         head: HeadOptions = DEFAULT_HEAD,
     ):
         for name, value in (("base_width", base_width), ("scales", scales)):
-            if not is_channels([value]):
+            if not is_positive_ints([value]):
                 raise OptionError(f"{name} must be a whole number above 0, got {value!r}")
 
         def make_stage(
@@ -154,7 +154,7 @@ class PoseRes2Net(SimpleBaseline):
 
         Raises ConfigError naming the key.
         """
-        with naming_keys(EXTRA_KEYS):
+        with translate_option_errors(EXTRA_KEYS):
             return cls(
                 base_width=cfg.MODEL.BASEWIDTH, scales=cfg.MODEL.SCALE, **common_keywords(cfg)
             )

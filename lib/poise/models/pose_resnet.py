@@ -15,7 +15,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.models.deconv_head import DEFAULT_HEAD, HeadOptions
-from poise.models.options import OptionError, naming_keys
+from poise.models.options import OptionError, translate_option_errors
 from poise.models.simple_baseline import (
     EXTRA_KEYS,
     STAGE_CHANNELS,
@@ -133,5 +133,5 @@ class PoseResNet(SimpleBaseline):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PoseResNet:
         """Build the network of MODEL.STYLE and MODEL.EXTRA. Raises ConfigError naming the key."""
-        with naming_keys(EXTRA_KEYS):
+        with translate_option_errors(EXTRA_KEYS):
             return cls(style=cfg.MODEL.STYLE, **common_keywords(cfg))

@@ -25,7 +25,7 @@ from poise.models.deconv_head import (
     head_from_config,
     init_head,
 )
-from poise.models.options import OptionError, check_extra, given_keywords, is_channels
+from poise.models.options import OptionError, check_extra, is_positive_ints, select_keywords
 from poise.models.pose_network import PoseNetwork
 from poise.models.simcc_head import SimCCHead, axes_from_config
 
@@ -74,7 +74,7 @@ class SimpleBaseline(PoseNetwork):
             raise OptionError(
                 f"depth must be one of {', '.join(map(str, STAGE_BLOCKS))}, got {depth!r}"
             )
-        if not is_channels(channels) or len(channels) != 4:
+        if not is_positive_ints(channels) or len(channels) != 4:
             raise OptionError(f"channels must hold four channel counts above 0, got {channels!r}")
         blocks = STAGE_BLOCKS[depth]
         self.output_stride = head.output_stride
@@ -117,5 +117,5 @@ def common_keywords(cfg: CfgNode) -> dict[str, Any]:
     return {
         "num_keypoints": cfg.MODEL.NUM_JOINTS,
         "head": dataclasses.replace(head_from_config(cfg.MODEL.EXTRA), axes=axes_from_config(cfg)),
-        **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
+        **select_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
     }

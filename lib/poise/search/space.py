@@ -27,7 +27,7 @@ from poise.models.posenas.genotypes import (
     Genotype,
     find_genotype,
 )
-from poise.models.posenas.operations import OPERATIONS, STRIDE_BLIND
+from poise.models.posenas.operations import OPERATIONS, SIZE_PRESERVING
 
 # (node, source state) of every edge, in the order of the rows of the architecture values
 EDGES = tuple((node, source) for node in range(INPUTS, INPUTS + NODES) for source in range(node))
@@ -92,7 +92,7 @@ def _checked_candidates(text: str, key: str, *, may_stride: bool) -> tuple[str, 
             raise ConfigError(
                 f"{key}: {name!r} is not an operation ({', '.join(OPERATIONS)}){hint}"
             )
-        if may_stride and name in STRIDE_BLIND:
+        if may_stride and name in SIZE_PRESERVING:
             raise ConfigError(
                 f"{key}: {name} does not stride, so it cannot compete on the inputs of a reduction"
                 " cell; leave it to SEARCH.DECODER_OPERATIONS"

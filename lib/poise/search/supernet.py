@@ -13,7 +13,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
-from poise.models.options import check_extra, check_head, check_sizes, naming_keys
+from poise.models.options import check_extra, check_head, check_sizes, translate_option_errors
 from poise.models.posenas.cells import Cell, DecoderStage, EncoderCells
 from poise.models.posenas.genotypes import CELLS, CONCAT
 from poise.models.posenas.network import EXTRA_KEYS, check_se_reduction, init_convolutions
@@ -124,7 +124,7 @@ def build(cfg: CfgNode, space: Space) -> SearchNetwork:
             " channels, and a part of them must be an even number; make SEARCH.INIT_CHANNELS a"
             f" multiple of {4 * s.PARTIAL_CHANNELS}"
         )
-    with naming_keys(EXTRA_KEYS):
+    with translate_option_errors(EXTRA_KEYS):
         network = SearchNetwork(
             space,
             num_keypoints=cfg.MODEL.NUM_JOINTS,

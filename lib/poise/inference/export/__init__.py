@@ -23,7 +23,7 @@ from poise.inference.export.formats import FORMATS, require_packages
 from poise.inference.export.graph import ExportOptions, Graph
 from poise.io.files import atomic_write
 from poise.models import build_model
-from poise.models.weights.origin import load_trained
+from poise.models.weights.origin import load_trained_weights
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def export(
     _, needs, write, read = FORMATS[format]
     require_packages(needs, f"exporting to {format}")
     model, codec = build_model(cfg).eval(), build_codec(cfg)
-    load_trained(cfg, model, file)
+    load_trained_weights(cfg, model, file)
     kinds = {
         "noise": parity.make_noise_crops(cfg),
         "pictures" if images else "made persons": (

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from poise.codecs.codec import Codec, Output, map_output, tensors_of
 from poise.config.datasets import dataset_of
-from poise.models.forward import forward_flipped, normalize
+from poise.models.forward import forward_with_flip_test, normalize
 from poise.models.fuse import fold_batch_norms
 
 KEYPOINTS, SCORES, IMAGES = "keypoints", "scores", "images"
@@ -95,7 +95,7 @@ def reference_output(
 
     plain = config.changed(cfg, ["TEST.FLIP_TEST", flip, "AMP", ""])
     flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
-    return forward_flipped(plain, codec, model.eval(), normalized(cfg, crops), flip_order)
+    return forward_with_flip_test(plain, codec, model.eval(), normalized(cfg, crops), flip_order)
 
 
 def normalized(cfg: CfgNode, crops: torch.Tensor) -> torch.Tensor:

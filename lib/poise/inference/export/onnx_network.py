@@ -20,7 +20,7 @@ from poise.errors import ConfigError, DataError, single_line
 from poise.inference.export import metadata
 from poise.inference.export.formats import onnx_session, require_packages
 from poise.inference.export.graph import IMAGES, KEYPOINTS, SCORES, normalized
-from poise.models.forward import forward_flipped
+from poise.models.forward import forward_with_flip_test
 from poise.structures.skeleton import other_joint
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,9 @@ class OnnxNetwork:
         if self._parts.decode:
             return tuple(self._run(images, [KEYPOINTS, SCORES]))
         return to_arrays(
-            forward_flipped(self._outside, self.codec, self._output, images, self._flip_order)
+            forward_with_flip_test(
+                self._outside, self.codec, self._output, images, self._flip_order
+            )
         )
 
     def _output(self, images: torch.Tensor) -> Output:

@@ -28,7 +28,7 @@ from typing import Any
 from poise.errors import ConfigError, DataError, escape_name
 from poise.io.files import atomic_write
 from poise.io.json_file import read_json, replace_non_finite
-from poise.models.posenas.operations import OPERATIONS, STRIDE_BLIND
+from poise.models.posenas.operations import OPERATIONS, SIZE_PRESERVING
 
 VERSION = 1
 INPUTS, NODES, EDGES_PER_NODE = 2, 4, 2
@@ -108,7 +108,11 @@ def _checked_edges(edges: Any, cell: str) -> Edges:
                 f"{where}: node {node} takes its input from states 0 to {node - 1}, got"
                 f" {escape_name(repr(source))}"
             )
-        if cell.endswith(".reduce") and reduction_stride(source) != 1 and operation in STRIDE_BLIND:
+        if (
+            cell.endswith(".reduce")
+            and reduction_stride(source) != 1
+            and operation in SIZE_PRESERVING
+        ):
             raise ConfigError(
                 f"{where}: {operation} does not stride, so a reduction cell cannot have it on its"
                 " inputs (states 0 and 1)"

@@ -19,9 +19,9 @@ from yacs.config import CfgNode
 from poise.models.options import (
     OptionError,
     check_extra,
-    given_keywords,
-    is_whole,
-    naming_keys,
+    is_int,
+    select_keywords,
+    translate_option_errors,
 )
 from poise.models.pose_network import PoseNetwork
 from poise.models.posenas.cells import DecoderStage, EncoderCells
@@ -77,10 +77,10 @@ class PoseNAS(PoseNetwork):
             ("init_channels", init_channels),
             ("refine_channels", refine_channels),
         ):
-            if not is_whole(value) or not 4 <= value <= 4096 or value % 2:
+            if not is_int(value) or not 4 <= value <= 4096 or value % 2:
                 raise OptionError(f"{name} must be an even number from 4 to 4096, got {value!r}")
         for name, value in (("layers", layers), ("refine_layers", refine_layers)):
-            if not is_whole(value) or not 4 <= value <= 400 or (value % 4 and value != 18):
+            if not is_int(value) or not 4 <= value <= 400 or (value % 4 and value != 18):
                 raise OptionError(
                     f"{name} must be 18 or a multiple of 4 from 4 to 400, got {value!r}"
                 )
@@ -162,11 +162,11 @@ class PoseNAS(PoseNetwork):
         Raises ConfigError naming the key, DataError for an invalid genotype file.
         """
         check_extra(cfg, cls.extra_keys)
-        with naming_keys(EXTRA_KEYS):
+        with translate_option_errors(EXTRA_KEYS):
             return cls(
                 genotype=find_genotype(cfg.MODEL.GENOTYPE),
                 num_keypoints=cfg.MODEL.NUM_JOINTS,
-                **given_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
+                **select_keywords(cfg.MODEL.EXTRA, EXTRA_KEYS),
             )
 
 
@@ -184,7 +184,7 @@ def init_convolutions(network: nn.Module) -> None:
 
 def check_se_reduction(value: int) -> None:
     """Raise OptionError unless the reduction of squeeze-and-excitation is 1 or 2."""
-    if not is_whole(value) or value not in (1, 2):
+    if not is_int(value) or value not in (1, 2):
         raise OptionError(f"se_reduction must be 1 or 2, got {value!r}")
 
 

@@ -117,4 +117,4 @@ OPERATIONS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 # these keep the size of their input whatever the stride, so they cannot lead from a reduction
 # cell's inputs; Genotype refuses them there
-STRIDE_BLIND = ("se_connect", "spatial_wise")
+SIZE_PRESERVING = ("se_connect", "spatial_wise")

@@ -8,27 +8,26 @@ list of the released ones.
     loading     load and load_pretrained, with their report
     converting  Poise's names to the released ones and back
     experiment  the text in a file that says which experiment trained it
-    origin      what a file was trained with, where that can be known: load_trained, for whatever
-predicts
+    origin      load_trained_weights: load weights for inference and warn of a mismatch
 """
 
 from poise.models.weights.loading import LoadReport, load, load_pretrained
 from poise.models.weights.reading import (
-    UnreadableError,
     WeightFile,
+    WeightReadError,
+    add_experiment,
+    add_keypoint_names,
     is_plain,
+    read_error,
     read_state_dict,
     read_tensors,
     read_weight_file,
     save,
-    unreadable,
-    with_experiment,
-    with_joints,
 )
 
 __all__ = [
     "LoadReport",
-    "UnreadableError",
+    "WeightReadError",
     "WeightFile",
     "is_plain",
     "load",
@@ -37,7 +36,7 @@ __all__ = [
     "read_tensors",
     "read_weight_file",
     "save",
-    "unreadable",
-    "with_experiment",
-    "with_joints",
+    "read_error",
+    "add_experiment",
+    "add_keypoint_names",
 ]

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from poise.errors import ConfigError, DataError, single_line
-from poise.models.weights.families import UNKNOWN, number_of_joints, shapes_of
+from poise.models.weights.families import UNKNOWN, count_keypoints, tensor_shapes
 from poise.models.weights.formats import TARGETS
-from poise.models.weights.loading import Source, fit_order, load
-from poise.models.weights.reading import read_weight_file, save, with_experiment, with_joints
+from poise.models.weights.loading import StateDictSource, load, match_channel_order
+from poise.models.weights.reading import add_experiment, add_keypoint_names, read_weight_file, save
 
 
 @dataclass
@@ -66,15 +66,15 @@ def convert(
     if target.exists() and not force:
         raise DataError(f"{target}: is there already; give --force to replace it")
     file = read_weight_file(source)
-    found = Source(file)
-    state = fit_order(found, None)
+    found = StateDictSource(file)
+    state = match_channel_order(found, None)
     family = found.family
     if model is not None:
         found.notes = load(model, source).notes
         state = dict(model.state_dict())
     elif family is UNKNOWN:
         raise DataError(f"{source}: these are the weights of no network that Poise knows")
-    elif number_of_joints(family, shapes_of(state)) is None:
+    elif count_keypoints(family, tensor_shapes(state)) is None:
         raise DataError(
             f"{source}: these are the weights of {found.words}; such weights are not converted,"
             " they load as MODEL.PRETRAINED"
@@ -97,7 +97,9 @@ def convert(
     if to == "poise" and (file.experiment or experiment):
         content = OrderedDict(content)
         content._metadata = OrderedDict()
-        content = with_experiment(with_joints(content, file.joints), file.experiment or experiment)
+        content = add_experiment(
+            add_keypoint_names(content, file.joints), file.experiment or experiment
+        )
     save(target, content)
     kept = len(written.keys() & file.state.keys())
     fewer, more = max(len(file.state) - len(written), 0), max(len(written) - len(file.state), 0)

@@ -44,7 +44,7 @@ _GROUPS = ("MODEL", "TEST")
 _KEYS = ("AMP", "CHANNELS_LAST", "DATASET.COLOR_RGB", "DATASET.EXIF")
 
 
-def describe(cfg: CfgNode, name: str, network: nn.Module | None = None) -> str:
+def describe_experiment(cfg: CfgNode, name: str, network: nn.Module | None = None) -> str:
     """Return the text for a weight file of experiment `name`; network: whose cells are kept."""
     described = cfg.clone()
     described.defrost()
@@ -68,7 +68,7 @@ def describe(cfg: CfgNode, name: str, network: nn.Module | None = None) -> str:
     )
 
 
-def settings_in(text: str, source: str | Path) -> dict[str, Any]:
+def read_settings(text: str, source: str | Path) -> dict[str, Any]:
     """Return the groups of settings in a text of `describe`. Raises DataError for other texts."""
     return _settings(_content(text, source), source)
 
@@ -98,7 +98,7 @@ def _not_ours(source: str | Path, reason: str) -> DataError:
     )
 
 
-def experiment_of(file: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
+def config_from_weights(file: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """Return the configuration for predicting with a weight file, from the file itself.
 
     overrides: KEY, VALUE, ... Raises ConfigError where the file carries none, and DataError for one

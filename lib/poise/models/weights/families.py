@@ -28,7 +28,7 @@ class Family:
     """A kind of network.
 
     marks: patterns; each begins a name of every such network. describe: its size in words.
-    joint_tensors: a pattern of the names of the layers that end in one channel per joint.
+    keypoint_tensors: a pattern of the names of the layers that end in one channel per joint.
     classifier: patterns that begin names of an ImageNet file which no pose network has. first_conv:
     the convolution that sees the image, for families whose normalisation follows the order of its
     colours.
@@ -37,7 +37,7 @@ class Family:
     name: str
     marks: tuple[str, ...]
     describe: Callable[[Shapes], str]
-    joint_tensors: str = _FINAL_LAYER
+    keypoint_tensors: str = _FINAL_LAYER
     classifier: tuple[str, ...] = _CLASSIFIER
     first_conv: str = ""
 
@@ -128,7 +128,7 @@ FAMILIES = (
         "mspn",
         (r"top\.conv\.conv\.weight", r"stage0\.downsample\.layer1\.0\.conv_bn_relu1\."),
         _mspn,
-        joint_tensors=r"stage\d+\.upsample\.up\d+\.res_conv2\..*",
+        keypoint_tensors=r"stage\d+\.upsample\.up\d+\.res_conv2\..*",
         first_conv="top.conv.conv.weight",
     ),
     Family(
@@ -169,11 +169,11 @@ FAMILIES = (
 UNKNOWN = Family("unknown", (), lambda shapes: "another network")
 
 
-def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def recognise(shapes: Shapes) -> Family:
+def identify_family(shapes: Shapes) -> Family:
     """The family of Poise's names; UNKNOWN where no marks fit."""
     for family in FAMILIES:
         if all(any(re.match(mark, name) for name in shapes) for mark in family.marks):
@@ -181,32 +181,32 @@ def recognise(shapes: Shapes) -> Family:
     return UNKNOWN
 
 
-def joint_tensors(family: Family, shapes: Shapes) -> list[str]:
+def keypoint_tensors(family: Family, shapes: Shapes) -> list[str]:
     """The names of the layers that end in one channel per joint: weights, biases, and MSPN's
     batch norms behind them.
     """
-    return [name for name in shapes if re.fullmatch(family.joint_tensors, name)]
+    return [name for name in shapes if re.fullmatch(family.keypoint_tensors, name)]
 
 
-def number_of_joints(family: Family, shapes: Shapes) -> int | None:
+def count_keypoints(family: Family, shapes: Shapes) -> int | None:
     """How many joints those layers are made for; None where there is no such layer, or where
     they disagree.
     """
     # a counter of batch norm has no dimension
-    found = {shapes[name][0] for name in joint_tensors(family, shapes) if shapes[name]}
+    found = {shapes[name][0] for name in keypoint_tensors(family, shapes) if shapes[name]}
     return found.pop() if len(found) == 1 else None
 
 
-def describe(shapes: Shapes) -> str:
+def describe_network(shapes: Shapes) -> str:
     """The network in words: 'MSPN of 2 stages, 17 joints'; '' where it is not known. Never
     raises: the file may be anything.
     """
-    family = recognise(shapes)
+    family = identify_family(shapes)
     if family is UNKNOWN:
         return ""
     try:
         size = family.describe(shapes)
     except (IndexError, KeyError, ZeroDivisionError):  # the marks are there, the rest is not
         return family.name
-    joints = number_of_joints(family, shapes)
+    joints = count_keypoints(family, shapes)
     return f"{size}, {joints} joints" if joints else f"{size} without a pose head"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from poise.models.weights.families import UNKNOWN, Family, Shapes, recognise, shapes_of
-from poise.models.weights.reading import AVERAGED, State, is_counter_of_average
+from poise.models.weights.families import UNKNOWN, Family, Shapes, identify_family, tensor_shapes
+from poise.models.weights.reading import AVERAGED, State, is_averaging_counter
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _mspn_to_mmpose(state: State) -> State:
     )
 
 
-def other_order(state: State, first_conv: str) -> State:
+def swap_channel_order(state: State, first_conv: str) -> State:
     """The same network for images of the opposite channel order (RGB and BGR), with mean and
     standard deviation turned likewise.
     """
@@ -164,10 +164,10 @@ def resnet_to_mspn(state: State, stages: int) -> State:
     The authors load the first stage alone (megvii-research/MSPN issue 20), mmpose all
     (mmpose/models/backbones/mspn.py).
     """
-    return into_stages(rename(state, _RESNET_MSPN), stages)
+    return copy_to_stages(rename(state, _RESNET_MSPN), stages)
 
 
-def into_stages(state: State, stages: int) -> State:
+def copy_to_stages(state: State, stages: int) -> State:
     """What stands in stage 0 of an MSPN's way down, in the first `stages` ones."""
     down = {name: tensor for name, tensor in state.items() if name.startswith("stage0.downsample.")}
     copies = {
@@ -207,7 +207,7 @@ FORMATS = (
 RELEASED = Format("", (), lambda state: state, "", "the repository of each family")
 
 
-def recognise_format(state: State) -> Format:
+def identify_format(state: State) -> Format:
     """How the names of a file are made; RELEASED where they need no renaming, and for a network
     that is not known.
     """
@@ -221,7 +221,7 @@ def recognise_format(state: State) -> Format:
     )
 
 
-def unwrapped(state: State, own: Shapes | None = None) -> tuple[State, list[str]]:
+def strip_wrappers(state: State, own: Shapes | None = None) -> tuple[State, list[str]]:
     """Return the weights without the name that a training loop's module gave the network.
 
     PyTorch Lightning's checkpoints have the network as `model.` or `net.`, next to what else the
@@ -239,12 +239,13 @@ def unwrapped(state: State, own: Shapes | None = None) -> tuple[State, list[str]
         inner = {re.sub(pattern, "", name): state[name] for name in inside}
         if not inner or len(inner) < len(inside):
             continue
-        if AVERAGED in inner and is_counter_of_average(n.split(".", 1)[1] for n in inside):
+        if AVERAGED in inner and is_averaging_counter(n.split(".", 1)[1] for n in inside):
             del inner[AVERAGED]
-        inner, more = unwrapped(inner, own)
+        inner, more = strip_wrappers(inner, own)
         others += more
         known = (
-            recognise_format(inner) is not RELEASED or recognise(shapes_of(inner)) is not UNKNOWN
+            identify_format(inner) is not RELEASED
+            or identify_family(tensor_shapes(inner)) is not UNKNOWN
         )
         if known or not others or (own and own.keys() <= inner.keys()):
             return inner, others
@@ -267,7 +268,7 @@ class Target:
 
 def _to_mmpose(state: State, family: Family) -> State:
     if family.name == "mspn":
-        return _mspn_to_mmpose(other_order(state, family.first_conv))
+        return _mspn_to_mmpose(swap_channel_order(state, family.first_conv))
     if family.name == "moganet":
         return state
     return rename(

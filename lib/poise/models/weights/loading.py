@@ -20,19 +20,19 @@ from poise.models.weights import zoo
 from poise.models.weights.families import (
     Family,
     Shapes,
-    describe,
-    joint_tensors,
-    number_of_joints,
-    recognise,
+    count_keypoints,
+    describe_network,
+    identify_family,
+    keypoint_tensors,
     se_reduction,
-    shapes_of,
+    tensor_shapes,
 )
 from poise.models.weights.formats import (
-    into_stages,
-    other_order,
-    recognise_format,
+    copy_to_stages,
+    identify_format,
     resnet_to_mspn,
-    unwrapped,
+    strip_wrappers,
+    swap_channel_order,
 )
 from poise.models.weights.reading import State, WeightFile, read_weight_file
 
@@ -101,14 +101,14 @@ def load(
     prefixes of tensors in the file that the network need not know. replace_head: where the file is
     for another number of joints, the network keeps its own last layers instead of refusing the
     file. rgb: whether the network will see RGB images (DATASET.COLOR_RGB), or BGR; None if that is
-    not known: see fit_order. Counters of batch norm ('num_batches_tracked') may be missing: files
-    from before PyTorch 0.4.1 have none.
+    not known: see match_channel_order. Counters of batch norm ('num_batches_tracked') may be
+    missing: files from before PyTorch 0.4.1 have none.
 
     Raises DataError, with the counts, for any other difference; the model is then unchanged.
     """
     return _put(
         model,
-        Source(read_weight_file(path), shapes_of(model.state_dict())),
+        StateDictSource(read_weight_file(path), tensor_shapes(model.state_dict())),
         optional,
         tuple(map(re.escape, ignored)),
         replace_head,
@@ -139,11 +139,11 @@ def load_pretrained(
         path = str(download.download_file(path, folder))
     if not Path(path).is_file():
         raise DataError(
-            f"MODEL.PRETRAINED {path}: no such file{zoo.advice(path)}; or give MODEL.PRETRAINED ''"
-            " to start from random weights"
+            f"MODEL.PRETRAINED {path}: no such file{zoo.download_hint(path)};"
+            " or give MODEL.PRETRAINED '' to start from random weights"
         )
-    source = Source(read_weight_file(path), shapes_of(model.state_dict()))
-    source.transplant(model)
+    source = StateDictSource(read_weight_file(path), tensor_shapes(model.state_dict()))
+    source.adapt_imagenet_to_mspn(model)
     optional = tuple(getattr(model, "head_prefixes", ()))
     parts = tuple(getattr(model, "pretrained_layers", ("*",)))
     if parts and parts[0] != "*":
@@ -154,7 +154,7 @@ def load_pretrained(
     return _put(model, source, optional, source.family.classifier, replace_head, rgb)
 
 
-class Source:
+class StateDictSource:
     """The weights of a file under Poise's names, for the network that is to take them.
 
     own: that network's names and shapes; none for whichever network the file is of. family: of that
@@ -165,15 +165,15 @@ class Source:
     """
 
     def __init__(self, file: WeightFile, own: Shapes | None = None):
-        state, others = unwrapped(file.state, own)
-        naming = recognise_format(state)
+        state, others = strip_wrappers(file.state, own)
+        naming = identify_format(state)
         self.path, self.notes, self.order, self.joints = file.path, [], naming.order, file.joints
         self.experiment = file.experiment
         self.state: State = naming.to_poise(state)
-        shapes = shapes_of(self.state)
+        shapes = tensor_shapes(self.state)
         self.own = shapes if own is None else own
-        self.family, self.found = recognise(self.own), recognise(shapes)
-        self.words = describe(shapes)
+        self.family, self.found = identify_family(self.own), identify_family(shapes)
+        self.words = describe_network(shapes)
         self.what = (
             f"{self.words} (names of {naming.name})" if self.words and naming.name else self.words
         )
@@ -186,7 +186,7 @@ class Source:
                 f"left out {len(others)} tensors next to the network ({_some(others)})"
             )
 
-    def transplant(self, model: nn.Module) -> None:
+    def adapt_imagenet_to_mspn(self, model: nn.Module) -> None:
         """Put an ImageNet ResNet into the ways down of an MSPN."""
         if self.family.name != "mspn":
             return
@@ -195,7 +195,7 @@ class Source:
             self.state, self.order = resnet_to_mspn(self.state, stages), "rgb"
         # the authors' resnet-50_rename.pth
         elif self.found.name == "mspn" and not any(".upsample." in name for name in self.state):
-            self.state = into_stages(self.state, stages)
+            self.state = copy_to_stages(self.state, stages)
         else:
             return
         self.notes.append(
@@ -218,7 +218,7 @@ class Source:
 
 def _put(
     model: nn.Module,
-    source: Source,
+    source: StateDictSource,
     optional: tuple[str, ...],
     ignored: tuple[str, ...],
     replace_head: bool,
@@ -231,9 +231,9 @@ def _put(
         joints=source.joints,
         experiment=source.experiment,
     )
-    file_shapes = shapes_of(source.state)
+    file_shapes = tensor_shapes(source.state)
     head = _other_joints(source.family, file_shapes, source.own)
-    state = fit_order(source, rgb)
+    state = match_channel_order(source, rgb)
     for name, shape in source.own.items():
         if replace_head and name in head:
             report.replaced.append(name)
@@ -268,8 +268,8 @@ def _put(
     if report.replaced:
         report.notes.insert(
             0,
-            f"its last layers are for {number_of_joints(source.family, file_shapes)} joints, the"
-            f" network has {number_of_joints(source.family, source.own)}: they start anew"
+            f"its last layers are for {count_keypoints(source.family, file_shapes)} joints, the"
+            f" network has {count_keypoints(source.family, source.own)}: they start anew"
             f" ({_some(report.replaced)})",
         )
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
@@ -284,9 +284,9 @@ def _other_joints(family: Family, file: Shapes, own: Shapes) -> list[str]:
     The network must have one number of joints in all of them, and the file one other; sizes behind
     the first dimension must be equal.
     """
-    names = joint_tensors(family, own)
+    names = keypoint_tensors(family, own)
     needed = [name for name in names if not name.endswith("num_batches_tracked")]
-    theirs, ours = number_of_joints(family, file), number_of_joints(family, own)
+    theirs, ours = count_keypoints(family, file), count_keypoints(family, own)
     if not needed or theirs is None or ours is None or theirs == ours:
         return []
     if any(file.get(name) != (theirs, *own[name][1:]) for name in needed):
@@ -294,7 +294,7 @@ def _other_joints(family: Family, file: Shapes, own: Shapes) -> list[str]:
     return names
 
 
-def fit_order(source: Source, rgb: bool | None) -> State:
+def match_channel_order(source: StateDictSource, rgb: bool | None) -> State:
     """The tensors for the order of channels that the network will see.
 
     MSPN is fed BGR, with mean and standard deviation in that order too
@@ -307,11 +307,11 @@ def fit_order(source: Source, rgb: bool | None) -> State:
     family, turn = source.family, bool(source.family.first_conv) and not rgb
     if source.order == "rgb" and turn:
         source.notes.append("trained on RGB: the first convolution was turned round for BGR images")
-        return other_order(source.state, family.first_conv)
+        return swap_channel_order(source.state, family.first_conv)
     if (
         source.order == "rgb"
         and rgb is False
-        and any(name in source.state for name in joint_tensors(family, source.own))
+        and any(name in source.state for name in keypoint_tensors(family, source.own))
     ):
         log.warning(
             "%s: trained on RGB images, and DATASET.COLOR_RGB is False: give DATASET.COLOR_RGB"
@@ -321,15 +321,15 @@ def fit_order(source: Source, rgb: bool | None) -> State:
     return source.state
 
 
-def _why(source: Source, file: Shapes, head_alone: bool, names_differ: bool) -> str:
+def _why(source: StateDictSource, file: Shapes, head_alone: bool, names_differ: bool) -> str:
     """What is wrong with a refused file, and the mend where one is known. head_alone: nothing
     but the number of joints.
     """
-    words, own = source.words, describe(source.own)
+    words, own = source.words, describe_network(source.own)
     if head_alone:
         return (
-            f"its last layers are for {number_of_joints(source.family, file)} joints, the network's"
-            f" for {number_of_joints(source.family, source.own)}; to train on from it with new last"
+            f"its last layers are for {count_keypoints(source.family, file)} joints, the network's"
+            f" for {count_keypoints(source.family, source.own)}; to train on from it with new last"
             " layers give MODEL.REPLACE_HEAD True"
         )
     if not words or not own:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from poise.errors import DataError
 
-MOST_LEVELS = 1000  # an optimiser's state has five
+MAX_DEPTH = 1000  # an optimiser's state has five
 _HARMLESS = 1 << 16  # levels that every stack has room for
 _OBJECTS = 5  # pickles at the beginning of a file from before PyTorch 1.6
 _MARK = -1
@@ -49,7 +49,7 @@ _PUSHES = {
 
 def check_nesting(data: bytes | BinaryIO, error: Callable[[], DataError]) -> None:
     """Raise `error()` where a pickle, or one of several in an old file, nests tuples deeper than
-    MOST_LEVELS; what else is wrong torch will find.
+    MAX_DEPTH; what else is wrong torch will find.
     """
     # each level takes one of these bytes
     if (
@@ -96,6 +96,6 @@ def _is_deep(data: bytes | BinaryIO) -> bool:
                 stack.append(max(levels, default=0) + 1)
         elif name != "PROTO":
             return False  # STOP, or one that is refused
-        if stack and stack[-1] > MOST_LEVELS:
+        if stack and stack[-1] > MAX_DEPTH:
             return True
     return False

@@ -16,7 +16,7 @@ from poise.errors import DataError, escape_name
 from poise.io.files import read_bytes
 from poise.io.yaml_file import MAX_BYTES, parse_yaml
 from poise.models.weights import zoo
-from poise.models.weights.experiment import settings_in
+from poise.models.weights.experiment import read_settings
 from poise.models.weights.loading import LoadReport, load
 from poise.models.weights.reading import read_tensors
 from poise.structures.skeleton import other_joint
@@ -38,12 +38,12 @@ _TRAINED_WITH = (
 )
 
 
-def load_trained(cfg: CfgNode, model: nn.Module, file: str | Path) -> LoadReport:
+def load_trained_weights(cfg: CfgNode, model: nn.Module, file: str | Path) -> LoadReport:
     """weights.load of a file to predict with: with a warning where it was trained otherwise than
     `cfg` says, or for other joints than its data set's.
     """
     report = load(model, file, rgb=cfg.DATASET.COLOR_RGB)
-    warn_of_other_training(cfg, Path(file), report.experiment)
+    warn_config_mismatch(cfg, Path(file), report.experiment)
     data = dataset_of(cfg)
     other = other_joint(report.joints, data.skeleton.names) if report.joints else ""
     if other:
@@ -56,20 +56,20 @@ def load_trained(cfg: CfgNode, model: nn.Module, file: str | Path) -> LoadReport
     return report
 
 
-def warn_of_other_training(cfg: CfgNode, file: Path, experiment: str = "") -> None:
+def warn_config_mismatch(cfg: CfgNode, file: Path, experiment: str = "") -> None:
     """Warn where weights are tested with another codec, size, color, normalization or box padding.
 
     experiment: the file's own text of weights.experiment. Where it has none, the zoo's entry of a
     released file, the config.yaml in its folder and a checkpoint's own content are read.
     """
-    entry = zoo.released_as(file)
+    entry = zoo.find_release(file)
     try:
         beside = file.parent / "config.yaml"
         if entry is not None:
             trained = dict(zip(entry.overrides[::2], entry.overrides[1::2]))
         else:
             if experiment:
-                groups = settings_in(experiment, file)
+                groups = read_settings(experiment, file)
             else:
                 text = (
                     read_bytes(beside, "configuration", MAX_BYTES)
@@ -98,7 +98,7 @@ def warn_of_other_training(cfg: CfgNode, file: Path, experiment: str = "") -> No
         )
 
 
-def doubt(model: nn.Module, report: LoadReport | None) -> str:
+def untrained_weights_warning(model: nn.Module, report: LoadReport | None) -> str:
     """Why a network may find nothing although a file was put into it; '' where nothing is known
     against it. report: of that load, if there was one.
     """

@@ -47,8 +47,8 @@ State = dict[str, torch.Tensor]
 class WeightFile:
     """The weights of a file under the names that they have there, without 'module.'.
 
-    foreign: the classes of what was not read. joints, experiment: see with_joints and
-    with_experiment.
+    foreign: the classes of what was not read. joints, experiment: see add_keypoint_names and
+    add_experiment.
     """
 
     path: str
@@ -58,7 +58,7 @@ class WeightFile:
     experiment: str = ""
 
 
-class UnreadableError(DataError):
+class WeightReadError(DataError):
     """The system could not read a file that may be whole: a disk that is away for a moment, too
     many open files, no memory.
     """
@@ -138,7 +138,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
                 " memory, or of more values than the file holds)"
             )
         state[plain] = tensor
-    if AVERAGED in state and is_counter_of_average(content):
+    if AVERAGED in state and is_averaging_counter(content):
         del state[AVERAGED]
     return WeightFile(
         str(path), state, tuple(foreign), _joints_of(content), _experiment_of(content)
@@ -150,7 +150,7 @@ def _own_name(name: str) -> str:
     return re.sub(r"\A(?:module\.)+", "", re.sub(r"(?<![^.])_orig_mod\.", "", name))
 
 
-def is_counter_of_average(names: Iterable[Any]) -> bool:
+def is_averaging_counter(names: Iterable[Any]) -> bool:
     """Whether n_averaged is AveragedModel's, which is outside of its `module.`, or the network's
     own.
     """
@@ -184,14 +184,14 @@ def _read_safetensors(path: Path) -> State:
     try:
         return load_file(path)
     except (OSError, MemoryError) as error:
-        raise unreadable(path, error) from None
+        raise read_error(path, error) from None
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(
             f"{path}: not a weight file of safetensors, or damaged ({single_line(error)[:200]})"
         ) from None
 
 
-def with_joints(state: State, names: Sequence[str]) -> State:
+def add_keypoint_names(state: State, names: Sequence[str]) -> State:
     """A network's state_dict() that says, once it is saved, what the network's joints are.
 
     The names stand beside PyTorch's own version numbers, in the `_metadata` that every state_dict()
@@ -201,14 +201,14 @@ def with_joints(state: State, names: Sequence[str]) -> State:
     return state
 
 
-def with_experiment(state: State, text: str) -> State:
+def add_experiment(state: State, text: str) -> State:
     """Add a text of weights.experiment to a network's state_dict(), next to the joints' names."""
     state._metadata[_EXPERIMENT] = text
     return state
 
 
 def _joints_of(content: Any) -> tuple[str, ...]:
-    """The names that with_joints left; () where there are none, or what stands there is none."""
+    """Return the names that add_keypoint_names added, or () for other files and values."""
     about = getattr(content, "_metadata", None)
     names = about.get(_JOINTS) if isinstance(about, Mapping) else None
     return (
@@ -221,7 +221,7 @@ def _joints_of(content: Any) -> tuple[str, ...]:
 
 
 def _experiment_of(content: Any) -> str:
-    """Return the text that with_experiment added, or '' for other files and values."""
+    """Return the text that add_experiment added, or '' for other files and values."""
     about = getattr(content, "_metadata", None)
     text = about.get(_EXPERIMENT) if isinstance(about, Mapping) else None
     return text if isinstance(text, str) and len(text) <= _LONGEST_EXPERIMENT else ""
@@ -278,9 +278,9 @@ def _try_writing(path: Path) -> None:
         file.write(bytes(_MORE_THAN_A_BLOCK))
 
 
-def unreadable(path: str | Path, error: OSError | MemoryError) -> UnreadableError:
+def read_error(path: str | Path, error: OSError | MemoryError) -> WeightReadError:
     """What to raise where the system failed and not the file."""
-    return UnreadableError(
+    return WeightReadError(
         f"{path}: cannot be read"
         f" ({getattr(error, 'strerror', None) or str(error) or 'no memory left'}); the file may be"
         " whole: try again"
@@ -294,9 +294,9 @@ def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
     try:
         there = path.is_file()
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise read_error(path, error) from None
     if not there:
-        raise DataError(f"{path}: no such {what}{zoo.advice(path)}")
+        raise DataError(f"{path}: no such {what}{zoo.download_hint(path)}")
     foreign: dict[str, type] = {}
     while True:
         try:
@@ -311,13 +311,13 @@ def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
                     _check_packing(path, what)
                 return torch.load(path, map_location="cpu", weights_only=True), list(foreign)
         except (OSError, MemoryError) as error:
-            raise unreadable(path, error) from None
+            raise read_error(path, error) from None
         except DataError:
             raise
         # a damaged file makes torch raise many kinds, AssertionError and struct.error among them
         except Exception as error:
             if is_out_of_memory(error):
-                raise unreadable(path, MemoryError()) from None
+                raise read_error(path, MemoryError()) from None
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             if found is None and foreign:
                 raise _foreign_code(path, next(iter(foreign))) from None

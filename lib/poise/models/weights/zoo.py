@@ -33,7 +33,7 @@ _TEXTS = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooEntry:
     """One released file.
 
     what: 'imagenet' (a backbone, for MODEL.PRETRAINED) or 'pose' (a whole network, for
@@ -60,7 +60,7 @@ class Entry:
     note: str = ""
 
 
-def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
+def read_zoo(path: str | Path = ZOO) -> dict[str, ZooEntry]:
     """{name: entry} in the order of the file: a list of groups, whose keys hold for each of their
     `files` that has no other.
 
@@ -72,7 +72,7 @@ def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
         isinstance(group, dict) and isinstance(group.get("files"), list) for group in groups
     ):
         raise DataError(f"{path}: must be a list of groups, each with a list of files")
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ZooEntry] = {}
     for group in groups:
         shared = {key: value for key, value in group.items() if key != "files"}
         for number, own in enumerate(group["files"]):
@@ -88,9 +88,9 @@ def read_zoo(path: str | Path = ZOO) -> dict[str, Entry]:
     return entries
 
 
-def _entry(values: dict[str, Any], path: str | Path) -> Entry:
+def _entry(values: dict[str, Any], path: str | Path) -> ZooEntry:
     name = escape_name(values.get("name", "an entry without a name"))
-    known = {f.name for f in fields(Entry)}
+    known = {f.name for f in fields(ZooEntry)}
     for key in values:
         if key not in known:
             raise DataError(
@@ -126,7 +126,7 @@ def _entry(values: dict[str, Any], path: str | Path) -> Entry:
             )
         values[key] = tuple(value)
     _check_numbers(values, f"{path}: {name}")
-    return Entry(**values)
+    return ZooEntry(**values)
 
 
 def _check_numbers(values: dict[str, Any], where: str) -> None:
@@ -152,7 +152,7 @@ def _check_numbers(values: dict[str, Any], where: str) -> None:
         )
 
 
-def find(entries: dict[str, Entry], name: str, source: str | Path = ZOO) -> Entry:
+def find(entries: dict[str, ZooEntry], name: str, source: str | Path = ZOO) -> ZooEntry:
     """The entry of that name, or of that file name. Raises ConfigError with the nearest names."""
     if name in entries:
         return entries[name]
@@ -171,17 +171,17 @@ def find(entries: dict[str, Entry], name: str, source: str | Path = ZOO) -> Entr
     )
 
 
-def fetch(entry: Entry, folder: str | Path | None = None, force: bool = False) -> Path:
+def fetch(entry: ZooEntry, folder: str | Path | None = None, force: bool = False) -> Path:
     """Fetch a file, check it, and put it at its target, or under its name in `folder`; one that is
     there is checked only.
 
     force: fetch it although it is there. Raises DataError where that fails, and for an entry that
     is by hand and not there.
     """
-    target = place(entry, folder)
+    target = target_path(entry, folder)
     if entry.by_hand:
         if not target.is_file():
-            raise DataError(instructions(entry, target))
+            raise DataError(manual_instructions(entry, target))
         if entry.sha256_prefix:
             download.verify_checksum(target, entry.sha256_prefix, entry.page)
         return target
@@ -195,12 +195,12 @@ def fetch(entry: Entry, folder: str | Path | None = None, force: bool = False) -
     )
 
 
-def place(entry: Entry, folder: str | Path | None = None) -> Path:
+def target_path(entry: ZooEntry, folder: str | Path | None = None) -> Path:
     """Where the file belongs."""
     return Path(entry.target) if folder is None else Path(folder) / Path(entry.target).name
 
 
-def instructions(entry: Entry, target: str | Path) -> str:
+def manual_instructions(entry: ZooEntry, target: str | Path) -> str:
     """What a person has to do for a file that no program may fetch."""
     which = f"the file {entry.file}" if entry.file else f"the weights ({entry.note or entry.name})"
     return (
@@ -209,7 +209,7 @@ def instructions(entry: Entry, target: str | Path) -> str:
     )
 
 
-def table(entries: Iterable[Entry]) -> str:
+def table(entries: Iterable[ZooEntry]) -> str:
     """A line for each: name, kind, size, how it is fetched, how it can be checked."""
     rows = [("name", "what", "MB", "fetched", "checked by", "licence")]
     rows += [
@@ -226,12 +226,12 @@ def table(entries: Iterable[Entry]) -> str:
     return align_columns(rows).rstrip("\n")
 
 
-def describe(entry: Entry) -> str:
+def describe(entry: ZooEntry) -> str:
     """Everything about one entry, a line for each key, with the commands that use it."""
     key = "TEST.MODEL_FILE" if entry.what == "pose" else "MODEL.PRETRAINED"
     lines = [
         f"{f.name}: {value}"
-        for f in fields(Entry)
+        for f in fields(ZooEntry)
         if f.name not in ("experiments", "overrides", "by_hand")
         and (value := getattr(entry, f.name))
     ]
@@ -243,7 +243,7 @@ def describe(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def released_as(path: str | Path) -> Entry | None:
+def find_release(path: str | Path) -> ZooEntry | None:
     """The entry of a file of this name; None where there is none, or the list is not installed."""
     try:
         entries = read_zoo()
@@ -254,17 +254,17 @@ def released_as(path: str | Path) -> Entry | None:
     )
 
 
-def advice(path: str | Path) -> str:
+def download_hint(path: str | Path) -> str:
     """Behind 'no such file', how to come by a file that was released; '' for any other."""
-    entry = released_as(path)
+    entry = find_release(path)
     if entry is None:
         return ""
     if entry.by_hand:
-        return f"; {instructions(entry, path)}"
+        return f"; {manual_instructions(entry, path)}"
     return f"; python tools/download_weights.py {entry.name} fetches it from {entry.url}"
 
 
-def advice_for(experiment: str, dataset: str) -> str:
+def experiment_download_hint(experiment: str, dataset: str) -> str:
     """Say how to fetch released weights for an experiment file's name without ending; fetchable
     ones first.
     """
