@@ -3,7 +3,7 @@ would be.
 
 A reader may take them or refuse them with a PoiseError whose line names the file; anything else is
 a fault: another exception, a line without end, pixels outside of what was asked for, a file outside
-of its folder. Time and memory are watched from outside (run.py, tests/test_fuzz.py).
+of its folder. Time and memory are watched from outside (run.py, tests/security/test_fuzz.py).
 """
 
 from __future__ import annotations

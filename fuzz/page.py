@@ -16,7 +16,7 @@ COUNTS = ROOT / "fuzz" / "counts.json"
 def faults() -> str:
     sys.path.insert(0, str(ROOT / "tests"))
     try:
-        import planted_faults
+        from support import planted_faults
     finally:
         sys.path.pop(0)
     return planted_faults.table()

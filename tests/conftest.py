@@ -3,14 +3,10 @@ synthetic set.
 """
 
 import json
-import logging
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = ROOT.parent / "shared"
+from support.paths import GOLDEN, SHARED
+from support.runs import TINY, forget_log_handlers
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,25 +67,6 @@ def small_mpii_set(tmp_path_factory):
     return folder
 
 
-TINY = """
-GPUS: (0,)
-WORKERS: 0
-PRINT_FREQ: 2
-CPU_THREADS: 1
-DATASET: {{DATASET: {dataset}, ROOT: {root}, TRAIN_SET: {train}, TEST_SET: {test}}}
-MODEL:
-  NAME: pose_res2net
-  NUM_JOINTS: {joints}
-  IMAGE_SIZE: [64, 64]
-  HEATMAP_SIZE: [16, 16]
-  SIGMA: 1
-  EXTRA: {{NUM_LAYERS: 18, NUM_CHANNELS: [8, 8, 8, 16], NUM_DECONV_FILTERS: [8, 8, 8]}}
-TRAIN: {{BATCH_SIZE_PER_GPU: 8, END_EPOCH: 2, LR_STEP: [1]}}
-TEST: {{BATCH_SIZE_PER_GPU: 8, FLIP_TEST: true, POST_PROCESS: true, SHIFT_HEATMAP: true,
-  USE_GT_BBOX: true, OKS_THRE: 0.9, IN_VIS_THRE: 0.2}}
-"""
-
-
 @pytest.fixture
 def tiny_experiment(tmp_path, small_set):
     """A file that trains a very small network on the small set in seconds; run folders go to
@@ -107,13 +84,3 @@ def tiny_mpii_experiment(tmp_path, small_mpii_set):
     path = tmp_path / "tiny_mpii.yaml"
     path.write_text(f"OUTPUT_DIR: {tmp_path / 'output'}\nLOG_DIR: {tmp_path / 'log'}\n{text}")
     return path
-
-
-def forget_log_handlers():
-    """After a run in this process."""
-    root = logging.getLogger("poise")
-    root.setLevel(logging.NOTSET)
-    for handler in list(root.handlers):
-        handler.close()
-        root.removeHandler(handler)
-    root.propagate = True

@@ -1,7 +1,7 @@
 """The decoding of heatmaps by operations of PyTorch alone, for exported graphs.
 
-The rules, their sources and their legend are those of poise.codecs.peaks. tests/test_export.py and
-the check of every export compare the two.
+The rules, their sources and their legend are those of poise.codecs.peaks.
+tests/inference/test_export.py and the check of every export compare the two.
 """
 
 from __future__ import annotations

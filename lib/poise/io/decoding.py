@@ -3,7 +3,7 @@ there, the pixels always OpenCV's.
 
 JPEGs of the usual kind go to libjpeg-turbo by the compiled _jpeg, else to simplejpeg where that is
 installed; everything else, and whatever these two find fault with, goes to OpenCV. Which one it was
-does not show: each gives the same bits (tests/test_decoding.py).
+does not show: each gives the same bits (tests/io/test_decoding.py).
 """
 
 from __future__ import annotations

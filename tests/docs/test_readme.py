@@ -1,0 +1,259 @@
+"""Every command of the README runs as it stands: real weights and datasets are replaced by small
+ones in the places it names.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# said elsewhere: the clone needs a network, the environment is the one that runs this test,
+# tensorboard serves until it is stopped, and the make targets are run by CI itself; weights are
+# fetched and converted in tests/models/test_zoo.py and test_weights_convert.py, data in
+# tests/datasets/test_prepare_data.py
+NOT_RUN = (
+    "git clone",
+    "source .venv",
+    "make quickstart",
+    "tensorboard --logdir",
+    "python tools/convert_weights.py",
+    "python tools/prepare_data.py",
+)
+FETCHES = re.compile(r"python tools/download_weights\.py ([a-z]\w+)$")
+# weights that a command of the same page writes
+WRITTEN = {"model_best.pth", "mspn_2stg.pth"}
+
+
+def commands():
+    """The command lines in the README's code blocks, continued lines joined."""
+    lines = []
+    for block in re.findall(r"^```\n(.*?)^```", README, re.S | re.M):
+        lines += block.replace("\\\n", " ").splitlines()
+    return [
+        " ".join(line.split())
+        for line in lines
+        if re.match(r"(git|make|source|python|pip|tensorboard)\s", line)
+    ]
+
+
+def test_the_readme_has_its_commands():
+    text = "\n".join(commands())
+    for part in (
+        "tools/train.py --cfg experiments/coco/",
+        "tools/test.py --cfg experiments/coco/",
+        "tools/train.py --cfg experiments/mpii/",
+        "tools/test.py --cfg experiments/mpii/",
+        "TEST.USE_GT_BBOX False",
+        "make quickstart",
+        "tensorboard --logdir log",
+        "tools/make_synthetic.py",
+    ):
+        assert part in text
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, small_set, small_mpii_set):
+    """The project's tools and experiments in a folder of their own, with small sets and filled
+    weights where the README wants data.
+    """
+    import torch
+    from poise import config
+    from poise.models import build_model
+    from poise.models.weights.zoo import read_zoo
+
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("tools", "experiments"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "models").mkdir()
+    shutil.copy(ROOT / "models/zoo.yaml", folder / "models")
+    (folder / "data").mkdir()
+    shutil.copytree(small_set, folder / "data/coco")
+    shutil.copytree(small_mpii_set, folder / "data/mpii")
+    # random weights of the right shapes, where download_weights.py puts the released ones
+    entries = read_zoo()
+    for name in (
+        "res2net50_imagenet",
+        "mmpose_hrnet_w32_coco_256x192",
+        "mmpose_hrnet_w32_mpii_256x256",
+    ):
+        target = folder / entries[name].target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        model = build_model(config.load(ROOT / entries[name].experiments[0]))
+        state = model.state_dict()
+        if entries[name].what == "imagenet":
+            state = {k: v for k, v in state.items() if not k.startswith(model.head_prefixes)}
+            state["fc.weight"] = torch.zeros(2, 2)
+        torch.save(state, target)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in dict.fromkeys(commands()) if not c.startswith(NOT_RUN) and not FETCHES.match(c)],
+)
+def test_command(command, checkout):
+    """Training is cut to one epoch of small pictures by overrides behind the README's words,
+    which stay as they are.
+    """
+    words = shlex.split(command)
+    assert words[0] == "python"
+    words[0] = sys.executable
+    if words[1] in ("tools/train.py", "tools/test.py", "tools/search.py", "tools/demo.py"):
+        words += [
+            "WORKERS",
+            "0",
+            "CPU_THREADS",
+            "1",
+            "MODEL.IMAGE_SIZE",
+            "[64,64]",
+            "MODEL.HEATMAP_SIZE",
+            "[16,16]",
+            "TEST.PICTURES",
+            "1",
+            "TRAIN.END_EPOCH",
+            "1",
+        ]
+    if words[1] == "tools/search.py":
+        words += [
+            "SEARCH.LAYERS",
+            "4",
+            "SEARCH.INIT_CHANNELS",
+            "4",
+            "SEARCH.BATCH_SIZE",
+            "4",
+            "SEARCH.INIT_EPOCHS",
+            "1",
+            "SEARCH.EPOCHS",
+            "2",
+        ]
+    if words[1] == "tools/make_synthetic.py":
+        # the last of two equal options counts
+        words += ["--train", "2", "--val", "1", "--workers", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
+    done = subprocess.run(
+        words, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if words[1] == "tools/test.py":
+        assert "| AP " in done.stdout or "| Head " in done.stdout
+
+
+def test_make_quickstart_cut_down(checkout):
+    """What make quickstart would run, on a handful of pictures and for one epoch."""
+    shown = subprocess.run(
+        ["make", "-n", "-o", "setup", "quickstart"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = [shlex.split(line) for line in shown.splitlines() if " tools/" in line]
+    assert [line[1] for line in lines] == [
+        "tools/make_synthetic.py",
+        "tools/train.py",
+        "tools/test.py",
+    ]
+    cut = {"tools/make_synthetic.py": ["--train", "6", "--val", "2", "--workers", "1"]}
+    for line in lines:
+        words = [
+            sys.executable,
+            *line[1:],
+            *cut.get(line[1], ["TRAIN.END_EPOCH", "1", "WORKERS", "0", "CPU_THREADS", "1"]),
+        ]
+        done = subprocess.run(
+            words,
+            cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "| AP " in done.stdout
+    assert (
+        len(
+            list(
+                (checkout / "output/coco/pose_res2net/res2net18_quickstart/pictures").glob("*.jpg")
+            )
+        )
+        == 2
+    )
+
+
+def test_tensorboard_reads_the_log(checkout):
+    """tensorboard --logdir log finds the scalars and pictures that a training run wrote; the
+    test above this one has trained.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folders = sorted((checkout / "log").glob("coco/pose_res2net/res2net18_quickstart_*"))
+    if not folders:
+        pytest.skip("no training run came before, as when this test is run alone")
+    events = EventAccumulator(str(folders[-1])).Reload()
+    assert {
+        "train_loss",
+        "train_acc",
+        "learning_rate",
+        "images_per_second",
+        "data_waiting_seconds",
+        "valid_loss",
+        "valid_acc",
+    } <= set(events.Tags()["scalars"])
+    assert {"predictions", "heatmaps"} <= set(events.Tags()["images"])
+    assert any(tag.startswith("test/") for tag in events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+        "lib/poise/inference/estimator.py",
+    ],
+)
+def test_every_weight_file_of_an_example_can_be_fetched(page):
+    """By the command that the page gives, to the path that the example names."""
+    from poise.models.weights.zoo import read_zoo
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    examples = (
+        "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M))
+        if page.endswith(".md")
+        else text
+    )
+    files = {
+        path
+        for path in re.findall(r"[\w./-]*\w\.pth(?:\.tar)?\b", examples)
+        if Path(path).name not in WRITTEN
+    }
+    fetched = {entry.target: entry for entry in read_zoo().values() if not entry.by_hand}
+    assert files <= fetched.keys(), files - fetched.keys()
+    if page.endswith(".md"):
+        assert all(
+            re.search(rf"download_weights\.py [^\n]*\b{fetched[path].name}\b", text)
+            for path in files
+        ), files
+    if page in ("README.md", "docs/inference.md", "docs/export.md"):
+        assert files
+
+
+def test_weights_to_fetch_are_in_the_list():
+    from poise.models.weights.zoo import read_zoo
+
+    names = [match[1] for match in map(FETCHES.match, commands()) if match]
+    entries = read_zoo()
+    assert len(names) > 5 and all(name in entries and not entries[name].by_hand for name in names)
+
+
+def test_every_named_file_exists():
+    for path in re.findall(r"experiments/[\w./-]+\.yaml", README):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert Path(ROOT / path).is_file(), path

@@ -1,0 +1,193 @@
+"""Each reason for a PCKh of 0 is planted, and it and no other is told."""
+
+import numpy as np
+import pytest
+import torch
+from poise import config
+from poise.config.datasets import MPII
+from poise.engine import evaluate
+from poise.evaluation import diagnose_mpii, pckh
+from poise.models import build_model
+from scipy.io import savemat
+from support.runs import forget_log_handlers
+
+NAMES = (
+    "rank",
+    "rkne",
+    "rhip",
+    "lhip",
+    "lkne",
+    "lank",
+    "pelv",
+    "thor",
+    "neck",
+    "head",
+    "rwri",
+    "relb",
+    "rsho",
+    "lsho",
+    "lelb",
+    "lwri",
+)
+PERSONS = 30
+
+
+class Made:
+    """PERSONS persons of 200 pixels with heads of 20, all labelled, boxes of 240 and predictions
+    that find everybody; write() writes gt_valid.mat.
+    """
+
+    def __init__(self, folder):
+        rng = np.random.default_rng(0)
+        self.file, self.labelled = folder / "gt_valid.mat", np.ones((PERSONS, 16), bool)
+        self.corner = rng.uniform(0, 400, (PERSONS, 2))
+        self.joints = self.corner[:, None] + rng.uniform(0, 200, (PERSONS, 16, 2))
+        self.boxes = np.concatenate([self.corner - 20, np.full((PERSONS, 2), 240.0)], axis=1)
+        self.keypoints = self.joints + rng.normal(0, 1, self.joints.shape)
+        self.head = np.array([20.0, 20]) / 2**0.5 / 0.6
+        self.weights = ""
+
+    def told(self):
+        corners = np.stack([self.corner.T, self.corner.T + self.head[:, None]])
+        truth = getattr(self, "truth", self.joints)
+        savemat(
+            self.file,
+            {
+                "jnt_missing": (~self.labelled.T).astype(np.uint8),
+                "pos_gt_src": truth.transpose(1, 2, 0) + 1,
+                "headboxes_src": corners,
+                "dataset_joints": np.array([NAMES], dtype=object),
+            },
+        )
+        figures = pckh(self.keypoints + 1, self.file)
+        lines = diagnose_mpii.diagnose(
+            self.file,
+            self.keypoints,
+            self.boxes,
+            self.joints,
+            2.0 * self.labelled,
+            MPII.flip_order,
+            figures,
+            self.weights,
+        )
+        return figures, lines
+
+
+@pytest.fixture
+def made(tmp_path):
+    return Made(tmp_path)
+
+
+def test_nothing_to_explain(made):
+    figures, lines = made.told()
+    assert figures["Mean"] > 99 and lines == [] and not diagnose_mpii.should_diagnose(figures)
+
+
+def test_joints_that_nobody_has(made):
+    made.labelled[:, [NAMES.index("rwri"), NAMES.index("lwri")]] = False
+    figures, lines = made.told()
+    assert diagnose_mpii.should_diagnose(figures) and lines == [
+        f"Wrist is no number: {made.file} has such a joint labelled in nobody"
+    ]
+    made.labelled[:] = False
+    assert len(made.told()[1]) == 1 and made.told()[1][0].startswith(
+        "Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle, Mean, Mean@0.1 are no number"
+    )
+
+
+def _in_boxes(change):
+    """Boxes that are wrong, and predictions as a network would make them in them."""
+
+    def plant(made):
+        wrong = change(made.boxes)
+        relative = (made.keypoints - made.boxes[:, None, :2]) / made.boxes[:, None, 2:]
+        made.keypoints, made.boxes = (
+            wrong[:, None, :2] + np.roll(relative, 5, axis=1) * wrong[:, None, 2:] + 80,
+            wrong,
+        )
+
+    return plant
+
+
+def _away(made):
+    made.keypoints += 100
+
+
+def _exchange(made):
+    made.keypoints = made.keypoints[:, MPII.flip_order]
+
+
+def _order(made):
+    made.truth = np.roll(made.joints, 7, axis=0)
+
+
+def _heads(made):
+    made.head = made.head / 640
+
+
+def _same(made):
+    made.keypoints = made.boxes[:, None, :2] + np.zeros((PERSONS, 16, 2))
+
+
+def _weights(made):
+    made.weights = "weights not loaded: 3 %"
+    _away(made)
+
+
+REASONS = {
+    "larger boxes": (
+        _in_boxes(lambda b: b * [1, 1, 200, 200]),
+        "boxes in another unit: those of the annotations are 2",
+    ),
+    "smaller boxes": (
+        _in_boxes(lambda b: b / [1, 1, 200, 200]),
+        "boxes in another unit: those of the annotations are 0.00",
+    ),
+    "boxes elsewhere": (
+        _in_boxes(lambda b: b + [700, 0, 0, 0]),
+        "boxes elsewhere: 0 % of the labelled joints lie in",
+    ),
+    "another order": (_order, "ids do not match: 30 of 30 persons have their joints elsewhere in "),
+    "heads": (_heads, "head boxes in another unit: half of those in "),
+    "left and right": (
+        _exchange,
+        "joints mirrored: with left and right exchanged the PCKh is 100.0",
+    ),
+    "same for all": (_same, "the network says nearly the same for every person"),
+    "weights": (_weights, "weights not loaded: 3 %"),
+    "none of them": (_away, "none of the faults that are looked for"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_reason(made, name):
+    plant, line = REASONS[name]
+    plant(made)
+    figures, lines = made.told()
+    assert any(value == 0 for value in figures.values()), figures
+    assert any(line in text for text in lines), lines
+    assert not [
+        other
+        for key, (_, other) in REASONS.items()
+        if key != name and any(other in text for text in lines)
+    ], lines
+
+
+def test_a_test_tells(tiny_mpii_experiment, tmp_path):
+    """A new network finds nobody's joints within half a head's length."""
+    cfg = config.load(tiny_mpii_experiment)
+    model = build_model(cfg)
+    with torch.no_grad():  # heatmaps that are highest at one corner, whoever is in the crop
+        model.final_layer.weight.zero_()
+    torch.save(model.state_dict(), tmp_path / "new.pth")
+    figures = evaluate.run(
+        config.load(tiny_mpii_experiment, ["TEST.MODEL_FILE", str(tmp_path / "new.pth")]),
+        str(tiny_mpii_experiment),
+        ["tools/test.py"],
+    )
+    text = next((tmp_path / "output").rglob("test.log")).read_text()
+    forget_log_handlers()
+    assert (
+        diagnose_mpii.should_diagnose(figures)
+        and "0: weights not trained: batch norm's running figures in " in text
+    )

@@ -1,0 +1,376 @@
+"""Fetching weights: from a server of this machine, which breaks transfers, lies, redirects or
+knows no ranges. Nothing here leaves the machine.
+"""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from poise.errors import DataError, single_line
+from poise.io import download
+from poise.models import weights
+from support.paths import ROOT
+from support.weight_server import CONTENT, NAME, files, serving
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as server:
+        yield server
+
+
+def refusal(url, folder, **options):
+    with pytest.raises(DataError) as error:
+        download.download_file(url, folder, **options)
+    text = str(error.value)
+    assert text == single_line(text)
+    return text
+
+
+def test_whole_transfer(server, tmp_path, capsys):
+    target = download.download_file(server.url(), tmp_path / "models" / "imagenet")
+    assert target == tmp_path / "models" / "imagenet" / NAME and target.read_bytes() == CONTENT
+    assert files(target.parent) == [NAME] and server.asked == [None]
+    said = capsys.readouterr()
+    assert f"fetching {server.url()} (2.3 MB) to {target}" in said.out and said.err == ""
+
+
+def test_file_that_is_there_is_not_fetched_again(server, tmp_path):
+    first = download.download_file(server.url(), tmp_path)
+    assert download.download_file(server.url(), tmp_path) == first and len(server.asked) == 1
+
+
+def test_broken_transfer_goes_on_where_it_broke(server, tmp_path):
+    server.breaks_after = 1_500_000
+    text = refusal(server.url(), tmp_path)
+    assert (
+        "the transfer ended after 1500000 of 2304000 bytes" in text
+        and f"{NAME}.part" in text
+        and "the next try goes on from there" in text
+    )
+    assert files(tmp_path) == [f"{NAME}.part"]
+    server.breaks_after = None
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1500000-"] and files(tmp_path) == [NAME]
+
+
+def test_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
+    server.breaks_after, server.ranges = 1000, False
+    refusal(server.url(), tmp_path)
+    server.breaks_after = None
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
+    assert server.asked[1] == "bytes=1000-"
+
+
+def test_part_that_is_whole_needs_no_more_bytes(server, tmp_path):
+    """Killed between the last byte and the renaming: the server answers 416, there is nothing
+    left to send.
+    """
+    for said in (True, False):
+        server.says_range = said
+        (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
+        assert download.download_file(server.url(), tmp_path, force=True).read_bytes() == CONTENT
+        assert files(tmp_path) == [NAME]
+    assert server.asked == [f"bytes={len(CONTENT)}-"] * 2
+
+
+def test_part_that_is_longer_than_the_file_is_begun_again(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
+    assert server.asked == [f"bytes={len(CONTENT) + 4}-", None]
+
+
+def test_range_that_was_not_asked_for_is_not_appended(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1000])
+    server.shifted = True
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
+
+
+def test_part_of_another_file_is_found_out_and_removed(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(b"x" * 5000)
+    assert "the file was removed, fetch" in refusal(server.url(), tmp_path)
+    assert files(tmp_path) == []
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
+
+
+def test_wrong_sum_is_removed(server, tmp_path):
+    name = "net-00000000.pth"
+    text = refusal(server.url(name), tmp_path)
+    assert (
+        f"its sha256 begins with {hashlib.sha256(CONTENT).hexdigest()[:8]}, and 00000000 was"
+        " published; the file was removed" in text
+    )
+    assert files(tmp_path) == []
+
+
+def test_wrong_sum_of_a_file_that_is_there(server, tmp_path):
+    (tmp_path / NAME).write_bytes(b"cut off by another program")
+    assert "its sha256 begins with" in refusal(server.url(), tmp_path) and server.asked == []
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
+
+
+def test_length_that_is_not_told(server, tmp_path, capsys):
+    server.says_length = False
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
+    assert "size unknown" in capsys.readouterr().out
+
+
+def test_404(server, tmp_path):
+    text = refusal(server.url("other-0123abcd.pth"), tmp_path)
+    assert (
+        "HTTP Error 404" in text
+        and f"or put the file at {tmp_path / 'other-0123abcd.pth'} by hand" in text
+    )
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["nonsense", "broken_chunks"])
+def test_server_that_breaks_the_protocol(server, tmp_path, fault):
+    setattr(server, fault, True)
+    assert "cannot be fetched" in refusal(server.url(), tmp_path)
+    assert NAME not in files(tmp_path)
+
+
+def test_nobody_listens(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    assert "cannot be fetched" in refusal(f"http://127.0.0.1:{port}/{NAME}", tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_folder_that_cannot_be_made(server, tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot be fetched" in refusal(server.url(), tmp_path / "file" / "models")
+    assert server.asked == []
+
+
+def test_folder_in_the_place_of_the_file(server, tmp_path):
+    (tmp_path / NAME).mkdir()
+    assert "cannot be read (Is a directory); remove it" in refusal(server.url(), tmp_path)
+
+
+def test_redirect(server, tmp_path):
+    """GitHub's releases lead to another host; the name is that of the first address."""
+    server.redirect = server.url("net-elsewhere.pth")
+    moved = server.url().replace("/weights/", "/moved/")
+    assert (
+        download.download_file(moved, tmp_path) == tmp_path / NAME
+        and (tmp_path / NAME).read_bytes() == CONTENT
+    )
+
+
+@pytest.mark.parametrize(
+    "target", ["http://example.com/net.pth", "ftp://example.com/net.pth", "file:///etc/passwd"]
+)
+def test_redirect_to_where_no_address_could_lead(server, tmp_path, target):
+    server.redirect = target
+    text = refusal(server.url().replace("/weights/", "/moved/"), tmp_path)
+    assert "only https addresses are fetched" in text or "is not allowed" in text
+    assert files(tmp_path) == []
+
+
+def test_no_space_is_known_before_the_transfer(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})()
+    )
+    text = refusal(server.url(), tmp_path)
+    assert (
+        "2.3 MB are to come, and 1.0 MB are free on the disk of" in text and files(tmp_path) == []
+    )
+
+
+def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
+    """As when another program writes too: what fitted is kept, nothing half is in the place of
+    the file.
+    """
+    resource = pytest.importorskip("resource")
+    import signal
+
+    before, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, before[1]))
+    try:
+        text = refusal(server.url(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "File too large" in text and files(tmp_path) == [f"{NAME}.part"]
+    assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT and server.asked[
+        1
+    ].startswith("bytes=1")
+
+
+def test_sum_that_is_not_in_the_name(server, tmp_path):
+    """models/zoo.yaml may know the sum of a file whose name carries none."""
+    whole = hashlib.sha256(CONTENT).hexdigest()
+    target = download.download_file(
+        server.url("net.pth"), tmp_path, name="resnet.pth", digest=whole
+    )
+    assert target == tmp_path / "resnet.pth" and files(tmp_path) == ["resnet.pth"]
+    assert "its sha256 begins with" in refusal(
+        server.url("net.pth"), tmp_path, name="other.pth", digest="0" * 64
+    )
+    assert "and 1111" in refusal(server.url(), tmp_path / "b", digest="1111111111"), (
+        "a given sum goes before that of the name"
+    )
+
+
+def test_file_without_any_sum_is_fetched_only_when_asked_for(server, tmp_path, caplog):
+    caplog.set_level("WARNING", logger="poise")
+    assert "could not be checked" in refusal(server.url("net.pth"), tmp_path)
+    target = download.download_file(server.url("net.pth"), tmp_path, unchecked=True)
+    assert (
+        target.read_bytes() == CONTENT
+        and f"{target}: was not checked, because its publisher gives no sum of it" in caplog.text
+    )
+    assert (
+        download.download_file(server.url("net.pth"), tmp_path, unchecked=True) == target
+        and len(server.asked) == 1
+    )
+    target.write_bytes(b"")
+    assert (
+        "was empty" in refusal(server.url("net.pth"), tmp_path, unchecked=True)
+        and files(tmp_path) == []
+    )
+
+
+def test_without_a_sum_a_broken_transfer_is_still_found_out(server, tmp_path):
+    server.breaks_after = 1000
+    assert "the transfer ended after 1000 of 2304000 bytes" in refusal(
+        server.url("net.pth"), tmp_path, unchecked=True
+    )
+    server.breaks_after = None
+    assert (
+        download.download_file(server.url("net.pth"), tmp_path, unchecked=True).read_bytes()
+        == CONTENT
+        and server.asked[1] == "bytes=1000-"
+    )
+
+
+def test_force_fetches_anew_and_keeps_the_old_until_the_new_is_whole(server, tmp_path):
+    (tmp_path / NAME).write_bytes(b"old")
+    server.breaks_after = 1000
+    refusal(server.url(), tmp_path, force=True)
+    assert (tmp_path / NAME).read_bytes() == b"old"
+    server.breaks_after = None
+    assert download.download_file(
+        server.url(), tmp_path, force=True
+    ).read_bytes() == CONTENT and files(tmp_path) == [NAME]
+
+
+def test_ranks_that_ask_at_once_fetch_once(server, tmp_path):
+    """Processes of one training all find the file missing; the first one fetches it, the others
+    wait for it.
+    """
+    pytest.importorskip("fcntl")
+    code = (
+        "import sys; from poise.io import download; "
+        "print(download.download_file(sys.argv[1], sys.argv[2]).stat().st_size)"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, server.url(), str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for rank in ranks:
+        out, errors = rank.communicate(timeout=60)
+        assert rank.returncode == 0 and out.endswith(f"{len(CONTENT)}\n"), errors
+    assert len(server.asked) == 1 and files(tmp_path) == [NAME]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*arguments, **_):
+        raise AssertionError(f"the network was asked for {arguments}")
+
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://example.com/{NAME}",
+        f"ftp://example.com/{NAME}",
+        f"file:///etc/{NAME}",
+        f"http://127.0.0.1.example.com/{NAME}",
+        f"http://127.0.0.1@example.com/{NAME}",
+        f"s3://bucket/{NAME}",
+    ],
+)
+def test_only_https_leaves_this_machine(tmp_path, no_network, url):
+    assert "only https addresses are fetched; fetch the file yourself and give its path" in refusal(
+        url, tmp_path / "models"
+    )
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["net.pth", "net-latest.pth", "net-0123abc.pth", "net-0123ABCD.pth", "", "net_0123abcd.pth"],
+)
+def test_name_without_a_sum_is_not_fetched(tmp_path, no_network, name):
+    assert "the file name carries no sha256 prefix" in refusal(
+        f"https://example.com/{name}", tmp_path
+    )
+    assert files(tmp_path) == []
+
+
+def test_address_that_is_none(tmp_path, no_network):
+    assert "not an address" in refusal(f"https://[bad/{NAME}", tmp_path)
+
+
+def test_name_cannot_leave_the_folder(server, tmp_path):
+    """The name is decoded before its last part is taken, so that %2f is a separator and not part
+    of a name.
+    """
+    digest = hashlib.sha256(CONTENT).hexdigest()[:8]
+    target = download.download_file(
+        server.url(f"net-x%2f..%2f..%2fnet-{digest}.pth"), tmp_path / "models"
+    )
+    assert target == tmp_path / "models" / f"net-{digest}.pth"
+    assert files(tmp_path) == ["models"]
+
+
+@pytest.mark.parametrize(
+    "name, digest",
+    [
+        ("resnet50-19c8e357.pth", "19c8e357"),
+        ("res2net50_26w_4s-06e79181.pth", "06e79181"),
+        ("a-b-0123456789abcdef.pth.tar", "0123456789abcdef"),
+        ("mspn50_coco_256x192-8fbfb5d0_20201123.pth", "8fbfb5d0"),
+        ("td-hm_res50_8xb64-210e_coco-256x192-04af38ce_20220923.pth", "04af38ce"),
+        ("resnet50.pth", None),
+        ("resnet50-19c8.pth", None),
+        ("moganet_xtiny_sz224_8xbs128_ep300.pth.tar", None),
+        ("net-0123abcd_2020.pth", None),
+    ],
+)
+def test_sums_in_published_names(name, digest):
+    assert download.sha256_prefix(name) == digest
+
+
+def test_pretrained_from_an_address(server, tmp_path, monkeypatch):
+    """MODEL.PRETRAINED may be an address; the file is kept beside the other ImageNet weights."""
+    network = torch.nn.Linear(2, 3)
+    torch.save({"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    monkeypatch.setitem(globals(), "CONTENT", content)
+    name = f"net-{hashlib.sha256(content).hexdigest()[:12]}.pth"
+    report = weights.load_pretrained(network, server.url(name), tmp_path / "imagenet")
+    assert len(report.loaded) == 2 and torch.equal(network.weight, torch.ones(3, 2))
+    assert files(tmp_path / "imagenet") == [name]

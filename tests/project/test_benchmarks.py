@@ -1,0 +1,244 @@
+"""The benchmarks' baselines do the same work as Poise, their verdicts cannot flatter, and the
+table leaves the page alone. No times.
+"""
+
+import os
+import re
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+from support.paths import ROOT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_path():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield
+    for name in (
+        "analysis",
+        "comparing",
+        "made_data",
+        "data",
+        "estimator",
+        "evaluation",
+        "export",
+        "export_parity",
+        "oks_nms",
+        "postprocess",
+        "run",
+        "startup",
+    ):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Sizes that take no time."""
+    import made_data
+
+    for name, value in {
+        "VAL_IMAGES": 40,
+        "VAL_PERSONS": 90,
+        "VAL_LABELLED": 60,
+        "VAL_CROWDS": 4,
+        "DETECTIONS": 500,
+        "TRAIN_IMAGES": 30,
+        "TRAIN_PERSONS": 70,
+        "TRAIN_LABELLED": 40,
+    }.items():
+        monkeypatch.setattr(made_data, name, value)
+    return made_data
+
+
+def test_verdicts():
+    from comparing import Row, compared, in_turns
+
+    seconds = {"poise": [1.0, 2.0, 1.0], "reference": [3.0, 6.0, 2.0]}
+    row = compared("work", seconds, 2.9)
+    assert (
+        row.value == 3
+        and row.verdict == "reached"
+        and compared("work", seconds, 3.1).verdict == "below"
+    )
+    slower = {"poise": [1.0] * 3, "reference": [0.99] * 3}
+    assert (
+        compared("work", slower, 1.0).verdict == "below"
+        and compared("work", slower, None).verdict == "slower"
+    )
+    assert (
+        compared("work", seconds, None).verdict == ""
+        and Row("w", "", "", 2.2996, "ratio", 2.3).figures[0] == "2.29 x"
+    )
+    assert (
+        Row("w", "", "", 5.0, "most", 4).verdict == "below"
+        and Row("w", "", "", 4.0, "most", 4).verdict == "reached"
+    )
+    turns = []
+    in_turns({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 2)
+    assert turns == list("ababab")
+
+
+def test_every_bound_asks_for_more_than_the_baseline():
+    """A row with a bound on a ratio must want more than 1, or a slower Poise could reach it."""
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        for bound in re.findall(
+            r"compared\([^\n]*?seconds, (?:\{\d+: )?([\d.]+)", file.read_text()
+        ):
+            assert float(bound) > 1, file.name
+
+
+def test_table_leaves_the_page_alone(tmp_path):
+    from comparing import Row
+    from run import BEGIN, END, table, write
+
+    page = tmp_path / "performance.md"
+    page.write_text(f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
+    text = table([Row("work", "1 ms", "reference 3 ms", 3.0, "ratio", 2)], 1.0)
+    write(text, page)
+    assert (
+        page.read_text() == f"# Title\n\nBefore.\n\n{BEGIN}\n{text}\n{END}\n\nAfter.\n"
+        and "| work | 1 ms | reference 3 ms | 3.00 x | >= 2 x | reached |" in text
+    )
+    page.write_text("# Title\n\nOther.\n")
+    write(text, page)
+    write(text, page)
+    assert (
+        page.read_text().startswith("# Title\n\nOther.\n")
+        and page.read_text().count("| work |") == 2
+    )
+    assert socket.gethostname() not in text and os.getcwd() not in text
+
+
+def test_samples_of_the_reference(small, tmp_path):
+    """A test sample: the same crop and the same heatmaps; a training sample has the batch's
+    form.
+    """
+    from poise.codecs import build_codec
+    from poise.datasets import build_loader, read_set
+    from poise.engine.targets import encode_targets
+    from poise.models.forward import normalize
+
+    import data
+
+    names = [f"{n}.jpg" for n in range(3)]
+    for split in ("train2017", "val2017"):
+        small.write_images(tmp_path / "images" / split, names, width=320, height=214)
+        small.annotation_file(
+            tmp_path / "annotations" / f"person_keypoints_{split}.json",
+            names,
+            12,
+            12,
+            images=3,
+            size=(320, 214),
+        )
+    cfg = small.experiment(tmp_path, tmp_path, "WORKERS", 0)
+    table, images = read_set(cfg, train=False)
+    reference = data.ReferenceSamples(
+        table, tmp_path / "images" / "val2017", (192, 256), train=False
+    )
+    batch = build_loader(cfg, table, images, train=False).crops.__getitems__(
+        [(0, n) for n in range(len(table))]
+    )
+    floats = normalize(cfg, batch["images"], torch.device("cpu"))
+    targets = encode_targets(cfg, build_codec(cfg), batch, torch.device("cpu"))
+    for n in range(len(table)):
+        image, heatmaps, weight, _ = reference[n]
+        # the float32 rounding of the box moves some pixels by a grey level
+        difference = (image - floats[n]).abs()
+        assert difference.max() < 1.01 / 255 / 0.224 and (difference > 1e-5).float().mean() < 0.01
+        assert torch.allclose(heatmaps, targets.heatmaps[n], atol=1e-6)
+        assert torch.equal(weight, targets.weight[n])
+    trained = data.ReferenceSamples(
+        read_set(cfg, train=True)[0], tmp_path / "images" / "train2017", (192, 256), train=True
+    )
+    for n in range(12):
+        image, heatmaps, weight, _ = trained[n]
+        assert (
+            image.shape == (3, 256, 192)
+            and heatmaps.shape == (17, 64, 48)
+            and torch.isfinite(image).all()
+            and weight.max() <= 1
+        )
+
+
+def test_post_processing_of_the_reference(monkeypatch):
+    import postprocess
+    from comparing import Row
+
+    monkeypatch.setattr(postprocess, "BATCH", 4)
+    monkeypatch.setattr(
+        postprocess,
+        "in_turns",
+        lambda works, *_, **__: {name: [work() or 1.0] for name, work in works.items()},
+    )
+    rows = list(postprocess.measure())
+    assert len(rows) == 8 and all(isinstance(row, Row) for row in rows)
+    assert [row.verdict for row in rows if row.unit == "pixels"] == ["reached"] * 2
+    output = torch.rand(3, 17, 16, 12)
+    from poise.codecs.flip import average_flipped
+    from poise.config.datasets import COCO
+
+    ours = average_flipped(output, output.flip(0), torch.from_numpy(COCO.flip_order), True)
+    assert np.array_equal(
+        ours.numpy(), postprocess.reference_merge(output.numpy(), output.flip(0).numpy().copy())
+    )
+
+
+def test_suppression_and_evaluation_of_the_reference(small, monkeypatch):
+    """The same persons are kept and the ten figures are equal, to the last digits."""
+    import evaluation
+    import oks_nms
+
+    def once(works, *_, **__):
+        return {name: [work() or 1.0] for name, work in works.items()}
+
+    monkeypatch.setattr(oks_nms, "in_turns", once)
+    monkeypatch.setattr(evaluation, "in_turns", once)
+    # the NumPy twin keeps the same persons
+    monkeypatch.setattr("poise.evaluation.nms.compiled", True)
+    rows = list(oks_nms.measure())
+    assert rows[1].value == 0 and 0 < int(rows[1].product) <= small.DETECTIONS
+    rows = list(evaluation.measure())
+    assert rows[1].verdict == "reached" and rows[-1].value == 0
+    assert float(rows[1].product.split()[1]) > 0.05
+
+
+def test_reading_of_the_reference(small, tmp_path):
+    import startup
+    from poise.datasets import read_set
+
+    startup.write_set(tmp_path)
+    cfg = small.experiment(
+        tmp_path,
+        tmp_path,
+        "TEST.USE_GT_BBOX",
+        False,
+        "TEST.COCO_BBOX_FILE",
+        str(tmp_path / "boxes.json"),
+    )
+    table, _ = read_set(cfg, train=True)
+    db = startup.reference_annotations(tmp_path / "annotations" / "person_keypoints_train2017.json")
+    assert len(db) == len(table) == small.TRAIN_LABELLED
+    theirs = np.array([entry["center"] for entry in db])
+    assert np.allclose(np.sort(table.center, axis=0), np.sort(theirs, axis=0), atol=1e-3)
+    boxes, _ = read_set(cfg, train=False)
+    theirs = startup.reference_detections(
+        tmp_path / "annotations" / "person_keypoints_val2017.json", tmp_path / "boxes.json"
+    )
+    assert np.allclose(boxes.center, [entry["center"] for entry in theirs], atol=1e-3)
+
+
+def test_the_cost_of_an_analysis(small, tmp_path):
+    pytest.importorskip("matplotlib")
+    from analysis import measure
+
+    (row,) = measure()
+    assert (
+        row.work == "analysis of 500 predictions in 40 pictures"
+        and row.value > 0
+        and row.verdict == ""
+    )

@@ -1,0 +1,599 @@
+"""What a user can get wrong ends in one line that names the file or key, with exit status 1 or 2,
+and leaves nothing half done.
+
+Most runs are in this process through poise.errors.run_tool, as the tools run; a few are processes
+of their own.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from poise import config
+from poise.errors import run_tool
+from poise.models import build_model
+from support.paths import ROOT
+from support.runs import forget_log_handlers
+
+TOOLS = {}
+for tool_name in ("train", "test"):
+    spec = importlib.util.spec_from_file_location(
+        f"tools_{tool_name}", ROOT / "tools" / f"{tool_name}.py"
+    )
+    TOOLS[tool_name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(TOOLS[tool_name])
+ENGINE = {"train": "poise.engine.train", "test": "poise.engine.evaluate"}
+TRUTH = "annotations/person_keypoints_{}.json"
+BOXES = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards():
+    """A run's log handlers hold this test's stdout; the next test has its own."""
+    yield
+    forget_log_handlers()
+
+
+@pytest.fixture
+def root(tmp_path, small_set):
+    """A copy of the small set that a test may spoil."""
+    return shutil.copytree(small_set, tmp_path / "set")
+
+
+@pytest.fixture
+def tool(tmp_path, tiny_experiment, root, monkeypatch, capfd):
+    """A function that runs a tool on the copied set; returns (exit status, stdout, stderr)."""
+
+    def run(name, *overrides, cfg=tiny_experiment):
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                f"tools/{name}.py",
+                "--cfg",
+                str(cfg),
+                "DATASET.ROOT",
+                str(root),
+                *map(str, overrides),
+            ],
+        )
+        capfd.readouterr()
+        try:
+            run_tool(TOOLS[name].main)
+        except SystemExit as done:
+            status = done.code
+        # handlers hold files open that are looked for below
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def weight_file(tmp_path, tiny_experiment):
+    """Weights that fit, for tests that do not get as far as to use them."""
+    path = tmp_path / "fitting.pth"
+    torch.save(build_model(config.load(tiny_experiment)).state_dict(), path)
+    return path
+
+
+def check_refusal(result, status, *named):
+    """One line on stderr that holds everything in `named`; returns it."""
+    found, out, err = result
+    assert "Traceback" not in out + err
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ") and len(lines[0]) < 1000
+    for name in named:
+        assert str(name) in lines[0]
+    assert found == status
+    return lines[0]
+
+
+def check_nothing_written(folder):
+    assert not (folder / "output").exists() and not (folder / "log").exists()
+
+
+def check_nothing_half_written(folder):
+    assert [path for path in folder.rglob("*") if path.suffix in (".part", ".tmp")] == []
+
+
+def edited(path, change):
+    """Apply `change` to the content of a JSON file; what it returns, if anything, takes its
+    place.
+    """
+    content = json.loads(path.read_text())
+    content = change(content) or content
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+# annotations --------------------------------------------------------------------------------------
+
+
+def first(**fields):
+    """A change of the first labelled person."""
+
+    def change(content):
+        person = next(entry for entry in content["annotations"] if entry["num_keypoints"])
+        person.update(fields, id=4711)
+
+    return change
+
+
+ANNOTATIONS = {
+    "without person": (
+        lambda content: content.update(categories=[{"id": 1, "name": "dog"}]),
+        "has no category 'person'",
+    ),
+    "other joints": (
+        first(keypoints=[1, 1, 2] * 14),
+        "annotation 4711 has 42 keypoint numbers, expected 51",
+    ),
+    "box of no area": (
+        first(bbox=[10, 10, 0, 20]),
+        "annotation 4711 has a bbox without area inside its image",
+    ),
+    "box outside": (
+        first(bbox=[5000, 10, 20, 20]),
+        "annotation 4711 has a bbox without area inside its image",
+    ),
+    "nan in box": (first(bbox=[float("nan"), 10, 20, 20]), "holds NaN"),
+    "nan in joint": (first(keypoints=[float("nan")] + [1] * 50), "holds NaN"),
+    "null in box": (
+        first(bbox=[None, 10, 20, 20]),
+        "annotation 4711 has null as number 0 of its bbox, expected a number",
+    ),
+    "text in joint": (
+        first(keypoints=["left"] + [1] * 50),
+        "annotation 4711 has 'left' as number 0 of its keypoints, expected a number",
+    ),
+    "unknown image": (
+        first(image_id=999),
+        "annotation 4711 belongs to image 999, which 'images' does not list",
+    ),
+    "no images": (lambda content: content.update(images=[]), "has no list 'images'"),
+    "nobody": (lambda content: content.update(annotations=[]), "no person is left to use"),
+    "cut off": (lambda content: json.dumps(content)[:-100], "not valid JSON"),
+    "another format": (lambda content: json.dumps([{"image": "a.jpg"}]), "has no list 'images'"),
+}
+
+
+@pytest.mark.parametrize("kind", ANNOTATIONS)
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_annotations(tool, root, tmp_path, weight_file, name, kind):
+    path = root / TRUTH.format("train2017" if name == "train" else "val2017")
+    change, fault = ANNOTATIONS[kind]
+    edited(path, change)
+    check_refusal(
+        tool(name, *(("TEST.MODEL_FILE", weight_file) if name == "test" else ())), 1, path, fault
+    )
+    check_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["box outside", "cut off"])
+def test_annotations_of_the_test_set_are_read_before_training(tool, root, tmp_path, kind):
+    path = root / TRUTH.format("val2017")
+    edited(path, ANNOTATIONS[kind][0])
+    check_refusal(tool("train"), 1, path, ANNOTATIONS[kind][1])
+    check_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_missing_annotation_file(tool, root, tmp_path, weight_file, name):
+    path = root / TRUTH.format("train2017" if name == "train" else "val2017")
+    path.unlink()
+    check_refusal(
+        tool(name, "TEST.MODEL_FILE", weight_file),
+        1,
+        path,
+        "No such file or directory",
+        "check DATASET.ROOT",
+    )
+    check_nothing_written(tmp_path)
+
+
+def test_mpii(tool, tmp_path, small_mpii_set, tiny_mpii_experiment):
+    root = shutil.copytree(small_mpii_set, tmp_path / "mpii")
+    truth, heads = root / "annot" / "train.json", root / "annot" / "gt_valid.mat"
+    good = truth.read_text()
+    for change, fault in [
+        (
+            lambda persons: persons[0].update(joints=[[1, 2]] * 17),
+            "person 0 (train00000001.jpg) has 17 joints",
+        ),
+        (lambda persons: persons[0].update(scale=0), "has scale 0.0, a box of no area"),
+        (lambda persons: persons[0].update(center=[float("nan"), 3]), "holds NaN"),
+    ]:
+        edited(truth, change)
+        check_refusal(
+            tool("train", "DATASET.ROOT", root, cfg=tiny_mpii_experiment), 1, truth, fault
+        )
+        truth.write_text(good)
+    # without it no epoch could be scored; that is said before the first one
+    heads.rename(root / "elsewhere.mat")
+    check_refusal(
+        tool("train", "DATASET.ROOT", root, cfg=tiny_mpii_experiment),
+        1,
+        heads,
+        "No such file or directory",
+    )
+    heads.write_text("no MATLAB file")
+    check_refusal(
+        tool("train", "DATASET.ROOT", root, cfg=tiny_mpii_experiment),
+        1,
+        heads,
+        "is not a readable MATLAB file",
+    )
+    (root / "elsewhere.mat").rename(heads)
+    edited(root / "annot" / "valid.json", lambda persons: persons[1:])
+    check_refusal(
+        tool("train", "DATASET.ROOT", root, cfg=tiny_mpii_experiment),
+        1,
+        heads,
+        "persons were predicted",
+    )
+    check_nothing_written(tmp_path)
+
+
+# detections ---------------------------------------------------------------------------------------
+
+
+DETECTIONS = {
+    "cut off": (lambda boxes: json.dumps(boxes)[:-20], "not valid JSON"),
+    "no list": (lambda boxes: json.dumps({"annotations": boxes}), "is not a list"),
+    "nan in box": (lambda boxes: boxes[2].update(bbox=[1, 2, float("nan"), 4]), "holds NaN"),
+    "box of three": (lambda boxes: boxes[2].update(bbox=[1, 2, 3]), "entry 2 is not a detection"),
+    "without score": (
+        lambda boxes: boxes[2].pop("score") and None,
+        "entry 2 is not a detection (it has no 'score')",
+    ),
+    "all of another set": (
+        lambda boxes: [box.update(image_id=10**6) for box in boxes] and None,
+        "no person is left to use",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DETECTIONS)
+def test_detections(tool, root, tmp_path, weight_file, kind):
+    change, fault = DETECTIONS[kind]
+    edited(root / BOXES, change)
+    boxes = ("TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", root / BOXES)
+    check_refusal(tool("test", "TEST.MODEL_FILE", weight_file, *boxes), 1, root / BOXES, fault)
+    if kind == "cut off":  # training tests after each epoch, with the same boxes
+        check_refusal(tool("train", *boxes), 1, root / BOXES, fault)
+    check_nothing_written(tmp_path)
+
+
+def test_missing_detections(tool, tmp_path, weight_file):
+    boxes = tmp_path / "nowhere.json"
+    detected = ("TEST.MODEL_FILE", weight_file, "TEST.USE_GT_BBOX", False)
+    check_refusal(
+        tool("test", *detected, "TEST.COCO_BBOX_FILE", boxes),
+        1,
+        boxes,
+        "No such file",
+        "TEST.USE_GT_BBOX True does without",
+    )
+    check_refusal(tool("test", *detected), 2, "TEST.COCO_BBOX_FILE is empty")
+    check_nothing_written(tmp_path)
+
+
+# images -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+@pytest.mark.parametrize(
+    "kind, fault",
+    [
+        ("missing", "No such file or directory"),
+        ("truncated", "the image file is cut off"),
+        ("text", "not an image that OpenCV can read"),
+    ],
+)
+def test_images(tool, root, tmp_path, weight_file, name, kind, fault):
+    """Found when the image is read: the run folder is there then, with the error in its log, but
+    no half-written file.
+    """
+    split = "train2017" if name == "train" else "val2017"
+    truth = json.loads((root / TRUTH.format(split)).read_text())
+    number = next(entry["image_id"] for entry in truth["annotations"] if entry["num_keypoints"])
+    image = (
+        root
+        / "images"
+        / split
+        / next(entry["file_name"] for entry in truth["images"] if entry["id"] == number)
+    )
+    if kind == "missing":
+        image.unlink()
+    else:
+        image.write_bytes(image.read_bytes()[:2000] if kind == "truncated" else b"404: not found\n")
+    line = check_refusal(tool(name, "TEST.MODEL_FILE", weight_file), 1, image, fault)
+    folder = tmp_path / "output" / "coco" / "pose_res2net" / "tiny"
+    assert line.removeprefix("error: ") in (folder / f"{name}.log").read_text()
+    check_nothing_half_written(tmp_path)
+    assert not list(folder.rglob("*.pth")) and not list(folder.rglob("*results_*"))
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_missing_image_folder(tool, root, tmp_path, weight_file, name):
+    folder = root / "images" / ("train2017" if name == "train" else "val2017")
+    folder.rename(root / "images" / "elsewhere")
+    check_refusal(tool(name, "TEST.MODEL_FILE", weight_file), 1, f"{folder}: no such image folder")
+    check_refusal(
+        tool(name, "TEST.MODEL_FILE", weight_file, "DATASET.DATA_FORMAT", "zip"),
+        1,
+        f"{folder}.zip: no such archive",
+    )
+    check_nothing_written(tmp_path)
+
+
+# keys and values ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides, named",
+    [
+        (("TEST.MODELFILE", "x.pth"), ("unknown key TEST.MODELFILE", "TEST.MODEL_FILE")),
+        (("LR", 0.1), ("unknown key LR", "TRAIN.LR")),
+        (("TRAIN.LR", "fast"), ("TRAIN.LR must be a number, got 'fast'",)),
+        (("TRAIN.LR", "nan"), ("TRAIN.LR must be a number",)),
+        (("TRAIN.LR", -1), ("TRAIN.LR must be above 0",)),
+        (("WORKERS", 1.5), ("WORKERS must be a whole number",)),
+        (("GPUS", "all"), ("GPUS must be a list of numbers",)),
+        (("WORKERS",), ("'WORKERS' has no value",)),
+        (("MODEL.NAME", "pose_resnest"), ("MODEL.NAME 'pose_resnest'", "did you mean pose_res")),
+        (("MODEL.EXTRA.NUM_LAYER", 50), ("MODEL.EXTRA.NUM_LAYER", "NUM_LAYERS")),
+        (
+            ("MODEL.TARGET_TYPE", "megavii"),
+            (
+                "MODEL.TARGET_TYPE must be one of 'gaussian', 'dark', 'udp', 'megvii', 'simcc', "
+                "got 'megavii'",
+            ),
+        ),
+        (("MODEL.EXTRA.NUM_LAYERS", 51), ("MODEL.EXTRA.NUM_LAYERS", "51")),
+        (
+            ("MODEL.IMAGE_SIZE", "[60, 64]", "MODEL.HEATMAP_SIZE", "[15, 16]"),
+            ("MODEL.IMAGE_SIZE [60, 64]",),
+        ),
+        (("MODEL.NUM_JOINTS", 16), ("MODEL.NUM_JOINTS must be 17",)),
+        (
+            ("DATASET.FILE", "nowhere.yaml"),
+            ("DATASET.FILE: nowhere.yaml: cannot read the dataset file", "template.yaml"),
+        ),
+        (
+            ("DATASET.FILE", "hands"),
+            ("DATASET.FILE: no dataset file 'hands': it must be one of coco, crowdpose, mpii",),
+        ),
+    ],
+    ids=lambda value: (
+        "-".join(map(str, value)) if isinstance(value, tuple) and len(value) < 5 else None
+    ),
+)
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_keys_and_values(tool, tmp_path, weight_file, name, overrides, named):
+    check_refusal(tool(name, "TEST.MODEL_FILE", weight_file, *overrides), 2, *named)
+    check_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_experiment_file(tool, tmp_path, name):
+    missing = tmp_path / "nowhere.yaml"
+    check_refusal(
+        tool(name, cfg=missing),
+        2,
+        f"{missing}: cannot read the experiment file (No such file or directory)",
+    )
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("TRAIN: {LR: 1")
+    check_refusal(tool(name, cfg=wrong), 2, f"{wrong}: not valid YAML")
+    wrong.write_text("TRAIN: {LERNING_RATE: 1}")
+    check_refusal(tool(name, cfg=wrong), 2, f"{wrong}: unknown key TRAIN.LERNING_RATE")
+    check_nothing_written(tmp_path)
+
+
+# weights ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, key", [("test", "TEST.MODEL_FILE"), ("train", "MODEL.PRETRAINED")])
+def test_weights(tool, tmp_path, tiny_experiment, weight_file, name, key):
+    missing = tmp_path / "nowhere.pth"
+    check_refusal(tool(name, key, missing), 1, f"{key} {missing}: no such")
+
+    other = tmp_path / "other.pth"
+    torch.save(
+        build_model(
+            config.load(tiny_experiment, ["MODEL.EXTRA.NUM_CHANNELS", [8, 8, 8, 32]])
+        ).state_dict(),
+        other,
+    )
+    line = check_refusal(
+        tool(name, key, other), 1, f"{other}: loaded ", "these are the weights of another network"
+    )
+    assert "missing 0, unexpected 0, mismatched " in line
+
+    for content in (b"no weights\n", b"", weight_file.read_bytes()[:3000], b"\x80\x05K\x01."):
+        other.write_bytes(content)
+        check_refusal(tool(name, key, other), 1, f"{other}: ")
+    check_nothing_written(tmp_path)
+
+
+def test_nothing_trained_yet(tool, tmp_path):
+    check_refusal(
+        tool("test"),
+        1,
+        "TEST.MODEL_FILE is empty",
+        tmp_path / "output" / "coco" / "pose_res2net" / "tiny",
+        "train first",
+    )
+    check_nothing_written(tmp_path)
+
+
+def test_damaged_checkpoint(tool, tmp_path):
+    folder = tmp_path / "output" / "coco" / "pose_res2net" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pth").write_bytes(b"PK\x03\x04 cut off")
+    check_refusal(
+        tool("train", "AUTO_RESUME", True),
+        1,
+        folder / "checkpoint.pth",
+        "damaged",
+        "remove it to begin anew",
+    )
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.pth"]
+
+
+# folders ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_output_folder_that_cannot_be_made(tool, tmp_path, weight_file, name):
+    """Below a regular file nobody can make a folder, not even root."""
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "output"
+    check_refusal(
+        tool(name, "TEST.MODEL_FILE", weight_file, "OUTPUT_DIR", output),
+        1,
+        output,
+        "Not a directory",
+        "OUTPUT_DIR",
+    )
+    check_nothing_written(tmp_path)
+
+
+def test_log_folder_that_cannot_be_made(tool, tmp_path):
+    (tmp_path / "file").touch()
+    check_refusal(
+        tool("train", "LOG_DIR", tmp_path / "file" / "log"),
+        1,
+        tmp_path / "file" / "log",
+        "set LOG_DIR to a place you may write to",
+    )
+    check_nothing_half_written(tmp_path)
+
+
+# how the tools end --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to SIGINT, also where the tests run in the background, whose programs
+    ignore it.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_ctrl_c_before_the_first_step(tool, tmp_path, weight_file, monkeypatch, ctrl_c, name):
+    """While the sets are read, say; the signal then is Python's own KeyboardInterrupt."""
+    module = importlib.import_module(ENGINE[name])
+    monkeypatch.setattr(module, "read_set", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    status, out, err = tool(name, "TEST.MODEL_FILE", weight_file)
+    assert (status, err) == (130, "") and "Traceback" not in out
+    check_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_faults_of_the_program_keep_their_traceback(tool, weight_file, monkeypatch, name):
+    def fault(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(importlib.import_module(ENGINE[name]), "read_set", fault)
+    with pytest.raises(ZeroDivisionError):
+        tool(name, "TEST.MODEL_FILE", weight_file)
+
+
+def process(name, *arguments, **environment):
+    """A tool as its users start it."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "lib"),
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_process_with_an_unreadable_image_in_a_worker(root, tmp_path, tiny_experiment):
+    """Twice as many workers as most machines have cores: also PyTorch's advice about them must
+    not join the line.
+    """
+    truth = json.loads((root / TRUTH.format("train2017")).read_text())
+    for entry in truth["images"]:
+        image = root / "images" / "train2017" / entry["file_name"]
+        image.write_bytes(image.read_bytes()[:-200])
+    workers = 2 * (os.cpu_count() or 1)
+    done = process(
+        "train",
+        "--cfg",
+        tiny_experiment,
+        "--dataDir",
+        root,
+        "DATASET.ROOT",
+        ".",
+        "WORKERS",
+        workers,
+    )
+    line = check_refusal(done, 1, "the image file is cut off; fetch it again")
+    assert f"error: {root}/images/train2017/0" in line
+    check_nothing_half_written(tmp_path)
+
+
+def test_process_with_an_unknown_key(tmp_path, tiny_experiment):
+    done = process("train", "--cfg", tiny_experiment, "TRAIN.BATCHSIZE", "8")
+    check_refusal(done, 2, "unknown key TRAIN.BATCHSIZE", "TRAIN.BATCH_SIZE_PER_GPU")
+    check_nothing_written(tmp_path)
+
+
+def test_process_with_a_file_that_is_no_weights(tmp_path, tiny_experiment):
+    (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
+    done = process("test", "--cfg", tiny_experiment, "TEST.MODEL_FILE", tmp_path / "photo.pth")
+    check_refusal(done, 1, f"{tmp_path / 'photo.pth'}: not a weight file")
+    check_nothing_written(tmp_path)
+
+
+def test_process_whose_output_is_not_read(tmp_path, tiny_experiment):
+    """`| head`: the run goes on without a traceback for every line that it cannot print, and its
+    log file is whole.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "train.py"),
+        "--cfg",
+        str(tiny_experiment),
+        "TRAIN.END_EPOCH",
+        "1",
+    ]
+    started = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert started.stdout.readline()
+    started.stdout.close()
+    err = started.stderr.read()
+    started.wait(timeout=60)
+    started.stderr.close()
+    assert "Traceback" not in err and "Logging error" not in err
+    assert (
+        "done: best score"
+        in (tmp_path / "output" / "coco" / "pose_res2net" / "tiny" / "train.log").read_text()
+    )
+
+
+def test_process_shows_its_traceback_when_asked(tmp_path, tiny_experiment):
+    status, _, err = process("test", "--cfg", tmp_path / "nowhere.yaml", POISE_DEBUG="1")
+    assert (
+        status == 1
+        and "Traceback" in err
+        and err.rstrip().endswith("--cfg takes a file of experiments/")
+    )
