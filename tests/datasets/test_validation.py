@@ -416,7 +416,7 @@ def test_what_a_score_needs(made, tiny_mpii_experiment, tmp_path, small_mpii_set
     file = made.parent / "set" / "dots.yaml"
     file.write_text(file.read_text() + "metric: crowdpose\n")
     assert any(
-        "val: a run would end with: image 1001 of the ground truth has no crowdIndex" in line
+        "val: a run would end with: ground truth: image 1001: missing crowdIndex" in line
         for line in found(made)
     )
     shutil.copytree(small_mpii_set, tmp_path / "mpii")
@@ -452,9 +452,9 @@ def test_persons_whose_flags_are_all_0_do_not_count_as_used(made):
 def test_nobody_who_counts_is_found_before_training(made):
     edit(made, lambda c: [p.update(num_keypoints=0) for p in persons(c)] and None, "val")
     line = (
-        "test set val: scoring: every AP is -1: no person counts; of 36 annotations 0 are crowds, "
-        "the others have no labelled joint (num_keypoints 0), though 36 have joints with a flag "
-        "above 0; correct or remove num_keypoints"
+        "test set val: scoring: every AP is -1: no person is scored: of 36 annotations 0 are"
+        " crowds, the others have no labeled keypoint (num_keypoints 0), although 36 have keypoints"
+        " with a visibility above 0; correct or remove num_keypoints"
     )
     assert line in found(made) and f"fault: {line}" in look(made)
 
@@ -934,7 +934,7 @@ def test_training_explains_a_figure_once(made, monkeypatch):
     train.run(config.load(made, ["TRAIN.END_EPOCH", "2"]), str(made), ["tools/train.py"])
     text = (made.parent / "output" / "dots5" / "pose_res2net" / "dots" / "train.log").read_text()
     assert (
-        text.count("AP (L), AR (L) are -1: no labelled person has an area of 9216") == 1
+        text.count("AP (L), AR (L) are -1: no labeled person has an area of 9216") == 1
         and text.count("| pose_res2net |") == 2
     )
 

@@ -599,24 +599,24 @@ def test_pictures_that_cannot_be_shown(files, monkeypatch, capsys, change):
     "change, message",
     [
         ("[]", "holds no predicted person"),
-        ("{}", "a list was expected"),
+        ("{}", "expected a list"),
         ("[3]", "entry 0 has no image_id"),
         ("[{", "is not valid JSON"),
         (
             '[{"image_id": 99, "category_id": 1, "keypoints": KEYPOINTS, "score": 1}]',
-            "name 1 images that the ground truth does not have, such as 99",
+            "have 1 image ids that the ground truth does not have, such as 99",
         ),
         (
             '[{"image_id": 1, "category_id": 1, "keypoints": [1, 2, 3], "score": 1}]',
-            "1, 17 joints, the OKS sigmas 17",
+            "1, 17 keypoints, the OKS sigmas 17",
         ),
         (
             '[{"image_id": 1, "category_id": 1, "keypoints": KEYPOINTS, "score": "high"}]',
-            "score that is no plain number",
+            "is not a plain number",
         ),
         (
             '[{"image_id": 1, "category_id": 1, "keypoints": null, "score": 1}]',
-            "no list of finite numbers",
+            "not a list of finite numbers",
         ),
         (
             '[{"image_id": 1, "category_id": 7, "keypoints": KEYPOINTS, "score": 1}]',
@@ -650,16 +650,16 @@ def test_annotations_that_cannot_be_used(files, monkeypatch, capsys):
     ]
     lost = [{**annotation, "image_id": 77} for annotation in content["annotations"]]
     for text, message in (
-        ("[]", "is not a COCO annotation file"),
+        ("[]", "not a COCO annotation file"),
         (json.dumps({**content, "annotations": joints}), "has persons of 14 joints"),
         (json.dumps({**content, "annotations": nobody}), "nobody has a labelled joint"),
         (
             json.dumps({**content, "annotations": lost}),
-            "has image_id 77, which 'images' does not list",
+            "image_id 77 is not in 'images'",
         ),
         (
             json.dumps({**content, "images": [{"file_name": "a.jpg"}]}),
-            "not a list of images with whole numbers as ids",
+            "expected a list of images with integer ids",
         ),
     ):
         (files / "truth.json").write_text(text)

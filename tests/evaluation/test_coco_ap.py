@@ -138,23 +138,23 @@ def test_no_result_is_zero_and_a_warning(caplog):
     truth, _ = small_set(COCO.sigmas)
     with caplog.at_level(logging.WARNING):
         assert evaluation.average_precision(truth, []) == dict.fromkeys(STATS, 0.0)
-    assert "no result to evaluate" in caplog.text
+    assert "no predictions to evaluate" in caplog.text
     figures = evaluation.per_joint_pck(truth, [])
     assert figures["labelled"].tolist() == [2] * 17 and figures["pck"].tolist() == [0] * 17
 
 
 def test_truth_and_results_that_do_not_fit():
     truth, results = small_set((0.05,) * 14)
-    with pytest.raises(DataError, match="14 joints, the OKS sigmas 17; give the OKS sigmas"):
+    with pytest.raises(DataError, match="14 keypoints, the OKS sigmas 17; pass the OKS sigmas"):
         evaluation.average_precision(truth, results)
-    with pytest.raises(DataError, match="14 joints, the OKS sigmas 16$"):
+    with pytest.raises(DataError, match="14 keypoints, the OKS sigmas 16$"):
         evaluation.average_precision(truth, results, [0.05] * 16)
     with pytest.raises(
-        DataError, match="name 1 images that the ground truth does not have, such as 5"
+        DataError, match="have 1 image ids that the ground truth does not have, such as 5"
     ):
         evaluation.average_precision(truth, [dict(results[0], image_id=5)], [0.05] * 14)
     del truth["annotations"][1]["area"]
-    with pytest.raises(DataError, match="annotation 1 of the ground truth has no area"):
+    with pytest.raises(DataError, match="the ground truth: annotation 1: missing area"):
         evaluation.average_precision(truth, results, [0.05] * 14)
 
 
@@ -245,7 +245,7 @@ def test_suppress_refuses_what_it_cannot_compare():
     keypoints = golden["preds"][:5].copy()
     keypoints[2, 0, 1] = np.nan
     with pytest.raises(
-        DataError, match=f"1 of 5 predicted persons hold NaN .* in image {golden['image_id'][2]}"
+        DataError, match=f"1 of 5 predicted persons are NaN .* in image {golden['image_id'][2]}"
     ):
         evaluation.oks_nms_per_image(
             keypoints, golden["scores"][:5], golden["areas"][:5], golden["image_id"][:5], 0.9
@@ -294,7 +294,7 @@ def test_result_files_that_cannot_be_written_or_read(tmp_path):
     keypoints = np.ones((2, 17, 3))
     keypoints[1, 3, 0] = np.nan
     with pytest.raises(
-        DataError, match="1 of 2 predicted persons hold NaN or infinity .the first in image 8"
+        DataError, match="1 of 2 predicted persons are NaN or infinite .the first in image 8"
     ):
         evaluation.write_results(path, [7, 8], keypoints, [1, 1])
     assert path.read_text() == "[]"
@@ -304,7 +304,7 @@ def test_result_files_that_cannot_be_written_or_read(tmp_path):
         evaluation.write_results(path / "x.json", [7], keypoints[:1], [1])
     for text, message in (
         ("[{", "is not valid JSON"),
-        ("{}", "a list was expected, it holds a dict"),
+        ("{}", "expected a list, got dict"),
         ('[{"image_id": 1, "score": 1}]', "entry 0 has no category_id, keypoints"),
         ("[3]", "entry 0 has no image_id"),
     ):

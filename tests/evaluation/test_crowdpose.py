@@ -255,16 +255,12 @@ def test_areas_of_the_file_do_not_count():
 def test_images_without_crowd_index():
     truth, results = made_crowd(3)
     truth["images"][4]["crowdIndex"] = "0.9"
-    with pytest.raises(
-        DataError, match="of the ground truth has crowdIndex '0.9', by which CrowdPose"
-    ):
+    with pytest.raises(DataError, match="invalid crowdIndex '0.9'; CrowdPose"):
         ours(truth, results)
     del truth["images"][4]["crowdIndex"]
     with pytest.raises(
         DataError,
-        match=(
-            f"image {truth['images'][4]['id']} of the ground truth has no crowdIndex.*metric: oks"
-        ),
+        match=(f"image {truth['images'][4]['id']}: missing crowdIndex.*metric: oks"),
     ):
         ours(truth, results)
 
@@ -273,9 +269,9 @@ def test_nothing_found_and_strange_images(caplog):
     truth, results = made_crowd(4)
     with caplog.at_level(logging.WARNING):
         assert ours(truth, []) == dict.fromkeys(CROWD_STATS, 0.0)
-    assert "no result to evaluate" in caplog.text
+    assert "no predictions to evaluate" in caplog.text
     with pytest.raises(
-        DataError, match="name 1 images that the ground truth does not have, such as -5"
+        DataError, match="have 1 image ids that the ground truth does not have, such as -5"
     ):
         ours(truth, [{**results[0], "image_id": -5}])
 

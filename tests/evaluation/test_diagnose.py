@@ -68,8 +68,8 @@ def test_nothing_to_explain():
     content, tested = made()
     figures, lines = told(content, tested)
     assert figures["AP"] > 0.9 and lines == [
-        "AP (L), AR (L) are -1: no labelled person has an area of 9216 or more square pixels"
-        " (large); the 30 that count have 2520 to 2520"
+        "AP (L), AR (L) are -1: no labeled person has an area of 9216 or more square pixels"
+        " (large); the 30 scored persons have 2520 to 2520"
     ]
     content["annotations"][0]["area"] = 9999.0
     assert told(content, tested)[1] == [] and not diagnose.should_diagnose(told(content, tested)[0])
@@ -84,7 +84,7 @@ def test_no_person_of_a_size():
             "AP (M), AR (M) are -1",
             "AP (L), AR (L) are -1",
         ]
-        and "an area from 1024 to 9216 square pixels (medium); the 30 that count have 630 to 630"
+        and "from 1024 to 9216 square pixels (medium); the 30 scored persons have 630 to 630"
         in lines[0]
     )
 
@@ -102,9 +102,7 @@ def test_what_the_table_shows_as_zero_is_explained():
         replace(tested, keypoints=keypoints),
         {"AP": 0.0004, "Ap .5": 0.002},
     )
-    assert len(lines) == 1 and lines[0].startswith(
-        "AP is 0: none of the faults that are looked for"
-    )
+    assert len(lines) == 1 and lines[0].startswith("AP is 0: no known cause applies")
 
 
 def test_figures_of_one_size_are_of_its_persons():
@@ -122,7 +120,7 @@ def test_figures_of_one_size_are_of_its_persons():
     figures, lines = told(content, replace(tested, **both))
     assert figures["AP (M)"] == 0 and figures["AP (L)"] > 0.9 and len(lines) == 1
     assert (
-        lines[0].startswith("AP (M), AR (M) are 0: none of the faults")
+        lines[0].startswith("AP (M), AR (M) are 0: no known cause applies")
         and int(lines[0].split("prediction is ")[1].split(" %")[0]) > 60
     )
 
@@ -132,7 +130,7 @@ def test_areas_in_another_unit():
     for annotation in content["annotations"]:
         annotation["area"] /= 640 * 480
     assert (
-        "the areas of the annotations are given as shares of the image; square pixels are needed"
+        "annotation areas are fractions of the image; square pixels are expected"
         in told(content, tested)[1]
     )
 
@@ -147,11 +145,11 @@ def test_nobody_counts():
     assert (
         figures["AP"] == -1
         and len(lines) == 1
-        and "no person counts; of 30 annotations 10 are crowds, the others have no labelled joint"
+        and "no person is scored: of 30 annotations 10 are crowds, the others have no labeled"
         in lines[0]
     )
     content["annotations"] = []
-    assert "has no annotation of the category" in told(content, tested)[1][0]
+    assert "has no annotations of the scored category" in told(content, tested)[1][0]
 
 
 def _boxes_and_joints(change):
@@ -215,53 +213,50 @@ REASONS = {
     "boxes as shares": (
         _boxes_and_joints(lambda b: b / [640, 480, 640, 480]),
         (
-            "boxes in another unit: those of found overlap the labelled joints by 0.00, taken as"
+            "wrong box format: those of found overlap the labeled keypoints by 0.00, read as"
             " shares of the image from 0 to 1"
         ),
     ),
     "boxes as corners": (
         _boxes_and_joints(lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], axis=1)),
-        "taken as left, top, right, bottom by",
+        "read as left, top, right, bottom by",
     ),
     "boxes elsewhere": (
         _boxes_and_joints(lambda b: b + [300, 60, 0, 0]),
-        "boxes elsewhere: those of found overlap the labelled joints by 0.0",
+        "misplaced boxes: those of found overlap the labeled keypoints by only 0.0",
     ),
     "left and right": (
         _keypoints(lambda k: k[:, FLIP]),
-        "joints mirrored: with left and right exchanged the AP is ",
+        "left and right swapped: swapping the keypoints raises the AP from ",
     ),
     "mirrored images": (
         _keypoints(lambda k: [639, 0] + k[:, FLIP] * [-1, 1]),
-        "images mirrored: with the predictions mirrored the AP is ",
+        "mirrored images: mirroring the predictions raises the AP from ",
     ),
     "category": (
         _categories,
-        "ids do not match: the predictions have category_id 3, the annotations 1",
+        "ids do not match: predictions have category_id 3, annotations 1",
     ),
     "other images": (
         _other_images,
         (
-            "ids do not match: 0 of 30 images with labelled persons have a prediction, though 30"
+            "ids do not match: 0 of 30 images with labeled persons have a prediction, although 30"
             " images have one"
         ),
     ),
     "nothing": (
         _not_at_all,
-        "there is no prediction; dropped: 30 scores below TEST.IMAGE_THRE 0.9",
+        "no predictions; dropped: 30 scores below TEST.IMAGE_THRE 0.9",
     ),
     "low joints": (
         _low_joints,
-        (
-            "nothing above the threshold: the highest score of a joint is 0.01, TEST.IN_VIS_THRE"
-            " is 0.2"
-        ),
+        ("low keypoint scores: the highest is 0.01, TEST.IN_VIS_THRE is 0.2"),
     ),
     "equal scores": (
         lambda c, t: replace(t, scores=np.full(30, 0.5), keypoints=t.keypoints + [300, 0, 0]),
-        "the scores of all 30 predictions are 0.5",
+        "equal scores: all 30 predictions have 0.5",
     ),
-    "same for all": (_same_for_all, "the network says nearly the same for every person"),
+    "same for all": (_same_for_all, "constant predictions: keypoints differ between persons"),
     "weights": (
         lambda c, t: replace(
             t, weights="weights not loaded: 3 %", keypoints=t.keypoints + [300, 0, 0]
@@ -270,7 +265,7 @@ REASONS = {
     ),
     "none of them": (
         lambda c, t: replace(t, keypoints=t.keypoints + [60, 0, 0]),
-        "none of the faults that are looked for",
+        "no known cause applies",
     ),
 }
 
@@ -327,7 +322,7 @@ def test_a_test_tells(tmp_path):
     text = (tmp_path / "output" / "dots5" / "pose_res2net" / "dots" / "test.log").read_text()
     assert (
         figures["AP (L)"] == -1
-        and "AP (L), AR (L) are -1: no labelled person has an area of 9216 or more square pixels "
+        and "AP (L), AR (L) are -1: no labeled person has an area of 9216 or more square pixels "
         "(large)"
         in text
     )

@@ -87,11 +87,11 @@ def test_joints_that_nobody_has(made):
     made.labelled[:, [NAMES.index("rwri"), NAMES.index("lwri")]] = False
     figures, lines = made.told()
     assert diagnose_mpii.should_diagnose(figures) and lines == [
-        f"Wrist is no number: {made.file} has such a joint labelled in nobody"
+        f"Wrist is NaN: {made.file} has no labels of the keypoints averaged"
     ]
     made.labelled[:] = False
     assert len(made.told()[1]) == 1 and made.told()[1][0].startswith(
-        "Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle, Mean, Mean@0.1 are no number"
+        "Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle, Mean, Mean@0.1 are NaN"
     )
 
 
@@ -137,25 +137,25 @@ def _weights(made):
 REASONS = {
     "larger boxes": (
         _in_boxes(lambda b: b * [1, 1, 200, 200]),
-        "boxes in another unit: those of the annotations are 2",
+        "wrong box size: boxes of the annotations are 2",
     ),
     "smaller boxes": (
         _in_boxes(lambda b: b / [1, 1, 200, 200]),
-        "boxes in another unit: those of the annotations are 0.00",
+        "wrong box size: boxes of the annotations are 0.00",
     ),
     "boxes elsewhere": (
         _in_boxes(lambda b: b + [700, 0, 0, 0]),
-        "boxes elsewhere: 0 % of the labelled joints lie in",
+        "misplaced boxes: 0 % of the labeled keypoints are inside",
     ),
-    "another order": (_order, "ids do not match: 30 of 30 persons have their joints elsewhere in "),
-    "heads": (_heads, "head boxes in another unit: half of those in "),
+    "another order": (_order, "persons do not match: 30 of 30 persons have other keypoints in "),
+    "heads": (_heads, "wrong unit of head boxes: half of those in "),
     "left and right": (
         _exchange,
-        "joints mirrored: with left and right exchanged the PCKh is 100.0",
+        "left and right swapped: swapping the keypoints raises the PCKh from ",
     ),
-    "same for all": (_same, "the network says nearly the same for every person"),
+    "same for all": (_same, "constant predictions: keypoints differ between persons"),
     "weights": (_weights, "weights not loaded: 3 %"),
-    "none of them": (_away, "none of the faults that are looked for"),
+    "none of them": (_away, "no known cause applies"),
 }
 
 

@@ -120,7 +120,7 @@ def test_an_error_equal_to_the_threshold_counts(truth):
 def test_other_number_of_persons_or_joints(truth):
     path, predictions = truth
     with pytest.raises(
-        DataError, match=re.escape(f"3 persons were predicted, {path} holds 4")
+        DataError, match=re.escape(f"{path}: has 4 persons, predictions have 3")
     ) as error:
         evaluation.pckh(predictions[:3], path)
     assert "\n" not in str(error.value)
@@ -140,9 +140,7 @@ def test_ground_truth_that_cannot_be_read(truth, tmp_path):
     with pytest.raises(DataError, match="text.mat is not a readable MATLAB file"):
         evaluation.pckh(predictions, tmp_path / "text.mat")
     savemat(tmp_path / "preds.mat", {"preds": predictions})
-    with pytest.raises(
-        DataError, match="preds.mat is no ground truth of MPII: it has no pos_gt_src"
-    ):
+    with pytest.raises(DataError, match="preds.mat: not MPII ground truth: missing pos_gt_src"):
         evaluation.pckh(predictions, tmp_path / "preds.mat")
 
 

@@ -236,7 +236,7 @@ def test_mpii(tool, tmp_path, small_mpii_set, tiny_mpii_experiment):
         tool("train", "DATASET.ROOT", root, cfg=tiny_mpii_experiment),
         1,
         heads,
-        "persons were predicted",
+        "persons, predictions have",
     )
     check_nothing_written(tmp_path)
 

@@ -1,6 +1,4 @@
-"""What a set of predictions is worth: COCO AP, CrowdPose AP, MPII PCKh, and the result files
-that other programs read.
-"""
+"""Metrics (COCO AP, CrowdPose AP, MPII PCKh) and result files."""
 
 from poise.evaluation.coco import (
     average_precision,

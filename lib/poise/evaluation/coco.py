@@ -1,7 +1,6 @@
-"""COCO keypoint evaluation as the HRNet family does it: rescore, suppress, average precision,
-figures per joint.
+"""COCO keypoint evaluation as in HRNet: rescoring, OKS-NMS, average precision, PCK per keypoint.
 
-Letters: N predicted persons, G labelled persons, J joints, D predictions in an image.
+Letters: N predicted persons, G labeled persons, K keypoints, D predictions of an image.
 """
 
 from __future__ import annotations
@@ -24,34 +23,39 @@ from poise.structures.ids import as_id, with_ids
 from poise.structures.skeleton import crowd_flag, find_category
 
 logger = logging.getLogger(__name__)
-_NEEDED = "image_id", "category_id", "area", "bbox"
-WHOLE = (int, np.integer)
+_REQUIRED = "image_id", "category_id", "area", "bbox"
+_INTEGERS = (int, np.integer)
 
-#: HRNet's names of the ten COCO figures, in its order
+#: HRNet's names of the ten COCO metrics, in its order
 STATS = ("AP", "Ap .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "AR (M)", "AR (L)")
 
 
 def rescore(keypoint_scores: np.ndarray, box_scores: np.ndarray, in_vis_thre: float) -> np.ndarray:
-    """A person's score: that of its box times the mean of the joint scores above `in_vis_thre` (0
-    where none is).
+    """Return box score times mean keypoint score, over keypoints scored above `in_vis_thre`.
 
-    keypoint_scores: (N, J). box_scores: (N,). Returns (N,) float64. Source: HRNet,
-    lib/dataset/coco.py, evaluate.
+    Args:
+        keypoint_scores: (N, K).
+        box_scores: (N,).
+        in_vis_thre: keypoints of a higher score count; without any the person scores 0.
+
+    Returns: (N,) float64.
+
+    Source: HRNet, lib/dataset/coco.py, evaluate.
     """
     keypoint_scores = np.asarray(keypoint_scores)
     box_scores = np.asarray(box_scores, np.float64)
     if keypoint_scores.ndim != 2 or box_scores.shape != keypoint_scores.shape[:1]:
         raise ValueError(
-            f"rescore needs (N, J) and (N,) scores; got {keypoint_scores.shape} and"
+            f"rescore: expected (N, K) and (N,) scores; got {keypoint_scores.shape} and"
             f" {box_scores.shape}"
         )
     total = np.zeros(len(box_scores), keypoint_scores.dtype)
-    counted = keypoint_scores > in_vis_thre
-    # joint after joint in the predictions' own precision, as the reference adds them: a pairwise or
-    # a float64 sum gives other last bits, which decide between persons whose scores tie
-    for j in range(keypoint_scores.shape[1]):
-        total += np.where(counted[:, j], keypoint_scores[:, j], 0)
-    return total / np.maximum(counted.sum(axis=1), 1).astype(total.dtype) * box_scores
+    visible = keypoint_scores > in_vis_thre
+    # Add one keypoint after the other in the predictions' precision, as the reference does: a
+    # pairwise or float64 sum has other last bits, which decide between persons of equal score.
+    for k in range(keypoint_scores.shape[1]):
+        total += np.where(visible[:, k], keypoint_scores[:, k], 0)
+    return total / np.maximum(visible.sum(axis=1), 1).astype(total.dtype) * box_scores
 
 
 def oks_nms_per_image(
@@ -63,96 +67,68 @@ def oks_nms_per_image(
     soft: bool = False,
     sigmas: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Indices of the persons that OKS-NMS keeps, image by image (in order of first appearance),
-    best first in each.
+    """Apply OKS-NMS within each image and return the indices of the remaining persons.
 
-    keypoints: (N, J, 2 or 3), pixels. scores: (N,), already rescored. areas: (N,) square pixels, of
-    the box that the crop was taken from. image_ids: (N,), in any order. soft: lower scores instead
-    of deleting, at most 20 a picture. sigmas: (J,), None takes COCO's. Returns (K,) int64. Raises
-    DataError where a prediction is NaN or infinite, and ValueError as poise.evaluation.nms.oks_nms.
-    The best person of an image is always kept, so the reference's "if nothing was kept, keep all"
-    has no counterpart.
+    The best person of an image always remains, so HRNet's "if nothing is left, keep all" is not
+    needed.
+
+    Args:
+        keypoints: (N, K, 2 or 3) pixels.
+        scores: (N,), already rescored.
+        areas: (N,) square pixels, of the box that the crop was taken from.
+        image_ids: (N,), in any order.
+        oks_thre: OKS above which a person is a duplicate.
+        soft: lower scores instead of removing persons, at most 20 per image remain.
+        sigmas: (K,) OKS constants; None: COCO's.
+
+    Returns: int64 indices, images in order of first appearance, best person first.
+
+    Raises DataError if a prediction is NaN or infinite, ValueError as poise.evaluation.nms.oks_nms.
     """
     image_ids = np.asarray(image_ids)
     if image_ids.ndim != 1 or not len(image_ids) == len(keypoints) == len(scores) == len(areas):
         raise ValueError(
-            "oks_nms_per_image needs N keypoints, scores, areas and image ids; got "
+            "oks_nms_per_image: expected N keypoints, scores, areas and image ids; got "
             f"{np.shape(keypoints)}, {np.shape(scores)}, {np.shape(areas)}, {image_ids.shape}"
         )
     if len(image_ids) == 0:
         return np.zeros(0, np.int64)
-    if np.ndim(keypoints) == 3:  # poise.evaluation.nms names other shapes
+    if np.ndim(keypoints) == 3:  # poise.evaluation.nms reports other shapes
         check_finite(image_ids, np.asarray(keypoints), np.asarray(scores))
     _, first, image = np.unique(image_ids, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))[image]
-    # stable, because within an image the input order decides where NumPy's argsort puts ties
+    # stable: within an image the input order decides how NumPy's argsort orders equal scores
     rows = np.argsort(rank, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rank))])
     nms_by_image = nms.soft_oks_nms_by_image if soft else nms.oks_nms_by_image
     keypoints, scores, areas = (np.asarray(array)[rows] for array in (keypoints, scores, areas))
-    return rows[nms_by_image(keypoints, scores, areas, offsets, oks_thre, _or_cocos(sigmas))]
-
-
-def _or_cocos(sigmas: Sequence[float] | np.ndarray | None) -> np.ndarray:
-    return np.asarray(dataset("coco").skeleton.sigmas if sigmas is None else sigmas, np.float64)
+    remaining = nms_by_image(keypoints, scores, areas, offsets, oks_thre, _coco_if_none(sigmas))
+    return rows[remaining]
 
 
 def average_precision(
     ground_truth: Any, results: Any, sigmas: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """The ten COCO keypoint figures, equal to pycocotools', under HRNet's names and in its order
-    (STATS).
+    """Return the ten COCO keypoint metrics of STATS, equal to pycocotools'.
 
-    ground_truth: path of a COCO keypoint annotation file, its content as a dict, or a pycocotools
-    COCO object; it is not changed. results: path of a result file or its content, a list of dicts
-    (metrics.coco_results makes one from arrays). sigmas: (J,) OKS constants; None takes those of
-    COCO, for 17 joints only.
+    A metric without labeled persons is -1, as in pycocotools. Without results all metrics are 0
+    and a warning is logged (pycocotools crashes).
 
-    A figure for which there is no labelled person is -1, as pycocotools has it. Without any result
-    all figures are 0 and a warning is logged (pycocotools crashes). Raises DataError where the two
-    do not fit together.
+    Args:
+        ground_truth: path of a COCO keypoint annotation file, its content, or a pycocotools COCO
+            object; it is not changed.
+        results: path of a result file or its content, a list of dicts, see coco_results.
+        sigmas: (K,) OKS constants; None: COCO's, for its 17 keypoints.
+
+    Raises DataError if ground truth and results do not belong together.
     """
     truth = read_ground_truth(ground_truth)
-    results = _results(results)
+    results = _load_entries(results)
     if not results:
         return empty_metrics()
-    constants = _checked_sigmas(truth, results, sigmas)
-    found = accumulate(truth, *_arrays(results, len(constants)), constants)
-    return dict(zip(STATS, keypoint_ap.summarize(found)))
-
-
-def result_arrays(
-    truth: CocoGroundTruth, results: Any, sigmas: Sequence[float] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """image_ids (N,), category_ids (N,), keypoints (N, J, 3) float64 and scores (N,) float64 of a
-    result file, its path or its content.
-
-    truth: what read_ground_truth returned. sigmas: (J,). Raises DataError where the two do not fit
-    together, or a value is no finite number.
-    """
-    results = _results(results)
-    try:
-        _checked_sigmas(truth, results, sigmas)
-        arrays = _arrays(results, len(sigmas))
-        check_finite(arrays[0], arrays[2], arrays[3])
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"a result has keypoints or a score that are not numbers ({error}); this is not a COCO"
-            " keypoint result file"
-        ) from None
-    return arrays
-
-
-def _arrays(
-    results: list[dict], joints: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    image_ids, categories = (
-        np.array([r[key] for r in results]) for key in ("image_id", "category_id")
-    )
-    keypoints = np.array([r["keypoints"] for r in results], np.float64).reshape(
-        len(results), joints, 3
-    )
-    return image_ids, categories, keypoints, np.array([r["score"] for r in results], np.float64)
+    checked = _checked_sigmas(truth, results, sigmas)
+    curves = accumulate(truth, *_to_arrays(results, len(checked)), checked)
+    return dict(zip(STATS, keypoint_ap.summarize(curves)))
 
 
 def evaluate_arrays(
@@ -163,15 +139,22 @@ def evaluate_arrays(
     sigmas: Sequence[float] | np.ndarray,
     category_id: int = 1,
 ) -> dict[str, float]:
-    """The same of predictions that were not written to a file: image_ids (N,), keypoints (N, J, 2
-    or 3), scores (N,).
+    """Return the metrics of average_precision for arrays instead of a result file.
 
-    truth: what read_ground_truth returned. Raises DataError for images that it does not have.
+    Args:
+        truth: from read_ground_truth.
+        image_ids: (N,).
+        keypoints: (N, K, 2 or 3) pixels.
+        scores: (N,).
+        sigmas: (K,) OKS constants.
+        category_id: category of the predictions.
+
+    Raises DataError for images that the ground truth does not have.
     """
     if not len(image_ids):
         return empty_metrics()
     check_image_ids(np.asarray(image_ids).tolist(), truth)
-    found = accumulate(
+    curves = accumulate(
         truth,
         np.asarray(image_ids),
         np.full(len(image_ids), category_id),
@@ -179,40 +162,7 @@ def evaluate_arrays(
         np.asarray(scores, np.float64),
         np.asarray(sigmas, np.float64),
     )
-    return dict(zip(STATS, keypoint_ap.summarize(found)))
-
-
-def empty_metrics(names: Sequence[str] = STATS) -> dict[str, float]:
-    """The figures of no prediction at all, and a warning."""
-    logger.warning(
-        "there is no result to evaluate, hence AP 0: no person was detected or all were"
-        " filtered out"
-    )
-    return dict.fromkeys(names, 0.0)
-
-
-class CocoGroundTruth(dict):
-    """COCO-format annotations of read_ground_truth with cached arrays of the persons. Read-only."""
-
-    @cached_property
-    def image_ids(self) -> np.ndarray:
-        """(M,) in rising order."""
-        return np.unique([image["id"] for image in self["images"]])
-
-    @cached_property
-    def persons(self) -> dict[int, keypoint_ap.GroundTruthPersons]:
-        """Those of each category, by its id."""
-        position = {image_id: place for place, image_id in enumerate(self.image_ids.tolist())}
-        of_each: dict[int, list[dict]] = {
-            category: [] for category in sorted({c["id"] for c in self["categories"]})
-        }
-        for person in self["annotations"]:
-            of_each.setdefault(person["category_id"], []).append(person)
-        joints = len(self["annotations"][0]["keypoints"]) // 3 if self["annotations"] else 0
-        return {
-            category: keypoint_ap.GroundTruthPersons.from_annotations(persons, position, joints)
-            for category, persons in of_each.items()
-        }
+    return dict(zip(STATS, keypoint_ap.summarize(curves)))
 
 
 def accumulate(
@@ -223,44 +173,93 @@ def accumulate(
     scores: np.ndarray,
     sigmas: np.ndarray,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What keypoint_ap.evaluate gives for each category. truth: of read_ground_truth. image_ids,
-    categories, scores (N,), keypoints (N, J, 2 or 3).
+    """Return precision and recall of keypoint_ap.evaluate for each category.
+
+    Args:
+        truth: from read_ground_truth.
+        image_ids, categories, scores: (N,).
+        keypoints: (N, K, 2 or 3) pixels.
+        sigmas: (K,) OKS constants.
     """
-    found = []
+    curves = []
     for category in sorted({c["id"] for c in truth["categories"]}):
-        mine = categories == category
-        found.append(
+        selected = categories == category
+        curves.append(
             keypoint_ap.evaluate(
                 truth.persons[category],
-                np.searchsorted(truth.image_ids, image_ids[mine]),
-                keypoints[mine],
-                scores[mine],
+                np.searchsorted(truth.image_ids, image_ids[selected]),
+                keypoints[selected],
+                scores[selected],
                 sigmas,
             )
         )
-    return found
+    return curves
+
+
+def empty_metrics(names: Sequence[str] = STATS) -> dict[str, float]:
+    """Return metrics of 0 for no predictions, and log a warning."""
+    logger.warning("no predictions to evaluate: no person was detected or all were filtered out")
+    return dict.fromkeys(names, 0.0)
+
+
+def check_image_ids(image_ids: Sequence, truth: dict) -> None:
+    """Raise DataError for predictions in images that the ground truth does not have."""
+    unknown = set(image_ids) - {image["id"] for image in truth["images"]}
+    if unknown:
+        raise DataError(
+            f"results have {len(unknown)} image ids that the ground truth does not have, such as"
+            f" {min(unknown)}; use the annotation file of the same split"
+        )
+
+
+def result_arrays(
+    truth: CocoGroundTruth, results: Any, sigmas: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Convert a result file to arrays.
+
+    Args:
+        truth: from read_ground_truth.
+        results: path of a result file or its content.
+        sigmas: (K,) OKS constants.
+
+    Returns: image_ids (N,), category_ids (N,), keypoints (N, K, 3) float64, scores (N,) float64.
+
+    Raises DataError if the two do not belong together or a value is not a finite number.
+    """
+    results = _load_entries(results)
+    try:
+        _checked_sigmas(truth, results, sigmas)
+        arrays = _to_arrays(results, len(sigmas))
+        check_finite(arrays[0], arrays[2], arrays[3])
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"not a COCO keypoint result file: keypoints or a score are not numbers ({error})"
+        ) from None
+    return arrays
 
 
 def per_joint_pck(
     ground_truth: Any, results: Any, sigmas: Sequence[float] | None = None, threshold: float = 0.5
 ) -> dict[str, np.ndarray]:
-    """How well each joint is found, which the AP does not tell.
+    """Return how accurately each keypoint is localized.
 
-    Each labelled person (no crowds) is matched with the prediction of its image whose OKS with it
-    is highest, whatever that one's score. The similarity of a labelled joint is its term of the
-    OKS, exp(-d^2 / (2 (2 sigma)^2 area)); it is 0 where the image has no prediction, for a person
-    who was missed misses the joints too.
+    Each labeled person (crowds excluded) is matched with the prediction of the image that has the
+    highest OKS, regardless of its score. The similarity of a labeled keypoint is its term of the
+    OKS, exp(-d^2 / (2 (2 sigma)^2 area)), or 0 if the image has no prediction.
 
-    ground_truth, results, sigmas, errors: as average_precision. threshold: the similarity that
-    counts as found. Returns (J,) arrays: `labelled`, the number of labelled joints; `similarity`,
-    their mean similarity in [0, 1]; `pck`, the share of them whose similarity is above the
-    threshold. The last two are NaN where none is labelled.
+    Args:
+        ground_truth, results, sigmas: as for average_precision.
+        threshold: similarity above which a keypoint is correct.
+
+    Returns: (K,) arrays: `labelled`, the number of labeled keypoints; `similarity`, their mean
+    similarity in [0, 1]; `pck`, the fraction above the threshold. The last two are NaN for a
+    keypoint that is never labeled.
     """
     truth = read_ground_truth(ground_truth)
-    results = _results(results)
-    constants = _checked_sigmas(truth, results, sigmas)
-    image_ids, categories, keypoints, _ = _arrays(results, len(constants))
-    return per_joint_pck_of_arrays(truth, image_ids, categories, keypoints, constants, threshold)
+    results = _load_entries(results)
+    checked = _checked_sigmas(truth, results, sigmas)
+    image_ids, categories, keypoints, _ = _to_arrays(results, len(checked))
+    return per_joint_pck_of_arrays(truth, image_ids, categories, keypoints, checked, threshold)
 
 
 def per_joint_pck_of_arrays(
@@ -271,43 +270,46 @@ def per_joint_pck_of_arrays(
     sigmas: Sequence[float] | np.ndarray,
     threshold: float = 0.5,
 ) -> dict[str, np.ndarray]:
-    """The same of predictions that were not written to a file: image_ids (N,), categories (N,) or
-    one for all, keypoints (N, J, 2 or 3).
+    """Return the figures of per_joint_pck for arrays instead of a result file.
 
-    truth: what read_ground_truth returned.
+    Args:
+        truth: from read_ground_truth.
+        image_ids: (N,).
+        categories: (N,), or one for all.
+        keypoints: (N, K, 2 or 3) pixels.
+        sigmas: (K,) OKS constants.
+        threshold: similarity above which a keypoint is correct.
     """
     sigmas = np.asarray(sigmas, np.float64)
     categories = np.broadcast_to(categories, np.shape(image_ids))
     image_ids = np.asarray(image_ids, np.int64)
-    listed = np.isin(image_ids, truth.image_ids)
-    labelled, total, found = (
-        np.zeros(len(sigmas), np.int64),
-        np.zeros(len(sigmas)),
-        np.zeros(len(sigmas)),
-    )
+    is_known = np.isin(image_ids, truth.image_ids)
+    num_labeled = np.zeros(len(sigmas), np.int64)
+    total = np.zeros(len(sigmas))
+    num_correct = np.zeros(len(sigmas))
     for category, persons in truth.persons.items():
-        people = persons.select(~persons.crowd & (persons.keypoints[:, :, 2] != 0).any(axis=1))
-        if not len(people.area):
+        labeled = persons.select(~persons.crowd & (persons.keypoints[:, :, 2] != 0).any(axis=1))
+        if not len(labeled.area):
             continue
-        mine = np.flatnonzero(listed & (categories == category))
+        selected = np.flatnonzero(is_known & (categories == category))
         similarity = keypoint_ap.best_similarity(
-            people,
-            np.searchsorted(truth.image_ids, image_ids[mine]),
-            np.asarray(keypoints)[mine],
+            labeled,
+            np.searchsorted(truth.image_ids, image_ids[selected]),
+            np.asarray(keypoints)[selected],
             sigmas,
         )
-        labelled += (people.keypoints[:, :, 2] > 0).sum(axis=0)
+        num_labeled += (labeled.keypoints[:, :, 2] > 0).sum(axis=0)
         total += similarity.sum(axis=0)
-        found += (similarity > threshold).sum(axis=0)
-    count = np.where(labelled > 0, labelled, np.nan)
-    return {"labelled": labelled, "similarity": total / count, "pck": found / count}
+        num_correct += (similarity > threshold).sum(axis=0)
+    count = np.where(num_labeled > 0, num_labeled, np.nan)
+    return {"labelled": num_labeled, "similarity": total / count, "pck": num_correct / count}
 
 
 def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> str:
-    """The figures of per_joint_pck as a Markdown table with a row for each of the J joint names."""
+    """Format the figures of per_joint_pck as a Markdown table with a row per keypoint name."""
     if len(names) != len(figures["labelled"]):
         raise ValueError(
-            f"got {len(names)} joint names for figures of {len(figures['labelled'])} joints"
+            f"got {len(names)} keypoint names for figures of {len(figures['labelled'])} keypoints"
         )
     rows = [
         f"| {name} | {labelled} | {similarity:.3f} | {pck:.3f} |"
@@ -318,25 +320,56 @@ def format_joint_table(names: Sequence[str], figures: dict[str, np.ndarray]) -> 
     return "\n".join(["| Joint | labelled | similarity | PCK |", "|---|---|---|---|", *rows])
 
 
+class CocoGroundTruth(dict):
+    """COCO-format annotations of read_ground_truth with cached arrays of the persons. Read-only."""
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """Sorted ids of the images."""
+        return np.unique([image["id"] for image in self["images"]])
+
+    @cached_property
+    def persons(self) -> dict[int, keypoint_ap.GroundTruthPersons]:
+        """Persons by category id."""
+        position = {image_id: index for index, image_id in enumerate(self.image_ids.tolist())}
+        by_category: dict[int, list[dict]] = {
+            category: [] for category in sorted({c["id"] for c in self["categories"]})
+        }
+        for person in self["annotations"]:
+            by_category.setdefault(person["category_id"], []).append(person)
+        num_keypoints = 0
+        if self["annotations"]:
+            num_keypoints = len(self["annotations"][0]["keypoints"]) // 3
+        return {
+            category: keypoint_ap.GroundTruthPersons.from_annotations(
+                persons, position, num_keypoints
+            )
+            for category, persons in by_category.items()
+        }
+
+
 def read_ground_truth(
     source: Any,
     joints: int | None = None,
     category: str | int = "person",
     area_of_box: float | None = None,
 ) -> CocoGroundTruth:
-    """The annotations as a fresh COCO-format dict with every field that pycocotools reads.
+    """Read and check annotations; every field that pycocotools reads is set in the result.
 
-    source: a path, a COCO-format dict or a pycocotools COCO object. joints: how many there must be;
-    None takes what the file has. category: name or id of what is scored, where the file has it,
-    else all. area_of_box: a person's area is this share of its box's; None: as annotated. Raises
-    DataError, naming the annotation, for what could not be scored.
+    Args:
+        source: a path, a COCO-format dict or a pycocotools COCO object.
+        joints: required number of keypoints; None: that of the file.
+        category: name or id of the category to score; if the file does not have it, all are scored.
+        area_of_box: area of a person as a fraction of its box; None: as annotated.
+
+    Raises DataError that names the annotation if it cannot be scored.
     """
     where = "the ground truth"
     if isinstance(source, (str, os.PathLike)):
         where = str(source)
         source = read_json(where, "annotation file")
-    images, annotations, categories = _lists(getattr(source, "dataset", source), where)
-    # other categories than persons may have other joints, or none, and are not scored
+    images, annotations, categories = _split_content(getattr(source, "dataset", source), where)
+    # other categories may have other keypoints or none, and are not scored
     named = find_category({"categories": categories}, category, where, [annotations])
     if named:
         annotations = [a for a in annotations if as_id(a.get("category_id")) == named["id"]]
@@ -346,68 +379,60 @@ def read_ground_truth(
         default=0,
     )
     with gc_disabled():
-        known = {image["id"] for image in images}
+        image_ids = {image["id"] for image in images}
         persons = [
-            _person(annotation, number, where, joints, area_of_box, known)
+            _to_person(annotation, number, where, joints, area_of_box, image_ids)
             for number, annotation in enumerate(annotations, start=1)
         ]
     _check_numbers(annotations, persons, where, joints, area_of_box)
     for annotation, person in zip(annotations, persons):
-        labelled = annotation.get("num_keypoints")
-        person["num_keypoints"] = (
-            labelled
-            if isinstance(labelled, WHOLE)
-            else sum(v > 0 for v in person["keypoints"][2::3])
-        )
+        person["num_keypoints"] = annotation.get("num_keypoints")
+        if not isinstance(person["num_keypoints"], _INTEGERS):
+            person["num_keypoints"] = sum(v > 0 for v in person["keypoints"][2::3])
         if area_of_box is not None:
             person["area"] = person["bbox"][3] * person["bbox"][2] * area_of_box
     categories = categories or [{"id": i} for i in {p["category_id"] for p in persons}]
     return CocoGroundTruth(info={}, images=images, categories=categories, annotations=persons)
 
 
-def _lists(source: Any, where: str) -> tuple[list[dict], list[dict], list[dict]]:
-    """Images, annotations and categories of a COCO-format dict, with ids as whole numbers."""
+def _split_content(source: Any, where: str) -> tuple[list[dict], list[dict], list[dict]]:
+    """Return images, annotations and categories of a COCO-format dict, with integer ids."""
     if not isinstance(source, dict) or not {"images", "annotations"} <= source.keys():
-        raise DataError(
-            f"{where} is not a COCO annotation file: it has no images or no annotations"
-        )
+        raise DataError(f"{where}: not a COCO annotation file: missing images or annotations")
     annotations = source["annotations"]
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
-        raise DataError(f"{where}: 'annotations' is not a list of annotations")
-    images = _with_whole_ids(source["images"], (list,), "images", where)
-    categories = source.get("categories") or ()
-    return (
-        images,
-        annotations,
-        _with_whole_ids(categories, (list, tuple), "categories", where),
+        raise DataError(f"{where}: invalid 'annotations'; expected a list of annotations")
+    images = _with_integer_ids(source["images"], (list,), "images", where)
+    categories = _with_integer_ids(
+        source.get("categories") or (), (list, tuple), "categories", where
     )
+    return images, annotations, categories
 
 
-def _with_whole_ids(
+def _with_integer_ids(
     entries: Any, kinds: tuple[type[list] | type[tuple], ...], name: str, where: str
 ) -> list[dict]:
-    """Images or categories, with ids as whole numbers. Raises DataError."""
+    """Return images or categories with integer ids. Raises DataError."""
     if isinstance(entries, kinds):
-        found = [with_ids(entry, "id") for entry in entries]
-        if all(isinstance(entry, dict) and isinstance(entry.get("id"), WHOLE) for entry in found):
-            return found
-    raise DataError(f"{where}: {name!r} is not a list of {name} with whole numbers as ids")
+        converted = [with_ids(entry, "id") for entry in entries]
+        if all(isinstance(e, dict) and isinstance(e.get("id"), _INTEGERS) for e in converted):
+            return converted
+    raise DataError(f"{where}: invalid {name!r}; expected a list of {name} with integer ids")
 
 
-def _person(
+def _to_person(
     annotation: dict,
     number: int,
     where: str,
     joints: int,
     area_of_box: float | None,
-    known: set[int],
+    image_ids: set[int],
 ) -> dict:
-    """A copy of an annotation, for pycocotools writes into its own, with `number` as its id.
+    """Copy an annotation, because pycocotools modifies its input, with `number` as the id.
 
-    pycocotools takes a matched id of 0 for "unmatched" and keeps one of two equal ids; both occur
-    in custom files. known: ids of the images.
+    pycocotools treats a matched id of 0 as unmatched and merges equal ids; custom files have both.
     """
-    person = {key: annotation[key] for key in _NEEDED if key in annotation}
+    person = {key: annotation[key] for key in _REQUIRED if key in annotation}
     person = with_ids(person, "image_id", "category_id")
     if area_of_box is not None:
         person["area"] = 0.0
@@ -415,15 +440,15 @@ def _person(
     person["keypoints"] = annotation.get("keypoints") or [0] * 3 * joints
     crowd = crowd_flag(annotation)
     if (
-        len(person) < len(_NEEDED) + 2
+        len(person) < len(_REQUIRED) + 2
         or not isinstance(person["keypoints"], list)
         or len(person["keypoints"]) != 3 * joints
-        or not isinstance(person["image_id"], WHOLE)
-        or not isinstance(person["category_id"], WHOLE)
-        or person["image_id"] not in known
+        or not isinstance(person["image_id"], _INTEGERS)
+        or not isinstance(person["category_id"], _INTEGERS)
+        or person["image_id"] not in image_ids
         or crowd is None
     ):
-        raise _fault(annotation, number, where, joints, area_of_box)
+        raise _annotation_error(annotation, number, where, joints, area_of_box)
     person["iscrowd"] = int(crowd)
     return person
 
@@ -435,8 +460,8 @@ def _check_numbers(
     joints: int,
     area_of_box: float | None,
 ) -> None:
-    """Raise DataError for the first person whose area, box or keypoints are no finite numbers."""
-    if _plain_numbers(persons, joints):
+    """Raise DataError for the first person with an area, box or keypoint that is not finite."""
+    if _all_finite(persons, joints):
         return
     for annotation, person in zip(annotations, persons):
         if (
@@ -444,13 +469,13 @@ def _check_numbers(
             or len(person["bbox"]) != 4
             or not all(map(is_finite, (person["area"], *person["bbox"], *person["keypoints"])))
         ):
-            raise _fault(annotation, person["id"], where, joints, area_of_box)
+            raise _annotation_error(annotation, person["id"], where, joints, area_of_box)
 
 
-def _plain_numbers(persons: list[dict], joints: int) -> bool:
-    """Whether the persons' areas, boxes and keypoints are finite numbers: all at once, for one
-    by one takes longer than the matching.
-    """
+def _all_finite(persons: list[dict], joints: int) -> bool:
+    """Check areas, boxes and keypoints as arrays; one value at a time is slower than matching."""
+    if not persons:
+        return True
     try:
         columns = [
             np.array([person[key] for person in persons]) for key in ("area", "bbox", "keypoints")
@@ -458,54 +483,54 @@ def _plain_numbers(persons: list[dict], joints: int) -> bool:
     except ValueError:
         return False
     shapes = (len(persons),), (len(persons), 4), (len(persons), 3 * joints)
-    return (
-        all(
-            column.shape == shape and column.dtype.kind in "if" and (np.abs(column) < 1e100).all()
-            for column, shape in zip(columns, shapes)
-        )
-        or not persons
+    return all(
+        column.shape == shape and column.dtype.kind in "if" and (np.abs(column) < 1e100).all()
+        for column, shape in zip(columns, shapes)
     )
 
 
-def _fault(
+def _annotation_error(
     annotation: dict, number: int, where: str, joints: int, area_of_box: float | None
 ) -> DataError:
-    """What is wrong with an annotation that cannot be used."""
-    name = f"annotation {escape_name(annotation.get('id', number), 40)} of {where}"
-    missing = {key for key in _NEEDED if key != "area" or area_of_box is None} - annotation.keys()
-    keypoints, bbox = annotation.get("keypoints") or [], annotation.get("bbox")
+    """Return the error of an annotation that cannot be used."""
+    name = f"{where}: annotation {escape_name(annotation.get('id', number), 40)}"
+    required = {key for key in _REQUIRED if key != "area" or area_of_box is None}
+    missing = sorted(required - annotation.keys())
     if missing:
-        return DataError(f"{name} has no {', '.join(sorted(missing))}, which the evaluation needs")
+        return DataError(f"{name}: missing {', '.join(missing)}; needed for the evaluation")
+    keypoints = annotation.get("keypoints") or []
+    bbox = annotation.get("bbox")
     if not isinstance(keypoints, list) or not isinstance(bbox, list) or len(bbox) != 4:
         return DataError(
-            f"{name} has keypoints or a bbox that are no list of numbers; correct or remove it"
+            f"{name}: keypoints or bbox are not a list of numbers; correct or remove it"
         )
     if keypoints and len(keypoints) != 3 * joints:
-        return DataError(f"{name} has {len(keypoints)} keypoint numbers, expected {3 * joints}")
+        return DataError(f"{name}: has {len(keypoints)} keypoint numbers; expected {3 * joints}")
     for key, values in (
         ("area", [annotation.get("area", 0)]),
         ("bbox", bbox),
         ("keypoint", keypoints),
     ):
-        wrong = next((value for value in values if not is_finite(value)), 0)
-        if wrong != 0:
-            return DataError(
-                f"{name} has {key} {short_repr(wrong, 60)}, expected a finite number; "
-                "correct or remove it"
-            )
+        for value in values:
+            if not is_finite(value):
+                return DataError(
+                    f"{name} has {key} {short_repr(value, 60)}, expected a finite number; correct"
+                    " or remove it"
+                )
     if crowd_flag(annotation) is None:
         return DataError(
             f"{name} {describe_field_error(annotation, 'iscrowd', '0 or 1')}; correct or remove it"
         )
     return DataError(
-        f"{name} has image_id {escape_name(annotation['image_id'])}, which 'images' does not list,"
-        " or a category_id that is no whole number"
+        f"{name}: image_id {escape_name(annotation['image_id'])} is not in 'images', or category_id is"
+        " not an integer"
     )
 
 
-def _results(results: Any) -> list[dict]:
-    """A list of fresh dicts with the fields that count; a `bbox` would change the areas that
-    pycocotools takes.
+def _load_entries(results: Any) -> list[dict]:
+    """Return copies of the results with the scored fields only.
+
+    A `bbox` would change the areas that pycocotools uses.
     """
     if isinstance(results, (str, os.PathLike)):
         results = read_results(results)
@@ -515,31 +540,37 @@ def _results(results: Any) -> list[dict]:
     ]
 
 
+def _to_arrays(
+    results: list[dict], num_keypoints: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    image_ids = np.array([r["image_id"] for r in results])
+    categories = np.array([r["category_id"] for r in results])
+    keypoints = np.array([r["keypoints"] for r in results], np.float64)
+    scores = np.array([r["score"] for r in results], np.float64)
+    return image_ids, categories, keypoints.reshape(len(results), num_keypoints, 3), scores
+
+
+def _coco_if_none(sigmas: Sequence[float] | np.ndarray | None) -> np.ndarray:
+    if sigmas is None:
+        sigmas = dataset("coco").skeleton.sigmas
+    return np.asarray(sigmas, np.float64)
+
+
 def _checked_sigmas(
     truth: dict, results: list[dict], sigmas: Sequence[float] | np.ndarray | None
 ) -> np.ndarray:
-    """`sigmas` as an array; DataError unless ground truth, results and sigmas have the same
-    joints and images.
-    """
-    joints = {
+    """Return `sigmas` as an array; DataError if keypoint numbers or images do not agree."""
+    counts = {
         len(item["keypoints"]) / 3 for part in (truth["annotations"], results) for item in part
     }
-    given = _or_cocos(sigmas)
-    if joints - {len(given)}:
-        found = ", ".join(f"{j:g}" for j in sorted(joints))
-        mend = "; give the OKS sigmas of this joint set" if sigmas is None else ""
+    checked = _coco_if_none(sigmas)
+    if counts - {len(checked)}:
+        given = ", ".join(f"{count:g}" for count in sorted(counts))
+        hint = ""
+        if sigmas is None:
+            hint = "; pass the OKS sigmas of this keypoint set"
         raise DataError(
-            f"annotations and results have {found} joints, the OKS sigmas {len(given)}{mend}"
+            f"annotations and results have {given} keypoints, the OKS sigmas {len(checked)}{hint}"
         )
     check_image_ids([result["image_id"] for result in results], truth)
-    return given
-
-
-def check_image_ids(image_ids: Sequence, truth: dict) -> None:
-    """Raise DataError for predictions in images that the ground truth does not have."""
-    strange = set(image_ids) - {image["id"] for image in truth["images"]}
-    if strange:
-        raise DataError(
-            f"the results name {len(strange)} images that the ground truth does not have, such as"
-            f" {min(strange)}: they belong to another set"
-        )
+    return checked

@@ -1,10 +1,9 @@
-"""CrowdPose's average precision: COCO's with areas taken from boxes, and that of easy, medium and
-hard images alone.
+"""CrowdPose average precision: COCO AP with areas from boxes, and AP of easy, medium, hard images.
 
-Source: Li et al., CrowdPose, CVPR 2019, arXiv 1812.00324, and the repository's own evaluation,
-crowdpose-api/PythonAPI/crowdposetools/cocoeval.py: a person's area is 0.53 of its box's, whatever
-the file says, and an image is easy where its crowdIndex is below 0.2, hard from 0.8 on. That code
-rounds the last three figures to four digits, which is left out here.
+Source: Li et al., CrowdPose, CVPR 2019, arXiv 1812.00324, and the evaluation of its repository,
+crowdpose-api/PythonAPI/crowdposetools/cocoeval.py: a person's area is always 0.53 times that of the
+box; an image is easy below a crowdIndex of 0.2 and hard from 0.8. That code rounds the last three
+metrics to four digits; they are not rounded here.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from poise.evaluation import keypoint_ap
 from poise.evaluation.coco import CocoGroundTruth, accumulate, check_image_ids, empty_metrics
 
 AREA_OF_BOX = 0.53
-EASY_BELOW, HARD_FROM = 0.2, 0.8
-#: HigherHRNet's names of the nine figures, in its order
+#: ranges of crowdIndex of easy, medium and hard images: [low, high)
+CROWD_RANGES = ((-np.inf, 0.2), (0.2, 0.8), (0.8, np.inf))
+#: HigherHRNet's names of the nine metrics, in its order
 CROWD_STATS = (
     "AP",
     "Ap .5",
@@ -59,42 +59,47 @@ def crowd_average_precision(
     image_ids = np.asarray(image_ids)
     check_image_ids(image_ids.tolist(), truth)
     categories = np.full(len(image_ids), category_id)
-    keypoints, scores = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64)
+    keypoints = np.asarray(keypoints, np.float64)
+    scores = np.asarray(scores, np.float64)
     sigmas = np.asarray(sigmas, np.float64)
-    found = keypoint_ap.summarize(
+    coco = keypoint_ap.summarize(
         accumulate(truth, image_ids, categories, keypoints, scores, sigmas)
     )
-    figures = found[:3] + found[5:8]
-    for least, most in ((-np.inf, EASY_BELOW), (EASY_BELOW, HARD_FROM), (HARD_FROM, np.inf)):
-        chosen = {image_id for image_id, index in crowding.items() if least <= index < most}
-        part = CocoGroundTruth(
-            {
-                **truth,
-                **{
-                    key: [item for item in truth[key] if item[name] in chosen]
-                    for key, name in (("images", "id"), ("annotations", "image_id"))
-                },
-            }
-        )
-        mine = np.isin(image_ids, list(chosen))
+    metrics = coco[:3] + coco[5:8]
+    for low, high in CROWD_RANGES:
+        chosen = {image_id for image_id, index in crowding.items() if low <= index < high}
         if not chosen:
-            figures.append(-1.0)
+            metrics.append(-1.0)
             continue
-        own = (image_ids[mine], categories[mine], keypoints[mine], scores[mine])
-        figures.append(keypoint_ap.summarize(accumulate(part, *own, sigmas))[0])
-    return dict(zip(CROWD_STATS, figures))
+        rows = np.isin(image_ids, list(chosen))
+        curves = accumulate(
+            _select_images(truth, chosen),
+            image_ids[rows],
+            categories[rows],
+            keypoints[rows],
+            scores[rows],
+            sigmas,
+        )
+        metrics.append(keypoint_ap.summarize(curves)[0])
+    return dict(zip(CROWD_STATS, metrics))
 
 
 def crowd_indices(truth: dict) -> dict[int, float]:
-    """{image id: crowdIndex}. Raises DataError for an image without one."""
+    """Return {image id: crowdIndex}. Raises DataError for an image without one."""
     for image in truth["images"]:
         index = image.get("crowdIndex")
         if isinstance(index, bool) or not isinstance(index, (int, float)) or not np.isfinite(index):
-            fault = (
-                f"crowdIndex {short_repr(index, 60)}" if "crowdIndex" in image else "no crowdIndex"
-            )
+            problem = "missing crowdIndex"
+            if "crowdIndex" in image:
+                problem = f"invalid crowdIndex {short_repr(index, 60)}"
             raise DataError(
-                f"image {image.get('id')} of the ground truth has {fault}, by which CrowdPose tells"
-                " easy from hard images; metric: oks in the dataset file does without"
+                f"ground truth: image {image.get('id')}: {problem}; CrowdPose evaluation needs it,"
+                " or set metric: oks in the dataset file"
             )
     return {image["id"]: float(image["crowdIndex"]) for image in truth["images"]}
+
+
+def _select_images(truth: CocoGroundTruth, image_ids: set[int]) -> CocoGroundTruth:
+    images = [image for image in truth["images"] if image["id"] in image_ids]
+    persons = [person for person in truth["annotations"] if person["image_id"] in image_ids]
+    return CocoGroundTruth({**truth, "images": images, "annotations": persons})

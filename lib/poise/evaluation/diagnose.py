@@ -1,6 +1,6 @@
-"""Why a figure of the AP is 0 or -1: each reason is tested for, and only those that apply are told.
+"""Diagnose an AP of 0 or -1: test for known causes and report those that apply.
 
-Letters: N predicted persons, G labelled persons, J joints.
+Letters: N predicted persons, G labeled persons, K keypoints.
 """
 
 from __future__ import annotations
@@ -14,19 +14,28 @@ from poise.evaluation import keypoint_ap
 from poise.evaluation.coco import CocoGroundTruth, accumulate
 from poise.structures import boxes
 
-_MUCH = 0.1  # AP that an exchange of left and right must win to be the reason
-_SAME = 0.02  # of the box's size: predictions that differ less are the same for everybody
+_MIN_AP_GAIN = 0.1  # by which swapping left and right must raise the AP to be reported
+_MAX_STD = 0.02  # of the box size: predictions with less variation are called constant
+_MIN_BOXES = 5  # fewer persons may be alike by chance
 _SIZES = {"(M)": "medium", "(L)": "large"}
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What was tested. image_ids (N,), keypoints (N, J, 3) and scores (N,): as they were evaluated.
-    box (N, 4): x, y, width, height that each was cut out by.
+    """Predictions as they were evaluated, and how they were obtained.
 
-    flip_order (J,): of the skeleton. category_id: of the predictions. box_source: 'gt' or a
-    detection file's name. dropped: of the table. joint_threshold: TEST.IN_VIS_THRE. weights: what
-    is known of where the network's weights come from; '' where nothing is wrong.
+    Attributes:
+        image_ids: (N,).
+        keypoints: (N, K, 3) x, y, score.
+        scores: (N,).
+        box: (N, 4) x, y, width, height of the boxes that were cropped.
+        sigmas: (K,) OKS constants.
+        flip_order: (K,) of the skeleton.
+        category_id: of the predictions.
+        box_source: 'gt' or the name of a detection file.
+        dropped: number of dropped boxes by reason.
+        joint_threshold: TEST.IN_VIS_THRE.
+        weights: warning about the origin of the network's weights, or ''.
     """
 
     image_ids: np.ndarray
@@ -41,297 +50,316 @@ class EvalContext:
     joint_threshold: float = 0.0
     weights: str = ""
 
+    @property
+    def box_name(self) -> str:
+        return "the annotations" if self.box_source == "gt" else self.box_source
+
+    @property
+    def num_dropped(self) -> dict[str, int]:
+        """Reasons for which boxes were dropped, with their numbers."""
+        return {reason: count for reason, count in (self.dropped or {}).items() if count}
+
 
 def should_diagnose(figures: Mapping[str, float]) -> bool:
-    """Whether a figure is 0 or -1."""
+    """Return whether a metric is 0 or -1."""
     return any(value == -1 or is_zero(value) for value in figures.values())
 
 
 def is_zero(value: float) -> bool:
-    """Whether a figure is 0 in the table of the log, which has three decimals: one lucky match
-    of a thousand is no success.
-    """
+    """Return whether a metric is 0 with the three decimals of the log."""
     return round(value, 3) == 0
 
 
-def diagnose(truth: CocoGroundTruth, test: EvalContext, figures: Mapping[str, float]) -> list[str]:
-    """Lines that say why figures are 0 or -1, none where none is. truth: what read_ground_truth
-    returned. figures: by their names.
+def diagnose(
+    truth: CocoGroundTruth, context: EvalContext, figures: Mapping[str, float]
+) -> list[str]:
+    """Return one line per cause of metrics of 0 or -1.
+
+    Args:
+        truth: from read_ground_truth.
+        context: what was evaluated.
+        figures: metrics by name.
     """
     empty = [name for name, value in figures.items() if value == -1]
     zero = [name for name, value in figures.items() if is_zero(value)]
-    counted = [p for p in truth["annotations"] if not p["iscrowd"] and p["num_keypoints"] > 0]
-    lines = _no_truth(truth, counted, empty) if empty else []
-    if zero and counted:
-        found = _zero(truth, _of_size(counted, zero), test, "AP" in zero)
-        lines += [
-            f"{', '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0: {line}" for line in found
-        ]
+    scored = [p for p in truth["annotations"] if not p["iscrowd"] and p["num_keypoints"] > 0]
+    lines = []
+    if empty:
+        lines += _explain_empty(truth, scored, empty)
+    if zero and scored:
+        causes = _explain_zero(truth, _select_size(scored, zero), context, "AP" in zero)
+        lines += [f"{name_metrics(zero)} 0: {cause}" for cause in causes]
     return lines
 
 
-def explain_unscorable(truth: CocoGroundTruth) -> str:
-    """Return why no person of the ground truth counts in the AP, '' where one does.
+def name_metrics(names: Sequence[str]) -> str:
+    """Return 'AP is' or 'AP, AR are'."""
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
-    truth: what read_ground_truth returned.
+
+def explain_unscorable(truth: CocoGroundTruth) -> str:
+    """Return why no person of the ground truth is scored, '' if one is.
+
+    truth: from read_ground_truth.
     """
     persons = truth["annotations"]
     if not persons:
-        return "the annotation file has no annotation of the category that is scored"
+        return "the annotation file has no annotations of the scored category"
     single = [person for person in persons if not person["iscrowd"]]
     if any(person["num_keypoints"] > 0 for person in single):
         return ""
     text = (
-        f"no person counts; of {len(persons)} annotations {len(persons) - len(single)} are "
-        "crowds, the others have no labelled joint (num_keypoints 0)"
+        f"no person is scored: of {len(persons)} annotations {len(persons) - len(single)} are"
+        " crowds, the others have no labeled keypoint (num_keypoints 0)"
     )
-    labelled = sum(any(flag > 0 for flag in person["keypoints"][2::3]) for person in single)
-    if labelled:
+    num_labeled = sum(any(flag > 0 for flag in person["keypoints"][2::3]) for person in single)
+    if num_labeled:
         text += (
-            f", though {labelled} have joints with a flag above 0; correct or remove num_keypoints"
+            f", although {num_labeled} have keypoints with a visibility above 0; correct or remove"
+            " num_keypoints"
         )
     return text
 
 
-def _no_truth(truth: CocoGroundTruth, counted: list[dict], empty: Sequence[str]) -> list[str]:
-    """Why there is nothing to count against."""
-    names = f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} -1"
-    nobody = explain_unscorable(truth)
-    if nobody:
-        return [f"{names}: {nobody}"]
-    areas = np.array([p["area"] for p in counted])
+def check_constant_predictions(keypoints: np.ndarray, box: np.ndarray) -> list[str]:
+    """Return a line if the predictions have nearly the same positions in all boxes.
+
+    Args:
+        keypoints: (N, K, 2) pixels.
+        box: (N, 4) x, y, width, height.
+    """
+    extent = box[:, 2:].max(axis=1)
+    if len(box) < _MIN_BOXES or (extent <= 0).any():
+        return []
+    relative = (keypoints - (box[:, :2] + box[:, 2:] / 2)[:, None]) / extent[:, None, None]
+    if relative.std(axis=0).mean() >= _MAX_STD:
+        return []
+    return [
+        "constant predictions: keypoints differ between persons by less than"
+        f" {100 * _MAX_STD:g} % of the box; the network has not learned anything, or its weights"
+        " do not belong to this experiment"
+    ]
+
+
+def _explain_empty(truth: CocoGroundTruth, scored: list[dict], empty: Sequence[str]) -> list[str]:
+    """Return why there are no labeled persons."""
+    reason = explain_unscorable(truth)
+    if reason:
+        return [f"{name_metrics(empty)} -1: {reason}"]
+    areas = np.array([p["area"] for p in scored])
     lines = []
     for mark, size in _SIZES.items():
-        if any(mark in name for name in empty):
-            low, high = keypoint_ap.SIZES[size]
-            bound = f"from {low:g} to {high:g}" if high < 1e9 else f"of {low:g} or more"
-            lines.append(
-                f"{', '.join(name for name in empty if mark in name)} are -1: no labelled person"
-                f" has an area {bound} square pixels ({size}); the {len(areas)} that count have"
-                f" {areas.min():.4g} to {areas.max():.4g}"
-            )
+        names = [name for name in empty if mark in name]
+        if not names:
+            continue
+        low, high = keypoint_ap.SIZES[size]
+        bounds = f"of {low:g} or more"
+        if high < 1e9:
+            bounds = f"from {low:g} to {high:g}"
+        lines.append(
+            f"{name_metrics(names)} -1: no labeled person has an area {bounds} square pixels"
+            f" ({size}); the {len(areas)} scored persons have {areas.min():.4g} to"
+            f" {areas.max():.4g}"
+        )
     if not lines:
-        lines.append(f"{names}: no labelled person of such images counts")
+        lines.append(f"{name_metrics(empty)} -1: no labeled person of such images is scored")
     if np.median(areas) <= 1:
-        lines.append(
-            "the areas of the annotations are given as shares of the image; square pixels are"
-            " needed"
-        )
+        lines.append("annotation areas are fractions of the image; square pixels are expected")
     return lines
 
 
-def _of_size(counted: list[dict], zero: Sequence[str]) -> list[dict]:
-    """The persons whom the figures are of: those of one size, where no other figure is 0."""
-    sizes = {next((size for mark, size in _SIZES.items() if mark in name), "all") for name in zero}
+def _select_size(scored: list[dict], zero: Sequence[str]) -> list[dict]:
+    """Return the persons of the metrics in `zero`: those of one size if it concerns only one."""
+    sizes = set()
+    for name in zero:
+        sizes.add(next((size for mark, size in _SIZES.items() if mark in name), "all"))
     if len(sizes) > 1:
-        return counted
+        return scored
     low, high = keypoint_ap.SIZES[sizes.pop()]
-    return [person for person in counted if low <= person["area"] <= high]
+    return [person for person in scored if low <= person["area"] <= high]
 
 
-def _zero(
-    truth: CocoGroundTruth, counted: list[dict], test: EvalContext, wholly: bool
+def _explain_zero(
+    truth: CocoGroundTruth, scored: list[dict], context: EvalContext, is_ap_zero: bool
 ) -> list[str]:
-    """Why nothing, or nothing of a kind, was found. wholly: the AP itself is 0."""
-    if not len(test.image_ids):
-        why = ", ".join(
-            f"{count} {reason}" for reason, count in (test.dropped or {}).items() if count
-        )
-        return [f"there is no prediction{f'; dropped: {why}' if why else ''}"]
-    lines = [test.weights] if test.weights else []
-    lines += _ids(truth, counted, test) or [
-        *_boxes(truth, counted, test),
-        *_mirrored(truth, counted, test),
-    ]
-    lines += _scores(test)
-    if wholly:
-        lines += check_constant_predictions(test.keypoints[:, :, :2], test.box)
-    return lines or [_distance(truth, counted, test)]
-
-
-def _ids(truth: CocoGroundTruth, counted: list[dict], test: EvalContext) -> list[str]:
+    """Return why no person was detected."""
+    if not len(context.image_ids):
+        line = "no predictions"
+        if context.num_dropped:
+            counts = [f"{count} {reason}" for reason, count in context.num_dropped.items()]
+            line += f"; dropped: {', '.join(counts)}"
+        return [line]
     lines = []
-    scored = {c["id"] for c in truth["categories"]}
-    if test.category_id not in scored:
+    if context.weights:
+        lines.append(context.weights)
+    lines += _check_ids(truth, scored, context) or [
+        *_check_boxes(truth, scored, context),
+        *_check_left_right(truth, context),
+    ]
+    lines += _check_scores(context)
+    if is_ap_zero:
+        lines += check_constant_predictions(context.keypoints[:, :, :2], context.box)
+    return lines or [_describe_distance(scored, context)]
+
+
+def _check_ids(truth: CocoGroundTruth, scored: list[dict], context: EvalContext) -> list[str]:
+    lines = []
+    categories = {c["id"] for c in truth["categories"]}
+    if context.category_id not in categories:
         lines.append(
-            f"ids do not match: the predictions have category_id {test.category_id}, the"
-            f" annotations {', '.join(map(str, sorted(scored)))}"
+            f"ids do not match: predictions have category_id {context.category_id}, annotations"
+            f" {', '.join(map(str, sorted(categories)))}"
         )
-    wanted = {p["image_id"] for p in counted}
-    common = wanted & set(test.image_ids.tolist())
-    if len(common) < 0.5 * len(wanted):
-        lines.append(
-            f"ids do not match: {len(common)} of {len(wanted)} images with labelled persons have a"
-            " prediction"
-            + (
-                f", though {len(set(test.image_ids.tolist()))} images have one"
-                if len(set(test.image_ids.tolist())) > len(common)
-                else ""
-            )
+    labeled_images = {p["image_id"] for p in scored}
+    predicted_images = set(context.image_ids.tolist())
+    common = labeled_images & predicted_images
+    if len(common) < 0.5 * len(labeled_images):
+        line = (
+            f"ids do not match: {len(common)} of {len(labeled_images)} images with labeled persons"
+            " have a prediction"
         )
-    lost = {
-        reason: count for reason, count in (test.dropped or {}).items() if "does not list" in reason
-    }
-    for reason, count in lost.items():
-        if count > len(test.image_ids):
-            lines.append(f"ids do not match: {count} boxes were left out, {reason}")
+        if len(predicted_images) > len(common):
+            line += f", although {len(predicted_images)} images have one"
+        lines.append(line)
+    for reason, count in context.num_dropped.items():
+        if "image" in reason and "IMAGE_THRE" not in reason and count > len(context.image_ids):
+            lines.append(f"ids do not match: {count} boxes were dropped, {reason}")
     return lines
 
 
-def _persons(
-    truth: CocoGroundTruth, counted: list[dict]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image ids (G,), keypoints (G, J, 3) and the boxes around the labelled joints (G, 4): those
-    of the file may be wrong.
+def _persons(scored: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return image ids (G,), keypoints (G, K, 3) and boxes around labeled keypoints (G, 4).
+
+    The boxes of the annotation file may be wrong.
     """
-    points = np.array([p["keypoints"] for p in counted], np.float64).reshape(len(counted), -1, 3)
-    labelled = (points[:, :, 2] > 0)[:, :, None]
-    low, high = (
-        np.where(labelled, points[:, :, :2], np.inf).min(axis=1),
-        np.where(labelled, points[:, :, :2], -np.inf).max(axis=1),
-    )
-    return (
-        np.array([p["image_id"] for p in counted]),
-        points,
-        np.concatenate([low, high - low], axis=1),
-    )
+    keypoints = np.array([p["keypoints"] for p in scored], np.float64).reshape(len(scored), -1, 3)
+    is_labeled = (keypoints[:, :, 2] > 0)[:, :, None]
+    low = np.where(is_labeled, keypoints[:, :, :2], np.inf).min(axis=1)
+    high = np.where(is_labeled, keypoints[:, :, :2], -np.inf).max(axis=1)
+    image_ids = np.array([p["image_id"] for p in scored])
+    return image_ids, keypoints, np.concatenate([low, high - low], axis=1)
 
 
-def _boxes(truth: CocoGroundTruth, counted: list[dict], test: EvalContext) -> list[str]:
-    """Whether the boxes hold the labelled joints, and if not, whether they would in another
-    form.
-    """
-    image, points, around = _persons(truth, counted)
-    if np.nanmax(np.abs(np.where(points[:, :, 2:] > 0, points[:, :, :2], 0))) <= 1.5:
-        return [
-            "boxes and joints: the annotations' joints are given as shares of the image, pixels are"
-            " needed"
-        ]
-    several = (around[:, 2:] > 1).all(axis=1)  # one joint has no box
-    if not several.any():
+def _check_boxes(truth: CocoGroundTruth, scored: list[dict], context: EvalContext) -> list[str]:
+    """Check that the boxes contain the labeled keypoints, or would do so in another format."""
+    image_ids, keypoints, around = _persons(scored)
+    labeled = np.where(keypoints[:, :, 2:] > 0, keypoints[:, :, :2], 0)
+    if np.nanmax(np.abs(labeled)) <= 1.5:
+        return ["annotated keypoints are fractions of the image; pixels are expected"]
+    has_extent = (around[:, 2:] > 1).all(axis=1)  # a single keypoint has no box
+    if not has_extent.any():
         return []
-    wanted, wanted_image = around[several], image[several]
-    size = {
+    target, target_ids = around[has_extent], image_ids[has_extent]
+
+    def overlap_of(candidates: np.ndarray) -> float:
+        return float(boxes.best_overlaps(target, target_ids, candidates, context.image_ids).mean())
+
+    overlap = overlap_of(context.box)
+    sizes = _image_sizes(truth, context.image_ids)
+    if np.isfinite(sizes).all():
+        forms = boxes.other_forms(context.box, sizes)
+        better, form = max((overlap_of(others), form) for form, others in forms.items())
+        if better > max(0.3, 1.5 * overlap):
+            return [
+                f"wrong box format: those of {context.box_name} overlap the labeled keypoints by"
+                f" {overlap:.2f}, read as {form} by {better:.2f}; x, y, width, height in pixels are"
+                " expected"
+            ]
+    if overlap >= 0.1:
+        return []
+    return [
+        f"misplaced boxes: those of {context.box_name} overlap the labeled keypoints by only"
+        f" {overlap:.2f}"
+    ]
+
+
+def _image_sizes(truth: CocoGroundTruth, image_ids: np.ndarray) -> np.ndarray:
+    """Return width and height (N, 2) of images, NaN if the annotation file does not have them."""
+    sizes = {
         entry["id"]: (entry["width"], entry["height"])
         for entry in truth["images"]
         if entry.get("width") and entry.get("height")
     }
-    overlap = float(boxes.best_overlaps(wanted, wanted_image, test.box, test.image_ids).mean())
-    sizes = np.array(
-        [size.get(key, (np.nan, np.nan)) for key in test.image_ids.tolist()], np.float64
-    )
-    source = "the annotations" if test.box_source == "gt" else test.box_source
-    if np.isfinite(sizes).all():
-        forms = boxes.other_forms(test.box, sizes)
-        better, form = max(
-            (float(boxes.best_overlaps(wanted, wanted_image, others, test.image_ids).mean()), form)
-            for form, others in forms.items()
-        )
-        if better > max(0.3, 1.5 * overlap):
-            return [
-                f"boxes in another unit: those of {source} overlap the labelled joints by"
-                f" {overlap:.2f}, taken as {form} by {better:.2f}; x, y, width, height in pixels"
-                " are needed"
-            ]
-    return (
-        [f"boxes elsewhere: those of {source} overlap the labelled joints by {overlap:.2f} only"]
-        if overlap < 0.1
-        else []
-    )
+    return np.array([sizes.get(key, (np.nan, np.nan)) for key in image_ids.tolist()], np.float64)
 
 
-def _ap(truth: CocoGroundTruth, test: EvalContext, keypoints: np.ndarray) -> float:
-    found = accumulate(
+def _ap(truth: CocoGroundTruth, context: EvalContext, keypoints: np.ndarray) -> float:
+    curves = accumulate(
         truth,
-        test.image_ids,
-        np.full(len(test.image_ids), test.category_id),
+        context.image_ids,
+        np.full(len(context.image_ids), context.category_id),
         keypoints,
-        test.scores,
-        np.asarray(test.sigmas, np.float64),
+        context.scores,
+        np.asarray(context.sigmas, np.float64),
     )
-    return keypoint_ap.summarize(found)[0]
+    return keypoint_ap.summarize(curves)[0]
 
 
-def _mirrored(truth: CocoGroundTruth, counted: list[dict], test: EvalContext) -> list[str]:
-    """Whether left and right are exchanged, in the joints' order or in the pictures."""
-    if (test.flip_order == np.arange(len(test.flip_order))).all():
+def _check_left_right(truth: CocoGroundTruth, context: EvalContext) -> list[str]:
+    """Check whether left and right are swapped, in the keypoint order or in the images."""
+    order = context.flip_order
+    if (order == np.arange(len(order))).all():
         return []
-    before = _ap(truth, test, test.keypoints)
-    after = _ap(truth, test, test.keypoints[:, test.flip_order])
-    if after > before + _MUCH:
+    before = _ap(truth, context, context.keypoints)
+    after = _ap(truth, context, context.keypoints[:, order])
+    if after > before + _MIN_AP_GAIN:
         return [
-            f"joints mirrored: with left and right exchanged the AP is {after:.3f}, as it is"
-            f" {max(before, 0):.3f}; the annotations, `joints` or the weights have them the other"
-            " way round"
+            f"left and right swapped: swapping the keypoints raises the AP from"
+            f" {max(before, 0):.3f} to {after:.3f}; check their order in the annotations, in"
+            " `joints` and in the training of the weights"
         ]
     width = {entry["id"]: entry.get("width") for entry in truth["images"]}
-    widths = [width.get(key) for key in test.image_ids.tolist()]
-    if all(widths):
-        turned = test.keypoints[:, test.flip_order].copy()
-        turned[:, :, 0] = np.array(widths, np.float64)[:, None] - 1 - turned[:, :, 0]
-        after = _ap(truth, test, turned)
-        if after > before + _MUCH:
-            return [
-                f"images mirrored: with the predictions mirrored the AP is {after:.3f}, as it is"
-                f" {max(before, 0):.3f}; the images are not those that were annotated"
-            ]
+    widths = [width.get(key) for key in context.image_ids.tolist()]
+    if not all(widths):
+        return []
+    mirrored = context.keypoints[:, order].copy()
+    mirrored[:, :, 0] = np.array(widths, np.float64)[:, None] - 1 - mirrored[:, :, 0]
+    after = _ap(truth, context, mirrored)
+    if after > before + _MIN_AP_GAIN:
+        return [
+            f"mirrored images: mirroring the predictions raises the AP from {max(before, 0):.3f}"
+            f" to {after:.3f}; the images are not the annotated ones"
+        ]
     return []
 
 
-def _scores(test: EvalContext) -> list[str]:
+def _check_scores(context: EvalContext) -> list[str]:
     lines = []
-    if test.keypoints.shape[2] > 2 and (test.keypoints[:, :, 2] <= test.joint_threshold).all():
+    keypoints, scores = context.keypoints, context.scores
+    if keypoints.shape[2] > 2 and (keypoints[:, :, 2] <= context.joint_threshold).all():
         lines.append(
-            "nothing above the threshold: the highest score of a joint is"
-            f" {test.keypoints[:, :, 2].max():.4g}, TEST.IN_VIS_THRE is {test.joint_threshold:g}"
+            f"low keypoint scores: the highest is {keypoints[:, :, 2].max():.4g}, TEST.IN_VIS_THRE"
+            f" is {context.joint_threshold:g}"
         )
-    elif len(test.scores) > 1 and np.ptp(test.scores) == 0:
+    elif len(scores) > 1 and np.ptp(scores) == 0:
         lines.append(
-            f"the scores of all {len(test.scores)} predictions are {test.scores[0]:.4g}: their"
-            " order, which the AP is made of, is that of the file"
+            f"equal scores: all {len(scores)} predictions have {scores[0]:.4g}, so the AP depends"
+            " on their order in the file"
         )
-    below = sum(count for reason, count in (test.dropped or {}).items() if "IMAGE_THRE" in reason)
-    if below > len(test.scores):
+    below = sum(count for reason, count in context.num_dropped.items() if "IMAGE_THRE" in reason)
+    if below > len(scores):
         lines.append(
-            f"nothing above the threshold: {below} boxes have scores below TEST.IMAGE_THRE,"
-            f" {len(test.scores)} are left"
+            f"low box scores: {below} boxes are below TEST.IMAGE_THRE, {len(scores)} remain"
         )
     return lines
 
 
-def check_constant_predictions(keypoints: np.ndarray, box: np.ndarray) -> list[str]:
-    """A line where predictions (N, J, 2) lie at nearly the same places of their boxes (N, 4),
-    whoever is in them.
-    """
-    extent = box[:, 2:].max(axis=1)
-    if len(box) < 5 or (extent <= 0).any():
-        return []
-    relative = (keypoints - (box[:, :2] + box[:, 2:] / 2)[:, None]) / extent[:, None, None]
-    if relative.std(axis=0).mean() >= _SAME:
-        return []
-    return [
-        "the network says nearly the same for every person (joints differ by less than"
-        f" {100 * _SAME:g} % of the box from one to the other): it has learnt nothing, or its"
-        " weights are not those of this experiment"
-    ]
-
-
-def _distance(truth: CocoGroundTruth, counted: list[dict], test: EvalContext) -> str:
-    """What is left to say: how far the predictions are from the nearest labels."""
-    image, points, _ = _persons(truth, counted)
-    best = []
-    for key, person, annotation in zip(image[:1000], points[:1000], counted):
-        mine, labelled = test.keypoints[test.image_ids == key, :, :2], person[:, 2] > 0
-        if len(mine):
-            scale = max(np.sqrt(max(annotation["bbox"][2] * annotation["bbox"][3], 0)), 1.0)
-            best.append(
-                float(np.linalg.norm(mine - person[:, :2], axis=2)[:, labelled].mean(axis=1).min())
-                / scale
-            )
-    if not best:
-        return "no labelled person's image has a prediction"
+def _describe_distance(scored: list[dict], context: EvalContext) -> str:
+    """Return how far predictions are from the labels, if no known cause applies."""
+    image_ids, keypoints, _ = _persons(scored)
+    nearest = []
+    for image_id, person, annotation in zip(image_ids[:1000], keypoints[:1000], scored):
+        predicted = context.keypoints[context.image_ids == image_id, :, :2]
+        if not len(predicted):
+            continue
+        is_labeled = person[:, 2] > 0
+        box_size = np.sqrt(max(annotation["bbox"][2] * annotation["bbox"][3], 0))
+        distances = np.linalg.norm(predicted - person[:, :2], axis=2)[:, is_labeled]
+        nearest.append(float(distances.mean(axis=1).min()) / max(box_size, 1.0))
+    if not nearest:
+        return "no image with labeled persons has a prediction"
     return (
-        "none of the faults that are looked for (ids, boxes, left and right, weights, scores); the"
-        f" nearest prediction is {100 * np.median(best):.0f} % of the box's size away from the"
-        " label, as of a network that is not trained far enough or for these figures"
+        "no known cause applies (ids, boxes, left and right, weights, scores); the nearest"
+        f" prediction is {100 * np.median(nearest):.0f} % of the box size away from the label: the"
+        " network may need more training, or its accuracy is too low for this metric"
     )

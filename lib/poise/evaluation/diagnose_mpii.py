@@ -1,7 +1,6 @@
-"""Why a figure of the PCKh is 0 or no number: each reason is tested for, and only those that apply
-are told.
+"""Diagnose a PCKh of 0 or NaN: test for known causes and report those that apply.
 
-Letters: N persons, 16 joints.
+Letters: N persons; 16 keypoints.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from poise.evaluation.diagnose import check_constant_predictions, is_zero
+from poise.evaluation.diagnose import check_constant_predictions, is_zero, name_metrics
 from poise.evaluation.mpii import (
     HeadGroundTruth,
     head_normalized_errors,
@@ -19,14 +18,14 @@ from poise.evaluation.mpii import (
     read_head_ground_truth,
 )
 
-_MUCH = 10.0  # points that an exchange of left and right must win to be the reason
-_APART = 2.0  # pixels from which a label is another one; the two files round differently
-_USUAL = (0.3, 6.0)  # the box's side over the person's extent; half persons have large boxes
-_SMALL_HEAD = 0.01  # of the person's extent
+_MIN_GAIN = 10.0  # points by which swapping left and right must raise the PCKh to be reported
+_MAX_OFFSET = 2.0  # pixels between a label in the two files, which round differently
+_BOX_RATIO = (0.3, 6.0)  # normal box size over person size; truncated persons have large boxes
+_MIN_HEAD = 0.01  # head length over person size
 
 
 def should_diagnose(figures: Mapping[str, float]) -> bool:
-    """Whether a figure is 0 or no number."""
+    """Return whether a metric is 0 or NaN."""
     return any(np.isnan(value) or is_zero(value) for value in figures.values())
 
 
@@ -40,126 +39,125 @@ def diagnose(
     figures: Mapping[str, float],
     weights: str = "",
 ) -> list[str]:
-    """Lines that say why figures are 0 or NaN, none where none is.
+    """Return one line per cause of metrics of 0 or NaN.
 
-    keypoints (N, 16, 2): predictions. boxes (N, 4): x, y, width, height that they were cut out by.
-    joints (N, 16, 2), visible (N, 16): the labels of the annotation file, None where it has none.
-    All in pixels from 0 on. flip_order (16,): of the skeleton. figures: what pckh returned.
-    weights: what is known of where the network's weights come from. Raises DataError as pckh.
+    Args:
+        gt_valid_mat: path of gt_valid.mat.
+        keypoints: (N, 16, 2) predictions, pixels counted from 0.
+        boxes: (N, 4) x, y, width, height of the boxes that were cropped.
+        joints: (N, 16, 2) labels of the annotation file, pixels counted from 0; None: not known.
+        visible: (N, 16) their visibility; None: not known.
+        flip_order: (16,) of the skeleton.
+        figures: from pckh.
+        weights: warning about the origin of the network's weights, or ''.
+
+    Raises DataError as pckh.
     """
     truth = read_head_ground_truth(gt_valid_mat)
     lines = []
-    nan, zero = (
-        [name for name, value in figures.items() if test(value)] for test in (np.isnan, is_zero)
-    )
-    if nan:
+    empty = [name for name, value in figures.items() if np.isnan(value)]
+    zero = [name for name, value in figures.items() if is_zero(value)]
+    if empty:
         lines.append(
-            f"{', '.join(nan)} {'is' if len(nan) == 1 else 'are'} no number: {gt_valid_mat} has"
-            " such a joint labelled in nobody"
+            f"{name_metrics(empty)} NaN: {gt_valid_mat} has no labels of the keypoints averaged"
         )
     if zero and truth.labelled.any():
         file = str(gt_valid_mat)
-        found = [weights] if weights else []
-        found += (
-            _heads(truth, file)
-            or _other_persons(truth, file, joints, visible)
-            or [*_boxes(truth, boxes), *_mirrored(file, keypoints, flip_order, figures)]
-        )
+        causes = [weights] if weights else []
+        mismatch = _check_heads(truth, file) or _check_order(truth, file, joints, visible)
+        if not mismatch:
+            mismatch = _check_boxes(truth, boxes)
+            mismatch += _check_left_right(file, keypoints, flip_order, figures)
+        causes += mismatch
         if is_zero(figures["Mean"]):
-            found += check_constant_predictions(keypoints, boxes)
-        found = found or [_distance(truth, keypoints)]
-        lines += [
-            f"{', '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0: {line}" for line in found
-        ]
+            causes += check_constant_predictions(keypoints, boxes)
+        causes = causes or [_describe_distance(truth, keypoints)]
+        lines += [f"{name_metrics(zero)} 0: {cause}" for cause in causes]
     return lines
 
 
 def _extents(truth: HeadGroundTruth) -> np.ndarray:
-    """(N,) the longer side of the box around the labelled joints; -inf where there are none."""
+    """Return the longer side (N,) of the box around labeled keypoints, -inf without labels."""
     labelled = truth.labelled.T[:, :, None]
     points = truth.positions.transpose(2, 0, 1)
-    return (
-        np.where(labelled, points, -np.inf).max(axis=1)
-        - np.where(labelled, points, np.inf).min(axis=1)
-    ).max(axis=1)
+    high = np.where(labelled, points, -np.inf).max(axis=1)
+    low = np.where(labelled, points, np.inf).min(axis=1)
+    return (high - low).max(axis=1)
 
 
-def _heads(truth: HeadGroundTruth, file: str) -> list[str]:
-    """Whether a head's length is what the joints are measured by."""
-    share = truth.heads / np.maximum(_extents(truth), 1)
-    if not np.median(share) < _SMALL_HEAD:
+def _check_heads(truth: HeadGroundTruth, file: str) -> list[str]:
+    """Check that the head boxes are in pixels."""
+    ratio = np.median(truth.heads / np.maximum(_extents(truth), 1))
+    if not ratio < _MIN_HEAD:
         return []
     return [
-        f"head boxes in another unit: half of those in {file} (headboxes_src) have a length of"
-        f" {np.median(truth.heads):.3g} pixels or less, under {100 * _SMALL_HEAD:g} % of the person"
+        f"wrong unit of head boxes: half of those in {file} (headboxes_src) are at most"
+        f" {np.median(truth.heads):.3g} pixels long, less than {100 * _MIN_HEAD:g} % of the person"
     ]
 
 
-def _other_persons(
+def _check_order(
     truth: HeadGroundTruth, file: str, joints: np.ndarray | None, visible: np.ndarray | None
 ) -> list[str]:
-    """Whether person n of the annotations is person n of the ground truth."""
+    """Check that person n of the annotations is person n of the ground truth."""
     if joints is None or visible is None:
         return []
-    both = (visible > 0) & truth.labelled.T
-    apart = np.linalg.norm(
-        np.where(both[:, :, None], joints + 1 - truth.positions.transpose(2, 0, 1), 0), axis=2
-    )
-    other = (apart > _APART).sum(axis=1) > 0.5 * both.sum(axis=1)
-    if other.mean() <= 0.1:
+    in_both = (visible > 0) & truth.labelled.T
+    offset = np.where(in_both[:, :, None], joints + 1 - truth.positions.transpose(2, 0, 1), 0)
+    is_moved = np.linalg.norm(offset, axis=2) > _MAX_OFFSET
+    differs = is_moved.sum(axis=1) > 0.5 * in_both.sum(axis=1)
+    if differs.mean() <= 0.1:
         return []
     return [
-        f"ids do not match: {other.sum()} of {len(other)} persons have their joints elsewhere in"
-        f" {file} than in the annotations (the first is person {int(np.argmax(other))}): the two"
-        " are of different sets, or in another order"
+        f"persons do not match: {differs.sum()} of {len(differs)} persons have other keypoints in"
+        f" {file} than in the annotations (the first is person {int(np.argmax(differs))}); use"
+        " files of the same split in the same order"
     ]
 
 
-def _boxes(truth: HeadGroundTruth, boxes: np.ndarray) -> list[str]:
-    """Whether the boxes hold the labelled joints."""
+def _check_boxes(truth: HeadGroundTruth, boxes: np.ndarray) -> list[str]:
+    """Check that the boxes contain the labeled keypoints."""
     extent = _extents(truth)
-    several = extent > 10  # one joint has no box
-    if not several.any():
+    has_extent = extent > 10  # a single keypoint has no box
+    if not has_extent.any():
         return []
-    ratio = float(np.median(boxes[several, 2:].max(axis=1) / extent[several]))
-    if not _USUAL[0] <= ratio <= _USUAL[1]:
+    ratio = float(np.median(boxes[has_extent, 2:].max(axis=1) / extent[has_extent]))
+    if not _BOX_RATIO[0] <= ratio <= _BOX_RATIO[1]:
         return [
-            f"boxes in another unit: those of the annotations are {ratio:.3g} times as large as the"
-            " persons; `scale` counts 200 pixels"
+            f"wrong box size: boxes of the annotations are {ratio:.3g} times as large as the"
+            " persons; `scale` is in units of 200 pixels"
         ]
     points = truth.positions.transpose(2, 0, 1) - 1
-    inside = (
-        ((points >= boxes[:, None, :2]) & (points <= boxes[:, None, :2] + boxes[:, None, 2:]))
-        .all(axis=2)[truth.labelled.T]
-        .mean()
-    )
+    low = boxes[:, None, :2]
+    is_inside = ((points >= low) & (points <= low + boxes[:, None, 2:])).all(axis=2)
+    inside = is_inside[truth.labelled.T].mean()
     if inside >= 0.4:
         return []
     return [
-        f"boxes elsewhere: {100 * inside:.0f} % of the labelled joints lie in the boxes of the"
-        " annotations; `center` is x, y in pixels"
+        f"misplaced boxes: {100 * inside:.0f} % of the labeled keypoints are inside the boxes of"
+        " the annotations; `center` is x, y in pixels"
     ]
 
 
-def _mirrored(
+def _check_left_right(
     file: str, keypoints: np.ndarray, flip_order: np.ndarray, figures: Mapping[str, float]
 ) -> list[str]:
-    """Whether left and right are exchanged."""
+    """Check whether left and right are swapped."""
     after = mean_pckh(keypoints[:, flip_order] + 1, file)
-    if not after > figures["Mean"] + _MUCH:
+    if not after > figures["Mean"] + _MIN_GAIN:
         return []
     return [
-        f"joints mirrored: with left and right exchanged the PCKh is {after:.1f}, as it is"
-        f" {figures['Mean']:.1f}; the annotations, `joints` or the weights have them the other way"
-        " round"
+        f"left and right swapped: swapping the keypoints raises the PCKh from"
+        f" {figures['Mean']:.1f} to {after:.1f}; check their order in the annotations, in `joints`"
+        " and in the training of the weights"
     ]
 
 
-def _distance(truth: HeadGroundTruth, keypoints: np.ndarray) -> str:
-    """What is left to say: how far the predictions are from the labels."""
-    apart = head_normalized_errors(keypoints + 1, truth)[truth.labelled]
+def _describe_distance(truth: HeadGroundTruth, keypoints: np.ndarray) -> str:
+    """Return how far predictions are from the labels, if no known cause applies."""
+    errors = head_normalized_errors(keypoints + 1, truth)[truth.labelled]
     return (
-        "none of the faults that are looked for (heads, persons, boxes, left and right, weights);"
-        f" half of the joints are {np.median(apart):.2g} head lengths or more away from their"
-        " labels, as of a network that is not trained far enough"
+        "no known cause applies (heads, persons, boxes, left and right, weights); the median"
+        f" distance to the labels is {np.median(errors):.2g} head lengths: the network may need"
+        " more training"
     )

@@ -1,8 +1,7 @@
-"""PCKh of the MPII validation set (Andriluka et al., 2014): joints found within half a head's
-length.
+"""PCKh of the MPII validation set: fraction of keypoints within half a head length.
 
-As HRNet's and SimpleBaseline's lib/dataset/mpii.py compute it from gt_valid.mat. Letters: N
-persons, 16 joints.
+Andriluka et al., 2D Human Pose Estimation, CVPR 2014, computed from gt_valid.mat as in HRNet's and
+SimpleBaseline's lib/dataset/mpii.py. Letters: N persons; 16 keypoints.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from poise.errors import DataError
 from poise.io.mat_file import read_matlab
 
 T = TypeVar("T")
-JOINTS = 16  # of gt_valid.mat, which this evaluation knows by name and place
-# a head's length is 0.6 of the diagonal of its box (the constant of MPII's own evaluation)
+JOINTS = 16  # keypoints of gt_valid.mat
+# head length over the diagonal of the head box (constant of MPII's evaluation)
 SC_BIAS = 0.6
-# joints that are not scored: pelvis and thorax, which the MPII evaluation leaves out
+# pelvis and thorax, which the MPII evaluation does not score
 EXCLUDED = slice(6, 8)
-# the rows of HRNet's table, and gt_valid.mat's names of the joints that each one averages
+# rows of HRNet's table, and gt_valid.mat's names of the keypoints that each row averages
 GROUPS = {
     "Head": ("head",),
     "Shoulder": ("lsho", "rsho"),
@@ -35,28 +34,30 @@ GROUPS = {
 
 
 def pckh(predictions: np.ndarray, gt_valid_mat: str | os.PathLike) -> dict[str, float]:
-    """PCKh in percent under HRNet's names and in its order: Head ... Ankle, Mean, Mean@0.1.
+    """Return PCKh in percent under HRNet's names, in its order: Head ... Ankle, Mean, Mean@0.1.
 
-    predictions: (N, 16, 2) pixels that start at 1, in the order of the annotation file; predictions
-    of our networks start at 0 and need + 1. A prediction that is NaN is counted as wrong.
-    gt_valid_mat: path of gt_valid.mat.
+    Shoulder to Ankle average left and right; Mean weights every keypoint except pelvis and thorax
+    by its number of labels.
 
-    Shoulder to Ankle average the left and the right figure; Mean weighs every joint but pelvis and
-    thorax by how often it is labelled. Raises DataError where the file cannot be read or holds
-    another number of persons.
+    Args:
+        predictions: (N, 16, 2) pixels counted from 1, in the order of the annotation file. Network
+            predictions count from 0 and need + 1. NaN counts as wrong.
+        gt_valid_mat: path of gt_valid.mat.
+
+    Raises DataError if the file cannot be read or has another number of persons.
     """
     errors, labelled, names = _head_relative_errors(predictions, gt_valid_mat)
-    share, count = _share_within(errors, labelled, 0.5)
+    percent, count = _percent_within(errors, labelled, 0.5)
     figures = {
-        group: float(np.mean([share[names.index(joint)] for joint in joints]))
+        group: float(np.mean([percent[names.index(joint)] for joint in joints]))
         for group, joints in GROUPS.items()
     }
-    figures["Mean"] = _weighted_mean(share, count)
+    figures["Mean"] = _weighted_mean(percent, count)
     # HRNet's and SimpleBaseline's "0.1" is entry 11 of 0, 0.01, 0.02, ...: a threshold of 0.11.
-    # Their published figures have it so, and it gives about four points more than 0.1 (for which
-    # call mean_pckh)
+    # Kept: their published figures use it. It gives about four points more than 0.1, which
+    # mean_pckh computes.
     figures["Mean@0.1"] = _weighted_mean(
-        *_share_within(errors, labelled, np.arange(0, 0.51, 0.01)[11])
+        *_percent_within(errors, labelled, np.arange(0, 0.51, 0.01)[11])
     )
     return figures
 
@@ -64,32 +65,37 @@ def pckh(predictions: np.ndarray, gt_valid_mat: str | os.PathLike) -> dict[str, 
 def mean_pckh(
     predictions: np.ndarray, gt_valid_mat: str | os.PathLike, threshold: float = 0.5
 ) -> float:
-    """The Mean of pckh at any threshold, in head lengths; arguments and errors as pckh.
+    """Return the Mean of pckh at a threshold in head lengths. Arguments and errors as pckh.
 
-    At 0.1 it is what mmpose calls PCKh@0.1, and less than the Mean@0.1 of HRNet's tables, which is
-    taken at 0.11.
+    At 0.1 it equals mmpose's PCKh@0.1. HRNet's Mean@0.1 uses 0.11 and is higher.
     """
     errors, labelled, _ = _head_relative_errors(predictions, gt_valid_mat)
-    return _weighted_mean(*_share_within(errors, labelled, threshold))
+    return _weighted_mean(*_percent_within(errors, labelled, threshold))
 
 
 def per_joint_pckh(
     predictions: np.ndarray, gt_valid_mat: str | os.PathLike, threshold: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PCKh of each of the 16 joints (in the order of MPII's annotation file, pelvis and thorax too)
-    and its number of labels.
+    """Return PCKh and number of labels of each keypoint, pelvis and thorax included.
 
-    Arguments and errors as pckh; threshold: in head lengths. Returns (16,) percent, NaN where a
-    joint is never labelled, and (16,) int64 counts.
+    Arguments and errors as pckh; `threshold` in head lengths.
+
+    Returns: (16,) percent, NaN for a keypoint that is never labeled; (16,) int64 counts. In the
+    order of MPII's annotation file.
     """
     errors, labelled, _ = _head_relative_errors(predictions, gt_valid_mat)
-    return _share_within(errors, labelled, threshold)
+    return _percent_within(errors, labelled, threshold)
 
 
 @dataclass(frozen=True)
 class HeadGroundTruth:
-    """What gt_valid.mat holds of N persons. positions (16, 2, N) pixels from 1 on, labelled (16,
-    N) bool. heads (N,): lengths in pixels. names: its joints'.
+    """Ground truth of gt_valid.mat.
+
+    Attributes:
+        positions: (16, 2, N) pixels counted from 1.
+        labelled: (16, N) bool.
+        heads: (N,) head lengths in pixels.
+        names: names of the keypoints.
     """
 
     positions: np.ndarray
@@ -99,13 +105,13 @@ class HeadGroundTruth:
 
 
 def read_head_ground_truth(gt_valid_mat: str | os.PathLike) -> HeadGroundTruth:
-    """The ground truth of a MATLAB file. Raises DataError, naming it."""
+    """Read gt_valid.mat. Raises DataError."""
     truth = read_matlab(gt_valid_mat, "ground truth of MPII")
 
     def field(name: str, kind: type[T]) -> T:
         value = truth.get(name)
         if not isinstance(value, kind):
-            raise DataError(f"{gt_valid_mat} is no ground truth of MPII: it has no {name}")
+            raise DataError(f"{gt_valid_mat}: not MPII ground truth: missing {name}")
         return value
 
     positions = field("pos_gt_src", np.ndarray).astype(np.float64)
@@ -122,13 +128,12 @@ def read_head_ground_truth(gt_valid_mat: str | os.PathLike) -> HeadGroundTruth:
         or labelled.shape != (JOINTS, persons)
     ):
         raise DataError(
-            f"{gt_valid_mat} is no ground truth of MPII: its arrays have other shapes,"
-            f" {positions.shape}, {heads.shape} and {labelled.shape}"
+            f"{gt_valid_mat}: not MPII ground truth: unexpected shapes {positions.shape},"
+            f" {heads.shape} and {labelled.shape}"
         )
     if unnamed:
         raise DataError(
-            f"{gt_valid_mat} is no ground truth of MPII: its dataset_joints do not name"
-            f" {', '.join(unnamed)}"
+            f"{gt_valid_mat}: not MPII ground truth: dataset_joints has no {', '.join(unnamed)}"
         )
     return HeadGroundTruth(
         positions, labelled, np.linalg.norm(heads[1] - heads[0], axis=0) * SC_BIAS, names
@@ -138,44 +143,45 @@ def read_head_ground_truth(gt_valid_mat: str | os.PathLike) -> HeadGroundTruth:
 def _head_relative_errors(
     predictions: np.ndarray, gt_valid_mat: str | os.PathLike
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(16, N) distances in head lengths, (16, N) whether the joint is labelled, and the file's
-    16 joint names.
-    """
+    """Return distances (16, N) in head lengths, label mask (16, N) and 16 keypoint names."""
     predictions = np.asarray(predictions, np.float64)
     if predictions.ndim != 3 or predictions.shape[1:] != (JOINTS, 2):
-        raise ValueError(f"PCKh needs predictions (N, 16, 2); got {predictions.shape}")
+        raise ValueError(f"pckh: expected predictions (N, 16, 2); got {predictions.shape}")
     truth = read_head_ground_truth(gt_valid_mat)
     if len(predictions) != len(truth.heads):
         raise DataError(
-            f"{len(predictions)} persons were predicted, {gt_valid_mat} holds {len(truth.heads)}:"
-            " test on the set that it belongs to (for valid.json of HRNet that is 2958)"
+            f"{gt_valid_mat}: has {len(truth.heads)} persons, predictions have"
+            f" {len(predictions)}; test on the split that it belongs to (2958 for HRNet's"
+            " valid.json)"
         )
     return head_normalized_errors(predictions, truth), truth.labelled, truth.names
 
 
 def head_normalized_errors(predictions: np.ndarray, truth: HeadGroundTruth) -> np.ndarray:
-    """(16, N) distances of predictions (N, 16, 2), pixels from 1 on, to the labels, in head
-    lengths; NaN or infinite where they have none.
+    """Return distances (16, N) of predictions to labels in head lengths.
+
+    Args:
+        predictions: (N, 16, 2) pixels counted from 1.
+        truth: from read_head_ground_truth. A head of length 0 gives NaN or infinity.
     """
-    # a head of no size: nothing is near enough
     with np.errstate(divide="ignore", invalid="ignore"):
         return (
             np.linalg.norm(predictions.transpose(1, 2, 0) - truth.positions, axis=1) / truth.heads
         )
 
 
-def _share_within(
+def _percent_within(
     errors: np.ndarray, labelled: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(16,) percent of the labelled joints with an error of at most `threshold`, and (16,) how
-    many are labelled.
-    """
+    """Return percent (16,) of labels with an error up to `threshold`, and counts (16,)."""
     count = labelled.sum(axis=1)
-    found = ((errors <= threshold) & labelled).sum(axis=1)  # NaN is never within
-    return 100.0 * found / np.where(count > 0, count, np.nan), count
+    num_correct = ((errors <= threshold) & labelled).sum(axis=1)  # NaN is never correct
+    return 100.0 * num_correct / np.where(count > 0, count, np.nan), count
 
 
-def _weighted_mean(share: np.ndarray, count: np.ndarray) -> float:
+def _weighted_mean(percent: np.ndarray, count: np.ndarray) -> float:
     scored = count > 0
     scored[EXCLUDED] = False
-    return float(np.average(share[scored], weights=count[scored])) if scored.any() else float("nan")
+    if not scored.any():
+        return float("nan")
+    return float(np.average(percent[scored], weights=count[scored]))

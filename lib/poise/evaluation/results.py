@@ -1,7 +1,6 @@
-"""Result files as the COCO server takes them and as mmpose's tools do, and the table that
-HRNet-style code prints.
+"""Result files in the formats of COCO and mmpose, and the metrics table that HRNet prints.
 
-Letters: N persons, J joints.
+Letters: N persons, K keypoints.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from poise.structures.crops import PIXEL_STD
 from poise.structures.ids import as_id, with_ids
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
-_AT_ONCE = 2048  # persons of a result file
+_BATCH_SIZE = 2048  # persons converted to JSON at once, which bounds the memory
 
 
 def coco_results(
@@ -33,13 +32,18 @@ def coco_results(
     scales: np.ndarray | None = None,
     category_id: int = 1,
 ) -> list[dict]:
-    """The persons as a list of dicts of the COCO result format
-    (https://cocodataset.org/#format-results).
+    """Convert arrays to the COCO result format (https://cocodataset.org/#format-results).
 
-    image_ids: (N,). keypoints: (N, J, 3) x, y in pixels and score. scores: (N,). centers, scales:
-    (N, 2), written as `center` and `scale` like HRNet does, left out when None. `keypoints` in a
-    dict is a (3 J,) float64 array. Raises ValueError on other shapes, DataError on values that are
-    not finite.
+    Args:
+        image_ids: (N,).
+        keypoints: (N, K, 3) x, y in pixels and score.
+        scores: (N,).
+        centers, scales: (N, 2), written as `center` and `scale` as in HRNet; None: omitted.
+        category_id: category of all persons.
+
+    Returns: a dict per person; its `keypoints` are a (3 K,) float64 array.
+
+    Raises ValueError for other shapes, DataError for values that are not finite.
     """
     return _entries(_checked(image_ids, keypoints, scores, centers, scales), category_id)
 
@@ -53,12 +57,11 @@ def write_results(
     scales: np.ndarray | None = None,
     category_id: int = 1,
 ) -> None:
-    """Write a result file for the COCO server; arguments and errors as coco_results, DataError if
-    it cannot be written.
+    """Write a result file for the COCO server. Arguments and errors as coco_results.
 
-    Floats keep every digit, so the file scores exactly as the arrays do. The file appears whole or
-    not at all: a submission cut short by a full disk would be scored as if the rest had not been
-    found.
+    Floats keep every digit, so the file has exactly the AP of the arrays. It is written atomically:
+    a truncated submission would be scored as if the remaining persons had not been detected.
+    Raises DataError if it cannot be written.
     """
     columns = _checked(image_ids, keypoints, scores, centers, scales)
     with atomic_write(path) as part, open(part, "wb") as file:
@@ -72,7 +75,7 @@ def write_submission(
     scores: np.ndarray,
     category_id: int = 1,
 ) -> None:
-    """Write a zip archive for COCO's server with one result file of the archive's name in it.
+    """Write a zip archive with one result file, as the COCO server expects it.
 
     Arguments and errors as write_results, without the fields that HRNet adds.
     """
@@ -87,13 +90,13 @@ def write_submission(
 
 
 def _write_entries(file: IO[bytes], columns: Columns, category_id: int) -> None:
-    """Write the persons as JSON, in parts, which bounds the memory."""
+    """Write the persons as JSON, _BATCH_SIZE at a time."""
     import orjson
 
     with gc_disabled():
         file.write(b"[")
-        for begin in range(0, len(columns[0]), _AT_ONCE):
-            rows = slice(begin, begin + _AT_ONCE)
+        for begin in range(0, len(columns[0]), _BATCH_SIZE):
+            rows = slice(begin, begin + _BATCH_SIZE)
             entries = _entries(_rows(columns, rows), category_id)
             file.write(b"," if begin else b"")
             file.write(memoryview(orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY))[1:-1])
@@ -121,12 +124,10 @@ def _checked(
     centers: np.ndarray | None,
     scales: np.ndarray | None,
 ) -> Columns:
-    """The arguments of coco_results as arrays, keypoints as (N, 3 J), or its errors."""
-    keypoints, scores, image_ids = (
-        np.asarray(keypoints, np.float64),
-        np.asarray(scores, np.float64),
-        np.asarray(image_ids),
-    )
+    """Return the arguments of coco_results as arrays, keypoints as (N, 3 K). Raises its errors."""
+    keypoints = np.asarray(keypoints, np.float64)
+    scores = np.asarray(scores, np.float64)
+    image_ids = np.asarray(image_ids)
     if keypoints.size == 0:
         keypoints = keypoints.reshape(0, 0, 3)
     if (
@@ -135,7 +136,7 @@ def _checked(
         or {len(image_ids), len(scores)} != {len(keypoints)}
     ):
         raise ValueError(
-            f"results need N image ids, keypoints (N, J, 3) and N scores; got {image_ids.shape},"
+            f"results: expected N image ids, keypoints (N, K, 3), N scores; got {image_ids.shape},"
             f" {keypoints.shape}, {scores.shape}"
         )
     check_finite(image_ids, keypoints, scores)
@@ -171,14 +172,20 @@ def prediction_batches(
     box_ids: Sequence[int],
     batch_size: int,
 ) -> list[dict]:
-    """What mmpose 0.x's tools/test.py --out pickles: a dict for every `batch_size` persons, in
-    their order.
+    """Return what mmpose 0.x's tools/test.py --out pickles: a dict per `batch_size` persons.
 
-    keypoints: (N, J, 3) x, y in image pixels and score. centers (N, 2) pixels, scales (N, 2) in
-    units of 200 pixels, scores (N,): of the boxes. Of a dict with n persons: preds (n, J, 3)
-    float32; boxes (n, 6) float32, centre, scale, area in square pixels and score; image_paths and
-    bbox_ids, lists of n; output_heatmap None. Source: mmpose 0.29
-    mmpose/models/heads/topdown_heatmap_base_head.py.
+    Args:
+        keypoints: (N, K, 3) x, y in image pixels and score.
+        centers: (N, 2) of the boxes, pixels.
+        scales: (N, 2) of the boxes, in units of 200 pixels.
+        scores: (N,) of the boxes.
+        image_paths, box_ids: N.
+        batch_size: persons per dict.
+
+    Returns: dicts with preds (n, K, 3) float32, boxes (n, 6) float32 (center, scale, area in square
+    pixels, score), lists image_paths and bbox_ids of n, and output_heatmap None.
+
+    Source: mmpose 0.29 mmpose/models/heads/topdown_heatmap_base_head.py.
     """
     preds = np.asarray(keypoints, np.float32)
     size = np.asarray(scales, np.float32)
@@ -199,16 +206,15 @@ def prediction_batches(
 
 
 def write_pickle(path: str | os.PathLike, batches: list[dict]) -> None:
-    """Write the batches of `prediction_batches`, wholly or not at all. Raises DataError if the
-    file cannot be written.
-    """
+    """Write the batches of prediction_batches atomically. Raises DataError."""
     with atomic_write(path) as part, open(part, "wb") as file:
         pickle.dump(batches, file)
 
 
 def box_ids_by_image(image_index: np.ndarray) -> np.ndarray:
-    """(N,) int: each person's number among those of the same image, counted from 0 in the order
-    of `image_index` (N,).
+    """Number the persons of each image from 0, in the order of `image_index` (N,).
+
+    Returns: (N,) int.
     """
     image_index = np.asarray(image_index)
     order = np.argsort(image_index, kind="stable")
@@ -221,57 +227,52 @@ def box_ids_by_image(image_index: np.ndarray) -> np.ndarray:
 
 
 def check_finite(image_ids: np.ndarray, keypoints: np.ndarray, scores: np.ndarray) -> None:
-    """Raise DataError if any of N predicted persons (N, J, 2 or 3) or their scores (N,) hold NaN
-    or infinity.
-    """
+    """Raise DataError if keypoints (N, K, 2 or 3) or scores (N,) have NaN or infinite values."""
     bad = ~(np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores))
     if bad.any():
         raise DataError(
-            f"{bad.sum()} of {len(bad)} predicted persons hold NaN or infinity (the first in image "
-            f"{image_ids[bad][0]}): the network has diverged or its weights do not fit"
+            f"{bad.sum()} of {len(bad)} predicted persons are NaN or infinite (the first in image"
+            f" {image_ids[bad][0]}); the network has diverged or its weights do not fit"
         )
 
 
 def read_results(path: str | os.PathLike) -> list[dict]:
-    """Read a COCO keypoint result file. Raises DataError where it is missing, no JSON, or not of
-    that format.
-    """
+    """Read a COCO keypoint result file. Raises DataError if it is missing or invalid."""
     results = read_json(path, "result file")
     if not isinstance(results, list):
         raise DataError(
-            f"{path} is not a COCO result file: a list was expected, it holds a"
-            f" {type(results).__name__}"
+            f"{path}: not a COCO result file: expected a list, got {type(results).__name__}"
         )
     for i, result in enumerate(results):
         missing = [key for key in FIELDS if not isinstance(result, dict) or key not in result]
         if missing:
             raise DataError(
-                f"{path} is not a COCO keypoint result file: entry {i} has no {', '.join(missing)}"
+                f"{path}: not a COCO keypoint result file: entry {i} has no {', '.join(missing)}"
             )
         for key in ("image_id", "category_id", "score"):
             value = result[key]
-            if not is_finite(value) if key == "score" else as_id(value) is None:
+            is_valid = is_finite(value) if key == "score" else as_id(value) is not None
+            if not is_valid:
                 raise DataError(
-                    f"{path}: entry {i} has a {key} that is no plain number"
-                    f" ({short_repr(value, 60)})"
+                    f"{path}: entry {i}: {key} {short_repr(value, 60)} is not a plain number"
                 )
         results[i] = with_ids(result, "image_id", "category_id")
         if not isinstance(result["keypoints"], list) or not all(
             map(is_finite, result["keypoints"])
         ):
             raise DataError(
-                f"{path}: entry {i} (image {result['image_id']}) has keypoints that are no list of"
+                f"{path}: entry {i} (image {result['image_id']}): keypoints are not a list of"
                 " finite numbers"
             )
     return results
 
 
 def format_table(name_values: Mapping[str, float], arch: str) -> str:
-    """The Markdown table that HRNet prints after a test: names, a rule, one row of values with
-    three decimals.
+    """Format metrics as the Markdown table that HRNet prints after a test.
 
-    name_values: metric names and values in their order. arch: the network's name, cut to 8 letters
-    and '...' when it has more than 15, as HRNet does.
+    Args:
+        name_values: metrics by name, in order.
+        arch: name of the network, shortened to 8 letters if it has more than 15, as in HRNet.
     """
     arch = arch if len(arch) <= 15 else arch[:8] + "..."
     return "\n".join(
