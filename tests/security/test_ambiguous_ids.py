@@ -259,7 +259,7 @@ def test_scoring_names_the_field_that_is_no_number(sound, changed, field, value,
         person.update({field: value, "id": 4711})
 
     path = changed(edit)
-    with pytest.raises(DataError, match=f"annotation 4711 of .*{path.name} has {said}, expected"):
+    with pytest.raises(DataError, match=f"{path.name}: annotation 4711 has {said}, expected"):
         evaluation.read_ground_truth(path, category="dot person")
 
 

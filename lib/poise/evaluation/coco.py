@@ -522,8 +522,8 @@ def _annotation_error(
             f"{name} {describe_field_error(annotation, 'iscrowd', '0 or 1')}; correct or remove it"
         )
     return DataError(
-        f"{name}: image_id {escape_name(annotation['image_id'])} is not in 'images', or category_id is"
-        " not an integer"
+        f"{name}: image_id {escape_name(annotation['image_id'])} is not in 'images', or category_id"
+        " is not an integer"
     )
 
 
