@@ -43,7 +43,7 @@ def slow_encode(joints, visible, stride, heatmap_size, sigma):
     return target, weight
 
 
-def test_targets_of_hrnet(pipeline):
+def test_gaussian_encode_recorded_keypoints_equals_hrnet(pipeline):
     for crop in pipeline["crops"]:
         width, height = crop["image_size"]
         joints = torch.tensor(crop["joints"], dtype=torch.float32).reshape(1, -1, 2)
@@ -59,7 +59,7 @@ def test_targets_of_hrnet(pipeline):
 
 
 @pytest.mark.parametrize("sigma", [1, 2, 3])
-def test_targets_of_a_slow_twin(sigma):
+def test_gaussian_encode_random_keypoints_equals_plain_loops(sigma):
     """Joints everywhere, also around and beyond the border, where the rules are subtle."""
     rng = np.random.default_rng(sigma)
     joints = rng.uniform(-60, 260, (40, 17, 2)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_targets_of_a_slow_twin(sigma):
         assert (weight[i, :, 0].numpy() == want_weight).all()
 
 
-def test_decoding_of_hrnet(pipeline):
+def test_gaussian_decode_recorded_heatmaps_equals_hrnet(pipeline):
     for record in pipeline["decode"]:
         width, height = record["heatmap_size"]
         rng = generator(0, f"decode/{width}x{height}")
@@ -98,7 +98,7 @@ def test_decoding_of_hrnet(pipeline):
         assert np.abs(scores - np.array(record["maxvals"]).reshape(scores.shape)).max() < 1e-6
 
 
-def test_encode_then_decode_finds_the_joint():
+def test_gaussian_decode_without_refinement_is_within_half_a_cell():
     """Within half a cell, and the quarter offset is at most a quarter."""
     rng = np.random.default_rng(1)
     joints = rng.uniform((12, 12), (180, 244), (8, 17, 2)).astype(np.float32)
@@ -110,7 +110,7 @@ def test_encode_then_decode_finds_the_joint():
     assert (scores == 1).all()
 
 
-def test_decode_of_small_heatmaps():
+def test_gaussian_decode_tiny_heatmaps_stays_inside():
     """Nothing is read outside the map, whatever its size."""
     for shape in ((1, 1, 1, 1), (2, 3, 2, 2), (1, 2, 3, 1), (1, 1, 1, 9)):
         size = (shape[3], shape[2])
@@ -121,7 +121,7 @@ def test_decode_of_small_heatmaps():
         assert (coords[..., 0] < shape[3]).all() and (coords[..., 1] < shape[2]).all()
 
 
-def test_flip_merge():
+def test_average_flipped_mirrored_prediction_is_unchanged():
     """A prediction for the mirrored image that is the mirror of the prediction changes nothing."""
     order = torch.from_numpy(COCO.flip_order)
     heatmaps = torch.rand(2, 17, 6, 5)
@@ -154,7 +154,7 @@ def some_joints(count=6, margin=25):
 @pytest.mark.parametrize(
     "name, bound", [("gaussian", 2.1), ("dark", 0.1), ("udp", 0.1), ("megvii", 3.01)]
 )
-def test_round_trip(name, bound):
+def test_codec_encode_then_decode_recovers_the_keypoints(name, bound):
     """Crop pixels to heatmaps and back: within half a cell (plus the quarter step) where the
     cell is whole, nearly exact where it is not.
     """
@@ -170,7 +170,7 @@ def test_round_trip(name, bound):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_hidden_and_unlabelled_joints(name):
+def test_codec_encode_hidden_and_unlabeled_keypoints_sets_weights(name):
     targets = KINDS[name].encode(
         torch.from_numpy(some_joints(1)), torch.tensor([[0.0, 1.0] + [2.0] * 15])
     )
@@ -181,7 +181,7 @@ def test_hidden_and_unlabelled_joints(name):
     assert targets.finest_heatmaps[0, 0].max() == 0 and targets.finest_heatmaps[0, 1].max() > 0.5
 
 
-def test_targets_of_dark_and_udp():
+def test_dark_and_udp_encode_centers_at_subpixel_position():
     """Gaussians around the position itself; UDP's lie on a grid of W - 1 pixels and are cut off."""
     joints = torch.tensor([[[101.0, 77.0]]])
     rows, columns = np.mgrid[:64, :48]
@@ -198,7 +198,7 @@ def test_targets_of_dark_and_udp():
         )
 
 
-def test_outside_joints_have_no_weight():
+def test_dark_and_udp_encode_outside_keypoints_have_no_weight():
     joints = torch.tensor([[[-40.0, 10.0], [10.0, 300.0], [-10.0, 10.0], [195.0, 10.0]]])
     for name in ("dark", "udp"):
         assert KINDS[name].encode(joints, torch.ones(1, 4)).weight[0, :, 0].tolist() == [0, 0, 1, 1]
@@ -207,7 +207,7 @@ def test_outside_joints_have_no_weight():
 @pytest.mark.parametrize(
     "name, exact", [("udp", True), ("megvii", True), ("gaussian", False), ("dark", False)]
 )
-def test_heatmaps_of_the_mirrored_crop(name, exact):
+def test_codec_encode_mirrored_crop_matches_flip_aligned(name, exact):
     """UDP's and MSPN's lie right when mirrored back; HRNet's do not, which TEST.SHIFT_HEATMAP is
     for.
     """
@@ -222,7 +222,7 @@ def test_heatmaps_of_the_mirrored_crop(name, exact):
     assert codec.flip_aligned == exact and (worst < 1e-5) == exact
 
 
-def test_unbiased_crops_are_their_mirror_images():
+def test_cut_unbiased_mirrored_image_gives_mirrored_crop():
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (300, 400, 3), np.uint8), (9, 9), 0)
     place = {"scale": np.array([0.9, 1.2]), "rotation": 0.0, "mirrored": False, "size": (192, 256)}
@@ -237,7 +237,7 @@ def test_unbiased_crops_are_their_mirror_images():
         assert (np.abs(plain.astype(int) - mirrored[:, ::-1]).max() <= 1) == unbiased
 
 
-def test_unbiased_crop_of_a_square_box_is_not_stretched():
+def test_crop_matrix_unbiased_square_box_uses_width():
     """MPII's boxes are square whatever the input; their width alone decides the zoom."""
     matrix = crop_matrix(
         np.array([100.0, 100.0]), np.array([1.0, 1.0]), 0.0, (192, 256), unbiased=True
@@ -247,7 +247,7 @@ def test_unbiased_crop_of_a_square_box_is_not_stretched():
     )
 
 
-def test_udp_step_at_the_border():
+def test_udp_decode_at_the_border_refines_within_limits():
     """It is taken there too, and does not lead further than a cell and a half from the joint."""
     joints = np.array([[[2.0, 250.0], [188.0, 5.0], [0.0, 0.0]]], np.float32)
     coords, _ = KINDS["udp"].decode(
@@ -256,7 +256,7 @@ def test_udp_step_at_the_border():
     assert 0 < np.abs(coords - joints).max() < 6
 
 
-def test_blur_of_one_map_does_not_touch_the_next():
+def test_blur_two_heatmaps_are_independent():
     maps = np.zeros((1, 2, 20, 16), np.float32)
     maps[0, 0] = 1
     for kernel in (5, 11, 17, 31):
@@ -299,7 +299,7 @@ def test_blur_of_one_map_does_not_touch_the_next():
         ),
     ],
 )
-def test_build_codec(overrides, refine, kernel, tmp_path):
+def test_build_codec_config_sets_type_and_refinement(overrides, refine, kernel, tmp_path):
     (tmp_path / "e.yaml").write_text("MODEL: {NUM_JOINTS: 16}\nTEST: {EMPTY_CELL: -1}\n")
     codec = build_codec(config.load(tmp_path / "e.yaml", overrides))
     assert (codec.refine, codec.blur_kernel, codec.empty_cell) == (refine, kernel, -1)
@@ -308,7 +308,7 @@ def test_build_codec(overrides, refine, kernel, tmp_path):
     )
 
 
-def test_empty_heatmaps():
+def test_gaussian_decode_empty_heatmap_returns_configured_cell():
     """A map that is nowhere above 0 has its joint at cell 0, or -1 where mmpose is followed, and
     no step below the cell.
     """
@@ -323,7 +323,7 @@ def test_empty_heatmaps():
         )
 
 
-def test_cells_of_the_targets_maxima():
+def test_gaussian_encode_peak_cells_equal_heatmap_maxima():
     """Told from the joints, they are what a look at the maps finds; joints in, beside and far
     from the crop, with and without label.
     """
@@ -357,7 +357,7 @@ def test_cells_of_the_targets_maxima():
         assert KINDS[name].encode(torch.zeros(1, 17, 2), torch.ones(1, 17)).peaks is None
 
 
-def test_known_maxima_do_not_change_what_is_decoded():
+def test_codec_decode_given_peaks_equals_decode_without():
     for codec in KINDS.values():
         maps = codec.encode(
             torch.from_numpy(some_joints(4)), torch.full((4, 17), 2.0)
@@ -368,7 +368,7 @@ def test_known_maxima_do_not_change_what_is_decoded():
 
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("way", ["compiled", "numpy"])
-def test_merging_in_one_pass_is_pytorchs(way, shift, monkeypatch):
+def test_average_flipped_one_pass_equals_pytorch(way, shift, monkeypatch):
     if way == "numpy":
         monkeypatch.setattr(flip, "_compiled", None)
     elif flip._compiled is None:

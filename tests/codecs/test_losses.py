@@ -18,7 +18,7 @@ def batch():
     return tuple(map(torch.from_numpy, (output, target, weight)))
 
 
-def test_losses_of_hrnet(pipeline, batch):
+def test_joints_losses_recorded_batch_equal_hrnet(pipeline, batch):
     figures = pipeline["loss"]
     assert float(JointsMSELoss(True)(*batch)) == pytest.approx(figures["JointsMSELoss"], rel=1e-5)
     assert float(JointsMSELoss(False)(*batch)) == pytest.approx(
@@ -29,13 +29,13 @@ def test_losses_of_hrnet(pipeline, batch):
     )
 
 
-def test_ohkm_over_all_joints_is_the_mean(batch):
+def test_ohkm_loss_all_keypoints_equals_mse(batch):
     assert float(JointsOHKMMSELoss(True, 17)(*batch)) == pytest.approx(
         float(JointsMSELoss(True)(*batch)), rel=1e-6
     )
 
 
-def test_unlabelled_joints_have_no_gradient(batch):
+def test_mse_loss_unlabeled_keypoints_have_no_gradient(batch):
     output, target, weight = batch
     output = output.clone().requires_grad_()
     JointsMSELoss(True)(output, target, weight).backward()
@@ -43,7 +43,7 @@ def test_unlabelled_joints_have_no_gradient(batch):
     assert (output.grad[~labelled] == 0).all() and (output.grad[labelled] != 0).any()
 
 
-def test_build_loss():
+def test_build_loss_config_selects_mse_or_ohkm():
     cfg = config.default_config()
     assert isinstance(build_loss(cfg), DeepSupervisionLoss) and isinstance(
         build_loss(cfg).loss, JointsMSELoss

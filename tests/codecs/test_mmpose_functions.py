@@ -23,7 +23,7 @@ def heatmaps():
     return np.load(GOLDEN / "mmpose_decode_heatmaps.npy")
 
 
-def test_boxes():
+def test_box_to_center_scale_recorded_boxes_equals_mmpose():
     for record in FIGURES["bbox_xywh2cs"]:
         center, scale = crops.box_to_center_scale(
             [record["bbox"]], record["aspect"], [record["padding"]] * 2
@@ -33,7 +33,7 @@ def test_boxes():
         )
 
 
-def test_crops():
+def test_crop_matrix_recorded_crops_equals_mmpose():
     for record in FIGURES["affine"]:
         matrix = crops.crop_matrix(
             np.array(record["center"]), np.array(record["scale"]), record["rot"], record["out"]
@@ -43,7 +43,7 @@ def test_crops():
         assert np.abs(inverse - record["inv"]).max() < 2e-3
 
 
-def test_way_back():
+def test_crop_to_image_recorded_points_equals_mmpose():
     for record in FIGURES["transform_preds"]:
         image_size = np.array(record["size"]) * 4
         found = crops.crop_to_image(
@@ -55,7 +55,7 @@ def test_way_back():
         assert np.abs(found[0] - record["out"]).max() < 1e-3
 
 
-def test_targets():
+def test_gaussian_encode_recorded_keypoints_equals_mmpose():
     for record in FIGURES["target"]:
         joints = torch.tensor(record["joints"], dtype=torch.float32)[None]
         targets = Gaussian(
@@ -72,7 +72,7 @@ def test_targets():
                 assert divmod(int(place.argmax()), place.shape[1])[::-1] == tuple(argmax)
 
 
-def test_size_and_rotation_of_the_same_draws():
+def test_scale_and_rotation_recorded_seed_equals_mmpose():
     draws = np.random.RandomState(7)
     for scale, rotation in FIGURES["scale_rot_seed7"]:
         factor = augment.clipped_factor(draws.randn(), 0.5)
@@ -81,7 +81,7 @@ def test_size_and_rotation_of_the_same_draws():
         assert (turned if draws.rand() <= 0.6 else 0.0) == pytest.approx(rotation, rel=1e-6)
 
 
-def test_half_bodies_of_the_same_draws():
+def test_half_body_recorded_seed_equals_mmpose():
     figures, draws = FIGURES["half_body_seed11"], np.random.RandomState(11)
     visible = np.ones(17)
     visible[figures["invisible"]] = 0
@@ -97,7 +97,7 @@ def test_half_bodies_of_the_same_draws():
     assert len(kinds) == 2
 
 
-def test_centre_shift_of_the_same_draws():
+def test_shift_center_recorded_seed_equals_mmpose():
     draws, moved = np.random.RandomState(3), 0
     for center in FIGURES["shift_seed3"]:
         found = np.array([100.0, 100.0])
@@ -119,7 +119,7 @@ def test_centre_shift_of_the_same_draws():
         ("None", {"refine": "none"}),
     ],
 )
-def test_decoding(heatmaps, name, settings):
+def test_gaussian_decode_recorded_heatmaps_equals_mmpose(heatmaps, name, settings):
     figures = FIGURES["decode"]
     coords, scores = Gaussian((192, 256), (48, 64), empty_cell=-1, **settings).decode(heatmaps)
     found = crops.crop_to_image(
@@ -131,7 +131,7 @@ def test_decoding(heatmaps, name, settings):
         assert scores == pytest.approx(np.array(figures[name]["maxvals"])[..., 0], abs=1e-6)
 
 
-def test_flip_with_shift(heatmaps):
+def test_average_flipped_with_shift_equals_mmpose(heatmaps):
     """What is recorded is the mirrored prediction laid back; the mean with itself's own
     prediction is taken apart again.
     """
@@ -145,7 +145,7 @@ def test_flip_with_shift(heatmaps):
     assert np.abs(back[0, :, 10, :3].numpy() - figures["samples[0,k,10,0:3]"]).max() < 1e-6
 
 
-def test_oks_and_its_suppression():
+def test_oks_nms_recorded_poses_equals_mmpose():
     figures = FIGURES["oks"]
     poses = figures["poses"]
     keypoints = np.array([p["keypoints"] for p in poses], np.float64).reshape(len(poses), 17, 3)
@@ -161,7 +161,7 @@ def test_oks_and_its_suppression():
     )
 
 
-def test_mmpose_order_gives_the_same_crop():
+def test_augment_mmpose_order_gives_the_same_crop():
     """mmpose mirrors first and then moves, halves and turns; Poise mirrors inside the crop's
     matrix. Equal draws, equal crops.
     """

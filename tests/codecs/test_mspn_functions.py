@@ -41,7 +41,7 @@ def slow_labels(joints, visible, kernels, size):
     return maps
 
 
-def test_labels():
+def test_megvii_encode_recorded_keypoints_equals_mspn():
     targets = CODEC.encode(*fixture())
     assert targets.heatmaps.sum(dim=(2, 3, 4)).numpy() == pytest.approx(
         np.array(FIGURES["labels_fixture"]["sums"]), rel=1e-5
@@ -54,7 +54,7 @@ def test_labels():
     ).all()
 
 
-def test_labels_of_a_slow_twin():
+def test_megvii_encode_random_keypoints_equals_plain_loops():
     """Also close to the border, where the reflected blur moves the peak."""
     rng = np.random.default_rng(0)
     joints = rng.uniform((0, 0), (191, 255), (3, 17, 2)).astype(np.float32)
@@ -70,7 +70,7 @@ def test_labels_of_a_slow_twin():
     assert blurred_points(48, 15)[1].argmax() == 0 and blurred_points(48, 5)[5].argmax() == 5
 
 
-def test_joints_outside_have_no_label():
+def test_megvii_encode_outside_keypoints_have_no_target():
     joints = torch.tensor(
         [
             [
@@ -131,7 +131,7 @@ def targets_of(labels, valid):
     )
 
 
-def test_losses():
+def test_mspn_loss_recorded_outputs_equals_mspn():
     targets = CODEC.encode(*fixture())
     prediction, figures = recorded_prediction(2, 10), FIGURES["loss_fixture"]
     assert float(MSPNLoss(topk=None)([prediction], targets)) == pytest.approx(
@@ -143,7 +143,7 @@ def test_losses():
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
-def test_loss_of_a_slow_twin(stages):
+def test_mspn_loss_random_outputs_equals_plain_loops(stages):
     """Coarse labels for all stages but the last, which takes labels one step sharper."""
     rng = np.random.default_rng(stages)
     labels = torch.from_numpy(rng.uniform(0, 255, (3, 5, 17, 16, 12)).astype(np.float32))
@@ -160,7 +160,7 @@ def test_loss_of_a_slow_twin(stages):
     )
 
 
-def test_loss_without_coarse_to_fine():
+def test_mspn_loss_without_coarse_to_fine_uses_one_target():
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.uniform(0, 255, (2, 5, 17, 8, 8)).astype(np.float32))
     valid = torch.full((2, 17), 2.0)
@@ -169,7 +169,7 @@ def test_loss_without_coarse_to_fine():
     assert float(MSPNLoss(coarse_to_fine=True)(outputs, targets_of(labels, valid))) > 0
 
 
-def test_crops():
+def test_crop_matrix_recorded_crops_equals_mspn():
     for record in FIGURES["affine"]:
         height, width = record["out_hw"]
         matrix = crops.crop_matrix(
@@ -181,7 +181,7 @@ def test_crops():
         assert np.abs(matrix - record["matrix"]).max() < 1e-3
 
 
-def test_decoding():
+def test_megvii_decode_recorded_heatmaps_equals_mspn():
     figures = FIGURES["decode_coco"]
     maps = CODEC.encode(*fixture()).heatmaps[:, 3].numpy() + (
         np.random.RandomState(3).randn(2, 17, 64, 48) * 5
@@ -199,7 +199,7 @@ def test_decoding():
     assert np.abs(scores - figures["scores"]).max() < 1e-4
 
 
-def test_learning_rates():
+def test_schedule_recorded_steps_equals_mspn():
     cfg = config.load(ROOT / "experiments/coco/mspn/mspn_2stg_256x192.yaml")
     eight = Schedule.from_config(cfg, 586, 256)
     assert eight.end == 96_000
@@ -263,7 +263,7 @@ def filled_by_random_state(model):
 @pytest.mark.parametrize(
     "stages", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
 )
-def test_total_loss_of_a_filled_network(stages):
+def test_mspn_loss_filled_network_equals_mspn(stages):
     """The recorded loss is of eval mode, in which Poise's network gives the prediction alone:
     batch norm is fixed by hand.
     """
@@ -290,7 +290,7 @@ def test_total_loss_of_a_filled_network(stages):
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_first_training_losses(stages):
+def test_mspn_training_first_losses_equal_mspn(stages):
     record = json.loads((GOLDEN / "train" / f"mspn_{stages}stg_coco.json").read_text())
     batch, _, height, width = record["batch"]
     model = built(stages, height, width)

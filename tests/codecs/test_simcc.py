@@ -158,13 +158,13 @@ def test_accuracy_recorded_predictions_equals_mmpose():
     assert right == counted
 
 
-def test_build_model_without_the_head_is_refused(tiny_experiment):
+def test_build_model_simcc_without_its_head_raises(tiny_experiment):
     cfg = config.load(tiny_experiment, [*SIMCC_KEYS, "MODEL.EXTRA.HEAD", "heatmap"])
     with pytest.raises(ConfigError, match="MODEL.TARGET_TYPE simcc needs 'simcc', got 'heatmap'"):
         build_model(cfg)
 
 
-def test_loss_of_heatmaps_is_refused(tiny_experiment):
+def test_load_simcc_with_heatmap_loss_raises(tiny_experiment):
     with pytest.raises(ConfigError, match="LOSS.TYPE must be 'kl_discret' with .* simcc"):
         config.load(tiny_experiment, [*SIMCC_KEYS, "LOSS.TYPE", "joints_mse"])
 
@@ -197,14 +197,14 @@ def trained(tmp_path_factory, small_set):
     return cfg, run, folder / "log"
 
 
-def test_training_learns_the_keypoints_of_its_images(trained):
+def test_train_simcc_learns_the_training_images(trained):
     _, run, _ = trained
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["train_loss"] < 0.4 * lines[0]["train_loss"]
     assert lines[-1]["valid_acc"] > 0.7 and lines[-1]["AP"] > 0.3
 
 
-def test_training_draws_distributions(trained):
+def test_train_simcc_writes_distribution_images(trained):
     _, run, log = trained
     pictures = sorted((run / "debug").iterdir())
     assert {path.name.split("_", 3)[3] for path in pictures} == {
@@ -217,7 +217,7 @@ def test_training_draws_distributions(trained):
     assert b"distributions" in events and b"predictions" in events
 
 
-def test_analysis_of_its_results_has_their_figures(trained, small_set):
+def test_report_simcc_results_equals_logged_ap(trained, small_set):
     line = json.loads((trained[1] / "metrics.jsonl").read_text().splitlines()[-1])
     results = next((trained[1] / "results").glob("keypoints_train2017_results*.json"))
     made = report.build_report(
@@ -226,13 +226,13 @@ def test_analysis_of_its_results_has_their_figures(trained, small_set):
     assert made.figures[0]["coco"]["AP"] == pytest.approx(line["AP"], abs=1e-6)
 
 
-def test_browse_draws_distributions(trained, tmp_path):
+def test_browse_simcc_draws_distributions(trained, tmp_path):
     paths = browse.run(trained[0], tmp_path, count=4)
     assert [path.name for path in paths] == ["joints.jpg", "distributions.jpg"]
     assert all(cv2.imread(str(path)).std() > 10 for path in paths)
 
 
-def test_exported_file_finds_what_the_estimator_finds(trained, tmp_path, small_set):
+def test_export_simcc_equals_the_estimator(trained, tmp_path, small_set):
     pytest.importorskip("onnxscript")
     cfg, run, _ = trained
     weights, picture = run / "final_state.pth", min((small_set / "images").rglob("*.jpg"))

@@ -70,7 +70,7 @@ def sizes(name, height, width, rule="macs"):
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_recorded_sizes(name):
+def test_measure_recorded_networks_equals_reference(name):
     """Parameters and multiply-adds of the reference codes, which compute every output."""
     record = json.loads((GOLDEN / "models" / f"{name}.json").read_text())
     for run in record["runs"]:
@@ -95,7 +95,7 @@ def test_recorded_sizes(name):
         ),
     ],
 )
-def test_posenas_published_in_binary_units(name, published, shown):
+def test_measure_posenas_equals_published_binary_units(name, published, shown):
     """21.1M / 9.1G and 33.6M / 14.8G of its README are 2^20 and 2^30; the sum has one layer
     twice, and so has our training.
     """
@@ -132,7 +132,7 @@ def test_posenas_published_in_binary_units(name, published, shown):
         ("b", "10.85", "24.42", 47_407_684),
     ],
 )
-def test_moganet_published_by_the_rule_of_mmcv(variant, small, large, params):
+def test_measure_moganet_mmcv_rule_equals_published(variant, small, large, params):
     """The README rounds these once more, to 1.8, 4.2, 2.2, 4.9, 6.0, 13.5, 10.9 and 24.4."""
     for (height, width), want in (((256, 192), small), ((384, 288), large)):
         tested, trained = sizes(f"moganet_{variant}_coco", height, width, rule="mmcv")
@@ -144,7 +144,7 @@ def test_moganet_published_by_the_rule_of_mmcv(variant, small, large, params):
 @pytest.mark.parametrize(
     "variant, small, large", [("l", "16.743", "37.672"), ("xl", "35.060", "78.885")]
 )
-def test_moganet_of_sizes_without_published_poses(variant, small, large):
+def test_measure_moganet_large_sizes_mmcv_rule_equals_recorded(variant, small, large):
     for (height, width), want in (((256, 192), small), ((384, 288), large)):
         found = sizes(f"moganet_{variant}_coco", height, width, rule="mmcv")[0].network.operations
         assert f"{found / 1e9:.3f}" == want
@@ -159,7 +159,7 @@ def test_moganet_of_sizes_without_published_poses(variant, small, large):
         (4, 120_317_680, (23.643, 22.256), (53.197, 50.076)),
     ],
 )
-def test_mspn_with_every_head_and_with_the_last(stages, params, small, large):
+def test_measure_mspn_counts_all_heads_or_the_last(stages, params, small, large):
     for (height, width), want in (((256, 192), small), ((384, 288), large)):
         tested, trained = sizes(f"mspn_{stages}stg_coco", height, width)
         assert tested.network.parameters == params
@@ -172,7 +172,7 @@ def test_mspn_with_every_head_and_with_the_last(stages, params, small, large):
 @pytest.mark.parametrize(
     "stages, params, want", [(2, 56_848_576, (14.992, 14.297)), (4, 120_280_768, (31.474, 29.665))]
 )
-def test_mspn_on_mpii(stages, params, want):
+def test_measure_mspn_mpii_counts_all_heads_or_the_last(stages, params, want):
     tested, trained = sizes(f"mspn_{stages}stg_mpii", 256, 256)
     assert tested.network.parameters == params
     assert (
@@ -182,7 +182,7 @@ def test_mspn_on_mpii(stages, params, want):
 
 
 @pytest.mark.parametrize("width, small, large", [(32, "7.1", "16.0"), (48, "14.6", "32.9")])
-def test_hrnet_published_in_binary_units(width, small, large):
+def test_measure_hrnet_equals_published_binary_units(width, small, large):
     """GFLOPs of HRNet's README (its count divides by 1024^3); its parameters, 28.5M and 63.6M,
     are millions.
     """
@@ -202,7 +202,7 @@ def test_hrnet_published_in_binary_units(width, small, large):
         "moganet_xt_coco",
     ],
 )
-def test_torchs_own_counter_agrees(name):
+def test_measure_equals_torch_flop_counter(name):
     """It counts every product that torch runs, wherever it is called, a multiply-add as two."""
     tested, _ = sizes(name, 64, 96)
     overrides = [
@@ -240,7 +240,7 @@ class Every(nn.Module):
         return (x, x) if self.training else x
 
 
-def test_both_rules_by_hand():
+def test_measure_both_rules_equal_hand_counts():
     products = {
         "conv": 8 * 3 * 9 * 32,
         "depthwise": 8 * 9 * 8,
@@ -272,7 +272,7 @@ def test_both_rules_by_hand():
     )
 
 
-def test_the_model_is_left_as_it_was():
+def test_measure_leaves_the_model_unchanged():
     for device in ("cpu", "meta"):
         model = Every().to(device)
         model.act.eval()
@@ -313,7 +313,7 @@ class SelfProduct(nn.Module):
         )
 
 
-def test_operations_that_no_rule_knows_are_named():
+def test_measure_unknown_operations_are_reported():
     size = flops.measure(Attention(), (16, 8))
     assert size.unknown == {"bmm in mix.1": 2, "convolution in the network itself": 1}
     assert size.network.operations == 8 * 3 * 16 * 8
@@ -333,7 +333,7 @@ class Shared(nn.Module):
         return self.group[1](self.first(self.group[0](x)))
 
 
-def test_shared_layers_count_once_in_parameters_and_each_time_in_operations():
+def test_measure_shared_layers_counts_parameters_once():
     size = flops.measure(Shared(), (2, 2))
     assert (size.network.parameters, size.network.operations) == (18, 3 * 9 * 4)
     first, group = size.network.layers
@@ -348,7 +348,7 @@ def test_shared_layers_count_once_in_parameters_and_each_time_in_operations():
     )
 
 
-def test_a_size_without_whole_heatmaps_is_refused():
+def test_size_overrides_fractional_heatmap_raises():
     cfg = config.load(ROOT / EXPERIMENT["pose_resnet50_coco"])
     assert flops.size_overrides(cfg, 384, 288) == [
         "MODEL.IMAGE_SIZE",
@@ -378,7 +378,7 @@ def tool(monkeypatch, capsys):
     return run
 
 
-def test_the_tool(tool):
+def test_get_flops_prints_layers_and_totals(tool):
     status, output, _ = tool("--depth", "1", "--shape", "384", "288", "MODEL.NUM_JOINTS", "17")
     assert status == 0
     lines = output.splitlines()
@@ -405,7 +405,7 @@ def test_the_tool(tool):
     "words, shape",
     [(["--shape", "128"], "128 x 128"), (["--shape", "64", "96"], "64 x 96"), ([], "256 x 192")],
 )
-def test_the_tools_shapes(words, shape, tool):
+def test_get_flops_shape_option_sets_input(words, shape, tool):
     status, output, _ = tool("--total-only", "--rule", "mmcv", *words)
     assert (
         status == 0
@@ -427,6 +427,6 @@ def test_the_tools_shapes(words, shape, tool):
         (["MODEL.EXTRA.NUM_LAYERS", "51"], "MODEL.EXTRA.NUM_LAYERS must be one of"),
     ],
 )
-def test_the_tools_errors(words, part, tool):
+def test_get_flops_invalid_option_exits_with_error(words, part, tool):
     status, output, errors = tool(*words)
     assert status == 2 and output == "" and part in errors

@@ -37,7 +37,7 @@ LEFT = {
 
 
 @pytest.mark.parametrize("family", EXPERIMENT)
-def test_every_family(family):
+def test_fold_batch_norms_every_family_keeps_outputs(family):
     model = small(family)
     before = copy.deepcopy(model.state_dict())
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -50,7 +50,7 @@ def test_every_family(family):
     )
 
 
-def test_posenas_without_aliases():
+def test_fold_batch_norms_posenas_shared_layer_folds_once():
     """Its layer that is called twice is folded once."""
     model = small("posenas", "MODEL.EXTRA.ALIASED_FEATURES", False)
     folded = fold_batch_norms(model)
@@ -59,7 +59,7 @@ def test_posenas_without_aliases():
     assert_close(outputs(model, images), outputs(folded, images))
 
 
-def test_a_network_in_train_mode_stays_in_it():
+def test_fold_batch_norms_train_mode_leaves_the_model():
     model = small("hrnet").train()
     folded = fold_batch_norms(model)
     assert (
@@ -86,7 +86,7 @@ class Branching(nn.Module):
         return self.of_depthwise(self.depthwise(self.of_grouped(self.grouped(x))))
 
 
-def test_what_must_not_be_folded():
+def test_fold_batch_norms_shared_or_branching_norm_stays():
     torch.manual_seed(0)
     model = Branching().train()
     for _ in range(3):  # statistics that are not 0 and 1
@@ -96,7 +96,7 @@ def test_what_must_not_be_folded():
     assert_close(outputs(model.eval(), images), outputs(folded, images))
 
 
-def test_layout_in_memory_and_type_are_kept():
+def test_fold_batch_norms_keeps_memory_format_and_dtype():
     model = small("resnet").to(torch.float64, memory_format=torch.channels_last)
     folded = fold_batch_norms(model)
     assert {parameter.dtype for parameter in folded.parameters()} == {torch.float64}
@@ -119,7 +119,7 @@ class Unfollowed(nn.Module):
         return x
 
 
-def test_network_that_cannot_be_followed(caplog):
+def test_fold_batch_norms_untraceable_network_copies_and_logs_once(caplog):
     """It is copied as it is, which is said once."""
     torch.manual_seed(0)
     fuse._say_once.cache_clear()
@@ -144,7 +144,7 @@ def test_network_that_cannot_be_followed(caplog):
     )
 
 
-def test_a_test_folds_unless_told_not_to(tiny_experiment, monkeypatch):
+def test_evaluate_folds_by_default(tiny_experiment, monkeypatch):
     """Training's tests and tools/test.py alike; joints and figures are the same but for
     rounding, and training goes on with the whole network.
     """

@@ -88,13 +88,13 @@ def golden(kind):
     return sorted(path.stem for path in (GOLDEN / kind).glob("*.json"))
 
 
-def test_every_record_has_an_experiment():
+def test_records_all_have_an_experiment():
     assert set(golden("models")) <= set(EXPERIMENT) and set(SMALL) <= set(EXPERIMENT)
     assert set(golden("train")) <= set(golden("models"))
 
 
 @pytest.mark.parametrize("name", golden("models"))
-def test_keys_shapes_and_parameters_of_the_reference(name):
+def test_build_model_state_dict_equals_reference(name):
     record = read("models", name)
     _, _, height, width = record["runs"][0]["input"]
     with torch.device("meta"):
@@ -112,7 +112,7 @@ def test_keys_shapes_and_parameters_of_the_reference(name):
         for name in golden("models")
     ],
 )
-def test_outputs_of_the_reference(name):
+def test_forward_filled_weights_equals_reference(name):
     record = read("models", name)
     for run in record["runs"]:
         batch, _, height, width = run["input"]
@@ -152,7 +152,7 @@ SENSITIVE = {"posenas": (0.2, 5e-3, 2e-2, 0.1)}
         if not name.startswith("mspn")
     ],
 )
-def test_first_training_losses_of_the_reference(name, two_torch_threads):
+def test_training_first_losses_equal_reference(name, two_torch_threads):
     record = read("train", name)
     batch, _, height, width = record["batch"]
     model = build(
@@ -194,7 +194,7 @@ def test_first_training_losses_of_the_reference(name, two_torch_threads):
 
 @pytest.mark.parametrize("name", ["pose_res2net", "pose_res2net_v1b", "pose_resnet"])
 @pytest.mark.parametrize("depth", [18, 34])
-def test_small_depths(name, depth):
+def test_build_model_depth_18_and_34_give_heatmaps(name, depth):
     cfg = config.load(
         ROOT / EXPERIMENT["pose_resnet50_coco"],
         [
@@ -218,14 +218,14 @@ def test_small_depths(name, depth):
     assert model(images).shape == (2, 17, 24, 16)
 
 
-def test_one_scale_res2net_is_a_plain_bottleneck():
+def test_build_model_res2net_one_scale_gives_heatmaps():
     cfg = config.load(
         ROOT / EXPERIMENT["pose_res2net50_coco"], ["MODEL.SCALE", 1, "MODEL.EXTRA.NUM_LAYERS", 18]
     )
     assert build_model(cfg).eval()(torch.zeros(1, 3, 256, 192)).shape == (1, 17, 64, 48)
 
 
-def test_caffe_style_strides_early():
+def test_build_model_caffe_style_strides_in_first_conv():
     cfg = config.load(ROOT / EXPERIMENT["pose_resnet50_coco"], ["MODEL.STYLE", "caffe"])
     block = build_model(cfg).layer2[0]
     assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1)
@@ -251,6 +251,6 @@ def test_caffe_style_strides_early():
         (["MODEL.HEATMAP_SIZE", [96, 128]], "heatmaps of 1/4"),
     ],
 )
-def test_impossible_networks_are_named(overrides, part):
+def test_build_model_invalid_options_raise(overrides, part):
     with pytest.raises(ConfigError, match=part):
         build_model(config.load(ROOT / EXPERIMENT["pose_resnet50_coco"], overrides))

@@ -28,7 +28,7 @@ def experiments():
     )
 
 
-def test_sums_are_those_of_the_published_names():
+def test_zoo_entries_sha256_prefix_equals_file_name():
     for entry in ENTRIES.values():
         assert entry.sha256_prefix == (download.sha256_prefix(entry.file) or ""), entry.name
         assert (
@@ -43,7 +43,7 @@ def test_sums_are_those_of_the_published_names():
     )
 
 
-def test_places_are_those_of_the_experiments():
+def test_zoo_entries_targets_equal_experiment_files():
     """Whatever an experiment starts from is in the list, and every experiment that an entry
     names starts from it or has its size.
     """
@@ -71,7 +71,7 @@ def test_places_are_those_of_the_experiments():
                 )
 
 
-def test_every_published_row_has_its_weights_or_a_reason():
+def test_zoo_entries_cover_published_experiments():
     """COCO and MPII rows of the tables whose weights were released; the head of zoo.yaml names
     the others.
     """
@@ -110,7 +110,7 @@ def test_every_published_row_has_its_weights_or_a_reason():
         ({"overrides": ["A\nB"]}, "overrides must be a list"),
     ],
 )
-def test_faults_of_a_list_are_named(tmp_path, change, part):
+def test_read_zoo_invalid_entry_raises(tmp_path, change, part):
     good = {
         "name": "a",
         "family": "resnet",
@@ -148,18 +148,18 @@ def test_faults_of_a_list_are_named(tmp_path, change, part):
         ),
     ],
 )
-def test_what_is_no_list(tmp_path, text, part):
+def test_read_zoo_invalid_file_raises(tmp_path, text, part):
     (tmp_path / "zoo.yaml").write_text(text)
     with pytest.raises(DataError, match=part):
         zoo.read_zoo(tmp_path / "zoo.yaml")
 
 
-def test_missing_list(tmp_path):
+def test_read_zoo_missing_file_raises(tmp_path):
     with pytest.raises(DataError, match="cannot read the list"):
         zoo.read_zoo(tmp_path / "zoo.yaml")
 
 
-def test_nearest_names():
+def test_zoo_find_unknown_name_suggests_nearest():
     assert zoo.find(ENTRIES, "resnet50-19c8e357.pth").name == "resnet50_imagenet"
     with pytest.raises(ConfigError, match="the nearest names are hrnet_w32_imagenet"):
         zoo.find(ENTRIES, "hrnet_w32_imagnet")
@@ -209,7 +209,7 @@ def run(*arguments, cwd):
     )
 
 
-def test_tool_puts_the_file_where_experiments_expect_it(tmp_path, server, list_of):
+def test_download_weights_saves_to_the_target(tmp_path, server, list_of):
     whole = hashlib.sha256(CONTENT).hexdigest()
     path = list_of(sha256_prefix=whole[:8])
     done = run("net", "--zoo", path, cwd=tmp_path)
@@ -234,7 +234,7 @@ def test_tool_puts_the_file_where_experiments_expect_it(tmp_path, server, list_o
     )
 
 
-def test_tool_goes_on_with_a_broken_transfer(tmp_path, server, list_of):
+def test_download_weights_broken_transfer_resumes(tmp_path, server, list_of):
     path = list_of(sha256_prefix=hashlib.sha256(CONTENT).hexdigest()[:8])
     server.breaks_after = 1_500_000
     done = run("net", "--zoo", path, cwd=tmp_path)
@@ -248,7 +248,7 @@ def test_tool_goes_on_with_a_broken_transfer(tmp_path, server, list_of):
     assert server.asked == [None, "bytes=1500000-"]
 
 
-def test_tool_refuses_a_wrong_sum(tmp_path, server, list_of):
+def test_download_weights_wrong_checksum_removes_file(tmp_path, server, list_of):
     done = run("net", "--zoo", list_of(sha256_prefix="0123abcd"), cwd=tmp_path)
     assert (
         done.returncode == 1 and "and 0123abcd was published; the file was removed" in done.stderr
@@ -256,7 +256,7 @@ def test_tool_refuses_a_wrong_sum(tmp_path, server, list_of):
     assert files(tmp_path / "models/pytorch/imagenet") == []
 
 
-def test_tool_says_that_nothing_was_checked(tmp_path, server, list_of):
+def test_download_weights_without_checksum_prints_it(tmp_path, server, list_of):
     done = run("net", "--zoo", list_of(), cwd=tmp_path)
     assert (
         done.returncode == 0
@@ -264,7 +264,7 @@ def test_tool_says_that_nothing_was_checked(tmp_path, server, list_of):
     )
 
 
-def test_tool_tells_what_to_do_by_hand(tmp_path, list_of):
+def test_download_weights_manual_entry_prints_instructions(tmp_path, list_of):
     path = list_of(url=None, by_hand=True, sha256_prefix=hashlib.sha256(b"net").hexdigest()[:8])
     done = run("net", "--zoo", path, cwd=tmp_path)
     assert (
@@ -294,7 +294,7 @@ def test_tool_tells_what_to_do_by_hand(tmp_path, list_of):
         ("experiments/synthetic/res2net18_quickstart.yaml", "--list"),
     ],
 )
-def test_empty_model_file_names_the_weights_of_the_experiment(tmp_path, experiment, name):
+def test_model_file_empty_names_released_weights(tmp_path, experiment, name):
     cfg = config.load(ROOT / experiment)
     folder = tmp_path / run_names(cfg, experiment)
     with pytest.raises(DataError) as error:
@@ -307,7 +307,7 @@ def test_empty_model_file_names_the_weights_of_the_experiment(tmp_path, experime
     )
 
 
-def test_missing_released_file_names_the_command_wherever_it_is_read(tmp_path):
+def test_read_state_dict_missing_released_file_names_command(tmp_path):
     """--weights of the demo and of exports, PoseEstimator, what is converted."""
     entry = zoo.read_zoo()["mmpose_hrnet_w32_coco_256x192"]
     with pytest.raises(
@@ -322,7 +322,7 @@ def test_missing_released_file_names_the_command_wherever_it_is_read(tmp_path):
         read_state_dict(tmp_path / "own.pth")
 
 
-def test_tool_lists(tmp_path):
+def test_download_weights_list_prints_entries(tmp_path):
     done = run("--list", cwd=tmp_path)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == len(ENTRIES) + 1
     assert re.search(
@@ -337,7 +337,7 @@ def test_tool_lists(tmp_path):
     assert re.search(command, done.stdout, re.M)
 
 
-def test_tool_on_wrong_command_lines(tmp_path):
+def test_download_weights_invalid_arguments_exit_2(tmp_path):
     assert run(cwd=tmp_path).returncode == 2
     done = run("resnet5", cwd=tmp_path)
     assert (
@@ -347,5 +347,5 @@ def test_tool_on_wrong_command_lines(tmp_path):
     )
 
 
-def test_git_keeps_the_list():
+def test_gitignore_keeps_zoo_yaml():
     assert "!models/zoo.yaml" in (ROOT / ".gitignore").read_text().splitlines()

@@ -20,7 +20,7 @@ def recorded(crop):
     )
 
 
-def test_matrices_of_hrnet(pipeline, shared):
+def test_crop_matrix_recorded_crops_equals_hrnet(pipeline, shared):
     folder = ImageFolder(shared / "data/coco_subset/images/train2017")
     for crop in pipeline["crops"]:
         center, scale, matrix = recorded(crop)
@@ -30,7 +30,7 @@ def test_matrices_of_hrnet(pipeline, shared):
         assert np.abs(ours - matrix).max() < 1e-3
 
 
-def test_unmirrored_matrices_of_hrnet_without_images(pipeline):
+def test_crop_matrix_unmirrored_recorded_crops_equals_hrnet(pipeline):
     crops = [crop for crop in pipeline["crops"] if not crop["flip"]]
     assert len(crops) > 10
     for crop in crops:
@@ -39,7 +39,7 @@ def test_unmirrored_matrices_of_hrnet_without_images(pipeline):
         assert np.abs(ours - matrix).max() < 1e-3
 
 
-def test_crops_and_joints_of_hrnet(pipeline, shared):
+def test_cut_recorded_crops_equals_hrnet(pipeline, shared):
     """Pixels to one grey level and joints to 1e-3 px, mirror folded into the matrix."""
     import json
 
@@ -85,14 +85,14 @@ def test_crops_and_joints_of_hrnet(pipeline, shared):
     assert off / total < 0.01  # one grey level, and on few pixels
 
 
-def test_box_becomes_center_and_scale():
+def test_box_to_center_scale_fixes_aspect_and_pads():
     center, scale = geometry.box_to_center_scale([[10, 20, 30, 80], [0, 0, 100, 10]], aspect=0.75)
     assert center.tolist() == [[25, 60], [50, 5]]
     # 30 x 80 is lengthened to 60 x 80, 100 x 10 to 100 x 133.3; then both by 1.25, in units of 200
     assert scale == pytest.approx(np.array([[60, 80], [100, 400 / 3]]) * 1.25 / 200)
 
 
-def test_mpii_center_and_scale():
+def test_mpii_center_extent_shifts_center_and_masks_missing():
     center, extent, given = geometry.mpii_center_extent([[966, 340], [-1, 7]], [4.0, 2.0])
     # 15 units of scale lower, then 0-based; -1 is 'not given'
     assert center.tolist() == [[965, 399], [-2, 6]]
@@ -100,7 +100,7 @@ def test_mpii_center_and_scale():
 
 
 @pytest.mark.parametrize("rotation", [0, 37.5, -90])
-def test_mirror_in_the_matrix_is_the_mirrored_image(rotation):
+def test_cut_mirrored_equals_cut_of_the_mirrored_image(rotation):
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (90, 121, 3), np.uint8), (0, 0), 3)
     center, scale = np.array([40.0, 50.0]), np.array([0.3, 0.4])
@@ -118,7 +118,7 @@ def test_mirror_in_the_matrix_is_the_mirrored_image(rotation):
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
-def test_crop_to_image_inverts_the_crop(unbiased):
+def test_crop_to_image_inverts_crop_matrix(unbiased):
     center, scale = np.array([[100.0, 50.0]]), np.array([[0.9, 1.2]])
     matrix = geometry.crop_matrix(center[0], scale[0], 0, (48, 64), unbiased=unbiased)
     points = np.array([[[3.0, 4.0], [40.25, 60.5]]])

@@ -69,7 +69,7 @@ def turned(rng, image_size, size, rotated):
 @compiled
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("most", [8, 40, 300])
-def test_random_matrices(rotated, most):
+def test_warp_random_matrices_equals_opencv(rotated, most):
     """Crops of all widths, wholly inside, across the borders and wholly outside."""
     rng = np.random.default_rng(most)
     full = 0
@@ -82,7 +82,7 @@ def test_random_matrices(rotated, most):
 
 
 @compiled
-def test_matrices_of_any_kind():
+def test_warp_degenerate_matrices_equals_opencv():
     """Degenerate ones, shears, numbers that no 32-bit integer holds, and what is no number."""
     rng = np.random.default_rng(1)
     for case in range(1500):
@@ -100,7 +100,7 @@ def test_matrices_of_any_kind():
 @pytest.mark.parametrize(
     "image_size", [(1, 1), (2, 2), (1, 50), (50, 1), (5, 2), (3000, 3), (3, 3000)]
 )
-def test_small_and_narrow_images(image_size):
+def test_warp_small_and_narrow_images_equals_opencv(image_size):
     rng = np.random.default_rng(2)
     for case in range(100):
         size = [(16, 16), (1, 1), (33, 9), (48, 64)][case % 4]
@@ -111,7 +111,7 @@ def test_small_and_narrow_images(image_size):
 
 @compiled
 @pytest.mark.parametrize("size", [(192, 256), (288, 384), (1040, 70), (200, 30)])
-def test_crops_of_persons(size):
+def test_warp_person_crops_equals_opencv(size):
     """The matrices of training and test, at the sizes of the recipes and at others; 1040 is
     wider than the compiled way of straight crops goes.
     """
@@ -132,7 +132,7 @@ def test_crops_of_persons(size):
 
 
 @compiled
-def test_real_pictures(shared):
+def test_warp_real_images_equals_opencv(shared):
     rng = np.random.default_rng(4)
     files = (
         sorted((shared / "data" / "coco_subset").rglob("*.jpg"))[::25]
@@ -147,7 +147,7 @@ def test_real_pictures(shared):
 
 @compiled
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is protected as Linux does it")
-def test_nothing_outside_of_the_image_is_read():
+def test_warp_reads_nothing_outside_the_image():
     """In a process of its own: the image lies between two pages of memory that end whoever
     touches them.
     """
@@ -195,14 +195,14 @@ def asked(monkeypatch):
     warping.compiled_is_equal.cache_clear()
 
 
-def test_not_built(asked):
+def test_warp_not_built_uses_opencv(asked):
     asked.setattr(warping, "_warp", None)
     assert not warping.compiled_is_equal()
     rng = np.random.default_rng(5)
     check(noise(rng, 90, 70), turned(rng, (90, 70), (40, 50), True), (40, 50))
 
 
-def test_a_processor_that_cannot(asked):
+def test_warp_unsupported_processor_uses_opencv(asked):
     asked.setattr(warping, "_warp", SimpleNamespace(usable=lambda: False))
     assert not warping.compiled_is_equal()
     rng = np.random.default_rng(6)
@@ -248,7 +248,7 @@ opencv_crop = cv2.warpAffine
 
 @compiled
 @pytest.mark.parametrize("other", [unfused, rounded_places])
-def test_another_opencv_is_noticed(asked, other):
+def test_compiled_is_equal_other_opencv_is_false(asked, other):
     assert warping.compiled_is_equal()
     warping.compiled_is_equal.cache_clear()
     asked.setattr(cv2, "warpAffine", other)
@@ -256,7 +256,7 @@ def test_another_opencv_is_noticed(asked, other):
 
 
 @compiled
-def test_an_opencv_without_these_instructions_is_noticed():
+def test_compiled_is_equal_opencv_without_avx2_is_false():
     """In a process of its own, for OpenCV chooses its ways when it is imported."""
     program = (
         "from poise.structures import warp; print(warp._warp.usable(), warp.compiled_is_equal())"
@@ -285,7 +285,7 @@ def test_an_opencv_without_these_instructions_is_noticed():
     ],
     ids=["floats", "mirrored", "with gaps", "too wide"],
 )
-def test_images_that_are_left_to_opencv(monkeypatch, view):
+def test_warp_unsupported_image_uses_opencv(monkeypatch, view):
     assert warping.compiled_is_equal()
     monkeypatch.setattr(warping, "_warp", None)
     image, matrix = (
@@ -307,7 +307,7 @@ def test_images_that_are_left_to_opencv(monkeypatch, view):
         ((2, 32767, 3), (2, 3), (9, 9, 3)),
     ],
 )
-def test_compiled_refuses_other_shapes(shapes):
+def test_compiled_warp_invalid_shapes_raises(shapes):
     image, matrix, out = (
         np.zeros(shape, np.float64 if n == 1 else np.uint8) for n, shape in enumerate(shapes)
     )
