@@ -17,7 +17,7 @@ import torch
 from comparing import Row, compared, in_turns, main
 from poise.codecs import build_codec
 from poise.config.datasets import COCO
-from poise.datasets import build_loader, read_set
+from poise.datasets import build_loader, load_split
 from poise.engine.targets import encode_targets
 from poise.io import decoding
 from poise.models.forward import normalize
@@ -206,9 +206,9 @@ def measure() -> Iterator[Row]:
 
 def training(folder: Path, size: tuple[int, int]) -> Iterator[Row]:
     cfg = made_data.experiment(folder, folder, "WORKERS", 0, size=size)
-    table, images = read_set(cfg, train=True)
+    table, images = load_split(cfg, train=True)
     crops, reference = (
-        build_loader(cfg, table, images, train=True).crops,
+        build_loader(cfg, table, images, train=True).dataset,
         ReferenceSamples(table, folder / "images" / "train2017", size, train=True),
     )
     epochs, codec, cpu = iter(range(10**6)), build_codec(cfg), torch.device("cpu")
@@ -280,17 +280,17 @@ def many_persons(folder: Path) -> Iterator[Row]:
         "TEST.COCO_BBOX_FILE",
         str(folder / "boxes.json"),
     )
-    table, images = read_set(cfg, train=False)
+    table, images = load_split(cfg, train=False)
     loader, reference = (
         build_loader(cfg, table, images, train=False),
         ReferenceSamples(table, folder / "images" / "val2017", (192, 256), train=False),
     )
-    loader.batches.begin(0)
-    batches = list(loader.batches)
+    loader.batch_sampler.set_epoch(0)
+    batches = list(loader.batch_sampler)
 
     def poise() -> None:
         for keys in batches:
-            loader.crops.__getitems__(keys)
+            loader.dataset.__getitems__(keys)
 
     def by_reference() -> None:
         for begin in range(0, len(table), 32):

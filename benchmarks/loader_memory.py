@@ -19,7 +19,7 @@ import made_data
 import numpy as np
 import torch
 from comparing import Row, main
-from poise.datasets import build_loader, read_set
+from poise.datasets import build_loader, load_split
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -38,8 +38,8 @@ def poise_epoch(folder: Path, workers: int, share: float) -> Iterator[float]:
     cfg = made_data.experiment(
         folder, folder, "WORKERS", workers, "DATASET.CACHE", False, "TRAIN.BATCH_SIZE_PER_GPU", 64
     )
-    loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
-    loader.batches.begin(0)
+    loader = build_loader(cfg, *load_split(cfg, train=True), train=True)
+    loader.batch_sampler.set_epoch(0)
     yield from looked_at(loader, len(loader), share)
 
 
@@ -80,7 +80,7 @@ class ReferenceSet(Dataset):
 
 def reference_epoch(folder: Path, workers: int, share: float) -> Iterator[float]:
     cfg = made_data.experiment(folder, folder)
-    dataset = ReferenceSet(read_set(cfg, train=True)[0], folder / "images" / "train2017")
+    dataset = ReferenceSet(load_split(cfg, train=True)[0], folder / "images" / "train2017")
     gc.collect()
     loader = DataLoader(dataset, batch_size=64, shuffle=True, num_workers=workers)
     yield from looked_at(loader, len(loader), share)

@@ -18,7 +18,7 @@ import json_tricks
 import made_data
 import numpy as np
 from comparing import Row, compared, in_turns, main
-from poise.datasets import build_loader, read_set
+from poise.datasets import build_loader, load_split
 from pycocotools.coco import COCO
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +164,7 @@ def measure() -> Iterator[Row]:
         sizes, annotations = {}, folder / "annotations"
         seconds = in_turns(
             {
-                "poise": lambda: sizes.update(poise=len(read_set(plain, train=False)[0])),
+                "poise": lambda: sizes.update(poise=len(load_split(plain, train=False)[0])),
                 "reference": lambda: sizes.update(
                     reference=len(
                         reference_detections(
@@ -186,7 +186,7 @@ def measure() -> Iterator[Row]:
         )
         seconds = in_turns(
             {
-                "poise": lambda: sizes.update(poise=len(read_set(plain, train=True)[0])),
+                "poise": lambda: sizes.update(poise=len(load_split(plain, train=True)[0])),
                 "reference": lambda: sizes.update(
                     reference=len(
                         reference_annotations(annotations / "person_keypoints_train2017.json")
@@ -199,8 +199,8 @@ def measure() -> Iterator[Row]:
         yield same(compared("reading annotations of train2017's size", seconds, 5), sizes)
 
         def second_start(train: bool) -> None:
-            loader = build_loader(cached, *read_set(cached, train=train), train=train)
-            loader.batches.begin(0)
+            loader = build_loader(cached, *load_split(cached, train=train), train=train)
+            loader.batch_sampler.set_epoch(0)
             next(iter(loader))
 
         for train, work in ((False, "104,125 detection boxes"), (True, "149,813 persons")):

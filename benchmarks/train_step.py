@@ -11,7 +11,7 @@ import torch
 from comparing import Row, compared, in_turns, main
 from poise import config
 from poise.codecs import build_codec
-from poise.datasets.sampler import EpochBatches
+from poise.datasets.sampler import EpochBatchSampler
 from poise.engine import device
 from poise.engine.amp import LossScale
 from poise.engine.optim import Schedule, build_optimizer
@@ -143,7 +143,7 @@ def poise_step(cfg, model, codec, batch):
         None,
         Progress(),
     )
-    batches = EpochBatches(BATCH, BATCH, shuffle=False, seed=0)
+    batches = EpochBatchSampler(BATCH, BATCH, shuffle=False, seed=0)
 
     def step() -> float:
         metrics, _ = train_step(cfg, state, codec, batch, batches)

@@ -161,10 +161,10 @@ _GREY = struct.pack(
 def _cut(table) -> None:
     """Samples of the first persons, as training takes them."""
     from poise.datasets.augment import Augmentation
-    from poise.datasets.loader import PersonCrops
+    from poise.datasets.loader import TopDownDataset
 
     augmentation = Augmentation.from_config(_settings("coco")) if table.labelled else None
-    crops = PersonCrops(
+    crops = TopDownDataset(
         table, _Grey(), image_size=(24, 32), rgb=True, seed=0, augmentation=augmentation
     )
     batch = crops.__getitems__([(0, person) for person in range(min(len(table), 3))])

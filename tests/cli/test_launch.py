@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from poise import config
-from poise.datasets import read_set
+from poise.datasets import load_split
 from poise.engine import evaluate
 from poise.models import build_model
 from support.paths import ROOT
@@ -553,7 +553,7 @@ def pickled(elsewhere, weights, *overrides):
         ],
     )
     evaluate.run(cfg, str(elsewhere / "tiny.yaml"), ["test"], out=elsewhere / "sub" / "r.pkl")
-    return pickle.loads((elsewhere / "sub" / "r.pkl").read_bytes()), read_set(cfg, train=False)[0]
+    return pickle.loads((elsewhere / "sub" / "r.pkl").read_bytes()), load_split(cfg, train=False)[0]
 
 
 def test_form_of_results(elsewhere, weights, small_set):

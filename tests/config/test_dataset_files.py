@@ -14,7 +14,7 @@ import yaml
 from poise import config
 from poise.config import datasets
 from poise.config.datasets import COCO, MPII, dataset, dataset_of, read_dataset
-from poise.datasets import converters, read_set
+from poise.datasets import converters, load_split
 from poise.datasets.validation import run
 from poise.errors import ConfigError, DataError, single_line
 from poise.structures import skeleton
@@ -233,8 +233,8 @@ def test_half_body_without_upper_body_is_off_and_said(tmp_path, caplog):
     )
     forget_log_handlers()
     with caplog.at_level(logging.INFO):
-        read_set(cfg, train=True)
-        read_set(cfg, train=False)
+        load_split(cfg, train=True)
+        load_split(cfg, train=False)
     assert (
         caplog.messages.count(
             f"{tmp_path / 'set' / 'dots.yaml'}: has no upper_body; half-body augmentation is off"
@@ -262,9 +262,9 @@ def test_warned_once_when_the_test_set_is_read(tmp_path, caplog):
     forget_log_handlers()
     cfg = config.load(experiment(tmp_path, make_set(tmp_path / "set", 2, sigmas=None)))
     with caplog.at_level(logging.WARNING):
-        read_set(cfg, train=True)
+        load_split(cfg, train=True)
         assert not caplog.records
-        read_set(cfg, train=False)
+        load_split(cfg, train=False)
     assert [record.levelname for record in caplog.records] == [
         "WARNING"
     ] and "has no sigmas" in caplog.text
@@ -486,7 +486,7 @@ def test_ultralytics_labels_are_converted_by_the_command_of_the_message(
     )
     for name in ("train", "val"):
         with pytest.raises(DataError) as error:
-            read_set(config.load(path), train=name == "train")
+            load_split(config.load(path), train=name == "train")
         assert "hand set/annotations" in str(
             error.value
         ) and "missing; convert the YOLO labels once: python tools/convert_data.py " in str(
@@ -500,7 +500,7 @@ def test_ultralytics_labels_are_converted_by_the_command_of_the_message(
             text=True,
         )
         assert done.returncode == 0, done.stderr
-    table, images = read_set(config.load(path), train=True)
+    table, images = load_split(config.load(path), train=True)
     assert len(table) == 24 and images.read(table.image_names[0]).shape == (64, 120, 3)
     assert not [finding for finding in run.check(config.load(path))[0] if finding.kind == "fault"]
     text = refusal(read_set_of, config.load(path, ["DATASET.TRAIN_SET", "train2017"]))
@@ -517,7 +517,7 @@ def test_ultralytics_labels_are_converted_by_the_command_of_the_message(
 
 
 def read_set_of(cfg):
-    return read_set(cfg, train=True)
+    return load_split(cfg, train=True)
 
 
 # what is refused ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from poise import config
 from poise.codecs import build_loss
 from poise.codecs.heatmap import HeatmapTargets
-from poise.datasets import coco, read_set
+from poise.datasets import coco, load_split
 from poise.engine import optim
 from poise.engine.optim import build_optimizer
 from poise.errors import ConfigError
@@ -220,7 +220,7 @@ def test_exif(one_image):
         cfg = published(
             "moganet/moganet_s_256x192", "DATASET.ROOT", str(one_image), "DATASET.EXIF", exif
         )
-        _, images = read_set(cfg, train=True)
+        _, images = load_split(cfg, train=True)
         picture = images.read("a.jpg")
         assert picture.shape == shape and picture[red][2] > 200 and picture[red][0] < 60
     # COCO's annotations are of the stored pixels
@@ -256,7 +256,7 @@ def test_margins_of_a_set(one_image):
         "DATASET.TEST_SET",
         "train2017",
     )
-    train, test = (read_set(cfg, train=train)[0] for train in (True, False))
+    train, test = (load_split(cfg, train=train)[0] for train in (True, False))
     # 40 x 40 by 1.05, fitted to 3:4
     assert train.scale[0] == pytest.approx(np.array([42, 56]) / 200)
     # 43.6 x 45.4, fitted

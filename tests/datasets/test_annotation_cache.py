@@ -8,8 +8,8 @@ import os
 
 import numpy as np
 import pytest
-from poise.datasets import coco, read_set
-from poise.datasets.coco_files import detection_columns, persons_one_by_one, regular_persons
+from poise.datasets import coco, load_split
+from poise.datasets.coco_files import detection_columns, parse_persons, parse_regular_persons
 from poise.errors import DataError
 from poise.io import cache
 from poise.io.json_file import read_in_parts, read_json
@@ -249,12 +249,12 @@ def test_tables_from_the_cache(kept, tmp_path, experiment, detections, monkeypat
         [],
         ["TEST.IMAGE_THRE", 0.5, "TEST.BOX_MARGIN", "[1.5, 1.1]", "DATASET.BOX_CLIP", "mmpose"],
     ):
-        fresh = read_set(experiment(*base, *more, "DATASET.CACHE", False), train=False)[0]
-        assert equal(fresh, read_set(experiment(*base, *more), train=False)[0])
+        fresh = load_split(experiment(*base, *more, "DATASET.CACHE", False), train=False)[0]
+        assert equal(fresh, load_split(experiment(*base, *more), train=False)[0])
         with monkeypatch.context() as patch:  # now it comes from the cache alone
             patch.setattr("poise.datasets.coco_files.read_in_parts", None)
             patch.setattr("poise.datasets.coco_files.read_json", None)
-            assert equal(fresh, read_set(experiment(*base, *more), train=False)[0])
+            assert equal(fresh, load_split(experiment(*base, *more), train=False)[0])
 
 
 def test_mpii_tables_from_the_cache(kept, small_mpii_set, tmp_path):
@@ -269,7 +269,7 @@ def test_mpii_tables_from_the_cache(kept, small_mpii_set, tmp_path):
         config.load(tmp_path / "e.yaml", ["DATASET.CACHE", False]),
     )
     for train in (True, False):
-        fresh, first, second = (read_set(c, train=train)[0] for c in (without, cfg, cfg))
+        fresh, first, second = (load_split(c, train=train)[0] for c in (without, cfg, cfg))
         assert equal(fresh, first) and equal(fresh, second)
     assert len(list(kept.iterdir())) == 2
 
@@ -304,8 +304,8 @@ def test_columns_equal_entries_one_by_one():
     entries = list(made_annotations(200, np.random.default_rng(0)))
     position = {5: 1, 70: 0}
     fast, slow = (
-        regular_persons(entries, 1, position, 17),
-        persons_one_by_one(entries, 1, position, 17, "file"),
+        parse_regular_persons(entries, 1, position, 17),
+        parse_persons(entries, 1, position, 17, "file"),
     )
     assert (
         all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(fast[0], slow[0]))
@@ -334,7 +334,7 @@ def test_columns_equal_entries_one_by_one():
     ],
 )
 def test_odd_annotations_are_looked_at_one_by_one(odd):
-    assert regular_persons([person(1), person(2, **odd)], 1, {5: 0}, 17) is None
+    assert parse_regular_persons([person(1), person(2, **odd)], 1, {5: 0}, 17) is None
 
 
 def test_detection_columns_equal_entries_one_by_one():
@@ -349,8 +349,8 @@ def test_detection_columns_equal_entries_one_by_one():
         for _ in range(300)
     ]
     ids = np.array([7, 2, 4])
-    fast = coco.chosen_detections(detection_columns(entries), ids, 1, 0.1)
-    slow = coco.detections_one_by_one(entries, ids, 1, 0.1, "file", "mend")
+    fast = coco.filter_detections(detection_columns(entries), ids, 1, 0.1)
+    slow = coco.filter_detection_entries(entries, ids, 1, 0.1, "file", "mend")
     assert (
         np.array_equal(fast[0], slow[0])
         and fast[1] == slow[1]

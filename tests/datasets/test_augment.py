@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 CENTER, SCALE, ASPECT = np.array([300.0, 200.0]), np.array([1.5, 2.0]), 0.75
 HRNET = Augmentation(
-    flip=True, scale_factor=0.35, rotation_factor=45.0, half_body_share=0.0, half_body_joints=8
+    flip=True, scale_factor=0.35, rotation_factor=45.0, half_body_prob=0.0, half_body_joints=8
 )
 
 
@@ -49,7 +49,7 @@ def draws(count=4000, *, augmentation, joints=None, visible=None, skeleton=COCO)
     """
     joints, visible = (np.zeros((17, 2)), np.zeros(17)) if joints is None else (joints, visible)
     found = [
-        augmentation.draw(
+        augmentation.sample(
             np.random.default_rng((0, 0, i)), CENTER, SCALE, joints, visible, skeleton, ASPECT
         )
         for i in range(count)
@@ -111,7 +111,7 @@ def test_joints_in_one_point_give_no_crop():
     assert half(UPPER, joints, visible) is None and half(LOWER, joints, visible) is None
     # and the sample falls back to the person's own box
     everything = Augmentation(
-        flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_share=1.0, half_body_joints=8
+        flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_prob=1.0, half_body_joints=8
     )
     centers, scales, _, _ = draws(20, augmentation=everything, joints=joints, visible=visible)
     assert (centers == CENTER).all() and (scales == SCALE).all()
@@ -130,7 +130,7 @@ def test_upper_half_is_drawn_from_a_normal_distribution():
     """
     joints, visible = body()
     everything = Augmentation(
-        flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_share=1.0, half_body_joints=8
+        flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_prob=1.0, half_body_joints=8
     )
     centers, _, _, _ = draws(augmentation=everything, joints=joints, visible=visible)
     share = (centers[:, 1] < 175).mean()
@@ -162,7 +162,7 @@ def test_share_of_half_bodies(labelled, share, wanted):
     """
     joints, visible = body(min(labelled, 11), labelled - min(labelled, 11))
     augmentation = Augmentation(
-        flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_share=share, half_body_joints=8
+        flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_prob=share, half_body_joints=8
     )
     centers, _, _, _ = draws(3000, augmentation=augmentation, joints=joints, visible=visible)
     assert abs((centers != CENTER).any(axis=1).mean() - wanted) < (0.03 if 0 < wanted < 1 else 1e-9)
@@ -204,14 +204,14 @@ def test_mirror():
         and abs(mirrored[scales[:, 0] > SCALE[0]].mean() - 0.5) < 0.035
     )
     never = Augmentation(
-        flip=False, scale_factor=0.35, rotation_factor=45.0, half_body_share=0.0, half_body_joints=8
+        flip=False, scale_factor=0.35, rotation_factor=45.0, half_body_prob=0.0, half_body_joints=8
     )
     assert not draws(200, augmentation=never)[3].any()
 
 
 def test_nothing_is_moved_without_augmentation():
     nothing = Augmentation(
-        flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_share=0.0, half_body_joints=8
+        flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_prob=0.0, half_body_joints=8
     )
     centers, scales, rotations, mirrored = draws(50, augmentation=nothing)
     assert (
@@ -225,7 +225,7 @@ def test_nothing_is_moved_without_augmentation():
 def test_arguments_are_left_as_they_are():
     joints, visible = body()
     before = [array.copy() for array in (CENTER, SCALE, joints, visible)]
-    draws(50, augmentation=Augmentation(half_body_share=1.0), joints=joints, visible=visible)
+    draws(50, augmentation=Augmentation(half_body_prob=1.0), joints=joints, visible=visible)
     assert all(np.array_equal(a, b) for a, b in zip(before, (CENTER, SCALE, joints, visible)))
 
 
@@ -235,13 +235,13 @@ MSPN = Augmentation(
     flip=True,
     scale_factor=0.25,
     rotation_factor=45.0,
-    half_body_share=0.3,
+    half_body_prob=0.3,
     half_body_joints=3,
     half_body_rule="mspn",
     half_body_margin_random=(0.6, 0.8),
-    draw_rule="uniform",
-    shrink=0.8,
-    rotated_share=0.5,
+    distribution="uniform",
+    scale_multiplier=0.8,
+    rotation_prob=0.5,
     margin=(1.05, 1.05),
     margin_random=(0.6, 0.8),
 )
@@ -251,7 +251,7 @@ EXTENT = np.array([100.0, 160.0])
 def mspn_draws(augmentation, count=4000, joints=None, visible=None):
     joints, visible = (np.zeros((17, 2)), np.zeros(17)) if joints is None else (joints, visible)
     found = [
-        augmentation.draw(
+        augmentation.sample(
             np.random.default_rng((0, 0, i)), CENTER, SCALE, joints, visible, COCO, ASPECT, EXTENT
         )
         for i in range(count)
@@ -264,7 +264,12 @@ def test_margins_of_mspn():
     up to 168 x 302.4.
     """
     still = replace(
-        MSPN, scale_factor=0.0, rotation_factor=0.0, shrink=1.0, half_body_share=0.0, flip=False
+        MSPN,
+        scale_factor=0.0,
+        rotation_factor=0.0,
+        scale_multiplier=1.0,
+        half_body_prob=0.0,
+        flip=False,
     )
     centers, scales, rotations, _ = mspn_draws(still)
     assert (
@@ -283,7 +288,7 @@ def test_margins_of_mspn():
 
 def test_sizes_and_rotations_of_mspn():
     """Both are uniform: 0.8 x (0.75 .. 1.25), and -45 .. 45 degrees for half of the samples."""
-    plain = replace(MSPN, margin_random=(0.0, 0.0), half_body_share=0.0)
+    plain = replace(MSPN, margin_random=(0.0, 0.0), half_body_prob=0.0)
     _, scales, rotations, mirrored = mspn_draws(plain)
     factor = scales[:, 0] / SCALE[0]
     assert 0.6 <= factor.min() < 0.605 and 0.995 < factor.max() <= 1.0
@@ -317,7 +322,7 @@ def test_half_bodies_of_mspn():
     assert half_body_extent(joints, visible, COCO, ASPECT, True, np.ones(2)) is None
     joints[:] = 7
     assert half_body_extent(joints, np.ones(17), COCO, ASPECT, True, np.ones(2)) is None
-    everything = replace(MSPN, half_body_share=1.0, margin_random=(0.0, 0.0))
+    everything = replace(MSPN, half_body_prob=1.0, margin_random=(0.0, 0.0))
     joints, visible = body()
     centers, _, _, _ = mspn_draws(everything, 2000, joints, visible)
     assert (
@@ -331,9 +336,9 @@ def test_centre_shift_of_mmpose():
         flip=False,
         scale_factor=0.0,
         rotation_factor=0.0,
-        half_body_share=0.0,
+        half_body_prob=0.0,
         half_body_joints=8,
-        shifted_share=0.3,
+        shift_prob=0.3,
         shift=0.16,
     )
     centers, scales, _, _ = draws(augmentation=shifting)
@@ -344,7 +349,7 @@ def test_centre_shift_of_mmpose():
     assert (distance <= limit).all() and (distance.max(axis=0) > 0.98 * limit).all()
     # a half body takes the place of the shift
     joints, visible = body()
-    both = replace(shifting, half_body_share=1.0, shifted_share=1.0)
+    both = replace(shifting, half_body_prob=1.0, shift_prob=1.0)
     centers, _, _, _ = draws(200, augmentation=both, joints=joints, visible=visible)
     assert (
         np.isclose(centers, [150, 100]).all(axis=1) | np.isclose(centers, [140, 300]).all(axis=1)
@@ -361,7 +366,7 @@ def test_centre_shift_of_mmpose():
                 flip=True,
                 scale_factor=0.35,
                 rotation_factor=45.0,
-                half_body_share=0.3,
+                half_body_prob=0.3,
                 half_body_joints=8,
                 half_body_margin_random=(0.6, 0.8),
                 shift=0.16,
@@ -373,7 +378,7 @@ def test_centre_shift_of_mmpose():
                 flip=True,
                 scale_factor=0.3,
                 rotation_factor=40.0,
-                half_body_share=0.3,
+                half_body_prob=0.3,
                 half_body_joints=8,
                 half_body_margin_random=(0.6, 0.8),
                 shift=0.16,
@@ -385,10 +390,10 @@ def test_centre_shift_of_mmpose():
                 flip=True,
                 scale_factor=0.5,
                 rotation_factor=40.0,
-                half_body_share=0.3,
+                half_body_prob=0.3,
                 half_body_joints=8,
                 half_body_margin_random=(0.6, 0.8),
-                shifted_share=0.3,
+                shift_prob=0.3,
                 shift=0.16,
             ),
         ),
@@ -398,7 +403,7 @@ def test_centre_shift_of_mmpose():
                 flip=True,
                 scale_factor=0.3,
                 rotation_factor=40.0,
-                half_body_share=0.0,
+                half_body_prob=0.0,
                 half_body_joints=8,
                 half_body_margin_random=(0.6, 0.8),
                 shift=0.16,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from poise import config
 from poise.config import datasets
-from poise.datasets import coco, read_set
+from poise.datasets import coco, load_split
 from poise.errors import ConfigError, DataError, escape_name
 from poise.structures.person_table import PackedNames
 
@@ -619,8 +619,8 @@ def test_read_set_takes_detections_for_tests_only(annotated, detected, tmp_path,
         str(tmp_path / "boxes" / "made_boxes.json"),
     )
     assert (
-        len(read_set(cfg, train=True)[0]) == 2
-        and read_set(cfg, train=False)[0].box_source == "made_boxes"
+        len(load_split(cfg, train=True)[0]) == 2
+        and load_split(cfg, train=False)[0].box_source == "made_boxes"
     )
 
 
@@ -630,11 +630,11 @@ def test_select_data_drops_persons_whose_joints_are_elsewhere(annotated, experim
         [value for _ in range(17) for value in (600, 400, 2)],
     )
     annotated([person(1, keypoints=centre), person(2, keypoints=far)], split="train2017")
-    table, _ = read_set(experiment("DATASET.SELECT_DATA", True), train=True)
+    table, _ = load_split(experiment("DATASET.SELECT_DATA", True), train=True)
     assert table.ids.tolist() == [1] and table.dropped == {
         "joints far from the box's centre, DATASET.SELECT_DATA": 1
     }
-    assert len(read_set(experiment(), train=True)[0]) == 2
+    assert len(load_split(experiment(), train=True)[0]) == 2
 
 
 # names --------------------------------------------------------------------------------------------
@@ -661,9 +661,9 @@ def shared_config(tmp_path, root, *overrides):
 
 def test_real_subset(tmp_path, shared):
     cfg = shared_config(tmp_path, shared / "data" / "coco_subset", "TEST.USE_GT_BBOX", True)
-    train, images = read_set(cfg, train=True)
+    train, images = load_split(cfg, train=True)
     assert len(train) == 225 and train.labelled
-    val, _ = read_set(cfg, train=False)
+    val, _ = load_split(cfg, train=False)
     assert len(val) == 325
     assert images.read(train.image_name(0)).ndim == 3
 
@@ -684,7 +684,7 @@ def test_made_detections_of_the_real_subset(tmp_path, shared):
         "TEST.IMAGE_THRE",
         0.0,
     )
-    table, _ = read_set(cfg, train=False)
+    table, _ = load_split(cfg, train=False)
     entries = json.loads(file.read_text())
     assert len(table) + sum(table.dropped.values()) == len(entries) and len(table) > 300
     assert table.box_source == "made_val2017_detections_person" and (table.scale > 0).all()
@@ -709,8 +709,8 @@ def test_every_person_of_coco(tmp_path, shared):
         ):
             shutil.copyfileobj(packed, file)
     cfg = shared_config(tmp_path, tmp_path, "TEST.USE_GT_BBOX", True)
-    train, _ = read_set(cfg, train=True)
-    val, _ = read_set(cfg, train=False)
+    train, _ = load_split(cfg, train=True)
+    val, _ = load_split(cfg, train=False)
     assert (len(train), len(val)) == (149_813, 6_352)
     assert (
         np.isfinite(train.joints).all()

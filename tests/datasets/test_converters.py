@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from poise.config.datasets import dataset, read_dataset
 from poise.datasets import ImageFolder, converters
-from poise.datasets.converters.images import describe_left_out, image_size
+from poise.datasets.converters.images import describe_skipped, image_size
 from poise.errors import DataError, run_tool
 from support.custom_datasets import make_set
 from support.tools import load_tool
@@ -371,7 +371,7 @@ def test_labelme_other_shapes_are_left_out_and_counted(made, tmp_path, caplog):
 @pytest.mark.parametrize("form, file", [("labelme", "a.json"), ("yolo", "a.txt")])
 def test_pictures_that_differ_by_their_ending(made, tmp_path, form, file):
     """One would take the other's labels."""
-    pictures = [converters.LabelledPicture(name, 60, 40) for name in ("a.jpg", "b.jpg", "a.png")]
+    pictures = [converters.LabeledImage(name, 60, 40) for name in ("a.jpg", "b.jpg", "a.png")]
     with pytest.raises(
         DataError,
         match=f"a.jpg and a.png have their labels in one file, {file}; rename one of the pictures",
@@ -646,7 +646,7 @@ def test_labels_without_number_are_counted_together(made, tmp_path, form):
     source, images = Path(args[1]), options.get("images")
     _, left = import_module(f"poise.datasets.converters.{form}").read(source, args[2], images)
     assert len(left) <= 1002 and 190 <= left["other labels"] <= 200 and left.total() >= 1200
-    assert max(map(len, left)) <= 83 and "200 other labels" in describe_left_out(left)
+    assert max(map(len, left)) <= 83 and "200 other labels" in describe_skipped(left)
 
 
 def test_cvat_field_rotated_box(shared):
@@ -800,14 +800,14 @@ def test_yolo_field_of_turned_images_is_as_expected(shared):
 def test_sizes_of_labels_are_compared_with_the_images(
     made, tmp_path, caplog, form, size, orientation, line
 ):
-    person = converters.images.LabelledPerson(
+    person = converters.images.LabeledPerson(
         np.array([1.0, 1, 20, 20]), np.array([[5.0, 6, 2]] * 5)
     )
     converters.write(
         form,
         tmp_path / WRITTEN[form],
         made[1],
-        [converters.LabelledPicture("a.jpg", *size, [person])],
+        [converters.LabeledImage("a.jpg", *size, [person])],
     )
     save_turned(tmp_path / "i" / "a.jpg", orientation)
     with caplog.at_level(logging.WARNING):
@@ -818,7 +818,7 @@ def test_sizes_of_labels_are_compared_with_the_images(
 @pytest.mark.parametrize("form", ["coco", "cvat", "labelme"])
 def test_images_of_another_size_than_labeled_refused(made, tmp_path, form):
     converters.write(
-        form, tmp_path / WRITTEN[form], made[1], [converters.LabelledPicture("a.jpg", 60, 41)]
+        form, tmp_path / WRITTEN[form], made[1], [converters.LabeledImage("a.jpg", 60, 41)]
     )
     save_turned(tmp_path / "i" / "a.jpg", 1)
     assert "the labels are of an image of 60 x 41 pixels, and " in refusal(

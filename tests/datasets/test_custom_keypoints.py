@@ -13,7 +13,7 @@ import yaml
 from poise import config
 from poise.codecs import CODECS, build_codec
 from poise.config.datasets import dataset_of
-from poise.datasets import build_loader, joints_agree_with_box, read_set
+from poise.datasets import build_loader, load_split, select_data
 from poise.engine import evaluate, train
 from poise.engine.records import TrainRecords
 from poise.errors import ConfigError, DataError
@@ -180,7 +180,7 @@ def test_every_family_has_as_many_joints(tmp_path, name):
 
 def test_image_names_categories_and_ids(tmp_path):
     cfg = config.load(experiment(tmp_path, make_set(tmp_path / "set", 5)))
-    table, images = read_set(cfg, train=False)
+    table, images = load_split(cfg, train=False)
     assert (
         table.category_id == 7
         and table.image_name(0) == "cam 1/val-shot 0.png"
@@ -190,7 +190,7 @@ def test_image_names_categories_and_ids(tmp_path):
         table.image_name(3)
     ).shape == (64, 120, 3)
     assert (
-        read_set(
+        load_split(
             config.load(experiment(tmp_path, make_set(tmp_path / "set", 5, category=0))),
             train=False,
         )[0].category_id
@@ -200,8 +200,8 @@ def test_image_names_categories_and_ids(tmp_path):
 
 def test_category_by_id(tmp_path):
     path = experiment(tmp_path, make_set(tmp_path / "set", 5))
-    names = read_set(config.load(path), train=False)[0]
-    by_id = read_set(
+    names = load_split(config.load(path), train=False)[0]
+    by_id = load_split(
         config.load(
             experiment(
                 tmp_path,
@@ -225,7 +225,7 @@ def test_category_that_is_not_there(tmp_path):
                 f"has no category {category!r} with an id; .* `category` of the dataset file names"
             ),
         ):
-            read_set(config.load(experiment(tmp_path, file)), train=True)
+            load_split(config.load(experiment(tmp_path, file)), train=True)
 
 
 def test_detections_of_a_category_without_number_one(tmp_path):
@@ -240,7 +240,7 @@ def test_detections_of_a_category_without_number_one(tmp_path):
         experiment(tmp_path, file),
         ["TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(tmp_path / "boxes.json")],
     )
-    table, _ = read_set(cfg, train=False)
+    table, _ = load_split(cfg, train=False)
     assert (
         len(table) == 3 and table.category_id == 0 and table.dropped == {"of another category": 2}
     )
@@ -258,7 +258,7 @@ def test_joints_in_another_order(tmp_path):
             " there must have"
         ),
     ):
-        read_set(config.load(experiment(tmp_path, file)), train=True)
+        load_split(config.load(experiment(tmp_path, file)), train=True)
 
 
 def test_wrong_number_of_joints(tmp_path):
@@ -267,7 +267,7 @@ def test_wrong_number_of_joints(tmp_path):
     with pytest.raises(
         DataError, match=r"annotation 5 has 15 keypoint numbers, expected 18 \(6 joints x 3\)"
     ):
-        read_set(config.load(experiment(tmp_path, file)), train=True)
+        load_split(config.load(experiment(tmp_path, file)), train=True)
 
 
 def test_cache_follows_the_dataset_file(tmp_path, monkeypatch):
@@ -278,18 +278,20 @@ def test_cache_follows_the_dataset_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = make_set(tmp_path / "set", 5)
     path = experiment(tmp_path, file)
-    first = read_set(config.load(path), train=False)[0]
+    first = load_split(config.load(path), train=False)[0]
     keys = yaml.safe_load(file.read_text())
     kept = len(list((tmp_path / "cache" / "poise").iterdir()))
     with monkeypatch.context() as patch:
         patch.setattr("poise.datasets.coco_files.read_in_parts", None)  # from the cache alone
-        assert read_set(config.load(path), train=False)[0].joints.tolist() == first.joints.tolist()
+        assert (
+            load_split(config.load(path), train=False)[0].joints.tolist() == first.joints.tolist()
+        )
         # sigmas and limbs are not in the arrays: no need to read anew
         file.write_text(yaml.safe_dump(keys | {"sigmas": [0.5] * 5}))
-        assert read_set(config.load(path), train=False)[0].skeleton.sigmas == (0.5,) * 5
+        assert load_split(config.load(path), train=False)[0].skeleton.sigmas == (0.5,) * 5
     file.write_text(yaml.safe_dump(keys | {"category": 1}))
     with pytest.raises(DataError, match="annotation 90000 has no 'keypoints'"):
-        read_set(config.load(path), train=False)
+        load_split(config.load(path), train=False)
     file.write_text(
         yaml.safe_dump(
             keys
@@ -302,7 +304,7 @@ def test_cache_follows_the_dataset_file(tmp_path, monkeypatch):
         )
     )
     with pytest.raises(DataError, match="expected 18"):
-        read_set(config.load(path), train=False)
+        load_split(config.load(path), train=False)
     assert len(list((tmp_path / "cache" / "poise").iterdir())) == kept
 
 
@@ -311,8 +313,8 @@ def test_share_of_joints_for_select_data(tmp_path):
     cfg = config.load(
         experiment(tmp_path, make_set(tmp_path / "set", 133)), ["DATASET.SELECT_DATA", True]
     )
-    table, _ = read_set(cfg, train=True)
-    assert len(table) > 10 and joints_agree_with_box(table).all()
+    table, _ = load_split(cfg, train=True)
+    assert len(table) > 10 and select_data(table).all()
 
 
 def test_augmented_batch_of_a_mirrored_person(tmp_path):
@@ -323,7 +325,7 @@ def test_augmented_batch_of_a_mirrored_person(tmp_path):
         experiment(tmp_path, make_set(tmp_path / "set", 5)),
         ["DATASET.PROB_ROTATION", 0, "DATASET.PROB_HALF_BODY", 0],
     )
-    loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
+    loader = build_loader(cfg, *load_split(cfg, train=True), train=True)
     seen = 0
     for batch in loader:
         joints, visible = batch["joints"].numpy(), batch["visible"].numpy() > 0

@@ -10,10 +10,10 @@ import pytest
 import torch
 from poise import config
 from poise.config.datasets import COCO
-from poise.datasets import build_loader, coco, joints_agree_with_box, read_set
+from poise.datasets import build_loader, coco, load_split, select_data
 from poise.datasets.augment import Augmentation
-from poise.datasets.loader import BatchLoader, PersonCrops
-from poise.datasets.sampler import EpochBatches
+from poise.datasets.loader import BatchLoader, TopDownDataset
+from poise.datasets.sampler import EpochBatchSampler
 from poise.errors import DataError
 from poise.io.images import ImageFolder
 from poise.structures.crops import box_to_center_scale
@@ -21,7 +21,7 @@ from poise.structures.person_table import PackedNames, PersonTable
 
 SIZE = (96, 128)
 FULL = Augmentation(
-    flip=True, scale_factor=0.3, rotation_factor=40.0, half_body_share=0.3, half_body_joints=8
+    flip=True, scale_factor=0.3, rotation_factor=40.0, half_body_prob=0.3, half_body_joints=8
 )
 # a colour for each joint, far from each other and from the background
 COLOURS = np.array([(b, g, r) for b, g, r in itertools.product((20, 130, 240), repeat=3)][:26])[
@@ -73,7 +73,7 @@ def dotted(tmp_path):
 
 
 def crops(table, images, *, augmentation=None, rgb=False, seed=0):
-    return PersonCrops(
+    return TopDownDataset(
         table, images, image_size=SIZE, rgb=rgb, seed=seed, augmentation=augmentation
     )
 
@@ -158,7 +158,7 @@ def test_joints_lie_on_the_same_content_whatever_is_drawn(dotted):
 def test_mirror_alone(dotted):
     table, images = dotted
     only_mirror = Augmentation(
-        flip=True, scale_factor=0.0, rotation_factor=0.0, half_body_share=0.0, half_body_joints=8
+        flip=True, scale_factor=0.0, rotation_factor=0.0, half_body_prob=0.0, half_body_joints=8
     )
     dataset = crops(table, images, augmentation=only_mirror)
     plain, plain_joints, _ = sample(crops(table, images), 0)
@@ -225,7 +225,7 @@ def test_an_image_is_decoded_once_for_all_its_persons(dotted, monkeypatch):
     assert torch.equal(alone["images"][0], batch["images"][3]) and torch.equal(
         alone["joints"][0], batch["joints"][3]
     )
-    in_order = EpochBatches(
+    in_order = EpochBatchSampler(
         5, 2, shuffle=False, seed=0, order=np.argsort(table.image_index, kind="stable")
     )
     assert [person for keys in in_order for _, person in keys] == [0, 1, 3, 2, 4]
@@ -265,10 +265,10 @@ def test_workers_change_nothing(small_set, tmp_path):
     found = []
     for workers in (0, 2):
         cfg = small_config(small_set, tmp_path, "WORKERS", workers)
-        loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
+        loader = build_loader(cfg, *load_split(cfg, train=True), train=True)
         epochs = []
         for epoch, first in ((0, 0), (1, 0), (1, 2)):
-            loader.batches.begin(epoch, first)
+            loader.batch_sampler.set_epoch(epoch, first)
             epochs.append(everything(loader))
         found.append(epochs)
     assert all(same(alone, shared) for alone, shared in zip(*found))
@@ -279,22 +279,22 @@ def test_workers_change_nothing(small_set, tmp_path):
 
 def test_test_batches_are_in_the_order_of_the_images(small_set, tmp_path):
     cfg = small_config(small_set, tmp_path, "WORKERS", 2)
-    table, images = read_set(cfg, train=False)
+    table, images = load_split(cfg, train=False)
     mixed = np.random.default_rng(0).permutation(len(table))
     for name in ("image_index", "center", "extent", "scale", "joints", "visible", "ids"):
         object.__setattr__(table, name, getattr(table, name)[mixed])
     loader = build_loader(cfg, table, images, train=False)
-    loader.batches.begin(3)
+    loader.batch_sampler.set_epoch(3)
     batches = everything(loader)
     persons = torch.cat([batch["person"] for batch in batches]).numpy()
     assert len(loader) == len(batches) and sorted(persons.tolist()) == list(range(len(table)))
     assert (np.diff(table.image_index[persons]) >= 0).all() and not (
         np.diff(table.image_index) >= 0
     ).all()
-    loader.batches.begin(0)
+    loader.batch_sampler.set_epoch(0)
     assert same(batches, everything(loader))  # nothing is drawn
     # a sample is the same in whatever order and company it is made
-    alone = build_loader(cfg, table, images, train=False).crops
+    alone = build_loader(cfg, table, images, train=False).dataset
     for batch in batches:
         for row, person in enumerate(batch["person"].tolist()):
             one = alone.__getitems__([(7, person)])
@@ -306,7 +306,9 @@ def test_test_batches_are_in_the_order_of_the_images(small_set, tmp_path):
 def test_batch_grows_with_the_devices(small_set, tmp_path):
     cfg = small_config(small_set, tmp_path, "WORKERS", 0)
     assert (
-        build_loader(cfg, *read_set(cfg, train=True), train=True, devices=3).batches.batch_size
+        build_loader(
+            cfg, *load_split(cfg, train=True), train=True, devices=3
+        ).batch_sampler.batch_size
         == 24
     )
 
@@ -315,15 +317,15 @@ def test_batch_grows_with_the_devices(small_set, tmp_path):
 
 
 def keys(persons=23, size=5, *, shuffle=True, seed=0, epoch=0, first=0):
-    batches = EpochBatches(persons, size, shuffle=shuffle, seed=seed)
-    batches.begin(epoch, first)
+    batches = EpochBatchSampler(persons, size, shuffle=shuffle, seed=seed)
+    batches.set_epoch(epoch, first)
     return list(batches)
 
 
 def test_everyone_is_in_an_epoch_once():
     batches = keys(epoch=6)
     assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3] and len(
-        EpochBatches(23, 5, shuffle=True, seed=0)
+        EpochBatchSampler(23, 5, shuffle=True, seed=0)
     ) == 5
     assert sorted(person for batch in batches for _, person in batch) == list(range(23))
     assert {epoch for batch in batches for epoch, _ in batch} == {6}
@@ -364,7 +366,7 @@ def test_unreadable_image_is_the_error_itself(dotted, workers):
     )
     loader = BatchLoader(
         crops(table, images),
-        EpochBatches(8, 2, shuffle=False, seed=0),
+        EpochBatchSampler(8, 2, shuffle=False, seed=0),
         workers=workers,
         pin_memory=False,
     )
@@ -387,7 +389,7 @@ def test_missing_folder_is_found_before_the_first_batch(dotted, tmp_path):
     with pytest.raises(DataError, match="nowhere: no such image folder"):
         BatchLoader(
             crops(table, ImageFolder(tmp_path / "nowhere")),
-            EpochBatches(1, 1, shuffle=False, seed=0),
+            EpochBatchSampler(1, 1, shuffle=False, seed=0),
             workers=0,
             pin_memory=False,
         )
@@ -402,7 +404,7 @@ def test_nobody_left_is_said(dotted):
     ):
         BatchLoader(
             crops(nobody, images),
-            EpochBatches(0, 1, shuffle=False, seed=0),
+            EpochBatchSampler(0, 1, shuffle=False, seed=0),
             workers=0,
             pin_memory=False,
         )
@@ -412,7 +414,10 @@ def test_nobody_left_is_said(dotted):
 def test_more_workers_than_cores_is_no_warning(dotted):
     table, images = dotted
     loader = BatchLoader(
-        crops(table, images), EpochBatches(1, 1, shuffle=False, seed=0), workers=9, pin_memory=False
+        crops(table, images),
+        EpochBatchSampler(1, 1, shuffle=False, seed=0),
+        workers=9,
+        pin_memory=False,
     )
     assert len(loader) == 1
 
@@ -430,9 +435,9 @@ def test_joints_that_agree_with_their_box(dotted):
     # 0.65
     distance = 0.2 * np.sqrt(table.scale[3].prod()) * 200
     table.joints[3] += (distance, 0)
-    assert joints_agree_with_box(table).tolist() == [True, False, False, False]
+    assert select_data(table).tolist() == [True, False, False, False]
     table.visible[3, 1:] = 0
-    assert joints_agree_with_box(table).tolist() == [True, False, False, True]
+    assert select_data(table).tolist() == [True, False, False, True]
 
 
 def test_selection_of_a_table_keeps_rows_together(small_set, tmp_path):

@@ -7,8 +7,8 @@ from PIL import Image
 from poise.config.datasets import dataset
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
-from poise.datasets.loader import BatchLoader, PersonCrops, close_loaders
-from poise.datasets.sampler import EpochBatches
+from poise.datasets.loader import BatchLoader, TopDownDataset, close_loaders
+from poise.datasets.sampler import EpochBatchSampler
 from poise.io.images import ImageFolder
 
 
@@ -51,8 +51,8 @@ def annotations(folder, persons=3):
 def test_batch_loader_keywords_give_augmented_crops(tmp_path):
     annotations(tmp_path)
     table = coco.read_annotated(tmp_path / "persons.json", dataset("coco"))
-    crops = PersonCrops(table, ImageFolder(tmp_path), augmentation=Augmentation())
-    loader = BatchLoader(crops, EpochBatches(len(table), 2, shuffle=True, seed=0))
+    crops = TopDownDataset(table, ImageFolder(tmp_path), augmentation=Augmentation())
+    loader = BatchLoader(crops, EpochBatchSampler(len(table), 2, shuffle=True, seed=0))
     try:
         batches = list(loader)
     finally:

@@ -11,8 +11,8 @@ import yaml
 from poise import config
 from poise.codecs import build_codec
 from poise.config.datasets import COCO, MPII, dataset, joint_places
-from poise.datasets import build_loader, mixing, read_set
-from poise.datasets.sampler import EpochBatches
+from poise.datasets import build_loader, load_split, mixing
+from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import train
 from poise.engine.records import TrainRecords
 from poise.engine.targets import encode_targets
@@ -88,9 +88,9 @@ def test_joints_of_mpii_and_crowdpose_for_coco():
 
 def test_table_of_two_sets(loaded, sets):
     cfg = loaded()
-    table, images = read_set(cfg, train=True)
-    own, own_images = read_set(config.load(sets[0]), train=True)
-    other, _ = read_set(mixing.as_set(cfg, "others"), train=True)
+    table, images = load_split(cfg, train=True)
+    own, own_images = load_split(config.load(sets[0]), train=True)
+    other, _ = load_split(mixing.cfg_for_source(cfg, "others"), train=True)
     assert len(table) == len(own) + len(other) == 24 + 15 and table.skeleton.names == tuple(
         joint_names(5)
     )
@@ -119,12 +119,13 @@ def test_table_of_two_sets(loaded, sets):
     assert table.dropped == {"of another category": 16, "of another category (others)": 10}
     # tests are of the first set alone
     assert np.array_equal(
-        read_set(cfg, train=False)[0].joints, read_set(config.load(sets[0]), train=False)[0].joints
+        load_split(cfg, train=False)[0].joints,
+        load_split(config.load(sets[0]), train=False)[0].joints,
     )
 
 
 def test_names_given_by_hand(loaded):
-    table, _ = read_set(
+    table, _ = load_split(
         loaded(
             "DATASET.MIX.others.JOINTS.belly", "left_1", "DATASET.MIX.others.JOINTS.tail", "right_1"
         ),
@@ -138,8 +139,8 @@ def test_mirrored_as_the_first_set_says(loaded):
     which the second may have one.
     """
     cfg = loaded("DATASET.MIX.others.JOINTS.tail", "right_1")  # left_1 is unknown there
-    table, images = read_set(cfg, train=True)
-    crops = build_loader(cfg, table, images, train=True).crops
+    table, images = load_split(cfg, train=True)
+    crops = build_loader(cfg, table, images, train=True).dataset
     right, left = table.skeleton.names.index("right_1"), table.skeleton.names.index("left_1")
     sides = set()
     for epoch in range(6):
@@ -162,8 +163,8 @@ def test_unknown_joints_count_for_nothing(loaded, codec, loss, ohkm):
     cfg = loaded(
         "MODEL.TARGET_TYPE", codec, "LOSS.TYPE", loss, "LOSS.USE_OHKM", ohkm, "LOSS.TOPK", 5
     )
-    loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
-    batch = loader.crops.__getitems__([(0, person) for person in range(20, 30)])
+    loader = build_loader(cfg, *load_split(cfg, train=True), train=True)
+    batch = loader.dataset.__getitems__([(0, person) for person in range(20, 30)])
     codec = build_codec(cfg)
     targets = encode_targets(cfg, codec, batch, CPU)
     outputs = [
@@ -182,7 +183,7 @@ def test_unknown_joints_count_for_nothing(loaded, codec, loss, ohkm):
 
 def test_without_mix_losses_have_no_mask(sets):
     cfg = config.load(sets[0])
-    loader = build_loader(cfg, *read_set(cfg, train=True), train=True)
+    loader = build_loader(cfg, *load_split(cfg, train=True), train=True)
     assert encode_targets(cfg, build_codec(cfg), next(iter(loader)), CPU).annotated_mask is None
 
 
@@ -205,10 +206,10 @@ def test_loss_without_weights_is_refused(loaded):
 
 
 def samples(repeat, *, epoch=0, shuffle=True, seed=0, size=4, first=0):
-    batches = EpochBatches(
+    batches = EpochBatchSampler(
         len(repeat), size, shuffle=shuffle, seed=seed, repeat=np.array(repeat, np.float64)
     )
-    batches.begin(epoch, first)
+    batches.set_epoch(epoch, first)
     return [sample for keys in batches for _, sample in keys], batches
 
 
@@ -216,8 +217,8 @@ def test_whole_repetitions():
     found, batches = samples([1] * 6 + [3] * 4)
     assert (
         sorted(found) == [*range(10), *range(16, 20), *range(26, 30)]
-        and batches.samples == 18
-        and batches.count == len(batches) == 5
+        and batches.num_samples == 18
+        and batches.num_batches == len(batches) == 5
     )
 
 
@@ -225,7 +226,7 @@ def test_shares_are_drawn_anew_each_epoch():
     drawn = []
     for epoch in range(40):
         found, batches = samples([1] * 10 + [0.3] * 20, epoch=epoch)
-        assert len(found) == len(set(found)) == batches.samples == 16 and set(range(10)) < set(
+        assert len(found) == len(set(found)) == batches.num_samples == 16 and set(range(10)) < set(
             found
         )
         drawn.append(frozenset(found))
@@ -252,17 +253,19 @@ def test_order_depends_on_seed_and_epoch_alone():
         != found
     )
     shares = [
-        EpochBatches(20, 4, shuffle=True, seed=0, rank=rank, world=2, repeat=np.array(repeat))
+        EpochBatchSampler(
+            20, 4, shuffle=True, seed=0, shard=Shard(rank, 2), repeat=np.array(repeat)
+        )
         for rank in range(2)
     ]
     for share in shares:
-        share.begin(3)
+        share.set_epoch(3)
     assert [sample for pair in zip(*shares) for keys in pair for _, sample in keys] == found
 
 
 def test_repeat_one_changes_nothing():
-    plain = EpochBatches(23, 5, shuffle=True, seed=2)
-    plain.begin(4)
+    plain = EpochBatchSampler(23, 5, shuffle=True, seed=2)
+    plain.set_epoch(4)
     assert samples([1] * 23, epoch=4, seed=2, size=5)[0] == [
         sample for keys in plain for _, sample in keys
     ]
@@ -270,10 +273,10 @@ def test_repeat_one_changes_nothing():
 
 def test_repeated_persons_are_cut_out_differently(loaded):
     cfg = loaded("DATASET.MIX.others.REPEAT", 2)
-    table, images = read_set(cfg, train=True)
+    table, images = load_split(cfg, train=True)
     loader = build_loader(cfg, table, images, train=True)
-    assert loader.batches.samples == 24 + 30
-    batch = loader.crops.__getitems__([(1, 30), (1, 30 + len(table)), (1, 30)])
+    assert loader.batch_sampler.num_samples == 24 + 30
+    batch = loader.dataset.__getitems__([(1, 30), (1, 30 + len(table)), (1, 30)])
     assert batch["person"].tolist() == [30, 30, 30] and torch.equal(
         batch["images"][0], batch["images"][2]
     )
@@ -281,7 +284,7 @@ def test_repeated_persons_are_cut_out_differently(loaded):
 
 
 def test_repeat_of_persons_that_are_selected(loaded):
-    table, _ = read_set(loaded("DATASET.MIX.others.REPEAT", 2.5), train=True)
+    table, _ = load_split(loaded("DATASET.MIX.others.REPEAT", 2.5), train=True)
     chosen = table.select(np.arange(len(table)) % 2 == 0, "odd")
     assert (
         set(chosen.repeat[:12]) == {1}
@@ -309,7 +312,7 @@ def test_order_of_the_groups_is_by_name(sets, tmp_path):
         and list(again.DATASET.MIX) == ["a", "z"]
         and list(cfg.DATASET.MIX) == ["z", "a"]
     )
-    one, two = (read_set(c, train=True)[0] for c in (cfg, again))
+    one, two = (load_split(c, train=True)[0] for c in (cfg, again))
     assert (
         list(one.image_names) == list(two.image_names)
         and np.array_equal(one.repeat, two.repeat)
@@ -348,8 +351,8 @@ def test_mpii_beside_coco(small_set, small_mpii_set, tmp_path):
         f" {{mpii: {{SET: train, ROOT: {small_mpii_set}}}}}}}\n"
     )
     cfg = config.load(path)
-    table, images = read_set(cfg, train=True)
-    alone = read_set(mixing.as_set(cfg, "mpii"), train=True)[0]
+    table, images = load_split(cfg, train=True)
+    alone = load_split(mixing.cfg_for_source(cfg, "mpii"), train=True)[0]
     mine = table.visible[-len(alone) :]
     assert ((mine == UNKNOWN).sum(axis=1) == 5).all() and (mine[:, 5:] >= 0).all()
     assert np.array_equal(
@@ -419,14 +422,14 @@ def test_set_without_labels(tmp_path, small_mpii_set, small_set):
         f" test, ROOT: {tmp_path}}}}}}}\n"
     )
     assert "a set without labels cannot be trained on" in refusal(
-        read_set, config.load(path), train=True, kind=DataError
+        load_split, config.load(path), train=True, kind=DataError
     )
 
 
 def test_missing_folder_of_a_set_is_named(loaded, tmp_path):
     cfg = loaded()
     (tmp_path / "second" / "frames").rename(tmp_path / "second" / "pictures")
-    table, images = read_set(cfg, train=True)
+    table, images = load_split(cfg, train=True)
     assert f"{tmp_path}/second/frames: no such image folder" in refusal(
         build_loader, cfg, table, images, train=True, kind=DataError
     )

@@ -7,7 +7,7 @@ import pytest
 from poise import config
 from poise.config import datasets
 from poise.config.datasets import MPII
-from poise.datasets import mpii, read_set
+from poise.datasets import load_split, mpii
 from poise.errors import DataError
 
 
@@ -206,18 +206,18 @@ def test_where_files_lie(tmp_path, experiment):
 
 def test_synthetic_set_is_read(small_mpii_set, experiment):
     cfg = experiment("DATASET.ROOT", str(small_mpii_set))
-    train, images = read_set(cfg, train=True)
+    train, images = load_split(cfg, train=True)
     assert len(train) > 10 and train.visible.sum() > 16 * 5
     image = images.read(train.image_name(0))
     labelled = train.joints[0][train.visible[0] > 0]
     assert (labelled > -40).all() and (labelled < np.array(image.shape[1::-1]) + 40).all()
     cfg.defrost()
     cfg.DATASET.TEST_SET = "test"
-    assert not read_set(cfg, train=False)[0].labelled
+    assert not load_split(cfg, train=False)[0].labelled
 
 
 def test_real_validation_set(shared, experiment):
-    table, _ = read_set(
+    table, _ = load_split(
         experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), train=False
     )
     assert len(table) == 2958 and table.labelled

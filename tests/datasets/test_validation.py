@@ -17,11 +17,11 @@ import yaml
 from PIL import Image
 from poise import config
 from poise.config.datasets import COCO
-from poise.datasets import coco, read_set
+from poise.datasets import coco, load_split
 from poise.datasets.validation import left_right, run
 from poise.datasets.validation.columns import read_columns
 from poise.datasets.validation.findings import Findings
-from poise.datasets.validation.persons import People, check_turned
+from poise.datasets.validation.persons import AnnotatedPersons, check_turned
 from poise.engine import train
 from poise.engine.distributed import ALONE
 from poise.engine.records import TrainRecords
@@ -659,7 +659,7 @@ def test_annotations_upside_down_in_images_that_exif_turns():
     joints = rng.uniform(0, 10, (20, 17, 2)) + np.linspace(0, 90, 17)[:, None] * [0, 1]
     joints[10:] = 100 - joints[10:]
     ids, visible, image = np.arange(20), np.full((20, 17), 2.0), np.repeat([0, 1], 10)
-    people = People(COCO, ids, image, joints, visible, np.tile([0, 0, 100, 100], (20, 1)))
+    people = AnnotatedPersons(COCO, ids, image, joints, visible, np.tile([0, 0, 100, 100], (20, 1)))
     for orientation, wrong in (((1, 1), 0), ((3, 1), 0), ((1, 3), 1), ((6, 4), 1), ((3, 6), 0)):
         findings = Findings("set")
         check_turned(findings, people, np.array(orientation))
@@ -920,7 +920,9 @@ def look(path, *overrides):
     cfg = config.load(path, [str(value) for value in overrides])
     return [
         str(finding)
-        for finding in run.look(cfg, read_set(cfg, train=True), read_set(cfg, train=False))
+        for finding in run.quick_check(
+            cfg, load_split(cfg, train=True), load_split(cfg, train=False)
+        )
     ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from poise import codecs, config
-from poise.datasets.sampler import EpochBatches
+from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import device, distributed
 from poise.engine import distributed as process_group
 from poise.engine.distributed import ALONE, Processes
@@ -184,10 +184,10 @@ def rows_of(persons, size, world, *, whole, first=0, epoch=2):
     """The persons of each process's batches."""
     rows = []
     for rank in range(world):
-        batches = EpochBatches(
-            persons, size, shuffle=True, seed=7, rank=rank, world=world, whole_batches=whole
+        batches = EpochBatchSampler(
+            persons, size, shuffle=True, seed=7, shard=Shard(rank, world), shard_by_batch=whole
         )
-        batches.begin(epoch, first)
+        batches.set_epoch(epoch, first)
         rows.append([[person for _, person in batch] for batch in batches])
         if not first:
             assert len(rows[-1]) == len(batches)
@@ -217,7 +217,9 @@ def test_shares_of_batches(persons, size, world):
     assert {len(share) for share in shares} == {len(whole)}
     for number, batch in enumerate(whole):
         own = [
-            EpochBatches(persons, size, shuffle=True, seed=7, rank=rank, world=world).share(number)
+            EpochBatchSampler(
+                persons, size, shuffle=True, seed=7, shard=Shard(rank, world)
+            ).local_and_global_size(number)
             for rank in range(world)
         ]
         assert [length for _, length in own] == [len(batch)] * world
@@ -240,10 +242,10 @@ def test_whole_batches_in_turn(persons, size, world):
     shares = rows_of(persons, size, world, whole=True)
     assert [shares[number % world][number // world] for number in range(len(alone))] == alone
     assert sum(map(len, shares)) == len(alone)
-    counted = EpochBatches(
-        persons, size, shuffle=False, seed=0, rank=1, world=world, whole_batches=True
+    counted = EpochBatchSampler(
+        persons, size, shuffle=False, seed=0, shard=Shard(1, world), shard_by_batch=True
     )
-    assert [counted.share(number)[0] for number in range(counted.count)] == [
+    assert [counted.local_and_global_size(number)[0] for number in range(counted.num_batches)] == [
         len(batch) * (n % world == 1) for n, batch in enumerate(alone)
     ]
 
@@ -462,7 +464,7 @@ def persons_here(processes, path, overrides, stop):
         seen, train_step = [], train.train_step
 
         def watched(cfg, state, codec, batch, batches):
-            own, _ = batches.share(state.progress.step)
+            own, _ = batches.local_and_global_size(state.progress.step)
             seen.append(batch["person"][:own].tolist())
             if len(seen) == stop:
                 signal.raise_signal(signal.SIGTERM)
@@ -761,12 +763,15 @@ def test_stopping_a_test(together, tiny):
 
 
 def predicting_here(processes, path, asked):
-    from poise.datasets import build_loader, read_set
+    from poise.datasets import build_loader, load_split
     from poise.engine.predict import predict
 
     cfg = config.load(path)
     loader = build_loader(
-        cfg, *read_set(cfg, train=False), train=False, rank=processes.rank, world=processes.world
+        cfg,
+        *load_split(cfg, train=False),
+        train=False,
+        shard=Shard(processes.rank, processes.world),
     )
     try:
         found = predict(
@@ -1033,7 +1038,7 @@ def spoiled_here(processes, path, overrides):
 def test_loss_of_one_process_that_is_no_number(together, tiny):
     """It tells which images it had; nothing is saved."""
     done = together(2, spoiled_here, tiny, (), fails=True)
-    table_of_rank_1 = EpochBatches(50, 24, shuffle=True, seed=0, rank=1, world=2)
+    table_of_rank_1 = EpochBatchSampler(50, 24, shuffle=True, seed=0, shard=Shard(1, 2))
     persons = [person for _, person in list(table_of_rank_1)[2]]
     assert [one.status for one in done] == [1, 1] and done[0].err == ""
     assert done[1].err.startswith(

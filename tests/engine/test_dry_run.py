@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from poise import config
-from poise.datasets import read_set
+from poise.datasets import load_split
 from poise.engine import dry_run, train
 from poise.errors import PoiseError
 from support.paths import ROOT
@@ -157,7 +157,7 @@ def test_dry_run_keeps_and_fetches_nothing(tiny_experiment, monkeypatch, tmp_pat
         sorted(tmp_path.rglob("*")) == before
         and "MODEL.PRETRAINED is not fetched by a dry run" in capsys.readouterr().out
     )
-    read_set(config.load(tiny_experiment), train=True)
+    load_split(config.load(tiny_experiment), train=True)
     assert any((tmp_path / "cache").rglob("*")), (
         "nothing is kept of so small a set anyway: nothing was tested"
     )

@@ -20,8 +20,8 @@ import torch
 import yaml
 from poise import config
 from poise.config.datasets import COCO
-from poise.datasets import build_loader, read_set
-from poise.datasets.sampler import EpochBatches
+from poise.datasets import build_loader, load_split
+from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import (
     checkpoint,
     device,
@@ -89,7 +89,7 @@ def reference(small_set, tmp_path_factory):
 def steps(reference):
     """How many steps an epoch of the reference run has."""
     cfg = config.load(reference / "config.yaml")
-    count = -(-len(read_set(cfg, train=True)[0]) // 16)
+    count = -(-len(load_split(cfg, train=True)[0]) // 16)
     assert count >= 3
     return count
 
@@ -460,9 +460,9 @@ def test_loss_that_is_no_number(tiny_experiment, monkeypatch):
     with pytest.raises(PoiseError) as error:
         run_train(tiny_experiment, "AUTO_RESUME", True)
     cfg = config.load(tiny_experiment)
-    table, _ = read_set(cfg, train=True)
-    batches = EpochBatches(len(table), 16, shuffle=True, seed=0)
-    batches.begin(1)
+    table, _ = load_split(cfg, train=True)
+    batches = EpochBatchSampler(len(table), 16, shuffle=True, seed=0)
+    batches.set_epoch(1)
     names = dict.fromkeys(table.image_name(person) for _, person in list(batches)[2])
     assert (
         str(error.value) == "epoch 1, step 2: the loss is nan; the last good checkpoint is"
@@ -899,7 +899,7 @@ def test_detected_boxes(tiny_experiment, reference, small_set):
         (folder / "results" / f"keypoints_val2017_results_{name}.json").read_text()
     )
     assert {len(entry["keypoints"]) for entry in results} == {51} and set(metrics) >= {"AP", "AR"}
-    table, _ = read_set(config.load(tiny_experiment, [str(v) for v in overrides]), train=False)
+    table, _ = load_split(config.load(tiny_experiment, [str(v) for v in overrides]), train=False)
     assert 0 < len(results) <= len(table) and {entry["image_id"] for entry in results} == {
         int(i) for i in table.image_ids[table.image_index]
     }
@@ -991,7 +991,7 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
         False,
     )
     cfg = config.load(tiny_mpii_experiment)
-    table, _ = read_set(cfg, train=False)
+    table, _ = load_split(cfg, train=False)
     found = loadmat(folder_of(tiny_mpii_experiment) / "results" / "pred.mat")["preds"]
     assert np.allclose(found, table.center[:, None] + 1)
 
@@ -1048,7 +1048,7 @@ def test_pages_are_locked_for_gpus_only(tiny_experiment, monkeypatch, on_gpu, wa
     cfg = config.load(tiny_experiment, ["PIN_MEMORY", wanted])
     assert (
         build_loader(
-            cfg, *read_set(cfg, train=False), train=False, on_gpu=on_gpu
+            cfg, *load_split(cfg, train=False), train=False, on_gpu=on_gpu
         )._loader.pin_memory
         == pinned
     )
@@ -1344,10 +1344,10 @@ def test_a_last_batch_of_one_sample_is_refused_before_the_first_epoch(tiny_exper
 )
 def test_smallest_part_of_50_samples(batch, parts, world, devices, least):
     """batch: of a device, in each part; the last batch has what is left."""
-    batches = EpochBatches(
-        50, batch * parts * world * devices, shuffle=False, seed=0, rank=world - 1, world=world
+    batches = EpochBatchSampler(
+        50, batch * parts * world * devices, shuffle=False, seed=0, shard=Shard(world - 1, world)
     )
-    assert smallest_part(batches, batches.count, parts, devices) == least
+    assert smallest_part(batches, batches.num_batches, parts, devices) == least
     assert smallest_part(batches, 1, parts, devices) == min(batch, 50)
 
 

@@ -176,11 +176,11 @@ def test_losses_are_those_of_a_plain_loop(tiny_experiment, monkeypatch, optimize
     batches, losses = [], []
     for epoch in range(EPOCHS):
         state.progress.start_epoch(epoch)
-        training.loader.batches.begin(epoch)
+        training.loader.batch_sampler.set_epoch(epoch)
         for batch in itertools.islice(training.loader, steps):
             batches.append({key: value.clone() for key, value in batch.items()})
             (figures,), _ = train.train_step(
-                cfg, state, training.codec, batch, training.loader.batches
+                cfg, state, training.codec, batch, training.loader.batch_sampler
             )
             losses.append(float(figures.loss))
             state.progress.step += 1

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from poise import config
-from poise.datasets.sampler import EpochBatches
+from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import device, optim, signals, state, train
 from poise.engine.amp import LossScale
 from poise.engine.ema import WeightAverage
@@ -53,13 +53,13 @@ def test_parts_of_a_share(size, world, parts, whole):
     have as many.
     """
     batches = [
-        EpochBatches(whole, size, shuffle=False, seed=0, rank=rank, world=world)
+        EpochBatchSampler(whole, size, shuffle=False, seed=0, shard=Shard(rank, world))
         for rank in range(world)
     ]
     counts = set()
     for batch in batches:
         rows = torch.tensor([person for _, person in next(iter(batch))])
-        own, _ = batch.share(0)
+        own, _ = batch.local_and_global_size(0)
         found = split_batch({"person": rows}, batch, 0, parts)
         counts.add(len(found))
         assert sum(count for _, count in found) == own and all(
@@ -75,7 +75,7 @@ def test_parts_of_a_share(size, world, parts, whole):
 
 def test_one_part_is_the_batch():
     batch = {"person": torch.arange(3)}
-    ((part, own),) = split_batch(batch, EpochBatches(3, 8, shuffle=False, seed=0), 0, 1)
+    ((part, own),) = split_batch(batch, EpochBatchSampler(3, 8, shuffle=False, seed=0), 0, 1)
     assert part is batch and own == 3
 
 
@@ -83,11 +83,11 @@ def gradients(path, *overrides):
     """Of the first step, with batch norm at rest, whose figures would be a part's own."""
     cfg = config.load(path, ["GPUS", "()", *map(str, overrides)])
     training = train.build(cfg, str(path), train.ALONE)
-    state, batches = training.state, training.loader.batches
+    state, batches = training.state, training.loader.batch_sampler
     state.model.eval()
     forward = state.model.forward
     state.model.forward = lambda images: (forward(images),)
-    batches.begin(0)
+    batches.set_epoch(0)
     batch = next(iter(training.loader))
     state.scaler.step = lambda _: None
     figures, _ = train.train_step(cfg, state, training.codec, batch, batches)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from poise import config, evaluation
 from poise.config.datasets import dataset
-from poise.datasets import read_set
+from poise.datasets import load_split
 from poise.engine import evaluate, train
 from poise.engine.records import TrainRecords
 from poise.errors import DataError
@@ -328,7 +328,7 @@ def test_the_real_images_train_and_test(tmp_path, shared, monkeypatch):
     path = experiment(tmp_path, "''")
     overrides = ["DATASET.DATASET", "crowdpose", "DATASET.ROOT", str(root)]
     cfg = config.load(path, overrides)
-    table, images = read_set(cfg, train=True)
+    table, images = load_split(cfg, train=True)
     assert (
         len(table) == 4
         and table.dropped == {"without labelled joints": 1}

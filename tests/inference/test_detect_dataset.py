@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from poise import config
-from poise.datasets import read_set
+from poise.datasets import load_split
 from poise.errors import ConfigError, DataError, run_tool
 from poise.inference import detect_dataset
 from support.custom_datasets import experiment, make_set
@@ -57,7 +57,7 @@ def test_what_is_written_is_what_a_test_reads(made, tmp_path):
             "score": 0.125,
         },
     ]
-    table, _ = read_set(cfg, train=False)
+    table, _ = load_split(cfg, train=False)
     assert (
         len(table) == 12
         and not table.dropped

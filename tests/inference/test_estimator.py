@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from poise import PoseEstimator, Poses, config
-from poise.datasets import read_set
+from poise.datasets import load_split
 from poise.engine import evaluate
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model
@@ -62,7 +62,7 @@ def predicted_by_tool(cfg_path, overrides, file, out):
         evaluate.run(cfg, cfg_path, ["test"], out=out)
     finally:
         forget_log_handlers()
-    table, images = read_set(cfg, train=False)
+    table, images = load_split(cfg, train=False)
     with open(out, "rb") as stream:
         batches = pickle.load(stream)
     return np.concatenate([batch["preds"] for batch in batches]), table, images.location

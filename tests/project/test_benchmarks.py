@@ -118,7 +118,7 @@ def test_samples_of_the_reference(small, tmp_path):
     form.
     """
     from poise.codecs import build_codec
-    from poise.datasets import build_loader, read_set
+    from poise.datasets import build_loader, load_split
     from poise.engine.targets import encode_targets
     from poise.models.forward import normalize
 
@@ -136,11 +136,11 @@ def test_samples_of_the_reference(small, tmp_path):
             size=(320, 214),
         )
     cfg = small.experiment(tmp_path, tmp_path, "WORKERS", 0)
-    table, images = read_set(cfg, train=False)
+    table, images = load_split(cfg, train=False)
     reference = data.ReferenceSamples(
         table, tmp_path / "images" / "val2017", (192, 256), train=False
     )
-    batch = build_loader(cfg, table, images, train=False).crops.__getitems__(
+    batch = build_loader(cfg, table, images, train=False).dataset.__getitems__(
         [(0, n) for n in range(len(table))]
     )
     floats = normalize(cfg, batch["images"], torch.device("cpu"))
@@ -153,7 +153,7 @@ def test_samples_of_the_reference(small, tmp_path):
         assert torch.allclose(heatmaps, targets.heatmaps[n], atol=1e-6)
         assert torch.equal(weight, targets.weight[n])
     trained = data.ReferenceSamples(
-        read_set(cfg, train=True)[0], tmp_path / "images" / "train2017", (192, 256), train=True
+        load_split(cfg, train=True)[0], tmp_path / "images" / "train2017", (192, 256), train=True
     )
     for n in range(12):
         image, heatmaps, weight, _ = trained[n]
@@ -209,7 +209,7 @@ def test_suppression_and_evaluation_of_the_reference(small, monkeypatch):
 
 def test_reading_of_the_reference(small, tmp_path):
     import startup
-    from poise.datasets import read_set
+    from poise.datasets import load_split
 
     startup.write_set(tmp_path)
     cfg = small.experiment(
@@ -220,12 +220,12 @@ def test_reading_of_the_reference(small, tmp_path):
         "TEST.COCO_BBOX_FILE",
         str(tmp_path / "boxes.json"),
     )
-    table, _ = read_set(cfg, train=True)
+    table, _ = load_split(cfg, train=True)
     db = startup.reference_annotations(tmp_path / "annotations" / "person_keypoints_train2017.json")
     assert len(db) == len(table) == small.TRAIN_LABELLED
     theirs = np.array([entry["center"] for entry in db])
     assert np.allclose(np.sort(table.center, axis=0), np.sort(theirs, axis=0), atol=1e-3)
-    boxes, _ = read_set(cfg, train=False)
+    boxes, _ = load_split(cfg, train=False)
     theirs = startup.reference_detections(
         tmp_path / "annotations" / "person_keypoints_val2017.json", tmp_path / "boxes.json"
     )

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from poise import config
-from poise.datasets import read_set
-from poise.datasets.loader import PersonCrops
+from poise.datasets import load_split
+from poise.datasets.loader import TopDownDataset
 from poise.engine import signals as interrupt
 from poise.engine import train
 from poise.engine.distributed import Processes
@@ -408,11 +408,11 @@ def test_a_finished_search_is_not_begun_again(tiny_search):
 
 
 def test_the_order_of_the_two_steps(tiny_search, monkeypatch):
-    def marked(self, keys, getitems=PersonCrops.__getitems__):
+    def marked(self, keys, getitems=TopDownDataset.__getitems__):
         images = self.table.image_ids[self.table.image_index[[person for _, person in keys]]]
         return {**getitems(self, keys), "image": images}
 
-    monkeypatch.setattr(PersonCrops, "__getitems__", marked)
+    monkeypatch.setattr(TopDownDataset, "__getitems__", marked)
     seen, fed = [], {"w": set(), "a": set()}
     for kind in ("weights_step", "architecture_step"):
         step = getattr(Alternation, kind)
@@ -446,7 +446,7 @@ def test_the_order_of_the_two_steps(tiny_search, monkeypatch):
 
 def test_split_is_by_image_repeats_itself_and_is_stored(tiny_search, reference):
     cfg = config.load(tiny_search)
-    table, _ = read_set(cfg, train=True)
+    table, _ = load_split(cfg, train=True)
     ids = np.unique(table.image_ids[table.image_index])
     halves = Split.draw(cfg, table)
     assert not np.intersect1d(halves.weights, halves.architecture).size
@@ -498,7 +498,7 @@ def test_split_is_by_image_repeats_itself_and_is_stored(tiny_search, reference):
 )
 def test_stored_splits_that_do_not_fit_are_named(change, part, tiny_search, reference, tmp_path):
     cfg = config.load(tiny_search)
-    table, _ = read_set(cfg, train=True)
+    table, _ = load_split(cfg, train=True)
     content = json.loads((reference / "split.json").read_text())
     change(content)
     (tmp_path / "split.json").write_text(json.dumps(content))
@@ -555,7 +555,7 @@ def test_search_removed_folder_comes_back_with_what_it_is_resumed_from(tiny_sear
 
 def test_search_last_batch_of_one_sample_is_refused(tiny_search):
     cfg = config.load(tiny_search)
-    table, _ = read_set(cfg, train=True)
+    table, _ = load_split(cfg, train=True)
     persons = [len(part) for part in Split.draw(cfg, table).tables(table)]
     batch = next(size for size in range(2, 12) if any(count % size == 1 for count in persons))
     with pytest.raises(

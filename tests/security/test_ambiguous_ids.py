@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from poise import config, evaluation
-from poise.datasets import read_set
+from poise.datasets import load_split
 from poise.datasets.validation import run
 from poise.errors import DataError
 from poise.inference.boxes import BoxFile
@@ -47,7 +47,7 @@ def changed(sound):
 
 
 def table_of(path, *overrides):
-    return read_set(config.load(path, [str(value) for value in overrides]), train=False)[0]
+    return load_split(config.load(path, [str(value) for value in overrides]), train=False)[0]
 
 
 def findings(path, *overrides):

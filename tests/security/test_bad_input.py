@@ -495,7 +495,7 @@ def ctrl_c():
 def test_ctrl_c_before_the_first_step(tool, tmp_path, weight_file, monkeypatch, ctrl_c, name):
     """While the sets are read, say; the signal then is Python's own KeyboardInterrupt."""
     module = importlib.import_module(ENGINE[name])
-    monkeypatch.setattr(module, "read_set", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(module, "load_split", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     status, out, err = tool(name, "TEST.MODEL_FILE", weight_file)
     assert (status, err) == (130, "") and "Traceback" not in out
     check_nothing_written(tmp_path)
@@ -506,7 +506,7 @@ def test_faults_of_the_program_keep_their_traceback(tool, weight_file, monkeypat
     def fault(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(importlib.import_module(ENGINE[name]), "read_set", fault)
+    monkeypatch.setattr(importlib.import_module(ENGINE[name]), "load_split", fault)
     with pytest.raises(ZeroDivisionError):
         tool(name, "TEST.MODEL_FILE", weight_file)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from poise import config
-from poise.datasets import read_set
+from poise.datasets import load_split
 from poise.engine import checkpoint
 from support.gloo_processes import forks, free_port, together, train_here  # noqa: F401
 from support.paths import ROOT
@@ -82,7 +82,7 @@ def tiny(tiny_experiment):
         )
     )
     tiny_experiment.write_text(text.replace("LR_STEP: [1]", "LR_STEP: [2]"))
-    assert len(read_set(config.load(tiny_experiment), train=True)[0]) == 50
+    assert len(load_split(config.load(tiny_experiment), train=True)[0]) == 50
     return tiny_experiment
 
 

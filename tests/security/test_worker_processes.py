@@ -229,9 +229,9 @@ def test_train_error_with_debug_ends_the_run(tiny_experiment, workers):
 def test_loader_of_a_program_that_fails_ends_with_it(tiny_experiment):
     """Without the tools: a program that holds a loader when it fails."""
     code = (
-        "from poise import config\nfrom poise.datasets import build_loader, read_set\n"
+        "from poise import config\nfrom poise.datasets import build_loader, load_split\n"
         f"cfg = config.load({str(tiny_experiment)!r}, ['WORKERS', '2'])\n"
-        "loader = build_loader(cfg, *read_set(cfg, train=True), train=True)\n"
+        "loader = build_loader(cfg, *load_split(cfg, train=True), train=True)\n"
         "for batch in loader:\n    1 / 0"
     )
     process = subprocess.Popen(
@@ -276,10 +276,10 @@ def test_end_with_parent_ends_a_worker_that_starts_after_the_kill(tmp_path, meth
     program.write_text(
         "import multiprocessing, os, signal, sys, time\n"
         "def work():\n"
-        "    from poise.datasets.worker_end import end_with_parent\n"
+        "    from poise.datasets.worker_exit import exit_with_parent\n"
         "    print('started', flush=True)\n"
         "    time.sleep(1)\n"
-        "    end_with_parent()\n"
+        "    exit_with_parent()\n"
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
         f"    context = multiprocessing.get_context({method!r})\n"

@@ -17,13 +17,13 @@ SECONDS_TO_END = 5.0
 # what is done in the tool's process before it begins
 KILL_WORKER = """
 import os, signal
-from poise.datasets.loader import PersonCrops
-load = PersonCrops.__getitems__
+from poise.datasets.loader import TopDownDataset
+load = TopDownDataset.__getitems__
 def killed(self, keys):
     if os.getpid() != main and keys[0][0] >= {epoch}:
         os.kill(os.getpid(), signal.SIGKILL)
     return load(self, keys)
-main, PersonCrops.__getitems__ = os.getpid(), killed
+main, TopDownDataset.__getitems__ = os.getpid(), killed
 """
 SMALL_SHARED_MEMORY = "mount -t tmpfs -o size=100k tmpfs /dev/shm && "
 

@@ -40,7 +40,7 @@ def follow_dataset(cfg: CfgNode, source: str) -> None:
     cfg.DATASET.DATASET = data.name if cfg.DATASET.FILE else cfg.DATASET.DATASET
     if cfg.MODEL.NUM_JOINTS == 0:
         cfg.MODEL.NUM_JOINTS = data.skeleton.num_joints
-    if not data.skeleton.upper_body:  # read_set says so
+    if not data.skeleton.upper_body:  # load_split says so
         cfg.DATASET.PROB_HALF_BODY = min(cfg.DATASET.PROB_HALF_BODY, 0.0)
     if not data.can_flip:
         cfg.DATASET.FLIP = cfg.TEST.FLIP_TEST = False

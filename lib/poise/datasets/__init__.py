@@ -11,9 +11,9 @@ from poise.codecs import codec_class
 from poise.config.datasets import dataset_of, image_folder
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
-from poise.datasets.loader import BatchLoader, PersonCrops
-from poise.datasets.mixing import ImageFolders, as_set, in_joints_of, mixed
-from poise.datasets.sampler import EpochBatches
+from poise.datasets.loader import BatchLoader, TopDownDataset
+from poise.datasets.mixing import ConcatImageFolders, cfg_for_source, convert_skeleton, mixed
+from poise.datasets.sampler import SINGLE_SHARD, EpochBatchSampler, Shard
 from poise.errors import DataError
 from poise.io.images import ImageFolder
 from poise.structures.crops import PIXEL_STD
@@ -21,14 +21,16 @@ from poise.structures.person_table import PersonTable
 
 log = logging.getLogger(__name__)
 
-__all__ = ["READERS", "build_loader", "read_set", "read_table", "PersonTable", "ImageFolder"]
+__all__ = ["READERS", "build_loader", "load_split", "read_table", "PersonTable", "ImageFolder"]
 
 #: annotation formats by the `format` of the dataset file; the names are those of
 #: poise.config.datasets.METRICS
 READERS = {"coco": coco.READER, "mpii": mpii.READER}
 
 
-def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | ImageFolders]:
+def load_split(
+    cfg: CfgNode, *, train: bool
+) -> tuple[PersonTable, ImageFolder | ConcatImageFolders]:
     """Persons and images of DATASET.TRAIN_SET, with those of DATASET.MIX, or of
     DATASET.TEST_SET; what was dropped is in the log.
     """
@@ -43,14 +45,14 @@ def read_set(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder | I
     # in an order of their own, for a configuration that was written and read again has the groups
     # in another
     names = sorted(cfg.DATASET.MIX)
-    sets = {"": own, **{name: _read_one(as_set(cfg, name), train) for name in names}}
+    sets = {"": own, **{name: _read_one(cfg_for_source(cfg, name), train) for name in names}}
     for table, folder in sets.values():
         if not table.labelled:
             raise DataError(f"{folder.location}: a set without labels cannot be trained on")
     for name in names:
         table, folder = sets[name]
-        group, theirs = cfg.DATASET.MIX[name], dataset_of(as_set(cfg, name))
-        table = in_joints_of(
+        group, theirs = cfg.DATASET.MIX[name], dataset_of(cfg_for_source(cfg, name))
+        table = convert_skeleton(
             dataset_of(cfg), table, theirs, name=name, joints=group.JOINTS, repeat=group.REPEAT
         )
         sets[name] = table, folder
@@ -80,7 +82,7 @@ def read_table(cfg: CfgNode, *, train: bool) -> PersonTable:
     )
     if train and cfg.DATASET.SELECT_DATA:
         table = table.select(
-            joints_agree_with_box(table), "joints far from the box's centre, DATASET.SELECT_DATA"
+            select_data(table), "joints far from the box's centre, DATASET.SELECT_DATA"
         )
     return table
 
@@ -88,23 +90,28 @@ def read_table(cfg: CfgNode, *, train: bool) -> PersonTable:
 def build_loader(
     cfg: CfgNode,
     table: PersonTable,
-    images: ImageFolder | ImageFolders,
+    images: ImageFolder | ConcatImageFolders,
     *,
     train: bool,
     devices: int = 1,
     on_gpu: bool = False,
-    rank: int = 0,
-    world: int = 1,
-    local_world: int = 1,
+    shard: Shard = SINGLE_SHARD,
 ) -> BatchLoader:
-    """Batches of a set: shuffled and augmented for training, for testing image by image, so that
-    each is decoded once.
+    """Build the loader of a split.
 
-    devices: of this process, each with BATCH_SIZE_PER_GPU samples a step. on_gpu: whether they are
-    GPUs, for PIN_MEMORY. Of several processes (`rank` of `world`) each trains on its rows of every
-    batch, and tests every world-th batch; those on one machine (local_world) share WORKERS.
+    Training batches are shuffled and augmented; test batches are in the order of the images.
+
+    Args:
+        cfg: The experiment.
+        table: Persons of the split.
+        images: Their images.
+        train: Whether the loader is for training or testing.
+        devices: Number of devices of this process; each gets BATCH_SIZE_PER_GPU samples in a step.
+        on_gpu: Whether they are GPUs, for PIN_MEMORY.
+        shard: Position of this process. In training each process gets its rows of every batch, in
+            testing every world_size-th batch.
     """
-    crops = PersonCrops(
+    dataset = TopDownDataset(
         table,
         images,
         image_size=cfg.MODEL.IMAGE_SIZE,
@@ -113,28 +120,28 @@ def build_loader(
         augmentation=Augmentation.from_config(cfg) if train else None,
         unbiased=codec_class(cfg.MODEL.TARGET_TYPE).unbiased,
     )
-    size = (
-        (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU
-        * max(devices, 1)
-        * (world if train else 1)
-    )
-    batches = EpochBatches(
+    batch_size = (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU * max(devices, 1)
+    if train:
+        batch_size *= shard.world_size
+    batch_sampler = EpochBatchSampler(
         len(table),
-        size,
+        batch_size,
         shuffle=train and cfg.TRAIN.SHUFFLE,
         seed=cfg.SEED,
-        rank=rank,
-        world=world,
-        whole_batches=not train,
+        shard=shard,
+        shard_by_batch=not train,
         order=None if train else np.argsort(table.image_index, kind="stable"),
         repeat=table.repeat if train else None,
     )
     return BatchLoader(
-        crops, batches, workers=-(-cfg.WORKERS // local_world), pin_memory=cfg.PIN_MEMORY and on_gpu
+        dataset,
+        batch_sampler,
+        workers=-(-cfg.WORKERS // shard.local_world_size),
+        pin_memory=cfg.PIN_MEMORY and on_gpu,
     )
 
 
-def joints_agree_with_box(table: PersonTable) -> np.ndarray:
+def select_data(table: PersonTable) -> np.ndarray:
     """(N,) bool: the mean of a person's joints lies near the box's centre, the nearer the fewer
     joints there are.
 

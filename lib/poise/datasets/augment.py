@@ -33,19 +33,19 @@ class Augmentation:
     flip: bool = True
     scale_factor: float = 0.35
     rotation_factor: float = 45.0
-    half_body_share: float = 0.3
+    half_body_prob: float = 0.3
     half_body_joints: int = 8
     half_body_rule: str = "hrnet"
     half_body_margin_random: tuple[float, float] = (0.0, 0.0)
-    draw_rule: str = "normal"
-    shrink: float = 1.0
-    rotated_share: float = 0.6
+    distribution: str = "normal"
+    scale_multiplier: float = 1.0
+    rotation_prob: float = 0.6
     margin: tuple[float, float] = (1.25, 1.25)
     margin_random: tuple[float, float] = (0.0, 0.0)
-    shifted_share: float = 0.0
+    shift_prob: float = 0.0
     shift: float = 0.0
 
-    def draw(
+    def sample(
         self,
         rng: np.random.Generator,
         center: np.ndarray,
@@ -66,30 +66,32 @@ class Augmentation:
             scale = extent_to_scale(
                 extent, aspect, np.array(self.margin) * (1 + rng.random(2) * self.margin_random)
             )
-        if rng.random() < self.shifted_share if self.shifted_share else False:
+        if rng.random() < self.shift_prob if self.shift_prob else False:
             center = shift_center(center, scale, rng.uniform(-1, 1, 2) * self.shift)
         if (
             np.count_nonzero(visible > 0) > self.half_body_joints
-            and rng.random() < self.half_body_share
+            and rng.random() < self.half_body_prob
         ):
             center, scale = self._half_body(rng, joints, visible, skeleton, aspect) or (
                 center,
                 scale,
             )
-        if self.draw_rule == "uniform":
+        if self.distribution == "uniform":
             scale = scale * (
-                self.shrink * rng.uniform(1 - self.scale_factor, 1 + self.scale_factor)
+                self.scale_multiplier * rng.uniform(1 - self.scale_factor, 1 + self.scale_factor)
             )
             rotation = (
                 rng.uniform(-self.rotation_factor, self.rotation_factor)
-                if rng.random() < self.rotated_share
+                if rng.random() < self.rotation_prob
                 else 0.0
             )
         else:
-            scale = scale * (self.shrink * clipped_factor(rng.standard_normal(), self.scale_factor))
+            scale = scale * (
+                self.scale_multiplier * clipped_factor(rng.standard_normal(), self.scale_factor)
+            )
             rotation = (
                 clipped_rotation(rng.standard_normal(), self.rotation_factor)
-                if rng.random() <= self.rotated_share
+                if rng.random() <= self.rotation_prob
                 else 0.0
             )
         return center, scale, float(rotation), bool(self.flip and rng.random() <= 0.5)
@@ -117,16 +119,16 @@ class Augmentation:
             flip=d.FLIP,
             scale_factor=d.SCALE_FACTOR,
             rotation_factor=d.ROT_FACTOR,
-            half_body_share=d.PROB_HALF_BODY,
+            half_body_prob=d.PROB_HALF_BODY,
             half_body_joints=d.NUM_JOINTS_HALF_BODY,
             half_body_rule=d.HALF_BODY,
             half_body_margin_random=tuple(d.HALF_BODY_MARGIN_RANDOM),
-            draw_rule=d.AUGMENT_DRAW,
-            shrink=d.SCALE_SHRINK,
-            rotated_share=d.PROB_ROTATION,
+            distribution=d.AUGMENT_DRAW,
+            scale_multiplier=d.SCALE_SHRINK,
+            rotation_prob=d.PROB_ROTATION,
             margin=tuple(d.BOX_MARGIN),
             margin_random=tuple(d.BOX_MARGIN_RANDOM),
-            shifted_share=d.PROB_CENTER_SHIFT,
+            shift_prob=d.PROB_CENTER_SHIFT,
             shift=d.CENTER_SHIFT,
         )
 

@@ -21,7 +21,7 @@ from poise.datasets.coco_files import (
     ID_FIELDS,
     OF_ANOTHER,
     category_id,
-    detection_fault,
+    detection_error,
     read_annotations,
     read_detections,
     read_entries,
@@ -152,9 +152,9 @@ def read_detected(
     person = category_id(images, data.category)
     columns = cached(file, "detections", partial(read_detections, file, DETECTIONS_HINT), cache)
     if columns is not None:
-        values, dropped = chosen_detections(columns, images["image_ids"], person, min_score)
+        values, dropped = filter_detections(columns, images["image_ids"], person, min_score)
     else:
-        values, dropped = detections_one_by_one(
+        values, dropped = filter_detection_entries(
             read_entries(file, DETECTIONS_HINT),
             images["image_ids"],
             person,
@@ -201,7 +201,7 @@ def read_detected(
     )
 
 
-def chosen_detections(
+def filter_detections(
     columns: Arrays, image_ids: np.ndarray, person: int, threshold: float
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Persons of listed images with a score of `threshold` or more, and how many are not; columns:
@@ -226,7 +226,7 @@ def chosen_detections(
     }
 
 
-def detections_one_by_one(
+def filter_detection_entries(
     entries: list, image_ids: np.ndarray, person: int, threshold: float, file: Path, mend: str
 ) -> tuple[np.ndarray, dict[str, int]]:
     """The same of entries that are not all alike. Raises DataError for one that is no detection,
@@ -237,7 +237,7 @@ def detections_one_by_one(
     rows = []
     for number, entry in enumerate(entries):
         entry = with_ids(entry, *ID_FIELDS)
-        fault = detection_fault(entry)
+        fault = detection_error(entry)
         if fault and not _dropped_anyway(entry, person, threshold):
             raise DataError(f"{file}: entry {number} is not a detection (it {fault}); {mend}")
         if entry["category_id"] != person:

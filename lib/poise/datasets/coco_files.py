@@ -100,10 +100,8 @@ def _annotations(
     found = [_no_persons(joints)]
     first = 0
     for entries in parts:
-        regular = regular_persons(entries, person, position, joints)
-        columns, reasons = regular or persons_one_by_one(
-            entries, person, position, joints, path, first
-        )
+        regular = parse_regular_persons(entries, person, position, joints)
+        columns, reasons = regular or parse_persons(entries, person, position, joints, path, first)
         first += len(entries)
         found.append(columns)
         dropped.update(reasons)
@@ -187,7 +185,7 @@ def detection_columns(entries: list) -> Arrays | None:
     }
 
 
-def detection_fault(entry: Any) -> str:
+def detection_error(entry: Any) -> str:
     """Return what is wrong with an entry of a detection file, '' where nothing is."""
     if not isinstance(entry, dict):
         return "is not an object"
@@ -272,13 +270,13 @@ def _no_persons(joints: int) -> Columns:
     return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 4)), np.zeros((0, joints, 3))
 
 
-def regular_persons(
+def parse_regular_persons(
     entries: list, person: int, position: dict[int, int], joints: int
 ) -> tuple[Columns, Counter[str]] | None:
     """The columns of a list of annotations and what was dropped, column by column, in a fifth of
     the time that one by one takes.
 
-    None where an entry is not as it should be: persons_one_by_one then finds out what is wrong with
+    None where an entry is not as it should be: parse_persons then finds out what is wrong with
     it, if anything.
     """
     numbers, unlabelled = 3 * joints, [0] * (3 * joints)
@@ -314,7 +312,7 @@ def regular_persons(
     return columns, Counter({reason: count for reason, count in dropped.items() if count})
 
 
-def persons_one_by_one(
+def parse_persons(
     entries: list, person: int, position: dict[int, int], joints: int, path: Path, first: int = 0
 ) -> tuple[Columns, Counter[str]]:
     """The same, entry by entry; first: the place of the first entry in the file's list.

@@ -27,9 +27,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from poise.datasets.augment import Augmentation
-from poise.datasets.mixing import ImageFolders
-from poise.datasets.sampler import EpochBatches, Key
-from poise.datasets.worker_end import end_with_parent
+from poise.datasets.mixing import ConcatImageFolders
+from poise.datasets.sampler import EpochBatchSampler, SampleKey
+from poise.datasets.worker_exit import exit_with_parent
 from poise.errors import DataError
 from poise.io.decoding import EncodedImage
 from poise.io.images import ImageFolder
@@ -37,11 +37,11 @@ from poise.structures.crops import cut_matrix, needed_region, transform_points
 from poise.structures.person_table import PersonTable
 from poise.structures.warp import warp
 
-# centre (2,), scale (2,), rotation, mirrored: see cut_matrix
-Place = tuple[np.ndarray, np.ndarray, float, bool]
+#: center (2,), scale (2,), rotation, mirrored: see cut_matrix
+CropParams = tuple[np.ndarray, np.ndarray, float, bool]
 
 
-class PersonCrops(Dataset):
+class TopDownDataset(Dataset):
     """Crops (H, W, 3) uint8 of the persons of a table, with their joints in crop pixels.
 
     Args:
@@ -57,7 +57,7 @@ class PersonCrops(Dataset):
     def __init__(
         self,
         table: PersonTable,
-        images: ImageFolder | ImageFolders,
+        images: ImageFolder | ConcatImageFolders,
         *,
         image_size: Sequence[int] = (192, 256),
         rgb: bool = True,
@@ -73,12 +73,12 @@ class PersonCrops(Dataset):
         self.augmentation = augmentation
         self.unbiased = unbiased
         self.flip_order = table.skeleton.flip_order
-        self._held: tuple[int, EncodedImage] | None = None
+        self._cached_image: tuple[int, EncodedImage] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, torch.Tensor] | DataError:
+    def __getitems__(self, keys: list[SampleKey]) -> dict[str, torch.Tensor] | DataError:
         """A batch: images (B, H, W, 3) uint8, joints (B, J, 2) float32 crop pixels, visible (B, J)
         float32 (0, 1 or 2), person (B,) int64.
 
@@ -87,7 +87,7 @@ class PersonCrops(Dataset):
         """
         width, height = self.image_size
         count, joints = len(keys), self.table.skeleton.num_joints
-        images = _room(count, height, width, 3)
+        images = _empty_shared(count, height, width, 3)
         batch = {
             "images": images.numpy(),
             "joints": np.zeros((count, joints, 2), np.float32),
@@ -130,11 +130,13 @@ class PersonCrops(Dataset):
         """An image of the table. The last one is kept: in the order of a test the next batch may
         begin with it.
         """
-        if self._held is None or self._held[0] != index:
-            self._held = (index, self.images.open(self.table.image_names[index]))
-        return self._held[1]
+        if self._cached_image is None or self._cached_image[0] != index:
+            self._cached_image = (index, self.images.open(self.table.image_names[index]))
+        return self._cached_image[1]
 
-    def _place(self, epoch: int, sample: int, joints: np.ndarray, visible: np.ndarray) -> Place:
+    def _place(
+        self, epoch: int, sample: int, joints: np.ndarray, visible: np.ndarray
+    ) -> CropParams:
         """Centre, scale, rotation and mirror of a sample; joints and visible are those of a
         person without labels.
         """
@@ -148,12 +150,12 @@ class PersonCrops(Dataset):
             np.random.default_rng((self.seed, epoch, sample)),
             self.image_size[0] / self.image_size[1],
         )
-        return self.augmentation.draw(
+        return self.augmentation.sample(
             rng, center, scale, joints, visible, table.skeleton, aspect, table.extent[person]
         )
 
     def _crop(
-        self, picture: EncodedImage, place: Place, out: np.ndarray, whole: bool
+        self, picture: EncodedImage, place: CropParams, out: np.ndarray, whole: bool
     ) -> np.ndarray | None:
         """Cut the crop `out` (H, W, 3) and return its matrix; None where the image cannot be
         decoded.
@@ -192,29 +194,30 @@ _open_loaders: weakref.WeakSet[BatchLoader] = weakref.WeakSet()
 
 
 class BatchLoader:
-    """A DataLoader over PersonCrops whose errors are the dataset's own.
+    """A DataLoader over TopDownDataset whose errors are the dataset's own.
 
     Its worker processes live until `close`, which `close_loaders` calls for all loaders.
     """
 
     def __init__(
         self,
-        crops: PersonCrops,
-        batches: EpochBatches,
+        dataset: TopDownDataset,
+        batch_sampler: EpochBatchSampler,
         *,
         workers: int = 0,
         pin_memory: bool = False,
     ):
-        self.crops, self.batches = crops, batches
-        if not len(crops):
+        self.dataset = dataset
+        self.batch_sampler = batch_sampler
+        if not len(dataset):
             raise DataError("no person is left to use; DATASET.SELECT_DATA False drops fewer")
-        crops.images.check()
+        dataset.images.check()
         # PyTorch's advice to use fewer workers than WORKERS asks for goes to stderr at every start;
         # the log tells the waiting time
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         self._loader = DataLoader(
-            crops,
-            batch_sampler=batches,
+            dataset,
+            batch_sampler=batch_sampler,
             num_workers=workers,
             pin_memory=pin_memory,
             collate_fn=_unchanged,
@@ -229,7 +232,7 @@ class BatchLoader:
         _open_loaders.add(self)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self._loader:
@@ -283,7 +286,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _room(*shape: int) -> torch.Tensor:
+def _empty_shared(*shape: int) -> torch.Tensor:
     """An empty uint8 tensor; in a worker process in the memory that it shares with the main
     process, for PyTorch would copy it there.
     """
@@ -323,4 +326,4 @@ def _prepare_worker(_: int) -> None:
         if hasattr(signal, name):  # not all on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     Queue._on_queue_feeder_error = _send_error
-    end_with_parent()
+    exit_with_parent()

@@ -25,7 +25,7 @@ from poise.structures.skeleton import DatasetFile
 log = logging.getLogger(__name__)
 
 
-class ImageFolders:
+class ConcatImageFolders:
     """The image folders of several sets. An image's name begins with its set's name and a /; in
     the first set's, with / alone.
     """
@@ -63,7 +63,7 @@ class ImageFolders:
         return self.folders[key], own
 
 
-def as_set(cfg: CfgNode, name: str) -> CfgNode:
+def cfg_for_source(cfg: CfgNode, name: str) -> CfgNode:
     """`cfg` with the data set of a group of DATASET.MIX as its own."""
     group, other = cfg.DATASET.MIX[name], cfg.clone()
     other.defrost()
@@ -80,10 +80,10 @@ def as_set(cfg: CfgNode, name: str) -> CfgNode:
 
 def mixed(
     sets: Mapping[str, tuple[PersonTable, ImageFolder]],
-) -> tuple[PersonTable, ImageFolders]:
+) -> tuple[PersonTable, ConcatImageFolders]:
     """Return one table and its images of several sets whose joints are those of the first.
 
-    Images keep their ids in the first set; those of the others come behind. See in_joints_of.
+    Images keep their ids in the first set; those of the others come behind. See convert_skeleton.
     """
     parts: list[PersonTable] = []
     for table, _ in sets.values():
@@ -124,10 +124,10 @@ def mixed(
         dropped=dropped,
         **{key: np.concatenate([getattr(part, key) for part in parts]) for key in arrays},
     )
-    return table, ImageFolders({name: folder for name, (_, folder) in sets.items()})
+    return table, ConcatImageFolders({name: folder for name, (_, folder) in sets.items()})
 
 
-def in_joints_of(
+def convert_skeleton(
     ours: DatasetFile,
     table: PersonTable,
     theirs: DatasetFile,
@@ -159,7 +159,7 @@ def in_joints_of(
         f"DATASET.MIX.{name}: {len(table)} persons, each {repeat:g} times an epoch, with"
         f" {len(places)} of {count} joints{without}",
     )
-    moved, visible = in_places(table.joints, table.visible, places, count)
+    moved, visible = remap_joints(table.joints, table.visible, places, count)
     return replace(
         table,
         skeleton=ours.skeleton,
@@ -169,7 +169,7 @@ def in_joints_of(
     )
 
 
-def in_places(
+def remap_joints(
     joints: np.ndarray, visible: np.ndarray, places: dict[int, int], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Joints (N, K, 2) and visible (N, K) of one joint set in the places of another with `count`

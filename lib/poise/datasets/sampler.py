@@ -1,100 +1,140 @@
-"""Batches of (epoch, sample) keys in an order that depends on the seed and the epoch alone."""
+"""Sample the batches of an epoch in an order that depends on the seed and the epoch only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
-Key = tuple[int, int]
+#: (epoch, sample)
+SampleKey = tuple[int, int]
 
 
-class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys in an order that depends on (seed, epoch) alone; can begin in the middle of
-    an epoch.
+@dataclass(frozen=True)
+class Shard:
+    """The position of a process in distributed training.
 
-    Of several processes (`rank` of `world`) each has its share of every batch, so that `batch_size`
-    counts the samples of all of them: rows that follow each other, as many for all, or one more for
-    the first ranks. Of a batch of fewer persons than processes the last ranks get its first person,
-    which is not theirs: see `share`. With `whole_batches` a process has every world-th batch
-    instead, of `batch_size` alone; so a batch holds the same persons whatever the number of
-    processes. order: the (N,) persons as they come without `shuffle`, if not 0, 1, 2, ... repeat:
-    (N,) how often each person comes in an epoch; of those with a fraction, such a share comes once
-    more, others in each epoch.
+    Attributes:
+        rank: Number of the process.
+        world_size: Number of processes.
+        local_world_size: Number of processes on this machine, which divide WORKERS among them.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+
+SINGLE_SHARD = Shard()
+
+
+class EpochBatchSampler(Sampler[list[SampleKey]]):
+    """Yield batches of (epoch, sample) keys; can resume in the middle of an epoch.
+
+    By default each process gets consecutive rows of every batch. The first ranks get one row more
+    where the batch does not divide evenly. A rank without a row gets the first row of the batch,
+    which does not count as its own: see local_and_global_size.
+
+    Args:
+        num_persons: Number of persons N in the table.
+        batch_size: Samples in a batch, summed over all processes.
+        shuffle: Permute the samples in each epoch.
+        seed: Seed of the permutation.
+        shard: Position of this process.
+        shard_by_batch: Give each process every world_size-th batch instead of its rows of every
+            batch, so that a batch is the same for any number of processes.
+        order: (N,) Order of the persons without `shuffle`; default 0, 1, 2, ...
+        repeat: (N,) How often each person occurs in an epoch. Of the persons with a fractional
+            part, that fraction occurs once more, drawn again in each epoch.
     """
 
     def __init__(
         self,
-        persons: int,
+        num_persons: int,
         batch_size: int,
         *,
         shuffle: bool,
         seed: int,
-        rank: int = 0,
-        world: int = 1,
-        whole_batches: bool = False,
+        shard: Shard = SINGLE_SHARD,
+        shard_by_batch: bool = False,
         order: np.ndarray | None = None,
         repeat: np.ndarray | None = None,
-    ):
-        self.order = np.arange(persons) if order is None else order
+    ) -> None:
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.shard = shard
+        self.shard_by_batch = shard_by_batch
+        self.order = np.arange(num_persons) if order is None else order
         self.repeat = repeat
-        self.samples = persons if repeat is None else len(self._drawn(np.random.default_rng(0)))
-        self.persons, self.batch_size, self.shuffle, self.seed = persons, batch_size, shuffle, seed
-        self.rank, self.world, self.whole_batches = rank, world, whole_batches
-        self.epoch, self.first_batch = 0, 0
+        self.num_samples = num_persons
+        if repeat is not None:
+            self.num_samples = len(_repeated_indices(repeat, np.random.default_rng(0)))
+        self.epoch = 0
+        self.first_batch = 0
 
-    def begin(self, epoch: int, first_batch: int = 0) -> None:
-        """What the next iteration yields: batches first_batch, first_batch + 1, ... of this
-        epoch.
-        """
-        self.epoch, self.first_batch = epoch, first_batch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Start the next iteration at batch `first_batch` of `epoch`."""
+        self.epoch = epoch
+        self.first_batch = first_batch
 
     @property
-    def count(self) -> int:
-        """Batches of an epoch, over all processes."""
-        return -(-self.samples // self.batch_size)
+    def num_batches(self) -> int:
+        """Number of batches in an epoch, over all processes."""
+        return -(-self.num_samples // self.batch_size)
 
     def __len__(self) -> int:
-        """Batches of an epoch that this process has a part in."""
-        return len(range(self.rank, self.count, self.world)) if self.whole_batches else self.count
+        """Return the number of batches in an epoch that this process takes part in."""
+        if self.shard_by_batch:
+            return len(range(self.shard.rank, self.num_batches, self.shard.world_size))
+        return self.num_batches
 
-    def share(self, batch: int) -> tuple[int, int]:
-        """(samples of a batch that are this process's own, samples of the batch)."""
-        size = min(self.batch_size, self.samples - batch * self.batch_size)
-        if self.whole_batches:
-            return size if batch % self.world == self.rank else 0, size
-        return size // self.world + (self.rank < size % self.world), size
+    def local_and_global_size(self, batch: int) -> tuple[int, int]:
+        """Return how many samples of a batch belong to this process, and to all processes."""
+        rank, world_size = self.shard.rank, self.shard.world_size
+        global_size = min(self.batch_size, self.num_samples - batch * self.batch_size)
+        if not self.shard_by_batch:
+            return global_size // world_size + (rank < global_size % world_size), global_size
+        is_own_batch = batch % world_size == rank
+        return (global_size if is_own_batch else 0), global_size
 
-    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
-        """The samples of an epoch: all whole repetitions, and of each fraction its share of the
-        persons that have it.
-        """
-        persons = np.arange(len(self.repeat))
-        whole = np.floor(self.repeat).astype(np.int64)
-        found = [
-            persons[whole > copy] + copy * len(persons) for copy in range(whole.max(initial=0))
-        ]
-        for fraction in np.unique(self.repeat[self.repeat > whole]):
-            having = persons[self.repeat == fraction]
-            chosen = np.sort(rng.permutation(having)[: round((fraction % 1) * len(having))])
-            found.append(chosen + whole[chosen] * len(persons))
-        return np.concatenate(found) if found else persons[:0]
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = self._epoch_order()
+        for batch in range(self.first_batch, self.num_batches):
+            local_size, global_size = self.local_and_global_size(batch)
+            start = batch * self.batch_size
+            if self.shard_by_batch:
+                if not local_size:
+                    continue
+            elif local_size:
+                rank, world_size = self.shard.rank, self.shard.world_size
+                start += rank * (global_size // world_size) + min(rank, global_size % world_size)
+            yield [(self.epoch, int(i)) for i in order[start : start + max(local_size, 1)]]
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def _epoch_order(self) -> np.ndarray:
+        """Return the samples of the current epoch in order."""
         order = self.order
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
-        if self.repeat is not None:
-            # a stream of its own, so that REPEAT 1 leaves the order that it would be without
-            order = self._drawn(np.random.default_rng((self.seed, self.epoch, 1)))[
-                order if self.shuffle else slice(None)
-            ]
-        for number in range(self.first_batch, self.count):
-            own, size = self.share(number)
-            if not own and self.whole_batches:
-                continue
-            begin = number * self.batch_size
-            if not self.whole_batches and own:
-                begin += self.rank * (size // self.world) + min(self.rank, size % self.world)
-            yield [(self.epoch, int(person)) for person in order[begin : begin + max(own, 1)]]
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
+        if self.repeat is None:
+            return order
+        # a separate random stream: repeat = 1 does not change the order
+        rng = np.random.default_rng((self.seed, self.epoch, 1))
+        indices = _repeated_indices(self.repeat, rng)
+        return indices[order] if self.shuffle else indices
+
+
+def _repeated_indices(repeat: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the samples of an epoch: copy c of person i is sample i + c * N."""
+    num_persons = len(repeat)
+    persons = np.arange(num_persons)
+    copies = np.floor(repeat).astype(np.int64)
+    parts = [persons[copies > copy] + copy * num_persons for copy in range(copies.max(initial=0))]
+    for value in np.unique(repeat[repeat > copies]):
+        candidates = persons[repeat == value]
+        count = round((value % 1) * len(candidates))
+        chosen = np.sort(rng.permutation(candidates)[:count])
+        parts.append(chosen + copies[chosen] * num_persons)
+    return np.concatenate(parts) if parts else persons[:0]

@@ -15,7 +15,7 @@ import torch
 from yacs.config import CfgNode
 
 from poise.codecs import build_codec
-from poise.datasets import build_loader, read_set
+from poise.datasets import build_loader, load_split
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError
 from poise.io.files import atomic_write
@@ -97,15 +97,15 @@ def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples
     cfg = cfg.clone()
     cfg.defrost()
     cfg.WORKERS = 0  # workers would make many more samples than are shown
-    table, images = read_set(cfg, train=True)
+    table, images = load_split(cfg, train=True)
     loader = build_loader(cfg, table, images, train=True)
     if not 0 <= first < len(table):
         raise ConfigError(f"--first {first}: an epoch has the samples 0 to {len(table) - 1}")
-    loader.batches.begin(epoch, first // loader.batches.batch_size)
-    begun = loader.batches.first_batch * loader.batches.batch_size
+    loader.batch_sampler.set_epoch(epoch, first // loader.batch_sampler.batch_size)
+    begun = loader.batch_sampler.first_batch * loader.batch_sampler.batch_size
     needed = min(first + count, len(table)) - begun
     parts, codec, device = [], build_codec(cfg), torch.device("cpu")
-    for batch in itertools.islice(loader, -(-needed // loader.batches.batch_size)):
+    for batch in itertools.islice(loader, -(-needed // loader.batch_sampler.batch_size)):
         targets = encode_targets(cfg, codec, batch, device)
         crops = denormalize(cfg, normalize(cfg, batch["images"], device))
         parts.append(

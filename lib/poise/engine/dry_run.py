@@ -13,6 +13,7 @@ import torch
 from yacs.config import CfgNode
 
 from poise.datasets import build_loader
+from poise.datasets.sampler import Shard
 from poise.engine import device, logger, train
 from poise.engine.distributed import ALONE, Processes, local_processes
 from poise.engine.memory import machine_limits, peak_memory, training_advice
@@ -92,11 +93,11 @@ def _count_tests(cfg: CfgNode, state: TrainState) -> int:
 
 def _step_seconds(cfg: CfgNode, setup: train.Setup, processes: Processes) -> float:
     """Take a few steps of the epoch's beginning; return the seconds of the last one."""
-    state, progress, batches = setup.state, setup.state.progress, setup.loader.batches
+    state, progress, batches = setup.state, setup.state.progress, setup.loader.batch_sampler
     seconds = 0.0
     progress.start_epoch(progress.epoch)
     state.model.train()
-    batches.begin(progress.epoch)
+    batches.set_epoch(progress.epoch)
     begin = time.perf_counter()
     for batch in itertools.islice(setup.loader, STEPS):
         data_seconds = time.perf_counter() - begin
@@ -104,7 +105,7 @@ def _step_seconds(cfg: CfgNode, setup: train.Setup, processes: Processes) -> flo
         # waits for a GPU too
         loss = sum(float(part.loss) * part.samples for part in metrics)
         loss /= max(sum(part.samples for part in metrics), 1)
-        _, samples = batches.share(progress.step)
+        _, samples = batches.local_and_global_size(progress.step)
         progress.step += 1
         seconds = time.perf_counter() - begin
         log.info(
@@ -160,10 +161,10 @@ def _test_seconds(
     Of the second test of a few batches, as most of a training's are: the worker processes live on
     and PyTorch has warmed up.
     """
-    whole, crops = setup.test_loader.batches, setup.test_loader.crops
+    whole, crops = setup.test_loader.batch_sampler, setup.test_loader.dataset
     table, where = crops.table, setup.devices[0]
     few = table.select(
-        np.arange(len(table)) < BATCHES * whole.batch_size * whole.world,
+        np.arange(len(table)) < BATCHES * whole.batch_size * whole.shard.world_size,
         "not in the batches of the dry run",
     )
     loader = build_loader(
@@ -173,9 +174,7 @@ def _test_seconds(
         train=False,
         devices=len(setup.devices),
         on_gpu=where.type == "cuda",
-        rank=processes.rank,
-        world=processes.world,
-        local_world=local_processes(),
+        shard=Shard(processes.rank, processes.world, local_processes()),
     )
     network = setup.state.ema.network if setup.state.ema else setup.state.model
     for _ in range(2):
@@ -196,7 +195,7 @@ def _test_seconds(
     return (
         times[0] - begin,
         (times[-1] - times[0]) / max(len(clock.times), 1),
-        -(-whole.count // whole.world),
+        -(-whole.num_batches // whole.shard.world_size),
     )
 
 

@@ -15,8 +15,9 @@ from yacs.config import CfgNode
 from poise.codecs import build_codec, codec_class
 from poise.config import data_path
 from poise.config.datasets import dataset_of
-from poise.datasets import READERS, ImageFolder, PersonTable, build_loader, read_set
-from poise.datasets.mixing import ImageFolders
+from poise.datasets import READERS, ImageFolder, PersonTable, build_loader, load_split
+from poise.datasets.mixing import ConcatImageFolders
+from poise.datasets.sampler import Shard
 from poise.engine import device, logger
 from poise.engine.device import CpuThreads
 from poise.engine.distributed import ALONE, Processes, local_processes
@@ -61,7 +62,7 @@ def run(
         log.info("%s", f"weights: {file}")
         doubts = untrained_weights_warning(model, load_trained_weights(cfg, model, file))
     processes.spread(model.state_dict().values())
-    table, images = read_set(cfg, train=False)
+    table, images = load_split(cfg, train=False)
     if processes.main:
         build_evaluator(cfg).check(table)
     loader = build_loader(
@@ -71,9 +72,7 @@ def run(
         train=False,
         devices=len(devices),
         on_gpu=devices[0].type == "cuda",
-        rank=processes.rank,
-        world=processes.world,
-        local_world=local_processes(),
+        shard=Shard(processes.rank, processes.world, local_processes()),
     )
     device.set_up(cfg, devices)
     CpuThreads(cfg, devices[0])
@@ -84,7 +83,7 @@ def run(
 
     def use(found: Predictions) -> OrderedDict[str, float]:
         if out:
-            write_predictions(cfg, table, found, images, out, loader.batches.batch_size)
+            write_predictions(cfg, table, found, images, out, loader.batch_sampler.batch_size)
         values, _ = score(cfg, table, found, folder, per_joint=True, weights=doubts)
         draw_predictions(cfg, table, found, images, folder)
         return values
@@ -146,7 +145,7 @@ def draw_predictions(
     cfg: CfgNode,
     table: PersonTable,
     found: Predictions,
-    images: ImageFolder | ImageFolders,
+    images: ImageFolder | ConcatImageFolders,
     folder: Path,
 ) -> list[Path]:
     """The first TEST.PICTURES images with their predicted skeletons, in folder/pictures. Joints
@@ -274,7 +273,7 @@ def write_predictions(
     cfg: CfgNode,
     table: PersonTable,
     found: Predictions,
-    images: ImageFolder | ImageFolders,
+    images: ImageFolder | ConcatImageFolders,
     path: str | Path,
     batch_size: int,
 ) -> None:

@@ -58,14 +58,14 @@ def predict(
     """
     from tqdm import tqdm
 
-    table, batches = loader.crops.table, loader.batches
+    table, batches = loader.dataset.table, loader.batch_sampler
     count, joints = len(table), table.skeleton.num_joints
     found = Predictions(np.zeros((count, joints, 2)), np.zeros((count, joints), np.float32))
     flip_order = torch.from_numpy(table.skeleton.flip_order).to(device)
     sums: list[torch.Tensor] = []
     persons: list[np.ndarray] = []
     stopped, silent = False, None if processes.main else True
-    batches.begin(0)
+    batches.set_epoch(0)
     begin = time.perf_counter()
     with _eval_mode(model):
         bar = tqdm(loader, desc="test", unit="batch", leave=False, disable=silent)
@@ -88,10 +88,10 @@ def predict(
             persons.append(person)
             if not found.first_batch:
                 crops = batch["images"][:16].numpy()
-                crops = crops[..., ::-1] if loader.crops.rgb else crops
+                crops = crops[..., ::-1] if loader.dataset.rgb else crops
                 found.first_batch = _shown_batch(codec, crops, coords, found.scores[person], output)
             if (step + 1) % cfg.PRINT_FREQ == 0 and not sys.stderr.isatty():
-                done = min((step + 1) * batches.world * batches.batch_size, count)
+                done = min((step + 1) * batches.shard.world_size * batches.batch_size, count)
                 speed = done / (time.perf_counter() - begin)
                 log.info("test: %d of %d persons, %.1f persons/s", done, count, speed)
     if processes.any(stopped):

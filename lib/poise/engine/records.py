@@ -135,7 +135,7 @@ class TrainRecords(RunRecords):
             "%s: %.2f million parameters; %d samples a step%s, epochs %d to %d",
             cfg.MODEL.NAME,
             sum(p.numel() for p in state.model.parameters()) / 1e6,
-            self._loader.batches.batch_size,
+            self._loader.batch_sampler.batch_size,
             f" in {cfg.TRAIN.ACCUMULATE} parts" if cfg.TRAIN.ACCUMULATE > 1 else "",
             progress.epoch,
             state.schedule.epochs - 1,
@@ -146,7 +146,7 @@ class TrainRecords(RunRecords):
             self.write_origin()
         self.open(progress.epoch)
         if cfg.DEBUG.DEBUG:
-            skeleton = self._loader.crops.table.skeleton
+            skeleton = self._loader.dataset.table.skeleton
             self._pictures = DebugPictures(cfg, self._codec, skeleton)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.config import experiment_name
-from poise.datasets.sampler import EpochBatches
+from poise.datasets.sampler import EpochBatchSampler
 from poise.engine import checkpoint, device
 from poise.engine.amp import LossScale
 from poise.engine.ema import WeightAverage
@@ -145,12 +145,14 @@ class Progress:
         """Samples of the epoch so far, over all processes."""
         return self.sums["samples"]
 
-    def restart_epoch_of_other_batches(self, batches: EpochBatches, what: str) -> None:
+    def restart_epoch_of_other_batches(self, batches: EpochBatchSampler, what: str) -> None:
         """Start the epoch again where its steps were made of other batches than `batches`.
 
         what: names what may have changed, for the log.
         """
-        if not self.step or self.samples == min(self.step * batches.batch_size, batches.samples):
+        if not self.step or self.samples == min(
+            self.step * batches.batch_size, batches.num_samples
+        ):
             return
         log.warning("epoch %d was begun with another %s; it is begun again", self.epoch, what)
         self.start_epoch(self.epoch)
@@ -262,7 +264,7 @@ class TrainState:
                     f" TRAIN.LR; {progress.last_checkpoint_text()}"
                 )
 
-    def load_state_dict(self, saved: dict, cfg: CfgNode, batches: EpochBatches) -> None:
+    def load_state_dict(self, saved: dict, cfg: CfgNode, batches: EpochBatchSampler) -> None:
         """Continue from a checkpoint. Raises PoiseError where it does not fit."""
         with checkpoint_errors(saved):
             other_cells = bool(saved.get("genotype")) and saved["genotype"] != cells_of(self.model)

@@ -22,10 +22,10 @@ from yacs.config import CfgNode
 from poise.codecs import build_codec
 from poise.codecs.codec import Codec, map_output
 from poise.config import data_path
-from poise.datasets import build_loader, read_set
+from poise.datasets import build_loader, load_split
 from poise.datasets.loader import BatchLoader
-from poise.datasets.sampler import EpochBatches
-from poise.datasets.validation.run import log_look
+from poise.datasets.sampler import EpochBatchSampler, Shard
+from poise.datasets.validation.run import log_quick_check
 from poise.engine import checkpoint, device, logger, run_folder
 from poise.engine.amp import LossScale
 from poise.engine.checkpointer import Checkpointer
@@ -123,7 +123,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Setup:
     model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
     optimizer = build_optimizer(cfg, model)
     codec = build_codec(cfg)
-    network, batches = device.bare(model), loader.batches
+    network, batches = device.bare(model), loader.batch_sampler
     schedule = Schedule.from_config(cfg, len(loader), batches.batch_size)
     if not (cfg.SYNC_BN and processes.world > 1):
         _check_batch_norm(cfg, network, batches, schedule, len(devices))
@@ -140,16 +140,14 @@ def _build_loaders(
     cfg: CfgNode, devices: list[torch.device], processes: Processes
 ) -> tuple[BatchLoader, BatchLoader]:
     """Return the loaders of the training set and of the test set."""
-    table, images = read_set(cfg, train=True)
-    test_table, test_images = read_set(cfg, train=False)
+    table, images = load_split(cfg, train=True)
+    test_table, test_images = load_split(cfg, train=False)
     if processes.main:
         build_evaluator(cfg).check(test_table)
-        log_look(cfg, (table, images), (test_table, test_images))
+        log_quick_check(cfg, (table, images), (test_table, test_images))
     keywords: dict[str, Any] = {
         "on_gpu": devices[0].type == "cuda",
-        "rank": processes.rank,
-        "world": processes.world,
-        "local_world": local_processes(),
+        "shard": Shard(processes.rank, processes.world, local_processes()),
     }
     count = len(devices)
     parts = count * cfg.TRAIN.ACCUMULATE
@@ -160,7 +158,7 @@ def _build_loaders(
 
 
 def _check_batch_norm(
-    cfg: CfgNode, network: nn.Module, batches: EpochBatches, schedule: Schedule, devices: int
+    cfg: CfgNode, network: nn.Module, batches: EpochBatchSampler, schedule: Schedule, devices: int
 ) -> None:
     """Raise ConfigError where a batch norm would see one value per channel in some step."""
     if smallest_part(batches, schedule.end, cfg.TRAIN.ACCUMULATE, devices) == 1:
@@ -259,7 +257,7 @@ def train_epochs(
             tests = evaluate_networks(
                 cfg, state, codec, test_loader, setup.devices, records, checkpointer, processes
             )
-            records.add_tests(values, tests, test_loader.crops.table)
+            records.add_tests(values, tests, test_loader.dataset.table)
             best = progress.update_scores({name: test.score for name, test in tests.items()})
         records.restore_folder()
         for name in best:
@@ -297,15 +295,15 @@ def train_one_epoch(
     """
     progress, interval = state.progress, cfg.TRAIN.CHECKPOINT_STEPS
     steps = state.schedule.steps_in(progress.epoch)
-    collector = StepCollector(state, loader.crops.table, checkpointer, processes)
+    collector = StepCollector(state, loader.dataset.table, checkpointer, processes)
     state.model.train()
-    loader.batches.begin(progress.epoch, progress.step)
+    loader.batch_sampler.set_epoch(progress.epoch, progress.step)
     begin = time.perf_counter()
     with records.progress_bar() as bar:
         for batch in itertools.islice(loader, steps - progress.step):
             data_seconds = time.perf_counter() - begin
-            _, samples = loader.batches.share(progress.step)
-            metrics, debug_batch = train_step(cfg, state, codec, batch, loader.batches)
+            _, samples = loader.batch_sampler.local_and_global_size(progress.step)
+            metrics, debug_batch = train_step(cfg, state, codec, batch, loader.batch_sampler)
             progress.step += 1
             collector.add(metrics)  # adds them to progress.sums, on a GPU one step later
             if progress.step == steps:
@@ -331,7 +329,7 @@ def train_step(
     state: TrainState,
     codec: Codec,
     batch: dict[str, torch.Tensor],
-    batches: EpochBatches,
+    batches: EpochBatchSampler,
 ) -> tuple[list[StepMetrics], tuple]:
     """Do the epoch's next step on this process's share of a batch; state.progress stays as it is.
 
@@ -345,8 +343,10 @@ def train_step(
     set_learning_rate(optimizer, state.schedule.rate(step))
     # stochastic depth draws from it; so a resumed run draws the same, and each process something
     # else
-    torch.manual_seed((cfg.SEED * _STEPS_OF_A_SEED + step * batches.world + batches.rank) % 2**63)
-    _, global_size = batches.share(state.progress.step)
+    torch.manual_seed(
+        (cfg.SEED * _STEPS_OF_A_SEED + step * batches.shard.world_size + batches.shard.rank) % 2**63
+    )
+    _, global_size = batches.local_and_global_size(state.progress.step)
     parts = split_batch(batch, batches, state.progress.step, cfg.TRAIN.ACCUMULATE)
     metrics: list[StepMetrics] = []
     optimizer.zero_grad()
@@ -363,7 +363,7 @@ def train_step(
             loss = codec.loss(outputs, targets)
             # gradients become the mean over processes: by this weight they are those of the mean
             # over the whole batch
-            state.scaler.backward(loss * (count * batches.world / global_size))
+            state.scaler.backward(loss * (count * batches.shard.world_size / global_size))
         with torch.no_grad():
             prediction = map_output(torch.Tensor.detach, outputs[-1])
             correct, valid = codec.accuracy(prediction, targets)
@@ -404,7 +404,7 @@ def evaluate_networks(
                 checkpointer.stop_requested,
                 processes,
             )
-        table, folder = loader.crops.table, records.folder / name
+        table, folder = loader.dataset.table, records.folder / name
         metrics, deciding = processes.from_first(score, cfg, table, found, folder, records.reported)
         results[name] = TestResult(found, metrics, deciding)
     return results

@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from yacs.config import CfgNode
 
-from poise.datasets import build_loader, read_set
+from poise.datasets import build_loader, load_split
 from poise.datasets.loader import BatchLoader
 from poise.datasets.validation.findings import Findings
 from poise.datasets.validation.run import check_scored
@@ -112,7 +112,7 @@ def build(cfg: CfgNode, cfg_path: str) -> Setup:
     if others:
         log.warning("a search uses one device: %s", device)
     saved = find_checkpoint(cfg, cfg_path, folder)
-    table, images = read_set(loading, train=True)
+    table, images = load_split(loading, train=True)
     if saved:
         halves = split.Split.read(folder / split.NAME, cfg, table)
     else:
@@ -130,20 +130,20 @@ def build(cfg: CfgNode, cfg_path: str) -> Setup:
     log.info(
         "split: %d images with %d persons for the weights, %d with %d for the architecture",
         len(halves.weights),
-        len(loaders[0].crops),
+        len(loaders[0].dataset),
         len(halves.architecture),
-        len(loaders[1].crops),
+        len(loaders[1].dataset),
     )
     cost = measure(cfg, space, _first_batch(loaders[0]), device)
     torch.manual_seed(cfg.SEARCH.SEED)
     network = devices.lay_on(build_network(cfg, space), [device], cfg.CHANNELS_LAST)
     state = SearchState(Alternation(cfg, network, device), space, SearchProgress())
     for loader in loaders:
-        if smallest_part(loader.batches, loader.batches.count) == 1:
+        if smallest_part(loader.batch_sampler, loader.batch_sampler.num_batches) == 1:
             name = f"SEARCH.BATCH_SIZE {cfg.SEARCH.BATCH_SIZE}"
             check_single_sample(network, cfg.MODEL.IMAGE_SIZE, name)
     if saved:
-        state.load_state_dict(saved, loaders[0].batches)
+        state.load_state_dict(saved, loaders[0].batch_sampler)
     return Setup(state, loaders[0], loaders[1], test_loader, halves, cost, threads)
 
 
@@ -151,7 +151,7 @@ def _read_test_set(cfg: CfgNode) -> tuple | None:
     """Return the test set's table and images; None where SEARCH.EVAL_INTERVAL is 0."""
     if not cfg.SEARCH.EVAL_INTERVAL:
         return None
-    table, images = read_set(cfg, train=False)
+    table, images = load_split(cfg, train=False)
     build_evaluator(cfg).check(table)
     findings = Findings(f"test set {cfg.DATASET.TEST_SET}")
     check_scored(cfg, findings)
@@ -171,8 +171,8 @@ def _as_training(cfg: CfgNode) -> CfgNode:
 
 def _first_batch(loader: BatchLoader) -> dict[str, torch.Tensor]:
     """Return the first batch of the first epoch, made in this process."""
-    loader.batches.begin(0)
-    batch = loader.crops.__getitems__(next(iter(loader.batches)))
+    loader.batch_sampler.set_epoch(0)
+    batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
     if isinstance(batch, DataError):
         raise batch
     return batch
@@ -296,7 +296,7 @@ def search_one_epoch(
     state, progress = setup.state, setup.state.progress
     steps = _count_steps(cfg, setup, progress.epoch)
     for loader in (setup.weights_loader, setup.architecture_loader):
-        loader.batches.begin(progress.epoch, progress.step)
+        loader.batch_sampler.set_epoch(progress.epoch, progress.step)
     others: Iterable = setup.architecture_loader
     if progress.epoch < cfg.SEARCH.INIT_EPOCHS:
         others = itertools.repeat(None)
@@ -352,7 +352,7 @@ def evaluate_network(
         found = predict(
             cfg, turns.network, loader, turns.device, turns.codec, checkpointer.stop_requested
         )
-    metrics, deciding = score(cfg, loader.crops.table, found, records.folder)
+    metrics, deciding = score(cfg, loader.dataset.table, found, records.folder)
     return TestResult(found, metrics, deciding)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from poise.config import experiment_name
-from poise.datasets.sampler import EpochBatches
+from poise.datasets.sampler import EpochBatchSampler
 from poise.engine import checkpoint
 from poise.engine.resuming import IN_SEARCH, accept_checkpoint
 from poise.engine.state import Progress, checkpoint_errors, load_network
@@ -82,7 +82,7 @@ class SearchState:
     space: Space
     progress: SearchProgress
 
-    def load_state_dict(self, saved: dict, batches: EpochBatches) -> None:
+    def load_state_dict(self, saved: dict, batches: EpochBatchSampler) -> None:
         """Continue from a checkpoint; batches: those of the weights.
 
         Raises PoiseError where it was written by a search of another space or network.

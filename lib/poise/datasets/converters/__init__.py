@@ -14,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 from poise.datasets.converters.images import (
-    LabelledPicture,
-    LeftOut,
-    describe_left_out,
-    tell_left_out,
+    LabeledImage,
+    SkipCounter,
+    describe_skipped,
+    log_skipped,
 )
 from poise.errors import DataError, escape_name, pluralize
 from poise.structures.skeleton import DatasetFile
@@ -25,7 +25,7 @@ from poise.structures.skeleton import DatasetFile
 
 def read(
     form: str, source: str | Path, data: DatasetFile, *, images: str | Path | None = None
-) -> list[LabelledPicture]:
+) -> list[LabeledImage]:
     """The pictures of a file (coco, cvat) or folder (yolo, labelme). form: a module of this
     package. images: their folder, which yolo needs.
 
@@ -33,7 +33,7 @@ def read(
     the log. Raises DataError, in one line.
     """
     pictures, left = _read(form, source, data, images)
-    tell_left_out(source, left)
+    log_skipped(source, left)
     return pictures
 
 
@@ -44,7 +44,7 @@ def convert(
     data: DatasetFile,
     *,
     images: str | Path | None = None,
-) -> list[LabelledPicture]:
+) -> list[LabeledImage]:
     """Read labels in one format, write them in another, and return the pictures.
 
     forms: of source and target. Raises DataError, also where nobody would be written.
@@ -53,16 +53,16 @@ def convert(
     if not any(picture.persons for picture in pictures):
         raise DataError(
             f"{source}: no persons in {pluralize(len(pictures), 'image')}, nothing is written; "
-            f"found: {describe_left_out(left) or 'no labels'}; {_module(forms[0]).PERSON} "
+            f"found: {describe_skipped(left) or 'no labels'}; {_module(forms[0]).PERSON} "
             f"({escape_name(data.category, 40)} of {data.path})"
         )
-    tell_left_out(source, left)
+    log_skipped(source, left)
     write(forms[1], target, data, pictures)
     return pictures
 
 
 def write(
-    form: str, target: str | Path, data: DatasetFile, pictures: Sequence[LabelledPicture]
+    form: str, target: str | Path, data: DatasetFile, pictures: Sequence[LabeledImage]
 ) -> None:
     """Write pictures in a format, to a file (coco, cvat) or into a folder (yolo, labelme).
     Raises DataError where they cannot be written.
@@ -72,7 +72,7 @@ def write(
 
 def _read(
     form: str, source: str | Path, data: DatasetFile, images: str | Path | None
-) -> tuple[list[LabelledPicture], LeftOut]:
+) -> tuple[list[LabeledImage], SkipCounter]:
     return _module(form).read(Path(source), data, None if images is None else Path(images))
 
 

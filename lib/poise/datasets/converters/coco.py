@@ -9,7 +9,7 @@ import numpy as np
 
 from poise.datasets.coco import check_order
 from poise.datasets.coco_files import read_annotations
-from poise.datasets.converters.images import LabelledPerson, LabelledPicture, LeftOut, check_sizes
+from poise.datasets.converters.images import LabeledImage, LabeledPerson, SkipCounter, check_sizes
 from poise.io.files import atomic_write
 from poise.structures.person_table import PackedNames
 from poise.structures.skeleton import DatasetFile
@@ -20,20 +20,20 @@ PERSON = "a person is an annotation of the category, with labelled keypoints"
 
 def read(
     path: Path, data: DatasetFile, images: Path | None = None
-) -> tuple[list[LabelledPicture], LeftOut]:
+) -> tuple[list[LabeledImage], SkipCounter]:
     """Pictures with the persons that a training would use, and what is left out."""
     found = read_annotations(path, path.stem, data.skeleton.num_joints, data.category)
     check_order(found["joint_names"].tolist(), data, path)
     names = PackedNames(found["name_buffer"], found["name_ends"])
     pictures = [
-        LabelledPicture(name, int(width), int(height))
+        LabeledImage(name, int(width), int(height))
         for name, (width, height) in zip(names, found["image_sizes"])
     ]
     for place, box, joints, visible in zip(
         found["image_index"], found["boxes"], found["joints"], found["visible"]
     ):
         pictures[place].persons.append(
-            LabelledPerson(box, np.column_stack([joints, visible]).astype(np.float64))
+            LabeledPerson(box, np.column_stack([joints, visible]).astype(np.float64))
         )
     if images is not None:
         check_sizes(path, pictures, images)
@@ -41,10 +41,10 @@ def read(
         f"annotations {reason}" if reason.startswith(("of ", "without ")) else reason
         for reason in found["reasons"].tolist()
     )
-    return pictures, LeftOut(dict(zip(reasons, found["counts"].tolist())))
+    return pictures, SkipCounter(dict(zip(reasons, found["counts"].tolist())))
 
 
-def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
+def write(path: Path, data: DatasetFile, pictures: Sequence[LabeledImage]) -> None:
     """Ids count from 1. The area is AREA_OF_BOX of the box."""
     import orjson
 

@@ -19,9 +19,9 @@ from xml.parsers import expat
 import numpy as np
 
 from poise.datasets.converters.images import (
-    LabelledPerson,
-    LabelledPicture,
-    LeftOut,
+    LabeledImage,
+    LabeledPerson,
+    SkipCounter,
     box_around,
     check_sizes,
     match_boxes,
@@ -143,10 +143,10 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
 
 def read(
     path: Path, data: DatasetFile, images: Path | None = None
-) -> tuple[list[LabelledPicture], LeftOut]:
+) -> tuple[list[LabeledImage], SkipCounter]:
     """The pictures of a file in which each is listed as <image>, and what is left out."""
-    pictures: dict[str, LabelledPicture] = {}
-    left = LeftOut()
+    pictures: dict[str, LabeledImage] = {}
+    left = SkipCounter()
     needed = checked = 0
     for entry in parse_images(path):
         picture = _picture(entry, path)
@@ -178,7 +178,7 @@ def read(
     return list(pictures.values()), left
 
 
-def _picture(entry: ElementTree.Element, path: Path) -> LabelledPicture:
+def _picture(entry: ElementTree.Element, path: Path) -> LabeledImage:
     name = entry.get("name") or ""
     if not name or find_name_error(name):
         raise DataError(
@@ -191,16 +191,16 @@ def _picture(entry: ElementTree.Element, path: Path) -> LabelledPicture:
     )
     if min(width, height) < 1:
         raise DataError(f"{path}: image {escape_name(name)} is {width:g} x {height:g} pixels large")
-    return LabelledPicture(name, int(width), int(height))
+    return LabeledImage(name, int(width), int(height))
 
 
 def _persons(
     entry: ElementTree.Element,
-    picture: LabelledPicture,
+    picture: LabeledImage,
     data: DatasetFile,
     where: str,
-    left: LeftOut,
-) -> list[LabelledPerson]:
+    left: SkipCounter,
+) -> list[LabeledPerson]:
     """Return the persons of an image; left: counts what is left out."""
     for shape in entry:
         if shape.tag not in ("box", "skeleton"):
@@ -227,7 +227,7 @@ def _persons(
         used += box is not None
         if box is None:
             box = box_around(keypoints, picture.width, picture.height)
-        persons.append(LabelledPerson(box, keypoints))
+        persons.append(LabeledPerson(box, keypoints))
     left.add("boxes without a skeleton", len(entry.findall("box")) - used)
     return persons
 
@@ -272,7 +272,7 @@ def _keypoints(skeleton: ElementTree.Element, data: DatasetFile, where: str) -> 
     return keypoints
 
 
-def write(path: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
+def write(path: Path, data: DatasetFile, pictures: Sequence[LabeledImage]) -> None:
     """Each person as a box and a skeleton of one group_id."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"

@@ -29,7 +29,7 @@ _ONE = re.compile(r"\A(?:(box)es|((?:crowd |other |more )?\w+)s)\b")
 
 
 @dataclass
-class LabelledPerson:
+class LabeledPerson:
     """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where
     it is not labelled.
     """
@@ -39,13 +39,13 @@ class LabelledPerson:
 
 
 @dataclass
-class LabelledPicture:
+class LabeledImage:
     """name: relative to the image folder. width, height: in pixels."""
 
     name: str
     width: int
     height: int
-    persons: list[LabelledPerson] = field(default_factory=list)
+    persons: list[LabeledPerson] = field(default_factory=list)
 
 
 def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
@@ -64,7 +64,7 @@ def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
     return found
 
 
-class LeftOut(Counter[str]):
+class SkipCounter(Counter[str]):
     """How many shapes a reader leaves out for each reason, which begins with a plural noun."""
 
     def add(self, reason: str, count: int = 1) -> None:
@@ -74,7 +74,7 @@ class LeftOut(Counter[str]):
         self[reason if is_counted else _OTHER] += count
 
 
-def describe_left_out(left: LeftOut) -> str:
+def describe_skipped(left: SkipCounter) -> str:
     """Return what a reader left out, with numbers; '' for nothing."""
     kinds = sorted((+left).items())
     if len(kinds) > _MAX_KINDS:  # those there are most of
@@ -86,10 +86,10 @@ def _for_count(reason: str, count: int) -> str:
     return _ONE.sub(r"\1\2", reason, count=1) if count == 1 else reason
 
 
-def tell_left_out(where: str | Path, left: LeftOut) -> None:
+def log_skipped(where: str | Path, left: SkipCounter) -> None:
     """What a reader has left out, with numbers, as one warning."""
     if +left:
-        log.warning("%s", f"{where}: left out: {describe_left_out(left)}")
+        log.warning("%s", f"{where}: left out: {describe_skipped(left)}")
 
 
 def match_boxes(
@@ -185,7 +185,7 @@ def image_sizes(folder: Path) -> dict[str, ImageSize]:
     return {path.relative_to(folder).as_posix(): image_size(path) for path in paths}
 
 
-def check_sizes(where: str | Path, pictures: Sequence[LabelledPicture], folder: Path) -> None:
+def check_sizes(where: str | Path, pictures: Sequence[LabeledImage], folder: Path) -> None:
     """Compare labels that name their image's size with the image files below `folder`.
 
     Raises DataError for a missing image and for one of another size. Logs which DATASET.EXIF the

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from poise.datasets.converters.images import (
-    LabelledPerson,
-    LabelledPicture,
-    LeftOut,
+    LabeledImage,
+    LabeledPerson,
+    SkipCounter,
     box_around,
     check_sizes,
     label_files,
@@ -41,7 +41,7 @@ PERSON = "a person is points called like the joints, with a rectangle called lik
 
 def read(
     folder: Path, data: DatasetFile, images: Path | None = None
-) -> tuple[list[LabelledPicture], LeftOut]:
+) -> tuple[list[LabeledImage], SkipCounter]:
     """The pictures of all .json files in a folder and those below it. A picture's name is the
     file's, with the ending of imagePath.
     """
@@ -50,14 +50,14 @@ def read(
     files = sorted(folder.rglob("*.json"))
     if not files:
         raise DataError(f"{folder}: has no JSON files of labelme")
-    left = LeftOut()
+    left = SkipCounter()
     pictures = [_read_one(path, path.relative_to(folder), data, left) for path in files]
     if images is not None:
         check_sizes(folder, pictures, images)
     return pictures, left
 
 
-def _read_one(path: Path, relative: Path, data: DatasetFile, left: LeftOut) -> LabelledPicture:
+def _read_one(path: Path, relative: Path, data: DatasetFile, left: SkipCounter) -> LabeledImage:
     content = read_json(path, "labelme file")
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if (
@@ -78,7 +78,7 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, left: LeftOut) -> L
     ).as_posix()
     if find_name_error(name):
         raise DataError(f"{path}: the image name {escape_name(name)} {find_name_error(name)}")
-    picture = LabelledPicture(name, int(width), int(height))
+    picture = LabeledImage(name, int(width), int(height))
     for box, points in _groups(path, shapes, data, left):
         keypoints = np.zeros((data.skeleton.num_joints, 3))
         for joint, x, y, flag in points:
@@ -92,7 +92,7 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, left: LeftOut) -> L
             left.add("rectangles without a joint", box is not None)
             continue
         picture.persons.append(
-            LabelledPerson(
+            LabeledPerson(
                 box if box is not None else box_around(keypoints, width, height), keypoints
             )
         )
@@ -100,7 +100,7 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, left: LeftOut) -> L
 
 
 def _groups(
-    path: Path, shapes: list[dict], data: DatasetFile, left: LeftOut
+    path: Path, shapes: list[dict], data: DatasetFile, left: SkipCounter
 ) -> list[tuple[np.ndarray | None, list[tuple]]]:
     """(box or None, [(joint, x, y, flag)]) of each person."""
     boxes: list[tuple[Any, np.ndarray]] = []
@@ -160,7 +160,7 @@ def _corners(shape: dict, where: str, counts: tuple[int, ...]) -> np.ndarray:
 
 
 def _by_group(
-    path: Path, boxes: list[tuple[Any, np.ndarray]], points: list[tuple], left: LeftOut
+    path: Path, boxes: list[tuple[Any, np.ndarray]], points: list[tuple], left: SkipCounter
 ) -> list[tuple[np.ndarray | None, list[tuple]]]:
     groups: dict[Any, list[tuple]] = {}
     for group, point in points:
@@ -196,7 +196,7 @@ def _without_groups(path: Path, boxes: list[np.ndarray], points: list[tuple]) ->
     return groups
 
 
-def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
+def write(folder: Path, data: DatasetFile, pictures: Sequence[LabeledImage]) -> None:
     """A file for each picture, without the picture's bytes."""
     import orjson
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from poise.datasets.converters.images import (
-    LabelledPerson,
-    LabelledPicture,
-    LeftOut,
+    LabeledImage,
+    LabeledPerson,
+    SkipCounter,
     image_sizes,
     label_files,
     numbers,
@@ -37,7 +37,7 @@ _LISTS = ("classes.txt", "train.txt", "val.txt")  # labels only of an image of t
 
 def read(
     folder: Path, data: DatasetFile, images: Path | None = None
-) -> tuple[list[LabelledPicture], LeftOut]:
+) -> tuple[list[LabeledImage], SkipCounter]:
     """The pictures of `images`, which must be given: the text does not say how large they are."""
     if images is None:
         raise DataError(
@@ -57,9 +57,9 @@ def read(
         )
     pictures = []
     there = set(texts)
-    left = LeftOut()
+    left = SkipCounter()
     for text, name in by_text.items():
-        picture = LabelledPicture(name, *sizes[name].upright)
+        picture = LabeledImage(name, *sizes[name].upright)
         if text in there:
             lines = (
                 read_bytes(folder / text, "label file", _MOST_BYTES)
@@ -89,9 +89,7 @@ def read(
     return pictures, left
 
 
-def _person(
-    values: list[float], picture: LabelledPicture, joints: int, where: str
-) -> LabelledPerson:
+def _person(values: list[float], picture: LabeledImage, joints: int, where: str) -> LabeledPerson:
     with_flags = len(values) == 5 + 3 * joints
     if not with_flags and len(values) != 5 + 2 * joints:
         raise DataError(
@@ -112,13 +110,13 @@ def _person(
         raise DataError(f"{where}: has a flag that is none of 0, 1 and 2")
     if np.abs(points[flags > 0, :2]).max(initial=0) > 2:
         raise DataError(f"{where}: joints are not given as shares of the image")
-    return LabelledPerson(
+    return LabeledPerson(
         np.concatenate([centre - extent / 2, extent]),
         np.column_stack([points[:, :2] * size * (flags > 0)[:, None], flags]),
     )
 
 
-def write(folder: Path, data: DatasetFile, pictures: Sequence[LabelledPicture]) -> None:
+def write(folder: Path, data: DatasetFile, pictures: Sequence[LabeledImage]) -> None:
     """With flags, to eight digits: a ten-thousandth of a pixel of any picture."""
     files = label_files((picture.name for picture in pictures), ".txt")
     for file, picture in zip(files, pictures):

@@ -30,7 +30,7 @@ from poise.datasets.synthetic.annotations import (
     mpii_arrays,
 )
 from poise.datasets.synthetic.scene import sample_scene
-from poise.datasets.worker_end import end_with_parent
+from poise.datasets.worker_exit import exit_with_parent
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.io.files import atomic_write
 
@@ -270,7 +270,7 @@ def _pictures(draw, split, count, workers, progress):
 
 def _prepare_worker():
     cv2.setNumThreads(0)
-    end_with_parent()
+    exit_with_parent()
 
 
 def _generator(seed, split, index, use):

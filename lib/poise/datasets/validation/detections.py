@@ -10,12 +10,12 @@ from yacs.config import CfgNode
 from poise.config import data_path
 from poise.datasets.coco_files import (
     DETECTIONS_HINT,
-    detection_fault,
+    detection_error,
     read_detections,
     read_entries,
 )
 from poise.datasets.validation.findings import Findings, percent, some
-from poise.datasets.validation.persons import People
+from poise.datasets.validation.persons import AnnotatedPersons
 from poise.io.cache import Arrays
 from poise.structures import boxes as box_forms
 
@@ -34,7 +34,7 @@ def read(cfg: CfgNode, found: Findings) -> Arrays | None:
         bad = [
             (place, fault)
             for place, entry in enumerate(entries)
-            if (fault := detection_fault(entry))
+            if (fault := detection_error(entry))
         ]
         place, fault = bad[0] if bad else (0, "has numbers that cannot be")
         found.fault(
@@ -47,7 +47,7 @@ def read(cfg: CfgNode, found: Findings) -> Arrays | None:
 def check(
     found: Findings,
     columns: Arrays,
-    people: People,
+    people: AnnotatedPersons,
     image_ids: np.ndarray,
     person: int,
     threshold: float,
@@ -116,7 +116,7 @@ def check(
 def _check_recall(
     found: Findings,
     columns: Arrays,
-    people: People,
+    people: AnnotatedPersons,
     image_ids: np.ndarray,
     used: np.ndarray,
     threshold: float,

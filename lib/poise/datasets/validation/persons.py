@@ -21,7 +21,7 @@ _EDGE = 2.0  # pixels that annotators go beyond a border
 
 
 @dataclass(frozen=True)
-class People:
+class AnnotatedPersons:
     """N persons. ids (N,). image (N,): the place of their image among M. joints (N, J, 2) and
     visible (N, J): as of PersonTable. boxes (N, 4): x, y, width, height.
 
@@ -43,7 +43,7 @@ class People:
         return self.visible > 0
 
     @classmethod
-    def of_table(cls, table: PersonTable) -> People:
+    def of_table(cls, table: PersonTable) -> AnnotatedPersons:
         """Of a set that a training has read; its boxes are cut to their images, and what other
         sets of a mix have (UNKNOWN) is not labelled.
         """
@@ -57,7 +57,7 @@ class People:
         )
 
 
-def check_joints(found: Findings, people: People) -> np.ndarray:
+def check_joints(found: Findings, people: AnnotatedPersons) -> np.ndarray:
     """Joints in their images and boxes, and their flags; returns (N,) bool, the persons to look
     at.
     """
@@ -118,14 +118,14 @@ def _around(joints: np.ndarray, labelled: np.ndarray) -> np.ndarray:
     return np.concatenate([low, high - low]).T
 
 
-def _first(people: People, joints: np.ndarray) -> str:
+def _first(people: AnnotatedPersons, joints: np.ndarray) -> str:
     person, joint = np.argwhere(joints)[0]
     x, y = people.joints[person, joint]
     return f"{people.skeleton.names[joint]} of annotation {people.ids[person]} at {x:g}, {y:g}"
 
 
 def _check_boxes_hold_joints(
-    found: Findings, people: People, around: np.ndarray, odd: np.ndarray
+    found: Findings, people: AnnotatedPersons, around: np.ndarray, odd: np.ndarray
 ) -> None:
     labelled = people.labelled
     # one joint has no box
@@ -159,7 +159,9 @@ def _check_boxes_hold_joints(
         )
 
 
-def check_flags(found: Findings, people: People, counted: np.ndarray | None = None) -> None:
+def check_flags(
+    found: Findings, people: AnnotatedPersons, counted: np.ndarray | None = None
+) -> None:
     """Visibility flags. counted: (N,) num_keypoints as the file says, -1 where it does not."""
     visible, names = people.visible, people.skeleton.names
     strange = ~np.isin(visible, (0, 1, 2))
@@ -189,7 +191,7 @@ def check_flags(found: Findings, people: People, counted: np.ndarray | None = No
             )
 
 
-def check_turned(found: Findings, people: People, orientation: np.ndarray) -> None:
+def check_turned(found: Findings, people: AnnotatedPersons, orientation: np.ndarray) -> None:
     """Find upside-down annotations of images that are read upright, by heads that lie below.
 
     orientation (M,): the EXIF entries of the images; 3 and 4 turn by 180 degrees, so that sizes do
@@ -213,7 +215,7 @@ def check_turned(found: Findings, people: People, orientation: np.ndarray) -> No
         )
 
 
-def check_boxes(found: Findings, people: People) -> np.ndarray:
+def check_boxes(found: Findings, people: AnnotatedPersons) -> np.ndarray:
     """Boxes and areas as the file has them; returns (N,) bool, the persons to look at."""
     boxes, odd = people.boxes, np.zeros(len(people.ids), bool)
     flat = ~(boxes[:, 2:] > 0).all(axis=1)
@@ -247,7 +249,7 @@ def check_boxes(found: Findings, people: People) -> np.ndarray:
     return odd
 
 
-def check_areas(found: Findings, people: People, *, needed: bool) -> None:
+def check_areas(found: Findings, people: AnnotatedPersons, *, needed: bool) -> None:
     """needed: the set is scored by OKS, whose scale the area is."""
     area, box = people.area, people.boxes[:, 2:].prod(axis=1)
     absent = np.isnan(area)
@@ -284,7 +286,7 @@ def check_areas(found: Findings, people: People, *, needed: bool) -> None:
         )
 
 
-def check_repeats(found: Findings, people: People) -> None:
+def check_repeats(found: Findings, people: AnnotatedPersons) -> None:
     """Persons who are annotated twice."""
     those = people.labelled.any(axis=1)
     # -0.0 is 0 too

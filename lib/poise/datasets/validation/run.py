@@ -23,12 +23,12 @@ from poise.config.datasets import (
 )
 from poise.datasets import PersonTable, coco, read_table
 from poise.datasets.coco_files import category_id
-from poise.datasets.mixing import ImageFolders, as_set
+from poise.datasets.mixing import ConcatImageFolders, cfg_for_source
 from poise.datasets.validation import detections, images, left_right
 from poise.datasets.validation import persons as people
 from poise.datasets.validation.columns import read_columns
 from poise.datasets.validation.findings import FAULT, NOTE, WARNING, Finding, Findings, some
-from poise.datasets.validation.persons import People
+from poise.datasets.validation.persons import AnnotatedPersons
 from poise.errors import DataError, PoiseError
 from poise.evaluation.evaluators import EVALUATORS, build_evaluator
 from poise.io.cache import Arrays, cached
@@ -53,7 +53,7 @@ class CheckedSet:
     folder: ImageFolder
     names: Sequence[str] = ()
     files: images.ImageFiles | None = None
-    people: People | None = None
+    people: AnnotatedPersons | None = None
     odd: np.ndarray | None = None
     signs: np.ndarray | None = None
 
@@ -69,7 +69,7 @@ def check(cfg: CfgNode) -> tuple[list[Finding], list[CheckedSet]]:
     found = file.found
     trained = [
         (cfg, f"train set {cfg.DATASET.TRAIN_SET}"),
-        *((as_set(cfg, name), f"DATASET.MIX.{name}") for name in sorted(cfg.DATASET.MIX)),
+        *((cfg_for_source(cfg, name), f"DATASET.MIX.{name}") for name in sorted(cfg.DATASET.MIX)),
     ]
     for own, title in [*trained, (cfg, f"test set {cfg.DATASET.TEST_SET}")]:
         findings = Findings(title)
@@ -119,7 +119,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
         result.names = list(table.image_names)
         result.files = images.check(found, result.folder, result.names, None)
         if table.labelled:
-            _check_people(found, result, People.of_table(table))
+            _check_people(found, result, AnnotatedPersons.of_table(table))
     if table is not None:
         people.dropped(found, table)
     return result
@@ -198,7 +198,9 @@ def _check_coco(
         )
 
 
-def _persons(found: Findings, columns: Arrays, data: DatasetFile) -> tuple[People, np.ndarray]:
+def _persons(
+    found: Findings, columns: Arrays, data: DatasetFile
+) -> tuple[AnnotatedPersons, np.ndarray]:
     """Persons with a labelled joint in an image that is listed, without crowds, and their
     num_keypoints.
     """
@@ -226,7 +228,7 @@ def _persons(found: Findings, columns: Arrays, data: DatasetFile) -> tuple[Peopl
             " them as missed"
         )
     return (
-        People(
+        AnnotatedPersons(
             data.skeleton,
             columns["ids"][kept],
             order[place[kept]],
@@ -241,7 +243,10 @@ def _persons(found: Findings, columns: Arrays, data: DatasetFile) -> tuple[Peopl
 
 
 def _check_people(
-    found: Findings, result: CheckedSet, persons: People, counted: np.ndarray | None = None
+    found: Findings,
+    result: CheckedSet,
+    persons: AnnotatedPersons,
+    counted: np.ndarray | None = None,
 ) -> None:
     people.check_flags(found, persons, counted)
     odd = people.check_joints(found, persons)
@@ -354,9 +359,9 @@ def report(found: Sequence[Finding]) -> str:
     return "\n".join([*lines, verdict(found)])
 
 
-def look(
+def quick_check(
     cfg: CfgNode,
-    train: tuple[PersonTable, ImageFolder | ImageFolders],
+    train: tuple[PersonTable, ImageFolder | ConcatImageFolders],
     test: tuple[PersonTable, ImageFolder],
 ) -> list[Finding]:
     """What a training says before it begins, of tables that it has read: faults and warnings
@@ -370,7 +375,7 @@ def look(
     ):
         found = Findings(f"{title} {split}")
         if table.labelled:
-            persons = People.of_table(table)
+            persons = AnnotatedPersons.of_table(table)
             people.check_flags(found, persons)
             people.check_joints(found, persons)
             signs.append(
@@ -394,7 +399,7 @@ def look(
 
 
 def _by_folder(
-    table: PersonTable, folder: ImageFolder | ImageFolders
+    table: PersonTable, folder: ImageFolder | ConcatImageFolders
 ) -> dict[str, tuple[ImageFolder, list[str], np.ndarray]]:
     """{name in DATASET.MIX, '' for the first set: (its folder, its images with persons, their
     places in the table)}.
@@ -435,10 +440,10 @@ def _look_at_images(
     return files
 
 
-def log_look(cfg: CfgNode, train: tuple, test: tuple) -> None:
-    """`look` in the log, each finding a warning; the advice to check in full behind them."""
+def log_quick_check(cfg: CfgNode, train: tuple, test: tuple) -> None:
+    """`quick_check` in the log, each finding a warning; the advice to check in full behind them."""
     try:
-        found = look(cfg, train, test)
+        found = quick_check(cfg, train, test)
     except DataError as error:  # an archive that changed while it was looked at
         log.warning("the data could not be looked at: %s", error)
         return

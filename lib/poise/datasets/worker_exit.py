@@ -7,7 +7,7 @@ import os
 import threading
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """End this worker process when its parent has ended, even before this call.
 
     PyTorch's own workers look every 5 s between two batches, those of multiprocessing never.
