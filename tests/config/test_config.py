@@ -217,7 +217,7 @@ def refusal(path, overrides=()):
 @pytest.mark.parametrize(
     "path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT / "experiments"))
 )
-def test_every_experiment_loads(path):
+def test_load_every_experiment_succeeds(path):
     cfg = config.load(path)
     assert cfg.is_frozen()
     assert all(
@@ -231,11 +231,11 @@ def test_every_experiment_loads(path):
         assert [side // 4 for side in cfg.MODEL.IMAGE_SIZE] == cfg.MODEL.HEATMAP_SIZE
 
 
-def test_experiments_were_found():
+def test_experiments_are_at_least_15():
     assert len(EXPERIMENTS) >= 15
 
 
-def test_hrnet_file(written):
+def test_load_hrnet_file_keeps_its_values(written):
     cfg = config.load(written(HRNET))
     assert cfg.GPUS == (0, 1, 2, 3) and cfg.WORKERS == 24 and cfg.AUTO_RESUME is True
     assert (
@@ -259,7 +259,7 @@ def test_hrnet_file(written):
     assert cfg.DEBUG.SAVE_HEATMAPS_PRED is True
 
 
-def test_hrnet_defaults_stand_where_the_file_is_silent(written):
+def test_load_hrnet_file_missing_keys_take_hrnet_defaults(written):
     silent = written(
         HRNET.replace("  POST_PROCESS: true\n  SHIFT_HEATMAP: true\n", "").replace(
             "  IMAGE_THRE: 0.0\n", ""
@@ -273,14 +273,14 @@ def test_hrnet_defaults_stand_where_the_file_is_silent(written):
     )
 
 
-def test_hrnet_files_of_mpii_switch_half_bodies_off_with_a_negative_share(written):
+def test_load_negative_prob_half_body_is_allowed(written):
     assert (
         config.load(written(MINIMAL + "DATASET: {PROB_HALF_BODY: -1.0}\n")).DATASET.PROB_HALF_BODY
         == -1.0
     )
 
 
-def test_simple_baseline_file(written):
+def test_load_simple_baseline_file_translates_keys(written):
     cfg = config.load(written(SIMPLE_BASELINE))
     assert cfg.GPUS == (0,)
     assert (cfg.TRAIN.BATCH_SIZE_PER_GPU, cfg.TEST.BATCH_SIZE_PER_GPU) == (24, 16)
@@ -299,7 +299,7 @@ def test_simple_baseline_file(written):
     assert cfg.DATASET.COLOR_RGB is False and cfg.DATASET.PROB_HALF_BODY == 0.0
 
 
-def test_simple_baseline_file_that_names_its_post_processing(written):
+def test_load_simple_baseline_file_with_post_process_keeps_it(written):
     cfg = config.load(
         written(
             SIMPLE_BASELINE.replace(
@@ -316,7 +316,7 @@ def test_simple_baseline_file_that_names_its_post_processing(written):
     ) == (True, False, 0.2, True)
 
 
-def test_simple_baseline_of_mpii_may_leave_the_joints_out(written):
+def test_load_simple_baseline_file_without_joints_is_mpii(written):
     cfg = config.load(
         written(
             "GPUS: '0,1'\nMODEL: {EXTRA: {HEATMAP_SIZE: [64, 64], SIGMA: 2}}\nTRAIN: {BATCH_SIZE:"
@@ -326,7 +326,7 @@ def test_simple_baseline_of_mpii_may_leave_the_joints_out(written):
     assert cfg.MODEL.NUM_JOINTS == 16 and cfg.GPUS == (0, 1) and cfg.TEST.BATCH_SIZE_PER_GPU == 32
 
 
-def test_simple_baseline_file_with_empty_groups(written):
+def test_load_simple_baseline_file_empty_groups_take_defaults(written):
     cfg = config.load(written("MODEL:\nTEST:\nTRAIN: {BATCH_SIZE: 8}\n"))
     assert (cfg.TRAIN.BATCH_SIZE_PER_GPU, cfg.TEST.POST_PROCESS, cfg.MODEL.NUM_JOINTS) == (
         8,
@@ -338,7 +338,7 @@ def test_simple_baseline_file_with_empty_groups(written):
     )
 
 
-def test_res2net_file(written):
+def test_load_res2net_file_keeps_its_values(written):
     cfg = config.load(written(RES2NET))
     assert (cfg.MODEL.SCALE, cfg.MODEL.BASEWIDTH) == (8, 14)
     assert cfg.MODEL.EXTRA.NUM_LAYERS == 50 and cfg.TRAIN.LR_STEP == [90, 120]
@@ -353,7 +353,7 @@ def test_res2net_file(written):
     [HRNET, SIMPLE_BASELINE, RES2NET, MINIMAL],
     ids=["hrnet", "simple_baseline", "res2net", "minimal"],
 )
-def test_dump_loads_to_the_same_values(written, text):
+def test_load_dumped_config_is_equal(written, text):
     """config.yaml of a run folder is an experiment file."""
     cfg = config.load(
         written(text),
@@ -373,7 +373,7 @@ def test_dump_loads_to_the_same_values(written, text):
     assert again.TEST.MODEL_FILE == "a b: 'c'.pth" and again.TRAIN.LR == 3e-5
 
 
-def test_result_is_frozen(written):
+def test_load_result_is_frozen(written):
     cfg = config.load(written(MINIMAL))
     with pytest.raises(AttributeError):
         cfg.TRAIN.LR = 1.0
@@ -382,7 +382,7 @@ def test_result_is_frozen(written):
     assert config.load(written(MINIMAL)) == cfg
 
 
-def test_defaults_are_new_every_time():
+def test_default_config_returns_a_new_copy():
     default_config().TRAIN.LR_STEP.append(7)
     assert default_config().TRAIN.LR_STEP == [90, 110]
 
@@ -390,7 +390,7 @@ def test_defaults_are_new_every_time():
 # _BASE_ -------------------------------------------------------------------------------------------
 
 
-def test_base_is_overridden_key_by_key(written):
+def test_load_base_is_overridden_key_by_key(written):
     written(
         "MODEL: {NUM_JOINTS: 16, SIGMA: 3, EXTRA: {NUM_LAYERS: 101, FINAL_CONV_KERNEL: 1}}\nTRAIN:"
         " {LR_STEP: [1, 2]}\n",
@@ -406,21 +406,21 @@ def test_base_is_overridden_key_by_key(written):
     assert "_BASE_" not in cfg
 
 
-def test_bases_of_a_list_come_in_order(written):
+def test_load_base_list_applies_in_order(written):
     written("MODEL: {NUM_JOINTS: 16}\nWORKERS: 1\nPRINT_FREQ: 1\nSEED: 1\n", "one.yaml")
     written("WORKERS: 2\nPRINT_FREQ: 2\n", "two.yaml")
     cfg = config.load(written("_BASE_: [one.yaml, two.yaml]\nPRINT_FREQ: 3\n"))
     assert (cfg.SEED, cfg.WORKERS, cfg.PRINT_FREQ) == (1, 2, 3)
 
 
-def test_base_of_a_base_is_relative_to_that_base(written):
+def test_load_nested_base_is_relative_to_its_file(written):
     written("MODEL: {NUM_JOINTS: 16}\nWORKERS: 11\n", "a/b/deepest.yaml")
     written("_BASE_: b/deepest.yaml\nSEED: 12\n", "a/deeper.yaml")
     cfg = config.load(written("_BASE_: a/deeper.yaml\n"))
     assert (cfg.WORKERS, cfg.SEED) == (11, 12)
 
 
-def test_a_base_may_be_used_twice(written):
+def test_load_base_used_twice_is_allowed(written):
     """Only a circle is refused, not two ways to the same file."""
     written("MODEL: {NUM_JOINTS: 16}\n", "root.yaml")
     written("_BASE_: root.yaml\nSEED: 4\n", "left.yaml")
@@ -429,21 +429,21 @@ def test_a_base_may_be_used_twice(written):
     assert (cfg.SEED, cfg.WORKERS) == (4, 5)
 
 
-def test_circle_of_bases(written):
+def test_load_circular_base_raises(written):
     written("_BASE_: experiment.yaml\n", "other.yaml")
     text = refusal(written("_BASE_: other.yaml\n"))
     assert "_BASE_ leads back to itself (experiment.yaml -> other.yaml -> experiment.yaml)" in text
     assert "leads back to itself" in refusal(written("_BASE_: self.yaml\n", "self.yaml"))
 
 
-def test_too_long_a_chain_of_bases(written):
+def test_load_base_chain_over_16_raises(written):
     for i in range(20):
         written(f"_BASE_: chain{i + 1}.yaml\n", f"chain{i}.yaml")
     with pytest.raises(ConfigError, match="more than 16 files deep"):
         config.load(written("_BASE_: chain0.yaml\n"))
 
 
-def test_missing_base_is_named(written):
+def test_load_missing_base_raises(written):
     path = written("_BASE_: nowhere.yaml\n")
     with pytest.raises(
         ConfigError, match=r"nowhere\.yaml: cannot read the experiment file \(No such file"
@@ -452,16 +452,16 @@ def test_missing_base_is_named(written):
 
 
 @pytest.mark.parametrize("value", ["3", "{a: 1}", "[1, 2]", "[[a.yaml]]"])
-def test_base_of_a_wrong_type(written, value):
+def test_load_base_invalid_type_raises(written, value):
     assert "_BASE_ must be a path or a list of paths" in refusal(written(f"_BASE_: {value}\n"))
 
 
-def test_base_with_a_nul_in_its_name(written):
+def test_load_base_with_zero_byte_raises(written):
     with pytest.raises(ConfigError, match="has a text with a zero byte"):
         config.load(written('_BASE_: "a\\0b.yaml"\n'))
 
 
-def test_simple_baseline_file_as_base(written):
+def test_load_simple_baseline_file_as_base_translates_keys(written):
     written(SIMPLE_BASELINE, "theirs.yaml")
     cfg = config.load(written("_BASE_: theirs.yaml\nTRAIN: {END_EPOCH: 3}\n"))
     assert (cfg.TRAIN.BATCH_SIZE_PER_GPU, cfg.TRAIN.END_EPOCH, cfg.TEST.SHIFT_HEATMAP) == (
@@ -508,7 +508,7 @@ def test_simple_baseline_file_as_base(written):
         ("MODEL.EXTRA.STAGE2.BLOCK", "BASIC", "BASIC"),
     ],
 )
-def test_override(written, key, value, wanted):
+def test_load_override_converts_the_type(written, key, value, wanted):
     found = config.load(written(MINIMAL), [key, value])
     for part in key.split("."):
         found = found[part]
@@ -517,11 +517,11 @@ def test_override(written, key, value, wanted):
         assert [type(item) for item in found] == [type(item) for item in wanted]
 
 
-def test_the_last_override_counts_and_the_file_is_below_it(written):
+def test_load_last_override_wins(written):
     assert config.load(written(MINIMAL + "SEED: 1\n"), ["SEED", "2", "SEED", "3"]).SEED == 3
 
 
-def test_odd_number_of_overrides(written):
+def test_load_override_without_value_raises(written):
     assert "command line: 'WORKERS' has no value" in refusal(
         written(MINIMAL), ["SEED", "1", "WORKERS"]
     )
@@ -540,7 +540,7 @@ def test_odd_number_of_overrides(written):
         ("MODEL.LR", "TRAIN.LR"),
     ],
 )
-def test_unknown_key_names_the_nearest(written, key, nearest):
+def test_load_unknown_key_suggests_nearest(written, key, nearest):
     text = refusal(written(MINIMAL), [key, "1"])
     assert text.startswith(f"command line: unknown key {key}; the nearest known keys are ")
     assert nearest in text.split("are ")[1].split(", ")
@@ -550,14 +550,14 @@ def test_unknown_key_names_the_nearest(written, key, nearest):
     assert f"experiment.yaml: unknown key {key}; " in text and nearest in text
 
 
-def test_batch_size_of_simple_baseline_is_a_key_of_its_files_only(written):
+def test_load_simple_baseline_key_as_override_raises(written):
     text = refusal(written(MINIMAL), ["TRAIN.BATCH_SIZE", "8"])
     assert (
         "unknown key TRAIN.BATCH_SIZE; the nearest known keys are TRAIN.BATCH_SIZE_PER_GPU" in text
     )
 
 
-def test_unknown_key_like_no_other(written):
+def test_load_unknown_key_without_similar_has_no_suggestion(written):
     assert refusal(written("XYZZYPLUGH: 1\n")).endswith("unknown key XYZZYPLUGH")
 
 
@@ -590,7 +590,7 @@ def test_unknown_key_like_no_other(written):
         ("TRAIN.LR.X", "3", "a number"),
     ],
 )
-def test_wrong_type(written, key, value, kind):
+def test_load_override_invalid_type_raises(written, key, value, kind):
     text = refusal(written(MINIMAL), [key, value])
     assert text.startswith("command line: ") and key.removesuffix(".X") in text and kind in text
 
@@ -679,12 +679,12 @@ def test_wrong_type(written, key, value, kind):
         ("DATASET.HALF_BODY_MARGIN_RANDOM", "[0.6, 0.8, 1]"),
     ],
 )
-def test_value_out_of_range(written, key, value):
+def test_load_value_out_of_range_raises(written, key, value):
     text = refusal(written(MINIMAL), [key, value])
     assert f"experiment.yaml: {key} must be " in text
 
 
-def test_list_keys_are_all_checked():
+def test_list_keys_all_have_a_range_test():
     """A new list key needs a check of its own: a test of it belongs above."""
 
     def lists(node, prefix=""):
@@ -694,16 +694,16 @@ def test_list_keys_are_all_checked():
             elif isinstance(value, (list, tuple)):
                 yield f"{prefix}{key}"
 
-    marks = {mark.name: mark for mark in test_value_out_of_range.pytestmark}
+    marks = {mark.name: mark for mark in test_load_value_out_of_range_raises.pytestmark}
     tried = {key for key, _ in marks["parametrize"].args[1]}
     assert set(lists(default_config())) <= tried
 
 
-def test_lr_steps_that_repeat_an_epoch_are_kept(written):
+def test_load_repeated_lr_steps_are_kept(written):
     assert config.load(written(MINIMAL), ["TRAIN.LR_STEP", "[5, 7, 7]"]).TRAIN.LR_STEP == [5, 7, 7]
 
 
-def test_values_that_depend_on_each_other(written):
+def test_load_inconsistent_values_raise(written):
     path = written(MINIMAL)
     assert "TRAIN.END_EPOCH must be more than TRAIN.BEGIN_EPOCH (5)" in refusal(
         path, ["TRAIN.BEGIN_EPOCH", 5, "TRAIN.END_EPOCH", 5]
@@ -724,7 +724,7 @@ def test_values_that_depend_on_each_other(written):
     config.load(path, ["LOSS.USE_OHKM", False, "LOSS.TOPK", 17])
 
 
-def test_yaml_numbers_that_are_none(written):
+def test_load_yaml_nan_and_text_numbers(written):
     assert "TRAIN.LR must be above 0 and below 1e30, got nan" in refusal(
         written(MINIMAL + "TRAIN: {LR: .nan}\n")
     )
@@ -735,7 +735,7 @@ def test_yaml_numbers_that_are_none(written):
 # not an experiment file ---------------------------------------------------------------------------
 
 
-def test_missing_file(tmp_path):
+def test_load_missing_file_raises(tmp_path):
     assert (
         "cannot read the experiment file (No such file or directory); --cfg takes a file of"
         " experiments/" in refusal(tmp_path / "none.yaml")
@@ -744,7 +744,7 @@ def test_missing_file(tmp_path):
     assert "Is a directory" in refusal(tmp_path / "folder.yaml")
 
 
-def test_circle_of_links(tmp_path):
+def test_load_circular_links_raise(tmp_path):
     (tmp_path / "a.yaml").symlink_to(tmp_path / "b.yaml")
     (tmp_path / "b.yaml").symlink_to(tmp_path / "a.yaml")
     assert "cannot read the experiment file" in refusal(tmp_path / "a.yaml")
@@ -768,17 +768,17 @@ def test_circle_of_links(tmp_path):
     ],
     ids=range(12),
 )
-def test_not_yaml(written, text):
+def test_load_invalid_yaml_raises(written, text):
     path = written(text)
     with pytest.raises(ConfigError, match="not valid YAML"):
         config.load(path)
 
 
-def test_deep_nesting(written):
+def test_load_deep_nesting_raises(written):
     assert "is nested more than 64 deep" in refusal(written("[" * 3000))
 
 
-def test_empty_file_is_the_defaults_and_so_has_the_joints_of_mpii(written):
+def test_load_empty_file_equals_defaults(written):
     assert config.load(written("")).MODEL.NUM_JOINTS == 16
     assert config.load(written("# nothing yet\n")) == config.load(written(MINIMAL))
 
@@ -786,20 +786,20 @@ def test_empty_file_is_the_defaults_and_so_has_the_joints_of_mpii(written):
 @pytest.mark.parametrize(
     "text, kind", [("- 1\n- 2\n", "list"), ("just words\n", "str"), ("3\n", "int")]
 )
-def test_no_mapping(written, text, kind):
+def test_load_yaml_without_mapping_raises(written, text, kind):
     assert f"expected KEY: VALUE lines, got a {kind}" in refusal(written(text))
 
 
-def test_keys_that_are_no_names(written):
+def test_load_non_string_keys_raise(written):
     assert "key '1' is not a name" in refusal(written("1: 2\n"))
     assert "key 'TRAIN.True' is not a name" in refusal(written("TRAIN: {yes: 2}\n"))
 
 
-def test_huge_file(written):
+def test_load_huge_file_raises(written):
     assert "more than the 1.0 MB that are read" in refusal(written(b"# " + b"x" * (1 << 20)))
 
 
-def test_small_file_that_stands_for_a_huge_one(written):
+def test_load_alias_bomb_raises(written):
     """Ten aliases to ten aliases ...: PyYAML shares them, whoever walks over them would not come
     to an end.
     """
@@ -812,20 +812,20 @@ def test_small_file_that_stands_for_a_huge_one(written):
     )
 
 
-def test_ordinary_aliases_are_welcome(written):
+def test_load_yaml_alias_is_allowed(written):
     assert config.load(
         written("MODEL: {NUM_JOINTS: 16, IMAGE_SIZE: &size [128, 128], HEATMAP_SIZE: *size}\n")
     ).MODEL.HEATMAP_SIZE == [128, 128]
 
 
-def test_long_values_do_not_flood_the_terminal(written):
+def test_load_long_invalid_value_is_shortened(written):
     assert len(refusal(written(yaml.safe_dump({"TRAIN": {"LR": list(range(20000))}})))) < 500
 
 
 # names and paths ----------------------------------------------------------------------------------
 
 
-def test_data_dir_goes_before_relative_paths(written):
+def test_data_path_relative_path_is_under_data_dir(written):
     cfg = config.load(written(MINIMAL), ["DATA_DIR", "/data"])
     assert config.data_path(cfg, "coco/x.json") == "/data/coco/x.json"
     assert config.data_path(cfg, "/else/x.json") == "/else/x.json"
@@ -836,5 +836,5 @@ def test_data_dir_goes_before_relative_paths(written):
     assert config.data_path(config.load(written(MINIMAL)), "coco/x.json") == "coco/x.json"
 
 
-def test_experiment_name():
+def test_experiment_name_drops_the_last_suffix():
     assert config.experiment_name("experiments/coco/w32_256x192.adam.yaml") == "w32_256x192.adam"

@@ -51,12 +51,12 @@ def refusal(call, *args):
 # the files of the repository ----------------------------------------------------------------------
 
 
-def test_which_there_are():
+def test_shipped_datasets_are_listed():
     assert datasets.shipped() == ["coco", "crowdpose", "mpii", "template"]
 
 
 @pytest.mark.parametrize("name", datasets.shipped())
-def test_sides_of_the_files(name):
+def test_dataset_flip_pairs_match_left_and_right(name):
     """A mirror swaps every left joint with the right one of the same name and nothing else;
     limbs and halves stay what they are.
     """
@@ -83,7 +83,7 @@ def test_sides_of_the_files(name):
     assert dataset(name).remarks == ()
 
 
-def test_coco_and_mpii():
+def test_coco_and_mpii_facts_equal_published():
     assert (
         COCO.sigmas == pytest.approx(Params("keypoints").kpt_oks_sigmas)
         and COCO.num_joints == 17
@@ -106,7 +106,7 @@ def test_coco_and_mpii():
     assert pytest.approx(np.mean(COCO.sigmas), abs=5e-4) == skeleton.DEFAULT_SIGMA
 
 
-def test_template_says_what_its_keys_are():
+def test_template_documents_every_key():
     """Every key that a file can have is there, with the words above it."""
     lines = (ROOT / "experiments/datasets/template.yaml").read_text().splitlines()
     assert set(yaml.safe_load("\n".join(lines))) == set(datasets._KEYS)
@@ -142,13 +142,13 @@ def test_template_says_what_its_keys_are():
         ("crowdpose", "test", "json/crowdpose_test.json", "images", True),
     ],
 )
-def test_where_sets_lie(name, set_name, annotations, images, labelled):
+def test_dataset_files_paths_equal_published_layout(name, set_name, annotations, images, labelled):
     files = dataset(name).files(set_name)
     assert (files.annotations, files.images, files.labelled) == (annotations, images, labelled)
     assert (files.head_boxes == "annot/gt_valid.mat") == (set_name == "valid")
 
 
-def test_root_of_the_file_where_the_experiment_has_none(tmp_path):
+def test_annotation_path_empty_root_uses_dataset_file(tmp_path):
     path = tmp_path / "e.yaml"
     path.write_text("DATASET: {DATASET: crowdpose}\n")
     assert (
@@ -162,7 +162,7 @@ def test_root_of_the_file_where_the_experiment_has_none(tmp_path):
     assert datasets.image_folder(cfg, "val").location.as_posix() == "/data/crowds/images.zip"
 
 
-def test_found_from_anywhere(tmp_path):
+def test_shipped_from_other_working_folder_is_equal(tmp_path):
     """By their place beside lib/, not by the folder in which a program runs."""
     code = "from poise.config.datasets import MPII, shipped; print(MPII.names[6], *shipped())"
     done = subprocess.run(
@@ -176,7 +176,7 @@ def test_found_from_anywhere(tmp_path):
     assert done.stdout.split() == ["pelvis", *datasets.shipped()]
 
 
-def test_without_the_folder(monkeypatch, tmp_path, written):
+def test_dataset_missing_folder_raises_and_custom_file_loads(monkeypatch, tmp_path, written):
     """A package that was copied out of the repository says so, and still takes a file of one's
     own.
     """
@@ -196,7 +196,7 @@ def test_without_the_folder(monkeypatch, tmp_path, written):
 # what follows from a file -------------------------------------------------------------------------
 
 
-def test_experiment_follows_its_dataset_file(tmp_path, written):
+def test_load_experiment_takes_values_of_its_dataset_file(tmp_path, written):
     path = experiment(tmp_path, written())
     cfg = config.load(path)
     assert (cfg.MODEL.NUM_JOINTS, cfg.DATASET.DATASET) == (5, "dots5") and dataset_of(
@@ -209,18 +209,18 @@ def test_experiment_follows_its_dataset_file(tmp_path, written):
     assert text == f"{path}: MODEL.NUM_JOINTS must be 5, as {tmp_path}/own.yaml has, got 17"
 
 
-def test_a_changed_file_counts_for_the_next_experiment(tmp_path, written):
+def test_load_changed_dataset_file_is_read_again(tmp_path, written):
     path = experiment(tmp_path, written())
     assert config.load(path).MODEL.NUM_JOINTS == 5
     written(**dataset_keys(7))
     assert config.load(path).MODEL.NUM_JOINTS == 7
 
 
-def test_name_of_a_file_that_gives_none(tmp_path, written):
+def test_read_dataset_without_name_is_own(tmp_path, written):
     assert read_dataset(written(name=None)).name == "own"
 
 
-def test_half_body_without_upper_body_is_off_and_said(tmp_path, caplog):
+def test_load_half_body_without_upper_body_is_disabled_and_logged(tmp_path, caplog):
     path = experiment(tmp_path, make_set(tmp_path / "set", 5, upper_body=None))
     cfg = config.load(path)
     assert (
@@ -243,7 +243,7 @@ def test_half_body_without_upper_body_is_off_and_said(tmp_path, caplog):
     )
 
 
-def test_defaults_and_remarks(written):
+def test_read_dataset_missing_keys_take_defaults_with_remarks(written):
     found = read_dataset(written(sigmas=None, weights=None, flip_pairs=None, category=None))
     assert (
         found.skeleton.sigmas == (0.067,) * 5
@@ -258,7 +258,7 @@ def test_defaults_and_remarks(written):
     assert found.skeleton.flip_order.tolist() == list(range(5))
 
 
-def test_warned_once_when_the_test_set_is_read(tmp_path, caplog):
+def test_read_set_dataset_remarks_are_logged_once(tmp_path, caplog):
     forget_log_handlers()
     cfg = config.load(experiment(tmp_path, make_set(tmp_path / "set", 2, sigmas=None)))
     with caplog.at_level(logging.WARNING):
@@ -270,7 +270,7 @@ def test_warned_once_when_the_test_set_is_read(tmp_path, caplog):
     ] and "has no sigmas" in caplog.text
 
 
-def test_side_by_the_pair_where_names_do_not_tell(written):
+def test_skeleton_side_without_left_right_names_uses_pairs(written):
     found = read_dataset(
         written(
             joints=["a", "b", "c", "d", "e"], flip_pairs=[["b", "a"]], limbs=[], upper_body=["a"]
@@ -314,7 +314,7 @@ def yolo_file(tmp_path):
     return write
 
 
-def test_ultralytics_file_gives_joints_pairs_and_places(tmp_path, yolo_file):
+def test_read_dataset_ultralytics_file_gives_keypoints_and_paths(tmp_path, yolo_file):
     found = read_dataset(yolo_file())
     assert (
         found.skeleton.names == ("wrist", "tip_right", "tip_left")
@@ -354,7 +354,7 @@ def test_ultralytics_file_gives_joints_pairs_and_places(tmp_path, yolo_file):
 
 
 @pytest.mark.parametrize("names", [{0: list(dataset("coco").skeleton.names)}, None])
-def test_ultralytics_file_of_cocos_keypoints_takes_cocos_facts(yolo_file, names):
+def test_read_dataset_ultralytics_coco_keypoints_take_coco_facts(yolo_file, names):
     found, coco = (
         read_dataset(
             yolo_file(kpt_shape=[17, 3], flip_idx=COCO_FLIP, kpt_names=names, names={0: "person"})
@@ -373,7 +373,7 @@ def test_ultralytics_file_of_cocos_keypoints_takes_cocos_facts(yolo_file, names)
     assert other.skeleton.sigmas == (1 / 17,) * 17 and other.skeleton.upper_body == ()
 
 
-def test_ultralytics_file_without_flip_idx_switches_flips_off(tmp_path, yolo_file):
+def test_load_ultralytics_without_flip_idx_disables_flips(tmp_path, yolo_file):
     path = experiment(tmp_path, yolo_file(flip_idx=None))
     cfg = config.load(path, ["DATASET.FLIP", True, "TEST.FLIP_TEST", True])
     assert (cfg.DATASET.FLIP, cfg.TEST.FLIP_TEST, cfg.DATASET.PROB_HALF_BODY) == (False, False, 0)
@@ -386,7 +386,7 @@ def test_ultralytics_file_without_flip_idx_switches_flips_off(tmp_path, yolo_fil
     assert cfg.DATASET.FLIP and cfg.TEST.FLIP_TEST
 
 
-def test_ultralytics_paths_as_ultralytics_resolves_them(tmp_path, yolo_file, monkeypatch):
+def test_read_dataset_ultralytics_paths_resolve_as_ultralytics(tmp_path, yolo_file, monkeypatch):
     """Where the images are: below the working folder, else beside the file. Roboflow's ../ lead
     to nothing and are dropped.
     """
@@ -408,9 +408,7 @@ def test_ultralytics_paths_as_ultralytics_resolves_them(tmp_path, yolo_file, mon
 
 
 @pytest.mark.parametrize("root", ["locked/deeper", "/" + "x" * 5000, "loop"])
-def test_ultralytics_path_that_cannot_be_entered_is_one_line(
-    tmp_path, yolo_file, monkeypatch, root
-):
+def test_read_dataset_ultralytics_unreadable_path_raises(tmp_path, yolo_file, monkeypatch, root):
     """The tests may run as root, who enters every folder: the system's answer is put in."""
     real = os.stat
 
@@ -459,14 +457,12 @@ def test_ultralytics_path_that_cannot_be_entered_is_one_line(
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:40],
 )
-def test_faults_of_an_ultralytics_file(yolo_file, keys, fault):
+def test_read_dataset_ultralytics_invalid_key_raises(yolo_file, keys, fault):
     path = yolo_file(**keys)
     assert f"{path}: {fault}" in refusal(read_dataset, path)
 
 
-def test_ultralytics_labels_are_converted_by_the_command_of_the_message(
-    tmp_path, yolo_file, monkeypatch
-):
+def test_ultralytics_labels_convert_by_suggested_command(tmp_path, yolo_file, monkeypatch):
     """From data.yaml, images and YOLO labels to a table of persons, by what the messages say."""
     made = read_dataset(make_set(tmp_path / "made", 3, file="made.yaml"))
     for name in ("train", "val"):
@@ -598,7 +594,7 @@ def read_set_of(cfg):
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:40],
 )
-def test_faults_of_a_file(tmp_path, written, keys, fault):
+def test_read_dataset_invalid_key_raises(tmp_path, written, keys, fault):
     path = written(**keys)
     assert f"{path}: {fault}" in refusal(read_dataset, path)
     # and so from an experiment, which names both
@@ -624,11 +620,11 @@ def test_faults_of_a_file(tmp_path, written, keys, fault):
     ],
     ids=range(7),
 )
-def test_not_a_dataset_file(written, text, fault):
+def test_read_dataset_invalid_file_raises(written, text, fault):
     assert f"own.yaml: {fault}" in refusal(read_dataset, written(text))
 
 
-def test_missing_file_and_unknown_name(tmp_path):
+def test_load_missing_dataset_file_or_name_raises(tmp_path):
     path = experiment(tmp_path, tmp_path / "none.yaml")
     text = refusal(config.load, path)
     assert (
@@ -658,13 +654,13 @@ def blocks():
     return [part.split("```")[0] for part in page.split("```yaml\n")[1:]]
 
 
-def test_page_has_every_key():
+def test_docs_datasets_lists_every_key():
     page = (ROOT / "docs/datasets.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert all(any(f"`{key}`" in row.split("|")[1] for row in rows) for key in datasets._KEYS)
 
 
-def test_files_of_the_page(tmp_path, monkeypatch):
+def test_docs_datasets_files_load(tmp_path, monkeypatch):
     """The dataset file, the experiment on a published recipe, and the mix, as they stand there."""
     hands, recipe, mix = blocks()[:3]
     (

@@ -24,7 +24,7 @@ def published(name, *overrides):
     return config.load(ROOT / f"experiments/coco/{name}.yaml", overrides)
 
 
-def test_normalising():
+def test_normalization_of_recipes_equals_published():
     """MSPN's mean and deviation are those of its BGR channels; HRNet's files give RGB figures to
     RGB input.
     """
@@ -42,7 +42,7 @@ def test_normalising():
         assert back == ([200, 100, 10] if cfg.DATASET.COLOR_RGB else [10, 100, 200])
 
 
-def test_loss_factor():
+def test_loss_factor_of_recipes_equals_published():
     """mmpose has no one half."""
     output, target = torch.rand(2, 17, 8, 6), torch.rand(2, 17, 8, 6)
     ones = torch.ones(2, 17, 1)
@@ -67,12 +67,12 @@ def test_loss_factor():
         ("hrnet/w32_256x192_adam_lr1e-3", torch.optim.Adam, 0),
     ],
 )
-def test_optimizer(name, kind, decay):
+def test_optimizer_of_recipes_equals_published(name, kind, decay):
     optimizer = build_optimizer(published(name), torch.nn.Linear(2, 2))
     assert type(optimizer).__base__ is kind and optimizer.param_groups[0]["weight_decay"] == decay
 
 
-def test_kinds_of_weight_decay():
+def test_weight_decay_adam_l2_and_adamw_differ():
     """adam_l2 adds it to the gradient, adamw takes it from the weight: after one step of a zero
     gradient they differ.
     """
@@ -102,7 +102,7 @@ def test_kinds_of_weight_decay():
     )
 
 
-def test_warm_up_of_mmpose():
+def test_schedule_moganet_warm_up_equals_mmpose():
     """Step i < 500 has the regular rate times 1 - (1 - i / 500) (1 - 0.001); then steps at
     epochs 170 and 200.
     """
@@ -117,7 +117,7 @@ def test_warm_up_of_mmpose():
     assert plan.end == 210 * 586 and plan.epochs == 210
 
 
-def test_length_and_rate_for_another_batch():
+def test_schedule_other_batch_size_scales_rate():
     """An eighth of the batch: an eighth of the rate; an epoch stays an epoch, and the line says
     what it would have been.
     """
@@ -162,13 +162,13 @@ def test_length_and_rate_for_another_batch():
         (["DATASET.BOX_CLIP", "no"], "DATASET.BOX_CLIP must be one of"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(overrides, named):
+def test_load_inconsistent_recipe_raises(overrides, named):
     with pytest.raises(ConfigError) as error:
         published("mspn/mspn_2stg_256x192", *overrides)
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
-def test_four_kernels_without_coarse_to_fine():
+def test_load_four_kernels_without_coarse_to_fine_is_allowed():
     published(
         "mspn/mspn_2stg_256x192", "MODEL.KERNELS", [15, 11, 9, 7], "LOSS.COARSE_TO_FINE", False
     )
@@ -215,7 +215,7 @@ def one_image(tmp_path):
     return tmp_path
 
 
-def test_exif(one_image):
+def test_read_set_exif_rotates_images_if_set(one_image):
     for exif, shape, red in ((False, (40, 60, 3), (5, 5)), (True, (60, 40, 3), (5, 35))):
         cfg = published(
             "moganet/moganet_s_256x192", "DATASET.ROOT", str(one_image), "DATASET.EXIF", exif
@@ -236,7 +236,7 @@ def test_exif(one_image):
         ("mspn/mspn_2stg_256x192", (-5, 10, 40, 40)),
     ],
 )
-def test_clipping_of_boxes(one_image, name, box):
+def test_read_table_clips_boxes_as_published(one_image, name, box):
     cfg = published(name, "DATASET.ROOT", str(one_image))
     table = coco.read_table(cfg, "train2017", detections=False)
     assert table.extent[0].tolist() == [box[2], box[3]] and table.center[0].tolist() == [
@@ -245,7 +245,7 @@ def test_clipping_of_boxes(one_image, name, box):
     ]
 
 
-def test_margins_of_a_set(one_image):
+def test_read_set_box_margins_differ_for_train_and_test(one_image):
     """Training and testing have margins of their own in MSPN's recipe."""
     cfg = published(
         "mspn/mspn_2stg_256x192",

@@ -7,13 +7,13 @@ from poise.engine.optim import OPTIMIZERS
 from poise.evaluation.evaluators import EVALUATORS
 
 
-def test_readers_are_those_that_dataset_files_may_name():
+def test_readers_keys_equal_dataset_formats():
     assert tuple(READERS) == dataset_files.FORMATS
 
 
-def test_evaluators_are_those_that_dataset_files_may_name():
+def test_evaluators_keys_equal_dataset_metrics():
     assert tuple(EVALUATORS) == tuple(dataset_files.METRICS)
 
 
-def test_optimizers_are_those_that_experiments_may_name():
+def test_optimizers_keys_equal_config_names():
     assert tuple(OPTIMIZERS) == validate.OPTIMIZERS

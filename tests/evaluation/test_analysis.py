@@ -88,7 +88,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_groups_by_hand():
+def test_area_groups_equal_hand_figures():
     """Half of the persons are small and found badly."""
     content = people(images=10)
     for annotation in content["annotations"][::2]:
@@ -126,7 +126,7 @@ def test_groups_by_hand():
     assert matching.average_precision(more)["AP"] == pytest.approx(20 / 40)
 
 
-def test_false_predictions_belong_to_whom_they_are_like():
+def test_groups_false_positives_count_for_their_size():
     """A second prediction of each small person, scored above all others: the small ones'
     precision is halved, the large ones' is not touched.
     """
@@ -148,7 +148,7 @@ def test_false_predictions_belong_to_whom_they_are_like():
     assert sizes["32² to 64²"]["found"] == 1 and sizes["32² to 64²"]["oks"] == pytest.approx(0.3)
 
 
-def test_sizes_are_those_of_coco(files):
+def test_groups_all_persons_equal_coco_ap(files):
     """All persons as one group have the AP of the whole set."""
     truth = matching.load_ground_truth(files / "truth.json")
     found = matching.load_results(files / "keypoints_val2017_results_gt_boxes.json", truth)
@@ -161,7 +161,7 @@ def test_sizes_are_those_of_coco(files):
     )
 
 
-def test_crowding_and_joint_numbers():
+def test_groups_crowding_and_keypoint_counts_equal_hand_figures():
     content = people(images=2, persons=2)
     annotations = content["annotations"]
     # overlaps the first
@@ -189,7 +189,7 @@ def test_crowding_and_joint_numbers():
     )
 
 
-def test_joints_by_hand(files):
+def test_per_joint_equals_hand_figures(files):
     truth = truth_of(people(images=10))
     found = perfect(truth)
     keypoints = found.keypoints.copy()
@@ -222,7 +222,7 @@ def test_joints_by_hand(files):
         assert all(mine[key] == pytest.approx(table[key], abs=1e-12) for key in table)
 
 
-def test_joint_never_labelled():
+def test_per_joint_never_labeled_keypoint_is_nan():
     content = people(images=2)
     for annotation in content["annotations"]:
         annotation["keypoints"][2] = 0
@@ -234,7 +234,7 @@ def test_joint_never_labelled():
     )
 
 
-def test_curves_and_scores():
+def test_curves_equal_hand_figures():
     truth = truth_of(people(images=50))
     found = perfect(truth)
     keypoints, wrong = found.keypoints.copy(), np.arange(100) >= 60
@@ -268,7 +268,7 @@ def test_curves_and_scores():
     assert beyond["error"] is None and beyond["correlation"] == pytest.approx(1)
 
 
-def test_operating_point_and_losses():
+def test_operating_point_equals_hand_figures():
     truth = truth_of(people(images=5))
     found = perfect(truth)
     made = with_more(
@@ -291,7 +291,7 @@ def test_operating_point_and_losses():
     )
 
 
-def test_operating_point_is_that_of_the_curve():
+def test_operating_point_lies_on_the_curve():
     """A poor prediction that is scored above the right one of its person makes one false one at
     OKS 0.5, and not two.
     """
@@ -309,7 +309,7 @@ def test_operating_point_is_that_of_the_curve():
     assert max(curves.precision_recall(made)["OKS 0.5"]) == pytest.approx(point.precision)
 
 
-def test_pictures_without_a_prediction_are_told(files, monkeypatch, capsys):
+def test_analyze_images_without_prediction_are_reported(files, monkeypatch, capsys):
     results = json.loads((files / "keypoints_val2017_results_detector.json").read_text())
     (files / "part.json").write_text(
         json.dumps([result for result in results if result["image_id"] <= 2])
@@ -347,7 +347,7 @@ class Page(HTMLParser):
 
 
 @needs_matplotlib
-def test_the_page_and_the_json(files, monkeypatch, capsys):
+def test_analyze_writes_page_and_json(files, monkeypatch, capsys):
     assert (
         run(
             monkeypatch,
@@ -461,7 +461,7 @@ def test_the_page_and_the_json(files, monkeypatch, capsys):
 @needs_matplotlib
 @pytest.mark.parametrize("length", [3, 24, 40])
 @pytest.mark.parametrize("columns", [1, 2])
-def test_legends_stay_in_their_chart(length, columns):
+def test_chart_long_legends_stay_inside(length, columns):
     """Two files' curves with names of 24 letters, the longest of short_names, and longer ones of
     runs: nothing is cut off, and the chart keeps its width.
     """
@@ -485,7 +485,7 @@ def test_legends_stay_in_their_chart(length, columns):
 
 
 @needs_matplotlib
-def test_names_with_markup_stay_text(files, monkeypatch, capsys):
+def test_page_markup_in_names_is_escaped(files, monkeypatch, capsys):
     name = "<script>alert(1)</script>&\"'$x_1$.jpg"
     content = json.loads((files / "truth.json").read_text())
     for image in content["images"]:
@@ -517,7 +517,7 @@ def test_names_with_markup_stay_text(files, monkeypatch, capsys):
 
 
 @needs_matplotlib
-def test_names_on_the_page_cannot_turn_the_text_around_them(files, monkeypatch, capsys):
+def test_page_control_characters_in_names_are_escaped(files, monkeypatch, capsys):
     """Marks of direction and control characters of file names and of the annotation file's."""
     content = json.loads((files / "truth.json").read_text())
     for image in content["images"]:
@@ -547,7 +547,7 @@ def test_names_on_the_page_cannot_turn_the_text_around_them(files, monkeypatch, 
         "no pictures wanted",
     ],
 )
-def test_pictures_that_cannot_be_shown(files, monkeypatch, capsys, change):
+def test_analyze_unavailable_images_are_explained(files, monkeypatch, capsys, change):
     content = json.loads((files / "truth.json").read_text())
     options = ["--images", files / "images"]
     results = files / "keypoints_val2017_results_gt_boxes.json"
@@ -624,7 +624,7 @@ def test_pictures_that_cannot_be_shown(files, monkeypatch, capsys, change):
         ),
     ],
 )
-def test_results_that_cannot_be_used(files, monkeypatch, capsys, change, message):
+def test_analyze_invalid_results_exit_1(files, monkeypatch, capsys, change, message):
     path = files / "bad.json"
     path.write_text(change.replace("KEYPOINTS", str([1.0] * 51)))
     assert run(monkeypatch, "--results", path, "--annotations", files / "truth.json") == 1
@@ -637,7 +637,7 @@ def test_results_that_cannot_be_used(files, monkeypatch, capsys, change, message
     )
 
 
-def test_annotations_that_cannot_be_used(files, monkeypatch, capsys):
+def test_analyze_invalid_annotations_exit_1(files, monkeypatch, capsys):
     results = files / "keypoints_val2017_results_gt_boxes.json"
     content = json.loads((files / "truth.json").read_text())
     joints = [
@@ -699,7 +699,7 @@ def test_annotations_that_cannot_be_used(files, monkeypatch, capsys):
 
 
 @needs_matplotlib
-def test_summary_has_straight_columns_and_one_spelling_of_metrics(files, tmp_path):
+def test_summary_aligns_columns_and_metric_names(files, tmp_path):
     """Counts of different lengths; 'Ap .5', as result tables have it, is nowhere beside 'AP
     .75'.
     """
@@ -730,7 +730,7 @@ def test_summary_has_straight_columns_and_one_spelling_of_metrics(files, tmp_pat
         )
 
 
-def test_images_folder_that_is_not_there(files, monkeypatch, capsys):
+def test_analyze_missing_images_folder_exits_1(files, monkeypatch, capsys):
     assert (
         run(
             monkeypatch,
@@ -746,7 +746,7 @@ def test_images_folder_that_is_not_there(files, monkeypatch, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_without_matplotlib_one_line_names_the_extra(files, monkeypatch, capsys):
+def test_analyze_without_matplotlib_names_the_extra(files, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert (
         run(
@@ -776,7 +776,7 @@ def test_without_matplotlib_one_line_names_the_extra(files, monkeypatch, capsys)
         (["same.json", "same.json"], ["first", "second"]),
     ],
 )
-def test_short_names(names, short):
+def test_short_names_remove_common_parts(names, short):
     assert matching.short_names(names) == short
 
 
@@ -791,11 +791,11 @@ def test_short_names(names, short):
         ),
     ],
 )
-def test_box_source(name, source):
+def test_box_source_follows_the_file_name(name, source):
     assert matching.box_source(f"some/folder/{name}") == source
 
 
-def test_pairs_of_images():
+def test_pairs_of_images_join_by_id():
     a, b = matching.pairs_of_images(np.array([2, 0, 5]), np.array([0, 2, 2, 7]))
     assert list(zip(a.tolist(), b.tolist())) == [(0, 1), (0, 2), (1, 0)]
     assert [len(part) for part in matching.pairs_of_images(np.zeros(0, int), np.array([1]))] == [
@@ -804,13 +804,13 @@ def test_pairs_of_images():
     ]
 
 
-def test_absent_results(tmp_path):
+def test_load_results_missing_file_raises(tmp_path):
     with pytest.raises(DataError, match="cannot read the result file"):
         matching.load_results(tmp_path / "absent.json", truth_of(people(images=1)))
 
 
 @needs_matplotlib
-def test_every_command_of_the_documentation(files, small_set, tmp_path):
+def test_docs_analysis_commands_run(files, small_set, tmp_path):
     """The commands of docs/analysis.md as they stand, on a small set, a made result file and a
     made log in the places they name.
     """
@@ -864,7 +864,7 @@ def test_every_command_of_the_documentation(files, small_set, tmp_path):
 @needs_matplotlib
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_in_a_browser(files, tmp_path, dark):
+def test_page_in_a_browser_logs_no_error(files, tmp_path, dark):
     """Chromium shows the charts in the colours of the reader's system and complains of nothing."""
     import shutil
     import subprocess
@@ -923,7 +923,7 @@ def test_the_page_in_a_browser(files, tmp_path, dark):
 
 @needs_matplotlib
 @pytest.mark.slow
-def test_headings_stay_within_a_narrow_window(files, tmp_path):
+def test_page_narrow_window_wraps_headings(files, tmp_path):
     """Names of files have no place to break at; the window's right margin stays empty."""
     import shutil
     import subprocess
@@ -959,7 +959,7 @@ def test_headings_stay_within_a_narrow_window(files, tmp_path):
     assert (shown[:400, 40:560] < 128).any() and (shown[:, 588:] == 255).all()
 
 
-def test_joints_of_another_dataset_file(tmp_path, capsys):
+def test_analyze_custom_dataset_uses_its_keypoints(tmp_path, capsys):
     """Five joints of a category of its own: two of each person exchanged."""
     path = make_set(tmp_path, 5)
     truth = tmp_path / "labels" / "val.json"
@@ -993,7 +993,7 @@ def test_joints_of_another_dataset_file(tmp_path, capsys):
         report.build_report([tmp_path / "results.json"], truth)
 
 
-def test_crowdpose(tmp_path, shared):
+def test_analyze_crowdpose_equals_test_table(tmp_path, shared):
     """The first table is that of tools/test.py, whose areas are shares of the boxes; CrowdPose's
     annotations have none.
     """

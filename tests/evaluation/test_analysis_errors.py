@@ -64,7 +64,7 @@ def truth():
     return truth_of(people())
 
 
-def test_nothing_is_wrong_with_what_is_right(truth):
+def test_diagnosis_perfect_predictions_have_no_errors(truth):
     counts, costs, base = diagnosis(perfect(truth))
     assert counts == {"good": 40 * 17, "jitter": 0, "inversion": 0, "swap": 0, "miss": 0}
     assert base["AP"] == pytest.approx(1)
@@ -75,7 +75,7 @@ def test_nothing_is_wrong_with_what_is_right(truth):
     "similarity, kind",
     [(0.86, "good"), (0.84, "jitter"), (0.51, "jitter"), (0.46, "miss"), (0.05, "miss")],
 )
-def test_jitter_of_known_size(truth, similarity, kind):
+def test_diagnosis_known_offset_is_jitter_or_miss(truth, similarity, kind):
     """Every joint of 10 persons moved straight down by exactly so much that its similarity is
     the given one. (Down, for there no other joint is near.)
     """
@@ -116,7 +116,7 @@ def expected_ap(oks):
     return np.mean(values)
 
 
-def test_mirrored_joints_are_inversions(truth):
+def test_diagnosis_mirrored_keypoints_are_inversions(truth):
     found = perfect(truth)
     keypoints = found.keypoints.copy()
     keypoints[:10] = keypoints[:10][:, COCO.flip_order]
@@ -128,7 +128,7 @@ def test_mirrored_joints_are_inversions(truth):
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_joints_on_another_person_are_swaps(truth, mirrored):
+def test_diagnosis_keypoints_on_other_person_are_swaps(truth, mirrored):
     """The arms of the first person of ten images lie on the second's, of the same side or of the
     other.
     """
@@ -145,7 +145,7 @@ def test_joints_on_another_person_are_swaps(truth, mirrored):
     )
 
 
-def test_whole_persons_exchanged_are_nobodys_error():
+def test_diagnosis_exchanged_persons_have_no_errors():
     """Two predictions that only change places are still both right: which one is which is not
     labelled.
     """
@@ -155,7 +155,7 @@ def test_whole_persons_exchanged_are_nobodys_error():
     assert counts["good"] == 6 * 17 and base["AP"] == pytest.approx(1)
 
 
-def test_swap_is_put_right_at_the_own_size():
+def test_diagnosis_swap_correction_uses_own_scale():
     """A swap that lies beside the joint of a larger person comes to lie as far from its own
     place, in units of the own size: same similarity.
     """
@@ -176,7 +176,7 @@ def test_swap_is_put_right_at_the_own_size():
     assert offset == pytest.approx([0, similarity_distance(0.7)[wrist]])
 
 
-def test_own_joint_comes_before_another_that_is_nearer():
+def test_diagnosis_good_keypoint_beats_nearer_swap():
     """From 0.85 on a joint is good, even where the other hip is nearer still; below, the nearest
     decides.
     """
@@ -195,7 +195,7 @@ def test_own_joint_comes_before_another_that_is_nearer():
     assert (counts["good"], counts["inversion"]) == (16, 1)
 
 
-def test_unlabelled_joints_are_neither_right_nor_wrong():
+def test_diagnosis_unlabeled_keypoints_do_not_count():
     content = people(images=2)
     for annotation in content["annotations"]:
         annotation["keypoints"][3 * 9 + 2] = 0
@@ -204,7 +204,7 @@ def test_unlabelled_joints_are_neither_right_nor_wrong():
     assert sum(counts.values()) == counts["good"] == 4 * 16 and base["AP"] == pytest.approx(1)
 
 
-def test_background_duplicates_and_missed_persons(truth):
+def test_diagnosis_false_positives_duplicates_and_misses_are_counted(truth):
     found = perfect(truth)
     # ten poses below everybody's feet, scored best; eight persons found a second time, a little
     # worse; three persons not found at all
@@ -228,7 +228,7 @@ def test_background_duplicates_and_missed_persons(truth):
     assert costs["missed person"]["AP"] == pytest.approx(37 / 47 - base["AP"])
 
 
-def test_a_better_prediction_that_is_outranked_is_an_error_of_the_score(truth):
+def test_diagnosis_outranked_better_prediction_is_score_error(truth):
     """Ten persons have a prediction with an OKS of about 0.3 scored before the exact one."""
     found = perfect(truth)
     worse = found.keypoints[:10, :, :2].copy()
@@ -245,7 +245,7 @@ def test_a_better_prediction_that_is_outranked_is_an_error_of_the_score(truth):
     assert costs["duplicate"]["count"] == 0
 
 
-def test_crowds_and_persons_without_joints_do_not_count():
+def test_diagnosis_crowds_and_unlabeled_persons_do_not_count():
     content = people(images=2)
     content["annotations"][1].update(iscrowd=1, num_keypoints=0, keypoints=[0] * 51)
     content["annotations"][3].update(num_keypoints=0, keypoints=[0] * 51)
@@ -263,7 +263,7 @@ def test_crowds_and_persons_without_joints_do_not_count():
     )
 
 
-def test_more_than_twenty_in_an_image_are_not_counted():
+def test_diagnosis_over_twenty_detections_are_not_counted():
     truth = truth_of(people(images=1, persons=1))
     made = with_more(
         perfect(truth),
@@ -274,7 +274,7 @@ def test_more_than_twenty_in_an_image_are_not_counted():
     assert np.bincount(made.pairs.kind, minlength=5).tolist() == [1, 0, 0, 19, 11]
 
 
-def test_crowded_pictures_joint_by_joint():
+def test_diagnosis_crowded_images_equal_plain_loops():
     """Kinds and corrections against the definitions in plain loops, where persons overlap,
     joints are unlabelled and crowds stand about.
     """
@@ -371,7 +371,7 @@ def test_crowded_pictures_joint_by_joint():
     assert min(seen.values()) > 30, seen
 
 
-def test_corrections_are_those_of_the_written_results(truth, tmp_path):
+def test_diagnosis_corrections_equal_written_results(truth, tmp_path):
     """The AP with errors put right is that of a result file which holds the corrected
     predictions, as pycocotools would score it.
     """
@@ -407,7 +407,7 @@ def test_corrections_are_those_of_the_written_results(truth, tmp_path):
     not (SHARED / "conformance").is_dir(),
     reason="needs the real data in ../shared, which is not here",
 )
-def test_recorded_predictions_of_real_pictures(tmp_path):
+def test_diagnosis_recorded_predictions_are_consistent(tmp_path):
     """Figures hold together on real people, and what is planted into the recorded predictions is
     found there.
     """

@@ -74,7 +74,7 @@ def small_set(sigmas):
 
 
 @pytest.mark.parametrize("sigmas", [None, (0.05, 0.1), (0.03,) * 133])
-def test_ten_figures_by_hand(sigmas, tmp_path, capsys):
+def test_average_precision_small_set_equals_hand_figures(sigmas, tmp_path, capsys):
     truth, results = small_set(sigmas or COCO.sigmas)
     before = copy.deepcopy((truth, results))
     figures = evaluation.average_precision(truth, results, sigmas)
@@ -99,7 +99,7 @@ def test_ten_figures_by_hand(sigmas, tmp_path, capsys):
     )
 
 
-def test_pycocotools_object_and_no_person_of_a_size():
+def test_average_precision_pycocotools_object_without_size_is_minus_1():
     from pycocotools.coco import COCO as CocoFile
 
     truth, results = small_set(COCO.sigmas)
@@ -111,7 +111,7 @@ def test_pycocotools_object_and_no_person_of_a_size():
     assert figures["AP"] == pytest.approx(1) and figures["AP (L)"] == figures["AR (L)"] == -1
 
 
-def test_labels_are_read_once(tiny_experiment, small_set, tmp_path):
+def test_evaluator_ground_truth_is_cached_until_changed(tiny_experiment, small_set, tmp_path):
     """And again when the file is another, also one of equal size and time."""
     root = tmp_path / "set"
     shutil.copytree(small_set, root)
@@ -134,7 +134,7 @@ def test_labels_are_read_once(tiny_experiment, small_set, tmp_path):
     )
 
 
-def test_no_result_is_zero_and_a_warning(caplog):
+def test_average_precision_no_results_is_zero_and_warns(caplog):
     truth, _ = small_set(COCO.sigmas)
     with caplog.at_level(logging.WARNING):
         assert evaluation.average_precision(truth, []) == dict.fromkeys(STATS, 0.0)
@@ -143,7 +143,7 @@ def test_no_result_is_zero_and_a_warning(caplog):
     assert figures["labelled"].tolist() == [2] * 17 and figures["pck"].tolist() == [0] * 17
 
 
-def test_truth_and_results_that_do_not_fit():
+def test_average_precision_mismatched_results_raise():
     truth, results = small_set((0.05,) * 14)
     with pytest.raises(DataError, match="14 keypoints, the OKS sigmas 17; pass the OKS sigmas"):
         evaluation.average_precision(truth, results)
@@ -158,7 +158,7 @@ def test_truth_and_results_that_do_not_fit():
         evaluation.average_precision(truth, results, [0.05] * 14)
 
 
-def test_per_joint_figures_by_hand():
+def test_per_joint_pck_equals_hand_figures():
     sigmas = np.array([0.1, 0.05, 0.05])
     xy, area = np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]]), 2500.0
     whole = person(xy, area, id=1, image_id=1)
@@ -197,7 +197,7 @@ def test_per_joint_figures_by_hand():
     ]
 
 
-def test_joint_that_is_never_labelled():
+def test_per_joint_pck_unlabeled_keypoint_is_nan():
     truth, results = small_set((0.05, 0.05))
     for annotation in truth["annotations"]:
         annotation["keypoints"][5] = 0
@@ -207,7 +207,7 @@ def test_joint_that_is_never_labelled():
     assert np.isnan([figures["similarity"][1], figures["pck"][1]]).all()
 
 
-def test_rescore():
+def test_rescore_equals_hand_figures():
     joints = np.array([[0.2, 0.6, 0.4], [0.1, 0.2, 0.0], [0.9, 0.1, 0.1]])
     # the threshold itself does not count
     assert evaluation.rescore(joints, [0.5, 0.7, 1.0], 0.2) == pytest.approx([0.25, 0, 0.9])
@@ -216,7 +216,7 @@ def test_rescore():
         evaluation.rescore(joints, [0.5, 0.7], 0.2)
 
 
-def test_rescore_of_recorded_predictions():
+def test_rescore_recorded_predictions_equals_hrnet():
     golden = np.load(GOLDEN / "evaluate.npz")
     scores = evaluation.rescore(golden["preds"][:, :, 2], golden["box_scores"], 0.2)
     assert scores.tolist() == golden["scores"].tolist()
@@ -240,7 +240,7 @@ def test_suppress_groups_images_by_first_appearance(soft):
     assert evaluation.oks_nms_per_image(np.zeros((0, 17, 3)), [], [], [], 0.9, soft).shape == (0,)
 
 
-def test_suppress_refuses_what_it_cannot_compare():
+def test_suppress_nan_keypoints_raise():
     golden = np.load(GOLDEN / "evaluate.npz")
     keypoints = golden["preds"][:5].copy()
     keypoints[2, 0, 1] = np.nan
@@ -256,7 +256,7 @@ def test_suppress_refuses_what_it_cannot_compare():
         )
 
 
-def test_result_file_round_trip(tmp_path):
+def test_write_results_then_read_is_equal(tmp_path):
     rng = np.random.default_rng(1)
     keypoints, scores = rng.uniform(0, 500, (4, 17, 3)).astype(np.float32), rng.uniform(0, 1, 4)
     path = tmp_path / "results" / "keypoints_val_results.json"
@@ -283,12 +283,12 @@ def test_result_file_round_trip(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file stays
 
 
-def test_no_persons_make_an_empty_result_file(tmp_path):
+def test_write_results_no_persons_writes_empty_list(tmp_path):
     evaluation.write_results(tmp_path / "r.json", [], np.zeros((0, 17, 3)), [])
     assert evaluation.read_results(tmp_path / "r.json") == []
 
 
-def test_result_files_that_cannot_be_written_or_read(tmp_path):
+def test_write_and_read_results_invalid_raise(tmp_path):
     path = tmp_path / "r.json"
     path.write_text("[]")
     keypoints = np.ones((2, 17, 3))
@@ -318,7 +318,7 @@ def test_result_files_that_cannot_be_written_or_read(tmp_path):
         evaluation.average_precision(tmp_path / "absent.json", [])
 
 
-def test_table_is_that_of_hrnet():
+def test_format_table_equals_hrnet():
     figures = {"AP": 0.74412, "Ap .5": 0.9}
     assert evaluation.format_table(figures, "pose_resnet").splitlines() == [
         "| Arch | AP | Ap .5 |",
@@ -330,7 +330,7 @@ def test_table_is_that_of_hrnet():
 
 @needs_shared
 @pytest.mark.parametrize("case", [0, 1])
-def test_recorded_evaluation_of_the_hrnet_code(case):
+def test_average_precision_recorded_predictions_equal_hrnet(case):
     want = json.loads((SHARED / "conformance" / "pipeline.json").read_text())["evaluate"][case]
     arrays = np.load(SHARED / "conformance" / "evaluate.npz")
     keypoints, boxes, image_ids = arrays["preds"], arrays["boxes"], arrays["image_id"]
@@ -348,7 +348,7 @@ def test_recorded_evaluation_of_the_hrnet_code(case):
 
 
 @needs_shared
-def test_figures_that_cocoapi_documents():
+def test_average_precision_equals_cocoapi_documentation():
     folder = SHARED / "data" / "coco_eval_oracle"
     truth = folder / "person_keypoints_val2014_first100_reconstructed.json"
     figures = evaluation.average_precision(

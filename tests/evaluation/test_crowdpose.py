@@ -201,7 +201,7 @@ def ours(truth, results):
     )
 
 
-def test_joints_and_sigmas():
+def test_crowdpose_dataset_has_published_keypoints_and_sigmas():
     skeleton = dataset("crowdpose").skeleton
     assert (
         skeleton.num_joints == 14
@@ -211,7 +211,7 @@ def test_joints_and_sigmas():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_equal_to_plain_loops(seed):
+def test_crowdpose_ap_random_sets_equals_plain_loops(seed):
     truth, results = made_crowd(seed)
     figures = ours(truth, results)
     assert tuple(figures) == CROWD_STATS
@@ -223,7 +223,7 @@ def test_equal_to_plain_loops(seed):
     )
 
 
-def test_kind_without_images_and_without_persons():
+def test_crowdpose_ap_empty_crowding_level_is_minus_1():
     truth, results = made_crowd(1, (0.3, 0.9))
     for person in truth["annotations"]:
         if (
@@ -243,7 +243,7 @@ def test_kind_without_images_and_without_persons():
     )
 
 
-def test_areas_of_the_file_do_not_count():
+def test_crowdpose_ap_ignores_annotated_areas():
     truth, results = made_crowd(2)
     plain = ours(truth, results)
     assert (
@@ -252,7 +252,7 @@ def test_areas_of_the_file_do_not_count():
     )
 
 
-def test_images_without_crowd_index():
+def test_crowdpose_ap_missing_crowd_index_raises():
     truth, results = made_crowd(3)
     truth["images"][4]["crowdIndex"] = "0.9"
     with pytest.raises(DataError, match="invalid crowdIndex '0.9'; CrowdPose"):
@@ -265,7 +265,7 @@ def test_images_without_crowd_index():
         ours(truth, results)
 
 
-def test_nothing_found_and_strange_images(caplog):
+def test_crowdpose_ap_no_results_warns_and_unknown_images_raise(caplog):
     truth, results = made_crowd(4)
     with caplog.at_level(logging.WARNING):
         assert ours(truth, []) == dict.fromkeys(CROWD_STATS, 0.0)
@@ -277,7 +277,7 @@ def test_nothing_found_and_strange_images(caplog):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_crowds_by_pycocotools(seed):
+def test_coco_ap_crowded_sets_equals_pycocotools(seed):
     """The same crowds with areas of their own and metric oks, as OCHuman has it: people on top
     of each other.
     """
@@ -296,7 +296,7 @@ def test_crowds_by_pycocotools(seed):
     )
 
 
-def test_published_example(shared):
+def test_crowdpose_ap_published_example_equals_xtcocotools(shared):
     """The small ground truth and predictions that others try their evaluation with; the figures
     are those of xtcocotools 1.14.3 (keypoints_crowd, use_area False), which rounds the last
     three.
@@ -314,7 +314,7 @@ def test_published_example(shared):
     assert figures[6:] == pytest.approx([1.0, 0.9802, 0.4116], abs=5e-5)
 
 
-def test_the_real_images_train_and_test(tmp_path, shared, monkeypatch):
+def test_crowdpose_real_images_train_and_evaluate(tmp_path, shared, monkeypatch):
     """Two pictures in CrowdPose's layout, read, trained on and scored, with boxes of the
     annotations and of a detector.
     """

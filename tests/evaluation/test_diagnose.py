@@ -64,7 +64,7 @@ def told(content, tested):
     return figures, diagnose.diagnose(truth, tested, figures)
 
 
-def test_nothing_to_explain():
+def test_diagnose_good_predictions_explains_sizes_only():
     content, tested = made()
     figures, lines = told(content, tested)
     assert figures["AP"] > 0.9 and lines == [
@@ -75,7 +75,7 @@ def test_nothing_to_explain():
     assert told(content, tested)[1] == [] and not diagnose.should_diagnose(told(content, tested)[0])
 
 
-def test_no_person_of_a_size():
+def test_diagnose_no_person_of_a_size_names_the_range():
     content, tested = made(size=30)
     lines = told(content, tested)[1]
     assert (
@@ -89,7 +89,7 @@ def test_no_person_of_a_size():
     )
 
 
-def test_what_the_table_shows_as_zero_is_explained():
+def test_should_diagnose_figures_shown_as_zero():
     assert (
         diagnose.should_diagnose({"AP": 0.0004})
         and diagnose.should_diagnose({"AP": 0.5, "AP (M)": -1})
@@ -105,7 +105,7 @@ def test_what_the_table_shows_as_zero_is_explained():
     assert len(lines) == 1 and lines[0].startswith("AP is 0: no known cause applies")
 
 
-def test_figures_of_one_size_are_of_its_persons():
+def test_diagnose_one_size_uses_its_persons():
     """The medium ones are missed; where the large ones are found says nothing of that."""
     content, tested = made(size=60)
     large, found = made(size=200, seed=1)
@@ -125,7 +125,7 @@ def test_figures_of_one_size_are_of_its_persons():
     )
 
 
-def test_areas_in_another_unit():
+def test_diagnose_areas_in_fractions_are_named():
     content, tested = made()
     for annotation in content["annotations"]:
         annotation["area"] /= 640 * 480
@@ -135,7 +135,7 @@ def test_areas_in_another_unit():
     )
 
 
-def test_nobody_counts():
+def test_diagnose_no_evaluated_person_is_named():
     content, tested = made()
     for annotation in content["annotations"][:10]:
         annotation["iscrowd"] = 1
@@ -271,7 +271,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_reason(name):
+def test_diagnose_planted_reason_is_the_only_one(name):
     content, tested = made()
     content["annotations"][0]["area"] = 9999.0  # a large one too, so that no figure is -1
     plant, line = REASONS[name]
@@ -286,7 +286,7 @@ def test_reason(name):
     assert not others, others
 
 
-def test_weights_that_were_not_loaded_or_not_trained(tmp_path):
+def test_untrained_weights_warning_names_the_cause(tmp_path):
     path = experiment(tmp_path, make_set(tmp_path / "set", 5, (("train", 4), ("val", 4))))
     cfg = config.load(path)
     model = build_model(cfg)
@@ -307,7 +307,7 @@ def test_weights_that_were_not_loaded_or_not_trained(tmp_path):
     ) and "% of the network's values are of " in untrained_weights_warning(model, report)
 
 
-def test_a_test_tells(tmp_path):
+def test_evaluate_zero_ap_logs_the_diagnosis(tmp_path):
     """Nobody of the set is large, and a new network finds nobody."""
     path = experiment(
         tmp_path, make_set(tmp_path / "set", 5, (("train", 12), ("val", 6)), sigmas=[0.01] * 5)

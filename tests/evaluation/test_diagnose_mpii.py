@@ -78,12 +78,12 @@ def made(tmp_path):
     return Made(tmp_path)
 
 
-def test_nothing_to_explain(made):
+def test_diagnose_mpii_good_predictions_has_no_lines(made):
     figures, lines = made.told()
     assert figures["Mean"] > 99 and lines == [] and not diagnose_mpii.should_diagnose(figures)
 
 
-def test_joints_that_nobody_has(made):
+def test_diagnose_mpii_unlabeled_keypoints_are_named(made):
     made.labelled[:, [NAMES.index("rwri"), NAMES.index("lwri")]] = False
     figures, lines = made.told()
     assert diagnose_mpii.should_diagnose(figures) and lines == [
@@ -160,7 +160,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_reason(made, name):
+def test_diagnose_mpii_planted_reason_is_the_only_one(made, name):
     plant, line = REASONS[name]
     plant(made)
     figures, lines = made.told()
@@ -173,7 +173,7 @@ def test_reason(made, name):
     ], lines
 
 
-def test_a_test_tells(tiny_mpii_experiment, tmp_path):
+def test_evaluate_mpii_zero_pckh_logs_the_diagnosis(tiny_mpii_experiment, tmp_path):
     """A new network finds nobody's joints within half a head's length."""
     cfg = config.load(tiny_mpii_experiment)
     model = build_model(cfg)

@@ -95,7 +95,7 @@ def ours(persons, results, image_ids):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_equal_to_pycocotools(seed):
+def test_evaluate_random_sets_equals_pycocotools(seed):
     made = made_set(seed)
     precision, recall, stats = judge(*made)
     found = ours(*made)
@@ -104,7 +104,7 @@ def test_equal_to_pycocotools(seed):
     assert 0 < stats[0] < 1
 
 
-def test_memory_bound_changes_nothing(monkeypatch):
+def test_evaluate_small_chunks_equals_one_chunk(monkeypatch):
     made = made_set(3)
     whole = ours(*made)
     monkeypatch.setattr(keypoint_ap, "_CELLS_AT_ONCE", 1)
@@ -112,7 +112,7 @@ def test_memory_bound_changes_nothing(monkeypatch):
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts))
 
 
-def test_no_person_of_a_size():
+def test_evaluate_no_person_of_a_size_equals_pycocotools():
     persons, results, image_ids = made_set(1)
     small = [p | {"area": 500.0} for p in persons]
     precision, recall, stats = judge(small, results, image_ids)
@@ -126,7 +126,7 @@ def test_no_person_of_a_size():
     keypoint_ap._compiled is None, reason="poise.evaluation._matching is not built here"
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_numpy_twin_of_the_compiled_matching(monkeypatch, seed):
+def test_matching_numpy_equals_compiled(monkeypatch, seed):
     compiled = ours(*made_set(seed))
     monkeypatch.setattr(keypoint_ap, "_compiled", None)
     for one, other in zip(compiled, ours(*made_set(seed)), strict=True):

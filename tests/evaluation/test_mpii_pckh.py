@@ -59,7 +59,7 @@ def truth(tmp_path):
     return tmp_path / "gt_valid.mat", positions.transpose(2, 0, 1).copy()
 
 
-def test_figures_by_hand(truth):
+def test_pckh_small_set_equals_hand_figures(truth):
     path, predictions = truth
     predictions[0, J["head"]] += 100  # 1 of 4 wrong
     predictions[0, J["lsho"], 0] += 14.9  # within 15 pixels
@@ -103,7 +103,7 @@ def test_figures_by_hand(truth):
     assert count.tolist() == [2 if n == "lsho" else 0 if n == "rwri" else 4 for n in NAMES]
 
 
-def test_an_error_equal_to_the_threshold_counts(truth):
+def test_pckh_error_at_threshold_counts(truth):
     path, predictions = truth
     content = {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
     # whole pixels, so that 15 of 30 pixels is exactly one half
@@ -117,7 +117,7 @@ def test_an_error_equal_to_the_threshold_counts(truth):
     assert evaluation.per_joint_pckh(predictions, path)[0][J["neck"]] == 0
 
 
-def test_other_number_of_persons_or_joints(truth):
+def test_pckh_mismatched_predictions_raise(truth):
     path, predictions = truth
     with pytest.raises(
         DataError, match=re.escape(f"{path}: has 4 persons, predictions have 3")
@@ -130,7 +130,7 @@ def test_other_number_of_persons_or_joints(truth):
         evaluation.pckh(np.zeros((4, 17, 2)), path)
 
 
-def test_ground_truth_that_cannot_be_read(truth, tmp_path):
+def test_pckh_invalid_ground_truth_raises(truth, tmp_path):
     path, predictions = truth
     with pytest.raises(
         DataError, match=r"absent.mat: cannot read the ground truth of MPII \(No such file"
@@ -146,7 +146,7 @@ def test_ground_truth_that_cannot_be_read(truth, tmp_path):
 
 @needs_shared
 @pytest.mark.parametrize("name", ["bearpaw-hg_s1_b1.mat", "bearpaw-hg_s2_b1.mat"])
-def test_published_hourglass_predictions(name):
+def test_pckh_published_hourglass_predictions_equal_recorded(name):
     want = json.loads((PREDICTIONS / "expected_pckh.json").read_text())[name]
     truth = SHARED / "data" / "mpii_subset" / "annot" / "gt_valid.mat"
     predictions = loadmat(PREDICTIONS / name)["preds"]

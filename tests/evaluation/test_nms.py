@@ -108,7 +108,7 @@ def test_oks_nms_equals_twin_and_double_loop(monkeypatch, joints, ties, vis):
     assert (thinned > 0) == (vis != 2.0)
 
 
-def test_one_call_for_many_images_equals_a_call_for_each(monkeypatch):
+def test_oks_nms_many_images_equals_one_by_one(monkeypatch):
     rng = np.random.default_rng(0)
     counts = [3, 0, 1, 25, 0]
     offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -130,7 +130,7 @@ def test_one_call_for_many_images_equals_a_call_for_each(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_golden_kept_persons(monkeypatch, kind):
+def test_oks_nms_recorded_predictions_equals_hrnet(monkeypatch, kind):
     """Persons that HRNet's rule keeps of recorded predictions (OKS threshold 0.9), per image, best
     first.
 
@@ -147,7 +147,7 @@ def test_golden_kept_persons(monkeypatch, kind):
         assert kept.tolist() == golden[f"kept_{kind}"].tolist()
 
 
-def test_float32_strided_and_read_only_input(monkeypatch):
+def test_nms_float32_strided_and_read_only_input_is_accepted(monkeypatch):
     keypoints, scores, areas = crowd(np.random.default_rng(3), 30, 17, ties=False)
     keypoints = keypoints.astype(np.float32)
     wide = np.repeat(keypoints, 2, axis=0)[::2]
@@ -160,7 +160,7 @@ def test_float32_strided_and_read_only_input(monkeypatch):
         assert got.tolist() == want
 
 
-def test_oks_by_hand():
+def test_oks_equals_hand_figures():
     sigmas = np.array([0.1, 0.05])
     a = np.array([[0, 0, 0.9], [10, 0, 0.1]])
     # joint 0 is off by 2, joint 1 by nothing; mean area 100, so e = 4 / 0.04 / 100 / 2 = 0.5
@@ -172,7 +172,7 @@ def test_oks_by_hand():
     assert nms.oks_iou(a, np.zeros((0, 2, 3)), 50, [], sigmas).shape == (0,)
 
 
-def test_similarity_equal_to_the_threshold_is_kept(monkeypatch):
+def test_oks_nms_oks_at_threshold_is_kept(monkeypatch):
     # joint 0 agrees, joint 1 is far away: an OKS of exactly one half
     keypoints = np.array([[[0, 0], [0, 0]], [[0, 0], [1e4, 0]]], float)
     for threshold, want in ((0.5, [0, 1]), (np.nextafter(0.5, 0), [0])):
@@ -187,7 +187,7 @@ def test_similarity_equal_to_the_threshold_is_kept(monkeypatch):
             assert got.tolist() == want
 
 
-def test_box_nms_by_hand(monkeypatch):
+def test_box_nms_equals_hand_figures(monkeypatch):
     # 10 x 10 pixels each, the last included; 0 and 1 share 5 x 10 of 150: overlap exactly 1 / 3
     boxes = np.array([[0, 0, 9, 9], [5, 0, 14, 9], [100, 0, 109, 9], [0, 0, 9, 9]])
     scores = np.array([0.5, 0.9, 0.1, 0.4])
@@ -222,7 +222,7 @@ def test_box_nms_equals_twin_and_double_loop(monkeypatch, whole):
                 assert got.tolist() == want
 
 
-def test_nothing_to_suppress(monkeypatch):
+def test_nms_empty_input_returns_empty(monkeypatch):
     empty = np.zeros((0, 17, 3))
     calls = (
         lambda: nms.box_nms(np.zeros((0, 4)), [], 0.5),
@@ -236,7 +236,7 @@ def test_nothing_to_suppress(monkeypatch):
             assert kept.shape == (0,) and kept.dtype == np.int64
 
 
-def test_wrong_input_is_named():
+def test_nms_invalid_input_raises():
     keypoints, scores, areas = crowd(np.random.default_rng(0), 4, 17, ties=False)
     with pytest.raises(ValueError, match=r"\(4, 17, 3\), \(3,\)"):
         nms.oks_nms(keypoints, scores[:3], areas, 0.9, SIGMAS)
@@ -258,7 +258,7 @@ def test_wrong_input_is_named():
         nms.oks_iou(np.zeros((17, 3)), np.zeros((1, 17, 4)), 1, [1], SIGMAS)
 
 
-def test_missing_build_is_said_once_and_only_when_used(tmp_path):
+def test_nms_not_built_warns_once_when_used(tmp_path):
     # a copy of the package without anything compiled, in a fresh interpreter
     source, copy = Path(nms.__file__).parents[1], tmp_path / "poise/evaluation"
     (copy / "nms").mkdir(parents=True)
@@ -280,7 +280,7 @@ def test_missing_build_is_said_once_and_only_when_used(tmp_path):
 
 
 @needs_compiled
-def test_compiled_kernels_do_the_work(monkeypatch, caplog):
+def test_nms_compiled_kernels_are_used(monkeypatch, caplog):
     """Guards the comparisons above: without this both sides could be the NumPy twin."""
     keypoints, scores, areas = crowd(np.random.default_rng(5), 20, 17, ties=False)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):

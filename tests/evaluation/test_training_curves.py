@@ -60,7 +60,7 @@ def write_run(folder, scale=1.0, epochs=6, **more):
     return folder
 
 
-def test_reading(tmp_path):
+def test_read_log_invalid_lines_are_skipped(tmp_path):
     folder = write_run(tmp_path / "run", epochs=4)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(
@@ -79,7 +79,7 @@ def test_reading(tmp_path):
     ]
 
 
-def test_numbers_beyond_any_figure(tmp_path):
+def test_read_log_huge_numbers_are_skipped(tmp_path):
     """Whole numbers of hundreds of digits are JSON, and no figures."""
     huge = "9" * 400
     (tmp_path / "metrics.jsonl").write_text(
@@ -89,7 +89,7 @@ def test_numbers_beyond_any_figure(tmp_path):
     assert training_curves.read_log(tmp_path) == {"train_loss": [(0.0, 0.5)]}
 
 
-def test_best_epochs(tmp_path):
+def test_best_epochs_ties_take_the_later(tmp_path):
     runs = training_curves.read_logs(
         [write_run(tmp_path / "a/one"), write_run(tmp_path / "b/one", 0.5)]
     )
@@ -101,7 +101,7 @@ def test_best_epochs(tmp_path):
     ]
 
 
-def test_curves_of_runs(tmp_path):
+def test_chart_lines_group_the_metrics(tmp_path):
     one = {"only": training_curves.read_log(write_run(tmp_path / "only", Mean=88.0))}
     drawn = training_curves.chart_lines(one)
     assert list(drawn) == [
@@ -147,7 +147,7 @@ def test_curves_of_runs(tmp_path):
 
 @needs_matplotlib
 @pytest.mark.parametrize("epochs", [[0], [1], [209], [0, 1], [3, 5], list(range(210))])
-def test_epoch_axis_has_whole_numbers_alone(epochs):
+def test_chart_epoch_axis_has_integer_ticks(epochs):
     from poise.visualization import charts
 
     figure, axes = charts.new_figure(6, 3.6)
@@ -162,7 +162,7 @@ def test_epoch_axis_has_whole_numbers_alone(epochs):
 
 
 @needs_matplotlib
-def test_picture_and_page(tmp_path, monkeypatch, capsys):
+def test_plot_log_writes_image_and_page(tmp_path, monkeypatch, capsys):
     folders = [write_run(tmp_path / "first"), write_run(tmp_path / "_<second> $x$", 0.9, epochs=1)]
     assert run(monkeypatch, *folders, "--output", tmp_path / "curves.png") == 0
     assert re.search(r"first +6 +0\.001667 +AP +0\.600 +5 +0\.600", capsys.readouterr().out)
@@ -189,7 +189,7 @@ def test_picture_and_page(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "one.html").read_text().count("<svg") == 2
 
 
-def test_names_of_runs_cannot_turn_the_text_around_them(tmp_path, monkeypatch, capsys):
+def test_plot_log_control_characters_in_names_are_escaped(tmp_path, monkeypatch, capsys):
     folders = [write_run(tmp_path / "a\u202eb\x07"), write_run(tmp_path / "c\u2067d")]
     with open(folders[0] / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 9, "odd\\u202e": 1}\n')
@@ -200,7 +200,7 @@ def test_names_of_runs_cannot_turn_the_text_around_them(tmp_path, monkeypatch, c
     assert "a\\u202eb\\x07" in text and "c\\u2067d" in text and "odd\\u202e" in text
 
 
-def test_what_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+def test_plot_log_invalid_input_exits_with_error(tmp_path, monkeypatch, capsys):
     folder = write_run(tmp_path / "run")
     for arguments, status, message in (
         ([tmp_path / "absent"], 1, "cannot read the log"),

@@ -47,7 +47,7 @@ def filled(model, seed=0):
     return model
 
 
-def test_features_of_the_stages():
+def test_backbone_stages_have_published_shapes():
     model = filled(small()).eval()
     with torch.no_grad():
         images = filled_input("stages", (2, 3, 96, 64), 0)
@@ -68,7 +68,7 @@ def test_features_of_the_stages():
         torch.testing.assert_close(model(images), model.keypoint_head(features[3]))
 
 
-def test_heatmaps_in_training_and_evaluation():
+def test_forward_train_and_eval_return_heatmaps():
     model = small("MODEL.EXTRA.DROP_PATH", 0.5)
     images = filled_input("modes", (4, 3, 96, 64), 0)
     outputs = model.train()(images)
@@ -78,7 +78,7 @@ def test_heatmaps_in_training_and_evaluation():
     assert model.eval()(images).shape == (4, 17, 24, 16)
 
 
-def test_orders_of_the_depthwise_convolutions():
+def test_multi_order_dwconv_equals_formula():
     layer = filled(MultiOrderDWConv(16)).eval()
     x = filled_input("orders", (1, 16, 20, 20), 0)
     y = F.conv2d(x, layer.DW_conv0.weight, layer.DW_conv0.bias, padding=2, groups=16)
@@ -93,7 +93,7 @@ def test_orders_of_the_depthwise_convolutions():
     torch.testing.assert_close(layer(x), want)
 
 
-def test_formulas_of_the_two_mixers():
+def test_gated_aggregation_and_ffn_equal_formulas():
     x = filled_input("mixers", (2, 16, 10, 10), 0)
     with torch.no_grad():
         moga = filled(MultiOrderGatedAggregation(16))
@@ -112,12 +112,12 @@ def test_formulas_of_the_two_mixers():
         torch.testing.assert_close(ffn(x), ffn.fc2(h))
 
 
-def test_parameters_of_a_block():
+def test_moga_block_has_published_parameters():
     # the published code's
     assert sum(p.numel() for p in MogaBlock(32, 8, 0.0, 1e-5).parameters()) == 26_137
 
 
-def test_a_block_begins_as_almost_nothing():
+def test_moga_block_small_init_value_is_near_identity():
     x = filled_input("block", (2, 16, 8, 8), 0)
     near, far = MogaBlock(16, 4, 0.0, 1e-5), MogaBlock(16, 4, 0.0, 1.0)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_a_block_begins_as_almost_nothing():
         assert (far(x) - x).abs().max() > 0.1
 
 
-def test_drop_path_keeps_the_mean_and_drops_whole_samples():
+def test_drop_path_train_mode_drops_samples_and_keeps_mean():
     torch.manual_seed(0)
     layer, x = DropPath(0.3).train(), torch.full((20_000, 2, 3, 1), 2.0)
     y = layer(x)
@@ -138,14 +138,14 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples():
     assert not torch.equal(layer(x), y)
 
 
-def test_drop_path_does_nothing_in_evaluation_or_at_rate_0():
+def test_drop_path_eval_mode_or_rate_0_is_identity():
     x = filled_input("drop", (8, 4), 0)
     state = torch.get_rng_state()
     assert DropPath(0.5).eval()(x) is x and DropPath(0.0).train()(x) is x
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_rates_rise_over_the_blocks():
+def test_drop_path_rates_rise_linearly():
     assert linear_rates(0.4, 5) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4]) and linear_rates(
         0.4, 1
     ) == [0]
@@ -170,7 +170,7 @@ def test_rates_rise_over_the_blocks():
         ("xl", 0.5, 256),
     ],
 )
-def test_experiments_have_their_size_and_drop_path(size, rate, height):
+def test_experiments_moganet_have_published_size_and_drop_path(size, rate, height):
     cfg = config.load(
         ROOT / f"experiments/coco/moganet/moganet_{size}_{height}x{height * 3 // 4}.yaml"
     )
@@ -190,7 +190,7 @@ def test_experiments_have_their_size_and_drop_path(size, rate, height):
 
 
 @pytest.mark.parametrize("alias", [*ALIASES, "XT", "Tiny"])
-def test_names_of_the_sizes(alias):
+def test_build_model_arch_alias_gives_the_same_size(alias):
     with torch.device("meta"):
         model = build_model(config.load(EXPERIMENT, ["MODEL.EXTRA.ARCH", alias]))
     assert (
@@ -198,7 +198,7 @@ def test_names_of_the_sizes(alias):
     )
 
 
-def test_initial_weights():
+def test_init_weights_follow_the_reference():
     torch.manual_seed(0)
     model = build_model(config.load(EXPERIMENT, ["MODEL.EXTRA.INIT_VALUE", 0.5]))
     scales = [p for name, p in model.named_parameters() if "layer_scale" in name]
@@ -213,7 +213,7 @@ def test_initial_weights():
     assert not model.keypoint_head.final_layer.bias.any()
 
 
-def test_fewer_deconvolutions_give_smaller_heatmaps():
+def test_build_model_fewer_deconv_layers_give_smaller_heatmaps():
     model = small(
         "MODEL.EXTRA.NUM_DECONV_LAYERS",
         2,
@@ -256,6 +256,6 @@ def test_fewer_deconvolutions_give_smaller_heatmaps():
         (["MODEL.HEATMAP_SIZE", [32, 48]], "heatmaps of 1/4"),
     ],
 )
-def test_impossible_networks_are_named(overrides, part):
+def test_build_model_invalid_options_raise(overrides, part):
     with pytest.raises(ConfigError, match=part):
         small(*overrides)

@@ -55,7 +55,7 @@ def every_head(model, images):
     "name",
     [name if "1stg" in name else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENT],
 )
-def test_every_supervised_output_of_the_reference(name):
+def test_forward_all_outputs_equal_reference(name):
     record = json.loads((GOLDEN / "models" / f"{name}.json").read_text())
     (run,) = record["runs"]
     batch, _, height, width = run["input"]
@@ -75,7 +75,7 @@ def test_every_supervised_output_of_the_reference(name):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.parent.name + "/" + path.stem)
-def test_experiments(path):
+def test_experiments_mspn_match_their_file_names(path):
     cfg = config.load(path)
     stages, (height, width) = int(path.stem[5]), map(int, path.stem.split("_")[2].split("x"))
     assert list(cfg.MODEL.IMAGE_SIZE) == [width, height] and stages == cfg.MODEL.EXTRA.STAGES
@@ -86,7 +86,7 @@ def test_experiments(path):
     ] * (4 * stages)
 
 
-def test_recipes_of_the_two_configurations():
+def test_experiments_mspn_recipes_equal_published():
     coco, mpii = (
         config.load(ROOT / "experiments" / EXPERIMENT[name])
         for name in ("mspn_2stg_coco", "mspn_2stg_mpii")
@@ -133,7 +133,7 @@ def run_modules(model, images):
     return set(ran)
 
 
-def test_eval_mode_runs_one_head():
+def test_forward_eval_mode_runs_one_head():
     model, images = (
         build_model(configured("mspn_3stg_coco", overrides=NARROW)),
         torch.randn(2, 3, 96, 64),
@@ -158,7 +158,7 @@ def test_eval_mode_runs_one_head():
 
 
 @pytest.mark.parametrize("stages", [1, 5])
-def test_any_number_of_stages(stages):
+def test_build_model_any_number_of_stages_gives_outputs(stages):
     model = build_model(configured(overrides=[*NARROW, "MODEL.EXTRA.STAGES", stages]))
     outputs = model(torch.randn(2, 3, 96, 64))
     assert isinstance(outputs, tuple) and [output.shape for output in outputs] == [
@@ -170,7 +170,7 @@ def test_any_number_of_stages(stages):
     assert model.eval()(torch.randn(1, 3, 96, 64)).shape == (1, 17, 24, 16)
 
 
-def test_recomputed_activations_change_nothing():
+def test_forward_efficient_mode_keeps_gradients_and_statistics():
     """Gradients and running statistics are equal, and the statistics have seen the batch once,
     not twice as in the repository.
     """
@@ -201,7 +201,7 @@ def test_recomputed_activations_change_nothing():
     assert kept[1] < 0.6 * kept[0]
 
 
-def test_memory_layout_changes_nothing():
+def test_forward_channels_last_equals_contiguous():
     model, images = build_model(configured(overrides=NARROW)).eval(), torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         plain = model(images)
@@ -212,7 +212,7 @@ def test_memory_layout_changes_nothing():
     assert torch.allclose(plain, laid, atol=1e-4 * float(plain.std()))
 
 
-def test_initial_weights():
+def test_init_weights_follow_the_reference():
     torch.manual_seed(0)
     model = build_model(configured(overrides=["MODEL.EXTRA.LAYERS", [1, 1, 1, 1]]))
     for stage in (model.stage0, model.stage1):
@@ -226,7 +226,7 @@ def test_initial_weights():
 @pytest.mark.parametrize(
     "stages, rule, count", [(1, "first", 159), (2, "first", 159), (2, "all", 315)]
 )
-def test_what_an_imagenet_file_gives(stages, rule, count):
+def test_pretrained_names_cover_the_backbone(stages, rule, count):
     """ResNet-50 has 53 convolutions and batch norms, 3 tensors each; 52 of them lie below the
     top.
     """
@@ -263,6 +263,6 @@ def test_what_an_imagenet_file_gives(stages, rule, count):
         (["MODEL.HEATMAP_SIZE", [96, 128]], "heatmaps of 1/4"),
     ],
 )
-def test_impossible_networks_are_named(overrides, part):
+def test_build_model_invalid_options_raise(overrides, part):
     with pytest.raises(ConfigError, match=part), torch.device("meta"):
         build_model(config.load(ROOT / "experiments" / EXPERIMENT["mspn_2stg_coco"], overrides))

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("family", EXPERIMENT)
 @torch.no_grad()
-def test_packed_network_predicts_the_same(family):
+def test_pack_convolutions_every_family_keeps_outputs(family):
     model = small(family)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     wanted = model(images)
@@ -31,7 +31,7 @@ def test_packed_network_predicts_the_same(family):
 
 
 @torch.no_grad()
-def test_in_bfloat16_as_autocast_gives_it():
+def test_pack_convolutions_bfloat16_equals_autocast():
     conv = nn.Conv2d(16, 32, 3, padding=1)
     images = torch.randn(2, 16, 20, 20, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):

@@ -86,7 +86,7 @@ def configured(width=64, height=96, overrides=()):
     )
 
 
-def test_published_file_is_our_experiment(tmp_path):
+def test_load_published_hrnet_file_equals_our_experiment(tmp_path):
     path = tmp_path / "published.yaml"
     path.write_text(PUBLISHED)
     theirs, ours = (config.load(p) for p in (path, W48))
@@ -101,7 +101,7 @@ def test_published_file_is_our_experiment(tmp_path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.parent.name + "/" + path.stem)
-def test_experiments(path):
+def test_experiments_hrnet_match_their_file_names(path):
     cfg = config.load(path)
     width, (height, across) = int(path.stem[1:3]), map(int, path.stem.split("_")[1].split("x"))
     assert (
@@ -121,7 +121,7 @@ def test_experiments(path):
         )
 
 
-def test_small_network_trains_all_of_its_weights():
+def test_backward_narrow_network_reaches_every_weight():
     model = build_model(configured(overrides=NARROW))
     outputs = model(torch.randn(2, 3, 96, 64))
     assert isinstance(outputs, tuple) and len(outputs) == 1 and outputs[0].shape == (2, 17, 24, 16)
@@ -130,7 +130,7 @@ def test_small_network_trains_all_of_its_weights():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_other_blocks_and_widths():
+def test_build_model_other_blocks_and_widths_give_heatmaps():
     wider = [
         "MODEL.EXTRA.STAGE3.NUM_CHANNELS",
         [6, 8, 10],
@@ -147,7 +147,7 @@ def test_other_blocks_and_widths():
     assert model.final_layer.weight.shape == (17, 16, 3, 3)
 
 
-def test_fewer_and_more_branches():
+def test_build_model_other_branches_give_heatmaps():
     stage3 = [
         "MODEL.EXTRA.STAGE3.NUM_BRANCHES",
         4,
@@ -172,7 +172,7 @@ def test_fewer_and_more_branches():
     assert model(torch.randn(1, 3, 80, 48)).shape == (1, 17, 20, 12)
 
 
-def test_memory_layout_changes_nothing():
+def test_forward_channels_last_equals_contiguous():
     model, images = build_model(configured(overrides=NARROW)).eval(), torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         plain = model(images)
@@ -183,7 +183,7 @@ def test_memory_layout_changes_nothing():
     assert torch.allclose(plain, laid, atol=1e-4 * float(plain.std()))
 
 
-def test_initial_weights():
+def test_init_weights_follow_the_reference():
     model = build_model(configured())
     assert (
         float(model.final_layer.weight.detach().std()) == pytest.approx(0.001, rel=0.1)
@@ -196,7 +196,7 @@ def test_initial_weights():
     assert (untouched.final_layer.bias != 0).any()
 
 
-def test_what_an_imagenet_file_gives():
+def test_pretrained_names_cover_the_backbone():
     model = build_model(configured(overrides=NARROW))
     assert [name for name in model.state_dict() if name.startswith(model.head_prefixes)] == [
         "final_layer.weight",
@@ -250,12 +250,12 @@ def test_what_an_imagenet_file_gives():
         (["MODEL.HEATMAP_SIZE", [96, 128]], "heatmaps of 1/4"),
     ],
 )
-def test_impossible_networks_are_named(overrides, part):
+def test_build_model_invalid_options_raise(overrides, part):
     with pytest.raises(ConfigError, match=part), torch.device("meta"):
         build_model(config.load(W32, overrides))
 
 
-def test_file_without_stages_is_refused(tmp_path):
+def test_build_model_without_stages_raises(tmp_path):
     path = tmp_path / "bare.yaml"
     path.write_text("DATASET: {DATASET: coco}\nMODEL: {NAME: pose_hrnet, NUM_JOINTS: 17}\n")
     with pytest.raises(ConfigError, match="STAGE2 must be a group of NUM_MODULES.*; it is missing"):

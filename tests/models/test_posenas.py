@@ -94,7 +94,7 @@ def as_intended(model, images):
 
 @pytest.mark.parametrize("aliased, reference", [(True, as_the_original), (False, as_intended)])
 @pytest.mark.parametrize("training", [True, False])
-def test_fusion_and_enhancement(aliased, reference, training):
+def test_forward_aliased_features_equals_reference_formula(aliased, reference, training):
     model, twin = (
         filled(small("MODEL.EXTRA.ALIASED_FEATURES", aliased)).train(training) for _ in range(2)
     )
@@ -113,7 +113,7 @@ def test_fusion_and_enhancement(aliased, reference, training):
     assert model.reduce_channel_prev[2].num_batches_tracked == 2 * training
 
 
-def test_the_two_formulas_differ():
+def test_forward_aliased_features_changes_outputs():
     images = filled_input("fusion", (2, 3, 96, 64), 0)
     with torch.no_grad():
         one, other = (
@@ -123,7 +123,7 @@ def test_the_two_formulas_differ():
     assert (one - other).abs().max() > 0.1 * one.std()
 
 
-def test_first_heatmaps_of_the_reference_and_none_of_them_in_evaluation():
+def test_forward_train_mode_first_heatmaps_equal_reference():
     record = json.loads((GOLDEN / "models/posenas_l18_c48_coco.json").read_text())
     model = filled(
         build_model(config.load(EXPERIMENT, ["MODEL.INIT_WEIGHTS", False])), record["seed"]
@@ -147,7 +147,7 @@ def test_first_heatmaps_of_the_reference_and_none_of_them_in_evaluation():
     )
 
 
-def test_training_gives_two_heatmaps_and_reaches_every_weight():
+def test_backward_two_outputs_reach_every_weight():
     model = filled(small()).train()
     outputs = model(filled_input("gradient", (2, 3, 96, 64), 0))
     assert [output.shape for output in outputs] == [(2, 17, 24, 16)] * 2
@@ -159,7 +159,7 @@ def test_training_gives_two_heatmaps_and_reaches_every_weight():
     ] == []
 
 
-def test_initial_weights():
+def test_init_weights_follow_the_reference():
     torch.manual_seed(0)
     model = build_model(config.load(EXPERIMENT))
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -178,7 +178,7 @@ def test_initial_weights():
         (20, (5, 10, 15), (4, 9, 14, 19)),
     ],
 )
-def test_where_the_encoder_is_halved_and_tapped(layers, reductions, taps):
+def test_encoder_cells_reduce_and_tap_at_published_layers(layers, reductions, taps):
     assert reduction_cells(layers) == reductions
     genotype = GENOTYPES["posenas"]
     with torch.device("meta"):
@@ -205,7 +205,7 @@ def test_where_the_encoder_is_halved_and_tapped(layers, reductions, taps):
         if stride == 1 or name not in SIZE_PRESERVING
     ],
 )
-def test_operations_keep_or_halve_the_size(name, stride):
+def test_operations_stride_keeps_or_halves_size(name, stride):
     x = filled_input(name, (2, 8, 12, 16), 0)
     kept = x.clone()
     output = OPERATIONS[name](8, stride, 1).eval()(x)
@@ -214,7 +214,7 @@ def test_operations_keep_or_halve_the_size(name, stride):
     assert output.any() == (name != "none")
 
 
-def test_values_of_the_operations():
+def test_operations_equal_formulas():
     x = filled_input("operations", (2, 8, 6, 6), 0)
     counts = F.avg_pool2d(torch.ones(1, 1, 6, 6), 3, 1, 1) * 9
 
@@ -264,7 +264,7 @@ def test_values_of_the_operations():
         )
 
 
-def test_a_cell_is_its_wiring():
+def test_cell_output_equals_its_genotype():
     edges = (
         ("skip_connect", 1),
         ("skip_connect", 0),
@@ -280,7 +280,7 @@ def test_a_cell_is_its_wiring():
     torch.testing.assert_close(output, torch.cat([a + b, a + b, a + b + a, torch.zeros_like(a)], 1))
 
 
-def test_squeeze_and_excitation_of_the_first_version():
+def test_build_model_se_reduction_2_has_published_parameters():
     with torch.device("meta"):
         model = build_model(config.load(EXPERIMENT, ["MODEL.EXTRA.SE_REDUCTION", 2]))
     assert sum(p.numel() for p in model.parameters()) == 22_108_002
@@ -291,7 +291,7 @@ def test_squeeze_and_excitation_of_the_first_version():
     } == {True}
 
 
-def test_genotype_files_round_trip(tmp_path):
+def test_read_genotype_written_file_is_equal(tmp_path):
     for genotype in GENOTYPES.values():
         path = tmp_path / "genotype.json"
         path.write_text(json.dumps(genotype.as_json()))
@@ -299,7 +299,7 @@ def test_genotype_files_round_trip(tmp_path):
         assert again == genotype and again.meta == genotype.meta
 
 
-def test_shipped_genotypes_as_data():
+def test_genotypes_shipped_equal_published():
     genotype = GENOTYPES["posenas"]
     assert genotype.normal[:4] == (
         ("std_conv_3x3", 1),
@@ -327,7 +327,7 @@ def test_shipped_genotypes_as_data():
 
 
 @pytest.mark.parametrize("name", sorted(GENOTYPES))
-def test_a_network_from_each_genotype_and_from_its_file(name, tmp_path):
+def test_build_model_genotype_name_or_file_gives_equal_networks(name, tmp_path):
     path = tmp_path / "found.json"
     path.write_text(json.dumps(GENOTYPES[name].as_json()))
     images = filled_input("genotype", (1, 3, 96, 64), 0)
@@ -417,7 +417,7 @@ def edge(cell, number, value):
         ),
     ],
 )
-def test_genotype_files_that_cannot_be_used_are_named(text, part, tmp_path):
+def test_find_genotype_invalid_file_raises(text, part, tmp_path):
     path = tmp_path / "broken.json"
     path.write_text(text)
     with pytest.raises(DataError, match=part) as refusal:
@@ -425,7 +425,7 @@ def test_genotype_files_that_cannot_be_used_are_named(text, part, tmp_path):
     assert str(refusal.value).startswith(str(path)) and "\n" not in str(refusal.value)
 
 
-def test_what_does_not_stride_may_stand_inside_a_reduction_cell():
+def test_build_model_stride_blind_operation_inside_reduction_cell_is_allowed():
     reduce = list(GENOTYPES["posenas"].reduce)
     reduce[2] = ("se_connect", 2)
     genotype = dataclasses.replace(GENOTYPES["posenas"], reduce=tuple(reduce))
@@ -467,17 +467,17 @@ def test_what_does_not_stride_may_stand_inside_a_reduction_cell():
         (["MODEL.HEATMAP_SIZE", [32, 48]], "heatmaps of 1/4"),
     ],
 )
-def test_impossible_networks_are_named(overrides, part):
+def test_build_model_invalid_options_raise(overrides, part):
     with pytest.raises(ConfigError, match=part):
         small(*overrides)
 
 
-def test_a_missing_genotype_file_is_named():
+def test_build_model_missing_genotype_file_raises():
     with pytest.raises(DataError, match="none.json: cannot read the genotype"):
         small("MODEL.GENOTYPE", "none.json")
 
 
-def test_a_genotype_made_in_a_program_is_checked_too():
+def test_genotype_replace_invalid_reduction_raises():
     with pytest.raises(ConfigError, match=r"encoder.reduce\[0\]: spatial_wise does not stride"):
         dataclasses.replace(
             GENOTYPES["posenas"], reduce=(("spatial_wise", 1), *GENOTYPES["posenas"].reduce[1:])

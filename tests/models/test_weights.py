@@ -95,7 +95,7 @@ WRAPPINGS = {
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_every_wrapping(tmp_path, trained, wrapping, zipped):
+def test_load_every_wrapping_gives_equal_tensors(tmp_path, trained, wrapping, zipped):
     path = saved(
         tmp_path / "w.pth", WRAPPINGS[wrapping](trained), _use_new_zipfile_serialization=zipped
     )
@@ -106,7 +106,7 @@ def test_every_wrapping(tmp_path, trained, wrapping, zipped):
 
 
 @pytest.mark.parametrize("wrapping", ["bare", "poise_checkpoint"])
-def test_a_state_dict_tells_its_joints_and_stays_a_plain_one(tmp_path, wrapping):
+def test_add_keypoint_names_keeps_a_plain_state_dict(tmp_path, wrapping):
     state = weights.add_keypoint_names(Network().state_dict(), ("nose", "tail"))
     path = saved(tmp_path / "w.pth", WRAPPINGS[wrapping](state))
     assert (
@@ -123,7 +123,7 @@ def test_a_state_dict_tells_its_joints_and_stays_a_plain_one(tmp_path, wrapping)
 
 
 @pytest.mark.parametrize("names", ["nose", 5, None, [1, 2], ("nose",), ["nose"] * 2000, {"a": 1}])
-def test_what_else_may_stand_in_the_place_of_joints_is_passed_over(tmp_path, names):
+def test_read_weight_file_invalid_keypoint_names_are_ignored(tmp_path, names):
     state = Network().state_dict()
     assert weights.read_weight_file(saved(tmp_path / "w.pth", state)).joints == ()
     state._metadata["poise.joints"] = names
@@ -132,7 +132,7 @@ def test_what_else_may_stand_in_the_place_of_joints_is_passed_over(tmp_path, nam
     assert weights.read_weight_file(saved(tmp_path / "w.pth", state)).joints == ()
 
 
-def test_numpy_numbers_of_old_numpy_are_read(tmp_path, trained):
+def test_read_weight_file_numpy_1_scalars_are_read(tmp_path, trained):
     """NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core; a file names the one that it was
     written with.
     """
@@ -148,12 +148,12 @@ def test_numpy_numbers_of_old_numpy_are_read(tmp_path, trained):
     assert equal(weights.read_state_dict(path), trained)
 
 
-def test_only_a_leading_module_is_stripped(tmp_path):
+def test_read_state_dict_strips_leading_module_only(tmp_path):
     path = saved(tmp_path / "w.pth", {"module.head.module.weight": torch.zeros(1)})
     assert list(weights.read_state_dict(path)) == ["head.module.weight"]
 
 
-def test_file_is_read_onto_the_cpu_and_in_the_networks_type(tmp_path, trained):
+def test_load_half_precision_file_uses_dtype_of_the_model(tmp_path, trained):
     network = Network()
     weights.load(
         network,
@@ -166,7 +166,7 @@ def test_file_is_read_onto_the_cpu_and_in_the_networks_type(tmp_path, trained):
     assert torch.equal(network.conv1.weight, trained["conv1.weight"].half().float())
 
 
-def test_counters_of_batch_norm_may_be_missing(tmp_path, trained, messages):
+def test_load_missing_batch_counters_are_allowed(tmp_path, trained, messages):
     counter = "bn1.num_batches_tracked"
     network = Network()
     before = network.state_dict()[counter].clone()
@@ -187,7 +187,7 @@ def test_counters_of_batch_norm_may_be_missing(tmp_path, trained, messages):
 # MODEL.PRETRAINED ---------------------------------------------------------------------------------
 
 
-def test_pretrained_backbone(tmp_path, trained, messages):
+def test_load_pretrained_backbone_leaves_the_head(tmp_path, trained, messages):
     """An ImageNet file has a classifier instead of our head."""
     backbone = {name: t for name, t in trained.items() if not name.startswith("final_layer.")}
     path = saved(
@@ -212,13 +212,13 @@ def test_pretrained_backbone(tmp_path, trained, messages):
     )
 
 
-def test_pretrained_whole_pose_network(tmp_path, trained):
+def test_load_pretrained_pose_network_loads_everything(tmp_path, trained):
     network = Network()
     weights.load_pretrained(network, str(saved(tmp_path / "pose.pth", {"state_dict": trained})))
     assert equal(network.state_dict(), trained)
 
 
-def test_pretrained_backbone_must_fit_wholly(tmp_path, trained):
+def test_load_pretrained_incomplete_backbone_raises(tmp_path, trained):
     path = saved(
         tmp_path / "resnet.pth", {name: t for name, t in trained.items() if name != "conv1.bias"}
     )
@@ -227,12 +227,12 @@ def test_pretrained_backbone_must_fit_wholly(tmp_path, trained):
     assert "unexpected: layer9.weight" in refusal(weights.load_pretrained, Network(), str(path))
 
 
-def test_no_pretrained_is_said_aloud(messages):
+def test_load_pretrained_empty_path_logs_random_weights(messages):
     assert weights.load_pretrained(Network(), "") is None
     assert "MODEL.PRETRAINED is empty: the network starts from random weights" in messages.text
 
 
-def test_missing_pretrained_says_where_to_get_it(tmp_path):
+def test_load_pretrained_missing_file_names_the_source(tmp_path):
     path = tmp_path / "resnet50-19c8e357.pth"
     text = refusal(weights.load_pretrained, Network(), str(path))
     source = "https://download.pytorch.org/models/resnet50-19c8e357.pth"
@@ -282,7 +282,7 @@ def test_missing_pretrained_says_where_to_get_it(tmp_path):
     ],
     ids=["wider", "prefixed", "more", "less"],
 )
-def test_other_network_is_refused_and_the_model_is_as_before(tmp_path, trained, change, counts):
+def test_load_other_network_raises_and_keeps_the_model(tmp_path, trained, change, counts):
     network = Network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     text = refusal(weights.load, network, saved(tmp_path / "other.pth", change(trained)))
@@ -294,7 +294,7 @@ def test_other_network_is_refused_and_the_model_is_as_before(tmp_path, trained, 
     assert equal(network.state_dict(), before)
 
 
-def test_mismatch_tells_both_shapes(tmp_path, trained):
+def test_load_shape_mismatch_names_both_shapes(tmp_path, trained):
     text = refusal(weights.load, Network(joints=5), saved(tmp_path / "w.pth", trained))
     assert (
         "mismatched: final_layer.weight (3, 4, 1, 1) in the file, (5, 4, 1, 1) in the network"
@@ -302,7 +302,7 @@ def test_mismatch_tells_both_shapes(tmp_path, trained):
     )
 
 
-def test_names_are_shortened_and_counts_are_not(tmp_path):
+def test_load_many_unexpected_tensors_shortens_names(tmp_path):
     text = refusal(
         weights.load,
         Network(),
@@ -365,7 +365,7 @@ def spoiled_files(folder):
     return {path.stem: path for path in folder.glob("*.pth") if path.stem != "good"}
 
 
-def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, recwarn):
+def test_load_invalid_file_raises_in_one_line(tmp_path, recwarn):
     files = spoiled_files(tmp_path)
     assert len(files) == 20
     for name, path in files.items():
@@ -386,14 +386,14 @@ def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, recwarn):
     assert "holds no state dict" in refusal(weights.read_state_dict, files["numbers"])
 
 
-def test_the_malicious_file_of_these_tests_is_one(tmp_path):
+def test_torch_load_malicious_file_runs_its_code(tmp_path):
     """Read by a careless program, it does what the test above says that it must not."""
     path = saved(tmp_path / "m.pth", {"state_dict": Command(tmp_path / "ran")})
     torch.load(path, weights_only=False)
     assert (tmp_path / "ran").exists()
 
 
-def test_damaged_files_never_end_in_a_traceback(tmp_path, trained):
+def test_load_corrupt_file_reads_or_raises(tmp_path, trained):
     """Bytes changed or cut at random places: read, or refused as a DataError."""
     rng = np.random.default_rng(0)
     refused = 0

@@ -47,7 +47,7 @@ OPENED = {
 
 
 @pytest.mark.parametrize("family", EXPERIMENT)
-def test_to_the_released_format_and_back(tmp_path, family):
+def test_convert_released_format_round_trip_is_equal(tmp_path, family):
     """Every tensor bit for bit, under the names that the family's own code loads strictly."""
     state = small(family, seed=1).state_dict()
     source, released, back = (
@@ -70,7 +70,7 @@ def test_to_the_released_format_and_back(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", ["resnet", "hrnet"])
-def test_to_mmpose_and_back(tmp_path, family):
+def test_convert_mmpose_round_trip_is_equal(tmp_path, family):
     state = small(family, seed=1).state_dict()
     source, there, back = saved(tmp_path / "a.pth", state), tmp_path / "b.pth", tmp_path / "c.pth"
     converting.convert(source, there, "mmpose")
@@ -80,7 +80,7 @@ def test_to_mmpose_and_back(tmp_path, family):
 
 
 @pytest.mark.parametrize("stages", [1, 3])
-def test_mspn_from_mmpose_and_back(tmp_path, stages):
+def test_convert_mspn_from_mmpose_round_trip_is_equal(tmp_path, stages):
     """From mmpose everything comes back bit for bit, and the names are mmpose's."""
     file = filled(mmpose_mspn_names(stages, **MSPN, joints=17), seed=3)
     source, poise, back = (
@@ -99,7 +99,7 @@ def test_mspn_from_mmpose_and_back(tmp_path, stages):
     assert same(again, file)
 
 
-def test_mspn_to_mmpose_gives_the_same_network(tmp_path):
+def test_convert_mspn_to_mmpose_keeps_outputs(tmp_path):
     """mmpose's convolutions have no biases: they go into the running means behind them, and the
     heatmaps stay.
     """
@@ -120,7 +120,7 @@ def test_mspn_to_mmpose_gives_the_same_network(tmp_path):
     assert not equal(again, model.state_dict())
 
 
-def test_every_family_has_a_way_out_and_back():
+def test_targets_cover_every_family():
     for target in formats.TARGETS.values():
         assert set(target.families) <= {*EXPERIMENT, "unknown"}
     assert all(
@@ -131,7 +131,7 @@ def test_every_family_has_a_way_out_and_back():
     )
 
 
-def test_old_files_are_kept_unless_forced(tmp_path):
+def test_convert_existing_output_needs_force(tmp_path):
     source = saved(tmp_path / "a.pth", small("resnet").state_dict())
     (tmp_path / "b.pth").write_bytes(b"mine")
     assert "is there already; give --force" in refusal(
@@ -143,7 +143,7 @@ def test_old_files_are_kept_unless_forced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "b.pth"]
 
 
-def test_what_cannot_be_converted(tmp_path):
+def test_convert_unsupported_weights_raise(tmp_path):
     out = tmp_path / "out.pth"
     posenas = saved(tmp_path / "p.pth", small("posenas").state_dict())
     text = refusal(converting.convert, posenas, out, "mmpose")
@@ -163,7 +163,7 @@ def test_what_cannot_be_converted(tmp_path):
     assert not out.exists()
 
 
-def test_a_network_decides_what_is_whole(tmp_path):
+def test_convert_with_experiment_checks_completeness(tmp_path):
     """With the experiment given, a file that lacks a tensor or has one more is refused, and old
     counters are made up for.
     """
@@ -206,7 +206,7 @@ def run(*arguments, cwd):
     )
 
 
-def test_tool(tmp_path):
+def test_convert_weights_command_writes_the_target_format(tmp_path):
     file = filled(mmpose_mspn_names(2, **MSPN, joints=17), seed=6)
     saved(tmp_path / "mmpose.pth", {"meta": {}, "state_dict": file})
     path, overrides = command_line("mspn")
@@ -238,7 +238,7 @@ def tool():
     return convert_weights
 
 
-def test_tool_on_other_command_lines(tmp_path, tool, monkeypatch, capsys):
+def test_convert_weights_command_other_arguments(tmp_path, tool, monkeypatch, capsys):
     source, target = saved(tmp_path / "a.pth", small("resnet").state_dict()), tmp_path / "b.pth"
     assert tuple(formats.TARGETS) == convert_weights.FORMATS
     monkeypatch.setattr(

@@ -34,7 +34,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_released_file_is_tested(tmp_path, small_set, name):
+def test_evaluate_released_file_gives_figures(tmp_path, small_set, name):
     family, content = FILES[name]
     path, overrides = command_line(family)
     weights = saved(tmp_path / "w.pth", content())

@@ -63,7 +63,7 @@ def with_settings(file, out, change):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_estimator_weight_file_alone_finds_what_the_experiment_finds(family, trained, picture):
+def test_estimator_weight_file_alone_equals_experiment(family, trained, picture):
     codec = [] if family == "mspn" else ["MODEL.TARGET_TYPE", "udp"]
     cfg, file = trained(family, *codec, "TEST.FLIP_TEST", True, "TEST.BOX_MARGIN", [1.1, 1.4])
     alone, named = PoseEstimator(file, device="cpu"), PoseEstimator(cfg, file, device="cpu")
@@ -78,7 +78,7 @@ def test_estimator_weight_file_alone_finds_what_the_experiment_finds(family, tra
     )
 
 
-def test_weight_file_with_experiment_stays_a_plain_state_dict(trained):
+def test_weight_file_with_experiment_loads_in_torch(trained):
     _, file = trained("resnet")
     state = torch.load(file, weights_only=True)
     network = small("resnet")
@@ -89,7 +89,7 @@ def test_weight_file_with_experiment_stays_a_plain_state_dict(trained):
     )
 
 
-def test_weight_file_holds_no_path_of_the_machine(trained):
+def test_weight_file_contains_no_local_path(trained):
     _, file = trained(
         "resnet",
         "OUTPUT_DIR",
@@ -110,7 +110,7 @@ def test_weight_file_holds_no_path_of_the_machine(trained):
     assert b"/home/me" not in file.read_bytes()
 
 
-def test_overrides_of_a_weight_file_alone_are_applied(trained):
+def test_estimator_weight_file_alone_applies_overrides(trained):
     _, file = trained("resnet")
     assert PoseEstimator(
         file, device="cpu", overrides=["TEST.BOX_MARGIN", [2.0, 2.0]]
@@ -119,7 +119,7 @@ def test_overrides_of_a_weight_file_alone_are_applied(trained):
         PoseEstimator(file, device="cpu", overrides=["TEST.NO", 1])
 
 
-def test_weight_file_of_an_own_dataset_brings_its_joints(tmp_path):
+def test_weight_file_custom_dataset_contains_keypoint_names(tmp_path):
     """Also where the dataset file is gone."""
     path = make_set(tmp_path, 5, images=())
     cfg = config.load(
@@ -134,7 +134,7 @@ def test_weight_file_of_an_own_dataset_brings_its_joints(tmp_path):
     )
 
 
-def test_weight_file_of_searched_cells_brings_them(tmp_path, picture):
+def test_weight_file_searched_network_contains_genotype(tmp_path, picture):
     cells = find_genotype("posenas").cells()
     cells["normal"] = tuple(
         (operation, 1 - source) if source < 2 else (operation, source)
@@ -153,7 +153,7 @@ def test_weight_file_of_searched_cells_brings_them(tmp_path, picture):
     )
 
 
-def test_estimator_without_weights_or_experiment_says_so(tmp_path, trained):
+def test_estimator_without_weights_or_experiment_raises(tmp_path, trained):
     path, _ = command_line("resnet")
     with pytest.raises(ConfigError, match="no weight file is given"):
         PoseEstimator(ROOT / path)
@@ -164,7 +164,7 @@ def test_estimator_without_weights_or_experiment_says_so(tmp_path, trained):
         PoseEstimator(tmp_path / "bare.pth")
 
 
-def test_overrides_of_an_experiment_apply_while_it_is_loaded(tmp_path, trained):
+def test_estimator_overrides_complete_the_experiment(tmp_path, trained):
     """What the file lacks may be among them: an own dataset file, as the message advises."""
     _, file = trained("resnet")
     path = tmp_path / "e.yaml"
@@ -207,9 +207,7 @@ def test_overrides_of_an_experiment_apply_while_it_is_loaded(tmp_path, trained):
         ([], ""),
     ],
 )
-def test_weights_of_other_settings_are_named_wherever_the_file_lies(
-    changes, said, trained, tmp_path, caplog
-):
+def test_load_trained_other_settings_logs_a_warning(changes, said, trained, tmp_path, caplog):
     path, words = command_line("resnet")
     cfg = config.load(ROOT / path, words)
     own = config.changed(
@@ -230,7 +228,7 @@ def test_weights_of_other_settings_are_named_wherever_the_file_lies(
     )
 
 
-def test_own_description_counts_before_the_config_yaml_in_the_folder(trained, tmp_path, caplog):
+def test_load_trained_prefers_embedded_config_to_config_yaml(trained, tmp_path, caplog):
     cfg, file = trained("resnet")
     (tmp_path / "best.pth").write_bytes(file.read_bytes())
     (tmp_path / "config.yaml").write_text(config.changed(cfg, ["MODEL.TARGET_TYPE", "udp"]).dump())
@@ -260,7 +258,7 @@ def test_own_description_counts_before_the_config_yaml_in_the_folder(trained, tm
         {"config": "TEST: {BOX_MARGIN: [.nan, 1]}"},
     ],
 )
-def test_description_that_cannot_be_used_is_one_line(changes, trained, tmp_path):
+def test_config_from_weights_invalid_description_raises(changes, trained, tmp_path):
     _, file = trained("resnet")
     with pytest.raises(DataError, match="strange.pth") as error:
         config_from_weights(with_description(file, tmp_path / "strange.pth", **changes))
@@ -268,9 +266,7 @@ def test_description_that_cannot_be_used_is_one_line(changes, trained, tmp_path)
 
 
 @pytest.mark.parametrize("value", ["[" * 100_000, 5, {"a": 1}, "x" * 300_000, "null"])
-def test_what_else_may_stand_in_the_place_of_the_experiment_is_no_error_in_a_test(
-    value, tmp_path, trained
-):
+def test_evaluate_invalid_embedded_experiment_is_ignored(value, tmp_path, trained):
     cfg, file = trained("resnet")
     state = torch.load(file, weights_only=True)
     state._metadata["poise.experiment"] = value
@@ -280,7 +276,7 @@ def test_what_else_may_stand_in_the_place_of_the_experiment_is_no_error_in_a_tes
         config_from_weights(tmp_path / "w.pth")
 
 
-def test_description_opens_no_path(trained, tmp_path, monkeypatch):
+def test_config_from_weights_opens_no_path(trained, tmp_path, monkeypatch):
     """Neither a dataset file, nor cells, nor weights that it names."""
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -315,7 +311,7 @@ def test_description_opens_no_path(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "extra", [{"NUM_DECONV_FILTERS": [10**9, 4, 4]}, {"NUM_CHANNELS": [4, 4, 4, 10**8]}]
 )
-def test_description_of_a_larger_network_than_the_file_is_refused(extra, trained, tmp_path):
+def test_config_from_weights_wider_network_than_file_raises(extra, trained, tmp_path):
     _, file = trained("resnet")
     with pytest.raises(DataError, match="asks for a larger network than its weights are of"):
         config_from_weights(
@@ -325,7 +321,7 @@ def test_description_of_a_larger_network_than_the_file_is_refused(extra, trained
         )
 
 
-def test_description_of_a_deeper_network_than_the_file_is_refused(trained, tmp_path):
+def test_config_from_weights_deeper_network_than_file_raises(trained, tmp_path):
     _, file = trained("hrnet")
     with pytest.raises(DataError, match="asks for a larger network than its weights are of"):
         config_from_weights(
@@ -349,7 +345,7 @@ def tool(monkeypatch):
     return run
 
 
-def test_demo_and_export_of_a_weight_file_alone(trained, tmp_path, picture, tool, capsys):
+def test_demo_and_export_weight_file_alone_work(trained, tmp_path, picture, tool, capsys):
     _, file = trained("resnet")
     cv2.imwrite(str(tmp_path / "picture.png"), picture)
     assert (
@@ -398,7 +394,7 @@ def test_demo_and_export_of_a_weight_file_alone(trained, tmp_path, picture, tool
         )
 
 
-def test_converted_weights_keep_or_take_the_experiment(trained, tmp_path, tool):
+def test_convert_keeps_or_adds_the_experiment(trained, tmp_path, tool):
     """Kept from a checkpoint; taken from --cfg for weights that say nothing of themselves."""
     _, file = trained("resnet", "TEST.BOX_MARGIN", [1.1, 1.1])
     torch.save(

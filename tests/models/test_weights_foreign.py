@@ -50,7 +50,7 @@ class CfgNode(dict):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_objects_beside_the_weights_are_not_read_and_not_run(tmp_path, zipped, messages):
+def test_load_foreign_objects_are_not_executed(tmp_path, zipped, messages):
     """mmpose 1.x keeps NumPy arrays and mmengine's loggers, timm its arguments, other trainers
     their configuration.
     """
@@ -90,7 +90,7 @@ def test_objects_beside_the_weights_are_not_read_and_not_run(tmp_path, zipped, m
     )
 
 
-def test_weights_that_are_objects_are_refused(tmp_path):
+def test_load_weights_that_are_objects_raise(tmp_path):
     path = saved(
         tmp_path / "w.pth", {"state_dict": {"conv1.weight": HistoryBuffer(tmp_path / "ran")}}
     )
@@ -101,7 +101,7 @@ def test_weights_that_are_objects_are_refused(tmp_path):
     )
 
 
-def test_networks_alike_are_refused_with_what_differs(tmp_path):
+def test_load_similar_network_raises_with_differences(tmp_path):
     """mmpose's SCNet and SEResNet have a ResNet's names and more; a ResNet of other widths has
     them all.
     """
@@ -125,7 +125,7 @@ def test_networks_alike_are_refused_with_what_differs(tmp_path):
     assert text.endswith("another network, like ResNet-50, 17 joints, but with other sizes")
 
 
-def test_a_checkpoint_to_go_on_from_holds_nothing_foreign(tmp_path):
+def test_read_checkpoint_foreign_object_raises(tmp_path):
     """Where a run goes on there is no reason for leniency: Poise wrote the file."""
     path = saved(tmp_path / "c.pth", {"state_dict": {}, "cfg": CfgNode(A=1)})
     assert "CfgNode), and reading it could run a stranger's code" in refusal(
@@ -136,7 +136,7 @@ def test_a_checkpoint_to_go_on_from_holds_nothing_foreign(tmp_path):
     assert weights.read_tensors(path, "checkpoint")["epoch"] == 5
 
 
-def test_twice_wrapped_and_compiled(tmp_path):
+def test_load_nested_wrappers_gives_equal_tensors(tmp_path):
     state = small("resnet", seed=1).state_dict()
     model = small("resnet", seed=2)
     weights.load(
@@ -203,19 +203,19 @@ def test_load_wrapped_network_equals_bare(tmp_path, wrapper):
     assert same(torch.load(tmp_path / "converted.pth", weights_only=True), state)
 
 
-def test_load_lightning_names_what_is_left_out(tmp_path, messages):
+def test_load_lightning_checkpoint_logs_ignored_tensors(tmp_path, messages):
     loop = TrainingLoop("model", small("resnet", seed=1), loss=True)
     weights.load(small("resnet"), saved(tmp_path / "w.ckpt", {"state_dict": loop.state_dict()}))
     assert "left out 1 tensors next to the network (loss.pos_weight)" in messages.text
 
 
-def test_load_lightning_of_another_network_names_it(tmp_path):
+def test_load_lightning_checkpoint_of_other_network_raises(tmp_path):
     loop = TrainingLoop("net", small("hrnet"))
     text = refusal(weights.load, small("resnet"), saved(tmp_path / "w.ckpt", loop.state_dict()))
     assert "these are the weights of HRNet-W" in text
 
 
-def test_load_own_network_with_such_names_keeps_them(tmp_path):
+def test_load_custom_network_with_wrapper_names_keeps_them(tmp_path):
     """A network of the user's own may call a part `model`, and count something as n_averaged."""
     own = TrainingLoop("model", torch.nn.Linear(2, 1))
     own.register_buffer("n_averaged", torch.tensor(3))
@@ -226,7 +226,7 @@ def test_load_own_network_with_such_names_keeps_them(tmp_path):
         assert equal(other, own.state_dict())
 
 
-def test_load_average_in_lightning_has_no_counter_left(tmp_path, messages):
+def test_load_averaged_lightning_checkpoint_drops_the_counter(tmp_path, messages):
     loop = TrainingLoop("model", AveragedModel(small("resnet", seed=1)))
     weights.load(small("resnet"), saved(tmp_path / "w.ckpt", {"state_dict": loop.state_dict()}))
     assert "unexpected 0" in messages.text and "n_averaged" not in messages.text
@@ -243,7 +243,7 @@ def test_load_safetensors_equals_torch(tmp_path, network):
         assert equal(model, state)
 
 
-def test_load_safetensors_that_is_cut_off_is_refused(tmp_path):
+def test_load_safetensors_truncated_raises(tmp_path):
     torch_files = pytest.importorskip("safetensors.torch")
     path = tmp_path / "w.safetensors"
     torch_files.save_file(small("resnet").state_dict(), path)
@@ -271,7 +271,7 @@ def test_load_safetensors_without_the_library_names_the_extra(tmp_path, monkeypa
         "backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight",
     ],
 )
-def test_weights_of_known_names_and_strange_sizes(tmp_path, changed):
+def test_load_known_names_with_invalid_shapes_raises(tmp_path, changed):
     """What the names promise the sizes need not keep: a line, not an IndexError of the renaming."""
     state = {
         "backbone.top.top.0.conv.weight": torch.zeros(4, 3, 7, 7),
@@ -282,7 +282,7 @@ def test_weights_of_known_names_and_strange_sizes(tmp_path, changed):
         assert "of 588 tensors, missing" in refusal(weights.load, small("mspn"), path, rgb=False)
 
 
-def test_half_a_network_is_not_converted(tmp_path):
+def test_convert_incomplete_network_raises(tmp_path):
     from poise.models.weights.converting import convert
 
     state = small("mspn").state_dict()
@@ -295,7 +295,7 @@ def test_half_a_network_is_not_converted(tmp_path):
     )
 
 
-def test_numbers_in_names_are_not_counted_up_to(tmp_path):
+def test_describe_network_huge_index_is_fast(tmp_path):
     """Stage 10^900 of a MogaNet."""
     from poise.models.weights.families import describe_network
 
@@ -310,7 +310,7 @@ def test_numbers_in_names_are_not_counted_up_to(tmp_path):
     ).startswith("MogaNet of widths")
 
 
-def test_load_named_pipe_is_refused(tmp_path):
+def test_load_named_pipe_raises(tmp_path):
     os.mkfifo(tmp_path / "w.pth")
     code = "import sys; from poise.models import weights; weights.read_weight_file(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path / "w.pth")]

@@ -112,7 +112,7 @@ def test_released_format_loads_equal_tensors(tmp_path, name, messages):
 
 
 @pytest.mark.parametrize("family", EXPERIMENT)
-def test_a_file_of_another_family_is_refused_by_name(tmp_path, family):
+def test_load_other_family_raises_with_its_name(tmp_path, family):
     state = small(family).state_dict()
     path, words = (
         saved(tmp_path / "w.pth", state),
@@ -158,7 +158,7 @@ WORDS = {
 }
 
 
-def test_published_networks_are_recognised_by_their_names_and_shapes():
+def test_describe_network_published_networks_are_recognized():
     assert WORDS.keys() <= set(records())
     for name in records():
         shapes = {
@@ -187,7 +187,7 @@ def test_published_networks_are_recognised_by_their_names_and_shapes():
         ("moganet_b_coco", "experiments/coco/moganet/moganet_b_384x288.yaml"),
     ],
 )
-def test_file_of_the_published_size(tmp_path, name, experiment):
+def test_load_published_size_gives_no_mismatch(tmp_path, name, experiment):
     """Names and shapes of the released file, its values drawn together to one a tensor; the
     network holds no memory either.
     """
@@ -210,7 +210,7 @@ def test_file_of_the_published_size(tmp_path, name, experiment):
 @pytest.mark.parametrize(
     "head, stages", [("keypoint_head", 2), ("head", 2), ("keypoint_head", 1), ("head", 3)]
 )
-def test_mmpose_mspn(tmp_path, head, stages, messages):
+def test_load_mmpose_mspn_gives_every_tensor(tmp_path, head, stages, messages):
     """Every tensor in its place, biases of 0, and the first convolution turned round."""
     file = filled(mmpose_mspn_names(stages, **MSPN, joints=17, head=head), seed=4)
     path = saved(tmp_path / "w.pth", {"meta": {}, "state_dict": file})
@@ -275,7 +275,7 @@ def test_mmpose_mspn(tmp_path, head, stages, messages):
     assert "turned round for BGR images" in messages.text
 
 
-def test_names_of_mmpose_have_the_published_number_of_parameters():
+def test_mmpose_mspn_names_have_published_parameters():
     """25.11, 56.80, 88.49 and 120.18 million: mmpose's own counts, which are the repository's
     without biases.
     """
@@ -298,7 +298,7 @@ def test_names_of_mmpose_have_the_published_number_of_parameters():
         }
 
 
-def test_turned_round_the_network_is_the_same(tmp_path):
+def test_load_mmpose_mspn_rgb_or_bgr_gives_equal_outputs(tmp_path):
     """mmpose's network sees RGB, MSPN's BGR; their means and standard deviations are the same
     figures in the two orders.
     """
@@ -318,7 +318,7 @@ def test_turned_round_the_network_is_the_same(tmp_path):
     )
 
 
-def test_other_networks_of_mmpose_ask_for_rgb(tmp_path, messages):
+def test_load_mmpose_resnet_bgr_logs_a_warning(tmp_path, messages):
     path = saved(tmp_path / "w.pth", mmpose(small("resnet", seed=1).state_dict()))
     weights.load(small("resnet"), path, rgb=True)
     assert "COLOR_RGB" not in messages.text
@@ -333,7 +333,7 @@ def test_other_networks_of_mmpose_ask_for_rgb(tmp_path, messages):
 
 
 @pytest.mark.parametrize("stages", ["first", "all"])
-def test_imagenet_resnet_into_mspn(tmp_path, stages, messages):
+def test_load_pretrained_imagenet_resnet_fills_mspn(tmp_path, stages, messages):
     file = filled(resnet_names(4, (2, 1, 1, 2)), seed=7)
     path = saved(tmp_path / "resnet.pth", file)
     model = small("mspn", "MODEL.EXTRA.STAGES", 3, "MODEL.EXTRA.PRETRAINED_STAGES", stages, seed=8)
@@ -371,7 +371,7 @@ def test_imagenet_resnet_into_mspn(tmp_path, stages, messages):
     assert torch.equal(model.state_dict()["top.conv.conv.weight"], file["conv1.weight"])
 
 
-def test_only_a_resnet_of_mspns_blocks_goes_into_mspn(tmp_path):
+def test_load_pretrained_other_resnet_into_mspn_raises(tmp_path):
     path = saved(tmp_path / "resnet.pth", filled(resnet_names(4, (2, 1, 2, 2))))
     text = refusal(weights.load_pretrained, small("mspn"), str(path))
     assert "unexpected" in text
@@ -381,7 +381,7 @@ def test_only_a_resnet_of_mspns_blocks_goes_into_mspn(tmp_path):
     )
 
 
-def test_renamed_resnet_of_mspns_authors(tmp_path):
+def test_load_pretrained_mspn_named_resnet_is_read(tmp_path):
     """Under MSPN's own names, without biases; whether its images were RGB is not known, so it is
     taken as it is.
     """
@@ -426,7 +426,7 @@ def imagenet_hrnet(seed):
     } | filled(more)
 
 
-def test_imagenet_hrnet(tmp_path, messages):
+def test_load_pretrained_imagenet_hrnet_leaves_the_head(tmp_path, messages):
     file = imagenet_hrnet(seed=1)
     path = saved(tmp_path / "hrnet_w32.pth", file)
     model = small("hrnet", seed=2)
@@ -462,7 +462,7 @@ def test_imagenet_hrnet(tmp_path, messages):
     assert "missing 3" in refusal(weights.load_pretrained, small("hrnet"), str(less))
 
 
-def test_pretrained_layers_choose_the_parts(tmp_path):
+def test_load_pretrained_pretrained_layers_select_parts(tmp_path):
     """HRNet's key: parts are top-level names, and what is not named keeps its own weights,
     whatever the file has.
     """
@@ -476,7 +476,7 @@ def test_pretrained_layers_choose_the_parts(tmp_path):
         ), name
 
 
-def test_imagenet_moganet(tmp_path):
+def test_load_pretrained_imagenet_moganet_leaves_the_head(tmp_path):
     """No prefix, a classifier, and timm's arguments beside it; everything but the pose head is
     filled.
     """
@@ -520,7 +520,7 @@ def test_imagenet_moganet(tmp_path):
 
 
 @pytest.mark.parametrize("file, network", [(2, 1), (1, 2)])
-def test_another_squeeze_of_posenas_is_named_with_its_key(tmp_path, file, network):
+def test_load_posenas_other_se_reduction_names_the_key(tmp_path, file, network):
     path = saved(
         tmp_path / "w.pth", small("posenas", "MODEL.EXTRA.SE_REDUCTION", file).state_dict()
     )
@@ -534,7 +534,7 @@ def test_another_squeeze_of_posenas_is_named_with_its_key(tmp_path, file, networ
 
 
 @pytest.mark.parametrize("family", EXPERIMENT)
-def test_head_for_other_joints(tmp_path, family, messages):
+def test_load_other_keypoints_raises_or_replaces_head(tmp_path, family, messages):
     """Refused with the mend; replaced when asked for: the last layers of every output keep their
     own values, and nothing else does.
     """
@@ -564,14 +564,14 @@ def test_head_for_other_joints(tmp_path, family, messages):
     )
 
 
-def test_replace_head_takes_a_head_that_fits(tmp_path):
+def test_load_replace_head_keeps_a_fitting_head(tmp_path):
     file = small("mspn", seed=1).state_dict()
     model = small("mspn", seed=2)
     assert not weights.load(model, saved(tmp_path / "w.pth", file), replace_head=True).replaced
     assert equal(model, file)
 
 
-def test_replace_head_when_training_begins(tmp_path):
+def test_load_pretrained_replace_head_replaces_every_output(tmp_path):
     """load_pretrained takes it too, and from mmpose's names as well."""
     path = saved(tmp_path / "w.pth", filled(mmpose_mspn_names(2, **MSPN, joints=16)))
     model = small("mspn")
@@ -593,7 +593,7 @@ def test_replace_head_when_training_begins(tmp_path):
         lambda s: {**s, "layer1.0.conv1.weight": torch.zeros(1)},
     ],
 )
-def test_replace_head_replaces_nothing_but_the_joints(tmp_path, change):
+def test_load_replace_head_other_mismatch_raises(tmp_path, change):
     path = saved(tmp_path / "w.pth", change(dict(small("resnet", joints=16).state_dict())))
     text = refusal(weights.load, small("resnet"), path, replace_head=True)
     assert "mismatched" in text and "REPLACE_HEAD" not in text
