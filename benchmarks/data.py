@@ -41,8 +41,11 @@ class ReferenceSamples:
         self.db = []
         for n in range(len(table)):
             joints, visible = np.zeros((17, 3)), np.zeros((17, 3))
-            if table.labelled:
-                joints[:, :2], visible[:, :2] = table.joints[n], (table.visible[n] > 0)[:, None]
+            if table.has_keypoints:
+                joints[:, :2], visible[:, :2] = (
+                    table.keypoints[n],
+                    (table.visibility[n] > 0)[:, None],
+                )
             self.db.append(
                 {
                     "image": str(folder / table.image_name(n)),

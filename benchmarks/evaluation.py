@@ -143,11 +143,12 @@ def _measured() -> Iterator[Row]:
             p["center"],
             p["scale"] * 200,
             p["scale"],
-            None,
-            None,
+            np.zeros((count, 17, 2), np.float32),
+            np.zeros((count, 17), np.float32),
             p["box_scores"],
             np.arange(count),
             "made",
+            has_keypoints=False,
         )
         found = Predictions(p["keypoints"].astype(np.float64), p["keypoint_scores"])
         with contextlib.redirect_stdout(io.StringIO()):

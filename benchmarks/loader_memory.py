@@ -55,8 +55,10 @@ class ReferenceSet(Dataset):
                 "image": f"{folder}/{table.image_name(n)}",
                 "center": table.center[n].astype(np.float32),
                 "scale": table.scale[n].astype(np.float32),
-                "joints_3d": np.pad(table.joints[n], ((0, 0), (0, 1))),
-                "joints_3d_vis": np.repeat(table.visible[n][:, None] > 0, 3, 1).astype(np.float32),
+                "joints_3d": np.pad(table.keypoints[n], ((0, 0), (0, 1))),
+                "joints_3d_vis": np.repeat(table.visibility[n][:, None] > 0, 3, 1).astype(
+                    np.float32
+                ),
                 "filename": "",
                 "imgnum": 0,
             }

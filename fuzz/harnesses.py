@@ -163,7 +163,7 @@ def _cut(table) -> None:
     from poise.datasets.augment import Augmentation
     from poise.datasets.loader import TopDownDataset
 
-    augmentation = Augmentation.from_config(_settings("coco")) if table.labelled else None
+    augmentation = Augmentation.from_config(_settings("coco")) if table.has_keypoints else None
     crops = TopDownDataset(
         table, _Grey(), image_size=(24, 32), rgb=True, seed=0, augmentation=augmentation
     )

@@ -239,7 +239,7 @@ def test_read_set_exif_rotates_images_if_set(one_image):
 def test_read_table_clips_boxes_as_published(one_image, name, box):
     cfg = published(name, "DATASET.ROOT", str(one_image))
     table = coco.read_table(cfg, "train2017", detections=False)
-    assert table.extent[0].tolist() == [box[2], box[3]] and table.center[0].tolist() == [
+    assert table.box_wh[0].tolist() == [box[2], box[3]] and table.center[0].tolist() == [
         box[0] + box[2] / 2,
         box[1] + box[3] / 2,
     ]

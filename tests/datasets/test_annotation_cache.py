@@ -198,24 +198,20 @@ def equal(one, two):
         "image_ids",
         "image_index",
         "center",
-        "extent",
+        "box_wh",
         "scale",
-        "joints",
-        "visible",
+        "keypoints",
+        "visibility",
         "score",
-        "ids",
+        "ann_ids",
     )
-    same = all(
-        np.array_equal(getattr(one, name), getattr(two, name))
-        for name in arrays
-        if getattr(one, name) is not None
-    )
+    same = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays)
     return (
         same
         and list(one.image_names) == list(two.image_names)
         and (one.box_source, one.dropped, one.category_id)
         == (two.box_source, two.dropped, two.category_id)
-        and one.labelled == two.labelled
+        and one.has_keypoints == two.has_keypoints
     )
 
 

@@ -122,7 +122,7 @@ def test_selection(annotated):
             {"id": 20, "image_id": 5, "category_id": 3},
         ]
     )
-    assert table.ids.tolist() == [11, 16, 18, 19]
+    assert table.ann_ids.tolist() == [11, 16, 18, 19]
     assert table.dropped == {
         "crowd regions": 1,
         "without labelled joints": 1,
@@ -142,7 +142,7 @@ def test_coordinates_without_a_flag_are_no_labels(annotated):
     table = annotated(
         [person(1), person(2, keypoints=bare), person(3, keypoints=[-v for v in JOINTS])]
     )
-    assert table.ids.tolist() == [1] and table.dropped == {"without labelled joints": 2}
+    assert table.ann_ids.tolist() == [1] and table.dropped == {"without labelled joints": 2}
 
 
 def test_columns(annotated):
@@ -151,12 +151,15 @@ def test_columns(annotated):
     table = annotated([person(3, keypoints=joints), person(2, image_id=70, bbox=[20, 30, 61, 41])])
     assert [table.image_name(0), table.image_name(1)] == ["000000000009.jpg", "b/seventy.jpg"]
     assert table.image_ids[table.image_index].tolist() == [5, 70]
-    assert table.joints.shape == (2, 17, 2) and table.joints.dtype == np.float32
-    assert table.joints[0, 1].tolist() == [61.5, 42.25] and table.joints[0, 2].tolist() == [0, 0]
+    assert table.keypoints.shape == (2, 17, 2) and table.keypoints.dtype == np.float32
+    assert table.keypoints[0, 1].tolist() == [61.5, 42.25] and table.keypoints[0, 2].tolist() == [
+        0,
+        0,
+    ]
     # hidden joints (1) are labelled, as seen ones (2) are
-    assert table.visible[0, :4].tolist() == [2, 1, 0, 2]
-    assert table.extent[1].tolist() == [60, 40]
-    assert table.score.tolist() == [1, 1] and table.box_source == "gt" and table.labelled
+    assert table.visibility[0, :4].tolist() == [2, 1, 0, 2]
+    assert table.box_wh[1].tolist() == [60, 40]
+    assert table.score.tolist() == [1, 1] and table.box_source == "gt" and table.has_keypoints
     # 61 x 41 becomes 60 x 40 by HRNet's clipping; then 3:4, a margin of 1.25 and the unit of 200
     assert table.center[1].tolist() == [20 + 30, 30 + 20]
     assert np.allclose(table.scale[1], np.array([60, 80]) * 1.25 / 200)
@@ -167,13 +170,13 @@ def test_person_category_may_have_another_id(annotated):
         [person(1, category_id=7), person(2, category_id=1)],
         categories=[{"id": 1, "name": "dog"}, {"id": 7, "name": "person"}],
     )
-    assert table.ids.tolist() == [1] and table.dropped == {"of another category": 1}
+    assert table.ann_ids.tolist() == [1] and table.dropped == {"of another category": 1}
 
 
 def test_rows_are_in_the_order_of_the_file(annotated):
     assert annotated(
         [person(n, image_id=(5, 70)[n % 2], bbox=[1, 1, 9, 9]) for n in (9, 2, 7, 4)]
-    ).ids.tolist() == [9, 2, 7, 4]
+    ).ann_ids.tolist() == [9, 2, 7, 4]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_box_of_a_person_that_is_dropped_does_not_matter(annotated):
         person(3, iscrowd=1, bbox=None),
         person(4, keypoints=[0] * 51, bbox=[]),
     ]
-    assert annotated([person(1), *dropped]).ids.tolist() == [1]
+    assert annotated([person(1), *dropped]).ann_ids.tolist() == [1]
 
 
 # refused files ------------------------------------------------------------------------------------
@@ -469,16 +472,16 @@ def test_detections(detected):
             box(score=0.1),
         ]
     )
-    assert table.ids.tolist() == [3, 5, 6]  # the place in the file
+    assert table.ann_ids.tolist() == [3, 5, 6]  # the place in the file
     assert table.score.tolist() == [0.25, 0.9, 0.1]
     assert (
         table.image_ids[table.image_index].tolist() == [5, 70, 5]
         and table.image_name(1) == "b/seventy.jpg"
     )
     assert (
-        table.joints is None
-        and table.visible is None
-        and not table.labelled
+        not table.keypoints.any()
+        and not table.visibility.any()
+        and not table.has_keypoints
         and table.box_source == "made_boxes"
     )
     # not clipped
@@ -497,7 +500,7 @@ def test_detections(detected):
 def test_threshold_of_detections(detected):
     boxes = [box(score=score / 10) for score in range(10)]
     assert len(detected(boxes, "TEST.IMAGE_THRE", 0.0)) == 10
-    assert detected(boxes, "TEST.IMAGE_THRE", 0.5).ids.tolist() == [5, 6, 7, 8, 9]
+    assert detected(boxes, "TEST.IMAGE_THRE", 0.5).ann_ids.tolist() == [5, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -572,7 +575,7 @@ def test_no_detection_file_is_named(tmp_path, experiment):
 
 def test_test_set_has_images_and_detections(tmp_path, detected, experiment):
     table = detected([box(), box(image_id=70)], split="test-dev2017")
-    assert len(table) == 2 and not table.labelled
+    assert len(table) == 2 and not table.has_keypoints
     # test-dev2017 is a part of test2017
     assert (
         datasets.image_folder(experiment(), "test-dev2017").location
@@ -631,7 +634,7 @@ def test_select_data_drops_persons_whose_joints_are_elsewhere(annotated, experim
     )
     annotated([person(1, keypoints=centre), person(2, keypoints=far)], split="train2017")
     table, _ = load_split(experiment("DATASET.SELECT_DATA", True), train=True)
-    assert table.ids.tolist() == [1] and table.dropped == {
+    assert table.ann_ids.tolist() == [1] and table.dropped == {
         "joints far from the box's centre, DATASET.SELECT_DATA": 1
     }
     assert len(load_split(experiment(), train=True)[0]) == 2
@@ -662,7 +665,7 @@ def shared_config(tmp_path, root, *overrides):
 def test_real_subset(tmp_path, shared):
     cfg = shared_config(tmp_path, shared / "data" / "coco_subset", "TEST.USE_GT_BBOX", True)
     train, images = load_split(cfg, train=True)
-    assert len(train) == 225 and train.labelled
+    assert len(train) == 225 and train.has_keypoints
     val, _ = load_split(cfg, train=False)
     assert len(val) == 325
     assert images.read(train.image_name(0)).ndim == 3
@@ -688,7 +691,7 @@ def test_made_detections_of_the_real_subset(tmp_path, shared):
     entries = json.loads(file.read_text())
     assert len(table) + sum(table.dropped.values()) == len(entries) and len(table) > 300
     assert table.box_source == "made_val2017_detections_person" and (table.scale > 0).all()
-    first = int(table.ids[0])
+    first = int(table.ann_ids[0])
     assert (
         table.score[0] == entries[first]["score"]
         and table.image_ids[table.image_index[0]] == entries[first]["image_id"]
@@ -713,9 +716,9 @@ def test_every_person_of_coco(tmp_path, shared):
     val, _ = load_split(cfg, train=False)
     assert (len(train), len(val)) == (149_813, 6_352)
     assert (
-        np.isfinite(train.joints).all()
+        np.isfinite(train.keypoints).all()
         and (train.scale > 0).all()
-        and (train.visible.sum(axis=1) > 0).all()
+        and (train.visibility.sum(axis=1) > 0).all()
     )
 
 
@@ -727,7 +730,7 @@ def test_category_id_is_the_files(annotated, tmp_path):
     )
     assert (
         table.category_id == 7
-        and table.ids.tolist() == [1]
+        and table.ann_ids.tolist() == [1]
         and table.dropped == {"of another category": 1}
     )
 

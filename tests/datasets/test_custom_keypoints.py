@@ -211,7 +211,7 @@ def test_category_by_id(tmp_path):
         ),
         train=False,
     )[0]
-    assert by_id.ids.tolist() == names.ids.tolist()
+    assert by_id.ann_ids.tolist() == names.ann_ids.tolist()
 
 
 def test_category_that_is_not_there(tmp_path):
@@ -284,7 +284,8 @@ def test_cache_follows_the_dataset_file(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("poise.datasets.coco_files.read_in_parts", None)  # from the cache alone
         assert (
-            load_split(config.load(path), train=False)[0].joints.tolist() == first.joints.tolist()
+            load_split(config.load(path), train=False)[0].keypoints.tolist()
+            == first.keypoints.tolist()
         )
         # sigmas and limbs are not in the arrays: no need to read anew
         file.write_text(yaml.safe_dump(keys | {"sigmas": [0.5] * 5}))

@@ -3,6 +3,7 @@ worker processes and in any order.
 """
 
 import itertools
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -112,9 +113,9 @@ def test_sample_without_augmentation(dotted):
     )
     # the box's centre is the crop's, and its width the crop's width
     zoom = 96 / (table.scale[0, 0] * 200)
-    wanted = (table.joints[0] - table.center[0]) * zoom + (48, 64)
+    wanted = (table.keypoints[0] - table.center[0]) * zoom + (48, 64)
     assert np.allclose(batch["joints"][0][:16], wanted[:16], atol=0.01)
-    assert (batch["joints"][0, 16] == 0).all() and batch["visible"][0].tolist() == table.visible[
+    assert (batch["joints"][0, 16] == 0).all() and batch["visible"][0].tolist() == table.visibility[
         0
     ].tolist()
 
@@ -194,7 +195,7 @@ def test_person_at_the_border_of_the_image(dotted):
 
 def test_table_without_labels(dotted):
     table, images = dotted
-    bare = PersonTable(**{**vars(table), "joints": None, "visible": None})
+    bare = replace(table, has_keypoints=False)
     crop, joints, visible = sample(crops(bare, images), 0)
     assert (
         np.array_equal(crop, sample(crops(table, images), 0)[0])
@@ -208,7 +209,11 @@ def test_an_image_is_decoded_once_for_all_its_persons(dotted, monkeypatch):
     table, images = dotted
     cv2.imwrite(str(images.location / "b.png"), np.zeros((50, 50, 3), np.uint8))
     table = table_of(
-        table.joints[0], table.visible[0], [100, 40, 170, 230], ("a.png", "b.png"), [0, 0, 1, 0, 1]
+        table.keypoints[0],
+        table.visibility[0],
+        [100, 40, 170, 230],
+        ("a.png", "b.png"),
+        [0, 0, 1, 0, 1],
     )
     asked = []
     opened = ImageFolder.open
@@ -236,7 +241,7 @@ def test_an_image_is_decoded_once_for_all_its_persons(dotted, monkeypatch):
 
 def test_same_key_same_sample(dotted):
     table, images = dotted
-    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 3)
+    table = table_of(table.keypoints[0], table.visibility[0], [100, 40, 170, 230], ["a.png"] * 3)
     dataset = crops(table, images, augmentation=FULL, seed=4)
     key = (7, 1)
     alone = dataset.__getitems__([key])
@@ -281,7 +286,7 @@ def test_test_batches_are_in_the_order_of_the_images(small_set, tmp_path):
     cfg = small_config(small_set, tmp_path, "WORKERS", 2)
     table, images = load_split(cfg, train=False)
     mixed = np.random.default_rng(0).permutation(len(table))
-    for name in ("image_index", "center", "extent", "scale", "joints", "visible", "ids"):
+    for name in ("image_index", "center", "box_wh", "scale", "keypoints", "visibility", "ann_ids"):
         object.__setattr__(table, name, getattr(table, name)[mixed])
     loader = build_loader(cfg, table, images, train=False)
     loader.batch_sampler.set_epoch(3)
@@ -362,7 +367,10 @@ def test_unreadable_image_is_the_error_itself(dotted, workers):
     table, images = dotted
     (images.location / "cut.png").write_bytes((images.location / "a.png").read_bytes()[:300])
     table = table_of(
-        table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 6 + ["cut.png", "a.png"]
+        table.keypoints[0],
+        table.visibility[0],
+        [100, 40, 170, 230],
+        ["a.png"] * 6 + ["cut.png", "a.png"],
     )
     loader = BatchLoader(
         crops(table, images),
@@ -427,16 +435,16 @@ def test_more_workers_than_cores_is_no_warning(dotted):
 
 def test_joints_that_agree_with_their_box(dotted):
     table, _ = dotted
-    table = table_of(table.joints[0], table.visible[0], [100, 40, 170, 230], ["a.png"] * 4)
-    table.joints[:] = table.center[:, None]  # all joints in the middle
-    table.joints[1] += table.scale[1] * 200 * 0.5  # half a box away
-    table.visible[2] = 0
+    table = table_of(table.keypoints[0], table.visibility[0], [100, 40, 170, 230], ["a.png"] * 4)
+    table.keypoints[:] = table.center[:, None]  # all joints in the middle
+    table.keypoints[1] += table.scale[1] * 200 * 0.5  # half a box away
+    table.visibility[2] = 0
     # one joint may be further away than seventeen: similarity exp(-0.5) = 0.61 against 0.45 and
     # 0.65
     distance = 0.2 * np.sqrt(table.scale[3].prod()) * 200
-    table.joints[3] += (distance, 0)
+    table.keypoints[3] += (distance, 0)
     assert select_data(table).tolist() == [True, False, False, False]
-    table.visible[3, 1:] = 0
+    table.visibility[3, 1:] = 0
     assert select_data(table).tolist() == [True, False, False, True]
 
 
@@ -444,9 +452,9 @@ def test_selection_of_a_table_keeps_rows_together(small_set, tmp_path):
     table = coco.read_table(small_config(small_set, tmp_path), "train2017", detections=False)
     keep = np.arange(len(table)) % 3 == 1
     part = table.select(keep, "for this test")
-    assert part.ids.tolist() == table.ids[keep].tolist()
+    assert part.ann_ids.tolist() == table.ann_ids[keep].tolist()
     assert [part.image_name(0), part.image_name(2)] == [table.image_name(1), table.image_name(7)]
-    assert np.array_equal(part.joints, table.joints[keep]) and part.dropped["for this test"] == int(
-        (~keep).sum()
-    )
+    assert np.array_equal(part.keypoints, table.keypoints[keep]) and part.dropped[
+        "for this test"
+    ] == int((~keep).sum())
     assert table.select(np.ones(len(table), bool), "nobody").dropped == table.dropped

@@ -70,7 +70,7 @@ def test_read_detected_keywords_drop_low_scores(tmp_path):
     paths = tmp_path / "persons.json", dataset("coco"), tmp_path / "detections.json"
     assert len(coco.read_detected(*paths)) == 3
     table = coco.read_detected(*paths, min_score=0.5, aspect=1.0)
-    assert table.score.tolist() == [0.9, 0.9] and not table.labelled
+    assert table.score.tolist() == [0.9, 0.9] and not table.has_keypoints
     assert np.allclose(table.scale[:, 0], table.scale[:, 1])
 
 
@@ -90,5 +90,5 @@ def test_read_persons_keywords_read_mpii(tmp_path):
         )
     )
     table = mpii.read_persons(path, dataset("mpii").skeleton)
-    assert len(table) == 1 and table.joints.shape == (1, 16, 2)
-    assert table.joints[0, 0].tolist() == [19.0, 29.0]
+    assert len(table) == 1 and table.keypoints.shape == (1, 16, 2)
+    assert table.keypoints[0, 0].tolist() == [19.0, 29.0]

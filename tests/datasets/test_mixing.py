@@ -95,18 +95,20 @@ def test_table_of_two_sets(loaded, sets):
         joint_names(5)
     )
     assert (
-        np.array_equal(table.joints[:24], own.joints)
-        and np.array_equal(table.visible[:24], own.visible)
+        np.array_equal(table.keypoints[:24], own.keypoints)
+        and np.array_equal(table.visibility[:24], own.visibility)
         and table.image_ids[:16].tolist() == own.image_ids.tolist()
     )
     for ours, name in enumerate(joint_names(5)):
         if name in OTHER_NAMES:
             theirs = OTHER_NAMES.index(name)
             assert np.array_equal(
-                table.joints[24:, ours], other.joints[:, theirs]
-            ) and np.array_equal(table.visible[24:, ours], other.visible[:, theirs])
+                table.keypoints[24:, ours], other.keypoints[:, theirs]
+            ) and np.array_equal(table.visibility[24:, ours], other.visibility[:, theirs])
         else:
-            assert (table.visible[24:, ours] == UNKNOWN).all() and not table.joints[24:, ours].any()
+            assert (table.visibility[24:, ours] == UNKNOWN).all() and not table.keypoints[
+                24:, ours
+            ].any()
     assert np.array_equal(table.scale[24:], other.scale) and len(np.unique(table.image_ids)) == 26
     assert (
         table.image_names[0] == "/cam 1/train-shot 0.png"
@@ -119,8 +121,8 @@ def test_table_of_two_sets(loaded, sets):
     assert table.dropped == {"of another category": 16, "of another category (others)": 10}
     # tests are of the first set alone
     assert np.array_equal(
-        load_split(cfg, train=False)[0].joints,
-        load_split(config.load(sets[0]), train=False)[0].joints,
+        load_split(cfg, train=False)[0].keypoints,
+        load_split(config.load(sets[0]), train=False)[0].keypoints,
     )
 
 
@@ -131,7 +133,7 @@ def test_names_given_by_hand(loaded):
         ),
         train=True,
     )
-    assert (table.visible != UNKNOWN).all()
+    assert (table.visibility != UNKNOWN).all()
 
 
 def test_mirrored_as_the_first_set_says(loaded):
@@ -287,9 +289,9 @@ def test_repeat_of_persons_that_are_selected(loaded):
     table, _ = load_split(loaded("DATASET.MIX.others.REPEAT", 2.5), train=True)
     chosen = table.select(np.arange(len(table)) % 2 == 0, "odd")
     assert (
-        set(chosen.repeat[:12]) == {1}
-        and set(chosen.repeat[12:]) == {2.5}
-        and len(chosen.repeat) == len(chosen)
+        set(chosen.repeat_factor[:12]) == {1}
+        and set(chosen.repeat_factor[12:]) == {2.5}
+        and len(chosen.repeat_factor) == len(chosen)
     )
 
 
@@ -315,9 +317,9 @@ def test_order_of_the_groups_is_by_name(sets, tmp_path):
     one, two = (load_split(c, train=True)[0] for c in (cfg, again))
     assert (
         list(one.image_names) == list(two.image_names)
-        and np.array_equal(one.repeat, two.repeat)
-        and one.repeat[24] == 2
-        and one.repeat[-1] == 1
+        and np.array_equal(one.repeat_factor, two.repeat_factor)
+        and one.repeat_factor[24] == 2
+        and one.repeat_factor[-1] == 1
     )
 
 
@@ -353,11 +355,11 @@ def test_mpii_beside_coco(small_set, small_mpii_set, tmp_path):
     cfg = config.load(path)
     table, images = load_split(cfg, train=True)
     alone = load_split(mixing.cfg_for_source(cfg, "mpii"), train=True)[0]
-    mine = table.visible[-len(alone) :]
+    mine = table.visibility[-len(alone) :]
     assert ((mine == UNKNOWN).sum(axis=1) == 5).all() and (mine[:, 5:] >= 0).all()
     assert np.array_equal(
-        table.joints[-len(alone) :, COCO.names.index("left_knee")],
-        alone.joints[:, MPII.names.index("left_knee")],
+        table.keypoints[-len(alone) :, COCO.names.index("left_knee")],
+        alone.keypoints[:, MPII.names.index("left_knee")],
     )
     batch = next(iter(build_loader(cfg, table, images, train=True)))
     assert batch["joints"].shape[1:] == (17, 2)

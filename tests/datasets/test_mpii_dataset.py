@@ -59,19 +59,19 @@ def test_columns(read):
     missing = [1] * 16
     missing[3] = 0
     table = read([person("b.jpg"), person("a.jpg", joints_vis=missing), person("b.jpg")])
-    assert table.skeleton is MPII and table.labelled and table.box_source == "gt"
+    assert table.skeleton is MPII and table.has_keypoints and table.box_source == "gt"
     assert [table.image_name(i) for i in range(3)] == ["b.jpg", "a.jpg", "b.jpg"] and len(
         table.image_names
     ) == 2
     assert (
         table.image_index.tolist() == [0, 1, 0]
-        and table.ids.tolist() == [0, 1, 2]
+        and table.ann_ids.tolist() == [0, 1, 2]
         and table.score.tolist() == [1, 1, 1]
     )
     # the files count pixels from 1
-    assert table.joints[0, 5].tolist() == [104, 209] and table.joints.dtype == np.float32
+    assert table.keypoints[0, 5].tolist() == [104, 209] and table.keypoints.dtype == np.float32
     # MPII's labelled joints count as seen
-    assert table.visible[1].tolist() == [2 * v for v in missing]
+    assert table.visibility[1].tolist() == [2 * v for v in missing]
     # HRNet: 15 units of scale down, then a quarter larger; SimpleBaseline and HRNet read so
     assert table.center[0].tolist() == [299, 250 + 15 * 2 - 1] and table.scale[0].tolist() == [
         2.5,
@@ -94,7 +94,7 @@ def test_test_split_has_no_joints(read):
         ],
         "test",
     )
-    assert len(table) == 2 and not table.labelled and table.joints is None and table.visible is None
+    assert len(table) == 2 and not table.has_keypoints and not table.visibility.any()
 
 
 def test_other_splits_need_joints(read):
@@ -207,20 +207,20 @@ def test_where_files_lie(tmp_path, experiment):
 def test_synthetic_set_is_read(small_mpii_set, experiment):
     cfg = experiment("DATASET.ROOT", str(small_mpii_set))
     train, images = load_split(cfg, train=True)
-    assert len(train) > 10 and train.visible.sum() > 16 * 5
+    assert len(train) > 10 and train.visibility.sum() > 16 * 5
     image = images.read(train.image_name(0))
-    labelled = train.joints[0][train.visible[0] > 0]
+    labelled = train.keypoints[0][train.visibility[0] > 0]
     assert (labelled > -40).all() and (labelled < np.array(image.shape[1::-1]) + 40).all()
     cfg.defrost()
     cfg.DATASET.TEST_SET = "test"
-    assert not load_split(cfg, train=False)[0].labelled
+    assert not load_split(cfg, train=False)[0].has_keypoints
 
 
 def test_real_validation_set(shared, experiment):
     table, _ = load_split(
         experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), train=False
     )
-    assert len(table) == 2958 and table.labelled
+    assert len(table) == 2958 and table.has_keypoints
     five = mpii.read_table(
         experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), "five_persons"
     )
@@ -229,5 +229,5 @@ def test_real_validation_set(shared, experiment):
     )
     for person in range(len(five)):
         height, width = images.read(five.image_name(person)).shape[:2]
-        inside = five.joints[person][five.visible[person] > 0]
+        inside = five.keypoints[person][five.visibility[person] > 0]
         assert ((inside >= -1) & (inside <= [width, height])).all()

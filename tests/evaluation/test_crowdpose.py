@@ -332,7 +332,7 @@ def test_crowdpose_real_images_train_and_evaluate(tmp_path, shared, monkeypatch)
     assert (
         len(table) == 4
         and table.dropped == {"without labelled joints": 1}
-        and table.joints.shape == (4, 14, 2)
+        and table.keypoints.shape == (4, 14, 2)
         and images.read(table.image_name(0)).shape[2] == 3
     )
     try:

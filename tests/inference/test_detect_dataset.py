@@ -64,7 +64,7 @@ def test_what_is_written_is_what_a_test_reads(made, tmp_path):
         and table.score[:2].tolist() == [0.9, 0.125]
         and table.box_source == "val"
     )
-    np.testing.assert_allclose(table.extent[0], [49, 58])
+    np.testing.assert_allclose(table.box_wh[0], [49, 58])
 
 
 def test_images_that_cannot_be_read(made, tmp_path, caplog):

@@ -88,7 +88,7 @@ def assert_same(cfg_path, overrides, file, folder):
     ]
     wanted, table, images = predicted_by_tool(cfg_path, overrides, file, folder / "found.pkl")
     boxes = np.concatenate(
-        [table.center - table.extent / 2, table.center + table.extent / 2], axis=1
+        [table.center - table.box_wh / 2, table.center + table.box_wh / 2], axis=1
     )
     persons = [
         np.flatnonzero(table.image_index == index) for index in range(len(table.image_names))

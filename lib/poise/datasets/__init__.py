@@ -47,7 +47,7 @@ def load_split(
     names = sorted(cfg.DATASET.MIX)
     sets = {"": own, **{name: _read_one(cfg_for_source(cfg, name), train) for name in names}}
     for table, folder in sets.values():
-        if not table.labelled:
+        if not table.has_keypoints:
             raise DataError(f"{folder.location}: a set without labels cannot be trained on")
     for name in names:
         table, folder = sets[name]
@@ -131,7 +131,7 @@ def build_loader(
         shard=shard,
         shard_by_batch=not train,
         order=None if train else np.argsort(table.image_index, kind="stable"),
-        repeat=table.repeat if train else None,
+        repeat=table.repeat_factor if train else None,
     )
     return BatchLoader(
         dataset,
@@ -148,9 +148,9 @@ def select_data(table: PersonTable) -> np.ndarray:
     Source: HRNet lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1
     joint by 0.0125 a joint, to 0.65 for COCO's 17; where there are more, to 0.65 for all of them.
     """
-    labelled = table.visible > 0
+    labelled = table.visibility > 0
     count = labelled.sum(axis=1)
-    mean = (table.joints * labelled[:, :, None]).sum(axis=1) / np.maximum(count, 1)[:, None]
+    mean = (table.keypoints * labelled[:, :, None]).sum(axis=1) / np.maximum(count, 1)[:, None]
     distance = np.square(mean - table.center).sum(axis=1)
     area = table.scale.prod(axis=1) * PIXEL_STD**2
     similarity = np.exp(-distance / (2 * 0.2**2 * area))

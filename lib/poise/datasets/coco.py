@@ -182,13 +182,14 @@ def read_detected(
         center,
         values[:, 5:],
         scale,
-        None,
-        None,
+        np.zeros((len(values), data.skeleton.num_joints, 2), np.float32),
+        np.zeros((len(values), data.skeleton.num_joints), np.float32),
         values[:, 2],
         values[:, 0].astype(np.int64),
         file.stem,
         {reason: count for reason, count in named.items() if count},
         person,
+        has_keypoints=False,
     )
     # both conditions on all rows, so that a box that fails both is counted once
     has_area = (values[:, 5:] > 0).all(axis=1)

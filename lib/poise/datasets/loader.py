@@ -116,7 +116,7 @@ class TopDownDataset(Dataset):
                         raise self.images.undecodable(self.table.image_names[index])
         except DataError as error:
             return error
-        if self.table.labelled:  # otherwise they are zeros already
+        if self.table.has_keypoints:  # otherwise they are zeros already
             for row, matrix in matrices.items():
                 batch["joints"][row], batch["visible"][row] = self._labels(
                     batch["person"][row], matrix, mirrored=places[row][3]
@@ -144,14 +144,14 @@ class TopDownDataset(Dataset):
         center, scale = table.center[person], table.scale[person]
         if self.augmentation is None:
             return center, scale, 0.0, False
-        if table.labelled:
-            joints, visible = table.joints[person], table.visible[person]
+        if table.has_keypoints:
+            joints, visible = table.keypoints[person], table.visibility[person]
         rng, aspect = (
             np.random.default_rng((self.seed, epoch, sample)),
             self.image_size[0] / self.image_size[1],
         )
         return self.augmentation.sample(
-            rng, center, scale, joints, visible, table.skeleton, aspect, table.extent[person]
+            rng, center, scale, joints, visible, table.skeleton, aspect, table.box_wh[person]
         )
 
     def _crop(
@@ -181,8 +181,8 @@ class TopDownDataset(Dataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Joints (J, 2) in the crop, zeros where not labelled, and visible (J,)."""
         joints, visible = (
-            transform_points(self.table.joints[person], matrix),
-            self.table.visible[person],
+            transform_points(self.table.keypoints[person], matrix),
+            self.table.visibility[person],
         )
         if mirrored:
             joints, visible = joints[self.flip_order], visible[self.flip_order]

@@ -89,7 +89,7 @@ def mixed(
     for table, _ in sets.values():
         part = table
         if not parts:
-            part = replace(table, repeat=np.ones(len(table)))
+            part = replace(table, repeat_factor=np.ones(len(table)))
         else:
             part = replace(
                 part,
@@ -104,13 +104,13 @@ def mixed(
         "image_ids",
         "image_index",
         "center",
-        "extent",
+        "box_wh",
         "scale",
-        "joints",
-        "visible",
+        "keypoints",
+        "visibility",
         "score",
-        "ids",
-        "repeat",
+        "ann_ids",
+        "repeat_factor",
     )
     names = [f"{name}/{image}" for name, part in zip(sets, parts) for image in part.image_names]
     dropped = {
@@ -159,13 +159,13 @@ def convert_skeleton(
         f"DATASET.MIX.{name}: {len(table)} persons, each {repeat:g} times an epoch, with"
         f" {len(places)} of {count} joints{without}",
     )
-    moved, visible = remap_joints(table.joints, table.visible, places, count)
+    moved, visible = remap_joints(table.keypoints, table.visibility, places, count)
     return replace(
         table,
         skeleton=ours.skeleton,
-        joints=moved,
-        visible=visible,
-        repeat=np.full(len(table), repeat),
+        keypoints=moved,
+        visibility=visible,
+        repeat_factor=np.full(len(table), repeat),
     )
 
 

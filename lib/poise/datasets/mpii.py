@@ -57,11 +57,12 @@ def read_persons(
         center,
         extent,
         scale,
-        file.get("joints"),
-        file.get("visible"),
+        file.get("joints", np.zeros((count, joints, 2), np.float32)),
+        file.get("visible", np.zeros((count, joints), np.float32)),
         np.ones(count),
         np.arange(count, dtype=np.int64),
         "gt",
+        has_keypoints=labelled,
     )
 
 

@@ -172,7 +172,7 @@ def draw_predictions(
                 points,
                 table.skeleton,
                 shown=found.scores[person] > least,
-                person_side=float(table.extent[person].max()) * zoom,
+                person_side=float(table.box_wh[person].max()) * zoom,
                 limb_color=draw.person_color(number) if len(persons) > 1 else None,
             )
         # folders become part of the name: cam1/0001.jpg and cam2/0001.jpg are two pictures

@@ -75,7 +75,7 @@ def predict(
                 break
             images = normalize(cfg, batch["images"], device)
             output = forward_with_flip_test(cfg, codec, model, images, flip_order)
-            targets = encode_targets(cfg, codec, batch, device) if table.labelled else None
+            targets = encode_targets(cfg, codec, batch, device) if table.has_keypoints else None
             coords, scores, batch_sums = _decode(codec, output, targets)
             if batch_sums is not None:
                 sums.append(batch_sums)

@@ -5,7 +5,7 @@ copying.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,17 @@ from poise.errors import pluralize
 from poise.structures.skeleton import Skeleton
 
 UNKNOWN = -1.0  # visible: the set that a person is of does not have the joint (DATASET.MIX)
+
+_PERSON_COLUMNS = (
+    "image_index",
+    "center",
+    "box_wh",
+    "scale",
+    "keypoints",
+    "visibility",
+    "score",
+    "ann_ids",
+)
 
 
 class PackedNames(Sequence):
@@ -44,16 +55,24 @@ class PackedNames(Sequence):
 class PersonTable:
     """N persons in M images.
 
-    image_names (M): file names relative to the set's image folder. image_ids (M,) int64.
-    image_index (N,) int32: the image of each person. center (N, 2) pixels, extent (N, 2) box width
-    and height in pixels, and scale (N, 2) in units of 200 pixels, the extent after margin and
-    aspect fit: see poise.structures.crops. joints (N, J, 2) float32 pixels, visible (N, J) float32
-    as COCO's flag: 0 not labelled, 1 labelled but hidden, 2 labelled and seen; both None where the
-    set has no labels (detections, test sets); UNKNOWN where only other sets of a mix have the
-    joint. score (N,): of the detector; 1 for annotated boxes. ids (N,): annotation id, or the
-    detection's position. dropped: why and how many entries of the file are not here. box_source:
-    'gt' or a detection file's name. category_id: of the set's persons, for result files. repeat
-    (N,): how often a person comes in an epoch of training; None: once.
+    Attributes:
+        image_names: (M,) file names, relative to the image folder of the split.
+        image_ids: (M,) int64.
+        image_index: (N,) int32, the image of each person.
+        center: (N, 2) box centers in pixels.
+        box_wh: (N, 2) width and height of the boxes in pixels, without margin.
+        scale: (N, 2) box_wh after margin and aspect ratio, in units of 200 pixels; see
+            poise.structures.crops.
+        keypoints: (N, K, 2) float32 pixels; zeros if has_keypoints is False.
+        visibility: (N, K) float32, COCO's flag: 0 not labeled, 1 labeled but occluded, 2 visible;
+            UNKNOWN for keypoints that only other datasets of DATASET.MIX have.
+        score: (N,) detection score; 1 for annotated boxes.
+        ann_ids: (N,) annotation id, or the position in the detection file.
+        box_source: 'gt' or the name of a detection file.
+        dropped: {reason: number of entries of the file that are left out}.
+        category_id: category of the persons, for result files.
+        repeat_factor: (N,) how often each person is drawn per epoch of training; None is once.
+        has_keypoints: False for detections and for splits without annotations.
     """
 
     skeleton: Skeleton
@@ -61,28 +80,25 @@ class PersonTable:
     image_ids: np.ndarray
     image_index: np.ndarray
     center: np.ndarray
-    extent: np.ndarray
+    box_wh: np.ndarray
     scale: np.ndarray
-    joints: np.ndarray | None
-    visible: np.ndarray | None
+    keypoints: np.ndarray
+    visibility: np.ndarray
     score: np.ndarray
-    ids: np.ndarray
+    ann_ids: np.ndarray
     box_source: str
     dropped: dict[str, int] = field(default_factory=dict)
     category_id: int = 1
-    repeat: np.ndarray | None = None
+    repeat_factor: np.ndarray | None = None
+    has_keypoints: bool = True
 
     def __len__(self) -> int:
         return len(self.image_index)
 
     @property
-    def labelled(self) -> bool:
-        return self.joints is not None
-
-    @property
     def boxes(self) -> np.ndarray:
         """(N, 4) x, y, width and height in pixels, without margin."""
-        return np.concatenate([self.center - self.extent / 2, self.extent], axis=1)
+        return np.concatenate([self.center - self.box_wh / 2, self.box_wh], axis=1)
 
     def image_name(self, person: int) -> str:
         return self.image_names[int(self.image_index[person])]
@@ -92,23 +108,10 @@ class PersonTable:
         dropped = dict(self.dropped)
         if not keep.all():
             dropped[reason] = dropped.get(reason, 0) + int((~keep).sum())
-        return PersonTable(
-            self.skeleton,
-            self.image_names,
-            self.image_ids,
-            self.image_index[keep],
-            self.center[keep],
-            self.extent[keep],
-            self.scale[keep],
-            None if self.joints is None else self.joints[keep],
-            None if self.visible is None else self.visible[keep],
-            self.score[keep],
-            self.ids[keep],
-            self.box_source,
-            dropped,
-            self.category_id,
-            None if self.repeat is None else self.repeat[keep],
-        )
+        selected = {name: getattr(self, name)[keep] for name in _PERSON_COLUMNS}
+        if self.repeat_factor is not None:
+            selected["repeat_factor"] = self.repeat_factor[keep]
+        return replace(self, dropped=dropped, **selected)
 
     def summary(self) -> str:
         """One line for the log: persons, images, boxes, and what was dropped and why."""

@@ -49,10 +49,10 @@ class AnnotatedPersons:
         """
         return cls(
             table.skeleton,
-            table.ids,
+            table.ann_ids,
             table.image_index,
-            table.joints,
-            np.maximum(table.visible, 0),
+            table.keypoints,
+            np.maximum(table.visibility, 0),
             table.boxes,
         )
 
@@ -325,7 +325,7 @@ def dropped(found: Findings, table: PersonTable) -> None:
         f"{what}: {kept} of {total} are used, {percent(total - kept, total)}"
         f" dropped{f': {why}' if why else ''}"
     )
-    bare = int((table.visible <= 0).all(axis=1).sum()) if table.labelled else 0
+    bare = int((table.visibility <= 0).all(axis=1).sum()) if table.has_keypoints else 0
     if bare:  # MPII's form, and sets of a mix, keep them
         text += f"; {bare} of those used have no labelled joint"
     (found.warning if kept < 0.3 * total and table.box_source == "gt" else found.note)(text)

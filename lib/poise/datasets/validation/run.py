@@ -118,7 +118,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
     elif table is not None:
         result.names = list(table.image_names)
         result.files = images.check(found, result.folder, result.names, None)
-        if table.labelled:
+        if table.has_keypoints:
             _check_people(found, result, AnnotatedPersons.of_table(table))
     if table is not None:
         people.dropped(found, table)
@@ -374,7 +374,7 @@ def quick_check(
         ("test set", cfg.DATASET.TEST_SET, test),
     ):
         found = Findings(f"{title} {split}")
-        if table.labelled:
+        if table.has_keypoints:
             persons = AnnotatedPersons.of_table(table)
             people.check_flags(found, persons)
             people.check_joints(found, persons)
@@ -426,12 +426,12 @@ def _look_at_images(
     """Whether the images are there, and of a few, whether the joints lie in them."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(names))[:_LOOKED_AT])
     files = images.check(found, folder, names, None, opened=chosen)
-    if table.labelled:
+    if table.has_keypoints:
         rows = np.flatnonzero(np.isin(table.image_index, places[files.claimed[:, 0] > 0]))
         sizes = files.claimed[np.searchsorted(places, table.image_index[rows])][:, None]
-        outside = ((table.joints[rows] > sizes + 1) & (table.visible[rows] > 0)[:, :, None]).any(
-            axis=(1, 2)
-        )
+        outside = (
+            (table.keypoints[rows] > sizes + 1) & (table.visibility[rows] > 0)[:, :, None]
+        ).any(axis=(1, 2))
         if outside.sum() > 0.1 * len(rows):
             found.fault(
                 f"images: {outside.sum()} of {len(rows)} persons looked at have joints beyond their"
