@@ -48,7 +48,7 @@ class Reader:
         return cache.cached(self.path, kind, read, wanted)
 
 
-def test_second_time_from_the_cache(kept, source):
+def test_cached_second_call_reads_the_cache(kept, source):
     read = Reader(source)
     first, second = read(), read()
     assert read.calls == 1 and len(list(kept.iterdir())) == 1
@@ -63,7 +63,7 @@ def test_second_time_from_the_cache(kept, source):
 
 
 @pytest.mark.parametrize("change", ["content", "time", "reader"])
-def test_changed_sources_are_read_again(kept, source, change, monkeypatch):
+def test_cached_changed_source_is_read_again(kept, source, change, monkeypatch):
     read = Reader(source)
     read()
     if change == "content":
@@ -83,7 +83,7 @@ def test_changed_sources_are_read_again(kept, source, change, monkeypatch):
     assert read.calls == 2 and len(list(kept.iterdir())) == 1
 
 
-def test_another_file_of_the_same_name(kept, source, tmp_path):
+def test_cached_other_file_of_same_name_is_read(kept, source, tmp_path):
     other = tmp_path / "elsewhere" / source.name
     other.parent.mkdir()
     other.write_text("67890")
@@ -95,7 +95,7 @@ def test_another_file_of_the_same_name(kept, source, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "bit", "foreign", "folder"])
-def test_damaged_cache_files_are_made_anew(kept, source, damage):
+def test_cached_corrupt_cache_file_is_rewritten(kept, source, damage):
     read = Reader(source)
     read()
     (file,) = kept.iterdir()
@@ -123,7 +123,7 @@ def test_damaged_cache_files_are_made_anew(kept, source, damage):
     )
 
 
-def test_switched_off_and_small_files(kept, source, monkeypatch):
+def test_cached_disabled_or_small_file_writes_nothing(kept, source, monkeypatch):
     read = Reader(source)
     read(False), read(False)
     assert read.calls == 2 and not kept.exists()
@@ -132,7 +132,7 @@ def test_switched_off_and_small_files(kept, source, monkeypatch):
     assert read.calls == 4 and not kept.exists()
 
 
-def test_folders_that_cannot_be_written(source, kept, tmp_path, monkeypatch):
+def test_cached_unwritable_folder_reads_the_source(source, kept, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     read = Reader(source)
@@ -142,7 +142,7 @@ def test_folders_that_cannot_be_written(source, kept, tmp_path, monkeypatch):
     )
 
 
-def test_place(monkeypatch, tmp_path):
+def test_cache_folder_follows_xdg_cache_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.cache_folder() == tmp_path / "poise"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -151,7 +151,7 @@ def test_place(monkeypatch, tmp_path):
         assert cache.cache_folder() == tmp_path / "home" / ".cache" / "poise"
 
 
-def test_oldest_files_go(kept, source, monkeypatch):
+def test_cached_too_many_files_removes_the_oldest(kept, source, monkeypatch):
     monkeypatch.setattr(cache, "MAX_FILES", 2)
     read = Reader(source)
     for _number, kind in enumerate(("a", "b", "a", "c", "a", "b")):
@@ -173,7 +173,7 @@ def _write_often(folder, path, start):
         assert (found["values"] == np.arange(50_000)).all()
 
 
-def test_several_writers(kept, source, tmp_path):
+def test_cached_concurrent_writers_leave_valid_files(kept, source, tmp_path):
     context = multiprocessing.get_context("fork")
     start = context.Event()
     writers = [
@@ -216,7 +216,7 @@ def equal(one, two):
 
 
 @pytest.mark.parametrize("detections", [False, True])
-def test_tables_from_the_cache(kept, tmp_path, experiment, detections, monkeypatch):  # noqa: F811
+def test_read_table_cached_equals_uncached(kept, tmp_path, experiment, detections, monkeypatch):  # noqa: F811
     """Settings that were changed in between count: what is kept is what the files hold."""
     write(
         tmp_path / "annotations" / "person_keypoints_val2017.json",
@@ -253,7 +253,7 @@ def test_tables_from_the_cache(kept, tmp_path, experiment, detections, monkeypat
             assert equal(fresh, load_split(experiment(*base, *more), train=False)[0])
 
 
-def test_mpii_tables_from_the_cache(kept, small_mpii_set, tmp_path):
+def test_read_table_mpii_cached_equals_uncached(kept, small_mpii_set, tmp_path):
     from poise import config
 
     (tmp_path / "e.yaml").write_text(
@@ -296,7 +296,7 @@ def made_annotations(count, rng):
         )
 
 
-def test_columns_equal_entries_one_by_one():
+def test_parse_regular_persons_equals_one_by_one():
     entries = list(made_annotations(200, np.random.default_rng(0)))
     position = {5: 1, 70: 0}
     fast, slow = (
@@ -329,11 +329,11 @@ def test_columns_equal_entries_one_by_one():
         {"area": "7"},
     ],
 )
-def test_odd_annotations_are_looked_at_one_by_one(odd):
+def test_parse_regular_persons_irregular_entry_returns_none(odd):
     assert parse_regular_persons([person(1), person(2, **odd)], 1, {5: 0}, 17) is None
 
 
-def test_detection_columns_equal_entries_one_by_one():
+def test_detection_columns_equal_one_by_one():
     rng = np.random.default_rng(1)
     entries = [
         {
@@ -397,7 +397,7 @@ NASTY = [
         ("[1, 2]", False),
     ],
 )
-def test_parts_are_the_list(tmp_path, monkeypatch, content, cut, entries, indent):
+def test_read_in_parts_equals_the_whole_list(tmp_path, monkeypatch, content, cut, entries, indent):
     """Whatever stands in it, what comes in parts is what the whole file holds; a usual file does
     come in parts.
     """
@@ -421,7 +421,7 @@ def test_parts_are_the_list(tmp_path, monkeypatch, content, cut, entries, indent
         assert (len(parts) > 5) == cut
 
 
-def test_errors_of_parts(tmp_path, monkeypatch):
+def test_read_in_parts_invalid_json_equals_read_json_error(tmp_path, monkeypatch):
     """What is wrong is said of the whole file, in the words of read_json."""
     monkeypatch.setattr("poise.io.json_file.PART_BYTES", 300)
     monkeypatch.setattr("poise.io.json_file._LARGE_BYTES", 0)

@@ -60,7 +60,7 @@ def draws(count=4000, *, augmentation, joints=None, visible=None, skeleton=COCO)
 # half bodies --------------------------------------------------------------------------------------
 
 
-def test_crop_around_a_half():
+def test_half_body_upper_keypoints_give_the_crop():
     joints, visible = body()
     center, scale = half(UPPER, joints, visible)
     assert np.allclose(center, [150, 100])
@@ -71,7 +71,7 @@ def test_crop_around_a_half():
     assert np.allclose(scale, np.array([150, 200]) * 1.5 / 200)  # 40 x 200
 
 
-def test_unlabelled_joints_do_not_count():
+def test_half_body_ignores_unlabeled_keypoints():
     joints, visible = body()
     joints[4], visible[4] = [5000, 5000], 0
     labelled = [j for j in range(11) if j != 4]
@@ -95,7 +95,9 @@ def test_unlabelled_joints_do_not_count():
         (0, 2, None, None),
     ],
 )
-def test_which_half(upper, lower, of_upper_draw, of_lower_draw):
+def test_half_body_too_few_keypoints_takes_the_other_half(
+    upper, lower, of_upper_draw, of_lower_draw
+):
     joints, visible = body(upper, lower)
     for seed, wanted in ((UPPER, of_upper_draw), (LOWER, of_lower_draw)):
         found = half(seed, joints, visible)
@@ -105,7 +107,7 @@ def test_which_half(upper, lower, of_upper_draw, of_lower_draw):
             assert (found[0][1] < 175) == (wanted == "upper")
 
 
-def test_joints_in_one_point_give_no_crop():
+def test_half_body_keypoints_in_one_point_returns_none():
     joints, visible = body()
     joints[:] = 7
     assert half(UPPER, joints, visible) is None and half(LOWER, joints, visible) is None
@@ -117,14 +119,14 @@ def test_joints_in_one_point_give_no_crop():
     assert (centers == CENTER).all() and (scales == SCALE).all()
 
 
-def test_joints_on_a_line_give_a_crop():
+def test_half_body_keypoints_on_a_line_gives_a_crop():
     joints, visible = body()
     joints[:, 0] = 100
     center, scale = half(LOWER, joints, visible)
     assert np.allclose(scale, np.array([150, 200]) * 1.5 / 200) and (scale > 0).all()
 
 
-def test_upper_half_is_drawn_from_a_normal_distribution():
+def test_half_body_upper_probability_equals_hrnet():
     """HRNet draws with randn() < 0.5, so 69 of 100 and not half; its published numbers come from
     that.
     """
@@ -137,7 +139,7 @@ def test_upper_half_is_drawn_from_a_normal_distribution():
     assert abs(share - 0.6915) < 0.025
 
 
-def test_halves_of_mpii():
+def test_half_body_mpii_uses_its_upper_body():
     joints = np.arange(32, dtype=np.float32).reshape(16, 2) * 10
     center, _ = half_body(joints, np.ones(16, np.float32), MPII, 1.0, True)
     assert np.allclose(center, joints[7:].mean(axis=0))  # from the thorax on
@@ -156,7 +158,7 @@ def test_halves_of_mpii():
         (17, 1.0, 1.0),
     ],
 )
-def test_share_of_half_bodies(labelled, share, wanted):
+def test_half_body_probability_depends_on_labeled_keypoints(labelled, share, wanted):
     """Only persons with more than NUM_JOINTS_HALF_BODY labelled joints; HRNet's MPII files say
     -1 for never.
     """
@@ -171,7 +173,7 @@ def test_share_of_half_bodies(labelled, share, wanted):
 # scale, rotation, mirror --------------------------------------------------------------------------
 
 
-def test_scale():
+def test_sample_scale_stays_in_range():
     _, scales, _, _ = draws(augmentation=HRNET)
     factor = scales / SCALE
     assert np.allclose(factor[:, 0], factor[:, 1])
@@ -183,7 +185,7 @@ def test_scale():
     assert abs(np.std(factor[inside]) / 0.35 - 0.5396) < 0.03
 
 
-def test_rotation():
+def test_sample_rotation_stays_in_range():
     _, _, rotations, _ = draws(augmentation=HRNET)
     rotated = rotations[rotations != 0]
     assert abs(len(rotated) / len(rotations) - 0.6) < 0.025
@@ -195,7 +197,7 @@ def test_rotation():
     )
 
 
-def test_mirror():
+def test_sample_mirror_is_independent_and_half():
     _, scales, rotations, mirrored = draws(augmentation=HRNET)
     assert mirrored.dtype == bool and abs(mirrored.mean() - 0.5) < 0.025
     # one draw for each: the mirror has nothing to do with the others
@@ -209,7 +211,7 @@ def test_mirror():
     assert not draws(200, augmentation=never)[3].any()
 
 
-def test_nothing_is_moved_without_augmentation():
+def test_sample_without_augmentation_changes_nothing():
     nothing = Augmentation(
         flip=False, scale_factor=0.0, rotation_factor=0.0, half_body_prob=0.0, half_body_joints=8
     )
@@ -222,7 +224,7 @@ def test_nothing_is_moved_without_augmentation():
     )
 
 
-def test_arguments_are_left_as_they_are():
+def test_sample_leaves_its_arguments():
     joints, visible = body()
     before = [array.copy() for array in (CENTER, SCALE, joints, visible)]
     draws(50, augmentation=Augmentation(half_body_prob=1.0), joints=joints, visible=visible)
@@ -259,7 +261,7 @@ def mspn_draws(augmentation, count=4000, joints=None, visible=None):
     return [np.array(column) for column in zip(*found)]
 
 
-def test_margins_of_mspn():
+def test_sample_mspn_margins_are_drawn_per_axis():
     """Each axis by its own draw, before the fit to the input's aspect ratio: 100 x 160 becomes
     up to 168 x 302.4.
     """
@@ -286,7 +288,7 @@ def test_margins_of_mspn():
     )
 
 
-def test_sizes_and_rotations_of_mspn():
+def test_sample_mspn_scale_and_rotation_are_uniform():
     """Both are uniform: 0.8 x (0.75 .. 1.25), and -45 .. 45 degrees for half of the samples."""
     plain = replace(MSPN, margin_random=(0.0, 0.0), half_body_prob=0.0)
     _, scales, rotations, mirrored = mspn_draws(plain)
@@ -302,7 +304,7 @@ def test_sizes_and_rotations_of_mspn():
     assert abs(mirrored.mean() - 0.5) < 0.025
 
 
-def test_half_bodies_of_mspn():
+def test_half_body_extent_mspn_uses_keypoint_extent():
     """Around the middle of the joints' extent, by MSPN's margins; the hips belong to both
     halves, and four joints make one.
     """
@@ -331,7 +333,7 @@ def test_half_bodies_of_mspn():
     )
 
 
-def test_centre_shift_of_mmpose():
+def test_sample_mmpose_shift_moves_some_centers():
     shifting = Augmentation(
         flip=False,
         scale_factor=0.0,
@@ -411,6 +413,6 @@ def test_centre_shift_of_mmpose():
         ),
     ],
 )
-def test_published_settings(family, wanted):
+def test_augmentation_from_config_equals_published(family, wanted):
     found = Augmentation.from_config(config.load(ROOT / f"experiments/coco/{family}.yaml"))
     assert found == replace(wanted, shift=0.16)

@@ -106,7 +106,7 @@ def refusal(call, *args, **options):
 # who is taken -------------------------------------------------------------------------------------
 
 
-def test_selection(annotated):
+def test_read_table_drops_and_counts_unusable_persons(annotated):
     table = annotated(
         [
             person(11),
@@ -136,7 +136,7 @@ def test_selection(annotated):
     )
 
 
-def test_coordinates_without_a_flag_are_no_labels(annotated):
+def test_read_table_coordinates_without_flag_are_unlabeled(annotated):
     """As some tools write persons who are not labeled; COCO has zeros there."""
     bare = [value for joint in range(17) for value in (50.0 + joint, 40.0 + joint, 0)]
     table = annotated(
@@ -145,7 +145,7 @@ def test_coordinates_without_a_flag_are_no_labels(annotated):
     assert table.ann_ids.tolist() == [1] and table.dropped == {"without labelled joints": 2}
 
 
-def test_columns(annotated):
+def test_read_table_columns_equal_annotations(annotated):
     joints = list(JOINTS)
     joints[3:6], joints[6:9] = [61.5, 42.25, 1], [0, 0, 0]
     table = annotated([person(3, keypoints=joints), person(2, image_id=70, bbox=[20, 30, 61, 41])])
@@ -165,7 +165,7 @@ def test_columns(annotated):
     assert np.allclose(table.scale[1], np.array([60, 80]) * 1.25 / 200)
 
 
-def test_person_category_may_have_another_id(annotated):
+def test_read_table_other_person_category_id_is_used(annotated):
     table = annotated(
         [person(1, category_id=7), person(2, category_id=1)],
         categories=[{"id": 1, "name": "dog"}, {"id": 7, "name": "person"}],
@@ -173,7 +173,7 @@ def test_person_category_may_have_another_id(annotated):
     assert table.ann_ids.tolist() == [1] and table.dropped == {"of another category": 1}
 
 
-def test_rows_are_in_the_order_of_the_file(annotated):
+def test_read_table_keeps_the_file_order(annotated):
     assert annotated(
         [person(n, image_id=(5, 70)[n % 2], bbox=[1, 1, 9, 9]) for n in (9, 2, 7, 4)]
     ).ann_ids.tolist() == [9, 2, 7, 4]
@@ -190,7 +190,7 @@ def test_rows_are_in_the_order_of_the_file(annotated):
         ([0, 0, 1e9, 1e9], [0, 0, 639, 479]),
     ],
 )
-def test_clipping(annotated, box, wanted):
+def test_read_table_clips_boxes_to_the_image(annotated, box, wanted):
     table = annotated([person(bbox=box)])
     x, y, width, height = wanted
     assert table.center[0].tolist() == [x + width / 2, y + height / 2]
@@ -212,7 +212,7 @@ def test_clipping(annotated, box, wanted):
         [639.5, 100, 30, 50],
     ],
 )
-def test_box_without_area_in_its_image(annotated, box):
+def test_read_table_box_outside_image_raises(annotated, box):
     text = refusal(annotated, [person(1), person(42, bbox=box), person(43, bbox=box)])
     assert (
         "person_keypoints_val2017.json: annotation 42 and 1 more has a bbox without area inside its"
@@ -220,7 +220,7 @@ def test_box_without_area_in_its_image(annotated, box):
     )
 
 
-def test_box_of_a_person_that_is_dropped_does_not_matter(annotated):
+def test_read_table_invalid_box_of_dropped_person_is_ignored(annotated):
     dropped = [
         person(2, area=0, bbox=[0, 0, 0, 0]),
         person(3, iscrowd=1, bbox=None),
@@ -272,14 +272,14 @@ def test_box_of_a_person_that_is_dropped_does_not_matter(annotated):
         (without(person(42), "category_id"), "has no 'category_id'"),
     ],
 )
-def test_bad_annotation_is_named(annotated, entry, fault):
+def test_read_table_invalid_annotation_raises(annotated, entry, fault):
     # enough good ones that numbers of a wrong count could be dealt out anew without being noticed
     text = refusal(annotated, [person(1), person(2), person(3), entry])
     assert "annotations/person_keypoints_val2017.json: annotation 42 " in text and fault in text
 
 
 @pytest.mark.parametrize("boxes", [[[1, 2, 30]] * 4, [[1, 2, 30, 40, 50, 60]] * 2])
-def test_boxes_of_a_wrong_length_that_add_up(annotated, boxes):
+def test_read_table_boxes_of_wrong_length_raise(annotated, boxes):
     """Four boxes of three numbers are three boxes of four to NumPy's reshape."""
     assert "annotation 42 has" in refusal(
         annotated, [person(42 + i, bbox=box) for i, box in enumerate(boxes)]
@@ -287,7 +287,7 @@ def test_boxes_of_a_wrong_length_that_add_up(annotated, boxes):
 
 
 @pytest.mark.parametrize("number", [None, "x", 1.5e300, [1], 2**70])
-def test_bad_id(annotated, number):
+def test_read_table_invalid_id_raises(annotated, number):
     # all alike, which NumPy could take for one more dimension
     refusal(annotated, [person(number), person(number)])
     text = refusal(annotated, [person(1), person(number)])
@@ -299,23 +299,23 @@ def test_bad_id(annotated, number):
     )
 
 
-def test_annotation_without_id(annotated):
+def test_read_table_annotation_without_id_raises(annotated):
     text = refusal(annotated, [person(1), without(person(42), "id")])
     assert "entry 1 of 'annotations' has no 'id'; a keypoint annotation needs id, image_id" in text
 
 
-def test_annotation_that_is_null_is_named_by_its_place(annotated):
+def test_read_table_null_annotation_raises(annotated):
     text = refusal(annotated, [person(1), None])
     assert "entry 1 of 'annotations' (null) is not an object; correct or remove it" in text
 
 
-def test_number_beyond_double(annotated):
+def test_read_table_number_beyond_double_raises(annotated):
     text = refusal(annotated, [person(42, bbox=[10, 20, 10**309, 40])])
     assert "not valid JSON (number is infinity when parsed as double: line 1 column " in text
 
 
 @pytest.mark.parametrize("field", ["bbox", "keypoints"])
-def test_nan_written_by_pythons_json(annotated, field):
+def test_read_table_nan_raises(annotated, field):
     entry = person(42)
     entry[field] = [float("nan"), *entry[field][1:]]
     text = refusal(annotated, [person(1), entry])
@@ -328,7 +328,7 @@ def test_nan_written_by_pythons_json(annotated, field):
 
 
 @pytest.mark.parametrize("entry", [None, 3, "person", []])
-def test_annotation_that_is_no_mapping(annotated, entry):
+def test_read_table_annotation_without_mapping_raises(annotated, entry):
     said = (
         f"person_keypoints_val2017.json: entry 0 of 'annotations' ({escape_name(entry)}) is not"
         " an object"
@@ -340,14 +340,14 @@ def test_annotation_that_is_no_mapping(annotated, entry):
     "categories",
     [(), [{"id": 1, "name": "dog"}], None, "person", {"person": 1}, [3], [{"name": "person"}]],
 )
-def test_no_category_person(annotated, categories):
+def test_read_table_without_category_person_raises(annotated, categories):
     assert "person_keypoints_val2017.json: has no category 'person'" in refusal(
         annotated, [person()], categories=categories
     )
 
 
 @pytest.mark.parametrize("annotations", [None, 3, {"1": person()}, "all"])
-def test_annotations_that_are_no_list(annotated, annotations):
+def test_read_table_annotations_without_list_raises(annotated, annotations):
     assert "person_keypoints_val2017.json: 'annotations' is not a list" in refusal(
         annotated, annotations
     )
@@ -379,7 +379,7 @@ def test_annotations_that_are_no_list(annotated, annotations):
         ([{**IMAGES[0], "file_name": ""}], "has a file_name that is not text"),
     ],
 )
-def test_bad_images(annotated, images, fault):
+def test_read_table_invalid_images_raise(annotated, images, fault):
     text = refusal(annotated, [person()], images=images)
     assert "annotations/person_keypoints_val2017.json: " in text and fault in text
 
@@ -393,12 +393,12 @@ def test_bad_images(annotated, images, fault):
         ("null", "has no list 'images'"),
     ],
 )
-def test_not_an_annotation_file(tmp_path, experiment, text, fault):
+def test_read_table_invalid_file_raises(tmp_path, experiment, text, fault):
     write(tmp_path / "annotations" / "person_keypoints_val2017.json", text)
     assert fault in refusal(coco.read_table, experiment(), "val2017", detections=False)
 
 
-def test_missing_annotation_file(tmp_path, experiment):
+def test_read_table_missing_file_raises(tmp_path, experiment):
     assert (
         refusal(coco.read_table, experiment(), "val2017", detections=False)
         == f"{tmp_path}/annotations/person_keypoints_val2017.json: cannot read the annotation file"
@@ -411,7 +411,7 @@ def test_missing_annotation_file(tmp_path, experiment):
     "split, part",
     [("train2017", "annotations"), ("val2017", "annotations"), ("test-dev2017", "image_info")],
 )
-def test_missing_annotation_file_names_the_command(tmp_path, experiment, split, part):
+def test_read_table_missing_file_names_prepare_data(tmp_path, experiment, split, part):
     detections = split.startswith("test")
     text = refusal(coco.read_table, experiment(), split, detections=detections)
     assert text.endswith(
@@ -419,13 +419,13 @@ def test_missing_annotation_file_names_the_command(tmp_path, experiment, split, 
     )
 
 
-def test_missing_annotation_file_of_an_unknown_set_names_no_command(experiment):
+def test_read_table_missing_file_of_unknown_split_names_no_command(experiment):
     assert refusal(coco.read_table, experiment(), "val2O17", detections=False).endswith(
         "check DATASET.ROOT and the set's name"
     )
 
 
-def test_missing_annotation_file_of_a_synthetic_set_names_make_synthetic(tmp_path, experiment):
+def test_read_table_missing_synthetic_file_names_make_synthetic(tmp_path, experiment):
     cfg = experiment("DATASET.ROOT", str(tmp_path / "synthetic"))
     text = refusal(coco.read_table, cfg, "val2017", detections=False)
     assert text.endswith(
@@ -436,7 +436,7 @@ def test_missing_annotation_file_of_a_synthetic_set_names_make_synthetic(tmp_pat
 @pytest.mark.parametrize(
     "form, options", [("jpg", "--only val2017"), ("zip", "--only val2017 --zipped")]
 )
-def test_missing_image_folder_names_the_command(tmp_path, experiment, form, options):
+def test_image_folder_missing_names_prepare_data(tmp_path, experiment, form, options):
     folder = datasets.image_folder(experiment("DATASET.DATA_FORMAT", form), "val2017")
     assert refusal(folder.check).endswith(
         f"; fetch it: python tools/prepare_data.py coco --root {tmp_path} {options}"
@@ -444,7 +444,7 @@ def test_missing_image_folder_names_the_command(tmp_path, experiment, form, opti
     assert refusal(pickle.loads(pickle.dumps(folder)).check) == refusal(folder.check)
 
 
-def test_nobody_is_left(annotated):
+def test_read_table_no_person_left_raises(annotated):
     text = refusal(annotated, [person(iscrowd=1)])
     assert (
         "no person is left to use; 0 persons in 0 of 2 images, ground-truth boxes; dropped 1 crowd"
@@ -460,7 +460,7 @@ def box(**fields):
     return {"image_id": 5, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.9, **fields}
 
 
-def test_detections(detected):
+def test_read_table_detections_are_filtered_and_counted(detected):
     table = detected(
         [
             box(score=0.05),
@@ -497,7 +497,7 @@ def test_detections(detected):
     assert table.summary().startswith("3 persons in 2 of 2 images, boxes of made_boxes; dropped ")
 
 
-def test_threshold_of_detections(detected):
+def test_read_table_detections_apply_image_thre(detected):
     boxes = [box(score=score / 10) for score in range(10)]
     assert len(detected(boxes, "TEST.IMAGE_THRE", 0.0)) == 10
     assert detected(boxes, "TEST.IMAGE_THRE", 0.5).ann_ids.tolist() == [5, 6, 7, 8, 9]
@@ -522,12 +522,12 @@ def test_threshold_of_detections(detected):
         (None, "it is not an object"),
     ],
 )
-def test_bad_detection_is_named_by_its_place(detected, entry, fault):
+def test_read_table_invalid_detection_raises(detected, entry, fault):
     text = refusal(detected, [box(), box(score=0.01), entry, box()])
     assert "boxes/made_boxes.json: entry 2 is not a detection (" in text and fault in text
 
 
-def test_bad_detection_file(tmp_path, detected, experiment):
+def test_read_table_invalid_detection_file_raises(tmp_path, detected, experiment):
     mend = "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}"
     for content, fault in [
         ({"annotations": []}, "is not a list"),
@@ -555,7 +555,7 @@ def test_bad_detection_file(tmp_path, detected, experiment):
     assert "; tools/make_boxes.py writes one, " in text
 
 
-def test_no_detection_file_is_named(tmp_path, experiment):
+def test_read_table_without_detection_file_raises(tmp_path, experiment):
     write(tmp_path / "annotations" / "person_keypoints_val2017.json", {"images": IMAGES})
     text = refusal(
         coco.read_table,
@@ -573,7 +573,7 @@ def test_no_detection_file_is_named(tmp_path, experiment):
 # test sets ----------------------------------------------------------------------------------------
 
 
-def test_test_set_has_images_and_detections(tmp_path, detected, experiment):
+def test_read_table_test_split_uses_detections(tmp_path, detected, experiment):
     table = detected([box(), box(image_id=70)], split="test-dev2017")
     assert len(table) == 2 and not table.has_keypoints
     # test-dev2017 is a part of test2017
@@ -583,7 +583,7 @@ def test_test_set_has_images_and_detections(tmp_path, detected, experiment):
     )
 
 
-def test_test_set_has_no_ground_truth_boxes(tmp_path, experiment):
+def test_read_table_test_split_with_ground_truth_boxes_raises(tmp_path, experiment):
     write(tmp_path / "annotations" / "image_info_test-dev2017.json", {"images": IMAGES})
     text = refusal(
         coco.read_table,
@@ -599,7 +599,7 @@ def test_test_set_has_no_ground_truth_boxes(tmp_path, experiment):
     )
 
 
-def test_where_images_lie(tmp_path, experiment):
+def test_image_folder_follows_split_and_format(tmp_path, experiment):
     assert (
         datasets.image_folder(experiment(), "train2017").location
         == tmp_path / "images" / "train2017"
@@ -612,7 +612,7 @@ def test_where_images_lie(tmp_path, experiment):
     assert images.location.as_posix() == "/data/coco/images/val2017"
 
 
-def test_read_set_takes_detections_for_tests_only(annotated, detected, tmp_path, experiment):
+def test_load_split_uses_detections_for_testing_only(annotated, detected, tmp_path, experiment):
     annotated([person(1), person(2)], split="train2017")
     detected([box()])
     cfg = experiment(
@@ -627,7 +627,7 @@ def test_read_set_takes_detections_for_tests_only(annotated, detected, tmp_path,
     )
 
 
-def test_select_data_drops_persons_whose_joints_are_elsewhere(annotated, experiment):
+def test_select_data_drops_persons_with_distant_keypoints(annotated, experiment):
     centre, far = (
         [value for _ in range(17) for value in (60, 120, 2)],
         [value for _ in range(17) for value in (600, 400, 2)],
@@ -643,7 +643,7 @@ def test_select_data_drops_persons_whose_joints_are_elsewhere(annotated, experim
 # names --------------------------------------------------------------------------------------------
 
 
-def test_packed_names():
+def test_packed_names_equal_the_list():
     names = ["", "a.jpg", "größe/日本.png", "x" * 300, "\udcff.jpg"]
     packed = PackedNames.of(names)
     assert len(packed) == 5 and [packed[i] for i in range(5)] == names and list(packed) == names
@@ -662,7 +662,7 @@ def shared_config(tmp_path, root, *overrides):
     return config.load(tmp_path / "shared.yaml", ["DATASET.ROOT", str(root), *overrides])
 
 
-def test_real_subset(tmp_path, shared):
+def test_load_split_real_subset_has_known_counts(tmp_path, shared):
     cfg = shared_config(tmp_path, shared / "data" / "coco_subset", "TEST.USE_GT_BBOX", True)
     train, images = load_split(cfg, train=True)
     assert len(train) == 225 and train.has_keypoints
@@ -671,7 +671,7 @@ def test_real_subset(tmp_path, shared):
     assert images.read(train.image_name(0)).ndim == 3
 
 
-def test_made_detections_of_the_real_subset(tmp_path, shared):
+def test_load_split_real_subset_detections_have_known_counts(tmp_path, shared):
     file = (
         shared
         / "data"
@@ -699,7 +699,7 @@ def test_made_detections_of_the_real_subset(tmp_path, shared):
 
 
 @pytest.mark.slow
-def test_every_person_of_coco(tmp_path, shared):
+def test_read_table_full_coco_has_official_counts(tmp_path, shared):
     """The official counts of labelled persons that have an area: none may be lost, and none of
     the real boxes be refused.
     """
@@ -722,7 +722,7 @@ def test_every_person_of_coco(tmp_path, shared):
     )
 
 
-def test_category_id_is_the_files(annotated, tmp_path):
+def test_read_table_category_id_is_that_of_the_file(annotated, tmp_path):
     """Persons of category 7 are read as such, so that their results carry a 7 too and score."""
     table = annotated(
         [person(category_id=7), person(2, category_id=1)],
@@ -735,7 +735,7 @@ def test_category_id_is_the_files(annotated, tmp_path):
     )
 
 
-def test_another_category_id_scores(tmp_path):
+def test_average_precision_other_category_id_scores(tmp_path):
     from poise.evaluation import average_precision, coco_results
 
     truth = {
@@ -755,7 +755,7 @@ def test_another_category_id_scores(tmp_path):
     )
 
 
-def test_detections_outside_their_image_are_counted(detected):
+def test_read_table_detections_outside_image_are_counted(detected):
     inside = {"image_id": 5, "category_id": 1, "bbox": [600, 400, 100, 100], "score": 0.9}
     table = detected(
         [
@@ -771,13 +771,13 @@ def test_detections_outside_their_image_are_counted(detected):
     }
 
 
-def test_images_of_one_id(annotated):
+def test_read_table_duplicate_image_id_raises(annotated):
     assert "two entries of 'images' have the same id" in refusal(
         annotated, [person()], images=[*IMAGES, {**IMAGES[0], "file_name": "other.jpg"}]
     )
 
 
-def test_keypoints_beyond_float32(annotated):
+def test_read_table_keypoints_beyond_float32_raise(annotated):
     assert "annotation 3 has a keypoint that is not finite" in refusal(
         annotated, [person(3, keypoints=[1e300, *JOINTS[1:]])]
     )

@@ -42,7 +42,7 @@ def refusal(*args, **options):
 
 
 @pytest.mark.parametrize("form", WRITTEN)
-def test_there_and_back(made, tmp_path, form):
+def test_convert_every_format_round_trip_is_equal(made, tmp_path, form):
     folder, data, pictures = made
     assert sum(len(picture.persons) for picture in pictures) == 9
     converters.write(form, tmp_path / WRITTEN[form], data, pictures)
@@ -72,7 +72,7 @@ def test_there_and_back(made, tmp_path, form):
     assert set(flags) == {0, 1, 2}  # so that all three were converted
 
 
-def test_what_is_written_as_coco_can_be_trained_on(made, tmp_path):
+def test_write_coco_output_is_readable_for_training(made, tmp_path):
     _, data, pictures = made
     converters.write("coco", tmp_path / "x.json", data, pictures)
     content = json.loads((tmp_path / "x.json").read_text())
@@ -93,7 +93,7 @@ def test_what_is_written_as_coco_can_be_trained_on(made, tmp_path):
     assert person["num_keypoints"] == sum(flag > 0 for flag in person["keypoints"][2::3])
 
 
-def test_real_yolo_labels_are_cocos(shared):
+def test_read_yolo_real_labels_equal_coco(shared):
     """YOLO text of COCO's val2017 against COCO's own annotations of the same images."""
     subset, data = shared / "data" / "coco_subset", dataset("coco")
     pictures = {
@@ -154,12 +154,12 @@ def yolo(tmp_path, text, **options):
         ("0 a", "line 1: it has a where a number is needed"),
     ],
 )
-def test_faults_of_yolo(made, tmp_path, text, line):
+def test_read_yolo_invalid_label_raises(made, tmp_path, text, line):
     args, options = yolo(tmp_path, text, data=made[1])
     assert line in refusal(*args, **options)
 
 
-def test_yolo_jfif_is_jpeg_and_heic_is_refused_by_name(made, tmp_path):
+def test_read_yolo_jfif_is_read_and_heic_raises(made, tmp_path):
     args, options = yolo(tmp_path, "", data=made[1])
     data = cv2.imencode(".jpg", np.zeros((6, 8, 3), np.uint8))[1].tobytes()
     (tmp_path / "i" / "b.jfif").write_bytes(data)
@@ -169,7 +169,7 @@ def test_yolo_jfif_is_jpeg_and_heic_is_refused_by_name(made, tmp_path):
     assert "c.HEIC: not an image that is read" in refusal(*args[:2], made[1], **options)
 
 
-def test_yolo_without_flags_other_classes_and_images(made, tmp_path):
+def test_read_yolo_without_flags_skips_other_classes(made, tmp_path):
     args, options = yolo(tmp_path, "0 .5 .5 .2 .2" + " .1 .2" * 4 + " 0 0\n1 2 3\n", data=made[1])
     person = converters.read(*args, **options)[0].persons
     assert (
@@ -209,7 +209,7 @@ def labelme(folder, *shapes, **more):
     return folder
 
 
-def test_labelme_of_one_person_without_groups(made, tmp_path):
+def test_read_labelme_one_person_without_groups(made, tmp_path):
     picture = converters.read(
         "labelme",
         labelme(
@@ -230,7 +230,7 @@ def test_labelme_of_one_person_without_groups(made, tmp_path):
     assert picture.persons[0].box.tolist() == [38, 38, 24, 24]
 
 
-def test_labelme_points_go_to_their_rectangle(made, tmp_path):
+def test_read_labelme_points_join_their_rectangle(made, tmp_path):
     boxes = [
         shape("dot person", [[50, 40], [0, 0]], "rectangle"),
         shape("dot person", [[60, 0], [99, 40]], "rectangle"),
@@ -248,7 +248,7 @@ def test_labelme_points_go_to_their_rectangle(made, tmp_path):
     assert "the point at 55, 70 lies in no rectangle" in refusal("labelme", folder, made[1])
 
 
-def test_labelme_leaves_out_and_counts(made, tmp_path, caplog):
+def test_read_labelme_skips_and_counts_other_shapes(made, tmp_path, caplog):
     """A rectangle of another label is nobody's box, though joints lie in it."""
     folder = labelme(
         tmp_path / "l",
@@ -298,7 +298,7 @@ BOX = [[2, 2], [90, 70]]
     ],
     ids=["box", "points", "turned", "another"],
 )
-def test_labelme_only_box_without_person_belongs_to_the_only_person(made, tmp_path, shapes):
+def test_read_labelme_single_box_joins_the_single_person(made, tmp_path, shapes):
     first = converters.read("labelme", labelme(tmp_path / "l", *shapes), made[1])[0].persons[0]
     assert first.box.tolist() == [2, 2, 88, 68] and first.keypoints[:, 2].tolist() == [
         2,
@@ -309,7 +309,7 @@ def test_labelme_only_box_without_person_belongs_to_the_only_person(made, tmp_pa
     ]
 
 
-def test_labelme_field_box_without_group(shared):
+def test_read_labelme_real_box_without_group(shared):
     field = shared / "field" / "labelme_box_without_group"
     (picture,) = converters.read("labelme", field / "labels", read_dataset(field / "tiny.yaml"))
     assert [person.box.tolist() for person in picture.persons] == [[2, 2, 88, 188]]
@@ -344,11 +344,11 @@ def test_labelme_field_box_without_group(shared):
     ],
     ids=["persons", "boxes", "points", "group", "bool"],
 )
-def test_labelme_ambiguous_groups_refused(made, tmp_path, shapes, line):
+def test_read_labelme_ambiguous_groups_raise(made, tmp_path, shapes, line):
     assert line in refusal("labelme", labelme(tmp_path / "l", *shapes), made[1])
 
 
-def test_labelme_other_shapes_are_left_out_and_counted(made, tmp_path, caplog):
+def test_read_labelme_unsupported_shapes_are_counted(made, tmp_path, caplog):
     others = [
         shape("middle", [[1, 1], [2, 2], [3, 3]], "polygon"),
         shape("dot person", [[1, 1], [2, 2]], "circle"),
@@ -369,7 +369,7 @@ def test_labelme_other_shapes_are_left_out_and_counted(made, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("form, file", [("labelme", "a.json"), ("yolo", "a.txt")])
-def test_pictures_that_differ_by_their_ending(made, tmp_path, form, file):
+def test_write_images_differing_by_suffix_raise(made, tmp_path, form, file):
     """One would take the other's labels."""
     pictures = [converters.LabeledImage(name, 60, 40) for name in ("a.jpg", "b.jpg", "a.png")]
     with pytest.raises(
@@ -411,7 +411,7 @@ def test_pictures_that_differ_by_their_ending(made, tmp_path, form, file):
         ([], {"shapes": 3}, "not a file of labelme"),
     ],
 )
-def test_faults_of_labelme(made, tmp_path, shapes, more, line):
+def test_read_labelme_invalid_file_raises(made, tmp_path, shapes, more, line):
     assert line in refusal("labelme", labelme(tmp_path / "l", *shapes, **more), made[1])
 
 
@@ -427,7 +427,7 @@ def cvat(tmp_path, text):
     return "cvat", tmp_path / "a.xml"
 
 
-def test_cvat_without_boxes(made, tmp_path):
+def test_read_cvat_without_boxes_uses_keypoint_extent(made, tmp_path):
     person = converters.read(*cvat(tmp_path, CVAT), made[1])[0].persons[0]
     assert person.keypoints[:, 2].tolist() == [2, 0, 0, 0, 0] and person.box.tolist() == [
         49.5,
@@ -437,7 +437,7 @@ def test_cvat_without_boxes(made, tmp_path):
     ]
 
 
-def test_cvat_leaves_out_and_counts(made, tmp_path, caplog):
+def test_read_cvat_skips_and_counts_other_shapes(made, tmp_path, caplog):
     """Skeletons of other labels, those without a labelled joint, boxes and shapes of nobody;
     only others' labels at all is a fault.
     """
@@ -492,11 +492,11 @@ def test_cvat_leaves_out_and_counts(made, tmp_path, caplog):
         ("image", "picture", "not a file of 'CVAT for images 1.1'"),
     ],
 )
-def test_faults_of_cvat(made, tmp_path, old, new, line):
+def test_read_cvat_invalid_file_raises(made, tmp_path, old, new, line):
     assert line in refusal(*cvat(tmp_path, CVAT.replace(old, new)), made[1])
 
 
-def test_cvat_elements_outside_of_images_take_no_memory(made, tmp_path):
+def test_read_cvat_elements_outside_images_take_no_memory(made, tmp_path):
     """They took 200 bytes each, and a file of them was refused for its memory."""
     path = tmp_path / "a.xml"
     path.write_text(CVAT.replace("</annotations>", '<a b="1"/>' * 300_000 + "</annotations>"))
@@ -508,7 +508,7 @@ def test_cvat_elements_outside_of_images_take_no_memory(made, tmp_path):
         tracemalloc.stop()
 
 
-def test_cvat_larger_than_the_memory(made, tmp_path, monkeypatch):
+def test_read_cvat_larger_than_memory_raises(made, tmp_path, monkeypatch):
     """A skeleton of one joint takes as much memory as one of all."""
     monkeypatch.setattr("poise.io.files.available_memory", lambda: 10**8)
     monkeypatch.setattr("poise.io.files._LITTLE", 10**6)
@@ -558,7 +558,7 @@ def test_cvat_larger_than_the_memory(made, tmp_path, monkeypatch):
     ],
     ids=["tag", "attributes", "names", "values", "bytes"],
 )
-def test_cvat_stands_for_too_much(made, tmp_path, monkeypatch, old, new, line):
+def test_read_cvat_expansion_bomb_raises(made, tmp_path, monkeypatch, old, new, line):
     monkeypatch.setattr("poise.datasets.converters.cvat._MAX_VALUES", 20_000)
     monkeypatch.setattr("poise.datasets.converters.cvat._MAX_IMAGE_BYTES", 4 << 20)
     assert f"{tmp_path / 'a.xml'}: the CVAT file {line}" == refusal(
@@ -574,7 +574,7 @@ def test_cvat_stands_for_too_much(made, tmp_path, monkeypatch, old, new, line):
         f"<!--{'x' * 1_000_000}-->",
     ],
 )
-def test_cvat_long_text_is_not_kept(made, tmp_path, new):
+def test_read_cvat_long_text_is_discarded(made, tmp_path, new):
     assert (
         len(
             converters.read(
@@ -603,7 +603,7 @@ def boxes_of_cvat(made, tmp_path, *boxes, skeleton='label="dot person" group_id=
         ("330", [30 - 42.3205, 60 - 53.3013, 84.6410, 106.6025]),
     ],
 )
-def test_cvat_rotated_box_gives_the_upright_box_around_it(made, tmp_path, angle, box):
+def test_read_cvat_rotated_box_gives_enclosing_box(made, tmp_path, angle, box):
     (person,) = boxes_of_cvat(
         made,
         tmp_path,
@@ -614,7 +614,7 @@ def test_cvat_rotated_box_gives_the_upright_box_around_it(made, tmp_path, angle,
 
 
 @pytest.mark.parametrize("rotation", ["0", "90"])
-def test_cvat_box_of_swapped_corners_is_the_same(made, tmp_path, rotation):
+def test_read_cvat_swapped_corners_give_the_same_box(made, tmp_path, rotation):
     def boxes(corners):
         box = f'<box label="dot person" {corners} rotation="{rotation}"/></image>'
         (person,) = converters.read(*cvat(tmp_path, CVAT.replace("</image>", box)), made[1])[
@@ -626,13 +626,13 @@ def test_cvat_box_of_swapped_corners_is_the_same(made, tmp_path, rotation):
     assert swapped == boxes('xtl="10" ytl="10" xbr="50" ybr="110"') and min(swapped[2:]) > 0
 
 
-def test_yolo_negative_box_refused(made, tmp_path):
+def test_read_yolo_negative_box_raises(made, tmp_path):
     args, options = yolo(tmp_path, "0 .5 .5 -.2 .2" + " .1 .2 2" * 5, data=made[1])
     assert "has a negative width or height; correct" in refusal(*args, **options)
 
 
 @pytest.mark.parametrize("form", ["cvat", "labelme", "yolo"])
-def test_labels_without_number_are_counted_together(made, tmp_path, form):
+def test_read_many_unknown_labels_are_counted_together(made, tmp_path, form):
     kinds = [f"{number} {'x' * 1000}" for number in range(1200)]
     if form == "cvat":
         more = "".join(f'<skeleton label="{kind}"/>' for kind in kinds)
@@ -649,7 +649,7 @@ def test_labels_without_number_are_counted_together(made, tmp_path, form):
     assert max(map(len, left)) <= 83 and "200 other labels" in describe_skipped(left)
 
 
-def test_cvat_field_rotated_box(shared):
+def test_read_cvat_real_rotated_box(shared):
     field = shared / "field" / "cvat_rotated_box"
     (picture,) = converters.read("cvat", field / "a.xml", read_dataset(field / "tiny.yaml"))
     np.testing.assert_allclose(
@@ -657,7 +657,7 @@ def test_cvat_field_rotated_box(shared):
     )
 
 
-def test_cvat_box_without_group_belongs_to_the_only_skeleton(made, tmp_path):
+def test_read_cvat_single_box_joins_the_single_skeleton(made, tmp_path):
     assert boxes_of_cvat(made, tmp_path, 'label="dot person"')[0].box.tolist() == [10, 10, 40, 100]
     assert boxes_of_cvat(
         made, tmp_path, 'label="dot person"', skeleton='label="dot person" group_id="2"'
@@ -695,11 +695,11 @@ def test_cvat_box_without_group_belongs_to_the_only_skeleton(made, tmp_path):
     ],
     ids=["boxes", "group", "image"],
 )
-def test_cvat_ambiguous_refused(made, tmp_path, text, line):
+def test_read_cvat_ambiguous_boxes_raise(made, tmp_path, text, line):
     assert line in refusal(*cvat(tmp_path, text), made[1])
 
 
-def test_cvat_two_skeletons_with_one_box_refused(made, tmp_path):
+def test_read_cvat_two_skeletons_with_one_box_raise(made, tmp_path):
     skeleton = CVAT[CVAT.index("<skeleton") : CVAT.index("</image>")].replace(
         'group_id="0"', 'group_id="4"'
     )
@@ -724,7 +724,7 @@ def save_turned(path, orientation):
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
-def test_image_size_is_that_of_the_decoded_image(tmp_path, ending, orientation):
+def test_image_size_equals_the_decoded_image(tmp_path, ending, orientation):
     path = tmp_path / f"a.{ending}"
     save_turned(path, orientation)
     size = image_size(path)
@@ -733,7 +733,7 @@ def test_image_size_is_that_of_the_decoded_image(tmp_path, ending, orientation):
     assert size.orientation == orientation
 
 
-def test_yolo_of_turned_image_takes_the_upright_size(made, tmp_path, caplog):
+def test_read_yolo_exif_rotated_image_uses_upright_size(made, tmp_path, caplog):
     args, options = yolo(tmp_path, "0 .5 .5 .2 .2" + " .1 .2 2" * 5, data=made[1])
     save_turned(tmp_path / "i" / "a.png", 6)
     with caplog.at_level(logging.WARNING):
@@ -748,7 +748,7 @@ def test_yolo_of_turned_image_takes_the_upright_size(made, tmp_path, caplog):
     ]
 
 
-def test_yolo_field_of_turned_images_is_as_expected(shared):
+def test_read_yolo_real_exif_images_equal_expected(shared):
     field, data = shared / "field" / "yolo_exif", dataset("coco")
     truth = {
         picture.name: picture
@@ -797,7 +797,7 @@ def test_yolo_field_of_turned_images_is_as_expected(shared):
         ),
     ],
 )
-def test_sizes_of_labels_are_compared_with_the_images(
+def test_read_label_sizes_are_compared_with_images(
     made, tmp_path, caplog, form, size, orientation, line
 ):
     person = converters.images.LabeledPerson(
@@ -816,7 +816,7 @@ def test_sizes_of_labels_are_compared_with_the_images(
 
 
 @pytest.mark.parametrize("form", ["coco", "cvat", "labelme"])
-def test_images_of_another_size_than_labeled_refused(made, tmp_path, form):
+def test_read_image_of_other_size_raises(made, tmp_path, form):
     converters.write(
         form, tmp_path / WRITTEN[form], made[1], [converters.LabeledImage("a.jpg", 60, 41)]
     )
@@ -848,7 +848,7 @@ def call(*arguments):
     return done.value.code, out.getvalue(), err.getvalue()
 
 
-def test_tool(made, tmp_path):
+def test_convert_data_command_writes_the_target_format(made, tmp_path):
     folder, _, _ = made
     status, out, _ = call(
         "coco",
@@ -924,7 +924,7 @@ def test_tool(made, tmp_path):
         ),
     ],
 )
-def test_tool_nobody_written_ends_with_what_was_found(made, tmp_path, form, found):
+def test_convert_data_command_no_person_reports_what_was_read(made, tmp_path, form, found):
     options, source = ["--dataset", made[1].path], tmp_path / "labels"
     if form == "cvat":
         source.write_text(

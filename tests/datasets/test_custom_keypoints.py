@@ -53,7 +53,7 @@ def judged(truth_file, result_file, sigmas, category=7):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 133])
-def test_train_and_test(tmp_path, count):
+def test_train_and_evaluate_any_number_of_keypoints(tmp_path, count):
     file = make_set(tmp_path / "set", count)
     path = experiment(tmp_path, file)
     cfg = config.load(path)
@@ -83,7 +83,7 @@ def test_train_and_test(tmp_path, count):
 
 
 @pytest.mark.slow
-def test_five_joints_are_learnt(tmp_path, monkeypatch):
+def test_train_five_keypoints_are_learned(tmp_path, monkeypatch):
     """Thirty short epochs on dots: mirror, crop, codec, flip test and metric belong together, or
     the joints would be found elsewhere.
     """
@@ -116,7 +116,7 @@ def test_five_joints_are_learnt(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "codec", [name for name, entry in CODECS.items() if entry.head == "heatmap"]
 )
-def test_codecs_and_losses(tmp_path, count, codec):
+def test_codecs_any_number_of_keypoints_round_trip(tmp_path, count, codec):
     """Each codec's targets, read again, are the joints; each loss has a figure and a gradient
     for each joint.
     """
@@ -153,7 +153,7 @@ def test_codecs_and_losses(tmp_path, count, codec):
 
 
 @pytest.mark.parametrize("name", ["hrnet", "mspn", "posenas", "moganet", "resnet"])
-def test_every_family_has_as_many_joints(tmp_path, name):
+def test_build_model_outputs_as_many_keypoints_as_dataset(tmp_path, name):
     """Of a published recipe nothing but the dataset file is changed."""
     recipe, narrow = EXPERIMENT[name]
     (tmp_path / "dots.yaml").write_text(yaml.safe_dump(dataset_keys(5)))
@@ -178,7 +178,7 @@ def test_every_family_has_as_many_joints(tmp_path, name):
 # files and categories -----------------------------------------------------------------------------
 
 
-def test_image_names_categories_and_ids(tmp_path):
+def test_load_split_keeps_image_names_and_category_id(tmp_path):
     cfg = config.load(experiment(tmp_path, make_set(tmp_path / "set", 5)))
     table, images = load_split(cfg, train=False)
     assert (
@@ -198,7 +198,7 @@ def test_image_names_categories_and_ids(tmp_path):
     )
 
 
-def test_category_by_id(tmp_path):
+def test_load_split_category_by_id_equals_by_name(tmp_path):
     path = experiment(tmp_path, make_set(tmp_path / "set", 5))
     names = load_split(config.load(path), train=False)[0]
     by_id = load_split(
@@ -214,7 +214,7 @@ def test_category_by_id(tmp_path):
     assert by_id.ann_ids.tolist() == names.ann_ids.tolist()
 
 
-def test_category_that_is_not_there(tmp_path):
+def test_load_split_missing_category_raises(tmp_path):
     file = make_set(tmp_path / "set", 5)
     keys = yaml.safe_load(file.read_text())
     for category in ("hand", 3):
@@ -228,7 +228,7 @@ def test_category_that_is_not_there(tmp_path):
             load_split(config.load(experiment(tmp_path, file)), train=True)
 
 
-def test_detections_of_a_category_without_number_one(tmp_path):
+def test_load_split_detections_of_category_0_are_read(tmp_path):
     """Category 0 is an id like others, for detections too."""
     file = make_set(tmp_path / "set", 2, category=0)
     boxes = [
@@ -246,7 +246,7 @@ def test_detections_of_a_category_without_number_one(tmp_path):
     )
 
 
-def test_joints_in_another_order(tmp_path):
+def test_load_split_other_keypoint_order_raises(tmp_path):
     file = make_set(tmp_path / "set", 5)
     keys = yaml.safe_load(file.read_text())
     keys["joints"][1:3] = keys["joints"][2:0:-1]
@@ -261,7 +261,7 @@ def test_joints_in_another_order(tmp_path):
         load_split(config.load(experiment(tmp_path, file)), train=True)
 
 
-def test_wrong_number_of_joints(tmp_path):
+def test_load_split_wrong_number_of_keypoints_raises(tmp_path):
     file = make_set(tmp_path / "set", 5)
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | dataset_keys(6)))
     with pytest.raises(
@@ -270,7 +270,7 @@ def test_wrong_number_of_joints(tmp_path):
         load_split(config.load(experiment(tmp_path, file)), train=True)
 
 
-def test_cache_follows_the_dataset_file(tmp_path, monkeypatch):
+def test_load_split_changed_dataset_file_invalidates_cache(tmp_path, monkeypatch):
     """What a changed dataset file makes of the same annotations is not taken from the cache of
     the unchanged one.
     """
@@ -309,7 +309,7 @@ def test_cache_follows_the_dataset_file(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache" / "poise").iterdir())) == kept
 
 
-def test_share_of_joints_for_select_data(tmp_path):
+def test_select_data_many_keypoints_keeps_persons(tmp_path):
     """HRNet's rule would ask more than 1 of a person with 133 joints, and drop everybody."""
     cfg = config.load(
         experiment(tmp_path, make_set(tmp_path / "set", 133)), ["DATASET.SELECT_DATA", True]
@@ -318,7 +318,7 @@ def test_share_of_joints_for_select_data(tmp_path):
     assert len(table) > 10 and select_data(table).all()
 
 
-def test_augmented_batch_of_a_mirrored_person(tmp_path):
+def test_build_loader_mirrored_person_swaps_sides(tmp_path):
     """After a mirror the left joint still lies where a picture has the person's left: in the
     right half, as custom_datasets draws them.
     """
@@ -337,7 +337,7 @@ def test_augmented_batch_of_a_mirrored_person(tmp_path):
     assert seen > 20
 
 
-def test_ohkm_of_fewer_joints(tmp_path):
+def test_load_ohkm_topk_above_keypoints_raises(tmp_path):
     path = experiment(tmp_path, make_set(tmp_path / "set", 5, (("train", 1), ("val", 1))))
     with pytest.raises(ConfigError, match="LOSS.TOPK must be from 1 to 5 joints, got 8"):
         config.load(path, ["LOSS.USE_OHKM", True])

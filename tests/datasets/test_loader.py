@@ -98,7 +98,7 @@ def small_config(small_set, tmp_path, *overrides):
 # crops and joints ---------------------------------------------------------------------------------
 
 
-def test_sample_without_augmentation(dotted):
+def test_dataset_sample_without_augmentation_equals_crop(dotted):
     table, images = dotted
     batch = crops(table, images).__getitems__([(0, 0), (3, 0)])
     assert {key: (tuple(value.shape), value.dtype) for key, value in batch.items()} == {
@@ -137,7 +137,7 @@ def check_dots(crop, joints, visible, colour_of):
     return len(inside)
 
 
-def test_joints_lie_on_the_same_content_whatever_is_drawn(dotted):
+def test_dataset_augmented_keypoints_stay_on_their_pixels(dotted):
     """Over many draws of scale, rotation, half body and mirror: joint j of a mirrored sample
     lies on the dot of j's counterpart.
     """
@@ -156,7 +156,7 @@ def test_joints_lie_on_the_same_content_whatever_is_drawn(dotted):
     assert 15 < mirrored < 45 and seen > 500
 
 
-def test_mirror_alone(dotted):
+def test_dataset_mirror_swaps_image_and_keypoints(dotted):
     table, images = dotted
     only_mirror = Augmentation(
         flip=True, scale_factor=0.0, rotation_factor=0.0, half_body_prob=0.0, half_body_joints=8
@@ -173,7 +173,7 @@ def test_mirror_alone(dotted):
     assert np.allclose(flipped[1][:15], where, atol=0.01)
 
 
-def test_channel_order(dotted):
+def test_dataset_rgb_reverses_channels(dotted):
     table, images = dotted
     bgr, rgb = sample(crops(table, images), 0), sample(crops(table, images, rgb=True), 0)
     assert np.array_equal(bgr[0], rgb[0][:, :, ::-1]) and not np.array_equal(bgr[0], rgb[0])
@@ -182,7 +182,7 @@ def test_channel_order(dotted):
     assert np.abs(bgr[0][y, x].astype(int) - COLOURS[1]).max() <= 12
 
 
-def test_person_at_the_border_of_the_image(dotted):
+def test_dataset_person_at_border_is_padded_black(dotted):
     """What lies outside of the image is black, and joints outside of the crop keep their places."""
     table, images = dotted
     center, scale = box_to_center_scale(np.array([[-100.0, -100, 200, 260]]), SIZE[0] / SIZE[1])
@@ -193,7 +193,7 @@ def test_person_at_the_border_of_the_image(dotted):
     assert (joints[:16] > SIZE).any(axis=1).any()
 
 
-def test_table_without_labels(dotted):
+def test_dataset_table_without_labels_gives_crops(dotted):
     table, images = dotted
     bare = replace(table, has_keypoints=False)
     crop, joints, visible = sample(crops(bare, images), 0)
@@ -204,7 +204,7 @@ def test_table_without_labels(dotted):
     )
 
 
-def test_an_image_is_decoded_once_for_all_its_persons(dotted, monkeypatch):
+def test_loader_decodes_each_image_once(dotted, monkeypatch):
     """Wherever they stand in a batch, and in the next batch too, in the order of a test."""
     table, images = dotted
     cv2.imwrite(str(images.location / "b.png"), np.zeros((50, 50, 3), np.uint8))
@@ -239,7 +239,7 @@ def test_an_image_is_decoded_once_for_all_its_persons(dotted, monkeypatch):
 # what is drawn depends on (seed, epoch, person) ---------------------------------------------------
 
 
-def test_same_key_same_sample(dotted):
+def test_dataset_same_key_gives_the_same_sample(dotted):
     table, images = dotted
     table = table_of(table.keypoints[0], table.visibility[0], [100, 40, 170, 230], ["a.png"] * 3)
     dataset = crops(table, images, augmentation=FULL, seed=4)
@@ -265,7 +265,7 @@ def same(batches, others):
     )
 
 
-def test_workers_change_nothing(small_set, tmp_path):
+def test_loader_any_number_of_workers_gives_equal_batches(small_set, tmp_path):
     """Bit for bit, over two epochs and from the middle of one, as when a run is gone on with."""
     found = []
     for workers in (0, 2):
@@ -282,7 +282,7 @@ def test_workers_change_nothing(small_set, tmp_path):
     assert not same(found[0][0], whole)
 
 
-def test_test_batches_are_in_the_order_of_the_images(small_set, tmp_path):
+def test_loader_test_batches_follow_image_order(small_set, tmp_path):
     cfg = small_config(small_set, tmp_path, "WORKERS", 2)
     table, images = load_split(cfg, train=False)
     mixed = np.random.default_rng(0).permutation(len(table))
@@ -308,7 +308,7 @@ def test_test_batches_are_in_the_order_of_the_images(small_set, tmp_path):
             )
 
 
-def test_batch_grows_with_the_devices(small_set, tmp_path):
+def test_build_loader_batch_size_grows_with_devices(small_set, tmp_path):
     cfg = small_config(small_set, tmp_path, "WORKERS", 0)
     assert (
         build_loader(
@@ -327,7 +327,7 @@ def keys(persons=23, size=5, *, shuffle=True, seed=0, epoch=0, first=0):
     return list(batches)
 
 
-def test_everyone_is_in_an_epoch_once():
+def test_sampler_epoch_contains_each_person_once():
     batches = keys(epoch=6)
     assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3] and len(
         EpochBatchSampler(23, 5, shuffle=True, seed=0)
@@ -336,7 +336,7 @@ def test_everyone_is_in_an_epoch_once():
     assert {epoch for batch in batches for epoch, _ in batch} == {6}
 
 
-def test_order_depends_on_seed_and_epoch_alone():
+def test_sampler_order_depends_on_seed_and_epoch_only():
     assert keys(epoch=3) == keys(epoch=3)
     np.random.seed(1), torch.manual_seed(1)
     again = keys(epoch=3)
@@ -350,11 +350,11 @@ def test_order_depends_on_seed_and_epoch_alone():
     ]
 
 
-def test_an_epoch_can_begin_in_its_middle():
+def test_sampler_first_batch_skips_earlier_batches():
     assert keys(epoch=2, first=3) == keys(epoch=2)[3:] and keys(epoch=2, first=5) == []
 
 
-def test_order_of_the_table_without_shuffling():
+def test_sampler_without_shuffle_keeps_table_order():
     assert [p for batch in keys(shuffle=False, epoch=9) for _, p in batch] == list(range(23))
 
 
@@ -362,7 +362,7 @@ def test_order_of_the_table_without_shuffling():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_image_is_the_error_itself(dotted, workers):
+def test_loader_unreadable_image_raises_data_error(dotted, workers):
     """Raised in a worker it would come back with the worker's traceback in its text."""
     table, images = dotted
     (images.location / "cut.png").write_bytes((images.location / "a.png").read_bytes()[:300])
@@ -392,7 +392,7 @@ def test_unreadable_image_is_the_error_itself(dotted, workers):
     )
 
 
-def test_missing_folder_is_found_before_the_first_batch(dotted, tmp_path):
+def test_loader_missing_folder_raises_before_first_batch(dotted, tmp_path):
     table, _ = dotted
     with pytest.raises(DataError, match="nowhere: no such image folder"):
         BatchLoader(
@@ -403,7 +403,7 @@ def test_missing_folder_is_found_before_the_first_batch(dotted, tmp_path):
         )
 
 
-def test_nobody_left_is_said(dotted):
+def test_loader_empty_table_raises(dotted):
     table, images = dotted
     nobody = table.select(np.zeros(1, bool), "for this test")
     assert nobody.dropped == {"for this test": 1}
@@ -419,7 +419,7 @@ def test_nobody_left_is_said(dotted):
 
 
 @pytest.mark.filterwarnings("error")
-def test_more_workers_than_cores_is_no_warning(dotted):
+def test_loader_more_workers_than_cores_does_not_warn(dotted):
     table, images = dotted
     loader = BatchLoader(
         crops(table, images),
@@ -433,7 +433,7 @@ def test_more_workers_than_cores_is_no_warning(dotted):
 # DATASET.SELECT_DATA ------------------------------------------------------------------------------
 
 
-def test_joints_that_agree_with_their_box(dotted):
+def test_select_data_keeps_keypoints_near_box_center(dotted):
     table, _ = dotted
     table = table_of(table.keypoints[0], table.visibility[0], [100, 40, 170, 230], ["a.png"] * 4)
     table.keypoints[:] = table.center[:, None]  # all joints in the middle
@@ -448,7 +448,7 @@ def test_joints_that_agree_with_their_box(dotted):
     assert select_data(table).tolist() == [True, False, False, True]
 
 
-def test_selection_of_a_table_keeps_rows_together(small_set, tmp_path):
+def test_person_table_select_keeps_rows_together(small_set, tmp_path):
     table = coco.read_table(small_config(small_set, tmp_path), "train2017", detections=False)
     keep = np.arange(len(table)) % 3 == 1
     part = table.select(keep, "for this test")

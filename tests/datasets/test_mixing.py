@@ -69,7 +69,7 @@ def refusal(call, *args, kind=ConfigError, **options):
 # joints -------------------------------------------------------------------------------------------
 
 
-def test_joints_of_mpii_and_crowdpose_for_coco():
+def test_keypoint_mapping_mpii_and_crowdpose_to_coco():
     coco, mpii, crowd = (dataset(name) for name in ("coco", "mpii", "crowdpose"))
     places = joint_places(mpii, coco, {})
     assert len(places) == 12 and all(
@@ -86,7 +86,7 @@ def test_joints_of_mpii_and_crowdpose_for_coco():
     }
 
 
-def test_table_of_two_sets(loaded, sets):
+def test_load_split_mix_concatenates_tables(loaded, sets):
     cfg = loaded()
     table, images = load_split(cfg, train=True)
     own, own_images = load_split(config.load(sets[0]), train=True)
@@ -126,7 +126,7 @@ def test_table_of_two_sets(loaded, sets):
     )
 
 
-def test_names_given_by_hand(loaded):
+def test_load_split_mix_joints_key_renames_keypoints(loaded):
     table, _ = load_split(
         loaded(
             "DATASET.MIX.others.JOINTS.belly", "left_1", "DATASET.MIX.others.JOINTS.tail", "right_1"
@@ -136,7 +136,7 @@ def test_names_given_by_hand(loaded):
     assert (table.visibility != UNKNOWN).all()
 
 
-def test_mirrored_as_the_first_set_says(loaded):
+def test_loader_mix_mirrors_by_pairs_of_first_dataset(loaded):
     """Nothing but known joints gets a label in a mirrored sample: pairs of the first set, of
     which the second may have one.
     """
@@ -161,7 +161,7 @@ def test_mirrored_as_the_first_set_says(loaded):
     [("gaussian", "joints_mse"), ("dark", "joints_mse"), ("udp", "joints_mse"), ("megvii", "mspn")],
 )
 @pytest.mark.parametrize("ohkm", [False, True])
-def test_unknown_joints_count_for_nothing(loaded, codec, loss, ohkm):
+def test_loss_mix_not_annotated_keypoints_do_not_count(loaded, codec, loss, ohkm):
     cfg = loaded(
         "MODEL.TARGET_TYPE", codec, "LOSS.TYPE", loss, "LOSS.USE_OHKM", ohkm, "LOSS.TOPK", 5
     )
@@ -183,13 +183,13 @@ def test_unknown_joints_count_for_nothing(loaded, codec, loss, ohkm):
     assert plain.any() and bool(outputs[0].grad[plain].any()) == (loss == "mspn")
 
 
-def test_without_mix_losses_have_no_mask(sets):
+def test_encode_targets_without_mix_has_no_mask(sets):
     cfg = config.load(sets[0])
     loader = build_loader(cfg, *load_split(cfg, train=True), train=True)
     assert encode_targets(cfg, build_codec(cfg), next(iter(loader)), CPU).annotated_mask is None
 
 
-def test_loss_without_weights_is_refused(loaded):
+def test_load_mix_without_target_weight_raises(loaded):
     assert (
         "LOSS.USE_TARGET_WEIGHT must be True with DATASET.MIX.others, which lacks 2 joints"
         in refusal(loaded, "LOSS.USE_TARGET_WEIGHT", False)
@@ -215,7 +215,7 @@ def samples(repeat, *, epoch=0, shuffle=True, seed=0, size=4, first=0):
     return [sample for keys in batches for _, sample in keys], batches
 
 
-def test_whole_repetitions():
+def test_sampler_integer_repeat_repeats_persons():
     found, batches = samples([1] * 6 + [3] * 4)
     assert (
         sorted(found) == [*range(10), *range(16, 20), *range(26, 30)]
@@ -224,7 +224,7 @@ def test_whole_repetitions():
     )
 
 
-def test_shares_are_drawn_anew_each_epoch():
+def test_sampler_fractional_repeat_is_resampled_each_epoch():
     drawn = []
     for epoch in range(40):
         found, batches = samples([1] * 10 + [0.3] * 20, epoch=epoch)
@@ -237,7 +237,7 @@ def test_shares_are_drawn_anew_each_epoch():
     assert len(found) == 15 and sum(sample >= 10 for sample in found) == 5
 
 
-def test_order_depends_on_seed_and_epoch_alone():
+def test_sampler_repeat_order_depends_on_seed_and_epoch_only():
     repeat = [1] * 10 + [2.4] * 10
     found, _ = samples(repeat, epoch=3)
     np.random.seed(3), torch.manual_seed(3)
@@ -265,7 +265,7 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert [sample for pair in zip(*shares) for keys in pair for _, sample in keys] == found
 
 
-def test_repeat_one_changes_nothing():
+def test_sampler_repeat_1_equals_plain_sampler():
     plain = EpochBatchSampler(23, 5, shuffle=True, seed=2)
     plain.set_epoch(4)
     assert samples([1] * 23, epoch=4, seed=2, size=5)[0] == [
@@ -273,7 +273,7 @@ def test_repeat_one_changes_nothing():
     ]
 
 
-def test_repeated_persons_are_cut_out_differently(loaded):
+def test_loader_repeated_persons_are_augmented_differently(loaded):
     cfg = loaded("DATASET.MIX.others.REPEAT", 2)
     table, images = load_split(cfg, train=True)
     loader = build_loader(cfg, table, images, train=True)
@@ -285,7 +285,7 @@ def test_repeated_persons_are_cut_out_differently(loaded):
     assert not torch.equal(batch["images"][0], batch["images"][1])
 
 
-def test_repeat_of_persons_that_are_selected(loaded):
+def test_person_table_select_keeps_repeat_factors(loaded):
     table, _ = load_split(loaded("DATASET.MIX.others.REPEAT", 2.5), train=True)
     chosen = table.select(np.arange(len(table)) % 2 == 0, "odd")
     assert (
@@ -295,7 +295,7 @@ def test_repeat_of_persons_that_are_selected(loaded):
     )
 
 
-def test_order_of_the_groups_is_by_name(sets, tmp_path):
+def test_load_split_mix_groups_are_sorted_by_name(sets, tmp_path):
     """A run's config.yaml has its groups in another order than its experiment file, and goes on
     with the same samples.
     """
@@ -326,7 +326,7 @@ def test_order_of_the_groups_is_by_name(sets, tmp_path):
 # whole runs ---------------------------------------------------------------------------------------
 
 
-def test_trains_on_both(loaded, sets, monkeypatch, caplog):
+def test_train_mix_uses_both_datasets(loaded, sets, monkeypatch, caplog):
     monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
     cfg = loaded("DATASET.MIX.others.REPEAT", 1.5, "TRAIN.END_EPOCH", 2)
     try:
@@ -345,7 +345,7 @@ def test_trains_on_both(loaded, sets, monkeypatch, caplog):
     assert torch.load(folder / "checkpoint.pth", weights_only=True)["epoch"] == 2
 
 
-def test_mpii_beside_coco(small_set, small_mpii_set, tmp_path):
+def test_load_split_mix_coco_and_mpii(small_set, small_mpii_set, tmp_path):
     """Two forms of annotation in one training, by their shipped dataset files."""
     path = tmp_path / "e.yaml"
     path.write_text(
@@ -400,11 +400,11 @@ def test_mpii_beside_coco(small_set, small_mpii_set, tmp_path):
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:50],
 )
-def test_faults_of_a_group(loaded, sets, keys, fault):
+def test_load_mix_invalid_key_raises(loaded, sets, keys, fault):
     assert fault in refusal(loaded, **keys)
 
 
-def test_group_that_is_none(sets):
+def test_load_mix_invalid_group_raises(sets):
     assert "DATASET.MIX.others must be a group of FILE, SET" in refusal(
         config.load, sets[0], ["DATASET.MIX.others", 3]
     )
@@ -413,7 +413,7 @@ def test_group_that_is_none(sets):
     )
 
 
-def test_set_without_labels(tmp_path, small_mpii_set, small_set):
+def test_load_split_mix_unlabeled_split_raises(tmp_path, small_mpii_set, small_set):
     path = tmp_path / "e.yaml"
     (tmp_path / "annot").mkdir()
     (tmp_path / "annot" / "test.json").write_text(
@@ -428,7 +428,7 @@ def test_set_without_labels(tmp_path, small_mpii_set, small_set):
     )
 
 
-def test_missing_folder_of_a_set_is_named(loaded, tmp_path):
+def test_loader_mix_missing_folder_raises(loaded, tmp_path):
     cfg = loaded()
     (tmp_path / "second" / "frames").rename(tmp_path / "second" / "pictures")
     table, images = load_split(cfg, train=True)

@@ -55,7 +55,7 @@ def refusal(call, *args):
     return text
 
 
-def test_columns(read):
+def test_read_table_columns_equal_annotations(read):
     missing = [1] * 16
     missing[3] = 0
     table = read([person("b.jpg"), person("a.jpg", joints_vis=missing), person("b.jpg")])
@@ -80,13 +80,13 @@ def test_columns(read):
     assert table.summary() == "3 persons in 2 of 2 images, ground-truth boxes"
 
 
-def test_centre_that_is_not_given(read):
+def test_read_table_missing_center_is_shifted_only(read):
     """-1 in the files; only the base is taken off, as the originals do."""
     table = read([person(center=[-1.0, -1.0], scale=1.0)])
     assert table.center[0].tolist() == [-2, -2] and table.scale[0].tolist() == [1, 1]
 
 
-def test_test_split_has_no_joints(read):
+def test_read_table_test_split_has_no_keypoints(read):
     table = read(
         [
             {"image": "a.jpg", "center": [3, 4], "scale": 1.5},
@@ -97,7 +97,7 @@ def test_test_split_has_no_joints(read):
     assert len(table) == 2 and not table.has_keypoints and not table.visibility.any()
 
 
-def test_other_splits_need_joints(read):
+def test_read_table_other_split_without_keypoints_raises(read):
     entry = person()
     del entry["joints"]
     assert "annot/valid.json: person 0 (a.jpg) has no 'joints'; the json form" in refusal(
@@ -137,7 +137,7 @@ def test_other_splits_need_joints(read):
         (dict(image=""), "person 2 has image '', expected the name of a file"),
     ],
 )
-def test_bad_person(read, fields, fault):
+def test_read_table_invalid_person_raises(read, fields, fault):
     text = refusal(read, [person(), person(), person("bad.jpg", **fields)])
     assert "annot/valid.json: " in text and fault in text
 
@@ -153,12 +153,12 @@ def test_bad_person(read, fields, fault):
         (dict(scale=[1, 1]), "expected a number"),
     ],
 )
-def test_wrong_shapes_that_all_persons_share(read, fields, fault):
+def test_read_table_consistent_wrong_shapes_raise(read, fields, fault):
     """NumPy makes arrays of them without complaint."""
     assert fault in refusal(read, [person(**fields)] * 2)
 
 
-def test_nan_written_by_pythons_json(read):
+def test_read_table_nan_raises(read):
     assert "annot/valid.json: the annotation file holds NaN" in refusal(
         read, [person(), person(scale=float("nan"))]
     )
@@ -178,12 +178,12 @@ def test_nan_written_by_pythons_json(read):
         ("[null]", "entry 0 (null) is not an object"),
     ],
 )
-def test_not_an_annotation_file(read, text, fault):
+def test_read_table_invalid_file_raises(read, text, fault):
     text = refusal(read, text)
     assert "annot/valid.json: " in text and fault in text
 
 
-def test_missing_annotation_file(tmp_path, experiment):
+def test_read_table_missing_file_raises(tmp_path, experiment):
     text = refusal(mpii.read_table, experiment(), "valid")
     assert text.startswith(
         f"{tmp_path}/annot/valid.json: cannot read the annotation file (No such file or directory);"
@@ -195,7 +195,7 @@ def test_missing_annotation_file(tmp_path, experiment):
     assert refusal(datasets.present_headbox_path, experiment()).endswith(command)
 
 
-def test_where_files_lie(tmp_path, experiment):
+def test_image_folder_follows_format(tmp_path, experiment):
     assert datasets.image_folder(experiment(), "valid").location == tmp_path / "images"
     assert (
         datasets.image_folder(experiment("DATASET.DATA_FORMAT", "zip"), "valid").location
@@ -204,7 +204,7 @@ def test_where_files_lie(tmp_path, experiment):
     assert datasets.headbox_path(experiment()) == tmp_path / "annot" / "gt_valid.mat"
 
 
-def test_synthetic_set_is_read(small_mpii_set, experiment):
+def test_load_split_synthetic_mpii_is_read(small_mpii_set, experiment):
     cfg = experiment("DATASET.ROOT", str(small_mpii_set))
     train, images = load_split(cfg, train=True)
     assert len(train) > 10 and train.visibility.sum() > 16 * 5
@@ -216,7 +216,7 @@ def test_synthetic_set_is_read(small_mpii_set, experiment):
     assert not load_split(cfg, train=False)[0].has_keypoints
 
 
-def test_real_validation_set(shared, experiment):
+def test_load_split_real_validation_has_known_counts(shared, experiment):
     table, _ = load_split(
         experiment("DATASET.ROOT", str(shared / "data" / "mpii_subset")), train=False
     )

@@ -164,7 +164,7 @@ def check_whole(root):
     assert all((root / "images" / name).read_bytes() == data for name, data in IMAGES.items())
 
 
-def test_whole_set_in_the_tree_of_the_readme(source, server, tmp_path, capsys):
+def test_prepare_writes_the_documented_tree(source, server, tmp_path, capsys):
     asked = []
     missing = prepare(
         source, tmp_path / "coco", agreed=lambda question: asked.append(question) or True
@@ -184,7 +184,7 @@ def test_whole_set_in_the_tree_of_the_readme(source, server, tmp_path, capsys):
     assert len(server.asked) == 2
 
 
-def test_second_call_fetches_nothing_and_asks_nothing(source, server, tmp_path):
+def test_prepare_second_call_downloads_nothing(source, server, tmp_path):
     prepare(source, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     prepare(source, tmp_path, agreed=lambda question: pytest.fail("asked"))
@@ -193,7 +193,7 @@ def test_second_call_fetches_nothing_and_asks_nothing(source, server, tmp_path):
     }
 
 
-def test_missing_image_is_put_back(source, server, tmp_path):
+def test_prepare_missing_image_is_restored(source, server, tmp_path):
     prepare(source, tmp_path)
     first, *others = (tmp_path / "images/val2017").iterdir()
     first.unlink()
@@ -217,7 +217,7 @@ def test_missing_image_is_put_back(source, server, tmp_path):
     ],
     ids=lambda faults: "+".join(map(str, faults)),
 )
-def test_transfer_that_breaks_is_gone_on_with(source, server, tmp_path, faults):
+def test_prepare_broken_transfer_resumes(source, server, tmp_path, faults):
     server.faults = list(faults)
     prepare(source, tmp_path, only=["val2017"])
     assert tree(tmp_path) == WHOLE[1:] and not server.faults
@@ -229,13 +229,13 @@ def test_transfer_that_breaks_is_gone_on_with(source, server, tmp_path, faults):
         ]
 
 
-def test_server_without_ranges_sends_all_again(source, server, tmp_path):
+def test_prepare_server_without_ranges_restarts(source, server, tmp_path):
     server.no_ranges, server.faults = True, ["cut"]
     prepare(source, tmp_path, only=["val2017"])
     assert tree(tmp_path) == WHOLE[1:] and len(server.asked) == 2
 
 
-def test_server_that_never_gets_further(source, server, tmp_path):
+def test_prepare_server_without_progress_raises(source, server, tmp_path):
     server.no_ranges, server.faults = True, ["cut"] * 20
     line = refusal(source, tmp_path, only=["val2017"])
     assert (
@@ -259,7 +259,7 @@ def test_server_that_never_gets_further(source, server, tmp_path):
         ("other bytes", "its md5 begins with"),
     ],
 )
-def test_what_another_try_would_not_mend(source, server, tmp_path, fault, named):
+def test_prepare_permanent_error_raises_at_once(source, server, tmp_path, fault, named):
     size = len(FILES["/zips/val2017.zip"])
     server.faults = [fault]
     line = refusal(source, tmp_path, only=["val2017"])
@@ -274,7 +274,7 @@ def test_what_another_try_would_not_mend(source, server, tmp_path, fault, named)
     assert tree(tmp_path) == WHOLE[1:]
 
 
-def test_error_that_stays(source, server, tmp_path):
+def test_prepare_repeated_error_raises_after_tries(source, server, tmp_path):
     server.faults = [500] * 50
     assert (
         "HTTP Error 500" in refusal(source, tmp_path, only=["annotations"])
@@ -283,32 +283,32 @@ def test_error_that_stays(source, server, tmp_path):
     assert tree(tmp_path) == []
 
 
-def test_killed_between_fetching_and_unpacking(source, server, tmp_path):
+def test_prepare_downloaded_archive_is_unpacked(source, server, tmp_path):
     (tmp_path / "val2017.zip").write_bytes(FILES["/zips/val2017.zip"])
     prepare(source, tmp_path, only=["val2017"])
     assert tree(tmp_path) == WHOLE[1:] and server.asked == []
 
 
-def test_archive_of_another_person_is_not_believed(source, server, tmp_path):
+def test_prepare_archive_with_wrong_md5_raises(source, server, tmp_path):
     (tmp_path / "val2017.zip").write_bytes(packed({"../../up.jpg": b"x"}))
     assert "its md5 begins with" in refusal(source, tmp_path, only=["val2017"])
     assert not (tmp_path.parent / "up.jpg").exists() and tree(tmp_path) == []
 
 
-def test_nobody_agrees(source, server, tmp_path):
+def test_prepare_declined_downloads_nothing(source, server, tmp_path):
     assert "nothing was fetched" in refusal(
         source, tmp_path / "coco", agreed=lambda question: False
     )
     assert server.asked == [] and not (tmp_path / "coco").exists()
 
 
-def test_nobody_to_ask(monkeypatch):
+def test_ask_without_terminal_raises(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(ConfigError, match="give --yes"):
         prepare_data.ask("fetch?")
 
 
-def test_end_of_input_is_no_agreement(monkeypatch):
+def test_ask_end_of_input_is_no(monkeypatch):
     """Ctrl-D at the question."""
     terminal = io.StringIO()
     terminal.isatty = lambda: True
@@ -316,7 +316,7 @@ def test_end_of_input_is_no_agreement(monkeypatch):
     assert prepare_data.ask("fetch?") is False
 
 
-def test_disk_too_small(source, server, tmp_path, monkeypatch):
+def test_prepare_disk_too_small_raises(source, server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         prepare_data.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})()
     )
@@ -326,7 +326,7 @@ def test_disk_too_small(source, server, tmp_path, monkeypatch):
     assert server.asked == []
 
 
-def test_zipped_images_stay_in_their_archive(source, server, tmp_path):
+def test_prepare_zipped_keeps_the_archive(source, server, tmp_path):
     from poise.io.images import ImageFolder
 
     prepare(source, tmp_path, only=["val2017"], zipped=True)
@@ -339,11 +339,11 @@ def test_zipped_images_stay_in_their_archive(source, server, tmp_path):
     assert len(server.asked) == 1
 
 
-def test_unknown_part(source, tmp_path):
+def test_prepare_unknown_part_raises(source, tmp_path):
     assert "has no part 'train'" in refusal(source, tmp_path, ConfigError, only=["train"])
 
 
-def test_what_is_by_hand_is_looked_at(source, tmp_path, capsys):
+def test_prepare_manual_files_are_checked(source, tmp_path, capsys):
     prepare(source, tmp_path)
     path = tmp_path / "person_detection_results/boxes.json"
     path.parent.mkdir()
@@ -376,7 +376,9 @@ def run(monkeypatch, capfd, *arguments):
     return done.value.code, out, err
 
 
-def test_tool_with_mpii(small_mpii_set, tmp_path, monkeypatch, capfd):
+def test_prepare_data_command_mpii_unpacks_local_archive(
+    small_mpii_set, tmp_path, monkeypatch, capfd
+):
     """MPII is by hand, all of it; an archive of its images that lies in the folder is unpacked."""
     import shutil
     import tarfile
@@ -407,7 +409,7 @@ def test_tool_with_mpii(small_mpii_set, tmp_path, monkeypatch, capfd):
     assert status == 1 and "is not a readable MATLAB file" in out
 
 
-def test_tool_checks_the_published_sums(server, tmp_path, monkeypatch, capfd):
+def test_prepare_data_command_wrong_checksum_exits_1(server, tmp_path, monkeypatch, capfd):
     """Another place with other files is found out, before anything is unpacked."""
     published = SOURCES["coco"].archives[1]
     server.files[f"/{published.path}"] = FILES["/zips/val2017.zip"]
@@ -444,7 +446,7 @@ def test_tool_checks_the_published_sums(server, tmp_path, monkeypatch, capfd):
     assert status == 1 and "only https addresses are fetched" in err
 
 
-def test_published_places():
+def test_sources_have_https_urls_and_counts():
     for source in SOURCES.values():
         assert not source.base or source.base.startswith("https://")
         for archive in (*source.archives, *source.local):

@@ -71,7 +71,7 @@ def _files(root):
     }
 
 
-def test_bytes_depend_on_the_seed_alone(tmp_path):
+def test_make_coco_same_seed_gives_equal_bytes(tmp_path):
     sets = [
         _files(
             make_coco(
@@ -91,7 +91,7 @@ def test_bytes_depend_on_the_seed_alone(tmp_path):
     assert sets[2][picture] != sets[0][picture]
 
 
-def test_splits_differ(made):
+def test_make_coco_splits_differ(made):
     train, val = (
         (made / f"images/{split}/000000000001.jpg").read_bytes()
         for split in ("train2017", "val2017")
@@ -99,7 +99,7 @@ def test_splits_differ(made):
     assert train != val
 
 
-def test_layout(made, truth):
+def test_make_coco_layout_equals_coco(made, truth):
     assert len(truth.imgs) == PICTURES
     assert truth.cats[1]["keypoints"] == list(COCO.names) and len(truth.cats[1]["skeleton"]) == len(
         COCO.limbs
@@ -110,7 +110,7 @@ def test_layout(made, truth):
         assert 320 <= entry["width"] <= 480 and 240 <= entry["height"] <= 360
 
 
-def test_annotations_agree_with_the_picture(truth):
+def test_make_coco_annotations_match_the_image(truth):
     for person in _persons(truth):
         size = np.array(
             (truth.imgs[person["image_id"]]["width"], truth.imgs[person["image_id"]]["height"])
@@ -130,7 +130,7 @@ def test_annotations_agree_with_the_picture(truth):
         assert around[seen[:, 1], seen[:, 0]].all()
 
 
-def test_what_is_in_the_set(truth):
+def test_make_coco_contains_the_expected_variety(truth):
     persons = _persons(truth)
     labelled = [person for person in persons if person["num_keypoints"]]
     flags = np.array([_joints(person)[:, 2] for person in labelled])
@@ -144,13 +144,13 @@ def test_what_is_in_the_set(truth):
     assert ((areas > 32**2) & (areas < 96**2)).mean() > 0.4 and (areas > 96**2).mean() > 0.15
 
 
-def test_crowds_are_readable(truth):
+def test_make_coco_crowds_have_readable_masks(truth):
     for person in truth.anns.values():
         if person["iscrowd"]:
             assert person["num_keypoints"] == 0 and truth.annToMask(person).sum() == person["area"]
 
 
-def test_detections_are_near_the_truth(made, truth):
+def test_make_coco_detections_are_near_ground_truth(made, truth):
     found = json.loads(
         (made / "person_detection_results/COCO_val2017_detections_AP_H_56_person.json").read_text()
     )
@@ -193,7 +193,7 @@ def _score(truth, change):
     return evaluation.stats
 
 
-def test_only_a_right_answer_scores(truth):
+def test_make_coco_only_correct_keypoints_score(truth):
     stats = _score(truth, lambda joints, _: joints[:, :2])
     assert stats[0] == stats[3] == stats[4] == 1.0
     assert _score(truth, lambda joints, _: joints[COCO.flip_order, :2])[0] < 0.15
@@ -215,7 +215,7 @@ def _posed(yaw, rng):
     return Person(body, sample_look(rng), 200.0, np.array((120.0, 125.0)))
 
 
-def test_left_and_right_follow_the_body():
+def test_draw_person_left_and_right_follow_the_body():
     left, right = COCO.names.index("left_wrist"), COCO.names.index("right_wrist")
     for seed in range(6):
         for yaw, sign in ((0, 1), (180, -1)):
@@ -230,7 +230,7 @@ def test_left_and_right_follow_the_body():
             assert (joints[[5, 6, 9, 10, 13, 14, 15, 16], 2] == 2).all()
 
 
-def test_poses_keep_within_joint_limits():
+def test_sample_pose_stays_within_joint_limits():
     rng = np.random.default_rng(0)
     for _ in range(200):
         pose = sample_pose(rng)
@@ -241,7 +241,7 @@ def test_poses_keep_within_joint_limits():
     assert thigh == pytest.approx(body.build.thigh)
 
 
-def test_masks_become_polygons_and_runs():
+def test_mask_polygons_and_rle_equal_the_mask():
     mask = np.zeros((60, 80), bool)
     mask[10:40, 20:70] = True
     mask[20:30, 30:50] = False  # a hole stays empty
@@ -256,7 +256,7 @@ def test_masks_become_polygons_and_runs():
         ).all()
 
 
-def test_mpii_form(tmp_path):
+def test_make_mpii_layout_equals_mpii(tmp_path):
     root = make_mpii(tmp_path, {"train": 3, "valid": 12}, seed=2, workers=1, progress=False)
     persons = json.loads((root / "annot/valid.json").read_text())
     arrays = loadmat(root / "annot/gt_valid.mat")
@@ -311,7 +311,7 @@ def test_mpii_form(tmp_path):
     }
 
 
-def test_a_complete_set_is_reused(tmp_path, capsys):
+def test_make_coco_complete_set_is_reused(tmp_path, capsys):
     settings = {"splits": {"val2017": 2}, "workers": 1, "progress": False}
     make_coco(tmp_path, **settings)
     picture = tmp_path / "images/val2017/000000000002.jpg"
@@ -331,7 +331,7 @@ def test_a_complete_set_is_reused(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_bad_input_is_told_in_one_line(tmp_path):
+def test_make_coco_invalid_arguments_raise(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         make_coco(tmp_path / "file" / "set", {"val2017": 1}, progress=False)
@@ -358,7 +358,7 @@ def _tool(*arguments):
     )
 
 
-def test_tool(tmp_path):
+def test_make_synthetic_command_writes_the_set(tmp_path):
     shown = _tool("--help")
     assert shown.returncode == 0 and "--workers" in shown.stdout
     assert "numpy" not in shown.stderr and "cv2" not in shown.stderr  # help needs nothing heavy

@@ -81,7 +81,7 @@ def call(path, *arguments):
 # the tool -----------------------------------------------------------------------------------------
 
 
-def test_a_sound_set_is_fine(made):
+def test_check_data_valid_set_is_fine(made):
     status, out = call(made)
     assert (
         status == 0
@@ -102,7 +102,7 @@ def test_a_sound_set_is_fine(made):
     )
 
 
-def test_faults_are_found_together_and_the_status_is_1(made):
+def test_check_data_all_errors_are_reported_and_exit_1(made):
     edit(made, lambda c: c["annotations"].append(dict(persons(c)[0])))
     edit(made, lambda c: persons(c)[0]["bbox"].__setitem__(2, 0), "val")
     (made.parent / "set" / "frames" / "cam 1" / "val-shot 3.png").unlink()
@@ -118,7 +118,7 @@ def test_faults_are_found_together_and_the_status_is_1(made):
     assert not (made.parent / "output").exists()
 
 
-def test_names_on_the_page_cannot_turn_the_text_around_them(made):
+def test_check_data_page_control_characters_are_escaped(made):
     """File names, categories and joints of a stranger's file; the page has them as codes."""
     odd = "cam 1/\u202egnp.\x07 <b>.png"
     frames = made.parent / "set" / "frames"
@@ -133,7 +133,7 @@ def test_names_on_the_page_cannot_turn_the_text_around_them(made):
     assert "cam 1/\\u202egnp.\\x07 <b>.png" in out and "dog\\u2067 (1)" in out
 
 
-def test_usage(made, tmp_path):
+def test_check_data_invalid_arguments_exit_2(made, tmp_path):
     assert call(made, "DATASET.NONE", 1)[0] == 2 and call(tmp_path / "none.yaml")[0] == 2
 
 
@@ -305,13 +305,13 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault(made, name):
+def test_check_data_planted_error_is_reported(made, name):
     change, line = FAULTS[name]
     edit(made, change)
     assert any(line in text for text in found(made)), found(made)
 
 
-def test_areas_are_needed_where_a_set_is_scored(made):
+def test_check_data_missing_areas_matter_for_testing(made):
     for name in ("train", "val"):
         edit(made, lambda c: [p.pop("area") for p in persons(c)] and None, name)
     assert [line for line in found(made) if "areas: " in line] == [
@@ -323,7 +323,7 @@ def test_areas_are_needed_where_a_set_is_scored(made):
     )
 
 
-def test_other_names_of_joints_are_a_warning(made):
+def test_check_data_other_keypoint_names_warn(made):
     edit(
         made,
         lambda c: c["categories"][1].update(
@@ -336,7 +336,7 @@ def test_other_names_of_joints_are_a_warning(made):
     )
 
 
-def test_persons_who_are_dropped(made):
+def test_check_data_many_dropped_persons_warn(made):
     def change(content):
         for person in persons(content)[:45]:
             person.update(iscrowd=1)
@@ -349,7 +349,7 @@ def test_persons_who_are_dropped(made):
     )
 
 
-def test_joints_never_labelled_and_persons_twice(made):
+def test_check_data_unlabeled_keypoint_and_duplicate_person_warn(made):
     edit(made, lambda c: _all_keypoints(c, lambda p, _: p * [[0, 0, 0], *[[1, 1, 1]] * 4]))
     edit(made, lambda c: c["annotations"].append({**persons(c)[5], "id": 4711}))
     lines = "\n".join(found(made, "warning"))
@@ -360,7 +360,7 @@ def test_joints_never_labelled_and_persons_twice(made):
     )
 
 
-def test_persons_twice_with_others_between_them(made):
+def test_check_data_separated_duplicate_persons_are_found(made):
     """Of three persons with the same first two joints, the first and the last are one."""
 
     def change(content):
@@ -382,7 +382,7 @@ def test_persons_twice_with_others_between_them(made):
     )
 
 
-def test_persons_that_select_data_drops(made):
+def test_check_data_select_data_counts_dropped_persons(made):
     lines = found(made, "note", "DATASET.SELECT_DATA", "True", "DATASET.BOX_MARGIN", "[1.0, 1.0]")
     edit(made, lambda c: [p.update(bbox=[0, 0, 119, 63]) for p in persons(c)[:10]] and None)
     lines = found(made, "note", "DATASET.SELECT_DATA", "True")
@@ -393,7 +393,7 @@ def test_persons_that_select_data_drops(made):
     ), lines
 
 
-def test_remarks_on_the_dataset_file_are_told_once(made):
+def test_check_data_dataset_remarks_are_reported_once(made):
     file = made.parent / "set" / "dots.yaml"
     file.write_text(
         "\n".join(
@@ -409,7 +409,9 @@ def test_remarks_on_the_dataset_file_are_told_once(made):
     ]
 
 
-def test_what_a_score_needs(made, tiny_mpii_experiment, tmp_path, small_mpii_set):
+def test_check_data_missing_metric_inputs_are_errors(
+    made, tiny_mpii_experiment, tmp_path, small_mpii_set
+):
     """A crowdIndex for CrowdPose's figures, MPII's head boxes for PCKh: a test would end without
     them, so the check tells.
     """
@@ -432,7 +434,7 @@ def test_what_a_score_needs(made, tiny_mpii_experiment, tmp_path, small_mpii_set
 # images -------------------------------------------------------------------------------------------
 
 
-def test_persons_whose_flags_are_all_0_do_not_count_as_used(made):
+def test_check_data_persons_with_all_flags_0_do_not_count(made):
     """The coordinates are there, and num_keypoints says so."""
 
     def change(content):
@@ -449,7 +451,7 @@ def test_persons_whose_flags_are_all_0_do_not_count_as_used(made):
     assert "2 annotations have num_keypoints above 0 and no labelled joint (annotation 5, " in line
 
 
-def test_nobody_who_counts_is_found_before_training(made):
+def test_check_data_no_evaluated_person_is_an_error(made):
     edit(made, lambda c: [p.update(num_keypoints=0) for p in persons(c)] and None, "val")
     line = (
         "test set val: scoring: every AP is -1: no person is scored: of 36 annotations 0 are"
@@ -459,7 +461,7 @@ def test_nobody_who_counts_is_found_before_training(made):
     assert line in found(made) and f"fault: {line}" in look(made)
 
 
-def test_absent_images_are_told_once(made):
+def test_check_data_missing_images_are_reported_once(made):
     frames = made.parent / "set" / "frames" / "cam 1"
     (frames / "train-shot 7.png").rename(frames / "train-shot 7.PNG")
     for n in (8, 9):
@@ -476,7 +478,7 @@ def test_absent_images_are_told_once(made):
     ]
 
 
-def test_absent_images_of_another_spelling_are_explained(made):
+def test_check_data_misspelled_image_paths_are_explained(made):
     """Windows' backslashes, and NFC in the annotations for NFD on the disk; a training says it
     too.
     """
@@ -511,7 +513,7 @@ def test_absent_images_of_another_spelling_are_explained(made):
         train.run(config.load(made, []), str(made), ["tools/train.py"])
 
 
-def test_files_that_are_no_images(made):
+def test_check_data_invalid_images_are_reported(made):
     frames = made.parent / "set" / "frames" / "cam 1"
     (frames / "train-shot 0.png").write_bytes(b"")
     (frames / "train-shot 1.png").write_bytes(b"GIF? no")
@@ -531,7 +533,7 @@ def test_files_that_are_no_images(made):
     ]
 
 
-def test_images_cut_off_at_their_end(made):
+def test_check_data_truncated_images_are_reported(made):
     """The usual broken transfer: the header is sound, and the rest of an epoch is lost over it."""
     frames = made.parent / "set" / "frames" / "cam 1"
     png = frames / "train-shot 0.png"
@@ -547,7 +549,7 @@ def test_images_cut_off_at_their_end(made):
     ]
 
 
-def test_pictures_that_begin_alike(made):
+def test_check_data_images_with_equal_start_are_not_duplicates(made):
     """Uncompressed ones of one size, black at the side where their file begins: not the same,
     but copies are.
     """
@@ -571,7 +573,7 @@ def test_pictures_that_begin_alike(made):
     assert not any("look the same" in line for line in found(made, "warning"))
 
 
-def test_headers_behind_long_profiles(tmp_path):
+def test_check_images_header_behind_long_segments_is_read(tmp_path):
     """A JPEG whose frame header lies behind 64 kB of other segments."""
     from poise.datasets.validation.images import _judged
 
@@ -610,7 +612,7 @@ def _of_images(path, exif, kind="fault"):
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("upright", [False, True])
-def test_annotations_of_images_that_exif_turns(made, upright, zipped):
+def test_check_data_exif_mismatch_names_the_setting(made, upright, zipped):
     """The setting that the annotations need is named, and only where it is the other one."""
     _turn(made, 6, upright)
     folder = made.parent / "set" / "frames"
@@ -630,7 +632,7 @@ def test_annotations_of_images_that_exif_turns(made, upright, zipped):
     assert not [one for one in look(made, "DATASET.EXIF", upright) if "images: " in one]
 
 
-def test_exchanged_sizes_that_no_exif_entry_explains(made):
+def test_check_data_swapped_sizes_without_exif_are_reported(made):
     edit(made, lambda c: [i.update(width=64, height=120) for i in c["images"]] and None)
     for exif in (False, True):
         (line,) = _of_images(made, exif)
@@ -640,7 +642,7 @@ def test_exchanged_sizes_that_no_exif_entry_explains(made):
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4])
-def test_turned_images_of_equal_size_are_a_note(made, orientation):
+def test_check_data_exif_rotation_of_equal_size_is_a_note(made, orientation):
     _turn(made, orientation)
     for exif, read in ((False, "stored"), (True, "upright")):
         assert _of_images(made, exif) == []
@@ -651,7 +653,7 @@ def test_turned_images_of_equal_size_are_a_note(made, orientation):
         assert f"whether they were annotated {read}, as DATASET.EXIF {exif} reads them" in line
 
 
-def test_annotations_upside_down_in_images_that_exif_turns():
+def test_check_turned_upside_down_annotations_are_found():
     """Upright persons, and the same as they are stored in an image that is turned by 180
     degrees.
     """
@@ -667,7 +669,7 @@ def test_annotations_upside_down_in_images_that_exif_turns():
         assert all("10 of 10 persons" in finding.text for finding in findings.found)
 
 
-def test_train_and_test_share_images(made):
+def test_check_data_shared_image_names_warn(made):
     def share(content):
         content["images"][0]["file_name"] = "cam 1/train-shot 4.png"
 
@@ -679,7 +681,7 @@ def test_train_and_test_share_images(made):
     )
 
 
-def test_train_and_test_share_content(made):
+def test_check_data_shared_image_content_warns(made):
     frames = made.parent / "set" / "frames" / "cam 1"
     shutil.copy(frames / "train-shot 4.png", frames / "val-shot 9.png")
     assert any(
@@ -689,7 +691,7 @@ def test_train_and_test_share_content(made):
     )
 
 
-def test_images_in_an_archive(made):
+def test_check_data_images_in_archive_are_checked(made):
     folder = made.parent / "set" / "frames"
     with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
         for file in sorted(folder.rglob("*.png")):
@@ -703,7 +705,7 @@ def test_images_in_an_archive(made):
 # left and right -----------------------------------------------------------------------------------
 
 
-def test_one_exchanged_pair_of_three():
+def test_left_right_one_swapped_pair_is_named():
     """Pairs of bodies seen from the front and the back; the second pair is exchanged."""
     from dataclasses import replace
 
@@ -720,7 +722,7 @@ def test_one_exchanged_pair_of_three():
     assert [f.text.split(":")[1] for f in findings.found] == [" left_b and right_b look exchanged"]
 
 
-def test_pairs_in_any_order(made):
+def test_check_data_flip_pair_order_does_not_matter(made):
     """A mirror does not care which of a pair is named first, and the names say which is the left
     one.
     """
@@ -738,7 +740,7 @@ def test_pairs_in_any_order(made):
         edit(made, lambda c: _all_keypoints(c, _exchange(1, 2)))
 
 
-def test_exchanged_throughout(made):
+def test_check_data_all_sides_swapped_is_reported(made):
     for name in ("train", "val"):
         edit(made, lambda c: _all_keypoints(c, lambda p, _: p[[0, 2, 1, 4, 3]]), name)
     assert any(
@@ -747,13 +749,13 @@ def test_exchanged_throughout(made):
     )
 
 
-def test_two_pairs_that_contradict_each_other(made):
+def test_check_data_two_contradicting_pairs_are_reported(made):
     edit(made, lambda c: _all_keypoints(c, _exchange(1, 2)))
     assert sum("look exchanged" in line for line in found(made)) == 2
 
 
 @pytest.mark.parametrize("pair", range(8))
-def test_real_persons(shared, pair):
+def test_left_right_real_persons_name_only_the_swapped_pair(shared, pair):
     """COCO's own left and right pass; each pair that is exchanged is named, and no other."""
     path = shared / "data" / "coco_subset" / "annotations" / "person_keypoints_val2017.json"
     columns = read_columns(path, 17, "person")
@@ -770,7 +772,7 @@ def test_real_persons(shared, pair):
     ]
 
 
-def test_real_persons_exchanged_throughout(shared):
+def test_left_right_real_persons_all_swapped_is_reported(shared):
     columns = read_columns(
         shared / "data" / "coco_subset" / "annotations" / "person_keypoints_val2017.json",
         17,
@@ -813,7 +815,7 @@ def detected(made):
     return write
 
 
-def test_good_detections(detected):
+def test_check_data_good_detections_pass(detected):
     assert detected() == []
     assert any(
         "they find 100.0 % at an overlap of 0.5, 100.0 % at an overlap of 0.75 of 36 labelled"
@@ -869,11 +871,11 @@ def test_good_detections(detected):
         ),
     ],
 )
-def test_bad_detections(detected, change, line):
+def test_check_data_invalid_detections_are_reported(detected, change, line):
     assert any(line in text for text in detected(change)), detected(change)
 
 
-def test_detections_below_the_threshold(detected):
+def test_check_data_detections_below_threshold_are_an_error(detected):
     detected()
     assert any(
         "none has a score of TEST.IMAGE_THRE 0.95 or more" in line
@@ -881,7 +883,7 @@ def test_detections_below_the_threshold(detected):
     )
 
 
-def test_boxes_of_low_scores_are_no_warning(detected):
+def test_check_data_low_scores_do_not_warn(detected):
     """Most of a good detection file has low scores."""
     numbers = iter(range(36))
     detected(lambda e: e | {"score": 0.9 if next(numbers) % 6 == 0 else 0.1})
@@ -893,7 +895,7 @@ def test_boxes_of_low_scores_are_no_warning(detected):
     )
 
 
-def test_no_detection_file(detected, made):
+def test_check_data_missing_detection_file_is_an_error(detected, made):
     assert any(
         "detections: TEST.COCO_BBOX_FILE is empty" in line and "tools/make_boxes.py" in line
         for line in found(made, "fault", "TEST.USE_GT_BBOX", "False")
@@ -903,7 +905,7 @@ def test_no_detection_file(detected, made):
 # what the training says ---------------------------------------------------------------------------
 
 
-def test_training_warns_and_goes_on(made, monkeypatch):
+def test_quick_check_training_warns_and_continues(made, monkeypatch):
     edit(made, lambda c: _all_keypoints(c, lambda p, _: p[[0, 2, 1, 4, 3]]))
     (made.parent / "set" / "frames" / "cam 1" / "val-shot 3.png").unlink()
     text = []
@@ -926,11 +928,11 @@ def look(path, *overrides):
     ]
 
 
-def test_training_says_nothing_of_a_sound_set(made):
+def test_quick_check_valid_set_logs_nothing(made):
     assert look(made) == []
 
 
-def test_training_explains_a_figure_once(made, monkeypatch):
+def test_train_diagnosis_is_logged_once(made, monkeypatch):
     """Nobody of the set is large, which two epochs need not tell twice."""
     monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
     train.run(config.load(made, ["TRAIN.END_EPOCH", "2"]), str(made), ["tools/train.py"])
@@ -941,7 +943,7 @@ def test_training_explains_a_figure_once(made, monkeypatch):
     )
 
 
-def test_training_misses_no_absent_image(made, monkeypatch):
+def test_quick_check_finds_every_missing_image(made, monkeypatch):
     """Few are opened, but of all it is known whether they are there."""
     monkeypatch.setattr(run, "_LOOKED_AT", 2)
     (made.parent / "set" / "frames" / "cam 1" / "train-shot 17.png").unlink()
@@ -950,7 +952,7 @@ def test_training_misses_no_absent_image(made, monkeypatch):
     ]
 
 
-def test_training_on_several_sets(made, tmp_path):
+def test_quick_check_mix_checks_each_dataset(made, tmp_path):
     """Each set's images, no alarm for what is of another category in one of them, and none for
     sigmas that are never used.
     """
@@ -970,7 +972,7 @@ def test_training_on_several_sets(made, tmp_path):
     ]
 
 
-def test_training_on_the_test_set_by_a_mix(made):
+def test_quick_check_mix_containing_test_images_warns(made):
     """A set of the mix that lies in the test set's folder and has its images."""
     file = made.parent / "set" / "dots.yaml"
     lines = look(made, "DATASET.MIX.again.FILE", file, "DATASET.MIX.again.SET", "val")
