@@ -28,7 +28,7 @@ from poise.evaluation import (
     read_results,
 )
 from poise.evaluation.evaluators import build_evaluator
-from poise.structures.person_table import PackedNames, PersonTable
+from poise.structures.person_table import PackedStrings, PersonTable
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -137,7 +137,7 @@ def _measured() -> Iterator[Row]:
         count = len(p["image_ids"])
         table = PersonTable(
             SKELETON,
-            PackedNames.of(["a.jpg"] * len(ids)),
+            PackedStrings.pack(["a.jpg"] * len(ids)),
             ids,
             np.searchsorted(ids, p["image_ids"]).astype(np.int32),
             p["center"],

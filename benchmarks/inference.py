@@ -11,7 +11,7 @@ import torch
 from comparing import Row, compared, in_turns, main
 from poise import config
 from poise.codecs import build_codec
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.engine import device
 from poise.models import build_model
 from poise.models.forward import forward_with_flip_test
@@ -34,13 +34,13 @@ def measure() -> Iterator[Row]:
         model.eval()
         codec, order, cpu = (
             build_codec(cfg),
-            torch.from_numpy(dataset_of(cfg).skeleton.flip_order),
+            torch.from_numpy(dataset_info(cfg).skeleton.flip_indices),
             torch.device("cpu"),
         )
         inner = images.contiguous(memory_format=torch.channels_last)
 
         def prepared(amp: str, cfg=cfg, model=model, codec=codec, order=order, inner=inner):
-            own = config.changed(cfg, ["CHANNELS_LAST", True, "AMP", amp, "TEST.FLIP_TEST", False])
+            own = config.override(cfg, ["CHANNELS_LAST", True, "AMP", amp, "TEST.FLIP_TEST", False])
             tested = device.for_testing(own, model, [cpu])
             return lambda: forward_with_flip_test(own, codec, tested, inner, order)
 

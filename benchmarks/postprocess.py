@@ -102,13 +102,13 @@ def made_maps(codec: Codec, rng: np.random.Generator) -> tuple[Targets, torch.Te
         joints + torch.from_numpy(rng.normal(0, 4, joints.shape)).float(), visible
     ).heatmaps
     noise = torch.from_numpy(rng.normal(0, 0.02, (2, *near.shape))).float()
-    order = torch.from_numpy(COCO.flip_order)
+    order = torch.from_numpy(COCO.flip_indices)
     return targets, near + noise[0], (near + noise[1]).flip(3)[:, order].contiguous()
 
 
 def measure() -> Iterator[Row]:
     """Decoding with accuracy, and the same after the flip test's merging, batches of 64."""
-    order = torch.from_numpy(COCO.flip_order)
+    order = torch.from_numpy(COCO.flip_indices)
     for size in ((192, 256), (288, 384)):
         rng = np.random.default_rng(0)
         codec = Gaussian(size, (size[0] // 4, size[1] // 4))

@@ -111,7 +111,7 @@ def steps(name: str, cfg) -> Iterator[Row]:
         if kind == "reference":
             works[kind] = reference_step(cfg, model, codec, batch)
         else:
-            own = config.changed(cfg, ["AMP", "bf16" if kind == "bf16" else ""])
+            own = config.override(cfg, ["AMP", "bf16" if kind == "bf16" else ""])
             works[kind] = poise_step(
                 own, device.lay_on(model, [cpu], cfg.CHANNELS_LAST), codec, batch
             )

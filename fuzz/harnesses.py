@@ -314,7 +314,7 @@ def dataset_file(data: bytes) -> None:
     found = refused(lambda: read_dataset(path), path)
     if found is not None:
         assert (
-            found.skeleton.flip_order.shape == (found.skeleton.num_joints,)
+            found.skeleton.flip_indices.shape == (found.skeleton.num_keypoints,)
             and np.isfinite(found.skeleton.sigmas).all()
         )
         assert isinstance(found.files("train2017").annotations, str) and all(

@@ -45,8 +45,8 @@ def test_the_print_of_every_experiment_loads_to_the_same(path, tool, tmp_path):
     status, text, _ = tool("--cfg", path)
     assert status == 0
     (tmp_path / "printed.yaml").write_text(text)
-    assert dict(diff.flat(config.load(tmp_path / "printed.yaml"))) == dict(
-        diff.flat(config.load(ROOT / path))
+    assert dict(diff.flatten(config.load(tmp_path / "printed.yaml"))) == dict(
+        diff.flatten(config.load(ROOT / path))
     )
 
 
@@ -79,8 +79,8 @@ def test_odd_values_survive_the_round_trip(tool, tmp_path):
 def test_every_key_is_there_with_its_default_beside_it(tool):
     _, text, _ = tool("--cfg", RES384)
     lines = text.splitlines()
-    keys = dict(diff.flat(config.load(ROOT / RES384)))
-    assert set(dict(diff.flat(default_config()))) <= set(keys)
+    keys = dict(diff.flatten(config.load(ROOT / RES384)))
+    assert set(dict(diff.flatten(default_config()))) <= set(keys)
     noted = [line for line in lines[1:] if "# " in line]
     assert lines[0] == f"# {RES384}: {len(noted)} of {len(keys)} keys differ from the defaults"
     assert (
@@ -121,7 +121,7 @@ def test_the_defaults_alone_differ_in_nothing(tool, tmp_path):
     path.write_text("MODEL: {NUM_JOINTS: 16}\n")
     _, text, _ = tool("--cfg", path, "--diff")
     assert text.splitlines()[0].endswith(
-        f"1 of {len(dict(diff.flat(default_config())))} keys differ from the defaults"
+        f"1 of {len(dict(diff.flatten(default_config())))} keys differ from the defaults"
     )
     assert [line.split() for line in text.splitlines()[2:]] == [
         ["MODEL.NUM_JOINTS", "16", "0", str(path)]

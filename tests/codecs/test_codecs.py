@@ -15,7 +15,7 @@ from poise.codecs.megvii import Megvii
 from poise.codecs.peaks import blur, find_peaks
 from poise.codecs.udp import Udp
 from poise.config.datasets import COCO
-from poise.structures.crops import crop_matrix, crop_to_image, cut
+from poise.structures.crops import crop_matrix, crop_person, crop_to_image
 from support.golden_inputs import generator
 
 
@@ -123,7 +123,7 @@ def test_gaussian_decode_tiny_heatmaps_stays_inside():
 
 def test_average_flipped_mirrored_prediction_is_unchanged():
     """A prediction for the mirrored image that is the mirror of the prediction changes nothing."""
-    order = torch.from_numpy(COCO.flip_order)
+    order = torch.from_numpy(COCO.flip_indices)
     heatmaps = torch.rand(2, 17, 6, 5)
     mirrored = heatmaps.flip(3)[:, order]
     assert torch.equal(average_flipped(heatmaps, mirrored, order, shift=False), heatmaps)
@@ -227,8 +227,8 @@ def test_cut_unbiased_mirrored_image_gives_mirrored_crop():
     image = cv2.GaussianBlur(rng.integers(0, 256, (300, 400, 3), np.uint8), (9, 9), 0)
     place = {"scale": np.array([0.9, 1.2]), "rotation": 0.0, "mirrored": False, "size": (192, 256)}
     for unbiased in (True, False):
-        plain, _ = cut(image, np.array([180.0, 140.0]), **place, unbiased=unbiased)
-        mirrored, _ = cut(
+        plain, _ = crop_person(image, np.array([180.0, 140.0]), **place, unbiased=unbiased)
+        mirrored, _ = crop_person(
             np.ascontiguousarray(image[:, ::-1]),
             np.array([399 - 180.0, 140.0]),
             **place,
@@ -374,7 +374,7 @@ def test_average_flipped_one_pass_equals_pytorch(way, shift, monkeypatch):
     elif flip._compiled is None:
         pytest.skip("poise.codecs._flip is not built here")
     maps = torch.randn(2, 3, 17, 16, 12, generator=torch.Generator().manual_seed(3))
-    order = torch.from_numpy(COCO.flip_order)
+    order = torch.from_numpy(COCO.flip_indices)
     for one, other in (
         maps,
         maps.contiguous(memory_format=torch.preserve_format)

@@ -138,7 +138,9 @@ def test_average_flipped_with_shift_equals_mmpose(heatmaps):
     figures = FIGURES["flip_back_shift"]
     maps = torch.from_numpy(heatmaps)
     back = (
-        average_flipped(torch.zeros_like(maps), maps, torch.from_numpy(COCO.flip_order), shift=True)
+        average_flipped(
+            torch.zeros_like(maps), maps, torch.from_numpy(COCO.flip_indices), shift=True
+        )
         * 2
     )
     assert float(back.abs().sum()) == pytest.approx(figures["abs_sum"], rel=1e-5)
@@ -175,7 +177,7 @@ def test_augment_mmpose_order_gives_the_same_crop():
         # the mirrored centre moves the other way
         their_center = augment.shift_center(center, scale, move)
         their_center[0] = width - 1 - their_center[0]
-        mirrored = joints[COCO.flip_order] * [-1, 1] + [width - 1, 0]
+        mirrored = joints[COCO.flip_indices] * [-1, 1] + [width - 1, 0]
         their_scale = scale
         ours_center, our_scale = augment.shift_center(center, scale, move), scale
         if upper is not None:
@@ -188,4 +190,6 @@ def test_augment_mmpose_order_gives_the_same_crop():
         matrix = crops.crop_matrix(
             our_center, our_scale * factor, rotation, (192, 256), mirror_width=width
         )
-        assert np.abs(crops.transform_points(joints, matrix)[COCO.flip_order] - theirs).max() < 1e-3
+        assert (
+            np.abs(crops.transform_points(joints, matrix)[COCO.flip_indices] - theirs).max() < 1e-3
+        )

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from poise import config
 from poise.config import datasets
-from poise.config.datasets import COCO, MPII, dataset, dataset_of, read_dataset
+from poise.config.datasets import COCO, MPII, dataset_info, load_dataset_info, read_dataset
 from poise.datasets import converters, load_split
 from poise.datasets.validation import run
 from poise.errors import ConfigError, DataError, single_line
@@ -52,26 +52,26 @@ def refusal(call, *args):
 
 
 def test_shipped_datasets_are_listed():
-    assert datasets.shipped() == ["coco", "crowdpose", "mpii", "template"]
+    assert datasets.builtin_datasets() == ["coco", "crowdpose", "mpii", "template"]
 
 
-@pytest.mark.parametrize("name", datasets.shipped())
+@pytest.mark.parametrize("name", datasets.builtin_datasets())
 def test_dataset_flip_pairs_match_left_and_right(name):
     """A mirror swaps every left joint with the right one of the same name and nothing else;
     limbs and halves stay what they are.
     """
-    found = dataset(name).skeleton
+    found = load_dataset_info(name).skeleton
     other = [
         f"{MIRROR[side]}_{rest}" if side in MIRROR else joint
         for joint in found.names
         for side, _, rest in [joint.partition("_")]
     ]
-    assert [found.names[j] for j in found.flip_order] == other
-    assert [found.side(j) for j in range(found.num_joints)] == [
+    assert [found.names[j] for j in found.flip_indices] == other
+    assert [found.side(j) for j in range(found.num_keypoints)] == [
         -1 if n.startswith("left") else 1 if n.startswith("right") else 0 for n in found.names
     ]
-    order = found.flip_order
-    for members in (found.upper_body, found.both_halves):
+    order = found.flip_indices
+    for members in (found.upper_body, found.shared_body):
         assert {int(order[j]) for j in members} == set(members)
     assert {frozenset(order[list(limb)].tolist()) for limb in found.limbs} == {
         frozenset(limb) for limb in found.limbs
@@ -79,20 +79,20 @@ def test_dataset_flip_pairs_match_left_and_right(name):
     assert np.array_equal(np.array(found.sigmas)[order], found.sigmas) and np.array_equal(
         np.array(found.weights)[order], found.weights
     )
-    assert {joint for limb in found.limbs for joint in limb} == set(range(found.num_joints))
-    assert dataset(name).remarks == ()
+    assert {joint for limb in found.limbs for joint in limb} == set(range(found.num_keypoints))
+    assert load_dataset_info(name).remarks == ()
 
 
 def test_coco_and_mpii_facts_equal_published():
     assert (
         COCO.sigmas == pytest.approx(Params("keypoints").kpt_oks_sigmas)
-        and COCO.num_joints == 17
-        and MPII.num_joints == 16
+        and COCO.num_keypoints == 17
+        and MPII.num_keypoints == 16
     )
     assert (
         COCO.upper_body == tuple(range(11))
         and MPII.upper_body == tuple(range(7, 16))
-        and COCO.both_halves == (11, 12)
+        and COCO.shared_body == (11, 12)
     )
     assert (
         COCO.names[0] == "nose"
@@ -143,7 +143,7 @@ def test_template_documents_every_key():
     ],
 )
 def test_dataset_files_paths_equal_published_layout(name, set_name, annotations, images, labelled):
-    files = dataset(name).files(set_name)
+    files = load_dataset_info(name).files(set_name)
     assert (files.annotations, files.images, files.labelled) == (annotations, images, labelled)
     assert (files.head_boxes == "annot/gt_valid.mat") == (set_name == "valid")
 
@@ -173,14 +173,14 @@ def test_shipped_from_other_working_folder_is_equal(tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["pelvis", *datasets.shipped()]
+    assert done.stdout.split() == ["pelvis", *datasets.builtin_datasets()]
 
 
 def test_dataset_missing_folder_raises_and_custom_file_loads(monkeypatch, tmp_path, written):
     """A package that was copied out of the repository says so, and still takes a file of one's
     own.
     """
-    monkeypatch.setattr(datasets, "FOLDER", tmp_path / "gone")
+    monkeypatch.setattr(datasets, "DATASETS_DIR", tmp_path / "gone")
     monkeypatch.setattr(datasets, "_last_read", {})
     path = tmp_path / "e.yaml"
     path.write_text("DATASET: {DATASET: coco}\n")
@@ -199,7 +199,7 @@ def test_dataset_missing_folder_raises_and_custom_file_loads(monkeypatch, tmp_pa
 def test_load_experiment_takes_values_of_its_dataset_file(tmp_path, written):
     path = experiment(tmp_path, written())
     cfg = config.load(path)
-    assert (cfg.MODEL.NUM_JOINTS, cfg.DATASET.DATASET) == (5, "dots5") and dataset_of(
+    assert (cfg.MODEL.NUM_JOINTS, cfg.DATASET.DATASET) == (5, "dots5") and dataset_info(
         cfg
     ).skeleton.names[1] == "left_0"
     (tmp_path / "again.yaml").write_text(cfg.dump())  # the config.yaml of a run
@@ -255,7 +255,7 @@ def test_read_dataset_missing_keys_take_defaults_with_remarks(written):
         "has no sigmas, so the OKS takes 0.067 for every joint" in found.remarks[0]
         and "left_0, right_0, left_1, right_1 are in no flip_pairs" in found.remarks[1]
     )
-    assert found.skeleton.flip_order.tolist() == list(range(5))
+    assert found.skeleton.flip_indices.tolist() == list(range(5))
 
 
 def test_read_set_dataset_remarks_are_logged_once(tmp_path, caplog):
@@ -331,7 +331,7 @@ def test_read_dataset_ultralytics_file_gives_keypoints_and_paths(tmp_path, yolo_
     assert found.skeleton.sigmas == (1 / 3,) * 3 and found.skeleton.upper_body == ()
     assert (
         found.files("val")
-        == skeleton.SetFiles("annotations/val.json", "images/val", yolo_labels="labels/val")
+        == skeleton.SplitInfo("annotations/val.json", "images/val", yolo_labels="labels/val")
         and len(found.sets) == 2
     )
     assert found.remarks == (
@@ -353,15 +353,15 @@ def test_read_dataset_ultralytics_file_gives_keypoints_and_paths(tmp_path, yolo_
     )
 
 
-@pytest.mark.parametrize("names", [{0: list(dataset("coco").skeleton.names)}, None])
+@pytest.mark.parametrize("names", [{0: list(load_dataset_info("coco").skeleton.names)}, None])
 def test_read_dataset_ultralytics_coco_keypoints_take_coco_facts(yolo_file, names):
     found, coco = (
         read_dataset(
             yolo_file(kpt_shape=[17, 3], flip_idx=COCO_FLIP, kpt_names=names, names={0: "person"})
         ),
-        dataset("coco").skeleton,
+        load_dataset_info("coco").skeleton,
     )
-    for key in ("names", "sigmas", "limbs", "upper_body", "both_halves", "weights"):
+    for key in ("names", "sigmas", "limbs", "upper_body", "shared_body", "weights"):
         assert getattr(found.skeleton, key) == getattr(coco, key)
     assert set(found.skeleton.flip_pairs) == set(coco.flip_pairs)
     assert [remark.split(": ")[1][:16] for remark in found.remarks] == (
@@ -378,7 +378,7 @@ def test_load_ultralytics_without_flip_idx_disables_flips(tmp_path, yolo_file):
     cfg = config.load(path, ["DATASET.FLIP", True, "TEST.FLIP_TEST", True])
     assert (cfg.DATASET.FLIP, cfg.TEST.FLIP_TEST, cfg.DATASET.PROB_HALF_BODY) == (False, False, 0)
     assert (
-        dataset_of(cfg).remarks[-1]
+        dataset_info(cfg).remarks[-1]
         == f"{tmp_path}/data.yaml: has no flip_idx; DATASET.FLIP and TEST.FLIP_TEST are off, as in"
         " ultralytics"
     )
@@ -393,10 +393,10 @@ def test_read_dataset_ultralytics_paths_resolve_as_ultralytics(tmp_path, yolo_fi
     (tmp_path / "train" / "images").mkdir(parents=True)
     found = read_dataset(yolo_file(path=None, train="../train/images", val="/elsewhere/val/images"))
     assert found.root == str(tmp_path) and found.name == tmp_path.name
-    assert found.files("train") == skeleton.SetFiles(
+    assert found.files("train") == skeleton.SplitInfo(
         "annotations/train.json", "train/images", yolo_labels="train/labels"
     )
-    assert found.files("val") == skeleton.SetFiles(
+    assert found.files("val") == skeleton.SplitInfo(
         "annotations/val.json", "/elsewhere/val/images", yolo_labels="/elsewhere/val/labels"
     )
     (tmp_path / "work" / "hand").mkdir(parents=True)
@@ -678,7 +678,7 @@ def test_docs_datasets_files_load(tmp_path, monkeypatch):
         5,
         "hands",
         "pose_hrnet",
-    ) and dataset_of(cfg).category == "hand"
+    ) and dataset_info(cfg).category == "hand"
     assert datasets.annotation_path(cfg, "train").as_posix() == "data/hands/annotations/train.json"
     path.write_text("_BASE_: ../coco/hrnet/w32_256x192_adam_lr1e-3.yaml\n" + mix)
     cfg = config.load(path)

@@ -13,7 +13,7 @@ from poise import config
 from poise.config import datasets
 from poise.datasets import coco, load_split
 from poise.errors import ConfigError, DataError, escape_name
-from poise.structures.person_table import PackedNames
+from poise.structures.person_table import PackedStrings
 
 JOINTS = [value for joint in range(17) for value in (50.0 + joint, 40.0 + 2 * joint, 2)]
 # ids that are neither sorted nor equal to the file names
@@ -645,7 +645,7 @@ def test_select_data_drops_persons_with_distant_keypoints(annotated, experiment)
 
 def test_packed_names_equal_the_list():
     names = ["", "a.jpg", "größe/日本.png", "x" * 300, "\udcff.jpg"]
-    packed = PackedNames.of(names)
+    packed = PackedStrings.pack(names)
     assert len(packed) == 5 and [packed[i] for i in range(5)] == names and list(packed) == names
     with pytest.raises(IndexError):
         packed[5]

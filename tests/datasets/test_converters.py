@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from poise.config.datasets import dataset, read_dataset
+from poise.config.datasets import load_dataset_info, read_dataset
 from poise.datasets import ImageFolder, converters
 from poise.datasets.converters.images import describe_skipped, image_size
 from poise.errors import DataError, run_tool
@@ -95,7 +95,7 @@ def test_write_coco_output_is_readable_for_training(made, tmp_path):
 
 def test_read_yolo_real_labels_equal_coco(shared):
     """YOLO text of COCO's val2017 against COCO's own annotations of the same images."""
-    subset, data = shared / "data" / "coco_subset", dataset("coco")
+    subset, data = shared / "data" / "coco_subset", load_dataset_info("coco")
     pictures = {
         p.name: p
         for p in converters.read(
@@ -749,7 +749,7 @@ def test_read_yolo_exif_rotated_image_uses_upright_size(made, tmp_path, caplog):
 
 
 def test_read_yolo_real_exif_images_equal_expected(shared):
-    field, data = shared / "field" / "yolo_exif", dataset("coco")
+    field, data = shared / "field" / "yolo_exif", load_dataset_info("coco")
     truth = {
         picture.name: picture
         for picture in converters.read("coco", field / "expected_coco.json", data)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from poise import config
 from poise.codecs import CODECS, build_codec
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.datasets import build_loader, load_split, select_data
 from poise.engine import evaluate, train
 from poise.engine.records import TrainRecords
@@ -330,7 +330,7 @@ def test_build_loader_mirrored_person_swaps_sides(tmp_path):
     seen = 0
     for batch in loader:
         joints, visible = batch["joints"].numpy(), batch["visible"].numpy() > 0
-        for left, right in dataset_of(cfg).skeleton.flip_pairs:
+        for left, right in dataset_info(cfg).skeleton.flip_pairs:
             both = visible[:, left] & visible[:, right]
             assert (joints[both, left, 0] > joints[both, right, 0]).all()
             seen += both.sum()

@@ -18,7 +18,7 @@ from poise.datasets.sampler import EpochBatchSampler
 from poise.errors import DataError
 from poise.io.images import ImageFolder
 from poise.structures.crops import box_to_center_scale
-from poise.structures.person_table import PackedNames, PersonTable
+from poise.structures.person_table import PackedStrings, PersonTable
 
 SIZE = (96, 128)
 FULL = Augmentation(
@@ -36,7 +36,7 @@ def table_of(joints, visible, box, names=("a.png",), image_index=None):
     center, scale = box_to_center_scale(np.tile(box, (count, 1)), SIZE[0] / SIZE[1])
     return PersonTable(
         COCO,
-        PackedNames.of(list(names)),
+        PackedStrings.pack(list(names)),
         np.arange(len(names)),
         np.asarray(range(count) if image_index is None else image_index, np.int32),
         center,
@@ -143,7 +143,7 @@ def test_dataset_augmented_keypoints_stay_on_their_pixels(dotted):
     """
     table, images = dotted
     dataset = crops(table, images, augmentation=FULL)
-    counterpart, mirrored, seen = COCO.flip_order, 0, 0
+    counterpart, mirrored, seen = COCO.flip_indices, 0, 0
     for epoch in range(60):
         crop, joints, visible = sample(dataset, epoch)
         # joint 16 has no label; in a mirrored sample it is its counterpart, 15, that has none
@@ -169,7 +169,7 @@ def test_dataset_mirror_swaps_image_and_keypoints(dotted):
     # one pixel of the crop is the mirror axis' half-pixel, see poise.structures.crops
     difference = np.abs(flipped[0][:, 1:].astype(int) - plain[:, ::-1][:, :-1]).mean()
     assert difference < 2 < np.abs(flipped[0].astype(int) - plain).mean()
-    where = plain_joints[COCO.flip_order][:15] * (-1, 1) + (SIZE[0], 0)
+    where = plain_joints[COCO.flip_indices][:15] * (-1, 1) + (SIZE[0], 0)
     assert np.allclose(flipped[1][:15], where, atol=0.01)
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 from PIL import Image
-from poise.config.datasets import dataset
+from poise.config.datasets import load_dataset_info
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
 from poise.datasets.loader import BatchLoader, TopDownDataset, close_loaders
@@ -16,7 +16,7 @@ def annotations(folder, persons=3):
     """A COCO file of one image, with persons of 17 labelled keypoints, and a detection file."""
     Image.new("RGB", (96, 80), (30, 60, 90)).save(folder / "a.png")
     boxes = [[10 + n, 10, 40, 60] for n in range(persons)]
-    names = list(dataset("coco").skeleton.names)
+    names = list(load_dataset_info("coco").skeleton.names)
     (folder / "persons.json").write_text(
         json.dumps(
             {
@@ -50,7 +50,7 @@ def annotations(folder, persons=3):
 
 def test_batch_loader_keywords_give_augmented_crops(tmp_path):
     annotations(tmp_path)
-    table = coco.read_annotated(tmp_path / "persons.json", dataset("coco"))
+    table = coco.read_annotated(tmp_path / "persons.json", load_dataset_info("coco"))
     crops = TopDownDataset(table, ImageFolder(tmp_path), augmentation=Augmentation())
     loader = BatchLoader(crops, EpochBatchSampler(len(table), 2, shuffle=True, seed=0))
     try:
@@ -67,7 +67,7 @@ def test_batch_loader_keywords_give_augmented_crops(tmp_path):
 
 def test_read_detected_keywords_drop_low_scores(tmp_path):
     annotations(tmp_path)
-    paths = tmp_path / "persons.json", dataset("coco"), tmp_path / "detections.json"
+    paths = tmp_path / "persons.json", load_dataset_info("coco"), tmp_path / "detections.json"
     assert len(coco.read_detected(*paths)) == 3
     table = coco.read_detected(*paths, min_score=0.5, aspect=1.0)
     assert table.score.tolist() == [0.9, 0.9] and not table.has_keypoints
@@ -89,6 +89,6 @@ def test_read_persons_keywords_read_mpii(tmp_path):
             ]
         )
     )
-    table = mpii.read_persons(path, dataset("mpii").skeleton)
+    table = mpii.read_persons(path, load_dataset_info("mpii").skeleton)
     assert len(table) == 1 and table.keypoints.shape == (1, 16, 2)
     assert table.keypoints[0, 0].tolist() == [19.0, 29.0]

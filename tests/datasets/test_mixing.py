@@ -10,14 +10,14 @@ import torch
 import yaml
 from poise import config
 from poise.codecs import build_codec
-from poise.config.datasets import COCO, MPII, dataset, joint_places
+from poise.config.datasets import COCO, MPII, joint_mapping, load_dataset_info
 from poise.datasets import build_loader, load_split, mixing
 from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import train
 from poise.engine.records import TrainRecords
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError, DataError
-from poise.structures.person_table import UNKNOWN
+from poise.structures.person_table import NOT_ANNOTATED
 from support.custom_datasets import experiment, joint_names, make_set
 from support.runs import forget_log_handlers
 
@@ -70,17 +70,17 @@ def refusal(call, *args, kind=ConfigError, **options):
 
 
 def test_keypoint_mapping_mpii_and_crowdpose_to_coco():
-    coco, mpii, crowd = (dataset(name) for name in ("coco", "mpii", "crowdpose"))
-    places = joint_places(mpii, coco, {})
+    coco, mpii, crowd = (load_dataset_info(name) for name in ("coco", "mpii", "crowdpose"))
+    places = joint_mapping(mpii, coco, {})
     assert len(places) == 12 and all(
         MPII.names[theirs] == COCO.names[ours] for theirs, ours in places.items()
     )
     assert (
-        len(joint_places(crowd, coco, {})) == 12
-        and len(joint_places(mpii, crowd, {"head_top": "head", "upper_neck": "neck"})) == 14
+        len(joint_mapping(crowd, coco, {})) == 12
+        and len(joint_mapping(mpii, crowd, {"head_top": "head", "upper_neck": "neck"})) == 14
     )
     # a joint that another one is said to be takes no second place
-    assert joint_places(coco, coco, {"left_eye": "nose"}) == {j: j for j in range(3, 17)} | {
+    assert joint_mapping(coco, coco, {"left_eye": "nose"}) == {j: j for j in range(3, 17)} | {
         1: 0,
         2: 2,
     }
@@ -106,7 +106,7 @@ def test_load_split_mix_concatenates_tables(loaded, sets):
                 table.keypoints[24:, ours], other.keypoints[:, theirs]
             ) and np.array_equal(table.visibility[24:, ours], other.visibility[:, theirs])
         else:
-            assert (table.visibility[24:, ours] == UNKNOWN).all() and not table.keypoints[
+            assert (table.visibility[24:, ours] == NOT_ANNOTATED).all() and not table.keypoints[
                 24:, ours
             ].any()
     assert np.array_equal(table.scale[24:], other.scale) and len(np.unique(table.image_ids)) == 26
@@ -133,7 +133,7 @@ def test_load_split_mix_joints_key_renames_keypoints(loaded):
         ),
         train=True,
     )
-    assert (table.visibility != UNKNOWN).all()
+    assert (table.visibility != NOT_ANNOTATED).all()
 
 
 def test_loader_mix_mirrors_by_pairs_of_first_dataset(loaded):
@@ -148,8 +148,8 @@ def test_loader_mix_mirrors_by_pairs_of_first_dataset(loaded):
     for epoch in range(6):
         batch = crops.__getitems__([(epoch, person) for person in range(24, len(table))])
         for row in batch["visible"].numpy():
-            assert (row == UNKNOWN).sum() == 1
-            sides.add(int(np.flatnonzero(row == UNKNOWN)[0]))
+            assert (row == NOT_ANNOTATED).sum() == 1
+            sides.add(int(np.flatnonzero(row == NOT_ANNOTATED)[0]))
     assert sides == {left, right}
 
 
@@ -173,7 +173,7 @@ def test_loss_mix_not_annotated_keypoints_do_not_count(loaded, codec, loss, ohkm
         torch.rand(10, 5, 16, 16, requires_grad=True) for _ in range(4 if loss == "mspn" else 1)
     ]
     codec.loss(outputs, targets).backward()
-    unknown = batch["visible"] == UNKNOWN
+    unknown = batch["visible"] == NOT_ANNOTATED
     assert unknown.any(dim=1).tolist() == [False] * 4 + [True] * 6
     for output in outputs:
         assert not output.grad[unknown].any() and output.grad[batch["visible"] == 2].abs().sum() > 0
@@ -356,7 +356,7 @@ def test_load_split_mix_coco_and_mpii(small_set, small_mpii_set, tmp_path):
     table, images = load_split(cfg, train=True)
     alone = load_split(mixing.cfg_for_source(cfg, "mpii"), train=True)[0]
     mine = table.visibility[-len(alone) :]
-    assert ((mine == UNKNOWN).sum(axis=1) == 5).all() and (mine[:, 5:] >= 0).all()
+    assert ((mine == NOT_ANNOTATED).sum(axis=1) == 5).all() and (mine[:, 5:] >= 0).all()
     assert np.array_equal(
         table.keypoints[-len(alone) :, COCO.names.index("left_knee")],
         alone.keypoints[:, MPII.names.index("left_knee")],

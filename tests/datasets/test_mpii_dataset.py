@@ -192,7 +192,7 @@ def test_read_table_missing_file_raises(tmp_path, experiment):
     command = f"; how to get it: python tools/prepare_data.py mpii --root {tmp_path}"
     assert text.endswith(command)
     assert refusal(datasets.image_folder(experiment(), "valid").check).endswith(command)
-    assert refusal(datasets.present_headbox_path, experiment()).endswith(command)
+    assert refusal(datasets.require_headbox_path, experiment()).endswith(command)
 
 
 def test_image_folder_follows_format(tmp_path, experiment):

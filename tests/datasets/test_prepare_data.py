@@ -14,7 +14,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from poise.config.sources import SOURCES, Archive, ByHand, Source
+from poise.config.sources import SOURCES, Archive, ManualDownload, Source
 from poise.datasets import prepare as prepare_data
 from poise.errors import ConfigError, DataError, run_tool, single_line
 from support.paths import ROOT
@@ -131,7 +131,7 @@ def source(server):
             ),
         ),
         (
-            ByHand(
+            ManualDownload(
                 "person_detection_results/boxes.json", "boxes", "fetch them", "detections", "tests"
             ),
         ),
@@ -452,7 +452,7 @@ def test_sources_have_https_urls_and_counts():
         for archive in (*source.archives, *source.local):
             assert (
                 archive.files > 0
-                and archive.wanted
+                and archive.members
                 and (not archive.digest or len(archive.digest) == 36)
             )
-            assert all(not target.startswith(("/", "..")) for target in archive.wanted.values())
+            assert all(not target.startswith(("/", "..")) for target in archive.members.values())

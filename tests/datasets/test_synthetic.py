@@ -196,7 +196,7 @@ def _score(truth, change):
 def test_make_coco_only_correct_keypoints_score(truth):
     stats = _score(truth, lambda joints, _: joints[:, :2])
     assert stats[0] == stats[3] == stats[4] == 1.0
-    assert _score(truth, lambda joints, _: joints[COCO.flip_order, :2])[0] < 0.15
+    assert _score(truth, lambda joints, _: joints[COCO.flip_indices, :2])[0] < 0.15
     assert _score(truth, lambda joints, _: joints[:, :2] + 8)[0] < 0.35
     assert (
         _score(

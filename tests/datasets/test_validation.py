@@ -778,7 +778,7 @@ def test_left_right_real_persons_all_swapped_is_reported(shared):
         17,
         "person",
     )
-    keypoints, findings = columns["keypoints"][:, COCO.flip_order], Findings("set")
+    keypoints, findings = columns["keypoints"][:, COCO.flip_indices], Findings("set")
     left_right.check(findings, keypoints[:, :, :2], keypoints[:, :, 2] > 0, COCO)
     assert "faces, as in a mirror" in findings.found[0].text
 
@@ -1031,14 +1031,14 @@ def test_box_forms():
     boxes, sizes = np.array([[10.0, 20, 30, 60]]), np.array([[100.0, 200]])
     forms = {
         form.split(",")[0]: others[0].tolist()
-        for form, others in box_forms.other_forms(boxes, sizes).items()
+        for form, others in box_forms.convert_from_other_formats(boxes, sizes).items()
     }
     assert (
         forms["left"] == [10, 20, 20, 40]
         and forms["the centre"] == [-5, -10, 30, 60]
         and forms["y"] == [20, 10, 60, 30]
     )
-    assert box_forms.best_overlaps(
+    assert box_forms.best_iou(
         boxes, np.array([3]), np.array([[10.0, 20, 30, 30], [10, 20, 30, 60]]), np.array([3, 4])
     ).tolist() == [0.5]
-    assert box_forms.overlaps(boxes, np.array([[10.0, 20, -5, 5]])).tolist() == [0]
+    assert box_forms.elementwise_iou(boxes, np.array([[10.0, 20, -5, 5]])).tolist() == [0]

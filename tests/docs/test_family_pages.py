@@ -38,7 +38,7 @@ def test_every_family_has_its_page():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 class TestPage:
     def test_keys(self, page):
-        known = {key for key, _ in diff.flat(default_config())} | {"MODEL.EXTRA"}
+        known = {key for key, _ in diff.flatten(default_config())} | {"MODEL.EXTRA"}
         known |= {f"MODEL.EXTRA.{key}" for model in MODELS.values() for key in model.extra_keys}
         named = set(re.findall(rf"\b(?:{GROUPS})\.[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*\b", here(page)))
         named |= set(re.findall(r"`([A-Z][A-Z_]+) [\"\d(A-Z]", here(page)))  # GPUS "(0,1)"

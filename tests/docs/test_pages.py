@@ -32,7 +32,7 @@ def source_of(tool):
 
 
 def config_keys():
-    known = {key for key, _ in diff.flat(default_config())}
+    known = {key for key, _ in diff.flatten(default_config())}
     known.add("DATASET.MIX")  # a group without keys of its own
     return known | {f"MODEL.EXTRA.{key}" for model in MODELS.values() for key in model.extra_keys}
 

@@ -66,7 +66,7 @@ def files(tmp_path):
     truth = truth_of(content)
     found = perfect(truth).only(np.arange(12) != 5)
     keypoints = found.keypoints.copy()
-    keypoints[0] = keypoints[0][truth.skeleton.flip_order]
+    keypoints[0] = keypoints[0][truth.skeleton.flip_indices]
     found = with_more(
         with_keypoints(found, keypoints),
         np.array([3]),
@@ -997,7 +997,7 @@ def test_analyze_crowdpose_equals_test_table(tmp_path, shared):
     """The first table is that of tools/test.py, whose areas are shares of the boxes; CrowdPose's
     annotations have none.
     """
-    from poise.config.datasets import dataset
+    from poise.config.datasets import load_dataset_info
     from poise.evaluation import (
         crowd_average_precision,
         read_ground_truth,
@@ -1011,7 +1011,7 @@ def test_analyze_crowdpose_equals_test_table(tmp_path, shared):
     made = report.build_report([results], truth, data="crowdpose")
     content, sigmas = (
         read_ground_truth(truth, area_of_box=AREA_OF_BOX),
-        dataset("crowdpose").skeleton.sigmas,
+        load_dataset_info("crowdpose").skeleton.sigmas,
     )
     ids, _, keypoints, scores = result_arrays(content, read_results(results), sigmas)
     figures = made.figures[0]

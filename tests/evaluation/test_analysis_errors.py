@@ -34,7 +34,7 @@ from support.planted_errors import (
     with_more,
 )
 
-PAIRED = np.flatnonzero(COCO.flip_order != np.arange(17))
+PAIRED = np.flatnonzero(COCO.flip_indices != np.arange(17))
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
 
 
@@ -119,7 +119,7 @@ def expected_ap(oks):
 def test_diagnosis_mirrored_keypoints_are_inversions(truth):
     found = perfect(truth)
     keypoints = found.keypoints.copy()
-    keypoints[:10] = keypoints[:10][:, COCO.flip_order]
+    keypoints[:10] = keypoints[:10][:, COCO.flip_indices]
     counts, costs, base = diagnosis(with_keypoints(found, keypoints))
     assert counts == {**dict.fromkeys(KINDS, 0), "good": 40 * 17 - 160, "inversion": 160}
     # put right, a mirrored joint lies where the other one's would: exactly
@@ -134,7 +134,7 @@ def test_diagnosis_keypoints_on_other_person_are_swaps(truth, mirrored):
     """
     found, arms = perfect(truth), np.array([7, 8, 9, 10])
     keypoints = found.keypoints.copy()
-    theirs = COCO.flip_order[arms] if mirrored else arms
+    theirs = COCO.flip_indices[arms] if mirrored else arms
     keypoints[np.ix_(np.arange(0, 20, 2), arms)] = keypoints[np.ix_(np.arange(1, 21, 2), theirs)]
     counts, costs, base = diagnosis(with_keypoints(found, keypoints))
     assert counts == {**dict.fromkeys(KINDS, 0), "good": 40 * 17 - 40, "swap": 40}
@@ -303,7 +303,7 @@ def test_diagnosis_crowded_images_equal_plain_loops():
         mixed[person, swapped] = labels[neighbour, swapped, :2] + rng.normal(
             0, 3, (swapped.sum(), 2)
         )
-        mixed[person, mirrored] = labels[person, COCO.flip_order[mirrored], :2] + rng.normal(
+        mixed[person, mirrored] = labels[person, COCO.flip_indices[mirrored], :2] + rng.normal(
             0, 3, (mirrored.sum(), 2)
         )
     found = with_more(
@@ -331,7 +331,7 @@ def test_diagnosis_crowded_images_equal_plain_loops():
             and truth.counted[g]
         ]
         for joint in range(17):
-            point, other_side = found.keypoints[d, joint, :2], COCO.flip_order[joint]
+            point, other_side = found.keypoints[d, joint, :2], COCO.flip_indices[joint]
             own = similarity(point, labels[person, joint], joint, person)
             values = {
                 "jitter": own,
@@ -442,11 +442,11 @@ def test_diagnosis_recorded_predictions_are_consistent(tmp_path):
     assert counts["good"] == sum(counts.values()) and base["AP"] > 0.99
     # left and right exchanged: a joint of a pair whose both are labelled is now an inversion,
     # unless the two lie so near that it is good
-    mirrored = with_keypoints(exact, exact.keypoints[:, COCO.flip_order])
+    mirrored = with_keypoints(exact, exact.keypoints[:, COCO.flip_indices])
     errors = error_kinds.joint_errors(mirrored)
     both = np.zeros(errors.kind.shape, bool)
     visible = labels[errors.person, :, 2] > 0
-    both[:, PAIRED] = (visible & visible[:, COCO.flip_order])[:, PAIRED]
+    both[:, PAIRED] = (visible & visible[:, COCO.flip_indices])[:, PAIRED]
     # some of them are more like a neighbour than like themselves now, and a joint's other side may
     # lie near enough to be jitter
     itself = who[errors.prediction] == errors.person

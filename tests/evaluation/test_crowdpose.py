@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 import pytest
 from poise import config, evaluation
-from poise.config.datasets import dataset
+from poise.config.datasets import load_dataset_info
 from poise.datasets import load_split
 from poise.engine import evaluate, train
 from poise.engine.records import TrainRecords
@@ -197,16 +197,16 @@ def ours(truth, results):
     return evaluation.crowd_average_precision(
         evaluation.read_ground_truth(truth, 14, area_of_box=AREA_OF_BOX),
         *arrays,
-        dataset("crowdpose").skeleton.sigmas,
+        load_dataset_info("crowdpose").skeleton.sigmas,
     )
 
 
 def test_crowdpose_dataset_has_published_keypoints_and_sigmas():
-    skeleton = dataset("crowdpose").skeleton
+    skeleton = load_dataset_info("crowdpose").skeleton
     assert (
-        skeleton.num_joints == 14
+        skeleton.num_keypoints == 14
         and list(skeleton.sigmas) == SIGMAS
-        and dataset("crowdpose").metric == "crowdpose"
+        and load_dataset_info("crowdpose").metric == "crowdpose"
     )
 
 

@@ -66,7 +66,7 @@ class Made:
             self.boxes,
             self.joints,
             2.0 * self.labelled,
-            MPII.flip_order,
+            MPII.flip_indices,
             figures,
             self.weights,
         )
@@ -114,7 +114,7 @@ def _away(made):
 
 
 def _exchange(made):
-    made.keypoints = made.keypoints[:, MPII.flip_order]
+    made.keypoints = made.keypoints[:, MPII.flip_indices]
 
 
 def _order(made):

@@ -666,7 +666,7 @@ def test_weights_trained_otherwise_are_told_of(tmp_path, caplog):
     cfg, file = narrow("resnet", tmp_path, *SHALLOW)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     export(
-        config.changed(cfg, ["DATASET.COLOR_RGB", not cfg.DATASET.COLOR_RGB]),
+        config.override(cfg, ["DATASET.COLOR_RGB", not cfg.DATASET.COLOR_RGB]),
         file,
         tmp_path / "net.torchscript",
         "torchscript",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from poise.io import decoding
 from poise.io.decoding import EncodedImage
-from poise.structures.crops import cut_matrix, needed_region
+from poise.structures.crops import person_crop_matrix, source_roi
 
 compiled = pytest.mark.skipif(
     decoding._jpeg is None,
@@ -156,7 +156,7 @@ def crops_are_equal(data, rng, count, size=(96, 128)):
     for _ in range(count):
         center = rng.uniform(-0.1, 1.1, 2) * (width, height)
         extent = rng.uniform(0.05, 0.9) * height
-        matrix = cut_matrix(
+        matrix = person_crop_matrix(
             width,
             center,
             np.array([extent * 0.75, extent]) / 200,
@@ -165,7 +165,7 @@ def crops_are_equal(data, rng, count, size=(96, 128)):
             size,
             bool(rng.integers(0, 2)),
         )
-        box = needed_region(matrix, size, (width, height))
+        box = source_roi(matrix, size, (width, height))
         part = EncodedImage(data).with_region(box)
         one, other = (
             cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR) for image in (whole, part)
@@ -188,7 +188,7 @@ def test_region_holds_all_that_a_crop_looks_at():
     image, rng = picture(6), np.random.default_rng(7)
     for _ in range(200):
         extent = rng.uniform(3, 250)
-        matrix = cut_matrix(
+        matrix = person_crop_matrix(
             203,
             rng.uniform(-30, 230, 2),
             np.array([extent, extent]) / 200,
@@ -196,7 +196,7 @@ def test_region_holds_all_that_a_crop_looks_at():
             bool(rng.integers(0, 2)),
             (64, 64),
         )
-        left, top, right, bottom = needed_region(matrix, (64, 64), (203, 157))
+        left, top, right, bottom = source_roi(matrix, (64, 64), (203, 157))
         assert 0 <= left < right <= 203 and 0 <= top < bottom <= 157
         other = rng.integers(0, 256, image.shape).astype(np.uint8)
         other[top:bottom, left:right] = image[top:bottom, left:right]

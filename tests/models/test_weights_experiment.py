@@ -178,7 +178,7 @@ def test_estimator_overrides_complete_the_experiment(tmp_path, trained):
     assert (
         PoseEstimator(
             path, tmp_path / "five.pth", device="cpu", overrides=words
-        ).skeleton.num_joints
+        ).skeleton.num_keypoints
         == 5
     )
 
@@ -210,12 +210,12 @@ def test_estimator_overrides_complete_the_experiment(tmp_path, trained):
 def test_load_trained_other_settings_logs_a_warning(changes, said, trained, tmp_path, caplog):
     path, words = command_line("resnet")
     cfg = config.load(ROOT / path, words)
-    own = config.changed(
+    own = config.override(
         cfg,
         ["DATASET.COLOR_RGB", True, "MODEL.IMAGE_SIZE", [64, 64], "MODEL.HEATMAP_SIZE", [16, 16]],
     )
     torch.save(checkpoint.state_of(own, small("resnet"), "x"), tmp_path / "moved.pth")
-    tested = config.changed(own, changes)
+    tested = config.override(own, changes)
     load_trained_weights(tested, build_model(tested), tmp_path / "moved.pth")
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert told == (
@@ -231,7 +231,7 @@ def test_load_trained_other_settings_logs_a_warning(changes, said, trained, tmp_
 def test_load_trained_prefers_embedded_config_to_config_yaml(trained, tmp_path, caplog):
     cfg, file = trained("resnet")
     (tmp_path / "best.pth").write_bytes(file.read_bytes())
-    (tmp_path / "config.yaml").write_text(config.changed(cfg, ["MODEL.TARGET_TYPE", "udp"]).dump())
+    (tmp_path / "config.yaml").write_text(config.override(cfg, ["MODEL.TARGET_TYPE", "udp"]).dump())
     load_trained_weights(cfg, build_model(cfg), tmp_path / "best.pth")
     assert "was trained with" not in caplog.text
 

@@ -182,7 +182,7 @@ def test_post_processing_of_the_reference(monkeypatch):
     from poise.codecs.flip import average_flipped
     from poise.config.datasets import COCO
 
-    ours = average_flipped(output, output.flip(0), torch.from_numpy(COCO.flip_order), True)
+    ours = average_flipped(output, output.flip(0), torch.from_numpy(COCO.flip_indices), True)
     assert np.array_equal(
         ours.numpy(), postprocess.reference_merge(output.numpy(), output.flip(0).numpy().copy())
     )

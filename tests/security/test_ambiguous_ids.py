@@ -13,7 +13,7 @@ from poise.datasets.validation import run
 from poise.errors import DataError
 from poise.inference.boxes import BoxFile
 from poise.io.video import Frame
-from poise.structures.ids import as_id, with_ids
+from poise.structures.ids import parse_id, parse_ids
 from poise.structures.skeleton import find_category
 from support.custom_datasets import experiment, make_set
 
@@ -93,16 +93,16 @@ def written(kind, value):
     + [([7], None), (2**63, None), (str(2**63), None), (1e300, None), (float("nan"), None)],
 )
 def test_as_id_of_a_value(value, wanted):
-    found = as_id(value)
+    found = parse_id(value)
     assert found == wanted and (found is None or type(found) is int)
 
 
 def test_with_ids_leaves_the_rest():
     entry = {"id": "5", "image_id": 6, "category_id": "person", "score": "3"}
     before = copy.deepcopy(entry)
-    assert with_ids(entry, "id", "image_id", "category_id") == before | {"id": 5}
-    assert entry == before and with_ids(before | {"id": 1}, "image_id")["id"] == 1
-    assert with_ids(3, "id") == 3
+    assert parse_ids(entry, "id", "image_id", "category_id") == before | {"id": 5}
+    assert entry == before and parse_ids(before | {"id": 1}, "image_id")["id"] == 1
+    assert parse_ids(3, "id") == 3
 
 
 @pytest.mark.parametrize("kind", ["text", "float"])

@@ -6,7 +6,7 @@ import pytest
 from poise.config.datasets import COCO
 from poise.io.images import ImageFolder
 from poise.structures import crops as geometry
-from poise.structures.crops import cut
+from poise.structures.crops import crop_person
 
 
 def recorded(crop):
@@ -51,7 +51,7 @@ def test_cut_recorded_crops_equals_hrnet(pipeline, shared):
     worst_pixel, off, total = 0, 0, 0
     for crop in pipeline["crops"]:
         center, scale, _ = recorded(crop)
-        pixels, matrix = cut(
+        pixels, matrix = crop_person(
             folder.read(crop["image"]),
             center,
             scale,
@@ -77,7 +77,7 @@ def test_cut_recorded_crops_equals_hrnet(pipeline, shared):
         for person in persons:
             joints, labelled = geometry.transform_points(person[:, :2], matrix), person[:, 2] > 0
             if crop["flip"]:
-                joints, labelled = joints[COCO.flip_order], labelled[COCO.flip_order]
+                joints, labelled = joints[COCO.flip_indices], labelled[COCO.flip_indices]
             if (labelled == visible).all():
                 ours.append(np.abs(joints - want)[visible].max())
         assert ours and min(ours) < 1e-3
@@ -93,7 +93,7 @@ def test_box_to_center_scale_fixes_aspect_and_pads():
 
 
 def test_mpii_center_extent_shifts_center_and_masks_missing():
-    center, extent, given = geometry.mpii_center_extent([[966, 340], [-1, 7]], [4.0, 2.0])
+    center, extent, given = geometry.mpii_center_box_wh([[966, 340], [-1, 7]], [4.0, 2.0])
     # 15 units of scale lower, then 0-based; -1 is 'not given'
     assert center.tolist() == [[965, 399], [-2, 6]]
     assert extent.tolist() == [[800, 800], [400, 400]] and given.tolist() == [True, False]
@@ -104,8 +104,8 @@ def test_cut_mirrored_equals_cut_of_the_mirrored_image(rotation):
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (90, 121, 3), np.uint8), (0, 0), 3)
     center, scale = np.array([40.0, 50.0]), np.array([0.3, 0.4])
-    folded, matrix = cut(image, center, scale, rotation, True, (48, 64))
-    plain, _ = cut(
+    folded, matrix = crop_person(image, center, scale, rotation, True, (48, 64))
+    plain, _ = crop_person(
         np.ascontiguousarray(image[:, ::-1]),
         np.array([120 - 40.0, 50.0]),
         scale,

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from poise.structures import warp as warping
-from poise.structures.crops import cut, cut_matrix
+from poise.structures.crops import crop_person, person_crop_matrix
 from poise.structures.warp import warp
 from support.paths import ROOT
 
@@ -124,9 +124,9 @@ def test_warp_person_crops_equals_opencv(size):
             [0.0, rng.uniform(-90, 90)][case % 2],
         )
         center, mirrored, unbiased = rng.uniform(0, (640, 427)), case % 4 > 1, case % 3 == 0
-        crop, matrix = cut(image, center, scale, rotation, mirrored, size, unbiased)
+        crop, matrix = crop_person(image, center, scale, rotation, mirrored, size, unbiased)
         assert np.array_equal(
-            matrix, cut_matrix(640, center, scale, rotation, mirrored, size, unbiased)
+            matrix, person_crop_matrix(640, center, scale, rotation, mirrored, size, unbiased)
         )
         assert np.array_equal(crop, opencv(image, matrix, size)) and crop.any()
 

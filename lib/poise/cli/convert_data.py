@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"{args.source_format} {args.target_format}: the two formats are the same"
         )
-    from poise.config.datasets import dataset
+    from poise.config.datasets import load_dataset_info
     from poise.datasets import converters
     from poise.engine.logger import start_console
     from poise.errors import pluralize
 
     start_console()
-    data = dataset(args.dataset)
+    data = load_dataset_info(args.dataset)
     forms = (args.source_format, args.target_format)
     pictures = converters.convert(forms, args.source, args.target, data, images=args.images)
     persons = [person for picture in pictures for person in picture.persons]

@@ -57,10 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 end="",
             )
         return 0
-    changed, origins = diff.differences(cfg), diff.origins(cfg, args.cfg)
-    title = (
-        f"{args.cfg}: {len(changed)} of {len(dict(diff.flat(cfg)))} keys differ from the defaults"
-    )
+    changed, origins = diff.differences(cfg), diff.find_origins(cfg, args.cfg)
+    count = len(dict(diff.flatten(cfg)))
+    title = f"{args.cfg}: {len(changed)} of {count} keys differ from the defaults"
     if args.diff:
         rows = [
             (key, mine, theirs, origins.get(key, args.cfg))

@@ -110,14 +110,14 @@ class Codec(ABC):
         return *self.decode(to_arrays(output)), *self.accuracy(output, targets)
 
     @abstractmethod
-    def flip_average(self, output: Any, flipped: Any, flip_order: torch.Tensor) -> Any:
+    def flip_average(self, output: Any, flipped: Any, flip_indices: torch.Tensor) -> Any:
         """Average two outputs, the second of the flipped images.
 
-        flip_order: (K,) indices of poise.structures.skeleton.
+        flip_indices: (K,) indices of poise.structures.skeleton.
         """
 
     @abstractmethod
-    def flip_average_in_graph(self, output: Any, flipped: Any, flip_order: torch.Tensor) -> Any:
+    def flip_average_in_graph(self, output: Any, flipped: Any, flip_indices: torch.Tensor) -> Any:
         """Do what flip_average does, by operations that can be exported."""
 
     @abstractmethod

@@ -121,14 +121,14 @@ class HeatmapCodec(Codec):
         return coords * np.array(self.stride, dtype=np.float32)
 
     def flip_average(
-        self, output: torch.Tensor, flipped: torch.Tensor, flip_order: torch.Tensor
+        self, output: torch.Tensor, flipped: torch.Tensor, flip_indices: torch.Tensor
     ) -> torch.Tensor:
-        return average_flipped(output, flipped, flip_order, self.shift_flipped)
+        return average_flipped(output, flipped, flip_indices, self.shift_flipped)
 
     def flip_average_in_graph(
-        self, output: torch.Tensor, flipped: torch.Tensor, flip_order: torch.Tensor
+        self, output: torch.Tensor, flipped: torch.Tensor, flip_indices: torch.Tensor
     ) -> torch.Tensor:
-        return average_flipped_in_graph(output, flipped, flip_order, self.shift_flipped)
+        return average_flipped_in_graph(output, flipped, flip_indices, self.shift_flipped)
 
     def build_decoder(self) -> nn.Module:
         # cells to pixels is a factor and an offset

@@ -177,17 +177,17 @@ class SimCC(Codec):
         return bins / np.float32(self.split_ratio), scores
 
     def flip_average(
-        self, output: AxisOutput, flipped: AxisOutput, flip_order: torch.Tensor
+        self, output: AxisOutput, flipped: AxisOutput, flip_indices: torch.Tensor
     ) -> AxisOutput:
         """See Codec. As in mmpose, the two halves of x are one bin apart."""
-        x = (output[0] + flipped[0].flip(2)[:, flip_order]) * 0.5
-        y = (output[1] + flipped[1][:, flip_order]) * 0.5
+        x = (output[0] + flipped[0].flip(2)[:, flip_indices]) * 0.5
+        y = (output[1] + flipped[1][:, flip_indices]) * 0.5
         return x, y
 
     def flip_average_in_graph(
-        self, output: AxisOutput, flipped: AxisOutput, flip_order: torch.Tensor
+        self, output: AxisOutput, flipped: AxisOutput, flip_indices: torch.Tensor
     ) -> AxisOutput:
-        return self.flip_average(output, flipped, flip_order)
+        return self.flip_average(output, flipped, flip_indices)
 
     def build_decoder(self) -> nn.Module:
         return SimCCDecoder(self.split_ratio)

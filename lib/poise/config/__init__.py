@@ -4,6 +4,6 @@
 
 from poise.config.datasets import data_path
 from poise.config.defaults import default_config
-from poise.config.loading import changed, experiment_name, load
+from poise.config.loading import experiment_name, load, override
 
-__all__ = ["changed", "data_path", "default_config", "experiment_name", "load"]
+__all__ = ["data_path", "default_config", "experiment_name", "load", "override"]

@@ -20,26 +20,30 @@ from poise.config.sources import SOURCES
 from poise.errors import ConfigError, DataError, short_repr
 from poise.io.images import ImageFolder
 from poise.io.yaml_file import read_yaml
-from poise.structures.skeleton import DEFAULT_SIGMA, DatasetFile, SetFiles, Skeleton
+from poise.structures.skeleton import DEFAULT_SIGMA, DatasetInfo, Skeleton, SplitInfo
 
 MIX_KEYS = {"FILE": "", "SET": "", "ROOT": "", "DATA_FORMAT": "", "REPEAT": 1.0, "JOINTS": {}}
-MOST_REPEATS = 1000
+MAX_REPEATS = 1000
 
 
-def follow_dataset(cfg: CfgNode, source: str) -> None:
+def apply_dataset_defaults(cfg: CfgNode, source: str) -> None:
     """Read the dataset files of `cfg` and put what follows from them into it. Raises
     ConfigError, naming `source` and the key.
     """
     key = "DATASET.FILE" if cfg.DATASET.FILE else "DATASET.DATASET"
-    if key == "DATASET.DATASET" and shipped() and cfg.DATASET.DATASET not in shipped():
+    if (
+        key == "DATASET.DATASET"
+        and builtin_datasets()
+        and cfg.DATASET.DATASET not in builtin_datasets()
+    ):
         raise ConfigError(
-            f"{source}: DATASET.DATASET must be one of {', '.join(shipped())}, got"
+            f"{source}: DATASET.DATASET must be one of {', '.join(builtin_datasets())}, got"
             f" {cfg.DATASET.DATASET!r}; DATASET.FILE takes a file of your own"
         )
     data = _read(cfg.DATASET.FILE or cfg.DATASET.DATASET, key, source)
     cfg.DATASET.DATASET = data.name if cfg.DATASET.FILE else cfg.DATASET.DATASET
     if cfg.MODEL.NUM_JOINTS == 0:
-        cfg.MODEL.NUM_JOINTS = data.skeleton.num_joints
+        cfg.MODEL.NUM_JOINTS = data.skeleton.num_keypoints
     if not data.skeleton.upper_body:  # load_split says so
         cfg.DATASET.PROB_HALF_BODY = min(cfg.DATASET.PROB_HALF_BODY, 0.0)
     if not data.can_flip:
@@ -48,14 +52,14 @@ def follow_dataset(cfg: CfgNode, source: str) -> None:
         _complete(cfg, name, data, source)
 
 
-def _read(name: str, key: str, source: str) -> DatasetFile:
+def _read(name: str, key: str, source: str) -> DatasetInfo:
     try:
-        return dataset(name, again=True)
+        return load_dataset_info(name, again=True)
     except ConfigError as error:
         raise ConfigError(f"{source}: {key}: {error}") from None
 
 
-def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
+def _complete(cfg: CfgNode, name: str, data: DatasetInfo, source: str) -> None:
     """Give a group of DATASET.MIX its defaults, and refuse what it cannot mean."""
     key, group = f"DATASET.MIX.{name}", cfg.DATASET.MIX[name]
     # image names of the set begin with it, and config.yaml has it as a key
@@ -81,17 +85,17 @@ def _complete(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
         isinstance(repeat, bool)
         or not isinstance(repeat, (int, float))
         or not math.isfinite(repeat)
-        or not 0 < repeat <= MOST_REPEATS
+        or not 0 < repeat <= MAX_REPEATS
     ):
         raise ConfigError(
-            f"{source}: {key}.REPEAT must be a number above 0 and at most {MOST_REPEATS}, got"
+            f"{source}: {key}.REPEAT must be a number above 0 and at most {MAX_REPEATS}, got"
             f" {short_repr(repeat)}"
         )
     group.REPEAT = float(repeat)
     _check_mixed_joints(cfg, name, data, source)
 
 
-def _check_mixed_joints(cfg: CfgNode, name: str, data: DatasetFile, source: str) -> None:
+def _check_mixed_joints(cfg: CfgNode, name: str, data: DatasetInfo, source: str) -> None:
     """Raise ConfigError where the joints of a group of DATASET.MIX do not fit those of `data`."""
     key, group = f"DATASET.MIX.{name}", cfg.DATASET.MIX[name]
     other = _read(group.FILE, f"{key}.FILE", source)
@@ -108,7 +112,7 @@ def _check_mixed_joints(cfg: CfgNode, name: str, data: DatasetFile, source: str)
                 else f"{short_repr(ours)} is no joint of {data.path}"
             )
             raise ConfigError(f"{source}: {key}.JOINTS: {fault}")
-    places = joint_places(other, data, group.JOINTS)
+    places = joint_mapping(other, data, group.JOINTS)
     if len(set(places.values())) < len(places):
         raise ConfigError(
             f"{source}: {key}.JOINTS gives two joints of {other.path} to one of {data.path}"
@@ -119,17 +123,17 @@ def _check_mixed_joints(cfg: CfgNode, name: str, data: DatasetFile, source: str)
             f" {key}.JOINTS tells which are the same"
         )
     if (
-        len(places) < data.skeleton.num_joints
+        len(places) < data.skeleton.num_keypoints
         and not cfg.LOSS.USE_TARGET_WEIGHT
         and cfg.LOSS.TYPE == "joints_mse"
     ):
         raise ConfigError(
             f"{source}: LOSS.USE_TARGET_WEIGHT must be True with DATASET.MIX.{name}, which lacks"
-            f" {data.skeleton.num_joints - len(places)} joints"
+            f" {data.skeleton.num_keypoints - len(places)} joints"
         )
 
 
-def joint_places(theirs: DatasetFile, ours: DatasetFile, named: dict[str, str]) -> dict[int, int]:
+def joint_mapping(theirs: DatasetInfo, ours: DatasetInfo, named: dict[str, str]) -> dict[int, int]:
     """{place of a joint in theirs: its place in ours}, by name, or as `named` (theirs: ours)
     says.
     """
@@ -145,14 +149,14 @@ def joint_places(theirs: DatasetFile, ours: DatasetFile, named: dict[str, str]) 
     }
 
 
-def set_files(cfg: CfgNode, split: str) -> SetFiles:
+def split_info(cfg: CfgNode, split: str) -> SplitInfo:
     """What the dataset file says of a set."""
-    return dataset_of(cfg).files(split)
+    return dataset_info(cfg).files(split)
 
 
-def root(cfg: CfgNode) -> Path:
+def dataset_root(cfg: CfgNode) -> Path:
     """The data set's folder."""
-    return Path(data_path(cfg, cfg.DATASET.ROOT or dataset_of(cfg).root))
+    return Path(data_path(cfg, cfg.DATASET.ROOT or dataset_info(cfg).root))
 
 
 def annotation_path(cfg: CfgNode, split: str) -> Path:
@@ -161,7 +165,7 @@ def annotation_path(cfg: CfgNode, split: str) -> Path:
     Raises ConfigError for a set that ultralytics' data.yaml does not have, and DataError, with the
     command, where YOLO labels were not converted yet.
     """
-    data, files, folder = dataset_of(cfg), set_files(cfg, split), root(cfg)
+    data, files, folder = dataset_info(cfg), split_info(cfg, split), dataset_root(cfg)
     path = folder / files.annotations
     yolo_sets = [name for name, other in data.sets if other.yolo_labels]
     if yolo_sets and not files.yolo_labels:
@@ -183,16 +187,16 @@ def annotation_path(cfg: CfgNode, split: str) -> Path:
     return path
 
 
-def present_annotation_path(cfg: CfgNode, split: str) -> Path:
+def require_annotation_path(cfg: CfgNode, split: str) -> Path:
     """The same; raises DataError too where the file of a known data set is missing, with the
     command.
     """
-    place = set_files(cfg, split).annotations
+    place = split_info(cfg, split).annotations
     return _present(cfg, annotation_path(cfg, split), place, "annotation file")
 
 
 def _present(cfg: CfgNode, path: Path, place: str, what: str) -> Path:
-    command = fetching(cfg, place)
+    command = download_hint(cfg, place)
     if command and not os.path.exists(path):
         raise DataError(
             f"{path}: cannot read the {what} (No such file or directory); "
@@ -201,13 +205,13 @@ def _present(cfg: CfgNode, path: Path, place: str, what: str) -> Path:
     return path
 
 
-def fetching(cfg: CfgNode, place: str) -> str:
+def download_hint(cfg: CfgNode, place: str) -> str:
     """Return, for the end of a message, the command that makes or fetches a file of a data set.
 
     place: below DATASET.ROOT; folders end in /. '' where no tool has it, as for users' own data.
     """
-    data, folder = dataset_of(cfg), root(cfg)
-    source = SOURCES.get(data.name) if data.path.parent == FOLDER else None
+    data, folder = dataset_info(cfg), dataset_root(cfg)
+    source = SOURCES.get(data.name) if data.path.parent == DATASETS_DIR else None
     if source is None:
         return ""
     if "synthetic" in folder.name:
@@ -216,9 +220,9 @@ def fetching(cfg: CfgNode, place: str) -> str:
     command = f"python tools/prepare_data.py {source.name} --root {shlex.quote(str(folder))}"
     zipped = " --zipped" if place.endswith("/") and cfg.DATASET.DATA_FORMAT == "zip" else ""
     for archive in source.archives:
-        if place in archive.wanted.values():
+        if place in archive.members.values():
             return f"; fetch it: {command} --only {archive.name}{zipped}"
-    by_hand = {entry.path for entry in source.by_hand}
+    by_hand = {entry.path for entry in source.manual_downloads}
     return f"; how to get it: {command}" if place.rstrip("/") in by_hand else ""
 
 
@@ -226,26 +230,26 @@ def image_folder(cfg: CfgNode, split: str) -> ImageFolder:
     """Where a set's images lie: a folder, or with DATASET.DATA_FORMAT zip the archive of its
     name.
     """
-    place = set_files(cfg, split).images
-    images = root(cfg) / place
+    place = split_info(cfg, split).images
+    images = dataset_root(cfg) / place
     zipped = cfg.DATASET.DATA_FORMAT == "zip"
     return ImageFolder(
         images.with_name(f"{images.name}.zip") if zipped else images,
         exif=cfg.DATASET.EXIF,
-        hint=fetching(cfg, f"{place}/"),
+        hint=download_hint(cfg, f"{place}/"),
     )
 
 
 def headbox_path(cfg: CfgNode) -> Path:
     """The MATLAB file with the joints and head boxes of DATASET.TEST_SET, for PCKh."""
-    return root(cfg) / set_files(cfg, cfg.DATASET.TEST_SET).head_boxes
+    return dataset_root(cfg) / split_info(cfg, cfg.DATASET.TEST_SET).head_boxes
 
 
-def present_headbox_path(cfg: CfgNode) -> Path:
+def require_headbox_path(cfg: CfgNode) -> Path:
     """The same; raises DataError where the file of a known data set is missing, with the
     command.
     """
-    place = set_files(cfg, cfg.DATASET.TEST_SET).head_boxes
+    place = split_info(cfg, cfg.DATASET.TEST_SET).head_boxes
     return _present(cfg, headbox_path(cfg), place, "ground truth of MPII")
 
 
@@ -258,10 +262,10 @@ def data_path(cfg: CfgNode, path: str) -> str:
     return str(Path(cfg.DATA_DIR) / path)
 
 
-FOLDER = Path(__file__).parents[3] / "experiments" / "datasets"
+DATASETS_DIR = Path(__file__).parents[3] / "experiments" / "datasets"
 
 
-MOST_JOINTS = 1000  # of a dataset file: COCO-WholeBody has 133
+MAX_JOINTS = 1000  # of a dataset file: COCO-WholeBody has 133
 
 
 @dataclass(frozen=True)
@@ -306,31 +310,31 @@ _KEYS = (
 )
 
 
-_last_read: dict[str, DatasetFile] = {}
+_last_read: dict[str, DatasetInfo] = {}
 
 
-_given: dict[str, DatasetFile] = {}
+_given: dict[str, DatasetInfo] = {}
 
 
 def __getattr__(name: str) -> Skeleton:
     if name in ("COCO", "MPII"):
-        return dataset(name.lower()).skeleton
+        return load_dataset_info(name.lower()).skeleton
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def shipped() -> list[str]:
+def builtin_datasets() -> list[str]:
     """Names of the files in experiments/datasets."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in DATASETS_DIR.glob("*.yaml"))
 
 
-def dataset_of(cfg: CfgNode) -> DatasetFile:
+def dataset_info(cfg: CfgNode) -> DatasetInfo:
     """The dataset file of DATASET.FILE, else of DATASET.DATASET, as it was when config.load read
     it. Raises ConfigError.
     """
-    return dataset(cfg.DATASET.FILE or cfg.DATASET.DATASET)
+    return load_dataset_info(cfg.DATASET.FILE or cfg.DATASET.DATASET)
 
 
-def dataset(name: str, *, again: bool = False) -> DatasetFile:
+def load_dataset_info(name: str, *, again: bool = False) -> DatasetInfo:
     """A dataset file by its path, or by the name of one of experiments/datasets; read once in a
     process, or `again`. Raises ConfigError.
     """
@@ -343,14 +347,14 @@ def dataset(name: str, *, again: bool = False) -> DatasetFile:
     return _last_read[name]
 
 
-def give_dataset(name: str, data: DatasetFile) -> None:
+def register_dataset(name: str, data: DatasetInfo) -> None:
     """From now on dataset(name) is this one: that of an exported network, which brings its
     joints with it.
     """
     _given[name] = data
 
 
-def give_joints(name: str, joints: dict, category: Any = "person") -> DatasetFile:
+def register_joints(name: str, joints: dict, category: Any = "person") -> DatasetInfo:
     """Make dataset(name) the joints of a text by describe_joints, after checks; return it.
 
     Raises ConfigError for other values, ValueError for other keys.
@@ -358,29 +362,30 @@ def give_joints(name: str, joints: dict, category: Any = "person") -> DatasetFil
     if set(joints) != {"name", "joints", "flip_pairs", "limbs"}:
         raise ValueError("other keys of its joints than Poise writes")
     values = {**joints, "category": category, "annotations": "none", "images": "none"}
-    give_dataset(name, checked_dataset(values, Path(name)))
+    register_dataset(name, parse_dataset(values, Path(name)))
     return _given[name]
 
 
 def _path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)
-    if not FOLDER.is_dir():
+    if not DATASETS_DIR.is_dir():
         raise ConfigError(
-            f"{FOLDER}: no such folder, and no dataset file {name!r} therefore; Poise runs from its"
+            f"{DATASETS_DIR}: no such folder, and no dataset file {name!r} therefore; Poise runs"
+            " from its"
             " checkout (pip install -e .), or DATASET.FILE takes the path of a dataset file"
         )
-    if name not in shipped():
+    if name not in builtin_datasets():
         raise ConfigError(
-            f"no dataset file {name!r}: it must be one of {', '.join(shipped())}, or the path of a"
-            " YAML file"
+            f"no dataset file {name!r}: it must be one of {', '.join(builtin_datasets())}, or the"
+            " path of a YAML file"
         )
-    return FOLDER / f"{name}.yaml"
+    return DATASETS_DIR / f"{name}.yaml"
 
 
-def read_dataset(path: str | Path) -> DatasetFile:
+def read_dataset(path: str | Path) -> DatasetInfo:
     """Read and check a dataset file. Raises ConfigError, naming the file and the key."""
-    return checked_dataset(
+    return parse_dataset(
         read_yaml(
             Path(path), "dataset file", "experiments/datasets/template.yaml shows what one holds"
         ),
@@ -388,13 +393,13 @@ def read_dataset(path: str | Path) -> DatasetFile:
     )
 
 
-def checked_dataset(values: dict, path: Path) -> DatasetFile:
+def parse_dataset(values: dict, path: Path) -> DatasetInfo:
     """The same of keys that were read elsewhere; path: what errors name."""
     from poise.config.ultralytics import is_ultralytics, translate_ultralytics
 
     if is_ultralytics(values):
         keys, assumed = translate_ultralytics(values, path)
-        result = checked_dataset(keys, path)
+        result = parse_dataset(keys, path)
         can_flip = bool(values.get("flip_idx"))
         remarks = (*assumed, *result.remarks) if can_flip else tuple(assumed)
         return replace(result, can_flip=can_flip, remarks=remarks)
@@ -434,7 +439,7 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
         file.numbers("sigmas", count, DEFAULT_SIGMA, above_zero=True),
         file.numbers("weights", count, 1.0),
     )
-    result = DatasetFile(
+    result = DatasetInfo(
         path,
         skeleton,
         form,
@@ -452,7 +457,7 @@ def checked_dataset(values: dict, path: Path) -> DatasetFile:
     return replace(result, remarks=tuple(_remarks(result, "sigmas" in values)))
 
 
-def _remarks(file: DatasetFile, has_sigmas: bool) -> Iterator[str]:
+def _remarks(file: DatasetInfo, has_sigmas: bool) -> Iterator[str]:
     if not has_sigmas and METRICS[file.metric].uses_sigmas:
         yield (
             f"{file.path}: has no sigmas, so the OKS takes {DEFAULT_SIGMA} for every joint, the"
@@ -499,9 +504,9 @@ class _Values:
 
     def joints(self) -> tuple[str, ...]:
         names = self.values.get("joints")
-        if not isinstance(names, list) or not 1 <= len(names) <= MOST_JOINTS:
+        if not isinstance(names, list) or not 1 <= len(names) <= MAX_JOINTS:
             raise ConfigError(
-                f"{self.path}: joints must be a list of 1 to {MOST_JOINTS} names, got"
+                f"{self.path}: joints must be a list of 1 to {MAX_JOINTS} names, got"
                 f" {short_repr(names)}"
             )
         for name in names:
@@ -553,7 +558,7 @@ class _Values:
                 )
         return tuple(values)
 
-    def sets(self) -> tuple[tuple[str, SetFiles], ...]:
+    def sets(self) -> tuple[tuple[str, SplitInfo], ...]:
         sets = self.values.get("sets", {})
         if not isinstance(sets, dict) or not all(
             isinstance(name, str) and isinstance(files, dict) for name, files in sets.items()
@@ -579,7 +584,7 @@ class _Values:
                     )
                     raise ConfigError(f"{self.path}: sets.{name}.{key} {fault}")
         other = {key: self.text(key) for key in ("annotations", "images")}
-        return tuple((name, SetFiles(**(other | files))) for name, files in sets.items())
+        return tuple((name, SplitInfo(**(other | files))) for name, files in sets.items())
 
     def _list(self, key: str) -> list:
         value = self.values.get(key, [])

@@ -23,13 +23,13 @@ COMMAND_LINE = "command line"
 NOTE_COLUMN = 60  # notes stand in one column, no further to the right than this
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of every key that is no group, in order, keys written as on the command line:
     ('TRAIN.LR', 0.001).
     """
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
@@ -38,7 +38,7 @@ def differences(cfg: CfgNode, other: CfgNode | None = None) -> dict[str, tuple[s
     """key -> (value in `cfg`, value in `other`), both as YAML, of the keys in which they differ.
     other: None is the defaults.
     """
-    mine, theirs = dict(flat(cfg)), dict(flat(default_config() if other is None else other))
+    mine, theirs = dict(flatten(cfg)), dict(flatten(default_config() if other is None else other))
     shown = {
         key: (
             _yaml(mine[key]) if key in mine else ABSENT,
@@ -49,7 +49,7 @@ def differences(cfg: CfgNode, other: CfgNode | None = None) -> dict[str, tuple[s
     return {key: pair for key, pair in shown.items() if pair[0] != pair[1]}
 
 
-def origins(cfg: CfgNode, path: str | Path) -> dict[str, str]:
+def find_origins(cfg: CfgNode, path: str | Path) -> dict[str, str]:
     """key -> the file that sets it last, of the experiment file `path` and its bases, or
     COMMAND_LINE where `cfg` has another value.
 
@@ -67,7 +67,7 @@ def _file_origins(path: Path) -> dict[str, str]:
     for base in [bases] if isinstance(bases, str) else bases:
         found.update(_file_origins(path.parent / base))
     found.update(
-        (key, os.path.normpath(path)) for key, _ in flat(translate_simple_baseline(values))
+        (key, os.path.normpath(path)) for key, _ in flatten(translate_simple_baseline(values))
     )
     return found
 

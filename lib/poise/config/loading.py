@@ -12,7 +12,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from poise.config.datasets import follow_dataset
+from poise.config.datasets import apply_dataset_defaults
 from poise.config.defaults import default_config
 from poise.config.legacy import translate_simple_baseline
 from poise.config.validate import check_values
@@ -23,7 +23,7 @@ BASE_KEY = "_BASE_"
 MAX_BASES = 16  # deep
 # for one experiment: a file that names ten bases which name ten others is soon one that is never
 # read to its end
-MOST_FILES = 100
+MAX_FILES = 100
 _MOST_BITS = 4096  # of a whole number: Python writes no more than 4300 digits
 
 
@@ -50,7 +50,7 @@ def from_values(values: dict, source: str) -> CfgNode:
     return _overridden(cfg, (), source, source)
 
 
-def changed(cfg: CfgNode, overrides: Sequence[Any], source: str = "overrides") -> CfgNode:
+def override(cfg: CfgNode, overrides: Sequence[Any], source: str = "overrides") -> CfgNode:
     """A frozen copy of `cfg` with KEY, VALUE, KEY, VALUE, ... as `load` takes them; source:
     where they come from, for the ConfigError.
     """
@@ -68,7 +68,7 @@ def _overridden(cfg: CfgNode, overrides: Sequence[Any], source: str, checked_as:
         for part in reversed(str(key).split(".")):
             nested = {part: nested}
         _merge(cfg, nested, source)
-    follow_dataset(cfg, checked_as)
+    apply_dataset_defaults(cfg, checked_as)
     check_values(cfg, checked_as)
     cfg.freeze()
     return cfg
@@ -95,8 +95,8 @@ def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> dict:
     if len(seen) >= MAX_BASES:
         raise ConfigError(f"{path}: more than {MAX_BASES} files deep in {BASE_KEY}")
     read.append(path)
-    if len(read) > MOST_FILES:
-        raise ConfigError(f"{path}: more than {MOST_FILES} files to read by {BASE_KEY}")
+    if len(read) > MAX_FILES:
+        raise ConfigError(f"{path}: more than {MAX_FILES} files to read by {BASE_KEY}")
     own = read_yaml(path, "experiment file", "--cfg takes a file of experiments/")
     bases = own.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases

@@ -20,7 +20,7 @@ _COCO_TERMS = (
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive that may be fetched. wanted: members (whole names, or folders that end in /) and
+    """An archive that may be fetched. members: members (whole names, or folders that end in /) and
     where they go, below the set's folder.
 
     path: behind the base address. size: in bytes, 0 where not known. digest: 'md5:...', sha256's
@@ -32,13 +32,13 @@ class Archive:
     path: str
     size: int
     digest: str
-    wanted: dict[str, str]
+    members: dict[str, str]
     files: int
     default: bool = True
 
     def place(self, member: str) -> str | None:
         """Where a member goes below the set's folder; None for one that is not needed."""
-        for source, target in self.wanted.items():
+        for source, target in self.members.items():
             if member == source:
                 return target
             if source.endswith("/") and member.startswith(source) and len(member) > len(source):
@@ -48,11 +48,11 @@ class Archive:
     @property
     def folder(self) -> str:
         """The folder of images that it fills; '' for single files."""
-        return next((target for source, target in self.wanted.items() if source.endswith("/")), "")
+        return next((target for source, target in self.members.items() if source.endswith("/")), "")
 
 
 @dataclass(frozen=True)
-class ByHand:
+class ManualDownload:
     """A file, or a folder of images, that only a person may or can fetch. check:
     poise.datasets.prepare's name for how it is looked at.
     """
@@ -74,7 +74,7 @@ class Source:
     root: str
     base: str
     archives: tuple[Archive, ...]
-    by_hand: tuple[ByHand, ...]
+    manual_downloads: tuple[ManualDownload, ...]
     terms: str
     local: tuple[Archive, ...] = ()
 
@@ -132,14 +132,14 @@ SOURCES = {
             ),
         ),
         (
-            ByHand(
+            ManualDownload(
                 "person_detection_results/COCO_val2017_detections_AP_H_56_person.json",
                 "boxes of a person detector for val2017",
                 f"{_DETECTIONS}, and put the file there",
                 "detections",
                 "TEST.USE_GT_BBOX False",
             ),
-            ByHand(
+            ManualDownload(
                 "person_detection_results/COCO_test-dev2017_detections_AP_H_609_person.json",
                 "boxes of a person detector for test-dev2017",
                 f"{_DETECTIONS}, and put the file there",
@@ -155,7 +155,7 @@ SOURCES = {
         "",
         (),
         (
-            ByHand(
+            ManualDownload(
                 "images",
                 "the images",
                 "open human-pose.mpi-inf.mpg.de, read the terms there, download"
@@ -165,7 +165,7 @@ SOURCES = {
                 "everything",
             ),
             *(
-                ByHand(
+                ManualDownload(
                     f"annot/{name}",
                     what,
                     "open the README of HRNet"
@@ -202,6 +202,6 @@ SOURCES = {
 }
 
 
-def below(member: str, place: Callable[[str], str | None]) -> str | None:
+def relative_to(member: str, place: Callable[[str], str | None]) -> str | None:
     """`place` of a member's plain name: some tar programs write ./ before it."""
     return place(str(PurePosixPath(member)) + ("/" if member.endswith("/") else ""))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from poise.config.datasets import MOST_JOINTS, dataset
+from poise.config.datasets import MAX_JOINTS, load_dataset_info
 from poise.errors import ConfigError, escape_name, short_repr
 from poise.structures.skeleton import Skeleton
 
@@ -29,10 +29,10 @@ def translate_ultralytics(values: dict, path: Path) -> tuple[dict, list[str]]:
     Raises ConfigError, naming the file and the key.
     """
     count, remarks = _keypoint_count(values, path), []
-    order = _flip_order(values, count, path)
+    order = _flip_indices(values, count, path)
     names = _keypoint_names(values, count, path)
-    coco = dataset("coco").skeleton
-    if names is None and order == coco.flip_order.tolist():
+    coco = load_dataset_info("coco").skeleton
+    if names is None and order == coco.flip_indices.tolist():
         names = list(coco.names)
         remarks.append(
             f"{path}: has no kpt_names; the 17 keypoints are taken as COCO's, "
@@ -66,15 +66,15 @@ def translate_ultralytics(values: dict, path: Path) -> tuple[dict, list[str]]:
 def _keypoint_count(values: dict, path: Path) -> int:
     shape = values["kpt_shape"]
     is_pair = isinstance(shape, list) and len(shape) == 2 and all(type(v) is int for v in shape)
-    if not is_pair or not 1 <= shape[0] <= MOST_JOINTS or shape[1] not in (2, 3):
+    if not is_pair or not 1 <= shape[0] <= MAX_JOINTS or shape[1] not in (2, 3):
         raise ConfigError(
-            f"{path}: kpt_shape must be a number of keypoints from 1 to {MOST_JOINTS}, and 2 or 3, "
+            f"{path}: kpt_shape must be a number of keypoints from 1 to {MAX_JOINTS}, and 2 or 3, "
             f"got {short_repr(shape)}"
         )
     return shape[0]
 
 
-def _flip_order(values: dict, count: int, path: Path) -> list[int]:
+def _flip_indices(values: dict, count: int, path: Path) -> list[int]:
     """Return flip_idx, [] where the file has none."""
     order = values.get("flip_idx") or []
     if order == []:
@@ -124,7 +124,7 @@ def _coco_keys(coco: Skeleton) -> dict:
     return {
         "limbs": [named(limb) for limb in coco.limbs],
         "upper_body": named(coco.upper_body),
-        "both_halves": named(coco.both_halves),
+        "both_halves": named(coco.shared_body),
         "sigmas": list(coco.sigmas),
         "weights": list(coco.weights),
     }

@@ -7,7 +7,7 @@ import math
 from yacs.config import CfgNode
 
 from poise.codecs import CODECS, LOSSES
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.errors import ConfigError
 
 #: implemented by poise.engine.optim.OPTIMIZERS
@@ -48,8 +48,8 @@ def check_values(cfg: CfgNode, source: str) -> None:
         "MODEL.SCALE",
         "at least 1, and MODEL.BASEWIDTH too",
     )
-    data = dataset_of(cfg)
-    joints = data.skeleton.num_joints
+    data = dataset_info(cfg)
+    joints = data.skeleton.num_keypoints
     need(
         joints == cfg.MODEL.NUM_JOINTS,
         "MODEL.NUM_JOINTS",

@@ -8,7 +8,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.codecs import codec_class
-from poise.config.datasets import dataset_of, image_folder
+from poise.config.datasets import dataset_info, image_folder
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
 from poise.datasets.loader import BatchLoader, TopDownDataset
@@ -35,10 +35,12 @@ def load_split(
     DATASET.TEST_SET; what was dropped is in the log.
     """
     if not train:
-        for remark in dataset_of(cfg).remarks:
+        for remark in dataset_info(cfg).remarks:
             log.warning("%s", remark)
-    elif not dataset_of(cfg).skeleton.upper_body:
-        log.info("%s", f"{dataset_of(cfg).path}: has no upper_body; half-body augmentation is off")
+    elif not dataset_info(cfg).skeleton.upper_body:
+        log.info(
+            "%s", f"{dataset_info(cfg).path}: has no upper_body; half-body augmentation is off"
+        )
     own = _read_one(cfg, train)
     if not train or not cfg.DATASET.MIX:
         return own
@@ -51,9 +53,9 @@ def load_split(
             raise DataError(f"{folder.location}: a set without labels cannot be trained on")
     for name in names:
         table, folder = sets[name]
-        group, theirs = cfg.DATASET.MIX[name], dataset_of(cfg_for_source(cfg, name))
+        group, theirs = cfg.DATASET.MIX[name], dataset_info(cfg_for_source(cfg, name))
         table = convert_skeleton(
-            dataset_of(cfg), table, theirs, name=name, joints=group.JOINTS, repeat=group.REPEAT
+            dataset_info(cfg), table, theirs, name=name, joints=group.JOINTS, repeat=group.REPEAT
         )
         sets[name] = table, folder
     return mixed(sets)
@@ -77,7 +79,7 @@ def read_table(cfg: CfgNode, *, train: bool) -> PersonTable:
         if train
         else (cfg.DATASET.TEST_SET, cfg.TEST.BOX_MARGIN)
     )
-    table = READERS[dataset_of(cfg).format].read_table(
+    table = READERS[dataset_info(cfg).format].read_table(
         cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin
     )
     if train and cfg.DATASET.SELECT_DATA:
@@ -154,5 +156,5 @@ def select_data(table: PersonTable) -> np.ndarray:
     distance = np.square(mean - table.center).sum(axis=1)
     area = table.scale.prod(axis=1) * PIXEL_STD**2
     similarity = np.exp(-distance / (2 * 0.2**2 * area))
-    rise = 0.2 / max(16, table.skeleton.num_joints - 1)
+    rise = 0.2 / max(16, table.skeleton.num_keypoints - 1)
     return (count > 0) & (similarity > rise * count + 0.45 - rise)

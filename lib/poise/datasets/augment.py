@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.structures.crops import PIXEL_STD, extent_to_scale, fit_aspect
+from poise.structures.crops import PIXEL_STD, box_wh_to_scale, fix_aspect_ratio
 from poise.structures.skeleton import Skeleton
 
 HALF_BODY_MARGIN = 1.5
@@ -63,7 +63,7 @@ class Augmentation:
         margin is drawn.
         """
         if any(self.margin_random):
-            scale = extent_to_scale(
+            scale = box_wh_to_scale(
                 extent, aspect, np.array(self.margin) * (1 + rng.random(2) * self.margin_random)
             )
         if rng.random() < self.shift_prob if self.shift_prob else False:
@@ -176,7 +176,7 @@ def half_body(
         chosen = halves[1] if len(halves[1]) > 2 else halves[0]
     if len(chosen) < 2:
         return None
-    width, height = fit_aspect(*np.ptp(chosen, axis=0).astype(np.float64), aspect)
+    width, height = fix_aspect_ratio(*np.ptp(chosen, axis=0).astype(np.float64), aspect)
     if width <= 0:  # all joints in one point; HRNet would divide by 0
         return None
     return chosen.mean(axis=0).astype(np.float64), np.array([width, height]) * (
@@ -197,7 +197,7 @@ def half_body_extent(
 
     In MSPN the hips of COCO belong to both halves. Source: MSPN dataset/JointsDataset.py.
     """
-    upper = (*skeleton.upper_body, *skeleton.both_halves)
+    upper = (*skeleton.upper_body, *skeleton.shared_body)
     halves = [
         joints[half] for half in _halves(visible, upper, _others(skeleton.upper_body, len(joints)))
     ]
@@ -210,7 +210,7 @@ def half_body_extent(
     low, high = chosen.min(axis=0).astype(np.float64), chosen.max(axis=0).astype(np.float64)
     if (high <= low).all():
         return None
-    return (low + high) / 2, extent_to_scale(high - low, aspect, margin)
+    return (low + high) / 2, box_wh_to_scale(high - low, aspect, margin)
 
 
 def _others(indices, count: int) -> list[int]:

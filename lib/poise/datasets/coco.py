@@ -15,7 +15,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import data_path
-from poise.config.datasets import dataset_of, present_annotation_path
+from poise.config.datasets import dataset_info, require_annotation_path
 from poise.datasets.coco_files import (
     DETECTIONS_HINT,
     ID_FIELDS,
@@ -32,13 +32,13 @@ from poise.datasets.reader import Reader
 from poise.errors import ConfigError, DataError
 from poise.io.cache import Arrays, cached
 from poise.io.json_file import is_number
-from poise.structures.crops import BOX_MARGIN, FARTHEST, box_to_center_scale
-from poise.structures.ids import as_id, with_ids
-from poise.structures.person_table import PackedNames, PersonTable
-from poise.structures.skeleton import DatasetFile
+from poise.structures.crops import BOX_MARGIN, MAX_COORD, box_to_center_scale
+from poise.structures.ids import parse_id, parse_ids
+from poise.structures.person_table import PackedStrings, PersonTable
+from poise.structures.skeleton import DatasetInfo
 
 
-def check_order(names: list[str], data: DatasetFile, path: Path) -> None:
+def check_order(names: list[str], data: DatasetInfo, path: Path) -> None:
     """Raise DataError where the annotation file names its joints, the same ones as the dataset
     file, in another order.
     """
@@ -53,7 +53,7 @@ def check_order(names: list[str], data: DatasetFile, path: Path) -> None:
 
 def read_annotated(
     path: Path,
-    data: DatasetFile,
+    data: DatasetInfo,
     *,
     split: str = "",
     aspect: float = 0.75,
@@ -74,7 +74,7 @@ def read_annotated(
 
     Raises DataError naming the file.
     """
-    joints = data.skeleton.num_joints
+    joints = data.skeleton.num_keypoints
     # what the dataset file decides of the arrays is part of their kind, so that a changed one has
     # others read
     file = cached(
@@ -91,7 +91,7 @@ def read_annotated(
     dropped = dict(zip(file["reasons"].tolist(), file["counts"].tolist()))
     return PersonTable(
         data.skeleton,
-        PackedNames(file["name_buffer"], file["name_ends"]),
+        PackedStrings(file["name_buffer"], file["name_ends"]),
         file["image_ids"],
         index,
         center,
@@ -128,7 +128,7 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, 
 
 def read_detected(
     path: Path,
-    data: DatasetFile,
+    data: DatasetInfo,
     file: Path,
     *,
     min_score: float = 0.0,
@@ -167,7 +167,7 @@ def read_detected(
         f"scores below TEST.IMAGE_THRE {min_score}": dropped["score"],
         f"of images that {path.name} does not list": dropped["image"],
     }
-    bad = ~(np.abs(values[:, 2:]) < FARTHEST).all(axis=1)  # NaN is not below either
+    bad = ~(np.abs(values[:, 2:]) < MAX_COORD).all(axis=1)  # NaN is not below either
     if bad.any():
         raise DataError(
             f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite or"
@@ -176,14 +176,14 @@ def read_detected(
     center, scale = box_to_center_scale(values[:, 3:], aspect, margin)
     table = PersonTable(
         data.skeleton,
-        PackedNames(images["name_buffer"], images["name_ends"]),
+        PackedStrings(images["name_buffer"], images["name_ends"]),
         images["image_ids"],
         values[:, 1].astype(np.int32),
         center,
         values[:, 5:],
         scale,
-        np.zeros((len(values), data.skeleton.num_joints, 2), np.float32),
-        np.zeros((len(values), data.skeleton.num_joints), np.float32),
+        np.zeros((len(values), data.skeleton.num_keypoints, 2), np.float32),
+        np.zeros((len(values), data.skeleton.num_keypoints), np.float32),
         values[:, 2],
         values[:, 0].astype(np.int64),
         file.stem,
@@ -237,7 +237,7 @@ def filter_detection_entries(
     dropped = {"category": 0, "score": 0, "image": 0}
     rows = []
     for number, entry in enumerate(entries):
-        entry = with_ids(entry, *ID_FIELDS)
+        entry = parse_ids(entry, *ID_FIELDS)
         fault = detection_error(entry)
         if fault and not _dropped_anyway(entry, person, threshold):
             raise DataError(f"{file}: entry {number} is not a detection (it {fault}); {mend}")
@@ -254,7 +254,7 @@ def filter_detection_entries(
 
 def _dropped_anyway(entry: object, person: int, threshold: float) -> bool:
     """Return whether a faulty entry is of another category, or has too low a score."""
-    if not isinstance(entry, dict) or as_id(entry.get("category_id")) is None:
+    if not isinstance(entry, dict) or parse_id(entry.get("category_id")) is None:
         return False
     if entry["category_id"] != person:
         return True
@@ -269,7 +269,7 @@ def read_table(
     They are the annotated ones, or those of TEST.COCO_BBOX_FILE when `detections`. margin: see
     read_annotated. Raises DataError or ConfigError naming the file or key.
     """
-    path, data = present_annotation_path(cfg, split), dataset_of(cfg)
+    path, data = require_annotation_path(cfg, split), dataset_info(cfg)
     aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
     file = path
     if not detections:

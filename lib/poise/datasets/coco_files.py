@@ -16,9 +16,9 @@ from poise.io.archives import find_name_error
 from poise.io.cache import Arrays
 from poise.io.files import gc_disabled
 from poise.io.json_file import describe_field_error, is_number, read_in_parts, read_json
-from poise.structures.crops import FARTHEST
-from poise.structures.ids import as_id, with_ids
-from poise.structures.person_table import PackedNames
+from poise.structures.crops import MAX_COORD
+from poise.structures.ids import parse_id, parse_ids
+from poise.structures.person_table import PackedStrings
 from poise.structures.skeleton import crowd_flag, find_category
 
 _LARGEST_BOX = 1e15  # it may reach beyond its image, which it is clipped to
@@ -49,8 +49,9 @@ def read_images(path: Path, category: str | int) -> Arrays:
     """The images of an annotation file. category: name or id of the persons' category. Raises
     DataError, naming the file.
 
-    name_buffer, name_ends: see PackedNames. image_ids (M,) int64. image_sizes (M, 2) float64, width
-    and height in pixels. person: the id of the category; empty where the file has no such category.
+    name_buffer, name_ends: see PackedStrings. image_ids (M,) int64. image_sizes (M, 2) float64,
+    width and height in pixels. person: the id of the category; empty where the file has no such
+    category.
     joint_names: of the category, as far as the file tells.
     """
     content = read_json(path, "annotation file", MEND)
@@ -114,7 +115,7 @@ def _annotations(
     )
     # 1e300 is finite, but not in the float32 that the table holds
     refuse(
-        ~(np.abs(keypoints) < FARTHEST).all(axis=(1, 2)),
+        ~(np.abs(keypoints) < MAX_COORD).all(axis=(1, 2)),
         ids,
         path,
         "a keypoint that is not finite or beyond any image",
@@ -141,7 +142,7 @@ def read_detections(path: Path, mend: str) -> Arrays | None:
         entries = read_entries(path, mend)
         columns = detection_columns(entries)
         if columns is None:
-            columns = detection_columns([with_ids(entry, *ID_FIELDS) for entry in entries])
+            columns = detection_columns([parse_ids(entry, *ID_FIELDS) for entry in entries])
         return columns
 
 
@@ -190,7 +191,7 @@ def detection_error(entry: Any) -> str:
     if not isinstance(entry, dict):
         return "is not an object"
     for key in ("image_id", "category_id"):
-        if as_id(entry.get(key)) is None:
+        if parse_id(entry.get(key)) is None:
             return describe_field_error(entry, key, "a whole number")
     if not is_number(entry.get("score")):
         return describe_field_error(entry, "score", "a number")
@@ -204,7 +205,7 @@ def _image_fault(entry: Any) -> str:
     """Return what is wrong with an entry of 'images', '' where nothing is."""
     if not isinstance(entry, dict):
         return "is not an object"
-    if as_id(entry.get("id")) is None:
+    if parse_id(entry.get("id")) is None:
         return describe_field_error(entry, "id", "a whole number")
     if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
         found = "file_name" in entry
@@ -231,7 +232,7 @@ def _images(content: Any, path: Path, category: str | int, parts: Iterable[list]
                 "file_name, width and height"
             )
     names = [entry["file_name"] for entry in entries]
-    ids = np.array([as_id(entry["id"]) for entry in entries], dtype=np.int64)
+    ids = np.array([parse_id(entry["id"]) for entry in entries], dtype=np.int64)
     sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.float64)
     if len(np.unique(ids)) < len(ids):
         raise DataError(f"{path}: two entries of 'images' have the same id; ids must differ")
@@ -241,14 +242,14 @@ def _images(content: Any, path: Path, category: str | int, parts: Iterable[list]
             f"{path}: the file_name {escape_name(strange)} of 'images' {find_name_error(strange)};"
             " names are relative to the image folder"
         )
-    small = ~((sizes >= 1) & (sizes < FARTHEST)).all(axis=1)
+    small = ~((sizes >= 1) & (sizes < MAX_COORD)).all(axis=1)
     if small.any():
         raise DataError(
             f"{path}: image {ids[small][0]} has width and height {sizes[small][0].tolist()};"
             " correct or remove it"
         )
-    packed, found = PackedNames.of(names), find_category(content, category, path, parts) or {}
-    person, names = as_id(found.get("id")), found.get("keypoints")
+    packed, found = PackedStrings.pack(names), find_category(content, category, path, parts) or {}
+    person, names = parse_id(found.get("id")), found.get("keypoints")
     joint_names = (
         names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
     )
@@ -328,7 +329,7 @@ def parse_persons(
                 f"{path}: {unnamed} ({escape_name(entry, 60)}) is not an object; correct or remove"
                 " it"
             )
-        entry = with_ids(entry, *ID_FIELDS)
+        entry = parse_ids(entry, *ID_FIELDS)
         try:
             reason = _why_left_out(entry, person, position, joints)
         except _UnusableError as fault:
@@ -352,7 +353,7 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
     Raises:
         _UnusableError: if it can neither be used nor left out.
     """
-    if as_id(entry.get("category_id")) is None:
+    if parse_id(entry.get("category_id")) is None:
         raise _UnusableError(_field(entry, "category_id", "a whole number"))
     if entry["category_id"] != person:
         return OF_ANOTHER
@@ -363,7 +364,7 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
         return "crowd regions"
     if "image_id" not in entry:
         raise _UnusableError(_field(entry, "image_id", "a whole number"))
-    if as_id(entry["image_id"]) not in position:
+    if parse_id(entry["image_id"]) not in position:
         image = escape_name(entry["image_id"], 60)
         raise _UnusableError(f"belongs to image {image}, which 'images' does not list")
     keypoints = _numbers(
@@ -379,7 +380,7 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
     if entry.get("area", 1) <= 0:
         return "of area 0"
     _numbers(entry, "bbox", 4, "numbers in its bbox, expected x, y, width and height")
-    if as_id(entry.get("id")) is None:
+    if parse_id(entry.get("id")) is None:
         raise _UnusableError(_field(entry, "id", "a whole number"))
     return ""
 

@@ -33,11 +33,11 @@ from poise.datasets.worker_exit import exit_with_parent
 from poise.errors import DataError
 from poise.io.decoding import EncodedImage
 from poise.io.images import ImageFolder
-from poise.structures.crops import cut_matrix, needed_region, transform_points
+from poise.structures.crops import person_crop_matrix, source_roi, transform_points
 from poise.structures.person_table import PersonTable
 from poise.structures.warp import warp
 
-#: center (2,), scale (2,), rotation, mirrored: see cut_matrix
+#: center (2,), scale (2,), rotation, mirrored: see person_crop_matrix
 CropParams = tuple[np.ndarray, np.ndarray, float, bool]
 
 
@@ -51,7 +51,7 @@ class TopDownDataset(Dataset):
         rgb: channel order of a crop: RGB, or BGR as OpenCV reads.
         seed: of the augmentation's random numbers.
         augmentation: None cuts out every person as it is.
-        unbiased: crop as UDP does, see cut_matrix.
+        unbiased: crop as UDP does, see person_crop_matrix.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TopDownDataset(Dataset):
         self.seed = seed
         self.augmentation = augmentation
         self.unbiased = unbiased
-        self.flip_order = table.skeleton.flip_order
+        self.flip_indices = table.skeleton.flip_indices
         self._cached_image: tuple[int, EncodedImage] | None = None
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class TopDownDataset(Dataset):
         worker's traceback.
         """
         width, height = self.image_size
-        count, joints = len(keys), self.table.skeleton.num_joints
+        count, joints = len(keys), self.table.skeleton.num_keypoints
         images = _empty_shared(count, height, width, 3)
         batch = {
             "images": images.numpy(),
@@ -113,7 +113,7 @@ class TopDownDataset(Dataset):
                         picture, places[row], batch["images"][row], whole=len(rows) > 1
                     )
                     if matrices[row] is None:
-                        raise self.images.undecodable(self.table.image_names[index])
+                        raise self.images.decode_error(self.table.image_names[index])
         except DataError as error:
             return error
         if self.table.has_keypoints:  # otherwise they are zeros already
@@ -165,11 +165,11 @@ class TopDownDataset(Dataset):
         """
         if picture.size is None:
             return None
-        matrix = cut_matrix(picture.size[0], *place, self.image_size, self.unbiased)
+        matrix = person_crop_matrix(picture.size[0], *place, self.image_size, self.unbiased)
         image = (
             picture.pixels
             if whole
-            else picture.with_region(needed_region(matrix, self.image_size, picture.size))
+            else picture.with_region(source_roi(matrix, self.image_size, picture.size))
         )
         if image is None:
             return None
@@ -185,7 +185,7 @@ class TopDownDataset(Dataset):
             self.table.visibility[person],
         )
         if mirrored:
-            joints, visible = joints[self.flip_order], visible[self.flip_order]
+            joints, visible = joints[self.flip_indices], visible[self.flip_indices]
         return joints * (visible > 0)[:, None], visible
 
 

@@ -1,8 +1,8 @@
 """Training sets of several data sets as one table, with the joints of the first (DATASET.MIX).
 
 Joints are matched by name, or as DATASET.MIX.<name>.JOINTS says. Those that a set does not have are
-UNKNOWN there: they count for nothing in the loss, and a mirror swaps them as the first data set's
-file says.
+NOT_ANNOTATED there: they count for nothing in the loss, and a mirror swaps them as the first data
+set's file says.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.datasets import joint_places
+from poise.config.datasets import joint_mapping
 from poise.errors import DataError
 from poise.io.decoding import EncodedImage
 from poise.io.images import ImageFolder
-from poise.structures.person_table import UNKNOWN, PackedNames, PersonTable
-from poise.structures.skeleton import DatasetFile
+from poise.structures.person_table import NOT_ANNOTATED, PackedStrings, PersonTable
+from poise.structures.skeleton import DatasetInfo
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +53,10 @@ class ConcatImageFolders:
         folder, own = self._of(name)
         return folder.read(own)
 
-    def undecodable(self, name: str) -> DataError:
+    def decode_error(self, name: str) -> DataError:
         """See ImageFolder."""
         folder, own = self._of(name)
-        return folder.undecodable(own)
+        return folder.decode_error(own)
 
     def _of(self, name: str) -> tuple[ImageFolder, str]:
         key, own = name.split("/", 1)
@@ -120,7 +120,7 @@ def mixed(
     }
     table = replace(
         parts[0],
-        image_names=PackedNames.of(names),
+        image_names=PackedStrings.pack(names),
         dropped=dropped,
         **{key: np.concatenate([getattr(part, key) for part in parts]) for key in arrays},
     )
@@ -128,9 +128,9 @@ def mixed(
 
 
 def convert_skeleton(
-    ours: DatasetFile,
+    ours: DatasetInfo,
     table: PersonTable,
-    theirs: DatasetFile,
+    theirs: DatasetInfo,
     *,
     name: str,
     joints: Mapping[str, str] | None = None,
@@ -146,8 +146,8 @@ def convert_skeleton(
         joints: {its name: ours} for joints that are not called the same.
         repeat: how often a person comes in an epoch.
     """
-    count = ours.skeleton.num_joints
-    places = joint_places(theirs, ours, dict(joints or {}))
+    count = ours.skeleton.num_keypoints
+    places = joint_mapping(theirs, ours, dict(joints or {}))
     lost = [
         joint for place, joint in enumerate(ours.skeleton.names) if place not in places.values()
     ]
@@ -173,11 +173,11 @@ def remap_joints(
     joints: np.ndarray, visible: np.ndarray, places: dict[int, int], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Joints (N, K, 2) and visible (N, K) of one joint set in the places of another with `count`
-    joints; what is nowhere is UNKNOWN.
+    joints; what is nowhere is NOT_ANNOTATED.
     """
     found = (
         np.zeros((len(joints), count, 2), joints.dtype),
-        np.full((len(joints), count), UNKNOWN, visible.dtype),
+        np.full((len(joints), count), NOT_ANNOTATED, visible.dtype),
     )
     theirs, ours = list(places.keys()), list(places.values())
     found[0][:, ours], found[1][:, ours] = joints[:, theirs], visible[:, theirs]

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.datasets import dataset_of, present_annotation_path, set_files
+from poise.config.datasets import dataset_info, require_annotation_path, split_info
 from poise.datasets.reader import Reader
 from poise.errors import DataError, escape_name
 from poise.io.cache import Arrays, cached
 from poise.io.json_file import describe_field_error, read_json
-from poise.structures.crops import BOX_MARGIN, FARTHEST, PIXEL_STD, mpii_center_extent
-from poise.structures.person_table import PackedNames, PersonTable
+from poise.structures.crops import BOX_MARGIN, MAX_COORD, PIXEL_STD, mpii_center_box_wh
+from poise.structures.person_table import PackedStrings, PersonTable
 from poise.structures.skeleton import Skeleton
 
 
@@ -43,15 +43,15 @@ def read_persons(
 
     Raises DataError naming the file.
     """
-    joints = skeleton.num_joints
+    joints = skeleton.num_keypoints
     kind = f"persons with {joints} joints" if labelled else "unlabelled persons"
     file = cached(path, kind, partial(_read, path, labelled, joints), cache)
-    center, extent, given = mpii_center_extent(file["center"], file["scale"])
+    center, extent, given = mpii_center_box_wh(file["center"], file["scale"])
     scale = extent * np.where(given[:, None], margin, 1.0) / PIXEL_STD
     count = len(center)
     return PersonTable(
         skeleton,
-        PackedNames(file["name_buffer"], file["name_ends"]),
+        PackedStrings(file["name_buffer"], file["name_ends"]),
         np.arange(len(file["name_ends"]), dtype=np.int64),
         file["image_index"],
         center,
@@ -93,7 +93,7 @@ def _fault(numbered: tuple[int, Any], labelled: bool, count: int) -> str:
 
 
 def _read(path: Path, labelled: bool, count: int) -> Arrays:
-    """name_buffer, name_ends: see PackedNames. image_index, center, scale as in the file,
+    """name_buffer, name_ends: see PackedStrings. image_index, center, scale as in the file,
     `count` joints and visible as in PersonTable, if labelled.
     """
     entries = read_json(path, "annotation file", "check DATASET.ROOT and the set's name")
@@ -131,9 +131,9 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
             "the json form of SimpleBaseline and HRNet is needed"
         ) from None
     # 1e300 is finite, but not in float32
-    finite = (np.abs(center) < FARTHEST).all(axis=1) & (np.abs(scale) < FARTHEST)
+    finite = (np.abs(center) < MAX_COORD).all(axis=1) & (np.abs(scale) < MAX_COORD)
     if labelled:
-        finite &= (np.abs(joints) < FARTHEST).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
+        finite &= (np.abs(joints) < MAX_COORD).all(axis=(1, 2)) & np.isfinite(visible).all(axis=1)
         with np.errstate(over="ignore"):  # what does not fit is refused below
             # MPII does not tell hidden joints from seen ones
             joints, visible = (
@@ -153,7 +153,7 @@ def _read(path: Path, labelled: bool, count: int) -> Arrays:
             " box of no area; correct or remove it"
         )
     unique = {name: position for position, name in enumerate(dict.fromkeys(names))}
-    packed = PackedNames.of(list(unique))
+    packed = PackedStrings.pack(list(unique))
     arrays = {
         "name_buffer": packed.buffer,
         "name_ends": packed.ends,
@@ -172,9 +172,9 @@ def read_table(
     detections: ignored, there are no detection files.
     """
     return read_persons(
-        present_annotation_path(cfg, split),
-        dataset_of(cfg).skeleton,
-        labelled=set_files(cfg, split).labelled,
+        require_annotation_path(cfg, split),
+        dataset_info(cfg).skeleton,
+        labelled=split_info(cfg, split).labelled,
         margin=margin,
         cache=cfg.DATASET.CACHE,
     )

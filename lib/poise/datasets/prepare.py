@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from poise.config.sources import Archive, ByHand, Source, below
+from poise.config.sources import Archive, ManualDownload, Source, relative_to
 from poise.errors import ConfigError, DataError, single_line
 from poise.io import archives, download
 from poise.io.files import format_bytes
@@ -90,7 +90,7 @@ def prepare(
         if file.is_file() and _state(archive, root, False):
             _unpack(archive, file, root)
             print(f"{archive.name}: unpacked from {file}, which may be removed now", flush=True)
-    return [line for part in source.by_hand if (line := look(part, root))]
+    return [line for part in source.manual_downloads if (line := look(part, root))]
 
 
 def ask(question: str) -> bool:
@@ -106,8 +106,10 @@ def ask(question: str) -> bool:
 def _state(archive: Archive, root: Path, zipped: bool) -> str:
     """What is missing of an unpacked archive, in words; '' where it is whole."""
     if not archive.folder:
-        absent = [target for target in archive.wanted.values() if not _is_whole_json(root / target)]
-        return f"{len(absent)} of {len(archive.wanted)} files are missing" if absent else ""
+        absent = [
+            target for target in archive.members.values() if not _is_whole_json(root / target)
+        ]
+        return f"{len(absent)} of {len(archive.members)} files are missing" if absent else ""
     if zipped and _zip_place(archive, root).is_file():
         return ""
     found = count_images(root / archive.folder)
@@ -165,7 +167,7 @@ def _unpack(archive: Archive, file: Path, root: Path) -> None:
 
     print(f"unpacking {file} to {root}", flush=True)
     with tqdm(unit="B", unit_scale=True, disable=None) as bar:
-        archives.unpack(file, root, lambda member: below(member, archive.place), bar.update)
+        archives.unpack(file, root, lambda member: relative_to(member, archive.place), bar.update)
 
 
 def count_images(folder: Path) -> int:
@@ -192,7 +194,7 @@ def _is_whole_json(path: Path) -> bool:
         return False
 
 
-def look(part: ByHand, root: Path) -> str:
+def look(part: ManualDownload, root: Path) -> str:
     """What is to be done about a part that is by hand; '' where it is there and can be used."""
     path = root / part.path
     missing = not path.exists() or (part.check == "images" and not count_images(path))

@@ -20,7 +20,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.config import experiment_name
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.engine.logger import git_revision, package_version
 from poise.errors import DataError, escape_name, short_repr, single_line
 from poise.io.files import TEMPORARY_NAME, fsync_dir
@@ -63,7 +63,7 @@ def numbered(number: int) -> str:
 
 def state_of(cfg: CfgNode, network: nn.Module, experiment: str) -> dict[str, torch.Tensor]:
     """Return the state dict of a network without wrappers, with its joints and experiment."""
-    state = weights.add_keypoint_names(network.state_dict(), dataset_of(cfg).skeleton.names)
+    state = weights.add_keypoint_names(network.state_dict(), dataset_info(cfg).skeleton.names)
     return weights.add_experiment(state, describe_experiment(cfg, experiment, network))
 
 

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from poise.codecs import build_codec, codec_class
 from poise.config import data_path
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.datasets import READERS, ImageFolder, PersonTable, build_loader, load_split
 from poise.datasets.mixing import ConcatImageFolders
 from poise.datasets.sampler import Shard
@@ -191,7 +191,7 @@ def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | No
     """Raise ConfigError for metrics that the dataset does not have, by mmpose's names, and for a
     file that predictions cannot go to.
     """
-    own = EVALUATORS[dataset_of(cfg).metric].eval_name
+    own = EVALUATORS[dataset_info(cfg).metric].eval_name
     others = [name for name in metrics if name != own]
     if others:
         raise ConfigError(
@@ -283,7 +283,7 @@ def write_predictions(
     bbox_ids: mmpose counts the annotated boxes of each COCO image from 0, and detections, like the
     persons of MPII, over the whole set.
     """
-    reader = READERS[dataset_of(cfg).format]
+    reader = READERS[dataset_info(cfg).format]
     by_image = reader.box_ids_per_image and table.box_source == "gt"
     ids = box_ids_by_image(table.image_index) if by_image else range(len(table))
     paths = [f"{images.location}/{table.image_name(person)}" for person in range(len(table))]

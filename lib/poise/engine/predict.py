@@ -59,9 +59,9 @@ def predict(
     from tqdm import tqdm
 
     table, batches = loader.dataset.table, loader.batch_sampler
-    count, joints = len(table), table.skeleton.num_joints
+    count, joints = len(table), table.skeleton.num_keypoints
     found = Predictions(np.zeros((count, joints, 2)), np.zeros((count, joints), np.float32))
-    flip_order = torch.from_numpy(table.skeleton.flip_order).to(device)
+    flip_indices = torch.from_numpy(table.skeleton.flip_indices).to(device)
     sums: list[torch.Tensor] = []
     persons: list[np.ndarray] = []
     stopped, silent = False, None if processes.main else True
@@ -74,7 +74,7 @@ def predict(
             if stopped:
                 break
             images = normalize(cfg, batch["images"], device)
-            output = forward_with_flip_test(cfg, codec, model, images, flip_order)
+            output = forward_with_flip_test(cfg, codec, model, images, flip_indices)
             targets = encode_targets(cfg, codec, batch, device) if table.has_keypoints else None
             coords, scores, batch_sums = _decode(codec, output, targets)
             if batch_sums is not None:

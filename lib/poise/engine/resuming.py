@@ -14,7 +14,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from poise.config import data_path, default_config, experiment_name
-from poise.config.diff import ABSENT, flat
+from poise.config.diff import ABSENT, flatten
 from poise.engine import checkpoint
 from poise.errors import ConfigError, DataError, short_repr
 from poise.io.yaml_file import parse_yaml
@@ -162,7 +162,11 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
         raise DataError(
             f"{saved['path']}: its configuration cannot be read; remove it to begin anew"
         )
-    before, now, defaults = dict(flat(groups)), dict(flat(cfg)), dict(flat(default_config()))
+    before, now, defaults = (
+        dict(flatten(groups)),
+        dict(flatten(cfg)),
+        dict(flatten(default_config())),
+    )
     may: dict[str, str] = {}
     must_not: dict[str, str] = {}
     for key in sorted(before.keys() | now.keys()):

@@ -8,8 +8,8 @@ import torch
 from yacs.config import CfgNode
 
 from poise.codecs.codec import Codec, Targets
-from poise.config.datasets import dataset_of
-from poise.structures.person_table import UNKNOWN
+from poise.config.datasets import dataset_info
+from poise.structures.person_table import NOT_ANNOTATED
 
 
 def encode_targets(
@@ -20,9 +20,9 @@ def encode_targets(
     targets = codec.encode(joints, visible)
     if cfg.DATASET.MIX:
         targets = dataclasses.replace(
-            targets, annotated_mask=(visible > UNKNOWN).float()[:, :, None]
+            targets, annotated_mask=(visible > NOT_ANNOTATED).float()[:, :, None]
         )
     if cfg.LOSS.USE_DIFFERENT_JOINTS_WEIGHT:
-        weights = targets.weight.new_tensor(dataset_of(cfg).skeleton.weights)[:, None]
+        weights = targets.weight.new_tensor(dataset_info(cfg).skeleton.weights)[:, None]
         targets = dataclasses.replace(targets, weight=targets.weight * weights)
     return targets

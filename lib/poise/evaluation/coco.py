@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from poise.config.datasets import dataset
+from poise.config.datasets import load_dataset_info
 from poise.errors import DataError, escape_name, short_repr
 from poise.evaluation import keypoint_ap, nms
 from poise.evaluation.results import FIELDS, check_finite, read_results
 from poise.io.files import gc_disabled
 from poise.io.json_file import describe_field_error, is_finite, read_json
-from poise.structures.ids import as_id, with_ids
+from poise.structures.ids import parse_id, parse_ids
 from poise.structures.skeleton import crowd_flag, find_category
 
 logger = logging.getLogger(__name__)
@@ -372,7 +372,7 @@ def read_ground_truth(
     # other categories may have other keypoints or none, and are not scored
     named = find_category({"categories": categories}, category, where, [annotations])
     if named:
-        annotations = [a for a in annotations if as_id(a.get("category_id")) == named["id"]]
+        annotations = [a for a in annotations if parse_id(a.get("category_id")) == named["id"]]
         categories = [named]
     joints = joints or max(
         (len(a["keypoints"]) // 3 for a in annotations if isinstance(a.get("keypoints"), list)),
@@ -414,7 +414,7 @@ def _with_integer_ids(
 ) -> list[dict]:
     """Return images or categories with integer ids. Raises DataError."""
     if isinstance(entries, kinds):
-        converted = [with_ids(entry, "id") for entry in entries]
+        converted = [parse_ids(entry, "id") for entry in entries]
         if all(isinstance(e, dict) and isinstance(e.get("id"), _INTEGERS) for e in converted):
             return converted
     raise DataError(f"{where}: invalid {name!r}; expected a list of {name} with integer ids")
@@ -433,7 +433,7 @@ def _to_person(
     pycocotools treats a matched id of 0 as unmatched and merges equal ids; custom files have both.
     """
     person = {key: annotation[key] for key in _REQUIRED if key in annotation}
-    person = with_ids(person, "image_id", "category_id")
+    person = parse_ids(person, "image_id", "category_id")
     if area_of_box is not None:
         person["area"] = 0.0
     person["id"] = number
@@ -535,7 +535,7 @@ def _load_entries(results: Any) -> list[dict]:
     if isinstance(results, (str, os.PathLike)):
         results = read_results(results)
     return [
-        with_ids({key: result[key] for key in FIELDS}, "image_id", "category_id")
+        parse_ids({key: result[key] for key in FIELDS}, "image_id", "category_id")
         for result in results
     ]
 
@@ -552,7 +552,7 @@ def _to_arrays(
 
 def _coco_if_none(sigmas: Sequence[float] | np.ndarray | None) -> np.ndarray:
     if sigmas is None:
-        sigmas = dataset("coco").skeleton.sigmas
+        sigmas = load_dataset_info("coco").skeleton.sigmas
     return np.asarray(sigmas, np.float64)
 
 

@@ -30,7 +30,7 @@ class EvalContext:
         scores: (N,).
         box: (N, 4) x, y, width, height of the boxes that were cropped.
         sigmas: (K,) OKS constants.
-        flip_order: (K,) of the skeleton.
+        flip_indices: (K,) of the skeleton.
         category_id: of the predictions.
         box_source: 'gt' or the name of a detection file.
         dropped: number of dropped boxes by reason.
@@ -43,7 +43,7 @@ class EvalContext:
     scores: np.ndarray
     box: np.ndarray
     sigmas: Sequence[float]
-    flip_order: np.ndarray
+    flip_indices: np.ndarray
     category_id: int = 1
     box_source: str = "gt"
     dropped: Mapping[str, int] | None = None
@@ -252,12 +252,12 @@ def _check_boxes(truth: CocoGroundTruth, scored: list[dict], context: EvalContex
     target, target_ids = around[has_extent], image_ids[has_extent]
 
     def overlap_of(candidates: np.ndarray) -> float:
-        return float(boxes.best_overlaps(target, target_ids, candidates, context.image_ids).mean())
+        return float(boxes.best_iou(target, target_ids, candidates, context.image_ids).mean())
 
     overlap = overlap_of(context.box)
     sizes = _image_sizes(truth, context.image_ids)
     if np.isfinite(sizes).all():
-        forms = boxes.other_forms(context.box, sizes)
+        forms = boxes.convert_from_other_formats(context.box, sizes)
         better, form = max((overlap_of(others), form) for form, others in forms.items())
         if better > max(0.3, 1.5 * overlap):
             return [
@@ -297,7 +297,7 @@ def _ap(truth: CocoGroundTruth, context: EvalContext, keypoints: np.ndarray) -> 
 
 def _check_left_right(truth: CocoGroundTruth, context: EvalContext) -> list[str]:
     """Check whether left and right are swapped, in the keypoint order or in the images."""
-    order = context.flip_order
+    order = context.flip_indices
     if (order == np.arange(len(order))).all():
         return []
     before = _ap(truth, context, context.keypoints)

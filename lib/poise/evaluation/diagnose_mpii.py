@@ -35,7 +35,7 @@ def diagnose(
     boxes: np.ndarray,
     joints: np.ndarray | None,
     visible: np.ndarray | None,
-    flip_order: np.ndarray,
+    flip_indices: np.ndarray,
     figures: Mapping[str, float],
     weights: str = "",
 ) -> list[str]:
@@ -47,7 +47,7 @@ def diagnose(
         boxes: (N, 4) x, y, width, height of the boxes that were cropped.
         joints: (N, 16, 2) labels of the annotation file, pixels counted from 0; None: not known.
         visible: (N, 16) their visibility; None: not known.
-        flip_order: (16,) of the skeleton.
+        flip_indices: (16,) of the skeleton.
         figures: from pckh.
         weights: warning about the origin of the network's weights, or ''.
 
@@ -67,7 +67,7 @@ def diagnose(
         mismatch = _check_heads(truth, file) or _check_order(truth, file, joints, visible)
         if not mismatch:
             mismatch = _check_boxes(truth, boxes)
-            mismatch += _check_left_right(file, keypoints, flip_order, figures)
+            mismatch += _check_left_right(file, keypoints, flip_indices, figures)
         causes += mismatch
         if is_zero(figures["Mean"]):
             causes += check_constant_predictions(keypoints, boxes)
@@ -140,10 +140,10 @@ def _check_boxes(truth: HeadGroundTruth, boxes: np.ndarray) -> list[str]:
 
 
 def _check_left_right(
-    file: str, keypoints: np.ndarray, flip_order: np.ndarray, figures: Mapping[str, float]
+    file: str, keypoints: np.ndarray, flip_indices: np.ndarray, figures: Mapping[str, float]
 ) -> list[str]:
     """Check whether left and right are swapped."""
-    after = mean_pckh(keypoints[:, flip_order] + 1, file)
+    after = mean_pckh(keypoints[:, flip_indices] + 1, file)
     if not after > figures["Mean"] + _MIN_GAIN:
         return []
     return [

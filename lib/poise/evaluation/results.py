@@ -18,7 +18,7 @@ from poise.errors import DataError, short_repr
 from poise.io.files import atomic_write, gc_disabled
 from poise.io.json_file import is_finite, read_json
 from poise.structures.crops import PIXEL_STD
-from poise.structures.ids import as_id, with_ids
+from poise.structures.ids import parse_id, parse_ids
 
 FIELDS = ("image_id", "category_id", "keypoints", "score")
 _BATCH_SIZE = 2048  # persons converted to JSON at once, which bounds the memory
@@ -251,12 +251,12 @@ def read_results(path: str | os.PathLike) -> list[dict]:
             )
         for key in ("image_id", "category_id", "score"):
             value = result[key]
-            is_valid = is_finite(value) if key == "score" else as_id(value) is not None
+            is_valid = is_finite(value) if key == "score" else parse_id(value) is not None
             if not is_valid:
                 raise DataError(
                     f"{path}: entry {i}: {key} {short_repr(value, 60)} is not a plain number"
                 )
-        results[i] = with_ids(result, "image_id", "category_id")
+        results[i] = parse_ids(result, "image_id", "category_id")
         if not isinstance(result["keypoints"], list) or not all(
             map(is_finite, result["keypoints"])
         ):

@@ -23,8 +23,8 @@ from poise.inference.detectors.base import Detector
 from poise.io.images import is_image_name
 from poise.io.json_file import describe_field_error, read_json
 from poise.io.video import Frame, ImageFiles, Video
-from poise.structures.crops import FARTHEST
-from poise.structures.ids import as_id
+from poise.structures.crops import MAX_COORD
+from poise.structures.ids import parse_id
 from poise.structures.skeleton import crowd_flag, find_category
 
 log = logging.getLogger(__name__)
@@ -290,7 +290,7 @@ class BoxFile:
         if not all(
             isinstance(value, (int, float))
             and not isinstance(value, bool)
-            and abs(value) < FARTHEST
+            and abs(value) < MAX_COORD
             for value in numbers
         ):
             raise _BadEntryError(
@@ -306,7 +306,7 @@ class BoxFile:
         for number, entry in enumerate(_dicts(entries, "detection")):
             if _category(entry) != wanted:
                 continue
-            name, index = entry.get("file_name"), as_id(entry.get("image_id"))
+            name, index = entry.get("file_name"), parse_id(entry.get("image_id"))
             if name is None and index is None:
                 name = entry.get("image_id")
             if not (_is_name(name) or name is None and index is not None):
@@ -401,14 +401,14 @@ def _is_name(value: Any) -> TypeGuard[str]:
 
 def _image_key(value: Any) -> int | str | None:
     """The id of an image as a number where it is one, else as text."""
-    number = as_id(value)
+    number = parse_id(value)
     return number if number is not None else value if isinstance(value, str) else None
 
 
 def _category(entry: dict) -> str:
     """The id of an entry's category as text, for ids that are no numbers too."""
     value = entry.get("category_id", 1)
-    number = as_id(value)
+    number = parse_id(value)
     return str(value if number is None else number)
 
 
@@ -466,5 +466,5 @@ def usable(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
         sides = boxes[:, 2:] - boxes[:, :2]
         inside = (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         return (
-            np.asarray(inside) & (np.abs(boxes) < FARTHEST).all(axis=1) & (sides >= 1).all(axis=1)
+            np.asarray(inside) & (np.abs(boxes) < MAX_COORD).all(axis=1) & (sides >= 1).all(axis=1)
         )

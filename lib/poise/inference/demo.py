@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.engine.evaluate import model_file
 from poise.engine.logger import run_names, start_console
 from poise.engine.signals import Interrupt
@@ -262,7 +262,7 @@ class Demo:
             if not isinstance(self._source, ImageFiles):
                 raise
             if len(frames) == 1:
-                self._source.leave_out(frames[0].name, error)
+                self._source.skip(frames[0].name, error)
                 return [], []
         parts = [self._found([frame]) for frame in frames]
         return [frame for part, _ in parts for frame in part], [
@@ -365,7 +365,7 @@ def run(cfg: CfgNode | None, cfg_path: str | None, request: DemoRequest) -> Summ
     estimator = PoseEstimator(
         cfg, file, device=request.device, half=request.half, overrides=request.overrides
     )
-    boxes = _box_source(request, source, dataset_of(estimator.cfg).category)
+    boxes = _box_source(request, source, dataset_info(estimator.cfg).category)
     head = {
         "input": request.input,
         "experiment": cfg_path,

@@ -12,13 +12,13 @@ import cv2
 from yacs.config import CfgNode
 
 from poise.config import data_path
-from poise.config.datasets import dataset_of, image_folder, present_annotation_path
+from poise.config.datasets import dataset_info, image_folder, require_annotation_path
 from poise.datasets import READERS
 from poise.datasets.coco_files import category_id, read_images
 from poise.errors import ConfigError, DataError, short_repr, single_line
 from poise.inference.detectors import Detector
 from poise.io.files import atomic_write
-from poise.structures.person_table import PackedNames
+from poise.structures.person_table import PackedStrings
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +50,17 @@ def write_detections(
     import orjson
     from tqdm import tqdm
 
-    data = dataset_of(cfg)
+    data = dataset_info(cfg)
     if not READERS[data.format].has_detections:
         raise ConfigError(
             f"{data.path}: detection files are for annotations in COCO's form; the boxes of"
             f" {data.format} are in its annotations"
         )
-    file = present_annotation_path(cfg, split)
+    file = require_annotation_path(cfg, split)
     images, folder = read_images(file, data.category), image_folder(cfg, split)
     folder.check()
     names, ids = (
-        PackedNames(images["name_buffer"], images["name_ends"]),
+        PackedStrings(images["name_buffer"], images["name_ends"]),
         images["image_ids"].tolist(),
     )
     category = category_id(images, data.category)

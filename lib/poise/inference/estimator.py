@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 from poise import config
 from poise.codecs import build_codec
 from poise.codecs.codec import Arrays, Codec, to_arrays
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.engine.device import choose_device, compile_network, for_testing
 from poise.errors import ConfigError, DataError
 from poise.evaluation import rescore
@@ -36,7 +36,13 @@ from poise.models import build_model
 from poise.models.forward import check_precision, forward_with_flip_test, normalize
 from poise.models.weights.experiment import config_from_weights
 from poise.models.weights.origin import load_trained_weights
-from poise.structures.crops import FARTHEST, PIXEL_STD, box_to_center_scale, crop_to_image, cut
+from poise.structures.crops import (
+    MAX_COORD,
+    PIXEL_STD,
+    box_to_center_scale,
+    crop_person,
+    crop_to_image,
+)
 
 Picture = str | os.PathLike | np.ndarray
 # crops; the maps of more leave the processor's caches, and each takes longer:
@@ -68,14 +74,14 @@ class TorchNetwork:
         self._cfg, self._codec, self._device = cfg, codec, device
         self._model = for_testing(cfg, model, [device]).eval()
         compile_network(cfg, self._model, [device])
-        self._flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order).to(device)
+        self._flip_indices = torch.from_numpy(dataset_info(cfg).skeleton.flip_indices).to(device)
 
     @torch.no_grad()
     def __call__(self, crops: np.ndarray) -> Arrays:
         crops = crops if self._cfg.DATASET.COLOR_RGB else np.ascontiguousarray(crops[:, :, :, ::-1])
         images = normalize(self._cfg, torch.from_numpy(crops), self._device)
         return to_arrays(
-            forward_with_flip_test(self._cfg, self._codec, self._model, images, self._flip_order)
+            forward_with_flip_test(self._cfg, self._codec, self._model, images, self._flip_indices)
         )
 
 
@@ -138,7 +144,7 @@ class PoseEstimator:
         self.batch_size = (
             min(int(batch_size), _CPU_BATCH) if self.device.type == "cpu" else int(batch_size)
         )
-        self.skeleton = dataset_of(self.cfg).skeleton
+        self.skeleton = dataset_info(self.cfg).skeleton
         self.seconds = {"read": 0.0, "crop": 0.0, "network": 0.0, "decode": 0.0}
 
     def __call__(
@@ -203,7 +209,7 @@ class PoseEstimator:
                     waiting = []
         if waiting:
             found.append(self._find(crops[: len(waiting)], waiting))
-        joints = self.skeleton.num_joints
+        joints = self.skeleton.num_keypoints
         keypoints = np.concatenate(
             [np.empty((0, joints, 2), np.float32), *(part[0] for part in found)]
         )
@@ -248,7 +254,7 @@ class PoseEstimator:
         bad = ~finite | (array[:, 2] <= array[:, 0]) | (array[:, 3] <= array[:, 1])
         fault = "has no area; left < right and top < bottom are needed (right is left plus width)"
         if not bad.any():
-            bad, fault = (np.abs(array) >= FARTHEST).any(axis=1), "is too far away"
+            bad, fault = (np.abs(array) >= MAX_COORD).any(axis=1), "is too far away"
         if not bad.any():  # there is no crop where float32 cannot tell its sides apart
             side = self._centers_and_scales(array)[1][:, 0] * PIXEL_STD
             bad, fault = (
@@ -281,7 +287,7 @@ class PoseEstimator:
         self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray, name: str
     ) -> np.ndarray:
         try:
-            return cut(
+            return crop_person(
                 pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased
             )[0]
         except DataError as error:
@@ -329,9 +335,9 @@ def _weights_alone(file: str | os.PathLike | CfgNode | None) -> str | os.PathLik
 def _experiment(
     cfg: CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]
 ) -> CfgNode:
-    cfg = config.changed(cfg, overrides)
+    cfg = config.override(cfg, overrides)
     if flip_test is not None:
-        cfg = config.changed(cfg, ["TEST.FLIP_TEST", bool(flip_test)])
+        cfg = config.override(cfg, ["TEST.FLIP_TEST", bool(flip_test)])
     if half and not cfg.AMP:
-        cfg = config.changed(cfg, ["AMP", "bf16" if device.type == "cpu" else "fp16"])
+        cfg = config.override(cfg, ["AMP", "bf16" if device.type == "cpu" else "fp16"])
     return cfg

@@ -57,7 +57,7 @@ class Poses:
     def __repr__(self) -> str:
         scores = ", ".join(f"{score:.2f}" for score in self.person_scores[:8])
         more = ", ..." if len(self) > 8 else ""
-        joints = f"{self.skeleton.num_joints} keypoints of {self.skeleton.name}"
+        joints = f"{self.skeleton.num_keypoints} keypoints of {self.skeleton.name}"
         return f"Poses({pluralize(len(self), 'person')}, {joints}, person_scores=[{scores}{more}])"
 
     def to_coco(self, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:

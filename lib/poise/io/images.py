@@ -277,7 +277,7 @@ class ImageFolder:
             else image_header.find_error(data)
         )
         if fault is None:
-            raise self.undecodable(name)
+            raise self.decode_error(name)
         if fault:
             raise DataError(f"{self.location}/{escape_name(name)}: the image {fault}")
         return EncodedImage(data, self.exif)
@@ -286,10 +286,10 @@ class ImageFolder:
         """The image (H, W, 3) uint8 in BGR order. Raises DataError."""
         image = self.open(name).pixels
         if image is None:
-            raise self.undecodable(name)
+            raise self.decode_error(name)
         return image
 
-    def undecodable(self, name: str) -> DataError:
+    def decode_error(self, name: str) -> DataError:
         """The error of an image that was opened and turned out to be none."""
         return DataError(
             f"{self.location}/{escape_name(name)}: not an image that OpenCV can read"
@@ -313,17 +313,17 @@ class ImageFolder:
             except DataError as error:
                 if os.path.lexists(path):
                     raise
-                raise DataError(f"{error}{self.other_spelling(name)}") from None
+                raise DataError(f"{error}{self.spelling_hint(name)}") from None
         archive = self._open()
         for member in (name, f"{self.location.stem}/{name}"):
             data = archives.read_member(archive, member, MAX_ENCODED_BYTES)
             if data is not None:
                 return data
         raise DataError(
-            f"{self.location}: the archive holds no {escape_name(name)}{self.other_spelling(name)}"
+            f"{self.location}: the archive holds no {escape_name(name)}{self.spelling_hint(name)}"
         )
 
-    def other_spelling(self, name: str) -> str:
+    def spelling_hint(self, name: str) -> str:
         """Return a hint for the error of an absent image, '' where no other file can be meant.
 
         Such as "; there is a.JPG": names that differ in case, ending, Unicode normalization (macOS

@@ -86,11 +86,11 @@ class ImageFiles:
             try:
                 image = read_image(path)
             except DataError as error:
-                self.leave_out(path, error)
+                self.skip(path, error)
                 continue
             yield Frame(path, index, image)
 
-    def leave_out(self, path: str, error: DataError) -> None:
+    def skip(self, path: str, error: DataError) -> None:
         """Put a picture that cannot be used into `skipped`, and say so; raise `error` again
         where there is no other picture.
         """

@@ -66,7 +66,7 @@ def autocast(cfg: CfgNode, device: torch.device) -> AbstractContextManager:
 
 
 def forward_with_flip_test(
-    cfg: CfgNode, codec: Codec, model: nn.Module, images: torch.Tensor, flip_order: torch.Tensor
+    cfg: CfgNode, codec: Codec, model: nn.Module, images: torch.Tensor, flip_indices: torch.Tensor
 ) -> Output:
     """The prediction, in float32, for normalised images (B, 3, H, W), with the flip test where
     TEST.FLIP_TEST asks for it.
@@ -76,4 +76,4 @@ def forward_with_flip_test(
         if not cfg.TEST.FLIP_TEST:
             return output
         flipped = map_output(torch.Tensor.float, model(images.flip(3)))
-    return codec.flip_average(output, flipped, flip_order)
+    return codec.flip_average(output, flipped, flip_indices)

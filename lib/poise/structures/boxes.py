@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-NORMALISED = "shares of the image from 0 to 1"
+NORMALIZED = "shares of the image from 0 to 1"
 
 
-def other_forms(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+def convert_from_other_formats(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
     """{form: boxes as they would be if the file meant that}, each (N, 4) x, y, width, height in
     pixels.
 
@@ -19,14 +19,14 @@ def other_forms(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         "left, top, right, bottom": np.concatenate([corner, extent - corner], axis=1),
         "the centre, width and height": np.concatenate([corner - extent / 2, extent], axis=1),
         "y, x, height, width": boxes[:, [1, 0, 3, 2]],
-        NORMALISED: boxes * size,
-        f"the centre and size in {NORMALISED}": (
+        NORMALIZED: boxes * size,
+        f"the centre and size in {NORMALIZED}": (
             np.concatenate([corner - extent / 2, extent], axis=1) * size
         ),
     }
 
 
-def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def intersection_area(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the common area (...) of boxes a and b (..., 4), left, top, right, bottom.
 
     The shapes are broadcast.
@@ -35,20 +35,20 @@ def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(high - low, 0).prod(axis=-1)
 
 
-def iou(common: np.ndarray, area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
+def iou_from_areas(common: np.ndarray, area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
     """Return intersection over union from the common area and the areas; 0 where both are 0."""
     union = area_a + area_b - common
     return np.divide(common, union, out=np.zeros(common.shape), where=union > 0)
 
 
-def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def elementwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the IoU (N,) of boxes a and b (N, 4) x, y, width, height; 0 where one has no area."""
     corners = [np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1) for box in (a, b)]
     areas = [np.maximum(box[:, 2:], 0).prod(axis=1) for box in (a, b)]
-    return iou(intersection(*corners), *areas)
+    return iou_from_areas(intersection_area(*corners), *areas)
 
 
-def best_overlaps(
+def best_iou(
     wanted: np.ndarray, wanted_image: np.ndarray, boxes: np.ndarray, image: np.ndarray
 ) -> np.ndarray:
     """(G,) the highest intersection over union of each wanted box (G, 4) with the boxes (N, 4) of
@@ -66,7 +66,7 @@ def best_overlaps(
     count = end - begin
     pairs = np.repeat(np.arange(len(wanted)), count)
     place = np.arange(len(pairs)) - np.repeat(np.cumsum(count) - count, count)
-    np.maximum.at(best, pairs, overlaps(wanted[pairs], boxes[order[begin[pairs] + place]]))
+    np.maximum.at(best, pairs, elementwise_iou(wanted[pairs], boxes[order[begin[pairs] + place]]))
     return best
 
 
@@ -76,4 +76,4 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     a, b = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (a, b))
     areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (a, b)]
-    return iou(intersection(a[:, None], b[None]), areas[0][:, None], areas[1])
+    return iou_from_areas(intersection_area(a[:, None], b[None]), areas[0][:, None], areas[1])

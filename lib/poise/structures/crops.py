@@ -31,14 +31,14 @@ PIXEL_STD = 200.0
 Pair = Sequence[float] | np.ndarray  # two numbers: x and y, or width and height
 # pixels: coordinates and sides of pictures stay below it, and float32, which tables hold, tells
 # whole pixels apart there
-FARTHEST = 1e7
+MAX_COORD = 1e7
 BOX_MARGIN = (1.25, 1.25)  # in x and y
 # MPII centres sit on the torso; the readers lower them by 15 units of scale to centre the whole
 # body
-MPII_CENTER_DOWN = 15.0
+MPII_CENTER_OFFSET_Y = 15.0
 
 
-def fit_aspect(
+def fix_aspect_ratio(
     width: np.ndarray, height: np.ndarray, aspect: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lengthen the shorter side so that width / height == aspect; arrays of one shape, pixels."""
@@ -55,10 +55,10 @@ def box_to_center_scale(
     both float64.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return boxes[:, :2] + boxes[:, 2:] * 0.5, extent_to_scale(boxes[:, 2:], aspect, margin)
+    return boxes[:, :2] + boxes[:, 2:] * 0.5, box_wh_to_scale(boxes[:, 2:], aspect, margin)
 
 
-def extent_to_scale(extent: np.ndarray, aspect: float, margin: Pair) -> np.ndarray:
+def box_wh_to_scale(extent: np.ndarray, aspect: float, margin: Pair) -> np.ndarray:
     """Scale (..., 2) in units of 200 pixels of boxes of width and height `extent` (..., 2) in
     pixels, after margin and aspect fit.
 
@@ -66,10 +66,10 @@ def extent_to_scale(extent: np.ndarray, aspect: float, margin: Pair) -> np.ndarr
     that is the same.
     """
     grown = np.asarray(extent, dtype=np.float64) * np.asarray(margin, dtype=np.float64)
-    return np.stack(fit_aspect(grown[..., 0], grown[..., 1], aspect), axis=-1) / PIXEL_STD
+    return np.stack(fix_aspect_ratio(grown[..., 0], grown[..., 1], aspect), axis=-1) / PIXEL_STD
 
 
-def mpii_center_extent(
+def mpii_center_box_wh(
     center: np.ndarray, scale: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes of MPII annotations: 1-based centres (N, 2) and heights (N,) in units of 200 pixels.
@@ -80,7 +80,7 @@ def mpii_center_extent(
     """
     center, scale = np.array(center, dtype=np.float64), np.asarray(scale, dtype=np.float64)
     given = center[:, 0] != -1
-    center[given, 1] += MPII_CENTER_DOWN * scale[given]
+    center[given, 1] += MPII_CENTER_OFFSET_Y * scale[given]
     return center - 1.0, np.stack([scale, scale], axis=1) * PIXEL_STD, given
 
 
@@ -184,7 +184,7 @@ def crop_to_image(
     return (coords - size * 0.5) * (scale[:, :, :1] * PIXEL_STD / size[0]) + center
 
 
-def cut(
+def crop_person(
     image: np.ndarray,
     center: np.ndarray,
     scale: np.ndarray,
@@ -194,11 +194,11 @@ def cut(
     unbiased: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix
-    (2, 3) that made it: see cut_matrix.
+    (2, 3) that made it: see person_crop_matrix.
 
     Raises DataError for an image of a side of 32,767 pixels or more with OpenCV 4, which cannot.
     """
-    matrix = cut_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
+    matrix = person_crop_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
     try:
         return warp(image, matrix, (size[0], size[1])), matrix
     except cv2.error:
@@ -208,7 +208,7 @@ def cut(
         ) from None
 
 
-def cut_matrix(
+def person_crop_matrix(
     width: int,
     center: np.ndarray,
     scale: np.ndarray,
@@ -229,7 +229,7 @@ def cut_matrix(
     )
 
 
-def needed_region(
+def source_roi(
     matrix: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """Left, top, right and bottom (the last two not included) of what cv2.warpAffine looks at in an

@@ -9,7 +9,7 @@ from typing import Any
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
-def as_id(value: Any) -> int | None:
+def parse_id(value: Any) -> int | None:
     """Return the whole number of 64 bits that a value is, or None.
 
     Text of digits and 7.0 count as numbers, as some labeling tools write ids so.
@@ -24,12 +24,12 @@ def as_id(value: Any) -> int | None:
     return number if number is not None and -(2**63) <= number < 2**63 else None
 
 
-def with_ids(entry: Any, *keys: str) -> Any:
-    """Return an object with its ids as numbers where as_id reads them; the same object where
+def parse_ids(entry: Any, *keys: str) -> Any:
+    """Return an object with its ids as numbers where parse_id reads them; the same object where
     they are.
     """
     if not isinstance(entry, dict):
         return entry
-    found = {key: as_id(entry[key]) for key in keys if type(entry.get(key)) in (str, float)}
+    found = {key: parse_id(entry[key]) for key in keys if type(entry.get(key)) in (str, float)}
     found = {key: value for key, value in found.items() if value is not None}
     return {**entry, **found} if found else entry

@@ -12,7 +12,7 @@ import numpy as np
 from poise.errors import pluralize
 from poise.structures.skeleton import Skeleton
 
-UNKNOWN = -1.0  # visible: the set that a person is of does not have the joint (DATASET.MIX)
+NOT_ANNOTATED = -1.0  # visible: the set that a person is of does not have the joint (DATASET.MIX)
 
 _PERSON_COLUMNS = (
     "image_index",
@@ -26,7 +26,7 @@ _PERSON_COLUMNS = (
 )
 
 
-class PackedNames(Sequence):
+class PackedStrings(Sequence):
     """Many strings in one byte buffer. A list of str would be copied into every worker as its
     reference counts change.
     """
@@ -36,7 +36,7 @@ class PackedNames(Sequence):
         self.buffer, self.ends = buffer, ends
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> PackedNames:
+    def pack(cls, names: Sequence[str]) -> PackedStrings:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         return cls(
             np.frombuffer(b"".join(encoded), dtype=np.uint8),
@@ -65,7 +65,7 @@ class PersonTable:
             poise.structures.crops.
         keypoints: (N, K, 2) float32 pixels; zeros if has_keypoints is False.
         visibility: (N, K) float32, COCO's flag: 0 not labeled, 1 labeled but occluded, 2 visible;
-            UNKNOWN for keypoints that only other datasets of DATASET.MIX have.
+            NOT_ANNOTATED for keypoints that only other datasets of DATASET.MIX have.
         score: (N,) detection score; 1 for annotated boxes.
         ann_ids: (N,) annotation id, or the position in the detection file.
         box_source: 'gt' or the name of a detection file.
@@ -76,7 +76,7 @@ class PersonTable:
     """
 
     skeleton: Skeleton
-    image_names: PackedNames
+    image_names: PackedStrings
     image_ids: np.ndarray
     image_index: np.ndarray
     center: np.ndarray

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from poise.errors import DataError, escape_name, short_repr
-from poise.structures.ids import as_id, with_ids
+from poise.structures.ids import parse_id, parse_ids
 
 DEFAULT_SIGMA = 0.067  # the mean of COCO's 17
 
@@ -27,7 +27,7 @@ class Skeleton:
     """A joint set of J joints.
 
     names: J joint names. flip_pairs: index pairs that a mirror swaps. limbs: index pairs to draw as
-    bones. upper_body: joints that half-body augmentation treats as the upper half. both_halves:
+    bones. upper_body: joints that half-body augmentation treats as the upper half. shared_body:
     joints that MSPN counts in both. sigmas: J OKS constants, relative to the square root of the
     object's area (half of the k of the COCO server). weights: J loss weights of
     LOSS.USE_DIFFERENT_JOINTS_WEIGHT.
@@ -38,18 +38,18 @@ class Skeleton:
     flip_pairs: tuple[tuple[int, int], ...]
     limbs: tuple[tuple[int, int], ...]
     upper_body: tuple[int, ...]
-    both_halves: tuple[int, ...]
+    shared_body: tuple[int, ...]
     sigmas: tuple[float, ...]
     weights: tuple[float, ...]
 
     @property
-    def num_joints(self) -> int:
+    def num_keypoints(self) -> int:
         return len(self.names)
 
     @property
-    def flip_order(self) -> np.ndarray:
-        """(J,) int64: joint j of a mirrored person is joint flip_order[j] of the original one."""
-        order = np.arange(self.num_joints)
+    def flip_indices(self) -> np.ndarray:
+        """(J,) int64: joint j of a mirrored person is joint flip_indices[j] of the original one."""
+        order = np.arange(self.num_keypoints)
         for left, right in self.flip_pairs:
             order[left], order[right] = right, left
         return order
@@ -65,7 +65,7 @@ class Skeleton:
 
 
 @dataclass(frozen=True)
-class SetFiles:
+class SplitInfo:
     """Where a set's files are below the data set's root. labelled: whether it has joints to score.
     head_boxes: MPII's gt_valid.mat, or ''.
 
@@ -80,9 +80,9 @@ class SetFiles:
 
 
 @dataclass(frozen=True)
-class DatasetFile:
+class DatasetInfo:
     """What a dataset file says. format, metric: see METRICS. category: name or id of the
-    annotations' category. sets: (pattern, SetFiles), with {set} for the set's name. can_flip:
+    annotations' category. sets: (pattern, SplitInfo), with {set} for the set's name. can_flip:
     whether flip_pairs are known.
 
     remarks: what a user should know before trusting figures.
@@ -96,7 +96,7 @@ class DatasetFile:
     root: str
     annotations: str
     images: str
-    sets: tuple[tuple[str, SetFiles], ...] = ()
+    sets: tuple[tuple[str, SplitInfo], ...] = ()
     can_flip: bool = True
     remarks: tuple[str, ...] = field(default=(), compare=False)
 
@@ -104,13 +104,13 @@ class DatasetFile:
     def name(self) -> str:
         return self.skeleton.name
 
-    def files(self, set_name: str) -> SetFiles:
+    def files(self, set_name: str) -> SplitInfo:
         """The files of a set: those of the first pattern that fits it, else those of every other
         set.
         """
         found = next(
             (files for pattern, files in self.sets if fnmatchcase(set_name, pattern)),
-            SetFiles(self.annotations, self.images),
+            SplitInfo(self.annotations, self.images),
         )
         return replace(
             found,
@@ -134,7 +134,7 @@ def describe_joints(skeleton: Skeleton) -> dict[str, Any]:
     }
 
 
-def other_joint(theirs: Sequence[str], ours: Sequence[str]) -> str:
+def first_joint_mismatch(theirs: Sequence[str], ours: Sequence[str]) -> str:
     """Where two lists of joints' names differ first, in words for an error line; '' where they
     are equal.
     """
@@ -168,13 +168,13 @@ def find_category(
     if not isinstance(categories, (list, tuple)):
         return None
     key = "id" if isinstance(category, int) else "name"
-    found = [with_ids(each, "id") for each in categories if isinstance(each, dict)]
+    found = [parse_ids(each, "id") for each in categories if isinstance(each, dict)]
     found = [each for each in found if each.get(key) == category]
-    ids = sorted({each["id"] for each in found if as_id(each.get("id")) is not None})
-    found = [each for each in found if as_id(each.get("id")) is not None] or found
+    ids = sorted({each["id"] for each in found if parse_id(each.get("id")) is not None})
+    found = [each for each in found if parse_id(each.get("id")) is not None] or found
     if len(ids) > 1:
         entries = (entry for part in parts for entry in part if isinstance(entry, dict))
-        used = {as_id(entry.get("category_id")) for entry in entries} & set(ids)
+        used = {parse_id(entry.get("category_id")) for entry in entries} & set(ids)
         if len(used) != 1:
             raise DataError(
                 f"{where}: {len(ids)} categories are named {short_repr(category)} (ids "
@@ -190,5 +190,5 @@ def crowd_flag(annotation: dict) -> bool | None:
     value = annotation.get("iscrowd")
     if value is None or isinstance(value, bool):
         return bool(value)
-    number = as_id(value)
+    number = parse_id(value)
     return None if number is None else number != 0

@@ -20,11 +20,11 @@ from poise.datasets.converters.images import (
     log_skipped,
 )
 from poise.errors import DataError, escape_name, pluralize
-from poise.structures.skeleton import DatasetFile
+from poise.structures.skeleton import DatasetInfo
 
 
 def read(
-    form: str, source: str | Path, data: DatasetFile, *, images: str | Path | None = None
+    form: str, source: str | Path, data: DatasetInfo, *, images: str | Path | None = None
 ) -> list[LabeledImage]:
     """The pictures of a file (coco, cvat) or folder (yolo, labelme). form: a module of this
     package. images: their folder, which yolo needs.
@@ -41,7 +41,7 @@ def convert(
     forms: tuple[str, str],
     source: str | Path,
     target: str | Path,
-    data: DatasetFile,
+    data: DatasetInfo,
     *,
     images: str | Path | None = None,
 ) -> list[LabeledImage]:
@@ -62,7 +62,7 @@ def convert(
 
 
 def write(
-    form: str, target: str | Path, data: DatasetFile, pictures: Sequence[LabeledImage]
+    form: str, target: str | Path, data: DatasetInfo, pictures: Sequence[LabeledImage]
 ) -> None:
     """Write pictures in a format, to a file (coco, cvat) or into a folder (yolo, labelme).
     Raises DataError where they cannot be written.
@@ -71,7 +71,7 @@ def write(
 
 
 def _read(
-    form: str, source: str | Path, data: DatasetFile, images: str | Path | None
+    form: str, source: str | Path, data: DatasetInfo, images: str | Path | None
 ) -> tuple[list[LabeledImage], SkipCounter]:
     return _module(form).read(Path(source), data, None if images is None else Path(images))
 

@@ -11,20 +11,20 @@ from poise.datasets.coco import check_order
 from poise.datasets.coco_files import read_annotations
 from poise.datasets.converters.images import LabeledImage, LabeledPerson, SkipCounter, check_sizes
 from poise.io.files import atomic_write
-from poise.structures.person_table import PackedNames
-from poise.structures.skeleton import DatasetFile
+from poise.structures.person_table import PackedStrings
+from poise.structures.skeleton import DatasetInfo
 
 AREA_OF_BOX = 0.5  # no other format has areas
 PERSON = "a person is an annotation of the category, with labelled keypoints"
 
 
 def read(
-    path: Path, data: DatasetFile, images: Path | None = None
+    path: Path, data: DatasetInfo, images: Path | None = None
 ) -> tuple[list[LabeledImage], SkipCounter]:
     """Pictures with the persons that a training would use, and what is left out."""
-    found = read_annotations(path, path.stem, data.skeleton.num_joints, data.category)
+    found = read_annotations(path, path.stem, data.skeleton.num_keypoints, data.category)
     check_order(found["joint_names"].tolist(), data, path)
-    names = PackedNames(found["name_buffer"], found["name_ends"])
+    names = PackedStrings(found["name_buffer"], found["name_ends"])
     pictures = [
         LabeledImage(name, int(width), int(height))
         for name, (width, height) in zip(names, found["image_sizes"])
@@ -44,7 +44,7 @@ def read(
     return pictures, SkipCounter(dict(zip(reasons, found["counts"].tolist())))
 
 
-def write(path: Path, data: DatasetFile, pictures: Sequence[LabeledImage]) -> None:
+def write(path: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> None:
     """Ids count from 1. The area is AREA_OF_BOX of the box."""
     import orjson
 

@@ -30,7 +30,7 @@ from poise.datasets.converters.images import (
 from poise.errors import DataError, escape_name, single_line
 from poise.io.archives import find_name_error
 from poise.io.files import atomic_write, check_memory, read_bytes
-from poise.structures.skeleton import DatasetFile
+from poise.structures.skeleton import DatasetInfo
 
 PERSON = "a person is a skeleton that is called like the category"
 _OTHERS = "skeletons called "
@@ -142,7 +142,7 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
 
 
 def read(
-    path: Path, data: DatasetFile, images: Path | None = None
+    path: Path, data: DatasetInfo, images: Path | None = None
 ) -> tuple[list[LabeledImage], SkipCounter]:
     """The pictures of a file in which each is listed as <image>, and what is left out."""
     pictures: dict[str, LabeledImage] = {}
@@ -161,7 +161,7 @@ def read(
             entry, picture, data, f"{path}: image {escape_name(picture.name)}", left
         )
         needed += _PICTURE_BYTES + len(picture.persons) * (
-            _PERSON_BYTES + _JOINT_BYTES * data.skeleton.num_joints
+            _PERSON_BYTES + _JOINT_BYTES * data.skeleton.num_keypoints
         )
         if needed - checked > _CHECK_BYTES:
             check_memory(path, "CVAT file", needed)
@@ -197,7 +197,7 @@ def _picture(entry: ElementTree.Element, path: Path) -> LabeledImage:
 def _persons(
     entry: ElementTree.Element,
     picture: LabeledImage,
-    data: DatasetFile,
+    data: DatasetInfo,
     where: str,
     left: SkipCounter,
 ) -> list[LabeledPerson]:
@@ -247,8 +247,8 @@ def _box(box: ElementTree.Element, where: str) -> np.ndarray:
     return np.concatenate([np.array([left + right, top + bottom]) / 2 - extent / 2, extent])
 
 
-def _keypoints(skeleton: ElementTree.Element, data: DatasetFile, where: str) -> np.ndarray:
-    keypoints, done = np.zeros((data.skeleton.num_joints, 3)), set()
+def _keypoints(skeleton: ElementTree.Element, data: DatasetInfo, where: str) -> np.ndarray:
+    keypoints, done = np.zeros((data.skeleton.num_keypoints, 3)), set()
     for points in skeleton.findall("points"):
         label = points.get("label")
         if label not in data.skeleton.names:
@@ -272,7 +272,7 @@ def _keypoints(skeleton: ElementTree.Element, data: DatasetFile, where: str) -> 
     return keypoints
 
 
-def write(path: Path, data: DatasetFile, pictures: Sequence[LabeledImage]) -> None:
+def write(path: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> None:
     """Each person as a box and a skeleton of one group_id."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"

@@ -17,7 +17,7 @@ from poise.io import image_header
 from poise.io.decoding import EncodedImage
 from poise.io.files import read_bytes
 from poise.io.images import MAX_ENCODED_BYTES, ImageFolder, is_image_name
-from poise.structures.crops import FARTHEST
+from poise.structures.crops import MAX_COORD
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def check_sizes(where: str | Path, pictures: Sequence[LabeledImage], folder: Pat
     turned: Counter[str] = Counter()
     for picture in pictures:
         if not (folder / picture.name).is_file():
-            hint = ImageFolder(folder).other_spelling(picture.name)
+            hint = ImageFolder(folder).spelling_hint(picture.name)
             raise DataError(f"{where}: {folder} has no image {escape_name(picture.name)}{hint}")
         size, labeled = image_size(folder / picture.name), (picture.width, picture.height)
         if labeled not in (size.stored, size.upright):
@@ -224,7 +224,7 @@ def numbers(values: Iterable[object], where: str, what: str) -> list[float]:
             found.append(float(value) if not isinstance(value, bool) else float("nan"))  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             found.append(float("nan"))
-        if not abs(found[-1]) < FARTHEST:
+        if not abs(found[-1]) < MAX_COORD:
             raise DataError(
                 f"{where}: {what} has {escape_name(value, 40)} where a number is needed"
             )

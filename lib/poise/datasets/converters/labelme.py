@@ -31,7 +31,7 @@ from poise.errors import DataError, escape_name
 from poise.io.archives import find_name_error
 from poise.io.files import atomic_write
 from poise.io.json_file import read_json
-from poise.structures.skeleton import DatasetFile
+from poise.structures.skeleton import DatasetInfo
 
 _VERSION = "5.5.0"  # of labelme, whose files these are
 _HIDDEN = "hidden"
@@ -40,7 +40,7 @@ PERSON = "a person is points called like the joints, with a rectangle called lik
 
 
 def read(
-    folder: Path, data: DatasetFile, images: Path | None = None
+    folder: Path, data: DatasetInfo, images: Path | None = None
 ) -> tuple[list[LabeledImage], SkipCounter]:
     """The pictures of all .json files in a folder and those below it. A picture's name is the
     file's, with the ending of imagePath.
@@ -57,7 +57,7 @@ def read(
     return pictures, left
 
 
-def _read_one(path: Path, relative: Path, data: DatasetFile, left: SkipCounter) -> LabeledImage:
+def _read_one(path: Path, relative: Path, data: DatasetInfo, left: SkipCounter) -> LabeledImage:
     content = read_json(path, "labelme file")
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if (
@@ -80,7 +80,7 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, left: SkipCounter) 
         raise DataError(f"{path}: the image name {escape_name(name)} {find_name_error(name)}")
     picture = LabeledImage(name, int(width), int(height))
     for box, points in _groups(path, shapes, data, left):
-        keypoints = np.zeros((data.skeleton.num_joints, 3))
+        keypoints = np.zeros((data.skeleton.num_keypoints, 3))
         for joint, x, y, flag in points:
             if keypoints[joint, 2]:
                 raise DataError(
@@ -100,7 +100,7 @@ def _read_one(path: Path, relative: Path, data: DatasetFile, left: SkipCounter) 
 
 
 def _groups(
-    path: Path, shapes: list[dict], data: DatasetFile, left: SkipCounter
+    path: Path, shapes: list[dict], data: DatasetInfo, left: SkipCounter
 ) -> list[tuple[np.ndarray | None, list[tuple]]]:
     """(box or None, [(joint, x, y, flag)]) of each person."""
     boxes: list[tuple[Any, np.ndarray]] = []
@@ -196,7 +196,7 @@ def _without_groups(path: Path, boxes: list[np.ndarray], points: list[tuple]) ->
     return groups
 
 
-def write(folder: Path, data: DatasetFile, pictures: Sequence[LabeledImage]) -> None:
+def write(folder: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> None:
     """A file for each picture, without the picture's bytes."""
     import orjson
 

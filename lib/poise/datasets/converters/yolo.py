@@ -25,7 +25,7 @@ from poise.datasets.converters.images import (
 )
 from poise.errors import DataError
 from poise.io.files import atomic_write, read_bytes
-from poise.structures.skeleton import DatasetFile
+from poise.structures.skeleton import DatasetInfo
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _LISTS = ("classes.txt", "train.txt", "val.txt")  # labels only of an image of t
 
 
 def read(
-    folder: Path, data: DatasetFile, images: Path | None = None
+    folder: Path, data: DatasetInfo, images: Path | None = None
 ) -> tuple[list[LabeledImage], SkipCounter]:
     """The pictures of `images`, which must be given: the text does not say how large they are."""
     if images is None:
@@ -72,7 +72,10 @@ def read(
                     left.add(f"objects of class {values[0]:g}")
                 elif values:
                     person = _person(
-                        values, picture, data.skeleton.num_joints, f"{folder / text}, line {number}"
+                        values,
+                        picture,
+                        data.skeleton.num_keypoints,
+                        f"{folder / text}, line {number}",
                     )
                     if (person.keypoints[:, 2] > 0).any():
                         picture.persons.append(person)
@@ -116,7 +119,7 @@ def _person(values: list[float], picture: LabeledImage, joints: int, where: str)
     )
 
 
-def write(folder: Path, data: DatasetFile, pictures: Sequence[LabeledImage]) -> None:
+def write(folder: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> None:
     """With flags, to eight digits: a ten-thousandth of a pixel of any picture."""
     files = label_files((picture.name for picture in pictures), ".txt")
     for file, picture in zip(files, pictures):

@@ -80,7 +80,7 @@ def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
                 "num_keypoints": 0,
                 "area": int(scene.crowd.sum()),
                 "iscrowd": 1,
-                "keypoints": [0] * (3 * COCO.num_joints),
+                "keypoints": [0] * (3 * COCO.num_keypoints),
                 "image_id": image_id,
                 "bbox": _tight_box(scene.crowd),
                 "category_id": 1,
@@ -227,13 +227,13 @@ def mpii_arrays(persons: list[dict]) -> dict:
     """
     number = len(persons)
     joints = np.array([person["joints"] for person in persons], float).reshape(
-        number, MPII.num_joints, 2
+        number, MPII.num_keypoints, 2
     )
     shown = np.array([person["joints_vis"] for person in persons], bool).reshape(
-        number, MPII.num_joints
+        number, MPII.num_keypoints
     )
     joints[~shown] = 0
-    names = np.empty((1, MPII.num_joints), object)
+    names = np.empty((1, MPII.num_keypoints), object)
     names[0] = MPII_MAT_NAMES
     heads = np.array([person["head_box"] for person in persons], float).reshape(number, 2, 2)
     return {

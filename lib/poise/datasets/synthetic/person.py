@@ -485,8 +485,8 @@ def visible_joints(
     could still place it: mostly when a neighbour on the same limb is seen.
     """
     height, width = owner.shape
-    joints = np.zeros((COCO.num_joints, 3))
-    deep = np.zeros(COCO.num_joints, bool)  # hidden without any hint in the image
+    joints = np.zeros((COCO.num_keypoints, 3))
+    deep = np.zeros(COCO.num_keypoints, bool)  # hidden without any hint in the image
     for j, name in enumerate(COCO.names):
         x, y = person.points[name][:2]
         column, row = int(round(x)), int(round(y))
@@ -495,8 +495,8 @@ def visible_joints(
         joints[j] = x, y, 2 if _seen(person, index, name, owner, row, column) else 1
         deep[j] = joints[j, 2] == 1 and _turned_away(person, name)
     seen = joints[:, 2] == 2
-    draw = rng.random(COCO.num_joints)
-    for j in range(COCO.num_joints):
+    draw = rng.random(COCO.num_keypoints)
+    for j in range(COCO.num_keypoints):
         if joints[j, 2] == 1:
             near = any(seen[a if b == j else b] for a, b in COCO.limbs if j in (a, b))
             if draw[j] > (0.04 if deep[j] else 0.62 if near else 0.06):
@@ -552,7 +552,7 @@ def mpii_joints(person: Person, coco: np.ndarray, shape: tuple[int, int]) -> np.
     """(16, 3) x, y in pixels (0-based) and 0 or 1, from the same body and its COCO labels `coco`
     (17, 3).
     """
-    joints = np.zeros((MPII.num_joints, 3))
+    joints = np.zeros((MPII.num_keypoints, 3))
     own = {"pelvis": "pelvis", "thorax": "thorax", "upper_neck": "neck", "head_top": "head_top"}
     for j, name in enumerate(MPII.names):
         if name in own:

@@ -14,7 +14,7 @@ from poise.datasets.synthetic.body import View, pose_body, sample_build, sample_
 from poise.datasets.synthetic.look import sample_look
 from poise.datasets.synthetic.paint import GRAIN, PART_BITS, Canvas, Light
 from poise.datasets.synthetic.person import Person, draw_person, mpii_joints, visible_joints
-from poise.structures.boxes import intersection
+from poise.structures.boxes import intersection_area
 
 PERSON_COUNTS = (0.24, 0.34, 0.23, 0.12, 0.07)  # of 1 to 5 persons: 2.4 on average
 CUT_SHARE, OCCLUDER_SHARE = (0.04, 0.14), (0.12, 0.45)  # in an easy and in a hard set
@@ -178,7 +178,7 @@ def _largest_overlap(box, boxes):
     """
     if not len(boxes):
         return 0.0
-    both = intersection(box, boxes)
+    both = intersection_area(box, boxes)
     areas = np.minimum((box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(1))
     return float((both / areas).max())
 

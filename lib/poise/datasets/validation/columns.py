@@ -16,9 +16,9 @@ from poise.errors import DataError, escape_name
 from poise.io.archives import find_name_error
 from poise.io.cache import Arrays
 from poise.io.json_file import is_finite, read_in_parts
-from poise.structures.crops import FARTHEST
-from poise.structures.ids import as_id, with_ids
-from poise.structures.person_table import PackedNames
+from poise.structures.crops import MAX_COORD
+from poise.structures.ids import parse_id, parse_ids
+from poise.structures.person_table import PackedStrings
 from poise.structures.skeleton import crowd_flag, find_category
 
 _NUMBERS = (int, float)
@@ -28,7 +28,7 @@ def read_columns(path: Path, joints: int, category: str | int) -> Arrays:
     """What the file says of its images and of the objects of `category`. Raises DataError where it
     is no JSON object with a list `images`.
 
-    image_ids (M,) int64, image_sizes (M, 2), name_buffer and name_ends (see PackedNames): of the
+    image_ids (M,) int64, image_sizes (M, 2), name_buffer and name_ends (see PackedStrings): of the
     images that are sound. ids, image_id, counted (N,) int64, crowd (N,) bool, area (N,), boxes (N,
     4), keypoints (N, J, 3) float32: of the sound objects of the category; area is NaN and counted
     (num_keypoints) -1 where the file has none. all_ids: of every sound object. category_ids,
@@ -52,14 +52,14 @@ def _columns(
         raise DataError(f"{path}: has no list 'images'; this is not a COCO annotation file")
     faults: dict[str, tuple[int, str]] = {}
     found = find_category(content, category, path, parts) or {}
-    person = as_id(found.get("id"))
+    person = parse_id(found.get("id"))
     objects: Counter[int] = Counter()
     text_ids = 0
     parts_read = [_regular([], person, joints)[0]]
     for entries in parts:
         read = _regular(entries, person, joints)
         if read is None:
-            plain = [with_ids(entry, *ID_FIELDS) for entry in entries]
+            plain = [parse_ids(entry, *ID_FIELDS) for entry in entries]
             text_ids += sum(one is not other for one, other in zip(plain, entries))
             sound = [
                 entry for entry in plain if not _note(faults, _fault(entry, person, joints), entry)
@@ -69,8 +69,8 @@ def _columns(
         objects.update(read[1])
     joined = {key: np.concatenate([part[key] for part in parts_read]) for key in parts_read[0]}
     listed = content.get("categories")
-    listed = [with_ids(each, "id") for each in listed] if isinstance(listed, list) else []
-    categories = [c for c in listed if isinstance(c, dict) and as_id(c.get("id")) is not None]
+    listed = [parse_ids(each, "id") for each in listed] if isinstance(listed, list) else []
+    categories = [c for c in listed if isinstance(c, dict) and parse_id(c.get("id")) is not None]
     names = found.get("keypoints")
     names = (
         names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
@@ -78,7 +78,7 @@ def _columns(
     ids = [c["id"] for c in categories] + [
         i for i in objects if i not in {c["id"] for c in categories}
     ]
-    plain = [with_ids(entry, "id") for entry in content["images"]]
+    plain = [parse_ids(entry, "id") for entry in content["images"]]
     text_ids += sum(one is not other for one, other in zip(plain, content["images"]))
     images = _images(plain, faults)
     return (
@@ -106,20 +106,20 @@ def _images(entries: list, faults: dict) -> Arrays:
     rows = []
     for entry in entries:
         fault = ""
-        if not isinstance(entry, dict) or as_id(entry.get("id")) is None:
+        if not isinstance(entry, dict) or parse_id(entry.get("id")) is None:
             fault = "images are no objects with a whole number as id"
         elif not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
             fault = "images have no file_name"
         elif find_name_error(entry["file_name"]):
             fault = f"images have a file_name that {find_name_error(entry['file_name'])}"
         elif not all(
-            type(entry.get(key)) in _NUMBERS and 1 <= entry[key] < FARTHEST
+            type(entry.get(key)) in _NUMBERS and 1 <= entry[key] < MAX_COORD
             for key in ("width", "height")
         ):
             fault = "images have no width and height that can be"
         if not _note(faults, fault, entry):
             rows.append(entry)
-    packed = PackedNames.of([row["file_name"] for row in rows])
+    packed = PackedStrings.pack([row["file_name"] for row in rows])
     return {
         "image_ids": np.array([row["id"] for row in rows], np.int64),
         "name_buffer": packed.buffer,
@@ -174,12 +174,12 @@ def _regular(entries: list, person: int | None, joints: int) -> tuple[Arrays, Co
             "i" if name in whole else "b" if name == "crowd" and len(mine) else "if"
         ):
             return None
-    if any(type(category) is not int or as_id(category) is None for category in counts):
+    if any(type(category) is not int or parse_id(category) is None for category in counts):
         return None
     for name in ("area", "boxes", "keypoints"):
         if not (
             np.abs(np.nan_to_num(columns[name], nan=0.0 if name == "area" else np.inf))
-            < (1e14 if name == "area" else FARTHEST)
+            < (1e14 if name == "area" else MAX_COORD)
         ).all():
             return None
     kinds = {"boxes": np.float64, "keypoints": np.float32, "area": np.float64, "crowd": bool}
@@ -192,11 +192,11 @@ def _fault(entry: Any, person: int | None, joints: int) -> str:
     """What makes an annotation unusable; '' where nothing does."""
     if not isinstance(entry, dict):
         return "annotations are no objects"
-    if as_id(entry.get("id")) is None or as_id(entry.get("category_id")) is None:
+    if parse_id(entry.get("id")) is None or parse_id(entry.get("category_id")) is None:
         return "annotations have an id or category_id that is missing or no whole number"
     if entry["category_id"] != person:
         return ""
-    if as_id(entry.get("image_id")) is None:
+    if parse_id(entry.get("image_id")) is None:
         return "annotations have an image_id that is missing or no whole number"
     if crowd_flag(entry) is None:
         return "annotations have an iscrowd that is neither 0 nor 1"
@@ -204,7 +204,7 @@ def _fault(entry: Any, person: int | None, joints: int) -> str:
     if (
         not isinstance(box, list)
         or len(box) != 4
-        or not all(is_finite(value) and abs(value) < FARTHEST for value in box)
+        or not all(is_finite(value) and abs(value) < MAX_COORD for value in box)
     ):
         return "annotations have a bbox that is not four numbers"
     if not isinstance(points, list):
@@ -214,7 +214,7 @@ def _fault(entry: Any, person: int | None, joints: int) -> str:
             f"annotations have {len(points)} keypoint numbers, expected {3 * joints} ({joints}"
             " joints x 3)"
         )
-    if not all(is_finite(value) and abs(value) < FARTHEST for value in points):
+    if not all(is_finite(value) and abs(value) < MAX_COORD for value in points):
         return "annotations have a keypoint that is no number or beyond any image"
     if "area" in entry and not (is_finite(entry["area"]) and abs(entry["area"]) < 1e14):
         return "annotations have an area that is no number"

@@ -126,7 +126,7 @@ def _check_recall(
         columns["box"][used],
         image_ids[people.image],
     )
-    best = box_forms.best_overlaps(people.boxes, wanted_image, boxes, image)
+    best = box_forms.best_iou(people.boxes, wanted_image, boxes, image)
     recall = [float((best >= level).mean()) for level in _THRESHOLDS]
     figures = ", ".join(
         f"{100 * value:.1f} % at an overlap of {level:g}"
@@ -140,13 +140,11 @@ def _check_recall(
     order = np.argsort(image_ids)
     sizes = people.sizes[order[np.searchsorted(image_ids, image, sorter=order)]]
     if recall[0] < 0.9:
-        forms = box_forms.other_forms(boxes, sizes)
+        forms = box_forms.convert_from_other_formats(boxes, sizes)
         other, form = max(
             (
                 float(
-                    (
-                        box_forms.best_overlaps(people.boxes, wanted_image, others, image) >= 0.5
-                    ).mean()
+                    (box_forms.best_iou(people.boxes, wanted_image, others, image) >= 0.5).mean()
                 ),
                 form,
             )

@@ -103,7 +103,7 @@ def check(
         found.fault(
             f"images: {len(absent)} of {len(names)} are absent, such as"
             f" {some(names[place] for place in absent[:3])}, in"
-            f" {folder.location}{folder.other_spelling(names[absent[0]])}"
+            f" {folder.location}{folder.spelling_hint(names[absent[0]])}"
         )
     places = np.flatnonzero(files.there) if opened is None else opened[files.there[opened]]
     bad: dict[str, list[str]] = {}

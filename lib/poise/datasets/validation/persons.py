@@ -45,7 +45,7 @@ class AnnotatedPersons:
     @classmethod
     def of_table(cls, table: PersonTable) -> AnnotatedPersons:
         """Of a set that a training has read; its boxes are cut to their images, and what other
-        sets of a mix have (UNKNOWN) is not labelled.
+        sets of a mix have (NOT_ANNOTATED) is not labelled.
         """
         return cls(
             table.skeleton,
@@ -131,10 +131,12 @@ def _check_boxes_hold_joints(
     # one joint has no box
     several = (labelled.sum(axis=1) > 1) & (around[:, 2:] > 1).all(axis=1)
     if people.sizes is not None and several.any():
-        fits = float(box_forms.overlaps(around[several], people.boxes[several]).mean())
-        forms = box_forms.other_forms(people.boxes[several], people.sizes[people.image[several]])
+        fits = float(box_forms.elementwise_iou(around[several], people.boxes[several]).mean())
+        forms = box_forms.convert_from_other_formats(
+            people.boxes[several], people.sizes[people.image[several]]
+        )
         other, form = max(
-            (float(box_forms.overlaps(around[several], boxes).mean()), form)
+            (float(box_forms.elementwise_iou(around[several], boxes).mean()), form)
             for form, boxes in forms.items()
         )
         if other > 1.2 * fits + 0.03:
@@ -198,7 +200,7 @@ def check_turned(found: Findings, people: AnnotatedPersons, orientation: np.ndar
     not show which pixels were annotated.
     """
     those = np.isin(orientation[people.image], (3, 4))
-    upper = np.isin(np.arange(people.skeleton.num_joints), people.skeleton.upper_body)
+    upper = np.isin(np.arange(people.skeleton.num_keypoints), people.skeleton.upper_body)
     labelled, height = people.labelled[those], people.joints[those][:, :, 1]
     above, below = labelled & upper, labelled & ~upper
     both = above.any(axis=1) & below.any(axis=1)

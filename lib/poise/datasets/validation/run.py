@@ -16,10 +16,10 @@ from yacs.config import CfgNode
 
 from poise.config.datasets import (
     annotation_path,
-    dataset_of,
+    dataset_info,
     image_folder,
-    present_annotation_path,
-    set_files,
+    require_annotation_path,
+    split_info,
 )
 from poise.datasets import PersonTable, coco, read_table
 from poise.datasets.coco_files import category_id
@@ -33,8 +33,8 @@ from poise.errors import DataError, PoiseError
 from poise.evaluation.evaluators import EVALUATORS, build_evaluator
 from poise.io.cache import Arrays, cached
 from poise.io.images import ImageFolder
-from poise.structures.person_table import PackedNames
-from poise.structures.skeleton import DatasetFile
+from poise.structures.person_table import PackedStrings
+from poise.structures.skeleton import DatasetInfo
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def check(cfg: CfgNode) -> tuple[list[Finding], list[CheckedSet]]:
     """
     file, sets = Findings("dataset file"), []
     # those of DATASET.MIX are not scored, and mirrored as this one says
-    for remark in dataset_of(cfg).remarks:
+    for remark in dataset_info(cfg).remarks:
         file.warning(remark)
     found = file.found
     trained = [
@@ -91,7 +91,7 @@ def check(cfg: CfgNode) -> tuple[list[Finding], list[CheckedSet]]:
 
 def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
     split = cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET
-    data, result = dataset_of(cfg), CheckedSet(found.where, image_folder(cfg, split))
+    data, result = dataset_info(cfg), CheckedSet(found.where, image_folder(cfg, split))
     detected = not train and not cfg.TEST.USE_GT_BBOX
     table = columns = None
     if data.format in COLUMN_READERS:
@@ -113,7 +113,7 @@ def _check_set(cfg: CfgNode, found: Findings, *, train: bool) -> CheckedSet:
             result,
             columns,
             detected=detected,
-            scored=not train and set_files(cfg, split).labelled,
+            scored=not train and split_info(cfg, split).labelled,
         )
     elif table is not None:
         result.names = list(table.image_names)
@@ -132,10 +132,10 @@ def check_scored(cfg: CfgNode, found: Findings) -> None:
 
 
 def _columns(cfg: CfgNode, split: str, found: Findings) -> Arrays | None:
-    data = dataset_of(cfg)
-    joints = data.skeleton.num_joints
+    data = dataset_info(cfg)
+    joints = data.skeleton.num_keypoints
     try:
-        path = present_annotation_path(cfg, split)
+        path = require_annotation_path(cfg, split)
         return cached(
             path,
             f"check of category {data.category!r} with {joints} joints",
@@ -157,8 +157,8 @@ def _check_coco(
     detected: bool,
     scored: bool,
 ) -> None:
-    data, path = dataset_of(cfg), annotation_path(cfg, split)
-    result.names = list(PackedNames(columns["name_buffer"], columns["name_ends"]))
+    data, path = dataset_info(cfg), annotation_path(cfg, split)
+    result.names = list(PackedStrings(columns["name_buffer"], columns["name_ends"]))
     found.note(
         f"annotations: {path}: {len(result.names)} images, {columns['objects'].sum()} annotations"
     )
@@ -167,7 +167,7 @@ def _check_coco(
     ):
         found.fault(f"annotations: {count} {_singular(text) if count == 1 else text} ({example})")
     _check_ids(found, columns, result.names)
-    _check_category(found, columns, data, path, labelled=set_files(cfg, split).labelled)
+    _check_category(found, columns, data, path, labelled=split_info(cfg, split).labelled)
     result.files = images.check(found, result.folder, result.names, columns["image_sizes"])
     persons, counted = _persons(found, columns, data)
     if len(persons.ids):
@@ -175,7 +175,7 @@ def _check_coco(
         people.check_areas(found, persons, needed=scored and EVALUATORS[data.metric].needs_areas)
         people.check_repeats(found, persons)
         _check_people(found, result, persons, counted)
-    elif set_files(cfg, split).labelled:
+    elif split_info(cfg, split).labelled:
         found.fault("persons: none with a labelled joint")
     if detected and cfg.TEST.COCO_BBOX_FILE:
         try:
@@ -199,7 +199,7 @@ def _check_coco(
 
 
 def _persons(
-    found: Findings, columns: Arrays, data: DatasetFile
+    found: Findings, columns: Arrays, data: DatasetInfo
 ) -> tuple[AnnotatedPersons, np.ndarray]:
     """Persons with a labelled joint in an image that is listed, without crowds, and their
     num_keypoints.
@@ -293,7 +293,7 @@ def _check_ids(found: Findings, columns: Arrays, names: Sequence[str]) -> None:
 
 
 def _check_category(
-    found: Findings, columns: Arrays, data: DatasetFile, path: Path, *, labelled: bool
+    found: Findings, columns: Arrays, data: DatasetInfo, path: Path, *, labelled: bool
 ) -> None:
     of_each = zip(columns["category_ids"], columns["category_names"], columns["objects"])
     listed = ", ".join(

@@ -11,7 +11,7 @@ import numpy as np
 
 from poise.evaluation import keypoint_ap
 from poise.evaluation.analysis.matching import GroundTruth, Results, headline, pairs_of_images
-from poise.structures.boxes import overlaps
+from poise.structures.boxes import elementwise_iou
 
 # IoU of boxes from which on two persons crowd each other; coco-analyze: IOU_FOR_OVERLAP
 OVERLAP = 0.1
@@ -71,7 +71,7 @@ def overlapping(truth: GroundTruth) -> np.ndarray:
     a, b = pairs_of_images(persons.image, persons.image)
     apart = (a != b) & ~persons.crowd[b]
     a, b = a[apart], b[apart]
-    near = overlaps(persons.box[a], persons.box[b]) > OVERLAP
+    near = elementwise_iou(persons.box[a], persons.box[b]) > OVERLAP
     return np.bincount(a[near], minlength=len(persons.area))
 
 

@@ -88,7 +88,7 @@ def joint_errors(found: Results) -> JointErrors:
     prediction = np.flatnonzero(pairs.person >= 0)
     person = pairs.person[prediction]
     points, labels = found.keypoints[prediction, :, :2], truth.persons.keypoints
-    mirror = truth.skeleton.flip_order
+    mirror = truth.skeleton.flip_indices
     side = np.where(mirror != np.arange(len(mirror)), 1.0, 0.0)  # a nose has no other side
     labelled = labels[person, :, 2] > 0
     own = keypoint_ap.joint_similarity(truth.persons, person, points, truth.sigmas)
@@ -150,7 +150,7 @@ def _of_others(
     image, and (R, J, 3) its x, y and that person's size.
     """
     truth = found.truth
-    labels, mirror = truth.persons.keypoints, truth.skeleton.flip_order
+    labels, mirror = truth.persons.keypoints, truth.skeleton.flip_indices
     best, place = np.zeros(points.shape[:2]), np.zeros((*points.shape[:2], 3))
     row, other = pairs_of_images(truth.persons.image[person], truth.persons.image)
     apart = (other != person[row]) & truth.counted[other]

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.config.datasets import dataset
+from poise.config.datasets import load_dataset_info
 from poise.errors import DataError, single_line
 from poise.evaluation import keypoint_ap, read_ground_truth, read_results, result_arrays
 from poise.evaluation.coco import CocoGroundTruth
 from poise.evaluation.evaluators import EVALUATORS
 from poise.evaluation.evaluators.coco import CocoEvaluator
 from poise.evaluation.keypoint_ap import GroundTruthPersons
-from poise.structures.skeleton import DatasetFile, Skeleton
+from poise.structures.skeleton import DatasetInfo, Skeleton
 
 # Ronchi & Perona match from this OKS on: what is worse found nobody. coco-analyze:
 # params.oksLocThrs
@@ -191,7 +191,7 @@ def headline(precision: np.ndarray) -> dict[str, float]:
     }
 
 
-def load_ground_truth(path: str | Path, data: DatasetFile | None = None) -> GroundTruth:
+def load_ground_truth(path: str | Path, data: DatasetInfo | None = None) -> GroundTruth:
     """The annotations to analyse against, with the joints and category of a dataset file; None:
     COCO's. Raises DataError, naming the file, where it is not COCO's form or nobody is labelled.
     """
@@ -199,7 +199,7 @@ def load_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Grou
         raise DataError(
             f"{path}: only COCO's form of annotations and results can be analysed, not MPII's"
         )
-    data = data or dataset("coco")
+    data = data or load_dataset_info("coco")
     skeleton = data.skeleton
     chosen = EVALUATORS[data.metric]
     # files in COCO's form are analyzed by OKS, whatever the metric of the dataset file
@@ -217,16 +217,18 @@ def load_ground_truth(path: str | Path, data: DatasetFile | None = None) -> Grou
     )
     position = {image["id"]: place for place, image in enumerate(images)}
     joints = {len(person["keypoints"]) // 3 for person in content["annotations"]} - {
-        skeleton.num_joints
+        skeleton.num_keypoints
     }
     if joints:
         raise DataError(
-            f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_joints}"
+            f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_keypoints}"
             f" joints of {skeleton.name} were expected; --dataset takes another dataset file"
         )
     truth = GroundTruth(
         Path(path).name,
-        GroundTruthPersons.from_annotations(content["annotations"], position, skeleton.num_joints),
+        GroundTruthPersons.from_annotations(
+            content["annotations"], position, skeleton.num_keypoints
+        ),
         images,
         skeleton,
         content,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.config.datasets import dataset
+from poise.config.datasets import load_dataset_info
 from poise.errors import DataError
 from poise.evaluation.analysis import breakdowns, curves, worst_images
 from poise.evaluation.analysis import errors as error_kinds
@@ -55,7 +55,7 @@ def build_report(
     joints are. Raises ConfigError for that one, DataError for other files that cannot be used or
     do not belong together.
     """
-    truth = load_ground_truth(annotations, dataset(data))
+    truth = load_ground_truth(annotations, load_dataset_info(data))
     founds = named([load_results(path, truth) for path in results], results)
     errors = [error_kinds.joint_errors(found) for found in founds]
     points = [worst_images.operating_point(found) for found in founds]

@@ -2,7 +2,7 @@
 
 from yacs.config import CfgNode
 
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.evaluation.evaluators.base import Evaluator
 from poise.evaluation.evaluators.coco import CocoEvaluator
 from poise.evaluation.evaluators.crowdpose import CrowdPoseEvaluator
@@ -20,4 +20,4 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 
 def build_evaluator(cfg: CfgNode) -> Evaluator:
     """Return the evaluator of DATASET.TEST_SET. Raises DataError or ConfigError."""
-    return EVALUATORS[dataset_of(cfg).metric].from_config(cfg)
+    return EVALUATORS[dataset_info(cfg).metric].from_config(cfg)

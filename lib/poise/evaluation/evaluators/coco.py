@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.datasets import dataset_of, present_annotation_path, set_files
+from poise.config.datasets import dataset_info, require_annotation_path, split_info
 from poise.evaluation import diagnose
 from poise.evaluation.coco import (
     CocoGroundTruth,
@@ -27,7 +27,7 @@ from poise.evaluation.results import write_results, write_submission
 from poise.io.cache import stat_key
 from poise.structures.crops import PIXEL_STD
 from poise.structures.person_table import PersonTable
-from poise.structures.skeleton import DatasetFile
+from poise.structures.skeleton import DatasetInfo
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class CocoEvaluator(Evaluator):
     def __init__(
         self,
         *,
-        data: DatasetFile,
+        data: DatasetInfo,
         split: str,
         annotations: Path,
         labeled: bool = True,
@@ -78,7 +78,7 @@ class CocoEvaluator(Evaluator):
         return _read_labels(
             self.annotations,
             state,
-            self.data.skeleton.num_joints,
+            self.data.skeleton.num_keypoints,
             self.data.category,
             self.area_of_box,
         )
@@ -163,7 +163,7 @@ class CocoEvaluator(Evaluator):
             self._scores,
             table.boxes[self._kept],
             table.skeleton.sigmas,
-            table.skeleton.flip_order,
+            table.skeleton.flip_indices,
             table.category_id,
             table.box_source,
             table.dropped,
@@ -187,10 +187,10 @@ class CocoEvaluator(Evaluator):
     def from_config(cls, cfg: CfgNode) -> CocoEvaluator:
         split, test = cfg.DATASET.TEST_SET, cfg.TEST
         return cls(
-            data=dataset_of(cfg),
+            data=dataset_info(cfg),
             split=split,
-            annotations=present_annotation_path(cfg, split),
-            labeled=set_files(cfg, split).labelled,
+            annotations=require_annotation_path(cfg, split),
+            labeled=split_info(cfg, split).labelled,
             joint_threshold=test.IN_VIS_THRE,
             nms_threshold=test.OKS_THRE if test.OKS_NMS else None,
             soft_nms=test.SOFT_NMS,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.datasets import dataset_of, present_headbox_path, set_files
+from poise.config.datasets import dataset_info, require_headbox_path, split_info
 from poise.errors import ConfigError
 from poise.evaluation import diagnose_mpii
 from poise.evaluation.evaluators.base import Evaluator
@@ -71,7 +71,7 @@ class MpiiEvaluator(Evaluator):
             table.boxes,
             table.keypoints,
             table.visibility,
-            table.skeleton.flip_order,
+            table.skeleton.flip_indices,
             figures,
             weights,
         )
@@ -91,12 +91,12 @@ class MpiiEvaluator(Evaluator):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MpiiEvaluator:
-        data, split = dataset_of(cfg), cfg.DATASET.TEST_SET
-        if not set_files(cfg, split).head_boxes:
+        data, split = dataset_info(cfg), cfg.DATASET.TEST_SET
+        if not split_info(cfg, split).head_boxes:
             return cls(split=split, head_boxes=None)
-        if data.skeleton.num_joints != JOINTS:
+        if data.skeleton.num_keypoints != JOINTS:
             raise ConfigError(
                 f"{data.path}: metric pckh is for the {JOINTS} joints of MPII, joints has"
-                f" {data.skeleton.num_joints}"
+                f" {data.skeleton.num_keypoints}"
             )
-        return cls(split=split, head_boxes=present_headbox_path(cfg))
+        return cls(split=split, head_boxes=require_headbox_path(cfg))

@@ -9,7 +9,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from poise.codecs.codec import Codec, Output, map_output, tensors_of
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.models.forward import forward_with_flip_test, normalize
 from poise.models.fuse import fold_batch_norms
 
@@ -48,7 +48,9 @@ class Graph(nn.Module):
         self.parts, self.bgr = parts, not cfg.DATASET.COLOR_RGB
         self.codec, self.output_names = codec, parts.output_names(codec)
         self.decoder = codec.build_decoder() if parts.decode else None
-        self.register_buffer("flip_order", torch.from_numpy(dataset_of(cfg).skeleton.flip_order))
+        self.register_buffer(
+            "flip_order", torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
+        )
         for name in ("MEAN", "STD"):
             self.register_buffer(
                 name.lower(),
@@ -93,8 +95,8 @@ def reference_output(
     """
     from poise import config
 
-    plain = config.changed(cfg, ["TEST.FLIP_TEST", flip, "AMP", ""])
-    flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
+    plain = config.override(cfg, ["TEST.FLIP_TEST", flip, "AMP", ""])
+    flip_order = torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
     return forward_with_flip_test(plain, codec, model.eval(), normalized(cfg, crops), flip_order)
 
 

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from poise import config
 from poise.codecs import CODECS, codec_class
 from poise.codecs.codec import Codec
-from poise.config.datasets import dataset_of, give_joints
+from poise.config.datasets import dataset_info, register_joints
 from poise.errors import DataError, PoiseError
 from poise.inference.export.graph import ExportOptions
 from poise.structures.skeleton import describe_joints
@@ -70,7 +70,7 @@ def as_text(cfg: CfgNode, codec: Codec, parts: ExportOptions) -> str:
                 )
             ),
             "outputs": parts.output_names(codec),
-            "dataset": describe_joints(dataset_of(cfg).skeleton),
+            "dataset": describe_joints(dataset_info(cfg).skeleton),
         }
     )
 
@@ -105,9 +105,9 @@ def from_text(text: str, source: str) -> tuple[CfgNode, ExportOptions]:
         parts = ExportOptions(**content["parts"])
         # the joints come with the file, so that it needs no dataset file where it is used
         name = f"{source}: its joints"
-        give_joints(name, content["dataset"])
+        register_joints(name, content["dataset"])
         return (
-            config.changed(
+            config.override(
                 defaults,
                 [
                     *(word for pair in values.items() for word in pair),

@@ -15,13 +15,13 @@ from yacs.config import CfgNode
 from poise import config
 from poise.codecs import build_codec, codec_class
 from poise.codecs.codec import Arrays, Output, to_arrays
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.errors import ConfigError, DataError, single_line
 from poise.inference.export import metadata
 from poise.inference.export.formats import onnx_session, require_packages
 from poise.inference.export.graph import IMAGES, KEYPOINTS, SCORES, normalized
 from poise.models.forward import forward_with_flip_test
-from poise.structures.skeleton import other_joint
+from poise.structures.skeleton import first_joint_mismatch
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class OnnxNetwork:
         own, self._parts = metadata.from_text(text, str(file))
         self.decodes = self._parts.decode
         self._check_form(file, own)
-        cfg = config.changed(own if cfg is None else cfg, overrides)
+        cfg = config.override(own if cfg is None else cfg, overrides)
         self._check_agreement(file, own, cfg)
         if flip_test is None:
             flip_test = self._parts.flip or (cfg.TEST.FLIP_TEST and not self._parts.decode)
@@ -122,13 +122,13 @@ class OnnxNetwork:
                 f" export it {'without' if self._parts.flip else 'with'} --with-flip, or leave"
                 " flip_test out"
             )
-        self.cfg = config.changed(cfg, ["TEST.FLIP_TEST", bool(flip_test), "AMP", ""])
+        self.cfg = config.override(cfg, ["TEST.FLIP_TEST", bool(flip_test), "AMP", ""])
         # what is left to do outside of the graph
-        self._outside = config.changed(
+        self._outside = config.override(
             self.cfg, ["TEST.FLIP_TEST", bool(flip_test) and not self._parts.flip]
         )
         self.codec = build_codec(self.cfg)
-        self._flip_order = torch.from_numpy(dataset_of(cfg).skeleton.flip_order)
+        self._flip_indices = torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
 
     def __call__(self, crops: np.ndarray) -> Arrays:
         """See poise.inference.estimator.Network."""
@@ -140,7 +140,7 @@ class OnnxNetwork:
             return tuple(self._run(images, [KEYPOINTS, SCORES]))
         return to_arrays(
             forward_with_flip_test(
-                self._outside, self.codec, self._output, images, self._flip_order
+                self._outside, self.codec, self._output, images, self._flip_indices
             )
         )
 
@@ -208,9 +208,9 @@ class OnnxNetwork:
                     f" is used with {metadata.value_of(cfg, key)}: joints may be found in the wrong"
                     " places",
                 )
-        exported, wanted = dataset_of(own).skeleton, dataset_of(cfg).skeleton
-        other = other_joint(exported.names, wanted.names)
-        if not other and not np.array_equal(exported.flip_order, wanted.flip_order):
+        exported, wanted = dataset_info(own).skeleton, dataset_info(cfg).skeleton
+        other = first_joint_mismatch(exported.names, wanted.names)
+        if not other and not np.array_equal(exported.flip_indices, wanted.flip_indices):
             other = "its mirror pairs differ"
         if other:
             raise ConfigError(

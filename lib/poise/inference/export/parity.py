@@ -25,7 +25,7 @@ from poise.inference.export.graph import (
     normalized,
     reference_output,
 )
-from poise.structures.crops import box_to_center_scale, cut
+from poise.structures.crops import box_to_center_scale, crop_person
 
 OUTPUT_TOLERANCE = 1e-4  # of the largest value of the network's own output
 KEYPOINT_TOLERANCE = 0.01  # pixels of the crop
@@ -206,6 +206,6 @@ def _cut_boxes(
     image = np.ascontiguousarray(image)
     places = zip(*box_to_center_scale(boxes, width / height, cfg.TEST.BOX_MARGIN))
     return [
-        cut(image, center, scale, 0.0, False, (width, height), codec.unbiased)[0]
+        crop_person(image, center, scale, 0.0, False, (width, height), codec.unbiased)[0]
         for center, scale in places
     ]

@@ -17,8 +17,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from yacs.config import CfgNode
 
 from poise.codecs import CODECS
-from poise.config.datasets import dataset, dataset_of, give_joints, shipped
-from poise.config.loading import changed, from_values
+from poise.config.datasets import builtin_datasets, dataset_info, load_dataset_info, register_joints
+from poise.config.loading import from_values, override
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.io.yaml_file import parse_yaml
 from poise.models import build_model
@@ -56,7 +56,7 @@ def describe_experiment(cfg: CfgNode, name: str, network: nn.Module | None = Non
     genotype = None
     if described.MODEL.GENOTYPE not in GENOTYPES:
         genotype, described.MODEL.GENOTYPE = getattr(network, "genotype", None), ""
-    data = dataset_of(cfg)
+    data = dataset_info(cfg)
     return json.dumps(
         {
             "version": VERSION,
@@ -125,7 +125,7 @@ def config_from_weights(file: str | Path, overrides: Sequence[Any] = ()) -> CfgN
         raise DataError(said if said.startswith(str(file)) else f"{file}: {said}") from None
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise _not_ours(file, type(error).__name__) from None
-    return changed(cfg, overrides)
+    return override(cfg, overrides)
 
 
 def _wanted(groups: dict[str, Any]) -> dict[str, Any]:
@@ -154,8 +154,11 @@ def _dataset(joints: Any, file: str) -> dict[str, str]:
     joints = dict(joints)
     category = joints.pop("category", "person")
     name = f"{file}: its joints"
-    data = give_joints(name, joints, category)
-    if data.name in shipped() and describe_joints(dataset(data.name).skeleton) == joints:
+    data = register_joints(name, joints, category)
+    if (
+        data.name in builtin_datasets()
+        and describe_joints(load_dataset_info(data.name).skeleton) == joints
+    ):
         return {"DATASET": data.name}
     return {"FILE": name}
 

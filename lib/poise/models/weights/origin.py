@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from poise.config.datasets import dataset_of
+from poise.config.datasets import dataset_info
 from poise.errors import DataError, escape_name
 from poise.io.files import read_bytes
 from poise.io.yaml_file import MAX_BYTES, parse_yaml
@@ -19,7 +19,7 @@ from poise.models.weights import zoo
 from poise.models.weights.experiment import read_settings
 from poise.models.weights.loading import LoadReport, load
 from poise.models.weights.reading import read_tensors
-from poise.structures.skeleton import other_joint
+from poise.structures.skeleton import first_joint_mismatch
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ def load_trained_weights(cfg: CfgNode, model: nn.Module, file: str | Path) -> Lo
     """
     report = load(model, file, rgb=cfg.DATASET.COLOR_RGB)
     warn_config_mismatch(cfg, Path(file), report.experiment)
-    data = dataset_of(cfg)
-    other = other_joint(report.joints, data.skeleton.names) if report.joints else ""
+    data = dataset_info(cfg)
+    other = first_joint_mismatch(report.joints, data.skeleton.names) if report.joints else ""
     if other:
         log.warning(
             "%s was trained for other joints than those of %s (%s): joints may get wrong names",

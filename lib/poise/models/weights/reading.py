@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from poise.config.datasets import MOST_JOINTS
+from poise.config.datasets import MAX_JOINTS
 from poise.errors import DataError, escape_name, is_out_of_memory, single_line
 from poise.io.archives import open_bounded_zip
 from poise.io.files import atomic_write, check_memory
@@ -214,7 +214,7 @@ def _joints_of(content: Any) -> tuple[str, ...]:
     return (
         tuple(names)
         if isinstance(names, list)
-        and len(names) <= MOST_JOINTS
+        and len(names) <= MAX_JOINTS
         and all(isinstance(name, str) for name in names)
         else ()
     )
