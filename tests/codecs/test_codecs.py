@@ -226,22 +226,20 @@ def test_cut_unbiased_mirrored_image_gives_mirrored_crop():
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (300, 400, 3), np.uint8), (9, 9), 0)
     place = {"scale": np.array([0.9, 1.2]), "rotation": 0.0, "mirrored": False, "size": (192, 256)}
-    for unbiased in (True, False):
-        plain, _ = crop_person(image, np.array([180.0, 140.0]), **place, unbiased=unbiased)
+    for udp in (True, False):
+        plain, _ = crop_person(image, np.array([180.0, 140.0]), **place, udp=udp)
         mirrored, _ = crop_person(
             np.ascontiguousarray(image[:, ::-1]),
             np.array([399 - 180.0, 140.0]),
             **place,
-            unbiased=unbiased,
+            udp=udp,
         )
-        assert (np.abs(plain.astype(int) - mirrored[:, ::-1]).max() <= 1) == unbiased
+        assert (np.abs(plain.astype(int) - mirrored[:, ::-1]).max() <= 1) == udp
 
 
 def test_crop_matrix_unbiased_square_box_uses_width():
     """MPII's boxes are square whatever the input; their width alone decides the zoom."""
-    matrix = crop_matrix(
-        np.array([100.0, 100.0]), np.array([1.0, 1.0]), 0.0, (192, 256), unbiased=True
-    )
+    matrix = crop_matrix(np.array([100.0, 100.0]), np.array([1.0, 1.0]), 0.0, (192, 256), udp=True)
     assert matrix[0, 0] == pytest.approx(191 / 200) and matrix[1, 1] == pytest.approx(
         255 / (200 * 256 / 192)
     )

@@ -117,10 +117,10 @@ def test_cut_mirrored_equals_cut_of_the_mirrored_image(rotation):
     assert geometry.transform_points(np.array([40.0, 50.0]), matrix) == pytest.approx([24, 32])
 
 
-@pytest.mark.parametrize("unbiased", [False, True])
-def test_crop_to_image_inverts_crop_matrix(unbiased):
+@pytest.mark.parametrize("udp", [False, True])
+def test_crop_to_image_inverts_crop_matrix(udp):
     center, scale = np.array([[100.0, 50.0]]), np.array([[0.9, 1.2]])
-    matrix = geometry.crop_matrix(center[0], scale[0], 0, (48, 64), unbiased=unbiased)
+    matrix = geometry.crop_matrix(center[0], scale[0], 0, (48, 64), udp=udp)
     points = np.array([[[3.0, 4.0], [40.25, 60.5]]])
-    image_points = geometry.crop_to_image(points, center, scale, (48, 64), unbiased)
+    image_points = geometry.crop_to_image(points, center, scale, (48, 64), udp)
     assert geometry.transform_points(image_points[0], matrix) == pytest.approx(points[0])

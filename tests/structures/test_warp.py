@@ -123,10 +123,10 @@ def test_warp_person_crops_equals_opencv(size):
             np.array([extent * size[0] / size[1], extent]) / 200,
             [0.0, rng.uniform(-90, 90)][case % 2],
         )
-        center, mirrored, unbiased = rng.uniform(0, (640, 427)), case % 4 > 1, case % 3 == 0
-        crop, matrix = crop_person(image, center, scale, rotation, mirrored, size, unbiased)
+        center, mirrored, udp = rng.uniform(0, (640, 427)), case % 4 > 1, case % 3 == 0
+        crop, matrix = crop_person(image, center, scale, rotation, mirrored, size, udp)
         assert np.array_equal(
-            matrix, person_crop_matrix(640, center, scale, rotation, mirrored, size, unbiased)
+            matrix, person_crop_matrix(640, center, scale, rotation, mirrored, size, udp)
         )
         assert np.array_equal(crop, opencv(image, matrix, size)) and crop.any()
 

@@ -66,7 +66,7 @@ class Codec(ABC):
     image_size: tuple[int, int]
     loss_function: nn.Module = field(kw_only=True, repr=False, compare=False)
 
-    unbiased: ClassVar[bool] = False  # crops are UDP's: see poise.structures.crops
+    udp: ClassVar[bool] = False  # crops are UDP's: see poise.structures.crops
     vis_threshold: ClassVar[float] = 0.2  # keypoints above it are drawn
     # keys that the representation depends on, besides MODEL.IMAGE_SIZE
     config_keys: ClassVar[tuple[str, ...]]

@@ -21,7 +21,7 @@ class Udp(HeatmapCodec):
     DARK's decoder.
     """
 
-    unbiased = True
+    udp = True
     flip_aligned = True
     default_refinement = "udp"
 

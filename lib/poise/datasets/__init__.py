@@ -120,7 +120,7 @@ def build_loader(
         rgb=cfg.DATASET.COLOR_RGB,
         seed=cfg.SEED,
         augmentation=Augmentation.from_config(cfg) if train else None,
-        unbiased=codec_class(cfg.MODEL.TARGET_TYPE).unbiased,
+        udp=codec_class(cfg.MODEL.TARGET_TYPE).udp,
     )
     batch_size = (cfg.TRAIN if train else cfg.TEST).BATCH_SIZE_PER_GPU * max(devices, 1)
     if train:

@@ -51,7 +51,7 @@ class TopDownDataset(Dataset):
         rgb: channel order of a crop: RGB, or BGR as OpenCV reads.
         seed: of the augmentation's random numbers.
         augmentation: None cuts out every person as it is.
-        unbiased: crop as UDP does, see person_crop_matrix.
+        udp: crop as UDP does, see person_crop_matrix.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TopDownDataset(Dataset):
         rgb: bool = True,
         seed: int = 0,
         augmentation: Augmentation | None = None,
-        unbiased: bool = False,
+        udp: bool = False,
     ):
         self.table = table
         self.images = images
@@ -71,7 +71,7 @@ class TopDownDataset(Dataset):
         self.rgb = rgb
         self.seed = seed
         self.augmentation = augmentation
-        self.unbiased = unbiased
+        self.udp = udp
         self.flip_indices = table.skeleton.flip_indices
         self._cached_image: tuple[int, EncodedImage] | None = None
 
@@ -165,7 +165,7 @@ class TopDownDataset(Dataset):
         """
         if picture.size is None:
             return None
-        matrix = person_crop_matrix(picture.size[0], *place, self.image_size, self.unbiased)
+        matrix = person_crop_matrix(picture.size[0], *place, self.image_size, self.udp)
         image = (
             picture.pixels
             if whole

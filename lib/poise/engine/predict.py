@@ -83,7 +83,7 @@ def predict(
             found.scores[person] = scores
             center, scale = table.center[person], table.scale[person]
             found.keypoints[person] = crop_to_image(
-                coords, center, scale, cfg.MODEL.IMAGE_SIZE, codec.unbiased
+                coords, center, scale, cfg.MODEL.IMAGE_SIZE, codec.udp
             )
             persons.append(person)
             if not found.first_batch:

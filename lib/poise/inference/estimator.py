@@ -288,7 +288,7 @@ class PoseEstimator:
     ) -> np.ndarray:
         try:
             return crop_person(
-                pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased
+                pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.udp
             )[0]
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
@@ -305,7 +305,7 @@ class PoseEstimator:
             coords, scores = answer if self._network.decodes else self._codec.decode(answer)
             center, scale = (np.array(values) for values in zip(*places))
             keypoints = crop_to_image(
-                coords, center, scale, self.cfg.MODEL.IMAGE_SIZE, self._codec.unbiased
+                coords, center, scale, self.cfg.MODEL.IMAGE_SIZE, self._codec.udp
             )
         if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
             narrow = f", or AMP {self.cfg.AMP} is too narrow for it" if self.cfg.AMP else ""

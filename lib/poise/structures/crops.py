@@ -91,21 +91,21 @@ def crop_matrix(
     size: Sequence[int],
     *,
     mirror_width: int | None = None,
-    unbiased: bool = False,
+    udp: bool = False,
 ) -> np.ndarray:
     """Matrix (2, 3) float64 from image pixels to crop pixels.
 
     center, scale: (2,) as above. rotation: degrees; the crop's frame turns clockwise on the screen.
     size: crop (width, height). mirror_width: when given, the image is this wide and is mirrored
     before it is cut; `center` and `rotation` then speak of the mirrored image, as in the HRNet
-    family, but the pixels are moved only once. unbiased: UDP's crop.
+    family, but the pixels are moved only once. udp: UDP's crop.
 
     The matrix is solved from three points in float32, as the original does: rounding them moves far
     corners of the image by a thousandth of a pixel, and with it some grey levels.
     """
     matrix = (
         _unbiased_matrix(center, scale, rotation, size)
-        if unbiased
+        if udp
         else _three_point_matrix(center, scale, rotation, size)
     )
     if mirror_width is not None:
@@ -164,7 +164,7 @@ def crop_to_image(
     center: np.ndarray,
     scale: np.ndarray,
     image_size: Sequence[int],
-    unbiased: bool = False,
+    udp: bool = False,
 ) -> np.ndarray:
     """Crop pixels back to image pixels, for crops without rotation: the inverse of crop_matrix.
 
@@ -176,7 +176,7 @@ def crop_to_image(
         np.asarray(center, dtype=np.float64)[:, None, :],
     )
     size = np.array([image_size[0], image_size[1]], dtype=np.float64)
-    if unbiased:
+    if udp:
         span = np.maximum(size - 1, 1)
         return (coords - span * 0.5) * (
             scale[:, :, :1] * PIXEL_STD * (size / size[0]) / span
@@ -191,14 +191,14 @@ def crop_person(
     rotation: float,
     mirrored: bool,
     size: tuple[int, int],
-    unbiased: bool = False,
+    udp: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut a person out of an image (H, W, 3): the crop of `size` (width, height), and the matrix
     (2, 3) that made it: see person_crop_matrix.
 
     Raises DataError for an image of a side of 32,767 pixels or more with OpenCV 4, which cannot.
     """
-    matrix = person_crop_matrix(image.shape[1], center, scale, rotation, mirrored, size, unbiased)
+    matrix = person_crop_matrix(image.shape[1], center, scale, rotation, mirrored, size, udp)
     try:
         return warp(image, matrix, (size[0], size[1])), matrix
     except cv2.error:
@@ -215,17 +215,17 @@ def person_crop_matrix(
     rotation: float,
     mirrored: bool,
     size: tuple[int, int],
-    unbiased: bool = False,
+    udp: bool = False,
 ) -> np.ndarray:
     """Matrix (2, 3) from an image of this width to the crop of `size` (width, height).
 
     `center` is of the image as it is; when `mirrored`, the mirror is part of the matrix, so no
-    mirrored copy of the image is made. unbiased: see poise.structures.crops.
+    mirrored copy of the image is made. udp: see poise.structures.crops.
     """
     if mirrored:
         center = np.array([width - 1 - center[0], center[1]])
     return crop_matrix(
-        center, scale, rotation, size, mirror_width=width if mirrored else None, unbiased=unbiased
+        center, scale, rotation, size, mirror_width=width if mirrored else None, udp=udp
     )
 
 

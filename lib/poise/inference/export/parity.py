@@ -206,6 +206,6 @@ def _cut_boxes(
     image = np.ascontiguousarray(image)
     places = zip(*box_to_center_scale(boxes, width / height, cfg.TEST.BOX_MARGIN))
     return [
-        crop_person(image, center, scale, 0.0, False, (width, height), codec.unbiased)[0]
+        crop_person(image, center, scale, 0.0, False, (width, height), codec.udp)[0]
         for center, scale in places
     ]
