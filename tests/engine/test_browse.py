@@ -44,7 +44,7 @@ def run(monkeypatch, *arguments):
         ],
     ],
 )
-def test_samples_are_those_of_a_training(tiny_experiment, monkeypatch, overrides):
+def test_browse_samples_equal_training_batches(tiny_experiment, monkeypatch, overrides):
     """Every batch that a training of two epochs takes its steps with, beside what browse draws
     of the same epochs, whatever the batches and workers there.
     """
@@ -109,7 +109,7 @@ def test_samples_are_those_of_a_training(tiny_experiment, monkeypatch, overrides
     )
 
 
-def test_pictures_show_joints_heatmaps_and_weights(tiny_experiment):
+def test_browse_draw_shows_keypoints_heatmaps_and_weights(tiny_experiment):
     cfg = config.load(
         tiny_experiment, ["DATASET.PROB_HALF_BODY", 1.0, "DATASET.NUM_JOINTS_HALF_BODY", 2]
     )
@@ -141,7 +141,7 @@ def test_pictures_show_joints_heatmaps_and_weights(tiny_experiment):
     assert np.hypot(hottest[1] - x, hottest[0] - y) < 14  # less than two of the 16 cells
 
 
-def test_tool_writes_mosaics(tiny_experiment, tmp_path, monkeypatch, capsys):
+def test_browse_command_writes_mosaics(tiny_experiment, tmp_path, monkeypatch, capsys):
     assert (
         run(
             monkeypatch,
@@ -166,7 +166,7 @@ def test_tool_writes_mosaics(tiny_experiment, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "output").exists(), "a run folder is for trainings"
 
 
-def test_the_largest_mosaic(tiny_experiment):
+def test_browse_largest_mosaic_is_written(tiny_experiment):
     """As many samples as are said to have room can be written."""
     cfg = config.load(tiny_experiment)
     most, crop = browse.most_samples(cfg), np.zeros((64, 64, 3), np.uint8)
@@ -185,7 +185,7 @@ def test_the_largest_mosaic(tiny_experiment):
         draw.encode_image(np.zeros((70_000, 8, 3), np.uint8), ".jpg")
 
 
-def test_an_output_that_is_a_file(tiny_experiment, tmp_path, monkeypatch, capsys):
+def test_browse_command_output_is_a_file_exits_1(tiny_experiment, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("mine")
     assert (
         run(monkeypatch, "--cfg", tiny_experiment, "--output", tmp_path / "file", "--count", 2) == 1
@@ -198,7 +198,7 @@ def test_an_output_that_is_a_file(tiny_experiment, tmp_path, monkeypatch, capsys
     )
 
 
-def test_mpii(tiny_mpii_experiment, tmp_path, monkeypatch):
+def test_browse_command_mpii_writes_mosaics(tiny_mpii_experiment, tmp_path, monkeypatch):
     assert (
         run(monkeypatch, "--cfg", tiny_mpii_experiment, "--output", tmp_path / "look", "--count", 3)
         == 0
@@ -226,7 +226,7 @@ def test_mpii(tiny_mpii_experiment, tmp_path, monkeypatch):
         (["DATASET.ROOT", "absent"], 1, "annotation file"),
     ],
 )
-def test_what_cannot_be_drawn(
+def test_browse_command_invalid_input_exits_with_error(
     tiny_experiment, tmp_path, monkeypatch, capsys, options, status, message
 ):
     keys = options if options[0].startswith("DATASET") else []

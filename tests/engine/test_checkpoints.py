@@ -51,7 +51,7 @@ def written(monkeypatch):
 # when and how many --------------------------------------------------------------------------------
 
 
-def test_after_steps(tiny_experiment, written):
+def test_checkpoint_steps_writes_and_rotates(tiny_experiment, written):
     """4 steps an epoch; counted over the whole training; the last three are kept, and the
     weights are what they are without them.
     """
@@ -75,7 +75,7 @@ def test_after_steps(tiny_experiment, written):
     assert positions(folder) == [(3, 0)]
 
 
-def test_after_minutes(tiny_experiment, written, monkeypatch):
+def test_checkpoint_minutes_writes_after_the_interval(tiny_experiment, written, monkeypatch):
     """A clock on which a step takes a quarter of a minute."""
     now, train_step = [0.0], train.train_step
 
@@ -92,7 +92,7 @@ def test_after_minutes(tiny_experiment, written, monkeypatch):
     assert written == [(1, 0)]
 
 
-def test_content(tiny_experiment):
+def test_checkpoint_contains_tensors_and_plain_values(tiny_experiment):
     """Tensors and plain values, by which the run can be made again."""
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "TRAIN.EMA_DECAY", 0.9, "AMP", "fp16")
     saved = state_of(folder / "checkpoint.pth")  # weights_only: nothing else could be in it
@@ -127,7 +127,7 @@ def test_content(tiny_experiment):
     assert f"(git {saved['git']})" in (folder / "train.log").read_text()
 
 
-def test_checkpoint_of_an_older_version(tiny_experiment):
+def test_resume_checkpoint_without_new_fields_works(tiny_experiment):
     """Without the fields that came later."""
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     saved = state_of(folder / "checkpoint.pth")
@@ -139,7 +139,7 @@ def test_checkpoint_of_an_older_version(tiny_experiment):
     assert positions(folder)[0] == (2, 0)
 
 
-def test_settings_of_the_optimiser_that_differ_are_refused(tiny_experiment, capsys):
+def test_resume_other_optimizer_settings_raise(tiny_experiment, capsys):
     wanted = ("TRAIN.OPTIMIZER", "sgd", "TRAIN.WD_NORM_AND_BIAS", False)
     run_train(
         tiny_experiment, *wanted, "TRAIN.WD", 0.1, "TRAIN.MOMENTUM", 0.9, "TRAIN.END_EPOCH", 1
@@ -186,7 +186,7 @@ def test_settings_of_the_optimiser_that_differ_are_refused(tiny_experiment, caps
 @pytest.mark.parametrize(
     "before, now", [("adam", "adamw"), ("adamw", "adam_l2"), ("adam_l2", "adam")]
 )
-def test_another_optimiser_of_the_same_kind_is_refused(tiny_experiment, before, now):
+def test_resume_other_optimizer_of_same_state_raises(tiny_experiment, before, now):
     """Their states look alike, their steps are not; also of a checkpoint that does not say its
     settings.
     """
@@ -267,7 +267,7 @@ def of_two_epochs(stopped_twice):
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty])
-def test_damaged_newest(of_two_epochs, damage, capsys):
+def test_resume_corrupt_newest_uses_the_previous(of_two_epochs, damage, capsys):
     """The one before it is used, which is said, and the run ends as it would have."""
     path, folder = of_two_epochs
     shutil.copy(folder / "final_state.pth", folder / "before.pth")
@@ -287,7 +287,7 @@ def test_damaged_newest(of_two_epochs, damage, capsys):
     )
 
 
-def test_all_damaged(of_two_epochs):
+def test_resume_all_corrupt_raises_and_keeps_files(of_two_epochs):
     """Nothing is begun anew over them."""
     path, folder = of_two_epochs
     for file in folder.glob("checkpoint*.pth"):
@@ -324,9 +324,7 @@ def failing_once(call, error, name="checkpoint.pth"):
     ],
 )
 @pytest.mark.parametrize("place", ["torch", "zip", "stat"])
-def test_a_file_that_cannot_be_read_now_is_no_damage(
-    of_two_epochs, monkeypatch, error, said, place
-):
+def test_resume_unreadable_file_is_not_corrupt(of_two_epochs, monkeypatch, error, said, place):
     """The run ends, and nothing is lost: the next start has the newest again."""
     path, folder = of_two_epochs
     before = {file: file.read_bytes() for file in folder.glob("*.pth")}
@@ -372,7 +370,7 @@ def _other_moments(content):
         (lambda content: content.update(seed=-1), "has seed -1, which no run has"),
     ],
 )
-def test_checkpoint_that_somebody_has_changed(of_two_epochs, change, part):
+def test_resume_edited_checkpoint_raises(of_two_epochs, change, part):
     """A line, whatever is missing in it or of another kind; nothing is begun."""
     path, folder = of_two_epochs
     content = torch.load(folder / "checkpoint.pth", weights_only=True)
@@ -383,7 +381,7 @@ def test_checkpoint_that_somebody_has_changed(of_two_epochs, change, part):
     assert "checkpoint.pth" in str(raised.value) and "remove it to begin anew" in str(raised.value)
 
 
-def test_average_that_somebody_has_changed(of_two_epochs):
+def test_resume_edited_average_raises(of_two_epochs):
     path, folder = of_two_epochs
     content = torch.load(folder / "checkpoint.pth", weights_only=True)
     torch.save({**content, "ema": {}}, folder / "checkpoint.pth")
@@ -391,7 +389,7 @@ def test_average_that_somebody_has_changed(of_two_epochs):
         run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 3, "TRAIN.EMA_DECAY", 0.9)
 
 
-def test_headers_of_the_archive_that_are_spoiled(tmp_path):
+def test_read_checkpoint_corrupt_zip_header_raises(tmp_path):
     """zipfile raises errors of many kinds, of which each is damage."""
     whole = tmp_path / "whole.pth"
     torch.save({"a": torch.arange(64.0)}, whole)
@@ -408,7 +406,7 @@ def test_headers_of_the_archive_that_are_spoiled(tmp_path):
     assert checkpoint.CorruptCheckpointError in kinds
 
 
-def test_older_checkpoint_that_the_user_prefers(of_two_epochs, capsys):
+def test_resume_older_checkpoint_keeps_the_newer(of_two_epochs, capsys):
     """The newer one is neither damaged nor lost."""
     path, folder = of_two_epochs
     newer = (folder / "checkpoint.pth").read_bytes()
@@ -419,7 +417,7 @@ def test_older_checkpoint_that_the_user_prefers(of_two_epochs, capsys):
     )
 
 
-def test_the_run_folder_by_another_path(of_two_epochs, tmp_path, monkeypatch):
+def test_resume_run_folder_by_other_path_rotates(of_two_epochs, tmp_path, monkeypatch):
     """What is gone on with is the run's own, also through a link or from another current folder:
     the one before it is kept.
     """
@@ -440,7 +438,7 @@ def test_the_run_folder_by_another_path(of_two_epochs, tmp_path, monkeypatch):
     assert positions(folder) == [(3, 0), (2, 0)]
 
 
-def test_checkpoint_of_another_experiment_is_no_damage(of_two_epochs):
+def test_resume_other_experiment_raises(of_two_epochs):
     """The one before it is not looked at."""
     path, folder = of_two_epochs
     torch.save(
@@ -451,7 +449,7 @@ def test_checkpoint_of_another_experiment_is_no_damage(of_two_epochs):
     assert len(positions(folder)) == 2
 
 
-def test_a_run_that_begins_anew_takes_no_older_ones(of_two_epochs):
+def test_resume_new_run_ignores_older_checkpoints(of_two_epochs):
     """Else its damaged newest would be followed by another run's. Those stay where they are."""
     path, folder = of_two_epochs
     new = run_train(path, "TRAIN.END_EPOCH", 1)
@@ -459,7 +457,7 @@ def test_a_run_that_begins_anew_takes_no_older_ones(of_two_epochs):
     shutil.rmtree(new)
 
 
-def test_killed_at_any_moment_of_writing(tmp_path, monkeypatch):
+def test_save_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path, monkeypatch):
     """After each change of the folder the newest or the one before it can be read, and the next
     writing leaves order.
     """
@@ -520,7 +518,7 @@ def test_killed_at_any_moment_of_writing(tmp_path, monkeypatch):
         pytest.fail("the writing had more moments than were looked at")
 
 
-def test_what_a_killed_process_had_begun_is_removed(tiny_experiment):
+def test_train_removes_partial_files(tiny_experiment):
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     for name in (
         ".checkpoint_next.pth.123.part",
@@ -540,7 +538,7 @@ def test_what_a_killed_process_had_begun_is_removed(tiny_experiment):
     ) == [".notes.part", "notes.part"]
 
 
-def test_names_are_on_the_disk_before_older_files_go(tmp_path, monkeypatch):
+def test_save_syncs_folder_before_removing_old_files(tmp_path, monkeypatch):
     """After a renaming the folder is flushed, else a power cut could leave neither the new name
     nor the old file.
     """
@@ -581,7 +579,7 @@ def test_names_are_on_the_disk_before_older_files_go(tmp_path, monkeypatch):
 # signals under torchrun ---------------------------------------------------------------------------
 
 
-def test_the_echo_of_a_signal(monkeypatch):
+def test_interrupt_repeated_signal_within_a_second_is_ignored(monkeypatch):
     """torchrun passes on what the whole process group has got; later it is a second signal."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     now, ended = [100.0], []
@@ -600,7 +598,7 @@ def test_the_echo_of_a_signal(monkeypatch):
         signal.signal(signal.SIGTERM, asking._handle)
 
 
-def test_a_run_that_is_asked_from_within():
+def test_stop_run_from_a_thread_requests_stop():
     """By a thread that has seen the launcher end."""
     assert not signals.stop_run()
     with signals.Interrupt() as asking:
@@ -611,7 +609,7 @@ def test_a_run_that_is_asked_from_within():
 # restarts -----------------------------------------------------------------------------------------
 
 
-def test_a_restarted_job_takes_its_own_checkpoint(tiny_experiment, monkeypatch, capsys):
+def test_resume_restarted_job_uses_its_own_checkpoint(tiny_experiment, monkeypatch, capsys):
     """Without AUTO_RESUME too, but not that of another job."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 1")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")

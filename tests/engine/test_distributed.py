@@ -83,7 +83,7 @@ def talk(processes):
     }
 
 
-def test_processes_tell_each_other(together):
+def test_collectives_equal_over_processes(together):
     told = [done.result for done in together(3, talk)]
     assert [one["any"] for one in told] == [[False, True, True]] * 3
     assert (
@@ -100,7 +100,7 @@ def test_processes_tell_each_other(together):
     ] == [0, 1, 2]
 
 
-def test_one_process_alone():
+def test_single_process_collectives_return_input():
     tensor = torch.ones(2)
     ALONE.spread([tensor])
     network = nn.Linear(1, 1)
@@ -145,7 +145,7 @@ def test_one_process_alone():
         ),
     ],
 )
-def test_half_an_environment(monkeypatch, environment, said):
+def test_init_distributed_incomplete_environment_raises(monkeypatch, environment, said):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -154,7 +154,7 @@ def test_half_an_environment(monkeypatch, environment, said):
         pytest.fail("joined")
 
 
-def test_the_only_process_of_torchrun(tiny, monkeypatch):
+def test_choose_devices_single_torchrun_process_takes_one_gpu(tiny, monkeypatch):
     """Has one GPU, as each of several has; a plain process has those of GPUS."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -207,7 +207,7 @@ def rows_of(persons, size, world, *, whole, first=0, epoch=2):
         (48, 12, 4),
     ],
 )
-def test_shares_of_batches(persons, size, world):
+def test_sampler_local_batches_add_up_to_the_global(persons, size, world):
     """Together the shares are the batches of one process; what is not a process's own is a
     repetition.
     """
@@ -237,7 +237,7 @@ def test_shares_of_batches(persons, size, world):
 @pytest.mark.parametrize(
     "persons, size, world", [(50, 12, 2), (50, 12, 3), (5, 12, 3), (1, 2, 2), (24, 8, 3)]
 )
-def test_whole_batches_in_turn(persons, size, world):
+def test_sampler_shard_by_batch_alternates_batches(persons, size, world):
     (alone,) = rows_of(persons, size, 1, whole=True)
     shares = rows_of(persons, size, world, whole=True)
     assert [shares[number % world][number // world] for number in range(len(alone))] == alone
@@ -250,7 +250,7 @@ def test_whole_batches_in_turn(persons, size, world):
     ]
 
 
-def test_shares_from_the_middle_of_an_epoch():
+def test_sampler_local_batches_from_mid_epoch_equal():
     assert [share[2:] for share in rows_of(50, 12, 3, whole=False)] == rows_of(
         50, 12, 3, whole=False, first=2
     )
@@ -297,7 +297,7 @@ def gradients_here(processes, path, overrides):
     return [[gradient.numpy() for gradient in step] for step in kept[0].gradients]
 
 
-def test_gradients_are_those_of_the_whole_batch(together, tiny):
+def test_ddp_gradients_equal_single_process(together, tiny):
     """In one, two and three processes; the last batch has two persons, so the third process has
     none of its own.
     """
@@ -360,7 +360,7 @@ def synchronised_here(processes, path, overrides):
     return [[gradient.numpy() for gradient in step] for step in optimizer.gradients], buffers
 
 
-def test_batch_norm_over_the_processes(together, tiny):
+def test_sync_batch_norm_training_equals_single_process(together, tiny):
     """Two processes with half the batch each: gradients and running statistics of one with the
     whole, in two steps of 24 persons.
     """
@@ -402,7 +402,7 @@ def test_batch_norm_over_the_processes(together, tiny):
         {"eps": 0.1, "momentum": 0.3},
     ],
 )
-def test_batch_norm_over_processes_is_pytorchs(together, settings):
+def test_sync_batch_norm_every_setting_equals_pytorch(together, settings):
     """With every setting of nn.BatchNorm2d: outputs, gradients and running figures are those of
     the whole batch in one process.
     """
@@ -478,7 +478,7 @@ def persons_here(processes, path, overrides, stop):
     return seen[0]
 
 
-def test_global_batches_of_any_number_of_processes(together, tiny):
+def test_resume_other_number_of_processes_keeps_global_batches(together, tiny):
     """Two processes stop in the middle of an epoch, three go on: the persons of every step, in
     their order, are those of one process.
     """
@@ -519,7 +519,7 @@ def digest_here(processes, path):
     return train_here(processes, path, (), prepare)
 
 
-def test_processes_end_with_the_same_weights(of_two, tiny):
+def test_ddp_processes_end_with_equal_weights(of_two, tiny):
     """Which are those that were saved, and what they found together is what one process finds
     with them.
     """
@@ -540,7 +540,7 @@ def test_processes_end_with_the_same_weights(of_two, tiny):
     assert (folder_of(tiny) / RESULTS).read_bytes() == (folder_of(path) / RESULTS).read_bytes()
 
 
-def test_two_processes_write_one_set_of_files(of_two):
+def test_ddp_two_processes_write_one_set_of_files(of_two):
     path, (first, second) = of_two
     folder = folder_of(path)
     assert {file.name for file in folder.iterdir()} == {
@@ -592,7 +592,7 @@ def stopped_here(processes, path, overrides, rank, when):
     return train_here(processes, path, overrides, prepare)
 
 
-def test_run_that_was_stopped_goes_on(together, tiny, of_two):
+def test_ddp_stopped_run_resumes_bit_exactly(together, tiny, of_two):
     """To the same weights, bit for bit; a signal to one process stops all of them after the same
     train.
     """
@@ -612,7 +612,7 @@ def test_run_that_was_stopped_goes_on(together, tiny, of_two):
     assert metrics_of(folder_of(tiny)) == metrics_of(folder_of(other))
 
 
-def test_going_on_with_another_number_of_processes(together, tiny):
+def test_ddp_resume_other_number_of_processes_continues_epoch(together, tiny):
     """With as many samples a step the epoch goes on where it was."""
     together(2, stopped_here, tiny, ("TRAIN.END_EPOCH", 1), 0, 1)
     together(
@@ -630,7 +630,7 @@ def test_going_on_with_another_number_of_processes(together, tiny):
     assert state_of(folder_of(tiny) / "checkpoint.pth")["epoch"] == 1
 
 
-def test_random_numbers_differ_between_processes_and_steps(together, tiny):
+def test_ddp_random_numbers_differ_by_process_and_step(together, tiny):
     seeds = [done.result for done in together(2, seeds_here, tiny, ("TRAIN.END_EPOCH", 1))]
     assert len(seeds[0]) == len(seeds[1]) == 3 and len({*seeds[0], *seeds[1]}) == 6
 
@@ -666,7 +666,7 @@ class Idle(nn.Module):
         return (heatmaps,) if self.training else heatmaps
 
 
-def test_parameters_without_a_part_are_found():
+def test_unused_parameters_are_found():
     network = Idle().eval()
     before, random = (
         {name: tensor.clone() for name, tensor in network.state_dict().items()},
@@ -685,7 +685,7 @@ def idle_here(processes, path, overrides):
     return train_here(processes, path, overrides, prepare)
 
 
-def test_network_with_parameters_without_a_part(together, tiny):
+def test_ddp_unused_parameters_are_logged(together, tiny):
     first, _ = together(2, idle_here, tiny, ("TRAIN.END_EPOCH", 1))
     assert (
         "2 parameters have no part in the network's outputs, idle.weight, idle.bias" in first.out
@@ -722,7 +722,7 @@ def weights(tiny):
     return tiny.parent / "w.pth"
 
 
-def test_any_number_of_processes_finds_the_same(together, tiny, weights):
+def test_evaluate_any_number_of_processes_gives_equal_files(together, tiny, weights):
     """To the last bit of all files: 3 batches of the 22 test persons on 1, 2, 3 and 4 processes,
     so that one has nothing to do.
     """
@@ -752,7 +752,7 @@ def test_any_number_of_processes_finds_the_same(together, tiny, weights):
         assert found[world] == found[1], world
 
 
-def test_stopping_a_test(together, tiny):
+def test_evaluate_stop_request_ends_every_process(together, tiny):
     """Predicting in training's evaluation ends on all processes when one of them is asked to."""
 
     def result(done):
@@ -808,7 +808,7 @@ def patient_here(processes, path, overrides):
     return train_here(processes, path, overrides, prepare)
 
 
-def test_all_processes_lose_patience_together(together, tiny):
+def test_ddp_early_stopping_ends_every_process(together, tiny):
     done = together(2, patient_here, tiny, ("TRAIN.PATIENCE", 2, "TRAIN.END_EPOCH", 4))
     assert [one.result for one in done] == [[0, 1, 2]] * 2
     assert (
@@ -834,7 +834,7 @@ def full_here(processes, path, overrides):
     return train_here(processes, path, overrides, prepare)
 
 
-def test_full_disk_of_the_logs_ends_all(together, tiny):
+def test_ddp_full_log_disk_ends_every_process(together, tiny):
     """After the same step, with a checkpoint, and told once."""
     done = together(2, full_here, tiny, ("PRINT_FREQ", 1, "TRAIN.END_EPOCH", 9), fails=True)
     assert [one.status for one in done] == [1, 1]
@@ -862,7 +862,7 @@ def begun_here(processes, path, overrides):
     return train_here(processes, path, overrides)
 
 
-def test_a_restart_that_one_machine_counts_is_everyones(together, tiny):
+def test_ddp_restart_counted_by_one_machine_resumes_everywhere(together, tiny):
     together(2, begun_here, tiny, ("TRAIN.END_EPOCH", 1))
     first, _ = together(2, restarted_here, tiny, ("TRAIN.END_EPOCH", 2))
     assert "going on at epoch 1, step 0" in first.out and len(metrics_of(folder_of(tiny))) == 2
@@ -876,7 +876,7 @@ def met_here(processes):
     "shared, counts, meets",
     [("True", ("1", "1"), True), ("False", ("0", "1"), True), ("True", ("0", "1"), False)],
 )
-def test_meeting_after_a_restart(together, shared, counts, meets):
+def test_rendezvous_after_restart_uses_counts(together, shared, counts, meets):
     """Counts that differ between machines keep processes apart only in a store that has outlived
     the restart; then each says so in a line.
 
@@ -948,7 +948,7 @@ def orphaned_here(processes, path, overrides, how):
 
 
 @pytest.mark.parametrize("how", ["parent", "store"])
-def test_a_launcher_that_is_gone(together, tiny, how):
+def test_ddp_missing_launcher_stops_with_checkpoint(together, tiny, how):
     """The run stops after a step, with a checkpoint, as for a signal."""
     done = together(
         2, orphaned_here, tiny, ("TRAIN.END_EPOCH", 200, "TRAIN.EVAL_INTERVAL", 200), how
@@ -997,7 +997,7 @@ def failing_here(processes, how):
         ("bug", "ZeroDivisionError: a fault of the program\n", [1, 1]),
     ],
 )
-def test_one_fault_is_told_once(together, how, said, statuses):
+def test_ddp_error_is_reported_once(together, how, said, statuses):
     """And ends all processes within seconds: those that wait for it, that have it too, and that
     do something else.
     """
@@ -1035,7 +1035,7 @@ def spoiled_here(processes, path, overrides):
     return train_here(processes, path, overrides, prepare)
 
 
-def test_loss_of_one_process_that_is_no_number(together, tiny):
+def test_ddp_nan_loss_on_one_process_names_its_images(together, tiny):
     """It tells which images it had; nothing is saved."""
     done = together(2, spoiled_here, tiny, (), fails=True)
     table_of_rank_1 = EpochBatchSampler(50, 24, shuffle=True, seed=0, shard=Shard(1, 2))
@@ -1070,19 +1070,19 @@ def unscored_here(processes, path, overrides):
     return train_here(processes, path, overrides, prepare)
 
 
-def test_score_that_fails_while_others_wait(together, tiny):
+def test_ddp_failing_evaluation_ends_every_process(together, tiny):
     done = together(2, unscored_here, tiny, (), fails=True)
     assert [one.status for one in done] == [1, 1] and done[1].err == ""
     assert done[0].err == "error: results.json: cannot be written (No space left on device)\n"
 
 
-def test_ctrl_c_says_nothing(together):
+def test_ddp_ctrl_c_prints_nothing(together):
     assert [
         (one.status, one.out, one.err) for one in together(2, failing_here, "Ctrl-C", fails=True)
     ] == [(130, "", "")] * 2
 
 
-def test_errors_of_lost_peers():
+def test_is_peer_failure_recognizes_gloo_and_nccl_errors():
     assert distributed.is_lost_peer(
         RuntimeError(
             "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
@@ -1121,7 +1121,7 @@ class Answering(Processes):
         (2, (0,), 0, True, "cpu", "a process has no CUDA device of its own"),
     ],
 )
-def test_device_of_a_process(
+def test_choose_devices_of_a_process_follow_local_rank(
     tiny, monkeypatch, caplog, present, wanted, local_rank, others, used, said
 ):
     chosen = []
@@ -1149,7 +1149,7 @@ def test_device_of_a_process(
         (8, "", "5", 5),
     ],
 )
-def test_cores_are_divided_among_processes(monkeypatch, cores, processes, wish, count):
+def test_threads_cores_are_divided_among_processes(monkeypatch, cores, processes, wish, count):
     from poise.engine import device as threads
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))

@@ -17,7 +17,7 @@ from support.runs import quick_and_quiet, run_train  # noqa: F401
 from torch import nn
 
 
-def test_dry_run(tiny_experiment, tmp_path, capsys):
+def test_dry_run_logs_cost_and_writes_nothing(tiny_experiment, tmp_path, capsys):
     """Two steps, one batch of the test set, figures of the whole run; no file, and none is
     changed.
     """
@@ -52,7 +52,7 @@ def test_dry_run(tiny_experiment, tmp_path, capsys):
     )
 
 
-def test_dry_run_of_a_run_that_was_begun(tiny_experiment, capsys):
+def test_dry_run_started_run_is_unchanged(tiny_experiment, capsys):
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     command = [
@@ -76,7 +76,7 @@ def test_dry_run_of_a_run_that_was_begun(tiny_experiment, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_estimate_of_a_dry_run(tiny_experiment, monkeypatch, caplog):
+def test_dry_run_estimate_equals_hand_figures(tiny_experiment, monkeypatch, caplog):
     """By a clock on which a step takes 2 seconds, the first test needs a minute to start, each
     later one 5 seconds, and a batch 1 second.
     """
@@ -131,7 +131,9 @@ def test_estimate_of_a_dry_run(tiny_experiment, monkeypatch, caplog):
         (("TRAIN.END_EPOCH", 9, "TRAIN.PATIENCE", 1), "it has ended early (TRAIN.PATIENCE)"),
     ],
 )
-def test_dry_run_of_a_run_that_is_done(tiny_experiment, monkeypatch, capsys, overrides, said):
+def test_dry_run_finished_run_logs_nothing_to_train(
+    tiny_experiment, monkeypatch, capsys, overrides, said
+):
     given = iter([0.5, 0.4])
     monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
     run_train(tiny_experiment, "TRAIN.BATCH_SIZE_PER_GPU", 50)
@@ -145,7 +147,7 @@ def test_dry_run_of_a_run_that_is_done(tiny_experiment, monkeypatch, capsys, ove
     assert f"nothing is left of this run: {said}; nothing was written" in capsys.readouterr().out
 
 
-def test_dry_run_keeps_and_fetches_nothing(tiny_experiment, monkeypatch, tmp_path, capsys):
+def test_dry_run_caches_and_downloads_nothing(tiny_experiment, monkeypatch, tmp_path, capsys):
     """Neither in the user's cache nor among the downloaded weights."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("poise.io.cache.MIN_BYTES", 0, raising=True)
@@ -163,7 +165,7 @@ def test_dry_run_keeps_and_fetches_nothing(tiny_experiment, monkeypatch, tmp_pat
     )
 
 
-def test_dry_run_whose_loss_is_no_number(tiny_experiment, monkeypatch):
+def test_dry_run_nan_loss_raises(tiny_experiment, monkeypatch):
     monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: _NoNumber())
     with pytest.raises(PoiseError, match="dry run, step 1: the loss is nan; lower TRAIN.LR"):
         dry_run.run(config.load(tiny_experiment, ["GPUS", "()"]), str(tiny_experiment))

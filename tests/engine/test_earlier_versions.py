@@ -31,7 +31,7 @@ def earlier(tmp_path, small_set, monkeypatch):
     return tmp_path
 
 
-def test_checkpoint_of_0_1_0_resumed_gives_the_same_figures(earlier):
+def test_resume_checkpoint_of_0_1_0_gives_equal_metrics(earlier):
     overrides = ["AUTO_RESUME", "True", "TRAIN.EMA_DECAY", "0.9", "TRAIN.CHECKPOINT_STEPS", "1"]
     cfg = config.load(earlier / "recorded.yaml", overrides)
     train.run(cfg, str(earlier / "recorded.yaml"), ["tools/train.py"])
@@ -46,14 +46,14 @@ def test_checkpoint_of_0_1_0_resumed_gives_the_same_figures(earlier):
             assert value == pytest.approx(expected[key], **tolerance), key
 
 
-def test_search_of_0_1_0_resumed_finds_the_same_genotype(earlier):
+def test_resume_search_of_0_1_0_gives_equal_genotype(earlier):
     cfg = config.load(earlier / "search.yaml", ["AUTO_RESUME", "True"])
     search_run.run(cfg, str(earlier / "search.yaml"), ["tools/search.py"])
     found = find_genotype("output/coco/posenas/search/genotype.json")
     assert found.cells() == find_genotype("expected_genotype.json").cells()
 
 
-def test_weights_of_0_1_0_load_strictly(earlier):
+def test_load_weights_of_0_1_0_is_strict(earlier):
     from poise.models import build_model
     from poise.models.weights import load
 
@@ -62,6 +62,6 @@ def test_weights_of_0_1_0_load_strictly(earlier):
     assert set(report.loaded) == set(model.state_dict())
 
 
-def test_configuration_of_0_1_0_loads(earlier):
+def test_load_config_of_0_1_0_keeps_values(earlier):
     cfg = config.load(earlier / "output/coco/pose_res2net/recorded/config.yaml")
     assert cfg.TRAIN.EMA_DECAY == 0.9 and tuple(cfg.MODEL.IMAGE_SIZE) == (64, 64)

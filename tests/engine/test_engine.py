@@ -104,7 +104,7 @@ def check_equal_to(reference, folder):
 # what a run writes --------------------------------------------------------------------------------
 
 
-def test_run_folder(reference):
+def test_train_writes_the_run_folder(reference):
     assert {path.name for path in reference.iterdir()} == {
         "config.yaml",
         "train.log",
@@ -142,7 +142,7 @@ def test_run_folder(reference):
     assert "Traceback" not in log and not unfinished(reference)
 
 
-def test_metrics(reference):
+def test_train_writes_metrics_of_each_epoch(reference):
     lines = metrics_of(reference)
     assert [line["epoch"] for line in lines] == [0, 1]
     assert all(
@@ -153,7 +153,7 @@ def test_metrics(reference):
     assert 0 < lines[1]["train_loss"] < lines[0]["train_loss"] < 0.1
 
 
-def test_config_of_a_run_repeats_it(reference, tmp_path):
+def test_load_config_yaml_of_a_run_is_equal(reference, tmp_path):
     """config.yaml with other folders is the same experiment."""
     again = config.load(
         reference / "config.yaml",
@@ -164,7 +164,7 @@ def test_config_of_a_run_repeats_it(reference, tmp_path):
     check_equal_to(reference, tmp_path / "output" / "coco" / "pose_res2net" / "tiny")
 
 
-def test_weights_of_a_run_are_weight_files(reference):
+def test_load_weights_of_a_run_matches_every_tensor(reference):
     for name in ("final_state.pth", "model_best.pth", "checkpoint.pth"):
         network = build_model(config.load(reference / "config.yaml"))
         assert not weights.load(network, reference / name).missing
@@ -174,7 +174,7 @@ def test_weights_of_a_run_are_weight_files(reference):
     )
 
 
-def test_learning_rate_is_what_the_file_says(reference, tmp_path):
+def test_train_learning_rate_follows_the_config(reference, tmp_path):
     assert [line["lr"] for line in metrics_of(reference)] == [0.001, pytest.approx(0.0001)]
     assert state_of(reference / "checkpoint.pth")["optimizer"]["param_groups"][0][
         "lr"
@@ -191,7 +191,7 @@ def test_learning_rate_is_what_the_file_says(reference, tmp_path):
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
-def test_schedule_names_the_lr_steps_after_its_end(tmp_path):
+def test_schedule_lr_steps_after_the_end_are_named(tmp_path):
     (tmp_path / "e.yaml").write_text(
         "MODEL: {NUM_JOINTS: 16}\nTRAIN: {LR_STEP: [60, 90], END_EPOCH: 90}\n"
     )
@@ -202,11 +202,11 @@ def test_schedule_names_the_lr_steps_after_its_end(tmp_path):
 # the same run, cut up -----------------------------------------------------------------------------
 
 
-def test_worker_processes_change_nothing(tiny_experiment, reference):
+def test_train_any_number_of_workers_gives_equal_run(tiny_experiment, reference):
     check_equal_to(reference, run_train(tiny_experiment, "WORKERS", 4))
 
 
-def test_run_in_two_parts(tiny_experiment, reference):
+def test_resume_after_an_epoch_gives_equal_run(tiny_experiment, reference):
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     assert len(metrics_of(folder)) == 1
     run_train(tiny_experiment, "AUTO_RESUME", True)
@@ -218,7 +218,7 @@ def test_run_in_two_parts(tiny_experiment, reference):
     assert (folder / "metrics.jsonl").read_bytes() == written
 
 
-def test_run_begins_anew_without_auto_resume(tiny_experiment, reference):
+def test_train_without_auto_resume_starts_again(tiny_experiment, reference):
     run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "TRAIN.LR", 0.01)
     check_equal_to(reference, run_train(tiny_experiment))
 
@@ -263,7 +263,9 @@ def stopped_run(tiny_experiment, monkeypatch):
 
 
 @pytest.mark.parametrize("epoch, step", [(0, 2), (1, 1), (1, "last"), (0, "evaluation")])
-def test_run_stopped_within_an_epoch(tiny_experiment, reference, stopped_run, steps, epoch, step):
+def test_resume_mid_epoch_gives_equal_run(
+    tiny_experiment, reference, stopped_run, steps, epoch, step
+):
     done = step if isinstance(step, int) else steps
     said = stopped_run(epoch, None if step == "evaluation" else done)
     assert said.startswith(f"stopped at epoch {epoch}, step {done}; ")
@@ -275,14 +277,14 @@ def test_run_stopped_within_an_epoch(tiny_experiment, reference, stopped_run, st
     assert f"going on at epoch {epoch}, step {done}" in (folder / "train.log").read_text()
 
 
-def test_run_stopped_again_and_again(tiny_experiment, reference, stopped_run):
+def test_resume_repeatedly_gives_equal_run(tiny_experiment, reference, stopped_run):
     """Also with another number of workers each time."""
     stopped_run(0, 1)
     stopped_run(0, 3, "AUTO_RESUME", True, "WORKERS", 2)
     check_equal_to(reference, run_train(tiny_experiment, "AUTO_RESUME", True))
 
 
-def test_epoch_that_was_begun_with_another_batch_size(tiny_experiment, stopped_run, steps):
+def test_resume_other_batch_size_restarts_the_epoch(tiny_experiment, stopped_run, steps):
     """Its first steps cannot be told from the checkpoint: the epoch is begun again, and everyone
     is in it once.
     """
@@ -301,7 +303,7 @@ def test_epoch_that_was_begun_with_another_batch_size(tiny_experiment, stopped_r
     )
 
 
-def test_run_that_was_killed_between_two_files(tiny_experiment, reference, monkeypatch):
+def test_resume_killed_between_files_gives_equal_run(tiny_experiment, reference, monkeypatch):
     """Killed after model_best.pth and metrics.jsonl, before the checkpoint: the epoch is trained
     again, its line is not doubled.
     """
@@ -320,7 +322,7 @@ def test_run_that_was_killed_between_two_files(tiny_experiment, reference, monke
     check_equal_to(reference, folder)
 
 
-def test_plain_files_and_archive_train_alike(tiny_experiment, reference, small_set, tmp_path):
+def test_train_zipped_images_equals_folder(tiny_experiment, reference, small_set, tmp_path):
     zipped = tmp_path / "zipped"
     shutil.copytree(small_set / "annotations", zipped / "annotations")
     (zipped / "images").mkdir()
@@ -337,7 +339,7 @@ def test_plain_files_and_archive_train_alike(tiny_experiment, reference, small_s
     )
 
 
-def test_seed_changes_the_run(tiny_experiment, reference):
+def test_train_other_seed_changes_the_loss(tiny_experiment, reference):
     folder = run_train(tiny_experiment, "SEED", 1, "TRAIN.END_EPOCH", 1)
     assert metrics_of(folder)[0]["train_loss"] != metrics_of(reference)[0]["train_loss"]
 
@@ -356,7 +358,7 @@ def scores(monkeypatch):
     return prepare
 
 
-def test_best_score_survives(tiny_experiment, scores):
+def test_resume_keeps_the_best_score(tiny_experiment, scores):
     scores(0.5)
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     best = (folder / "model_best.pth").read_bytes()
@@ -372,7 +374,7 @@ def test_best_score_survives(tiny_experiment, scores):
     assert state_of(folder / "checkpoint.pth")["best"] == {"score": 0.6, "epoch": 2}
 
 
-def test_validation_loss_decides_where_nobody_counts(
+def test_train_without_evaluated_persons_best_is_by_loss(
     tiny_experiment, small_set, tmp_path, monkeypatch
 ):
     """num_keypoints is 0 for everyone: each AP is -1, said before the first epoch."""
@@ -401,7 +403,7 @@ def test_validation_loss_decides_where_nobody_counts(
     )
 
 
-def test_loss_decides_for_no_figure_alone():
+def test_primary_metric_falls_back_to_loss():
     assert evaluate.deciding(0.0, 5.0) == 0 and evaluate.deciding(0.3, 0.1) == 0.3
     assert evaluate.deciding(-1.0, None) == -1 and evaluate.deciding(-1.0, 0.2) > evaluate.deciding(
         -1.0, 0.3
@@ -409,20 +411,20 @@ def test_loss_decides_for_no_figure_alone():
     assert evaluate.deciding(float("nan"), 0.5) == -1.5
 
 
-def test_of_equal_scores_the_later_is_best(tiny_experiment, scores):
+def test_train_equal_scores_the_later_is_best(tiny_experiment, scores):
     scores(0.0, 0.0)
     folder = run_train(tiny_experiment)
     assert same_weights(folder / "model_best.pth", folder / "final_state.pth")
 
 
-def test_score_that_is_none_is_never_best(tiny_experiment, scores):
+def test_train_nan_score_is_never_best(tiny_experiment, scores):
     """PCKh of a set on which nothing is labelled is NaN."""
     scores(math.nan, math.nan)
     folder = run_train(tiny_experiment)
     assert not (folder / "model_best.pth").exists() and (folder / "final_state.pth").exists()
 
 
-def test_evaluation_every_second_epoch_and_after_the_last(tiny_experiment):
+def test_train_eval_interval_includes_the_last_epoch(tiny_experiment):
     folder = run_train(tiny_experiment, "TRAIN.EVAL_INTERVAL", 2, "TRAIN.END_EPOCH", 3)
     assert ["AP" in line for line in metrics_of(folder)] == [False, True, True]
 
@@ -430,7 +432,7 @@ def test_evaluation_every_second_epoch_and_after_the_last(tiny_experiment):
 # what goes wrong ----------------------------------------------------------------------------------
 
 
-def test_learning_rate_that_is_far_too_high(tiny_experiment):
+def test_train_diverging_loss_raises(tiny_experiment):
     with pytest.raises(PoiseError) as error:
         run_train(tiny_experiment, "TRAIN.LR", 9e29)
     assert "the loss is " in str(
@@ -441,7 +443,7 @@ def test_learning_rate_that_is_far_too_high(tiny_experiment):
     assert "ERROR epoch 0, step 1: the loss is" in (folder / "train.log").read_text()
 
 
-def test_loss_that_is_no_number(tiny_experiment, monkeypatch):
+def test_train_nan_loss_keeps_checkpoint_and_names_images(tiny_experiment, monkeypatch):
     """The last good checkpoint stays, and the images of the batch are named."""
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     before = {
@@ -472,7 +474,7 @@ def test_loss_that_is_no_number(tiny_experiment, monkeypatch):
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
-def test_checkpoint_of_an_older_run_is_not_named(tiny_experiment):
+def test_train_nan_loss_does_not_name_older_checkpoint(tiny_experiment):
     """A run that began anew beside it has written none."""
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     assert (folder / "checkpoint.pth").exists()
@@ -505,7 +507,7 @@ def spoiling_step(monkeypatch):
     return prepare
 
 
-def test_last_step_that_spoils_the_weights(tiny_experiment, spoiling_step, steps):
+def test_train_nan_weight_after_last_step_raises(tiny_experiment, spoiling_step, steps):
     spoiling_step(steps)
     with pytest.raises(
         PoiseError,
@@ -518,16 +520,14 @@ def test_last_step_that_spoils_the_weights(tiny_experiment, spoiling_step, steps
     assert not list(folder_of(tiny_experiment).glob("*.pth"))
 
 
-def test_spoiled_weights_are_not_saved_by_ctrl_c_either(
-    tiny_experiment, spoiling_step, stopped_run
-):
+def test_train_nan_weight_is_not_saved_on_ctrl_c(tiny_experiment, spoiling_step, stopped_run):
     spoiling_step(2)
     with pytest.raises(PoiseError, match="a weight is not finite"):
         stopped_run(0, 2)
     assert not list(folder_of(tiny_experiment).glob("*.pth"))
 
 
-def test_full_disk_keeps_the_file_before(tmp_path, monkeypatch):
+def test_save_full_disk_keeps_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pth"
     checkpoint.save(path, {"a": torch.ones(3)})
     good = path.read_bytes()
@@ -544,7 +544,7 @@ def test_full_disk_keeps_the_file_before(tmp_path, monkeypatch):
     assert path.read_bytes() == good and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]
 
 
-def test_checkpoints_that_do_not_fit(tiny_experiment, reference, tmp_path):
+def test_resume_mismatched_checkpoint_raises(tiny_experiment, reference, tmp_path):
     def refusal(*overrides):
         with pytest.raises(PoiseError) as error:
             run_train(tiny_experiment, *overrides)
@@ -591,7 +591,7 @@ def test_checkpoints_that_do_not_fit(tiny_experiment, reference, tmp_path):
     assert "does not fit the network" in refusal("TRAIN.CHECKPOINT", tmp_path / "c.pth")
 
 
-def test_checkpoint_of_another_place(tiny_experiment, reference):
+def test_resume_train_checkpoint_path_gives_equal_run(tiny_experiment, reference):
     """TRAIN.CHECKPOINT goes on from a file outside of the run folder, to the same end."""
     folder = run_train(
         tiny_experiment, "TRAIN.CHECKPOINT", reference / "checkpoint.pth", "TRAIN.END_EPOCH", 3
@@ -599,7 +599,7 @@ def test_checkpoint_of_another_place(tiny_experiment, reference):
     assert [line["epoch"] for line in metrics_of(folder)] == [2]
 
 
-def test_pretrained_whole_network(tiny_experiment, reference):
+def test_train_pretrained_pose_network_starts_from_it(tiny_experiment, reference):
     """Weights of a run as the beginning of another, which hardly moves away from them."""
     folder = run_train(
         tiny_experiment,
@@ -619,7 +619,7 @@ def test_pretrained_whole_network(tiny_experiment, reference):
     assert "loaded 290 of 290 tensors" in (folder / "train.log").read_text()
 
 
-def test_pretrained_with_another_number_of_joints(
+def test_train_pretrained_other_keypoints_replaces_head(
     tiny_experiment, reference, tmp_path, tiny_mpii_experiment
 ):
     """MODEL.REPLACE_HEAD decides; a test never replaces."""
@@ -650,7 +650,7 @@ def test_pretrained_with_another_number_of_joints(
 # variants -----------------------------------------------------------------------------------------
 
 
-def test_sgd(tiny_experiment, reference):
+def test_train_sgd_uses_its_settings(tiny_experiment, reference):
     folder = run_train(
         tiny_experiment, "TRAIN.OPTIMIZER", "sgd", "TRAIN.NESTEROV", True, "TRAIN.END_EPOCH", 1
     )
@@ -666,7 +666,7 @@ def test_sgd(tiny_experiment, reference):
     assert [line["epoch"] for line in metrics_of(folder)] == [0, 1]
 
 
-def test_ohkm_and_joint_weights(tiny_experiment):
+def test_train_ohkm_and_joint_weights_raise_the_loss(tiny_experiment):
     """On weights that hardly move: the mean over the hardest joints, or with heavier joints, is
     larger than that over all.
     """
@@ -685,7 +685,7 @@ def test_ohkm_and_joint_weights(tiny_experiment):
         assert ohkm[name] < 17 / 4 * plain[name] * 1.001 and heavier[name] < 1.5**2 * plain[name]
 
 
-def test_debug_pictures(tiny_experiment, steps):
+def test_train_debug_writes_images(tiny_experiment, steps):
     import cv2
 
     folder = run_train(
@@ -716,7 +716,7 @@ def test_debug_pictures(tiny_experiment, steps):
     assert all(cv2.imread(str(folder / "debug" / name)).std() > 10 for name in pictures)
 
 
-def test_no_debug_pictures_unless_asked(tiny_experiment):
+def test_train_without_debug_writes_no_images(tiny_experiment):
     assert not (
         run_train(tiny_experiment, "DEBUG.SAVE_BATCH_IMAGES_GT", True, "TRAIN.END_EPOCH", 1)
         / "debug"
@@ -732,7 +732,7 @@ def copy_run(reference, path):
     return folder
 
 
-def test_tested_weights_give_what_training_gave(tiny_experiment, reference):
+def test_evaluate_weights_of_a_run_gives_training_figures(tiny_experiment, reference):
     folder = copy_run(reference, tiny_experiment)
     result = folder / "results" / "keypoints_val2017_results_gt_boxes.json"
     of_training = result.read_bytes()
@@ -753,7 +753,7 @@ def test_tested_weights_give_what_training_gave(tiny_experiment, reference):
     assert not unfinished(folder)
 
 
-def test_weights_that_are_tested_when_none_are_named(tiny_experiment, reference):
+def test_model_file_empty_takes_weights_of_the_run(tiny_experiment, reference):
     folder = copy_run(reference, tiny_experiment)
     cfg = config.load(tiny_experiment)
     assert evaluate.model_file(cfg, folder).name == "model_best.pth"
@@ -779,7 +779,7 @@ def said_of_training(caplog, path, *overrides):
     return [record.getMessage() for record in caplog.records]
 
 
-def test_weights_that_were_trained_with_another_codec(tiny_experiment, reference, tmp_path, caplog):
+def test_evaluate_other_codec_weights_log_a_warning(tiny_experiment, reference, tmp_path, caplog):
     """Said in one line, of the files of a run folder and of a checkpoint that was moved out of
     it.
     """
@@ -849,7 +849,7 @@ def test_weights_that_were_trained_with_another_codec(tiny_experiment, reference
         )
 
 
-def test_test_with_another_codec_says_so(tiny_experiment, reference, capsys):
+def test_evaluate_other_codec_prints_a_warning(tiny_experiment, reference, capsys):
     run_test(
         tiny_experiment,
         "TEST.MODEL_FILE",
@@ -878,14 +878,14 @@ def test_test_with_another_codec_says_so(tiny_experiment, reference, capsys):
         ([], "r", "--out r: predictions are written to a pickle"),
     ],
 )
-def test_wishes_that_a_test_cannot_fulfil(tiny_experiment, reference, metrics, out, said):
+def test_evaluate_unsupported_eval_or_out_raises(tiny_experiment, reference, metrics, out, said):
     cfg = config.load(tiny_experiment, ["TEST.MODEL_FILE", str(reference / "final_state.pth")])
     with pytest.raises(ConfigError, match=said):
         evaluate.run(cfg, str(tiny_experiment), ["test"], metrics=metrics, out=out)
     assert not (tiny_experiment.parent / "output").exists()
 
 
-def test_detected_boxes(tiny_experiment, reference, small_set):
+def test_evaluate_detected_boxes_writes_results(tiny_experiment, reference, small_set):
     name = "COCO_val2017_detections_AP_H_56_person"
     folder = copy_run(reference, tiny_experiment)
     overrides = (
@@ -909,7 +909,9 @@ def test_detected_boxes(tiny_experiment, reference, small_set):
     assert f"boxes of {name}, flip test off:" in (folder / "test.log").read_text()
 
 
-def test_test_set_without_labels(tiny_experiment, reference, small_set, tmp_path):
+def test_evaluate_unlabeled_set_writes_results_only(
+    tiny_experiment, reference, small_set, tmp_path
+):
     """test-dev: images and detections only. The result file is written, nothing is scored."""
     root = tmp_path / "set"
     (root / "annotations").mkdir(parents=True)
@@ -947,7 +949,7 @@ def test_test_set_without_labels(tiny_experiment, reference, small_set, tmp_path
     assert f"send {archive} to the server" in (folder / "test.log").read_text()
 
 
-def test_mpii_from_end_to_end(tiny_mpii_experiment, small_mpii_set, capsys):
+def test_mpii_train_and_evaluate(tiny_mpii_experiment, small_mpii_set, capsys):
     from scipy.io import loadmat
 
     folder = run_train(tiny_mpii_experiment)
@@ -966,7 +968,7 @@ def test_mpii_from_end_to_end(tiny_mpii_experiment, small_mpii_set, capsys):
     assert loadmat(folder / "results" / "pred_test.mat")["preds"].shape == trained.shape
 
 
-def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
+def test_mpii_predictions_are_one_based(tiny_mpii_experiment, monkeypatch):
     """A network whose every heatmap has its peak in the middle predicts the centre of each
     person's box, counted from 1.
     """
@@ -1000,7 +1002,7 @@ def test_predictions_of_mpii_are_one_based(tiny_mpii_experiment, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_gpus_that_are_not_there(tiny_experiment, reference, capsys):
+def test_train_without_cuda_runs_on_cpu(tiny_experiment, reference, capsys):
     folder = run_train(tiny_experiment, "GPUS", "(0,1,2,3)", "TRAIN.END_EPOCH", 1)
     assert (
         "no CUDA device: running on the CPU; a step has 1 x BATCH_SIZE_PER_GPU samples instead"
@@ -1029,7 +1031,9 @@ def test_gpus_that_are_not_there(tiny_experiment, reference, capsys):
         (0, (0,), None, "no CUDA device: running on the CPU"),
     ],
 )
-def test_choice_of_devices(tiny_experiment, monkeypatch, caplog, present, wanted, used, said):
+def test_choose_devices_follows_gpus_and_availability(
+    tiny_experiment, monkeypatch, caplog, present, wanted, used, said
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: present > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
     found = device.choose_devices(config.load(tiny_experiment, ["GPUS", wanted]))
@@ -1042,7 +1046,7 @@ def test_choice_of_devices(tiny_experiment, monkeypatch, caplog, present, wanted
 @pytest.mark.parametrize(
     "on_gpu, wanted, pinned", [(False, True, False), (True, True, True), (True, False, False)]
 )
-def test_pages_are_locked_for_gpus_only(tiny_experiment, monkeypatch, on_gpu, wanted, pinned):
+def test_pin_memory_is_used_for_gpus_only(tiny_experiment, monkeypatch, on_gpu, wanted, pinned):
     """Also where there is a GPU that the run does not use."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cfg = config.load(tiny_experiment, ["PIN_MEMORY", wanted])
@@ -1054,7 +1058,7 @@ def test_pages_are_locked_for_gpus_only(tiny_experiment, monkeypatch, on_gpu, wa
     )
 
 
-def test_laying_a_network_on_devices():
+def test_to_device_wraps_and_unwraps():
     network = nn.Linear(2, 2)
     assert (
         device.lay_on(network, [torch.device("cpu")]) is network and device.bare(network) is network
@@ -1076,7 +1080,9 @@ def thread_counts(monkeypatch):
     "wanted, saved, count",
     [(3, 2, 3), (0, 2, 2), (0, 99, 4), (-1, 2, 5), (0, None, 4), (-1, None, 5)],
 )
-def test_threads(tiny_experiment, thread_counts, monkeypatch, wanted, saved, count):
+def test_cpu_threads_follow_config_and_checkpoint(
+    tiny_experiment, thread_counts, monkeypatch, wanted, saved, count
+):
     """What CPU_THREADS says, else the count of the run that is gone on with, else all cores; -1
     measures.
     """
@@ -1087,7 +1093,7 @@ def test_threads(tiny_experiment, thread_counts, monkeypatch, wanted, saved, cou
     assert thread_counts == [count]
 
 
-def test_threads_that_follow_the_load(tiny_experiment, thread_counts, monkeypatch):
+def test_cpu_threads_retune_by_load(tiny_experiment, thread_counts, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(threads, "usable_cores", lambda: 4)
@@ -1103,14 +1109,14 @@ def test_threads_that_follow_the_load(tiny_experiment, thread_counts, monkeypatc
     assert thread_counts == [4, 5, 6, 7]
 
 
-def test_threads_are_left_alone_on_a_gpu(tiny_experiment, thread_counts):
+def test_cpu_threads_unchanged_on_gpu(tiny_experiment, thread_counts):
     threads.CpuThreads(
         config.load(tiny_experiment, ["CPU_THREADS", -1]), torch.device("cuda", 0), 4
     ).look()
     assert thread_counts == []
 
 
-def test_measured_threads():
+def test_fastest_threads_is_within_available_cpus():
     before, state = torch.get_num_threads(), torch.random.get_rng_state()
     try:
         assert 1 <= threads.fastest_threads() <= threads.usable_cores()
@@ -1125,7 +1131,7 @@ def test_measured_threads():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_first_signal_only_asks(number):
+def test_interrupt_first_signal_requests_stop(number):
     before = signal.getsignal(number)
     with signals.Interrupt() as asking:
         assert not asking.asked
@@ -1134,7 +1140,7 @@ def test_first_signal_only_asks(number):
     assert signal.getsignal(number) is before
 
 
-def test_sighup_that_is_ignored_stays_ignored():
+def test_interrupt_ignored_sighup_stays_ignored():
     """As nohup starts a program that is to outlive its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -1146,7 +1152,7 @@ def test_sighup_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_second_signal_ends_at_once():
+def test_interrupt_second_signal_ends_the_process():
     code = (
         "import signal; from poise.engine.signals import Interrupt\nwith Interrupt():\n   "
         " signal.raise_signal(signal.SIGINT); print('still here', flush=True);"
@@ -1159,7 +1165,7 @@ def test_second_signal_ends_at_once():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_to_the_process_group(tiny_experiment, number):
+def test_train_signal_to_process_group_stops_cleanly(tiny_experiment, number):
     """As a terminal or a scheduler sends it: to the whole process group, workers included. Ends
     within seconds, can be gone on with.
     """
@@ -1210,7 +1216,7 @@ def test_a_signal_to_the_process_group(tiny_experiment, number):
 
 
 @pytest.mark.parametrize("layouts", [(True, False), (False, True)])
-def test_averages_take_the_layout_of_the_weights(tiny_experiment, layouts):
+def test_resume_optimizer_state_takes_layout_of_weights(tiny_experiment, layouts):
     """Fused Adam walks raw memory: averages saved in one layout and taken over as they lie would
     meet other weights.
     """
@@ -1234,7 +1240,7 @@ def test_averages_take_the_layout_of_the_weights(tiny_experiment, layouts):
 # logs ---------------------------------------------------------------------------------------------
 
 
-def test_metrics_file(tmp_path):
+def test_metrics_file_invalid_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(
         b'{"epoch": 0, "AP": 0.1}\n{"epoch": 1}\n[3]\n{"epoch": "x"}\n{"epoch": 2}\n\xff\xfe\n{"epo'
@@ -1251,7 +1257,7 @@ def test_metrics_file(tmp_path):
     }
 
 
-def test_log_holds_what_was_said_before_its_folder_was_made(tmp_path, capsys):
+def test_logger_file_contains_earlier_lines(tmp_path, capsys):
     logger.start_console()
     log = logging.getLogger("poise.engine.somewhere")
     log.info("before")
@@ -1270,7 +1276,7 @@ def test_log_holds_what_was_said_before_its_folder_was_made(tmp_path, capsys):
     ]
 
 
-def test_unexpected_errors_keep_their_traceback_in_the_log(tmp_path, capsys):
+def test_logger_unexpected_error_logs_traceback(tmp_path, capsys):
     logger.start_console()
     logger.add_file(tmp_path / "run.log")
     with pytest.raises(ZeroDivisionError), logger.errors_in_file():
@@ -1281,18 +1287,18 @@ def test_unexpected_errors_keep_their_traceback_in_the_log(tmp_path, capsys):
     )
 
 
-def test_names_of_run_folders(tiny_experiment):
+def test_run_names_escape_separators(tiny_experiment):
     cfg = config.load(tiny_experiment, ["DATASET.HYBRID_JOINTS_TYPE", "a:b"])
     assert logger.run_names(cfg, "x/y.yaml").as_posix() == "coco_a_b/pose_res2net/y"
 
 
-def test_config_in_a_checkpoint_is_the_runs(reference):
+def test_checkpoint_contains_config_of_the_run(reference):
     saved = state_of(reference / "checkpoint.pth")
     assert yaml.safe_load(saved["config"])["TRAIN"]["LR"] == 0.001
     assert (saved["experiment"], saved["epoch"], saved["step"]) == ("tiny", 2, 0)
 
 
-def test_released_weights_of_another_codec_are_told(tiny_experiment, capsys):
+def test_evaluate_released_udp_weights_warn_about_codec(tiny_experiment, capsys):
     """mmpose's UDP networks say so by their name in the zoo; the same test with their codec says
     nothing.
     """
@@ -1311,7 +1317,7 @@ def test_released_weights_of_another_codec_are_told(tiny_experiment, capsys):
 # settings and folders that a run cannot use -------------------------------------------------------
 
 
-def test_a_last_batch_of_one_sample_is_refused_before_the_first_epoch(tiny_experiment):
+def test_train_last_batch_of_one_sample_raises(tiny_experiment):
     """50 persons in batches of 7, at 32 x 32 pixels: the last feature map is 1 x 1, of which
     batch norm needs two.
     """
@@ -1342,7 +1348,7 @@ def test_a_last_batch_of_one_sample_is_refused_before_the_first_epoch(tiny_exper
         (9, 1, 1, 4, 2),
     ],
 )
-def test_smallest_part_of_50_samples(batch, parts, world, devices, least):
+def test_smallest_part_equals_hand_figures(batch, parts, world, devices, least):
     """batch: of a device, in each part; the last batch has what is left."""
     batches = EpochBatchSampler(
         50, batch * parts * world * devices, shuffle=False, seed=0, shard=Shard(world - 1, world)
@@ -1351,7 +1357,7 @@ def test_smallest_part_of_50_samples(batch, parts, world, devices, least):
     assert smallest_part(batches, 1, parts, devices) == min(batch, 50)
 
 
-def test_begin_epoch_that_leaves_nothing_to_train_is_refused(tiny_experiment):
+def test_train_begin_epoch_without_steps_raises(tiny_experiment):
     with pytest.raises(
         ConfigError,
         match="TRAIN.BEGIN_EPOCH 1: nothing is left to train of 4 steps with 4 an epoch",
@@ -1359,9 +1365,7 @@ def test_begin_epoch_that_leaves_nothing_to_train_is_refused(tiny_experiment):
         run_train(tiny_experiment, "TRAIN.ITERATIONS", 4, "TRAIN.BEGIN_EPOCH", 1)
 
 
-def test_a_run_folder_that_is_removed_comes_back_with_its_configuration(
-    tiny_experiment, monkeypatch
-):
+def test_train_removed_run_folder_is_restored(tiny_experiment, monkeypatch):
     folder, step = folder_of(tiny_experiment), train.train_step
 
     def removing(cfg, state, *arguments):

@@ -38,7 +38,7 @@ def experiment(tmp_path_factory, shared):
 
 
 @pytest.mark.slow
-def test_overfitting_the_real_persons(experiment):
+def test_train_real_images_overfits(experiment):
     """A small network learns 225 persons by heart: annotation, crop, target, loss, decoding,
     back-projection and AP agree.
     """
@@ -49,7 +49,7 @@ def test_overfitting_the_real_persons(experiment):
 
 
 @pytest.mark.slow
-def test_detection_boxes_on_real_images(experiment, shared):
+def test_evaluate_real_images_with_detections_gives_ap(experiment, shared):
     """tools/test.py ... TEST.USE_GT_BBOX False on val2017; the network has not learned these
     persons, so its AP is small but not nothing.
     """

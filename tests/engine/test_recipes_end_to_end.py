@@ -36,7 +36,7 @@ def overrides(tmp_path, root):
     ]
 
 
-def test_there_is_one_for_each_family():
+def test_small_experiments_cover_every_family():
     names = {config.load(path).MODEL.NAME for path in SMALL}
     assert names == {"pose_hrnet", "pose_res2net", "mspn", "posenas", "moganet"}
 
@@ -48,7 +48,7 @@ def test_there_is_one_for_each_family():
         for path in SMALL
     ],
 )
-def test_small_experiment(path, small_set, tmp_path):
+def test_small_experiment_trains_and_evaluates(path, small_set, tmp_path):
     """Two epochs: every file of a run is there, the loss is a number, and the best weights give
     the same figures when they are tested.
     """
@@ -83,7 +83,7 @@ def test_small_experiment(path, small_set, tmp_path):
 @pytest.mark.parametrize(
     "family", ["mspn/mspn_2stg_256x256", "posenas/256x256_18l_48c", "hrnet/w32_256x256_adam_lr1e-3"]
 )
-def test_mpii_recipe(family, small_mpii_set, tmp_path):
+def test_mpii_recipe_trains_and_evaluates(family, small_mpii_set, tmp_path):
     """MPII's recipes with small networks: one epoch and PCKh."""
     path = ROOT / f"experiments/mpii/{family}.yaml"
     small = {
@@ -154,7 +154,7 @@ def test_mpii_recipe(family, small_mpii_set, tmp_path):
     assert 0 <= line["Mean"] <= 100 and (folder / "results/pred.mat").is_file()
 
 
-def test_dark_decoding_of_a_trained_network(small_set, tmp_path):
+def test_evaluate_dark_decoding_moves_keypoints_only(small_set, tmp_path):
     """TEST.DECODE dark moves joints and leaves the scores as they are."""
     path = ROOT / "experiments/synthetic/hrnet_small.yaml"
     short = [*overrides(tmp_path, small_set), "TRAIN.END_EPOCH", 1, "TEST.PICTURES", 0]
@@ -177,7 +177,7 @@ def test_dark_decoding_of_a_trained_network(small_set, tmp_path):
     assert moved[:, :2].max() > 0 and moved[:, 2].max() == 0
 
 
-def test_stochastic_depth_is_drawn_by_seed_and_step(small_set, tmp_path):
+def test_train_drop_path_depends_on_seed_and_step_only(small_set, tmp_path):
     """Two runs of MogaNet's recipe are equal bit for bit, whatever random numbers were drawn
     before.
     """

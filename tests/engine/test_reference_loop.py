@@ -131,7 +131,9 @@ def plain_losses(cfg, batches, batches_an_epoch, dtype):
 @pytest.mark.parametrize(
     "optimizer, rate, dtype", [("sgd", 0.1, torch.float32), ("adam", 0.0003, torch.float64)]
 )
-def test_losses_are_those_of_a_plain_loop(tiny_experiment, monkeypatch, optimizer, rate, dtype):
+def test_train_losses_and_weights_equal_plain_loop(
+    tiny_experiment, monkeypatch, optimizer, rate, dtype
+):
     """Of each step to 1e-5, over three epochs with augmentation, a falling rate and a last batch
     that is not full.
 

@@ -83,7 +83,7 @@ def chosen(path, *overrides, restarted=False):
 # nothing is replaced ------------------------------------------------------------------------------
 
 
-def test_run_without_resume_takes_a_new_folder_and_keeps_the_other(finished, capsys):
+def test_run_folder_without_resume_is_new(finished, capsys):
     path, folder = finished
     before = contents(folder)
     new = run_train(path, "TRAIN.END_EPOCH", 1, "TRAIN.LR", 0.01)
@@ -113,7 +113,7 @@ def test_run_without_resume_takes_a_new_folder_and_keeps_the_other(finished, cap
     assert (new / "train.log").read_text().count("test this run with RUN_NAME tiny-2\n") == 1
 
 
-def test_weights_of_an_earlier_run_are_tested_with_a_warning(finished, caplog):
+def test_evaluate_weights_of_earlier_run_warns(finished, caplog):
     path, folder = finished
     cfg = loaded(path)
     runs = {"tiny-2": "tiny-2", "tiny-10": "tiny-10", "tiny-11": "", "tiny-12": "tiny-12"}
@@ -154,7 +154,9 @@ def test_weights_of_an_earlier_run_are_tested_with_a_warning(finished, caplog):
         (("empty/metrics.jsonl",), (), ""),
     ],
 )
-def test_folder_with_results_is_taken_only_to_resume(left, overrides, wanted, small_set, tmp_path):
+def test_run_folder_with_results_is_used_only_to_resume(
+    left, overrides, wanted, small_set, tmp_path
+):
     path = experiment(tmp_path, small_set)
     for name in left:
         file = folder_of(path) / name
@@ -164,7 +166,7 @@ def test_folder_with_results_is_taken_only_to_resume(left, overrides, wanted, sm
     assert chosen(path, *overrides) == wanted
 
 
-def test_folders_with_suffixes_are_counted_and_resumed(finished):
+def test_run_folder_suffixes_are_counted_and_resumed(finished):
     path, folder = finished
     for number in (2, 3):
         shutil.copytree(folder, folder.with_name(f"tiny-{number}"))
@@ -182,7 +184,7 @@ def test_folders_with_suffixes_are_counted_and_resumed(finished):
     assert chosen(path, "AUTO_RESUME", True) == "tiny-2"
 
 
-def test_restarted_job_returns_to_its_own_folder(finished, monkeypatch):
+def test_run_folder_restarted_job_uses_its_own(finished, monkeypatch):
     """Without AUTO_RESUME too."""
     path, folder = finished
     for number in (2, 3):
@@ -195,7 +197,7 @@ def test_restarted_job_returns_to_its_own_folder(finished, monkeypatch):
     assert chosen(path, restarted=True) == "tiny-2" and chosen(path) == "tiny-4"
 
 
-def test_restarted_job_passes_over_folders_that_are_not_its_own(finished, monkeypatch):
+def test_run_folder_restarted_job_skips_folders_of_others(finished, monkeypatch):
     path, folder = finished
     for number in (2, 3):
         shutil.copytree(folder, folder.with_name(f"tiny-{number}"))
@@ -213,7 +215,7 @@ def test_restarted_job_passes_over_folders_that_are_not_its_own(finished, monkey
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "a\\b", "a\nb"])
-def test_run_name_that_is_no_folder_name_is_refused(name, small_set, tmp_path):
+def test_load_invalid_run_name_raises(name, small_set, tmp_path):
     with pytest.raises(ConfigError, match="RUN_NAME must be a name for a folder, not a path"):
         loaded(experiment(tmp_path, small_set), "RUN_NAME", name)
 
@@ -221,7 +223,7 @@ def test_run_name_that_is_no_folder_name_is_refused(name, small_set, tmp_path):
 # finished runs ------------------------------------------------------------------------------------
 
 
-def test_finished_run_started_again_writes_nothing_and_says_so(finished, capsys):
+def test_resume_finished_run_writes_nothing(finished, capsys):
     path, folder = finished
     before = contents(folder)
     assert run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1, "WORKERS", 2) == folder
@@ -254,7 +256,7 @@ def test_finished_run_started_again_writes_nothing_and_says_so(finished, capsys)
         ("TRAIN.EMA_DECAY", 0.9),
     ],
 )
-def test_finished_run_with_other_settings_is_refused(finished, overrides):
+def test_resume_finished_run_other_settings_raises(finished, overrides):
     path, folder = finished
     before = contents(folder)
     if overrides[0] == "DATASET.ROOT":
@@ -272,7 +274,7 @@ def test_finished_run_with_other_settings_is_refused(finished, overrides):
     assert error.value.status == 2 and "\n" not in str(error.value) and contents(folder) == before
 
 
-def test_finished_run_longer_than_asked_for_is_refused(finished):
+def test_resume_finished_run_shorter_length_raises(finished):
     path, folder = finished
     run_train(path, "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 50)
     assert state_of(folder / "checkpoint.pth")["epoch"] == 2
@@ -282,7 +284,7 @@ def test_finished_run_longer_than_asked_for_is_refused(finished):
         )
 
 
-def test_finished_run_decided_by_the_loss_says_so(finished, capsys):
+def test_resume_finished_run_best_by_loss_is_logged(finished, capsys):
     path, folder = finished
     state = state_of(folder / "checkpoint.pth")
     torch.save({**state, "best": {"score": -1.5, "epoch": 0}}, folder / "checkpoint.pth")
@@ -291,7 +293,7 @@ def test_finished_run_decided_by_the_loss_says_so(finished, capsys):
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_run_killed_before_its_final_weights_writes_them(finished, older):
+def test_resume_killed_before_final_weights_writes_them(finished, older):
     """They may also be there from an earlier end of the same run."""
     path, folder = finished
     wanted = state_of(folder / "final_state.pth")
@@ -345,7 +347,7 @@ def compared(path, before, now, ignored=IN_TRAINING, epoch=1, step=0):
         ),
     ],
 )
-def test_settings_that_may_change_are_logged(small_set, tmp_path, caplog, before, now, epoch, step):
+def test_resume_allowed_settings_are_logged(small_set, tmp_path, caplog, before, now, epoch, step):
     with caplog.at_level("INFO", logger="poise"):
         compared(experiment(tmp_path, small_set), before, now, epoch=epoch, step=step)
     told = [key for key in now[::2] if f"{key} " in caplog.text]
@@ -379,20 +381,20 @@ def test_settings_that_may_change_are_logged(small_set, tmp_path, caplog, before
         ((), ("SYNC_BN", True), 1, 0),
     ],
 )
-def test_settings_that_shape_the_result_are_refused(small_set, tmp_path, before, now, epoch, step):
+def test_resume_result_changing_settings_raise(small_set, tmp_path, before, now, epoch, step):
     with pytest.raises(ConfigError, match="this run was trained with other settings: "):
         compared(experiment(tmp_path, small_set), before, now, epoch=epoch, step=step)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_refused_length_says_that_the_schedule_depends_on_it(small_set, tmp_path, kind):
+def test_resume_other_length_names_the_schedule(small_set, tmp_path, kind):
     before = ("TRAIN.LR_SCHEDULE", kind)
     said = rf"TRAIN.END_EPOCH 9 \(was 2; TRAIN.LR_SCHEDULE {kind} depends on the length\);"
     with pytest.raises(ConfigError, match=said):
         compared(experiment(tmp_path, small_set), before, (*before, "TRAIN.END_EPOCH", 9))
 
 
-def test_search_compares_its_own_settings(small_set, tmp_path):
+def test_resume_search_compares_its_own_settings(small_set, tmp_path):
     path = experiment(tmp_path, small_set)
     compared(path, (), ("TRAIN.LR", 0.5, "SEED", 4, "SEARCH.EPOCHS", 90), IN_SEARCH)
     for now in (
@@ -405,7 +407,7 @@ def test_search_compares_its_own_settings(small_set, tmp_path):
             compared(path, (), now, IN_SEARCH)
 
 
-def test_configuration_of_an_older_version_is_compared_by_the_defaults(small_set, tmp_path):
+def test_resume_older_config_is_compared_with_defaults(small_set, tmp_path):
     """A key that it does not have is at its default, and one that is no more is passed over."""
     import yaml
 
@@ -422,7 +424,7 @@ def test_configuration_of_an_older_version_is_compared_by_the_defaults(small_set
 # the lock -----------------------------------------------------------------------------------------
 
 
-def test_folder_in_use_is_refused_and_free_after_sigkill(small_set, tmp_path):
+def test_lock_of_running_run_raises_and_ends_with_sigkill(small_set, tmp_path):
     """The first run's worker process does not keep the lock."""
     path = experiment(tmp_path, small_set)
     words = [
@@ -472,7 +474,7 @@ def test_folder_in_use_is_refused_and_free_after_sigkill(small_set, tmp_path):
         process.stdout.close()
 
 
-def test_search_takes_the_lock_too(small_set, tmp_path):
+def test_lock_search_takes_it(small_set, tmp_path):
     from poise.search import run
 
     path = experiment(tmp_path, small_set)
@@ -486,9 +488,7 @@ def test_search_takes_the_lock_too(small_set, tmp_path):
     assert not list(folder.iterdir())
 
 
-def test_second_run_that_starts_with_the_first_is_refused_when_it_wants_to_write(
-    finished, monkeypatch
-):
+def test_lock_simultaneous_second_run_raises(finished, monkeypatch):
     """Both have found the folder free."""
     path, folder = finished
     kept = folder.rename(folder.with_name("elsewhere"))

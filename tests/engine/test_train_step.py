@@ -48,7 +48,7 @@ from torch import nn
         (24, 3, 4, 9),
     ],
 )
-def test_parts_of_a_share(size, world, parts, whole):
+def test_split_batch_parts_add_up_to_local_batch(size, world, parts, whole):
     """Together they are the share, none is larger than a part of a full batch, and all processes
     have as many.
     """
@@ -73,7 +73,7 @@ def test_parts_of_a_share(size, world, parts, whole):
     assert len(counts) == 1 and counts.pop() <= parts
 
 
-def test_one_part_is_the_batch():
+def test_split_batch_one_part_is_the_batch():
     batch = {"person": torch.arange(3)}
     ((part, own),) = split_batch(batch, EpochBatchSampler(3, 8, shuffle=False, seed=0), 0, 1)
     assert part is batch and own == 3
@@ -95,7 +95,7 @@ def gradients(path, *overrides):
     return [parameter.grad.clone() for parameter in state.model.parameters()], figures
 
 
-def test_gradients_of_parts_add_up(tiny_experiment):
+def test_accumulate_gradients_equal_whole_batch(tiny_experiment):
     """24 samples at once, and 8 three times: the same persons, gradients and figures."""
     whole, of_whole = gradients(tiny_experiment, "TRAIN.BATCH_SIZE_PER_GPU", 24)
     parts, of_parts = gradients(
@@ -113,7 +113,7 @@ def test_gradients_of_parts_add_up(tiny_experiment):
     assert sum(float(figure.num_valid) for figure in of_parts) == float(of_whole[0].num_valid)
 
 
-def test_a_run_in_parts(tiny_experiment):
+def test_train_accumulate_writes_run_folder(tiny_experiment):
     folder = run_train(
         tiny_experiment,
         "TRAIN.ACCUMULATE",
@@ -138,7 +138,7 @@ def test_a_run_in_parts(tiny_experiment):
 # groups and schedules -----------------------------------------------------------------------------
 
 
-def test_parameters_that_do_not_decay(tiny_experiment):
+def test_build_optimizer_norm_and_bias_do_not_decay(tiny_experiment):
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1),
         nn.BatchNorm2d(4),
@@ -174,7 +174,7 @@ def test_parameters_that_do_not_decay(tiny_experiment):
         ("sgd", {"weight_decay": 0.01, "momentum": 0.9, "nesterov": True}),
     ],
 )
-def test_fused_optimisers_compute_what_plain_ones_do(tiny_experiment, name, settings):
+def test_optimizer_fused_equals_plain(tiny_experiment, name, settings):
     """To float rounding, over twenty steps, also from one layout in memory and with a weight
     that has no gradient.
     """
@@ -220,7 +220,7 @@ def test_fused_optimisers_compute_what_plain_ones_do(tiny_experiment, name, sett
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_optimisers_leave_the_compiler_out(tiny_experiment, name):
+def test_optimizer_does_not_import_the_compiler(tiny_experiment, name):
     """Its import takes a second; every method that a training uses would bring it with it."""
     program = f"""
 import sys, torch
@@ -246,7 +246,7 @@ sys.exit("torch._dynamo" in sys.modules)
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
-def test_gradients_are_off_in_a_step_and_on_in_its_closure(kind):
+def test_optimizer_step_disables_gradients_except_in_closure(kind):
     parameter = nn.Parameter(torch.ones(2))
     plan, seen = kind([parameter], lr=0.1), []
     plan.register_step_pre_hook(lambda *_: seen.append("hook"))
@@ -262,7 +262,7 @@ def test_gradients_are_off_in_a_step_and_on_in_its_closure(kind):
     assert parameter.is_leaf and parameter.requires_grad and (parameter < 1).all()
 
 
-def test_rate_and_length_follow_the_batch(tiny_experiment):
+def test_schedule_base_batch_scales_rate_and_length(tiny_experiment):
     """TRAIN.BASE_BATCH: half of the samples have half of the rate and twice the steps, which the
     log tells; without it nothing is scaled.
     """
@@ -289,7 +289,7 @@ def test_rate_and_length_follow_the_batch(tiny_experiment):
     )
 
 
-def test_checkpoint_of_other_groups(tiny_experiment):
+def test_resume_other_parameter_groups_raise(tiny_experiment):
     folder = run_train(tiny_experiment, "TRAIN.OPTIMIZER", "adamw", "TRAIN.END_EPOCH", 1)
     without_settings(folder / "checkpoint.pth", folder / "checkpoint.pth")
     with pytest.raises(PoiseError, match="does not fit the network or optimiser"):
@@ -304,7 +304,7 @@ def test_checkpoint_of_other_groups(tiny_experiment):
         )
 
 
-def test_cosine(tiny_experiment):
+def test_schedule_cosine_equals_formula(tiny_experiment):
     cfg = config.load(
         tiny_experiment,
         [
@@ -346,14 +346,14 @@ def test_cosine(tiny_experiment):
 @pytest.mark.parametrize(
     "kind, dtype", [("", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_type_that_is_computed_in(tiny_experiment, kind, dtype):
+def test_autocast_amp_sets_dtype(tiny_experiment, kind, dtype):
     cfg = config.load(tiny_experiment, ["AMP", kind])
     with forward.autocast(cfg, torch.device("cpu")):
         assert nn.Conv2d(3, 4, 1)(torch.zeros(1, 3, 8, 8)).dtype == dtype
     assert LossScale(cfg, torch.device("cpu")).active == (kind == "fp16")
 
 
-def test_bf16_trains_as_float32_does(tiny_experiment):
+def test_train_bf16_is_close_to_float32(tiny_experiment):
     """Not to the bit, but near; the log and the weights are float32."""
     plain, half = (
         metrics_of(run_train(tiny_experiment, "AMP", kind, "TRAIN.END_EPOCH", 1))[0]
@@ -372,7 +372,7 @@ def test_bf16_trains_as_float32_does(tiny_experiment):
     } == {torch.float32, torch.int64}
 
 
-def test_a_gpu_without_bf16(tiny_experiment, monkeypatch):
+def test_amp_bf16_unsupported_gpu_raises(tiny_experiment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "An old GPU")
     with pytest.raises(ConfigError, match="AMP bf16: An old GPU cannot compute it; use AMP fp16"):
@@ -425,7 +425,7 @@ class _Huge(torch.autograd.Function):
         return gradient * (math.inf if gradient.abs() > ctx.most else 1), None
 
 
-def test_a_step_that_overflows_is_left_out(tiny_experiment, monkeypatch):
+def test_train_fp16_overflow_skips_the_step(tiny_experiment, monkeypatch):
     """It is counted, said, and halves the scale; a run that is gone on with has the scale of its
     checkpoint.
     """
@@ -453,7 +453,7 @@ def test_a_step_that_overflows_is_left_out(tiny_experiment, monkeypatch):
     ]
 
 
-def test_a_step_that_is_left_out_has_no_part_in_the_average(tiny_experiment, monkeypatch):
+def test_train_skipped_step_leaves_the_average(tiny_experiment, monkeypatch):
     """Else the weights before it would count twice."""
     monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Overflowing(1e4))
     folder = run_train(tiny_experiment, "AMP", "fp16", "TRAIN.END_EPOCH", 1, "TRAIN.EMA_DECAY", 0.9)
@@ -464,7 +464,7 @@ def test_a_step_that_is_left_out_has_no_part_in_the_average(tiny_experiment, mon
     )
 
 
-def test_steps_whose_metrics_are_read_a_step_later_are_the_same(tiny_experiment, monkeypatch):
+def test_train_deferred_metrics_give_equal_run(tiny_experiment, monkeypatch):
     """As on a GPU: sums, steps that are left out, the average and checkpoints in an epoch."""
     overrides = ("AMP", "fp16", "TRAIN.END_EPOCH", 1, "TRAIN.EMA_DECAY", 0.9)
     monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Overflowing(1e4))
@@ -484,7 +484,7 @@ def test_steps_whose_metrics_are_read_a_step_later_are_the_same(tiny_experiment,
         assert same(state_of(later / name), state_of(folder / name))
 
 
-def test_gradients_that_no_scale_helps(tiny_experiment, monkeypatch):
+def test_train_fp16_permanent_overflow_raises(tiny_experiment, monkeypatch):
     class Never(Overflowing):
         def forward(self, outputs, targets):
             self.steps = 2
@@ -502,7 +502,7 @@ def test_gradients_that_no_scale_helps(tiny_experiment, monkeypatch):
 # torch.compile ------------------------------------------------------------------------------------
 
 
-def test_no_compiler(tiny_experiment):
+def test_compile_without_compiler_raises(tiny_experiment):
     """One line that names the key."""
     code = (
         "import sys; from poise import config; from poise.engine import device; import torch\nfrom"
@@ -526,7 +526,7 @@ def test_no_compiler(tiny_experiment):
     )
 
 
-def test_compiling_for_several_devices(tiny_experiment):
+def test_compile_several_devices_raises(tiny_experiment):
     with pytest.raises(
         ConfigError,
         match=(
@@ -542,7 +542,7 @@ def test_compiling_for_several_devices(tiny_experiment):
 
 
 @pytest.mark.slow
-def test_a_compiled_run(tiny_experiment):
+def test_train_compiled_is_close_to_plain(tiny_experiment):
     """Trains as the plain one does, but for rounding, and its files have the plain names."""
     plain = state_of(run_train(tiny_experiment, "TRAIN.END_EPOCH", 1) / "final_state.pth")
     before = metrics_of(folder_of(tiny_experiment))[0]
@@ -555,7 +555,7 @@ def test_a_compiled_run(tiny_experiment):
 # the average --------------------------------------------------------------------------------------
 
 
-def test_average_of_weights():
+def test_ema_update_equals_hand_figures():
     """By hand, its beginning included; batch norm's figures too."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     average = WeightAverage(model, 0.5)
@@ -579,7 +579,7 @@ def test_average_of_weights():
     )
 
 
-def test_average_beside_the_weights(tiny_experiment):
+def test_train_ema_is_saved_and_resumed(tiny_experiment):
     """Tested and saved beside them, which are what they are without it; a run in two parts ends
     with the same average.
     """
@@ -607,7 +607,7 @@ def test_average_beside_the_weights(tiny_experiment):
     assert "of the average" in (folder / "train.log").read_text()
 
 
-def test_average_that_begins_later(tiny_experiment):
+def test_resume_ema_without_average_starts_from_weights(tiny_experiment):
     """Of a checkpoint without one it begins with its weights, which is said."""
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "TRAIN.LR_FACTOR", 1e-9)
     begin = state_of(folder / "final_state.pth")
@@ -628,9 +628,7 @@ def test_average_that_begins_later(tiny_experiment):
         ("average", "a figure of the weights' average is not finite"),
     ],
 )
-def test_networks_that_are_spoiled_without_a_loss_to_show_it(
-    tiny_experiment, monkeypatch, where, said
-):
+def test_train_nan_buffer_or_average_raises(tiny_experiment, monkeypatch, where, said):
     """Nothing of them is saved."""
     train_step = train.train_step
 
@@ -674,7 +672,7 @@ def ended_after(path, monkeypatch, values, *overrides):
         ([math.nan, math.nan, math.nan], 1, 1),
     ],
 )
-def test_early_end(tiny_experiment, monkeypatch, values, patience, epochs):
+def test_train_patience_stops_early(tiny_experiment, monkeypatch, values, patience, epochs):
     done, folder = ended_after(tiny_experiment, monkeypatch, values, "TRAIN.PATIENCE", patience)
     assert done == epochs and (folder / "final_state.pth").exists()
     assert (
@@ -695,7 +693,7 @@ def test_early_end(tiny_experiment, monkeypatch, values, patience, epochs):
         )
 
 
-def test_early_end_of_a_run_in_two_parts(tiny_experiment, monkeypatch):
+def test_resume_patience_counts_earlier_evaluations(tiny_experiment, monkeypatch):
     """The tests before count."""
     ended_after(tiny_experiment, monkeypatch, [0.5, 0.4], "TRAIN.PATIENCE", 2)
     given = iter([0.3, 0.2])
@@ -714,7 +712,7 @@ def test_early_end_of_a_run_in_two_parts(tiny_experiment, monkeypatch):
     assert len(metrics_of(folder)) == 3
 
 
-def test_early_end_of_a_run_that_was_stopped_between_two_tests(tiny_experiment, monkeypatch):
+def test_resume_patience_counts_interrupted_evaluation_once(tiny_experiment, monkeypatch):
     """By a signal in the test of the average: the weights' test before it has not counted, and
     counts when it is done again.
     """
@@ -762,7 +760,7 @@ def test_early_end_of_a_run_that_was_stopped_between_two_tests(tiny_experiment, 
     assert "ended early" not in (folder / "train.log").read_text()
 
 
-def test_an_average_that_rises_goes_on(tiny_experiment, monkeypatch):
+def test_train_patience_improving_average_continues(tiny_experiment, monkeypatch):
     """Scores in turns: of the weights, of their average."""
     values = [0.5, 0.1, 0.4, 0.2, 0.3, 0.3, 0.2, 0.2]
     given = iter(values)
@@ -797,6 +795,6 @@ def test_an_average_that_rises_goes_on(tiny_experiment, monkeypatch):
         ("TRAIN.LR_SCHEDULE", "sine", "TRAIN.LR_SCHEDULE must be one of"),
     ],
 )
-def test_values_out_of_range(tiny_experiment, key, value, said):
+def test_load_invalid_training_values_raise(tiny_experiment, key, value, said):
     with pytest.raises(ConfigError, match=said):
         config.load(tiny_experiment, [key, str(value)])

@@ -31,7 +31,7 @@ def detect(pictures):
     ]
 
 
-def test_what_is_written_is_what_a_test_reads(made, tmp_path):
+def test_write_detections_is_readable_by_evaluation(made, tmp_path):
     cfg = config.load(
         made,
         ["TEST.USE_GT_BBOX", "False", "TEST.COCO_BBOX_FILE", str(tmp_path / "boxes" / "val.json")],
@@ -67,7 +67,7 @@ def test_what_is_written_is_what_a_test_reads(made, tmp_path):
     np.testing.assert_allclose(table.box_wh[0], [49, 58])
 
 
-def test_images_that_cannot_be_read(made, tmp_path, caplog):
+def test_write_detections_unreadable_images_are_skipped(made, tmp_path, caplog):
     cfg, frames = config.load(made), tmp_path / "set" / "frames" / "cam 1"
     (frames / "val-shot 1.png").unlink()
     assert detect_dataset.write_detections(cfg, "val", detect, tmp_path / "b.json") == (10, 5, 1)
@@ -81,7 +81,7 @@ def test_images_that_cannot_be_read(made, tmp_path, caplog):
     )
 
 
-def test_a_detector_of_persons_for_another_category(made, tmp_path, caplog):
+def test_write_detections_other_category_warns(made, tmp_path, caplog):
     detect_dataset.write_detections(config.load(made), "val", detect, tmp_path / "b.json")
     assert not caplog.messages
     detect_dataset.write_detections(
@@ -93,7 +93,7 @@ def test_a_detector_of_persons_for_another_category(made, tmp_path, caplog):
     ]
 
 
-def test_usage(made, tiny_mpii_experiment):
+def test_write_detections_invalid_arguments_raise(made, tiny_mpii_experiment):
     with pytest.raises(ConfigError, match="--out: give the file to write"):
         detect_dataset.output_path(config.load(made), "")
     with pytest.raises(ConfigError, match="the boxes of mpii are in its annotations"):
@@ -102,7 +102,7 @@ def test_usage(made, tiny_mpii_experiment):
         )
 
 
-def test_the_tool_with_an_onnx_detector(made, tmp_path, monkeypatch, capsys):
+def test_make_boxes_command_onnx_detector_writes_file(made, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     from support.onnx_detectors import onnx_file
 

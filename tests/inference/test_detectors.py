@@ -48,7 +48,7 @@ PICTURES = [
 # what any detector's boxes go through -------------------------------------------------------------
 
 
-def test_boxes_are_cut_to_the_picture_sorted_and_sound():
+def test_persons_boxes_are_clipped_sorted_and_finite():
     boxes = [
         [10, 10, 20, 30],
         [-5, -5, 500, 500],
@@ -67,7 +67,7 @@ def test_boxes_are_cut_to_the_picture_sorted_and_sound():
     assert empty[0].shape == (0, 4) and empty[1].shape == (0,)
 
 
-def test_unknown_names_and_thresholds():
+def test_build_detector_invalid_name_or_threshold_raises():
     text = refusal(build_detector, "yolov5")
     assert text.startswith(
         "no person detector 'yolov5'; give the path of an .onnx file or one of torchvision's:"
@@ -80,7 +80,7 @@ def test_unknown_names_and_thresholds():
 # torchvision --------------------------------------------------------------------------------------
 
 
-def test_a_torchvision_that_does_not_load_is_told_in_one_line(monkeypatch):
+def test_build_detector_broken_torchvision_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     text = refusal(build_detector, "fasterrcnn_resnet50_fpn")
     assert text.startswith("detector fasterrcnn_resnet50_fpn: torchvision cannot be used here (")
@@ -158,7 +158,7 @@ def stand_in(monkeypatch):
     server.server_close()
 
 
-def test_weights_are_fetched_once_and_that_is_said(stand_in, tmp_path, caplog, capsys):
+def test_build_detector_downloads_weights_once(stand_in, tmp_path, caplog, capsys):
     folder = tmp_path / "models" / "detectors"
     with caplog.at_level(logging.INFO, "poise"):
         detect = build_detector("fasterrcnn_resnet50_fpn", "cpu", 0.5, folder=folder)
@@ -199,7 +199,7 @@ def test_weights_are_fetched_once_and_that_is_said(stand_in, tmp_path, caplog, c
     assert again([]) == []
 
 
-def test_a_picture_on_which_the_detector_fails(stand_in, tmp_path, monkeypatch):
+def test_detector_failing_image_raises(stand_in, tmp_path, monkeypatch):
     def fails(self, images):
         raise RuntimeError("Input and output sizes should be greater than 0\nwhere it was")
 
@@ -212,7 +212,7 @@ def test_a_picture_on_which_the_detector_fails(stand_in, tmp_path, monkeypatch):
     )
 
 
-def test_a_file_of_other_weights_is_refused(stand_in, tmp_path):
+def test_build_detector_other_weights_raise(stand_in, tmp_path):
     (tmp_path / "text.pth").write_text("404")
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
     torch.save({"shift": torch.ones(2)}, tmp_path / "shape.pth")
@@ -230,7 +230,7 @@ class Evil:
         return open, (self.path, "w")
 
 
-def test_code_in_a_weight_file_is_not_run(stand_in, tmp_path):
+def test_build_detector_code_in_weights_is_not_executed(stand_in, tmp_path):
     torch.save({"shift": torch.ones(1), "more": Evil(tmp_path / "written")}, tmp_path / "evil.pth")
     assert str(tmp_path / "evil.pth") in refusal(
         build_detector, "ssd300_vgg16", "cpu", weights=tmp_path / "evil.pth"
@@ -238,7 +238,7 @@ def test_code_in_a_weight_file_is_not_run(stand_in, tmp_path):
     assert not (tmp_path / "written").exists()
 
 
-def test_fetched_weights_with_another_sum_are_refused(stand_in, tmp_path):
+def test_build_detector_wrong_checksum_raises(stand_in, tmp_path):
     stand_in.chosen.url = stand_in.chosen.url.replace(stand_in.file, "net_coco-00000000.pth")
     assert "00000000 was published; the file was removed" in refusal(
         build_detector, "ssd300_vgg16", "cpu", folder=tmp_path
@@ -270,7 +270,7 @@ def write_random_weights(models, name, path):
         for name in torchvision.TORCHVISION
     ],
 )
-def test_torchvisions_detectors(name, tmp_path):
+def test_torchvision_detectors_give_boxes(name, tmp_path):
     models = torchvision_models()
     write_random_weights(models, name, tmp_path / "random.pth")
     detect = build_detector(name, "cpu", 0.1, weights=tmp_path / "random.pth")
@@ -291,7 +291,7 @@ def test_torchvisions_detectors(name, tmp_path):
         )
 
 
-def test_the_weights_are_those_that_torchvision_offers():
+def test_torchvision_weights_equal_torchvision_defaults():
     models = torchvision_models()
     for name, size in torchvision.TORCHVISION.items():
         chosen = models.get_model_weights(name).DEFAULT
@@ -310,7 +310,7 @@ def test_the_weights_are_those_that_torchvision_offers():
 )
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("turned", [False, True], ids=["in order", "in another order"])
-def test_onnx_as_torchvision_exports_it(tmp_path, input_shape, batched, turned):
+def test_onnx_detector_torchvision_export(tmp_path, input_shape, batched, turned):
     outputs = {"boxes": BOXES, "labels": LABELS, "scores": SCORES}
     outputs = {
         name: array[None] if batched else array
@@ -324,7 +324,7 @@ def test_onnx_as_torchvision_exports_it(tmp_path, input_shape, batched, turned):
     assert len(detect(PICTURES)) == 3 and detect([]) == []
 
 
-def test_onnx_that_finds_nobody(tmp_path):
+def test_onnx_detector_no_person_returns_empty(tmp_path):
     outputs = {
         "boxes": np.empty((0, 4), np.float32),
         "labels": np.empty(0, np.int64),
@@ -347,7 +347,7 @@ def yolo_output(places, rows):
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["1 84 N", "1 N 84"])
-def test_onnx_as_yolo_exports_it(tmp_path, turned):
+def test_onnx_detector_yolo_export(tmp_path, turned):
     # a picture of 160 x 120 in 320 x 320 is enlarged twice, with 40 rows of grey above and below
     # the second overlaps with the first
     rows = [
@@ -375,7 +375,7 @@ def test_onnx_as_yolo_exports_it(tmp_path, turned):
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["1 85 N", "1 N 85"])
-def test_onnx_as_yolo_v5_exports_it(tmp_path, turned):
+def test_onnx_detector_yolo_v5_export(tmp_path, turned):
     """The fifth number is the objectness, and no class."""
     table = np.zeros((1, 85, 100), np.float32)
     for place, (x, objectness, person, dog) in enumerate(
@@ -398,7 +398,7 @@ def test_onnx_as_yolo_v5_exports_it(tmp_path, turned):
 
 
 @pytest.mark.parametrize("places", [300, 4])
-def test_onnx_as_yolos_without_suppression_export_it(tmp_path, places):
+def test_onnx_detector_yolo_export_with_nms(tmp_path, places):
     """(1, N, 6): corners, score and class of v10, 26 and exports with suppression, best first
     and the rest zeros.
     """
@@ -445,7 +445,7 @@ ONE, POSE = "{0: 'person'}", {"task": "pose"}
         ({"names": "['car', 'person']", "end2end": "True"}, (80, 100, 120, 180, 0.9, 1), [0.9]),
     ],
 )
-def test_onnx_metadata_of_ultralytics(tmp_path, told, columns, want):
+def test_onnx_detector_ultralytics_metadata_selects_person(tmp_path, told, columns, want):
     table = np.zeros((1, 100, len(columns)), np.float32)
     table[0, 0] = columns
     output = table if "end2end" in told or "args" in told else table.transpose(0, 2, 1).copy()
@@ -457,7 +457,7 @@ def test_onnx_metadata_of_ultralytics(tmp_path, told, columns, want):
     )
 
 
-def test_onnx_detector_of_other_things(tmp_path, caplog):
+def test_onnx_detector_without_person_class_warns(tmp_path, caplog):
     table = np.zeros((1, 6, 100), np.float32)
     table[0, :5, 7] = [30, 30, 20, 20, 0.9]
     ((boxes, _),) = build_detector(
@@ -484,7 +484,7 @@ def test_onnx_detector_of_other_things(tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", ["float", "uint8"])
 @pytest.mark.parametrize("image", PICTURES[:2], ids=["wide", "tall"])
-def test_onnx_gets_the_picture_in_the_middle_of_grey(tmp_path, kind, image):
+def test_onnx_detector_letterboxes_the_image(tmp_path, kind, image):
     """A graph that gives the mean brightness of each column and row of its input, in the place
     of boxes.
     """
@@ -541,7 +541,7 @@ def test_onnx_gets_the_picture_in_the_middle_of_grey(tmp_path, kind, image):
     assert boxes[0] == pytest.approx(np.clip(expected, 0, [image.shape[1], image.shape[0]] * 2))
 
 
-def test_onnx_files_that_are_no_detectors(tmp_path):
+def test_onnx_detector_invalid_file_raises(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "text.onnx").write_text("404")
     assert "no such detector file" in refusal(build_detector, str(tmp_path / "none.onnx"))
@@ -570,7 +570,7 @@ def test_onnx_files_that_are_no_detectors(tmp_path):
         build_detector(f"{good}x.onnx")
 
 
-def test_onnxruntime_that_is_not_installed(monkeypatch, tmp_path):
+def test_onnx_detector_without_onnxruntime_raises(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (tmp_path / "a.onnx").touch()
     text = refusal(build_detector, str(tmp_path / "a.onnx"))

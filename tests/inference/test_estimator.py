@@ -120,7 +120,7 @@ def assert_same(cfg_path, overrides, file, folder):
     ],
     ids=["resnet", "res2net", "dark", "udp", "megvii", "posenas", "moganet"],
 )
-def test_the_same_as_tools_test(family, overrides, narrow, small_set, tmp_path):
+def test_estimator_every_family_equals_evaluation(family, overrides, narrow, small_set, tmp_path):
     cfg_path, words, file = narrow(family)
     own = [
         "DATASET.ROOT",
@@ -135,7 +135,7 @@ def test_the_same_as_tools_test(family, overrides, narrow, small_set, tmp_path):
     assert_same(cfg_path, [*words, *overrides, *own], file, tmp_path)
 
 
-def test_the_same_as_tools_test_on_mpii(small_mpii_set, tmp_path):
+def test_estimator_mpii_equals_evaluation(small_mpii_set, tmp_path):
     overrides = [
         "DATASET.ROOT",
         str(small_mpii_set),
@@ -155,7 +155,7 @@ def test_the_same_as_tools_test_on_mpii(small_mpii_set, tmp_path):
     assert_same(str(ROOT / MPII), overrides, tmp_path / "mpii.pth", tmp_path / "run")
 
 
-def test_one_picture_and_lists(estimator, picture, tmp_path):
+def test_estimator_image_or_list_gives_equal_poses(estimator, picture, tmp_path):
     boxes = [np.array([[10, 5, 60, 80]]), np.array([[0, 0, 120, 90], [30.5, 2, 70, 88.5]])]
     single = estimator(picture, boxes[1])
     assert (
@@ -188,7 +188,7 @@ def test_one_picture_and_lists(estimator, picture, tmp_path):
     )
 
 
-def test_crops_of_all_pictures_go_through_the_network_together(narrow, picture, monkeypatch):
+def test_estimator_batches_crops_of_all_images(narrow, picture, monkeypatch):
     path, words, file = narrow("resnet")
     estimator = PoseEstimator(path, file, device="cpu", batch_size=4, overrides=words)
     sizes, kind = [], type(estimator._network)
@@ -200,7 +200,7 @@ def test_crops_of_all_pictures_go_through_the_network_together(narrow, picture, 
     assert sizes == [4, 4, 1]
 
 
-def test_nothing_to_do(estimator, picture):
+def test_estimator_empty_input_returns_empty(estimator, picture):
     assert estimator([]) == []
     for none in ([], np.zeros((0, 4)), ()):
         poses = estimator(picture, none)
@@ -217,7 +217,7 @@ def test_nothing_to_do(estimator, picture):
         )
 
 
-def test_boxes_outside_see_black(estimator, picture):
+def test_estimator_box_outside_image_is_padded_black(estimator, picture):
     """Partly outside: as of a picture with a black rim. Wholly outside: as of a black picture."""
     box = np.array([[-30.0, 40, 50, 130]])
     rim = np.pad(picture, ((50, 100), (100, 100), (0, 0)))
@@ -234,7 +234,7 @@ def test_boxes_outside_see_black(estimator, picture):
     assert np.isfinite(far.keypoints).all() and np.isfinite(far.scores).all()
 
 
-def test_results_for_other_programs(estimator, picture):
+def test_poses_to_coco_is_json(estimator, picture):
     import json
 
     poses = estimator(picture, [[10, 5, 60, 80], [0, 0, 120, 90]])
@@ -250,7 +250,7 @@ def test_results_for_other_programs(estimator, picture):
     assert poses.person_scores[0] == pytest.approx(float(shown.mean()) if len(shown) else 0)
 
 
-def test_drawing(picture, tmp_path):
+def test_poses_draw_shows_visible_keypoints(picture, tmp_path):
     keypoints = np.array([[[20, 20]] * 5 + [[30, 20], [60, 20]] + [[20, 20]] * 10], np.float32)
     scores = np.zeros((1, 17), np.float32)
     scores[0, 5:7] = 0.9
@@ -303,7 +303,7 @@ def test_drawing(picture, tmp_path):
         ([[0, 0, 1e-4, 1e-4]], "too small"),
     ],
 )
-def test_boxes_that_cannot_be_used(estimator, picture, boxes, said):
+def test_estimator_invalid_boxes_raise(estimator, picture, boxes, said):
     with pytest.raises(DataError, match=said) as error:
         estimator(picture, boxes)
     assert "\n" not in str(error.value)
@@ -325,13 +325,13 @@ def test_boxes_that_cannot_be_used(estimator, picture, boxes, said):
         (np.zeros((2, 4, 4, 3), np.uint8), r"got \(2, 4, 4, 3\)"),
     ],
 )
-def test_pictures_that_cannot_be_used(estimator, image, said):
+def test_estimator_invalid_image_raises(estimator, image, said):
     with pytest.raises(DataError, match=said) as error:
         estimator(image)
     assert "\n" not in str(error.value)
 
 
-def test_arrays_that_may_not_be_written_or_lie_oddly(estimator, picture):
+def test_estimator_read_only_or_strided_image_is_accepted(estimator, picture):
     wanted = estimator(picture)
     fixed = picture.copy()
     fixed.setflags(write=False)
@@ -352,7 +352,7 @@ def test_arrays_that_may_not_be_written_or_lie_oddly(estimator, picture):
         )
 
 
-def test_a_picture_that_is_too_long_for_opencv_4(estimator):
+def test_estimator_image_over_opencv_limit_raises(estimator):
     """OpenCV 5 takes it."""
     long = np.zeros((4, 40_000, 3), np.uint8)
     long[:, -50:] = 200
@@ -375,7 +375,7 @@ def test_a_picture_that_is_too_long_for_opencv_4(estimator):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_a_network_that_has_diverged_is_told(narrow, picture, tmp_path):
+def test_estimator_nan_weights_raise(narrow, picture, tmp_path):
     path, words, file = narrow("resnet")
     state = torch.load(file, weights_only=True)
     for value in (float("nan"), float("inf")):
@@ -393,7 +393,7 @@ def test_a_network_that_has_diverged_is_told(narrow, picture, tmp_path):
                 )
 
 
-def test_bad_files_are_refused_in_one_line(estimator, tmp_path):
+def test_estimator_invalid_image_file_raises(estimator, tmp_path):
     files = {
         "empty.jpg": b"",
         "text.jpg": b"not a picture",
@@ -411,7 +411,7 @@ def test_bad_files_are_refused_in_one_line(estimator, tmp_path):
         assert len(estimator(tmp_path / name)) == 1
 
 
-def test_arguments_that_cannot_be_used(narrow, estimator, picture):
+def test_estimator_invalid_arguments_raise(narrow, estimator, picture):
     path, words, file = narrow("resnet")
     for more, said in (
         ({"batch_size": 0}, "batch_size must be a whole number of 1 or more"),
@@ -433,14 +433,14 @@ def test_arguments_that_cannot_be_used(narrow, estimator, picture):
             estimator([picture, picture], sets)
 
 
-def test_room_is_taken_for_the_persons_that_are_there(narrow, picture):
+def test_estimator_allocates_for_given_persons_only(narrow, picture):
     path, words, file = narrow("resnet")
     estimator = PoseEstimator(path, file, device="cpu", overrides=words)
     estimator.batch_size = 10**12  # as on a GPU, where it is not lowered
     assert len(estimator(picture, [[1, 2, 40, 50]] * 6)) == 6 and len(estimator(picture, [])) == 0
 
 
-def test_compile_is_not_passed_over(narrow, monkeypatch):
+def test_estimator_compile_without_compiler_raises(narrow, monkeypatch):
     path, words, file = narrow("resnet")
 
     def no_compiler(*_, **__):
@@ -458,7 +458,7 @@ class Evil:
         return (Path.touch, (Path("evil"),))
 
 
-def test_weights_that_would_run_code_are_refused(narrow, tmp_path, monkeypatch):
+def test_estimator_malicious_weights_raise(narrow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Evil()}, "evil.pth")
     path, words, _ = narrow("resnet")
@@ -467,7 +467,7 @@ def test_weights_that_would_run_code_are_refused(narrow, tmp_path, monkeypatch):
     assert not Path("evil").exists()
 
 
-def test_choices_of_the_program(narrow, picture):
+def test_estimator_flip_test_half_and_config_arguments(narrow, picture):
     """flip_test, half and a configuration instead of a file."""
     path, words, file = narrow("hrnet", "TEST.FLIP_TEST", True)
     cfg = config.load(path, words)
@@ -491,7 +491,7 @@ def test_choices_of_the_program(narrow, picture):
     )
 
 
-def test_importing_poise_stays_cheap():
+def test_import_poise_imports_no_heavy_package():
     import subprocess
 
     code = (

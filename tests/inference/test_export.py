@@ -65,7 +65,7 @@ def made_heatmaps(codec, rng, batch=6, joints=17):
 @pytest.mark.parametrize(
     "target", [name for name, entry in CODECS.items() if entry.head == "heatmap"]
 )
-def test_decoding_in_a_graph_is_the_codecs(target, refine, post):
+def test_graph_decoding_equals_codec(target, refine, post):
     path, words = command_line(
         "mspn" if target == "megvii" else "hrnet",
         *SIZES["96x128"],
@@ -95,7 +95,7 @@ def test_decoding_in_a_graph_is_the_codecs(target, refine, post):
 
 
 @pytest.mark.parametrize("refine", ["dark", "udp"])
-def test_decoding_maps_too_small_to_refine(refine):
+def test_graph_decoding_tiny_heatmaps_equals_codec(refine):
     path, words = command_line(
         "hrnet",
         "MODEL.IMAGE_SIZE",
@@ -118,7 +118,7 @@ def test_decoding_maps_too_small_to_refine(refine):
 
 
 @pytest.mark.parametrize("format", formats.FORMATS)
-def test_a_file_of_each_format(format, tmp_path):
+def test_export_every_format_equals_network(format, tmp_path):
     """With everything in the graph; what it finds is held against the network here once more,
     with another number of crops.
     """
@@ -150,7 +150,7 @@ def test_a_file_of_each_format(format, tmp_path):
     )
 
 
-def test_a_graph_of_the_network_alone(tmp_path):
+def test_export_network_only_takes_normalized_input(tmp_path):
     """Its input is what training sees; what lies on both sides of it can be done in any program."""
     import onnxruntime
 
@@ -184,7 +184,7 @@ def test_a_graph_of_the_network_alone(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", EXPERIMENT)
-def test_every_family(family, size, tmp_path):
+def test_export_every_family_equals_network(family, size, tmp_path):
     cfg, file = narrow(
         family, tmp_path, *SIZES[size], *(SHALLOW if family.startswith("res") else [])
     )
@@ -197,7 +197,7 @@ def test_every_family(family, size, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["dark", "udp"])
-def test_every_codec(target, tmp_path):
+def test_export_every_codec_equals_network(target, tmp_path):
     cfg, file = narrow("hrnet", tmp_path, "MODEL.TARGET_TYPE", target)
     assert all(
         one.equal and one.unsure < one.joints / 4
@@ -206,7 +206,7 @@ def test_every_codec(target, tmp_path):
 
 
 @pytest.mark.slow
-def test_mpii(tmp_path, picture):
+def test_export_mpii_equals_network(tmp_path, picture):
     """Other joints and another crop; the file knows them."""
     overrides = [
         "MODEL.PRETRAINED",
@@ -247,7 +247,7 @@ class Spoiled(Graph):
         return (*first, heatmaps * (1 + self.amount))
 
 
-def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch):
+def test_export_mismatch_removes_the_file(tmp_path, monkeypatch):
     cfg, file = narrow("resnet", tmp_path)
     out = tmp_path / "net.torchscript"
     out.write_bytes(b"before")
@@ -270,7 +270,7 @@ def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch):
     assert out.read_bytes() != b"before"
 
 
-def test_joints_in_wrong_places_are_found(tmp_path):
+def test_parity_wrong_or_nan_keypoints_are_found(tmp_path):
     """Heatmaps that are right do not excuse keypoints that are not, and what is not a number is
     never equal.
     """
@@ -351,7 +351,7 @@ def picture():
 BOXES = [[20, 30, 120, 200], [-40, 10, 90, 160], [5, 5, 60, 50]]
 
 
-def test_the_same_poses_from_an_onnx_file(exported, picture, caplog):
+def test_estimator_onnx_file_equals_weights(exported, picture, caplog):
     cfg, file, files = exported
     for parts, onnx in files.items():
         flip = parts.flip or not parts.decode
@@ -383,7 +383,7 @@ def test_the_same_poses_from_an_onnx_file(exported, picture, caplog):
     )
 
 
-def test_what_an_onnx_file_cannot_do(exported, tmp_path):
+def test_estimator_onnx_file_unsupported_options_raise(exported, tmp_path):
     cfg, _, files = exported
     for parts, options, said in (
         (WHOLE, {"flip_test": False}, "was exported with the flip test"),
@@ -413,7 +413,7 @@ def test_what_an_onnx_file_cannot_do(exported, tmp_path):
         PoseEstimator(None, tmp_path / "missing.onnx")
 
 
-def test_onnxruntime_that_fails_while_it_runs(exported, monkeypatch):
+def test_estimator_failing_onnxruntime_raises(exported, monkeypatch):
     from poise.inference.export.onnx_network import OnnxNetwork
 
     def fail(*_):
@@ -429,7 +429,7 @@ def test_onnxruntime_that_fails_while_it_runs(exported, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
-def test_devices_of_an_onnx_file(exported, monkeypatch):
+def test_estimator_onnx_device_is_the_started_one(exported, monkeypatch):
     """The device is the one that onnxruntime has started, or there is an error."""
     import onnxruntime
 
@@ -486,7 +486,7 @@ def with_metadata(source, target, text, key="poise"):
     return target
 
 
-def test_metadata_of_strangers(exported, tmp_path):
+def test_estimator_onnx_invalid_metadata_raises(exported, tmp_path):
     """It is data: whatever stands there is read as JSON, and refused in one line where it is not
     what an export writes.
     """
@@ -555,7 +555,7 @@ def test_metadata_of_strangers(exported, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_joints_of_its_own(tmp_path):
+def test_export_custom_dataset_contains_keypoint_names(tmp_path):
     """An ONNX file brings its joints with it: where it is used there is no dataset file."""
     path = make_set(tmp_path, 5, images=())
     overrides = ["DATASET.FILE", str(path), "MODEL.NUM_JOINTS", 5, "TEST.FLIP_TEST", True]
@@ -579,7 +579,7 @@ def test_joints_of_its_own(tmp_path):
     assert found(picture).draw(picture).shape == picture.shape
 
 
-def test_many_pictures_go_through_the_network_in_parts(tmp_path, monkeypatch):
+def test_parity_many_images_run_in_batches(tmp_path, monkeypatch):
     """A folder of pictures to check an export on may hold thousands."""
     cfg, _ = narrow("resnet", tmp_path)
     model, sizes, whole = small("resnet"), [], parity.reference_output
@@ -602,7 +602,7 @@ def test_many_pictures_go_through_the_network_in_parts(tmp_path, monkeypatch):
     assert one.equal and one.crops == sum(sizes) == 20 and max(sizes) == 4
 
 
-def test_other_joints_than_those_of_the_training(tmp_path, caplog):
+def test_estimator_other_keypoint_names_warn_or_raise(tmp_path, caplog):
     """As many, but others: weights and exports of them are told of, an ONNX file with its joints
     in it is refused.
     """
@@ -662,7 +662,7 @@ def test_other_joints_than_those_of_the_training(tmp_path, caplog):
             PoseEstimator(cfgs[name], tmp_path / "five.onnx", device="cpu")
 
 
-def test_weights_trained_otherwise_are_told_of(tmp_path, caplog):
+def test_export_weights_of_other_settings_warn(tmp_path, caplog):
     cfg, file = narrow("resnet", tmp_path, *SHALLOW)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     export(
@@ -677,7 +677,7 @@ def test_weights_trained_otherwise_are_told_of(tmp_path, caplog):
     )
 
 
-def test_without_the_extra(tmp_path, monkeypatch):
+def test_export_without_onnx_extra_raises(tmp_path, monkeypatch):
     cfg, file = narrow("resnet", tmp_path)
     for name in ("onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -707,7 +707,7 @@ def tool(monkeypatch, capfd):
     return run
 
 
-def test_the_tool(tool, tmp_path, picture):
+def test_export_command_writes_the_file(tool, tmp_path, picture):
     assert tuple(formats.FORMATS) == export_command.FORMATS
     path, words = command_line("resnet")
     file = tmp_path / "net.pth"

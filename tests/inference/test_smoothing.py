@@ -32,7 +32,7 @@ def as_in_the_paper(values, times, min_cutoff, beta, speed_cutoff=1.0):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.007, 5.0])
-def test_one_number_as_in_the_paper(beta):
+def test_one_euro_filter_equals_paper(beta):
     random = np.random.default_rng(0)
     times = np.cumsum(random.uniform(0.01, 0.08, 200))  # frames do not come evenly
     values = np.sin(times * 3) * 20 + random.normal(0, 1, 200)
@@ -41,7 +41,7 @@ def test_one_number_as_in_the_paper(beta):
     assert found == pytest.approx(as_in_the_paper(values, times, 1.2, beta), abs=1e-10)
 
 
-def test_joints_are_filtered_each_for_itself_and_their_unit_scales():
+def test_one_euro_filter_keypoints_are_independent():
     random = np.random.default_rng(1)
     values = random.normal(0, 3, (50, 17, 2)).cumsum(0)
     all_at_once, alone, larger = OneEuroFilter(), OneEuroFilter(), OneEuroFilter()
@@ -53,7 +53,7 @@ def test_joints_are_filtered_each_for_itself_and_their_unit_scales():
         )
 
 
-def test_direction_does_not_matter():
+def test_one_euro_filter_is_rotation_invariant():
     """The coordinates share one speed, so a turned picture gives the turned joints."""
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])
     random = np.random.default_rng(2)
@@ -65,7 +65,7 @@ def test_direction_does_not_matter():
         )
 
 
-def test_first_value_and_times_that_do_not_rise():
+def test_one_euro_filter_first_value_and_equal_times_pass_through():
     one = OneEuroFilter()
     given = np.array([1.0, 2.0])
     first = one(given, 5.0)
@@ -98,7 +98,7 @@ def filtered(seen, fps=30, size=100.0):
     )
 
 
-def test_what_rests_is_held_and_what_moves_is_followed():
+def test_one_euro_filter_defaults_equal_documented_figures():
     """The figures that docs/demo.md names for the default parameters."""
     assert (MIN_CUTOFF, BETA) == (1.0, 5.0)
     true, seen = walk(0, 0.01)
@@ -112,7 +112,7 @@ def test_what_rests_is_held_and_what_moves_is_followed():
         assert 0 < behind.mean() < lag, "body sizes"
 
 
-def test_tracks_have_filters_of_their_own():
+def test_pose_smoother_tracks_are_independent():
     smoother, boxes = PoseSmoother(), np.array([[0, 0, 50, 80], [0, 0, 50, 80]], np.float32)
     alone = {1: PoseSmoother(), 2: PoseSmoother()}
     random = np.random.default_rng(3)
@@ -133,14 +133,14 @@ def test_tracks_have_filters_of_their_own():
     )
 
 
-def test_a_track_that_was_long_away_begins_anew():
+def test_pose_smoother_expired_track_restarts():
     smoother, box = PoseSmoother(patience=1.0), np.array([[0, 0, 50, 80]])
     smoother.update([1], np.zeros((1, 1, 2)), box, 0.0)
     assert smoother.update([1], np.full((1, 1, 2), 9.0), box, 0.9)[0, 0, 0] < 9
     assert smoother.update([1], np.full((1, 1, 2), 50.0), box, 2.0)[0, 0, 0] == 50
 
 
-def test_a_box_without_area_is_no_reason_to_fail():
+def test_pose_smoother_empty_box_is_finite():
     smoother, box = PoseSmoother(), np.array([[5.0, 5, 5, 5]])
     for frame in range(3):
         assert np.isfinite(

@@ -10,7 +10,7 @@ def box(x, y, width=40, height=80):
     return [x, y, x + width, y + height]
 
 
-def test_overlaps_by_hand():
+def test_pairwise_iou_equals_hand_figures():
     a = [[0, 0, 10, 10], [5, 5, 15, 15], [20, 20, 20, 30]]
     b = [[0, 0, 10, 10], [0, 0, 10, 5], [10, 0, 20, 10]]
     assert pairwise_iou(a, b) == pytest.approx(
@@ -22,7 +22,7 @@ def test_overlaps_by_hand():
     )
 
 
-def test_persons_keep_their_numbers_whatever_their_order():
+def test_tracker_ids_survive_reordering():
     tracker, random = Tracker(), np.random.default_rng(0)
     for frame in range(30):
         boxes = np.array(
@@ -36,7 +36,7 @@ def test_persons_keep_their_numbers_whatever_their_order():
         assert [first[person] for person in order.tolist()] == numbers.tolist()
 
 
-def test_pairs_are_chosen_together_and_not_one_by_one():
+def test_tracker_matching_is_global():
     """Box 0 overlaps most with track 1, but then box 1 would have none: 0.43 + 0.25 is more than
     0.67 + 0.
     """
@@ -52,7 +52,7 @@ def test_pairs_are_chosen_together_and_not_one_by_one():
     assert tracker.update(now, 0.1).tolist() == [2, 1]
 
 
-def test_a_pair_below_the_least_overlap_costs_nobody_a_partner():
+def test_tracker_pair_below_min_iou_is_ignored():
     tracker = Tracker(least_iou=0.3)
     tracker.update([[0, 0, 100, 10], [200, 0, 300, 10]], 0.0)
     # box 0 overlaps with track 1 by 0.33, box 1 with track 1 by 0.6 and box 0 with nothing else
@@ -60,7 +60,7 @@ def test_a_pair_below_the_least_overlap_costs_nobody_a_partner():
     assert tracker.update(now, 0.1).tolist() == [3, 2]
 
 
-def test_who_is_gone_for_long_comes_back_as_somebody_else():
+def test_tracker_expired_track_gets_a_new_id():
     tracker = Tracker(patience=1.0)
     assert tracker.update([box(0, 0), box(300, 0)], 0.0).tolist() == [1, 2]
     assert tracker.update([box(300, 0)], 0.5).tolist() == [2]
@@ -72,7 +72,7 @@ def test_who_is_gone_for_long_comes_back_as_somebody_else():
     assert tracker.update([box(300, 0), box(0, 0)], 2.1).tolist() == [3, 4]
 
 
-def test_who_jumps_is_somebody_else_and_numbers_are_not_used_twice():
+def test_tracker_jump_gets_an_unused_id():
     tracker = Tracker()
     seen = [tracker.update([box(100 * frame, 0)], frame / 30).item() for frame in range(5)]
     assert seen == [1, 2, 3, 4, 5]

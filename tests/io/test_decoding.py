@@ -70,13 +70,13 @@ def decoder(request, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(203, 157), (16, 8), (1, 1), (33, 240)])
-def test_whole_pictures(decoder, kind, size):
+def test_encoded_image_pixels_equal_opencv(decoder, kind, size):
     data = jpeg(picture(1, *size), kind)
     found = EncodedImage(data)
     assert found.size == size and np.array_equal(found.pixels, opencv(data))
 
 
-def test_which_decoder(monkeypatch):
+def test_encoded_image_uses_the_fast_decoder(monkeypatch):
     """The test above would pass if all were decoded by OpenCV."""
     monkeypatch.setattr(cv2, "imdecode", None)
     if decoding._jpeg is None and decoding.simplejpeg is None:
@@ -90,7 +90,7 @@ def test_which_decoder(monkeypatch):
 
 @compiled
 @pytest.mark.parametrize("kind", KINDS)
-def test_regions(kind):
+def test_encoded_image_regions_equal_opencv(kind):
     data, rng = jpeg(picture(2), kind), np.random.default_rng(0)
     whole = opencv(data)
     height, width = whole.shape[:2]
@@ -111,7 +111,7 @@ def test_regions(kind):
 
 
 @compiled
-def test_regions_leave_the_rest_undone():
+def test_encoded_image_region_leaves_other_pixels():
     found = EncodedImage(jpeg(picture(2))).with_region((80, 60, 90, 70))
     assert not np.array_equal(found, opencv(jpeg(picture(2))))
     for box in ((0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 5, 158), (9, 0, 5, 5)):
@@ -121,7 +121,7 @@ def test_regions_leave_the_rest_undone():
 
 @compiled
 @pytest.mark.parametrize("damage", ["noise", "short", "header"])
-def test_faults_are_opencvs_to_judge(damage):
+def test_encoded_image_corrupt_data_equals_opencv(damage):
     data = bytearray(jpeg(picture(3, 400, 300)))
     if damage == "noise":  # within the first rows' data
         start = data.index(b"\xff\xda") + 20
@@ -136,7 +136,7 @@ def test_faults_are_opencvs_to_judge(damage):
             assert np.array_equal(found[5:290, 5:300], wanted[5:290, 5:300])
 
 
-def test_exif_is_turned_by_opencv():
+def test_encoded_image_exif_is_applied_by_opencv():
     exif = (
         b"\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     )
@@ -177,13 +177,13 @@ def crops_are_equal(data, rng, count, size=(96, 128)):
 
 @compiled
 @pytest.mark.parametrize("kind", ["444", "422", "420", "grey"])
-def test_crops_of_regions(kind):
+def test_cut_region_equals_cut_whole(kind):
     rng = np.random.default_rng(4)
     assert crops_are_equal(jpeg(picture(5, 320, 240), kind), rng, 150) < 0.6
     assert crops_are_equal(jpeg(picture(5, 40, 30), kind), rng, 30) < 1
 
 
-def test_region_holds_all_that_a_crop_looks_at():
+def test_source_region_contains_every_pixel_of_crop():
     """The picture beside the region may be anything."""
     image, rng = picture(6), np.random.default_rng(7)
     for _ in range(200):
@@ -208,7 +208,7 @@ def test_region_holds_all_that_a_crop_looks_at():
         )
 
 
-def test_real_pictures(shared, decoder):
+def test_encoded_image_real_images_equal_opencv(shared, decoder):
     """Whole pictures and crops of every 25th image of COCO's subset, and some of MPII's."""
     rng = np.random.default_rng(8)
     files = (

@@ -32,7 +32,7 @@ def refusal(url, folder, **options):
     return text
 
 
-def test_whole_transfer(server, tmp_path, capsys):
+def test_download_file_writes_content(server, tmp_path, capsys):
     target = download.download_file(server.url(), tmp_path / "models" / "imagenet")
     assert target == tmp_path / "models" / "imagenet" / NAME and target.read_bytes() == CONTENT
     assert files(target.parent) == [NAME] and server.asked == [None]
@@ -40,12 +40,12 @@ def test_whole_transfer(server, tmp_path, capsys):
     assert f"fetching {server.url()} (2.3 MB) to {target}" in said.out and said.err == ""
 
 
-def test_file_that_is_there_is_not_fetched_again(server, tmp_path):
+def test_download_file_existing_file_is_kept(server, tmp_path):
     first = download.download_file(server.url(), tmp_path)
     assert download.download_file(server.url(), tmp_path) == first and len(server.asked) == 1
 
 
-def test_broken_transfer_goes_on_where_it_broke(server, tmp_path):
+def test_download_file_broken_transfer_resumes(server, tmp_path):
     server.breaks_after = 1_500_000
     text = refusal(server.url(), tmp_path)
     assert (
@@ -59,7 +59,7 @@ def test_broken_transfer_goes_on_where_it_broke(server, tmp_path):
     assert server.asked == [None, "bytes=1500000-"] and files(tmp_path) == [NAME]
 
 
-def test_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
+def test_download_file_server_without_ranges_restarts(server, tmp_path):
     server.breaks_after, server.ranges = 1000, False
     refusal(server.url(), tmp_path)
     server.breaks_after = None
@@ -67,7 +67,7 @@ def test_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
     assert server.asked[1] == "bytes=1000-"
 
 
-def test_part_that_is_whole_needs_no_more_bytes(server, tmp_path):
+def test_download_file_complete_part_needs_no_transfer(server, tmp_path):
     """Killed between the last byte and the renaming: the server answers 416, there is nothing
     left to send.
     """
@@ -79,26 +79,26 @@ def test_part_that_is_whole_needs_no_more_bytes(server, tmp_path):
     assert server.asked == [f"bytes={len(CONTENT)}-"] * 2
 
 
-def test_part_that_is_longer_than_the_file_is_begun_again(server, tmp_path):
+def test_download_file_too_long_part_restarts(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
     assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
     assert server.asked == [f"bytes={len(CONTENT) + 4}-", None]
 
 
-def test_range_that_was_not_asked_for_is_not_appended(server, tmp_path):
+def test_download_file_unexpected_range_restarts(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1000])
     server.shifted = True
     assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
 
 
-def test_part_of_another_file_is_found_out_and_removed(server, tmp_path):
+def test_download_file_wrong_part_is_removed(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(b"x" * 5000)
     assert "the file was removed, fetch" in refusal(server.url(), tmp_path)
     assert files(tmp_path) == []
     assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
 
 
-def test_wrong_sum_is_removed(server, tmp_path):
+def test_download_file_wrong_checksum_removes_file(server, tmp_path):
     name = "net-00000000.pth"
     text = refusal(server.url(name), tmp_path)
     assert (
@@ -108,19 +108,19 @@ def test_wrong_sum_is_removed(server, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_wrong_sum_of_a_file_that_is_there(server, tmp_path):
+def test_download_file_existing_file_with_wrong_checksum_raises(server, tmp_path):
     (tmp_path / NAME).write_bytes(b"cut off by another program")
     assert "its sha256 begins with" in refusal(server.url(), tmp_path) and server.asked == []
     assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
 
 
-def test_length_that_is_not_told(server, tmp_path, capsys):
+def test_download_file_unknown_length_works(server, tmp_path, capsys):
     server.says_length = False
     assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
     assert "size unknown" in capsys.readouterr().out
 
 
-def test_404(server, tmp_path):
+def test_download_file_404_names_the_target(server, tmp_path):
     text = refusal(server.url("other-0123abcd.pth"), tmp_path)
     assert (
         "HTTP Error 404" in text
@@ -130,13 +130,13 @@ def test_404(server, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["nonsense", "broken_chunks"])
-def test_server_that_breaks_the_protocol(server, tmp_path, fault):
+def test_download_file_protocol_error_raises(server, tmp_path, fault):
     setattr(server, fault, True)
     assert "cannot be fetched" in refusal(server.url(), tmp_path)
     assert NAME not in files(tmp_path)
 
 
-def test_nobody_listens(tmp_path):
+def test_download_file_no_server_raises(tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -144,18 +144,18 @@ def test_nobody_listens(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_folder_that_cannot_be_made(server, tmp_path):
+def test_download_file_invalid_folder_raises(server, tmp_path):
     (tmp_path / "file").touch()
     assert "cannot be fetched" in refusal(server.url(), tmp_path / "file" / "models")
     assert server.asked == []
 
 
-def test_folder_in_the_place_of_the_file(server, tmp_path):
+def test_download_file_target_is_a_folder_raises(server, tmp_path):
     (tmp_path / NAME).mkdir()
     assert "cannot be read (Is a directory); remove it" in refusal(server.url(), tmp_path)
 
 
-def test_redirect(server, tmp_path):
+def test_download_file_redirect_keeps_the_first_name(server, tmp_path):
     """GitHub's releases lead to another host; the name is that of the first address."""
     server.redirect = server.url("net-elsewhere.pth")
     moved = server.url().replace("/weights/", "/moved/")
@@ -168,14 +168,14 @@ def test_redirect(server, tmp_path):
 @pytest.mark.parametrize(
     "target", ["http://example.com/net.pth", "ftp://example.com/net.pth", "file:///etc/passwd"]
 )
-def test_redirect_to_where_no_address_could_lead(server, tmp_path, target):
+def test_download_file_unsafe_redirect_raises(server, tmp_path, target):
     server.redirect = target
     text = refusal(server.url().replace("/weights/", "/moved/"), tmp_path)
     assert "only https addresses are fetched" in text or "is not allowed" in text
     assert files(tmp_path) == []
 
 
-def test_no_space_is_known_before_the_transfer(server, tmp_path, monkeypatch):
+def test_download_file_disk_too_small_raises_first(server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})()
     )
@@ -185,7 +185,7 @@ def test_no_space_is_known_before_the_transfer(server, tmp_path, monkeypatch):
     )
 
 
-def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
+def test_download_file_disk_fills_keeps_the_part(server, tmp_path):
     """As when another program writes too: what fitted is kept, nothing half is in the place of
     the file.
     """
@@ -208,7 +208,7 @@ def test_disk_that_fills_up_during_the_transfer(server, tmp_path):
     ].startswith("bytes=1")
 
 
-def test_sum_that_is_not_in_the_name(server, tmp_path):
+def test_download_file_given_checksum_is_checked(server, tmp_path):
     """models/zoo.yaml may know the sum of a file whose name carries none."""
     whole = hashlib.sha256(CONTENT).hexdigest()
     target = download.download_file(
@@ -223,7 +223,7 @@ def test_sum_that_is_not_in_the_name(server, tmp_path):
     )
 
 
-def test_file_without_any_sum_is_fetched_only_when_asked_for(server, tmp_path, caplog):
+def test_download_file_without_checksum_needs_permission(server, tmp_path, caplog):
     caplog.set_level("WARNING", logger="poise")
     assert "could not be checked" in refusal(server.url("net.pth"), tmp_path)
     target = download.download_file(server.url("net.pth"), tmp_path, unchecked=True)
@@ -242,7 +242,7 @@ def test_file_without_any_sum_is_fetched_only_when_asked_for(server, tmp_path, c
     )
 
 
-def test_without_a_sum_a_broken_transfer_is_still_found_out(server, tmp_path):
+def test_download_file_without_checksum_detects_broken_transfer(server, tmp_path):
     server.breaks_after = 1000
     assert "the transfer ended after 1000 of 2304000 bytes" in refusal(
         server.url("net.pth"), tmp_path, unchecked=True
@@ -255,7 +255,7 @@ def test_without_a_sum_a_broken_transfer_is_still_found_out(server, tmp_path):
     )
 
 
-def test_force_fetches_anew_and_keeps_the_old_until_the_new_is_whole(server, tmp_path):
+def test_download_file_force_keeps_old_until_complete(server, tmp_path):
     (tmp_path / NAME).write_bytes(b"old")
     server.breaks_after = 1000
     refusal(server.url(), tmp_path, force=True)
@@ -266,7 +266,7 @@ def test_force_fetches_anew_and_keeps_the_old_until_the_new_is_whole(server, tmp
     ).read_bytes() == CONTENT and files(tmp_path) == [NAME]
 
 
-def test_ranks_that_ask_at_once_fetch_once(server, tmp_path):
+def test_download_file_concurrent_processes_download_once(server, tmp_path):
     """Processes of one training all find the file missing; the first one fetches it, the others
     wait for it.
     """
@@ -312,7 +312,7 @@ def no_network(monkeypatch):
         f"s3://bucket/{NAME}",
     ],
 )
-def test_only_https_leaves_this_machine(tmp_path, no_network, url):
+def test_download_file_other_schemes_raise(tmp_path, no_network, url):
     assert "only https addresses are fetched; fetch the file yourself and give its path" in refusal(
         url, tmp_path / "models"
     )
@@ -323,18 +323,18 @@ def test_only_https_leaves_this_machine(tmp_path, no_network, url):
     "name",
     ["net.pth", "net-latest.pth", "net-0123abc.pth", "net-0123ABCD.pth", "", "net_0123abcd.pth"],
 )
-def test_name_without_a_sum_is_not_fetched(tmp_path, no_network, name):
+def test_download_file_name_without_checksum_raises(tmp_path, no_network, name):
     assert "the file name carries no sha256 prefix" in refusal(
         f"https://example.com/{name}", tmp_path
     )
     assert files(tmp_path) == []
 
 
-def test_address_that_is_none(tmp_path, no_network):
+def test_download_file_invalid_url_raises(tmp_path, no_network):
     assert "not an address" in refusal(f"https://[bad/{NAME}", tmp_path)
 
 
-def test_name_cannot_leave_the_folder(server, tmp_path):
+def test_download_file_name_stays_in_the_folder(server, tmp_path):
     """The name is decoded before its last part is taken, so that %2f is a separator and not part
     of a name.
     """
@@ -360,11 +360,11 @@ def test_name_cannot_leave_the_folder(server, tmp_path):
         ("net-0123abcd_2020.pth", None),
     ],
 )
-def test_sums_in_published_names(name, digest):
+def test_sha256_prefix_is_read_from_the_name(name, digest):
     assert download.sha256_prefix(name) == digest
 
 
-def test_pretrained_from_an_address(server, tmp_path, monkeypatch):
+def test_load_pretrained_url_downloads(server, tmp_path, monkeypatch):
     """MODEL.PRETRAINED may be an address; the file is kept beside the other ImageNet weights."""
     network = torch.nn.Linear(2, 3)
     torch.save({"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, tmp_path / "w.pth")

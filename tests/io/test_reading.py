@@ -68,7 +68,7 @@ def archive(path, members, compression=zipfile.ZIP_STORED):
 # plain files --------------------------------------------------------------------------------------
 
 
-def test_image_of_a_folder(folder):
+def test_image_folder_reads_files(folder):
     (folder.location / "a.png").write_bytes(PNG)
     (folder.location / "below").mkdir()
     (folder.location / "below" / "ä ö.jpg").write_bytes(JPEG)
@@ -79,7 +79,7 @@ def test_image_of_a_folder(folder):
 
 
 @pytest.mark.parametrize("kind", ["grey", "alpha", "16 bit"])
-def test_every_image_has_three_channels_of_a_byte(folder, kind):
+def test_image_folder_read_gives_three_uint8_channels(folder, kind):
     image = {
         "grey": picture()[:, :, 0],
         "alpha": np.dstack([picture(), np.full((60, 80), 9, np.uint8)]),
@@ -91,7 +91,7 @@ def test_every_image_has_three_channels_of_a_byte(folder, kind):
     assert np.array_equal(read[:, :, 0], picture()[:, :, 0])
 
 
-def test_rotation_of_exif_is_ignored(folder):
+def test_image_folder_read_ignores_exif_by_default(folder):
     """The annotations were made on the pixels as they are stored."""
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     turned = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[2:]
@@ -123,7 +123,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_whole_images_are_accepted(folder, kind):
+def test_image_folder_complete_images_are_read(folder, kind):
     (folder.location / "a").write_bytes(WHOLE[kind])
     assert np.array_equal(folder.read("a"), decoded(WHOLE[kind]))
     assert np.abs(folder.read("a").astype(int) - picture()).mean() < 12
@@ -148,7 +148,7 @@ CUT = {
 
 
 @pytest.mark.parametrize("kind", CUT)
-def test_cut_off_images_are_refused(folder, kind):
+def test_image_folder_truncated_image_raises(folder, kind):
     (folder.location / "a.jpg").write_bytes(CUT[kind])
     assert (
         refusal(folder.read, "a.jpg")
@@ -156,7 +156,7 @@ def test_cut_off_images_are_refused(folder, kind):
     )
 
 
-def test_what_is_no_image(folder):
+def test_image_folder_invalid_image_raises(folder):
     header = struct.pack(
         "<IIIIiiHHIIiiII", 1 << 30, 0, 54, 40, 1 << 20, 1 << 20, 1, 24, 0, 0, 0, 0, 0, 0
     )
@@ -179,7 +179,7 @@ def test_what_is_no_image(folder):
         assert text.startswith(f"{folder.location}/{name}: ") and fault in text
 
 
-def test_missing_image(folder):
+def test_image_folder_missing_image_raises(folder):
     assert (
         refusal(folder.read, "none.jpg")
         == f"{folder.location / 'none.jpg'}: cannot read the image (No such file or directory);"
@@ -190,7 +190,7 @@ def test_missing_image(folder):
     assert "the image name ../a.jpg leads out of the folder" in refusal(folder.read, "../a.jpg")
 
 
-def test_missing_folder_and_archive(tmp_path):
+def test_image_folder_missing_folder_or_archive_raises(tmp_path):
     text = refusal(ImageFolder(tmp_path / "images" / "val2017").check)
     assert (
         text
@@ -246,7 +246,7 @@ def test_missing_folder_and_archive(tmp_path):
         ("a.jpg", "a.jpg/b.jpg", ""),
     ],
 )
-def test_absent_image_of_another_spelling_is_named(tmp_path, kept_in, there, asked, hint):
+def test_image_folder_misspelled_image_suggests_the_file(tmp_path, kept_in, there, asked, hint):
     if kept_in == "archive":
         images = archive(tmp_path / "val.zip", {"val/": b"", f"val/{there}": JPEG})
         assert (
@@ -273,7 +273,7 @@ def test_absent_image_of_another_spelling_is_named(tmp_path, kept_in, there, ask
     "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"]
 )
 @pytest.mark.parametrize("below", ["", "val2017/"], ids=["root", "folder"])
-def test_image_of_an_archive(tmp_path, compression, below):
+def test_image_archive_reads_members(tmp_path, compression, below):
     images = archive(
         tmp_path / "val2017.zip", {f"{below}a.png": PNG, f"{below}sub/b.jpg": JPEG}, compression
     )
@@ -282,14 +282,14 @@ def test_image_of_an_archive(tmp_path, compression, below):
     assert np.array_equal(images.read("sub/b.jpg"), decoded(JPEG))
 
 
-def test_root_of_the_archive_comes_first(tmp_path):
+def test_image_archive_root_has_priority(tmp_path):
     images = archive(
         tmp_path / "images.zip", {"a.png": PNG, "images/a.png": encoded(".png", seed=5)}
     )
     assert np.array_equal(images.read("a.png"), picture())
 
 
-def test_faults_of_archives(tmp_path):
+def test_image_archive_invalid_raises(tmp_path):
     images = archive(tmp_path / "val2017.zip", {"cut.jpg": cut(JPEG, 0.5), "empty.jpg": b""})
     assert refusal(images.read, "none.jpg") == f"{images.location}: the archive holds no none.jpg"
     assert (
@@ -310,7 +310,7 @@ def test_faults_of_archives(tmp_path):
     [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA],
     ids=["stored", "deflated", "lzma"],
 )
-def test_damaged_member(tmp_path, compression):
+def test_image_archive_corrupt_member_raises(tmp_path, compression):
     images = archive(tmp_path / "val2017.zip", {"a.bmp": encoded(".bmp")}, compression)
     data = bytearray(images.location.read_bytes())
     for place in range(60, len(data) - 200, 5):
@@ -338,7 +338,7 @@ class Pictures:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_do_not_move_each_others_place_in_an_archive(tmp_path, start):
+def test_image_archive_workers_read_independently(tmp_path, start):
     members = {f"{i:03d}.png": encoded(".png", seed=i) for i in range(40)}
     images = archive(tmp_path / "val2017.zip", members)
     pictures = Pictures(images, sorted(members) * (8 if start == "fork" else 1))
@@ -356,13 +356,13 @@ def test_workers_do_not_move_each_others_place_in_an_archive(tmp_path, start):
 # JSON ---------------------------------------------------------------------------------------------
 
 
-def test_json(tmp_path):
+def test_read_json_returns_the_content(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"a": [1, 2.5, "ä", null]}', encoding="utf-8")
     assert read_json(path, "annotation file") == {"a": [1, 2.5, "ä", None]}
 
 
-def test_json_that_cannot_be_read(tmp_path):
+def test_read_json_invalid_file_raises(tmp_path):
     path = tmp_path / "a.json"
     assert (
         refusal(read_json, path, "annotation file", "check DATASET.ROOT")
@@ -380,7 +380,7 @@ def test_json_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "nan", "-NaN"])
-def test_words_for_no_number_are_named(tmp_path, word):
+def test_read_json_nan_raises(tmp_path, word):
     """Python's json writes them; the reader must not leave its user with 'unexpected character'."""
     path = tmp_path / "a.json"
     line = f'{{"id": 4, "file_name": "größe.jpg", "bbox": [1.0, {word}, 3, 4]}}'
@@ -394,7 +394,7 @@ def test_words_for_no_number_are_named(tmp_path, word):
     assert '{"id": 4' in text and "correct or remove this entry" in text
 
 
-def test_numbers_too_large_for_a_double(tmp_path):
+def test_read_json_number_beyond_double_raises(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("[1e999]")
     assert f"{path}: the annotation file is not valid JSON (number is infinity" in refusal(

@@ -20,7 +20,7 @@ def known_token(monkeypatch):
     return "0" * 16
 
 
-def test_replacing_names_are_new_each_time_and_cleaned_up(tmp_path):
+def test_atomic_write_uses_new_names_and_cleans_up(tmp_path):
     target, parts = tmp_path / "a.json", []
     for content in (b"one", b"two"):
         with files.atomic_write(target) as part:
@@ -32,7 +32,7 @@ def test_replacing_names_are_new_each_time_and_cleaned_up(tmp_path):
     assert all(re.fullmatch(files.TEMPORARY_NAME, name) for name in parts)
 
 
-def test_replacing_files_have_the_permissions_of_the_umask(tmp_path):
+def test_atomic_write_permissions_follow_umask(tmp_path):
     before = os.umask(0o027)
     try:
         with files.atomic_write(tmp_path / "a") as part:
@@ -43,14 +43,14 @@ def test_replacing_files_have_the_permissions_of_the_umask(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "\u00e9" * 127, "\U0001f600" * 63])
-def test_replacing_the_longest_names_are_written(tmp_path, name):
+def test_atomic_write_longest_names_are_written(tmp_path, name):
     with files.atomic_write(tmp_path / name) as part:
         part.write_bytes(b"1")
     assert (tmp_path / name).read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("what", ["atomic_write", "video", "archive"])
-def test_temporary_name_that_is_a_link_is_not_written_through(tmp_path, known_token, what):
+def test_temporary_file_existing_link_is_not_followed(tmp_path, known_token, what):
     victim, folder = tmp_path / "victim", tmp_path / "shared"
     victim.write_bytes(b"precious")
     folder.mkdir()
@@ -73,7 +73,7 @@ def test_temporary_name_that_is_a_link_is_not_written_through(tmp_path, known_to
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "named pipe", "folder"])
-def test_fetch_part_that_is_no_ordinary_file_is_refused(tmp_path, kind):
+def test_download_file_part_that_is_not_a_file_raises(tmp_path, kind):
     part, victim = tmp_path / "weights-0123abcd.pth.part", tmp_path / "victim"
     if kind == "named pipe":
         os.mkfifo(part)

@@ -73,7 +73,7 @@ def equal(parameters, before):
         if stride == 1 or name not in SIZE_PRESERVING
     ],
 )
-def test_a_decided_mixed_operation_is_the_single_one(name, stride):
+def test_mixed_operation_one_hot_equals_the_operation(name, stride):
     names = tuple(other for other in OPERATIONS if stride == 1 or other not in SIZE_PRESERVING)
     chosen = names.index(name)
     x, single = filled_input("mixed", (2, 8, 12, 16), 0), OPERATIONS[name](8, stride, 1)
@@ -84,7 +84,7 @@ def test_a_decided_mixed_operation_is_the_single_one(name, stride):
     assert torch.equal(mixed(x, F.one_hot(torch.tensor(chosen), len(names)).float()), single(x))
 
 
-def test_mixed_operations_are_weighted_sums():
+def test_mixed_operation_is_a_weighted_sum():
     x, weights = filled_input("mixed", (2, 8, 6, 6), 0), torch.tensor([0.5, 0.3, 0.2])
     mixed = MixedOperation(("skip_connect", "std_conv_1x1", "avg_pool_3x3"), 8, 1, 1)
     conv, pool = mixed.candidates[1].net[1], mixed.candidates[2].pool
@@ -100,7 +100,7 @@ def test_mixed_operations_are_weighted_sums():
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_partial_channels(stride):
+def test_mixed_operation_partial_channels_equals_formula(stride):
     x, weights = filled_input("partial", (2, 8, 6, 6), 0), torch.tensor([0.25, 0.75])
     mixed = MixedOperation(
         ("skip_connect", "std_conv_3x3"), 8, stride, 1, partial_channels=4
@@ -122,7 +122,7 @@ def test_partial_channels(stride):
             assert torch.equal(got[:, 4 * channel + group], both[:, 2 * group + channel])
 
 
-def test_candidates_have_no_scale_of_their_own_and_fixed_cells_have():
+def test_search_network_candidates_have_no_affine():
     joint, encoder, decoder = (
         small("SEARCH.MODE", mode)[0] for mode in ("joint", "encoder", "decoder")
     )
@@ -143,7 +143,7 @@ def test_candidates_have_no_scale_of_their_own_and_fixed_cells_have():
     ]
 
 
-def test_a_decided_search_network_is_the_network_of_the_genotype():
+def test_search_network_one_hot_equals_genotype_network():
     """With edges that may be none, and decided values, nothing but the genotype's operations is
     left.
     """
@@ -197,7 +197,7 @@ def test_a_decided_search_network_is_the_network_of_the_genotype():
         assert torch.equal(network.eval()(images), network(images)) and network(images).std() > 0
 
 
-def test_size_of_the_authors_search():
+def test_search_network_has_published_size():
     """Spec figures of an independent prototype: 20.24 million weights, 799 convolutions."""
     with torch.device("meta"):
         network = SearchNetwork(Space.from_config(config.load(EXPERIMENT)), num_keypoints=16)
@@ -215,7 +215,7 @@ def test_size_of_the_authors_search():
 @pytest.mark.parametrize(
     "options", [[], ["SEARCH.PARTIAL_CHANNELS", 2], ["SEARCH.CHECKPOINTING", True]]
 )
-def test_outputs_and_gradients(mode, options):
+def test_search_network_outputs_and_gradients_are_finite(mode, options):
     network, space, cfg = small("SEARCH.MODE", mode, *options)
     outputs = network(filled_input("outputs", (2, 3, 64, 64), 0))
     assert isinstance(outputs, tuple) and [output.shape for output in outputs] == [(2, 17, 16, 16)]
@@ -230,7 +230,7 @@ def test_outputs_and_gradients(mode, options):
         assert network.eval()(filled_input("outputs", (2, 3, 64, 64), 0)).shape == (2, 17, 16, 16)
 
 
-def test_recomputing_changes_nothing_but_the_memory():
+def test_search_network_checkpointing_keeps_gradients():
     (plain, *_), (spare, *_) = small(), small("SEARCH.CHECKPOINTING", True)
     images = filled_input("recompute", (2, 3, 64, 64), 0)
     kept = [
@@ -254,7 +254,7 @@ def test_recomputing_changes_nothing_but_the_memory():
         assert torch.equal(one, other), name
 
 
-def test_partial_channels_need_less_memory():
+def test_search_network_partial_channels_use_less_memory():
     kept = []
     for k in (1, 2):
         network, _, _ = small("SEARCH.PARTIAL_CHANNELS", k)
@@ -269,7 +269,7 @@ def test_partial_channels_need_less_memory():
     assert kept[1] < 0.7 * kept[0]
 
 
-def test_partial_channels_that_do_not_divide_are_named():
+def test_search_network_invalid_partial_channels_raise():
     with pytest.raises(
         ConfigError,
         match="SEARCH.PARTIAL_CHANNELS 4: the narrowest cell has 4 channels.*a multiple of 16",
@@ -277,7 +277,7 @@ def test_partial_channels_that_do_not_divide_are_named():
         small("SEARCH.PARTIAL_CHANNELS", 4)
 
 
-def test_initial_weights_leave_the_architecture_alone():
+def test_search_network_init_weights_keep_architecture():
     cfg = config.load(EXPERIMENT, SMALL)
     torch.manual_seed(0)
     network = build(cfg, Space.from_config(cfg))
@@ -296,7 +296,7 @@ def alternation(*overrides):
     return Alternation(cfg, network, torch.device("cpu"))
 
 
-def test_each_step_leaves_the_other_kind_alone():
+def test_alternation_step_changes_its_own_parameters():
     turns = alternation()
     assert len(turns.values) == 5 and sum(values.numel() for values in turns.values) == 420
     everything = {id(parameter) for parameter in turns.network.parameters()}
@@ -317,7 +317,7 @@ def test_each_step_leaves_the_other_kind_alone():
     assert all(parameter.requires_grad for parameter in turns.network.parameters())
 
 
-def test_an_architecture_step_goes_downhill():
+def test_alternation_architecture_step_descends():
     """Adam's first step moves every value by its rate against the gradient."""
     turns = alternation("SEARCH.ALPHA_LR", 0.1, "SEARCH.ALPHA_WD", 0)
     before = copies(turns.values)
@@ -328,7 +328,7 @@ def test_an_architecture_step_goes_downhill():
         )
 
 
-def test_gradients_of_the_weights_are_clipped():
+def test_alternation_weights_step_clips_gradients():
     norms = {}
     for clip in (0.0, 1e-4):
         turns = alternation("SEARCH.GRAD_CLIP", clip)
@@ -337,7 +337,7 @@ def test_gradients_of_the_weights_are_clipped():
     assert norms[0.0] > 1e-3 and norms[1e-4] == pytest.approx(1e-4, rel=1e-3)
 
 
-def test_rates_of_the_weights():
+def test_alternation_rate_follows_lr_step():
     turns = alternation("SEARCH.LR_STEP", [20, 30], "SEARCH.W_LR", 0.001)
     assert [turns.rate(epoch) for epoch in (0, 19, 20, 30, 39)] == pytest.approx(
         [1e-3, 1e-3, 2e-4, 4e-5, 4e-5]
@@ -348,14 +348,14 @@ def test_rates_of_the_weights():
     assert (group["lr"], group["betas"], group["weight_decay"]) == (4e-4, (0.9, 0.999), 1e-4)
 
 
-def test_weights_learn():
+def test_alternation_weights_steps_reduce_loss():
     turns = alternation("SEARCH.W_LR", 0.01)
     turns.network.init_weights()
     losses = [turns.weights_step(batch_of(4), 0)[0] for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_loss_that_is_not_finite_ends_the_search_with_everything_still_trainable():
+def test_alternation_nan_loss_raises_and_restores_requires_grad():
     turns = alternation()
     before = copy.deepcopy(turns.network.state_dict())
     turns.network.decoder.final_layer.bias.data.fill_(float("inf"))
@@ -368,7 +368,7 @@ def test_a_loss_that_is_not_finite_ends_the_search_with_everything_still_trainab
     )
 
 
-def test_cells_of_a_kind_share_their_probabilities():
+def test_search_network_cells_of_a_kind_share_probabilities():
     network, _, _ = small("SEARCH.LAYERS", 8)
     network(filled_input("shared", (2, 3, 64, 64), 0))
     by_kind = {}

@@ -138,7 +138,7 @@ def reference(small_set, tmp_path_factory):
 # what a search writes -----------------------------------------------------------------------------
 
 
-def test_files_of_a_search(reference, small_set):
+def test_search_writes_the_run_folder(reference, small_set):
     assert {path.name for path in reference.iterdir()} == {
         "cells.svg",
         "config.yaml",
@@ -162,7 +162,7 @@ def test_files_of_a_search(reference, small_set):
     )
 
 
-def test_figures_of_a_search(reference):
+def test_search_writes_metrics_of_each_epoch(reference):
     lines = lines_of(reference)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert (
@@ -186,7 +186,7 @@ def test_figures_of_a_search(reference):
     ]
 
 
-def test_log_of_a_search(reference):
+def test_search_log_contains_split_and_times(reference):
     said = (reference / "search.log").read_text()
     for part in (
         "split: 12 images with",
@@ -205,7 +205,7 @@ def test_log_of_a_search(reference):
     assert "epoch 0, normal" not in said and said.count("normal    ") == 2
 
 
-def test_tensorboard_page_of_a_search(reference):
+def test_search_writes_tensorboard_events(reference):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (page,) = (reference.parents[3] / "log/coco/posenas").glob("tiny_search_*")
     events = accumulator.EventAccumulator(
@@ -229,7 +229,7 @@ def test_tensorboard_page_of_a_search(reference):
     ]
 
 
-def test_what_was_found_is_trained_with_no_further_step(tiny_search):
+def test_search_genotype_file_trains(tiny_search):
     _, folder = search(tiny_search, "SEARCH.EPOCHS", 2)
     cfg = config.load(
         tiny_search, ["MODEL.GENOTYPE", str(folder / "genotype.json"), "AUTO_RESUME", "False"]
@@ -252,7 +252,7 @@ def test_what_was_found_is_trained_with_no_further_step(tiny_search):
 @pytest.mark.parametrize(
     "dataset, metric, mode", [("coco", "AP", "decoder"), ("mpii", "Mean", "encoder")]
 )
-def test_half_a_search_with_tests_in_between(
+def test_search_encoder_or_decoder_with_evaluation(
     dataset, metric, mode, tmp_path, small_set, small_mpii_set
 ):
     path = experiment(tmp_path, small_set if dataset == "coco" else small_mpii_set, dataset)
@@ -286,7 +286,7 @@ def test_half_a_search_with_tests_in_between(
         )
 
 
-def test_search_says_that_nobody_counts_before_it_begins(
+def test_search_without_evaluated_persons_warns_first(
     tiny_search, small_set, tmp_path, monkeypatch
 ):
     root = shutil.copytree(small_set, tmp_path / "set")
@@ -303,7 +303,7 @@ def test_search_says_that_nobody_counts_before_it_begins(
     assert len(said) == 1 and lines.index(said[0]) < lines.index("first epoch")
 
 
-def test_the_best_of_an_earlier_search_does_not_stay(tiny_search):
+def test_search_new_run_removes_earlier_best_genotype(tiny_search):
     _, folder = search(tiny_search, "SEARCH.EVAL_INTERVAL", 2, "SEARCH.EPOCHS", 2)
     assert (folder / "genotype_best.json").exists()
     _, other = search(tiny_search, "AUTO_RESUME", False, "SEARCH.EPOCHS", 2)
@@ -318,7 +318,7 @@ def test_the_best_of_an_earlier_search_does_not_stay(tiny_search):
 # repeating ----------------------------------------------------------------------------------------
 
 
-def test_same_seed_same_search_and_another_seed_another(tiny_search, reference):
+def test_search_seed_determines_the_result(tiny_search, reference):
     """Also where processes make the batches, and the longer half's are left over when an epoch
     ends.
     """
@@ -332,9 +332,7 @@ def test_same_seed_same_search_and_another_seed_another(tiny_search, reference):
 
 
 @pytest.mark.parametrize("epoch, step", [(0, 1), (1, 2), (2, 0)])
-def test_a_search_that_was_stopped_goes_on_to_the_same_end(
-    tiny_search, reference, monkeypatch, epoch, step
-):
+def test_search_stopped_resumes_to_equal_result(tiny_search, reference, monkeypatch, epoch, step):
     class Stop(interrupt.Interrupt):
         """Asks to stop after so many steps."""
 
@@ -365,7 +363,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(
     check_equal_to(reference, search(tiny_search)[1])
 
 
-def test_a_search_that_was_killed_goes_on_to_the_same_end(tiny_search, reference):
+def test_search_killed_resumes_to_equal_result(tiny_search, reference):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tools/search.py"), "--cfg", str(tiny_search)]
     process = subprocess.Popen(
@@ -393,7 +391,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(tiny_search, reference
     check_equal_to(reference, folder)
 
 
-def test_a_finished_search_is_not_begun_again(tiny_search):
+def test_search_finished_is_not_repeated(tiny_search):
     found, folder = search(tiny_search, "SEARCH.EPOCHS", 2)
     before = lines_of(folder)
     again, _ = search(tiny_search, "SEARCH.EPOCHS", 2)
@@ -407,7 +405,7 @@ def test_a_finished_search_is_not_begun_again(tiny_search):
         search(tiny_search, "SEARCH.EPOCHS", 2)
 
 
-def test_the_order_of_the_two_steps(tiny_search, monkeypatch):
+def test_search_alternates_architecture_and_weights_steps(tiny_search, monkeypatch):
     def marked(self, keys, getitems=TopDownDataset.__getitems__):
         images = self.table.image_ids[self.table.image_index[[person for _, person in keys]]]
         return {**getitems(self, keys), "image": images}
@@ -444,7 +442,7 @@ def test_the_order_of_the_two_steps(tiny_search, monkeypatch):
 # the split ----------------------------------------------------------------------------------------
 
 
-def test_split_is_by_image_repeats_itself_and_is_stored(tiny_search, reference):
+def test_split_is_by_image_and_stored(tiny_search, reference):
     cfg = config.load(tiny_search)
     table, _ = load_split(cfg, train=True)
     ids = np.unique(table.image_ids[table.image_index])
@@ -496,7 +494,7 @@ def test_split_is_by_image_repeats_itself_and_is_stored(tiny_search, reference):
         (lambda c: c["weights"].append(c["architecture"][0]), "an image is in both parts"),
     ],
 )
-def test_stored_splits_that_do_not_fit_are_named(change, part, tiny_search, reference, tmp_path):
+def test_split_invalid_file_raises(change, part, tiny_search, reference, tmp_path):
     cfg = config.load(tiny_search)
     table, _ = load_split(cfg, train=True)
     content = json.loads((reference / "split.json").read_text())
@@ -507,7 +505,7 @@ def test_stored_splits_that_do_not_fit_are_named(change, part, tiny_search, refe
     assert str(refusal.value).startswith(str(tmp_path / "split.json"))
 
 
-def test_a_part_without_images_is_named(tiny_search):
+def test_split_empty_part_raises(tiny_search):
     with pytest.raises(
         DataError, match="SEARCH.SUBSET 0.02 and SEARCH.W_FRACTION 0.5 of .* both need some"
     ):
@@ -517,7 +515,7 @@ def test_a_part_without_images_is_named(tiny_search):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_search_killed_worker_is_one_line_with_the_checkpoint(tiny_search, workers):
+def test_search_killed_worker_names_the_checkpoint(tiny_search, workers):
     status, _, err = tool_processes.run(
         "search", tiny_search, "WORKERS", workers, before=tool_processes.KILL_WORKER.format(epoch=1)
     )
@@ -531,7 +529,7 @@ def test_search_killed_worker_is_one_line_with_the_checkpoint(tiny_search, worke
     )
 
 
-def test_search_removed_folder_comes_back_with_what_it_is_resumed_from(tiny_search, monkeypatch):
+def test_search_removed_run_folder_is_restored(tiny_search, monkeypatch):
     folder, step, steps = (
         tiny_search.parent / "output/coco/posenas/tiny_search",
         Alternation.architecture_step,
@@ -553,7 +551,7 @@ def test_search_removed_folder_comes_back_with_what_it_is_resumed_from(tiny_sear
     assert search(tiny_search, "SEARCH.EPOCHS", 4)[0].cells() and kept(folder)["epoch"] == 4
 
 
-def test_search_last_batch_of_one_sample_is_refused(tiny_search):
+def test_search_last_batch_of_one_sample_raises(tiny_search):
     cfg = config.load(tiny_search)
     table, _ = load_split(cfg, train=True)
     persons = [len(part) for part in Split.draw(cfg, table).tables(table)]
@@ -576,7 +574,7 @@ def test_search_last_batch_of_one_sample_is_refused(tiny_search):
 # memory and other refusals ------------------------------------------------------------------------
 
 
-def test_memory_that_runs_out_names_the_keys(tiny_search, monkeypatch):
+def test_search_out_of_memory_names_the_keys(tiny_search, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError(
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1"
@@ -598,7 +596,7 @@ def test_memory_that_runs_out_names_the_keys(tiny_search, monkeypatch):
     assert not (tiny_search.parent / "output").exists()
 
 
-def test_other_errors_of_torch_stay_as_they_are(tiny_search):
+def test_search_other_torch_errors_are_unchanged(tiny_search):
     with (
         pytest.raises(RuntimeError, match="shapes"),
         machine_limits("search", trial.search_advice(config.load(tiny_search))),
@@ -606,7 +604,7 @@ def test_other_errors_of_torch_stay_as_they_are(tiny_search):
         raise RuntimeError("shapes cannot be multiplied")
 
 
-def test_a_batch_that_is_bound_to_fail_is_not_tried_on_the_cpu(tiny_search, monkeypatch):
+def test_search_trial_stops_before_memory_limit(tiny_search, monkeypatch):
     """Linux would end the process without a word."""
     steps = []
     step = Alternation.weights_step
@@ -624,7 +622,7 @@ def test_a_batch_that_is_bound_to_fail_is_not_tried_on_the_cpu(tiny_search, monk
     assert steps == [2]  # and of the whole batch none
 
 
-def test_memory_of_the_process_that_really_runs_out(tiny_search):
+def test_search_real_memory_limit_is_one_line(tiny_search):
     """Under a limit of the operating system, told in one line."""
     code = (
         "import resource, sys, runpy; from poise.search import trial\nimport torch._dynamo    #"
@@ -650,7 +648,7 @@ def test_memory_of_the_process_that_really_runs_out(tiny_search):
     assert "SEARCH.INIT_CHANNELS (256)" in done.stderr
 
 
-def test_peak_is_that_of_the_process(tiny_search):
+def test_peak_memory_equals_rusage(tiny_search):
     peak = trial.peak_memory(torch.device("cpu"))
     assert (
         peak == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.05)
@@ -658,7 +656,7 @@ def test_peak_is_that_of_the_process(tiny_search):
     )
 
 
-def test_several_processes_are_refused(tiny_search):
+def test_search_several_processes_raise(tiny_search):
     with pytest.raises(ConfigError, match="a search is one process"):
         run.run(
             config.load(tiny_search),
@@ -668,7 +666,7 @@ def test_several_processes_are_refused(tiny_search):
         )
 
 
-def test_checkpoints_that_do_not_fit_are_named(tiny_search):
+def test_search_resume_mismatched_checkpoint_raises(tiny_search):
     search(tiny_search, "SEARCH.EPOCHS", 2)
     fitting = [
         (["SEARCH.INIT_CHANNELS", 8], "does not fit the network"),
@@ -697,7 +695,7 @@ def test_checkpoints_that_do_not_fit_are_named(tiny_search):
         search(tiny_search)
 
 
-def test_the_given_half_belongs_to_the_space(tiny_search):
+def test_search_resume_other_fixed_half_raises(tiny_search):
     """Two encoders of the same operations have the same weights by name and shape."""
     for name, mirrored in (("one.json", False), ("other.json", True)):
         cells = find_genotype("posenas").cells()
@@ -719,7 +717,7 @@ def test_the_given_half_belongs_to_the_space(tiny_search):
         search(tiny_search, "MODEL.NAME", "pose_hrnet", "AUTO_RESUME", False)
 
 
-def test_settings_of_the_architecture_may_not_change_between_runs(tiny_search):
+def test_search_resume_other_architecture_settings_raise(tiny_search):
     """Of a checkpoint that says nothing of its settings they are the configuration's, not those
     that PyTorch would keep.
     """
@@ -739,7 +737,7 @@ def test_settings_of_the_architecture_may_not_change_between_runs(tiny_search):
     assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (0.5, (0.5, 0.99), 0.25)
 
 
-def test_a_training_does_not_go_on_with_other_cells(tiny_search):
+def test_train_resume_other_genotype_raises(tiny_search):
     """The weights of two wirings of the same operations would fit."""
     cells = find_genotype("posenas").cells()
     path = tiny_search.parent / "genotype.json"
@@ -785,7 +783,7 @@ def tool(monkeypatch, capsys):
     return start
 
 
-def test_random_genotypes_of_the_tool(tool, tiny_search):
+def test_search_command_random_writes_genotypes(tool, tiny_search):
     status, said, _ = tool("--random", 0, 7, "--cfg", tiny_search, "SEARCH.MODE", "decoder")
     folder = tiny_search.parent / "output/coco/posenas/tiny_search"
     assert status == 0 and said.count(" written") == 2
@@ -822,7 +820,7 @@ def test_random_genotypes_of_the_tool(tool, tiny_search):
         (["--cfg", "FILE", "DATASET.ROOT", "nowhere"], "nowhere"),
     ],
 )
-def test_faults_are_told_in_one_line(words, part, tool, tiny_search):
+def test_search_command_invalid_arguments_exit_with_error(words, part, tool, tiny_search):
     status, _, said = tool(*(tiny_search if word == "FILE" else word for word in words))
     assert (
         status in (1, 2) and said.startswith("error: ") and part in said and said.count("\n") == 1

@@ -44,7 +44,7 @@ def one_hot(of, genotype):
     return values
 
 
-def test_the_space_of_the_authors():
+def test_space_defaults_equal_published():
     found = space()
     assert EDGES == (
         (2, 0),
@@ -88,7 +88,7 @@ def test_the_space_of_the_authors():
     "mode, kinds",
     [("encoder", ["normal", "reduce"]), ("decoder", ["upsample1", "upsample2", "upsample3"])],
 )
-def test_half_a_search_keeps_the_given_other_half(mode, kinds):
+def test_space_encoder_or_decoder_keeps_given_cells(mode, kinds):
     found = space("SEARCH.MODE", mode, "SEARCH.GENOTYPE", "npp_encoder")
     assert list(new_values(found)) == kinds and found.values == 84 * len(kinds)
     drawn, given = found.random(0).cells(), GENOTYPES["npp_encoder"].cells()
@@ -96,13 +96,13 @@ def test_half_a_search_keeps_the_given_other_half(mode, kinds):
 
 
 @pytest.mark.parametrize("name", sorted(GENOTYPES))
-def test_values_of_a_genotype_derive_it_again_order_included(name):
+def test_derive_cells_one_hot_gives_the_genotype(name):
     of = space()
     genotype = GENOTYPES[name]
     assert derive_cells(of, probabilities(one_hot(of, genotype))) == genotype.cells()
 
 
-def test_the_derived_network_is_the_recorded_one(tmp_path):
+def test_derive_one_hot_network_equals_recorded(tmp_path):
     cfg, of = config.load(EXPERIMENT), space()
     found = genotype_of(
         cfg, str(EXPERIMENT), of, probabilities(one_hot(of, GENOTYPES["posenas"])), {"epoch": 39}
@@ -131,7 +131,7 @@ def test_the_derived_network_is_the_recorded_one(tmp_path):
     assert np.abs(output[want["index"]] - want["value"]).max() < 1e-4 * want["std"]
 
 
-def test_what_is_derived_by_hand():
+def test_derive_equals_hand_result():
     table = np.full((14, 6), 0.1)
     table[0, 5], table[1, 2] = 0.3, 0.2  # node 2: the edge from 0 is stronger
     table[2, 1], table[3, 1], table[4, 3] = 0.2, 0.4, 0.3  # node 3: from 1, then from 2
@@ -151,7 +151,7 @@ def test_what_is_derived_by_hand():
     )
 
 
-def test_no_connection_is_never_derived_and_does_not_make_an_edge_strong():
+def test_derive_none_is_never_selected():
     table = np.full((14, 6), 0.1)
     table[:, 0], table[1, 3], table[3, 3] = 0.5, 0.2, 0.2
     found = derive(("none", *SIX[1:]), table)
@@ -159,13 +159,13 @@ def test_no_connection_is_never_derived_and_does_not_make_an_edge_strong():
     assert found[:4] == (("d", 1), ("b", 0), ("d", 1), ("b", 0))
 
 
-def test_entropy():
+def test_entropy_equals_hand_figures():
     table = np.array([[0.25] * 4, [1, 0, 0, 0], [0.5, 0.5, 0, 0]])
     np.testing.assert_allclose(entropy(table), [1, 0, 0.5])
     assert entropy(np.ones((2, 1))).tolist() == [0, 0]
 
 
-def test_random_genotypes():
+def test_space_random_is_seeded_and_uniform():
     of = space()
     drawn = [of.random(seed) for seed in range(200)]
     assert of.random(7) == drawn[7] and len(set(drawn)) == 200
@@ -189,7 +189,7 @@ def test_random_genotypes():
     }
 
 
-def test_changed_edges_are_counted_by_node_and_whatever_their_order():
+def test_changed_edges_ignore_order():
     of, genotype = space(), GENOTYPES["posenas"]
     assert changed_edges(genotype, None, of) is None
     cells = dict(genotype.cells())
@@ -239,13 +239,13 @@ def test_changed_edges_are_counted_by_node_and_whatever_their_order():
         (["SEARCH.ALPHA_BETAS", [0.9]], "SEARCH.ALPHA_BETAS must be two numbers"),
     ],
 )
-def test_impossible_spaces_are_named(overrides, part):
+def test_space_invalid_options_raise(overrides, part):
     with pytest.raises(ConfigError, match=part) as refusal:
         space(*overrides)
     assert "\n" not in str(refusal.value)
 
 
-def test_operations_of_another_space():
+def test_space_other_operations_are_allowed():
     """As docs/search.md tells it: every operation of the table can be a candidate."""
     of = space(
         "SEARCH.DECODER_OPERATIONS",
@@ -259,7 +259,7 @@ def test_operations_of_another_space():
 # files and pictures -------------------------------------------------------------------------------
 
 
-def test_written_genotypes_are_read_again_with_their_origin(tmp_path):
+def test_write_genotype_then_read_keeps_origin(tmp_path):
     cfg, of = config.load(EXPERIMENT), space()
     found = genotype_of(
         cfg,
@@ -292,7 +292,7 @@ def test_written_genotypes_are_read_again_with_their_origin(tmp_path):
     assert lines[3].startswith('  "normal": [["std_conv_3x3", 0], ["std_conv_3x3", 1]')
 
 
-def test_a_genotype_of_another_version_is_refused(tmp_path):
+def test_read_genotype_other_version_raises(tmp_path):
     write_genotype(tmp_path / "old.json", GENOTYPES["posenas"])
     path = tmp_path / "old.json"
     path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
@@ -300,7 +300,7 @@ def test_a_genotype_of_another_version_is_refused(tmp_path):
         find_genotype(str(path))
 
 
-def test_drawing_has_every_edge():
+def test_cells_svg_contains_every_edge():
     genotype = GENOTYPES["posenas"]
     root = ElementTree.fromstring(
         cells_svg(genotype, "a < b & c \u202e\x07", {"normal": [0.5] * 8})
@@ -334,7 +334,7 @@ def test_drawing_has_every_edge():
     } == set(looks)
 
 
-def test_tables_and_pictures_of_probabilities():
+def test_probability_table_and_image_equal_values():
     of, genotype = space(), GENOTYPES["posenas"]
     table = probabilities(one_hot(of, genotype))["upsample3"]
     lines = probability_table(of, "upsample3", table, genotype).splitlines()
@@ -354,7 +354,7 @@ def test_tables_and_pictures_of_probabilities():
 # the page -----------------------------------------------------------------------------------------
 
 
-def test_the_page_names_what_there_is():
+def test_docs_search_names_existing_keys():
     text = (ROOT / "docs/search.md").read_text(encoding="utf-8")
     keys = default_config()
     named = set(re.findall(r"\b([A-Z]+)\.([A-Z][A-Z_]+)\b", text)) - {("DATASET", "ROOT")}
