@@ -76,7 +76,7 @@ def test_parse_options_in_every_order_gives_the_same(parser):
         (["--", "SEED", "3"], None, [], ["SEED", "3"]),
     ],
 )
-def test_parse_keys_and_options_are_told_apart(parser, words, out, metrics, overrides):
+def test_parse_keys_and_options_are_separated(parser, words, out, metrics, overrides):
     args = parser.parse_args(["--cfg", "e.yaml", *words])
     assert (args.out, args.eval, args.overrides) == (out, metrics, overrides)
 
@@ -90,7 +90,7 @@ def test_parse_keys_and_options_are_told_apart(parser, words, out, metrics, over
         (["--eval", "SEED", "1"], "argument --eval: expected at least one argument"),
     ],
 )
-def test_parse_wrong_options_are_named(parser, words, message, capsys):
+def test_parse_invalid_options_raise(parser, words, message, capsys):
     with pytest.raises(SystemExit) as end:
         parser.parse_args(["--cfg", "e.yaml", *words])
     assert end.value.code == 2 and message in capsys.readouterr().err
@@ -99,7 +99,7 @@ def test_parse_wrong_options_are_named(parser, words, message, capsys):
 @pytest.mark.parametrize(
     "words", [["SEED"], ["SEED", "--force"], ["SEED", "--force", "WORKERS", "1"]]
 )
-def test_parse_key_without_value_is_refused(parser, tiny_experiment, words):
+def test_parse_key_without_value_raises(parser, tiny_experiment, words):
     args = parser.parse_args(["--cfg", str(tiny_experiment), *words])
     with pytest.raises(
         ConfigError, match="command line: 'SEED' has no value; overrides are KEY VALUE pairs"
@@ -123,7 +123,7 @@ def test_parse_positional_arguments_come_before_keys():
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.stem)
-def test_tools_take_options_behind_keys(tool, monkeypatch, capsys):
+def test_tools_accept_options_after_keys(tool, monkeypatch, capsys):
     """--help stands last: a tool that took it for a KEY or VALUE would not end with it."""
     before = ["in.pth", "out.pth"] if tool.stem == "convert_weights" else []
     monkeypatch.setattr("sys.argv", [tool.name, *before, "SEED", "1", "TRAIN.WD", "-1", "--help"])
@@ -132,7 +132,7 @@ def test_tools_take_options_behind_keys(tool, monkeypatch, capsys):
     assert end.value.code == 0 and "KEY VALUE" in capsys.readouterr().out
 
 
-def test_tools_with_overrides_all_use_the_same_parser():
+def test_tools_with_overrides_use_tool_parser():
     assert len(TOOLS) >= 11
     for path in MODULES:
         text = path.read_text()
@@ -141,7 +141,7 @@ def test_tools_with_overrides_all_use_the_same_parser():
         ), path
 
 
-def test_tools_of_several_words_take_options_between_them(monkeypatch, capsys):
+def test_plot_log_accepts_options_between_folders(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["plot_log.py", "a", "--output", "x.html", "b"])
     assert loaded("plot_log").parse_args().runs == ["a", "b"]
     names = ["mmpose_hrnet_w32_coco_256x192", "mmpose_mspn_2stg_coco_256x192"]
@@ -151,7 +151,7 @@ def test_tools_of_several_words_take_options_between_them(monkeypatch, capsys):
     assert all(name in shown for name in names)
 
 
-def test_commands_modules_and_tools_are_the_same():
+def test_commands_modules_and_tools_are_equal():
     modules = {path.stem for path in (ROOT / "lib/poise/cli").glob("*.py")}
     assert modules - {"__init__", "arguments"} == set(cli.COMMANDS)
     assert {path.stem for path in (ROOT / "tools").glob("*.py")} == set(cli.COMMANDS)

@@ -92,7 +92,7 @@ def told(tmp_path):
     return run
 
 
-def test_arguments_of_torchrun(told):
+def test_dist_train_passes_arguments_to_torchrun(told):
     words, environment = told(
         TRAIN,
         "my experiment.yaml",
@@ -125,7 +125,7 @@ def test_arguments_of_torchrun(told):
     )
 
 
-def test_arguments_on_several_machines(told):
+def test_dist_test_several_machines_passes_arguments(told):
     words, environment = told(
         TEST,
         "e.yaml",
@@ -167,7 +167,7 @@ def test_arguments_on_several_machines(told):
     )
 
 
-def test_launch_with_a_given_port_passes_it_on(told):
+def test_launch_given_port_is_passed_on(told):
     with listener() as listening:
         port = str(listening.getsockname()[1])
     words, _ = told(TRAIN, "e.yaml", "2", PORT=port)
@@ -190,7 +190,7 @@ def test_launch_with_a_port_in_use_is_refused(script, arguments, variables, tmp_
     )
 
 
-def test_launch_with_a_port_that_is_no_number_is_refused(tmp_path):
+def test_launch_invalid_port_exits_with_error(tmp_path):
     status, out, err = ended(
         start(TRAIN, "e.yaml", "1", cwd=tmp_path, PYTHON=sys.executable, PORT="http")
     )
@@ -199,7 +199,7 @@ def test_launch_with_a_port_that_is_no_number_is_refused(tmp_path):
     )
 
 
-def test_scripts_that_are_reached_through_a_link(told, tmp_path):
+def test_launch_through_a_symlink_finds_the_repository(told, tmp_path):
     (tmp_path / "poise").symlink_to(ROOT)
     words, environment = told(tmp_path / "poise" / "tools" / "dist_train.sh", "e.yaml", "1")
     assert str(ROOT / "tools" / "train.py") in words and environment["PYTHONPATH"] == str(
@@ -220,7 +220,7 @@ def test_scripts_that_are_reached_through_a_link(told, tmp_path):
         (TEST, ["e.yaml", "w.pth", ""]),
     ],
 )
-def test_wrong_use(script, arguments, tmp_path):
+def test_launch_invalid_arguments_print_usage(script, arguments, tmp_path):
     status, out, err = ended(start(script, *arguments, cwd=tmp_path, PYTHON="false"))
     assert (
         status == 2
@@ -233,7 +233,7 @@ def test_wrong_use(script, arguments, tmp_path):
 @pytest.mark.parametrize(
     "script, arguments", [(TRAIN, ["e.yaml", "2"]), (TEST, ["e.yaml", "w.pth", "2"])]
 )
-def test_several_machines_need_an_address(script, arguments, tmp_path):
+def test_launch_several_machines_without_address_exits_with_error(script, arguments, tmp_path):
     status, out, err = ended(start(script, *arguments, cwd=tmp_path, PYTHON="false", NNODES="2"))
     assert (status, out) == (
         2,
@@ -249,7 +249,7 @@ TWO_MACHINES, SLURM = (
 )
 
 
-def test_arguments_of_two_machines(told):
+def test_two_machines_passes_arguments_to_torchrun(told):
     words, environment = told(
         TWO_MACHINES, "10.0.0.1:29400", "8", "some/my experiment.yaml", "SEED", "1", RESTARTS="5"
     )
@@ -289,7 +289,7 @@ def test_arguments_of_two_machines(told):
         (SLURM, ["e.yaml"], "usage: sbatch"),
     ],
 )
-def test_wrong_use_of_the_examples(script, arguments, said, tmp_path):
+def test_examples_invalid_arguments_print_usage(script, arguments, said, tmp_path):
     status, out, err = ended(start(script, *arguments, cwd=tmp_path, PYTHON="false"))
     assert (status, out) == (2, "") and err.startswith(said) and len(err.splitlines()) == 1
 
@@ -340,7 +340,7 @@ def cluster(tmp_path):
     return run
 
 
-def test_slurm_job_that_is_done(cluster):
+def test_slurm_finished_job_is_not_requeued(cluster):
     (status, out, err), folder = cluster(1, 2)
     assert (status, out, err) == (0, "", "") and not (folder / "requeued").exists()
     assert (folder / "arguments").read_text().split() == [
@@ -365,7 +365,7 @@ def test_slurm_job_that_is_done(cluster):
     )
 
 
-def test_names_that_torchrun_reads():
+def test_torchrun_reads_the_variables_of_the_examples():
     """The variables of the examples, in PyTorch's own words, so that another PyTorch without
     them is noticed.
     """
@@ -379,7 +379,7 @@ def test_names_that_torchrun_reads():
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_slurm_job_that_is_preempted(cluster, number):
+def test_slurm_preempted_job_is_requeued(cluster, number):
     """The training is told, and its job goes back into the queue when it has ended."""
     (status, out, err), folder = cluster(1, 600, number)
     assert (
@@ -392,7 +392,7 @@ def test_slurm_job_that_is_preempted(cluster, number):
     ).read_text() == "requeue 77\n"
 
 
-def test_slurm_job_that_fails_is_not_queued_again(cluster):
+def test_slurm_failed_job_is_not_requeued(cluster):
     (status, out, _), folder = cluster(3, "fail")
     assert status == 3 and out == "" and not (folder / "requeued").exists()
 
@@ -421,7 +421,7 @@ def run_folder(elsewhere):
     return elsewhere / "output" / "coco" / "pose_res2net" / "tiny"
 
 
-def test_training_that_is_stopped_and_tested(elsewhere, monkeypatch):
+def test_dist_train_stopped_then_dist_test_gives_results(elsewhere, monkeypatch):
     """torchrun's SIGTERM stops both processes after a step; the test of two processes writes
     what the test of one does.
     """
@@ -488,7 +488,7 @@ def test_training_that_is_stopped_and_tested(elsewhere, monkeypatch):
     assert [len(batch["bbox_ids"]) for batch in pickle.loads(of_two[0])] == [10, 10, 2]
 
 
-def test_job_with_an_image_that_one_process_cannot_read(elsewhere, tmp_path, small_set):
+def test_dist_train_unreadable_image_is_reported_once(elsewhere, tmp_path, small_set):
     """One line of ours, and torchrun's report, which names the process."""
     root = shutil.copytree(small_set, tmp_path / "set")
     truth = json.loads((root / "annotations" / "person_keypoints_train2017.json").read_text())
@@ -511,7 +511,7 @@ def test_job_with_an_image_that_one_process_cannot_read(elsewhere, tmp_path, sma
     )
 
 
-def test_job_with_a_wrong_key(elsewhere):
+def test_dist_train_unknown_key_is_reported_once(elsewhere):
     """The port that torchrun takes by default is in use, as by another job."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -556,7 +556,7 @@ def pickled(elsewhere, weights, *overrides):
     return pickle.loads((elsewhere / "sub" / "r.pkl").read_bytes()), load_split(cfg, train=False)[0]
 
 
-def test_form_of_results(elsewhere, weights, small_set):
+def test_dist_test_out_equals_mmpose_format(elsewhere, weights, small_set):
     batches, table = pickled(elsewhere, weights, "TEST.OKS_NMS", False)
     assert isinstance(batches, list) and [len(batch["preds"]) for batch in batches] == [8, 8, 6]
     for batch in batches:
@@ -603,7 +603,7 @@ def test_form_of_results(elsewhere, weights, small_set):
         assert np.allclose(preds[person].reshape(-1), written[key], atol=1e-3)
 
 
-def test_detections_are_numbered_over_the_whole_set(elsewhere, weights, small_set):
+def test_dist_test_out_bbox_ids_count_over_the_set(elsewhere, weights, small_set):
     file = small_set / "person_detection_results" / "COCO_val2017_detections_AP_H_56_person.json"
     batches, table = pickled(
         elsewhere, weights, "TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", file
@@ -612,7 +612,7 @@ def test_detections_are_numbered_over_the_whole_set(elsewhere, weights, small_se
     assert np.allclose(np.concatenate([batch["boxes"][:, 5] for batch in batches]), table.score)
 
 
-def test_results_that_cannot_be_written_keep_the_file_before(elsewhere, weights, monkeypatch):
+def test_dist_test_out_unwritable_keeps_the_file(elsewhere, weights, monkeypatch):
     before, _ = pickled(elsewhere, weights)
     content = (elsewhere / "sub" / "r.pkl").read_bytes()
 

@@ -41,7 +41,7 @@ def tool(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS)
-def test_the_print_of_every_experiment_loads_to_the_same(path, tool, tmp_path):
+def test_print_config_every_experiment_loads_again(path, tool, tmp_path):
     status, text, _ = tool("--cfg", path)
     assert status == 0
     (tmp_path / "printed.yaml").write_text(text)
@@ -50,7 +50,7 @@ def test_the_print_of_every_experiment_loads_to_the_same(path, tool, tmp_path):
     )
 
 
-def test_odd_values_survive_the_round_trip(tool, tmp_path):
+def test_print_config_unusual_values_load_again(tool, tmp_path):
     old, printed = tmp_path / "old.yaml", tmp_path / "printed.yaml"
     old.write_text(OLD)
     overrides = [
@@ -76,7 +76,7 @@ def test_odd_values_survive_the_round_trip(tool, tmp_path):
     )
 
 
-def test_every_key_is_there_with_its_default_beside_it(tool):
+def test_print_config_lists_every_key_with_default(tool):
     _, text, _ = tool("--cfg", RES384)
     lines = text.splitlines()
     keys = dict(diff.flatten(config.load(ROOT / RES384)))
@@ -95,7 +95,7 @@ def test_every_key_is_there_with_its_default_beside_it(tool):
     assert short == {diff.NOTE_COLUMN + 2}
 
 
-def test_differences_say_value_default_and_file(tool):
+def test_print_config_diff_shows_value_default_and_file(tool):
     status, text, _ = tool("--cfg", RES384, "--diff", "TRAIN.LR", "0.01", "WORKERS", "24")
     lines = text.splitlines()
     rows = {line.split()[0]: line.split("  ") for line in lines[2:]}
@@ -116,7 +116,7 @@ def test_differences_say_value_default_and_file(tool):
     assert len({line.index(row[-1]) for line, row in zip(lines[2:], cells.values())}) == 1
 
 
-def test_the_defaults_alone_differ_in_nothing(tool, tmp_path):
+def test_print_config_diff_of_defaults_is_empty(tool, tmp_path):
     path = tmp_path / "empty.yaml"
     path.write_text("MODEL: {NUM_JOINTS: 16}\n")
     _, text, _ = tool("--cfg", path, "--diff")
@@ -128,7 +128,7 @@ def test_the_defaults_alone_differ_in_nothing(tool, tmp_path):
     ]
 
 
-def test_a_simple_baseline_file_sets_what_its_defaults_were(tool, tmp_path):
+def test_print_config_simple_baseline_shows_its_defaults(tool, tmp_path):
     path = tmp_path / "old.yaml"
     path.write_text(OLD)
     cells = {
@@ -138,7 +138,7 @@ def test_a_simple_baseline_file_sets_what_its_defaults_were(tool, tmp_path):
     assert cells["TEST.POST_PROCESS"][1:] == ["true", "false", str(path)]
 
 
-def test_against_another_experiment(tool):
+def test_print_config_against_shows_differences(tool):
     other = RES384.replace("384x288", "256x192")
     status, text, _ = tool("--cfg", RES384, "--against", other, "TRAIN.END_EPOCH", "10")
     assert status == 0
@@ -166,6 +166,6 @@ def test_against_another_experiment(tool):
         (["--cfg", RES384, "--diff", "--against", RES384], "not allowed with"),
     ],
 )
-def test_errors(words, part, tool):
+def test_print_config_invalid_arguments_exit_with_error(words, part, tool):
     status, output, errors = tool(*words)
     assert status == 2 and output == "" and part in errors

@@ -654,7 +654,7 @@ def blocks():
     return [part.split("```")[0] for part in page.split("```yaml\n")[1:]]
 
 
-def test_docs_datasets_lists_every_key():
+def test_docs_dataset_file_lists_every_key():
     page = (ROOT / "docs/datasets.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert all(any(f"`{key}`" in row.split("|")[1] for row in rows) for key in datasets._KEYS)

@@ -102,7 +102,7 @@ def narrow():
     return words
 
 
-def test_the_page_has_its_steps():
+def test_docs_datasets_commands_are_in_order():
     tools = [
         command.split()[1].removeprefix("tools/").removesuffix(".py") for command in commands()
     ]
@@ -120,7 +120,7 @@ def test_the_page_has_its_steps():
     ]
 
 
-def test_labels_become_a_set_that_is_fine(place, run):
+def test_docs_datasets_convert_and_check_commands_run(place, run):
     for command in commands()[:2]:
         assert "persons with " in run(command)
     content = json.loads((place / "data/hands/annotations/train.json").read_text())
@@ -135,7 +135,7 @@ def test_labels_become_a_set_that_is_fine(place, run):
 
 
 @pytest.mark.slow
-def test_every_step(place, run):
+def test_docs_datasets_every_command_runs(place, run):
     """Labels, check, training, test, boxes, test with boxes, demo and export: each goes on with
     what the one before has written.
     """

@@ -31,7 +31,7 @@ def here(page):
     return text + "\n" + "\n".join(rows)
 
 
-def test_every_family_has_its_page():
+def test_family_pages_cover_every_family():
     assert [page.stem for page in PAGES] == ["hrnet", "moganet", "mspn", "posenas", "res2net"]
 
 

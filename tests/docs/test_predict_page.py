@@ -71,7 +71,7 @@ def run_command(line, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-def test_the_snippets_run(place, monkeypatch, capsys):
+def test_docs_inference_snippets_run(place, monkeypatch, capsys):
     assert [kind for kind, _ in BLOCKS].count("python") >= 7 and {kind for kind, _ in BLOCKS} == {
         "python",
         "bash",
@@ -105,7 +105,7 @@ UDP = ["MODEL.TARGET_TYPE", "udp", "TEST.DECODE", "quarter", "TEST.BOX_MARGIN", 
 
 
 @pytest.mark.parametrize("codec", [[], UDP], ids=["gaussian", "udp"])
-def test_snippet_without_poise_gives_the_keypoints_of_the_estimator(place, monkeypatch, codec):
+def test_docs_export_snippet_equals_estimator(place, monkeypatch, codec):
     """Of boxes that are wide, tall, small and partly outside of the picture, to 0.01 pixels."""
     from poise import PoseEstimator
 
@@ -148,7 +148,7 @@ def test_snippet_without_poise_gives_the_keypoints_of_the_estimator(place, monke
     assert np.median(np.abs(of_plain - people.keypoints[0])) > 1
 
 
-def test_what_the_page_says_of_options_and_fields():
+def test_docs_inference_names_every_option_and_field():
     from dataclasses import fields
     from inspect import signature
 

@@ -47,7 +47,7 @@ def commands():
     ]
 
 
-def test_the_readme_has_its_commands():
+def test_readme_contains_its_commands():
     text = "\n".join(commands())
     for part in (
         "tools/train.py --cfg experiments/coco/",
@@ -104,7 +104,7 @@ def checkout(tmp_path_factory, small_set, small_mpii_set):
     "command",
     [c for c in dict.fromkeys(commands()) if not c.startswith(NOT_RUN) and not DOWNLOADS.match(c)],
 )
-def test_command(command, checkout):
+def test_readme_command_runs(command, checkout):
     """Overrides after the words of the page cut training to one epoch of small images."""
     words = shlex.split(command)
     assert words[0] == "python"
@@ -175,7 +175,7 @@ def test_readme_is_short():
     assert not [line for line in lines if len(line) > 100 and not line.startswith(("|", "[!["))]
 
 
-def test_make_quickstart_cut_down(checkout):
+def test_make_quickstart_runs(checkout):
     """What make quickstart would run, on a handful of pictures and for one epoch."""
     shown = subprocess.run(
         ["make", "-n", "-o", "setup", "quickstart"],
@@ -217,7 +217,7 @@ def test_make_quickstart_cut_down(checkout):
     )
 
 
-def test_tensorboard_reads_the_log(checkout):
+def test_readme_tensorboard_reads_the_log(checkout):
     """tensorboard --logdir log finds the scalars and pictures that a training run wrote; the
     test above this one has trained.
     """
@@ -248,7 +248,7 @@ def test_tensorboard_reads_the_log(checkout):
         "lib/poise/inference/estimator.py",
     ],
 )
-def test_every_weight_file_of_an_example_can_be_fetched(page):
+def test_docs_every_weight_file_is_in_the_zoo(page):
     """By the command that the page gives, to the path that the example names."""
     from poise.models.weights.zoo import read_zoo
 
@@ -274,7 +274,7 @@ def test_every_weight_file_of_an_example_can_be_fetched(page):
         assert files
 
 
-def test_weights_to_fetch_are_in_the_list():
+def test_readme_download_commands_name_zoo_entries():
     from poise.models.weights.zoo import read_zoo
 
     names = [match[1] for match in map(DOWNLOADS.match, commands()) if match]
@@ -282,7 +282,7 @@ def test_weights_to_fetch_are_in_the_list():
     assert len(names) > 5 and all(name in entries and not entries[name].by_hand for name in names)
 
 
-def test_every_named_file_exists():
+def test_readme_every_named_file_exists():
     for path in re.findall(r"experiments/[\w./-]+\.yaml", README):
         assert (ROOT / path).is_file(), path
     for path in re.findall(r"\]\((?!https?:)([^)#]+)", README):

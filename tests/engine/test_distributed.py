@@ -534,7 +534,9 @@ def test_ddp_processes_end_with_equal_weights(of_two, tiny):
             ).hexdigest()
         ]
     )
-    metrics = test_here(ALONE, tiny, ("TEST.MODEL_FILE", folder_of(path) / "final_state.pth"), None)
+    metrics = evaluate_here(
+        ALONE, tiny, ("TEST.MODEL_FILE", folder_of(path) / "final_state.pth"), None
+    )
     last = json.loads((folder_of(path) / "metrics.jsonl").read_text().splitlines()[-1])
     assert dict(metrics) == {name: last[name] for name in metrics}
     assert (folder_of(tiny) / RESULTS).read_bytes() == (folder_of(path) / RESULTS).read_bytes()
@@ -696,7 +698,7 @@ def test_ddp_unused_parameters_are_logged(together, tiny):
 # testing as one -----------------------------------------------------------------------------------
 
 
-def test_here(processes, path, overrides, out):
+def evaluate_here(processes, path, overrides, out):
     from poise.engine import evaluate
 
     return evaluate.run(
@@ -706,9 +708,6 @@ def test_here(processes, path, overrides, out):
         processes,
         out=out,
     )
-
-
-test_here.__test__ = False  # not pytest's
 
 
 @pytest.fixture
@@ -730,7 +729,7 @@ def test_evaluate_any_number_of_processes_gives_equal_files(together, tiny, weig
     for world in (1, 2, 3, 4):
         path = copied(tiny, f"of{world}")
         out = path.parent / "out.pkl"
-        done = together(world, test_here, path, ("TEST.MODEL_FILE", weights), out)
+        done = together(world, evaluate_here, path, ("TEST.MODEL_FILE", weights), out)
         assert [dict(one.result) for one in done] == [dict(done[0].result)] * world and len(
             done[0].result
         ) == 10

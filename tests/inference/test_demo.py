@@ -151,7 +151,7 @@ def all_persons(content):
 # pictures -----------------------------------------------------------------------------------------
 
 
-def test_a_folder_with_annotated_boxes(tool, tmp_path, small_set, network):
+def test_demo_folder_with_annotated_boxes_writes_results(tool, tmp_path, small_set, network):
     pictures = small_set / "images" / "val2017"
     status, out, _ = tool("--input", pictures, "--boxes", small_set / ANNOTATIONS)
     assert status == 0
@@ -204,7 +204,7 @@ def test_a_folder_with_annotated_boxes(tool, tmp_path, small_set, network):
     )
 
 
-def test_the_time_is_split_and_adds_up(tool, tmp_path, small_set):
+def test_demo_reports_time_of_each_part(tool, tmp_path, small_set):
     _, out, _ = tool("--input", small_set / "images/val2017", "--boxes", small_set / ANNOTATIONS)
     seconds = result(tmp_path / "out")["seconds"]
     assert sum(value for part, value in seconds.items() if part != "total") == pytest.approx(
@@ -222,7 +222,7 @@ def test_the_time_is_split_and_adds_up(tool, tmp_path, small_set):
     assert f"{result(tmp_path / 'out')['frames_per_second']:.2f} frames/s" in out
 
 
-def test_draw_boxes_draws_the_box_with_the_score_of_the_json(tool, tmp_path, monkeypatch):
+def test_demo_draw_boxes_shows_box_and_score(tool, tmp_path, monkeypatch):
     path = tmp_path / "1.png"
     cv2.imwrite(str(path), np.full((300, 400, 3), 128, np.uint8))
     found = [{"image_id": 1, "category_id": 1, "bbox": [100, 50, 150, 200], "score": 0.6}]
@@ -244,7 +244,7 @@ def test_draw_boxes_draws_the_box_with_the_score_of_the_json(tool, tmp_path, mon
     assert edge.min() > 40 and np.abs(drawn - plain)[100:200, 150:200].max() < 20
 
 
-def test_one_picture_is_one_person_without_boxes(tool, tmp_path):
+def test_demo_without_boxes_uses_the_full_image(tool, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
     status, out, _ = tool("--input", path)
@@ -264,7 +264,7 @@ def test_one_picture_is_one_person_without_boxes(tool, tmp_path):
     assert [person["bbox"] for person in all_persons(content)] == [[0, 0, 80, 60]]
 
 
-def test_a_pattern_and_names_that_clash(tool, tmp_path):
+def test_demo_pattern_equal_file_names_get_unique_outputs(tool, tmp_path):
     for name in ("one/a.png", "one/b.png", "two/a.png", "two/a.jpg", "two/deep/c.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(PNG)
@@ -285,7 +285,7 @@ def test_a_pattern_and_names_that_clash(tool, tmp_path):
     ], "a folder's own files, by name"
 
 
-def test_a_folder_with_bad_pictures_goes_on_counts_them_and_says_so(tool, tmp_path):
+def test_demo_folder_skips_and_counts_invalid_images(tool, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     good = {name: data for name, (data, *_) in READ.items() if media.is_image_name(name)}
@@ -318,9 +318,7 @@ def test_a_folder_with_bad_pictures_goes_on_counts_them_and_says_so(tool, tmp_pa
             )
 
 
-def test_demo_files_and_folders_that_a_folder_leaves_out_are_counted_and_named(
-    tool, refused, tmp_path
-):
+def test_demo_folder_counts_skipped_files_and_folders(tool, refused, tmp_path):
     folder = tmp_path / "in"
     (folder / "below").mkdir(parents=True)
     assert (
@@ -347,7 +345,7 @@ def test_demo_files_and_folders_that_a_folder_leaves_out_are_counted_and_named(
     ]
 
 
-def test_a_picture_on_which_the_detector_fails_is_left_out(tool, refused, tmp_path):
+def test_demo_failing_detector_skips_the_image(tool, refused, tmp_path):
     """A detector that takes pictures of 80 x 60 pixels alone, though its file does not say so."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -414,7 +412,7 @@ def test_a_picture_on_which_the_detector_fails_is_left_out(tool, refused, tmp_pa
     )
 
 
-def test_long_names_are_cut(tool, tmp_path):
+def test_demo_long_file_names_are_shortened(tool, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("x" * 251 + ".png", "x" * 250 + "y.png", "\u00e9" * 125 + ".png"):
@@ -430,7 +428,7 @@ def test_long_names_are_cut(tool, tmp_path):
     assert all((tmp_path / "out" / name).is_file() for name in drawn)
 
 
-def test_one_picture_may_be_drawn_beside_itself(tool, tmp_path):
+def test_demo_output_may_be_the_input_folder(tool, tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
     status, _, _ = tool("--input", tmp_path / "a.png", output=tmp_path)
     assert (
@@ -440,7 +438,7 @@ def test_one_picture_may_be_drawn_beside_itself(tool, tmp_path):
     )
 
 
-def test_nothing_but_bad_pictures(refused, tmp_path):
+def test_demo_only_invalid_images_exits_1(refused, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(3):
@@ -454,7 +452,7 @@ def test_nothing_but_bad_pictures(refused, tmp_path):
         assert line.startswith(f"error: {tmp_path / name}: ") and REFUSED[name][1] in line
 
 
-def test_names_that_are_not_utf8_or_steer_a_terminal(tool, tmp_path):
+def test_demo_non_utf8_and_control_characters_in_names(tool, tmp_path):
     folder = os.fsencode(tmp_path / "in")
     os.mkdir(folder)
     for name, data in (
@@ -480,7 +478,7 @@ def test_names_that_are_not_utf8_or_steer_a_terminal(tool, tmp_path):
     }
 
 
-def test_a_video_whose_name_is_not_utf8(refused, tmp_path):
+def test_demo_video_name_not_utf8_exits_1(refused, tmp_path):
     write_video(tmp_path / "a.mp4")
     name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")
     os.rename(tmp_path / "a.mp4", name)
@@ -494,7 +492,7 @@ def test_a_video_whose_name_is_not_utf8(refused, tmp_path):
 # boxes --------------------------------------------------------------------------------------------
 
 
-def test_detections_by_number_and_by_name(tool, tmp_path):
+def test_demo_detections_join_by_id_or_name(tool, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("COCO_val2014_000000000785.png", "12.png", "portrait.png", "3.png"):
@@ -541,7 +539,7 @@ def test_detections_by_number_and_by_name(tool, tmp_path):
 
 
 @pytest.mark.parametrize("video", [False, True], ids=["pictures", "video"])
-def test_its_own_json_gives_the_boxes_again(tool, tmp_path, small_set, video):
+def test_demo_own_json_as_boxes_is_equal(tool, tmp_path, small_set, video):
     if video:
         boxes = write_json(tmp_path / "boxes.json", as_detections(write_video(tmp_path / "a.mp4")))
         words = ["--input", tmp_path / "a.mp4"]
@@ -559,7 +557,7 @@ def test_its_own_json_gives_the_boxes_again(tool, tmp_path, small_set, video):
         assert np.array(one["keypoints"]) == pytest.approx(np.array(other["keypoints"]), abs=0.05)
 
 
-def test_boxes_outside_the_picture_or_without_area_are_left_out_and_counted(tool, tmp_path):
+def test_demo_boxes_outside_or_empty_are_counted(tool, tmp_path):
     (tmp_path / "1.png").write_bytes(PNG)
     # partly outside, but they show something
     boxes = [
@@ -590,7 +588,7 @@ def test_boxes_outside_the_picture_or_without_area_are_left_out_and_counted(tool
     ).all()
 
 
-def test_what_a_detector_may_give_is_looked_through():
+def test_clip_boxes_drops_invalid_boxes():
     boxes = np.array(
         [
             [0, 0, 10, 10],
@@ -616,7 +614,7 @@ def test_what_a_detector_may_give_is_looked_through():
     assert person_boxes.usable(np.empty((0, 4)), 5, 5).shape == (0,)
 
 
-def test_boxes_of_another_category_than_persons(tmp_path):
+def test_box_file_other_category_is_skipped(tmp_path):
     """A set of one's own has ids and names of its own; a file may have persons beside them."""
     frame = media.Frame("a.png", 0, np.zeros((50, 100, 3), np.uint8))
     boxes = [
@@ -697,7 +695,7 @@ BAD_BOXES = {
 
 
 @pytest.mark.parametrize("kind", BAD_BOXES)
-def test_bad_files_of_boxes(kind, tmp_path):
+def test_box_file_invalid_raises(kind, tmp_path):
     content, fault = BAD_BOXES[kind]
     path = tmp_path / "boxes.json"
     if content is not None:
@@ -711,7 +709,7 @@ def test_bad_files_of_boxes(kind, tmp_path):
     )
 
 
-def test_a_bad_file_of_boxes_ends_the_tool(refused, tmp_path):
+def test_demo_invalid_box_file_exits_1(refused, tmp_path):
     (tmp_path / "1.png").write_bytes(PNG)
     boxes = write_json(tmp_path / "boxes.json", [5])
     assert (
@@ -720,7 +718,7 @@ def test_a_bad_file_of_boxes_ends_the_tool(refused, tmp_path):
     )
 
 
-def test_an_onnx_detector(tool, tmp_path):
+def test_demo_onnx_detector_gives_boxes(tool, tmp_path):
     from support.onnx_detectors import BOXES, LABELS, SCORES, onnx_file
 
     file = onnx_file(
@@ -742,7 +740,7 @@ def test_an_onnx_detector(tool, tmp_path):
 # video --------------------------------------------------------------------------------------------
 
 
-def test_a_video_with_tracks(tool, tmp_path):
+def test_demo_video_track_writes_ids(tool, tmp_path):
     boxes = write_video(tmp_path / "two people.mp4")
     status, out, _ = tool(
         "--input",
@@ -783,7 +781,9 @@ def test_a_video_with_tracks(tool, tmp_path):
 @pytest.mark.parametrize(
     "words, color, has_ids", [(["--track"], "auto", True), ([], "side", False)]
 )
-def test_a_video_has_hues_for_ids_alone(tool, tmp_path, monkeypatch, words, color, has_ids):
+def test_demo_video_colors_follow_ids_if_tracked(
+    tool, tmp_path, monkeypatch, words, color, has_ids
+):
     """The order of untracked persons may change from frame to frame, and their hues would change
     with it.
     """
@@ -808,7 +808,7 @@ def test_a_video_has_hues_for_ids_alone(tool, tmp_path, monkeypatch, words, colo
     ] * 2
 
 
-def test_smoothing_moves_the_joints_of_later_frames(tool, tmp_path):
+def test_demo_smooth_changes_later_frames(tool, tmp_path):
     boxes = write_json(tmp_path / "boxes.json", as_detections(write_video(tmp_path / "a.mp4")))
     tool("--input", tmp_path / "a.mp4", "--boxes", boxes, "--track", "--no-drawing")
     tool("--input", tmp_path / "a.mp4", "--boxes", boxes, "--smooth", output=tmp_path / "smooth")
@@ -834,7 +834,7 @@ def test_smoothing_moves_the_joints_of_later_frames(tool, tmp_path):
         )
 
 
-def test_a_pattern_that_fits_videos(tool, refused, tmp_path):
+def test_demo_pattern_of_videos_takes_one(tool, refused, tmp_path):
     write_video(tmp_path / "a.mp4", frames=3)
     assert (
         tool("--input", tmp_path / "*.mp4")[0] == 0 and len(result(tmp_path / "out")["frames"]) == 3
@@ -846,7 +846,7 @@ def test_a_pattern_that_fits_videos(tool, refused, tmp_path):
     )
 
 
-def test_max_frames_of_a_video(tool, tmp_path):
+def test_demo_max_frames_limits_the_video(tool, tmp_path):
     write_video(tmp_path / "a.mp4", frames=20)
     tool("--input", tmp_path / "a.mp4", "--max-frames", "10")
     content = result(tmp_path / "out")
@@ -854,7 +854,7 @@ def test_max_frames_of_a_video(tool, tmp_path):
     assert len(list(media.Video(str(tmp_path / "out" / "a_pose.mp4")))) == 10
 
 
-def test_a_video_that_ends_too_early(tool, tmp_path, refused):
+def test_demo_truncated_video_writes_what_was_read(tool, tmp_path, refused):
     write_video(tmp_path / "whole.avi", frames=40)
     data = (tmp_path / "whole.avi").read_bytes()
     (tmp_path / "half.avi").write_bytes(data[: len(data) // 2])
@@ -881,7 +881,7 @@ def test_a_video_that_ends_too_early(tool, tmp_path, refused):
         )
 
 
-def test_given_boxes_longest_common_ending_wins(tmp_path):
+def test_box_file_longest_common_path_suffix_wins(tmp_path):
     """A name that is listed twice means the same image both times."""
     persons = [{"bbox": [1, 2, 30, 40], "box_score": 1.0}]
     own = {
@@ -936,7 +936,7 @@ def cameras(folder):
     "prefix, pattern",
     [("", "*/*.png"), ("set 1/images/", "*/*.png"), ("", "cam2/*.png"), ("C:\\data\\", "**/*.png")],
 )
-def test_demo_two_cameras_each_picture_gets_its_own_boxes(tool, tmp_path, prefix, pattern):
+def test_demo_two_cameras_images_get_their_own_boxes(tool, tmp_path, prefix, pattern):
     names, annotations, detections = cameras(tmp_path)
     for image in annotations["images"]:
         image["file_name"] = prefix + image["file_name"]
@@ -956,7 +956,7 @@ def test_demo_two_cameras_each_picture_gets_its_own_boxes(tool, tmp_path, prefix
             assert [person["bbox"] for person in frame["persons"]] == [[own, own, 30, 40]]
 
 
-def test_demo_pictures_in_a_folder_of_another_name_are_refused(tool, refused, tmp_path):
+def test_demo_images_in_renamed_folder_exit_1(tool, refused, tmp_path):
     names, annotations, _ = cameras(tmp_path)
     os.rename(tmp_path / "images" / "cam2", tmp_path / "images" / "cam3")
     boxes = write_json(
@@ -1002,20 +1002,20 @@ def given_boxes_left(folder, names, paths):
         (["cam1/1.jpg", "cam2/1.jpg"], "cam1/1.jpg", 0),
     ],
 )
-def test_given_boxes_picture_has_those_of_its_folder_alone(tmp_path, names, path, left):
+def test_box_file_image_gets_boxes_of_its_folder(tmp_path, names, path, left):
     """A picture without a detection is not listed, and has not the boxes of a sibling folder."""
     names, paths = [*names, "other/0.jpg"], [path, "other/0.jpg"]
     assert given_boxes_left(tmp_path, names, paths) == [left, len(names) - 1]
 
 
-def test_given_boxes_of_20000_equal_file_names(tmp_path):
+def test_box_file_20000_equal_file_names_is_fast(tmp_path):
     names = [f"seq_{number:05d}/rgb.jpg" for number in range(20_000)]
     paths = [f"/data/{name}" for name in reversed(names)]
     assert given_boxes_left(tmp_path, names, paths) == list(reversed(range(20_000)))
 
 
 @pytest.mark.parametrize("annotations", [True, False])
-def test_demo_boxes_of_pictures_for_a_video_are_refused(tool, refused, tmp_path, annotations):
+def test_demo_image_boxes_for_a_video_exit_1(tool, refused, tmp_path, annotations):
     _, coco, detections = cameras(tmp_path)
     video = tmp_path / "a.mp4"
     write_video(video, frames=3)
@@ -1029,7 +1029,7 @@ def test_demo_boxes_of_pictures_for_a_video_are_refused(tool, refused, tmp_path,
     assert status == 0 and len(all_persons(result(tmp_path / "out"))) == 2
 
 
-def test_demo_boxes_whose_image_cannot_be_known_are_refused(refused, tmp_path):
+def test_demo_ambiguous_boxes_exit_1(refused, tmp_path):
     names, annotations, detections = cameras(tmp_path)
     images = tmp_path / "images"
     boxes = write_json(tmp_path / "boxes.json", detections)
@@ -1067,7 +1067,7 @@ def test_demo_boxes_whose_image_cannot_be_known_are_refused(refused, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_demo_boxes_of_none_of_the_frames_end_with_status_1(refused, tmp_path):
+def test_demo_boxes_of_no_frame_exit_1(refused, tmp_path):
     (tmp_path / "12.png").write_bytes(PNG)
     write_video(tmp_path / "a.mp4", frames=3)
     entry = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.3}
@@ -1102,7 +1102,7 @@ def test_demo_boxes_of_none_of_the_frames_end_with_status_1(refused, tmp_path):
     assert not (tmp_path / "out" / "poses.json").exists()
 
 
-def test_demo_picture_of_another_size_than_its_boxes_is_left_out(tool, refused, tmp_path):
+def test_demo_image_of_other_size_than_its_boxes_is_skipped(tool, refused, tmp_path):
     _, annotations, _ = cameras(tmp_path)
     annotations["images"][1].update(width=160, height=120)
     annotations["images"][2].update(width=60, height=80)
@@ -1126,7 +1126,7 @@ def test_demo_picture_of_another_size_than_its_boxes_is_left_out(tool, refused, 
     )
 
 
-def test_demo_boxes_of_frames_behind_the_video_or_of_another_video_are_warned_of(tool, tmp_path):
+def test_demo_boxes_of_later_frames_or_other_video_warn(tool, tmp_path):
     boxes = as_detections(write_video(tmp_path / "a.mp4", frames=3))
     _, out, _ = tool(
         "--input", tmp_path / "a.mp4", "--boxes", write_json(tmp_path / "boxes.json", boxes)
@@ -1152,7 +1152,7 @@ def test_demo_boxes_of_frames_behind_the_video_or_of_another_video_are_warned_of
     assert f"its boxes are of {tmp_path / 'a.mp4'}, not of {tmp_path / 'b.mp4'}" in out
 
 
-def test_demo_field_two_cameras(tool, refused, tmp_path, shared):
+def test_demo_real_two_cameras(tool, refused, tmp_path, shared):
     field = shared / "field/boxes_of_another_image"
     truth = json.loads((field / "val.json").read_text())
     tool("--input", field / "images/*/*.jpg", "--boxes", field / "val.json")
@@ -1169,7 +1169,7 @@ def test_demo_field_two_cameras(tool, refused, tmp_path, shared):
     assert "give the COCO annotation file as --boxes" in line
 
 
-def test_a_film_for_which_the_disk_has_no_room(tool, refused, tmp_path):
+def test_demo_full_disk_keeps_the_previous_video(tool, refused, tmp_path):
     """OpenCV does not tell: the file is looked at before it takes the place of the older one."""
     import resource
 
@@ -1233,7 +1233,7 @@ class Camera:
         self.left = 0
 
 
-def test_a_camera(tool, tmp_path, monkeypatch):
+def test_demo_camera_writes_results(tool, tmp_path, monkeypatch):
     camera = Camera({cv2.CAP_PROP_FPS: 20.0, cv2.CAP_PROP_FRAME_COUNT: -1.0})
     clock = iter(np.arange(0, 100, 0.125).tolist())
     monkeypatch.setattr(media.cv2, "VideoCapture", camera)
@@ -1259,7 +1259,7 @@ def test_a_camera(tool, tmp_path, monkeypatch):
     assert written == 16, "0.75 seconds of 20 frames a second, though 8 came each second"
 
 
-def test_a_camera_that_is_not_there(refused, monkeypatch):
+def test_demo_missing_camera_exits_1(refused, monkeypatch):
     monkeypatch.setattr(media.cv2, "VideoCapture", Camera(frames=0))
     assert (
         refused("--input", "7")
@@ -1268,7 +1268,7 @@ def test_a_camera_that_is_not_there(refused, monkeypatch):
 
 
 @pytest.mark.parametrize("fps", [0.0, float("nan"), 90000.0, -1.0])
-def test_a_video_that_tells_no_rate(monkeypatch, caplog, fps):
+def test_open_video_invalid_fps_takes_the_default(monkeypatch, caplog, fps):
     monkeypatch.setattr(
         media.cv2,
         "VideoCapture",
@@ -1304,7 +1304,7 @@ def write_video_of_wrong_rate(path):
 @pytest.mark.parametrize(
     "packets", [True, False], ids=["times of packets", "of decoded frames alone"]
 )
-def test_video_header_of_1000_fps_is_not_believed(tool, tmp_path, monkeypatch, packets):
+def test_demo_video_fps_1000_is_measured(tool, tmp_path, monkeypatch, packets):
     write_video_of_wrong_rate(tmp_path / "a.mkv")
     if not packets:  # OpenCV 4.8 gives none
         mean = media._mean_fps
@@ -1328,7 +1328,7 @@ def test_video_header_of_1000_fps_is_not_believed(tool, tmp_path, monkeypatch, p
     assert content["frames"][-1]["seconds"] == pytest.approx(1.3, abs=0.002)
 
 
-def test_video_header_is_believed_over_misleading_packets(tmp_path, monkeypatch, caplog):
+def test_open_video_header_fps_wins_over_packets(tmp_path, monkeypatch, caplog):
     """Half a frame in each packet: as many again as there are frames."""
     write_video(tmp_path / "a.mp4")
     mean = media._mean_fps
@@ -1360,12 +1360,12 @@ class EndlessVideo:
         pass
 
 
-def test_measured_fps_reads_the_beginning_of_a_long_video_alone(monkeypatch):
+def test_measured_fps_long_video_reads_the_start_only(monkeypatch):
     monkeypatch.setattr(media.cv2, "VideoCapture", EndlessVideo)
     assert media._measured_fps("a.mp4", 1000.0) == 25 and media._measured_fps("a.mp4", 25.0) is None
 
 
-def test_open_input_pattern_lists_each_picture_once(tmp_path):
+def test_open_input_pattern_lists_each_image_once(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     for name in ("1.png", "a/2.png", "a/b/3.png"):
         (tmp_path / name).write_bytes(PNG)
@@ -1373,7 +1373,7 @@ def test_open_input_pattern_lists_each_picture_once(tmp_path):
     assert found == [str(tmp_path / name) for name in ("1.png", "a/2.png", "a/b/3.png")]
 
 
-def test_field_browser_recording_plays_as_long_as_it_took(tool, tmp_path, shared):
+def test_demo_real_browser_recording_keeps_duration(tool, tmp_path, shared):
     tool("--input", shared / "field/video_1000_fps/browser.webm")
     assert result(tmp_path / "out")["video"]["fps"] == pytest.approx(30.35)
     drawn = cv2.VideoCapture(str(tmp_path / "out" / "browser_pose.mp4"))
@@ -1385,7 +1385,7 @@ def test_field_browser_recording_plays_as_long_as_it_took(tool, tmp_path, shared
 @pytest.mark.parametrize(
     "fps, written", [(97.2313, 97.23), (239.7345, 239.73), (29.97, 29.97), (1000.0, 1000.0)]
 )
-def test_video_writer_odd_rates_are_written(tmp_path, fps, written):
+def test_video_writer_fractional_fps_is_written(tmp_path, fps, written):
     """MPEG-4's clock has denominators of 16 bits, so not every rate can be written."""
     writer = media.VideoWriter(tmp_path / "a.mp4", fps)
     for number in range(4):
@@ -1398,7 +1398,7 @@ def test_video_writer_odd_rates_are_written(tmp_path, fps, written):
     "ending, codec",
     [(".asf", "WMV2"), (".mxf", "mpg2"), (".m2ts", "mpg2"), (".vob", "mpg2"), (".m2v", "mpg2")],
 )
-def test_open_input_every_container_that_opencv_reads_is_a_video(tmp_path, ending, codec):
+def test_open_input_every_video_container_is_a_video(tmp_path, ending, codec):
     writer = cv2.VideoWriter(
         str(tmp_path / f"a{ending}"), cv2.VideoWriter_fourcc(*codec), 25.0, (160, 120)
     )
@@ -1409,7 +1409,7 @@ def test_open_input_every_container_that_opencv_reads_is_a_video(tmp_path, endin
     assert isinstance(video, media.Video) and video.fps == 25 and len(list(video)) == 5
 
 
-def test_ctrl_c_keeps_what_was_done(tool, tmp_path, monkeypatch):
+def test_demo_ctrl_c_keeps_finished_frames(tool, tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", frames=40)
     whole, calls = person_boxes.FullImage.__call__, []
 
@@ -1435,7 +1435,7 @@ def test_ctrl_c_keeps_what_was_done(tool, tmp_path, monkeypatch):
     )
 
 
-def test_a_run_that_fails_leaves_the_older_result(refused, tmp_path, monkeypatch, tool):
+def test_demo_failure_keeps_the_previous_result(refused, tmp_path, monkeypatch, tool):
     write_video(tmp_path / "a.mp4", frames=40)
     tool("--input", tmp_path / "a.mp4", "--max-frames", "3")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -1455,7 +1455,7 @@ def test_a_run_that_fails_leaves_the_older_result(refused, tmp_path, monkeypatch
 # the command line ---------------------------------------------------------------------------------
 
 
-def test_refusals(refused, tmp_path):
+def test_demo_invalid_arguments_exit_with_error(refused, tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "empty").mkdir()
     picture = tmp_path / "a.png"
@@ -1517,7 +1517,7 @@ def test_refusals(refused, tmp_path):
     assert not (tmp_path / "out").exists(), "nothing is made before all of it has been looked at"
 
 
-def test_refusals_of_weights_and_places(refused, tmp_path, network):
+def test_demo_invalid_weights_or_output_exit_1(refused, tmp_path, network):
     (tmp_path / "a.png").write_bytes(PNG)
     picture = tmp_path / "a.png"
     assert "none.pth" in refused("--input", picture, weights=tmp_path / "none.pth")
@@ -1531,7 +1531,7 @@ def test_refusals_of_weights_and_places(refused, tmp_path, network):
     assert f"error: {tmp_path / 'file'}" in refused("--input", picture, output=tmp_path / "file")
 
 
-def test_weights_of_the_experiment(tool, tmp_path, network):
+def test_demo_without_weights_takes_those_of_the_run(tool, tmp_path, network):
     """Without --weights those that tools/test.py would take."""
     (tmp_path / "a.png").write_bytes(PNG)
     status, _, error = tool(
@@ -1552,13 +1552,13 @@ def test_weights_of_the_experiment(tool, tmp_path, network):
     )
 
 
-def test_half_precision(tool, tmp_path):
+def test_demo_half_is_recorded(tool, tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
     status, _, error = tool("--input", tmp_path / "a.png", "--half")
     assert status == 0 and result(tmp_path / "out")["half"], error
 
 
-def test_debug_shows_the_traceback(tool, tmp_path, monkeypatch):
+def test_demo_debug_prints_the_traceback(tool, tmp_path, monkeypatch):
     monkeypatch.delenv("POISE_DEBUG", raising=False)
     monkeypatch.setattr(
         sys, "argv", ["tools/demo.py", "--cfg", "none.yaml", "--input", "none.jpg", "--debug"]
@@ -1568,7 +1568,7 @@ def test_debug_shows_the_traceback(tool, tmp_path, monkeypatch):
     os.environ.pop("POISE_DEBUG", None)
 
 
-def test_the_schema_refuses_what_is_not_so(tool, tmp_path):
+def test_demo_schema_rejects_invalid_json(tool, tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
     (tmp_path / "a.png").write_bytes(PNG)
     tool("--input", tmp_path / "a.png")
@@ -1594,7 +1594,7 @@ def test_the_schema_refuses_what_is_not_so(tool, tmp_path):
 # real pictures ------------------------------------------------------------------------------------
 
 
-def test_real_pictures_and_the_real_video(tool, tmp_path, shared):
+def test_demo_real_images_and_video(tool, tmp_path, shared):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("000000000785.jpg", "000000196141.jpg"):

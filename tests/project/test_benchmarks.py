@@ -54,7 +54,7 @@ def small(monkeypatch):
     return made_data
 
 
-def test_verdicts():
+def test_compared_verdict_follows_the_bound():
     from comparing import Row, compared, in_turns
 
     seconds = {"poise": [1.0, 2.0, 1.0], "reference": [3.0, 6.0, 2.0]}
@@ -82,7 +82,7 @@ def test_verdicts():
     assert turns == list("ababab")
 
 
-def test_every_bound_asks_for_more_than_the_baseline():
+def test_benchmark_bounds_are_above_one():
     """A row with a bound on a ratio must want more than 1, or a slower Poise could reach it."""
     for file in (ROOT / "benchmarks").glob("*.py"):
         for bound in re.findall(
@@ -91,7 +91,7 @@ def test_every_bound_asks_for_more_than_the_baseline():
             assert float(bound) > 1, file.name
 
 
-def test_table_leaves_the_page_alone(tmp_path):
+def test_write_replaces_the_table_only(tmp_path):
     from comparing import Row
     from run import BEGIN, END, table, write
 
@@ -113,7 +113,7 @@ def test_table_leaves_the_page_alone(tmp_path):
     assert socket.gethostname() not in text and os.getcwd() not in text
 
 
-def test_samples_of_the_reference(small, tmp_path):
+def test_data_benchmark_samples_equal_poise(small, tmp_path):
     """A test sample: the same crop and the same heatmaps; a training sample has the batch's
     form.
     """
@@ -165,7 +165,7 @@ def test_samples_of_the_reference(small, tmp_path):
         )
 
 
-def test_post_processing_of_the_reference(monkeypatch):
+def test_postprocess_benchmark_results_equal_poise(monkeypatch):
     import postprocess
     from comparing import Row
 
@@ -188,7 +188,7 @@ def test_post_processing_of_the_reference(monkeypatch):
     )
 
 
-def test_suppression_and_evaluation_of_the_reference(small, monkeypatch):
+def test_evaluation_benchmark_results_equal_poise(small, monkeypatch):
     """The same persons are kept and the ten figures are equal, to the last digits."""
     import evaluation
     import oks_nms
@@ -207,7 +207,7 @@ def test_suppression_and_evaluation_of_the_reference(small, monkeypatch):
     assert float(rows[1].product.split()[1]) > 0.05
 
 
-def test_reading_of_the_reference(small, tmp_path):
+def test_startup_benchmark_reading_equals_poise(small, tmp_path):
     import startup
     from poise.datasets import load_split
 
@@ -232,7 +232,7 @@ def test_reading_of_the_reference(small, tmp_path):
     assert np.allclose(boxes.center, [entry["center"] for entry in theirs], atol=1e-3)
 
 
-def test_the_cost_of_an_analysis(small, tmp_path):
+def test_analysis_benchmark_gives_a_row(small, tmp_path):
     pytest.importorskip("matplotlib")
     from analysis import measure
 

@@ -92,12 +92,12 @@ def written(kind, value):
     + [("7.0", None), (" 7", None), ("\u0667", None), ("", None), (True, None), (None, None)]
     + [([7], None), (2**63, None), (str(2**63), None), (1e300, None), (float("nan"), None)],
 )
-def test_as_id_of_a_value(value, wanted):
+def test_as_id_converts_integers_and_text(value, wanted):
     found = parse_id(value)
     assert found == wanted and (found is None or type(found) is int)
 
 
-def test_with_ids_leaves_the_rest():
+def test_with_ids_changes_the_given_keys_only():
     entry = {"id": "5", "image_id": 6, "category_id": "person", "score": "3"}
     before = copy.deepcopy(entry)
     assert parse_ids(entry, "id", "image_id", "category_id") == before | {"id": 5}
@@ -107,7 +107,7 @@ def test_with_ids_leaves_the_rest():
 
 @pytest.mark.parametrize("kind", ["text", "float"])
 @pytest.mark.parametrize("part", ["images", "annotations", "categories", "everything"])
-def test_ids_that_are_not_plain_numbers_are_read_as_such(sound, changed, part, kind):
+def test_ids_as_text_or_float_equal_integers(sound, changed, part, kind):
     plain, figures = table_of(sound), scored(changed(lambda content: None))
     assert 0 < figures["AP"] < 1
 
@@ -127,7 +127,7 @@ def test_ids_that_are_not_plain_numbers_are_read_as_such(sound, changed, part, k
         assert not lines
 
 
-def test_detections_with_ids_as_text_are_those_with_numbers(sound):
+def test_detections_with_text_ids_equal_integers(sound):
     truth = json.loads((sound.parent / "set" / "labels" / "val.json").read_text())
     entries = [
         {"image_id": p["image_id"], "category_id": PERSON, "bbox": p["bbox"], "score": 0.9}
@@ -153,7 +153,7 @@ def test_detections_with_ids_as_text_are_those_with_numbers(sound):
     assert np.array_equal(read.image_index, plain.image_index[2:])
 
 
-def test_the_same_id_as_text_and_number_is_refused(sound, changed):
+def test_duplicate_id_as_text_and_number_raises(sound, changed):
     def edit(content):
         content["images"][1]["id"] = str(content["images"][0]["id"])
 
@@ -164,7 +164,9 @@ def test_the_same_id_as_text_and_number_is_refused(sound, changed):
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("in_parts", [True, False])
-def test_the_category_with_annotations_is_taken(sound, changed, monkeypatch, first, in_parts):
+def test_duplicate_category_name_takes_the_annotated_one(
+    sound, changed, monkeypatch, first, in_parts
+):
     """Roboflow adds an empty root category with the name of the first one."""
     plain, figures = table_of(sound), scored(changed(lambda content: None))
     if in_parts:
@@ -179,13 +181,13 @@ def test_the_category_with_annotations_is_taken(sound, changed, monkeypatch, fir
     assert f"2 have the name of 'dot person' (ids {ids}); 7 is used, the one with annot" in line
 
 
-def test_category_listed_twice_is_one(sound, changed):
+def test_duplicate_category_entry_is_one(sound, changed):
     changed(lambda content: content["categories"].append(dict(content["categories"][0])))
     assert not any("is used, the one with" in line for line in findings(sound))
 
 
 @pytest.mark.parametrize("used", [0, 2])
-def test_two_categories_of_one_name_that_annotations_do_not_decide(sound, changed, used):
+def test_duplicate_category_name_without_decision_raises(sound, changed, used):
     def edit(content):
         content["categories"].append({"id": 8, "name": "dot person"})
         for person in content["annotations"]:
@@ -203,7 +205,7 @@ def test_two_categories_of_one_name_that_annotations_do_not_decide(sound, change
     assert any("2 categories are named 'dot person'" in line for line in findings(sound))
 
 
-def test_find_category_by_id_and_without_an_id():
+def test_find_category_by_id_or_name():
     content = {"categories": [{"name": "a"}, {"id": "1", "name": "a"}, {"id": 2, "name": "b"}]}
     assert find_category(content, "a", "file") == {"id": 1, "name": "a"}
     assert find_category(content, 1, "file") == {"id": 1, "name": "a"}
@@ -212,14 +214,14 @@ def test_find_category_by_id_and_without_an_id():
 
 
 @pytest.mark.parametrize("value", ["0", 0.0, False, None])
-def test_iscrowd_that_says_no_is_no_crowd(sound, changed, value):
+def test_iscrowd_false_values_are_no_crowd(sound, changed, value):
     plain, figures = table_of(sound), scored(changed(lambda content: None))
     path = changed(lambda c: [entry.update(iscrowd=value) for entry in c["annotations"]])
     assert same(plain, table_of(sound)) and scored(path) == figures and not findings(sound)
 
 
 @pytest.mark.parametrize("value", ["1", 1.0, True])
-def test_iscrowd_that_says_yes_is_a_crowd(sound, changed, value):
+def test_iscrowd_true_values_are_a_crowd(sound, changed, value):
     def edit(content):
         person = next(p for p in content["annotations"] if p["category_id"] == PERSON)
         person["iscrowd"] = value
@@ -230,7 +232,7 @@ def test_iscrowd_that_says_yes_is_a_crowd(sound, changed, value):
     assert sum(person["iscrowd"] for person in truth["annotations"]) == 1
 
 
-def test_iscrowd_that_is_no_number_is_named(sound, changed):
+def test_iscrowd_invalid_value_raises(sound, changed):
     def edit(content):
         person = next(p for p in content["annotations"] if p["category_id"] == PERSON)
         person.update(iscrowd="no", id=4711)
@@ -253,7 +255,7 @@ def test_iscrowd_that_is_no_number_is_named(sound, changed):
         ("keypoints", [1, 2, "2"] * 5, "keypoint '2'"),
     ],
 )
-def test_scoring_names_the_field_that_is_no_number(sound, changed, field, value, said):
+def test_evaluate_invalid_number_names_the_field(sound, changed, field, value, said):
     def edit(content):
         person = next(p for p in content["annotations"] if p["category_id"] == PERSON)
         person.update({field: value, "id": 4711})
@@ -280,7 +282,7 @@ def boxes_of(folder, change):
     return given([frame])[0][0][:, 0].tolist()
 
 
-def test_demo_reads_odd_annotations_as_training_does(tmp_path):
+def test_demo_text_ids_equal_training(tmp_path):
     def as_text(content):
         for part in ("images", "annotations", "categories"):
             for entry in content[part]:

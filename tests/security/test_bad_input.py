@@ -166,7 +166,7 @@ ANNOTATIONS = {
 
 @pytest.mark.parametrize("kind", ANNOTATIONS)
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_annotations(tool, root, tmp_path, weight_file, name, kind):
+def test_tool_invalid_annotations_exit_1(tool, root, tmp_path, weight_file, name, kind):
     path = root / TRUTH.format("train2017" if name == "train" else "val2017")
     change, fault = ANNOTATIONS[kind]
     edited(path, change)
@@ -177,7 +177,7 @@ def test_annotations(tool, root, tmp_path, weight_file, name, kind):
 
 
 @pytest.mark.parametrize("kind", ["box outside", "cut off"])
-def test_annotations_of_the_test_set_are_read_before_training(tool, root, tmp_path, kind):
+def test_train_invalid_test_annotations_exit_before_training(tool, root, tmp_path, kind):
     path = root / TRUTH.format("val2017")
     edited(path, ANNOTATIONS[kind][0])
     check_refusal(tool("train"), 1, path, ANNOTATIONS[kind][1])
@@ -185,7 +185,7 @@ def test_annotations_of_the_test_set_are_read_before_training(tool, root, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_missing_annotation_file(tool, root, tmp_path, weight_file, name):
+def test_tool_missing_annotation_file_exits_1(tool, root, tmp_path, weight_file, name):
     path = root / TRUTH.format("train2017" if name == "train" else "val2017")
     path.unlink()
     check_refusal(
@@ -198,7 +198,7 @@ def test_missing_annotation_file(tool, root, tmp_path, weight_file, name):
     check_nothing_written(tmp_path)
 
 
-def test_mpii(tool, tmp_path, small_mpii_set, tiny_mpii_experiment):
+def test_train_invalid_mpii_files_exit_1(tool, tmp_path, small_mpii_set, tiny_mpii_experiment):
     root = shutil.copytree(small_mpii_set, tmp_path / "mpii")
     truth, heads = root / "annot" / "train.json", root / "annot" / "gt_valid.mat"
     good = truth.read_text()
@@ -261,7 +261,7 @@ DETECTIONS = {
 
 
 @pytest.mark.parametrize("kind", DETECTIONS)
-def test_detections(tool, root, tmp_path, weight_file, kind):
+def test_evaluate_invalid_detections_exit_1(tool, root, tmp_path, weight_file, kind):
     change, fault = DETECTIONS[kind]
     edited(root / BOXES, change)
     boxes = ("TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", root / BOXES)
@@ -271,7 +271,7 @@ def test_detections(tool, root, tmp_path, weight_file, kind):
     check_nothing_written(tmp_path)
 
 
-def test_missing_detections(tool, tmp_path, weight_file):
+def test_evaluate_missing_detections_exit_1(tool, tmp_path, weight_file):
     boxes = tmp_path / "nowhere.json"
     detected = ("TEST.MODEL_FILE", weight_file, "TEST.USE_GT_BBOX", False)
     check_refusal(
@@ -297,7 +297,7 @@ def test_missing_detections(tool, tmp_path, weight_file):
         ("text", "not an image that OpenCV can read"),
     ],
 )
-def test_images(tool, root, tmp_path, weight_file, name, kind, fault):
+def test_tool_invalid_image_exits_1(tool, root, tmp_path, weight_file, name, kind, fault):
     """Found when the image is read: the run folder is there then, with the error in its log, but
     no half-written file.
     """
@@ -322,7 +322,7 @@ def test_images(tool, root, tmp_path, weight_file, name, kind, fault):
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_missing_image_folder(tool, root, tmp_path, weight_file, name):
+def test_tool_missing_image_folder_exits_1(tool, root, tmp_path, weight_file, name):
     folder = root / "images" / ("train2017" if name == "train" else "val2017")
     folder.rename(root / "images" / "elsewhere")
     check_refusal(tool(name, "TEST.MODEL_FILE", weight_file), 1, f"{folder}: no such image folder")
@@ -377,13 +377,13 @@ def test_missing_image_folder(tool, root, tmp_path, weight_file, name):
     ),
 )
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_keys_and_values(tool, tmp_path, weight_file, name, overrides, named):
+def test_tool_invalid_key_or_value_exits_2(tool, tmp_path, weight_file, name, overrides, named):
     check_refusal(tool(name, "TEST.MODEL_FILE", weight_file, *overrides), 2, *named)
     check_nothing_written(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_experiment_file(tool, tmp_path, name):
+def test_tool_invalid_experiment_file_exits_2(tool, tmp_path, name):
     missing = tmp_path / "nowhere.yaml"
     check_refusal(
         tool(name, cfg=missing),
@@ -402,7 +402,7 @@ def test_experiment_file(tool, tmp_path, name):
 
 
 @pytest.mark.parametrize("name, key", [("test", "TEST.MODEL_FILE"), ("train", "MODEL.PRETRAINED")])
-def test_weights(tool, tmp_path, tiny_experiment, weight_file, name, key):
+def test_tool_invalid_weights_exit_1(tool, tmp_path, tiny_experiment, weight_file, name, key):
     missing = tmp_path / "nowhere.pth"
     check_refusal(tool(name, key, missing), 1, f"{key} {missing}: no such")
 
@@ -424,7 +424,7 @@ def test_weights(tool, tmp_path, tiny_experiment, weight_file, name, key):
     check_nothing_written(tmp_path)
 
 
-def test_nothing_trained_yet(tool, tmp_path):
+def test_evaluate_without_trained_weights_exits_1(tool, tmp_path):
     check_refusal(
         tool("test"),
         1,
@@ -435,7 +435,7 @@ def test_nothing_trained_yet(tool, tmp_path):
     check_nothing_written(tmp_path)
 
 
-def test_damaged_checkpoint(tool, tmp_path):
+def test_train_corrupt_checkpoint_exits_1(tool, tmp_path):
     folder = tmp_path / "output" / "coco" / "pose_res2net" / "tiny"
     folder.mkdir(parents=True)
     (folder / "checkpoint.pth").write_bytes(b"PK\x03\x04 cut off")
@@ -453,7 +453,7 @@ def test_damaged_checkpoint(tool, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_output_folder_that_cannot_be_made(tool, tmp_path, weight_file, name):
+def test_tool_invalid_output_folder_exits_1(tool, tmp_path, weight_file, name):
     """Below a regular file nobody can make a folder, not even root."""
     (tmp_path / "file").touch()
     output = tmp_path / "file" / "output"
@@ -467,7 +467,7 @@ def test_output_folder_that_cannot_be_made(tool, tmp_path, weight_file, name):
     check_nothing_written(tmp_path)
 
 
-def test_log_folder_that_cannot_be_made(tool, tmp_path):
+def test_train_invalid_log_folder_exits_1(tool, tmp_path):
     (tmp_path / "file").touch()
     check_refusal(
         tool("train", "LOG_DIR", tmp_path / "file" / "log"),
@@ -492,7 +492,9 @@ def ctrl_c():
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_ctrl_c_before_the_first_step(tool, tmp_path, weight_file, monkeypatch, ctrl_c, name):
+def test_tool_ctrl_c_before_first_step_exits_130(
+    tool, tmp_path, weight_file, monkeypatch, ctrl_c, name
+):
     """While the sets are read, say; the signal then is Python's own KeyboardInterrupt."""
     module = importlib.import_module(ENGINE[name])
     monkeypatch.setattr(module, "load_split", lambda *_, **__: signal.raise_signal(signal.SIGINT))
@@ -502,7 +504,7 @@ def test_ctrl_c_before_the_first_step(tool, tmp_path, weight_file, monkeypatch, 
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_faults_of_the_program_keep_their_traceback(tool, weight_file, monkeypatch, name):
+def test_tool_internal_error_keeps_its_traceback(tool, weight_file, monkeypatch, name):
     def fault(*_, **__):
         raise ZeroDivisionError
 
@@ -524,7 +526,7 @@ def process(name, *arguments, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_process_with_an_unreadable_image_in_a_worker(root, tmp_path, tiny_experiment):
+def test_process_unreadable_image_in_worker_is_one_line(root, tmp_path, tiny_experiment):
     """Twice as many workers as most machines have cores: also PyTorch's advice about them must
     not join the line.
     """
@@ -549,20 +551,20 @@ def test_process_with_an_unreadable_image_in_a_worker(root, tmp_path, tiny_exper
     check_nothing_half_written(tmp_path)
 
 
-def test_process_with_an_unknown_key(tmp_path, tiny_experiment):
+def test_process_unknown_key_is_one_line(tmp_path, tiny_experiment):
     done = process("train", "--cfg", tiny_experiment, "TRAIN.BATCHSIZE", "8")
     check_refusal(done, 2, "unknown key TRAIN.BATCHSIZE", "TRAIN.BATCH_SIZE_PER_GPU")
     check_nothing_written(tmp_path)
 
 
-def test_process_with_a_file_that_is_no_weights(tmp_path, tiny_experiment):
+def test_process_invalid_weights_is_one_line(tmp_path, tiny_experiment):
     (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
     done = process("test", "--cfg", tiny_experiment, "TEST.MODEL_FILE", tmp_path / "photo.pth")
     check_refusal(done, 1, f"{tmp_path / 'photo.pth'}: not a weight file")
     check_nothing_written(tmp_path)
 
 
-def test_process_whose_output_is_not_read(tmp_path, tiny_experiment):
+def test_process_closed_stdout_continues(tmp_path, tiny_experiment):
     """`| head`: the run goes on without a traceback for every line that it cannot print, and its
     log file is whole.
     """
@@ -590,7 +592,7 @@ def test_process_whose_output_is_not_read(tmp_path, tiny_experiment):
     )
 
 
-def test_process_shows_its_traceback_when_asked(tmp_path, tiny_experiment):
+def test_process_poise_debug_prints_traceback(tmp_path, tiny_experiment):
     status, _, err = process("test", "--cfg", tmp_path / "nowhere.yaml", POISE_DEBUG="1")
     assert (
         status == 1

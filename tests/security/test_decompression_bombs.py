@@ -37,7 +37,7 @@ def megabytes():
 @pytest.mark.parametrize(
     "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 )
-def test_tar_with_a_long_header(tmp_path, kind):
+def test_tar_long_header_raises(tmp_path, kind):
     """tarfile would read all of it; what it says of its size is enough here."""
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, 1 << 33
@@ -51,7 +51,7 @@ def test_tar_with_a_long_header(tmp_path, kind):
     )
 
 
-def test_tar_whose_headers_for_all_members_grow(tmp_path):
+def test_tar_growing_global_headers_raise(tmp_path):
     with tarfile.open(
         tmp_path / "a.tar",
         "w",
@@ -64,7 +64,7 @@ def test_tar_whose_headers_for_all_members_grow(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["old", "1.0"])
-def test_tar_with_holes(tmp_path, form):
+def test_tar_sparse_member_raises(tmp_path, form):
     info = tarfile.TarInfo("x")
     if form == "old":
         info.type = tarfile.GNUTYPE_SPARSE
@@ -83,7 +83,7 @@ def test_tar_with_holes(tmp_path, form):
     )
 
 
-def test_tar_with_long_names_is_unpacked(tmp_path):
+def test_tar_long_names_are_unpacked(tmp_path):
     name = "/".join(["folder" * 10] * 5)
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         with tarfile.open(tmp_path / "a.tar", "w", format=form) as archive:
@@ -114,7 +114,7 @@ def matlab(parts, size):
     return out
 
 
-def test_matlab_parts_together(tmp_path, monkeypatch):
+def test_matlab_total_size_over_limit_raises(tmp_path, monkeypatch):
     monkeypatch.setattr("poise.io.mat_file.MAX_BYTES", 100_000)
     (tmp_path / "a.mat").write_bytes(matlab(3, 30_000))
     assert set(read_matlab(tmp_path / "a.mat", "file")) == {"a0", "a1", "a2"}
@@ -124,7 +124,7 @@ def test_matlab_parts_together(tmp_path, monkeypatch):
     )
 
 
-def test_bases_that_name_many_bases(tmp_path):
+def test_load_exponential_bases_raise(tmp_path):
     for level in range(14):
         (tmp_path / f"{level}.yaml").write_text(
             f"_BASE_: [{', '.join([f'{level + 1}.yaml'] * 8)}]\n"
@@ -139,7 +139,7 @@ def test_bases_that_name_many_bases(tmp_path):
     ["1" * 400, "0x" + "f" * 5000, "0b" + "1" * 1001, ":".join(["59"] * 200_000), "-" + "9" * 5000],
     ids=["400", "hex", "bits", "base 60", "negative"],
 )
-def test_whole_numbers_without_end_in_yaml(number):
+def test_parse_yaml_huge_integer_raises(number):
     line = refusal(parse_yaml, f"a: [{number}]", "a.yaml", ConfigError)
     assert line.startswith("a.yaml: has a whole number of ") and len(line) < 200
     assert parse_yaml("[0x7fffffffffffffff, -12, 1:30]", "a.yaml", ConfigError) == [
@@ -149,12 +149,12 @@ def test_whole_numbers_without_end_in_yaml(number):
     ]
 
 
-def test_texts_with_a_zero_byte_in_yaml():
+def test_parse_yaml_zero_byte_raises():
     assert "has a text with a zero byte" in refusal(parse_yaml, 'a: "b\\0c"', "a.yaml", ConfigError)
     assert "has a text with a zero byte" in refusal(parse_yaml, '"b\\0c": 1', "a.yaml", ConfigError)
 
 
-def test_json_that_stands_for_more_than_there_is_memory(tmp_path, monkeypatch):
+def test_read_json_larger_than_memory_raises(tmp_path, monkeypatch):
     """A list of empty lists takes twenty times its text."""
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + b"[]," * 3_000_000 + b"[]]")
@@ -170,7 +170,7 @@ def test_json_that_stands_for_more_than_there_is_memory(tmp_path, monkeypatch):
     )
 
 
-def test_files_larger_than_the_memory(tmp_path, monkeypatch):
+def test_read_file_larger_than_memory_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "available_memory", lambda: 140_000_000)
     for name in ("a.json", "a.pth"):
         (tmp_path / name).touch()
@@ -199,7 +199,7 @@ def repacked(path, change):
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-def test_weights_whose_members_are_compressed(tmp_path, kind):
+def test_weights_compressed_members_raise(tmp_path, kind):
     """torch unpacks them: 200 kB become 200 MB."""
     path = tmp_path / "a.pth"
     torch.save({"a": torch.zeros(5_000_000)}, path)
@@ -212,7 +212,7 @@ def test_weights_whose_members_are_compressed(tmp_path, kind):
     )
 
 
-def test_weights_with_two_lists_of_members(tmp_path):
+def test_weights_two_zip_directories_raise(tmp_path):
     """zipfile finds a list that lies before the end, torch one where the end says: both must be
     one.
     """
@@ -247,7 +247,7 @@ def nested(levels, old=False):
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before 1.6"])
-def test_weights_that_nest_tuples(tmp_path, old):
+def test_weights_nested_tuples_raise(tmp_path, old):
     """Hashing a million levels takes all of the stack: seen here in a process of its own."""
     (tmp_path / "a.pth").write_bytes(nested(1_000_000, old))
     code = (
@@ -265,14 +265,14 @@ def test_weights_that_nest_tuples(tmp_path, old):
     )
 
 
-def test_many_tensors_are_no_nesting(tmp_path):
+def test_weights_many_tensors_are_read(tmp_path):
     torch.save(
         {f"layer{number}.weight": torch.zeros(2, 1) for number in range(10_000)}, tmp_path / "a.pth"
     )
     assert len(read_weight_file(tmp_path / "a.pth").state) == 10_000
 
 
-def test_weights_of_thousands_of_numpys_classes(tmp_path):
+def test_weights_thousands_of_numpy_classes_raise(tmp_path):
     """Each that torch does not know has the file read once more."""
     body = b"\x80\x02]" + b"".join(b"cnumpy\nx%d\na" % number for number in range(2000)) + b"."
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
@@ -285,7 +285,7 @@ def test_weights_of_thousands_of_numpys_classes(tmp_path):
     assert "could run a stranger's code" in refusal(read_weight_file, tmp_path / "a.pth")
 
 
-def test_names_of_tensors_without_end(tmp_path):
+def test_weights_huge_number_in_name_raises(tmp_path):
     torch.save({"layer1." + "9" * 5000 + ".weight": torch.zeros(2)}, tmp_path / "a.pth")
     line = refusal(read_weight_file, tmp_path / "a.pth")
     assert "a name of 5014 letters" in line and len(line) < 300
@@ -310,7 +310,7 @@ def tiff(*entries, order="<"):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_parts_of_a_tiff(order):
+def test_tiff_huge_tile_raises(order):
     """3 kB whose tile has 256 million pixels took a gigabyte."""
     size = (256, 3, 40), (257, 3, 30)
     assert image_header.find_error(tiff(*size, (322, 3, 256), (323, 3, 256), order=order)) == ""
@@ -340,7 +340,7 @@ def test_parts_of_a_tiff(order):
     assert "claims" in image_header.find_error(tiff((256, 16, 40), (257, 16, 30), order=order))
 
 
-def test_tiffs_as_programs_write_them():
+def test_tiff_usual_files_are_accepted():
     import cv2
 
     for kind in (np.uint8, np.uint16, np.float32):
@@ -356,7 +356,7 @@ def test_tiffs_as_programs_write_them():
                 )
 
 
-def test_jpeg_of_many_scans_however_small():
+def test_jpeg_many_scans_raise():
     """2000 x 2000 pixels a thousand times are half an hour of work."""
     import cv2
 
@@ -374,7 +374,7 @@ def test_jpeg_of_many_scans_however_small():
 # what lies beside the weights ---------------------------------------------------------------------
 
 
-def test_configuration_beside_the_weights(tmp_path, monkeypatch, caplog):
+def test_config_yaml_bomb_next_to_weights_is_ignored(tmp_path, monkeypatch, caplog):
     """A stranger's run folder: its config.yaml is read to say what the weights were trained
     with.
     """

@@ -47,7 +47,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
-def test_full_disk(tiny_experiment, small_disk):
+def test_train_full_disk_keeps_checkpoints_and_resumes(tiny_experiment, small_disk):
     """The run ends with one line; the checkpoints before are whole, and when there is room it
     goes on to the same end.
     """
@@ -96,7 +96,7 @@ def within(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_full_disk_of_the_logs(tiny_experiment, small_disk, capfd):
+def test_train_full_log_disk_ends_with_checkpoint(tiny_experiment, small_disk, capfd):
     """LOG_DIR on a disk of its own that fills: one line that names it, with a checkpoint, and no
     waiting for TensorBoard's thread.
     """
@@ -134,7 +134,7 @@ def test_full_disk_of_the_logs(tiny_experiment, small_disk, capfd):
     assert f"going on at epoch {epoch}, step {step}" in (folder / "train.log").read_text()
 
 
-def test_logs_that_fail_when_the_run_is_over(tiny_experiment, monkeypatch, capfd):
+def test_train_failing_log_at_the_end_warns(tiny_experiment, monkeypatch, capfd):
     """Said, and no more: the weights are there."""
     monkeypatch.setattr(
         "tensorboardX.record_writer.RecordWriter.flush",
@@ -151,7 +151,7 @@ def test_logs_that_fail_when_the_run_is_over(tiny_experiment, monkeypatch, capfd
     )
 
 
-def test_thread_of_the_logs_that_has_ended(tiny_experiment):
+def test_tensorboard_ended_thread_raises(tiny_experiment):
     board = logger.TensorBoard(config.load(tiny_experiment), str(tiny_experiment))
     board._events._worker.stop()
     for call in (
@@ -164,7 +164,7 @@ def test_thread_of_the_logs_that_has_ended(tiny_experiment):
         board.close()
 
 
-def test_full_disk_of_debug_pictures(tiny_experiment, monkeypatch):
+def test_train_full_disk_of_debug_images_ends_with_checkpoint(tiny_experiment, monkeypatch):
     """Their thread's fault ends the run with a checkpoint too."""
     monkeypatch.setattr(
         "poise.visualization.draw.save_image",

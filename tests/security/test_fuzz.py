@@ -67,7 +67,7 @@ def clock(fuzz):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_first_inputs(fuzz, clock, name):
+def test_harness_first_inputs_find_no_error(fuzz, clock, name):
     engines, harnesses = fuzz
     harness = harnesses.HARNESSES[name]
     before, read = engines.megabytes(), harnesses.read
@@ -86,18 +86,18 @@ def test_first_inputs(fuzz, clock, name):
     assert engines.megabytes() < max(before, 400) + 600
 
 
-def test_every_harness_is_tested(fuzz):
+def test_harness_names_are_complete(fuzz):
     assert list(fuzz[1].HARNESSES) == NAMES
 
 
-def test_inputs_are_the_same_each_time(fuzz):
+def test_engine_inputs_are_deterministic(fuzz):
     engines, _ = fuzz
     for name in NAMES:
         assert engines.drawn(name, 11) == engines.drawn(name, 11)
         assert len({engines.drawn(name, number) for number in range(40)}) > 25, name
 
 
-def test_a_fault_would_be_found(fuzz, monkeypatch):
+def test_harness_planted_error_is_found(fuzz, monkeypatch):
     """Each way in which a harness may see one."""
     engines, harnesses = fuzz
     from poise.datasets import coco_files
@@ -129,7 +129,7 @@ def test_a_fault_would_be_found(fuzz, monkeypatch):
             harnesses.HARNESSES["JPEG regions"].run(harnesses.seeds.image()[2])
 
 
-def test_an_input_without_end_is_stopped(fuzz):
+def test_engine_hanging_input_is_stopped(fuzz):
     engines, _ = fuzz
     before = signal.getsignal(signal.SIGALRM)
     clock = engines.watch(1)
@@ -147,7 +147,7 @@ def test_an_input_without_end_is_stopped(fuzz):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_long_run_counts_goes_on_and_keeps_faults(fuzz, tmp_path, monkeypatch, capsys):
+def test_fuzz_run_counts_resumes_and_saves_errors(fuzz, tmp_path, monkeypatch, capsys):
     """Two short calls of make fuzz's program, by number; then with a harness that is broken."""
     import json
 
@@ -215,7 +215,7 @@ def children(monkeypatch, run, harnesses, broken=False):
     monkeypatch.setattr(run.subprocess, "run", one)
 
 
-def test_memory_of_a_child_is_limited():
+def test_engine_memory_limit_is_enforced():
     """A claim of more than the limit fails at once; in a process of its own, for a limit cannot
     be taken back.
     """

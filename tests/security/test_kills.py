@@ -101,13 +101,13 @@ def assert_as_undisturbed(path, other):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2])
-def test_killed_again_and_again(together, tiny, world, workers):
+def test_train_killed_repeatedly_ends_with_equal_weights(together, tiny, world, workers):
     # WORKERS are a machine's
     overrides = ("WORKERS", workers * world, "TRAIN.BATCH_SIZE_PER_GPU", 12 // world)
     kill_again_and_again(together, tiny, world, overrides, f"{world} {workers}")
 
 
-def test_killed_with_random_numbers_in_the_network(together, tiny):
+def test_train_killed_with_drop_path_ends_with_equal_weights(together, tiny):
     """MogaNet's drop path draws in every step, and a step has two parts, so that one can also
     die between them.
     """
@@ -227,7 +227,7 @@ def kill_rank(job, rank, begin):
     return victim
 
 
-def test_job_that_restarts_itself(together, tiny):
+def test_torchrun_restarted_job_ends_with_equal_weights(together, tiny):
     """--max-restarts 2, AUTO_RESUME off: one rank is killed, then the other; the job ends by
     itself with the weights of an undisturbed one.
     """
@@ -247,7 +247,7 @@ def test_job_that_restarts_itself(together, tiny):
     assert_as_undisturbed(tiny, undisturbed)
 
 
-def test_a_rank_that_dies_ends_the_job(tiny):
+def test_torchrun_killed_rank_ends_the_job(tiny):
     """With a report that names it, within seconds."""
     job = torchrun(tiny, "TRAIN.BATCH_SIZE_PER_GPU", 6, "PRINT_FREQ", 1)
     try:
@@ -266,7 +266,7 @@ def test_a_rank_that_dies_ends_the_job(tiny):
 
 
 @pytest.mark.parametrize("handled", [False, True])
-def test_sigusr1_to_torchrun(tiny, handled):
+def test_torchrun_sigusr1_stops_with_checkpoint(tiny, handled):
     """torchrun dies of it unless it is told to pass it on; either way the processes stop with a
     checkpoint, and none is left.
     """
@@ -307,7 +307,7 @@ def test_sigusr1_to_torchrun(tiny, handled):
     assert f"stopped at epoch {newest['epoch']}, step {newest['step']}; " in out
 
 
-def test_two_machines_of_which_one_loses_its_process(together, tiny):
+def test_two_machines_killed_process_restarts_both(together, tiny):
     """Two of torchrun on this machine, as on two, by the example's script: the other restarts
     for the meeting's sake and counts no failure.
     """
@@ -367,7 +367,7 @@ def resident_here(processes, path, overrides):
     return train_here(processes, path, overrides, prepare)
 
 
-def test_memory_is_flat_over_2000_steps(together, tiny, monkeypatch):
+def test_train_memory_is_flat_over_2000_steps(together, tiny, monkeypatch):
     """With an average of the weights, and with tests, checkpoints and TensorBoard's figures in
     between.
     """

@@ -70,7 +70,7 @@ def run(monkeypatch, capfd, place):
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.how}")
-def test_planted_fault(fault, place, run):
+def test_tool_planted_fault_ends_in_one_line(fault, place, run):
     status, out, err = run(fault.tool, fault.plant(place))
     assert status == fault.status, (out, err)
     assert "Traceback" not in out + err
@@ -86,7 +86,7 @@ def test_planted_fault(fault, place, run):
     assert [path for path in place.folder.rglob("*") if path.name.endswith((".part", ".tmp"))] == []
 
 
-def test_there_are_sixty_of_all_kinds():
+def test_planted_faults_cover_every_kind():
     assert len(FAULTS) >= 60 and len({(fault.kind, fault.how) for fault in FAULTS}) == len(FAULTS)
     assert {fault.kind for fault in FAULTS} == {
         "configuration",
@@ -100,7 +100,7 @@ def test_there_are_sixty_of_all_kinds():
 
 @pytest.mark.parametrize("way", TAKES_WEIGHTS)
 @pytest.mark.parametrize("form", ["zip", "before 1.6", "bare pickle"])
-def test_a_strangers_code_is_not_run(way, form, place, run):
+def test_tool_code_in_weights_is_not_executed(way, form, place, run):
     """By no tool, in no way in which it takes weights."""
     path = (
         plain_pickle(place) if form == "bare pickle" else malicious(place, old=form == "before 1.6")
@@ -113,7 +113,7 @@ def test_a_strangers_code_is_not_run(way, form, place, run):
 
 
 @pytest.mark.parametrize("form", ["zip", "before 1.6", "bare pickle"])
-def test_a_strangers_code_is_not_run_for_a_detector(form, place):
+def test_detector_code_in_weights_is_not_executed(form, place):
     """tools/demo.py and make_boxes.py with --detector-weights, whose networks need a torchvision
     that is not everywhere.
     """
@@ -127,13 +127,13 @@ def test_a_strangers_code_is_not_run_for_a_detector(form, place):
     assert not place.canary.exists()
 
 
-def test_the_pickle_would_have_written_the_file(place):
+def test_torch_load_malicious_pickle_writes_the_file(place):
     """Otherwise the tests above could not fail."""
     torch.load(malicious(place), weights_only=False)
     assert place.canary.exists()
 
 
-def test_the_page_is_up_to_date(monkeypatch):
+def test_fault_tables_are_up_to_date(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "fuzz"))
     import page
 

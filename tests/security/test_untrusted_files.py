@@ -34,7 +34,7 @@ PICTURE = cv2.resize(
 )
 
 
-def test_names_are_shown_so_that_they_cannot_steer_a_terminal():
+def test_escape_name_control_characters_are_escaped():
     assert escape_name("Größe 1.jpg") == "Größe 1.jpg"
     assert (
         escape_name("a\nb\r\t\x1b[2J\x07\u202egnp.exe\x9b")
@@ -47,7 +47,7 @@ def test_names_are_shown_so_that_they_cannot_steer_a_terminal():
     )
 
 
-def test_escape_html_of_markup_and_of_what_steers_the_text():
+def test_escape_html_markup_and_bidi_marks_are_escaped():
     marks = "".join(map(chr, (0x202E, 0x2066, 0x200F, 0x61C, 0x7, 0x9B, 0xFEFF, 0xD800)))
     shown = "\\u202e\\u2066\\u200f\\u061c\\x07\\x9b\\ufeff\\ud800"
     assert (
@@ -56,7 +56,7 @@ def test_escape_html_of_markup_and_of_what_steers_the_text():
     assert escape_html("Größe\n日本 שלום") == "Größe\n日本 שלום" and escape_html(7) == "7"
 
 
-def test_log_lines_cannot_steer_a_terminal(tmp_path, capsys):
+def test_log_control_characters_are_escaped(tmp_path, capsys):
     """Names and values of strangers' files that reach the log, such as what a checkpoint says of
     the run that wrote it.
     """
@@ -73,7 +73,7 @@ def test_log_lines_cannot_steer_a_terminal(tmp_path, capsys):
         assert said.endswith("weights of \\x1b[2J\\u202egnp\\r\n| a table\t|\n")
 
 
-def test_long_lines_keep_their_ends():
+def test_format_error_long_line_keeps_both_ends():
     line = format_error(DataError(f"a.json: {'x' * 5000}; mend it"))
     assert (
         len(line) <= MAX_CHARACTERS
@@ -83,7 +83,7 @@ def test_long_lines_keep_their_ends():
     assert format_error(DataError("a\nb")) == "a b"
 
 
-def test_sizes_in_words():
+def test_format_bytes_equals_examples():
     assert [format_bytes(size) for size in (12, 1500, 2_500_000, 19_336_861_798)] == [
         "12 bytes",
         "1.5 kB",
@@ -92,7 +92,7 @@ def test_sizes_in_words():
     ]
 
 
-def test_links_to_files_are_followed(tmp_path):
+def test_read_bytes_follows_links(tmp_path):
     (tmp_path / "there").write_bytes(b"1")
     (tmp_path / "link").symlink_to(tmp_path / "there")
     assert read_bytes(tmp_path / "link", "file", 10) == b"1"
@@ -112,22 +112,22 @@ def test_links_to_files_are_followed(tmp_path):
         "a: 2001-01-01\nb: !!set {x}\n",
     ],
 )
-def test_yaml_is_what_the_safe_loader_gives(text):
+def test_parse_yaml_equals_safe_load(text):
     assert parse_yaml(text, "a.yaml", ConfigError) == yaml.safe_load(text)
 
 
-def test_every_experiment_is_read():
+def test_parse_yaml_every_experiment_equals_safe_load():
     for path in (ROOT / "experiments").rglob("*.yaml"):
         assert parse_yaml(path.read_bytes(), path, ConfigError) == yaml.safe_load(path.read_bytes())
 
 
-def test_json_with_the_mark_of_windows_editors(tmp_path):
+def test_read_json_with_byte_order_mark_is_read(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": [1, 2]}')
     assert json_file.read_json(tmp_path / "a.json", "file") == {"a": [1, 2]}
 
 
 @pytest.mark.parametrize("options", [{}, {"do_compression": True}, {"oned_as": "column"}])
-def test_matlab_arrays_are_scipys(tmp_path, options):
+def test_read_matlab_equals_scipy(tmp_path, options):
     content = {
         "f8": np.random.default_rng(0).normal(size=(3, 2, 4)),
         "u1": np.arange(12, dtype=np.uint8).reshape(3, 4),
@@ -148,7 +148,7 @@ def test_matlab_arrays_are_scipys(tmp_path, options):
     assert found["names"][:2] == ["rank", "Größe"] and "left_out" not in found
 
 
-def test_matlab_of_the_other_byte_order(tmp_path):
+def test_read_matlab_big_endian_is_read(tmp_path):
     """As a big machine writes it; made by hand, for scipy does not."""
     values = np.arange(6.0).reshape(2, 3)
     parts = [
@@ -169,12 +169,12 @@ def test_matlab_of_the_other_byte_order(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".bmp", ".webp", ".tiff", ".gif"])
-def test_claimed_size_is_that_of_the_pixels(ending):
+def test_read_size_equals_decoded_size(ending):
     data = cv2.imencode(ending, PICTURE)[1].tobytes()
     assert image_header.read_size(data) == (45, 31) and image_header.find_error(data) == ""
 
 
-def test_claimed_sizes_of_other_kinds():
+def test_read_size_other_kinds_equal_decoded_size():
     for options in ([cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 1]):
         assert image_header.read_size(cv2.imencode(".jpg", PICTURE, options)[1].tobytes()) == (
             45,
@@ -192,7 +192,7 @@ def test_claimed_sizes_of_other_kinds():
     ) == (0, 0)
 
 
-def test_photograph_of_a_large_camera_is_not_refused():
+def test_find_error_102_megapixels_is_accepted():
     """102 million pixels, as medium format has them."""
     header = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
     at = header.index(b"\xff\xc0")
@@ -204,7 +204,7 @@ def test_photograph_of_a_large_camera_is_not_refused():
     )
 
 
-def test_names_below_a_folder():
+def test_find_name_error_accepts_relative_names_only():
     for name in ("a.jpg", "train2017/a.jpg", "a b/ü.jpg", "a..b.jpg", "./a.jpg"):
         assert archives.find_name_error(name) == "", name
     for name in (
@@ -226,7 +226,7 @@ def test_names_below_a_folder():
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])
-def test_unpacking(tmp_path, kind):
+def test_unpack_every_archive_writes_wanted_members(tmp_path, kind):
     files = {
         "set/a.jpg": b"a" * 5000,
         "set/sub/b.jpg": os.urandom(3000),
@@ -266,7 +266,7 @@ def test_unpacking(tmp_path, kind):
     assert sum(done) == 2 * 8000
 
 
-def test_files_that_are_there_are_left_and_cut_ones_replaced(tmp_path):
+def test_unpack_existing_files_are_kept_and_truncated_replaced(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a", b"12345")
         archive.writestr("b", b"12345")
@@ -279,7 +279,7 @@ def test_files_that_are_there_are_left_and_cut_ones_replaced(tmp_path):
     ).read_bytes() == b"12345"
 
 
-def test_a_link_of_the_user_in_the_target_is_not_written_through(tmp_path):
+def test_unpack_existing_link_is_replaced(tmp_path):
     """Such as a file of another set: the link is replaced, what it leads to stays."""
     (tmp_path / "mine").write_bytes(b"precious")
     (tmp_path / "out").mkdir()

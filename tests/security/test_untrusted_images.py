@@ -27,7 +27,7 @@ from support.paths import ROOT
 
 
 @pytest.mark.parametrize("name", READ)
-def test_every_usual_kind_becomes_rgb_of_a_byte(tmp_path, name, capfd, caplog):
+def test_read_image_every_format_gives_rgb_uint8(tmp_path, name, capfd, caplog):
     data, looks, allowed = READ[name]
     (tmp_path / name).write_bytes(data)
     image = read_image(tmp_path / name)
@@ -63,7 +63,7 @@ def test_every_usual_kind_becomes_rgb_of_a_byte(tmp_path, name, capfd, caplog):
         (2, COLOURS[:, ::-1]),
     ],
 )
-def test_exif_orientation_is_followed(tmp_path, kind, orientation, turned):
+def test_read_image_exif_orientation_is_applied(tmp_path, kind, orientation, turned):
     options = {"WEBP": {"lossless": True}}.get(kind, {"quality": 95})
     (tmp_path / "a").write_bytes(
         encoded(COLOURS, kind, exif=upright(orientation).tobytes(), **options)
@@ -83,9 +83,7 @@ def test_exif_orientation_is_followed(tmp_path, kind, orientation, turned):
         ("TIFF", "pages", {}),
     ],
 )
-def test_of_several_frames_the_first_is_taken_and_that_is_said(
-    tmp_path, caplog, kind, word, options
-):
+def test_read_image_several_frames_takes_the_first_and_warns(tmp_path, caplog, kind, word, options):
     path = tmp_path / "several"
     path.write_bytes(encoded(COLOURS, kind, save_all=True, append_images=SECOND, **options))
     assert np.abs(read_image(path).astype(int) - COLOURS).mean() < 12
@@ -94,7 +92,7 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(
     ]
 
 
-def test_a_phones_jpeg_with_a_thumbnail_behind_it_is_one_picture(tmp_path, caplog):
+def test_read_image_mpo_takes_the_first_image(tmp_path, caplog):
     (tmp_path / "a.jpg").write_bytes(
         encoded(COLOURS, "MPO", save_all=True, append_images=SECOND, quality=95)
     )
@@ -105,7 +103,7 @@ def test_a_phones_jpeg_with_a_thumbnail_behind_it_is_one_picture(tmp_path, caplo
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, capfd):
+def test_read_image_invalid_raises_in_one_line(tmp_path, name, capfd):
     data, fault = REFUSED[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as error:
@@ -115,7 +113,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, capfd):
     assert capfd.readouterr() == ("", ""), "OpenCV's own lines stand in the user's way"
 
 
-def test_read_picture_heic_or_avif_without_its_reader_names_it(tmp_path, monkeypatch):
+def test_read_image_heic_or_avif_without_reader_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(features, "get_supported_modules", lambda: [])
     for brand, fault in (
@@ -128,7 +126,7 @@ def test_read_picture_heic_or_avif_without_its_reader_names_it(tmp_path, monkeyp
         assert str(error.value) == f"{tmp_path / 'a.heic'}: {fault}"
 
 
-def test_opencvs_own_log_is_as_the_program_set_it(tmp_path):
+def test_read_image_keeps_opencv_log_level(tmp_path):
     (tmp_path / "a.tif").write_bytes(REFUSED["half.tif"][0])
     log = decoding._opencv_log
     before = log.getLogLevel()
@@ -142,7 +140,7 @@ def test_opencvs_own_log_is_as_the_program_set_it(tmp_path):
         log.setLogLevel(before)
 
 
-def test_what_is_no_file(tmp_path):
+def test_read_image_not_a_file_raises(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")  # opening it in the usual way would wait for ever
     for path, fault in (
         (tmp_path / "none.jpg", "No such file"),
@@ -156,7 +154,7 @@ def test_what_is_no_file(tmp_path):
             read_image(path)
 
 
-def test_a_file_of_many_bytes_is_not_read(tmp_path):
+def test_read_image_huge_file_raises(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
         file.truncate(MAX_BYTES + 1)  # sparse: it takes no room
     with pytest.raises(
@@ -165,7 +163,7 @@ def test_a_file_of_many_bytes_is_not_read(tmp_path):
         read_image(tmp_path / "a.jpg")
 
 
-def test_the_limit_holds_where_the_program_has_lifted_pillows(tmp_path, monkeypatch):
+def test_read_image_limit_holds_without_pillow_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     (tmp_path / "a.png").write_bytes(png_header(30_000, 30_000))
     (tmp_path / "a.ppm").write_bytes(b"P6 30000 30000 255\n" + bytes(100))
@@ -194,7 +192,7 @@ except DataError:
 """
 
 
-def test_a_bomb_of_30000_by_30000_is_refused_in_little_memory(tmp_path):
+def test_read_image_900_megapixel_bomb_uses_little_memory(tmp_path):
     """A whole and valid PNG, 2.7 GB of pixels in about 2.6 MB."""
     rows, length = 100, 30_000 * (1 + 3 * 30_000)
     packer = zlib.compressobj(9, wbits=-15)

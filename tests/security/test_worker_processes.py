@@ -67,7 +67,7 @@ def workers(request):
 # what the machine lacks ---------------------------------------------------------------------------
 
 
-def test_train_full_shared_memory_is_one_line(tiny_experiment, own_mounts, workers):
+def test_train_full_shared_memory_ends_in_one_line(tiny_experiment, own_mounts, workers):
     status, _, err = run(
         "train", tiny_experiment, "WORKERS", workers, shell=SMALL_SHARED_MEMORY, words=own_mounts
     )
@@ -80,7 +80,7 @@ def test_train_full_shared_memory_is_one_line(tiny_experiment, own_mounts, worke
     )
 
 
-def test_train_killed_worker_is_one_line_with_the_checkpoint(tiny_experiment, workers):
+def test_train_killed_worker_names_the_checkpoint(tiny_experiment, workers):
     status, _, err = run(
         "train",
         tiny_experiment,
@@ -107,9 +107,7 @@ def test_train_killed_worker_is_one_line_with_the_checkpoint(tiny_experiment, wo
     )
 
 
-def test_train_worker_killed_while_a_checkpoint_is_written_is_not_the_disks_fault(
-    tiny_experiment, workers
-):
+def test_train_worker_killed_during_save_is_not_a_disk_error(tiny_experiment, workers):
     """PyTorch raises its error in the main process, wherever that is: here in torch.save."""
     status, _, err = run(
         "train", tiny_experiment, "WORKERS", workers, before=KILL_WORKER_WHILE_WRITING
@@ -144,7 +142,9 @@ def test_train_few_file_handles_end_the_run(tiny_experiment, workers, debug):
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("fault", ["shared memory", "killed worker"])
 @pytest.mark.parametrize("tool", ["train", "train --dry-run", "test"])
-def test_tools_end_without_their_workers(tiny_experiment, own_mounts, workers, tool, fault, debug):
+def test_tools_lost_workers_end_in_one_line(
+    tiny_experiment, own_mounts, workers, tool, fault, debug
+):
     name, *options = tool.split()
     if name == "test":
         run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
@@ -226,7 +226,7 @@ def test_train_error_with_debug_ends_the_run(tiny_experiment, workers):
     assert status == 1 and err.endswith("DataError: planted\n") and err.count("Traceback") == 1
 
 
-def test_loader_of_a_program_that_fails_ends_with_it(tiny_experiment):
+def test_loader_of_failing_program_ends_with_it(tiny_experiment):
     """Without the tools: a program that holds a loader when it fails."""
     code = (
         "from poise import config\nfrom poise.datasets import build_loader, load_split\n"
@@ -361,7 +361,7 @@ def test_train_out_of_memory_names_keys_and_checkpoint(tiny_experiment, monkeypa
     assert state_of(kept)["step"] == 2
 
 
-def test_test_out_of_memory_names_keys(tiny_experiment, monkeypatch):
+def test_evaluate_out_of_memory_names_keys(tiny_experiment, monkeypatch):
     from poise import config
     from poise.engine import evaluate
 
@@ -379,7 +379,7 @@ def test_test_out_of_memory_names_keys(tiny_experiment, monkeypatch):
     assert "\n" not in str(told.value)
 
 
-def test_train_really_out_of_memory_is_one_line(tiny_experiment):
+def test_train_real_out_of_memory_ends_in_one_line(tiny_experiment):
     """With the system's own limit, in a layer that asks for more."""
     fail = "__import__('torch').empty(1 << 50)"
     status, _, err = run(
@@ -406,7 +406,7 @@ def test_train_really_out_of_memory_is_one_line(tiny_experiment):
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "a data loader worker was killed"),
     ],
 )
-def test_machine_limits_in_a_worker_gives_one_line(text, told):
+def test_machine_limits_worker_error_is_one_line(text, told):
     with pytest.raises(PoiseError, match=f"^{told}"), machine_limits("run", ""):
         raise RuntimeError(text)
 
@@ -419,6 +419,6 @@ def test_machine_limits_in_a_worker_gives_one_line(text, told):
         "DataLoader worker (pid 7) exited unexpectedly with exit code 1. Details are lost",
     ],
 )
-def test_other_errors_stay_as_they_are(text):
+def test_machine_limits_other_errors_are_unchanged(text):
     with pytest.raises(RuntimeError, match=re.escape(text)), machine_limits("run", ""):
         raise RuntimeError(text)

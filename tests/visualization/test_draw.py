@@ -56,7 +56,7 @@ def changed(drawn, image=GREY):
 
 
 @pytest.mark.parametrize("height, most", [(30, 0.65), (60, 0.35), (200, 0.25)])
-def test_draw_small_person_leaves_the_figure_visible(height, most):
+def test_draw_small_person_stays_visible(height, most):
     """The share of its box that lines and dots cover; more where the image alone decides."""
     image = np.full((1000, 2000, 3), 128, np.uint8)
     poses = people([500, 400, 500 + height / 2, 400 + height])
@@ -69,7 +69,7 @@ def test_draw_small_person_leaves_the_figure_visible(height, most):
     assert changed(by_image, image).sum() > 1.5 * covered.sum()
 
 
-def test_draw_person_that_fills_the_image_is_as_without_a_size():
+def test_draw_full_size_person_equals_default_size():
     with_size, without = GREY.copy(), GREY.copy()
     points = people([150, 20, 450, 380]).keypoints[0]
     draw.draw_person(with_size, points, COCO, person_side=360)
@@ -77,7 +77,7 @@ def test_draw_person_that_fills_the_image_is_as_without_a_size():
     assert np.array_equal(with_size, without)
 
 
-def test_draw_one_labelled_keypoint_is_visible():
+def test_draw_one_labeled_keypoint_is_visible():
     shown = np.arange(17) == 0
     for side in (5, 50, 500):
         image = GREY.copy()
@@ -87,7 +87,7 @@ def test_draw_one_labelled_keypoint_is_visible():
         assert changed(image).sum() >= 5
 
 
-def test_person_color_of_consecutive_numbers_has_distant_hues():
+def test_person_color_consecutive_ids_have_distant_hues():
     colors = np.uint8([[draw.person_color(number) for number in range(200)]])
     hsv = cv2.cvtColor(colors, cv2.COLOR_BGR2HSV)[0].astype(int)
     assert hsv[:, 1].min() > 150 and hsv[:, 2].min() > 240
@@ -103,7 +103,7 @@ def pixel(image, point):
     return tuple(image[y, x].tolist())
 
 
-def test_draw_several_persons_has_a_hue_for_each_and_dots_by_side():
+def test_draw_several_persons_use_one_hue_each():
     poses = people([30, 50, 180, 350], [230, 50, 380, 350], [430, 50, 580, 350])
     drawn = poses.draw(GREY)
     limbs = []
@@ -122,7 +122,7 @@ def test_draw_several_persons_has_a_hue_for_each_and_dots_by_side():
         poses.draw(GREY, color="hue")
 
 
-def test_draw_one_person_has_the_colors_of_its_sides():
+def test_draw_one_person_uses_side_colors():
     poses = people([30, 50, 180, 350])
     assert np.array_equal(poses.draw(GREY), poses.draw(GREY, color="side"))
     assert (
@@ -131,7 +131,7 @@ def test_draw_one_person_has_the_colors_of_its_sides():
     )
 
 
-def test_draw_ids_keep_their_hue_in_another_order():
+def test_draw_ids_keep_their_hue_when_reordered():
     poses = people([30, 50, 180, 350], [430, 50, 580, 350])
     drawn = poses.draw(GREY, ids=np.array([7, 3]))
     assert np.array_equal(drawn, poses[::-1].draw(GREY, ids=[3, 7]))
@@ -140,13 +140,13 @@ def test_draw_ids_keep_their_hue_in_another_order():
 
 
 @pytest.mark.parametrize("ids", [[7], [7, 3, 1], np.array([], int)])
-def test_draw_ids_of_another_length_are_refused(ids):
+def test_draw_ids_of_other_length_raise(ids):
     poses = people([30, 50, 180, 350], [430, 50, 580, 350])
     with pytest.raises(ConfigError, match=f"ids: has {len(ids)} numbers for 2 persons"):
         poses.draw(GREY, ids=ids)
 
 
-def test_draw_boxes_with_scores():
+def test_draw_boxes_shows_boxes_and_scores():
     poses = people([30, 50, 180, 350], [430, 2, 580, 350])
     drawn, plain = poses.draw(GREY, boxes=True), poses.draw(GREY)
     for box in poses.boxes.astype(int):
