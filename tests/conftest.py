@@ -3,9 +3,11 @@ synthetic set.
 """
 
 import json
+import runpy
+import sys
 
 import pytest
-from support.paths import GOLDEN, SHARED
+from support.paths import GOLDEN, ROOT, SHARED
 from support.runs import TINY, forget_log_handlers
 
 
@@ -84,3 +86,27 @@ def tiny_mpii_experiment(tmp_path, small_mpii_set):
     path = tmp_path / "tiny_mpii.yaml"
     path.write_text(f"OUTPUT_DIR: {tmp_path / 'output'}\nLOG_DIR: {tmp_path / 'log'}\n{text}")
     return path
+
+
+@pytest.fixture
+def no_tensorboard_images(monkeypatch):
+    """Write no images for TensorBoard; they take half of the time of a small run."""
+    from poise.engine.records import TrainRecords
+
+    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Return a function that runs a script of tools/ in this process.
+
+    The function returns (exit status, stdout, stderr).
+    """
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run

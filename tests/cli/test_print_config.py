@@ -2,8 +2,7 @@
 another file, and who set them.
 """
 
-import runpy
-import sys
+import functools
 
 import pytest
 from poise import config
@@ -27,17 +26,10 @@ TEST: {BATCH_SIZE: 16}
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """Runs tools/print_config.py in this process: (exit status, stdout, stderr)."""
+def tool(monkeypatch, run_script):
+    """Run tools/print_config.py at the root of the repository."""
     monkeypatch.chdir(ROOT)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["tools/print_config.py", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path("tools/print_config.py", run_name="__main__")
-        return (ended.value.code or 0, *capsys.readouterr())
-
-    return run
+    return functools.partial(run_script, "print_config")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS)

@@ -26,7 +26,9 @@ from support.runs import (
     same_weights,
     state_of,
     without_settings,
-)  # noqa: F401
+)
+
+pytestmark = pytest.mark.usefixtures("no_tensorboard_images")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from poise.engine import distributed as process_group
 from poise.engine.distributed import ALONE, Processes
 from poise.errors import ConfigError, PoiseError
 from poise.models import build_model
-from support.gloo_processes import forks, together, train_here  # noqa: F401
+from support.gloo_processes import train_here
 from support.runs import TINY, copied, folder_of, metrics_of, same_weights, state_of
 from torch import nn
 

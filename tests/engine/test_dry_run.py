@@ -13,8 +13,10 @@ from poise.datasets import load_split
 from poise.engine import dry_run, train
 from poise.errors import PoiseError
 from support.paths import ROOT
-from support.runs import quick_and_quiet, run_train  # noqa: F401
+from support.runs import run_train
 from torch import nn
+
+pytestmark = pytest.mark.usefixtures("no_tensorboard_images")
 
 
 def test_dry_run_logs_cost_and_writes_nothing(tiny_experiment, tmp_path, capsys):

@@ -52,8 +52,10 @@ from support.runs import (
     state_of,
     unfinished,
     without_settings,
-)  # noqa: F401
+)
 from torch import nn
+
+pytestmark = pytest.mark.usefixtures("no_tensorboard_images")
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import torch
 from poise import config
 from poise.engine import train
 from poise.models import build_model
-from support.runs import quick_and_quiet  # noqa: F401
 from torch import nn
+
+pytestmark = pytest.mark.usefixtures("no_tensorboard_images")
 
 EPOCHS, EPS = 3, 1e-4
 

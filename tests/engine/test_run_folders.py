@@ -25,7 +25,9 @@ from support.runs import (
     metrics_of,
     run_train,
     state_of,
-)  # noqa: F401
+)
+
+pytestmark = pytest.mark.usefixtures("no_tensorboard_images")
 
 
 def experiment(folder, small_set):

@@ -29,8 +29,10 @@ from support.runs import (
     same,
     state_of,
     without_settings,
-)  # noqa: F401
+)
 from torch import nn
+
+pytestmark = pytest.mark.usefixtures("no_tensorboard_images")
 
 # parts --------------------------------------------------------------------------------------------
 

@@ -24,19 +24,13 @@ from poise.models import build_model
 from poise.visualization import draw as visualize
 from support.image_files import PNG, READ, REFUSED
 from support.paths import ROOT
-from support.runs import TINY, forget_log_handlers
+from support.runs import TINY
 
 spec = importlib.util.spec_from_file_location("tools_demo", ROOT / "tools" / "demo.py")
 TOOL = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(TOOL)
 SCHEMA = json.loads((ROOT / "docs" / "demo_schema.json").read_text(encoding="utf-8"))
 ANNOTATIONS = "annotations/person_keypoints_val2017.json"
-
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards():
-    yield
-    forget_log_handlers()
 
 
 @pytest.fixture(scope="module")

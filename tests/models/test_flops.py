@@ -4,8 +4,6 @@ knows, and the tool.
 
 import functools
 import json
-import runpy
-import sys
 
 import pytest
 import torch
@@ -365,17 +363,10 @@ RES50 = EXPERIMENT["pose_resnet50_coco"]
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """Runs tools/get_flops.py in this process: (exit status, stdout, stderr)."""
+def tool(monkeypatch, run_script):
+    """Run tools/get_flops.py on ResNet-50 at the root of the repository."""
     monkeypatch.chdir(ROOT)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["tools/get_flops.py", "--cfg", RES50, *words])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path("tools/get_flops.py", run_name="__main__")
-        return (ended.value.code or 0, *capsys.readouterr())
-
-    return run
+    return functools.partial(run_script, "get_flops", "--cfg", RES50)
 
 
 def test_get_flops_prints_layers_and_totals(tool):

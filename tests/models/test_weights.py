@@ -2,7 +2,6 @@
 refused.
 """
 
-import logging
 import os
 import pickle
 import re
@@ -14,6 +13,8 @@ import torch
 from poise.errors import DataError, single_line
 from poise.models import weights
 from torch import nn
+
+pytestmark = pytest.mark.usefixtures("messages")
 
 
 class Network(nn.Module):
@@ -36,13 +37,6 @@ def trained():
         name: torch.randn(tensor.shape) + 5 if tensor.is_floating_point() else tensor + 7
         for name, tensor in Network().state_dict().items()
     }
-
-
-@pytest.fixture(autouse=True)
-def messages(caplog):
-    """What poise logs."""
-    caplog.set_level(logging.INFO, logger="poise")
-    return caplog
 
 
 def saved(path, content, **options):

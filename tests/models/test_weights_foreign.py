@@ -4,7 +4,6 @@ ones.
 
 import argparse
 import collections
-import logging
 import os
 import subprocess
 import sys
@@ -18,11 +17,7 @@ from support.small_networks import small
 from support.weight_files import equal, mmpose, module, refusal, same, saved
 from torch.optim.swa_utils import AveragedModel
 
-
-@pytest.fixture(autouse=True)
-def messages(caplog):
-    caplog.set_level(logging.INFO, logger="poise")
-    return caplog
+pytestmark = pytest.mark.usefixtures("messages")
 
 
 class HistoryBuffer:

@@ -3,7 +3,6 @@ recognised, renamed, loaded, or refused with counts.
 """
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -23,11 +22,7 @@ from support.small_networks import (
 )
 from support.weight_files import MSPN, equal, mmpose, module, refusal, saved
 
-
-@pytest.fixture(autouse=True)
-def messages(caplog):
-    caplog.set_level(logging.INFO, logger="poise")
-    return caplog
+pytestmark = pytest.mark.usefixtures("messages")
 
 
 # {format: (family, the file's content from the state dict under Poise's names)}

@@ -2,10 +2,10 @@
 they are cut up, and what they refuse.
 """
 
+import functools
 import json
 import os
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
@@ -771,16 +771,9 @@ def test_train_resume_other_genotype_raises(tiny_search):
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """Runs tools/search.py in this process: (exit status, stdout, stderr)."""
-
-    def start(*words):
-        monkeypatch.setattr(sys, "argv", ["tools/search.py", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "tools/search.py"), run_name="__main__")
-        return (ended.value.code or 0, *capsys.readouterr())
-
-    return start
+def tool(run_script):
+    """Run tools/search.py."""
+    return functools.partial(run_script, "search")
 
 
 def test_search_command_random_writes_genotypes(tool, tiny_search):

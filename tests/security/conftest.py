@@ -1,8 +1,12 @@
-"""Mark every test of this folder as `security`."""
+"""Mark every test of this folder as `security`; processes over gloo and mounts as fixtures."""
 
 from pathlib import Path
 
 import pytest
+from support.gloo_processes import forks, together
+from support.tool_processes import own_mounts
+
+__all__ = ["forks", "own_mounts", "together"]
 
 FOLDER = Path(__file__).parent
 

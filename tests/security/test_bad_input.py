@@ -19,7 +19,6 @@ from poise import config
 from poise.errors import run_tool
 from poise.models import build_model
 from support.paths import ROOT
-from support.runs import forget_log_handlers
 
 TOOLS = {}
 for tool_name in ("train", "test"):
@@ -31,13 +30,6 @@ for tool_name in ("train", "test"):
 ENGINE = {"train": "poise.engine.train", "test": "poise.engine.evaluate"}
 TRUTH = "annotations/person_keypoints_{}.json"
 BOXES = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
-
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards():
-    """A run's log handlers hold this test's stdout; the next test has its own."""
-    yield
-    forget_log_handlers()
 
 
 @pytest.fixture

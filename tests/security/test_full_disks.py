@@ -19,7 +19,9 @@ from support.runs import (
     positions,
     run_train,
     same_weights,
-)  # noqa: F401
+)
+
+pytestmark = pytest.mark.usefixtures("no_tensorboard_images")
 
 
 @pytest.fixture

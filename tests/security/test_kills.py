@@ -17,7 +17,7 @@ import torch
 from poise import config
 from poise.datasets import load_split
 from poise.engine import checkpoint
-from support.gloo_processes import forks, free_port, together, train_here  # noqa: F401
+from support.gloo_processes import free_port, train_here
 from support.paths import ROOT
 from support.runs import copied, folder_of, metrics_of, same_weights
 

@@ -24,7 +24,6 @@ from support.tool_processes import (
     any_left,
     assert_none_left,
     ended,
-    own_mounts,  # noqa: F401
     run,
     started,
 )

@@ -6,11 +6,9 @@ import json
 import logging
 from pathlib import Path
 
-import pytest
 import torch
 from poise import config
 from poise.engine import logger, train
-from poise.engine.records import TrainRecords
 
 # what depends on the clock
 TIMES = ("images_per_second", "data_time_share")
@@ -33,17 +31,6 @@ TRAIN: {{BATCH_SIZE_PER_GPU: 8, END_EPOCH: 2, LR_STEP: [1]}}
 TEST: {{BATCH_SIZE_PER_GPU: 8, FLIP_TEST: true, POST_PROCESS: true, SHIFT_HEATMAP: true,
   USE_GT_BBOX: true, OKS_THRE: 0.9, IN_VIS_THRE: 0.2}}
 """
-
-
-@pytest.fixture(autouse=True)
-def quick_and_quiet(monkeypatch):
-    """No pictures for TensorBoard, which take half of the time of a run of this size.
-
-    A run's log handlers hold this test's stdout and files; the next test has its own.
-    """
-    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
-    yield
-    forget_log_handlers()
 
 
 def in_larger_steps(text):
