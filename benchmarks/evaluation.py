@@ -19,7 +19,7 @@ import numpy as np
 from comparing import Row, compared, in_turns, main
 from oks_nms import THRESHOLD, reference_nms
 from poise.config.datasets import COCO as SKELETON
-from poise.engine.evaluate import score
+from poise.engine.evaluate import evaluate_predictions
 from poise.engine.predict import Predictions
 from poise.evaluation import (
     average_precision,
@@ -160,10 +160,12 @@ def _measured() -> Iterator[Row]:
 
         def poise() -> None:
             # as a training does after an epoch
-            stats["poise"], _ = score(cfg, table, found, folder / "run")
+            stats["poise"], _ = evaluate_predictions(cfg, table, found, folder / "run")
 
         def with_joints() -> None:
-            score(cfg, table, found, folder / "run", per_joint=True)  # as tools/test.py does
+            evaluate_predictions(
+                cfg, table, found, folder / "run", per_joint=True
+            )  # as tools/test.py does
 
         def by_reference() -> None:
             with contextlib.redirect_stdout(io.StringIO()):

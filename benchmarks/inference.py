@@ -41,7 +41,7 @@ def measure() -> Iterator[Row]:
 
         def prepared(amp: str, cfg=cfg, model=model, codec=codec, order=order, inner=inner):
             own = config.override(cfg, ["CHANNELS_LAST", True, "AMP", amp, "TEST.FLIP_TEST", False])
-            tested = device.for_testing(own, model, [cpu])
+            tested = device.prepare_for_inference(own, model, [cpu])
             return lambda: forward_with_flip_test(own, codec, tested, inner, order)
 
         works = {

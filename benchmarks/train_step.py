@@ -13,7 +13,7 @@ from poise import config
 from poise.codecs import build_codec
 from poise.datasets.sampler import EpochBatchSampler
 from poise.engine import device
-from poise.engine.amp import LossScale
+from poise.engine.amp import LossScaler
 from poise.engine.optim import Schedule, build_optimizer
 from poise.engine.state import Progress, TrainState
 from poise.engine.targets import encode_targets
@@ -113,7 +113,7 @@ def steps(name: str, cfg) -> Iterator[Row]:
         else:
             own = config.override(cfg, ["AMP", "bf16" if kind == "bf16" else ""])
             works[kind] = poise_step(
-                own, device.lay_on(model, [cpu], cfg.CHANNELS_LAST), codec, batch
+                own, device.to_device(model, [cpu], cfg.CHANNELS_LAST), codec, batch
             )
     first = {kind: work() for kind, work in works.items()}
     seconds = in_turns(works, 4, warm=0)
@@ -139,7 +139,7 @@ def poise_step(cfg, model, codec, batch):
         model,
         build_optimizer(cfg, model),
         Schedule.from_config(cfg, 1, BATCH),
-        LossScale(cfg, torch.device("cpu")),
+        LossScaler(cfg, torch.device("cpu")),
         None,
         Progress(),
     )

@@ -91,9 +91,9 @@ def tiny_mpii_experiment(tmp_path, small_mpii_set):
 @pytest.fixture
 def no_tensorboard_images(monkeypatch):
     """Write no images for TensorBoard; they take half of the time of a small run."""
-    from poise.engine.records import TrainRecords
+    from poise.engine.run_logger import TrainLogger
 
-    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
+    monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)
 
 
 @pytest.fixture

@@ -202,19 +202,21 @@ def test_megvii_decode_recorded_heatmaps_equals_mspn():
 def test_schedule_recorded_steps_equals_mspn():
     cfg = config.load(ROOT / "experiments/coco/mspn/mspn_2stg_256x192.yaml")
     eight = Schedule.from_config(cfg, 586, 256)
-    assert eight.end == 96_000
+    assert eight.total_steps == 96_000
     # the figures are factors as LambdaLR has them; step n of the loop takes the factor of n + 1
     for step, rate in FIGURES["lr_8gpu"].items():
         if int(step):
-            assert eight.rate(int(step) - 1) == pytest.approx(rate, rel=1e-6, abs=1e-12)
+            assert eight.lr_at(int(step) - 1) == pytest.approx(rate, rel=1e-6, abs=1e-12)
     one = Schedule.from_config(cfg, 4682, 32)
     assert (
-        one.end == 768_000 and one.rate(2399) == pytest.approx(5e-4) and one.rate(one.end - 1) == 0
+        one.total_steps == 768_000
+        and one.lr_at(2399) == pytest.approx(5e-4)
+        and one.lr_at(one.total_steps - 1) == 0
     )
     assert (
         one.epochs == -(-768_000 // 4682)
-        and one.steps_in(one.epochs - 1) == 768_000 - 4682 * (one.epochs - 1)
-        and one.steps_in(one.epochs) == 0
+        and one.num_steps(one.epochs - 1) == 768_000 - 4682 * (one.epochs - 1)
+        and one.num_steps(one.epochs) == 0
     )
     assert "768000 steps" in str(
         one

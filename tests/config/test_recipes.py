@@ -108,13 +108,13 @@ def test_schedule_moganet_warm_up_equals_mmpose():
     """
     plan = optim.Schedule.from_config(published("moganet/moganet_s_256x192"), 586, 256)
     for step in (0, 1, 250, 499):
-        assert plan.rate(step) == pytest.approx(
+        assert plan.lr_at(step) == pytest.approx(
             1e-3 * (1 - (1 - step / 500) * (1 - 0.001)), rel=1e-9
         )
     assert [
-        plan.rate(step) for step in (500, 170 * 586 - 1, 170 * 586, 200 * 586, 210 * 586 - 1)
+        plan.lr_at(step) for step in (500, 170 * 586 - 1, 170 * 586, 200 * 586, 210 * 586 - 1)
     ] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
-    assert plan.end == 210 * 586 and plan.epochs == 210
+    assert plan.total_steps == 210 * 586 and plan.epochs == 210
 
 
 def test_schedule_other_batch_size_scales_rate():
@@ -124,7 +124,7 @@ def test_schedule_other_batch_size_scales_rate():
     plan = optim.Schedule.from_config(
         published("moganet/moganet_s_256x192", "TRAIN.BASE_BATCH", 256), 4682, 32
     )
-    assert plan.base_rate == pytest.approx(1e-3 / 8) and plan.end == 983_220
+    assert plan.base_rate == pytest.approx(1e-3 / 8) and plan.total_steps == 983_220
     assert "983220 steps (210.0 epochs of 4682), learning rate 0.000125" in str(
         plan
     ) and "for 256 samples a step it would be 122902 steps at 0.001" in str(plan)

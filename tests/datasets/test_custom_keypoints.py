@@ -15,7 +15,7 @@ from poise.codecs import CODECS, build_codec
 from poise.config.datasets import dataset_info
 from poise.datasets import build_loader, load_split, select_data
 from poise.engine import evaluate, train
-from poise.engine.records import TrainRecords
+from poise.engine.run_logger import TrainLogger
 from poise.errors import ConfigError, DataError
 from poise.models import MODELS, build_model
 from pycocotools.coco import COCO
@@ -104,7 +104,7 @@ def test_train_five_keypoints_are_learned(tmp_path, monkeypatch):
         "TRAIN.LR",
         0.004,
     ]
-    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)  # pictures for TensorBoard
+    monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)  # pictures for TensorBoard
     _, before = run(experiment(tmp_path, file, "before.yaml"), *wider)
     _, after = run(
         experiment(tmp_path, file), *wider, "TRAIN.END_EPOCH", 30, "TRAIN.EVAL_INTERVAL", 30

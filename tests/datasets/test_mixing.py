@@ -14,7 +14,7 @@ from poise.config.datasets import COCO, MPII, joint_mapping, load_dataset_info
 from poise.datasets import build_loader, load_split, mixing
 from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import train
-from poise.engine.records import TrainRecords
+from poise.engine.run_logger import TrainLogger
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError, DataError
 from poise.structures.person_table import NOT_ANNOTATED
@@ -327,7 +327,7 @@ def test_load_split_mix_groups_are_sorted_by_name(sets, tmp_path):
 
 
 def test_train_mix_uses_both_datasets(loaded, sets, monkeypatch, caplog):
-    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
+    monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)
     cfg = loaded("DATASET.MIX.others.REPEAT", 1.5, "TRAIN.END_EPOCH", 2)
     try:
         train.run(cfg, str(sets[0]), ["tools/train.py"])

@@ -23,8 +23,8 @@ from poise.datasets.validation.columns import read_columns
 from poise.datasets.validation.findings import Findings
 from poise.datasets.validation.persons import AnnotatedPersons, check_turned
 from poise.engine import train
-from poise.engine.distributed import ALONE
-from poise.engine.records import TrainRecords
+from poise.engine.distributed import SINGLE_PROCESS
+from poise.engine.run_logger import TrainLogger
 from poise.errors import DataError, run_tool
 from poise.structures import boxes as box_forms
 from support.custom_datasets import experiment, make_set
@@ -910,7 +910,7 @@ def test_quick_check_training_warns_and_continues(made, monkeypatch):
     (made.parent / "set" / "frames" / "cam 1" / "val-shot 3.png").unlink()
     text = []
     monkeypatch.setattr(run.log, "warning", lambda line, *values: text.append(line % values))
-    training = train.build(config.load(made), str(made), ALONE)
+    training = train.build(config.load(made), str(made), SINGLE_PROCESS)
     assert len(training.loader) == 5  # it would go on
     assert any("left joints lie on the right in 0 %" in line for line in text) and any(
         "1 of 24 are absent, such as cam 1/val-shot 3.png" in line for line in text
@@ -934,7 +934,7 @@ def test_quick_check_valid_set_logs_nothing(made):
 
 def test_train_diagnosis_is_logged_once(made, monkeypatch):
     """Nobody of the set is large, which two epochs need not tell twice."""
-    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
+    monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)
     train.run(config.load(made, ["TRAIN.END_EPOCH", "2"]), str(made), ["tools/train.py"])
     text = (made.parent / "output" / "dots5" / "pose_res2net" / "dots" / "train.log").read_text()
     assert (

@@ -1,4 +1,4 @@
-"""Processes over gloo, for the tests of this folder."""
+"""DistributedContext over gloo, for the tests of this folder."""
 
 from support.gloo_processes import forks, together
 

@@ -169,7 +169,7 @@ def test_browse_command_writes_mosaics(tiny_experiment, tmp_path, monkeypatch, c
 def test_browse_largest_mosaic_is_written(tiny_experiment):
     """As many samples as are said to have room can be written."""
     cfg = config.load(tiny_experiment)
-    most, crop = browse.most_samples(cfg), np.zeros((64, 64, 3), np.uint8)
+    most, crop = browse.max_samples(cfg), np.zeros((64, 64, 3), np.uint8)
     rows = most // 8
     picture = np.zeros(
         (

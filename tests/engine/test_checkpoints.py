@@ -16,7 +16,7 @@ import pytest
 import torch
 from poise import config
 from poise.engine import checkpoint, checkpointer, logger, signals, train
-from poise.engine.records import TrainRecords
+from poise.engine.run_logger import TrainLogger
 from poise.errors import ConfigError, DataError, PoiseError
 from support.runs import (
     TINY,
@@ -40,13 +40,13 @@ def tiny_experiment(tiny_experiment):
 @pytest.fixture
 def written(monkeypatch):
     """Where a run was when it wrote its checkpoints."""
-    found, write = [], checkpoint.write
+    found, write = [], checkpoint.save_and_rotate
 
     def noting(folder, content, *rest, **more):
         found.append((content["epoch"], content["step"]))
         return write(folder, content, *rest, **more)
 
-    monkeypatch.setattr(checkpoint, "write", noting)
+    monkeypatch.setattr(checkpoint, "save_and_rotate", noting)
     return found
 
 
@@ -170,12 +170,12 @@ def test_resume_other_optimizer_settings_raise(tiny_experiment, capsys):
             r" 0.1\); restore them"
         ),
     ):
-        train.build(cfg, str(tiny_experiment), train.ALONE)
+        train.build(cfg, str(tiny_experiment), train.SINGLE_PROCESS)
     # of a checkpoint that says nothing of its settings they are the configuration's, not those that
     # PyTorch would keep
     folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(tiny_experiment))
     without_settings(folder / "checkpoint.pth", folder / "checkpoint.pth")
-    training = train.build(cfg, str(tiny_experiment), train.ALONE).state
+    training = train.build(cfg, str(tiny_experiment), train.SINGLE_PROCESS).state
     assert [
         (group["weight_decay"], group["momentum"], group["nesterov"], group["fused"])
         for group in training.optimizer.param_groups
@@ -252,7 +252,7 @@ def stopped_twice(small_set, tmp_path_factory):
         )
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainRecords, "_show_test", lambda *_: None)
+        patch.setattr(TrainLogger, "_show_test", lambda *_: None)
         folder = run_train(path)
     return path, folder
 
@@ -466,8 +466,8 @@ def test_save_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path, monkeypat
 
     def contents():
         found = []
-        for number in checkpoint.numbers(tmp_path):
-            found.append(int(state_of(tmp_path / checkpoint.numbered(number))["number"]))
+        for number in checkpoint.checkpoint_numbers(tmp_path):
+            found.append(int(state_of(tmp_path / checkpoint.checkpoint_name(number))["number"]))
         return found
 
     class Killed(BaseException):
@@ -478,7 +478,7 @@ def test_save_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path, monkeypat
         for file in tmp_path.iterdir():
             file.unlink()
         for number in (1, 2, 3):
-            checkpoint.write(tmp_path, {"number": number}, 3, first=number == 1)
+            checkpoint.save_and_rotate(tmp_path, {"number": number}, 3, first=number == 1)
         assert contents() == [3, 2, 1]
         left = [moment]
 
@@ -499,14 +499,17 @@ def test_save_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path, monkeypat
             patch.setattr(os, "replace", counted(calls["replace"]))
             patch.setattr(type(tmp_path), "unlink", counted(calls["unlink"]))
             with contextlib.suppress(Killed):
-                checkpoint.write(tmp_path, {"number": 4}, 3, first=False)
+                checkpoint.save_and_rotate(tmp_path, {"number": 4}, 3, first=False)
         found = contents()
         assert found[0] in (3, 4) and found == sorted(found, reverse=True) and len(found) >= 2, (
             moment,
             found,
         )
-        checkpoint.tidy(tmp_path, tmp_path / checkpoint.numbered(checkpoint.numbers(tmp_path)[0]))
-        checkpoint.write(tmp_path, {"number": 5}, 3, first=False)
+        checkpoint.cleanup_stale(
+            tmp_path,
+            tmp_path / checkpoint.checkpoint_name(checkpoint.checkpoint_numbers(tmp_path)[0]),
+        )
+        checkpoint.save_and_rotate(tmp_path, {"number": 5}, 3, first=False)
         assert (
             contents()[0] == 5
             and contents() == sorted(contents(), reverse=True)
@@ -566,7 +569,7 @@ def test_save_syncs_folder_before_removing_old_files(tmp_path, monkeypatch):
     )
     for number in (1, 2):
         events.clear()
-        checkpoint.write(tmp_path, {"number": number}, 1, first=number == 1)
+        checkpoint.save_and_rotate(tmp_path, {"number": number}, 1, first=number == 1)
     assert events == [
         "flush file",
         "rename checkpoint_next.pth",
@@ -587,7 +590,7 @@ def test_interrupt_repeated_signal_within_a_second_is_ignored(monkeypatch):
     now, ended = [100.0], []
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(signals.signal, "raise_signal", ended.append)
-    with signals.Interrupt() as asking:
+    with signals.GracefulStop() as asking:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0)
         assert asking.asked and not ended
@@ -602,10 +605,10 @@ def test_interrupt_repeated_signal_within_a_second_is_ignored(monkeypatch):
 
 def test_stop_run_from_a_thread_requests_stop():
     """By a thread that has seen the launcher end."""
-    assert not signals.stop_run()
-    with signals.Interrupt() as asking:
-        assert signals.stop_run() and asking.asked
-    assert not signals.stop_run()
+    assert not signals.request_stop()
+    with signals.GracefulStop() as asking:
+        assert signals.request_stop() and asking.asked
+    assert not signals.request_stop()
 
 
 # restarts -----------------------------------------------------------------------------------------
@@ -619,9 +622,9 @@ def test_resume_restarted_job_uses_its_own_checkpoint(tiny_experiment, monkeypat
     assert state_of(folder / "checkpoint.pth")["job"] == "job 1"
     cfg, path = config.load(tiny_experiment), str(tiny_experiment)
     find = train.find_checkpoint
-    assert not checkpoint.restarted() and find(cfg, path, folder, False) is None
+    assert not checkpoint.is_restarted() and find(cfg, path, folder, False) is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert checkpoint.restarted() and find(cfg, path, folder, True)["epoch"] == 1
+    assert checkpoint.is_restarted() and find(cfg, path, folder, True)["epoch"] == 1
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 2")
     assert find(cfg, path, folder, True) is None
     assert (
@@ -629,10 +632,10 @@ def test_resume_restarted_job_uses_its_own_checkpoint(tiny_experiment, monkeypat
         == 1
     )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert str(os.getppid()) in checkpoint.job()
+    assert str(os.getppid()) in checkpoint.job_id()
     assert (
-        logger.span(50) == "50 seconds"
-        and logger.span(720) == "12 minutes"
-        and logger.span(9000) == "2.5 hours"
-        and logger.span(864_000) == "10.0 days"
+        logger.format_duration(50) == "50 seconds"
+        and logger.format_duration(720) == "12 minutes"
+        and logger.format_duration(9000) == "2.5 hours"
+        and logger.format_duration(864_000) == "10.0 days"
     )

@@ -18,7 +18,7 @@ from poise import codecs, config
 from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import device, distributed
 from poise.engine import distributed as process_group
-from poise.engine.distributed import ALONE, Processes
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext
 from poise.errors import ConfigError, PoiseError
 from poise.models import build_model
 from support.gloo_processes import train_here
@@ -65,20 +65,24 @@ def talk(processes):
     own = torch.full((2, 3), float(processes.rank))
     sideways = torch.full((2, 3, 4, 5), float(processes.rank)).to(memory_format=torch.channels_last)
     count, nothing = torch.tensor(processes.rank), torch.zeros(0)
-    processes.spread([own, count, sideways, nothing])
-    processes.spread([])
+    processes.broadcast_([own, count, sideways, nothing])
+    processes.broadcast_([])
     return {
-        "any": [processes.any(False), processes.any(processes.rank == 1), processes.any(True)],
-        "sum": processes.sum([0.1 * (processes.rank + 1), 1e15, 0.0]),
+        "any": [
+            processes.all_reduce_any(False),
+            processes.all_reduce_any(processes.rank == 1),
+            processes.all_reduce_any(True),
+        ],
+        "sum": processes.all_reduce_sum([0.1 * (processes.rank + 1), 1e15, 0.0]),
         "gather": processes.gather({"of": processes.rank}),
-        "first": processes.from_first(lambda: ("made by", processes.rank)),
+        "first": processes.run_on_main(lambda: ("made by", processes.rank)),
         "spread": [
             own.unique().tolist(),
             sideways.unique().tolist(),
             int(count),
             sideways.is_contiguous(memory_format=torch.channels_last),
         ],
-        "main": processes.main,
+        "main": processes.is_main_process,
         "local": processes.local_rank,
     }
 
@@ -102,19 +106,19 @@ def test_collectives_equal_over_processes(together):
 
 def test_single_process_collectives_return_input():
     tensor = torch.ones(2)
-    ALONE.spread([tensor])
+    SINGLE_PROCESS.broadcast_([tensor])
     network = nn.Linear(1, 1)
     assert (
-        ALONE.main
-        and not ALONE.any(False)
-        and ALONE.any(True)
-        and ALONE.sum([1.5]) == [1.5]
-        and ALONE.gather(3) == [3]
+        SINGLE_PROCESS.is_main_process
+        and not SINGLE_PROCESS.all_reduce_any(False)
+        and SINGLE_PROCESS.all_reduce_any(True)
+        and SINGLE_PROCESS.all_reduce_sum([1.5]) == [1.5]
+        and SINGLE_PROCESS.gather(3) == [3]
     )
     assert (
-        ALONE.from_first(lambda: 4) == 4
-        and ALONE.wrap(network, (8, 8)) is network
-        and ALONE.local_rank is None
+        SINGLE_PROCESS.run_on_main(lambda: 4) == 4
+        and SINGLE_PROCESS.wrap_ddp(network, (8, 8)) is network
+        and SINGLE_PROCESS.local_rank is None
     )
 
 
@@ -150,7 +154,7 @@ def test_init_distributed_incomplete_environment_raises(monkeypatch, environment
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=said), distributed.joined():
+    with pytest.raises(ConfigError, match=said), distributed.init_distributed():
         pytest.fail("joined")
 
 
@@ -162,17 +166,17 @@ def test_choose_devices_single_torchrun_process_takes_one_gpu(tiny, monkeypatch)
     cfg = config.load(tiny, ["GPUS", "(2, 3)"])
     for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    with distributed.joined() as processes:
-        assert processes is ALONE and device.choose_devices(cfg, processes) == [
+    with distributed.init_distributed() as processes:
+        assert processes is SINGLE_PROCESS and device.choose_devices(cfg, processes) == [
             torch.device("cuda", 2),
             torch.device("cuda", 3),
         ]
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with distributed.joined() as processes:
+    with distributed.init_distributed() as processes:
         assert (
-            processes.main
-            and processes.world == 1
+            processes.is_main_process
+            and processes.world_size == 1
             and device.choose_devices(cfg, processes) == [torch.device("cuda", 0)]
         )
 
@@ -352,7 +356,9 @@ def synchronised_here(processes, path, overrides):
         train.train_epochs = watched
         train.build_model = lambda cfg: build(cfg).double()
         train.normalize = lambda *arguments: normalize(*arguments).double()
-        train.device.for_testing = lambda cfg, model, devices: device.bare(model).float()
+        train.device.prepare_for_inference = lambda cfg, model, devices: device.unwrap_model(
+            model
+        ).float()
         process_group.unused_parameters = lambda *_: []
         return kept
 
@@ -431,15 +437,15 @@ def test_sync_batch_norm_every_setting_equals_pytorch(together, settings):
 
 def batch_norm_here(processes, x, settings):
     """Two persons in one process and four in the other, three times."""
-    from poise.engine.sync_bn import synchronised
+    from poise.engine.sync_bn import convert_sync_batchnorm
 
     network = nn.Sequential(nn.BatchNorm2d(3, **settings)).double()
     # its device is asked of a parameter
     holder = network if list(network.parameters()) else nn.Sequential(network, nn.Conv2d(1, 1, 1))
-    synchronised(holder, torch.distributed.group.WORLD)
+    convert_sync_batchnorm(holder, torch.distributed.group.WORLD)
     norm = network[0]
     assert type(norm) is not nn.BatchNorm2d
-    own = torch.from_numpy(x)[:2] if processes.main else torch.from_numpy(x)[2:]
+    own = torch.from_numpy(x)[:2] if processes.is_main_process else torch.from_numpy(x)[2:]
     share = own.clone().requires_grad_()
     for _ in range(3):
         out = norm(share)
@@ -535,7 +541,7 @@ def test_ddp_processes_end_with_equal_weights(of_two, tiny):
         ]
     )
     metrics = evaluate_here(
-        ALONE, tiny, ("TEST.MODEL_FILE", folder_of(path) / "final_state.pth"), None
+        SINGLE_PROCESS, tiny, ("TEST.MODEL_FILE", folder_of(path) / "final_state.pth"), None
     )
     last = json.loads((folder_of(path) / "metrics.jsonl").read_text().splitlines()[-1])
     assert dict(metrics) == {name: last[name] for name in metrics}
@@ -770,7 +776,7 @@ def predicting_here(processes, path, asked):
         cfg,
         *load_split(cfg, train=False),
         train=False,
-        shard=Shard(processes.rank, processes.world),
+        shard=Shard(processes.rank, processes.world_size),
     )
     try:
         found = predict(
@@ -784,7 +790,7 @@ def predicting_here(processes, path, asked):
         )
     except KeyboardInterrupt:
         return "stopped"
-    return int((found.scores != 0).any(axis=1).sum()) if processes.main else None
+    return int((found.scores != 0).any(axis=1).sum()) if processes.is_main_process else None
 
 
 # what a job lives through -------------------------------------------------------------------------
@@ -797,7 +803,7 @@ def patient_here(processes, path, overrides):
 
     def prepare(train):
         scores, epochs, train_one_epoch = iter([0.5, 0.4, 0.3, 0.2]), [], train.train_one_epoch
-        train.score = lambda *_: ({"AP": 0.0}, next(scores))
+        train.evaluate_predictions = lambda *_: ({"AP": 0.0}, next(scores))
         train.train_one_epoch = lambda cfg, state, *rest: (
             epochs.append(state.progress.epoch),
             train_one_epoch(cfg, state, *rest),
@@ -868,7 +874,7 @@ def test_ddp_restart_counted_by_one_machine_resumes_everywhere(together, tiny):
 
 
 def met_here(processes):
-    return processes.sum([1.0])
+    return processes.all_reduce_sum([1.0])
 
 
 @pytest.mark.parametrize(
@@ -912,7 +918,7 @@ def test_meet_on_a_port_in_use_names_the_port(monkeypatch):
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         monkeypatch.setattr(process_group, "_TIME_TO_MEET", timedelta(seconds=10))
         with pytest.raises(PoiseError, match=f"MASTER_PORT {port}: another program uses this port"):
-            process_group._meet(0, 2)
+            process_group._rendezvous(0, 2)
 
 
 def orphaned_here(processes, path, overrides, how):
@@ -976,7 +982,7 @@ def failing_here(processes, how):
         raise PoiseError("an image of rank 1")
     if how == "busy":
         time.sleep(50)
-    processes.any(False)
+    processes.all_reduce_any(False)
 
 
 @pytest.mark.parametrize(
@@ -1064,7 +1070,7 @@ def unscored_here(processes, path, overrides):
         def full(*_):
             raise PoiseError("results.json: cannot be written (No space left on device)")
 
-        train.score = full
+        train.evaluate_predictions = full
 
     return train_here(processes, path, overrides, prepare)
 
@@ -1082,23 +1088,23 @@ def test_ddp_ctrl_c_prints_nothing(together):
 
 
 def test_is_peer_failure_recognizes_gloo_and_nccl_errors():
-    assert distributed.is_lost_peer(
+    assert distributed.is_peer_failure(
         RuntimeError(
             "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
         )
     )
-    assert distributed.is_lost_peer(
+    assert distributed.is_peer_failure(
         torch.distributed.DistBackendError("NCCL error: remote process exited")
     )
-    assert not distributed.is_lost_peer(
+    assert not distributed.is_peer_failure(
         RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    ) and not distributed.is_lost_peer(OSError("/gloo/"))
+    ) and not distributed.is_peer_failure(OSError("/gloo/"))
 
 
 # devices ------------------------------------------------------------------------------------------
 
 
-class Answering(Processes):
+class Answering(DistributedContext):
     """One of several processes, of which another answers `others` to every flag."""
 
     def __init__(self, local_rank, others=False):
@@ -1154,4 +1160,4 @@ def test_threads_cores_are_divided_among_processes(monkeypatch, cores, processes
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     for name, value in (("LOCAL_WORLD_SIZE", processes), ("OMP_NUM_THREADS", wish)):
         monkeypatch.setenv(name, value)
-    assert threads.usable_cores() == count
+    assert threads.available_cpus() == count

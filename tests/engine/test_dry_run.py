@@ -137,7 +137,7 @@ def test_dry_run_finished_run_logs_nothing_to_train(
     tiny_experiment, monkeypatch, capsys, overrides, said
 ):
     given = iter([0.5, 0.4])
-    monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
+    monkeypatch.setattr(train, "evaluate_predictions", lambda *_: ({"AP": 0.0}, next(given)))
     run_train(tiny_experiment, "TRAIN.BATCH_SIZE_PER_GPU", 50)
     monkeypatch.setattr(train, "train_step", lambda *_: pytest.fail("trained on"))
     capsys.readouterr()

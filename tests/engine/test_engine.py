@@ -34,9 +34,9 @@ from poise.engine import (
 from poise.engine import (
     device as threads,
 )
-from poise.engine.micro_batches import smallest_part
+from poise.engine.micro_batches import smallest_micro_batch
 from poise.engine.optim import build_optimizer
-from poise.engine.records import TrainRecords
+from poise.engine.run_logger import TrainLogger
 from poise.engine.state import load_network
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model, weights
@@ -187,7 +187,7 @@ def test_train_learning_rate_follows_the_config(reference, tmp_path):
     )
     cfg = config.load(tmp_path / "hrnet.yaml")
     rates = [
-        optim.Schedule.from_config(cfg, 10, 128).rate(epoch * 10)
+        optim.Schedule.from_config(cfg, 10, 128).lr_at(epoch * 10)
         for epoch in (0, 169, 170, 199, 200, 209)
     ]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
@@ -233,7 +233,7 @@ def stopped_run(tiny_experiment, monkeypatch):
 
     def run(epoch, step, *overrides):
         asked, now = [], [0]
-        report, predict = TrainRecords.log_step, train.predict
+        report, predict = TrainLogger.log_step, train.predict
 
         def reporting(records, *rest):
             at = records._state.progress
@@ -249,9 +249,9 @@ def stopped_run(tiny_experiment, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(
-                train, "Interrupt", lambda: asked.append(signals.Interrupt()) or asked[-1]
+                train, "GracefulStop", lambda: asked.append(signals.GracefulStop()) or asked[-1]
             )
-            patch.setattr(TrainRecords, "log_step", reporting)
+            patch.setattr(TrainLogger, "log_step", reporting)
             patch.setattr(train, "predict", predicting)
             # no pytest.raises: what it keeps makes a circle with the loaders, and worker processes
             # that are left to Python's collector of circles end only after a timeout of PyTorch's
@@ -309,14 +309,14 @@ def test_resume_killed_between_files_gives_equal_run(tiny_experiment, reference,
     """Killed after model_best.pth and metrics.jsonl, before the checkpoint: the epoch is trained
     again, its line is not doubled.
     """
-    write = checkpoint.write
+    write = checkpoint.save_and_rotate
 
     def killed(folder, content, *rest, **more):
         if content["epoch"] == 2:
             raise SystemExit(9)
         return write(folder, content, *rest, **more)
 
-    monkeypatch.setattr(checkpoint, "write", killed)
+    monkeypatch.setattr(checkpoint, "save_and_rotate", killed)
     with pytest.raises(SystemExit):
         run_train(tiny_experiment)
     monkeypatch.undo()
@@ -355,7 +355,7 @@ def scores(monkeypatch):
 
     def prepare(*values):
         given = iter(values)
-        monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
+        monkeypatch.setattr(train, "evaluate_predictions", lambda *_: ({"AP": 0.0}, next(given)))
 
     return prepare
 
@@ -406,11 +406,11 @@ def test_train_without_evaluated_persons_best_is_by_loss(
 
 
 def test_primary_metric_falls_back_to_loss():
-    assert evaluate.deciding(0.0, 5.0) == 0 and evaluate.deciding(0.3, 0.1) == 0.3
-    assert evaluate.deciding(-1.0, None) == -1 and evaluate.deciding(-1.0, 0.2) > evaluate.deciding(
-        -1.0, 0.3
-    )
-    assert evaluate.deciding(float("nan"), 0.5) == -1.5
+    assert evaluate.primary_metric(0.0, 5.0) == 0 and evaluate.primary_metric(0.3, 0.1) == 0.3
+    assert evaluate.primary_metric(-1.0, None) == -1 and evaluate.primary_metric(
+        -1.0, 0.2
+    ) > evaluate.primary_metric(-1.0, 0.3)
+    assert evaluate.primary_metric(float("nan"), 0.5) == -1.5
 
 
 def test_train_equal_scores_the_later_is_best(tiny_experiment, scores):
@@ -1063,9 +1063,10 @@ def test_pin_memory_is_used_for_gpus_only(tiny_experiment, monkeypatch, on_gpu, 
 def test_to_device_wraps_and_unwraps():
     network = nn.Linear(2, 2)
     assert (
-        device.lay_on(network, [torch.device("cpu")]) is network and device.bare(network) is network
+        device.to_device(network, [torch.device("cpu")]) is network
+        and device.unwrap_model(network) is network
     )
-    assert device.bare(nn.DataParallel(network)) is network
+    assert device.unwrap_model(nn.DataParallel(network)) is network
 
 
 @pytest.fixture
@@ -1088,7 +1089,7 @@ def test_cpu_threads_follow_config_and_checkpoint(
     """What CPU_THREADS says, else the count of the run that is gone on with, else all cores; -1
     measures.
     """
-    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads, "available_cpus", lambda: 4)
     threads.CpuThreads(
         config.load(tiny_experiment, ["CPU_THREADS", wanted]), torch.device("cpu"), saved
     )
@@ -1098,7 +1099,7 @@ def test_cpu_threads_follow_config_and_checkpoint(
 def test_cpu_threads_retune_by_load(tiny_experiment, thread_counts, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads, "available_cpus", lambda: 4)
     fixed, adaptive = (
         threads.CpuThreads(
             config.load(tiny_experiment, ["CPU_THREADS", count]), torch.device("cpu")
@@ -1121,7 +1122,7 @@ def test_cpu_threads_unchanged_on_gpu(tiny_experiment, thread_counts):
 def test_fastest_threads_is_within_available_cpus():
     before, state = torch.get_num_threads(), torch.random.get_rng_state()
     try:
-        assert 1 <= threads.fastest_threads() <= threads.usable_cores()
+        assert 1 <= threads.fastest_threads() <= threads.available_cpus()
     finally:
         torch.set_num_threads(before)
     assert torch.equal(torch.random.get_rng_state(), state), (
@@ -1135,7 +1136,7 @@ def test_fastest_threads_is_within_available_cpus():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_interrupt_first_signal_requests_stop(number):
     before = signal.getsignal(number)
-    with signals.Interrupt() as asking:
+    with signals.GracefulStop() as asking:
         assert not asking.asked
         signal.raise_signal(number)
         assert asking.asked
@@ -1146,7 +1147,7 @@ def test_interrupt_ignored_sighup_stays_ignored():
     """As nohup starts a program that is to outlive its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.Interrupt() as asking:
+        with signals.GracefulStop() as asking:
             signal.raise_signal(signal.SIGHUP)
             assert not asking.asked
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -1156,7 +1157,7 @@ def test_interrupt_ignored_sighup_stays_ignored():
 
 def test_interrupt_second_signal_ends_the_process():
     code = (
-        "import signal; from poise.engine.signals import Interrupt\nwith Interrupt():\n   "
+        "import signal; from poise.engine.signals import GracefulStop\nwith GracefulStop():\n   "
         " signal.raise_signal(signal.SIGINT); print('still here', flush=True);"
         " signal.raise_signal(signal.SIGINT); print('too long')"
     )
@@ -1226,7 +1227,7 @@ def test_resume_optimizer_state_takes_layout_of_weights(tiny_experiment, layouts
         tiny_experiment, "CHANNELS_LAST", layouts[0], "TRAIN.END_EPOCH", 1, "AUTO_RESUME", False
     )
     cfg = config.load(tiny_experiment)
-    model = device.lay_on(build_model(cfg), [torch.device("cpu")], layouts[1])
+    model = device.to_device(build_model(cfg), [torch.device("cpu")], layouts[1])
     optimizer = build_optimizer(cfg, model)
     saved = checkpoint.load(folder / "checkpoint.pth", "tiny")
     load_network(saved, model, optimizer)
@@ -1355,8 +1356,8 @@ def test_smallest_part_equals_hand_figures(batch, parts, world, devices, least):
     batches = EpochBatchSampler(
         50, batch * parts * world * devices, shuffle=False, seed=0, shard=Shard(world - 1, world)
     )
-    assert smallest_part(batches, batches.num_batches, parts, devices) == least
-    assert smallest_part(batches, 1, parts, devices) == min(batch, 50)
+    assert smallest_micro_batch(batches, batches.num_batches, parts, devices) == least
+    assert smallest_micro_batch(batches, 1, parts, devices) == min(batch, 50)
 
 
 def test_train_begin_epoch_without_steps_raises(tiny_experiment):

@@ -169,7 +169,7 @@ def test_train_losses_and_weights_equal_plain_loop(
     monkeypatch.setattr(
         train, "normalize", lambda *arguments, of=train.normalize: of(*arguments).to(dtype)
     )
-    training = train.build(cfg, str(tiny_experiment), train.ALONE)
+    training = train.build(cfg, str(tiny_experiment), train.SINGLE_PROCESS)
     state = training.state
     for group in state.optimizer.param_groups:
         if "eps" in group:

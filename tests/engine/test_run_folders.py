@@ -14,8 +14,8 @@ import pytest
 import torch
 from poise import config
 from poise.engine import checkpoint, evaluate, logger, run_folder, train
-from poise.engine.records import TrainRecords
 from poise.engine.resuming import IN_SEARCH, IN_TRAINING, check_settings, resumes_in
+from poise.engine.run_logger import TrainLogger
 from poise.errors import ConfigError
 from support.paths import ROOT
 from support.runs import (
@@ -43,7 +43,7 @@ def experiment(folder, small_set):
 def once(small_set, tmp_path_factory):
     """The run folder of one epoch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainRecords, "_show_test", lambda *_: None)
+        patch.setattr(TrainLogger, "_show_test", lambda *_: None)
         return run_train(
             experiment(tmp_path_factory.mktemp("once"), small_set), "TRAIN.END_EPOCH", 1
         )
@@ -73,7 +73,7 @@ def chosen(path, *overrides, restarted=False):
     """The name of the folder that a training takes; '' is the experiment's."""
     cfg = loaded(path, *overrides)
     with run_folder.Lock() as lock:
-        return run_folder.choose(
+        return run_folder.choose_run_name(
             cfg,
             str(path),
             run_folder.TRAINING,
@@ -307,7 +307,7 @@ def test_resume_killed_before_final_weights_writes_them(finished, older):
         )
     origin = contents(folder)[Path("config.yaml")]
     run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1, "PRINT_FREQ", 3)
-    assert checkpoint.holds(folder / "final_state.pth", model_of(path, wanted))
+    assert checkpoint.file_has_weights(folder / "final_state.pth", model_of(path, wanted))
     assert contents(folder)[Path("config.yaml")] == origin
 
 

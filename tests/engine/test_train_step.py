@@ -13,8 +13,8 @@ import torch
 from poise import config
 from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import device, optim, signals, state, train
-from poise.engine.amp import LossScale
-from poise.engine.ema import WeightAverage
+from poise.engine.amp import LossScaler
+from poise.engine.ema import ModelEma
 from poise.engine.micro_batches import split_batch
 from poise.engine.optim import SGD, Adam, AdamW, build_optimizer
 from poise.engine.step_metrics import StepCollector
@@ -84,7 +84,7 @@ def test_split_batch_one_part_is_the_batch():
 def gradients(path, *overrides):
     """Of the first step, with batch norm at rest, whose figures would be a part's own."""
     cfg = config.load(path, ["GPUS", "()", *map(str, overrides)])
-    training = train.build(cfg, str(path), train.ALONE)
+    training = train.build(cfg, str(path), train.SINGLE_PROCESS)
     state, batches = training.state, training.loader.batch_sampler
     state.model.eval()
     forward = state.model.forward
@@ -272,13 +272,16 @@ def test_schedule_base_batch_scales_rate_and_length(tiny_experiment):
         train.build(
             config.load(tiny_experiment, ["GPUS", "()", "TRAIN.ITERATIONS", "10", *words]),
             str(tiny_experiment),
-            train.ALONE,
+            train.SINGLE_PROCESS,
         ).state.schedule
         for words in (["TRAIN.BASE_BATCH", "16"], ["TRAIN.BASE_BATCH", "8"], [])
     )
-    assert (half.base_rate, half.end) == (0.0005, 20) and (whole.base_rate, whole.end) == (
+    assert (half.base_rate, half.total_steps) == (0.0005, 20) and (
+        whole.base_rate,
+        whole.total_steps,
+    ) == (
         unscaled.base_rate,
-        unscaled.end,
+        unscaled.total_steps,
     ) == (0.001, 10)
     assert "learning rate 0.0005" in str(
         half
@@ -321,7 +324,7 @@ def test_schedule_cosine_equals_formula(tiny_experiment):
         ],
     )
     plan = optim.Schedule.from_config(cfg, 10, 8)
-    rates = [plan.rate(step) for step in range(110)]
+    rates = [plan.lr_at(step) for step in range(110)]
     assert (
         rates[0] == pytest.approx(0.001)
         and rates[5] == pytest.approx(0.0055)
@@ -352,7 +355,7 @@ def test_autocast_amp_sets_dtype(tiny_experiment, kind, dtype):
     cfg = config.load(tiny_experiment, ["AMP", kind])
     with forward.autocast(cfg, torch.device("cpu")):
         assert nn.Conv2d(3, 4, 1)(torch.zeros(1, 3, 8, 8)).dtype == dtype
-    assert LossScale(cfg, torch.device("cpu")).active == (kind == "fp16")
+    assert LossScaler(cfg, torch.device("cpu")).active == (kind == "fp16")
 
 
 def test_train_bf16_is_close_to_float32(tiny_experiment):
@@ -560,7 +563,7 @@ def test_train_compiled_is_close_to_plain(tiny_experiment):
 def test_ema_update_equals_hand_figures():
     """By hand, its beginning included; batch norm's figures too."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average = WeightAverage(model, 0.5)
+    average = ModelEma(model, 0.5)
     expected = None
     for step in range(6):
         for tensor in model.state_dict().values():
@@ -571,7 +574,7 @@ def test_ema_update_equals_hand_figures():
         for name, tensor in average.network.state_dict().items():
             if tensor.is_floating_point():
                 assert torch.allclose(tensor, torch.tensor(expected)), (name, step)
-    other = WeightAverage(copy.deepcopy(model), 0.5)
+    other = ModelEma(copy.deepcopy(model), 0.5)
     other.load_state_dict(average.state_dict())
     for one in (average, other):
         one.update(model)
@@ -657,7 +660,7 @@ def test_train_nan_buffer_or_average_raises(tiny_experiment, monkeypatch, where,
 
 def ended_after(path, monkeypatch, values, *overrides):
     given = iter(values)
-    monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
+    monkeypatch.setattr(train, "evaluate_predictions", lambda *_: ({"AP": 0.0}, next(given)))
     folder = run_train(
         path, "TRAIN.END_EPOCH", len(values), "TRAIN.BATCH_SIZE_PER_GPU", 50, *overrides
     )
@@ -699,7 +702,7 @@ def test_resume_patience_counts_earlier_evaluations(tiny_experiment, monkeypatch
     """The tests before count."""
     ended_after(tiny_experiment, monkeypatch, [0.5, 0.4], "TRAIN.PATIENCE", 2)
     given = iter([0.3, 0.2])
-    monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
+    monkeypatch.setattr(train, "evaluate_predictions", lambda *_: ({"AP": 0.0}, next(given)))
     folder = run_train(
         tiny_experiment,
         "TRAIN.PATIENCE",
@@ -721,7 +724,7 @@ def test_resume_patience_counts_interrupted_evaluation_once(tiny_experiment, mon
     # of the weights and of their average in turns
     values, asked, tests = [0.1, 0.0, 0.2, 0.0, 0.3, 0.0, 0.4, 0.0], [], [0]
     scores = {number: value for number, value in enumerate(values)}
-    installed, predict = signals.Interrupt, train.predict
+    installed, predict = signals.GracefulStop, train.predict
 
     def predicting(*arguments):
         if tests[0] == 3:
@@ -743,9 +746,9 @@ def test_resume_patience_counts_interrupted_evaluation_once(tiny_experiment, mon
         50,
     )
     with monkeypatch.context() as patch:
-        patch.setattr(train, "Interrupt", lambda: asked.append(installed()) or asked[-1])
+        patch.setattr(train, "GracefulStop", lambda: asked.append(installed()) or asked[-1])
         patch.setattr(train, "predict", predicting)
-        patch.setattr(train, "score", scored)
+        patch.setattr(train, "evaluate_predictions", scored)
         with pytest.raises(signals.RunStoppedError, match="stopped at epoch 1, step 1"):
             run_train(tiny_experiment, *overrides)
     folder = folder_of(tiny_experiment)
@@ -753,7 +756,7 @@ def test_resume_patience_counts_interrupted_evaluation_once(tiny_experiment, mon
         folder / "checkpoint.pth"
     )["average_best"] == (0.0, 0, 0)
     tests[0] = 2
-    monkeypatch.setattr(train, "score", scored)
+    monkeypatch.setattr(train, "evaluate_predictions", scored)
     run_train(tiny_experiment, *overrides, "AUTO_RESUME", True)
     assert len(metrics_of(folder)) == 4 and state_of(folder / "checkpoint.pth")["best"] == {
         "score": 0.4,
@@ -766,7 +769,7 @@ def test_train_patience_improving_average_continues(tiny_experiment, monkeypatch
     """Scores in turns: of the weights, of their average."""
     values = [0.5, 0.1, 0.4, 0.2, 0.3, 0.3, 0.2, 0.2]
     given = iter(values)
-    monkeypatch.setattr(train, "score", lambda *_: ({"AP": 0.0}, next(given)))
+    monkeypatch.setattr(train, "evaluate_predictions", lambda *_: ({"AP": 0.0}, next(given)))
     folder = run_train(
         tiny_experiment,
         "TRAIN.PATIENCE",

@@ -15,7 +15,7 @@ from poise import config, evaluation
 from poise.config.datasets import load_dataset_info
 from poise.datasets import load_split
 from poise.engine import evaluate, train
-from poise.engine.records import TrainRecords
+from poise.engine.run_logger import TrainLogger
 from poise.errors import DataError
 from poise.evaluation.crowdpose import AREA_OF_BOX, CROWD_STATS
 from pycocotools.coco import COCO
@@ -318,7 +318,7 @@ def test_crowdpose_real_images_train_and_evaluate(tmp_path, shared, monkeypatch)
     """Two pictures in CrowdPose's layout, read, trained on and scored, with boxes of the
     annotations and of a detector.
     """
-    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
+    monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)
     source, root = shared / "data" / "crowdpose_sample", tmp_path / "crowdpose"
     (root / "images").mkdir(parents=True), (root / "json").mkdir()
     for name in ("train", "val"):

@@ -151,7 +151,7 @@ def test_evaluate_folds_by_default(tiny_experiment, monkeypatch):
     import numpy as np
     from poise import config
     from poise.engine import evaluate, train
-    from poise.engine.records import TrainRecords
+    from poise.engine.run_logger import TrainLogger
 
     found, predict = [], train.predict
     for module in (train, evaluate):
@@ -162,7 +162,7 @@ def test_evaluate_folds_by_default(tiny_experiment, monkeypatch):
                 found.append((norms_of(model), predict(cfg, model, *rest, **more))) or found[-1][1]
             ),
         )
-    monkeypatch.setattr(TrainRecords, "_show_test", lambda *_: None)
+    monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)
 
     def run(tool, fold, *overrides):
         tool.run(

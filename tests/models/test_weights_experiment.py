@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
         path, words = command_line(family, "MODEL.INIT_WEIGHTS", False, *overrides)
         cfg = config.load(ROOT / path, words)
         file = folder / f"{len(list(folder.iterdir()))}.pth"
-        torch.save(checkpoint.state_of(cfg, small(family), "some_experiment"), file)
+        torch.save(checkpoint.model_state_dict(cfg, small(family), "some_experiment"), file)
         return cfg, file
 
     return of
@@ -126,7 +126,7 @@ def test_weight_file_custom_dataset_contains_keypoint_names(tmp_path):
         ROOT / command_line("resnet")[0],
         command_line("resnet", "DATASET.FILE", str(path), "MODEL.NUM_JOINTS", 5)[1],
     )
-    torch.save(checkpoint.state_of(cfg, build_model(cfg), "own"), tmp_path / "best.pth")
+    torch.save(checkpoint.model_state_dict(cfg, build_model(cfg), "own"), tmp_path / "best.pth")
     path.unlink()
     skeleton = PoseEstimator(tmp_path / "best.pth", device="cpu").skeleton
     assert (
@@ -145,7 +145,7 @@ def test_weight_file_searched_network_contains_genotype(tmp_path, picture):
         ROOT / command_line("posenas")[0],
         command_line("posenas", "MODEL.GENOTYPE", str(tmp_path / "found.json"))[1],
     )
-    torch.save(checkpoint.state_of(cfg, build_model(cfg), "found"), tmp_path / "best.pth")
+    torch.save(checkpoint.model_state_dict(cfg, build_model(cfg), "found"), tmp_path / "best.pth")
     wanted = PoseEstimator(cfg, tmp_path / "best.pth", device="cpu")(picture).keypoints
     (tmp_path / "found.json").unlink()
     assert np.array_equal(
@@ -214,7 +214,7 @@ def test_load_trained_other_settings_logs_a_warning(changes, said, trained, tmp_
         cfg,
         ["DATASET.COLOR_RGB", True, "MODEL.IMAGE_SIZE", [64, 64], "MODEL.HEATMAP_SIZE", [16, 16]],
     )
-    torch.save(checkpoint.state_of(own, small("resnet"), "x"), tmp_path / "moved.pth")
+    torch.save(checkpoint.model_state_dict(own, small("resnet"), "x"), tmp_path / "moved.pth")
     tested = config.override(own, changes)
     load_trained_weights(tested, build_model(tested), tmp_path / "moved.pth")
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

@@ -10,10 +10,10 @@ from poise import config
 from poise.errors import ConfigError, PoiseError
 from poise.models.posenas.genotypes import GENOTYPES
 from poise.models.posenas.operations import OPERATIONS, SIZE_PRESERVING
-from poise.search.alternation import Alternation
+from poise.search.bilevel import BilevelOptimizer
 from poise.search.mixed import MixedCell, MixedOperation, without_affine
 from poise.search.space import EDGES, Space
-from poise.search.supernet import SearchNetwork, build, weights_of
+from poise.search.supernet import SearchNetwork, build, network_parameters
 from poise.search.trial import kept_bytes
 from support.golden_inputs import filled_input, filled_state
 from support.paths import ROOT
@@ -201,7 +201,10 @@ def test_search_network_has_published_size():
     """Spec figures of an independent prototype: 20.24 million weights, 799 convolutions."""
     with torch.device("meta"):
         network = SearchNetwork(Space.from_config(config.load(EXPERIMENT)), num_keypoints=16)
-    assert round(sum(weight.numel() for weight in weights_of(network).values()) / 1e6, 2) == 20.24
+    assert (
+        round(sum(weight.numel() for weight in network_parameters(network).values()) / 1e6, 2)
+        == 20.24
+    )
     assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 799
     kinds = [cell.kind for cell in network.cells]
     assert kinds == ["normal", "normal", "normal", "reduce"] + [
@@ -293,36 +296,36 @@ def test_search_network_init_weights_keep_architecture():
 
 def alternation(*overrides):
     network, _, cfg = small(*overrides)
-    return Alternation(cfg, network, torch.device("cpu"))
+    return BilevelOptimizer(cfg, network, torch.device("cpu"))
 
 
 def test_alternation_step_changes_its_own_parameters():
     turns = alternation()
-    assert len(turns.values) == 5 and sum(values.numel() for values in turns.values) == 420
+    assert len(turns.alphas) == 5 and sum(values.numel() for values in turns.alphas) == 420
     everything = {id(parameter) for parameter in turns.network.parameters()}
     mine = [
         {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for optimizer in (turns.weight_optimizer, turns.value_optimizer)
+        for optimizer in (turns.weight_optimizer, turns.alpha_optimizer)
     ]
     assert mine[0] | mine[1] == everything and not mine[0] & mine[1] and len(mine[1]) == 5
 
-    weights, values = copies(turns.weights), copies(turns.values)
+    weights, values = copies(turns.weights), copies(turns.alphas)
     turns.weights_step(batch_of(4), 0)
-    assert all(equal(turns.values, values)) and not any(equal(turns.weights, weights))
-    assert all(value.grad is None for value in turns.values)
+    assert all(equal(turns.alphas, values)) and not any(equal(turns.weights, weights))
+    assert all(value.grad is None for value in turns.alphas)
 
     weights = copies(turns.weights)
     turns.architecture_step(batch_of(4, seed=1))
-    assert all(equal(turns.weights, weights)) and not any(equal(turns.values, values))
+    assert all(equal(turns.weights, weights)) and not any(equal(turns.alphas, values))
     assert all(parameter.requires_grad for parameter in turns.network.parameters())
 
 
 def test_alternation_architecture_step_descends():
     """Adam's first step moves every value by its rate against the gradient."""
     turns = alternation("SEARCH.ALPHA_LR", 0.1, "SEARCH.ALPHA_WD", 0)
-    before = copies(turns.values)
+    before = copies(turns.alphas)
     turns.architecture_step(batch_of(4))
-    for values, old in zip(turns.values, before):
+    for values, old in zip(turns.alphas, before):
         torch.testing.assert_close(
             old - values.detach(), 0.1 * values.grad / (values.grad.abs() + 1e-8), rtol=0, atol=1e-5
         )
@@ -339,12 +342,12 @@ def test_alternation_weights_step_clips_gradients():
 
 def test_alternation_rate_follows_lr_step():
     turns = alternation("SEARCH.LR_STEP", [20, 30], "SEARCH.W_LR", 0.001)
-    assert [turns.rate(epoch) for epoch in (0, 19, 20, 30, 39)] == pytest.approx(
+    assert [turns.lr_at(epoch) for epoch in (0, 19, 20, 30, 39)] == pytest.approx(
         [1e-3, 1e-3, 2e-4, 4e-5, 4e-5]
     )
     turns.weights_step(batch_of(2), 20)
     assert turns.weight_optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
-    group = turns.value_optimizer.param_groups[0]
+    group = turns.alpha_optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (4e-4, (0.9, 0.999), 1e-4)
 
 

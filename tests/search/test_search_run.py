@@ -19,12 +19,12 @@ from poise.datasets import load_split
 from poise.datasets.loader import TopDownDataset
 from poise.engine import signals as interrupt
 from poise.engine import train
-from poise.engine.distributed import Processes
-from poise.engine.memory import machine_limits
+from poise.engine.distributed import DistributedContext
+from poise.engine.memory import resource_errors
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models.posenas.genotypes import Genotype, find_genotype, write_genotype
 from poise.search import run, state, trial
-from poise.search.alternation import Alternation
+from poise.search.bilevel import BilevelOptimizer
 from poise.search.space import Space
 from poise.search.split import Split
 from support import tool_processes
@@ -333,7 +333,7 @@ def test_search_seed_determines_the_result(tiny_search, reference):
 
 @pytest.mark.parametrize("epoch, step", [(0, 1), (1, 2), (2, 0)])
 def test_search_stopped_resumes_to_equal_result(tiny_search, reference, monkeypatch, epoch, step):
-    class Stop(interrupt.Interrupt):
+    class Stop(interrupt.GracefulStop):
         """Asks to stop after so many steps."""
 
         seen = None
@@ -347,7 +347,7 @@ def test_search_stopped_resumes_to_equal_result(tiny_search, reference, monkeypa
             pass
 
     made = []
-    monkeypatch.setattr(run, "Interrupt", lambda: made.append(Stop()) or made[-1])
+    monkeypatch.setattr(run, "GracefulStop", lambda: made.append(Stop()) or made[-1])
     add = state.SearchProgress.add
 
     def adding(self, *words):
@@ -413,14 +413,14 @@ def test_search_alternates_architecture_and_weights_steps(tiny_search, monkeypat
     monkeypatch.setattr(TopDownDataset, "__getitems__", marked)
     seen, fed = [], {"w": set(), "a": set()}
     for kind in ("weights_step", "architecture_step"):
-        step = getattr(Alternation, kind)
+        step = getattr(BilevelOptimizer, kind)
 
         def counted(self, batch, *words, kind=kind, step=step):
             seen.append(kind[0])
             fed[kind[0]].update(batch["image"].tolist())
             return step(self, batch, *words)
 
-        monkeypatch.setattr(Alternation, kind, counted)
+        monkeypatch.setattr(BilevelOptimizer, kind, counted)
     monkeypatch.setattr(run, "measure", lambda *_: trial.Cost(1.0, 1.0, None, None))
     for order, pair in (("weights", "wa"), ("architecture", "aw")):
         seen.clear()
@@ -532,7 +532,7 @@ def test_search_killed_worker_names_the_checkpoint(tiny_search, workers):
 def test_search_removed_run_folder_is_restored(tiny_search, monkeypatch):
     folder, step, steps = (
         tiny_search.parent / "output/coco/posenas/tiny_search",
-        Alternation.architecture_step,
+        BilevelOptimizer.architecture_step,
         [],
     )
 
@@ -542,7 +542,7 @@ def test_search_removed_run_folder_is_restored(tiny_search, monkeypatch):
         steps.append(1)
         return step(self, batch)
 
-    monkeypatch.setattr(Alternation, "architecture_step", removing)
+    monkeypatch.setattr(BilevelOptimizer, "architecture_step", removing)
     search(tiny_search)
     assert {"config.yaml", "split.json", "search.log", "search.pth"} <= {
         path.name for path in folder.iterdir()
@@ -581,7 +581,7 @@ def test_search_out_of_memory_names_the_keys(tiny_search, monkeypatch):
             " GiB\nmore"
         )
 
-    monkeypatch.setattr(Alternation, "architecture_step", full)
+    monkeypatch.setattr(BilevelOptimizer, "architecture_step", full)
     with pytest.raises(
         PoiseError,
         match=(
@@ -599,7 +599,7 @@ def test_search_out_of_memory_names_the_keys(tiny_search, monkeypatch):
 def test_search_other_torch_errors_are_unchanged(tiny_search):
     with (
         pytest.raises(RuntimeError, match="shapes"),
-        machine_limits("search", trial.search_advice(config.load(tiny_search))),
+        resource_errors("search", trial.search_memory_hint(config.load(tiny_search))),
     ):
         raise RuntimeError("shapes cannot be multiplied")
 
@@ -607,9 +607,9 @@ def test_search_other_torch_errors_are_unchanged(tiny_search):
 def test_search_trial_stops_before_memory_limit(tiny_search, monkeypatch):
     """Linux would end the process without a word."""
     steps = []
-    step = Alternation.weights_step
+    step = BilevelOptimizer.weights_step
     monkeypatch.setattr(
-        Alternation,
+        BilevelOptimizer,
         "weights_step",
         lambda self, batch, epoch: steps.append(len(batch["images"])) or step(self, batch, epoch),
     )
@@ -662,7 +662,7 @@ def test_search_several_processes_raise(tiny_search):
             config.load(tiny_search),
             str(tiny_search),
             ["tools/search.py"],
-            Processes(rank=0, world=2, local_rank=0),
+            DistributedContext(rank=0, world=2, local_rank=0),
         )
 
 

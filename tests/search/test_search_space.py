@@ -16,9 +16,14 @@ from poise.errors import ConfigError, DataError
 from poise.models import build_model
 from poise.models.posenas.genotypes import GENOTYPES, find_genotype, read_genotype, write_genotype
 from poise.models.posenas.operations import OPERATIONS
-from poise.search.architecture import derive, derive_cells, entropy, new_values, probabilities
+from poise.search.architecture import derive, derive_cells, entropy, init_alphas, probabilities
 from poise.search.drawing import cells_svg
-from poise.search.records import changed_edges, genotype_of, probability_picture, probability_table
+from poise.search.search_logger import (
+    changed_edges,
+    derive_genotype,
+    probability_picture,
+    probability_table,
+)
 from poise.search.space import EDGES, Space
 from support.golden_inputs import filled_input, filled_state
 from support.paths import GOLDEN, ROOT
@@ -35,7 +40,7 @@ def one_hot(of, genotype):
     """Architecture values that stand for a genotype: the first edge of each node stronger than
     the second, all others even.
     """
-    values = new_values(of)
+    values = init_alphas(of)
     for kind, table in values.items():
         for number, (operation, source) in enumerate(genotype.cells()[kind]):
             table.data[
@@ -62,8 +67,8 @@ def test_space_defaults_equal_published():
         (5, 3),
         (5, 4),
     )
-    assert found.values == 420
-    values = new_values(found)
+    assert found.num_alphas == 420
+    values = init_alphas(found)
     assert list(values) == ["normal", "reduce", "upsample1", "upsample2", "upsample3"]
     assert all(table.shape == (14, 6) and (table == 1e-3).all() for table in values.values())
     assert found.operations["reduce"] == (
@@ -90,7 +95,7 @@ def test_space_defaults_equal_published():
 )
 def test_space_encoder_or_decoder_keeps_given_cells(mode, kinds):
     found = space("SEARCH.MODE", mode, "SEARCH.GENOTYPE", "npp_encoder")
-    assert list(new_values(found)) == kinds and found.values == 84 * len(kinds)
+    assert list(init_alphas(found)) == kinds and found.num_alphas == 84 * len(kinds)
     drawn, given = found.random(0).cells(), GENOTYPES["npp_encoder"].cells()
     assert {kind for kind in drawn if drawn[kind] != given[kind]} == set(kinds)
 
@@ -104,7 +109,7 @@ def test_derive_cells_one_hot_gives_the_genotype(name):
 
 def test_derive_one_hot_network_equals_recorded(tmp_path):
     cfg, of = config.load(EXPERIMENT), space()
-    found = genotype_of(
+    found = derive_genotype(
         cfg, str(EXPERIMENT), of, probabilities(one_hot(of, GENOTYPES["posenas"])), {"epoch": 39}
     )
     write_genotype(tmp_path / "genotype.json", found)
@@ -253,7 +258,7 @@ def test_space_other_operations_are_allowed():
         "SEARCH.ENCODER_OPERATIONS",
         "skip_connect none",
     )
-    assert of.values == 14 * (2 * 2 + 3 * len(OPERATIONS))
+    assert of.num_alphas == 14 * (2 * 2 + 3 * len(OPERATIONS))
 
 
 # files and pictures -------------------------------------------------------------------------------
@@ -261,7 +266,7 @@ def test_space_other_operations_are_allowed():
 
 def test_write_genotype_then_read_keeps_origin(tmp_path):
     cfg, of = config.load(EXPERIMENT), space()
-    found = genotype_of(
+    found = derive_genotype(
         cfg,
         "x/search_256x256.yaml",
         of,
@@ -278,7 +283,7 @@ def test_write_genotype_then_read_keeps_origin(tmp_path):
     assert again.meta["figures"] == {"epoch": 3, "Mean": 61.5}
     strong, weak = (np.exp(9 - k) / (np.exp(9 - k) + 5 * np.exp(1e-3)) for k in (0, 1))
     np.testing.assert_allclose(again.meta["probabilities"]["reduce"], [strong, weak] * 4, atol=1e-6)
-    nothing_counted = genotype_of(
+    nothing_counted = derive_genotype(
         cfg,
         "x/search_256x256.yaml",
         of,

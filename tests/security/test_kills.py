@@ -36,7 +36,7 @@ def killed_here(processes, path, overrides, rank, place, count):
 
     def prepare(train):
         from poise.engine import train
-        from poise.engine.amp import LossScale
+        from poise.engine.amp import LossScaler
 
         left = [count if processes.rank == rank else -1]
 
@@ -62,9 +62,9 @@ def killed_here(processes, path, overrides, rank, place, count):
             before(
                 *{
                     "step": (train, "normalize"),
-                    "weights": (LossScale, "step"),
+                    "weights": (LossScaler, "step"),
                     "renaming": (os, "replace"),
-                    "test": (train, "score"),
+                    "test": (train, "evaluate_predictions"),
                 }[place]
             )
 
@@ -141,7 +141,7 @@ def kill_again_and_again(together, path, world, overrides, seed):
         assert all(one.status == 1 for number, one in enumerate(done) if number != rank), [
             one.status for one in done
         ]
-        newest = checkpoint.load_newest(folder_of(path), "tiny")
+        newest = checkpoint.load_latest(folder_of(path), "tiny")
         reached.append((newest["epoch"], newest["step"]) if newest else (0, 0))
     assert reached == sorted(reached) and len(set(reached)) > 2, reached
     together(world, train_here, path, overrides)
@@ -303,7 +303,7 @@ def test_torchrun_sigusr1_stops_with_checkpoint(tiny, handled):
         out.splitlines()[-1].startswith("stopped at epoch ")
         and 'Traceback (most recent call last):\n  File "' + str(ROOT) not in err
     )
-    newest = checkpoint.load_newest(folder_of(tiny), "tiny")
+    newest = checkpoint.load_latest(folder_of(tiny), "tiny")
     assert f"stopped at epoch {newest['epoch']}, step {newest['step']}; " in out
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from poise.datasets.synthetic import write
 from poise.engine import train
-from poise.engine.memory import machine_limits
+from poise.engine.memory import resource_errors
 from poise.errors import PoiseError
 from support.paths import ROOT
 from support.runs import folder_of, run_train, state_of
@@ -406,7 +406,7 @@ def test_train_real_out_of_memory_ends_in_one_line(tiny_experiment):
     ],
 )
 def test_machine_limits_worker_error_is_one_line(text, told):
-    with pytest.raises(PoiseError, match=f"^{told}"), machine_limits("run", ""):
+    with pytest.raises(PoiseError, match=f"^{told}"), resource_errors("run", ""):
         raise RuntimeError(text)
 
 
@@ -419,5 +419,5 @@ def test_machine_limits_worker_error_is_one_line(text, told):
     ],
 )
 def test_machine_limits_other_errors_are_unchanged(text):
-    with pytest.raises(RuntimeError, match=re.escape(text)), machine_limits("run", ""):
+    with pytest.raises(RuntimeError, match=re.escape(text)), resource_errors("run", ""):
         raise RuntimeError(text)

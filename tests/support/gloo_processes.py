@@ -133,7 +133,7 @@ def _process(rank, world, port, folder, function, arguments, environment, second
     process_group._SECONDS_OF_SILENCE = 0.2  # here is no torchrun that would end it
 
     def main():
-        with distributed.joined() as processes:
+        with distributed.init_distributed() as processes:
             (folder / "result").write_bytes(pickle.dumps(function(processes, *arguments)))
 
     run_tool(main)
@@ -144,10 +144,10 @@ def train_here(processes, path, overrides=(), prepare=None):
     Returns what it returns, or its end.
     """
     from poise.engine import train
-    from poise.engine.records import TrainRecords
+    from poise.engine.run_logger import TrainLogger
     from poise.engine.signals import RunStoppedError
 
-    TrainRecords._show_test = lambda *_: None  # pictures take half of the time
+    TrainLogger._show_test = lambda *_: None  # pictures take half of the time
     told = prepare(train) if prepare else None
     try:
         train.run(

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cfg = experiment(args)
     from poise.engine import signals
-    from poise.engine.distributed import joined
+    from poise.engine.distributed import init_distributed
     from poise.errors import ConfigError
     from poise.search import run
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         run.write_random(cfg, args.cfg, [int(word) for word in args.random])
         return 0
-    with joined() as processes:
+    with init_distributed() as processes:
         try:
             run.run(cfg, args.cfg, command_line(argv), processes)
         except signals.RunStoppedError as stopped:

@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_experiment_arguments(parser)
     args = parser.parse_args(argv)
-    from poise.engine.distributed import joined
+    from poise.engine.distributed import init_distributed
 
-    with joined() as processes:
+    with init_distributed() as processes:
         cfg = experiment(args)
         with gc_disabled():
             from poise.engine import evaluate

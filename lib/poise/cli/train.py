@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_experiment_arguments(parser)
     args = parser.parse_args(argv)
-    from poise.engine.distributed import joined
+    from poise.engine.distributed import init_distributed
 
-    with joined() as processes:
+    with init_distributed() as processes:
         cfg = experiment(args)
         with gc_disabled():
             from poise.engine import dry_run, signals, train
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             train.run(cfg, args.cfg, command_line(argv), processes)
         except signals.RunStoppedError as stopped:
-            if processes.main:
+            if processes.is_main_process:
                 print(stopped)
             return INTERRUPTED
     return 0

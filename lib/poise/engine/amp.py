@@ -14,7 +14,7 @@ from poise.errors import PoiseError
 _LEAST_SCALE = 2.0**-10  # gradients that overflow below it are not finite at any scale
 
 
-class LossScale:
+class LossScaler:
     """The scale of AMP fp16, PyTorch's GradScaler: a step whose gradients overflow is left out and
     halves it. Otherwise without effect.
 
@@ -46,14 +46,14 @@ class LossScale:
         if self.active:
             self._unread.append(self._scaler.scale(self._one))  # a copy, without waiting for a GPU
 
-    def left_out(self) -> bool:
+    def step_skipped(self) -> bool:
         """Whether the step that was just done was left out. Waits for a GPU."""
         if not self.active:
             return False
         before = self._unread[-2] if len(self._unread) > 1 else self._last
         return float(self._unread[-1]) < float(before)
 
-    def overflowed(self) -> bool:
+    def found_inf(self) -> bool:
         """Whether the first step that was not yet asked for was left out.
 
         Raises PoiseError where no scale helps any more.

@@ -59,7 +59,7 @@ def run(
     The samples first, first + 1, ... of an epoch, `count` of them or as many as there are. Returns
     the pictures' paths. Raises PoiseError.
     """
-    if count > (most := most_samples(cfg)):
+    if count > (most := max_samples(cfg)):
         raise ConfigError(
             f"--count {count}: a picture has room for {most} of these samples; show the others with"
             " --first"
@@ -80,7 +80,7 @@ def run(
     return paths
 
 
-def most_samples(cfg: CfgNode) -> int:
+def max_samples(cfg: CfgNode) -> int:
     """As many as a mosaic of the joints has room for."""
     height = cfg.MODEL.IMAGE_SIZE[1]
     return (

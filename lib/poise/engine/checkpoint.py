@@ -56,18 +56,18 @@ class CorruptCheckpointError(DataError):
 save = weights.save
 
 
-def numbered(number: int) -> str:
+def checkpoint_name(number: int) -> str:
     """The name of the checkpoint that was written `number` checkpoints before the newest."""
     return f"checkpoint_{number}.pth" if number else NAME
 
 
-def state_of(cfg: CfgNode, network: nn.Module, experiment: str) -> dict[str, torch.Tensor]:
+def model_state_dict(cfg: CfgNode, network: nn.Module, experiment: str) -> dict[str, torch.Tensor]:
     """Return the state dict of a network without wrappers, with its joints and experiment."""
     state = weights.add_keypoint_names(network.state_dict(), dataset_info(cfg).skeleton.names)
     return weights.add_experiment(state, describe_experiment(cfg, experiment, network))
 
 
-def holds(file: Path, network: nn.Module) -> bool:
+def file_has_weights(file: Path, network: nn.Module) -> bool:
     """Return whether a weight file holds these weights, to the last bit."""
     try:
         found = weights.read_state_dict(file)
@@ -79,7 +79,7 @@ def holds(file: Path, network: nn.Module) -> bool:
     )
 
 
-def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
+def run_metadata(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
     """What every checkpoint says of the run that wrote it."""
     return {
         "format": FORMAT,
@@ -89,7 +89,7 @@ def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
         "config": cfg.dump(),
         "torch": str(torch.__version__),
         "git": git_revision(),
-        "job": job(),
+        "job": job_id(),
         "versions": {
             "poise": package_version(),
             "torch": str(torch.__version__),
@@ -99,7 +99,7 @@ def origin(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
     }
 
 
-def job() -> str:
+def job_id() -> str:
     """What the processes that torchrun starts have in common with those that it starts in their
     place; '' without torchrun.
     """
@@ -107,7 +107,7 @@ def job() -> str:
     return f"{socket.gethostname()} {os.getppid()}" if run == "none" else run
 
 
-def restarted() -> bool:
+def is_restarted() -> bool:
     """Whether torchrun started this process in place of one that ended (--max-restarts).
 
     On several machines each torchrun counts the failures of its own processes, so ask it of all.
@@ -115,7 +115,7 @@ def restarted() -> bool:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
-def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path:
+def save_and_rotate(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path:
     """The folder's newest checkpoint; returns its path. Those before it take the next numbers, and
     `kept` are left in all.
 
@@ -129,9 +129,11 @@ def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path
         if first:
             _remove_from(folder, 1)
         else:
-            together = [number for place, number in enumerate(numbers(folder)) if place == number]
+            together = [
+                number for place, number in enumerate(checkpoint_numbers(folder)) if place == number
+            ]
             for number in reversed(together):
-                os.replace(folder / numbered(number), folder / numbered(number + 1))
+                os.replace(folder / checkpoint_name(number), folder / checkpoint_name(number + 1))
         os.replace(folder / _NEXT, newest)
         fsync_dir(folder)  # the new name is on the disk before an old file goes
         _remove_from(folder, kept)
@@ -143,10 +145,10 @@ def write(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path
     return newest
 
 
-def tidy(folder: Path, used: Path | None, damaged: Iterable[str] = ()) -> None:
+def cleanup_stale(folder: Path, used: Path | None, damaged: Iterable[str] = ()) -> None:
     """Remove what a killed process had begun to write. Checkpoints newer than `used`, the one that
     is gone on with, get another name:
-    *.damaged those that load_newest found so, *.unused those that the user passed over with
+    *.damaged those that load_latest found so, *.unused those that the user passed over with
     TRAIN.CHECKPOINT.
     """
     for path in (
@@ -156,8 +158,8 @@ def tidy(folder: Path, used: Path | None, damaged: Iterable[str] = ()) -> None:
         path.unlink(missing_ok=True)
     if used is None or not same_folder(used.parent, folder):
         return
-    for number in numbers(folder):
-        path = folder / numbered(number)
+    for number in checkpoint_numbers(folder):
+        path = folder / checkpoint_name(number)
         if path.name == used.name:
             break
         aside = path.with_name(f"{path.name}.{'damaged' if str(path) in damaged else 'unused'}")
@@ -257,7 +259,7 @@ def _tensors_of(content: Any) -> Iterator[torch.Tensor]:
             waiting += item.values() if isinstance(item, dict) else item
 
 
-def numbers(folder: Path) -> list[int]:
+def checkpoint_numbers(folder: Path) -> list[int]:
     """Numbers of the checkpoints that are there, the newest first; a process that was killed
     while it renamed them leaves a gap.
     """
@@ -269,12 +271,12 @@ def numbers(folder: Path) -> list[int]:
 
 
 def _remove_from(folder: Path, least: int) -> None:
-    for number in numbers(folder):
+    for number in checkpoint_numbers(folder):
         if number >= least:
-            (folder / numbered(number)).unlink()
+            (folder / checkpoint_name(number)).unlink()
 
 
-def load_newest(folder: Path, experiment: str) -> dict[str, Any] | None:
+def load_latest(folder: Path, experiment: str) -> dict[str, Any] | None:
     """The newest checkpoint of a run folder that is whole, with a warning where it is not the
     newest; None where there is none at all.
 
@@ -284,8 +286,8 @@ def load_newest(folder: Path, experiment: str) -> dict[str, Any] | None:
     """
     first: CorruptCheckpointError | None = None
     damaged: list[str] = []
-    for number in numbers(folder):
-        path = folder / numbered(number)
+    for number in checkpoint_numbers(folder):
+        path = folder / checkpoint_name(number)
         try:
             return {**load(path, experiment), "damaged": damaged}
         except CorruptCheckpointError as error:

@@ -14,9 +14,9 @@ from yacs.config import CfgNode
 
 from poise.config import experiment_name
 from poise.engine import checkpoint, run_folder
-from poise.engine.distributed import ALONE, Processes
-from poise.engine.records import RunRecords
-from poise.engine.signals import Interrupt, RunStoppedError
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext
+from poise.engine.run_logger import RunLogger
+from poise.engine.signals import GracefulStop, RunStoppedError
 from poise.engine.state import Progress
 from poise.errors import DataError
 
@@ -39,9 +39,9 @@ class Checkpointer:
         self,
         cfg: CfgNode,
         cfg_path: str,
-        records: RunRecords,
-        interrupt: Interrupt,
-        processes: Processes = ALONE,
+        records: RunLogger,
+        interrupt: GracefulStop,
+        processes: DistributedContext = SINGLE_PROCESS,
     ):
         self._cfg, self._cfg_path = cfg, cfg_path
         self._records, self._interrupt, self._processes = records, interrupt, processes
@@ -54,14 +54,16 @@ class Checkpointer:
     def is_due(self) -> bool:
         """Whether the last checkpoint is TRAIN.CHECKPOINT_MINUTES old, on rank 0."""
         age = time.monotonic() - self._saved_at
-        return self._processes.main and 0 < 60 * self._cfg.TRAIN.CHECKPOINT_MINUTES <= age
+        return (
+            self._processes.is_main_process and 0 < 60 * self._cfg.TRAIN.CHECKPOINT_MINUTES <= age
+        )
 
     def save(self, state: RunState) -> None:
         """Write a checkpoint. All processes wait for it.
 
         torchrun ends rank 0 when another process ends meanwhile.
         """
-        state.progress.last_checkpoint = self._processes.from_first(self._write, state)
+        state.progress.last_checkpoint = self._processes.run_on_main(self._write, state)
         self._saved_at = time.monotonic()
 
     def _write(self, state: RunState) -> Path:
@@ -70,8 +72,10 @@ class Checkpointer:
 
     def save_weights(self, file: str, network: nn.Module) -> None:
         """Write the weights of a network to a file of the run folder, by rank 0."""
-        if self._processes.main:
-            weights = checkpoint.state_of(self._cfg, network, experiment_name(self._cfg_path))
+        if self._processes.is_main_process:
+            weights = checkpoint.model_state_dict(
+                self._cfg, network, experiment_name(self._cfg_path)
+            )
             checkpoint.save(self._records.folder / file, weights)
 
     def save_and_stop(self, state: RunState) -> NoReturn:
@@ -94,7 +98,7 @@ class Checkpointer:
 
     def raise_output_error(self, state: RunState) -> None:
         """Raise rank 0's error of optional output, if any, in all processes, after a checkpoint."""
-        error = self._processes.from_first(self._error_text)
+        error = self._processes.run_on_main(self._error_text)
         if error:
             raise DataError(
                 f"{error}; {state.progress.last_checkpoint} is written,"

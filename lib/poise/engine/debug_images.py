@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _WAITING = 4  # batches whose pictures are still to be drawn; then the training waits
 
 
-class DebugPictures:
+class DebugImages:
     """Pictures of steps, as DEBUG.* asks for them, written by a thread of their own. What it
     fails with is raised by the next call.
     """

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
-from poise.engine.distributed import ALONE, Processes, local_processes
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext, local_world_size
 from poise.errors import ConfigError
 from poise.models.forward import check_precision
 from poise.models.fuse import can_pack, fold_batch_norms, pack_convolutions
@@ -39,7 +39,9 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
-def choose_devices(cfg: CfgNode, processes: Processes = ALONE) -> list[torch.device]:
+def choose_devices(
+    cfg: CfgNode, processes: DistributedContext = SINGLE_PROCESS
+) -> list[torch.device]:
     """Return the CUDA devices of GPUS that exist, with a warning where some do not, or the CPU.
 
     A process of torchrun has one device: the GPU of its number on this machine, whatever GPUS
@@ -74,9 +76,9 @@ def choose_devices(cfg: CfgNode, processes: Processes = ALONE) -> list[torch.dev
 
 
 def _device_of_process(
-    wanted: list[int], present: int, processes: Processes, local_rank: int
+    wanted: list[int], present: int, processes: DistributedContext, local_rank: int
 ) -> torch.device:
-    if processes.any(not wanted or local_rank >= present):
+    if processes.all_reduce_any(not wanted or local_rank >= present):
         if wanted:
             reason = "no CUDA device"
             if present:
@@ -91,7 +93,7 @@ def _device_of_process(
     return device
 
 
-def set_up(cfg: CfgNode, devices: list[torch.device]) -> None:
+def configure_cudnn(cfg: CfgNode, devices: list[torch.device]) -> None:
     """cuDNN's switches. Raises ConfigError where the devices cannot compute what AMP asks for."""
     check_precision(cfg, devices)
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
@@ -99,7 +101,9 @@ def set_up(cfg: CfgNode, devices: list[torch.device]) -> None:
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
 
 
-def lay_on(model: nn.Module, devices: list[torch.device], channels_last: bool = False) -> nn.Module:
+def to_device(
+    model: nn.Module, devices: list[torch.device], channels_last: bool = False
+) -> nn.Module:
     """The network on its device; under DataParallel where there are several."""
     model = model.to(
         devices[0], memory_format=torch.channels_last if channels_last else torch.preserve_format
@@ -138,12 +142,12 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
     return torch.relu(x) + 1
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The network without the wrapper of several devices or processes."""
     return model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else model
 
 
-def for_testing(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> nn.Module:
+def prepare_for_inference(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> nn.Module:
     """What predicts in `model`'s place, on the devices: a folded copy with TEST.FOLD_BN, on the CPU
     with packed convolutions, else the network itself.
 
@@ -151,8 +155,8 @@ def for_testing(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> 
     each step of all.
     """
     if not cfg.TEST.FOLD_BN:
-        return lay_on(bare(model), devices, cfg.CHANNELS_LAST)
-    tested = lay_on(fold_batch_norms(bare(model)), devices, cfg.CHANNELS_LAST)
+        return to_device(unwrap_model(model), devices, cfg.CHANNELS_LAST)
+    tested = to_device(fold_batch_norms(unwrap_model(model)), devices, cfg.CHANNELS_LAST)
     if devices[0].type == "cpu" and cfg.AMP in ("", "bf16") and not cfg.COMPILE and can_pack():
         pack_convolutions(tested, torch.bfloat16 if cfg.AMP else torch.float32)
     return tested
@@ -177,10 +181,10 @@ class CpuThreads:
         if self._adaptive:
             count = fastest_threads()
         else:
-            count = cfg.CPU_THREADS or min(saved or usable_cores(), usable_cores())
+            count = cfg.CPU_THREADS or min(saved or available_cpus(), available_cpus())
         torch.set_num_threads(count)
         self._looked = time.perf_counter()
-        log.info("CPU threads: %d of %d cores", count, usable_cores())
+        log.info("CPU threads: %d of %d cores", count, available_cpus())
 
     def look(self) -> None:
         """Between two steps: measure again when the last look is some seconds old and
@@ -200,7 +204,7 @@ class CpuThreads:
             )
 
 
-def usable_cores() -> int:
+def available_cpus() -> int:
     """Cores that this process may run on, divided among torchrun's processes on this machine, and
     no more than OMP_NUM_THREADS.
 
@@ -209,7 +213,7 @@ def usable_cores() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    cores = max(cores // local_processes(), 1)
+    cores = max(cores // local_world_size(), 1)
     wish = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wish)) if wish.isdigit() and int(wish) > 0 else cores
 
@@ -218,7 +222,7 @@ def fastest_threads(current: int | None = None) -> int:
     """The count that is fastest right now, by a small training step; `current` stays unless
     another is clearly faster.
     """
-    cores = usable_cores()
+    cores = available_cpus()
     candidates = sorted({1, *(2**i for i in range(1, 8) if 2**i < cores), cores})
     with torch.random.fork_rng(devices=[]):  # the run's own random numbers stay as they are
         net = nn.Sequential(

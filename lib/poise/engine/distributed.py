@@ -1,8 +1,7 @@
-"""The processes of a run, as torchrun starts them: what they are to each other, and how they join.
+"""Distributed context: rank, world size and collectives of the processes that torchrun starts.
 
-A program asks its Processes and need not know how many there are: here is the answer for one, which
-needs no torch; the answers for several are in process_group.py. Every method is called by all
-processes, in the same order.
+Code calls the methods of its DistributedContext, however many processes there are. Every method is
+called by all processes, in the same order.
 """
 
 from __future__ import annotations
@@ -18,43 +17,39 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from inspect import signature
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from poise.engine.signals import stop_run
-from poise.engine.sync_bn import synchronised, train_mode_on_trial
+from poise.engine.signals import request_stop
+from poise.engine.sync_bn import convert_sync_batchnorm, forward_trial
 from poise.errors import ConfigError, PoiseError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 T = TypeVar("T")
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-class Processes:
-    """One process, alone. rank: its number of `world`; local_rank: its number on this machine,
+class DistributedContext:
+    """One process, alone. rank: its number of `world_size`; local_rank: its number on this machine,
     None where no launcher gave one.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, local_rank: int | None = None):
-        self.rank, self.world, self.local_rank = rank, world, local_rank
+    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int | None = None):
+        self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
 
     @property
-    def main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
+    def all_reduce_any(self, flag: bool) -> bool:
         """Whether the flag is set in any of the processes."""
         return flag
 
-    def sum(self, values: list[float]) -> list[float]:
+    def all_reduce_sum(self, values: list[float]) -> list[float]:
         """Each value summed over the processes, in float64; equal to the last bit in all of
         them.
         """
@@ -64,14 +59,14 @@ class Processes:
         """The values of all processes by rank, on rank 0; None on the others."""
         return [value]
 
-    def from_first(self, make: Callable[..., T], *arguments: Any) -> T:
+    def run_on_main(self, make: Callable[..., T], *arguments: Any) -> T:
         """Call `make` on rank 0 alone; return its result on every rank. The others wait for it."""
         return make(*arguments)
 
-    def spread(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give the tensors the values that they have on rank 0, in place."""
 
-    def wrap(
+    def wrap_ddp(
         self, model: nn.Module, image_size: tuple[int, int], sync_batch_norm: bool = False
     ) -> nn.Module:
         """The network, which lies on its device, such that its gradients become the mean over
@@ -80,11 +75,11 @@ class Processes:
         return model
 
 
-ALONE = Processes()
+SINGLE_PROCESS = DistributedContext()
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def init_distributed() -> Iterator[DistributedContext]:
     """The processes that torchrun's environment tells of, joined within; this one alone without
     such an environment.
 
@@ -94,7 +89,11 @@ def joined() -> Iterator[Processes]:
     world = os.environ.get("WORLD_SIZE", "1")
     # torchrun's only process has one device, as each of several has; a plain one has all of GPUS
     if world == "1":
-        yield Processes(local_rank=0) if "TORCHELASTIC_RUN_ID" in os.environ else ALONE
+        yield (
+            DistributedContext(local_rank=0)
+            if "TORCHELASTIC_RUN_ID" in os.environ
+            else SINGLE_PROCESS
+        )
         return
     missing = [name for name in _VARIABLES if name not in os.environ]
     if missing or not all(
@@ -105,13 +104,14 @@ def joined() -> Iterator[Processes]:
             f" {f'no {missing[0]}' if missing else 'no numbers as ranks'}: start several processes"
             " with torchrun, or unset WORLD_SIZE"
         )
-    from poise.engine.distributed import group
 
-    with group(int(os.environ["RANK"]), int(world), int(os.environ["LOCAL_RANK"])) as processes:
+    with _join_group(
+        int(os.environ["RANK"]), int(world), int(os.environ["LOCAL_RANK"])
+    ) as processes:
         yield processes
 
 
-def local_processes() -> int:
+def local_world_size() -> int:
     """How many processes torchrun started on this machine; 1 without it. They share its cores
     and its loader's workers.
     """
@@ -119,7 +119,7 @@ def local_processes() -> int:
     return max(int(count), 1) if count.isdigit() else 1
 
 
-def is_lost_peer(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error says that another process is gone: gloo's carry the name of its source
     files, NCCL's have a class.
     """
@@ -143,21 +143,21 @@ _TIMEOUT = timedelta(hours=3)
 
 
 @contextmanager
-def group(rank: int, world: int, local_rank: int) -> Iterator[Group]:
+def _join_group(rank: int, world_size: int, local_rank: int) -> Iterator[ProcessGroupContext]:
     """The processes of torchrun's environment, joined; left at the end, whatever ended it."""
-    processes = Group(rank, world, local_rank)
+    processes = ProcessGroupContext(rank, world_size, local_rank)
     try:
         yield processes
-        processes.any(False)  # nobody leaves before all have finished
+        processes.all_reduce_any(False)  # nobody leaves before all have finished
     except KeyboardInterrupt:  # everyone gets it, and ends without a word
-        processes.first_to_fail()
-        processes.leave_after_error()
+        processes.report_failure()
+        processes.shutdown_after_error()
         raise
     except Exception as error:
-        if not processes.first_to_fail():
-            _leave_quietly()
-        processes.leave_after_error()
-        if is_lost_peer(error):
+        if not processes.report_failure():
+            _exit_silently()
+        processes.shutdown_after_error()
+        if is_peer_failure(error):
             raise PoiseError(
                 "another process of this run ended without a word, perhaps killed for its memory; "
                 "torchrun's report names it"
@@ -167,14 +167,14 @@ def group(rank: int, world: int, local_rank: int) -> Iterator[Group]:
         processes.leave()
 
 
-class Group(Processes):
-    """Processes of torchrun's environment; see the base class."""
+class ProcessGroupContext(DistributedContext):
+    """Collectives of several processes, over gloo; see the base class."""
 
-    def __init__(self, rank: int, world: int, local_rank: int):
-        super().__init__(rank, world, local_rank)
+    def __init__(self, rank: int, world_size: int, local_rank: int):
+        super().__init__(rank, world_size, local_rank)
         if rank > 0:
             warnings.simplefilter("ignore")  # rank 0 shows the same
-        self._store = _meet(rank, world)
+        self._store = _rendezvous(rank, world_size)
         self._nccl = False
         self._parent = os.getppid()
         self._leaving = threading.Event()
@@ -183,26 +183,26 @@ class Group(Processes):
 
     # telling each other ---------------------------------------------------------------------------
 
-    def any(self, flag: bool) -> bool:
-        return self.sum([float(flag)])[0] > 0
+    def all_reduce_any(self, flag: bool) -> bool:
+        return self.all_reduce_sum([float(flag)])[0] > 0
 
-    def sum(self, values: list[float]) -> list[float]:
+    def all_reduce_sum(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any] | None:
-        values = [None] * self.world if self.main else None
+        values = [None] * self.world_size if self.is_main_process else None
         dist.gather_object(value, values)
         return values
 
-    def from_first(self, make: Callable[..., T], *arguments: Any) -> T:
-        box: list[Any] = [make(*arguments) if self.main else None]
+    def run_on_main(self, make: Callable[..., T], *arguments: Any) -> T:
+        box: list[Any] = [make(*arguments) if self.is_main_process else None]
         dist.broadcast_object_list(box)
         return box[0]
 
     @torch.no_grad()
-    def spread(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         by_type: dict[torch.dtype, list[torch.Tensor]] = {}
         for tensor in tensors:
             by_type.setdefault(tensor.dtype, []).append(tensor)
@@ -214,7 +214,7 @@ class Group(Processes):
 
     # gradients ------------------------------------------------------------------------------------
 
-    def wrap(
+    def wrap_ddp(
         self, model: nn.Module, image_size: tuple[int, int], sync_batch_norm: bool = False
     ) -> nn.Module:
         """The network under DistributedDataParallel; all begin with rank 0's weights and buffers.
@@ -235,10 +235,10 @@ class Group(Processes):
                 ", ..." if len(unused) > 3 else "",
             )
         gradients = dist.new_group(backend="nccl" if self._nccl else "gloo")
-        model = synchronised(model, gradients) if sync_batch_norm else model
+        model = convert_sync_batchnorm(model, gradients) if sync_batch_norm else model
         log.info(
             "%d processes, DistributedDataParallel over %s",
-            self.world,
+            self.world_size,
             ("NCCL" if self._nccl else "gloo on the CPU")
             + (", batch norm over all" if sync_batch_norm else ""),
         )
@@ -250,7 +250,7 @@ class Group(Processes):
             if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
             else "broadcast_buffers"
         )
-        self.spread(model.buffers())
+        self.broadcast_(model.buffers())
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if self._nccl else None,
@@ -261,7 +261,7 @@ class Group(Processes):
 
     # leaving --------------------------------------------------------------------------------------
 
-    def first_to_fail(self) -> bool:
+    def report_failure(self) -> bool:
         """Say that this process fails; whether none has said so before. Without a store to ask,
         its host has failed before.
         """
@@ -276,7 +276,7 @@ class Group(Processes):
         self._watcher.join()
         dist.destroy_process_group()
 
-    def leave_after_error(self) -> None:
+    def shutdown_after_error(self) -> None:
         """The same while others may wait for this process: it must not wait for them, as NCCL
         would, and must end.
         """
@@ -299,15 +299,15 @@ class Group(Processes):
             except RuntimeError:
                 store = False
                 if not self._leaving.is_set():
-                    stop_run()
+                    request_stop()
             # the launcher has ended without its processes, as of a signal that it does not know
             if os.getppid() != self._parent:
-                if not self._leaving.is_set() and not stop_run():
+                if not self._leaving.is_set() and not request_stop():
                     os.kill(os.getpid(), signal.SIGTERM)
                 return
 
 
-def _meet(rank: int, world: int) -> dist.Store:
+def _rendezvous(rank: int, world_size: int) -> dist.Store:
     """The processes' store, when all have come to it and the default group is made. Raises
     PoiseError where they do not come.
     """
@@ -322,8 +322,10 @@ def _meet(rank: int, world: int) -> dist.Store:
                 f"poise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
             )
         store.set(f"here/{rank}", "")
-        store.wait([f"here/{number}" for number in range(world)], _TIME_TO_MEET)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
+        store.wait([f"here/{number}" for number in range(world_size)], _TIME_TO_MEET)
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
+        )
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "EADDRINUSE" in reason:
@@ -332,14 +334,14 @@ def _meet(rank: int, world: int) -> dist.Store:
                 "give a free one, the same to all processes"
             ) from None
         raise PoiseError(
-            f"process {rank} did not meet the {world - 1} others at {where} ({reason}); is the"
+            f"process {rank} did not meet the {world_size - 1} others at {where} ({reason}); is the"
             " address reached from every machine, and is TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set"
             " on all of several machines (docs/distributed.md)?"
         ) from None
     return store
 
 
-def _leave_quietly() -> None:
+def _exit_silently() -> None:
     """End without a word, and not before torchrun has seen who failed first, for it blames the
     first that it sees.
     """
@@ -360,7 +362,7 @@ def unused_parameters(model: nn.Module, image_size: tuple[int, int]) -> list[str
         (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
     ]
     width, height = image_size
-    with train_mode_on_trial(model) as device:
+    with forward_trial(model) as device:
         # two: batch norm over a 1x1 map needs them
         outputs = model(torch.zeros(2, 3, height, width, device=device))
         gradients = torch.autograd.grad(

@@ -15,8 +15,8 @@ from yacs.config import CfgNode
 from poise.datasets import build_loader
 from poise.datasets.sampler import Shard
 from poise.engine import device, logger, train
-from poise.engine.distributed import ALONE, Processes, local_processes
-from poise.engine.memory import machine_limits, peak_memory, training_advice
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext, local_world_size
+from poise.engine.memory import peak_memory, resource_errors, training_memory_hint
 from poise.engine.predict import predict
 from poise.engine.state import TrainState
 from poise.errors import PoiseError
@@ -27,18 +27,18 @@ log = logging.getLogger(__name__)
 STEPS, BATCHES = 2, 2  # of the training; of each process in a test
 
 
-def run(cfg: CfgNode, cfg_path: str, processes: Processes = ALONE) -> None:
+def run(cfg: CfgNode, cfg_path: str, processes: DistributedContext = SINGLE_PROCESS) -> None:
     """Build everything that the training would, take two steps and predict a few batches of the
     test set in each process; tell memory and time.
 
     Raises PoiseError for what cannot be used, as the training would, also for a loss that is not
     finite.
     """
-    with machine_limits("training", training_advice(cfg)):
+    with resource_errors("training", training_memory_hint(cfg)):
         _run(cfg, cfg_path, processes)
 
 
-def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
+def _run(cfg: CfgNode, cfg_path: str, processes: DistributedContext) -> None:
     logger.start_console(processes.rank)
     setup = train.build(_writing_nothing(cfg), cfg_path, processes)
     state, progress, schedule = setup.state, setup.state.progress, setup.state.schedule
@@ -55,9 +55,9 @@ def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
             "it has ended early (TRAIN.PATIENCE)" if ended_early else "all its epochs are done",
         )
         return
-    steps = max(schedule.end - state.global_step, 0)
+    steps = max(schedule.total_steps - state.global_step, 0)
     tests = _count_tests(cfg, state)
-    train.wrap(cfg, state, setup.devices, processes)
+    train.setup_ddp_and_compile(cfg, state, setup.devices, processes)
     seconds = _step_seconds(cfg, setup, processes)
     trained = peak_memory(state.device)
     start, test_seconds, batches = _test_seconds(cfg, setup, processes)
@@ -76,7 +76,7 @@ def _run(cfg: CfgNode, cfg_path: str, processes: Processes) -> None:
         batches,
         test_seconds,
         start,
-        logger.span(total),
+        logger.format_duration(total),
     )
 
 
@@ -91,7 +91,7 @@ def _count_tests(cfg: CfgNode, state: TrainState) -> int:
     return len(tested) * len(state.networks)
 
 
-def _step_seconds(cfg: CfgNode, setup: train.Setup, processes: Processes) -> float:
+def _step_seconds(cfg: CfgNode, setup: train.Setup, processes: DistributedContext) -> float:
     """Take a few steps of the epoch's beginning; return the seconds of the last one."""
     state, progress, batches = setup.state, setup.state.progress, setup.loader.batch_sampler
     seconds = 0.0
@@ -116,7 +116,7 @@ def _step_seconds(cfg: CfgNode, setup: train.Setup, processes: Processes) -> flo
             samples / seconds,
             loss,
         )
-        if processes.any(not np.isfinite(loss)):
+        if processes.all_reduce_any(not np.isfinite(loss)):
             raise PoiseError(f"dry run, step {progress.step}: the loss is {loss}; lower TRAIN.LR")
         begin = time.perf_counter()
     return seconds
@@ -153,7 +153,7 @@ def _writing_nothing(cfg: CfgNode) -> CfgNode:
 
 
 def _test_seconds(
-    cfg: CfgNode, setup: train.Setup, processes: Processes
+    cfg: CfgNode, setup: train.Setup, processes: DistributedContext
 ) -> tuple[float, float, int]:
     """(seconds until a test's first batch is there, seconds of a batch of each process, batches
     that each has in a whole test).
@@ -174,7 +174,7 @@ def _test_seconds(
         train=False,
         devices=len(setup.devices),
         on_gpu=where.type == "cuda",
-        shard=Shard(processes.rank, processes.world, local_processes()),
+        shard=Shard(processes.rank, processes.world_size, local_world_size()),
     )
     network = setup.state.ema.network if setup.state.ema else setup.state.model
     for _ in range(2):
@@ -182,7 +182,7 @@ def _test_seconds(
         begin = time.perf_counter()
         predict(
             cfg,
-            device.for_testing(cfg, network, setup.devices),
+            device.prepare_for_inference(cfg, network, setup.devices),
             loader,
             where,
             setup.codec,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
-class WeightAverage:
+class ModelEma:
     """After update n (0, 1, ...) every weight and every figure of batch norm is d times the
     average so far and 1 - d times what it is now, d = min(decay, (1 + n) / (10 + n)): so the
     random weights of the beginning are soon forgotten.

@@ -20,8 +20,8 @@ from poise.datasets.mixing import ConcatImageFolders
 from poise.datasets.sampler import Shard
 from poise.engine import device, logger
 from poise.engine.device import CpuThreads
-from poise.engine.distributed import ALONE, Processes, local_processes
-from poise.engine.memory import machine_limits, testing_advice
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext, local_world_size
+from poise.engine.memory import resource_errors, testing_memory_hint
 from poise.engine.predict import Predictions, predict
 from poise.errors import ConfigError, DataError, pluralize
 from poise.evaluation import format_table
@@ -40,7 +40,7 @@ def run(
     cfg: CfgNode,
     cfg_path: str,
     command: list[str],
-    processes: Processes = ALONE,
+    processes: DistributedContext = SINGLE_PROCESS,
     *,
     metrics: Sequence[str] = (),
     out: str | Path | None = None,
@@ -53,17 +53,17 @@ def run(
     Returns {metric: value}. Raises PoiseError for what cannot be used.
     """
     logger.start_console(processes.rank)
-    check_wishes(cfg, metrics, out)
+    validate_eval_args(cfg, metrics, out)
     folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
     devices = device.choose_devices(cfg, processes)
     model, doubts = build_model(cfg), ""
-    if processes.main:
+    if processes.is_main_process:
         file = model_file(cfg, folder)
         log.info("%s", f"weights: {file}")
         doubts = untrained_weights_warning(model, load_trained_weights(cfg, model, file))
-    processes.spread(model.state_dict().values())
+    processes.broadcast_(model.state_dict().values())
     table, images = load_split(cfg, train=False)
-    if processes.main:
+    if processes.is_main_process:
         build_evaluator(cfg).check(table)
     loader = build_loader(
         cfg,
@@ -72,28 +72,28 @@ def run(
         train=False,
         devices=len(devices),
         on_gpu=devices[0].type == "cuda",
-        shard=Shard(processes.rank, processes.world, local_processes()),
+        shard=Shard(processes.rank, processes.world_size, local_world_size()),
     )
-    device.set_up(cfg, devices)
+    device.configure_cudnn(cfg, devices)
     CpuThreads(cfg, devices[0])
-    processes.from_first(lambda: logger.make_run_folder(cfg, cfg_path))
+    processes.run_on_main(lambda: logger.make_run_folder(cfg, cfg_path))
     logger.add_file(folder / "test.log", processes.rank)
-    if processes.main:
+    if processes.is_main_process:
         logger.log_environment(cfg, command)
 
     def use(found: Predictions) -> OrderedDict[str, float]:
         if out:
             write_predictions(cfg, table, found, images, out, loader.batch_sampler.batch_size)
-        values, _ = score(cfg, table, found, folder, per_joint=True, weights=doubts)
+        values, _ = evaluate_predictions(cfg, table, found, folder, per_joint=True, weights=doubts)
         draw_predictions(cfg, table, found, images, folder)
         return values
 
-    with logger.errors_in_file(), machine_limits("test", testing_advice(cfg)):
+    with logger.errors_in_file(), resource_errors("test", testing_memory_hint(cfg)):
         codec = build_codec(cfg)
-        tested = device.for_testing(cfg, model, devices)
+        tested = device.prepare_for_inference(cfg, model, devices)
         device.compile_network(cfg, tested, devices)
         found = predict(cfg, tested, loader, devices[0], codec, processes=processes)
-        return processes.from_first(lambda: use(found))
+        return processes.run_on_main(lambda: use(found))
 
 
 def model_file(cfg: CfgNode, folder: Path) -> Path:
@@ -187,7 +187,9 @@ def draw_predictions(
     return written
 
 
-def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | None = None) -> None:
+def validate_eval_args(
+    cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | None = None
+) -> None:
     """Raise ConfigError for metrics that the dataset does not have, by mmpose's names, and for a
     file that predictions cannot go to.
     """
@@ -204,12 +206,12 @@ def check_wishes(cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | No
         )
 
 
-def score(
+def evaluate_predictions(
     cfg: CfgNode,
     table: PersonTable,
     found: Predictions,
     folder: Path,
-    told: set[str] | None = None,
+    reported_reasons: set[str] | None = None,
     *,
     per_joint: bool = False,
     weights: str = "",
@@ -217,12 +219,13 @@ def score(
     """Result files in folder/results, the family's table in the log; ({metric: value}, the one that
     decides which weights are best).
 
-    told: reasons for figures of 0 or -1 that an earlier test of the same set has told, which are
+    reported_reasons: reasons for figures of 0 or -1 that an earlier test has logged, which are
     not repeated, and to which others are added. per_joint: a second table with a row per joint.
     weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public
     labels: for them only the files are written and the metrics are empty.
     """
-    results, told = folder / "results", set() if told is None else told
+    results = folder / "results"
+    reported_reasons = set() if reported_reasons is None else reported_reasons
     try:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -244,14 +247,14 @@ def score(
             "on" if cfg.TEST.FLIP_TEST else "off",
         )
         log.info("%s", format_table(figures, cfg.MODEL.NAME))
-        _tell(evaluator.diagnose(figures, weights), told)
+        _warn_once(evaluator.diagnose(figures, weights), reported_reasons)
         if per_joint:
             log.info("%s", evaluator.format_keypoint_table())
     best = float(figures[evaluator.primary_metric])
-    return OrderedDict(figures), deciding(best, found.loss)
+    return OrderedDict(figures), primary_metric(best, found.loss)
 
 
-def deciding(figure: float, loss: float | None) -> float:
+def primary_metric(figure: float, loss: float | None) -> float:
     """Return the figure that decides which weights are best: the higher, the better.
 
     A metric of -1 or NaN has nobody to count and never changes, so the validation loss decides:
@@ -262,7 +265,7 @@ def deciding(figure: float, loss: float | None) -> float:
     return -1.0 if loss is None else -1.0 - loss
 
 
-def deciding_text(figure: float) -> str:
+def format_primary_metric(figure: float) -> str:
     """Return a figure of `deciding` for the log."""
     if figure < -1 and np.isfinite(figure):
         return f"validation loss {-1.0 - figure:.6f} (nobody counts in the metric)"
@@ -297,8 +300,8 @@ def write_predictions(
     log.info("%d predictions in batches of %d written to %s", len(table), batch_size, path)
 
 
-def _tell(reasons: Sequence[str], told: set[str]) -> None:
+def _warn_once(reasons: Sequence[str], reported_reasons: set[str]) -> None:
     for reason in reasons:
-        if reason not in told:
+        if reason not in reported_reasons:
             log.warning("%s", reason)
-    told.update(reasons)
+    reported_reasons.update(reasons)

@@ -20,7 +20,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import experiment_name
-from poise.engine.distributed import is_lost_peer
+from poise.engine.distributed import is_peer_failure
 from poise.engine.signals import RunStoppedError
 from poise.errors import DataError, PoiseError, escape_control, single_line
 from poise.io.files import atomic_write, write_error_reason
@@ -139,7 +139,7 @@ def errors_in_file() -> Iterator[None]:
         log.info("%s", stopped, extra=FILE_ONLY)
         raise
     except Exception as error:
-        if not is_lost_peer(error):  # the process that is gone has written why, if it could
+        if not is_peer_failure(error):  # the process that is gone has written why, if it could
             log.error(
                 "%s",
                 single_line(error),
@@ -185,7 +185,7 @@ def log_step(message: str, *values: Any) -> None:
     log.info(message, *values, extra=FILE_ONLY if sys.stderr.isatty() else None)
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time in words."""
     if seconds < 100:
         return f"{seconds:.0f} seconds"

@@ -44,7 +44,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 @contextmanager
-def machine_limits(
+def resource_errors(
     what: str, advice: str, progress: Progress | None = None, resume: str = ""
 ) -> Iterator[None]:
     """End the loaders' workers on every way out; raise a PoiseError for what the machine lacks.
@@ -67,7 +67,7 @@ def machine_limits(
         close_loaders()
 
 
-def training_advice(cfg: CfgNode) -> str:
+def training_memory_hint(cfg: CfgNode) -> str:
     """Name the keys that a training's memory depends on."""
     width, height = cfg.MODEL.IMAGE_SIZE
     amp = "" if cfg.AMP else ", or set AMP bf16"
@@ -79,7 +79,7 @@ def training_advice(cfg: CfgNode) -> str:
     )
 
 
-def testing_advice(cfg: CfgNode) -> str:
+def testing_memory_hint(cfg: CfgNode) -> str:
     """Name the keys that a test's memory depends on; nothing is accumulated in it."""
     width, height = cfg.MODEL.IMAGE_SIZE
     amp = "" if cfg.AMP else " or set AMP bf16"

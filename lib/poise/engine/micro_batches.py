@@ -37,7 +37,9 @@ def split_batch(
     ]
 
 
-def smallest_part(batches: EpochBatchSampler, steps: int, parts: int = 1, devices: int = 1) -> int:
+def smallest_micro_batch(
+    batches: EpochBatchSampler, steps: int, parts: int = 1, devices: int = 1
+) -> int:
     """Return the fewest samples that a device has in one of the first `steps` batches.
 
     It is in the first or the last of them.

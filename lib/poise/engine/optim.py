@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from inspect import unwrap
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,6 +98,10 @@ def _decayed_and_not(model: nn.Module) -> list[dict]:
     return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
 
 
+# fields that checkpoints store under their first names
+_STATE_KEYS = {"total_steps": "end", "policy": "kind", "gamma": "factor"}
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The length of a training and its learning rates, for the batch that is really used.
@@ -107,11 +112,11 @@ class Schedule:
     """
 
     steps_per_epoch: int
-    end: int
+    total_steps: int
     base_rate: float
-    kind: str
+    policy: str
     milestones: tuple[int, ...]
-    factor: float
+    gamma: float
     warmup: int
     warmup_factor: float
     note: str
@@ -149,16 +154,20 @@ class Schedule:
             note,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint stores, for its readers: no run is resumed from it."""
+        return {_STATE_KEYS.get(key, key): value for key, value in asdict(self).items()}
+
     @property
     def epochs(self) -> int:
         """Epochs of the whole training; the last may be cut short."""
-        return -(-self.end // self.steps_per_epoch)
+        return -(-self.total_steps // self.steps_per_epoch)
 
-    def steps_in(self, epoch: int) -> int:
+    def num_steps(self, epoch: int) -> int:
         """Steps of an epoch."""
-        return max(min(self.steps_per_epoch, self.end - epoch * self.steps_per_epoch), 0)
+        return max(min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch), 0)
 
-    def rate(self, step: int) -> float:
+    def lr_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0 over the whole training.
 
         linear: MSPN's LambdaLR, which is advanced before the step, so the first step has factor(1)
@@ -167,42 +176,35 @@ class Schedule:
         TRAIN.LR_FACTOR for every milestone whose epoch has begun; with the warm-up of mmpose 0.29,
         whose first step has TRAIN.WARMUP_FACTOR.
         """
-        if self.kind == "linear":
+        if self.policy == "linear":
             step += 1
         rate = self.base_rate
-        if self.kind == "step":
+        if self.policy == "step":
             epoch = step // self.steps_per_epoch
-            rate *= self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+            rate *= self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
         if step < self.warmup:
             return rate * (self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup)
-        if self.kind == "linear":
-            return rate * max(self.end - step, 0) / max(self.end - self.warmup, 1)
-        if self.kind == "cosine":
-            return (
-                rate
-                * 0.5
-                * (
-                    1
-                    + math.cos(
-                        math.pi * min((step - self.warmup) / max(self.end - self.warmup, 1), 1)
-                    )
-                )
-            )
+        if self.policy == "linear":
+            return rate * max(self.total_steps - step, 0) / max(self.total_steps - self.warmup, 1)
+        if self.policy == "cosine":
+            progress = (step - self.warmup) / max(self.total_steps - self.warmup, 1)
+            return rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
         return rate
 
     def __str__(self) -> str:
-        way = (
-            f"{self.kind} to 0"
-            if self.kind != "step"
-            else f"x{self.factor:g} at epochs {', '.join(map(str, self.milestones)) or 'none'}"
-        )
-        late = [str(m) for m in self.milestones if m >= self.epochs] if self.kind == "step" else []
-        if late:
-            way += f" ({', '.join(late)}: after the end, without effect)"
+        if self.policy == "step":
+            milestones = ", ".join(map(str, self.milestones)) or "none"
+            decay = f"x{self.gamma:g} at epochs {milestones}"
+            unused = [str(epoch) for epoch in self.milestones if epoch >= self.epochs]
+            if unused:
+                decay += f" ({', '.join(unused)}: after the end, without effect)"
+        else:
+            decay = f"{self.policy} to 0"
         warmup = f", warm-up over {self.warmup} steps" if self.warmup else ""
+        epochs = self.total_steps / max(self.steps_per_epoch, 1)
         return (
-            f"{self.end} steps ({self.end / max(self.steps_per_epoch, 1):.1f} epochs of"
-            f" {self.steps_per_epoch}), learning rate {self.base_rate:g}, {way}{warmup}{self.note}"
+            f"{self.total_steps} steps ({epochs:.1f} epochs of {self.steps_per_epoch}),"
+            f" learning rate {self.base_rate:g}, {decay}{warmup}{self.note}"
         )
 
 

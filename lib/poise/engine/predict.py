@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from poise.codecs.codec import Codec, Output, Targets, map_output, to_arrays
 from poise.datasets.loader import BatchLoader
-from poise.engine.distributed import ALONE, Processes
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext
 from poise.engine.targets import encode_targets
 from poise.errors import pluralize
 from poise.models.forward import forward_with_flip_test, normalize
@@ -48,7 +48,7 @@ def predict(
     device: torch.device,
     codec: Codec,
     stop: Callable[[], bool] = lambda: False,
-    processes: Processes = ALONE,
+    processes: DistributedContext = SINGLE_PROCESS,
 ) -> Predictions:
     """Predict every person of the loader's table. The model's mode is restored.
 
@@ -64,7 +64,7 @@ def predict(
     flip_indices = torch.from_numpy(table.skeleton.flip_indices).to(device)
     sums: list[torch.Tensor] = []
     persons: list[np.ndarray] = []
-    stopped, silent = False, None if processes.main else True
+    stopped, silent = False, None if processes.is_main_process else True
     batches.set_epoch(0)
     begin = time.perf_counter()
     with _eval_mode(model):
@@ -94,7 +94,7 @@ def predict(
                 done = min((step + 1) * batches.shard.world_size * batches.batch_size, count)
                 speed = done / (time.perf_counter() - begin)
                 log.info("test: %d of %d persons, %.1f persons/s", done, count, speed)
-    if processes.any(stopped):
+    if processes.all_reduce_any(stopped):
         raise KeyboardInterrupt
     _gather(processes, found, persons, sums)
     seconds, flip = time.perf_counter() - begin, ", flip test" if cfg.TEST.FLIP_TEST else ""
@@ -141,7 +141,10 @@ def _shown_batch(
 
 
 def _gather(
-    processes: Processes, found: Predictions, persons: list[np.ndarray], sums: list[torch.Tensor]
+    processes: DistributedContext,
+    found: Predictions,
+    persons: list[np.ndarray],
+    sums: list[torch.Tensor],
 ) -> None:
     """Complete `found` on rank 0: every person once, loss and accuracy over all batches in their
     order.

@@ -46,7 +46,7 @@ IN_SEARCH = (
     "MODEL.REPLACE_HEAD",
 )
 # where and how fast it runs, what it logs, when it saves and ends; cells (MODEL.GENOTYPE) are
-# compared themselves: see state.cells_of and search.state
+# compared themselves: see state.genotype_of and search.state
 _FREE = (
     "OUTPUT_DIR",
     "LOG_DIR",
@@ -109,7 +109,7 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) 
     if saved is None and cfg.TRAIN.CHECKPOINT:
         saved = checkpoint.load(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)), name)
     elif saved is None and (cfg.AUTO_RESUME or cfg.TRAIN.RESUME):
-        saved = checkpoint.load_newest(folder, name)
+        saved = checkpoint.load_latest(folder, name)
     if saved is None:
         return None
     return accept_checkpoint(saved, cfg, IN_TRAINING)
@@ -129,13 +129,13 @@ def _of_this_job(folder: Path, name: str) -> dict | None:
     WeightReadError where one cannot be read now: this job's own would be lost.
     """
     try:
-        saved = checkpoint.load_newest(folder, name)
+        saved = checkpoint.load_latest(folder, name)
     except WeightReadError:
         raise
     except DataError as error:
         log.warning("%s; not taken for a checkpoint of this job", error)
         return None
-    return saved if saved and saved.get("job") == checkpoint.job() else None
+    return saved if saved and saved.get("job") == checkpoint.job_id() else None
 
 
 def resumes_in(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> bool:
@@ -144,7 +144,7 @@ def resumes_in(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> bo
         return True
     if cfg.TRAIN.CHECKPOINT:
         return checkpoint.same_folder(Path(data_path(cfg, cfg.TRAIN.CHECKPOINT)).parent, folder)
-    return bool((cfg.AUTO_RESUME or cfg.TRAIN.RESUME) and checkpoint.numbers(folder))
+    return bool((cfg.AUTO_RESUME or cfg.TRAIN.RESUME) and checkpoint.checkpoint_numbers(folder))
 
 
 def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]) -> dict[str, str]:

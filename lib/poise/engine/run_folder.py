@@ -100,7 +100,7 @@ def has_results(folder: Path, results: Sequence[str]) -> bool:
     )
 
 
-def choose(
+def choose_run_name(
     cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callable[[Path], bool], lock: Lock
 ) -> str:
     """Return the RUN_NAME of a run's folder, and lock the folder where it exists.
@@ -126,7 +126,7 @@ def choose(
     return folder.name
 
 
-def named(cfg: CfgNode, name: str) -> CfgNode:
+def with_run_name(cfg: CfgNode, name: str) -> CfgNode:
     """Return `cfg` with this RUN_NAME."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -135,7 +135,7 @@ def named(cfg: CfgNode, name: str) -> CfgNode:
     return cfg
 
 
-def make(cfg: CfgNode, cfg_path: str, results: Sequence[str], lock: Lock) -> Path:
+def create(cfg: CfgNode, cfg_path: str, results: Sequence[str], lock: Lock) -> Path:
     """Make and lock the folder that was chosen. Raises ConfigError where another run was faster."""
     folder = logger.make_run_folder(cfg, cfg_path)
     if lock.folder != folder:

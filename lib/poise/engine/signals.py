@@ -23,14 +23,14 @@ _SIGNALS = [
 _SECONDS_OF_ECHO = 5.0
 
 
-_installed: list[Interrupt] = []
+_installed: list[GracefulStop] = []
 
 
 class RunStoppedError(Exception):
     """A signal asked the run to end; its state is on the disk."""
 
 
-def stop_run() -> bool:
+def request_stop() -> bool:
     """Ask the run to end as a first signal does, from any thread; whether there is one that
     listens.
     """
@@ -39,7 +39,7 @@ def stop_run() -> bool:
     return bool(_installed)
 
 
-class Interrupt:
+class GracefulStop:
     """`asked` becomes true at the first SIGINT, SIGTERM, SIGHUP or SIGUSR1; a second one ends
     the program at once.
     """
@@ -50,7 +50,7 @@ class Interrupt:
         self._echo = _SECONDS_OF_ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
         self._old: dict[int, Any] = {}
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> GracefulStop:
         # Python delivers signals nowhere else
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,9 +16,9 @@ from yacs.config import CfgNode
 from poise.config import experiment_name
 from poise.datasets.sampler import EpochBatchSampler
 from poise.engine import checkpoint, device
-from poise.engine.amp import LossScale
-from poise.engine.ema import WeightAverage
-from poise.engine.evaluate import deciding_text
+from poise.engine.amp import LossScaler
+from poise.engine.ema import ModelEma
+from poise.engine.evaluate import format_primary_metric
 from poise.engine.optim import Schedule
 from poise.errors import PoiseError, escape_name, is_out_of_memory
 
@@ -136,7 +136,7 @@ class Progress:
     def log_resumed(self) -> None:
         best = ""
         if self.best_epoch >= 0:
-            score = deciding_text(self.best_score)
+            score = format_primary_metric(self.best_score)
             best = f"; best score so far {score} of epoch {self.best_epoch}"
         log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
 
@@ -171,7 +171,7 @@ def load_network(
     kind: TRAIN.OPTIMIZER, where it must be that of the checkpoint. Raises one of the errors of
     `checkpoint_errors` where something does not fit.
     """
-    device.bare(model).load_state_dict(saved["state_dict"])
+    device.unwrap_model(model).load_state_dict(saved["state_dict"])
     # PyTorch loads another optimizer's state silently and fails at the first step
     theirs, own = (
         set(state["param_groups"][0]) & {"betas", "momentum"}
@@ -214,14 +214,14 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    scaler: LossScale
-    ema: WeightAverage | None
+    scaler: LossScaler
+    ema: ModelEma | None
     progress: Progress
 
     @property
     def network(self) -> nn.Module:
         """The network without a wrapper."""
-        return device.bare(self.model)
+        return device.unwrap_model(self.model)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -267,7 +267,9 @@ class TrainState:
     def load_state_dict(self, saved: dict, cfg: CfgNode, batches: EpochBatchSampler) -> None:
         """Continue from a checkpoint. Raises PoiseError where it does not fit."""
         with checkpoint_errors(saved):
-            other_cells = bool(saved.get("genotype")) and saved["genotype"] != cells_of(self.model)
+            other_cells = bool(saved.get("genotype")) and saved["genotype"] != genotype_of(
+                self.model
+            )
         if other_cells:
             raise PoiseError(
                 f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is"
@@ -295,24 +297,24 @@ class TrainState:
     def write_checkpoint(self, folder: Path, cfg: CfgNode, cfg_path: str) -> Path:
         """Write the run folder's newest checkpoint; return its path."""
         content = {
-            **checkpoint.origin(cfg, cfg_path, cfg.SEED),
+            **checkpoint.run_metadata(cfg, cfg_path, cfg.SEED),
             **self.progress.state_dict(),
-            "state_dict": checkpoint.state_of(cfg, self.network, experiment_name(cfg_path)),
-            "genotype": cells_of(self.model),
+            "state_dict": checkpoint.model_state_dict(cfg, self.network, experiment_name(cfg_path)),
+            "genotype": genotype_of(self.model),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_kind": cfg.TRAIN.OPTIMIZER,
-            "schedule": asdict(self.schedule),
+            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             **({"ema": self.ema.state_dict()} if self.ema else {}),
         }
         last = self.progress.last_checkpoint
         first = last is None or not checkpoint.same_folder(last.parent, folder)
-        return checkpoint.write(folder, content, cfg.TRAIN.CHECKPOINTS_KEPT, first=first)
+        return checkpoint.save_and_rotate(folder, content, cfg.TRAIN.CHECKPOINTS_KEPT, first=first)
 
 
-def cells_of(model: nn.Module) -> dict[str, list] | None:
+def genotype_of(model: nn.Module) -> dict[str, list] | None:
     """How a searched network is wired, as plain values: two wirings of the same operations have
     the same weights by name and shape. None for others.
     """
-    genotype = getattr(device.bare(model), "genotype", None)
+    genotype = getattr(device.unwrap_model(model), "genotype", None)
     return genotype and genotype.plain_cells()

@@ -9,7 +9,7 @@ import torch
 
 from poise.datasets import PersonTable
 from poise.engine.checkpointer import Checkpointer
-from poise.engine.distributed import Processes
+from poise.engine.distributed import DistributedContext
 from poise.engine.state import TrainState
 from poise.errors import PoiseError
 
@@ -47,7 +47,7 @@ class StepCollector:
         state: TrainState,
         table: PersonTable,
         checkpointer: Checkpointer,
-        processes: Processes,
+        processes: DistributedContext,
     ):
         self._state, self._table = state, table
         self._checkpointer, self._processes = checkpointer, processes
@@ -59,7 +59,7 @@ class StepCollector:
 
     def stop_requested(self) -> bool:
         """Whether any process was asked to stop; all processes return the same."""
-        alone = self._processes.world == 1
+        alone = self._processes.world_size == 1
         return self._stop or alone and self._checkpointer.stop_requested()
 
     def add(self, parts: list[StepMetrics]) -> None:
@@ -83,9 +83,9 @@ class StepCollector:
                 values = (loss * part.samples, float(part.num_correct), float(part.num_valid))
                 sums = [a + b for a, b in zip(sums, (*values, part.samples))]
         progress = self._state.progress
-        progress.sums["overflows"] += self._state.scaler.overflowed()
+        progress.sums["overflows"] += self._state.scaler.found_inf()
         requests = [self._checkpointer.stop_requested(), self._checkpointer.is_due()]
-        *sums, stop, due = self._processes.sum([*sums, *map(float, requests)])
+        *sums, stop, due = self._processes.all_reduce_sum([*sums, *map(float, requests)])
         for name, value in zip(("loss", "right", "counted", "samples"), sums):
             progress.sums[name] += value
         self._stop, self.checkpoint_due = self._stop or stop > 0, due > 0

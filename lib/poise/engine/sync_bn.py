@@ -14,7 +14,7 @@ from torch import nn
 from poise.errors import ConfigError
 
 
-class SumOverProcesses(torch.autograd.Function):
+class AllReduceSum(torch.autograd.Function):
     """The sum of a tensor over the processes of a group, in all of them; so is its gradient the
     sum of theirs.
     """
@@ -28,7 +28,7 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return SumOverProcesses.apply(gradient.contiguous(), ctx.group), None
+        return AllReduceSum.apply(gradient.contiguous(), ctx.group), None
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
@@ -46,14 +46,12 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        count = SumOverProcesses.apply(
-            values.new_tensor([x.numel() // x.shape[1]]), self.process_group
-        )
-        mean = SumOverProcesses.apply(values.sum(dim=(0, 2, 3)), self.process_group) / count
+        count = AllReduceSum.apply(values.new_tensor([x.numel() // x.shape[1]]), self.process_group)
+        mean = AllReduceSum.apply(values.sum(dim=(0, 2, 3)), self.process_group) / count
         # the squares of the differences, not the difference of the squares, which would lose digits
         centred = values - mean[:, None, None]
         variance = (
-            SumOverProcesses.apply(centred.square().sum(dim=(0, 2, 3)), self.process_group) / count
+            AllReduceSum.apply(centred.square().sum(dim=(0, 2, 3)), self.process_group) / count
         )
         if self.track_running_stats:
             with torch.no_grad():
@@ -69,7 +67,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         return (normed + self.bias[:, None, None] if self.affine else normed).to(x.dtype)
 
 
-def synchronised(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
+def convert_sync_batchnorm(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     """The network with every batch norm replaced by one over the processes of the group; its
     parameters and buffers are the same tensors.
     """
@@ -99,7 +97,7 @@ def synchronised(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 
 
 @contextmanager
-def train_mode_on_trial(model: nn.Module) -> Iterator[torch.device]:
+def forward_trial(model: nn.Module) -> Iterator[torch.device]:
     """Hand out the network's device, the network in train mode within. Its mode, its buffers and
     random numbers are then as before.
     """
@@ -125,7 +123,7 @@ def check_single_sample(model: nn.Module, image_size: Sequence[int], key: str) -
     """
     width, height = image_size
     try:
-        with torch.no_grad(), train_mode_on_trial(model) as device:
+        with torch.no_grad(), forward_trial(model) as device:
             model(torch.zeros(1, 3, height, width, device=device))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

@@ -27,19 +27,19 @@ from poise.datasets.loader import BatchLoader
 from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.datasets.validation.run import log_quick_check
 from poise.engine import checkpoint, device, logger, run_folder
-from poise.engine.amp import LossScale
+from poise.engine.amp import LossScaler
 from poise.engine.checkpointer import Checkpointer
 from poise.engine.device import CpuThreads
-from poise.engine.distributed import ALONE, Processes, local_processes
-from poise.engine.ema import WeightAverage
-from poise.engine.evaluate import deciding_text, score
-from poise.engine.memory import machine_limits, training_advice
-from poise.engine.micro_batches import smallest_part, split_batch
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext, local_world_size
+from poise.engine.ema import ModelEma
+from poise.engine.evaluate import evaluate_predictions, format_primary_metric
+from poise.engine.memory import resource_errors, training_memory_hint
+from poise.engine.micro_batches import smallest_micro_batch, split_batch
 from poise.engine.optim import Schedule, build_optimizer, set_learning_rate
 from poise.engine.predict import predict
-from poise.engine.records import TestResult, TrainRecords
 from poise.engine.resuming import check_finished, find_checkpoint, resumes_in
-from poise.engine.signals import Interrupt
+from poise.engine.run_logger import TestResult, TrainLogger
+from poise.engine.signals import GracefulStop
 from poise.engine.state import Progress, TrainState
 from poise.engine.step_metrics import StepCollector, StepMetrics
 from poise.engine.sync_bn import check_single_sample
@@ -67,7 +67,9 @@ class Setup:
     threads: CpuThreads
 
 
-def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE) -> Path:
+def run(
+    cfg: CfgNode, cfg_path: str, command: list[str], processes: DistributedContext = SINGLE_PROCESS
+) -> Path:
     """Train as the configuration says, resuming from a checkpoint where it asks for that.
 
     All `processes` call this. Writes the run folder and the TensorBoard folder of docs/design.md,
@@ -79,17 +81,17 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         PoiseError: for what cannot be used.
     """
     logger.start_console(processes.rank)
-    with machine_limits("training", training_advice(cfg)), run_folder.Lock() as lock:
-        restarted = processes.any(checkpoint.restarted())
+    with resource_errors("training", training_memory_hint(cfg)), run_folder.Lock() as lock:
+        restarted = processes.all_reduce_any(checkpoint.is_restarted())
         resumes = partial(resumes_in, cfg, cfg_path, restarted=restarted)
-        name = processes.from_first(
-            run_folder.choose, cfg, cfg_path, run_folder.TRAINING, resumes, lock
+        name = processes.run_on_main(
+            run_folder.choose_run_name, cfg, cfg_path, run_folder.TRAINING, resumes, lock
         )
-        suffixed, cfg = name != cfg.RUN_NAME, run_folder.named(cfg, name)
+        suffixed, cfg = name != cfg.RUN_NAME, run_folder.with_run_name(cfg, name)
         setup = build(cfg, cfg_path, processes)
-        records = TrainRecords(cfg, cfg_path, setup.state, setup.loader, setup.codec, processes)
-        if not processes.from_first(_is_finished, cfg, setup.state, records.folder):
-            processes.from_first(run_folder.make, cfg, cfg_path, run_folder.TRAINING, lock)
+        records = TrainLogger(cfg, cfg_path, setup.state, setup.loader, setup.codec, processes)
+        if not processes.run_on_main(_is_finished, cfg, setup.state, records.folder):
+            processes.run_on_main(run_folder.create, cfg, cfg_path, run_folder.TRAINING, lock)
             _train(cfg, cfg_path, command, setup, records, processes)
     if suffixed:
         log.info("test this run with RUN_NAME %s", name)
@@ -97,20 +99,20 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
 
 
 @gc_disabled()
-def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Setup:
+def build(cfg: CfgNode, cfg_path: str, processes: DistributedContext) -> Setup:
     """Build all that a training needs, in the state of its checkpoint if there is one.
 
     Writes nothing.
     """
     devices = device.choose_devices(cfg, processes)
     folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
-    restarted = processes.any(checkpoint.restarted())
-    saved = processes.from_first(find_checkpoint, cfg, cfg_path, folder, restarted)
+    restarted = processes.all_reduce_any(checkpoint.is_restarted())
+    saved = processes.run_on_main(find_checkpoint, cfg, cfg_path, folder, restarted)
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
     loader, test_loader = _build_loaders(cfg, devices, processes)
     # the others take rank 0's when they wrap the network
-    if saved is None and cfg.MODEL.INIT_WEIGHTS and processes.main:
+    if saved is None and cfg.MODEL.INIT_WEIGHTS and processes.is_main_process:
         weights.load_pretrained(
             model,
             data_path(cfg, cfg.MODEL.PRETRAINED),
@@ -118,17 +120,17 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Setup:
             replace_head=cfg.MODEL.REPLACE_HEAD,
             rgb=cfg.DATASET.COLOR_RGB,
         )
-    device.set_up(cfg, devices)
+    device.configure_cudnn(cfg, devices)
     threads = CpuThreads(cfg, devices[0], saved["threads"] if saved else None)
-    model = device.lay_on(model, devices, cfg.CHANNELS_LAST)
+    model = device.to_device(model, devices, cfg.CHANNELS_LAST)
     optimizer = build_optimizer(cfg, model)
     codec = build_codec(cfg)
-    network, batches = device.bare(model), loader.batch_sampler
+    network, batches = device.unwrap_model(model), loader.batch_sampler
     schedule = Schedule.from_config(cfg, len(loader), batches.batch_size)
-    if not (cfg.SYNC_BN and processes.world > 1):
+    if not (cfg.SYNC_BN and processes.world_size > 1):
         _check_batch_norm(cfg, network, batches, schedule, len(devices))
-    scaler = LossScale(cfg, devices[0])
-    ema = WeightAverage(network, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
+    scaler = LossScaler(cfg, devices[0])
+    ema = ModelEma(network, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
     progress = Progress(cfg.TRAIN.BEGIN_EPOCH)
     state = TrainState(model, optimizer, schedule, scaler, ema, progress)
     if saved is not None:
@@ -137,17 +139,17 @@ def build(cfg: CfgNode, cfg_path: str, processes: Processes) -> Setup:
 
 
 def _build_loaders(
-    cfg: CfgNode, devices: list[torch.device], processes: Processes
+    cfg: CfgNode, devices: list[torch.device], processes: DistributedContext
 ) -> tuple[BatchLoader, BatchLoader]:
     """Return the loaders of the training set and of the test set."""
     table, images = load_split(cfg, train=True)
     test_table, test_images = load_split(cfg, train=False)
-    if processes.main:
+    if processes.is_main_process:
         build_evaluator(cfg).check(test_table)
         log_quick_check(cfg, (table, images), (test_table, test_images))
     keywords: dict[str, Any] = {
         "on_gpu": devices[0].type == "cuda",
-        "shard": Shard(processes.rank, processes.world, local_processes()),
+        "shard": Shard(processes.rank, processes.world_size, local_world_size()),
     }
     count = len(devices)
     parts = count * cfg.TRAIN.ACCUMULATE
@@ -161,7 +163,7 @@ def _check_batch_norm(
     cfg: CfgNode, network: nn.Module, batches: EpochBatchSampler, schedule: Schedule, devices: int
 ) -> None:
     """Raise ConfigError where a batch norm would see one value per channel in some step."""
-    if smallest_part(batches, schedule.end, cfg.TRAIN.ACCUMULATE, devices) == 1:
+    if smallest_micro_batch(batches, schedule.total_steps, cfg.TRAIN.ACCUMULATE, devices) == 1:
         check_single_sample(
             network,
             cfg.MODEL.IMAGE_SIZE,
@@ -179,15 +181,17 @@ def _is_finished(cfg: CfgNode, state: TrainState, folder: Path) -> bool:
     )
     for name, network in state.networks.items():
         written = not name or progress.ema_epoch >= 0
-        if written and not checkpoint.holds(folder / _weight_file("final_state", name), network):
+        if written and not checkpoint.file_has_weights(
+            folder / _weight_file("final_state", name), network
+        ):
             return False
-    checkpoint.tidy(folder, None)
+    checkpoint.cleanup_stale(folder, None)
     log.info(
         "%s: this run is finished: best score %s at epoch %d of %d, with the settings of its"
         " config.yaml; nothing is trained or written; a later TRAIN.END_EPOCH continues it, another"
         " RUN_NAME starts a new run",
         folder,
-        deciding_text(progress.best_score),
+        format_primary_metric(progress.best_score),
         progress.best_epoch,
         progress.epoch,
     )
@@ -204,40 +208,40 @@ def _train(
     cfg_path: str,
     command: list[str],
     setup: Setup,
-    records: TrainRecords,
-    processes: Processes,
+    records: TrainLogger,
+    processes: DistributedContext,
 ) -> None:
     """Train with a log in the run folder, which exists."""
     state = setup.state
     logger.add_file(records.folder / records.log_name, processes.rank)
-    limits = machine_limits(
-        "training", training_advice(cfg), state.progress, run_folder.resume_hint(cfg)
+    limits = resource_errors(
+        "training", training_memory_hint(cfg), state.progress, run_folder.resume_hint(cfg)
     )
     with logger.errors_in_file(), limits:
         # rank 0's weights and buffers become those of all processes
-        wrap(cfg, state, setup.devices, processes)
+        setup_ddp_and_compile(cfg, state, setup.devices, processes)
         records.start(command)
-        with closing(records), Interrupt() as interrupt:
+        with closing(records), GracefulStop() as interrupt:
             checkpointer = Checkpointer(cfg, cfg_path, records, interrupt, processes)
             train_epochs(cfg, setup, records, checkpointer, processes)
 
 
-def wrap(
-    cfg: CfgNode, state: TrainState, devices: list[torch.device], processes: Processes
+def setup_ddp_and_compile(
+    cfg: CfgNode, state: TrainState, devices: list[torch.device], processes: DistributedContext
 ) -> None:
     """Connect the network with those of the other processes, and compile it with COMPILE."""
-    if cfg.SYNC_BN and processes.world == 1:
+    if cfg.SYNC_BN and processes.world_size == 1:
         log.warning("SYNC_BN True has no effect without torchrun's processes")
-    state.model = processes.wrap(state.model, cfg.MODEL.IMAGE_SIZE, cfg.SYNC_BN)
+    state.model = processes.wrap_ddp(state.model, cfg.MODEL.IMAGE_SIZE, cfg.SYNC_BN)
     device.compile_network(cfg, state.model, devices)
 
 
 def train_epochs(
     cfg: CfgNode,
     setup: Setup,
-    records: TrainRecords,
+    records: TrainLogger,
     checkpointer: Checkpointer,
-    processes: Processes,
+    processes: DistributedContext,
 ) -> None:
     """Train and test the epochs that are left, and write the final weights."""
     state, progress = setup.state, setup.state.progress
@@ -248,7 +252,7 @@ def train_epochs(
             cfg, state, codec, setup.loader, setup.threads, records, checkpointer, processes
         )
         # before the weights are checked: a process whose loss was not finite has more to tell
-        stop = processes.any(checkpointer.stop_requested())
+        stop = processes.all_reduce_any(checkpointer.stop_requested())
         state.check_finite()
         if stop:
             checkpointer.save_and_stop(state)
@@ -285,16 +289,16 @@ def train_one_epoch(
     codec: Codec,
     loader: BatchLoader,
     threads: CpuThreads,
-    records: TrainRecords,
+    records: TrainLogger,
     checkpointer: Checkpointer,
-    processes: Processes,
+    processes: DistributedContext,
 ) -> None:
     """Train the epoch from its next step on; return early, between two steps, to stop.
 
     Each of several processes trains on its share of a batch.
     """
     progress, interval = state.progress, cfg.TRAIN.CHECKPOINT_STEPS
-    steps = state.schedule.steps_in(progress.epoch)
+    steps = state.schedule.num_steps(progress.epoch)
     collector = StepCollector(state, loader.dataset.table, checkpointer, processes)
     state.model.train()
     loader.batch_sampler.set_epoch(progress.epoch, progress.step)
@@ -340,7 +344,7 @@ def train_step(
         part: (batch, normalized images, its prediction, targets).
     """
     model, optimizer, step, where = state.model, state.optimizer, state.global_step, state.device
-    set_learning_rate(optimizer, state.schedule.rate(step))
+    set_learning_rate(optimizer, state.schedule.lr_at(step))
     # stochastic depth draws from it; so a resumed run draws the same, and each process something
     # else
     torch.manual_seed(
@@ -369,7 +373,7 @@ def train_step(
             correct, valid = codec.accuracy(prediction, targets)
             metrics.append(StepMetrics(loss.detach(), correct, valid, count, part["person"]))
     state.scaler.step(optimizer)
-    if state.ema and not state.scaler.left_out():
+    if state.ema and not state.scaler.step_skipped():
         state.ema.update(state.network)
     return metrics, (part, images, prediction, targets)
 
@@ -380,9 +384,9 @@ def evaluate_networks(
     codec: Codec,
     loader: BatchLoader,
     devices: list[torch.device],
-    records: TrainRecords,
+    records: TrainLogger,
     checkpointer: Checkpointer,
-    processes: Processes,
+    processes: DistributedContext,
 ) -> dict[str, TestResult]:
     """Test the network and the average of its weights; return the results by their names.
 
@@ -392,8 +396,8 @@ def evaluate_networks(
     results = {}
     for name, network in state.networks.items():
         # batch norm's statistics of rank 0 are those that are tested and saved
-        processes.spread(network.buffers())
-        tested = device.for_testing(cfg, network, devices)
+        processes.broadcast_(network.buffers())
+        tested = device.prepare_for_inference(cfg, network, devices)
         with checkpointer.stop_on_interrupt(state):
             found = predict(
                 cfg,
@@ -405,6 +409,8 @@ def evaluate_networks(
                 processes,
             )
         table, folder = loader.dataset.table, records.folder / name
-        metrics, deciding = processes.from_first(score, cfg, table, found, folder, records.reported)
+        metrics, deciding = processes.run_on_main(
+            evaluate_predictions, cfg, table, found, folder, records.reported
+        )
         results[name] = TestResult(found, metrics, deciding)
     return results

@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from poise.config.datasets import dataset_info
 from poise.engine.evaluate import model_file
 from poise.engine.logger import run_names, start_console
-from poise.engine.signals import Interrupt
+from poise.engine.signals import GracefulStop
 from poise.errors import ConfigError, DataError, pluralize, single_line
 from poise.inference import pose_json
 from poise.inference.boxes import (
@@ -156,7 +156,7 @@ class Demo:
                 pose_json.open_pose_json(
                     self._folder / JSON_NAME, self._estimator.skeleton, head
                 ) as poses,
-                Interrupt() as interrupt,
+                GracefulStop() as interrupt,
                 tqdm(total=total, unit="frame", disable=None, file=sys.stderr) as bar,
             ):
                 for frames in self._groups():

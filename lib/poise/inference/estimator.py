@@ -26,7 +26,7 @@ from poise import config
 from poise.codecs import build_codec
 from poise.codecs.codec import Arrays, Codec, to_arrays
 from poise.config.datasets import dataset_info
-from poise.engine.device import choose_device, compile_network, for_testing
+from poise.engine.device import choose_device, compile_network, prepare_for_inference
 from poise.errors import ConfigError, DataError
 from poise.evaluation import rescore
 from poise.inference.export import onnx_network
@@ -72,7 +72,7 @@ class TorchNetwork:
         model = build_model(cfg)
         load_trained_weights(cfg, model, file)
         self._cfg, self._codec, self._device = cfg, codec, device
-        self._model = for_testing(cfg, model, [device]).eval()
+        self._model = prepare_for_inference(cfg, model, [device]).eval()
         compile_network(cfg, self._model, [device])
         self._flip_indices = torch.from_numpy(dataset_info(cfg).skeleton.flip_indices).to(device)
 

@@ -19,7 +19,7 @@ START = 1e-3  # PoseNAS's search begins with all values at this, so all candidat
 Probabilities = dict[str, np.ndarray]  # kind of cell -> (E, O) float64, each row sums to 1
 
 
-def new_values(space: Space) -> nn.ParameterDict:
+def init_alphas(space: Space) -> nn.ParameterDict:
     """kind of cell -> (E, O); the rows are the edges of space.EDGES, the columns the kind's
     candidates.
     """

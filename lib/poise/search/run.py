@@ -26,28 +26,28 @@ from poise.engine import device as devices
 from poise.engine import logger, run_folder
 from poise.engine.checkpointer import Checkpointer
 from poise.engine.device import CpuThreads
-from poise.engine.distributed import ALONE, Processes
-from poise.engine.evaluate import score
-from poise.engine.memory import machine_limits
-from poise.engine.micro_batches import smallest_part
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext
+from poise.engine.evaluate import evaluate_predictions
+from poise.engine.memory import resource_errors
+from poise.engine.micro_batches import smallest_micro_batch
 from poise.engine.predict import predict
-from poise.engine.records import TestResult
 from poise.engine.resuming import check_finished
-from poise.engine.signals import Interrupt
+from poise.engine.run_logger import TestResult
+from poise.engine.signals import GracefulStop
 from poise.engine.sync_bn import check_single_sample
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.evaluation.evaluators import build_evaluator
 from poise.models.posenas.genotypes import Genotype, write_genotype
 from poise.search import split
-from poise.search.alternation import Alternation
 from poise.search.architecture import probabilities
+from poise.search.bilevel import BilevelOptimizer
 from poise.search.drawing import write_drawing
-from poise.search.records import LAST, PICTURE, SearchRecords, plain_config
+from poise.search.search_logger import LAST, PICTURE, SearchLogger, plain_config
 from poise.search.space import Space
 from poise.search.state import NAME, SearchProgress, SearchState, find_checkpoint
 from poise.search.supernet import build as build_network
-from poise.search.supernet import weights_of
-from poise.search.trial import Cost, measure, search_advice
+from poise.search.supernet import network_parameters
+from poise.search.trial import Cost, measure, search_memory_hint
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ class Setup:
     threads: CpuThreads
 
 
-def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = ALONE) -> Genotype:
+def run(
+    cfg: CfgNode, cfg_path: str, command: list[str], processes: DistributedContext = SINGLE_PROCESS
+) -> Genotype:
     """Search as SEARCH.* says, resuming from the run folder's checkpoint with AUTO_RESUME.
 
     Writes into OUTPUT_DIR/<dataset>/<model>/<experiment>: genotype.json, genotype_best.json (best
@@ -81,17 +83,17 @@ def run(cfg: CfgNode, cfg_path: str, command: list[str], processes: Processes = 
         PoiseError: for what cannot be used.
     """
     logger.start_console(processes.rank)
-    if processes.world > 1:
+    if processes.world_size > 1:
         raise ConfigError("a search is one process; start it without torchrun")
-    with machine_limits("search", search_advice(cfg)), run_folder.Lock() as lock:
+    with resource_errors("search", search_memory_hint(cfg)), run_folder.Lock() as lock:
         resumes = partial(_resumes_in, cfg)
-        name = run_folder.choose(cfg, cfg_path, run_folder.SEARCH, resumes, lock)
-        cfg = run_folder.named(cfg, name)
+        name = run_folder.choose_run_name(cfg, cfg_path, run_folder.SEARCH, resumes, lock)
+        cfg = run_folder.with_run_name(cfg, name)
         setup = build(cfg, cfg_path)
-        records = SearchRecords(cfg, cfg_path, setup.state, setup.halves)
+        records = SearchLogger(cfg, cfg_path, setup.state, setup.halves)
         progress = setup.state.progress
         if not _is_finished(cfg, progress, records.folder):
-            run_folder.make(cfg, cfg_path, run_folder.SEARCH, lock)
+            run_folder.create(cfg, cfg_path, run_folder.SEARCH, lock)
             _search(cfg, cfg_path, command, setup, records)
         return cast(Genotype, progress.genotype)  # the last epoch has one
 
@@ -124,7 +126,7 @@ def build(cfg: CfgNode, cfg_path: str) -> Setup:
         for part in halves.tables(table)
     ]
     test_loader = build_loader(loading, *test_set, train=False, on_gpu=on_gpu) if test_set else None
-    devices.set_up(cfg, [device])
+    devices.configure_cudnn(cfg, [device])
     threads = CpuThreads(cfg, device, saved["threads"] if saved else None)
 
     log.info(
@@ -136,10 +138,10 @@ def build(cfg: CfgNode, cfg_path: str) -> Setup:
     )
     cost = measure(cfg, space, _first_batch(loaders[0]), device)
     torch.manual_seed(cfg.SEARCH.SEED)
-    network = devices.lay_on(build_network(cfg, space), [device], cfg.CHANNELS_LAST)
-    state = SearchState(Alternation(cfg, network, device), space, SearchProgress())
+    network = devices.to_device(build_network(cfg, space), [device], cfg.CHANNELS_LAST)
+    state = SearchState(BilevelOptimizer(cfg, network, device), space, SearchProgress())
     for loader in loaders:
-        if smallest_part(loader.batch_sampler, loader.batch_sampler.num_batches) == 1:
+        if smallest_micro_batch(loader.batch_sampler, loader.batch_sampler.num_batches) == 1:
             name = f"SEARCH.BATCH_SIZE {cfg.SEARCH.BATCH_SIZE}"
             check_single_sample(network, cfg.MODEL.IMAGE_SIZE, name)
     if saved:
@@ -192,17 +194,19 @@ def _is_finished(cfg: CfgNode, progress: SearchProgress, folder: Path) -> bool:
 
 
 def _search(
-    cfg: CfgNode, cfg_path: str, command: list[str], setup: Setup, records: SearchRecords
+    cfg: CfgNode, cfg_path: str, command: list[str], setup: Setup, records: SearchLogger
 ) -> None:
     """Search with a log in the run folder, which exists."""
     progress = setup.state.progress
     logger.add_file(records.folder / records.log_name)
-    limits = machine_limits("search", search_advice(cfg), progress, run_folder.resume_hint(cfg))
+    limits = resource_errors(
+        "search", search_memory_hint(cfg), progress, run_folder.resume_hint(cfg)
+    )
     with logger.errors_in_file():
         logger.log_environment(_as_training(cfg), command)
         records.start()
         _log_summary(cfg, setup)
-        with closing(records), Interrupt() as interrupt, limits:
+        with closing(records), GracefulStop() as interrupt, limits:
             checkpointer = Checkpointer(cfg, cfg_path, records, interrupt)
             search_epochs(cfg, setup, records, checkpointer)
         log.info(
@@ -227,12 +231,14 @@ def _count_steps(cfg: CfgNode, setup: Setup, epoch: int) -> int:
 def _log_summary(cfg: CfgNode, setup: Setup) -> None:
     """Log what is searched and how long it takes."""
     s, state, progress, cost = cfg.SEARCH, setup.state, setup.state.progress, setup.cost
-    parameters = sum(weight.numel() for weight in weights_of(state.alternation.network).values())
+    parameters = sum(
+        weight.numel() for weight in network_parameters(state.bilevel.network).values()
+    )
     log.info(
         "search of %s: %d architecture values, a network of %.2f million parameters, %d samples a"
         " step",
         s.MODE,
-        state.space.values,
+        state.space.num_alphas,
         parameters / 1e6,
         s.BATCH_SIZE,
     )
@@ -252,12 +258,12 @@ def _log_summary(cfg: CfgNode, setup: Setup) -> None:
         s.INIT_EPOCHS,
         _count_steps(cfg, setup, 0),
         _count_steps(cfg, setup, s.EPOCHS - 1),
-        logger.span(seconds),
+        logger.format_duration(seconds),
     )
 
 
 def search_epochs(
-    cfg: CfgNode, setup: Setup, records: SearchRecords, checkpointer: Checkpointer
+    cfg: CfgNode, setup: Setup, records: SearchLogger, checkpointer: Checkpointer
 ) -> None:
     """Search and test the epochs that are left."""
     state, progress, test_loader = setup.state, setup.state.progress, setup.test_loader
@@ -279,7 +285,7 @@ def search_epochs(
         if is_warm_up:
             records.write_warm_up(values)
         else:
-            found = probabilities(state.alternation.network.architecture)
+            found = probabilities(state.bilevel.network.architecture)
             progress.genotype = records.write_epoch(values, found, is_best)
         # last: a search that is killed before this does the epoch again and writes the rest again
         progress.start_epoch(epoch + 1)
@@ -287,7 +293,7 @@ def search_epochs(
 
 
 def search_one_epoch(
-    cfg: CfgNode, setup: Setup, records: SearchRecords, checkpointer: Checkpointer
+    cfg: CfgNode, setup: Setup, records: SearchLogger, checkpointer: Checkpointer
 ) -> None:
     """Search the epoch from its next step on; return early, between two steps, to stop.
 
@@ -323,7 +329,7 @@ def search_step(
     architecture_batch: dict[str, torch.Tensor] | None,
 ) -> None:
     """Train the weights on a batch and the architecture values on another, in SEARCH.ORDER."""
-    turns, progress = state.alternation, state.progress
+    turns, progress = state.bilevel, state.progress
     batches = {"weights": weights_batch, "architecture": architecture_batch}
     for kind in sorted(batches, reverse=cfg.SEARCH.ORDER == "weights"):
         batch = batches[kind]
@@ -343,16 +349,16 @@ def evaluate_network(
     cfg: CfgNode,
     state: SearchState,
     loader: BatchLoader,
-    records: SearchRecords,
+    records: SearchLogger,
     checkpointer: Checkpointer,
 ) -> TestResult:
     """Test the search's network, with all candidates in it, on the test set."""
-    turns = state.alternation
+    turns = state.bilevel
     with checkpointer.stop_on_interrupt(state):
         found = predict(
             cfg, turns.network, loader, turns.device, turns.codec, checkpointer.stop_requested
         )
-    metrics, deciding = score(cfg, loader.dataset.table, found, records.folder)
+    metrics, deciding = evaluate_predictions(cfg, loader.dataset.table, found, records.folder)
     return TestResult(found, metrics, deciding)
 
 

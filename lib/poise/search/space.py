@@ -59,7 +59,7 @@ class Space:
         return cls(operations, find_genotype(cfg.SEARCH.GENOTYPE, "SEARCH.GENOTYPE"))
 
     @property
-    def values(self) -> int:
+    def num_alphas(self) -> int:
         """How many architecture values there are."""
         return sum(len(EDGES) * len(candidates) for candidates in self.operations.values())
 

@@ -14,7 +14,7 @@ from poise.engine.resuming import IN_SEARCH, accept_checkpoint
 from poise.engine.state import Progress, checkpoint_errors, load_network
 from poise.errors import DataError, PoiseError
 from poise.models.posenas.genotypes import Genotype
-from poise.search.alternation import Alternation
+from poise.search.bilevel import BilevelOptimizer
 from poise.search.space import Space
 
 NAME = "search.pth"
@@ -74,11 +74,11 @@ class SearchState:
     """What a checkpoint of a search stores.
 
     Attributes:
-        alternation: the network and the optimizers of its weights and architecture values.
+        bilevel: the network and the optimizers of its weights and architecture values.
         space: what is searched.
     """
 
-    alternation: Alternation
+    bilevel: BilevelOptimizer
     space: Space
     progress: SearchProgress
 
@@ -92,23 +92,23 @@ class SearchState:
                 f"{saved['path']}: the checkpoint of a search in another space (SEARCH.MODE,"
                 " SEARCH.GENOTYPE or the operations are others); remove it to begin anew"
             )
-        turns, progress = self.alternation, self.progress
+        turns, progress = self.bilevel, self.progress
         with checkpoint_errors(saved):
             values = {_PREFIX + kind: table for kind, table in saved["architecture"].items()}
             state = {**saved["state_dict"], **values}
             load_network({**saved, "state_dict": state}, turns.network, turns.weight_optimizer)
             progress.load_state_dict(saved)
             progress.log_resumed()
-            turns.take_value_optimizer(saved["architecture_optimizer"])
+            turns.load_alpha_optimizer(saved["architecture_optimizer"])
             progress.genotype = Genotype(**saved["genotype"]) if saved["genotype"] else None
         progress.restart_epoch_of_other_batches(batches, "batch size or training set")
 
     def write_checkpoint(self, folder: Path, cfg: CfgNode, cfg_path: str) -> Path:
         """Write the checkpoint, the architecture values under a key of their own."""
-        turns, progress = self.alternation, self.progress
+        turns, progress = self.bilevel, self.progress
         state = turns.network.state_dict()
         content = {
-            **checkpoint.origin(cfg, cfg_path, cfg.SEARCH.SEED),
+            **checkpoint.run_metadata(cfg, cfg_path, cfg.SEARCH.SEED),
             **progress.state_dict(),
             "genotype": progress.genotype and progress.genotype.plain_cells(),
             "space": _plain(self.space),
@@ -121,7 +121,7 @@ class SearchState:
                 if name.startswith(_PREFIX)
             },
             "optimizer": turns.weight_optimizer.state_dict(),
-            "architecture_optimizer": turns.value_optimizer.state_dict(),
+            "architecture_optimizer": turns.alpha_optimizer.state_dict(),
         }
         checkpoint.save(folder / NAME, content)
         return folder / NAME

@@ -17,7 +17,7 @@ from poise.models.options import check_extra, check_head, check_sizes, translate
 from poise.models.posenas.cells import Cell, DecoderStage, EncoderCells
 from poise.models.posenas.genotypes import CELLS, CONCAT
 from poise.models.posenas.network import EXTRA_KEYS, check_se_reduction, init_convolutions
-from poise.search.architecture import new_values
+from poise.search.architecture import init_alphas
 from poise.search.mixed import Candidates, MixedCell, without_affine
 from poise.search.space import Space
 
@@ -82,7 +82,7 @@ class SearchNetwork(nn.Module):
             # the authors' encoder search has none at the cells' inputs either, their decoder search
             # has
             without_affine(self.cells)
-        self.architecture = new_values(space)
+        self.architecture = init_alphas(space)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
         for cell in (*self.cells, *self.decoder.upsamples):
@@ -98,7 +98,7 @@ class SearchNetwork(nn.Module):
         init_convolutions(self)
 
 
-def weights_of(network: SearchNetwork) -> dict[str, nn.Parameter]:
+def network_parameters(network: SearchNetwork) -> dict[str, nn.Parameter]:
     """The parameters that are not architecture values, by name."""
     return {
         name: parameter

@@ -11,9 +11,9 @@ import torch
 from yacs.config import CfgNode
 
 from poise.engine import device as devices
-from poise.engine.memory import machine_limits, peak_memory
+from poise.engine.memory import peak_memory, resource_errors
 from poise.io.files import available_memory
-from poise.search.alternation import Alternation
+from poise.search.bilevel import BilevelOptimizer
 from poise.search.space import Space
 from poise.search.supernet import build
 
@@ -53,9 +53,9 @@ def measure(
     that. So on the CPU two samples go first, and where a whole batch is bound to fail it is not
     tried.
     """
-    with machine_limits("search", search_advice(cfg)):
-        trial = Alternation(
-            cfg, devices.lay_on(build(cfg, space), [device], cfg.CHANNELS_LAST), device
+    with resource_errors("search", search_memory_hint(cfg)):
+        trial = BilevelOptimizer(
+            cfg, devices.to_device(build(cfg, space), [device], cfg.CHANNELS_LAST), device
         )
         samples = len(batch["images"])
         few = {key: value[:2] for key, value in batch.items()}
@@ -84,7 +84,7 @@ def measure(
     return Cost(weights_seconds, architecture_seconds, peak, present)
 
 
-def search_advice(cfg: CfgNode) -> str:
+def search_memory_hint(cfg: CfgNode) -> str:
     """Name the keys that a search's memory depends on."""
     s = cfg.SEARCH
     more = "" if s.CHECKPOINTING else "; SEARCH.CHECKPOINTING True takes less memory and more time"

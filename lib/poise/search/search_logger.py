@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from poise.config import experiment_name
 from poise.engine import logger
 from poise.engine.logger import package_version
-from poise.engine.records import RunRecords
+from poise.engine.run_logger import RunLogger
 from poise.models.posenas.genotypes import EDGES_PER_NODE, INPUTS, NODES, Genotype, write_genotype
 from poise.search import split
 from poise.search.architecture import Probabilities, derive_cells, entropy
@@ -33,7 +33,7 @@ EDGE_NAMES = tuple(f"{source} to {node}" for node, source in EDGES)
 LAST, BEST, PICTURE = "genotype.json", "genotype_best.json", "cells.svg"
 
 
-def genotype_of(
+def derive_genotype(
     cfg: CfgNode, cfg_path: str, space: Space, found: Probabilities, figures: Mapping[str, Any]
 ) -> Genotype:
     """The derived genotype. Its meta: the epoch's figures, how probable its operations were, and
@@ -75,7 +75,7 @@ def changed_edges(genotype: Genotype, before: Genotype | None, space: Space) -> 
     return sum(len(set(now[node]) - set(then[node])) for now, then in pairs for node in nodes)
 
 
-class SearchRecords(RunRecords):
+class SearchLogger(RunLogger):
     """The records of a search: its files in the run folder, and its TensorBoard page."""
 
     log_name = "search.log"
@@ -131,7 +131,7 @@ class SearchRecords(RunRecords):
         progress = self._state.progress
         values = {
             "epoch": progress.epoch,
-            "lr": self._state.alternation.rate(progress.epoch),
+            "lr": self._state.bilevel.lr_at(progress.epoch),
             **progress.epoch_metrics(),
         }
         log.info(
@@ -158,7 +158,7 @@ class SearchRecords(RunRecords):
         It is also `genotype_best.json` where it is the best so far.
         """
         epoch, before = figures["epoch"], self._state.progress.genotype
-        genotype = genotype_of(self.cfg, self.cfg_path, self.space, found, figures)
+        genotype = derive_genotype(self.cfg, self.cfg_path, self.space, found, figures)
         undecided = {kind: entropy(table) for kind, table in found.items()}
         changed = changed_edges(genotype, before, self.space)
         for kind, table in found.items():

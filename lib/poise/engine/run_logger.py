@@ -15,9 +15,9 @@ from poise.codecs.codec import Codec
 from poise.datasets import PersonTable
 from poise.datasets.loader import BatchLoader
 from poise.engine import checkpoint, logger
-from poise.engine.debug_images import DebugPictures
-from poise.engine.distributed import ALONE, Processes
-from poise.engine.evaluate import deciding_text
+from poise.engine.debug_images import DebugImages
+from poise.engine.distributed import SINGLE_PROCESS, DistributedContext
+from poise.engine.evaluate import format_primary_metric
 from poise.engine.predict import Predictions
 from poise.engine.state import TrainState
 from poise.errors import PoiseError
@@ -53,7 +53,7 @@ class TestResult:
         return {"valid_loss": loss, "valid_acc": accuracy, **self.metrics}
 
 
-class RunRecords:
+class RunLogger:
     """The records of a run. Rank 0 writes them; in other processes nothing happens.
 
     Attributes:
@@ -68,8 +68,8 @@ class RunRecords:
     metrics_name = ""
     removed_text = ""  # of the warning after the run folder was removed
 
-    def __init__(self, cfg: CfgNode, cfg_path: str, processes: Processes = ALONE):
-        self.cfg, self.cfg_path, self.is_main = cfg, cfg_path, processes.main
+    def __init__(self, cfg: CfgNode, cfg_path: str, processes: DistributedContext = SINGLE_PROCESS):
+        self.cfg, self.cfg_path, self.is_main = cfg, cfg_path, processes.is_main_process
         self.folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
         self.error: PoiseError | None = None
 
@@ -96,7 +96,7 @@ class RunRecords:
         log.warning("%s: %s", self.folder, self.removed_text)
 
 
-class TrainRecords(RunRecords):
+class TrainLogger(RunLogger):
     """The records of a training.
 
     Attributes:
@@ -117,11 +117,11 @@ class TrainRecords(RunRecords):
         state: TrainState,
         loader: BatchLoader,
         codec: Codec,
-        processes: Processes = ALONE,
+        processes: DistributedContext = SINGLE_PROCESS,
     ):
         super().__init__(cfg, cfg_path, processes)
         self._state, self._loader, self._codec = state, loader, codec
-        self._pictures: DebugPictures | None = None
+        self._pictures: DebugImages | None = None
         self.reported: set[str] = set()
 
     def start(self, command: list[str]) -> None:
@@ -129,7 +129,7 @@ class TrainRecords(RunRecords):
         if not self.is_main:
             return
         cfg, state, progress = self.cfg, self._state, self._state.progress
-        checkpoint.tidy(self.folder, progress.last_checkpoint, progress.damaged)
+        checkpoint.cleanup_stale(self.folder, progress.last_checkpoint, progress.damaged)
         logger.log_environment(cfg, command)
         log.info(
             "%s: %.2f million parameters; %d samples a step%s, epochs %d to %d",
@@ -147,7 +147,7 @@ class TrainRecords(RunRecords):
         self.open(progress.epoch)
         if cfg.DEBUG.DEBUG:
             skeleton = self._loader.dataset.table.skeleton
-            self._pictures = DebugPictures(cfg, self._codec, skeleton)
+            self._pictures = DebugImages(cfg, self._codec, skeleton)
 
     def close(self) -> None:
         if self._pictures is not None:
@@ -173,7 +173,7 @@ class TrainRecords(RunRecords):
         schedule, progress = self._state.schedule, self._state.progress
         return logger.progress_bar(
             f"epoch {progress.epoch}/{schedule.epochs}",
-            schedule.steps_in(progress.epoch),
+            schedule.num_steps(progress.epoch),
             progress.step,
             self.is_main,
         )
@@ -187,13 +187,13 @@ class TrainRecords(RunRecords):
             bar: the epoch's progress bar.
             seconds: time of the step, of which `data_seconds` were spent waiting for data.
             samples: samples of the step over all processes.
-            debug_batch: what `DebugPictures.add` draws.
+            debug_batch: what `DebugImages.add` draws.
         """
         state, progress = self._state, self._state.progress
-        steps = state.schedule.steps_in(progress.epoch)
+        steps = state.schedule.num_steps(progress.epoch)
         if not self.is_main or progress.step % self.cfg.PRINT_FREQ and progress.step != steps:
             return
-        mean, lr = progress.epoch_metrics(), state.schedule.rate(state.global_step - 1)
+        mean, lr = progress.epoch_metrics(), state.schedule.lr_at(state.global_step - 1)
         bar.set_postfix(
             loss=f"{mean['train_loss']:.5f}",
             acc=f"{mean['train_acc']:.3f}",
@@ -233,7 +233,7 @@ class TrainRecords(RunRecords):
         state, progress, epoch = self._state, self._state.progress, self._state.progress.epoch
         values: dict[str, Any] = {
             "epoch": epoch,
-            "lr": state.schedule.rate(state.global_step - 1),
+            "lr": state.schedule.lr_at(state.global_step - 1),
             **progress.epoch_metrics(),
         }
         log.info(
@@ -284,7 +284,7 @@ class TrainRecords(RunRecords):
         log.info(
             "best score so far%s: %s; %s written",
             " of the average" if name else "",
-            deciding_text(score),
+            format_primary_metric(score),
             file,
         )
 
@@ -297,11 +297,11 @@ class TrainRecords(RunRecords):
         """Log the scores of the whole run."""
         progress, average = self._state.progress, ""
         if self._state.ema:
-            score = deciding_text(progress.ema_score)
+            score = format_primary_metric(progress.ema_score)
             average = f", of the average {score} at epoch {progress.ema_epoch}"
         log.info(
             "done: best score %s at epoch %d%s; weights in %s",
-            deciding_text(progress.best_score),
+            format_primary_metric(progress.best_score),
             progress.best_epoch,
             average,
             self.folder,

@@ -21,33 +21,33 @@ from poise.engine.optim import Adam, set_learning_rate
 from poise.engine.targets import encode_targets
 from poise.errors import PoiseError
 from poise.models.forward import normalize
-from poise.search.supernet import SearchNetwork, weights_of
+from poise.search.supernet import SearchNetwork, network_parameters
 
 
-class Alternation:
+class BilevelOptimizer:
     """A search network on its device, and the optimisers of its two kinds of parameters."""
 
     def __init__(self, cfg: CfgNode, network: SearchNetwork, device: torch.device):
         s = cfg.SEARCH
         self.cfg, self.network, self.device = cfg, network, device
         self.codec = build_codec(cfg)
-        self.weights = list(weights_of(network).values())
-        self.values = list(network.architecture.values())
+        self.weights = list(network_parameters(network).values())
+        self.alphas = list(network.architecture.values())
         self.weight_optimizer = Adam(self.weights, lr=s.W_LR, fused=True)
-        self.value_optimizer = Adam(self.values, **self._value_settings())
+        self.alpha_optimizer = Adam(self.alphas, **self._alpha_settings())
 
-    def _value_settings(self) -> dict:
+    def _alpha_settings(self) -> dict:
         s = self.cfg.SEARCH
         return {"lr": s.ALPHA_LR, "betas": tuple(s.ALPHA_BETAS), "weight_decay": s.ALPHA_WD}
 
-    def take_value_optimizer(self, state: dict) -> None:
+    def load_alpha_optimizer(self, state: dict) -> None:
         """Take over an earlier run's averages, but not its settings: those are the
         configuration's, as the weights' rate is.
         """
-        self.value_optimizer.load_state_dict(state)
-        self.value_optimizer.param_groups[0].update(self._value_settings())
+        self.alpha_optimizer.load_state_dict(state)
+        self.alpha_optimizer.param_groups[0].update(self._alpha_settings())
 
-    def rate(self, epoch: int) -> float:
+    def lr_at(self, epoch: int) -> float:
         """The weights' learning rate in an epoch; the architecture's stays as it is."""
         s = self.cfg.SEARCH
         return s.W_LR * s.LR_FACTOR ** sum(epoch >= milestone for milestone in s.LR_STEP)
@@ -58,8 +58,8 @@ class Alternation:
         """Train the weights on a batch of a loader, the architecture frozen: (loss, right
         joints, counted joints).
         """
-        set_learning_rate(self.weight_optimizer, self.rate(epoch))
-        figures = self._gradients(batch, self.weight_optimizer, frozen=self.values)
+        set_learning_rate(self.weight_optimizer, self.lr_at(epoch))
+        figures = self._gradients(batch, self.weight_optimizer, frozen=self.alphas)
         if self.cfg.SEARCH.GRAD_CLIP:
             nn.utils.clip_grad_norm_(self.weights, self.cfg.SEARCH.GRAD_CLIP)
         self.weight_optimizer.step()
@@ -72,8 +72,8 @@ class Alternation:
         The network stays in train mode, as PoseNAS's does: its batch norms take the batch's
         statistics and go on with the running ones.
         """
-        figures = self._gradients(batch, self.value_optimizer, frozen=self.weights)
-        self.value_optimizer.step()
+        figures = self._gradients(batch, self.alpha_optimizer, frozen=self.weights)
+        self.alpha_optimizer.step()
         return figures
 
     def _gradients(
