@@ -33,7 +33,7 @@ def extensions() -> list:
         return []
     flags = ["/O2"]
     if os.name != "nt":
-        # No -ffast-math and no fused multiply-add (which gcc uses unasked on ARM): both round
+        # No -ffast-math and no fused multiply-add (gcc's default on ARM): both round
         # differently from NumPy, and a box whose overlap is exactly the threshold would be kept by
         # one and not by the other
         flags = ["-O3", "-ffp-contract=off"]

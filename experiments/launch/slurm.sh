@@ -10,9 +10,10 @@
 #SBATCH --signal=B:USR1@180
 #
 # Train under SLURM: sbatch [--nodes N --gpus-per-node G --time T] experiments/launch/slurm.sh CONFIG [KEY VALUE ...]
-# One torchrun on each node, which starts a process for each GPU; they meet on the first node. 180 seconds before the time is over, and when the
-# job is preempted (SLURM sends SIGTERM), the training writes a checkpoint and ends, and the job goes back into the queue; it goes on from there.
-# Submit from the checkout, in the environment whose python has Poise's packages. OUTPUT_DIR must be on a disk that all nodes see.
+# One torchrun per node starts a process per GPU; the rendezvous is on the first node. 180 seconds
+# before the time limit, and on preemption (SIGTERM), the training writes a checkpoint and stops, and
+# the job is requeued and resumes. Submit from the checkout, in the environment with Poise's packages.
+# OUTPUT_DIR must be on a file system shared by all nodes.
 set -euo pipefail
 
 if [[ $# -lt 1 || -z ${SLURM_JOB_ID:-} ]]; then
@@ -23,20 +24,21 @@ config=$1
 shift
 root=${SLURM_SUBMIT_DIR:?}
 gpus=${GPUS_OF_A_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")     # whole: `| head` would end it before its last line, and with it this script
+# without `| head`, which would stop scontrol before its last line, and with it this script
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${hosts%%$'\n'*}
 export PYTHONPATH="$root/lib${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
-# the processes of each start meet in a store of their own: torchrun's lives on, and each node counts its restarts for itself
+# a new store for every restart, because each node counts its own restarts
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# seconds that processes have for their checkpoint when torchrun is told to stop, of its own 30; less than the 180 of --signal
+# seconds for the checkpoint when torchrun is stopped (default 30); less than the 180 of --signal
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-150}"
 
 # the step is a child in the background, for bash runs a trap only between commands or in `wait`
 stopping=
 stop() {
     stopping=1
-    # to torchrun on each node, which passes it on to its processes: these stop after a step, with a checkpoint
+    # torchrun on each node forwards it to its processes, which stop after a step with a checkpoint
     scancel --signal=TERM "$SLURM_JOB_ID.0" || kill -TERM "$step"
 }
 trap stop USR1 TERM

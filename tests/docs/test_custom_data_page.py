@@ -18,12 +18,12 @@ from support.small_networks import command_line
 from support.tools import load_tool
 
 PAGE = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
-STEPS = PAGE[: PAGE.index("### What the formats keep")]
+STEPS = PAGE[PAGE.index("## Your own data") : PAGE.index("## Label formats")]
 JOINTS = ["wrist", "left_thumb", "right_thumb", "left_little", "right_little"]
 
 
 def commands():
-    text = "\n".join(re.findall(r"^```\n(.*?)^```", STEPS, re.S | re.M)).replace("\\\n", " ")
+    text = "\n".join(re.findall(r"^```bash\n(.*?)^```", STEPS, re.S | re.M)).replace("\\\n", " ")
     return [" ".join(line.split()) for line in text.splitlines() if line.startswith("python ")]
 
 

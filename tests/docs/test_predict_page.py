@@ -49,7 +49,7 @@ def place(tmp_path, monkeypatch):
     assert yaml.safe_load(experiment.read_text())["MODEL"]["IMAGE_SIZE"] == [64, 96]
     (tmp_path / WEIGHTS).parent.mkdir(parents=True)
     torch.save(small("resnet", *NARROW).state_dict(), tmp_path / WEIGHTS)
-    for number, name in enumerate(("picture.jpg", "other.jpg")):
+    for number, name in enumerate(("image.jpg", "other.jpg")):
         cv2.imwrite(
             str(tmp_path / name),
             cv2.resize(sample_scene(np.random.default_rng(number)).image, (480, 360)),
@@ -74,7 +74,7 @@ def run_command(line, monkeypatch):
 def test_docs_inference_snippets_run(place, monkeypatch, capsys):
     assert [kind for kind, _ in BLOCKS].count("python") >= 7 and {kind for kind, _ in BLOCKS} == {
         "python",
-        "sh",
+        "bash",
     }
     names: dict = {}
     for kind, text in BLOCKS:
@@ -116,7 +116,7 @@ def test_docs_export_snippet_equals_estimator(place, monkeypatch, codec):
     export = next(
         line
         for kind, text in BLOCKS
-        if kind == "sh"
+        if kind == "bash"
         for line in text.replace("\\\n", " ").splitlines()
         if "whole.onnx" in line
     )
@@ -138,7 +138,7 @@ def test_docs_export_snippet_equals_estimator(place, monkeypatch, codec):
         names,
     )
     estimator = PoseEstimator(EXPERIMENT, WEIGHTS, overrides=codec)
-    people = estimator("picture.jpg", boxes)
+    people = estimator("image.jpg", boxes)
     assert np.abs(names["keypoints"] - people.keypoints).max() < 0.01
     assert np.abs(names["scores"] - people.scores).max() < 1e-3
     # what the page had before: the plain box, neither padded nor of the network's aspect ratio

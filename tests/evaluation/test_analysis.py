@@ -838,7 +838,7 @@ def test_docs_analysis_commands_run(files, small_set, tmp_path):
     text = (ROOT / "docs/analysis.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = [
         shlex.split(line)
-        for block in re.findall(r"^```\n(.*?)^```", text, re.S | re.M)
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M)
         for line in block.splitlines()
     ]
     assert [command[1] for command in commands] == [
