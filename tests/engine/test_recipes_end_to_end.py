@@ -1,7 +1,7 @@
 """Every family's recipe from training to its figures, cut to a few steps on a few synthetic
 pictures.
 
-How far the small experiments come in a quarter of an hour is in docs/performance.md (make
+How far the small experiments come in a quarter of an hour is in docs/notes/small_recipes.md (make
 families).
 """
 

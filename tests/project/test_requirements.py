@@ -1,4 +1,4 @@
-"""requirements.txt: one pin of each package for every Python, and a release of it there."""
+"""requirements.txt and docs/requirements.txt pin each package once for every Python."""
 
 import json
 import subprocess
@@ -12,9 +12,9 @@ from support.paths import ROOT
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
-def pins(python):
-    """The lines of requirements.txt for a Python. pip evaluates their markers for its own."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+def pins(python, file="requirements.txt"):
+    """Return the lines of a file for a Python. pip evaluates their markers for its own."""
+    lines = (ROOT / file).read_text().splitlines()
     written = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return [one for one in written if applies(one, python)]
 
@@ -58,15 +58,24 @@ def test_requirements_pin_each_package_once(python):
     assert len(names) == len(set(names)) >= 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("python", PYTHONS)
-def test_requirements_resolve_for_each_python(python, package_index, tmp_path):
+def test_docs_requirements_pin_each_package_once(python):
+    wanted = pins(python, "docs/requirements.txt")
+    names = [canonicalize_name(pin.name) for pin in wanted]
+    assert len(names) == len(set(names)) >= 4
+    assert all(str(pin.specifier).startswith("==") for pin in wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["requirements.txt", "docs/requirements.txt"])
+@pytest.mark.parametrize("python", PYTHONS)
+def test_requirements_resolve_for_each_python(python, file, package_index, tmp_path):
     """Every pin has a release for it, and each release accepts the pinned versions of the others.
 
     pip gives --python-version to the choice of files, not to markers, so packages that are not
     pinned (such as torch's own requirements) are not looked for.
     """
-    wanted = pins(python)
+    wanted = pins(python, file)
     texts = [f"{pin.name}{pin.specifier}" for pin in wanted]
     target = ["--python-version", python, "--target", str(tmp_path / "nowhere")]
     done = pip("--quiet", "--report", str(tmp_path / "report.json"), *target, *texts)

@@ -2,7 +2,7 @@
 annotations val2017 ...] [--yes]
 
 Sizes are told and asked about before anything is fetched; a transfer goes on where it broke, is
-checked against its sum, and is unpacked to the folders that README.md shows. What is there already
+checked against its sum, and is unpacked to the folders of docs/datasets.md. What is there already
 is left. What only a person may fetch is named, and checked once it is there: the exit status is 1
 as long as something is missing.
 """

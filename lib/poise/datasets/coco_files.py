@@ -26,7 +26,7 @@ OF_ANOTHER = "of another category"  # a reason for which an annotation is droppe
 MEND = "check DATASET.ROOT and the set's name"
 DETECTIONS_HINT = (
     "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score};"
-    " tools/make_boxes.py writes one, README.md says where COCO's is; TEST.USE_GT_BBOX True does"
+    " tools/make_boxes.py writes one, docs/datasets.md links COCO's; TEST.USE_GT_BBOX True does"
     " without"
 )
 ID_FIELDS = ("id", "image_id", "category_id")
