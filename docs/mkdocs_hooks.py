@@ -14,6 +14,7 @@ PAGES = {
 PAGE_OF = {source: page for page, source in PAGES.items()}
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)]*)?\)")
 IMAGE = re.compile(r"(!\[[^\]]*\])\(docs/([^)]+)\)")
+BADGE = re.compile(r"^\[!\[.*\n", re.M)
 
 
 def site_link(match: re.Match, folder: PurePosixPath) -> str:
@@ -40,7 +41,8 @@ def on_files(files, config):
     """Add the pages of PAGES."""
     for page, source in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        text = IMAGE.sub(r"\1(\2)", text)
+        # badges are images of another host
+        text = IMAGE.sub(r"\1(\2)", BADGE.sub("", text))
         text = LINK.sub(lambda match: site_link(match, PurePosixPath()), text)
         files.append(File.generated(config, page, content=text))
     return files
