@@ -60,7 +60,7 @@ lint: setup
 
 # the site in site/, from an environment of its own without PyTorch; warnings are errors
 docs: $(DOCS_READY)
-	$(DOCS_VENV)/bin/mkdocs build --clean
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --clean
 
 $(DOCS_READY): docs/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed; set PYTHON=python3.x" >&2; exit 1; }
