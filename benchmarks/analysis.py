@@ -1,5 +1,6 @@
-"""tools/analyze.py on a result file of val2017's size: its own cost, for which there is no other
-program's to compare. Not part of make bench.
+"""Time tools/analyze.py on a result file of the size of val2017.
+
+There is no other program to compare with. Not part of make bench.
 """
 
 from __future__ import annotations
@@ -8,43 +9,43 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import made_data
 import numpy as np
-from comparing import Row, in_turns, main, shown
+import synthetic_coco
 from poise import evaluation
 from poise.evaluation.analysis import report
+from timing import Row, format_seconds, main, time_alternately
 
 
 def measure() -> Iterator[Row]:
-    """Reading, all figures, the page and its JSON, without pictures."""
+    """Read the results, compute all metrics, write the page and its JSON, without images."""
     with tempfile.TemporaryDirectory() as name:
         annotations, results = Path(name) / "annotations.json", Path(name) / "results.json"
-        content = made_data.annotation_file(
+        content = synthetic_coco.write_annotations(
             annotations,
             ["a.jpg"],
-            made_data.VAL_PERSONS,
-            made_data.VAL_LABELLED,
-            images=made_data.VAL_IMAGES,
-            crowds=made_data.VAL_CROWDS,
+            synthetic_coco.VAL_PERSONS,
+            synthetic_coco.VAL_LABELED,
+            images=synthetic_coco.VAL_IMAGES,
+            crowds=synthetic_coco.VAL_CROWDS,
         )
-        write_results(results, made_data.predictions(content, made_data.DETECTIONS))
-        seconds = in_turns(
+        write_results(results, synthetic_coco.make_predictions(content, synthetic_coco.DETECTIONS))
+        seconds = time_alternately(
             {
                 "poise": lambda: report.write(
                     report.build_report([results], annotations, pictures=0), name
                 )
             },
             2,
-            warm=0,
+            warmup=0,
         )["poise"]
         size = (Path(name) / "analysis.html").stat().st_size / 1e6
         yield Row(
-            f"analysis of {made_data.DETECTIONS:,} predictions in {made_data.VAL_IMAGES:,}"
-            " pictures",
-            shown(seconds),
-            f"a page of {size:.1f} MB without pictures",
+            f"analysis of {synthetic_coco.DETECTIONS:,} predictions in"
+            f" {synthetic_coco.VAL_IMAGES:,} images",
+            format_seconds(seconds),
+            f"a page of {size:.1f} MB without images",
             sum(seconds) / len(seconds),
-            "shown",
+            "none",
             None,
             "s",
         )

@@ -1,43 +1,38 @@
-"""The way of a sample from its JPEG to the batch that a worker hands over, against the
-references' way.
-"""
+"""Time a sample from its JPEG to the batch of a worker, against the reference code."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
-import made_data
 import numpy as np
+import synthetic_coco
 import torch
-from comparing import Row, compared, in_turns, main
 from poise.codecs import build_codec
 from poise.config.datasets import COCO
 from poise.datasets import build_loader, load_split
 from poise.engine.targets import encode_targets
 from poise.io import decoding
 from poise.models.forward import normalize
+from timing import Row, compare, main, time_alternately
 from torch.utils.data import default_collate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ReferenceSamples:
-    """Samples as the HRNet family makes them: the picture decoded for every box, mirrored by a
-    view, warped, made floats, with its heatmaps.
-    """
+class ReferenceDataset:
+    """Samples as HRNet makes them: decode per box, flip, warp, normalize, draw heatmaps."""
 
     def __init__(self, table, folder: Path, size: tuple[int, int], train: bool):
-        self.size, self.heatmap, self.sigma, self.train = (
-            np.array(size),
-            np.array(size) // 4,
-            2,
-            train,
-        )
+        self.size = np.array(size)
+        self.heatmap = self.size // 4
+        self.sigma = 2
+        self.train = train
         self.db = []
         for n in range(len(table)):
             joints, visible = np.zeros((17, 3)), np.zeros((17, 3))
@@ -62,13 +57,9 @@ class ReferenceSamples:
     def __getitem__(self, index: int):
         record = copy.deepcopy(self.db[index])
         image = cv2.imread(record["image"], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        joints, visible, c, s, r = (
-            record["joints_3d"],
-            record["joints_3d_vis"],
-            record["center"],
-            record["scale"],
-            0,
-        )
+        joints, visible = record["joints_3d"], record["joints_3d_vis"]
+        c, s = record["center"], record["scale"]
+        r = 0
         if self.train:
             if np.sum(visible[:, 0]) > 8 and np.random.rand() < 0.3:
                 half = self.half_body(joints, visible)
@@ -112,13 +103,9 @@ class ReferenceSamples:
         for i in range(17):
             if visible[i][0] > 0:
                 (upper if i in COCO.upper_body else lower).append(joints[i])
-        chosen = (
-            upper
-            if np.random.randn() < 0.5 and len(upper) > 2
-            else lower
-            if len(lower) > 2
-            else upper
-        )
+        chosen = upper
+        if (np.random.randn() >= 0.5 or len(upper) <= 2) and len(lower) > 2:
+            chosen = lower
         if len(chosen) < 2:
             return None
         chosen = np.array(chosen, dtype=np.float32)
@@ -143,27 +130,17 @@ class ReferenceSamples:
             patch = np.exp(
                 -((axis - reach) ** 2 + (axis[:, None] - reach) ** 2) / (2 * self.sigma**2)
             )
-            gx, gy = (
-                (max(0, -low[0]), min(high[0], self.heatmap[0]) - low[0]),
-                (
-                    max(0, -low[1]),
-                    min(high[1], self.heatmap[1]) - low[1],
-                ),
-            )
-            ix, iy = (
-                (max(0, low[0]), min(high[0], self.heatmap[0])),
-                (
-                    max(0, low[1]),
-                    min(high[1], self.heatmap[1]),
-                ),
-            )
+            gx = max(0, -low[0]), min(high[0], self.heatmap[0]) - low[0]
+            gy = max(0, -low[1]), min(high[1], self.heatmap[1]) - low[1]
+            ix = max(0, low[0]), min(high[0], self.heatmap[0])
+            iy = max(0, low[1]), min(high[1], self.heatmap[1])
             if weight[i] > 0.5:
                 target[i][iy[0] : iy[1], ix[0] : ix[1]] = patch[gy[0] : gy[1], gx[0] : gx[1]]
         return target, weight
 
 
 def affine(center, scale, rotation, size) -> np.ndarray:
-    """Three points to three points, as the references do."""
+    """Return the 2 x 3 matrix from three point pairs, as the reference code does."""
     angle = np.pi * rotation / 180
     source, target = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
     arm = scale[0] * 200 * -0.5
@@ -177,103 +154,99 @@ def affine(center, scale, rotation, size) -> np.ndarray:
 
 
 def measure() -> Iterator[Row]:
-    """Training samples at both published sizes, and tests with about 20 detection boxes in a
-    picture.
-    """
+    """Training samples at both published sizes; test samples with 20 boxes per image."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = [f"{n:012d}.jpg" for n in range(1, 97)]
-        made_data.write_images(folder / "images" / "train2017", names)
-        made_data.write_images(folder / "images" / "val2017", names[:24])
-        made_data.annotation_file(
+        synthetic_coco.write_images(folder / "images" / "train2017", names)
+        synthetic_coco.write_images(folder / "images" / "val2017", names[:24])
+        synthetic_coco.write_annotations(
             folder / "annotations" / "person_keypoints_train2017.json",
             names,
             96,
             96,
             images=96,
-            outlines=False,
+            segmentations=False,
         )
-        made_data.annotation_file(
+        synthetic_coco.write_annotations(
             folder / "annotations" / "person_keypoints_val2017.json",
             names[:24],
             24,
             24,
             images=24,
-            outlines=False,
+            segmentations=False,
         )
-        made_data.detection_file(folder / "boxes.json", 480, 24)
+        synthetic_coco.write_detections(folder / "boxes.json", 480, 24)
         for size in ((192, 256), (288, 384)):
-            yield from training(folder, size)
-        yield from many_persons(folder)
+            yield from measure_training_samples(folder, size)
+        yield from measure_test_samples(folder)
 
 
-def training(folder: Path, size: tuple[int, int]) -> Iterator[Row]:
-    cfg = made_data.experiment(folder, folder, "WORKERS", 0, size=size)
+def measure_training_samples(folder: Path, size: tuple[int, int]) -> Iterator[Row]:
+    cfg = synthetic_coco.load_experiment(folder, folder, "WORKERS", 0, size=size)
     table, images = load_split(cfg, train=True)
-    crops, reference = (
-        build_loader(cfg, table, images, train=True).dataset,
-        ReferenceSamples(table, folder / "images" / "train2017", size, train=True),
-    )
-    epochs, codec, cpu = iter(range(10**6)), build_codec(cfg), torch.device("cpu")
-    # a picture for each person, as good as always so in a shuffled batch of train2017: none is
-    # decoded for two
+    crops = build_loader(cfg, table, images, train=True).dataset
+    reference = ReferenceDataset(table, folder / "images" / "train2017", size, train=True)
+    epochs = itertools.count()
+    codec, cpu = build_codec(cfg), torch.device("cpu")
+    # one person per image, as in nearly every shuffled batch of train2017
     _, chosen = np.unique(table.image_index, return_index=True)
     batches = [chosen[n : n + 32].tolist() for n in range(0, len(chosen), 32)]
 
-    def poise() -> list[dict]:
+    def run_poise() -> list[dict]:
         epoch = next(epochs)
         return [crops.__getitems__([(epoch, person) for person in batch]) for batch in batches]
 
-    def by_opencv() -> None:
+    def run_opencv() -> None:
         compiled, simple = decoding._jpeg, decoding.simplejpeg
         decoding._jpeg = decoding.simplejpeg = None
         try:
-            poise()
+            run_poise()
         finally:
             decoding._jpeg, decoding.simplejpeg = compiled, simple
 
-    def to_the_network() -> None:
-        for batch in poise():
+    def run_with_targets() -> None:
+        for batch in run_poise():
             normalize(cfg, batch["images"], cpu), encode_targets(cfg, codec, batch, cpu)
 
-    def by_reference() -> None:
+    def run_reference() -> None:
         for batch in batches:
             default_collate([reference[person] for person in batch])
 
-    seconds = in_turns(
+    seconds = time_alternately(
         {
-            "poise": poise,
-            "reference": by_reference,
-            "whole pictures by OpenCV": by_opencv,
-            "normalised on this CPU": to_the_network,
+            "poise": run_poise,
+            "reference": run_reference,
+            "full images by OpenCV": run_opencv,
+            "normalized on this CPU": run_with_targets,
         },
         9,
     )
     shape, count = f"{size[1]}x{size[0]}", len(chosen)
-    yield compared(
+    yield compare(
         f"training sample, JPEG to batch, {shape}",
         seconds,
         {192: 2.3, 288: 2.8}[size[0]],
         count=count,
     )
-    yield compared(
-        f"the same, whole pictures decoded by OpenCV, {shape}",
+    yield compare(
+        f"the same, full images decoded by OpenCV, {shape}",
         seconds,
         None,
-        product="whole pictures by OpenCV",
+        product="full images by OpenCV",
         count=count,
     )
-    yield compared(
-        f"the same, and normalised with targets on this CPU, {shape}",
+    yield compare(
+        f"the same, and normalized with targets on this CPU, {shape}",
         seconds,
         None,
-        product="normalised on this CPU",
+        product="normalized on this CPU",
         count=count,
     )
 
 
-def many_persons(folder: Path) -> Iterator[Row]:
-    cfg = made_data.experiment(
+def measure_test_samples(folder: Path) -> Iterator[Row]:
+    cfg = synthetic_coco.load_experiment(
         folder,
         folder,
         "WORKERS",
@@ -284,26 +257,24 @@ def many_persons(folder: Path) -> Iterator[Row]:
         str(folder / "boxes.json"),
     )
     table, images = load_split(cfg, train=False)
-    loader, reference = (
-        build_loader(cfg, table, images, train=False),
-        ReferenceSamples(table, folder / "images" / "val2017", (192, 256), train=False),
-    )
+    loader = build_loader(cfg, table, images, train=False)
+    reference = ReferenceDataset(table, folder / "images" / "val2017", (192, 256), train=False)
     loader.batch_sampler.set_epoch(0)
     batches = list(loader.batch_sampler)
 
-    def poise() -> None:
+    def run_poise() -> None:
         for keys in batches:
             loader.dataset.__getitems__(keys)
 
-    def by_reference() -> None:
+    def run_reference() -> None:
         for begin in range(0, len(table), 32):
             default_collate(
                 [reference[person] for person in range(begin, min(begin + 32, len(table)))]
             )
 
-    seconds = in_turns({"poise": poise, "reference": by_reference}, 5)
-    yield compared(
-        f"test sample, {len(table) / 24:.0f} detection boxes a picture, 256x192",
+    seconds = time_alternately({"poise": run_poise, "reference": run_reference}, 5)
+    yield compare(
+        f"test sample, {len(table) / 24:.0f} detection boxes per image, 256x192",
         seconds,
         8,
         count=len(table),

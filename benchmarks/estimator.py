@@ -1,6 +1,4 @@
-"""Poses of 32 persons in one call of PoseEstimator against 32 calls of one person each, on the
-CPU.
-"""
+"""Time one call of PoseEstimator with 32 persons against 32 calls with one, on the CPU."""
 
 from __future__ import annotations
 
@@ -10,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comparing import Row, in_turns, main, ratio, shown
 from poise import PoseEstimator, config
 from poise.models import build_model
+from timing import Row, format_seconds, main, ratio, time_alternately
 from train_step import NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PERSONS = 32
 
 
-def written_weights(cfg, folder: str) -> Path:
-    """Random weights whose batch norms have figures of their own."""
+def write_random_weights(cfg, folder: str) -> Path:
+    """Write random weights whose batch norms have statistics of a forward pass."""
     torch.manual_seed(0)
     model = build_model(cfg).train()
     with torch.no_grad():
@@ -31,11 +29,9 @@ def written_weights(cfg, folder: str) -> Path:
 
 
 def measure() -> Iterator[Row]:
-    """A picture of 640x480 and boxes, from the picture to the keypoints, 256x192, without flip
-    test; as it comes on the CPU.
-    """
+    """An image of 640x480 with boxes to keypoints, 256x192, without flip test, defaults."""
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (480, 640, 3), np.uint8)
+    image = rng.integers(0, 256, (480, 640, 3), np.uint8)
     corners = rng.uniform((0, 0), (500, 240), (PERSONS, 2))
     boxes = np.concatenate(
         [corners, corners + rng.uniform((60, 120), (140, 240), (PERSONS, 2))], axis=1
@@ -45,19 +41,19 @@ def measure() -> Iterator[Row]:
             ROOT / "experiments" / "coco" / f"{NETWORKS[name]}.yaml", ["MODEL.PRETRAINED", ""]
         )
         with tempfile.TemporaryDirectory() as folder:
-            file = written_weights(cfg, folder)
+            file = write_random_weights(cfg, folder)
             pose = PoseEstimator(cfg, file, device="cpu", flip_test=False, batch_size=PERSONS)
         works = {
-            "one call": lambda pose=pose: pose(picture, boxes),
-            "calls of one": lambda pose=pose: [pose(picture, box[None]) for box in boxes],
+            "one call": lambda pose=pose: pose(image, boxes),
+            "calls of one": lambda pose=pose: [pose(image, box[None]) for box in boxes],
         }
-        seconds = in_turns(works, 3)
+        seconds = time_alternately(works, 3)
         yield Row(
-            f"a person of {PERSONS} in a call of PoseEstimator, {name}",
-            shown(seconds["one call"], PERSONS),
-            f"a call each {shown(seconds['calls of one'], PERSONS)}",
+            f"one of {PERSONS} persons per call of PoseEstimator, {name}",
+            format_seconds(seconds["one call"], PERSONS),
+            f"one call each {format_seconds(seconds['calls of one'], PERSONS)}",
             ratio(seconds, "calls of one", "one call"),
-            "ratio",
+            "min",
             1.0,
         )
         together, alone = works["one call"](), works["calls of one"]()
@@ -65,11 +61,11 @@ def measure() -> Iterator[Row]:
             together.keypoints - np.concatenate([poses.keypoints for poses in alone])
         ).max(axis=2)
         yield Row(
-            f"the same: joints that lie elsewhere by more than 0.001 px, {name}",
+            f"the same: keypoints that differ by more than 0.001 px, {name}",
             "",
             "",
             float((moved >= 1e-3).mean() * 100),
-            "most",
+            "max",
             1.0,
             "%",
         )

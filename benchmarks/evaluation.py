@@ -1,6 +1,4 @@
-"""Evaluation of a test set at the size of val2017, from the network's predictions to the AP and
-the file for the server.
-"""
+"""Time the evaluation of a set of the size of val2017: predictions to AP and result file."""
 
 from __future__ import annotations
 
@@ -14,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import json_tricks
-import made_data
 import numpy as np
-from comparing import Row, compared, in_turns, main
+import synthetic_coco
 from oks_nms import THRESHOLD, reference_nms
 from poise.config.datasets import COCO as SKELETON
 from poise.engine.evaluate import evaluate_predictions
@@ -31,13 +28,12 @@ from poise.evaluation.evaluators import build_evaluator
 from poise.structures.person_table import PackedStrings, PersonTable
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from timing import Row, compare, main, time_alternately
 
 
 def reference_evaluation(truth: COCO, p: dict[str, np.ndarray], folder: Path) -> np.ndarray:
-    """As the references do it: a dictionary for each person, loops, an indented file, which is
-    read again twice.
-    """
-    # the arrays that their test loop fills
+    """Evaluate as the reference code does: one dictionary per person, loops, indented JSON."""
+    # the arrays that its test loop fills
     predicted = np.concatenate([p["keypoints"], p["keypoint_scores"][:, :, None]], axis=2)
     boxes = np.column_stack(
         [p["center"], p["scale"], np.prod(p["scale"] * 200, axis=1), p["box_scores"]]
@@ -94,11 +90,11 @@ def reference_evaluation(truth: COCO, p: dict[str, np.ndarray], folder: Path) ->
     with open(path, "w") as file:
         json_tricks.dump(results, file, sort_keys=True, indent=4)
     with open(path) as file:
-        json_tricks.load(file)  # to see whether it is whole
-    return judged(COCOeval, truth, truth.loadRes(str(path)))
+        json_tricks.load(file)  # the reference code checks that it can be read
+    return run_coco_eval(COCOeval, truth, truth.loadRes(str(path)))
 
 
-def judged(kind, truth, found) -> np.ndarray:
+def run_coco_eval(kind, truth, found) -> np.ndarray:
     with contextlib.redirect_stdout(io.StringIO()):
         judge = kind(truth, found, "keypoints")
         judge.params.useSegm = None
@@ -109,28 +105,28 @@ def judged(kind, truth, found) -> np.ndarray:
 
 
 def measure() -> Iterator[Row]:
-    """Rescoring, OKS-NMS, result file and AP of 104,125 detections in 5,000 images."""
+    """Rescore, OKS-NMS, result file and AP of 104,125 detections in 5,000 images."""
     logging.disable(logging.WARNING)
     try:
-        yield from _measured()
+        yield from _measure()
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _measured() -> Iterator[Row]:
+def _measure() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "annotations" / "person_keypoints_val2017.json"
-        content = made_data.annotation_file(
+        content = synthetic_coco.write_annotations(
             path,
             ["a.jpg"],
-            made_data.VAL_PERSONS,
-            made_data.VAL_LABELLED,
-            images=made_data.VAL_IMAGES,
-            crowds=made_data.VAL_CROWDS,
+            synthetic_coco.VAL_PERSONS,
+            synthetic_coco.VAL_LABELED,
+            images=synthetic_coco.VAL_IMAGES,
+            crowds=synthetic_coco.VAL_CROWDS,
         )
-        p = made_data.predictions(content, made_data.DETECTIONS)
-        cfg = made_data.experiment(
+        p = synthetic_coco.make_predictions(content, synthetic_coco.DETECTIONS)
+        cfg = synthetic_coco.load_experiment(
             folder, folder, "TEST.USE_GT_BBOX", False, "TEST.OKS_THRE", THRESHOLD
         )
         ids = np.array([image["id"] for image in content["images"]])
@@ -154,49 +150,53 @@ def _measured() -> Iterator[Row]:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(path))
         stats = {}
-        build_evaluator(cfg).check(
-            table
-        )  # reads the annotations, as the references' index of them above
+        # reads the annotations, as the reference code did above
+        build_evaluator(cfg).check(table)
 
-        def poise() -> None:
+        def run_poise() -> None:
             # as a training does after an epoch
             stats["poise"], _ = evaluate_predictions(cfg, table, found, folder / "run")
 
-        def with_joints() -> None:
-            evaluate_predictions(
-                cfg, table, found, folder / "run", per_joint=True
-            )  # as tools/test.py does
+        def run_with_keypoint_table() -> None:
+            # as tools/test.py does
+            evaluate_predictions(cfg, table, found, folder / "run", per_joint=True)
 
-        def by_reference() -> None:
+        def run_reference() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 stats["reference"] = reference_evaluation(truth, p, folder)
 
-        # the round that does not count; the reference's of 40 s would find nothing warmer
-        poise()
-        seconds = in_turns(
-            {"poise": poise, "with joints": with_joints, "reference": by_reference}, 2, warm=0
+        # warm-up of Poise; the 40 s of the reference code need none
+        run_poise()
+        seconds = time_alternately(
+            {
+                "poise": run_poise,
+                "with joints": run_with_keypoint_table,
+                "reference": run_reference,
+            },
+            2,
+            warmup=0,
         )
-        yield compared(f"evaluation at val2017's scale, {count:,} detections", seconds, 35)
+        yield compare(f"evaluation at val2017's scale, {count:,} detections", seconds, 35)
         yield Row(
-            "the same: largest difference of the ten figures",
+            "the same: largest difference of the ten metrics",
             f"AP {stats['poise']['AP']:.4f}",
             f"reference {stats['reference'][0]:.4f}",
             float(np.abs(np.array(list(stats["poise"].values())) - stats["reference"]).max()),
-            "most",
+            "max",
             1e-12,
             "",
         )
-        yield compared(
-            "the same with a table per joint, which the references do not have",
+        yield compare(
+            "the same with a table per keypoint, which the reference code does not have",
             seconds,
             None,
             product="with joints",
         )
-        yield from figures_alone(folder, path, truth)
+        yield from measure_ap_only(folder, path, truth)
 
 
-def figures_alone(folder: Path, path: Path, truth: COCO) -> Iterator[Row]:
-    """The AP alone, of the same file, against the programs that others would take."""
+def measure_ap_only(folder: Path, path: Path, truth: COCO) -> Iterator[Row]:
+    """Compare the AP computation with pycocotools and faster-coco-eval."""
     (file,) = (folder / "run" / "results").iterdir()
     results, content = read_results(file), read_ground_truth(path)
     arrays = (
@@ -207,9 +207,9 @@ def figures_alone(folder: Path, path: Path, truth: COCO) -> Iterator[Row]:
     stats = {}
     with contextlib.redirect_stdout(io.StringIO()):
         loaded = truth.loadRes(str(file))
-    contenders = {
+    functions = {
         "poise": lambda: stats.update(poise=evaluate_arrays(content, *arrays, SKELETON.sigmas)),
-        "pycocotools": lambda: stats.update(pycocotools=judged(COCOeval, truth, loaded)),
+        "pycocotools": lambda: stats.update(pycocotools=run_coco_eval(COCOeval, truth, loaded)),
     }
     if importlib.util.find_spec("faster_coco_eval"):
         from faster_coco_eval import COCO as FasterCOCO
@@ -218,21 +218,21 @@ def figures_alone(folder: Path, path: Path, truth: COCO) -> Iterator[Row]:
         with contextlib.redirect_stdout(io.StringIO()):
             faster = FasterCOCO(str(path))
             again = faster.loadRes(str(file))
-        contenders["faster-coco-eval"] = lambda: stats.update(
-            faster=judged(COCOeval_faster, faster, again)
+        functions["faster-coco-eval"] = lambda: stats.update(
+            faster=run_coco_eval(COCOeval_faster, faster, again)
         )
-    seconds = in_turns(contenders, 2, warm=0)
-    for other in list(contenders)[1:]:
-        yield compared(f"AP alone, against {other}", seconds, None, baseline=other)
+    seconds = time_alternately(functions, 2, warmup=0)
+    for other in list(functions)[1:]:
+        yield compare(f"AP alone, against {other}", seconds, None, baseline=other)
     yield Row(
-        "largest difference of the file's figures and the arrays'",
+        "largest difference of the metrics of the file and of the arrays",
         "average_precision",
         "of the arrays",
         max(
             abs(a - b)
             for a, b in zip(average_precision(path, file).values(), stats["poise"].values())
         ),
-        "most",
+        "max",
         0.0,
         "",
     )

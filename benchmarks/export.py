@@ -1,4 +1,4 @@
-"""Exported networks: onnxruntime against PyTorch on the CPU."""
+"""Time exported networks: onnxruntime against PyTorch on the CPU."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from comparing import Row, compared, in_turns, main
-from estimator import written_weights
+from estimator import write_random_weights
 from poise import config
 from poise.inference.export import export
 from poise.inference.export.formats import FORMATS
 from poise.models import build_model, flops, weights
 from poise.models.fuse import fold_batch_norms
+from timing import Row, compare, main, time_alternately
 from train_step import BATCH, NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def measure() -> Iterator[Row]:
-    """Exports of published networks with random weights; times of a batch of 4, 256x192,
-    float32.
-    """
+    """Exports of published networks with random weights; batch 4, 256x192, float32."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("ResNet-50", "HRNet-W32"):
-            yield from times(name, folder)
+            yield from measure_network(name, folder)
 
 
-def experiment(name: str, height: int, width: int):
+def load_experiment(name: str, height: int, width: int):
     path = ROOT / "experiments" / "coco" / f"{name}.yaml"
     own = ["MODEL.PRETRAINED", "", "GPUS", "()"]
     return config.load(path, [*own, *flops.size_overrides(config.load(path, own), height, width)])
 
 
 @torch.no_grad()
-def times(name: str, folder: str) -> Iterator[Row]:
-    cfg = experiment(NETWORKS[name], 256, 192)
-    file, out = written_weights(cfg, folder), Path(folder) / "network.onnx"
+def measure_network(name: str, folder: str) -> Iterator[Row]:
+    cfg = load_experiment(NETWORKS[name], 256, 192)
+    file, out = write_random_weights(cfg, folder), Path(folder) / "network.onnx"
     export(cfg, file, out)
     run, model = FORMATS["onnx"].read(out), build_model(cfg).eval()
     weights.load(model, file)
@@ -49,15 +47,15 @@ def times(name: str, folder: str) -> Iterator[Row]:
         "PyTorch": lambda: model(images),
         "PyTorch, folded, channels last": lambda: folded(inner),
     }
-    seconds = in_turns(works, 7)
-    yield compared(
-        f"onnxruntime, {name}, against the network as it is",
+    seconds = time_alternately(works, 7)
+    yield compare(
+        f"onnxruntime, {name}, against the unchanged network",
         seconds,
         1.15,
         baseline="PyTorch",
         product="onnxruntime",
     )
-    yield compared(
+    yield compare(
         f"onnxruntime, {name}, against the folded network",
         seconds,
         None,

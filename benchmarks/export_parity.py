@@ -1,5 +1,6 @@
-"""What the ONNX exports of every family differ by from PyTorch, at two sizes. Not part of make
-bench, for it takes ten minutes.
+"""Compare the ONNX exports of every family with PyTorch, at two sizes.
+
+Not part of make bench because it takes ten minutes.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from comparing import Row, main
-from estimator import written_weights
-from export import experiment
+from estimator import write_random_weights
+from export import load_experiment
 from poise.inference.export import export
 from poise.inference.export.graph import ExportOptions
+from timing import Row, main
 from train_step import NETWORKS
 
 FAMILIES = {
@@ -28,21 +29,21 @@ SIZES = ((256, 192), (384, 288))  # height and width
 
 
 def measure() -> Iterator[Row]:
-    """Published networks with random weights, exported whole."""
+    """Published networks with random weights, exported with normalization, flip and decoding."""
     with tempfile.TemporaryDirectory() as folder:
         for name in FAMILIES:
             for size in SIZES:
-                yield from differences(name, size, folder)
+                yield from measure_differences(name, size, folder)
 
 
-def differences(name: str, size: tuple[int, int], folder: str) -> Iterator[Row]:
-    """Of the whole graph: normalising, network, flip test, decoding; the larger figure of noise
-    and of made persons.
+def measure_differences(name: str, size: tuple[int, int], folder: str) -> Iterator[Row]:
+    """Compare the full graph: normalize, network, flip test, decode; the larger error of two
+    inputs, noise and synthetic persons.
     """
-    cfg = experiment(FAMILIES[name], *size)
+    cfg = load_experiment(FAMILIES[name], *size)
     found = export(
         cfg,
-        written_weights(cfg, folder),
+        write_random_weights(cfg, folder),
         Path(folder) / "whole.onnx",
         "onnx",
         ExportOptions(normalize=True, flip=True, decode=True),
@@ -54,16 +55,16 @@ def differences(name: str, size: tuple[int, int], folder: str) -> Iterator[Row]:
         "",
         "PyTorch",
         max(one.outputs for one in found),
-        "most",
+        "max",
         1e-4,
         "",
     )
     yield Row(
         f"{title}: keypoints",
-        f"{joints} joints, {unsure} with an open place",
+        f"{joints} keypoints, {unsure} undecided",
         "PyTorch",
         max(one.keypoints for one in found),
-        "most",
+        "max",
         0.01,
         "px",
     )

@@ -1,6 +1,4 @@
-"""How long a program takes before its own work begins: processor time of whole processes, in
-turns.
-"""
+"""Time the imports and --help: CPU time of processes, run alternately."""
 
 from __future__ import annotations
 
@@ -13,14 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from comparing import Row, main
+from timing import Row, main
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
 
 
-def processor_seconds(command: list[str]) -> tuple[float, float]:
-    """(processor, clock) seconds of a process."""
+def cpu_seconds(command: list[str]) -> tuple[float, float]:
+    """Return the (CPU, wall-clock) seconds of a process."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -31,7 +29,7 @@ def processor_seconds(command: list[str]) -> tuple[float, float]:
 
 
 def measure() -> Iterator[Row]:
-    """Imports above bare torch, and --help."""
+    """Imports compared with importing torch only; --help."""
     commands = {
         "torch": ["-c", "import torch"],
         "poise": ["-c", "import torch, poise"],
@@ -41,32 +39,32 @@ def measure() -> Iterator[Row]:
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for turn in range(-1, 7):
         for name, arguments in commands.items():
-            found = processor_seconds([sys.executable, *arguments])
+            found = cpu_seconds([sys.executable, *arguments])
             if turn >= 0:
                 seconds[name].append(found)
     torch = statistics.median(cpu for cpu, _ in seconds["torch"])
     for name, work in (
-        ("poise", "import poise, above bare torch"),
-        ("training", "import of all that a training uses, above bare torch"),
+        ("poise", "import poise, in addition to torch"),
+        ("training", "imports of a training, in addition to torch"),
     ):
         above = statistics.median(
-            cpu - bare for (cpu, _), (bare, _) in zip(seconds[name], seconds["torch"])
+            cpu - base for (cpu, _), (base, _) in zip(seconds[name], seconds["torch"])
         )
         yield Row(
             work,
             f"{above + torch:.2f} s",
             f"torch {torch:.2f} s",
             max(above, 0.0),
-            "most",
+            "max",
             0.2,
             "s",
         )
     yield Row(
-        "tools/train.py --help, by the clock",
+        "tools/train.py --help, wall-clock time",
         "",
         "",
         statistics.median(clock for _, clock in seconds["help"]),
-        "most",
+        "max",
         2,
         "s",
     )

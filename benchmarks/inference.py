@@ -1,6 +1,4 @@
-"""Prediction on the CPU as tools/test.py does it, in float32 and bf16, against the network as
-the references run it.
-"""
+"""Time prediction on the CPU as in tools/test.py, float32 and bf16, against the reference."""
 
 from __future__ import annotations
 
@@ -8,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from comparing import Row, compared, in_turns, main
 from poise import config
 from poise.codecs import build_codec
 from poise.config.datasets import dataset_info
 from poise.engine import device
 from poise.models import build_model
 from poise.models.forward import forward_with_flip_test
+from timing import Row, compare, main, time_alternately
 from train_step import BATCH, NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,13 +28,11 @@ def measure() -> Iterator[Row]:
         torch.manual_seed(0)
         model = build_model(cfg)
         images = torch.randn(BATCH, 3, *reversed(cfg.MODEL.IMAGE_SIZE))
-        model.train()(images)  # so that batch norm has figures of its own
+        model.train()(images)  # gives batch norm statistics
         model.eval()
-        codec, order, cpu = (
-            build_codec(cfg),
-            torch.from_numpy(dataset_info(cfg).skeleton.flip_indices),
-            torch.device("cpu"),
-        )
+        codec = build_codec(cfg)
+        order = torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
+        cpu = torch.device("cpu")
         inner = images.contiguous(memory_format=torch.channels_last)
 
         def prepared(amp: str, cfg=cfg, model=model, codec=codec, order=order, inner=inner):
@@ -50,27 +46,26 @@ def measure() -> Iterator[Row]:
             "reference": lambda model=model, images=images: model(images),
         }
         maps = {kind: work() for kind, work in works.items()}
-        seconds = in_turns(works, 7)
-        yield compared(
+        seconds = time_alternately(works, 7)
+        yield compare(
             f"inference, {name}, folded and packed, float32, CHANNELS_LAST True", seconds, 1.2
         )
-        yield compared(
+        yield compare(
             f"inference, {name}, folded and packed, bf16, CHANNELS_LAST True",
             seconds,
             2.2,
             product="bf16",
         )
-        for kind, bound in (("poise", 1e-4), ("bf16", 0.05)):
+        for kind, dtype, bound in (("poise", "float32", 1e-4), ("bf16", "bf16", 0.05)):
             error = (
                 (maps[kind] - maps["reference"]).abs().max() / maps["reference"].abs().max()
             ).item()
             yield Row(
-                f"the same: largest difference of the {'float32' if kind == 'poise' else 'bf16'}"
-                f" maps, {name}",
+                f"the same: largest difference of the {dtype} heatmaps, {name}",
                 "",
                 "of the largest value",
                 error,
-                "most",
+                "max",
                 bound,
                 "",
             )

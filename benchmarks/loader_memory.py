@@ -1,5 +1,6 @@
-"""Memory of a loader over as many persons as train2017 has, with its worker processes: the sum
-of their proportional set sizes (PSS).
+"""Measure the memory of a loader of the size of train2017 with its workers.
+
+Memory is the sum of the proportional set sizes (PSS) of all processes.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
-import made_data
 import numpy as np
+import synthetic_coco
 import torch
-from comparing import Row, main
 from poise.datasets import build_loader, load_split
+from timing import Row, main
 from torch.utils.data import DataLoader, Dataset
 
 
-def summed_pss() -> float:
-    """MB of this process and its children."""
+def total_pss() -> float:
+    """Return the PSS of this process and its children, in MB."""
     total = 0
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     for process in [str(os.getpid()), *children]:
@@ -34,18 +35,18 @@ def summed_pss() -> float:
     return total / 1024
 
 
-def poise_epoch(folder: Path, workers: int, share: float) -> Iterator[float]:
-    cfg = made_data.experiment(
+def poise_epoch(folder: Path, workers: int, fraction: float) -> Iterator[float]:
+    cfg = synthetic_coco.load_experiment(
         folder, folder, "WORKERS", workers, "DATASET.CACHE", False, "TRAIN.BATCH_SIZE_PER_GPU", 64
     )
     loader = build_loader(cfg, *load_split(cfg, train=True), train=True)
     loader.batch_sampler.set_epoch(0)
-    yield from looked_at(loader, len(loader), share)
+    yield from pss_during(loader, len(loader), fraction)
 
 
-class ReferenceSet(Dataset):
-    """A list of dictionaries, as the references keep it, which every worker's reference counts
-    copy page by page.
+class ReferenceDataset(Dataset):
+    """A list of dictionaries, as in the reference code. Reference counting in the workers copies
+    its memory page by page.
     """
 
     def __init__(self, table, folder: Path):
@@ -80,37 +81,37 @@ class ReferenceSet(Dataset):
         )
 
 
-def reference_epoch(folder: Path, workers: int, share: float) -> Iterator[float]:
-    cfg = made_data.experiment(folder, folder)
-    dataset = ReferenceSet(load_split(cfg, train=True)[0], folder / "images" / "train2017")
+def reference_epoch(folder: Path, workers: int, fraction: float) -> Iterator[float]:
+    cfg = synthetic_coco.load_experiment(folder, folder)
+    dataset = ReferenceDataset(load_split(cfg, train=True)[0], folder / "images" / "train2017")
     gc.collect()
     loader = DataLoader(dataset, batch_size=64, shuffle=True, num_workers=workers)
-    yield from looked_at(loader, len(loader), share)
+    yield from pss_during(loader, len(loader), fraction)
 
 
-def looked_at(loader, batches: int, share: float) -> Iterator[float]:
-    """PSS after a twentieth of what is run, then at every quarter of it."""
-    last = int(batches * share)
+def pss_during(loader, batches: int, fraction: float) -> Iterator[float]:
+    """Yield the PSS after 1/20 and after each quarter of the batches that are run."""
+    last = int(batches * fraction)
     moments = {last // 20, *(last * quarter // 4 for quarter in (1, 2, 3)), last - 1}
     for number, _ in enumerate(loader):
         if number in moments:
-            yield summed_pss()
+            yield total_pss()
         if number + 1 >= last:
             break
 
 
-def child(kind: str, folder: str, workers: str, share: str) -> None:
-    from comparing import one_thread
+def run_child(kind: str, folder: str, workers: str, fraction: str) -> None:
+    from timing import use_one_thread
 
-    one_thread()
+    use_one_thread()
     epoch = poise_epoch if kind == "poise" else reference_epoch
-    for pss in epoch(Path(folder), int(workers), float(share)):
+    for pss in epoch(Path(folder), int(workers), float(fraction)):
         print(f"PSS {pss:.1f}", flush=True)
 
 
-def in_a_process(kind: str, folder: Path, workers: int, share: float) -> list[float]:
+def run_in_process(kind: str, folder: Path, workers: int, fraction: float) -> list[float]:
     done = subprocess.run(
-        [sys.executable, __file__, "--child", kind, str(folder), str(workers), str(share)],
+        [sys.executable, __file__, "--child", kind, str(folder), str(workers), str(fraction)],
         capture_output=True,
         text=True,
         check=True,
@@ -119,39 +120,38 @@ def in_a_process(kind: str, folder: Path, workers: int, share: float) -> list[fl
 
 
 def measure() -> Iterator[Row]:
-    """A whole epoch with 2 workers, a tenth of one with 8, and the references' list of
-    dictionaries.
-    """
+    """One epoch with 2 workers, a tenth of one with 8, and the reference code."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = [f"{n:012d}.jpg" for n in range(1, 25)]
-        # small, for memory does not depend on their pixels
-        made_data.write_images(folder / "images" / "train2017", names, width=160, height=107)
-        made_data.annotation_file(
+        # small, because memory does not depend on the image size
+        synthetic_coco.write_images(folder / "images" / "train2017", names, width=160, height=107)
+        synthetic_coco.write_annotations(
             folder / "annotations" / "person_keypoints_train2017.json",
             names,
-            made_data.TRAIN_PERSONS,
-            made_data.TRAIN_LABELLED,
-            images=made_data.TRAIN_IMAGES,
+            synthetic_coco.TRAIN_PERSONS,
+            synthetic_coco.TRAIN_LABELED,
+            images=synthetic_coco.TRAIN_IMAGES,
             size=(160, 107),
         )
-        reference = in_a_process("reference", folder, 2, 0.1)
-        two, eight = in_a_process("poise", folder, 2, 1.0), in_a_process("poise", folder, 8, 0.1)
+        reference = run_in_process("reference", folder, 2, 0.1)
+        two = run_in_process("poise", folder, 2, 1.0)
+        eight = run_in_process("poise", folder, 8, 0.1)
         yield Row(
             "memory of the loader, 149,813 persons, 2 workers",
             "largest PSS of an epoch",
             f"reference {max(reference):.0f} MB after a tenth of one",
             max(two),
-            "most",
+            "max",
             700,
             "MB",
         )
         yield Row(
-            "growth over the epoch, from its first twentieth on",
+            "growth over the epoch, from its first 1/20",
             f"{two[0]:.0f} to {two[-1]:.0f} MB",
             f"reference {reference[0]:.0f} to {reference[-1]:.0f} MB",
             two[-1] / two[0],
-            "most",
+            "max",
             1.03,
         )
         yield Row(
@@ -159,13 +159,13 @@ def measure() -> Iterator[Row]:
             f"{max(eight):.0f} MB",
             f"{max(two):.0f} MB",
             max(eight) / max(two),
-            "most",
+            "max",
             1.2,
         )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(*sys.argv[2:])
+        run_child(*sys.argv[2:])
     else:
         main(measure)

@@ -1,6 +1,4 @@
-"""OKS-NMS of all images of a set: the Cython kernel against the references' NumPy, image by
-image.
-"""
+"""Time OKS-NMS of a set: the Cython kernel against the reference code in NumPy."""
 
 from __future__ import annotations
 
@@ -8,10 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import made_data
 import numpy as np
-from comparing import Row, compared, in_turns, main
+import synthetic_coco
 from poise.evaluation import nms, oks_nms_per_image, rescore
+from timing import Row, compare, main, time_alternately
 
 THRESHOLD = 0.9
 
@@ -19,7 +17,7 @@ THRESHOLD = 0.9
 def reference_oks(
     one: np.ndarray, others: np.ndarray, area: float, areas: np.ndarray
 ) -> np.ndarray:
-    variances = (made_data.SIGMAS * 2) ** 2
+    variances = (synthetic_coco.SIGMAS * 2) ** 2
     found = np.zeros(others.shape[0])
     for n in range(others.shape[0]):
         dx, dy = others[n, 0::3] - one[0::3], others[n, 1::3] - one[1::3]
@@ -29,8 +27,9 @@ def reference_oks(
 
 
 def reference_nms(persons: list[dict], threshold: float) -> list[int]:
-    """Persons of one image, each a dictionary with keypoints (17, 3), score and area; the
-    indices of those kept.
+    """Return the indices of the persons that are kept in one image.
+
+    Each person is a dictionary with keypoints (17, 3), score and area.
     """
     if not persons:
         return []
@@ -50,14 +49,14 @@ def reference_nms(persons: list[dict], threshold: float) -> list[int]:
 def measure() -> Iterator[Row]:
     """OKS-NMS of 104,125 persons in 5,000 images."""
     with tempfile.TemporaryDirectory() as name:
-        content = made_data.annotation_file(
+        content = synthetic_coco.write_annotations(
             Path(name) / "a.json",
             ["a.jpg"],
-            made_data.VAL_PERSONS,
-            made_data.VAL_LABELLED,
-            images=made_data.VAL_IMAGES,
+            synthetic_coco.VAL_PERSONS,
+            synthetic_coco.VAL_LABELED,
+            images=synthetic_coco.VAL_IMAGES,
         )
-    p = made_data.predictions(content, made_data.DETECTIONS)
+    p = synthetic_coco.make_predictions(content, synthetic_coco.DETECTIONS)
     keypoints = np.concatenate([p["keypoints"], p["keypoint_scores"][:, :, None]], axis=2)
     scores = rescore(p["keypoint_scores"], p["box_scores"], 0.2)
     areas = p["scale"].prod(axis=1) * 200**2
@@ -68,24 +67,24 @@ def measure() -> Iterator[Row]:
         )
     kept = {}
 
-    def poise() -> None:
+    def run_poise() -> None:
         kept["poise"] = oks_nms_per_image(keypoints, scores, areas, p["image_ids"], THRESHOLD)
 
-    def by_reference() -> None:
+    def run_reference() -> None:
         kept["reference"] = [
             image[n]["place"] for image in persons.values() for n in reference_nms(image, THRESHOLD)
         ]
 
-    seconds = in_turns({"poise": poise, "reference": by_reference}, 3, warm=0)
+    seconds = time_alternately({"poise": run_poise, "reference": run_reference}, 3, warmup=0)
     if not nms.compiled:
-        raise SystemExit("poise.evaluation.nms is not compiled; make builds it")
-    yield compared(f"OKS-NMS, {len(scores):,} persons in 5,000 images", seconds, 70)
+        raise SystemExit("poise.evaluation.nms is not compiled; run make")
+    yield compare(f"OKS-NMS, {len(scores):,} persons in 5,000 images", seconds, 70)
     yield Row(
-        "the same: persons that one keeps and the other does not",
+        "the same: persons kept by only one of the two",
         str(len(kept["poise"])),
         f"reference {len(kept['reference'])}",
         float(len(set(kept["poise"].tolist()) ^ set(kept["reference"]))),
-        "most",
+        "max",
         0,
         "persons",
     )

@@ -1,4 +1,4 @@
-"""The optimiser's step that a training takes, against PyTorch's loop over the tensors."""
+"""Time the optimizer step against the loop over tensors of PyTorch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from comparing import Row, compared, in_turns, main
 from poise import config
 from poise.engine.optim import build_optimizer
 from poise.models import build_model
+from timing import Row, compare, main, time_alternately
 
 ROOT = Path(__file__).resolve().parents[1]
-TURNS, WARM = 15, 2
+ROUNDS, WARMUP = 15, 2
 
 
 def measure() -> Iterator[Row]:
-    """Adam's step over the weights of ResNet-50 and of HRNet-W32."""
+    """Adam steps for ResNet-50 and HRNet-W32."""
     for name, file in (
         ("ResNet-50", "resnet/res50_256x192_d256x3_adam_lr1e-3"),
         ("HRNet-W32", "hrnet/w32_256x192_adam_lr1e-3"),
@@ -28,17 +28,16 @@ def measure() -> Iterator[Row]:
             model = build_model(cfg)
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter) * 1e-3
-            optimizers[kind] = (
-                build_optimizer(cfg, model)
-                if kind == "poise"
-                else torch.optim.Adam(
+            if kind == "poise":
+                optimizers[kind] = build_optimizer(cfg, model)
+            else:
+                optimizers[kind] = torch.optim.Adam(
                     model.parameters(), lr=cfg.TRAIN.LR, foreach=kind == "foreach"
                 )
-            )
-        seconds = in_turns(
-            {kind: optimizer.step for kind, optimizer in optimizers.items()}, TURNS, warm=WARM
+        seconds = time_alternately(
+            {kind: optimizer.step for kind, optimizer in optimizers.items()}, ROUNDS, warmup=WARMUP
         )
-        yield compared(f"optimiser step, {name}", seconds, 3)
+        yield compare(f"optimizer step, {name}", seconds, 3)
         ends = [
             torch.cat(
                 [
@@ -50,15 +49,15 @@ def measure() -> Iterator[Row]:
             for kind in ("poise", "reference")
         ]
         yield Row(
-            f"the same: largest difference of the weights after {TURNS + WARM} steps, {name}",
+            f"the same: largest difference of the weights after {ROUNDS + WARMUP} steps, {name}",
             "",
             "",
             (ends[0] - ends[1]).abs().max().item(),
-            "most",
+            "max",
             1e-5,
             "",
         )
-        yield compared(
+        yield compare(
             f"the same against PyTorch's foreach, {name}", seconds, None, baseline="foreach"
         )
 

@@ -1,6 +1,4 @@
-"""From heatmaps to joints in the image and the accuracy of a batch, against the references'
-loops.
-"""
+"""Time decoding and accuracy of a batch against the loops of the reference code."""
 
 from __future__ import annotations
 
@@ -9,19 +7,19 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import torch
-from comparing import Row, compared, in_turns, main
 from poise.codecs.codec import Codec, Targets
 from poise.codecs.flip import average_flipped
 from poise.codecs.gaussian import Gaussian
 from poise.config.datasets import COCO
 from poise.structures.crops import crop_to_image
+from timing import Row, compare, main, time_alternately
 
 from data import affine
 
 BATCH = 64
 
 
-def reference_maxima(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reference_peaks(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count, joints, _, width = maps.shape
     flat = maps.reshape((count, joints, -1))
     index = np.argmax(flat, 2).reshape((count, joints, 1))
@@ -35,14 +33,12 @@ def reference_maxima(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def reference_decode(
     maps: np.ndarray, center: np.ndarray, scale: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    coords, values = reference_maxima(maps)
+    coords, values = reference_peaks(maps)
     height, width = maps.shape[2:]
     for n in range(coords.shape[0]):
         for joint in range(coords.shape[1]):
-            px, py = (
-                int(np.floor(coords[n][joint][0] + 0.5)),
-                int(np.floor(coords[n][joint][1] + 0.5)),
-            )
+            px = int(np.floor(coords[n][joint][0] + 0.5))
+            py = int(np.floor(coords[n][joint][1] + 0.5))
             if 1 < px < width - 1 and 1 < py < height - 1:
                 one = maps[n][joint]
                 coords[n][joint] += (
@@ -62,8 +58,8 @@ def reference_decode(
 
 
 def reference_accuracy(output: np.ndarray, target: np.ndarray) -> float:
-    predicted, _ = reference_maxima(output)
-    wanted, _ = reference_maxima(target)
+    predicted, _ = reference_peaks(output)
+    wanted, _ = reference_peaks(target)
     norm = np.ones((predicted.shape[0], 2)) * np.array(output.shape[2:]) / 10
     distances = np.zeros((predicted.shape[1], predicted.shape[0]))
     for n in range(predicted.shape[0]):
@@ -82,7 +78,7 @@ def reference_accuracy(output: np.ndarray, target: np.ndarray) -> float:
     return total / max(joints, 1)
 
 
-def reference_merge(output: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+def reference_flip_average(output: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
     mirrored = mirrored[:, :, :, ::-1]
     for a, b in COCO.flip_pairs:
         kept = mirrored[:, a, :, :].copy()
@@ -93,8 +89,10 @@ def reference_merge(output: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
     return ((torch.from_numpy(output) + merged) * 0.5).numpy()
 
 
-def made_maps(codec: Codec, rng: np.random.Generator) -> tuple[Targets, torch.Tensor, torch.Tensor]:
-    """Targets, predictions near them and those of the mirrored images, (64, 17, h, w)."""
+def make_heatmaps(
+    codec: Codec, rng: np.random.Generator
+) -> tuple[Targets, torch.Tensor, torch.Tensor]:
+    """Return targets, predictions near them and those of the mirrored images, (64, 17, h, w)."""
     joints = torch.from_numpy(rng.uniform(0.02, 0.98, (BATCH, 17, 2)) * codec.image_size).float()
     visible = torch.from_numpy((rng.random((BATCH, 17)) < 0.9) * 2.0).float()
     targets = codec.encode(joints, visible)
@@ -107,19 +105,17 @@ def made_maps(codec: Codec, rng: np.random.Generator) -> tuple[Targets, torch.Te
 
 
 def measure() -> Iterator[Row]:
-    """Decoding with accuracy, and the same after the flip test's merging, batches of 64."""
+    """Decode with accuracy, without and with the flip average; batches of 64."""
     order = torch.from_numpy(COCO.flip_indices)
     for size in ((192, 256), (288, 384)):
         rng = np.random.default_rng(0)
         codec = Gaussian(size, (size[0] // 4, size[1] // 4))
-        targets, output, mirrored = made_maps(codec, rng)
-        center, scale = (
-            rng.uniform(100, 400, (BATCH, 2)),
-            np.tile(rng.uniform(0.5, 2, (BATCH, 1)), (1, 2)) * (0.75, 1),
-        )
+        targets, output, mirrored = make_heatmaps(codec, rng)
+        center = rng.uniform(100, 400, (BATCH, 2))
+        scale = np.tile(rng.uniform(0.5, 2, (BATCH, 1)), (1, 2)) * (0.75, 1)
         found: dict[str, tuple] = {}
 
-        def poise(
+        def run_poise(
             merged: torch.Tensor = output, codec: Codec = codec, targets: Targets = targets
         ) -> None:
             coords, scores, right, counted = codec.decode_with_accuracy(merged, targets)
@@ -132,49 +128,49 @@ def measure() -> Iterator[Row]:
 
         maps, wanted = output.numpy(), targets.finest_heatmaps.numpy()
 
-        def by_reference(merged: np.ndarray = maps, targets: np.ndarray = wanted) -> None:
+        def run_reference(merged: np.ndarray = maps, targets: np.ndarray = wanted) -> None:
             found["reference"] = (
                 *reference_decode(merged, center, scale),
                 reference_accuracy(merged, targets),
             )
 
         name = f"{codec.heatmap_size[1]}x{codec.heatmap_size[0]}"
-        seconds = in_turns({"poise": poise, "reference": by_reference}, 7, repeats=8)
-        yield compared(f"decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 15)
+        seconds = time_alternately({"poise": run_poise, "reference": run_reference}, 7, repeats=8)
+        yield compare(f"decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 15)
         yield Row(
-            "the same: largest distance of a joint",
+            "the same: largest distance of a keypoint",
             "",
             "",
             float(np.abs(found["poise"][0] - found["reference"][0]).max()),
-            "most",
+            "max",
             0.01,
             "pixels",
         )
-        # the references exchange its joints in place, so every second time they are back
+        # the reference code swaps its channels in place; every second call swaps them back
         given = mirrored.numpy().copy()
         apart = np.abs(
             average_flipped(output, mirrored, order, True).numpy()
-            - reference_merge(output.numpy(), mirrored.numpy().copy())
+            - reference_flip_average(output.numpy(), mirrored.numpy().copy())
         ).max()
         yield Row(
-            "the same: largest difference of the merged maps",
+            "the same: largest difference of the averaged heatmaps",
             "",
             "",
             float(apart),
-            "most",
+            "max",
             1e-6,
             "",
         )
-        seconds = in_turns(
+        seconds = time_alternately(
             {
-                "poise": lambda: poise(average_flipped(output, mirrored, order, True)),
-                "reference": lambda: by_reference(reference_merge(output.numpy(), given)),
+                "poise": lambda: run_poise(average_flipped(output, mirrored, order, True)),
+                "reference": lambda: run_reference(reference_flip_average(output.numpy(), given)),
             },
             7,
             repeats=8,
         )
-        yield compared(
-            f"flip merging, decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 3
+        yield compare(
+            f"flip average, decoding and accuracy, batch {BATCH}, heatmaps {name}", seconds, 3
         )
 
 

@@ -1,5 +1,6 @@
-"""All benchmarks, one process after the other, and their table in docs/performance.md: make
-bench
+"""Run all benchmarks, each in its own process, and write their table to docs/performance.md.
+
+Usage: make bench, or python benchmarks/run.py [NAME ...] without the table.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from comparing import Row, read_rows
+from timing import Row, read_rows
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -35,9 +36,9 @@ PARTS = (
 )
 
 
-def machine() -> str:
-    """Processor, cores and versions; nothing that names the machine."""
-    model = platform.processor() or "processor unknown"
+def describe_machine() -> str:
+    """Return the CPU, its cores and package versions; no name of the machine."""
+    model = platform.processor() or "unknown CPU"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         named = [
@@ -66,18 +67,16 @@ def machine() -> str:
     )
 
 
-def table(rows: list[Row], minutes: float) -> str:
+def format_table(rows: list[Row], minutes: float) -> str:
     lines = [
-        (
-            f"Measured on: {machine()}. One thread; other programs may have run. {minutes:.0f}"
-            " minutes."
-        ),
+        f"Measured on: {describe_machine()}.",
+        f"One thread; other programs may have run. {minutes:.0f} minutes.",
         "",
-        "| work | Poise | compared with | found | wanted | |",
+        "| work | Poise | compared with | measured | bound | |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        value, bound = row.figures
+        value, bound = row.formatted
         lines.append(
             f"| {row.work} | {row.product} | {row.other} | {value.strip()} | {bound.strip()} |"
             f" {row.verdict} |"
@@ -85,10 +84,8 @@ def table(rows: list[Row], minutes: float) -> str:
     return "\n".join(lines)
 
 
-def write(text: str, page: Path = PAGE) -> None:
-    """Put the text between the page's two marks and leave the rest as it is; a page without them
-    gets them at its end.
-    """
+def write_table(text: str, page: Path = PAGE) -> None:
+    """Replace the text between the two marks of the page; append the marks if missing."""
     content = page.read_text(encoding="utf-8") if page.is_file() else "# Measured with this code\n"
     if BEGIN not in content:
         content = f"{content.rstrip()}\n\n## Benchmarks\n\n{BEGIN}\n{END}\n"
@@ -122,12 +119,12 @@ def main() -> int:
     print(f"{len(rows)} rows in {minutes:.1f} minutes; below: {', '.join(below) or 'none'}")
     if failed:
         print(
-            f"error: {', '.join(failed)} did not end well; the table is not written",
+            f"error: {', '.join(failed)} failed; the table is not written",
             file=sys.stderr,
         )
         return 1
     if not sys.argv[1:]:
-        write(table(rows, minutes))
+        write_table(format_table(rows, minutes))
         print(f"written to {PAGE.relative_to(HERE.parent)}")
     return 0
 

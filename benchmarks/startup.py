@@ -1,6 +1,4 @@
-"""From a command to its first batch: annotation and detection files of COCO's size, read and
-taken from the cache.
-"""
+"""Time the start of a command to its first batch with annotations of the size of COCO."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import json_tricks
-import made_data
 import numpy as np
-from comparing import Row, compared, in_turns, main
+import synthetic_coco
 from poise.datasets import build_loader, load_split
 from pycocotools.coco import COCO
+from timing import Row, compare, main, time_alternately
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_BATCH = """
@@ -38,8 +36,8 @@ runpy.run_path("tools/train.py", run_name="__main__")
 
 
 def reference_detections(annotations: Path, path: Path, threshold: float = 0.0) -> list[dict]:
-    """pycocotools' index for the images, then a dictionary for each box of the file, which the
-    references read by json_tricks.
+    """Index the images with pycocotools, read the boxes with json_tricks, make a dictionary of
+    each.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         COCO(str(annotations)).getImgIds()
@@ -76,9 +74,7 @@ def reference_box(x, y, w, h) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reference_annotations(path: Path) -> list[dict]:
-    """pycocotools' index, then for every image its persons, each with arrays that are filled
-    joint by joint.
-    """
+    """Index with pycocotools, then fill arrays per person, keypoint by keypoint."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(path))
     db = []
@@ -89,25 +85,19 @@ def reference_annotations(path: Path) -> list[dict]:
         for entry in coco.loadAnns(coco.getAnnIds(imgIds=index, iscrowd=False)):
             x, y, w, h = entry["bbox"]
             x1, y1 = np.max((0, x)), np.max((0, y))
-            x2, y2 = (
-                np.min((width - 1, x1 + np.max((0, w - 1)))),
-                np.min((height - 1, y1 + np.max((0, h - 1)))),
-            )
+            x2 = np.min((width - 1, x1 + np.max((0, w - 1))))
+            y2 = np.min((height - 1, y1 + np.max((0, h - 1))))
             if entry["area"] > 0 and x2 >= x1 and y2 >= y1:
                 entry["clean_bbox"] = [x1, y1, x2 - x1, y2 - y1]
                 valid.append(entry)
         for entry in valid:
             if max(entry["keypoints"]) == 0:
                 continue
-            joints, visible = (
-                np.zeros((17, 3), dtype=np.float32),
-                np.zeros((17, 3), dtype=np.float32),
-            )
+            joints = np.zeros((17, 3), dtype=np.float32)
+            visible = np.zeros((17, 3), dtype=np.float32)
             for joint in range(17):
-                joints[joint, 0], joints[joint, 1] = (
-                    entry["keypoints"][joint * 3],
-                    entry["keypoints"][joint * 3 + 1],
-                )
+                joints[joint, 0] = entry["keypoints"][joint * 3]
+                joints[joint, 1] = entry["keypoints"][joint * 3 + 1]
                 flag = min(entry["keypoints"][joint * 3 + 2], 1)
                 visible[joint, 0] = visible[joint, 1] = flag
             center, scale = reference_box(*entry["clean_bbox"][:4])
@@ -125,44 +115,46 @@ def reference_annotations(path: Path) -> list[dict]:
     return db
 
 
-def write_set(folder: Path) -> None:
-    """A data set with annotations of train2017's and detections of val2017's size, whose
-    pictures are a few in turns.
-    """
+def write_dataset(folder: Path) -> None:
+    """Write a dataset of the size of train2017 and val2017 whose entries share a few images."""
     names = [f"{n:012d}.jpg" for n in range(1, 25)]
     for split in ("train2017", "val2017"):
-        made_data.write_images(folder / "images" / split, names)
-    made_data.annotation_file(
+        synthetic_coco.write_images(folder / "images" / split, names)
+    synthetic_coco.write_annotations(
         folder / "annotations" / "person_keypoints_train2017.json",
         names,
-        made_data.TRAIN_PERSONS,
-        made_data.TRAIN_LABELLED,
-        images=made_data.TRAIN_IMAGES,
+        synthetic_coco.TRAIN_PERSONS,
+        synthetic_coco.TRAIN_LABELED,
+        images=synthetic_coco.TRAIN_IMAGES,
     )
-    made_data.annotation_file(
+    synthetic_coco.write_annotations(
         folder / "annotations" / "person_keypoints_val2017.json",
         names,
-        made_data.VAL_PERSONS,
-        made_data.VAL_LABELLED,
-        images=made_data.VAL_IMAGES,
-        crowds=made_data.VAL_CROWDS,
+        synthetic_coco.VAL_PERSONS,
+        synthetic_coco.VAL_LABELED,
+        images=synthetic_coco.VAL_IMAGES,
+        crowds=synthetic_coco.VAL_CROWDS,
     )
-    made_data.detection_file(folder / "boxes.json", made_data.DETECTIONS, made_data.VAL_IMAGES)
+    synthetic_coco.write_detections(
+        folder / "boxes.json", synthetic_coco.DETECTIONS, synthetic_coco.VAL_IMAGES
+    )
 
 
 def measure() -> Iterator[Row]:
-    """Reading 104,125 boxes and 262,465 annotations, the second start, and the whole command."""
+    """Read 104,125 boxes and 262,465 annotations; second start; command to first batch."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        write_set(folder)
+        write_dataset(folder)
         boxes = ["TEST.USE_GT_BBOX", False, "TEST.COCO_BBOX_FILE", str(folder / "boxes.json")]
         plain, cached = (
-            made_data.experiment(folder, folder, "WORKERS", 0, "DATASET.CACHE", use, *boxes)
+            synthetic_coco.load_experiment(
+                folder, folder, "WORKERS", 0, "DATASET.CACHE", use, *boxes
+            )
             for use in (False, True)
         )
         sizes, annotations = {}, folder / "annotations"
-        seconds = in_turns(
+        seconds = time_alternately(
             {
                 "poise": lambda: sizes.update(poise=len(load_split(plain, train=False)[0])),
                 "reference": lambda: sizes.update(
@@ -174,17 +166,17 @@ def measure() -> Iterator[Row]:
                 ),
             },
             3,
-            warm=0,
+            warmup=0,
         )
-        yield same(
-            compared(
+        yield check_counts(
+            compare(
                 "reading a test set of 5,000 images with a detection file of 104,125 boxes",
                 seconds,
                 5,
             ),
             sizes,
         )
-        seconds = in_turns(
+        seconds = time_alternately(
             {
                 "poise": lambda: sizes.update(poise=len(load_split(plain, train=True)[0])),
                 "reference": lambda: sizes.update(
@@ -194,9 +186,9 @@ def measure() -> Iterator[Row]:
                 ),
             },
             2,
-            warm=0,
+            warmup=0,
         )
-        yield same(compared("reading annotations of train2017's size", seconds, 5), sizes)
+        yield check_counts(compare("reading annotations of train2017's size", seconds, 5), sizes)
 
         def second_start(train: bool) -> None:
             loader = build_loader(cached, *load_split(cached, train=train), train=train)
@@ -205,20 +197,22 @@ def measure() -> Iterator[Row]:
 
         for train, work in ((False, "104,125 detection boxes"), (True, "149,813 persons")):
             second_start(train)
-            found = in_turns({"poise": lambda train=train: second_start(train)}, 5, warm=0)["poise"]
+            found = time_alternately(
+                {"poise": lambda train=train: second_start(train)}, 5, warmup=0
+            )["poise"]
             yield Row(
                 f"second start, {work}: from the cache to the first batch",
                 "",
                 "",
                 sorted(found)[len(found) // 2],
-                "most",
+                "max",
                 1.5,
                 "s",
             )
-        yield from commands(folder)
+        yield from measure_commands(folder)
 
 
-def same(row: Row, sizes: dict[str, int]) -> Row:
+def check_counts(row: Row, sizes: dict[str, int]) -> Row:
     if sizes["poise"] != sizes["reference"]:
         raise SystemExit(
             f"{row.work}: Poise has {sizes['poise']} persons and the reference {sizes['reference']}"
@@ -226,10 +220,8 @@ def same(row: Row, sizes: dict[str, int]) -> Row:
     return row
 
 
-def commands(folder: Path) -> Iterator[Row]:
-    """tools/train.py with HRNet-W32 and two workers, until the first batch is there; by the
-    clock, the processor time beside it.
-    """
+def measure_commands(folder: Path) -> Iterator[Row]:
+    """Time tools/train.py with HRNet-W32 and two workers until the first batch."""
     (folder / "train.yaml").write_text(
         f"_BASE_: {ROOT / 'experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml'}\nOUTPUT_DIR:"
         f" {folder / 'output'}\nLOG_DIR: {folder / 'log'}\nWORKERS: 2\nAUTO_RESUME: false\nMODEL:"
@@ -253,7 +245,7 @@ def commands(folder: Path) -> Iterator[Row]:
                 ) as process,
             ):
                 line = next((line for line in process.stdout if line.startswith("FIRST")), "")
-                # not when it has ended: workers that lose their process wait some seconds
+                # before the process ends, because its workers then wait some seconds
                 clock = time.perf_counter() - begin
                 process.stdout.read()
                 if not line:
@@ -262,11 +254,11 @@ def commands(folder: Path) -> Iterator[Row]:
             found.append((clock, float(line.split()[1])))
         clock, processor = (sorted(values)[1] for values in zip(*found))
         yield Row(
-            f"command to first batch, 149,813 persons, {work}, by the clock",
-            f"processor {processor:.2f} s",
+            f"command to first batch, 149,813 persons, {work}, wall-clock time",
+            f"CPU {processor:.2f} s",
             "",
             clock,
-            "most",
+            "max",
             bound,
             "s",
         )

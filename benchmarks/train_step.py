@@ -1,6 +1,4 @@
-"""A training step on the CPU: float32 as the project trains, and bf16 autocast, against the
-references' step.
-"""
+"""Time a training step on the CPU, float32 and bf16 autocast, against the reference code."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from comparing import Row, compared, in_turns, main
 from poise import config
 from poise.codecs import build_codec
 from poise.datasets.sampler import EpochBatchSampler
@@ -21,6 +18,7 @@ from poise.engine.train import train_step
 from poise.models import build_model
 from poise.models.forward import normalize
 from postprocess import reference_accuracy
+from timing import Row, compare, main, time_alternately
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,14 +31,15 @@ BATCH = 4
 
 
 class ReferenceLoss(nn.Module):
-    """Joint after joint, each with the mean squared error of its own."""
+    """Mean squared error in a loop over the keypoints, as in HRNet."""
 
     def forward(self, outputs, targets) -> torch.Tensor:
         return sum(
-            self.of_one(output, targets.finest_heatmaps, targets.weight) for output in outputs
+            self.mse_per_keypoint(output, targets.finest_heatmaps, targets.weight)
+            for output in outputs
         )
 
-    def of_one(
+    def mse_per_keypoint(
         self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
         criterion, count = nn.MSELoss(reduction="mean"), output.size(1)
@@ -56,15 +55,14 @@ class ReferenceLoss(nn.Module):
 
 
 class ReferenceMspnLoss(nn.Module):
-    """Sample after sample for each of the supervised maps, as MSPN computes it."""
+    """Loss in a loop over samples and supervised outputs, as in MSPN."""
 
     def forward(self, outputs, targets) -> torch.Tensor:
-        visible = targets.visible_mask + (
-            targets.weight > 0
-        )  # 2 for seen joints, 1 for hidden ones
+        # 2 for visible keypoints, 1 for occluded ones
+        visible = targets.visible_mask + (targets.weight > 0)
         total = 0
-        for place, output in enumerate(outputs):
-            stage, unit = divmod(place, 4)
+        for number, output in enumerate(outputs):
+            stage, unit = divmod(number, 4)
             labels = targets.heatmaps[:, unit + (stage == len(outputs) // 4 - 1)]
             mean = 0
             for sample in range(len(output)):
@@ -81,11 +79,12 @@ class ReferenceMspnLoss(nn.Module):
 
 
 def measure() -> Iterator[Row]:
-    """A step of batch 4, 256x192: from the loader's batch to the changed weights, with the
-    accuracy. The references get float batches.
+    """A step of batch 4, 256x192: batch to updated weights, with accuracy.
+
+    The reference code gets normalized images and targets.
     """
     for name, file in NETWORKS.items():
-        yield from steps(
+        yield from measure_network(
             name,
             config.load(
                 ROOT / "experiments" / "coco" / f"{file}.yaml",
@@ -94,7 +93,7 @@ def measure() -> Iterator[Row]:
         )
 
 
-def steps(name: str, cfg) -> Iterator[Row]:
+def measure_network(name: str, cfg) -> Iterator[Row]:
     torch.manual_seed(0)
     cpu, codec = torch.device("cpu"), build_codec(cfg)
     width, height = cfg.MODEL.IMAGE_SIZE
@@ -116,9 +115,9 @@ def steps(name: str, cfg) -> Iterator[Row]:
                 own, device.to_device(model, [cpu], cfg.CHANNELS_LAST), codec, batch
             )
     first = {kind: work() for kind, work in works.items()}
-    seconds = in_turns(works, 4, warm=0)
-    yield compared(f"training step, {name}, float32, CHANNELS_LAST True", seconds, 1.1)
-    yield compared(
+    seconds = time_alternately(works, 4, warmup=0)
+    yield compare(f"training step, {name}, float32, CHANNELS_LAST True", seconds, 1.1)
+    yield compare(
         f"training step, {name}, bf16 autocast, CHANNELS_LAST True", seconds, 1.9, product="bf16"
     )
     difference = abs(first["poise"] - first["reference"]) / first["reference"]
@@ -127,14 +126,14 @@ def steps(name: str, cfg) -> Iterator[Row]:
         f"{first['poise']:.6g}",
         f"reference {first['reference']:.6g}",
         difference,
-        "most",
+        "max",
         1e-4,
         "relative",
     )
 
 
 def poise_step(cfg, model, codec, batch):
-    """engine.train.train_step, with what it needs of a training."""
+    """Return a function that calls engine.train.train_step."""
     state = TrainState(
         model,
         build_optimizer(cfg, model),
@@ -154,17 +153,14 @@ def poise_step(cfg, model, codec, batch):
 
 
 def reference_step(cfg, model, codec, batch):
-    """NCHW, Adam tensor by tensor, the loss in loops, the accuracy of copies. Its normalised
-    images and targets come from the workers.
+    """Return a step with NCHW, Adam in a loop over tensors, and loss and accuracy in loops.
+
+    Its normalized images and targets come from the workers.
     """
-    optimizer, cpu = (
-        torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=False),
-        torch.device("cpu"),
-    )
-    images, targets = (
-        normalize(cfg, batch["images"], cpu).contiguous(),
-        encode_targets(cfg, codec, batch, cpu),
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=False)
+    cpu = torch.device("cpu")
+    images = normalize(cfg, batch["images"], cpu).contiguous()
+    targets = encode_targets(cfg, codec, batch, cpu)
     criterion = ReferenceMspnLoss() if cfg.LOSS.TYPE == "mspn" else ReferenceLoss()
 
     def step() -> float:

@@ -1,5 +1,6 @@
-"""The benchmarks' baselines do the same work as Poise, their verdicts cannot flatter, and the
-table leaves the page alone. No times.
+"""Benchmarks: the baselines compute what Poise computes; verdicts and the table are correct.
+
+Nothing is timed here.
 """
 
 import os
@@ -20,8 +21,8 @@ def on_the_path():
         yield
     for name in (
         "analysis",
-        "comparing",
-        "made_data",
+        "timing",
+        "synthetic_coco",
         "data",
         "estimator",
         "evaluation",
@@ -37,75 +38,73 @@ def on_the_path():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Sizes that take no time."""
-    import made_data
+    """Small data sets."""
+    import synthetic_coco
 
     for name, value in {
         "VAL_IMAGES": 40,
         "VAL_PERSONS": 90,
-        "VAL_LABELLED": 60,
+        "VAL_LABELED": 60,
         "VAL_CROWDS": 4,
         "DETECTIONS": 500,
         "TRAIN_IMAGES": 30,
         "TRAIN_PERSONS": 70,
-        "TRAIN_LABELLED": 40,
+        "TRAIN_LABELED": 40,
     }.items():
-        monkeypatch.setattr(made_data, name, value)
-    return made_data
+        monkeypatch.setattr(synthetic_coco, name, value)
+    return synthetic_coco
 
 
 def test_compared_verdict_follows_the_bound():
-    from comparing import Row, compared, in_turns
+    from timing import Row, compare, time_alternately
 
     seconds = {"poise": [1.0, 2.0, 1.0], "reference": [3.0, 6.0, 2.0]}
-    row = compared("work", seconds, 2.9)
+    row = compare("work", seconds, 2.9)
     assert (
         row.value == 3
         and row.verdict == "reached"
-        and compared("work", seconds, 3.1).verdict == "below"
+        and compare("work", seconds, 3.1).verdict == "below"
     )
     slower = {"poise": [1.0] * 3, "reference": [0.99] * 3}
     assert (
-        compared("work", slower, 1.0).verdict == "below"
-        and compared("work", slower, None).verdict == "slower"
+        compare("work", slower, 1.0).verdict == "below"
+        and compare("work", slower, None).verdict == "slower"
     )
     assert (
-        compared("work", seconds, None).verdict == ""
-        and Row("w", "", "", 2.2996, "ratio", 2.3).figures[0] == "2.29 x"
+        compare("work", seconds, None).verdict == ""
+        and Row("w", "", "", 2.2996, "min", 2.3).formatted[0] == "2.29 x"
     )
     assert (
-        Row("w", "", "", 5.0, "most", 4).verdict == "below"
-        and Row("w", "", "", 4.0, "most", 4).verdict == "reached"
+        Row("w", "", "", 5.0, "max", 4).verdict == "below"
+        and Row("w", "", "", 4.0, "max", 4).verdict == "reached"
     )
     turns = []
-    in_turns({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 2)
+    time_alternately({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 2)
     assert turns == list("ababab")
 
 
 def test_benchmark_bounds_are_above_one():
-    """A row with a bound on a ratio must want more than 1, or a slower Poise could reach it."""
+    """With a bound of 1 or less, a slower Poise could reach it."""
     for file in (ROOT / "benchmarks").glob("*.py"):
-        for bound in re.findall(
-            r"compared\([^\n]*?seconds, (?:\{\d+: )?([\d.]+)", file.read_text()
-        ):
+        for bound in re.findall(r"compare\([^\n]*?seconds, (?:\{\d+: )?([\d.]+)", file.read_text()):
             assert float(bound) > 1, file.name
 
 
 def test_write_replaces_the_table_only(tmp_path):
-    from comparing import Row
-    from run import BEGIN, END, table, write
+    from run import BEGIN, END, format_table, write_table
+    from timing import Row
 
     page = tmp_path / "performance.md"
     page.write_text(f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
-    text = table([Row("work", "1 ms", "reference 3 ms", 3.0, "ratio", 2)], 1.0)
-    write(text, page)
+    text = format_table([Row("work", "1 ms", "reference 3 ms", 3.0, "min", 2)], 1.0)
+    write_table(text, page)
     assert (
         page.read_text() == f"# Title\n\nBefore.\n\n{BEGIN}\n{text}\n{END}\n\nAfter.\n"
         and "| work | 1 ms | reference 3 ms | 3.00 x | >= 2 x | reached |" in text
     )
     page.write_text("# Title\n\nOther.\n")
-    write(text, page)
-    write(text, page)
+    write_table(text, page)
+    write_table(text, page)
     assert (
         page.read_text().startswith("# Title\n\nOther.\n")
         and page.read_text().count("| work |") == 2
@@ -114,9 +113,7 @@ def test_write_replaces_the_table_only(tmp_path):
 
 
 def test_data_benchmark_samples_equal_poise(small, tmp_path):
-    """A test sample: the same crop and the same heatmaps; a training sample has the batch's
-    form.
-    """
+    """Test samples have equal crops and heatmaps; training samples have the shapes of a batch."""
     from poise.codecs import build_codec
     from poise.datasets import build_loader, load_split
     from poise.engine.targets import encode_targets
@@ -127,7 +124,7 @@ def test_data_benchmark_samples_equal_poise(small, tmp_path):
     names = [f"{n}.jpg" for n in range(3)]
     for split in ("train2017", "val2017"):
         small.write_images(tmp_path / "images" / split, names, width=320, height=214)
-        small.annotation_file(
+        small.write_annotations(
             tmp_path / "annotations" / f"person_keypoints_{split}.json",
             names,
             12,
@@ -135,9 +132,9 @@ def test_data_benchmark_samples_equal_poise(small, tmp_path):
             images=3,
             size=(320, 214),
         )
-    cfg = small.experiment(tmp_path, tmp_path, "WORKERS", 0)
+    cfg = small.load_experiment(tmp_path, tmp_path, "WORKERS", 0)
     table, images = load_split(cfg, train=False)
-    reference = data.ReferenceSamples(
+    reference = data.ReferenceDataset(
         table, tmp_path / "images" / "val2017", (192, 256), train=False
     )
     batch = build_loader(cfg, table, images, train=False).dataset.__getitems__(
@@ -147,12 +144,12 @@ def test_data_benchmark_samples_equal_poise(small, tmp_path):
     targets = encode_targets(cfg, build_codec(cfg), batch, torch.device("cpu"))
     for n in range(len(table)):
         image, heatmaps, weight, _ = reference[n]
-        # the float32 rounding of the box moves some pixels by a grey level
+        # the float32 rounding of the box moves some pixels by one gray level
         difference = (image - floats[n]).abs()
         assert difference.max() < 1.01 / 255 / 0.224 and (difference > 1e-5).float().mean() < 0.01
         assert torch.allclose(heatmaps, targets.heatmaps[n], atol=1e-6)
         assert torch.equal(weight, targets.weight[n])
-    trained = data.ReferenceSamples(
+    trained = data.ReferenceDataset(
         load_split(cfg, train=True)[0], tmp_path / "images" / "train2017", (192, 256), train=True
     )
     for n in range(12):
@@ -167,12 +164,12 @@ def test_data_benchmark_samples_equal_poise(small, tmp_path):
 
 def test_postprocess_benchmark_results_equal_poise(monkeypatch):
     import postprocess
-    from comparing import Row
+    from timing import Row
 
     monkeypatch.setattr(postprocess, "BATCH", 4)
     monkeypatch.setattr(
         postprocess,
-        "in_turns",
+        "time_alternately",
         lambda works, *_, **__: {name: [work() or 1.0] for name, work in works.items()},
     )
     rows = list(postprocess.measure())
@@ -184,21 +181,22 @@ def test_postprocess_benchmark_results_equal_poise(monkeypatch):
 
     ours = average_flipped(output, output.flip(0), torch.from_numpy(COCO.flip_indices), True)
     assert np.array_equal(
-        ours.numpy(), postprocess.reference_merge(output.numpy(), output.flip(0).numpy().copy())
+        ours.numpy(),
+        postprocess.reference_flip_average(output.numpy(), output.flip(0).numpy().copy()),
     )
 
 
 def test_evaluation_benchmark_results_equal_poise(small, monkeypatch):
-    """The same persons are kept and the ten figures are equal, to the last digits."""
+    """The same persons are kept and the ten metrics are equal."""
     import evaluation
     import oks_nms
 
     def once(works, *_, **__):
         return {name: [work() or 1.0] for name, work in works.items()}
 
-    monkeypatch.setattr(oks_nms, "in_turns", once)
-    monkeypatch.setattr(evaluation, "in_turns", once)
-    # the NumPy twin keeps the same persons
+    monkeypatch.setattr(oks_nms, "time_alternately", once)
+    monkeypatch.setattr(evaluation, "time_alternately", once)
+    # the NumPy implementation keeps the same persons
     monkeypatch.setattr("poise.evaluation.nms.compiled", True)
     rows = list(oks_nms.measure())
     assert rows[1].value == 0 and 0 < int(rows[1].product) <= small.DETECTIONS
@@ -211,8 +209,8 @@ def test_startup_benchmark_reading_equals_poise(small, tmp_path):
     import startup
     from poise.datasets import load_split
 
-    startup.write_set(tmp_path)
-    cfg = small.experiment(
+    startup.write_dataset(tmp_path)
+    cfg = small.load_experiment(
         tmp_path,
         tmp_path,
         "TEST.USE_GT_BBOX",
@@ -222,7 +220,7 @@ def test_startup_benchmark_reading_equals_poise(small, tmp_path):
     )
     table, _ = load_split(cfg, train=True)
     db = startup.reference_annotations(tmp_path / "annotations" / "person_keypoints_train2017.json")
-    assert len(db) == len(table) == small.TRAIN_LABELLED
+    assert len(db) == len(table) == small.TRAIN_LABELED
     theirs = np.array([entry["center"] for entry in db])
     assert np.allclose(np.sort(table.center, axis=0), np.sort(theirs, axis=0), atol=1e-3)
     boxes, _ = load_split(cfg, train=False)
@@ -238,7 +236,7 @@ def test_analysis_benchmark_gives_a_row(small, tmp_path):
 
     (row,) = measure()
     assert (
-        row.work == "analysis of 500 predictions in 40 pictures"
+        row.work == "analysis of 500 predictions in 40 images"
         and row.value > 0
         and row.verdict == ""
     )

@@ -1,5 +1,6 @@
-"""Made pictures, annotations, detections and predictions of the sizes that COCO has. Nothing is
-read from a data set.
+"""Make synthetic images, annotations, detections and predictions of the size of COCO.
+
+No dataset is read.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import cv2
 import numpy as np
 import orjson
 
-TRAIN_IMAGES, TRAIN_PERSONS, TRAIN_LABELLED = 118_287, 262_465, 149_813  # train2017
+TRAIN_IMAGES, TRAIN_PERSONS, TRAIN_LABELED = 118_287, 262_465, 149_813  # train2017
 # val2017 and a detector's boxes
-VAL_IMAGES, VAL_PERSONS, VAL_LABELLED, VAL_CROWDS, DETECTIONS = 5000, 10_996, 6352, 230, 104_125
+VAL_IMAGES, VAL_PERSONS, VAL_LABELED, VAL_CROWDS, DETECTIONS = 5000, 10_996, 6352, 230, 104_125
 SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 
 
-def jpeg(seed: int, width: int = 640, height: int = 427, quality: int = 85) -> bytes:
-    """A picture with the power spectrum of photographs (amplitude 1 / frequency), 4:4:4, of
-    about 150 KB at the default size.
+def make_jpeg(seed: int, width: int = 640, height: int = 427, quality: int = 85) -> bytes:
+    """Return a 4:4:4 JPEG with the spectrum of photographs (amplitude 1 / frequency).
+
+    It has about 150 kB at the default size.
     """
     rng = np.random.default_rng(seed)
     frequency = np.hypot(
@@ -32,8 +34,8 @@ def jpeg(seed: int, width: int = 640, height: int = 427, quality: int = 85) -> b
         ) / frequency**1.1
         plane = np.fft.irfft2(spectrum, (height, width))
         planes.append(plane / plane.std())
-    grey = planes[0]
-    image = np.stack([grey + 0.25 * plane for plane in planes], axis=2)
+    gray = planes[0]
+    image = np.stack([gray + 0.25 * plane for plane in planes], axis=2)
     options = [
         cv2.IMWRITE_JPEG_QUALITY,
         quality,
@@ -48,13 +50,13 @@ def jpeg(seed: int, width: int = 640, height: int = 427, quality: int = 85) -> b
 def write_images(folder: Path, names: list[str], **size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
-        (folder / name).write_bytes(jpeg(number, **size))
+        (folder / name).write_bytes(make_jpeg(number, **size))
 
 
-def boxes(rng: np.random.Generator, count: int, width: int = 640, height: int = 427) -> np.ndarray:
-    """(N, 4) x, y, width, height of standing and sitting persons, from a fifth to nine tenths of
-    the picture high.
-    """
+def sample_boxes(
+    rng: np.random.Generator, count: int, width: int = 640, height: int = 427
+) -> np.ndarray:
+    """Return boxes (N, 4) x, y, width, height; 20 to 90 % of the image in height."""
     tall = rng.uniform(0.2, 0.9, count) * height
     wide = np.minimum(tall * rng.uniform(0.3, 0.8, count), width * 0.8)
     return np.column_stack(
@@ -67,42 +69,43 @@ def boxes(rng: np.random.Generator, count: int, width: int = 640, height: int = 
     )
 
 
-def joints_in(rng: np.random.Generator, box: np.ndarray) -> np.ndarray:
-    """(N, 17, 2) places within boxes (N, 4)."""
+def sample_keypoints(rng: np.random.Generator, box: np.ndarray) -> np.ndarray:
+    """Return keypoints (N, 17, 2) inside the boxes (N, 4)."""
     return box[:, None, :2] + rng.uniform(0.05, 0.95, (len(box), 17, 2)) * box[:, None, 2:]
 
 
-def annotation_file(
+def write_annotations(
     path: Path,
     names: list[str],
     count: int,
-    labelled: int,
+    labeled: int,
     *,
     images: int,
     crowds: int = 0,
-    outlines: bool = True,
+    segmentations: bool = True,
     seed: int = 0,
     size: tuple[int, int] = (640, 427),
 ) -> dict:
-    """Write a file in COCO's form whose images have the given names in turn; returns its content
-    without the outlines.
+    """Write a COCO annotation file and return its content, without segmentations returned.
+
+    The images take the given names in turn.
     """
     rng = np.random.default_rng(seed)
-    box = np.round(boxes(rng, count, *size), 2)
-    points = np.round(joints_in(rng, box)).astype(int)
+    box = np.round(sample_boxes(rng, count, *size), 2)
+    points = np.round(sample_keypoints(rng, box)).astype(int)
     flags = np.where(rng.random((count, 17)) < 0.75, rng.integers(1, 3, (count, 17)), 0)
     flags[:, 0] = 2
     of_image = rng.integers(0, images, count)
-    outline = np.round(rng.uniform(0, 400, (count, 40)), 2).tolist() if outlines else None
+    segmentation = np.round(rng.uniform(0, 400, (count, 40)), 2).tolist() if segmentations else None
     entries = []
     for n in range(count):
         keypoints = (
             np.column_stack([points[n] * (flags[n] > 0)[:, None], flags[n]]).ravel().tolist()
-            if n < labelled
+            if n < labeled
             else [0] * 51
         )
         entry = {
-            "num_keypoints": int((flags[n] > 0).sum()) if n < labelled else 0,
+            "num_keypoints": int((flags[n] > 0).sum()) if n < labeled else 0,
             "area": round(float(box[n, 2] * box[n, 3]) * 0.6, 4),
             "iscrowd": int(n >= count - crowds),
             "keypoints": keypoints,
@@ -111,10 +114,10 @@ def annotation_file(
             "category_id": 1,
             "id": 100_000 + n,
         }
-        entries.append({"segmentation": [outline[n]], **entry} if outlines else entry)
-    mixed = rng.permutation(count)
+        entries.append({"segmentation": [segmentation[n]], **entry} if segmentations else entry)
+    order = rng.permutation(count)
     content = {
-        "info": {"description": "made for benchmarks"},
+        "info": {"description": "synthetic, for benchmarks"},
         "licenses": [],
         "images": [
             {
@@ -127,7 +130,7 @@ def annotation_file(
             }
             for n in range(images)
         ],
-        "annotations": [entries[n] for n in mixed],
+        "annotations": [entries[n] for n in order],
         "categories": [
             {
                 "supercategory": "person",
@@ -143,11 +146,11 @@ def annotation_file(
     return content
 
 
-def detection_file(path: Path, count: int, images: int, seed: int = 1) -> None:
-    """A detector's boxes, image after image, about 21 in each."""
+def write_detections(path: Path, count: int, images: int, seed: int = 1) -> None:
+    """Write detections sorted by image."""
     rng = np.random.default_rng(seed)
     box, of_image = (
-        np.round(boxes(rng, count), 2).tolist(),
+        np.round(sample_boxes(rng, count), 2).tolist(),
         np.sort(rng.integers(1, images + 1, count)).tolist(),
     )
     scores = np.round(rng.beta(0.4, 1.2, count) * 0.999 + 0.001, 3).tolist()
@@ -161,12 +164,11 @@ def detection_file(path: Path, count: int, images: int, seed: int = 1) -> None:
     )
 
 
-def predictions(content: dict, count: int, seed: int = 2) -> dict[str, np.ndarray]:
-    """Predicted persons for an annotation file: most of those labelled once or more, moved by
-    noise, and many that are nobody.
+def make_predictions(content: dict, count: int, seed: int = 2) -> dict[str, np.ndarray]:
+    """Return predictions for an annotation file: labeled persons with noise and false positives.
 
-    image_ids (N,), keypoints (N, 17, 2) and keypoint_scores (N, 17) float32, box_scores (N,),
-    center (N, 2), scale (N, 2).
+    Keys: image_ids (N,), keypoints (N, 17, 2) and keypoint_scores (N, 17) float32,
+    box_scores (N,), center (N, 2), scale (N, 2).
     """
     rng = np.random.default_rng(seed)
     persons = [a for a in content["annotations"] if a["num_keypoints"]]
@@ -174,8 +176,8 @@ def predictions(content: dict, count: int, seed: int = 2) -> dict[str, np.ndarra
     found = rng.random(count) < 0.35
     true_box = np.array([p["bbox"] for p in persons])[chosen]
     points = np.array([p["keypoints"] for p in persons], float).reshape(-1, 17, 3)[chosen, :, :2]
-    # where nothing is labelled the truth has zeros
-    free = joints_in(rng, true_box)
+    # unlabeled keypoints have zeros in the annotations
+    free = sample_keypoints(rng, true_box)
     points = (
         np.where((points.sum(axis=2) > 0)[:, :, None], points, free)
         + rng.normal(0, 1, (count, 17, 2))
@@ -185,9 +187,9 @@ def predictions(content: dict, count: int, seed: int = 2) -> dict[str, np.ndarra
             * rng.uniform(0.2, 2.5, (count, 1))
         )[:, :, None]
     )
-    other_box = boxes(rng, count)
+    other_box = sample_boxes(rng, count)
     box = np.where(found[:, None], true_box, other_box)
-    keypoints = np.where(found[:, None, None], points, joints_in(rng, other_box))
+    keypoints = np.where(found[:, None, None], points, sample_keypoints(rng, other_box))
     image_ids = np.where(
         found,
         np.array([p["image_id"] for p in persons])[chosen],
@@ -200,7 +202,7 @@ def predictions(content: dict, count: int, seed: int = 2) -> dict[str, np.ndarra
     keypoint_scores[rng.random(count) < 0.01] = 0.05  # some score exactly 0 after rescoring
     box_scores = np.where(found, rng.uniform(0.3, 1, count), rng.beta(0.4, 2, count))
     scale = np.maximum(box[:, 2:], box[:, [3, 2]] * (0.75, 1 / 0.75)) * 1.25 / 200
-    # in float32, as the references keep them; the values are the same to both
+    # float32, as in the reference code; both get the same values
     return {
         "image_ids": image_ids[order],
         "keypoints": keypoints[order].astype(np.float32),
@@ -211,8 +213,8 @@ def predictions(content: dict, count: int, seed: int = 2) -> dict[str, np.ndarra
     }
 
 
-def experiment(folder: Path, root: Path, *overrides, size: tuple[int, int] = (192, 256)):
-    """An experiment of HRNet on a data set in `root`, with overrides KEY, VALUE, ..."""
+def load_experiment(folder: Path, root: Path, *overrides, size: tuple[int, int] = (192, 256)):
+    """Load an HRNet experiment on the dataset in `root`, with overrides KEY, VALUE, ..."""
     from poise import config
 
     path = folder / "experiment.yaml"
