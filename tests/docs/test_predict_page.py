@@ -88,7 +88,7 @@ def test_docs_inference_snippets_run(place, monkeypatch, capsys):
     assert (
         "nose at [" in said
         and "1 0 1\n" in said
-        and said.count("made persons: 8 crops: heatmaps differ by at most") == 4
+        and said.count("synthetic persons: 8 crops: heatmaps differ by at most") == 4
         and "'left_ankle': [" in said
     )
     assert (

@@ -245,7 +245,7 @@ def test_demo_without_boxes_uses_the_full_image(tool, tmp_path):
     content = result(tmp_path / "out")
     assert (
         out.count(
-            "each whole picture is taken as one person; where it shows more than a crop of one,"
+            "each full image is treated as one person; for other images give --detector NAME or"
             " give --detector NAME or --boxes FILE"
         )
         == 1
@@ -300,7 +300,7 @@ def test_demo_folder_skips_and_counts_invalid_images(tool, tmp_path):
     assert {os.path.basename(entry["file"]) for entry in content["skipped"]} == set(bad) and all(
         entry["reason"] for entry in content["skipped"]
     )
-    assert f"{len(bad)} of the input could not be used: " in out.splitlines()[-1]
+    assert f"skipped {len(bad)} input files: " in out.splitlines()[-1]
     for name, (_, fault) in REFUSED.items():
         if name in bad:
             assert (
@@ -396,7 +396,7 @@ def test_demo_failing_detector_skips_the_image(tool, refused, tmp_path):
         skipped["file"] == str(folder / "b.png")
         and "the detector fails on a picture of 80 x 50" in skipped["reason"]
     )
-    assert f"left out: {folder / 'b.png'}: " in out and "1 of the input could not be used" in out
+    assert f"left out: {folder / 'b.png'}: " in out and "skipped 1 input file" in out
     assert "the detector fails on a picture of 80 x 50" in refused(
         "--input",
         folder / "b.png",
@@ -437,7 +437,7 @@ def test_demo_only_invalid_images_exits_1(refused, tmp_path):
     folder.mkdir()
     for number in range(3):
         (folder / f"{number}.jpg").write_text("404")
-    assert refused("--input", folder) == "error: none of the 3 pictures can be used"
+    assert refused("--input", folder) == "error: none of the 3 images can be used"
     assert not (tmp_path / "out" / "poses.json").exists()
     for name, (data, _fault) in REFUSED.items():
         (tmp_path / name).write_bytes(data)
@@ -569,11 +569,11 @@ def test_demo_boxes_outside_or_empty_are_counted(tool, tmp_path):
     status, out, _ = tool(
         "--input", tmp_path / "1.png", "--boxes", write_json(tmp_path / "boxes.json", entries)
     )
-    assert "taken as one person" not in out
+    assert "treated as one person" not in out
     assert (
         status == 0
-        and "6 boxes lie outside their picture, are less than a pixel wide or high, "
-        "or are not finite: left out"
+        and "6 boxes were skipped: outside of the image, less than a pixel wide or high, "
+        "or not finite"
         in out
     )
     persons = all_persons(result(tmp_path / "out"))
@@ -628,7 +628,7 @@ def test_box_file_other_category_is_skipped(tmp_path):
 
     assert left(content, "hand") == left(content, 7) == [7] and left(content, "person") == [1]
     with pytest.raises(
-        DataError, match="none of its 2 categories is 'foot', whose boxes are wanted"
+        DataError, match="none of its 2 categories is 'foot', that of the experiment"
     ):
         left(content, "foot")
     alone = {**content, "annotations": boxes[1:], "categories": content["categories"][1:]}
@@ -644,10 +644,7 @@ BAD_BOXES = {
     "empty": ("", "not valid JSON"),
     "number": (
         "7",
-        (
-            "none of these: a list of COCO detections, COCO annotations, or a poses.json of"
-            " tools/demo.py"
-        ),
+        ("expected a list of COCO detections, COCO annotations, or a poses.json of tools/demo.py"),
     ),
     "NaN": ('[{"image_id": 1, "bbox": [NaN, 0, 5, 5], "score": 1}]', "holds NaN in line 1"),
     "text in a box": (
@@ -661,10 +658,10 @@ BAD_BOXES = {
     "no image": ([{"bbox": [1, 2, 3, 4], "score": 1}], "detection 0 needs an image_id"),
     "list image": ([{"image_id": [], "bbox": [1, 2, 3, 4]}], "needs an image_id"),
     "no object": ([5], "detection 0 is no object but 5"),
-    "object": ({"a": 1}, "none of these"),
+    "object": ({"a": 1}, "unsupported format"),
     "annotation without image": (
         {"images": [], "annotations": [{"image_id": 4, "bbox": [1, 2, 3, 4]}]},
-        "annotation 0 is of an image that the file does not list",
+        "annotation 0 has an image_id that is not in 'images'",
     ),
     "image without name": (
         {"images": [{"id": 4}], "annotations": []},
@@ -864,7 +861,7 @@ def test_demo_truncated_video_writes_what_was_read(tool, tmp_path, refused):
                 "reason": f"the video ends after {frames} of 40 frames",
             }
         ]
-        and "could not be used" in out
+        and "skipped 1 input file: " in out
     )
     (tmp_path / "text.mp4").write_text("404")
     (tmp_path / "empty.mp4").touch()
@@ -1016,9 +1013,7 @@ def test_demo_image_boxes_for_a_video_exit_1(tool, refused, tmp_path, annotation
     named = [{**entry, "file_name": "cam1/frame_0000.png"} for entry in detections]
     boxes = write_json(tmp_path / "boxes.json", coco if annotations else named)
     line = refused("--input", video, "--boxes", boxes)
-    assert (
-        f"{boxes}: its boxes are of pictures, such as cam1/frame_0000.png, and {video} is a" in line
-    )
+    assert f"{boxes}: has boxes of images, such as cam1/frame_0000.png, but {video} is a" in line
     status, *_ = tool("--input", video, "--boxes", write_json(boxes, detections))
     assert status == 0 and len(all_persons(result(tmp_path / "out"))) == 2
 
@@ -1028,26 +1023,26 @@ def test_demo_ambiguous_boxes_exit_1(refused, tmp_path):
     images = tmp_path / "images"
     boxes = write_json(tmp_path / "boxes.json", detections)
     needed = (
-        "; give the COCO annotation file as --boxes, or detections with a file_name each, as"
+        "; give the COCO annotation file as --boxes, or detections with file_name, as"
         " tools/make_boxes.py writes them"
     )
     for pattern in (images / "*" / "*.png", images / "cam1"):
         assert (
             refused("--input", pattern, "--boxes", boxes)
-            == f"error: {boxes}: names images by number only, and there is {images / names[0]},"
-            f" whose name is not the number of an image{needed}"
+            == f"error: {boxes}: lists images by id only, but the name of {images / names[0]} is"
+            f" not an image id{needed}"
         )
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0001.png").write_bytes(PNG)
     line = refused("--input", tmp_path / "[ab]" / "*.png", "--boxes", boxes)
     assert (
-        f"{tmp_path / 'b' / '0001.png'}, whose number is that of {tmp_path / 'a' / '0001.png'}"
-        f" too{needed}" in line
+        f"{tmp_path / 'b' / '0001.png'} and {tmp_path / 'a' / '0001.png'} have the same"
+        f" id{needed}" in line
     )
     boxes = write_json(tmp_path / "boxes.json", annotations)
     (tmp_path / "frame_0001.png").write_bytes(PNG)
-    assert "frame_0001.png could be cam1/frame_0001.png or cam2/frame_0001.png" in refused(
+    assert "frame_0001.png matches both cam1/frame_0001.png and cam2/frame_0001.png" in refused(
         "--input", tmp_path / "frame_0001.png", "--boxes", boxes
     )
     bare = [{**entry, "file_name": "frame_0001.png"} for entry in detections]
@@ -1055,8 +1050,8 @@ def test_demo_ambiguous_boxes_exit_1(refused, tmp_path):
         "--input", images / "*" / "*.png", "--boxes", write_json(tmp_path / "boxes.json", bare)
     )
     assert (
-        f"frame_0001.png could be {images / names[1]} or {images / names[4]}; file names with more"
-        " of their folders are needed" in line
+        f"frame_0001.png matches both {images / names[1]} and {images / names[4]}; add"
+        " folders to its file_name" in line
     )
     assert not (tmp_path / "out").exists()
 
@@ -1070,7 +1065,7 @@ def test_demo_boxes_of_no_frame_exit_1(refused, tmp_path):
             [entry],
             ["12.png"],
             (
-                "has no box for any of the pictures of --input (1), such as 12.png; its own are"
+                "has no boxes for the images of --input (1), such as 12.png; it lists images"
                 " such as 7"
             ),
         ),
@@ -1079,13 +1074,13 @@ def test_demo_boxes_of_no_frame_exit_1(refused, tmp_path):
         (
             [{**entry, "image_id": "12"}],
             ["12.png"],
-            "no box has a score of 0.5 or more; lower --score-threshold, the best has 0.3",
+            "no box has a score of 0.5 or more; lower --score-threshold, the highest is 0.3",
         ),
-        ([{**entry, "score": 0.9}], ["a.mp4"], "has no box for any frame that was read (3 in all)"),
+        ([{**entry, "score": 0.9}], ["a.mp4"], "has no boxes for the frames that were read (3)"),
         (
             [{**entry, "image_id": "x.png"}],
             ["a.mp4"],
-            "has no box for any of a.mp4; a frame is listed by its index from 0",
+            "has no boxes for a.mp4; frames are listed by index from 0",
         ),
     ]:
         boxes = write_json(tmp_path / "boxes.json", content)
@@ -1103,15 +1098,15 @@ def test_demo_image_of_other_size_than_its_boxes_is_skipped(tool, refused, tmp_p
     boxes = write_json(tmp_path / "boxes.json", annotations)
     status, out, _ = tool("--input", tmp_path / "images" / "cam1", "--boxes", boxes)
     content = result(tmp_path / "out")
-    assert status == 0 and len(content["frames"]) == 1 and "2 of the input could not be used" in out
+    assert status == 0 and len(content["frames"]) == 1 and "skipped 2 input files" in out
     assert [entry["reason"] for entry in content["skipped"]] == [
-        f"is 80 x 60 pixels, in {boxes} it is 160 x 120; its boxes are of another picture",
+        f"has 80 x 60 pixels, in {boxes} it has 160 x 120; the boxes belong to another image",
         (
-            f"is 80 x 60 pixels, in {boxes} it is 60 x 80; its boxes are of the picture before its"
-            " EXIF orientation is applied"
+            f"has 80 x 60 pixels, in {boxes} it has 60 x 80; the boxes belong to the image before"
+            " its EXIF orientation is applied"
         ),
     ]
-    assert "its boxes are of another picture" in refused(
+    assert "the boxes belong to another image" in refused(
         "--input",
         tmp_path / "images/cam1/frame_0001.png",
         "--boxes",
@@ -1134,7 +1129,7 @@ def test_demo_boxes_of_later_frames_or_other_video_warn(tool, tmp_path):
         write_json(tmp_path / "boxes.json", from_1),
         output=tmp_path / "from 1",
     )
-    assert "has boxes of frame 3, and the last frame is 2; frames are counted from 0" in out
+    assert "has boxes of frame 3, but the last frame is 2; frames are counted from 0" in out
     write_video(tmp_path / "b.mp4", frames=3)
     _, out, _ = tool(
         "--input",
@@ -1143,7 +1138,7 @@ def test_demo_boxes_of_later_frames_or_other_video_warn(tool, tmp_path):
         tmp_path / "out" / "poses.json",
         output=tmp_path / "b",
     )
-    assert f"its boxes are of {tmp_path / 'a.mp4'}, not of {tmp_path / 'b.mp4'}" in out
+    assert f"has boxes of {tmp_path / 'a.mp4'}, not of {tmp_path / 'b.mp4'}" in out
 
 
 def test_demo_real_two_cameras(tool, refused, tmp_path, shared):
@@ -1419,7 +1414,7 @@ def test_demo_ctrl_c_keeps_finished_frames(tool, tmp_path, monkeypatch):
     assert (
         status == 130
         and content["interrupted"]
-        and "interrupted: the rest was not looked at" in out
+        and "interrupted: the remaining frames were not processed" in out
     )
     assert (
         len(content["frames"])
@@ -1472,10 +1467,10 @@ def test_demo_invalid_arguments_exit_with_error(refused, tmp_path):
         (["--input", ""], "no such file or folder", 1),
         (
             ["--input", picture, "--track"],
-            "--track and --smooth need a video or a camera: pictures have no time",
+            "--track and --smooth: unsupported for images; use a video or a camera",
             2,
         ),
-        (["--input", picture, "--smooth"], "need a video", 2),
+        (["--input", picture, "--smooth"], "unsupported for images", 2),
         (
             ["--input", picture, "--score-threshold", "1.5"],
             "--score-threshold 1.5: must be from 0 to 1",
@@ -1518,7 +1513,7 @@ def test_demo_invalid_weights_or_output_exit_1(refused, tmp_path, network):
     assert "TEST.MODEL_FILE is empty and" in refused("--input", picture, weights=None)
     assert "--cfg FILE is needed" in refused("--input", picture, cfg=None, status=2)
     (tmp_path / "b.png").write_bytes(PNG)
-    assert "the pictures of --input lie there; give another folder" in refused(
+    assert "contains the images of --input; give another folder" in refused(
         "--input", tmp_path, output=tmp_path, status=2
     )
     (tmp_path / "file").touch()

@@ -287,9 +287,9 @@ def test_poses_draw_shows_visible_keypoints(picture, tmp_path):
 @pytest.mark.parametrize(
     "boxes, said",
     [
-        ([[0, 0, 10, 10], [np.nan, 0, 5, 5]], r"box 1 of picture 0 \(nan, 0, 5, 5\) is not finite"),
+        ([[0, 0, 10, 10], [np.nan, 0, 5, 5]], r"box 1 of image 0 \(nan, 0, 5, 5\) is not finite"),
         ([[0, 0, np.inf, 5]], "box 0 .*not finite"),
-        ([[5, 5, 5, 9]], "box 0 of picture 0 .* has no area; left < right"),
+        ([[5, 5, 5, 9]], "box 0 of image 0 .* has no area; left < right"),
         ([[0, 9, 5, 5]], "has no area"),
         ([[1e30, 0, 2e30, 9]], "too far away"),
         ([[1e6, 1e6, 1e6 + 1e-4, 1e6 + 1e-4]], "too small"),
@@ -312,15 +312,15 @@ def test_estimator_invalid_boxes_raise(estimator, picture, boxes, said):
 @pytest.mark.parametrize(
     "image, said",
     [
-        (np.zeros((4, 4), np.uint8), r"picture 0: an RGB array \(H, W, 3\) of uint8"),
+        (np.zeros((4, 4), np.uint8), r"image 0: an RGB array \(H, W, 3\) of uint8"),
         (np.zeros((4, 4, 4), np.uint8), "RGB array"),
         (np.zeros((4, 4, 3)), "float64"),
         (np.zeros((0, 4, 3), np.uint8), "RGB array"),
         ("no/such.jpg", "no/such.jpg: cannot read the picture"),
-        ([None], "picture 0: an RGB array .* or a path is needed, it is a NoneType"),
+        ([None], "image 0: an RGB array .* or a path is needed, it is a NoneType"),
         (None, "it is a NoneType"),
         (3, "it is a int"),
-        (torch.zeros(2, 4, 4, 3), "picture 0: .* it is a Tensor"),
+        (torch.zeros(2, 4, 4, 3), "image 0: .* it is a Tensor"),
         (Image.new("RGB", (4, 4)), "it is a Image"),
         (np.zeros((2, 4, 4, 3), np.uint8), r"got \(2, 4, 4, 3\)"),
     ],
@@ -367,7 +367,7 @@ def test_estimator_image_over_opencv_limit_raises(estimator):
         with pytest.raises(
             DataError,
             match=(
-                "picture 0: OpenCV 4.* cannot cut persons out of an image of 40000 x 4 pixels; make"
+                "image 0: OpenCV 4.* cannot cut persons out of an image of 40000 x 4 pixels; make"
                 " it smaller, or install OpenCV 5"
             ),
         ):
@@ -383,10 +383,10 @@ def test_estimator_nan_weights_raise(narrow, picture, tmp_path):
         torch.save(state, tmp_path / "bad.pth")
         for half, said in (
             (False, "its weights do not fit$"),
-            (True, "do not fit, or AMP bf16 is too narrow for it$"),
+            (True, "do not fit, or the range of AMP bf16 is too small$"),
         ):
             with pytest.raises(
-                DataError, match=f"the network's heatmaps hold NaN or infinity: .*{said}"
+                DataError, match=f"heatmaps of the network have NaN or infinite values; .*{said}"
             ):
                 PoseEstimator(path, tmp_path / "bad.pth", device="cpu", half=half, overrides=words)(
                     picture
@@ -414,8 +414,8 @@ def test_estimator_invalid_image_file_raises(estimator, tmp_path):
 def test_estimator_invalid_arguments_raise(narrow, estimator, picture):
     path, words, file = narrow("resnet")
     for more, said in (
-        ({"batch_size": 0}, "batch_size must be a whole number of 1 or more"),
-        ({"batch_size": "8"}, "batch_size must be a whole number of 1 or more, got '8'"),
+        ({"batch_size": 0}, "batch_size: invalid 0; expected an integer"),
+        ({"batch_size": "8"}, "batch_size: invalid '8'; expected an integer of 1 or more"),
         ({"device": "toaster"}, "device 'toaster' cannot be used"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"overrides": [*words, "TEST.NOTHING", 1]}, "unknown key TEST.NOTHING"),
@@ -429,7 +429,7 @@ def test_estimator_invalid_arguments_raise(narrow, estimator, picture):
     with pytest.raises(PoiseError, match="cannot read the experiment file"):
         PoseEstimator("missing.yaml", file)
     for sets in ([None], 5, iter([None])):
-        with pytest.raises(DataError, match="2 pictures and 1 sets of boxes"):
+        with pytest.raises(DataError, match="2 images and 1 sets of boxes"):
             estimator([picture, picture], sets)
 
 

@@ -125,7 +125,7 @@ def test_export_every_format_equals_network(format, tmp_path):
     cfg, file = narrow("resnet", tmp_path, *SHALLOW, "DATASET.COLOR_RGB", False)
     out = tmp_path / f"net{formats.FORMATS[format].ending}"
     found = export(cfg, file, out, format, WHOLE)
-    assert [one.kind for one in found] == ["noise", "made persons"] and all(
+    assert [one.kind for one in found] == ["noise", "synthetic persons"] and all(
         one.equal and one.joints == 8 * 17 and one.unsure < 20 for one in found
     )
     crops = parity.make_synthetic_crops(cfg, build_codec(cfg), 5)
@@ -256,7 +256,7 @@ def test_export_mismatch_removes_the_file(tmp_path, monkeypatch):
         DataError,
         match=(
             r"net.torchscript: the exported file differs from the network and is not kept \(noise:"
-            r" .*made persons"
+            r" .*synthetic persons"
         ),
     ) as error:
         export(cfg, file, out, "torchscript")
@@ -310,7 +310,7 @@ def test_parity_wrong_or_nan_keypoints_are_found(tmp_path):
     assert not compared(lambda outputs: [*outputs[:2], outputs[2] * np.float32("nan")]).equal
     with torch.no_grad():
         model.final_layer.bias[3] = float("inf")
-    with pytest.raises(DataError, match="own heatmaps hold NaN or infinity"):
+    with pytest.raises(DataError, match="heatmaps of the network have NaN or infinite values"):
         compared(lambda outputs: outputs)
     flat = parity._certain(
         build_codec(cfg),
@@ -392,7 +392,7 @@ def test_estimator_onnx_file_unsupported_options_raise(exported, tmp_path):
             {"flip_test": True},
             "with decoding and without the flip test",
         ),
-        (ExportOptions(), {"half": True}, "leave half out"),
+        (ExportOptions(), {"half": True}, "remove half"),
         (
             ExportOptions(),
             {"overrides": ["MODEL.IMAGE_SIZE", [32, 32], "MODEL.HEATMAP_SIZE", [8, 8]]},
@@ -423,7 +423,7 @@ def test_estimator_failing_onnxruntime_raises(exported, monkeypatch):
     network = OnnxNetwork(files[ExportOptions()], None, "cpu", None)
     monkeypatch.setattr(network, "_session", SimpleNamespace(run=fail))
     with pytest.raises(
-        DataError, match=r"onnxruntime fails on 2 crops \(no room for the workspace\)"
+        DataError, match=r"onnxruntime failed on 2 crops \(no room for the workspace\)"
     ):
         network(np.zeros((2, *reversed(cfg.MODEL.IMAGE_SIZE), 3), np.uint8))
 
@@ -469,7 +469,7 @@ def test_estimator_onnx_device_is_the_started_one(exported, monkeypatch):
     assert found.device == torch.device("cpu") and found.batch_size == 4
     with pytest.raises(
         ConfigError,
-        match="onnxruntime cannot start CUDA here; mend its installation, or give device cpu",
+        match="onnxruntime cannot start CUDA; repair its installation, or set device cpu",
     ):
         PoseEstimator(None, file, device="cuda")
 
@@ -505,21 +505,21 @@ def test_estimator_onnx_invalid_metadata_raises(exported, tmp_path):
         )
 
     cases = [
-        ("has no metadata of Poise", None),
-        ("is not Poise's", "{'a': 1}"),
-        ("is not Poise's .*JSONDecodeError", "__import__('os').system('touch evil')"),
+        ("missing metadata of Poise", None),
+        ("invalid metadata", "{'a': 1}"),
+        ("invalid metadata .*JSONDecodeError", "__import__('os').system('touch evil')"),
         ("of version 7", changed(version=7)),
-        ("other keys than an export writes", with_keys(MODEL__GENOTYPE="/etc/passwd")),
-        ("texts where numbers", with_keys(MODEL__SIGMA="2.0")),
+        ("unexpected keys", with_keys(MODEL__GENOTYPE="/etc/passwd")),
+        ("strings instead of numbers", with_keys(MODEL__SIGMA="2.0")),
         ("MODEL.IMAGE_SIZE must be", with_keys(MODEL__IMAGE_SIZE=[10**9, 1])),
         ("MODEL.SIGMA must be", with_keys(MODEL__SIGMA=-1.0)),
         ("too long", changed(x="y" * 300_000)),
-        ("is not Poise's .*RecursionError|JSONDecodeError", "[" * 100_000),
-        ("other keys than", changed(parts={"normalize": 1, "flip": False, "decode": False})),
+        ("invalid metadata .*RecursionError|JSONDecodeError", "[" * 100_000),
+        ("unexpected keys", changed(parts={"normalize": 1, "flip": False, "decode": False})),
         ("TypeError", "3"),
-        ("are not those that its metadata tells", changed(parts={**good["parts"], "decode": True})),
+        ("do not match the metadata", changed(parts={**good["parts"], "decode": True})),
         ("TEST.BLUR_KERNEL must be", with_keys(TEST__BLUR_KERNEL=4)),
-        ("is not Poise's", "null"),
+        ("invalid metadata", "null"),
         ("other keys of its joints", changed(dataset={**good["dataset"], "root": "/"})),
         (
             "its joints: flip_pairs names 'tail'",
@@ -594,7 +594,7 @@ def test_parity_many_images_run_in_batches(tmp_path, monkeypatch):
             cfg,
             graph.codec,
             model,
-            graph.parts,
+            graph.options,
             lambda images: [output.numpy() for output in graph(torch.from_numpy(images))],
             parity.make_noise_crops(cfg, 20),
             "noise",
@@ -650,13 +650,13 @@ def test_estimator_other_keypoint_names_warn_or_raise(tmp_path, caplog):
     )
     for name, fault in (
         ("renamed", "its joint 3 is left_1 and not hand"),
-        ("turned", "its mirror pairs differ"),
+        ("turned", "its flip pairs differ"),
     ):
         with pytest.raises(
             ConfigError,
             match=(
-                rf"exported with other joints than the experiment's \({fault}\); export it anew, or"
-                r" leave the experiment out"
+                rf"exported with other keypoints than the experiment's \({fault}\); export it"
+                r" again, or omit the experiment"
             ),
         ):
             PoseEstimator(cfgs[name], tmp_path / "five.onnx", device="cpu")

@@ -155,7 +155,7 @@ def test_weight_file_searched_network_contains_genotype(tmp_path, picture):
 
 def test_estimator_without_weights_or_experiment_raises(tmp_path, trained):
     path, _ = command_line("resnet")
-    with pytest.raises(ConfigError, match="no weight file is given"):
+    with pytest.raises(ConfigError, match="weights: missing"):
         PoseEstimator(ROOT / path)
     torch.save(small("resnet").state_dict(), tmp_path / "bare.pth")
     with pytest.raises(

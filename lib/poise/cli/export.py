@@ -91,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if out.is_dir() or out.resolve() == Path(args.weights).resolve():
         raise ConfigError(f"--out {out}: give a file of its own")
-    parts = ExportOptions(
+    options = ExportOptions(
         normalize=args.with_normalize, flip=args.with_flip, decode=args.with_decode
     )
-    for line in export(cfg, args.weights, out, args.format, parts, images=pictures(args.images)):
+    for line in export(cfg, args.weights, out, args.format, options, images=pictures(args.images)):
         print(line)
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0

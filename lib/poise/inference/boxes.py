@@ -1,5 +1,6 @@
-"""Where the persons are: found by a detector, read from a JSON, or the whole picture. Boxes are
-(N, 4) left, top, right, bottom in pixels.
+"""Boxes of persons from a detector, a JSON file, or the full image.
+
+Boxes are (N, 4) left, top, right, bottom in pixels.
 """
 
 from __future__ import annotations
@@ -31,27 +32,33 @@ log = logging.getLogger(__name__)
 
 Detections = tuple[np.ndarray, np.ndarray]  # boxes (N, 4) float64 and scores (N,) float64
 
-#: of the JSON that tools/demo.py writes; docs/demo_schema.json describes it
+#: format name in the JSON of tools/demo.py, see docs/demo_schema.json
 FORMAT = "poise poses"
-_FORMS = "a list of COCO detections, COCO annotations, or a poses.json of tools/demo.py"
+_FORMATS = "a list of COCO detections, COCO annotations, or a poses.json of tools/demo.py"
 
-_NAMES_NEEDED = (
-    "give the COCO annotation file as --boxes, or detections with a file_name each, "
-    "as tools/make_boxes.py writes them"
+_NAMES_HINT = (
+    "give the COCO annotation file as --boxes, or detections with file_name, as"
+    " tools/make_boxes.py writes them"
 )
 
 
 class BoxProvider(Protocol):
-    """name: as it is told and written into the JSON."""
+    """A source of person boxes.
+
+    Attributes:
+        name: for log lines and the JSON file.
+    """
 
     name: str
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
-        """Boxes and their scores of each frame."""
+        """Return boxes and scores of each frame."""
 
 
 class FullImage:
-    name = "whole picture"
+    """Treat each full image as one person."""
+
+    name = "whole picture"  # a value of the JSON file
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         return [
@@ -61,10 +68,11 @@ class FullImage:
 
 
 class DetectorBoxes:
-    """What a detector of poise.inference.detectors finds."""
+    """Boxes of a detector of poise.inference.detectors."""
 
     def __init__(self, detector: Detector, name: str):
-        self._detector, self.name = detector, name
+        self._detector = detector
+        self.name = name
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         return self._detector([frame.image for frame in frames])
@@ -72,38 +80,52 @@ class DetectorBoxes:
 
 @dataclass
 class _Entry:
-    """What a file of boxes says of one image. size: (width, height), None where it is not given."""
+    """Boxes of one image of a file.
+
+    Attributes:
+        boxes: (bbox, score) pairs.
+        size: (width, height) of the image; None: not known.
+    """
 
     boxes: list[tuple[Any, float]] = field(default_factory=list)
     size: tuple[float, float] | None = None
 
 
 class BoxFile:
-    """Boxes of a JSON: COCO detections, COCO annotations, or a file of tools/demo.py.
+    """Boxes of a JSON file: COCO detections, COCO annotations, or a file of tools/demo.py.
 
-    An image is found by the longest common ending of its path and a file name of the JSON, whose
-    nearest folder, if it has one, must be the image's. Only in detections without file names it is
-    found by number, where the name is a number: 000000000785.jpg and COCO_val2014_000000000785.jpg
-    are image 785. A frame of a video is found by its index from 0: image_id, the id of an image, or
-    the index in a file of tools/demo.py.
+    An image is matched with the file name of the JSON that shares the most path components from the
+    end; the parent folder in the JSON, if any, must be that of the image. Detections without file
+    names are matched by id if the image is named by its id: 000000000785.jpg and
+    COCO_val2014_000000000785.jpg are image 785. A frame of a video is matched by its index from 0:
+    image_id, the id of an image, or the index in a file of tools/demo.py.
 
-    Boxes are x, y, width, height in pixels; those with a score below `threshold` are left out.
-    Annotations have score 1. category: name or id; of a file that has one category alone all boxes
-    are used. Annotations say which id has the name; in detections it is COCO's 1.
+    Boxes in the file are x, y, width, height in pixels. Annotations have score 1.
 
-    missing: frames that the file does not list. with_boxes: frames that got a box.
-    Raises DataError, naming the file and the entry, for what cannot be used.
+    Args:
+        path: of the JSON file.
+        threshold: boxes of a lower score are ignored.
+        category: name or id; ignored if the file has only one category. In detections every name
+            has COCO's id 1.
+
+    Attributes:
+        missing: number of frames that the file does not list.
+        with_boxes: number of frames with boxes.
+
+    Raises DataError that names the file and the entry.
     """
 
     def __init__(self, path: str | Path, threshold: float = 0.0, category: str | int = "person"):
-        self.name, self.missing, self.with_boxes = str(path), 0, 0
+        self.name = str(path)
+        self.missing = 0
+        self.with_boxes = 0
         self._threshold, self._category = threshold, category
         self._named: dict[str, _Entry] = {}
         self._numbered: dict[int, _Entry] = {}  # detections without file names
-        self._indexed: dict[int, _Entry] = {}  # by the index of a video's frame
+        self._indexed: dict[int, _Entry] = {}  # by frame index
         self._of_path: dict[str, _Entry | None] = {}
-        self._video = ""  # the one that a file of tools/demo.py is of
-        self._picture = ""  # a picture's file name of an entry that has a frame's index too
+        self._video = ""  # video of a file of tools/demo.py
+        self._image_name = ""  # a file name of an entry that also has an id
         content = read_json(path, "file of boxes")
         try:
             if isinstance(content, list):
@@ -113,7 +135,7 @@ class BoxFile:
                 and content.get("format") == FORMAT
                 and isinstance(content.get("frames"), list)
             ):
-                self._take_own(content["frames"])
+                self._take_demo_file(content["frames"])
             elif (
                 isinstance(content, dict)
                 and isinstance(content.get("annotations"), list)
@@ -121,10 +143,10 @@ class BoxFile:
             ):
                 self._take_annotations(content)
             else:
-                raise DataError(f"{path}: the file of boxes is none of these: {_FORMS}")
+                raise DataError(f"{path}: unsupported format of boxes; expected {_FORMATS}")
         except _BadEntryError as error:
             raise DataError(f"{path}: {error}") from None
-        # last part first and sorted, so that the names with the longest common ending are neighbors
+        # reversed and sorted, so that names with the longest common suffix are neighbors
         self._endings = sorted(_parts(name)[::-1] for name in self._named)
         self._folders = sorted({ending[1:] for ending in self._endings})
 
@@ -138,81 +160,80 @@ class BoxFile:
         ]
         for frame, entry in zip(frames, entries):
             self._check_size(frame, entry)
-        found = [self._boxes_of(entry) for entry in entries]
+        detections = [self._boxes_of(entry) for entry in entries]
         self.missing += entries.count(None)
-        self.with_boxes += sum(len(boxes) > 0 for boxes, _ in found)
-        return found
+        self.with_boxes += sum(len(boxes) > 0 for boxes, _ in detections)
+        return detections
 
     def check(self, source: ImageFiles | Video) -> None:
-        """Raise DataError where two images could be meant, or no frame of `source` can have a
-        box.
-        """
+        """Raise DataError if matches are ambiguous or no frame of `source` can have a box."""
         if isinstance(source, ImageFiles):
             self._match(source.paths)
             entries = [self._of_path[path] for path in source.paths]
             example = next(iter(self._named), None) or next(iter(self._numbered), "none")
-            whose = (
-                f"the pictures of --input ({len(entries)}), such as {source.paths[0]}; its own "
-                f"are such as {escape_name(example)}"
+            missing = (
+                f"the images of --input ({len(entries)}), such as {source.paths[0]}; it lists"
+                f" images such as {escape_name(example)}"
             )
         else:
-            if self._picture:
+            if self._image_name:
                 raise DataError(
-                    f"{self.name}: its boxes are of pictures, such as"
-                    f" {escape_name(self._picture)}, "
-                    f"and {source.name} is a video; give those pictures as --input, or "
-                    "entries without a file_name, with the frame's index from 0 as image_id"
+                    f"{self.name}: has boxes of images, such as {escape_name(self._image_name)},"
+                    f" but {source.name} is a video; give these images as --input, or remove"
+                    " file_name and use the frame index from 0 as image_id"
                 )
             entries = [entry for index, entry in self._indexed.items() if index >= 0]
-            whose = f"{source.name}; a frame is listed by its index from 0 as image_id or id"
+            missing = f"{source.name}; frames are listed by index from 0 as image_id or id"
             if self._video and _parts(self._video)[-1] != _parts(source.name)[-1]:
                 log.warning(
                     "%s",
-                    f"{single_line(self.name)}: its boxes are of {escape_name(self._video)}, "
-                    f"not of {single_line(source.name)}",
+                    f"{single_line(self.name)}: has boxes of {escape_name(self._video)},"
+                    f" not of {single_line(source.name)}",
                 )
-        boxes = [score for entry in entries if entry is not None for _, score in entry.boxes]
-        if not boxes:
-            raise DataError(f"{self.name}: has no box for any of {whose}")
-        if max(boxes) < self._threshold:
+        scores = [score for entry in entries if entry is not None for _, score in entry.boxes]
+        if not scores:
+            raise DataError(f"{self.name}: has no boxes for {missing}")
+        if max(scores) < self._threshold:
             raise DataError(
-                f"{self.name}: no box has a score of {self._threshold:g} or more; lower "
-                f"--score-threshold, the best has {max(boxes):g}"
+                f"{self.name}: no box has a score of {self._threshold:g} or more; lower"
+                f" --score-threshold, the highest is {max(scores):g}"
             )
 
     def check_length(self, frames: int) -> None:
-        """Warn of boxes behind the last of a video's `frames`."""
+        """Warn of boxes after the last of a video's `frames`."""
         last = max((index for index, entry in self._indexed.items() if entry.boxes), default=0)
         if last >= frames:
             log.warning(
                 "%s",
-                f"{single_line(self.name)}: has boxes of frame {last}, and the last frame "
-                f"is {frames - 1}; frames are counted from 0",
+                f"{single_line(self.name)}: has boxes of frame {last}, but the last frame is"
+                f" {frames - 1}; frames are counted from 0",
             )
 
     def _boxes_of(self, entry: _Entry | None) -> Detections:
-        kept = [pair for pair in entry.boxes if pair[1] >= self._threshold] if entry else []
-        boxes = np.array([box for box, _ in kept], np.float64).reshape(-1, 4)
+        pairs = []
+        if entry is not None:
+            pairs = [pair for pair in entry.boxes if pair[1] >= self._threshold]
+        boxes = np.array([box for box, _ in pairs], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        return boxes, np.array([score for _, score in kept], np.float64)
+        return boxes, np.array([score for _, score in pairs], np.float64)
 
     def _check_size(self, frame: Frame, entry: _Entry | None) -> None:
         height, width = frame.image.shape[:2]
         if entry is None or entry.size is None or entry.size == (width, height):
             return
-        of = "of another picture"
+        owner = "another image"
         if entry.size == (height, width):
-            of = "of the picture before its EXIF orientation is applied"
+            owner = "the image before its EXIF orientation is applied"
         raise DataError(
-            f"{frame.name}: is {width} x {height} pixels, in {self.name} it is "
-            f"{entry.size[0]:g} x {entry.size[1]:g}; its boxes are {of}"
+            f"{frame.name}: has {width} x {height} pixels, in {self.name} it has"
+            f" {entry.size[0]:g} x {entry.size[1]:g}; the boxes belong to {owner}"
         )
 
     def _match(self, paths: Sequence[str]) -> None:
-        """Find the entry of each picture, None where there is none.
+        """Set the entry of each image, None if the file has none.
 
-        Raises DataError where two entries could be meant by one picture or two pictures by one
-        entry, where an entry is of another folder, and where a picture's number cannot be known.
+        Raises DataError if a match is ambiguous, an entry names another folder, or an image has no
+        id.
         """
         claims: dict[str, list[tuple[int, str]]] = {}
         for path in paths:
@@ -220,68 +241,68 @@ class BoxFile:
             if name is not None:
                 claims.setdefault(name, []).append((common, path))
         self._of_path.update(dict.fromkeys(paths))
-        for name, pictures in claims.items():
-            common, path = max(pictures)
-            rivals = [other for length, other in pictures if length == common]
+        for name, images in claims.items():
+            common, path = max(images)
+            rivals = [other for length, other in images if length == common]
             if len(rivals) > 1:
                 raise DataError(
-                    f"{self.name}: {escape_name(name)} could be {rivals[0]} or {rivals[1]}; "
-                    "file names with more of their folders are needed"
+                    f"{self.name}: {escape_name(name)} matches both {rivals[0]} and {rivals[1]};"
+                    " add folders to its file_name"
                 )
             if common == 1 < len(_parts(name)):
                 raise DataError(
-                    f"{self.name}: {escape_name(name)} is in another folder than {path}; rename "
-                    "the folder of the pictures, or remove the folders from file_name"
+                    f"{self.name}: {escape_name(name)} is in another folder than {path}; rename"
+                    " the folder of the images, or remove the folders from file_name"
                 )
             self._of_path[path] = self._named[name]
         if self._numbered:
             self._match_numbers([path for path in paths if self._of_path[path] is None])
 
     def _closest(self, path: str) -> tuple[str | None, int]:
-        """The name with the longest common ending, and how many parts that has."""
-        own = _parts(os.path.abspath(path))[::-1]
-        common, longest = _nearest(self._endings, own)
-        if not common:  # a name may lack the file's extension
-            own = (PurePosixPath(own[0]).stem, *own[1:])
-            common, longest = _nearest(self._endings, own)
+        """Return the name with the longest common suffix and its number of common components."""
+        parts = _parts(os.path.abspath(path))[::-1]
+        common, longest = _nearest(self._endings, parts)
+        if not common:  # a name may lack the file's suffix
+            parts = (PurePosixPath(parts[0]).stem, *parts[1:])
+            common, longest = _nearest(self._endings, parts)
         if not common:
             return None, 0
-        whole = _joined(own[:common])
-        if whole in self._named:
-            return whole, common
-        if common - 1 < _nearest(self._folders, own[1:])[0]:
-            return None, 0  # the picture's folder is listed, without the picture
+        name = _joined(parts[:common])
+        if name in self._named:
+            return name, common
+        if common - 1 < _nearest(self._folders, parts[1:])[0]:
+            return None, 0  # the image's folder is listed, but not the image
         if len(longest) > 1:
             raise DataError(
-                f"{self.name}: {path} could be {escape_name(_joined(longest[0]))} or "
-                f"{escape_name(_joined(longest[1]))}; its folders must be named as in one of them"
+                f"{self.name}: {path} matches both {escape_name(_joined(longest[0]))} and"
+                f" {escape_name(_joined(longest[1]))}; name its folders as in one of them"
             )
         return _joined(longest[0]), common
 
     def _entry_of(self, name: str) -> _Entry:
-        """The entry of a file name, the same one for cam1/1.jpg and ./cam1/1.jpg."""
+        """Return the entry of a file name, the same for cam1/1.jpg and ./cam1/1.jpg."""
         return self._named.setdefault(_joined(_parts(name)[::-1]), _Entry())
 
     def _index(self, index: int, entry: _Entry, name: str | None) -> None:
-        """Note the id of an entry, which is a frame's index where the input is a video."""
+        """Register the id of an entry, which is the frame index if the input is a video."""
         self._indexed.setdefault(index, entry)
         if name is not None and is_image_name(name):
-            self._picture = self._picture or name
+            self._image_name = self._image_name or name
 
     def _match_numbers(self, paths: Sequence[str]) -> None:
-        seen: dict[int, str] = {}
+        first_paths: dict[int, str] = {}
         for path in paths:
             number = _number_in_name(path)
-            other = None if number is None else seen.setdefault(number, path)
-            if number is None or (other != path and number in self._numbered):
-                fault = (
-                    "whose name is not the number of an image"
-                    if number is None
-                    else f"whose number is that of {other} too"
-                )
+            if number is None:
                 raise DataError(
-                    f"{self.name}: names images by number only, and there is {path}, "
-                    f"{fault}; {_NAMES_NEEDED}"
+                    f"{self.name}: lists images by id only, but the name of {path} is not an image"
+                    f" id; {_NAMES_HINT}"
+                )
+            other = first_paths.setdefault(number, path)
+            if other != path and number in self._numbered:
+                raise DataError(
+                    f"{self.name}: lists images by id only, but {path} and {other} have the same"
+                    f" id; {_NAMES_HINT}"
                 )
             self._of_path[path] = self._numbered.get(number)
 
@@ -294,8 +315,8 @@ class BoxFile:
             for value in numbers
         ):
             raise _BadEntryError(
-                f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers; "
-                f"it has {str(box)[:60]} and {str(score)[:20]}"
+                f"{entry} needs a bbox of x, y, width, height in pixels and a score, all numbers;"
+                f" it has {str(box)[:60]} and {str(score)[:20]}"
             )
         to.boxes.append((box, float(score)))
 
@@ -314,13 +335,13 @@ class BoxFile:
                     f"detection {number} needs an image_id, a number or a file name"
                 )
             if name is not None:
-                own = self._entry_of(name)
+                target = self._entry_of(name)
             else:
-                assert index is not None, "an entry has a name or a number: see above"
-                own = self._numbered.setdefault(index, _Entry())
+                assert index is not None, "checked above"
+                target = self._numbered.setdefault(index, _Entry())
             if index is not None:
-                self._index(index, own, name)
-            self._add(own, entry.get("bbox"), entry.get("score", 1.0), f"detection {number}")
+                self._index(index, target, name)
+            self._add(target, entry.get("bbox"), entry.get("score", 1.0), f"detection {number}")
 
     def _take_annotations(self, content: dict) -> None:
         entries: dict[Any, _Entry] = {}
@@ -342,24 +363,22 @@ class BoxFile:
         chosen = chosen or (listed[0] if len(listed) == 1 else None)
         if chosen is None:
             raise _BadEntryError(
-                f"none of its {len(listed)} categories is {short_repr(self._category)}, whose"
-                " boxes are wanted"
+                f"none of its {len(listed)} categories is {short_repr(self._category)}, that of the"
+                " experiment"
             )
         for number, entry in enumerate(_dicts(content["annotations"], "annotation")):
             crowd = crowd_flag(entry)
             if crowd is None:
-                fault = describe_field_error(entry, "iscrowd", "0 or 1")
-                raise _BadEntryError(f"annotation {number} {fault}; correct or remove it")
+                problem = describe_field_error(entry, "iscrowd", "0 or 1")
+                raise _BadEntryError(f"annotation {number} {problem}; correct or remove it")
             if crowd or _category(entry) != str(_image_key(chosen.get("id"))):
                 continue
-            own = entries.get(_image_key(entry.get("image_id")))
-            if own is None:
-                raise _BadEntryError(
-                    f"annotation {number} is of an image that the file does not list"
-                )
-            self._add(own, entry.get("bbox"), 1.0, f"annotation {number}")
+            target = entries.get(_image_key(entry.get("image_id")))
+            if target is None:
+                raise _BadEntryError(f"annotation {number} has an image_id that is not in 'images'")
+            self._add(target, entry.get("bbox"), 1.0, f"annotation {number}")
 
-    def _take_own(self, frames: list) -> None:
+    def _take_demo_file(self, frames: list) -> None:
         for number, frame in enumerate(_dicts(frames, "frame")):
             name, persons = frame.get("file"), frame.get("persons")
             if (
@@ -369,13 +388,14 @@ class BoxFile:
             ):
                 raise _BadEntryError(f"frame {number} needs a file, an index and persons")
             if frame.get("seconds") is None:
-                own = self._entry_of(name)
+                target = self._entry_of(name)
             else:
-                own, self._video = self._indexed.setdefault(frame["index"], _Entry()), name
-            own.size = _size(frame)
+                target = self._indexed.setdefault(frame["index"], _Entry())
+                self._video = name
+            target.size = _size(frame)
             for person in _dicts(persons, f"person of frame {number}"):
                 self._add(
-                    own,
+                    target,
                     person.get("bbox"),
                     person.get("box_score", 1.0),
                     f"a person of frame {number}",
@@ -383,15 +403,15 @@ class BoxFile:
 
 
 class _BadEntryError(Exception):
-    pass
+    """An entry is invalid; the file's name is added where this is caught."""
 
 
 def _dicts(entries: Any, what: str) -> Iterable[dict]:
     if not isinstance(entries, list):
-        raise _BadEntryError(f"{what}: a list is needed")
+        raise _BadEntryError(f"{what}: expected a list")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise _BadEntryError(f"{what} {number} is no object but {str(entry)[:40]}")
+            raise _BadEntryError(f"{what} {number}: expected an object, got {str(entry)[:40]}")
         yield entry
 
 
@@ -400,20 +420,22 @@ def _is_name(value: Any) -> TypeGuard[str]:
 
 
 def _image_key(value: Any) -> int | str | None:
-    """The id of an image as a number where it is one, else as text."""
+    """Return the id of an image as an integer if it is one, else as text."""
     number = parse_id(value)
-    return number if number is not None else value if isinstance(value, str) else None
+    if number is None and isinstance(value, str):
+        return value
+    return number
 
 
 def _category(entry: dict) -> str:
-    """The id of an entry's category as text, for ids that are no numbers too."""
+    """Return the id of an entry's category as text; it may be any value."""
     value = entry.get("category_id", 1)
     number = parse_id(value)
     return str(value if number is None else number)
 
 
 def _size(entry: dict) -> tuple[float, float] | None:
-    """(width, height) that an image or frame of a file gives, None without."""
+    """Return (width, height) of an image or frame entry; None: not known."""
     width, height = entry.get("width"), entry.get("height")
     if isinstance(width, (int, float)) and isinstance(height, (int, float)):
         return (width, height) if width > 0 and height > 0 else None
@@ -421,46 +443,44 @@ def _size(entry: dict) -> tuple[float, float] | None:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """A path's parts, whichever system and Unicode normalization it comes from."""
+    """Return the components of a path of any operating system and Unicode normalization."""
     path = posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/")))
     return tuple(part for part in PurePosixPath(path).parts if part != "..")
 
 
 def _joined(ending: Sequence[str]) -> str:
-    """The path of which `ending` has the parts, last first."""
+    """Return the path of components in reverse order."""
     return str(PurePosixPath(*reversed(ending)))
 
 
 def _nearest(
-    endings: list[tuple[str, ...]], own: tuple[str, ...]
+    endings: list[tuple[str, ...]], parts: tuple[str, ...]
 ) -> tuple[int, list[tuple[str, ...]]]:
-    """Find the entries of a sorted list that begin with the most parts of `own`.
+    """Find the entries of a sorted list that share the most leading components with `parts`.
 
-    Returns how many parts that is, and the one entry, or two to four where there are several.
+    Returns: the number of shared components, and the entries: one, or two to four if ambiguous.
     """
-    place = bisect.bisect_left(endings, own)
-    near = endings[max(place - 2, 0) : place + 2]
-    lengths = [_common_beginning(own, ending) for ending in near]
-    most = max(lengths, default=0)
-    longest = [ending for ending, length in zip(near, lengths) if length == most]
-    return most, longest
+    index = bisect.bisect_left(endings, parts)
+    near = endings[max(index - 2, 0) : index + 2]
+    lengths = [_common_prefix(parts, ending) for ending in near]
+    max_length = max(lengths, default=0)
+    longest = [ending for ending, length in zip(near, lengths) if length == max_length]
+    return max_length, longest
 
 
-def _common_beginning(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts at the beginning of two sequences are the same."""
+def _common_prefix(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the length of the common prefix of two sequences."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))
 
 
 def _number_in_name(path: str) -> int | None:
-    """The image id that a file name is: 000000000785.jpg, COCO_val2014_000000000785.jpg."""
-    found = re.fullmatch(r"(?:COCO_[^_]+_)?([0-9]{1,18})", Path(path).stem)
-    return int(found.group(1)) if found else None
+    """Return the image id of a file name such as 785.jpg or COCO_val2014_000000000785.jpg."""
+    match = re.fullmatch(r"(?:COCO_[^_]+_)?([0-9]{1,18})", Path(path).stem)
+    return int(match.group(1)) if match else None
 
 
 def usable(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(N,) bool: boxes (N, 4) that are finite, have a pixel of width and height, and touch the
-    picture. Of others no crop shows a person.
-    """
+    """Return a mask (N,) of boxes that are finite, overlap the image and are 1 pixel or larger."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     with np.errstate(invalid="ignore"):
         sides = boxes[:, 2:] - boxes[:, :2]

@@ -1,4 +1,4 @@
-"""Poses of pictures and videos, drawn and as JSON: what tools/demo.py does."""
+"""Estimate poses in images and videos, write them as JSON and draw them: tools/demo.py."""
 
 from __future__ import annotations
 
@@ -42,21 +42,31 @@ from poise.visualization.draw import JPEG_SIDE, encode_image
 log = logging.getLogger(__name__)
 
 JSON_NAME = "poses.json"
-_FRAMES_AT_ONCE, _PIXELS_AT_ONCE = 8, 50_000_000
-# of a name that is written; file systems take 255, of which some are for endings
-_NAME_BYTES = 200
-#: the parts that the time is split into, in their order
+# bounds of a batch of frames
+_MAX_FRAMES = 8
+_MAX_PIXELS = 50_000_000
+_MAX_NAME_BYTES = 200  # of a file name without suffix; file systems allow 255 in all
+#: steps whose time is reported, in order
 PARTS = ("reading", "detection", "crop", "network", "decode", "tracking", "drawing")
 
 
 @dataclass
 class Summary:
-    """What was done. seconds: of each of PARTS and in `total`; `other` is the rest."""
+    """Counts and times of a run.
+
+    Attributes:
+        folder: of the output.
+        frames, persons: processed.
+        skipped_boxes: boxes without a usable crop.
+        skipped: files that could not be used, with the reason.
+        interrupted: whether Ctrl-C ended the run.
+        seconds: of each of PARTS, `total`, and `other` for the rest.
+    """
 
     folder: Path
     frames: int = 0
     persons: int = 0
-    left_out_boxes: int = 0
+    skipped_boxes: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     interrupted: bool = False
     seconds: dict[str, float] = field(
@@ -78,15 +88,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What is done with the poses of each frame.
+    """Options for the output of each frame.
 
     Attributes:
-        draw: write images, or the mp4.
-        track: number the persons over the frames of a video.
-        smooth: track, and smooth their keypoints with the One-Euro filter.
-        joint_score: keypoints of a higher score are drawn; None: as the codec has it.
-        max_frames: end after this many; 0: all.
-        draw_boxes: draw the boxes with the persons' scores too.
+        draw: write images or an mp4.
+        track: assign track ids to the persons of a video.
+        smooth: track, and smooth the keypoints with a One-Euro filter.
+        joint_score: draw keypoints with a higher score; None: the codec's vis_threshold.
+        max_frames: stop after this number; 0: all.
+        draw_boxes: draw boxes with the scores of the persons.
     """
 
     draw: bool = True
@@ -98,7 +108,7 @@ class DemoOptions:
 
 
 class Demo:
-    """One run over a source of frames."""
+    """Process the frames of a source."""
 
     def __init__(
         self,
@@ -111,14 +121,12 @@ class Demo:
         track = options.track or options.smooth
         if track and source.fps is None:
             raise ConfigError(
-                "--track and --smooth need a video or a camera: pictures have no time"
+                "--track and --smooth: unsupported for images; use a video or a camera"
             )
-        self._estimator, self._source, self._boxes, self._folder = (
-            estimator,
-            source,
-            boxes,
-            Path(folder),
-        )
+        self._estimator = estimator
+        self._source = source
+        self._boxes = boxes
+        self._folder = Path(folder)
         self._options = options
         self._tracker = Tracker() if track else None
         self._smoother = PoseSmoother() if options.smooth else None
@@ -131,24 +139,14 @@ class Demo:
         self.summary = Summary(self._folder)
 
     def run(self, head: dict[str, Any]) -> Summary:
-        """Work through the source. head: what the JSON says of the run besides. Ctrl-C ends it,
-        and what was done till then is kept.
+        """Process all frames. Ctrl-C stops; results so far are kept.
+
+        head: entries of the JSON file about the run.
         """
         from tqdm import tqdm
 
         summary, source = self.summary, self._source
-        video = (
-            None
-            if source.fps is None
-            else {"fps": source.fps, "drawn": self._video.path.name if self._video else None}
-        )
-        head = {
-            **head,
-            "boxes": self._boxes.name,
-            "video": video,
-            "tracked": self._tracker is not None,
-            "smoothed": self._smoother is not None,
-        }
+        head = {**head, **self._describe()}
         total = min(filter(None, (len(source), self._options.max_frames)), default=None)
         begin = time.perf_counter()
         try:
@@ -160,10 +158,10 @@ class Demo:
                 tqdm(total=total, unit="frame", disable=None, file=sys.stderr) as bar,
             ):
                 for frames in self._groups():
-                    self._work(frames, poses)
+                    self._process(frames, poses)
                     bar.update(len(frames))
                     if interrupt.asked:
-                        # there is no other way to end a camera
+                        # Ctrl-C is the normal end of a camera
                         summary.interrupted = not source.live
                         break
                 summary.skipped = list(source.skipped)
@@ -172,27 +170,40 @@ class Demo:
                     summary.seconds[part] for part in PARTS
                 )
                 poses.tail = self._tail()
-                if not summary.frames:
-                    raise DataError(
-                        f"none of the {len(source)} pictures can be used"
-                        if source.fps is None
-                        else f"{source.name}: no frame was read"
-                    )
+                self._check_frames()
                 if isinstance(self._boxes, BoxFile) and not summary.interrupted:
                     self._check_boxes(self._boxes)
                 if self._video:
                     self._video.close()
         finally:
             if self._video:
-                self._video.close(keep=False)  # of a run that failed
+                self._video.close(keep=False)  # incomplete, unless closed above
         return summary
+
+    def _describe(self) -> dict[str, Any]:
+        """Return the entries of the JSON file about boxes, video and tracking."""
+        video = None
+        if self._source.fps is not None:
+            drawn = self._video.path.name if self._video else None
+            video = {"fps": self._source.fps, "drawn": drawn}
+        return {
+            "boxes": self._boxes.name,
+            "video": video,
+            "tracked": self._tracker is not None,
+            "smoothed": self._smoother is not None,
+        }
+
+    def _check_frames(self) -> None:
+        if self.summary.frames:
+            return
+        if self._source.fps is None:
+            raise DataError(f"none of the {len(self._source)} images can be used")
+        raise DataError(f"{self._source.name}: no frame was read")
 
     def _check_boxes(self, given: BoxFile) -> None:
         frames = self.summary.frames
         if not given.with_boxes:
-            raise DataError(
-                f"{given.name}: has no box for any frame that was read ({frames} in all)"
-            )
+            raise DataError(f"{given.name}: has no boxes for the frames that were read ({frames})")
         if (
             isinstance(self._source, Video)
             and not self._source.live
@@ -201,61 +212,65 @@ class Demo:
             given.check_length(frames)
 
     def _groups(self) -> Iterator[list[Frame]]:
-        """The frames, some at once, as long as they are not too large together; a camera's one
-        by one.
-        """
-        most = 1 if self._source.live else _FRAMES_AT_ONCE
+        """Yield batches of frames within _MAX_FRAMES and _MAX_PIXELS; single frames of a camera."""
+        max_frames = 1 if self._source.live else _MAX_FRAMES
         group: list[Frame] = []
-        frames, left = iter(self._source), self._options.max_frames or -1
-        while left:
+        frames = iter(self._source)
+        remaining = self._options.max_frames or -1
+        while remaining:
             with self.summary.timed("reading"):
                 frame = next(frames, None)
             if frame is None:
                 break
-            left -= 1
+            remaining -= 1
             group.append(frame)
-            if len(group) == most or sum(each.image.size // 3 for each in group) >= _PIXELS_AT_ONCE:
+            num_pixels = sum(each.image.size // 3 for each in group)
+            if len(group) == max_frames or num_pixels >= _MAX_PIXELS:
                 yield group
                 group = []
         if group:
             yield group
 
-    def _work(self, frames: list[Frame], poses: pose_json.PoseFile) -> None:
+    def _process(self, frames: list[Frame], poses_file: pose_json.PoseFile) -> None:
         summary = self.summary
         with summary.timed("detection"):
-            frames, found = self._found(frames)
-        chosen = [usable(boxes, *frame.image.shape[:2]) for frame, (boxes, _) in zip(frames, found)]
-        summary.left_out_boxes += sum(int((~one).sum()) for one in chosen)
-        boxes = [own[one] for (own, _), one in zip(found, chosen)]
+            frames, detections = self._detect(frames)
+        boxes, box_scores = [], []
+        for frame, (candidates, scores) in zip(frames, detections):
+            is_usable = usable(candidates, *frame.image.shape[:2])
+            summary.skipped_boxes += int((~is_usable).sum())
+            boxes.append(candidates[is_usable])
+            box_scores.append(scores[is_usable])
         before = dict(self._estimator.seconds)
-        people = self._estimator([frame.image for frame in frames], boxes)
+        results = self._estimator([frame.image for frame in frames], boxes)
+        assert isinstance(results, list), "a list of images gives a list of poses"
         for part in ("crop", "network", "decode"):
             summary.seconds[part] += self._estimator.seconds[part] - before[part]
-        for frame, own, (_, scores), one in zip(frames, people, found, chosen):
+        for frame, poses, scores in zip(frames, results, box_scores):
             with summary.timed("tracking"):
-                tracks = (
-                    None
-                    if self._tracker is None
-                    else self._tracker.update(own.boxes, frame.seconds)
-                )
-                if self._smoother is not None:
-                    own.keypoints = self._smoother.update(
-                        tracks, own.keypoints, own.boxes, frame.seconds
-                    )
-            with summary.timed("drawing"):
-                name = (
-                    self._draw_frame(frame, own, scores[one], tracks)
-                    if self._options.draw
-                    else None
-                )
-            poses.add(frame, own, scores[one], tracks, name)
+                tracks = self._track(frame, poses)
+            name = None
+            if self._options.draw:
+                with summary.timed("drawing"):
+                    name = self._draw_frame(frame, poses, scores, tracks)
+            poses_file.add(frame, poses, scores, tracks, name)
             summary.frames += 1
-            summary.persons += len(own)
+            summary.persons += len(poses)
 
-    def _found(self, frames: list[Frame]) -> tuple[list[Frame], list[Detections]]:
-        """The frames with the boxes of each, without pictures on which the detector fails: one
-        odd picture does not end a folder's run.
-        """
+    def _track(self, frame: Frame, poses: Poses) -> np.ndarray | None:
+        """Return the track ids of the persons, None without tracking. Smooths their keypoints."""
+        if self._tracker is None:
+            return None
+        assert frame.seconds is not None, "only frames of a video are tracked"
+        tracks = self._tracker.update(poses.boxes, frame.seconds)
+        if self._smoother is not None:
+            poses.keypoints = self._smoother.update(
+                tracks, poses.keypoints, poses.boxes, frame.seconds
+            )
+        return tracks
+
+    def _detect(self, frames: list[Frame]) -> tuple[list[Frame], list[Detections]]:
+        """Return frames with their boxes. Images on which the detector fails are skipped."""
         try:
             return frames, self._boxes(frames)
         except DataError as error:
@@ -264,18 +279,21 @@ class Demo:
             if len(frames) == 1:
                 self._source.skip(frames[0].name, error)
                 return [], []
-        parts = [self._found([frame]) for frame in frames]
-        return [frame for part, _ in parts for frame in part], [
-            one for _, found in parts for one in found
-        ]
+        kept: list[Frame] = []
+        detections: list[Detections] = []
+        for frame in frames:
+            one_frame, one_detection = self._detect([frame])
+            kept += one_frame
+            detections += one_detection
+        return kept, detections
 
     def _draw_frame(
         self, frame: Frame, poses: Poses, box_scores: np.ndarray, tracks: np.ndarray | None
     ) -> str | None:
-        """Write the picture, and return its name, or put the frame into the video."""
-        # as in the JSON
+        """Write the image and return its name, or add the frame to the video."""
+        # scores as in the JSON file
         scored = replace(poses, person_scores=poses.person_scores * box_scores)
-        # without ids, the order of the persons and so their hues would change from frame to frame
+        # without track ids the colors of persons would change from frame to frame
         color = "side" if self._video and tracks is None else "auto"
         image = scored.draw(
             frame.image,
@@ -294,10 +312,9 @@ class Demo:
         return f"{name}{ending}"
 
     def _new_name(self, name: str) -> str:
-        """`name`, with a number behind it where a.jpg and a.png, or files of two folders, would
-        have one name.
-        """
-        number, new = 1, name
+        """Return `name`, numbered if it is used: by a.jpg and a.png, or files of two folders."""
+        number = 1
+        new = name
         while new in self._names:
             number += 1
             new = f"{name}_{number}"
@@ -315,29 +332,29 @@ class Demo:
 
 
 def _drawn_name(name: str) -> str:
-    """Of what is drawn of a picture or video `name`, without ending; long names are cut."""
+    """Return the name of the drawing of an image or video, without suffix, shortened if long."""
     stem = Path(name).stem
-    while len(os.fsencode(stem)) > _NAME_BYTES:
+    while len(os.fsencode(stem)) > _MAX_NAME_BYTES:
         stem = stem[:-1]
     return f"{stem}_pose"
 
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What the command line asks for.
+    """Arguments of the command line.
 
     Attributes:
-        input: an image, a folder, a pattern, a video, or the number of a camera.
-        weights: weight file; '': TEST.MODEL_FILE, else the best ones of the run folder.
+        input: image, folder, glob pattern, video or camera index.
+        weights: weight file; '': TEST.MODEL_FILE, else the best weights of the run folder.
         boxes: file of person boxes; without boxes and detector an image is one person.
         detector: name of a person detector.
-        detector_weights: weights of torchvision's detector; '': its own.
-        score_threshold: boxes of a lower score are left out.
+        detector_weights: weights of torchvision's detector; '': its COCO weights.
+        score_threshold: minimum score of boxes.
         output: folder to write to.
-        device: as of PoseEstimator.
-        half: compute the pose network in 16 bits.
+        device: as for PoseEstimator.
+        half: run the pose network in 16 bits.
         overrides: KEY, VALUE, ... of the experiment that the weights carry.
-        options: what is done with the poses.
+        options: options for the output.
     """
 
     input: str
@@ -354,9 +371,12 @@ class DemoRequest:
 
 
 def run(cfg: CfgNode | None, cfg_path: str | None, request: DemoRequest) -> Summary:
-    """Find, write and draw the poses; print a report. Raises PoiseError for what cannot be used.
+    """Estimate, write and draw the poses, and print a report. Raises PoiseError.
 
-    cfg: None for weights that carry their experiment: files of a training, .onnx files.
+    Args:
+        cfg: the experiment; None for weights that carry it (files trained by Poise, .onnx files).
+        cfg_path: its file.
+        request: arguments of the command line.
     """
     start_console()
     source = open_input(request.input)
@@ -383,7 +403,7 @@ def run(cfg: CfgNode | None, cfg_path: str | None, request: DemoRequest) -> Summ
 def _box_source(
     request: DemoRequest, source: ImageFiles | Video, category: str | int
 ) -> BoxProvider:
-    """Where the boxes come from: a file, a detector, or each whole image as one person."""
+    """Return the provider of boxes: a file, a detector, or the full image."""
     if request.boxes:
         given = BoxFile(request.boxes, request.score_threshold, category)
         given.check(source)
@@ -397,53 +417,52 @@ def _box_source(
         )
         return DetectorBoxes(detect, request.detector)
     log.warning(
-        "each whole picture is taken as one person; where it shows more than a crop of "
-        "one, give --detector NAME or --boxes FILE"
+        "each full image is treated as one person; for other images give --detector NAME or"
+        " --boxes FILE"
     )
     return FullImage()
 
 
 def _check_folder(folder: str | Path, source: ImageFiles | Video) -> None:
-    """Raise ConfigError where the output would lie among the pictures of a folder or pattern: it
-    would be taken for input at the next run.
+    """Raise ConfigError if the output folder contains the input images.
+
+    The next run would read the output as input.
     """
     files = source.paths if isinstance(source, ImageFiles) else []
     if len(files) > 1 and any(
         Path(file).resolve().parent == Path(folder).resolve() for file in files
     ):
-        raise ConfigError(
-            f"--output {folder}: the pictures of --input lie there; give another folder"
-        )
+        raise ConfigError(f"--output {folder}: contains the images of --input; give another folder")
 
 
 def report(summary: Summary, boxes: BoxProvider) -> str:
-    """What was done, in a few lines, with where the time went."""
+    """Return a report of a run: counts, times and what was skipped."""
     lines = [
         f"{pluralize(summary.frames, 'frame')}, {pluralize(summary.persons, 'person')},"
-        f" {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and what was drawn are in"
+        f" {summary.frames_per_second:.2f} frames/s; {JSON_NAME} and drawings are in"
         f" {single_line(summary.folder)}"
     ]
     if summary.interrupted:
-        lines.append("interrupted: the rest was not looked at")
+        lines.append("interrupted: the remaining frames were not processed")
     total = max(summary.seconds["total"], 1e-9)
     split = [
         f"{part} {summary.seconds[part]:.2f} s ({summary.seconds[part] / total:.0%})"
         for part in (*PARTS, "other")
     ]
     lines.append(f"{total:.2f} s: {', '.join(split)}")
-    if summary.left_out_boxes:
+    if summary.skipped_boxes:
         lines.append(
-            f"{summary.left_out_boxes} boxes lie outside their picture, are less than a pixel wide"
-            " or high, or are not finite: left out"
+            f"{summary.skipped_boxes} boxes were skipped: outside of the image, less than a pixel"
+            " wide or high, or not finite"
         )
     if isinstance(boxes, BoxFile) and boxes.missing:
         lines.append(
             f"{boxes.missing} of {summary.frames} frames have no boxes in {single_line(boxes.name)}"
         )
     if summary.skipped:
-        lines.append(
-            f"{len(summary.skipped)} of the input could not be used: "
-            + ", ".join(single_line(name) for name, _ in summary.skipped[:5])
-            + (", ..." if len(summary.skipped) > 5 else "")
-        )
+        names = [single_line(name) for name, _ in summary.skipped[:5]]
+        if len(summary.skipped) > 5:
+            names.append("...")
+        count = pluralize(len(summary.skipped), "input file")
+        lines.append(f"skipped {count}: {', '.join(names)}")
     return "\n".join(lines)

@@ -1,12 +1,14 @@
-"""From pictures and person boxes to poses, for other people's programs.
+"""Estimate the poses of persons in images.
 
     from poise import PoseEstimator
-    pose = PoseEstimator("experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml",
-                         "models/pytorch/pose_coco/hrnet_w32_coco_256x192-c78dce93_20200708.pth")
-    people = pose("picture.jpg", boxes=[[10, 20, 110, 320]])
+    estimator = PoseEstimator(
+        "experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml",
+        "models/pytorch/pose_coco/hrnet_w32_coco_256x192-c78dce93_20200708.pth",
+    )
+    poses = estimator("image.jpg", boxes=[[10, 20, 110, 320]])
 
-The way is that of tools/test.py, function by function: geometry and datasets.persons.cut, forward,
-codecs, geometry again. Letters: N persons, B crops of a batch, J joints, H W pixels.
+The steps are those of tools/test.py and call the same functions. Letters: N persons, B crops of a
+batch, K keypoints, H W pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -44,26 +46,28 @@ from poise.structures.crops import (
     crop_to_image,
 )
 
-Picture = str | os.PathLike | np.ndarray
-# crops; the maps of more leave the processor's caches, and each takes longer:
+ImageInput: TypeAlias = str | os.PathLike | np.ndarray
+# more crops at once are slower on the CPU, because feature maps leave its caches:
 # benchmarks/estimator.py
-_CPU_BATCH = 4
-_LEAST_SIDE = 1e-3  # pixels of a crop in the picture
+_MAX_CPU_BATCH = 4
+_MIN_SIDE = 1e-3  # pixels of a crop in the image
 
 
 class Network(Protocol):
-    """What finds joints in crops: a network of PyTorch, or a file of onnxruntime."""
+    """A pose network on crops: a PyTorch model or an ONNX file."""
 
-    decodes: bool  # whether it returns joints and scores instead of an output for the codec
+    decodes: bool  # whether it returns keypoints and scores instead of an output for the codec
 
     def __call__(self, crops: np.ndarray) -> Arrays:
-        """Crops (B, H, W, 3) uint8, RGB -> an output for Codec.decode; or, where it decodes itself,
-        joints (B, J, 2) in crop pixels and scores (B, J).
+        """Run the network on crops (B, H, W, 3) uint8 RGB.
+
+        Returns: an output for Codec.decode, or with `decodes` keypoints (B, K, 2) in crop pixels
+        and scores (B, K).
         """
 
 
 class TorchNetwork:
-    """The network of an experiment with the weights of a file, as tools/test.py would run them."""
+    """The network of an experiment with trained weights, run as in tools/test.py."""
 
     decodes = False
 
@@ -78,7 +82,8 @@ class TorchNetwork:
 
     @torch.no_grad()
     def __call__(self, crops: np.ndarray) -> Arrays:
-        crops = crops if self._cfg.DATASET.COLOR_RGB else np.ascontiguousarray(crops[:, :, :, ::-1])
+        if not self._cfg.DATASET.COLOR_RGB:
+            crops = np.ascontiguousarray(crops[:, :, :, ::-1])
         images = normalize(self._cfg, torch.from_numpy(crops), self._device)
         return to_arrays(
             forward_with_flip_test(self._cfg, self._codec, self._model, images, self._flip_indices)
@@ -86,21 +91,25 @@ class TorchNetwork:
 
 
 class PoseEstimator:
-    """Finds the joints of persons in pictures.
+    """Estimates the keypoints of persons in images.
 
-    cfg: the experiment, a YAML file or what poise.config.load made of one. weights: a weight file
-    of any family that the experiment's network takes (see poise.models.weights.load), or an .onnx
-    file of tools/export.py. Weight files that Poise trained and .onnx files say what they are: with
-    them `cfg` may be None, or the file may be given alone. device: 'auto' is the first CUDA device,
-    Apple's (mps) or the CPU, whichever is there; or a name or torch.device. half: compute in 16
-    bits, as AMP says, else fp16 and on the CPU bf16; otherwise as the experiment's AMP says.
-    flip_test: average with the mirrored crop; None is TEST.FLIP_TEST. batch_size: crops that go
-    through the network at once, on the CPU no more than 4, which are faster there. overrides: KEY,
-    VALUE, ... of the experiment.
+    Args:
+        cfg: the experiment: a YAML file or the result of poise.config.load. None for weights that
+            carry their experiment (files trained by Poise, .onnx files); then the weight file may
+            also be the only argument.
+        weights: a weight file that poise.models.weights.load accepts, or an .onnx file of
+            tools/export.py.
+        device: a name, a torch.device, or 'auto': the first CUDA device, else mps, else the CPU.
+        half: compute in 16 bits: as AMP says, else fp16, on the CPU bf16.
+        flip_test: average with the flipped crop; None: TEST.FLIP_TEST.
+        batch_size: crops per forward pass; at most 4 on the CPU, where this is faster.
+        overrides: KEY, VALUE, ... of the experiment.
 
-    Raises PoiseError (ConfigError, DataError) in one line for what cannot be used, here and when it
-    is called. Attributes: cfg, skeleton, device, and seconds, the time spent so far in reading,
-    cropping, the network and decoding.
+    Attributes:
+        cfg, skeleton, device: what is used.
+        seconds: time spent so far in read, crop, network and decode.
+
+    Raises PoiseError (ConfigError, DataError) with a one-line message, also when it is called.
     """
 
     def __init__(
@@ -115,203 +124,211 @@ class PoseEstimator:
         overrides: Sequence[Any] = (),
     ):
         if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ConfigError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}")
+            raise ConfigError(
+                f"batch_size: invalid {batch_size!r}; expected an integer of 1 or more"
+            )
         if weights is None:
-            cfg, weights = None, _weights_alone(cfg)
-        # overrides come with the file: one of them may be what the file lacks
-        experiment, overrides = (
-            (cfg, overrides)
-            if cfg is None or isinstance(cfg, CfgNode)
-            else (config.load(cfg, overrides), ())
-        )
+            weights = _weights_alone(cfg)
+            cfg = None
+        # overrides of a file are applied together with it: it may lack what they set
+        experiment: CfgNode | None
+        if cfg is None or isinstance(cfg, CfgNode):
+            experiment = cfg
+        else:
+            experiment = config.load(cfg, overrides)
+            overrides = ()
         if onnx_network.is_onnx(weights):
             if half:
                 raise ConfigError(
-                    f"{weights}: an ONNX file computes as it was exported; leave half out"
+                    f"{weights}: ONNX files run in the precision of their export; remove half"
                 )
-            self._network: Network = onnx_network.OnnxNetwork(
-                weights, experiment, device, flip_test, overrides
-            )
-            self.cfg, self.device = self._network.cfg, self._network.device
-            self._codec = self._network.codec
+            network = onnx_network.OnnxNetwork(weights, experiment, device, flip_test, overrides)
+            self._network: Network = network
+            self._codec = network.codec
+            self.cfg, self.device = network.cfg, network.device
         else:
             self.device = choose_device(device)
             if experiment is None:
-                experiment, overrides = config_from_weights(weights, overrides), ()
-            self.cfg = _experiment(experiment, self.device, half, flip_test, overrides)
+                experiment = config_from_weights(weights, overrides)
+                overrides = ()
+            self.cfg = _override(experiment, self.device, half, flip_test, overrides)
             self._codec = build_codec(self.cfg)
             self._network = TorchNetwork(self.cfg, self._codec, weights, self.device)
-        self.batch_size = (
-            min(int(batch_size), _CPU_BATCH) if self.device.type == "cpu" else int(batch_size)
-        )
+        self.batch_size = int(batch_size)
+        if self.device.type == "cpu":
+            self.batch_size = min(self.batch_size, _MAX_CPU_BATCH)
         self.skeleton = dataset_info(self.cfg).skeleton
         self.seconds = {"read": 0.0, "crop": 0.0, "network": 0.0, "decode": 0.0}
 
     def __call__(
-        self, image: Picture | Sequence[Picture], boxes: Any = None
+        self, image: ImageInput | Sequence[ImageInput], boxes: Any = None
     ) -> Poses | list[Poses]:
-        """The poses of one picture, or of a list of pictures a list.
+        """Return the poses of an image, or a list of poses for a list of images.
 
-        image: RGB (H, W, 3) uint8, or a picture file's path, or a list of these. boxes: persons in
-        the picture, (N, 4) left, top, right, bottom in pixels (right = left + width), in a list one
-        such array for each picture; None is the whole picture as one person. A box grows by
-        TEST.BOX_MARGIN and to the network's aspect ratio, and may lie partly or wholly outside:
-        what is not picture is black. No pictures and no boxes are fine. All crops of a call go
-        through the network in batches of batch_size.
+        Args:
+            image: RGB (H, W, 3) uint8, the path of an image file, or a list of these.
+            boxes: persons of the image, (N, 4) left, top, right, bottom in pixels
+                (right = left + width); for a list of images one array per image. None: the full
+                image is one person. A box is enlarged by TEST.BOX_MARGIN and to the aspect ratio
+                of the network; what is outside of the image is black.
+
+        Lists and boxes may be empty. All crops of a call are processed in batches of batch_size.
         """
         if isinstance(image, (str, os.PathLike, np.ndarray)) or not isinstance(image, Iterable):
-            return self._poses([image], [boxes])[0]
+            return self._estimate([image], [boxes])[0]
         images = list(image)
-        sets = (
-            [None] * len(images)
-            if boxes is None
-            else list(boxes)
-            if isinstance(boxes, Iterable)
-            else [boxes]
-        )
-        if len(sets) != len(images):
+        if boxes is None:
+            box_sets = [None] * len(images)
+        else:
+            box_sets = list(boxes) if isinstance(boxes, Iterable) else [boxes]
+        if len(box_sets) != len(images):
             raise DataError(
-                f"boxes must be given for each picture: there are {len(images)} pictures and"
-                f" {len(sets)} sets of boxes"
+                f"boxes: got {len(images)} images and {len(box_sets)} sets of boxes; pass one set"
+                " per image"
             )
-        return self._poses(images, sets)
+        return self._estimate(images, box_sets)
 
-    def _poses(self, images: list[Picture], boxes: list[Any]) -> list[Poses]:
+    def _estimate(self, images: list[ImageInput], box_sets: list[Any]) -> list[Poses]:
         names = [
-            str(image) if isinstance(image, (str, os.PathLike)) else f"picture {number}"
+            str(image) if isinstance(image, (str, os.PathLike)) else f"image {number}"
             for number, image in enumerate(images)
         ]
         for image, name in zip(images, names):
-            if not isinstance(image, (str, os.PathLike)):  # files are read one by one
+            if not isinstance(image, (str, os.PathLike)):  # files are read one at a time
                 as_rgb_array(image, name)
-        given = [
-            None if own is None else self._checked_boxes(own, name)
-            for own, name in zip(boxes, names)
+        checked = [
+            None if boxes is None else self._checked_boxes(boxes, name)
+            for boxes, name in zip(box_sets, names)
         ]
         width, height = self.cfg.MODEL.IMAGE_SIZE
-        persons = sum(1 if own is None else len(own) for own in given)
-        crops = np.empty((min(self.batch_size, persons), height, width, 3), np.uint8)
-        # centre and scale of the crops that are filled
-        waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        found: list[tuple[np.ndarray, np.ndarray]] = []
-        for number, (image, own) in enumerate(zip(images, given)):
-            if own is not None and not len(own):
+        num_persons = sum(1 if boxes is None else len(boxes) for boxes in checked)
+        crops = np.empty((min(self.batch_size, num_persons), height, width, 3), np.uint8)
+        pending: list[tuple[np.ndarray, np.ndarray]] = []  # center and scale of filled crops
+        predictions: list[tuple[np.ndarray, np.ndarray]] = []
+        all_boxes: list[np.ndarray] = []
+        for image, boxes, name in zip(images, checked, names):
+            if boxes is not None and not len(boxes):
+                all_boxes.append(boxes)
                 continue
-            pixels = self._read(image, names[number])
-            if own is None:
-                given[number] = own = np.array([[0.0, 0.0, pixels.shape[1], pixels.shape[0]]])
-            for center, scale in zip(*self._centers_and_scales(own)):
-                with self._timed("crop"):
-                    crops[len(waiting)] = self._crop(pixels, center, scale, names[number])
-                waiting.append((center, scale))
-                if len(waiting) == self.batch_size:
-                    found.append(self._find(crops, waiting))
-                    waiting = []
-        if waiting:
-            found.append(self._find(crops[: len(waiting)], waiting))
-        joints = self.skeleton.num_keypoints
+            pixels = self._read(image, name)
+            if boxes is None:
+                boxes = np.array([[0.0, 0.0, pixels.shape[1], pixels.shape[0]]])
+            all_boxes.append(boxes)
+            for center, scale in zip(*self._centers_and_scales(boxes)):
+                crops[len(pending)] = self._crop(pixels, center, scale, name)
+                pending.append((center, scale))
+                if len(pending) == self.batch_size:
+                    predictions.append(self._predict(crops, pending))
+                    pending = []
+        if pending:
+            predictions.append(self._predict(crops[: len(pending)], pending))
+        num_keypoints = self.skeleton.num_keypoints
         keypoints = np.concatenate(
-            [np.empty((0, joints, 2), np.float32), *(part[0] for part in found)]
+            [np.empty((0, num_keypoints, 2), np.float32), *(part[0] for part in predictions)]
         )
-        scores = np.concatenate([np.empty((0, joints), np.float32), *(part[1] for part in found)])
-        ends = np.cumsum([0, *map(len, given)])
+        scores = np.concatenate(
+            [np.empty((0, num_keypoints), np.float32), *(part[1] for part in predictions)]
+        )
+        ends = np.cumsum([0, *map(len, all_boxes)])
         return [
-            self._as_poses(keypoints[begin:end], scores[begin:end], own)
-            for begin, end, own in zip(ends, ends[1:], given)
+            self._to_poses(keypoints[begin:end], scores[begin:end], boxes)
+            for begin, end, boxes in zip(ends, ends[1:], all_boxes)
         ]
 
-    def _as_poses(self, keypoints: np.ndarray, scores: np.ndarray, boxes: np.ndarray) -> Poses:
-        persons = rescore(scores, np.ones(len(scores)), self.cfg.TEST.IN_VIS_THRE).astype(
-            np.float32
-        )
+    def _to_poses(self, keypoints: np.ndarray, scores: np.ndarray, boxes: np.ndarray) -> Poses:
+        person_scores = rescore(scores, np.ones(len(scores)), self.cfg.TEST.IN_VIS_THRE)
         return Poses(
             keypoints,
             scores,
             boxes.astype(np.float32),
-            persons,
+            person_scores.astype(np.float32),
             self.skeleton,
             self._codec.vis_threshold,
         )
 
     def _checked_boxes(self, boxes: Any, name: str) -> np.ndarray:
-        """(N, 4) float64, or DataError with the number of the first box that no crop can be cut
-        for.
-        """
+        """Return boxes (N, 4) float64. Raises DataError for the first box without a valid crop."""
         try:
             array = np.asarray(boxes, np.float64)
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor with a gradient
             raise DataError(
-                f"boxes of {name}: four numbers each are needed, left, top, right, bottom"
+                f"boxes of {name}: expected four numbers each: left, top, right, bottom"
             ) from None
         if array.size == 0:
             return np.empty((0, 4))
         if array.ndim != 2 or array.shape[1] != 4:
             raise DataError(
-                f"boxes of {name}: an array (N, 4) of left, top, right, bottom is needed, its shape"
-                f" is {array.shape}"
+                f"boxes of {name}: expected an array (N, 4) of left, top, right, bottom; got shape"
+                f" {array.shape}"
             )
-        finite = np.isfinite(array).all(axis=1)
-        bad = ~finite | (array[:, 2] <= array[:, 0]) | (array[:, 3] <= array[:, 1])
-        fault = "has no area; left < right and top < bottom are needed (right is left plus width)"
-        if not bad.any():
-            bad, fault = (np.abs(array) >= MAX_COORD).any(axis=1), "is too far away"
-        if not bad.any():  # there is no crop where float32 cannot tell its sides apart
-            side = self._centers_and_scales(array)[1][:, 0] * PIXEL_STD
-            bad, fault = (
-                side
-                < np.maximum(
-                    _LEAST_SIDE, 4 * np.spacing(np.abs(array).max(axis=1).astype(np.float32))
-                ),
-                "is too small",
+        is_finite = np.isfinite(array).all(axis=1)
+        if not is_finite.all():
+            raise _box_error(array, ~is_finite, name, "is not finite")
+        is_empty = (array[:, 2] <= array[:, 0]) | (array[:, 3] <= array[:, 1])
+        if is_empty.any():
+            raise _box_error(
+                array,
+                is_empty,
+                name,
+                "has no area; left < right and top < bottom are needed (right is left plus width)",
             )
-        if bad.any():
-            index = int(np.argmax(bad))
-            fault = fault if finite[index] else "is not finite"
-            raise DataError(
-                f"box {index} of {name} ({', '.join(f'{value:.9g}' for value in array[index])})"
-                f" {fault}"
-            )
+        is_far = (np.abs(array) >= MAX_COORD).any(axis=1)
+        if is_far.any():
+            raise _box_error(array, is_far, name, "is too far away")
+        # float32 must be able to tell the sides of the crop apart
+        spacing = np.spacing(np.abs(array).max(axis=1).astype(np.float32))
+        side = self._centers_and_scales(array)[1][:, 0] * PIXEL_STD
+        is_small = side < np.maximum(_MIN_SIDE, 4 * spacing)
+        if is_small.any():
+            raise _box_error(array, is_small, name, "is too small")
         return array
 
     def _centers_and_scales(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         width, height = self.cfg.MODEL.IMAGE_SIZE
-        sized = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        return box_to_center_scale(sized, width / height, self.cfg.TEST.BOX_MARGIN)
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        return box_to_center_scale(xywh, width / height, self.cfg.TEST.BOX_MARGIN)
 
-    def _read(self, image: Picture, name: str) -> np.ndarray:
-        """RGB (H, W, 3) uint8, laid out as OpenCV needs it."""
+    def _read(self, image: ImageInput, name: str) -> np.ndarray:
+        """Return RGB (H, W, 3) uint8, contiguous for OpenCV."""
         with self._timed("read"):
             return np.ascontiguousarray(as_rgb_array(image, name))
 
     def _crop(
         self, pixels: np.ndarray, center: np.ndarray, scale: np.ndarray, name: str
     ) -> np.ndarray:
-        try:
-            return crop_person(
-                pixels, center, scale, 0.0, False, self.cfg.MODEL.IMAGE_SIZE, self._codec.udp
-            )[0]
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
+        size = self.cfg.MODEL.IMAGE_SIZE
+        with self._timed("crop"):
+            try:
+                return crop_person(pixels, center, scale, 0.0, False, size, self._codec.udp)[0]
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from None
 
-    def _find(
-        self, crops: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]
+    def _predict(
+        self, crops: np.ndarray, boxes: list[tuple[np.ndarray, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Keypoints (B, J, 2) in pixels of the pictures and scores (B, J), float32, of crops and
-        their centres and scales.
+        """Return keypoints (B, K, 2) in image pixels and scores (B, K), float32.
+
+        Args:
+            crops: (B, H, W, 3) uint8 RGB.
+            boxes: center and scale of each crop.
         """
         with self._timed("network"):
-            answer = self._network(crops)
+            output = self._network(crops)
         with self._timed("decode"):
-            coords, scores = answer if self._network.decodes else self._codec.decode(answer)
-            center, scale = (np.array(values) for values in zip(*places))
+            if self._network.decodes:
+                coords, scores = output
+            else:
+                coords, scores = self._codec.decode(output)
+            center, scale = (np.array(values) for values in zip(*boxes))
             keypoints = crop_to_image(
                 coords, center, scale, self.cfg.MODEL.IMAGE_SIZE, self._codec.udp
             )
         if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
-            narrow = f", or AMP {self.cfg.AMP} is too narrow for it" if self.cfg.AMP else ""
+            cause = "the network has diverged or its weights do not fit"
+            if self.cfg.AMP:
+                cause += f", or the range of AMP {self.cfg.AMP} is too small"
             raise DataError(
-                f"the network's {self._codec.representation} hold NaN or infinity: it has diverged,"
-                f" its weights do not fit{narrow}"
+                f"{self._codec.representation} of the network have NaN or infinite values; {cause}"
             )
         return keypoints.astype(np.float32), np.asarray(scores, np.float32)
 
@@ -323,21 +340,30 @@ class PoseEstimator:
 
 
 def _weights_alone(file: str | os.PathLike | CfgNode | None) -> str | os.PathLike:
-    """Return the file of PoseEstimator(file). Raises ConfigError for an experiment."""
+    """Return the weight file of PoseEstimator(file). Raises ConfigError for an experiment."""
     if not isinstance(file, (str, os.PathLike)) or Path(file).suffix.lower() in (".yaml", ".yml"):
         raise ConfigError(
-            "weights: no weight file is given; PoseEstimator takes an experiment and "
-            "its weight file, or alone a weight file that carries its experiment"
+            "weights: missing; pass an experiment and its weight file, or only a weight file that"
+            " carries its experiment"
         )
     return file
 
 
-def _experiment(
+def _override(
     cfg: CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]
 ) -> CfgNode:
-    cfg = config.override(cfg, overrides)
+    """Return `cfg` with the arguments of PoseEstimator applied."""
+    words = list(overrides)
     if flip_test is not None:
-        cfg = config.override(cfg, ["TEST.FLIP_TEST", bool(flip_test)])
+        words += ["TEST.FLIP_TEST", bool(flip_test)]
+    cfg = config.override(cfg, words)
     if half and not cfg.AMP:
         cfg = config.override(cfg, ["AMP", "bf16" if device.type == "cpu" else "fp16"])
     return cfg
+
+
+def _box_error(boxes: np.ndarray, is_invalid: np.ndarray, name: str, problem: str) -> DataError:
+    """Return the error of the first invalid box."""
+    index = int(np.argmax(is_invalid))
+    values = ", ".join(f"{value:.9g}" for value in boxes[index])
+    return DataError(f"box {index} of {name} ({values}) {problem}")

@@ -1,11 +1,9 @@
-"""Networks for other programs: ONNX, TorchScript and torch.export files, each held against the
-network before it is put in place.
+"""Export networks as ONNX, TorchScript and torch.export files, verified against the network.
 
-    graph     what is exported: the folded network, and normalising, flip test and decoding where
-              they are asked for
-    formats   writing and running the files
-    metadata  what a file says about itself
-    parity    whether a file finds what the network finds
+graph     the exported module: fused network, optional normalization, flip test and decoding
+formats   write and run the files
+metadata  what a file says about itself
+parity    compare the outputs of a file with those of the network
 """
 
 from __future__ import annotations
@@ -33,47 +31,49 @@ def export(
     file: str | Path,
     out: str | Path,
     format: str = "onnx",
-    parts: ExportOptions | None = None,
+    options: ExportOptions | None = None,
     *,
     images: Sequence[str | Path] = (),
 ) -> list[parity.Parity]:
-    """Write the network of `cfg` with the weights of `file` to `out`, a key of FORMATS; any number
-    of crops may go through it at once.
+    """Export the network of an experiment, for any batch size, and verify the file.
 
-    images: pictures that it is checked on, whole, besides noise; made persons where there are none.
-    Returns what the checks found. A file that differs by more than parity.OUTPUT_TOLERANCE or
-    KEYPOINT_TOLERANCE is not left behind, and what was at `out` before stays: DataError.
+    Args:
+        cfg: the experiment.
+        file: its weights.
+        out: file to write. It is replaced only if the exported file is equal to the network.
+        format: a key of FORMATS.
+        options: what the graph contains besides the network.
+        images: images to verify the file on besides noise; without images, synthetic persons.
+
+    Returns: the results of the comparisons.
+
+    Raises DataError if outputs differ by more than parity.OUTPUT_TOLERANCE or KEYPOINT_TOLERANCE.
     """
-    parts = parts or ExportOptions()
+    options = options or ExportOptions()
     if format not in FORMATS:
-        raise ConfigError(
-            f"{format!r} is not a format to export to; the formats are {', '.join(FORMATS)}"
-        )
-    _, needs, write, read = FORMATS[format]
-    require_packages(needs, f"exporting to {format}")
+        raise ConfigError(f"format {format!r}: unsupported; supported: {', '.join(FORMATS)}")
+    _, packages, write, read = FORMATS[format]
+    require_packages(packages, f"exporting to {format}")
     model, codec = build_model(cfg).eval(), build_codec(cfg)
     load_trained_weights(cfg, model, file)
-    kinds = {
-        "noise": parity.make_noise_crops(cfg),
-        "pictures" if images else "made persons": (
-            parity.crop_full_images(cfg, codec, images)
-            if images
-            else parity.make_synthetic_crops(cfg, codec)
-        ),
-    }
-    graph = Graph(cfg, codec, model, parts)
+    crops_by_kind = {"noise": parity.make_noise_crops(cfg)}
+    if images:
+        crops_by_kind["images"] = parity.crop_full_images(cfg, codec, images)
+    else:
+        crops_by_kind["synthetic persons"] = parity.make_synthetic_crops(cfg, codec)
+    graph = Graph(cfg, codec, model, options)
     with atomic_write(out) as part:
-        write(graph, graph.example(cfg), part, metadata.as_text(cfg, codec, parts))
+        write(graph, graph.example(cfg), part, metadata.as_text(cfg, codec, options))
         run = read(part)
-        found = [
-            parity.compare(cfg, codec, model, parts, run, crops, kind)
-            for kind, crops in kinds.items()
+        results = [
+            parity.compare(cfg, codec, model, options, run, crops, kind)
+            for kind, crops in crops_by_kind.items()
         ]
-        different = [str(one) for one in found if not one.equal]
+        different = [str(result) for result in results if not result.equal]
         if different:
             raise DataError(
                 f"{out}: the exported file differs from the network and is not kept"
                 f" ({'; '.join(different)}; at most {parity.OUTPUT_TOLERANCE:g} and"
                 f" {parity.KEYPOINT_TOLERANCE:g} px are accepted)"
             )
-    return found
+    return results

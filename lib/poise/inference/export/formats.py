@@ -1,6 +1,4 @@
-"""Writing a graph in each format and running the file: FORMATS maps --format to its ending,
-writer and reader.
-"""
+"""Write and run exported files. FORMATS maps --format to suffix, writer and reader."""
 
 from __future__ import annotations
 
@@ -19,14 +17,19 @@ from poise.errors import ConfigError, DataError
 from poise.inference.export import metadata
 from poise.inference.export.graph import IMAGES, Graph
 
-OPSET = 18  # of ONNX: what PyTorch's exporter writes without converting
+OPSET = 18  # ONNX version that PyTorch's exporter writes without conversion
 _BATCH = "batch"
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class Format(NamedTuple):
-    """ending: of the file. needs: packages of the extra 'onnx'. write(graph, example input,
-    path, metadata); read(path) runs the file.
+    """An export format.
+
+    Attributes:
+        ending: suffix of the file name.
+        needs: required packages of the extra 'onnx'.
+        write: called with graph, example input, path and metadata.
+        read: returns a function that runs the file at a path.
     """
 
     ending: str
@@ -36,7 +39,7 @@ class Format(NamedTuple):
 
 
 def require_packages(names: tuple[str, ...], use: str) -> None:
-    """Raise ConfigError, naming the extra, where one of the packages cannot be imported."""
+    """Raise ConfigError if one of the packages cannot be imported."""
     import importlib
 
     for name in names:
@@ -61,7 +64,7 @@ def _write_onnx(graph: Graph, example: torch.Tensor, path: Path, text: str) -> N
             verbose=False,
         )
         assert program is not None, "torch.onnx.export without a file returns the program"
-        # where in which file each operation was written, with this machine's paths
+        # remove source locations, which contain paths of this machine
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()
         program.model.metadata_props[metadata.KEY] = text
@@ -74,32 +77,24 @@ def _read_onnx(path: Path) -> Run:
 
 
 def onnx_session(path: str | Path, device: torch.device) -> Any:
-    """An onnxruntime.InferenceSession for the file on the device. Raises DataError for a file
-    that it cannot run.
-    """
+    """Return an onnxruntime.InferenceSession. Raises DataError for a file that it cannot run."""
     require_packages(("onnxruntime",), f"{path}: running it")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; a file's faults are told by our own line
-    able = onnxruntime.get_available_providers()
-    providers = (
-        [("CUDAExecutionProvider", {"device_id": device.index or 0})]
-        if device.type == "cuda" and "CUDAExecutionProvider" in able
-        else []
-    )
-    if device.type == "cuda" and not providers:
-        raise ConfigError(
-            f"{path}: this onnxruntime cannot use {device}; install onnxruntime-gpu, or give"
-            " device cpu"
-        )
+    options.log_severity_level = 3  # errors only; problems of a file are reported below
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise ConfigError(
+                f"{path}: this onnxruntime cannot use {device}; install onnxruntime-gpu, or set"
+                " device cpu"
+            )
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=[*providers, "CPUExecutionProvider"]
-        )
-    # onnxruntime has a class of its own for each of its statuses, without a common one
-    except Exception as error:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's classes have no common base
         raise DataError(
             f"{path}: onnxruntime cannot run this file ({str(error).strip().splitlines()[0][:200]})"
         ) from None
@@ -123,7 +118,7 @@ def _write_torch_export(graph: Graph, example: torch.Tensor, path: Path, text: s
         )
         for node in program.graph.nodes:  # as in ONNX
             node.meta.pop("stack_trace", None)
-        # a path would have to end in .pt2, which one that is not yet in place does not
+        # torch.export.save requires paths that end in .pt2; that of a partial file does not
         with open(path, "wb") as file:
             torch.export.save(program, file, extra_files={f"{metadata.KEY}.json": text})
 
@@ -143,7 +138,7 @@ def _torch_run(module: Any) -> Run:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' advice on their own future and their notes on every operation."""
+    """Suppress warnings and log lines of the exporters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

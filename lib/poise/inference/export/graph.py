@@ -1,4 +1,4 @@
-"""The graph that is exported: the folded network, with what else it is asked to do."""
+"""Exportable module: fused network plus optional normalization, flip test and decoding."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ KEYPOINTS, SCORES, IMAGES = "keypoints", "scores", "images"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is in a graph besides the network.
+    """What a graph contains besides the network.
 
-    normalize: its input is crops (B, H, W, 3) uint8 in RGB order, else normalised images (B, 3, H,
-    W) float32 in the network's order of colours. flip: the flip test. decode: its outputs begin
-    with keypoints (B, J, 2) in crop pixels and scores (B, J), both float32. The last outputs
-    are always those of the network, float32, under the names of the codec.
+    The last outputs are always those of the network, float32, under the names of the codec.
+
+    Attributes:
+        normalize: the input is crops (B, H, W, 3) uint8 RGB; otherwise it is normalized images
+            (B, 3, H, W) float32 in the network's channel order.
+        flip: run the flip test.
+        decode: the first outputs are keypoints (B, K, 2) in crop pixels and scores (B, K), float32.
     """
 
     normalize: bool = False
@@ -32,22 +35,25 @@ class ExportOptions:
 
     def output_names(self, codec: Codec) -> list[str]:
         """Return the names of the graph's outputs."""
-        return [*((KEYPOINTS, SCORES) if self.decode else ()), *codec.output_names]
+        names = list(codec.output_names)
+        if self.decode:
+            return [KEYPOINTS, SCORES, *names]
+        return names
 
 
 class Graph(nn.Module):
-    """The network of an experiment in eval mode with its batch norms folded, and `parts`."""
+    """The network of an experiment in eval mode, with batch norms fused, and `options`."""
 
     flip_order: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, cfg: CfgNode, codec: Codec, model: nn.Module, parts: ExportOptions):
+    def __init__(self, cfg: CfgNode, codec: Codec, model: nn.Module, options: ExportOptions):
         super().__init__()
         self.network = fold_batch_norms(model)
-        self.parts, self.bgr = parts, not cfg.DATASET.COLOR_RGB
-        self.codec, self.output_names = codec, parts.output_names(codec)
-        self.decoder = codec.build_decoder() if parts.decode else None
+        self.options, self.bgr = options, not cfg.DATASET.COLOR_RGB
+        self.codec, self.output_names = codec, options.output_names(codec)
+        self.decoder = codec.build_decoder() if options.decode else None
         self.register_buffer(
             "flip_order", torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
         )
@@ -59,10 +65,12 @@ class Graph(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self.parts.normalize:
+        if self.options.normalize:
             images = images.permute(0, 3, 1, 2).float()
-            images = ((images.flip(1) if self.bgr else images) - self.mean) / self.std
-        if self.parts.flip:  # both in one pass, so that the network stands in the graph once
+            if self.bgr:
+                images = images.flip(1)
+            images = (images - self.mean) / self.std
+        if self.options.flip:  # one forward pass, so that the graph contains the network once
             both = self.network(torch.cat([images, images.flip(3)]))
             pairs = map_output(lambda one: one.unflatten(0, (2, -1)), both)
             output = self.codec.flip_average_in_graph(
@@ -76,22 +84,20 @@ class Graph(nn.Module):
         return *decoded, *tensors_of(output)
 
     def example(self, cfg: CfgNode, count: int = 2) -> torch.Tensor:
-        """An input of `count` crops."""
+        """Return an input of `count` crops."""
         width, height = cfg.MODEL.IMAGE_SIZE
-        return (
-            torch.zeros(count, height, width, 3, dtype=torch.uint8)
-            if self.parts.normalize
-            else torch.zeros(count, 3, height, width)
-        )
+        if self.options.normalize:
+            return torch.zeros(count, height, width, 3, dtype=torch.uint8)
+        return torch.zeros(count, 3, height, width)
 
 
 @torch.no_grad()
 def reference_output(
     cfg: CfgNode, codec: Codec, model: nn.Module, crops: torch.Tensor, flip: bool
 ) -> Output:
-    """Return what a graph is compared with: the output for crops (B, H, W, 3) uint8 RGB.
+    """Return the output that a graph is compared with, for crops (B, H, W, 3) uint8 RGB.
 
-    The network computes in float32 and is not folded.
+    The network computes in float32, without fused batch norms.
     """
     from poise import config
 
@@ -101,8 +107,9 @@ def reference_output(
 
 
 def normalized(cfg: CfgNode, crops: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, H, W) float32 in the network's order of colours of crops (B, H, W, 3) uint8
-    RGB, contiguous.
+    """Normalize crops (B, H, W, 3) uint8 RGB for the network.
+
+    Returns: images (B, 3, H, W) float32 in the network's channel order, contiguous.
     """
     ordered = crops if cfg.DATASET.COLOR_RGB else crops.flip(3)
     return normalize(cfg, ordered, torch.device("cpu")).contiguous()

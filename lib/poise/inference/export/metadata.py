@@ -1,8 +1,7 @@
-"""What an exported file says about itself, as one JSON text: enough to crop, normalise, decode and
-name the joints without the experiment.
+"""Metadata of an exported file: JSON that replaces the experiment for cropping and decoding.
 
-It is read as plain JSON and nothing else: unknown keys, wrong types and values out of range are
-refused as in an experiment file.
+It is parsed as plain JSON. Unknown keys, wrong types and values out of range are errors, as in an
+experiment file.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from poise.errors import DataError, PoiseError
 from poise.inference.export.graph import ExportOptions
 from poise.structures.skeleton import describe_joints
 
-KEY = "poise"  # the name under which the text stands in a file
+KEY = "poise"  # name of the metadata entry in a file
 VERSION = 2
-_MOST_BYTES = 1 << 18
-# what the joints found depend on, besides the weights; of MODEL and DATASET the graph itself is
-# made for these values
+_MAX_CHARACTERS = 1 << 18
+# keys that the predictions depend on, besides the weights; a graph is specific to the values of
+# NETWORK_KEYS and INPUT_KEYS
 NETWORK_KEYS = (
     "MODEL.NAME",
     "MODEL.NUM_JOINTS",
@@ -34,11 +33,11 @@ NETWORK_KEYS = (
 )
 INPUT_KEYS = ("MODEL.MEAN", "MODEL.STD", "DATASET.DATASET", "DATASET.COLOR_RGB")
 OTHER_KEYS = ("TEST.BOX_MARGIN", "TEST.IN_VIS_THRE")
-WARNED_KEYS = ("TEST.BOX_MARGIN",)  # the graph does not depend on them, the joints found do
+WARNED_KEYS = ("TEST.BOX_MARGIN",)  # affect the predictions but not the graph
 
 
 def network_keys(codec: type[Codec]) -> tuple[str, ...]:
-    """Return the keys whose values the graph itself is made for."""
+    """Return the keys whose values the graph is specific to."""
     return *NETWORK_KEYS, *codec.config_keys, *INPUT_KEYS
 
 
@@ -48,62 +47,62 @@ def _all_keys(codec: type[Codec]) -> tuple[str, ...]:
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
-    """The value of 'GROUP.KEY'; tuples as lists, as JSON has them."""
+    """Return the value of 'GROUP.KEY', tuples as lists as in JSON."""
     group, name = key.split(".")
     value = cfg[group][name]
     return list(value) if isinstance(value, tuple) else value
 
 
-def as_text(cfg: CfgNode, codec: Codec, parts: ExportOptions) -> str:
-    """The text for a file of this experiment's network with these parts."""
+def as_text(cfg: CfgNode, codec: Codec, options: ExportOptions) -> str:
+    """Return the metadata of an experiment's network exported with these options."""
+    if options.normalize:
+        input_text = "images (B, H, W, 3) uint8 RGB"
+    else:
+        order = "RGB" if cfg.DATASET.COLOR_RGB else "BGR"
+        input_text = f"images (B, 3, H, W) float32 {order}, less MODEL.MEAN and over MODEL.STD"
     return json.dumps(
         {
             "version": VERSION,
-            "parts": asdict(parts),
+            "parts": asdict(options),
             "config": {key: value_of(cfg, key) for key in _all_keys(type(codec))},
-            "input": (
-                "images (B, H, W, 3) uint8 RGB"
-                if parts.normalize
-                else (
-                    f"images (B, 3, H, W) float32 {'RGB' if cfg.DATASET.COLOR_RGB else 'BGR'}, less"
-                    " MODEL.MEAN and over MODEL.STD"
-                )
-            ),
-            "outputs": parts.output_names(codec),
+            "input": input_text,
+            "outputs": options.output_names(codec),
             "dataset": describe_joints(dataset_info(cfg).skeleton),
         }
     )
 
 
 def from_text(text: str, source: str) -> tuple[CfgNode, ExportOptions]:
-    """The configuration, all other keys at their defaults, and the parts. Raises DataError,
-    naming `source`, for what as_text does not write.
+    """Parse metadata of as_text.
+
+    Returns: the configuration, all other keys at their defaults, and the options.
+
+    Raises DataError that names `source` for an invalid text.
     """
     try:
-        if len(text) > _MOST_BYTES:
+        if len(text) > _MAX_CHARACTERS:
             raise ValueError("too long")
         content = json.loads(text)
         if content["version"] != VERSION:
             raise DataError(
-                f"{source}: its metadata is of version {content['version']!r}, and {VERSION} is"
-                " read; export it anew"
+                f"{source}: unsupported metadata version {content['version']!r}, expected"
+                f" {VERSION}; export it again"
             )
-        values, wanted = content["config"], {field.name for field in fields(ExportOptions)}
+        values = content["config"]
         if (
             set(values) != set(_all_keys(codec_class(values["MODEL.TARGET_TYPE"])))
-            or set(content["parts"]) != wanted
+            or set(content["parts"]) != {field.name for field in fields(ExportOptions)}
             or not all(isinstance(part, bool) for part in content["parts"].values())
         ):
-            raise ValueError("other keys than an export writes")
+            raise ValueError("unexpected keys")
         defaults = config.default_config()
-        # texts are not read as literals here
+        # unlike in overrides, strings are not parsed as literals
         if any(
             isinstance(value, str) != isinstance(value_of(defaults, key), str)
             for key, value in values.items()
         ):
-            raise ValueError("texts where numbers are needed")
-        parts = ExportOptions(**content["parts"])
-        # the joints come with the file, so that it needs no dataset file where it is used
+            raise ValueError("strings instead of numbers")
+        # the keypoints come with the file, so that no dataset file is needed
         name = f"{source}: its joints"
         register_joints(name, content["dataset"])
         return (
@@ -112,18 +111,17 @@ def from_text(text: str, source: str) -> tuple[CfgNode, ExportOptions]:
                 [
                     *(word for pair in values.items() for word in pair),
                     *("DATASET.FILE", name),
-                    # predicting needs no loss, but it has to fit the codec
+                    # not used for predictions, but it must be one of the codec
                     *("LOSS.TYPE", CODECS[values["MODEL.TARGET_TYPE"]].losses[0]),
                 ],
                 f"{source}: its metadata",
             ),
-            parts,
+            ExportOptions(**content["parts"]),
         )
     except PoiseError as error:
         raise DataError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else type(error).__name__
         raise DataError(
-            f"{source}: its metadata is not Poise's ({reason}); only files of tools/export.py are"
-            " read"
+            f"{source}: invalid metadata ({reason}); only files of tools/export.py are supported"
         ) from None
