@@ -32,7 +32,7 @@ def measure() -> Iterator[Row]:
         seconds = time_alternately(
             {
                 "poise": lambda: report.write(
-                    report.build_report([results], annotations, pictures=0), name
+                    report.build_report([results], annotations, num_images=0), name
                 )
             },
             2,

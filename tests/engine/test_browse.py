@@ -181,7 +181,7 @@ def test_browse_largest_mosaic_is_written(tiny_experiment):
         np.uint8,
     )
     assert len(draw.encode_image(picture, ".jpg")) > 0
-    with pytest.raises(DataError, match="a picture of 8 x 70000 cannot be written as jpg"):
+    with pytest.raises(DataError, match="an image of 8 x 70000 pixels cannot be written as jpg"):
         draw.encode_image(np.zeros((70_000, 8, 3), np.uint8), ".jpg")
 
 

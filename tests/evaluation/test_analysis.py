@@ -318,11 +318,11 @@ def test_analyze_images_without_prediction_are_reported(files, monkeypatch, caps
         [files / "part.json", files / "keypoints_val2017_results_detector.json"],
         files / "truth.json",
     )
-    assert [note for note in made.notes if "no prediction" in note] == [
-        "part.json: no prediction in 4 of the 6 pictures with labelled persons, who count as"
-        " missed, even if those pictures were not tested."
+    assert [note for note in made.notes if "no predictions" in note] == [
+        "part.json: no predictions in 4 of 6 images with labeled persons; these persons count as"
+        " missed, even if the images were not tested."
     ]
-    assert "part.json: no prediction in 4 of the 6 pictures" in report.format_summary(made)
+    assert "part.json: no predictions in 4 of 6 images" in report.format_summary(made)
 
 
 class Page(HTMLParser):
@@ -412,13 +412,13 @@ def test_analyze_writes_page_and_json(files, monkeypatch, capsys):
     assert "prefers-color-scheme: dark" in text and not re.search(r"#0[1-3]0[1-3]0", text)
     for part in (
         "Average precision",
-        "What the errors cost",
-        "Joint errors",
+        "AP cost of errors",
+        "Keypoint errors",
         "By person",
-        "By joint",
+        "By keypoint",
         "Precision and recall",
         "Scores",
-        "Worst pictures",
+        "Worst images",
         "differ most",
     ):
         assert part in page.text
@@ -583,10 +583,10 @@ def test_analyze_unavailable_images_are_explained(files, monkeypatch, capsys, ch
     ), capsys.readouterr().err
     text = (files / "out/analysis.html").read_text()
     wanted = {
-        "no folder": "blank ground",
+        "no folder": "blank background",
         "pictures missing": "cannot read the image",
-        "no sizes": "blank ground",
-        "no names": "does not name the picture",
+        "no sizes": "blank background",
+        "no names": "has no file name of the image",
         "nothing is wrong": "<p>None.</p>",
         "no pictures wanted": "<p>None.</p>",
     }[change]
@@ -598,7 +598,7 @@ def test_analyze_unavailable_images_are_explained(files, monkeypatch, capsys, ch
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("[]", "holds no predicted person"),
+        ("[]", "has no predictions"),
         ("{}", "expected a list"),
         ("[3]", "entry 0 has no image_id"),
         ("[{", "is not valid JSON"),
@@ -620,7 +620,7 @@ def test_analyze_unavailable_images_are_explained(files, monkeypatch, capsys, ch
         ),
         (
             '[{"image_id": 1, "category_id": 7, "keypoints": KEYPOINTS, "score": 1}]',
-            "none of its predictions has the category",
+            "no prediction has the category",
         ),
     ],
 )
@@ -652,7 +652,7 @@ def test_analyze_invalid_annotations_exit_1(files, monkeypatch, capsys):
     for text, message in (
         ("[]", "not a COCO annotation file"),
         (json.dumps({**content, "annotations": joints}), "has persons of 14 joints"),
-        (json.dumps({**content, "annotations": nobody}), "nobody has a labelled joint"),
+        (json.dumps({**content, "annotations": nobody}), "no person has a labeled keypoint"),
         (
             json.dumps({**content, "annotations": lost}),
             "image_id 77 is not in 'images'",
@@ -988,7 +988,7 @@ def test_analyze_custom_dataset_uses_its_keypoints(tmp_path, capsys):
         errors["inversion"][1:3]
     )
     with pytest.raises(
-        DataError, match="persons of the 17 joints of coco were expected; --dataset takes another"
+        DataError, match="keypoints, expected the 17 of coco; pass another dataset file to"
     ):
         report.build_report([tmp_path / "results.json"], truth)
 

@@ -112,7 +112,7 @@ def test_chart_lines_group_the_metrics(tmp_path):
         "PCKh",
         "learning rate",
         "images per second",
-        "share of the time waiting for data",
+        "fraction of the time waiting for data",
     ]
     assert [curve.name for curve in drawn["AP"]] == ["AP", "Ap .5"] and drawn["AP"][0].x == (
         1,
@@ -140,7 +140,7 @@ def test_chart_lines_group_the_metrics(tmp_path):
         ("Ap .5", "s"),
     ] and [curve.style for curve in short["loss"]] == ["-", "s"]
     with pytest.raises(
-        ConfigError, match="--figures loss: no run has it; there are AP, AP .M., Ap .5, Mean, "
+        ConfigError, match="--figures loss: no run has it; available: AP, AP .M., Ap .5, Mean, "
     ):
         training_curves.chart_lines(two, ["loss"])
 
@@ -213,5 +213,5 @@ def test_plot_log_invalid_input_exits_with_error(tmp_path, monkeypatch, capsys):
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and message in said
     (tmp_path / "metrics.jsonl").write_text("[]\n")
-    with pytest.raises(DataError, match="holds no line with an epoch"):
+    with pytest.raises(DataError, match="has no line with an epoch"):
         training_curves.read_log(tmp_path)

@@ -394,10 +394,10 @@ def test_demo_failing_detector_skips_the_image(tool, refused, tmp_path):
     (skipped,) = content["skipped"]
     assert (
         skipped["file"] == str(folder / "b.png")
-        and "the detector fails on a picture of 80 x 50" in skipped["reason"]
+        and "the detector failed on an image of 80 x 50" in skipped["reason"]
     )
     assert f"left out: {folder / 'b.png'}: " in out and "skipped 1 input file" in out
-    assert "the detector fails on a picture of 80 x 50" in refused(
+    assert "the detector failed on an image of 80 x 50" in refused(
         "--input",
         folder / "b.png",
         "--detector",
@@ -1487,7 +1487,7 @@ def test_demo_invalid_arguments_exit_with_error(refused, tmp_path):
             2,
         ),
         (["--input", picture, "--max-frames", "-1"], "--max-frames -1: must be 0 or more", 2),
-        (["--input", picture, "--detector", "yolov5"], "no person detector 'yolov5'", 2),
+        (["--input", picture, "--detector", "yolov5"], "detector 'yolov5': unknown", 2),
         (
             ["--input", picture, "--detector", tmp_path / "none.onnx"],
             "none.onnx: no such detector file",

@@ -88,15 +88,15 @@ def test_write_detections_other_category_warns(made, tmp_path, caplog):
         config.load(made), "val", detect, tmp_path / "b.json", finds_persons=True
     )
     assert caplog.messages == [
-        "the detector finds persons; its boxes are written as those of 'dot person', the category"
+        "the detector detects persons; its boxes are written as category 'dot person'"
         f" of {tmp_path / 'set' / 'dots.yaml'}"
     ]
 
 
 def test_write_detections_invalid_arguments_raise(made, tiny_mpii_experiment):
-    with pytest.raises(ConfigError, match="--out: give the file to write"):
+    with pytest.raises(ConfigError, match="--out: missing; give the file to write"):
         detect_dataset.output_path(config.load(made), "")
-    with pytest.raises(ConfigError, match="the boxes of mpii are in its annotations"):
+    with pytest.raises(ConfigError, match="format mpii does not support detection files"):
         detect_dataset.write_detections(
             config.load(tiny_mpii_experiment), "valid", detect, made.parent / "x.json"
         )

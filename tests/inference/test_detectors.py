@@ -15,7 +15,7 @@ import pytest
 import torch
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.inference.detectors import build_detector, torchvision
-from poise.inference.detectors.base import PERSON, persons
+from poise.inference.detectors.base import PERSON, select_persons
 from support.onnx_detectors import BOXES, LABELS, SCORES, onnx_file
 
 
@@ -58,19 +58,19 @@ def test_persons_boxes_are_clipped_sorted_and_finite():
         [0, 0, 9, 9],
         [1, 1, 4, 4],
     ]
-    found, scores = persons(
+    found, scores = select_persons(
         np.array(boxes), np.array([0.6, 0.9, 0.99, 0.8, 0.95, 0.2, np.nan]), 0.5, (100, 150, 3)
     )
     assert found.tolist() == [[0, 0, 150, 100], [10, 10, 20, 30]] and scores.tolist() == [0.9, 0.6]
     assert found.dtype == scores.dtype == np.float64
-    empty = persons(np.empty((0, 4), np.float32), np.empty(0, np.float32), 0.5, (9, 9, 3))
+    empty = select_persons(np.empty((0, 4), np.float32), np.empty(0, np.float32), 0.5, (9, 9, 3))
     assert empty[0].shape == (0, 4) and empty[1].shape == (0,)
 
 
 def test_build_detector_invalid_name_or_threshold_raises():
     text = refusal(build_detector, "yolov5")
     assert text.startswith(
-        "no person detector 'yolov5'; give the path of an .onnx file or one of torchvision's:"
+        "detector 'yolov5': unknown; give the path of an .onnx file or a detector of torchvision:"
         " fasterrcnn_resnet50_fpn, "
     )
     assert "from 0 to 1, got 1.5" in refusal(build_detector, "ssd300_vgg16", score_threshold=1.5)
@@ -83,11 +83,8 @@ def test_build_detector_invalid_name_or_threshold_raises():
 def test_build_detector_broken_torchvision_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     text = refusal(build_detector, "fasterrcnn_resnet50_fpn")
-    assert text.startswith("detector fasterrcnn_resnet50_fpn: torchvision cannot be used here (")
-    assert (
-        "operators load only beside a torch of the same build" in text
-        and "or give an .onnx detector" in text
-    )
+    assert text.startswith("detector fasterrcnn_resnet50_fpn: cannot import torchvision (")
+    assert "operators need the same build of torch" in text and "or use an .onnx detector" in text
 
 
 class FoundEverywhere(torch.nn.Module):
@@ -465,10 +462,7 @@ def test_onnx_detector_without_person_class_warns(tmp_path, caplog):
             tmp_path / "a.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['cat', 'dog']"}
         )
     )(PICTURES[:1])
-    assert (
-        len(boxes) == 1
-        and "a.onnx: finds no class person but cat, dog; the first is taken" in caplog.text
-    )
+    assert len(boxes) == 1 and "a.onnx: no class person; using the first of cat, dog" in caplog.text
     detect = build_detector(
         onnx_file(
             tmp_path / "b.onnx",
@@ -477,9 +471,7 @@ def test_onnx_detector_without_person_class_warns(tmp_path, caplog):
             told={"names": "['a', 'b', 'person']"},
         )
     )
-    assert "the detector's output has 2 classes, and its person is number 2" in refusal(
-        detect, PICTURES[:1]
-    )
+    assert "the detector's output has 2 classes, person is class 2" in refusal(detect, PICTURES[:1])
 
 
 @pytest.mark.parametrize("kind", ["float", "uint8"])
@@ -549,9 +541,9 @@ def test_onnx_detector_invalid_file_raises(tmp_path):
         build_detector, str(tmp_path / "text.onnx")
     )
     two = onnx_file(tmp_path / "two.onnx", {"boxes": BOXES, "scores": SCORES}, (1, 3, "h", "w"))
-    assert "not a detector that is understood" in refusal(build_detector, two)
+    assert "unsupported detector" in refusal(build_detector, two)
     flat = onnx_file(tmp_path / "flat.onnx", {"out": SCORES}, (1, 3, 64, 64))
-    assert "output has the shape (4,); it needs outputs boxes (N, 4)" in refusal(
+    assert "output has the shape (4,); expected outputs boxes (N, 4)" in refusal(
         build_detector(flat), PICTURES[:1]
     )
     odd = onnx_file(
@@ -565,7 +557,7 @@ def test_onnx_detector_invalid_file_raises(tmp_path):
         {"boxes": BOXES, "labels": LABELS, "scores": SCORES},
         (1, 3, "h", "w"),
     )
-    assert "has its weights in it" in refusal(build_detector, good, weights="x.pth")
+    assert "contains its weights" in refusal(build_detector, good, weights="x.pth")
     with pytest.raises((ConfigError, DataError)):
         build_detector(f"{good}x.onnx")
 

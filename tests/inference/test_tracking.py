@@ -41,7 +41,7 @@ def test_tracker_matching_is_global():
     0.67 + 0.
     """
     tracker, before, now = (
-        Tracker(least_iou=0.2),
+        Tracker(min_iou=0.2),
         [[0, 0, 100, 10], [60, 0, 160, 10]],
         [[20, 0, 120, 10], [-60, 0, 40, 10]],
     )
@@ -53,7 +53,7 @@ def test_tracker_matching_is_global():
 
 
 def test_tracker_pair_below_min_iou_is_ignored():
-    tracker = Tracker(least_iou=0.3)
+    tracker = Tracker(min_iou=0.3)
     tracker.update([[0, 0, 100, 10], [200, 0, 300, 10]], 0.0)
     # box 0 overlaps with track 1 by 0.33, box 1 with track 1 by 0.6 and box 0 with nothing else
     now = [[150, 0, 250, 10], [225, 0, 325, 10]]

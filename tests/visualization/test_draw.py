@@ -197,9 +197,9 @@ def test_poses_save_by_ending(tmp_path):
     people().save(tmp_path / "nobody.json")
     assert json.loads((tmp_path / "nobody.json").read_text()) == []
     for name, said in (
-        ("drawn.png", "a picture to draw on is missing; give it as the second argument"),
-        ("poses.txt", "unknown kind of file; use a name that ends in .json, .jpg or .png"),
-        ("poses", "unknown kind of file"),
+        ("drawn.png", "missing image to draw on; pass it as the second argument"),
+        ("poses.txt", "unsupported file type; use .json, .jpg or .png"),
+        ("poses", "unsupported file type"),
     ):
         with pytest.raises(DataError, match=said):
             poses.save(tmp_path / name)

@@ -1,10 +1,9 @@
-"""COCO's keypoint average precision on arrays, for all images at once; equal to pycocotools' to the
-last bits of the sums.
+"""COCO keypoint average precision on arrays, for all images at once; equal to pycocotools.
 
-Letters: A size ranges (all, medium, large), T OKS thresholds, R recall levels, G labelled persons,
-D predicted persons, J joints. Source of the rules: Lin et al., Microsoft COCO, arXiv 1405.0312, and
-https://cocodataset.org/#keypoints-eval, as pycocotools' cocoeval.py carries them out. The judge in
-the tests is pycocotools itself.
+Letters: A size ranges (all, medium, large), T OKS thresholds, R recalls, G labeled persons, D
+predicted persons, K keypoints, P pairs. Source: Lin et al., Microsoft COCO, arXiv 1405.0312, and
+https://cocodataset.org/#keypoints-eval, as implemented in pycocotools' cocoeval.py, which the tests
+compare with.
 """
 
 from __future__ import annotations
@@ -26,18 +25,22 @@ except ImportError:
 SIZES = {"all": (0.0, 1e10), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-MAX_PER_IMAGE = 20  # predictions that count, the best of each image
-_PAIRS_AT_ONCE = 4096  # arrays of so many stay in a core's cache
-_CELLS_AT_ONCE = 2_000_000  # of the matching's arrays: bounds the memory
+MAX_PER_IMAGE = 20  # predictions per image that are scored, the best ones
+_PAIR_BATCH_SIZE = 4096  # arrays of this size stay in a core's cache
+_MAX_CELLS = 2_000_000  # of the matching's arrays, bounds the memory
 
 
 @dataclass(frozen=True)
 class GroundTruthPersons:
-    """G labelled persons. image (G,): position of their image among the sorted image ids. keypoints
-    (G, J, 3): x, y, flag.
+    """G labeled persons.
 
-    area (G,) and box (G, 4) x, y, width, height: as annotated. crowd (G,) bool: a region of many.
-    ignored (G,) bool: neither found nor missed counts (crowds, persons without a labelled joint).
+    Attributes:
+        image: (G,) index of the image among the sorted image ids.
+        keypoints: (G, K, 3) x, y, flag.
+        area: (G,) square pixels, as annotated.
+        box: (G, 4) x, y, width, height, as annotated.
+        crowd: (G,) bool, a region of several persons.
+        ignored: (G,) bool, not scored: crowds and persons without a labeled keypoint.
     """
 
     image: np.ndarray
@@ -51,8 +54,9 @@ class GroundTruthPersons:
     def from_annotations(
         cls, persons: Sequence[dict], position: dict[int, int], joints: int
     ) -> GroundTruthPersons:
-        """Of annotations as poise.evaluation.read_ground_truth gives them. position: image id ->
-        its place among the sorted ids.
+        """Convert annotations of poise.evaluation.read_ground_truth.
+
+        position: image id -> its index among the sorted ids.
         """
         count = len(persons)
         crowd = np.fromiter((bool(p["iscrowd"]) for p in persons), bool, count)
@@ -66,7 +70,7 @@ class GroundTruthPersons:
         )
 
     def select(self, chosen: np.ndarray) -> GroundTruthPersons:
-        """Those of a mask (G,) or of places."""
+        """Return the persons of a mask (G,) or of indices."""
         return GroundTruthPersons(*(getattr(self, part.name)[chosen] for part in fields(self)))
 
 
@@ -77,15 +81,21 @@ def oks(
     sigmas: np.ndarray,
     d: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Object keypoint similarity (P,) of P pairs: labelled persons g (P,) and predictions points
-    (P, J, 2), or rows d (P,) of them.
+    """Return the object keypoint similarity (P,) of pairs.
 
-    For a person without labelled joints the distance is that to a box of three times its size, as
-    in pycocotools.
+    For a person without labels the distance is that to a box of three times the size, as in
+    pycocotools.
+
+    Args:
+        truth: labeled persons.
+        g: (P,) indices of labeled persons.
+        points: (P, K, 2) predictions, or with `d` any number of them.
+        sigmas: (K,) OKS constants.
+        d: (P,) indices of predictions.
     """
     similarity = np.empty(len(g))
-    for begin in range(0, len(g), _PAIRS_AT_ONCE):
-        part = slice(begin, begin + _PAIRS_AT_ONCE)
+    for begin in range(0, len(g), _PAIR_BATCH_SIZE):
+        part = slice(begin, begin + _PAIR_BATCH_SIZE)
         similarity[part] = _oks(truth, g[part], points[part if d is None else d[part]], sigmas)
     return similarity
 
@@ -94,22 +104,26 @@ def _oks(
     truth: GroundTruthPersons, g: np.ndarray, points: np.ndarray, sigmas: np.ndarray
 ) -> np.ndarray:
     person = truth.keypoints[g]  # (P, J, 3)
-    counted = person[:, :, 2] > 0
-    count = counted.sum(axis=1)
-    x, y = points[:, :, 0] - person[:, :, 0], points[:, :, 1] - person[:, :, 1]
-    bare = np.flatnonzero(count == 0)
-    if len(bare):
-        box, inside = truth.box[g[bare]], points[bare]
+    is_labeled = person[:, :, 2] > 0
+    count = is_labeled.sum(axis=1)
+    x = points[:, :, 0] - person[:, :, 0]
+    y = points[:, :, 1] - person[:, :, 1]
+    unlabeled = np.flatnonzero(count == 0)
+    if len(unlabeled):
+        box = truth.box[g[unlabeled]]
+        predicted = points[unlabeled]
         for offset, axis in ((x, 0), (y, 1)):
-            low, high = box[:, axis] - box[:, 2 + axis], box[:, axis] + box[:, 2 + axis] * 2
-            offset[bare] = np.maximum(0, low[:, None] - inside[:, :, axis]) + np.maximum(
-                0, inside[:, :, axis] - high[:, None]
+            low = box[:, axis] - box[:, 2 + axis]
+            high = box[:, axis] + box[:, 2 + axis] * 2
+            offset[unlabeled] = np.maximum(0, low[:, None] - predicted[:, :, axis]) + np.maximum(
+                0, predicted[:, :, axis] - high[:, None]
             )
-        counted[bare], count[bare] = True, len(sigmas)
+        is_labeled[unlabeled] = True
+        count[unlabeled] = len(sigmas)
     squared = np.square(x, out=x)
     squared += np.square(y, out=y)
     similarity = keypoint_similarities(squared, sigmas, truth.area[g])
-    similarity *= counted
+    similarity *= is_labeled
     return similarity.sum(axis=1) / count
 
 
@@ -120,12 +134,14 @@ def joint_similarity(
     sigmas: np.ndarray,
     labels: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(P, J): each joint's term of the OKS, exp(-d^2 / (2 (2 sigma)^2 area)), of P pairs as in
-    `oks`; 0 where nothing is labelled.
+    """Return the term of the OKS (P, K) of each keypoint, 0 without a label.
 
-    labels: (P, J, 3) other labelled places than those of g, at the size of g.
+    It is exp(-d^2 / (2 (2 sigma)^2 area)). Arguments as of oks.
+
+    labels: (P, K, 3) labels to use instead of those of `g`, with the area of `g`.
     """
-    labels = truth.keypoints[g] if labels is None else labels
+    if labels is None:
+        labels = truth.keypoints[g]
     squared = ((points - labels[:, :, :2]) ** 2).sum(axis=2)
     return keypoint_similarities(squared, sigmas, truth.area[g]) * (labels[:, :, 2] > 0)
 
@@ -133,16 +149,22 @@ def joint_similarity(
 def best_similarity(
     truth: GroundTruthPersons, image: np.ndarray, keypoints: np.ndarray, sigmas: np.ndarray
 ) -> np.ndarray:
-    """(G, J) similarity of each labelled joint with that of the prediction whose OKS with the
-    person is highest; 0 for other joints and without a prediction.
+    """Return similarities (G, K) of labeled keypoints to the prediction with the highest OKS.
 
-    image (D,), keypoints (D, J, 2 or 3): the predictions. Of equal ones the first counts.
+    0 for keypoints without a label and images without a prediction. Of equal predictions the
+    first is used.
+
+    Args:
+        truth: G labeled persons.
+        image: (D,) as GroundTruthPersons.image.
+        keypoints: (D, K, 2 or 3) predictions.
+        sigmas: (K,) OKS constants.
     """
     best = np.zeros(truth.keypoints.shape[:2])
     order = np.argsort(image, kind="stable")
     first = np.searchsorted(image[order], truth.image)
     count = np.searchsorted(image[order], truth.image, side="right") - first
-    step = max(_PAIRS_AT_ONCE // max(int(count.max(initial=1)), 1), 1)
+    step = max(_PAIR_BATCH_SIZE // max(int(count.max(initial=1)), 1), 1)
     for begin in range(0, len(best), step):
         persons = np.flatnonzero(count[begin : begin + step]) + begin
         if not len(persons):
@@ -163,13 +185,14 @@ def best_similarity(
 
 @dataclass(frozen=True)
 class Matches:
-    """What COCO's matching gives for the D predictions that count, the best MAX_PER_IMAGE of each
-    image.
+    """COCO's matching of the best MAX_PER_IMAGE predictions of each image.
 
-    order (D,): their places among all predictions; sorted by image, the best first in each. person
-    (A, T, D): the labelled person that each has found, -1 where it has none. dismissed (A, T, D)
-    bool: those that do not count as right or wrong, for they found a person who does not count, or
-    nobody and have another size. wanted (A,): labelled persons that count.
+    Attributes:
+        order: (D,) indices of the predictions, sorted by image and score.
+        person: (A, T, D) matched labeled person, or -1.
+        dismissed: (A, T, D) bool, predictions that are not scored: matched with a person that is
+            not scored, or unmatched and of another size.
+        wanted: (A,) numbers of labeled persons that are scored.
     """
 
     order: np.ndarray
@@ -188,18 +211,23 @@ def match(
     thresholds: np.ndarray = THRESHOLDS,
     sizes: Sequence[tuple[float, float]] = tuple(SIZES.values()),
 ) -> Matches:
-    """Give the predictions of each image, the best first, the labelled person whose OKS is highest
-    of those left, at each of T thresholds.
+    """Match predictions, the best first, with the unmatched person of the highest OKS.
 
-    image (D,): as GroundTruthPersons.image. keypoints: (D, J, 2 or 3). scores: (D,). sizes: A
-    ranges of area in square pixels.
+    Args:
+        truth: labeled persons.
+        image: (D,) as GroundTruthPersons.image.
+        keypoints: (D, K, 2 or 3) predictions.
+        scores: (D,).
+        sigmas: (K,) OKS constants.
+        thresholds: T minimum OKS.
+        sizes: A ranges of area in square pixels.
     """
     # lexsort is stable: equal scores stay in their order
     order = np.lexsort((-scores, image))
-    rank = _place_in_group(image[order])
+    rank = _rank_in_group(image[order])
     order, rank = order[rank < MAX_PER_IMAGE], rank[rank < MAX_PER_IMAGE]
     points = keypoints[order, :, :2].astype(np.float64)
-    # joint after joint: a tenth of the time
+    # one keypoint after the other: ten times faster
     width, height = np.ptp(np.ascontiguousarray(points.transpose(2, 1, 0)), axis=1)
     bounds = np.asarray(sizes, np.float64)
     person, dismissed = _match(
@@ -218,8 +246,9 @@ def evaluate(
     *,
     sizes: Sequence[tuple[float, float]] = tuple(SIZES.values()),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, A) and recall (T, A) of D predictions; -1 where a size range has no
-    labelled person. Arguments as of `match`.
+    """Return precision (T, R, A) and recall (T, A); -1 for a size without labeled persons.
+
+    Arguments as of match.
     """
     return precision_and_recall(match(truth, image, keypoints, scores, sigmas, sizes=sizes), scores)
 
@@ -227,11 +256,12 @@ def evaluate(
 def precision_and_recall(
     matches: Matches, scores: np.ndarray, false_weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, A) and recall (T, A) of matches; -1 where a size range has no labelled
-    person.
+    """Return precision (T, R, A) and recall (T, A); -1 for a size without labeled persons.
 
-    scores: of all predictions, as `match` got them. false_weights: what each of them counts in the
-    precision where it is wrong; None: 1.
+    Args:
+        matches: of match.
+        scores: of all predictions, as passed to match.
+        false_weights: weights of false positives; None: 1.
     """
     best_first = np.argsort(-scores[matches.order], kind="mergesort")
     sizes, thresholds, _ = matches.person.shape
@@ -241,48 +271,48 @@ def precision_and_recall(
     for a, wanted in enumerate(matches.wanted.tolist()):
         if not wanted:
             continue
-        right, counted = (
-            np.take(matches.person[a] >= 0, best_first, axis=1),
-            ~np.take(matches.dismissed[a], best_first, axis=1),
-        )
+        is_matched = np.take(matches.person[a] >= 0, best_first, axis=1)
+        is_scored = ~np.take(matches.dismissed[a], best_first, axis=1)
         for t in range(thresholds):
-            # a right prediction alone raises recall or precision: what lies between two of them is
-            # nowhere the best
-            hits, wrong = np.flatnonzero(right[t] & counted[t]), ~right[t] & counted[t]
-            misses = np.cumsum(wrong if weights is None else wrong * weights)[hits]
+            # only true positives raise recall and precision, so other points are not needed
+            hits = np.flatnonzero(is_matched[t] & is_scored[t])
+            false = ~is_matched[t] & is_scored[t]
+            if weights is not None:
+                false = false * weights
+            misses = np.cumsum(false)[hits]
             count = np.arange(1.0, len(hits) + 1)
             recall[t, a] = len(hits) / wanted
-            share = count / (misses + count + np.spacing(1))
-            envelope = np.maximum.accumulate(share[::-1])[::-1]
-            at = np.searchsorted(count / wanted, RECALLS, side="left")
-            precision[t, :, a] = np.append(envelope, 0)[np.minimum(at, len(hits))]
+            raw = count / (misses + count + np.spacing(1))
+            envelope = np.maximum.accumulate(raw[::-1])[::-1]
+            index = np.searchsorted(count / wanted, RECALLS, side="left")
+            precision[t, :, a] = np.append(envelope, 0)[np.minimum(index, len(hits))]
     return precision, recall
 
 
 def summarize(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-    """The ten figures, AP, AP .5, AP .75, AP medium, AP large, and the same of the average
-    recall; of what `evaluate` gave for each category.
+    """Return ten metrics: AP, AP .5, AP .75, AP medium, AP large, and the same of recall.
+
+    curves: of evaluate, for each category.
     """
 
     def mean(values: np.ndarray) -> float:
-        there = values[values > -1]
-        return float(np.mean(there)) if len(there) else -1.0
+        valid = values[values > -1]
+        return float(np.mean(valid)) if len(valid) else -1.0
 
-    if not curves:  # no category, hence nobody
+    if not curves:  # no categories
         return [-1.0] * 10
-    figures = []
-    for curve in (
-        np.concatenate([p for p, _ in curves], axis=1),
-        np.stack([r for _, r in curves], axis=1),
-    ):
-        figures += [
+    precision = np.concatenate([p for p, _ in curves], axis=1)
+    recall = np.stack([r for _, r in curves], axis=1)
+    metrics = []
+    for curve in (precision, recall):
+        metrics += [
             mean(curve[:, :, 0]),
             mean(curve[:1, :, 0]),
             mean(curve[5:6, :, 0]),
             mean(curve[:, :, 1]),
             mean(curve[:, :, 2]),
         ]
-    return figures
+    return metrics
 
 
 def _match(
@@ -295,21 +325,22 @@ def _match(
     thresholds: np.ndarray,
     bounds: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(A, T, D) int32 and bool: the person that a prediction has found, or -1, and whether it does
-    not count.
+    """Return the matched person (A, T, D) int32, or -1, and whether a prediction is not scored.
 
-    image, rank (D,): predictions sorted by image, their place within it.
+    Args:
+        image, rank: (D,) of predictions sorted by image, rank within the image.
+        area: (D,) square pixels.
+        bounds: (A, 2) size ranges.
     """
-    person, dismissed = (
-        np.full((len(bounds), len(thresholds), len(image)), -1, np.int32),
-        np.zeros((len(bounds), len(thresholds), len(image)), bool),
-    )
+    shape = (len(bounds), len(thresholds), len(image))
+    person = np.full(shape, -1, np.int32)
+    dismissed = np.zeros(shape, bool)
     # (A, G)
     ignored = truth.ignored | (truth.area < bounds[:, :1]) | (truth.area > bounds[:, 1:])
     by_image = np.argsort(truth.image, kind="stable")
-    # by image: (M,) the first of its persons and how many there are
-    most = int(max(truth.image.max(initial=-1), image.max(initial=-1))) + 1
-    number = np.bincount(truth.image, minlength=most)
+    # index of the first person and number of persons of each image
+    num_images = int(max(truth.image.max(initial=-1), image.max(initial=-1))) + 1
+    number = np.bincount(truth.image, minlength=num_images)
     first_person = np.cumsum(number) - number
     first_pair = np.concatenate([[0], np.cumsum(number[image])])
     d = np.repeat(np.arange(len(image)), number[image])
@@ -339,7 +370,13 @@ def _match(
 
 
 class _Rules(NamedTuple):
-    """ignored (A, G), crowd (G,): labeled persons that do not count. limits (T,): least OKS."""
+    """Matching rules.
+
+    Attributes:
+        ignored: (A, G) labeled persons that are not scored.
+        crowd: (G,) bool.
+        limits: (T,) minimum OKS.
+    """
 
     ignored: np.ndarray
     crowd: np.ndarray
@@ -355,15 +392,17 @@ def _match_by_number(
     person: np.ndarray,
     dismissed: np.ndarray,
 ) -> None:
-    """The compiled match_persons in NumPy: images with equally many labelled persons are matched
-    together, rank by rank, because a person that was found by a better prediction cannot be
-    found again.
+    """Match in NumPy like the compiled match_persons.
+
+    Images with the same number of labeled persons are matched together, rank by rank, because a
+    person that is matched with a better prediction is not available to the next.
     """
     first = np.flatnonzero(rank == 0)
-    count, persons = np.diff(np.append(first, len(rank))), np.diff(first_pair)[first]
+    count = np.diff(np.append(first, len(rank)))
+    persons = np.diff(first_pair)[first]
     for number in np.unique(persons[persons > 0]):
         group = np.flatnonzero(persons == number)
-        step = max(_CELLS_AT_ONCE // (len(rules.ignored) * len(rules.limits) * int(number)), 1)
+        step = max(_MAX_CELLS // (len(rules.ignored) * len(rules.limits) * int(number)), 1)
         for begin in range(0, len(group), step):
             part = group[begin : begin + step]
             pairs = first_pair[first[part]][:, None] + np.arange(number)
@@ -382,22 +421,24 @@ def _match_images(
     person: np.ndarray,
     dismissed: np.ndarray,
 ) -> None:
-    """Fill `person` and `dismissed` for I images with n labelled persons g (I, n) each and
-    predictions first, first + 1, ... (count (I,)).
+    """Fill `person` and `dismissed` for I images with n labeled persons g (I, n) each.
+
+    The predictions of an image are first, first + 1, ...; count (I,) is their number.
     """
     number = g.shape[1]
     free = np.ones((len(rules.ignored), len(rules.limits), *g.shape), bool)
-    crowd, unwanted = rules.crowd[g], rules.ignored[:, None, g]  # (I, n), (A, 1, I, n)
+    crowd = rules.crowd[g]  # (I, n)
+    is_ignored = rules.ignored[:, None, g]  # (A, 1, I, n)
     limits = rules.limits
     for rank in range(int(count.max())):
         rows = np.flatnonzero(count > rank)
         d = first[rows] + rank
         values = similarity[first_pair[d][:, None] + np.arange(number)]
-        open_to = free[:, :, rows] | crowd[rows]
-        # persons that count come first; those that do not are taken only where none of them fits
+        available = free[:, :, rows] | crowd[rows]
+        # ignored persons are matched only if no scored one can be
         for which in (False, True):
-            value = np.where(open_to & (unwanted[:, :, rows] == which), values, -1.0)
-            # of equal similarities pycocotools takes the last
+            value = np.where(available & (is_ignored[:, :, rows] == which), values, -1.0)
+            # pycocotools uses the last of equal similarities
             best = number - 1 - value[..., ::-1].argmax(axis=3)
             fits = np.take_along_axis(value, best[..., None], axis=3)[..., 0] >= limits[:, None]
             if which:
@@ -408,8 +449,8 @@ def _match_images(
             dismissed[a, t, d[i]] = which
 
 
-def _place_in_group(sorted_values: np.ndarray) -> np.ndarray:
-    """(D,) int: 0, 1, 2, ... within each run of equal values."""
+def _rank_in_group(sorted_values: np.ndarray) -> np.ndarray:
+    """Return 0, 1, 2, ... (D,) within each run of equal values."""
     if not len(sorted_values):
         return np.zeros(0, np.int64)
     begins = np.flatnonzero(np.r_[True, sorted_values[1:] != sorted_values[:-1]])

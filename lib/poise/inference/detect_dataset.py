@@ -1,14 +1,15 @@
-"""A detection file of a set, written with a person detector: nobody depends on one that was
-lost.
-"""
+"""Run a person detector over a dataset and write COCO detections."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
 from yacs.config import CfgNode
 
 from poise.config import data_path
@@ -22,30 +23,36 @@ from poise.structures.person_table import PackedStrings
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 4
+_BATCH_SIZE = 4
+_MAX_WARNINGS = 3  # of images that cannot be read
 
 
 def output_path(cfg: CfgNode, out: str) -> Path:
-    """Where the file goes: `out`, else TEST.COCO_BBOX_FILE. Raises ConfigError where both are
-    empty.
-    """
+    """Return the file to write: `out`, else TEST.COCO_BBOX_FILE. Raises ConfigError."""
     if not out and not cfg.TEST.COCO_BBOX_FILE:
-        raise ConfigError("--out: give the file to write, or name it in TEST.COCO_BBOX_FILE")
+        raise ConfigError("--out: missing; give the file to write, or set TEST.COCO_BBOX_FILE")
     return Path(out or data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
 
 
 def write_detections(
     cfg: CfgNode, split: str, detect: Detector, path: Path, *, finds_persons: bool = False
 ) -> tuple[int, int, int]:
-    """Write what `detect` finds in the images of a set as COCO's detections; (boxes, images, images
-    that could not be read).
+    """Write the detections in the images of a split as COCO detections.
 
-    An entry has the image's file_name too, by which tools/demo.py finds it.
+    Entries have file_name too, which tools/demo.py uses. Images are rotated as DATASET.EXIF says,
+    as in training and tests.
 
-    finds_persons: that is known of the detector, so that another category is warned of.
+    Args:
+        cfg: the experiment.
+        split: name of the split.
+        detect: the detector.
+        path: file to write.
+        finds_persons: whether the detector detects persons; warns if the dataset has another
+            category.
 
-    Each image is turned as DATASET.EXIF says, as in training and tests. Raises DataError where no
-    image can be read, and what reading the set raises.
+    Returns: numbers of boxes, of images, and of images that could not be read.
+
+    Raises DataError if no image can be read, and the errors of reading the split.
     """
     import orjson
     from tqdm import tqdm
@@ -53,56 +60,56 @@ def write_detections(
     data = dataset_info(cfg)
     if not READERS[data.format].has_detections:
         raise ConfigError(
-            f"{data.path}: detection files are for annotations in COCO's form; the boxes of"
-            f" {data.format} are in its annotations"
+            f"{data.path}: format {data.format} does not support detection files; its boxes are in"
+            " the annotations"
         )
     file = require_annotation_path(cfg, split)
     images, folder = read_images(file, data.category), image_folder(cfg, split)
     folder.check()
-    names, ids = (
-        PackedStrings(images["name_buffer"], images["name_ends"]),
-        images["image_ids"].tolist(),
-    )
+    names = PackedStrings(images["name_buffer"], images["name_ends"])
+    ids = images["image_ids"].tolist()
     category = category_id(images, data.category)
     if finds_persons and data.category != "person":
         log.warning(
             "%s",
-            "the detector finds persons; its boxes are written as those of"
-            f" {short_repr(data.category)}, the category of {data.path}",
+            f"the detector detects persons; its boxes are written as category"
+            f" {short_repr(data.category)} of {data.path}",
         )
-    boxes = unread = 0
+    num_boxes = num_unread = 0
     with atomic_write(path) as part, open(part, "wb") as stream:
         stream.write(b"[")
         for begin in tqdm(
-            range(0, len(ids), _AT_ONCE),
+            range(0, len(ids), _BATCH_SIZE),
             desc="detection",
             unit="batch",
             disable=None,
             file=sys.stderr,
         ):
-            pictures, of = [], []
-            for place in range(begin, min(begin + _AT_ONCE, len(ids))):
+            batch = []
+            heads = []
+            for index in range(begin, min(begin + _BATCH_SIZE, len(ids))):
                 try:
-                    pictures.append(cv2.cvtColor(folder.read(names[place]), cv2.COLOR_BGR2RGB))
-                    of.append({"image_id": ids[place], "file_name": names[place]})
+                    batch.append(cv2.cvtColor(folder.read(names[index]), cv2.COLOR_BGR2RGB))
+                    heads.append({"image_id": ids[index], "file_name": names[index]})
                 except DataError as error:
-                    unread += 1
-                    if unread <= 3:
-                        log.warning("%s", f"left out: {single_line(error)}")
-            for image, (found, scores) in zip(of, detect(pictures) if pictures else ()):
-                for (left, top, right, bottom), score in zip(found.tolist(), scores.tolist()):
-                    box = [round(value, 3) for value in (left, top, right - left, bottom - top)]
-                    entry = {
-                        **image,
-                        "category_id": category,
-                        "bbox": box,
-                        "score": round(score, 6),
-                    }
-                    stream.write((b",\n" if boxes else b"\n") + orjson.dumps(entry))
-                    boxes += 1
+                    num_unread += 1
+                    if num_unread <= _MAX_WARNINGS:
+                        log.warning("%s", f"skipped: {single_line(error)}")
+            detections = detect(batch) if batch else []
+            for head, (boxes, scores) in zip(heads, detections):
+                for entry in _entries({**head, "category_id": category}, boxes, scores):
+                    stream.write((b",\n" if num_boxes else b"\n") + orjson.dumps(entry))
+                    num_boxes += 1
         stream.write(b"\n]\n")
-        if unread == len(ids):
+        if num_unread == len(ids):
             raise DataError(
                 f"{folder.location}: none of the {len(ids)} images of {file} can be read"
             )
-    return boxes, len(ids) - unread, unread
+    return num_boxes, len(ids) - num_unread, num_unread
+
+
+def _entries(head: dict[str, Any], boxes: np.ndarray, scores: np.ndarray) -> Iterator[dict]:
+    """Yield COCO detections of boxes (N, 4) left, top, right, bottom and scores (N,)."""
+    for (left, top, right, bottom), score in zip(boxes.tolist(), scores.tolist()):
+        bbox = [round(value, 3) for value in (left, top, right - left, bottom - top)]
+        yield {**head, "bbox": bbox, "score": round(score, 6)}

@@ -1,5 +1,6 @@
-"""The JSON of tools/demo.py: frames with their persons, written one by one, so that a long video
-takes no memory. docs/demo_schema.json is its schema.
+"""Write the JSON of tools/demo.py frame by frame, with constant memory.
+
+Its schema is docs/demo_schema.json.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ VERSION = 1
 
 
 class PoseFile:
-    """A file that is being written: `add` frames, then set `tail`, the keys behind them."""
+    """A JSON file that is being written: add frames, then set `tail`, the keys after them."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._first = file, True
@@ -36,8 +37,14 @@ class PoseFile:
         tracks: np.ndarray | None,
         drawn: str | None,
     ) -> None:
-        """box_scores (N,) of the poses' boxes; tracks (N,), None where nobody was tracked;
-        drawn: the picture written, None for none.
+        """Write a frame.
+
+        Args:
+            frame: the image and its name.
+            poses: its N persons.
+            box_scores: (N,) scores of their boxes.
+            tracks: (N,) track ids; None: not tracked.
+            drawn: name of the drawn image; None: not drawn.
         """
         entry = {
             "file": frame.name,
@@ -56,9 +63,7 @@ class PoseFile:
 def open_pose_json(
     path: str | Path, skeleton: Skeleton, head: dict[str, Any]
 ) -> Iterator[PoseFile]:
-    """A PoseFile that takes the place of `path` when all went well. head: keys before the
-    frames.
-    """
+    """Write a PoseFile that replaces `path` on success. head: keys before the frames."""
     fixed = {
         "format": FORMAT,
         "version": VERSION,
@@ -84,21 +89,21 @@ def _persons(
         [poses.keypoints.astype(np.float64), poses.scores[:, :, None]], axis=2
     ).round(4)
     scores = (poses.person_scores * box_scores).round(4).tolist()
-    numbers = [None] * len(scores) if tracks is None else np.asarray(tracks).tolist()
+    track_ids = [None] * len(scores) if tracks is None else np.asarray(tracks).tolist()
     return [
         {
             "bbox": box,
             "box_score": box_score,
             "score": score,
-            "keypoints": joints,
-            "track_id": number,
+            "keypoints": points,
+            "track_id": track_id,
         }
-        for box, box_score, score, joints, number in zip(
+        for box, box_score, score, points, track_id in zip(
             boxes.round(3).tolist(),
             np.asarray(box_scores, np.float64).round(4).tolist(),
             scores,
             keypoints.tolist(),
-            numbers,
+            track_ids,
         )
     ]
 
@@ -108,7 +113,7 @@ def _bytes(content: dict[str, Any]) -> bytes:
 
     try:
         return orjson.dumps(replace_non_finite(content))
-    except TypeError:  # JSON is UTF-8, and names of files need not be
+    except TypeError:  # JSON is UTF-8, file names may not be
         return orjson.dumps(_in_utf8(replace_non_finite(content)))
 
 
@@ -117,4 +122,6 @@ def _in_utf8(value: Any) -> Any:
         return {key: _in_utf8(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_in_utf8(inner) for inner in value]
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return value

@@ -1,5 +1,6 @@
-"""Poses: the persons found in one picture, as other programs use them. Letters: N persons, J
-joints.
+"""Poses of the persons of one image.
+
+Letters: N persons, K keypoints.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from poise.errors import ConfigError, DataError, pluralize
 from poise.structures.skeleton import Skeleton
 
 
-@dataclass(eq=False, repr=False)  # arrays have no single answer to ==
+@dataclass(eq=False, repr=False)  # == of arrays is not a bool
 class Poses:
-    """The N persons of one picture. Iterating or indexing gives Poses of one person each.
+    """The N persons of one image. Iterating or indexing returns Poses.
 
-    keypoints: (N, J, 2) float32, x and y in pixels of the picture; (0, 0) is the middle of its
-    first pixel. scores: (N, J) float32, of each joint, about 0 to 1. boxes: (N, 4) float32, left,
-    top, right, bottom in pixels, as they were asked for. person_scores: (N,) float32, the mean of
-    the joint scores above TEST.IN_VIS_THRE, 0 where none is; for a score as tools/test.py writes
-    it, multiply by the detector's. skeleton: names and limbs of the joints. vis_threshold: joints
-    above it are drawn.
+    Attributes:
+        keypoints: (N, K, 2) float32, x and y in image pixels; (0, 0) is the center of the first
+            pixel.
+        scores: (N, K) float32, about 0 to 1.
+        boxes: (N, 4) float32, left, top, right, bottom in pixels, as requested.
+        person_scores: (N,) float32, mean of the keypoint scores above TEST.IN_VIS_THRE, or 0.
+            Multiplied by the score of the detector it is the score that tools/test.py writes.
+        skeleton: names and limbs of the keypoints.
+        vis_threshold: keypoints of a higher score are drawn.
     """
 
     keypoints: np.ndarray
@@ -41,9 +45,9 @@ class Poses:
         return len(self.keypoints)
 
     def __getitem__(self, index: int | slice | np.ndarray) -> Poses:
-        """Return the persons of a slice or mask, or the one of a number."""
+        """Return the persons of a slice or mask, or one person by index."""
         if isinstance(index, (int, np.integer)):
-            # counts from the end below 0, raises IndexError beyond
+            # supports negative indices, raises IndexError
             index = np.array([range(len(self))[index]])
         picked = {
             name: getattr(self, name)[index]
@@ -61,11 +65,9 @@ class Poses:
         return f"Poses({pluralize(len(self), 'person')}, {joints}, person_scores=[{scores}{more}])"
 
     def to_coco(self, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:
-        """A dict for each person in COCO's format of keypoint results: image_id, category_id,
-        keypoints (3 J numbers: x, y, score), score.
+        """Return a dict per person in COCO's keypoint result format, ready for json.dump.
 
-        Plain numbers, ready for json.dump. Raises DataError where a keypoint or score is not
-        finite.
+        Raises DataError if a keypoint or score is not finite.
         """
         from poise.evaluation import coco_results
 
@@ -84,17 +86,20 @@ class Poses:
         boxes: bool = False,
         ids: Sequence[int] | np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return a copy of the RGB picture (H, W, 3) uint8, an array or a path, with the persons
-        drawn.
+        """Draw the persons on a copy of an image.
 
-        least_score: keypoints above it are drawn; by default `vis_threshold`. color: of the limbs;
-        'side': the person's left orange, the right blue, the middle green; 'person': a hue for each
-        person; 'auto': 'person' where there are several or `ids`. Dots always have the colors of
-        'side'. boxes: draw boxes with the persons' scores. ids: (N,) numbers of tracked persons,
-        which keep their hue; they are drawn in boxes.
+        Args:
+            image: RGB (H, W, 3) uint8, or a path.
+            least_score: keypoints of a higher score are drawn; None: vis_threshold.
+            color: of the limbs. 'side': left orange, right blue, middle green; 'person': a color
+                per person; 'auto': 'person' for several persons or with `ids`. Dots always have the
+                colors of 'side'.
+            boxes: draw boxes with the scores of the persons.
+            ids: (N,) track ids, which determine the colors; they are drawn in boxes.
 
-        Raises DataError where there is no such picture, ConfigError for another `color` or number
-        of `ids`.
+        Returns: RGB (H, W, 3) uint8.
+
+        Raises DataError if the image cannot be read, ConfigError for invalid `color` or `ids`.
         """
         from poise.io.images import as_rgb_array
         from poise.visualization import draw as visualize
@@ -103,11 +108,11 @@ class Poses:
             raise ConfigError(f"color {color!r}: must be 'auto', 'person' or 'side'")
         if ids is not None and len(ids) != len(self):
             raise ConfigError(
-                f"ids: has {len(ids)} numbers for {len(self)} persons; give one for each"
+                f"ids: has {len(ids)} numbers for {len(self)} persons; pass one per person"
             )
-        # a copy; visualize's colours are BGR
+        # a copy; colors of visualize are BGR
         drawn = np.array(as_rgb_array(image, "picture")[:, :, ::-1], order="C")
-        least = self.vis_threshold if least_score is None else least_score
+        min_score = self.vis_threshold if least_score is None else least_score
         by_person = color == "person" or (color == "auto" and (ids is not None or len(self) > 1))
         numbers = range(len(self)) if ids is None else [int(number) for number in ids]
         hues = [visualize.person_color(number) if by_person else None for number in numbers]
@@ -116,14 +121,18 @@ class Poses:
                 drawn,
                 keypoints,
                 self.skeleton,
-                shown=scores > least,
+                shown=scores > min_score,
                 person_side=_side(box),
                 limb_color=hue,
             )
         if boxes or ids is not None:
             for box, number, score, hue in zip(self.boxes, numbers, self.person_scores, hues):
-                label = [str(number)] * (ids is not None) + [f"{score:.2f}"] * boxes
-                visualize.draw_box(drawn, box, " ".join(label), *([hue] if hue else []))
+                label = []
+                if ids is not None:
+                    label.append(str(number))
+                if boxes:
+                    label.append(f"{score:.2f}")
+                visualize.draw_box(drawn, box, " ".join(label), hue)
         return np.ascontiguousarray(drawn[:, :, ::-1])
 
     def save(
@@ -132,10 +141,14 @@ class Poses:
         image: str | os.PathLike | np.ndarray | None = None,
         **options: Any,
     ) -> None:
-        """Write the persons to a file: for .json as `to_coco`, else `image` with the persons drawn.
+        """Write the persons as .json (see to_coco), or an image file with the persons drawn.
 
-        image: as for `draw`. options: those of `to_coco` or `draw`. Raises DataError for a file
-        that cannot be written.
+        Args:
+            path: file to write.
+            image: to draw on, as for draw.
+            options: of to_coco or draw.
+
+        Raises DataError if the file cannot be written.
         """
         from poise.io.files import atomic_write
         from poise.visualization import draw as visualize
@@ -144,13 +157,9 @@ class Poses:
         if ending == ".json":
             data = json.dumps(self.to_coco(**options)).encode()
         elif not cv2.haveImageWriter(f"x{ending}"):
-            raise DataError(
-                f"{path}: unknown kind of file; use a name that ends in .json, .jpg or .png"
-            )
+            raise DataError(f"{path}: unsupported file type; use .json, .jpg or .png")
         elif image is None:
-            raise DataError(
-                f"{path}: a picture to draw on is missing; give it as the second argument"
-            )
+            raise DataError(f"{path}: missing image to draw on; pass it as the second argument")
         else:
             data = visualize.encode_image(
                 np.ascontiguousarray(self.draw(image, **options)[:, :, ::-1]), ending
@@ -160,5 +169,5 @@ class Poses:
 
 
 def _side(box: np.ndarray) -> float:
-    """Return the longer side of a box of left, top, right, bottom."""
+    """Return the longer side of a box (4,) left, top, right, bottom."""
     return float(max(box[2] - box[0], box[3] - box[1]))

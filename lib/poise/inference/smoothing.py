@@ -1,10 +1,8 @@
-"""Joints without tremor: the One-Euro filter (Casiez, Roussel and Vogel, 1 Euro Filter, CHI 2012),
-for each joint of each tracked person.
+"""One-Euro smoothing of tracked keypoints (Casiez, Roussel and Vogel, 1 Euro Filter, CHI 2012).
 
-A low-pass filter whose cutoff frequency rises with the speed: a joint at rest is held still, a fast
-one is followed with little lag. The paper's speed is in the signal's own unit. A pixel means little
-without the size of the person, so the speed here is in body sizes (the square root of the box's
-area) a second, and one pair of parameters serves near and far persons.
+A low-pass filter whose cutoff frequency rises with the speed: keypoints at rest do not jitter, fast
+ones have little lag. Speeds are in body sizes (square root of the box area) per second, so that the
+parameters do not depend on the distance of a person.
 """
 
 from __future__ import annotations
@@ -14,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-# : MIN_CUTOFF in Hz, for what is at rest; BETA in Hz for each body size a second. docs/demo.md has
-# what they were chosen by
-MIN_CUTOFF, BETA = 1.0, 5.0
-#: of the speed itself, in Hz; the paper's value
-SPEED_CUTOFF = 1.0
+MIN_CUTOFF = 1.0  # Hz, at rest; docs/demo.md explains the choice
+BETA = 5.0  # Hz per body size per second
+SPEED_CUTOFF = 1.0  # Hz, of the speed itself; the paper's value
 
 
 class OneEuroFilter:
-    """The filter of one signal of points (..., D), whose D coordinates share one speed."""
+    """Filter of one signal of points (..., D), with one speed for the D coordinates."""
 
     def __init__(
         self, min_cutoff: float = MIN_CUTOFF, beta: float = BETA, speed_cutoff: float = SPEED_CUTOFF
@@ -33,10 +29,11 @@ class OneEuroFilter:
         self._velocity: np.ndarray | None = None
 
     def __call__(self, value: np.ndarray, seconds: float, unit: float = 1.0) -> np.ndarray:
-        """The filtered value (..., D), float64, at the time `seconds`. unit: the length that beta's
-        speed is counted in.
+        """Return the filtered value (..., D) float64 at the time `seconds`.
 
-        The first value passes as it is; one that is not later than the last counts for nothing.
+        The first value is returned unchanged. A value that is not later than the last is ignored.
+
+        unit: length of 1 in units of speed.
         """
         value = np.asarray(value, np.float64)
         if self._value is None:
@@ -45,28 +42,24 @@ class OneEuroFilter:
         period = seconds - self._seconds
         if period <= 0:
             return self._value.copy()
-        # the paper takes the difference from the last filtered value, as its authors' code does
+        # difference to the last filtered value, as in the paper and its authors' code
         velocity = (value - self._value) / period
-        share = _share(self.speed_cutoff, period)
-        self._velocity = share * velocity + (1 - share) * self._velocity
+        alpha = _smoothing_factor(self.speed_cutoff, period)
+        self._velocity = alpha * velocity + (1 - alpha) * self._velocity
         speed = np.linalg.norm(self._velocity, axis=-1, keepdims=True) / max(unit, 1e-9)
-        share = _share(self.min_cutoff + self.beta * speed, period)
-        self._value = share * value + (1 - share) * self._value
+        alpha = _smoothing_factor(self.min_cutoff + self.beta * speed, period)
+        self._value = alpha * value + (1 - alpha) * self._value
         self._seconds = seconds
         return self._value.copy()
 
 
-def _share(cutoff: Any, period: float) -> Any:
-    """Of the new value in the mean of new and old: the alpha of a low-pass filter of that cutoff
-    in Hz; equation 5 of the paper.
-    """
+def _smoothing_factor(cutoff: Any, period: float) -> Any:
+    """Return alpha of a low-pass filter with a cutoff in Hz, equation 5 of the paper."""
     return 1 / (1 + 1 / (2 * math.pi * cutoff * period))
 
 
 class PoseSmoother:
-    """A filter for each track. patience: seconds after which a track that was not seen begins
-    anew.
-    """
+    """A filter per track. patience: seconds after which an unseen track is forgotten."""
 
     def __init__(self, min_cutoff: float = MIN_CUTOFF, beta: float = BETA, patience: float = 1.0):
         self._parameters, self.patience = (min_cutoff, beta), patience
@@ -75,8 +68,13 @@ class PoseSmoother:
     def update(
         self, tracks: np.ndarray, keypoints: np.ndarray, boxes: np.ndarray, seconds: float
     ) -> np.ndarray:
-        """The smoothed keypoints (N, J, 2) float32 of a frame: tracks (N,), keypoints (N, J, 2)
-        and boxes (N, 4) xyxy in pixels.
+        """Return the smoothed keypoints (N, K, 2) float32 of a frame.
+
+        Args:
+            tracks: (N,) track ids.
+            keypoints: (N, K, 2) pixels.
+            boxes: (N, 4) xyxy pixels.
+            seconds: time of the frame.
         """
         self._filters = {
             track: (one, seen)

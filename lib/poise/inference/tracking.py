@@ -1,11 +1,9 @@
-"""Who is who from frame to frame: boxes of one frame are given to the boxes of those before by
-their overlap.
+"""IoU tracker with Hungarian matching.
 
-As in SORT (Bewley et al., Simple Online and Realtime Tracking, ICIP 2016, arXiv 1602.00763) the
-pairs are chosen together, so that the sum of their overlaps is the largest (the Hungarian method),
-but without a model of motion: a box is looked for where it was last seen, as in the IoU tracker
-(Bochinski et al., AVSS 2017). A person who moves by more than half a box between two frames becomes
-a new one. Letters: N boxes of a frame, T tracks.
+Matches maximize the sum of IoUs, as in SORT (Bewley et al., Simple Online and Realtime Tracking,
+ICIP 2016, arXiv 1602.00763), but without a motion model, as in the IoU tracker (Bochinski et al.,
+AVSS 2017). A person who moves by more than half a box between two frames gets a new track. Letters:
+N boxes of a frame.
 """
 
 from __future__ import annotations
@@ -16,38 +14,41 @@ from poise.structures.boxes import pairwise_iou
 
 
 class Tracker:
-    """Gives each box the number of its track.
+    """Assign track ids to boxes. Ids start at 1 and are not reused.
 
-    least_iou: a box that overlaps with the last box of a track by less is not that track. patience:
-    seconds for which a track that finds no box is kept. Numbers begin at 1 and are not used twice.
+    Args:
+        min_iou: minimum IoU of a box with the last box of its track.
+        patience: seconds after which an unmatched track is removed.
     """
 
-    def __init__(self, least_iou: float = 0.3, patience: float = 1.0):
+    def __init__(self, min_iou: float = 0.3, patience: float = 1.0):
         from scipy.optimize import linear_sum_assignment
 
         self._assign = linear_sum_assignment
-        self.least_iou, self.patience = least_iou, patience
+        self.min_iou, self.patience = min_iou, patience
         self._last_number = 0
         self._numbers = np.empty(0, np.int64)
-        self._boxes, self._seen = np.empty((0, 4)), np.empty(0)
+        self._boxes = np.empty((0, 4))
+        self._seen = np.empty(0)
 
     def update(self, boxes: np.ndarray, seconds: float) -> np.ndarray:
-        """The tracks (N,) int64 of the boxes (N, 4), left, top, right, bottom, of the frame at
-        `seconds`. Frames come in order.
+        """Return the track ids (N,) int64 of a frame. Frames must be in order.
+
+        Args:
+            boxes: (N, 4) left, top, right, bottom.
+            seconds: time of the frame.
         """
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         alive = self._seen >= seconds - self.patience
-        self._numbers, self._boxes, self._seen = (
-            self._numbers[alive],
-            self._boxes[alive],
-            self._seen[alive],
-        )
+        self._numbers = self._numbers[alive]
+        self._boxes = self._boxes[alive]
+        self._seen = self._seen[alive]
         overlap = pairwise_iou(boxes, self._boxes)
-        # or a pair that will not stand could cost another one its partner
-        overlap[overlap < self.least_iou] = 0
+        # otherwise a match that is rejected below could prevent a valid one
+        overlap[overlap < self.min_iou] = 0
         box, track = self._assign(overlap, maximize=True)
-        stands = overlap[box, track] > 0
-        box, track = box[stands], track[stands]
+        is_match = overlap[box, track] > 0
+        box, track = box[is_match], track[is_match]
         numbers = np.zeros(len(boxes), np.int64)
         numbers[box] = self._numbers[track]
         new = np.flatnonzero(numbers == 0)

@@ -1,5 +1,6 @@
-"""Charts as SVG texts that stand inside a page and take its colours, light or dark. Needs
-matplotlib (pip install poise[plot]).
+"""Charts as SVG that use the colors of their HTML page, in light and dark mode.
+
+Needs matplotlib (pip install poise[plot]).
 """
 
 from __future__ import annotations
@@ -21,31 +22,33 @@ T = TypeVar("T")
 
 
 class Palette(NamedTuple):
-    """Colours of text, of axes and grids, and of the things that are shown."""
+    """Colors of text (ink), of axes and grids (line), and of the data (series)."""
 
     ink: str
     line: str
     series: tuple[str, ...]
 
 
-#: for pictures on white, and of the series on light pages
+#: for PNG files and for light pages
 PAPER = Palette(
     "#1b1b1b",
     "#d5d5d5",
     ("#1f6fb4", "#d9730d", "#8fb98f", "#e0b23c", "#b565c4", "#d64545", "#6b8fd6", "#888888"),
 )
-# matplotlib wants colours; a page has CSS variables, for which these stand until the SVG is written
-_STAND_INS = {
+# matplotlib needs colors; these are replaced by CSS variables in the SVG
+_CSS_COLORS = {
     "#010101": "currentColor",
     "#020202": "var(--line)",
     **{f"#0303{number:02x}": f"var(--series-{number})" for number in range(len(PAPER.series))},
 }
-_STANDING_IN = tuple(_STAND_INS)
-PAGE = Palette(_STANDING_IN[0], _STANDING_IN[1], _STANDING_IN[2:])
+_PLACEHOLDERS = tuple(_CSS_COLORS)
+PAGE = Palette(_PLACEHOLDERS[0], _PLACEHOLDERS[1], _PLACEHOLDERS[2:])
 
 
-# points of a legend's mark with the space about it, and of a letter, generously
-_LEGEND_MARK, _LEGEND_LETTER, _LEGEND_COLUMNS = 40, 4.8, 4
+# widths of a legend's marker with its margin and of a letter, in points
+_LEGEND_MARKER = 40
+_LEGEND_LETTER = 4.8
+_MAX_LEGEND_COLUMNS = 4
 
 
 def _settings(palette: Palette) -> dict[str, Any]:
@@ -79,34 +82,39 @@ def _settings(palette: Palette) -> dict[str, Any]:
 
 
 class Curve(NamedTuple):
-    """colour: number of one of a palette's series; style: as matplotlib writes lines and marks."""
+    """A curve.
+
+    Attributes:
+        name: in the legend.
+        x, y: points.
+        color: index of the palette's series.
+        style: matplotlib format of line and markers.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int
+    color: int
     style: str = "-"
 
 
 def require_matplotlib() -> Any:
-    """The module. Raises PoiseError without it."""
+    """Return matplotlib. Raises PoiseError if it cannot be imported."""
     try:
         import matplotlib
     except ImportError as error:
         raise PoiseError(
-            f"charts need matplotlib, which cannot be imported ({error}): pip install 'poise[plot]'"
+            f"charts need matplotlib ({error}); install it with pip install 'poise[plot]'"
         ) from None
-    # the page's fonts are the reader's, so it does not matter which of them this machine has
+    # pages use the fonts of the reader's machine, not of this one
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     return matplotlib
 
 
 def styled(palette: Palette) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """For functions that draw: our settings around all of it. They raise PoiseError without
-    matplotlib.
-    """
+    """Run a drawing function with our matplotlib settings. Raises PoiseError without matplotlib."""
 
-    def decorated(draw: Callable[..., T]) -> Callable[..., T]:
+    def decorate(draw: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(draw)
         def with_settings(*args: Any, **options: Any) -> T:
             with require_matplotlib().rc_context(_settings(palette)):
@@ -114,14 +122,15 @@ def styled(palette: Palette) -> Callable[[Callable[..., T]], Callable[..., T]]:
 
         return with_settings
 
-    return decorated
+    return decorate
 
 
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Any, Any]:
-    """(figure, axes (rows, columns)) of inches, outside of pyplot, which would look for a
-    display.
+    """Return (figure, axes (rows, columns)) of a size in inches.
+
+    Does not use pyplot, which may need a display.
     """
     from matplotlib.figure import Figure
 
@@ -130,7 +139,7 @@ def new_figure(
 
 
 def svg(figure, title: str) -> str:
-    """The figure as an <svg> element without anything that points elsewhere."""
+    """Return the figure as an <svg> element without external references."""
     text = io.StringIO()
     figure.savefig(
         text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -138,16 +147,16 @@ def svg(figure, title: str) -> str:
     drawing = text.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.S)
-    # inside HTML they say nothing
+    # not needed inside HTML
     drawing = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", drawing)
     drawing = drawing.replace("xlink:href", "href")
-    # several drawings stand in one page, so their ids must differ
+    # ids must be unique among the charts of a page
     prefix = f"c{zlib.crc32((title + drawing).encode()):08x}-"
     drawing = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', drawing)
     drawing = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', drawing)
     drawing = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", drawing)
-    drawing = re.sub("|".join(_STAND_INS), lambda colour: _STAND_INS[colour[0]], drawing)
-    drawing = escape_control(drawing)  # of names in it matplotlib escapes the markup alone
+    drawing = re.sub("|".join(_CSS_COLORS), lambda match: _CSS_COLORS[match[0]], drawing)
+    drawing = escape_control(drawing)  # matplotlib escapes only markup in names
     return drawing.replace("<svg", f'<svg role="img" aria-label="{escape_html(title)}"', 1)
 
 
@@ -160,9 +169,7 @@ def bars(
     *,
     limits: tuple[float, float] | None = (0, 1),
 ) -> str:
-    """Horizontal bars: one group for each label, top down, with one bar for each of the series;
-    NaN and -1 are left out.
-    """
+    """Draw horizontal bars, one group per label with one bar per series, without NaN and -1."""
     figure, axes = new_figure(7, 0.6 + 0.26 * len(labels) * (0.5 + 0.5 * len(series)))
     _draw_bars(axes[0, 0], series, labels, value, limits)
     return svg(figure, title)
@@ -209,7 +216,7 @@ def panels(
     groups: Mapping[str, tuple[Mapping[str, Sequence[float]], Sequence[str]]],
     value: str,
 ) -> str:
-    """Two panels of bars in a row: title of the panel -> (series, labels)."""
+    """Draw panels of bars, two per row. groups: panel title -> (series, labels)."""
     rows = -(-len(groups) // 2)
     largest = max(len(labels) * (0.5 + 0.5 * len(series)) for series, labels in groups.values())
     figure, axes = new_figure(9, rows * (0.9 + 0.27 * largest), rows, 2)
@@ -231,9 +238,7 @@ def stacked(
     labels: Sequence[str],
     value: str,
 ) -> str:
-    """A panel for each result file: a bar for each label, made of the shares of the parts; name
-    -> part -> values.
-    """
+    """Draw stacked bars, a panel per file and a bar per label. files: name -> part -> values."""
     figure, axes = new_figure(
         4.6 * len(files) + 1, 0.9 + 0.24 * len(labels), 1, len(files), sharey=True
     )
@@ -273,9 +278,7 @@ def lines(
     size: tuple[float, float] = (7, 4),
     logarithmic: bool = False,
 ) -> str:
-    """Curves over a common axis; with a diagonal where x and y should be equal, or with a
-    logarithmic y axis.
-    """
+    """Draw curves, optionally with the diagonal x = y or a logarithmic y axis."""
     figure, axes = new_figure(*size)
     _draw_lines(axes[0, 0], PAGE, curves, x, y, diagonal, limits, logarithmic)
     return svg(figure, title)
@@ -283,9 +286,7 @@ def lines(
 
 @styled(PAPER)
 def lines_as_png(charts: Sequence[tuple[str, Sequence[Curve], str, bool]]) -> bytes:
-    """A PNG on white with charts (title, curves, name of the x axis, whether logarithmic), two
-    in a row.
-    """
+    """Return a PNG with charts (title, curves, x label, is logarithmic), two per row."""
     rows = -(-len(charts) // 2)
     figure, axes = new_figure(12, 3.6 * rows, rows, 2)
     for axis, chart in itertools.zip_longest(axes.flat, charts):
@@ -316,7 +317,7 @@ def _draw_lines(
             curve.x,
             curve.y,
             curve.style,
-            color=palette.series[curve.colour % len(palette.series)],
+            color=palette.series[curve.color % len(palette.series)],
             label=_plain(curve.name),
             linewidth=1.6,
             markersize=4,
@@ -328,7 +329,7 @@ def _draw_lines(
     if limits:
         axis.set_ylim(*limits)
     if x == "epoch":
-        # of one epoch one tick, no fractions
+        # integer ticks, and one tick for a single epoch
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if logarithmic:
         axis.set_yscale("log")
@@ -340,22 +341,21 @@ def _draw_lines(
 
 
 def _legend(axis) -> None:
-    """Above the chart, in as many columns, up to 4, as the chart is wide enough for: constrained
-    layout would squeeze it otherwise.
+    """Add a legend above the chart with as many columns, up to 4, as fit its width.
+
+    A wider legend would make constrained layout shrink the chart.
     """
     names = axis.get_legend_handles_labels()[1]
     # points
     width = axis.figure.get_figwidth() * 72 / axis.get_subplotspec().get_gridspec().ncols
-    fitting = int(width / (_LEGEND_MARK + _LEGEND_LETTER * max(map(len, names))))
+    num_fitting = int(width / (_LEGEND_MARKER + _LEGEND_LETTER * max(map(len, names))))
     axis.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=max(1, min(_LEGEND_COLUMNS, fitting, len(names))),
+        ncols=max(1, min(_MAX_LEGEND_COLUMNS, num_fitting, len(names))),
     )
 
 
 def _plain(text: str) -> str:
-    """A name for a legend, from which matplotlib leaves those with an underscore at the
-    beginning.
-    """
+    """Return a name for a legend; matplotlib omits names that start with an underscore."""
     return f" {text}" if text.startswith("_") else text

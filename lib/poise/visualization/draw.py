@@ -1,5 +1,6 @@
-"""Pictures: skeletons on images and crops, heatmaps, mosaics. Images are (H, W, 3) uint8 in BGR
-order, as OpenCV writes them.
+"""Draw skeletons, boxes, heatmaps and image grids.
+
+Images are (H, W, 3) uint8 BGR, as in OpenCV. Letters: B batch, K keypoints, h w heatmap cells.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import numpy as np
 from poise.errors import DataError
 from poise.structures.skeleton import Skeleton
 
-# left, right, middle: told apart also by people who do not tell red from green
-_SIDE_COLOURS = {-1: (0, 165, 255), 1: (255, 120, 30), 0: (80, 220, 80)}
-_BOX_COLOUR = (230, 230, 230)
+# left, right, middle; distinguishable with red-green color blindness
+_SIDE_COLORS = {-1: (0, 165, 255), 1: (255, 120, 30), 0: (80, 220, 80)}
+_BOX_COLOR = (230, 230, 230)
 Color = tuple[int, int, int]  # BGR
 _GOLDEN_RATIO = 0.618034  # multiples of it, modulo 1, stay far apart from each other
-_RING_SIZE = 0.4  # dots of smaller persons have no white ring, which would cover the limbs
+_MIN_RING_SIZE = 0.4  # of the lines; on smaller persons a white ring would cover the limbs
 GAP = 2  # pixels between the images of a grid
-JPEG_SIDE = 65_000  # a JPEG has no longer one
+JPEG_SIDE = 65_000  # maximum side of a JPEG image
 
 
 def draw_person(
@@ -33,15 +34,20 @@ def draw_person(
     person_side: float = 0.0,
     limb_color: Color | None = None,
 ) -> None:
-    """Draw a skeleton into `image`: keypoints (J, 2) pixels; shown (J,) bool, all by default;
-    scale: of lines and dots.
+    """Draw a skeleton into `image`: left is orange, right blue, middle green.
 
-    The person's left is orange, the right blue, the middle green; limb_color is used for all limbs
-    instead. person_side: longer side of the person's box in pixels, for lines and dots that fit
-    small persons; 0: the person fills the image.
+    Args:
+        image: modified in place.
+        keypoints: (K, 2) pixels.
+        skeleton: limbs and sides of the keypoints.
+        shown: mask (K,) of keypoints to draw; None: all.
+        scale: of lines and dots.
+        person_side: longer side of the person's box in pixels, which limits the size of lines and
+            dots; 0: the person fills the image.
+        limb_color: color of all limbs.
     """
     shown = np.ones(len(keypoints), bool) if shown is None else np.asarray(shown, bool)
-    # far outside points would overflow OpenCV's fixed-point coordinates
+    # distant points would overflow OpenCV's fixed-point coordinates
     limit = 4 * max(image.shape[:2])
     usable = (
         shown
@@ -51,31 +57,28 @@ def draw_person(
     size = _line_size(image, person_side) * scale
     thick, radius = max(1, round(1.6 * size)), max(1, round(2.2 * size))
 
-    def at(joint: int) -> tuple[int, int]:
-        return int(round(float(keypoints[joint, 0]) * 8)), int(
-            round(float(keypoints[joint, 1]) * 8)
-        )
+    def at(k: int) -> tuple[int, int]:
+        x, y = keypoints[k]
+        return int(round(float(x) * 8)), int(round(float(y) * 8))
 
     for a, b in skeleton.limbs:
         if usable[a] and usable[b]:
-            side = (
-                skeleton.side(a)
-                if skeleton.side(a) == skeleton.side(b)
-                else skeleton.side(a) + skeleton.side(b)
-            )
-            cv2.line(image, at(a), at(b), limb_color or _SIDE_COLOURS[side], thick, cv2.LINE_AA, 3)
-    for joint in np.flatnonzero(usable).tolist():
-        if size >= _RING_SIZE:
-            cv2.circle(image, at(joint), (radius + 1) * 8, (255, 255, 255), -1, cv2.LINE_AA, 3)
-        cv2.circle(
-            image, at(joint), radius * 8, _SIDE_COLOURS[skeleton.side(joint)], -1, cv2.LINE_AA, 3
-        )
+            side = skeleton.side(a)
+            if side != skeleton.side(b):
+                side += skeleton.side(b)
+            cv2.line(image, at(a), at(b), limb_color or _SIDE_COLORS[side], thick, cv2.LINE_AA, 3)
+    for k in np.flatnonzero(usable).tolist():
+        if size >= _MIN_RING_SIZE:
+            cv2.circle(image, at(k), (radius + 1) * 8, (255, 255, 255), -1, cv2.LINE_AA, 3)
+        cv2.circle(image, at(k), radius * 8, _SIDE_COLORS[skeleton.side(k)], -1, cv2.LINE_AA, 3)
 
 
 def _line_size(image: np.ndarray, person_side: float) -> float:
-    """Return the size of lines relative to those of an image of 400 pixels that a person fills."""
+    """Return the size of lines relative to an image of 400 pixels that a person fills."""
     side = max(image.shape[:2])
-    return (min(side, 2 * person_side) if person_side > 0 else side) / 400
+    if person_side > 0:
+        side = min(side, 2 * person_side)
+    return side / 400
 
 
 def person_color(number: int) -> Color:
@@ -88,13 +91,17 @@ def person_color(number: int) -> Color:
 
 
 def draw_box(
-    image: np.ndarray, box: np.ndarray, label: str = "", color: Color = _BOX_COLOUR
+    image: np.ndarray, box: np.ndarray, label: str = "", color: Color | None = None
 ) -> None:
-    """Draw a person's box into `image`: (4,) left, top, right, bottom in pixels, clipped to the
-    image.
+    """Draw a box into `image`, with a label above it, or inside at the top edge of the image.
 
-    The label stands above the box, or inside where there is no room.
+    Args:
+        image: modified in place.
+        box: (4,) left, top, right, bottom in pixels; clipped to the image.
+        label: text.
+        color: BGR; None: gray.
     """
+    color = color or _BOX_COLOR
     height, width = image.shape[:2]
     last = np.array([width - 1, height - 1] * 2)
     left, top, right, bottom = (
@@ -104,7 +111,7 @@ def draw_box(
     cv2.rectangle(image, (left, top), (right, bottom), color, max(1, round(size)), cv2.LINE_AA)
     if not label:
         return
-    # as large as the image allows, but no wider than the box where that is legible
+    # scaled with the image, but not wider than the box if that is legible
     scale = 0.3 * max(height, width) / 400
     (text_width, _), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     scale = max(0.35, scale * min(1.0, (right - left) / max(text_width, 1)))
@@ -121,15 +128,15 @@ def draw_box(
 
 
 def overlay_heatmap(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """The image darkened under one heatmap (h, w), whose values are expected from 0 to 1."""
+    """Blend an image with a heatmap (h, w) of values from 0 to 1."""
     height, width = image.shape[:2]
     values = cv2.resize(np.clip(heatmap, 0, 1).astype(np.float32), (width, height))
-    colours = cv2.applyColorMap((values * 255).astype(np.uint8), cv2.COLORMAP_JET)
-    return (colours * 0.7 + image * 0.3).astype(np.uint8)
+    colors = cv2.applyColorMap((values * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    return (colors * 0.7 + image * 0.3).astype(np.uint8)
 
 
 def make_grid(images: Sequence[np.ndarray], columns: int, gap: int = GAP) -> np.ndarray:
-    """Pictures of one size in rows of `columns`, with white gaps."""
+    """Return a grid of images of one size, with white gaps."""
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
@@ -140,52 +147,69 @@ def make_grid(images: Sequence[np.ndarray], columns: int, gap: int = GAP) -> np.
 
 
 def make_crop_grid(
-    crops: np.ndarray, joints: np.ndarray, shown: np.ndarray, skeleton: Skeleton, columns: int = 8
+    crops: np.ndarray,
+    keypoints: np.ndarray,
+    shown: np.ndarray,
+    skeleton: Skeleton,
+    columns: int = 8,
 ) -> np.ndarray:
-    """Crops (B, H, W, 3) with their skeletons: joints (B, J, 2) crop pixels, shown (B, J). Small
-    crops are enlarged.
+    """Return a grid of crops with skeletons. Small crops are enlarged.
+
+    Args:
+        crops: (B, H, W, 3).
+        keypoints: (B, K, 2) crop pixels.
+        shown: (B, K), above 0 for keypoints to draw.
+        skeleton: limbs and sides of the keypoints.
+        columns: maximum number of crops per row.
     """
-    drawn, zoom = [], max(1, round(256 / crops.shape[1]))
-    for crop, points, mask in zip(crops, joints, shown):
-        drawn.append(
-            cv2.resize(crop, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-            if zoom > 1
-            else np.ascontiguousarray(crop)
-        )
-        draw_person(drawn[-1], (points + 0.5) * zoom - 0.5, skeleton, shown=mask > 0)
+    drawn = []
+    zoom = max(1, round(256 / crops.shape[1]))
+    for crop, points, mask in zip(crops, keypoints, shown):
+        image = np.ascontiguousarray(crop)
+        if zoom > 1:
+            image = cv2.resize(crop, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+        draw_person(image, (points + 0.5) * zoom - 0.5, skeleton, shown=mask > 0)
+        drawn.append(image)
     return make_grid(drawn, min(columns, len(drawn)))
 
 
 def make_heatmap_grid(crops: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
-    """A row per crop (B, H, W, 3): the crop, then it under each of its heatmaps (B, J, h, w), at
-    heatmap size.
+    """Return a row per crop (B, H, W, 3): the crop, and the crop under each of its heatmaps.
+
+    heatmaps: (B, K, h, w); their size is that of the images.
     """
     height, width = heatmaps.shape[2:]
-    pictures = []
+    images = []
     for crop, maps in zip(crops, heatmaps):
         small = cv2.resize(crop, (width, height))
-        pictures += [small, *(overlay_heatmap(small, one) for one in maps)]
-    return make_grid(pictures, heatmaps.shape[1] + 1, gap=1)
+        images += [small, *(overlay_heatmap(small, one) for one in maps)]
+    return make_grid(images, heatmaps.shape[1] + 1, gap=1)
 
 
 def encode_image(image: np.ndarray, ending: str, quality: int = 95) -> bytes:
-    """A picture file's content, of the kind that `ending` says. quality: of a JPEG. Raises
-    DataError for a picture that such a file cannot hold.
+    """Encode an image in the format of a file suffix.
+
+    Args:
+        image: BGR.
+        ending: suffix such as '.jpg'.
+        quality: of a JPEG.
+
+    Raises DataError if the format does not support the image.
     """
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if ending == ".jpg" else []
     try:
-        done, data = cv2.imencode(
-            ending, image, [cv2.IMWRITE_JPEG_QUALITY, quality] if ending == ".jpg" else []
-        )
+        succeeded, data = cv2.imencode(ending, image, options)
     except cv2.error:
-        done = False
-    if not done:
+        succeeded = False
+    if not succeeded:
         raise DataError(
-            f"a picture of {image.shape[1]} x {image.shape[0]} cannot be written as {ending[1:]}"
+            f"an image of {image.shape[1]} x {image.shape[0]} pixels cannot be written as"
+            f" {ending[1:]}"
         )
     return data.tobytes()
 
 
 def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Write a picture; its folder is made."""
+    """Write an image file and create its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(encode_image(image, Path(path).suffix))

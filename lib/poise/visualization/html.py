@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: no script, no request, light and dark."""
+"""Self-contained HTML pages: no scripts, no requests, light and dark mode."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ figure { margin: .8em 0; } svg { max-width: 100%; height: auto; } .panels { disp
 .picture { margin: 1.2em 0; } .picture p { margin: .1em 0; overflow-wrap: anywhere; }
 """.replace(
     "LIGHT",
-    " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(charts.PAPER.series)),
+    " ".join(f"--series-{index}: {color};" for index, color in enumerate(charts.PAPER.series)),
 )
 
 
-# nothing may be fetched, whatever a file's text holds
+# blocks all requests, even if escaping of a file's text failed
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 class Markup(str):
-    """Text that is HTML already, made here and not read from a file."""
+    """Trusted HTML. Never text from a file."""
 
 
 def render_document(title: str, parts: Iterable[str]) -> str:
-    """A whole page of HTML parts."""
+    """Return an HTML page of parts."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n<meta name="viewport"'
@@ -63,26 +63,28 @@ def render_document(title: str, parts: Iterable[str]) -> str:
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """A figure, or a dash where there is none."""
-    return (
-        "–" if value is None or not math.isfinite(value) or value == -1 else f"{value:.{digits}f}"
-    )
+    """Format a number; a dash for None, NaN, infinity and -1."""
+    if value is None or not math.isfinite(value) or value == -1:
+        return "–"
+    return f"{value:.{digits}f}"
 
 
 def render_table(
     head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()
 ) -> str:
-    """An HTML table; every cell is escaped that is not Markup."""
+    """Return an HTML table. Cells are escaped except Markup. text_columns: left-aligned."""
 
     def cell(content: str, column: int) -> str:
-        shown = content if isinstance(content, Markup) else escape_html(content)
-        return f'<td class="text">{shown}</td>' if column in text_columns else f"<td>{shown}</td>"
+        text = content if isinstance(content, Markup) else escape_html(content)
+        if column in text_columns:
+            return f'<td class="text">{text}</td>'
+        return f"<td>{text}</td>"
 
     lines = ["".join(cell(content, column) for column, content in enumerate(row)) for row in rows]
-    titles = "".join(
-        f"<th{' class=text' if column in text_columns else ''}>{escape_html(name)}</th>"
-        for column, name in enumerate(head)
-    )
+    titles = ""
+    for column, name in enumerate(head):
+        tag = "<th class=text>" if column in text_columns else "<th>"
+        titles += f"{tag}{escape_html(name)}</th>"
     return (
         f'<div class="scroll"><table><tr>{titles}</tr>'
         + "".join(f"<tr>{line}</tr>" for line in lines)
@@ -90,8 +92,7 @@ def render_table(
     )
 
 
-def encode_data_uri(picture: np.ndarray) -> str:
-    return (
-        "data:image/jpeg;base64,"
-        + base64.b64encode(visualize.encode_image(picture, ".jpg", quality=82)).decode()
-    )
+def encode_data_uri(image: np.ndarray) -> str:
+    """Return a BGR image (H, W, 3) uint8 as a data URI."""
+    data = visualize.encode_image(image, ".jpg", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()

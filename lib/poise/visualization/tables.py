@@ -1,4 +1,4 @@
-"""Text for a terminal: aligned columns, numbers with nouns."""
+"""Text tables for the terminal."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections.abc import Collection, Sequence
 
 
 def align_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Rows of equally many cells as lines, each column as wide as its widest cell; `right`:
-    columns that are aligned at their right end.
+    """Format rows of cells as lines with aligned columns.
+
+    Args:
+        rows: with the same number of cells.
+        right: indices of right-aligned columns.
     """
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    )
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)

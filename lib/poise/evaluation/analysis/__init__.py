@@ -1,3 +1,4 @@
-"""Where a result file errs: tools/analyze.py, and the curves of tools/plot_log.py.
-docs/analysis.md says what is measured and how.
+"""Error analysis of result files (tools/analyze.py) and training curves (tools/plot_log.py).
+
+See docs/analysis.md.
 """

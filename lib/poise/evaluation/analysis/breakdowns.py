@@ -1,4 +1,4 @@
-"""The AP of groups of persons: by size, crowding, labelled and visible joints.
+"""AP of groups of persons: by size, crowding, labeled and visible keypoints.
 
 Letters: as poise.evaluation.analysis.matching.
 """
@@ -13,9 +13,9 @@ from poise.evaluation import keypoint_ap
 from poise.evaluation.analysis.matching import GroundTruth, Results, headline, pairs_of_images
 from poise.structures.boxes import elementwise_iou
 
-# IoU of boxes from which on two persons crowd each other; coco-analyze: IOU_FOR_OVERLAP
+# IoU above which boxes of two persons count as overlapping; coco-analyze: IOU_FOR_OVERLAP
 OVERLAP = 0.1
-#: name -> (least, first beyond)
+#: name -> [low, high)
 Groups = dict[str, tuple[float, float]]
 
 SIZES: Groups = {
@@ -37,23 +37,21 @@ SEEN_NUMBERS: Groups = {"none": (0, 1), **JOINT_NUMBERS}
 
 #: title and explanation of each breakdown, in the order of the page
 TITLES = {
-    "size": ("Size", "of the person's outline, the annotation's area, in square pixels"),
+    "size": ("Size", "area of the annotation in square pixels"),
     "crowding": (
         "Crowding",
-        f"other persons of the picture whose box overlaps the person's with an IoU above {OVERLAP}",
+        f"other persons of the image whose box has an IoU above {OVERLAP} with the person's box",
     ),
-    "labelled joints": ("Labelled joints", "joints that the annotation has, hidden ones too"),
+    "labelled joints": ("Labeled keypoints", "annotated keypoints, including occluded ones"),
     "visible joints": (
-        "Visible joints",
-        "joints whose annotation says that they are seen (flag 2)",
+        "Visible keypoints",
+        "keypoints annotated as visible (flag 2)",
     ),
 }
 
 
 def group_values(truth: GroundTruth) -> dict[str, tuple[np.ndarray, Groups]]:
-    """For each breakdown of TITLES a value (G,) of each labelled person, and its groups: name ->
-    (least, first beyond).
-    """
+    """Return a value (G,) per labeled person and the groups for each breakdown of TITLES."""
     persons = truth.persons
     return {
         "size": (persons.area, SIZES),
@@ -64,9 +62,7 @@ def group_values(truth: GroundTruth) -> dict[str, tuple[np.ndarray, Groups]]:
 
 
 def overlapping(truth: GroundTruth) -> np.ndarray:
-    """(G,) int: how many other persons, crowds not among them, have a box whose IoU with the
-    person's is above OVERLAP.
-    """
+    """Return the number (G,) of other persons, without crowds, with a box IoU above OVERLAP."""
     persons = truth.persons
     a, b = pairs_of_images(persons.image, persons.image)
     apart = (a != b) & ~persons.crowd[b]
@@ -75,29 +71,29 @@ def overlapping(truth: GroundTruth) -> np.ndarray:
     return np.bincount(a[near], minlength=len(persons.area))
 
 
-def breakdown(found: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """Breakdown -> group -> figures; see `figures_of`."""
+def breakdown(results: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """Return breakdown -> group -> metrics, see figures_of."""
     return {
         name: {
-            group: figures_of(found, (values >= least) & (values < beyond))
+            group: figures_of(results, (values >= least) & (values < beyond))
             for group, (least, beyond) in groups.items()
         }
-        for name, (values, groups) in group_values(found.truth).items()
+        for name, (values, groups) in group_values(results.truth).items()
     }
 
 
-def figures_of(found: Results, group: np.ndarray) -> dict[str, float]:
-    """persons: how many of the group (G,) bool count. found: the share of them found with OKS .5 or
-    more. oks: their mean OKS, 0 for those not found.
+def figures_of(results: Results, group: np.ndarray) -> dict[str, float]:
+    """Return the metrics of a group of persons (mask (G,)); all -1 for an empty group.
 
-    AP, AP .5, AP .75: the persons of all other groups are neither found nor missed, and predictions
-    that are like one of them are neither right nor wrong. A prediction that is like nobody belongs
-    to no group; where it is wrong it counts in each with the group's share of all persons, so that
-    small groups are not drowned in them (the normalised precision of Hoiem et al., Diagnosing Error
-    in Object Detectors, ECCV 2012). So each wrong prediction counts once over all groups. All -1
-    where the group has nobody.
+    AP, AP .5 and AP .75 ignore the persons of other groups and predictions similar to them.
+    Background predictions belong to no group. They count in each group with the weight of its
+    fraction of all persons, so that they do not dominate small groups (normalized precision, Hoiem
+    et al., Diagnosing Error in Object Detectors, ECCV 2012) and count once over all groups.
+
+    Returns: `persons`, the number that is scored; AP, AP .5, AP .75; `found`, the recall at OKS .5;
+    `oks`, the mean OKS, 0 for persons without a match.
     """
-    truth, pairs = found.truth, found.pairs
+    truth, pairs = results.truth, results.pairs
     wanted = group & truth.counted
     count = int(wanted.sum())
     if not count:
@@ -105,14 +101,14 @@ def figures_of(found: Results, group: np.ndarray) -> dict[str, float]:
     persons = replace(truth.persons, ignored=~wanted)
     matches = keypoint_ap.match(
         persons,
-        found.image,
-        found.keypoints,
-        found.scores,
+        results.image,
+        results.keypoints,
+        results.scores,
         truth.sigmas,
         sizes=[keypoint_ap.SIZES["all"]],
     )
     weights = np.where(pairs.like < 0, count / int(truth.counted.sum()), wanted[pairs.like])
-    precision, recall = keypoint_ap.precision_and_recall(matches, found.scores, weights)
+    precision, recall = keypoint_ap.precision_and_recall(matches, results.scores, weights)
     return {
         "persons": count,
         **headline(precision[:, :, 0]),

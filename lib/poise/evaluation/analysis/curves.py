@@ -1,5 +1,6 @@
-"""Precision over recall, and how good scores are. Letters: as
-poise.evaluation.analysis.matching.
+"""Precision-recall curves and score calibration.
+
+Letters: as poise.evaluation.analysis.matching.
 """
 
 from __future__ import annotations
@@ -9,25 +10,27 @@ import numpy as np
 from poise.evaluation import keypoint_ap
 from poise.evaluation.analysis.matching import NOT_COUNTED, Results
 
-SHOWN = (0.5, 0.75, 0.9)  # OKS thresholds with a curve of their own
+CURVE_THRESHOLDS = (0.5, 0.75, 0.9)  # OKS
 BINS = 10
 
 
-def precision_recall(found: Results) -> dict[str, list[float]]:
-    """recall: 101 levels; 'mean' over the ten thresholds and one list for each of SHOWN: COCO's
-    interpolated precision over all sizes.
+def precision_recall(results: Results) -> dict[str, list[float]]:
+    """Return COCO's interpolated precision at 101 recalls, over all sizes.
+
+    Returns: `recall`, the mean over the ten thresholds, and a list per threshold of
+    CURVE_THRESHOLDS.
     """
     precision, _ = keypoint_ap.evaluate(
-        found.truth.persons,
-        found.image,
-        found.keypoints,
-        found.scores,
-        found.truth.sigmas,
+        results.truth.persons,
+        results.image,
+        results.keypoints,
+        results.scores,
+        results.truth.sigmas,
         sizes=[keypoint_ap.SIZES["all"]],
     )
     places = {
         f"OKS {threshold:g}": int(np.argmin(np.abs(keypoint_ap.THRESHOLDS - threshold)))
-        for threshold in SHOWN
+        for threshold in CURVE_THRESHOLDS
     }
     return {
         "recall": keypoint_ap.RECALLS.tolist(),
@@ -36,27 +39,29 @@ def precision_recall(found: Results) -> dict[str, list[float]]:
     }
 
 
-def calibration(found: Results) -> dict[str, dict[str, object]]:
-    """persons: a person's score beside the OKS with who was found, 0 for nobody; joints: a joint's
-    score beside how often its similarity is above 0.5.
+def calibration(results: Results) -> dict[str, dict[str, object]]:
+    """Return the calibration of person and keypoint scores.
 
-    Predictions that do not count are left out. Joints: labelled ones of predictions that found
-    somebody. Each has BINS bins with equally many members: score, value (means of a bin), count;
-    error, the mean distance of score and value, weighted by count (expected calibration error, Guo
-    et al., ICML 2017); correlation, Spearman's rank correlation of score and value: scores that
-    only rank need not be calibrated. Error is None where scores leave [0, 1].
+    `persons` compares scores with the OKS of the match, 0 without a match. `joints` compares scores
+    of labeled keypoints of matched predictions with the fraction of similarities above 0.5.
+    Predictions that are not scored are excluded.
+
+    Returns: for both, `score`, `value` (means) and `count` of BINS bins of equal size; `error`,
+    the expected calibration error (Guo et al., ICML 2017), None for scores outside of [0, 1];
+    `correlation`, Spearman's rank correlation, as the AP needs only a ranking.
     """
-    pairs, persons = found.pairs, found.truth.persons
+    pairs, persons = results.pairs, results.truth.persons
     counted = pairs.kind != NOT_COUNTED
-    own = np.flatnonzero(pairs.person >= 0)
+    matched = np.flatnonzero(pairs.person >= 0)
     similarity = keypoint_ap.joint_similarity(
-        persons, pairs.person[own], found.keypoints[own, :, :2], found.truth.sigmas
+        persons, pairs.person[matched], results.keypoints[matched, :, :2], results.truth.sigmas
     )
-    labelled = persons.keypoints[pairs.person[own], :, 2] > 0
+    labelled = persons.keypoints[pairs.person[matched], :, 2] > 0
     return {
-        "persons": _reliability(found.scores[counted], pairs.oks[counted]),
+        "persons": _reliability(results.scores[counted], pairs.oks[counted]),
         "joints": _reliability(
-            found.keypoints[own][:, :, 2][labelled], (similarity > 0.5)[labelled].astype(float)
+            results.keypoints[matched][:, :, 2][labelled],
+            (similarity > 0.5)[labelled].astype(float),
         ),
     }
 
@@ -65,16 +70,12 @@ def _reliability(score: np.ndarray, value: np.ndarray) -> dict[str, object]:
     if not len(score):
         return {"score": [], "value": [], "count": [], "error": None, "correlation": None}
     parts = [part for part in np.array_split(np.argsort(score, kind="stable"), BINS) if len(part)]
-    mean_score, mean_value = (
-        [float(array[part].mean()) for part in parts] for array in (score, value)
-    )
+    mean_score = [float(score[part].mean()) for part in parts]
+    mean_value = [float(value[part].mean()) for part in parts]
     count = [len(part) for part in parts]
-    within = score.min() >= 0 and score.max() <= 1
-    error = (
-        float(np.average(np.abs(np.subtract(mean_score, mean_value)), weights=count))
-        if within
-        else None
-    )
+    error = None
+    if score.min() >= 0 and score.max() <= 1:
+        error = float(np.average(np.abs(np.subtract(mean_score, mean_value)), weights=count))
     return {
         "score": mean_score,
         "value": mean_value,
@@ -85,7 +86,7 @@ def _reliability(score: np.ndarray, value: np.ndarray) -> dict[str, object]:
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's, None where one of the two is constant."""
+    """Return Spearman's correlation, None if one of the two is constant."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     from scipy.stats import spearmanr

@@ -1,9 +1,9 @@
-"""Which errors a result file makes, and the AP that each kind costs.
+"""Errors of a result file by kind, and the AP that each kind costs.
 
 Source: Ronchi & Perona, Benchmarking and Error Diagnosis in Multi-Instance Pose Estimation, ICCV
 2017, arXiv 1707.05388, with the thresholds of the authors' coco-analyze (params.oksLocThrs,
-params.jitterKsThrs). The similarity of a joint to a labelled one is its term of the OKS. Letters:
-as poise.evaluation.analysis.matching; R found persons.
+params.jitterKsThrs). The similarity of a keypoint to a label is its term of the
+OKS. Letters: as poise.evaluation.analysis.matching; R predictions with a match.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from poise.evaluation.analysis.matching import (
     pairs_of_images,
 )
 
-# below the first a joint is elsewhere; from the second on people who label differ as much
+# similarities: below NEAR a keypoint is wrong; above EXACT annotators differ as much
 NEAR, EXACT = 0.5, 0.85
 
 NOT_LABELLED, GOOD, JITTER, INVERSION, SWAP, MISS = range(6)
 JOINTS = ("not labelled", "good", "jitter", "inversion", "swap", "miss")
 JOINT_ERRORS = {"jitter": JITTER, "inversion": INVERSION, "swap": SWAP, "miss": MISS}
 
-#: what each row of the table is, in the order of the page
+#: meaning of each row of the table, in the order of the page
 MEANINGS = {
-    "jitter": f"near its place, similarity {NEAR} to {EXACT}",
-    "inversion": "at the same person's joint of the other side",
-    "swap": "at the joint, or that of the other side, of another person",
-    "miss": f"near none of these, similarity below {NEAR}",
-    "all joint errors": "the four above together",
-    "duplicate": "a person whom a better scored prediction had found already",
-    "background": (
-        "a prediction that is like nobody, OKS below 0.1 with every labelled person of the picture"
-    ),
-    "missed person": "a labelled person whom no prediction found, not even with OKS 0.1",
+    "jitter": f"near its position, similarity {NEAR} to {EXACT}",
+    "inversion": "at the keypoint of the other side of the same person",
+    "swap": "at the keypoint of another person, of either side",
+    "miss": f"not near any of these, similarity below {NEAR}",
+    "all joint errors": "the four kinds above",
+    "duplicate": "person already matched by a prediction with a higher score",
+    "background": "prediction with an OKS below 0.1 to every labeled person of the image",
+    "missed person": "labeled person without a prediction of OKS 0.1 or more",
     "score": (
-        "counted: predictions scored below a worse one of the same person; put right: all are"
-        " ranked by their OKS, those of different persons too"
+        "counted: predictions scored below a worse one of the same person; corrected: all"
+        " predictions are ranked by OKS"
     ),
 }
 
 
 @dataclass(frozen=True)
 class JointErrors:
-    """Joints of R predictions that found a person.
+    """Keypoints of R predictions that are matched with a person.
 
-    prediction, person (R,): who found whom. kind (R, J): NOT_LABELLED to MISS. similarity (R, J):
-    to the person's own joint, 0 where it is not labelled. corrected (R, J, 2): where a joint would
-    lie without its error; the place as predicted where there is none.
+    Attributes:
+        prediction, person: (R,) indices of the matches.
+        kind: (R, K) NOT_LABELLED to MISS.
+        similarity: (R, K) to the person's label, 0 without a label.
+        corrected: (R, K, 2) position without the error; as predicted if there is none.
     """
 
     prediction: np.ndarray
@@ -63,33 +63,31 @@ class JointErrors:
     similarity: np.ndarray
     corrected: np.ndarray
 
-    def keypoints(self, found: Results, *kinds: int) -> np.ndarray:
-        """(D, J, 3): the predictions with the joints of these kinds put right."""
-        keypoints = found.keypoints.copy()
+    def keypoints(self, results: Results, *kinds: int) -> np.ndarray:
+        """Return the predictions (D, K, 3) with keypoint errors of these kinds corrected."""
+        keypoints = results.keypoints.copy()
         rows, joints = np.nonzero(np.isin(self.kind, kinds))
         keypoints[self.prediction[rows], joints, :2] = self.corrected[rows, joints]
         return keypoints
 
 
-def joint_errors(found: Results) -> JointErrors:
-    """Sort the labelled joints of all found persons into good ones and four kinds of errors.
+def joint_errors(results: Results) -> JointErrors:
+    """Classify the labeled keypoints of all matched persons as good or one of four errors.
 
-    A joint from EXACT on is good, whatever else is near. Of the others that labelled joint decides
-    to which it is most similar: its own (jitter), the person's other side (inversion), the same
-    joint of another person, or that one's other side (swap); a joint less similar than NEAR to all
-    of them is a miss.
+    A keypoint with a similarity of EXACT or more is good. Otherwise the most similar label decides:
+    its own (jitter), that of the person's other side (inversion), or that of another person, of
+    either side (swap). If all similarities are below NEAR it is a miss.
 
-    Put right, a joint with jitter has the similarity EXACT and a missed one NEAR, on the line from
-    its labelled place to where it was predicted; an inverted or swapped one lies beside its own
-    place as it lay beside the wrong one, with the same similarity. (In coco-analyze a factor 2 of
-    the OKS is left out here, so that its corrected joints lie nearer than these similarities.)
+    Corrected, jitter has the similarity EXACT and a miss NEAR, on the line from the label to the
+    prediction. Inversions and swaps keep their offset and similarity, relative to the right label.
+    (coco-analyze omits a factor 2 of the OKS here, so its corrected keypoints are closer.)
     """
-    truth, pairs = found.truth, found.pairs
+    truth, pairs = results.truth, results.pairs
     prediction = np.flatnonzero(pairs.person >= 0)
     person = pairs.person[prediction]
-    points, labels = found.keypoints[prediction, :, :2], truth.persons.keypoints
+    points, labels = results.keypoints[prediction, :, :2], truth.persons.keypoints
     mirror = truth.skeleton.flip_indices
-    side = np.where(mirror != np.arange(len(mirror)), 1.0, 0.0)  # a nose has no other side
+    side = np.where(mirror != np.arange(len(mirror)), 1.0, 0.0)  # 0: no other side, such as a nose
     labelled = labels[person, :, 2] > 0
     own = keypoint_ap.joint_similarity(truth.persons, person, points, truth.sigmas)
     inverted = (
@@ -98,7 +96,7 @@ def joint_errors(found: Results) -> JointErrors:
         )
         * side
     )
-    other, other_place = _of_others(found, points, person)
+    other, other_place = _of_others(results, points, person)
 
     best = np.maximum(np.maximum(own, inverted), other)
     kind = np.where(
@@ -144,12 +142,12 @@ def joint_errors(found: Results) -> JointErrors:
 
 
 def _of_others(
-    found: Results, points: np.ndarray, person: np.ndarray
+    results: Results, points: np.ndarray, person: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Similarity (R, J) to the most similar joint, of either side, of other persons in the
     image, and (R, J, 3) its x, y and that person's size.
     """
-    truth = found.truth
+    truth = results.truth
     labels, mirror = truth.persons.keypoints, truth.skeleton.flip_indices
     best, place = np.zeros(points.shape[:2]), np.zeros((*points.shape[:2], 3))
     row, other = pairs_of_images(truth.persons.image[person], truth.persons.image)
@@ -173,7 +171,7 @@ def _of_others(
 
 
 def costs(
-    found: Results, errors: JointErrors, base: dict[str, float]
+    results: Results, errors: JointErrors, base: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """For each kind of MEANINGS: count, and the AP, AP .5 and AP .75 that it costs: those with
     these errors put right, less those as they are.
@@ -182,7 +180,7 @@ def costs(
     sum than the single ones. Of a duplicate, a background or a missed person the AP is that without
     it.
     """
-    truth, pairs = found.truth, found.pairs
+    truth, pairs = results.truth, results.pairs
     missed = truth.counted & (pairs.prediction < 0)
     persons = truth.persons
     corrected = {}
@@ -190,13 +188,13 @@ def costs(
         count = int((errors.kind == which).sum())
         corrected[name] = (
             count,
-            (average_precision(found, errors.keypoints(found, which)) if count else base),
+            (average_precision(results, errors.keypoints(results, which)) if count else base),
         )
     together = sum(count for count, _ in corrected.values())
     corrected["all joint errors"] = (
         together,
         (
-            average_precision(found, errors.keypoints(found, *JOINT_ERRORS.values()))
+            average_precision(results, errors.keypoints(results, *JOINT_ERRORS.values()))
             if together
             else base
         ),
@@ -205,19 +203,19 @@ def costs(
         wrong = pairs.kind == which
         corrected[name] = (
             int(wrong.sum()),
-            (average_precision(found.only(~wrong)) if wrong.any() else base),
+            (average_precision(results.only(~wrong)) if wrong.any() else base),
         )
     corrected["missed person"] = (
         int(missed.sum()),
         (
-            average_precision(found, persons=replace(persons, ignored=persons.ignored | missed))
+            average_precision(results, persons=replace(persons, ignored=persons.ignored | missed))
             if missed.any()
             else base
         ),
     )
     corrected["score"] = (
         int((pairs.kind == OUTRANKED).sum()),
-        average_precision(found, scores=ranked_by_oks(found)),
+        average_precision(results, scores=ranked_by_oks(results)),
     )
     return {
         name: {
@@ -231,15 +229,15 @@ def costs(
     }
 
 
-def ranked_by_oks(found: Results) -> np.ndarray:
+def ranked_by_oks(results: Results) -> np.ndarray:
     """(D,) scores with which the AP is about as high as these predictions allow: the OKS with
     the most similar person, who is each given away once, to the prediction most like him or her;
     what remains is scored below all of those.
     """
-    truth = found.truth
-    d, g = pairs_of_images(found.image, truth.persons.image)
-    similarity = keypoint_ap.oks(truth.persons, g, found.keypoints[d, :, :2], truth.sigmas)
-    scores = np.full(len(found), -1.0)
+    truth = results.truth
+    d, g = pairs_of_images(results.image, truth.persons.image)
+    similarity = keypoint_ap.oks(truth.persons, g, results.keypoints[d, :, :2], truth.sigmas)
+    scores = np.full(len(results), -1.0)
     taken = np.zeros(len(truth.counted), bool)
     # predictions that found a person who does not count are neither right nor wrong, wherever they
     # are ranked

@@ -1,7 +1,7 @@
-"""A result file beside its ground truth: which prediction belongs to which labelled person.
+"""Match the predictions of a result file with the labeled persons.
 
-Letters: G labelled persons, D predicted persons, J joints, P pairs of a prediction and a person of
-the same image.
+Letters: G labeled persons, D predicted persons, K keypoints, P pairs of a prediction and a person
+of the same image.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from poise.evaluation.evaluators.coco import CocoEvaluator
 from poise.evaluation.keypoint_ap import GroundTruthPersons
 from poise.structures.skeleton import DatasetInfo, Skeleton
 
-# Ronchi & Perona match from this OKS on: what is worse found nobody. coco-analyze:
-# params.oksLocThrs
-LEAST_OKS = 0.1
+# minimum OKS of a match as in Ronchi & Perona; coco-analyze: params.oksLocThrs
+MIN_OKS = 0.1
 
 FOUND, OUTRANKED, DUPLICATE, BACKGROUND, NOT_COUNTED = range(5)
 PREDICTIONS = ("found a person", "outranked", "duplicate", "background", "not counted")
@@ -33,10 +32,15 @@ PREDICTIONS = ("found a person", "outranked", "duplicate", "background", "not co
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """persons: G labelled persons, of whom `persons.image` is the place in `images`, the entries of
-    the annotation file sorted by id.
+    """The annotations that results are compared with.
 
-    evaluator: by whose areas and figures the persons are scored.
+    Attributes:
+        name: of the file.
+        persons: G labeled persons; `persons.image` is an index of `images`.
+        images: entries of the annotation file, sorted by id.
+        skeleton: names and flip pairs of the keypoints.
+        content: the file.
+        evaluator: computes areas and metrics.
     """
 
     name: str
@@ -48,7 +52,7 @@ class GroundTruth:
 
     @property
     def category(self) -> int:
-        """The one that its annotations are of."""
+        """The category id of the annotations."""
         return self.content["annotations"][0]["category_id"]
 
     @property
@@ -57,14 +61,22 @@ class GroundTruth:
 
     @property
     def counted(self) -> np.ndarray:
-        """(G,) bool: persons that count in the AP."""
+        """Mask (G,) of persons that are scored."""
         return ~self.persons.ignored
 
 
 @dataclass(frozen=True)
 class Results:
-    """A result file. image (D,): place in truth.images. keypoints (D, J, 3): x, y, score. scores
-    (D,). box_source: see box_source. name: see named.
+    """Predictions of a result file.
+
+    Attributes:
+        file: its name.
+        box_source: see box_source.
+        truth: the ground truth.
+        image: (D,) index of truth.images.
+        keypoints: (D, K, 3) x, y, score.
+        scores: (D,).
+        name: short name, see named.
     """
 
     file: str
@@ -79,7 +91,7 @@ class Results:
         return len(self.scores)
 
     def only(self, keep: np.ndarray) -> Results:
-        """The predictions where `keep` (D,) bool is true."""
+        """Return the predictions selected by the mask `keep` (D,)."""
         return replace(
             self, image=self.image[keep], keypoints=self.keypoints[keep], scores=self.scores[keep]
         )
@@ -91,16 +103,21 @@ class Results:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Who was found by whom, from an OKS of LEAST_OKS on.
+    """Matches of predictions and labeled persons with an OKS of MIN_OKS or more.
 
-    person (D,): the labelled person that a prediction has found, or -1; prediction (G,): the other
-    way round. oks (D,) and found_oks (G,): their OKS, 0 without one. like (D,): whom a prediction
-    has found, else the person who counts and whom it is most like, from LEAST_OKS on, or -1. kind
-    (D,): FOUND; DUPLICATE, where a better scored prediction has taken the person; OUTRANKED, where
-    that one is so much worse that from some threshold of the AP on this one finds the person;
-    BACKGROUND, where no labelled person of the image has an OKS of LEAST_OKS; NOT_COUNTED: found a
-    person who does not count (a crowd, or one without a labelled joint), or one of more than 20 in
-    an image.
+    Attributes:
+        person: (D,) matched person of a prediction, or -1.
+        prediction: (G,) matched prediction of a person, or -1.
+        oks: (D,) OKS of the match, 0 without a match.
+        found_oks: (G,) likewise of persons.
+        like: (D,) the match, else the most similar scored person, or -1.
+        kind: (D,) of the prediction:
+            FOUND: matched;
+            DUPLICATE: a prediction with a higher score has the person;
+            OUTRANKED: likewise, but at a higher OKS threshold of the AP this one is matched;
+            BACKGROUND: no labeled person of the image has an OKS of MIN_OKS;
+            NOT_COUNTED: matched with a person that is not scored (a crowd or without labels), or
+            not among the best 20 of the image.
     """
 
     person: np.ndarray
@@ -111,25 +128,25 @@ class Pairs:
     kind: np.ndarray
 
     @classmethod
-    def of(cls, found: Results) -> Pairs:
-        truth, count = found.truth, len(found)
+    def of(cls, results: Results) -> Pairs:
+        truth, count = results.truth, len(results)
         matches = keypoint_ap.match(
             truth.persons,
-            found.image,
-            found.keypoints,
-            found.scores,
+            results.image,
+            results.keypoints,
+            results.scores,
             truth.sigmas,
-            thresholds=np.array([LEAST_OKS, *keypoint_ap.THRESHOLDS]),
+            thresholds=np.array([MIN_OKS, *keypoint_ap.THRESHOLDS]),
             sizes=[keypoint_ap.SIZES["all"]],
         )
         person = np.full(count, -1, np.int64)
         person[matches.order] = matches.person[0, 0]
-        d, g = pairs_of_images(found.image, truth.persons.image)
-        similarity = keypoint_ap.oks(truth.persons, g, found.keypoints[d, :, :2], truth.sigmas)
-        near = np.flatnonzero((similarity >= LEAST_OKS) & truth.counted[g])
+        d, g = pairs_of_images(results.image, truth.persons.image)
+        similarity = keypoint_ap.oks(truth.persons, g, results.keypoints[d, :, :2], truth.sigmas)
+        near = np.flatnonzero((similarity >= MIN_OKS) & truth.counted[g])
         near = near[np.argsort(similarity[near], kind="stable")]
         like = np.full(count, -1, np.int64)
-        like[d[near]] = g[near]  # of several the last is kept, the most similar
+        like[d[near]] = g[near]  # the last assignment wins: the most similar person
         kind = np.where(like >= 0, DUPLICATE, BACKGROUND)
         kind[matches.order[(matches.person[0] >= 0).any(axis=0)]] = OUTRANKED
         kind[person >= 0] = FOUND
@@ -138,22 +155,22 @@ class Pairs:
         uncounted |= ~np.isin(np.arange(count), matches.order)
         kind[uncounted] = NOT_COUNTED
         person[uncounted] = -1
-        own, who = np.flatnonzero(person >= 0), person[person >= 0]
-        like[own] = who
-        oks, found_oks, prediction = (
-            np.zeros(count),
-            np.zeros(len(truth.counted)),
-            np.full(len(truth.counted), -1, np.int64),
+        matched = np.flatnonzero(person >= 0)
+        who = person[matched]
+        like[matched] = who
+        oks = np.zeros(count)
+        oks[matched] = keypoint_ap.oks(
+            truth.persons, who, results.keypoints[matched, :, :2], truth.sigmas
         )
-        oks[own] = keypoint_ap.oks(truth.persons, who, found.keypoints[own, :, :2], truth.sigmas)
-        found_oks[who], prediction[who] = oks[own], own
+        found_oks = np.zeros(len(truth.counted))
+        found_oks[who] = oks[matched]
+        prediction = np.full(len(truth.counted), -1, np.int64)
+        prediction[who] = matched
         return cls(person, prediction, oks, found_oks, like, kind)
 
 
 def pairs_of_images(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (P,) and (P,) of all pairs of an element of `first` and one of `second` that have
-    the same value, sorted by the first.
-    """
+    """Return indices (P,) and (P,) of all pairs with equal values, sorted by the first index."""
     order = np.argsort(second, kind="stable")
     begin, end = (np.searchsorted(second[order], first, side=side) for side in ("left", "right"))
     count = end - begin
@@ -163,27 +180,28 @@ def pairs_of_images(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, 
 
 
 def average_precision(
-    found: Results,
+    results: Results,
     keypoints: np.ndarray | None = None,
     scores: np.ndarray | None = None,
     persons: GroundTruthPersons | None = None,
 ) -> dict[str, float]:
-    """AP, AP .5 and AP .75 over all sizes, of the predictions as they are or with others'
-    keypoints, scores or labelled persons.
+    """Return AP, AP .5 and AP .75 over all sizes.
+
+    `keypoints`, `scores` and `persons` replace those of the results and of the ground truth.
     """
     curve = keypoint_ap.evaluate(
-        persons or found.truth.persons,
-        found.image,
-        found.keypoints if keypoints is None else keypoints,
-        found.scores if scores is None else scores,
-        found.truth.sigmas,
+        persons or results.truth.persons,
+        results.image,
+        results.keypoints if keypoints is None else keypoints,
+        results.scores if scores is None else scores,
+        results.truth.sigmas,
         sizes=[keypoint_ap.SIZES["all"]],
     )
     return headline(curve[0][:, :, 0])
 
 
 def headline(precision: np.ndarray) -> dict[str, float]:
-    """AP, AP .5 and AP .75 of precision (T, R); -1 where nobody is labelled."""
+    """Return AP, AP .5 and AP .75 of precision (T, R); -1 without labeled persons."""
     return {
         "AP": float(precision.mean()),
         "AP .5": float(precision[0].mean()),
@@ -192,23 +210,26 @@ def headline(precision: np.ndarray) -> dict[str, float]:
 
 
 def load_ground_truth(path: str | Path, data: DatasetInfo | None = None) -> GroundTruth:
-    """The annotations to analyse against, with the joints and category of a dataset file; None:
-    COCO's. Raises DataError, naming the file, where it is not COCO's form or nobody is labelled.
+    """Read annotations. Raises DataError if they are not in COCO format or have no labels.
+
+    Args:
+        path: annotation file.
+        data: dataset file with keypoints and category; None: COCO's.
     """
     if Path(path).suffix == ".mat":
         raise DataError(
-            f"{path}: only COCO's form of annotations and results can be analysed, not MPII's"
+            f"{path}: unsupported format; only annotations and results in COCO format can be"
+            " analyzed, not MPII's"
         )
     data = data or load_dataset_info("coco")
     skeleton = data.skeleton
     chosen = EVALUATORS[data.metric]
-    # files in COCO's form are analyzed by OKS, whatever the metric of the dataset file
+    # files in COCO format are analyzed by OKS for any metric of the dataset file
     evaluator = chosen if issubclass(chosen, CocoEvaluator) else CocoEvaluator
     content = read_ground_truth(path, category=data.category, area_of_box=evaluator.area_of_box)
     if len({person["category_id"] for person in content["annotations"]}) > 1:
         raise DataError(
-            f"{path}: has annotations of several categories and none that the dataset file names;"
-            " one category can be analysed at a time"
+            f"{path}: has several categories, but not that of the dataset file; set its category"
         )
     images = list(
         {
@@ -221,8 +242,8 @@ def load_ground_truth(path: str | Path, data: DatasetInfo | None = None) -> Grou
     }
     if joints:
         raise DataError(
-            f"{path}: has persons of {joints.pop()} joints; persons of the {skeleton.num_keypoints}"
-            f" joints of {skeleton.name} were expected; --dataset takes another dataset file"
+            f"{path}: has persons of {joints.pop()} keypoints, expected the {skeleton.num_keypoints}"
+            f" of {skeleton.name}; pass another dataset file to --dataset"
         )
     truth = GroundTruth(
         Path(path).name,
@@ -235,69 +256,62 @@ def load_ground_truth(path: str | Path, data: DatasetInfo | None = None) -> Grou
         evaluator,
     )
     if not truth.counted.any():
-        raise DataError(
-            f"{path}: nobody has a labelled joint, so there is nothing to compare results with"
-        )
+        raise DataError(f"{path}: no person has a labeled keypoint")
     return truth
 
 
 def load_results(path: str | Path, truth: GroundTruth) -> Results:
-    """A result file. Raises DataError, naming the file, where it is missing, is no result file,
-    is empty or is of other images.
-    """
+    """Read a result file. Raises DataError if it is invalid, empty or of other images."""
     if Path(path).suffix in (".mat", ".pkl", ".pickle"):
         raise DataError(
-            f"{path}: only result files in COCO's form can be analysed, a JSON list such as"
-            " results/keypoints_*.json of a run folder"
+            f"{path}: unsupported format; only result files in COCO format can be analyzed, such"
+            " as results/keypoints_*.json of a run folder"
         )
-    results = read_results(path)
-    if not results:
-        raise DataError(
-            f"{path}: holds no predicted person, so there is nothing to analyse; its AP is 0"
-        )
+    entries = read_results(path)
+    if not entries:
+        raise DataError(f"{path}: has no predictions; its AP is 0")
     try:
         image_ids, categories, keypoints, scores = result_arrays(
-            truth.content, results, truth.sigmas
+            truth.content, entries, truth.sigmas
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    mine = categories == truth.category
-    if not mine.any():
-        raise DataError(
-            f"{path}: none of its predictions has the category of {truth.name}'s persons"
-        )
+    selected = categories == truth.category
+    if not selected.any():
+        raise DataError(f"{path}: no prediction has the category of the persons of {truth.name}")
     known = np.array([image["id"] for image in truth.images])
     return Results(
         Path(path).name,
         box_source(path),
         truth,
-        np.searchsorted(known, image_ids[mine]),
-        keypoints[mine],
-        scores[mine],
+        np.searchsorted(known, image_ids[selected]),
+        keypoints[selected],
+        scores[selected],
     )
 
 
 def box_source(path: str | Path) -> str:
-    """Where the boxes of a result file came from, as its name
-    keypoints_<set>_results_<source>.json tells (poise.engine.evaluate); else 'not known'.
+    """Return the source of the boxes from the name keypoints_<set>_results_<source>.json.
+
+    Returns: 'ground truth', the name of a detection file, or 'not known'.
     """
-    named = re.fullmatch(r"keypoints_.+?_results_(.+)", Path(path).stem)
-    return "not known" if named is None else "ground truth" if named[1] == "gt_boxes" else named[1]
+    match = re.fullmatch(r"keypoints_.+?_results_(.+)", Path(path).stem)
+    if match is None:
+        return "not known"
+    return "ground truth" if match[1] == "gt_boxes" else match[1]
 
 
-def named(founds: Sequence[Results], paths: Sequence[str | Path]) -> list[Results]:
-    """The same with a `file` that tells them apart, with as many of its folders as that needs,
-    and with a short `name` for tables and charts.
-    """
+def named(result_files: Sequence[Results], paths: Sequence[str | Path]) -> list[Results]:
+    """Return the results with a distinct `file` and a short `name` for tables and charts."""
     files = distinct(paths)
     return [
-        replace(found, file=file, name=name)
-        for found, file, name in zip(founds, files, short_names(files))
+        replace(results, file=file, name=name)
+        for results, file, name in zip(result_files, files, short_names(files))
     ]
 
 
 def distinct(paths: Sequence[str | Path]) -> list[str]:
-    """The last part of each path, or as many of its last parts as tell all of them apart."""
+    """Return the last component of each path, or as many as make all of them distinct."""
     parts = [Path(path).parts for path in paths]
     for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -307,8 +321,9 @@ def distinct(paths: Sequence[str | Path]) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """What differs in two names, in whole words; 'first' and 'second' where that is nothing or
-    long. A single name is 'results'.
+    """Return the words in which two names differ, or 'first' and 'second' if these are too long.
+
+    A single name is 'results'.
     """
     if len(names) != 2:
         return ["results"] * len(names)
@@ -318,8 +333,6 @@ def short_names(names: Sequence[str]) -> list[str]:
     back = [a == b for a, b in zip(words[0][begin:][::-1], words[1][begin:][::-1])]
     end = back.index(False) if False in back else len(back)
     short = ["".join(word[begin : len(word) - end]).strip("_./\\ -") for word in words]
-    return (
-        short
-        if all(0 < len(name) <= 24 for name in short) and short[0] != short[1]
-        else ["first", "second"]
-    )
+    if short[0] == short[1] or not all(0 < len(name) <= 24 for name in short):
+        return ["first", "second"]
+    return short

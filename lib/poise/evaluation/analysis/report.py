@@ -1,4 +1,4 @@
-"""All figures of one or two result files, as plain data, and the files that they are written to."""
+"""Analyze one or two result files and write the report as HTML and JSON."""
 
 from __future__ import annotations
 
@@ -27,16 +27,24 @@ from poise.io.files import atomic_write
 from poise.io.images import ImageFolder
 from poise.io.json_file import replace_non_finite
 
+_MIN_DIFFERENCE = 0.05  # loss by which the images of two files must differ to be drawn
+
 
 @dataclass(frozen=True)
 class Report:
-    """figures: one dictionary for each result file, as docs/analysis.md describes; costliest and
-    most_different: drawn pictures, the second only of two files. notes: what could not be shown,
-    and why.
+    """An analysis of one or two result files.
+
+    Attributes:
+        truth: the ground truth.
+        result_files: the predictions.
+        figures: a dictionary per result file, see docs/analysis.md.
+        costliest: images with the highest loss of the first file.
+        most_different: images in which two files differ most.
+        notes: remarks for the reader.
     """
 
     truth: GroundTruth
-    founds: list[Results]
+    result_files: list[Results]
     figures: list[dict]
     costliest: list[worst_images.WorstImage]
     most_different: list[worst_images.WorstImage]
@@ -44,118 +52,118 @@ class Report:
 
 
 def build_report(
-    results: Sequence[str | Path],
+    paths: Sequence[str | Path],
     annotations: str | Path,
     images: str | Path | None = None,
-    pictures: int = 12,
+    num_images: int = 12,
     data: str = "coco",
 ) -> Report:
-    """Analyse one or two result files. images: folder or zip archive of the pictures. pictures:
-    how many of the worst to draw. data: name or path of the dataset file that says what the
-    joints are. Raises ConfigError for that one, DataError for other files that cannot be used or
-    do not belong together.
+    """Analyze one or two result files.
+
+    Args:
+        paths: result files.
+        annotations: annotation file.
+        images: folder or zip archive of the images.
+        num_images: number of worst images to draw.
+        data: name or path of the dataset file with the keypoints.
+
+    Raises ConfigError for the dataset file, DataError for other files.
     """
     truth = load_ground_truth(annotations, load_dataset_info(data))
-    founds = named([load_results(path, truth) for path in results], results)
-    errors = [error_kinds.joint_errors(found) for found in founds]
-    points = [worst_images.operating_point(found) for found in founds]
-    figures = [
-        figures_of(found, wrong, point) for found, wrong, point in zip(founds, errors, points)
-    ]
+    result_files = named([load_results(path, truth) for path in paths], paths)
+    errors = [error_kinds.joint_errors(results) for results in result_files]
+    points = [worst_images.operating_point(results) for results in result_files]
     folder, notes = image_folder(images)
-    notes = [*filter(None, map(_without_predictions, founds)), *notes]
+    notes = [*filter(None, map(_note_missing_predictions, result_files)), *notes]
     if truth.evaluator.remark:
         notes.insert(0, truth.evaluator.remark)
-    lost = np.array(
-        [worst_images.losses(found, point.score) for found, point in zip(founds, points)]
+    losses = np.array(
+        [worst_images.losses(results, point.score) for results, point in zip(result_files, points)]
     )
-    places = [
-        place
-        for place in np.argsort(-lost[0], kind="stable")[:pictures].tolist()
-        if lost[0][place] > 0
-    ]
-    costliest = worst_images.draw(places, founds, errors, points, folder)
-    most_different = []
-    if len(founds) == 2:
-        apart = np.abs(lost[0] - lost[1])
-        places = [
-            place
-            for place in np.argsort(-apart, kind="stable")[:pictures].tolist()
-            if apart[place] > 0.05
-        ]
-        most_different = worst_images.draw(places, founds, errors, points, folder)
-    return Report(truth, founds, figures, costliest, most_different, notes)
+    worst = _largest(losses[0], num_images, 0.0)
+    most_different: list[worst_images.WorstImage] = []
+    if len(result_files) == 2:
+        different = _largest(np.abs(losses[0] - losses[1]), num_images, _MIN_DIFFERENCE)
+        most_different = worst_images.draw(different, result_files, errors, points, folder)
+    return Report(
+        truth,
+        result_files,
+        [figures_of(*item) for item in zip(result_files, errors, points)],
+        worst_images.draw(worst, result_files, errors, points, folder),
+        most_different,
+        notes,
+    )
 
 
-def figures_of(found: Results, errors: JointErrors, point: worst_images.OperatingPoint) -> dict:
-    """Everything that is told of one result file, in plain values; NaN where there is nothing to
-    count.
-    """
-    truth, pairs = found.truth, found.pairs
-    image_ids = np.array([image["id"] for image in truth.images])[found.image]
+def _largest(values: np.ndarray, count: int, minimum: float) -> list[int]:
+    """Return the indices of the `count` largest values above `minimum`."""
+    order = np.argsort(-values, kind="stable")[:count].tolist()
+    return [index for index in order if values[index] > minimum]
+
+
+def figures_of(results: Results, errors: JointErrors, point: worst_images.OperatingPoint) -> dict:
+    """Return all figures of one result file as plain values, NaN if undefined."""
+    truth, pairs = results.truth, results.pairs
+    image_ids = np.array([image["id"] for image in truth.images])[results.image]
     headline = truth.evaluator.average(
-        truth.content, image_ids, found.keypoints, found.scores, truth.sigmas, truth.category
+        truth.content, image_ids, results.keypoints, results.scores, truth.sigmas, truth.category
     )
-    counted, predictions = (
-        truth.counted,
-        np.bincount(pairs.kind, minlength=len(PREDICTIONS)).tolist(),
-    )
+    counted = truth.counted
+    predictions = np.bincount(pairs.kind, minlength=len(PREDICTIONS)).tolist()
     return {
-        "results": found.file,
+        "results": results.file,
         "annotations": truth.name,
-        "boxes": found.box_source,
+        "boxes": results.box_source,
         "images": len(truth.images),
         "labelled persons": int(counted.sum()),
         "found persons": int((pairs.prediction[counted] >= 0).sum()),
-        "predictions": {"all": len(found), **dict(zip(PREDICTIONS, predictions))},
+        "predictions": {"all": len(results), **dict(zip(PREDICTIONS, predictions))},
         "coco": {name: float(value) for name, value in headline.items()},
-        "errors": error_kinds.costs(found, errors, average_precision(found)),
+        "errors": error_kinds.costs(results, errors, average_precision(results)),
         "joint errors": {
             "joints": list(truth.skeleton.names),
             **{name: counts.tolist() for name, counts in error_kinds.table(errors).items()},
         },
-        "breakdowns": breakdowns.breakdown(found),
+        "breakdowns": breakdowns.breakdown(results),
         "per joint": {
             "joints": list(truth.skeleton.names),
-            **{name: values.tolist() for name, values in per_joint(found).items()},
+            **{name: values.tolist() for name, values in per_joint(results).items()},
         },
-        "precision-recall": curves.precision_recall(found),
-        "calibration": curves.calibration(found),
+        "precision-recall": curves.precision_recall(results),
+        "calibration": curves.calibration(results),
         "operating point": asdict(point),
     }
 
 
 def image_folder(images: str | Path | None) -> tuple[ImageFolder | None, list[str]]:
-    """Where the pictures lie, or None, and what to say about it."""
+    """Return the folder of the images, or None and a note."""
     if images is None:
-        return None, ["Without --images FOLDER the worst pictures are drawn on a blank ground."]
+        return None, ["Without --images FOLDER the worst images have a blank background."]
     folder = ImageFolder(images)
     try:
         folder.check()
     except DataError:
         raise DataError(
-            f"--images {images}: no such folder or zip archive; without it the worst pictures are"
-            " drawn on a blank ground"
+            f"--images {images}: no such folder or zip archive; without --images, worst images"
+            " have a blank background"
         ) from None
     return folder, []
 
 
-def _without_predictions(found: Results) -> str:
-    """That pictures with labelled persons have no prediction, as where only a part of the set
-    was tested; '' where all have one.
-    """
-    labelled = np.unique(found.truth.persons.image[found.truth.counted])
-    count = int((~np.isin(labelled, found.image)).sum())
+def _note_missing_predictions(results: Results) -> str:
+    """Return a note if images with labeled persons have no prediction, else ''."""
+    labelled = np.unique(results.truth.persons.image[results.truth.counted])
+    count = int((~np.isin(labelled, results.image)).sum())
     if not count:
         return ""
     return (
-        f"{found.file}: no prediction in {count} of the {len(labelled)} pictures with labelled"
-        " persons, who count as missed, even if those pictures were not tested."
+        f"{results.file}: no predictions in {count} of {len(labelled)} images with labeled persons;"
+        " these persons count as missed, even if the images were not tested."
     )
 
 
 def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
-    """folder/analysis.html and folder/analysis.json."""
+    """Write analysis.html and analysis.json into a folder and return their paths."""
     import orjson
 
     from poise.evaluation.analysis import page
@@ -187,36 +195,33 @@ def _without_pixels(picture: worst_images.WorstImage) -> dict:
 
 
 def format_summary(report: Report) -> str:
-    """A few lines for the terminal."""
+    """Return a summary for the terminal."""
     from poise.visualization.tables import align_columns
 
-    head = "".join(
-        f"{found.name}: {found.file}, boxes: {found.box_source}\n" for found in report.founds
-    ) + "".join(f"{note}\n" for note in report.notes)
-    rows = [["", *(cell for found in report.founds for cell in (found.name, ""))]]
-    rows += [
-        [
-            metric_title(name),
-            *(cell for figures in report.figures for cell in (f"{figures['coco'][name]:.3f}", "")),
-        ]
-        for name in ("AP", "Ap .5", "AP .75", "AR")
+    lines = [
+        f"{results.name}: {results.file}, boxes: {results.box_source}\n"
+        for results in report.result_files
     ]
-    rows += [
-        ["AP that the errors cost", *(cell for _ in report.founds for cell in ("AP", "count"))]
-    ]
+    lines += [f"{note}\n" for note in report.notes]
+    header = [""]
+    for results in report.result_files:
+        header += [results.name, ""]
+    rows = [header]
+    for name in ("AP", "Ap .5", "AP .75", "AR"):
+        row = [metric_title(name)]
+        for figures in report.figures:
+            row += [f"{figures['coco'][name]:.3f}", ""]
+        rows.append(row)
+    rows.append(["AP cost of errors", *(["AP", "count"] * len(report.figures))])
     for name in error_kinds.MEANINGS:
-        costs = [figures["errors"][name] for figures in report.figures]
-        rows.append(
-            [
-                f"  {name}",
-                *(cell for cost in costs for cell in (f"{cost['AP']:+.3f}", str(cost["count"]))),
-            ]
-        )
-    return head + align_columns(rows, right=range(1, len(rows[0])))
+        row = [f"  {name}"]
+        for figures in report.figures:
+            cost = figures["errors"][name]
+            row += [f"{cost['AP']:+.3f}", str(cost["count"])]
+        rows.append(row)
+    return "".join(lines) + align_columns(rows, right=range(1, len(rows[0])))
 
 
 def metric_title(name: str) -> str:
-    """Return the name of a COCO metric as pages show it: result tables and logs keep HRNet's 'Ap
-    .5'.
-    """
+    """Return the name of a COCO metric for pages. Result tables and logs keep HRNet's 'Ap .5'."""
     return name.replace("Ap ", "AP ")

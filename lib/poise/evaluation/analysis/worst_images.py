@@ -1,7 +1,6 @@
-"""The pictures in which most goes wrong, drawn: the labelled persons, and beside them the predicted
-ones with their errors.
+"""Draw the images with the highest loss: labeled persons, and predictions with their errors.
 
-Letters: as poise.evaluation.analysis.matching; I pictures.
+Letters: as poise.evaluation.analysis.matching; I images.
 """
 
 from __future__ import annotations
@@ -27,38 +26,36 @@ from poise.io.images import ImageFolder
 from poise.visualization import draw as visualize
 from poise.visualization.html import encode_data_uri
 
-# of the lines from a wrong joint to its place, BGR; none of them is a colour of the skeletons
-ERROR_COLOURS = {INVERSION: (220, 60, 220), SWAP: (50, 50, 235), MISS: (40, 220, 240)}
-# most pixels of a picture's panels together, and of their height
+# BGR of the lines from a wrong keypoint to its position; different from skeleton colors
+ERROR_COLORS = {INVERSION: (220, 60, 220), SWAP: (50, 50, 235), MISS: (40, 220, 240)}
+# maximum width of all panels of an image together, and maximum height, in pixels
 ROW_WIDTH, PANEL_HEIGHT = 1010, 420
-_LINES = 0.7  # of the skeletons, beside those of single crops
-_BLANK = 235
+_LINE_SCALE = 0.7  # of skeletons, relative to those of single crops
+_BLANK = 235  # gray value without an image
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The score from which on predictions would best be believed: where F1 of COCO's matching at
-    OKS 0.5 is highest; with the precision and recall there.
-    """
+    """The score threshold that maximizes F1 at OKS 0.5, with its precision and recall."""
 
     score: float
     precision: float
     recall: float
 
 
-def operating_point(found: Results) -> OperatingPoint:
-    truth = found.truth
+def operating_point(results: Results) -> OperatingPoint:
+    truth = results.truth
     matches = keypoint_ap.match(
         truth.persons,
-        found.image,
-        found.keypoints,
-        found.scores,
+        results.image,
+        results.keypoints,
+        results.scores,
         truth.sigmas,
         thresholds=np.array([0.5]),
         sizes=[keypoint_ap.SIZES["all"]],
     )
     counted = ~matches.dismissed[0, 0]
-    scores, right = found.scores[matches.order][counted], matches.person[0, 0][counted] >= 0
+    scores, right = results.scores[matches.order][counted], matches.person[0, 0][counted] >= 0
     if not len(scores):
         return OperatingPoint(0.0, 0.0, 0.0)
     best_first = np.argsort(-scores, kind="stable")
@@ -71,29 +68,35 @@ def operating_point(found: Results) -> OperatingPoint:
     return OperatingPoint(float(scores[best]), float(precision[best]), float(recall[best]))
 
 
-def losses(found: Results, least_score: float) -> np.ndarray:
-    """(I,): what goes wrong in each picture: 1 - OKS of every labelled person who counts, 1 for
-    those not found, and 1 for each duplicate or background prediction that is scored
-    `least_score` or more.
+def losses(results: Results, min_score: float) -> np.ndarray:
+    """Return the loss (I,) of each image.
+
+    The sum of 1 - OKS of every scored person, 1 for persons without a match, and 1 for each
+    duplicate or background prediction with a score of `min_score` or more.
     """
-    truth, pairs = found.truth, found.pairs
+    truth, pairs = results.truth, results.pairs
     lost = np.bincount(
         truth.persons.image, np.where(truth.counted, 1 - pairs.found_oks, 0), len(truth.images)
     )
     return lost + np.bincount(
-        found.image[false_ones(found, least_score)], minlength=len(truth.images)
+        results.image[false_predictions(results, min_score)], minlength=len(truth.images)
     )
 
 
-def false_ones(found: Results, least_score: float) -> np.ndarray:
-    """(D,) bool: duplicate and background predictions scored `least_score` or more."""
-    return np.isin(found.pairs.kind, (DUPLICATE, BACKGROUND)) & (found.scores >= least_score)
+def false_predictions(results: Results, min_score: float) -> np.ndarray:
+    """Return a mask (D,) of duplicate and background predictions of `min_score` or more."""
+    return np.isin(results.pairs.kind, (DUPLICATE, BACKGROUND)) & (results.scores >= min_score)
 
 
 @dataclass(frozen=True)
 class WorstImage:
-    """A drawn picture. panels: (title, JPEG as data URI); notes: a line for each result file;
-    lost: one figure for each.
+    """A drawn image.
+
+    Attributes:
+        name, image_id: of the image.
+        lost: loss in each result file.
+        panels: (title, JPEG as data URI).
+        notes: a line per result file.
     """
 
     name: str
@@ -105,16 +108,20 @@ class WorstImage:
 
 def draw(
     places: Sequence[int],
-    founds: Sequence[Results],
+    result_files: Sequence[Results],
     errors: Sequence[JointErrors],
     points: Sequence[OperatingPoint],
     folder: ImageFolder | None,
 ) -> list[WorstImage]:
-    """The pictures at `places` of truth.images, with a panel of the labelled persons and one of
-    each result file's.
+    """Draw images of truth.images, with a panel of the labels and one per result file.
+
+    Args:
+        places: indices of the images.
+        result_files, errors, points: of each result file.
+        folder: of the images; None: draw without them.
     """
-    truth = founds[0].truth
-    lost = [losses(found, point.score) for found, point in zip(founds, points)]
+    truth = result_files[0].truth
+    lost = [losses(results, point.score) for results, point in zip(result_files, points)]
     pictures = []
     for place in places:
         image, note = _read(folder, truth, place)
@@ -125,27 +132,27 @@ def draw(
         )
         shown = [
             np.flatnonzero(
-                (found.image == place)
-                & ((found.pairs.kind == FOUND) | false_ones(found, point.score))
+                (results.image == place)
+                & ((results.pairs.kind == FOUND) | false_predictions(results, point.score))
             )
-            for found, point in zip(founds, points)
+            for results, point in zip(result_files, points)
         ]
         view = _View.around(
             truth,
             place,
             people,
-            [found.keypoints[d, :, :2] for found, d in zip(founds, shown)],
+            [results.keypoints[d, :, :2] for results, d in zip(result_files, shown)],
             image,
-            ROW_WIDTH // (1 + len(founds)),
+            ROW_WIDTH // (1 + len(result_files)),
         )
-        panels = [("labelled", _labelled_panel(view, truth, people))]
+        panels = [("labeled", _labelled_panel(view, truth, people))]
         panels += [
-            (found.name, _predicted_panel(view, found, wrong, d))
-            for found, wrong, d in zip(founds, errors, shown)
+            (results.name, _predicted_panel(view, results, wrong, d))
+            for results, wrong, d in zip(result_files, errors, shown)
         ]
         notes = [
-            _note(found, wrong, place, point.score)
-            for found, wrong, point in zip(founds, errors, points)
+            _note(results, wrong, place, point.score)
+            for results, wrong, point in zip(result_files, errors, points)
         ]
         entry = truth.images[place]
         pictures.append(
@@ -162,8 +169,12 @@ def draw(
 
 @dataclass(frozen=True)
 class _View:
-    """The part of a picture that is shown. pixels (h, w, 3): enlarged or reduced by `zoom`;
-    corner (2,): its left upper pixel in the picture.
+    """The displayed region of an image.
+
+    Attributes:
+        pixels: (h, w, 3), scaled by `zoom`.
+        corner: (2,) left upper pixel in the image.
+        zoom: scale.
     """
 
     pixels: np.ndarray
@@ -180,9 +191,7 @@ class _View:
         image: np.ndarray | None,
         width: int,
     ) -> _View:
-        """Around all persons drawn, as far as the picture reaches, on a blank where there is no
-        picture; no wider than `width`.
-        """
+        """Return a view of all persons, at most `width` wide, blank without an image."""
         persons = truth.persons
         known = [
             persons.box[people, :2],
@@ -197,12 +206,8 @@ class _View:
         else:
             size = np.array([_number(entry.get(key)) for key in ("width", "height")])
         if not len(corners):
-            corners = (
-                np.array([[0.0, 0.0], [640.0, 480.0]])
-                if not size.all()
-                else np.array([[0.0, 0.0], size])
-            )
-        # an annotation file that does not tell the size: as far as its joints reach
+            corners = np.array([[0.0, 0.0], size if size.all() else [640.0, 480.0]])
+        # if the annotation file has no image size: up to the outermost keypoint
         size = np.where(size > 0, size, np.clip(corners.max(axis=0) * 1.1, 64, 10_000))
         low, high = corners.min(axis=0), corners.max(axis=0)
         margin = 0.08 * (high - low) + 8
@@ -220,7 +225,7 @@ class _View:
         )
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Pixels of the view (..., 2) of pixels of the picture."""
+        """Convert image pixels (..., 2) to pixels of the view."""
         return (points - self.corner + 0.5) * self.zoom - 0.5
 
 
@@ -231,12 +236,12 @@ def _number(value: object) -> float:
 def _read(
     folder: ImageFolder | None, truth: GroundTruth, place: int
 ) -> tuple[np.ndarray | None, str]:
-    """The picture and '', or None and what to say instead."""
+    """Return the image and '', or None and a note."""
     name = truth.images[place].get("file_name")
     if folder is None:
         return None, ""
     if not isinstance(name, str) or not name:
-        return None, "the annotation file does not name the picture's file"
+        return None, "the annotation file has no file name of the image"
     try:
         return folder.read(name), ""
     except DataError as error:
@@ -251,27 +256,27 @@ def _labelled_panel(view: _View, truth: GroundTruth, people: np.ndarray) -> np.n
             view(truth.persons.keypoints[person, :, :2]),
             truth.skeleton,
             shown=truth.persons.keypoints[person, :, 2] > 0,
-            scale=_LINES,
+            scale=_LINE_SCALE,
             person_side=float(truth.persons.box[person, 2:].max()) * view.zoom,
         )
     return panel
 
 
 def _predicted_panel(
-    view: _View, found: Results, errors: JointErrors, shown: np.ndarray
+    view: _View, results: Results, errors: JointErrors, shown: np.ndarray
 ) -> np.ndarray:
-    """The predictions `shown`, each with its OKS; false ones in a box with their score."""
-    panel, labels = view.pixels.copy(), found.truth.persons.keypoints
+    """Draw the predictions `shown` with their OKS; false ones in a box with their score."""
+    panel, labels = view.pixels.copy(), results.truth.persons.keypoints
     for d in shown:
-        points = view(found.keypoints[d, :, :2])
+        points = view(results.keypoints[d, :, :2])
         visualize.draw_person(
             panel,
             points,
-            found.truth.skeleton,
-            scale=_LINES,
+            results.truth.skeleton,
+            scale=_LINE_SCALE,
             person_side=float(np.ptp(points, axis=0).max()),
         )
-        person = found.pairs.person[d]
+        person = results.pairs.person[d]
         low = points.min(axis=0)
         if person < 0:
             high = points.max(axis=0)
@@ -279,23 +284,23 @@ def _predicted_panel(
                 panel,
                 _pixel(low),
                 _pixel(high),
-                ERROR_COLOURS[SWAP],
+                ERROR_COLORS[SWAP],
                 1,
                 cv2.LINE_AA,
             )
-            _write(panel, f"{PREDICTIONS[found.pairs.kind[d]]} {found.scores[d]:.2f}", low)
+            _write(panel, f"{PREDICTIONS[results.pairs.kind[d]]} {results.scores[d]:.2f}", low)
             continue
         row = int(np.searchsorted(errors.prediction, d))
-        for joint in np.flatnonzero(np.isin(errors.kind[row], tuple(ERROR_COLOURS))):
+        for joint in np.flatnonzero(np.isin(errors.kind[row], tuple(ERROR_COLORS))):
             cv2.line(
                 panel,
                 _pixel(points[joint]),
                 _pixel(view(labels[person, joint, :2])),
-                ERROR_COLOURS[errors.kind[row, joint]],
+                ERROR_COLORS[errors.kind[row, joint]],
                 2,
                 cv2.LINE_AA,
             )
-        _write(panel, f"{found.pairs.oks[d]:.2f}", low)
+        _write(panel, f"{results.pairs.oks[d]:.2f}", low)
     return panel
 
 
@@ -312,25 +317,25 @@ def _write(panel: np.ndarray, text: str, corner: np.ndarray) -> None:
             corner, [2, 12], [max(panel.shape[1] - width - 2, 2), max(panel.shape[0] - 4, 12)]
         )
     )
-    for colour, thick in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thick, cv2.LINE_AA)
+    for color, thick in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, color, thick, cv2.LINE_AA)
 
 
-def _note(found: Results, errors: JointErrors, place: int, least_score: float) -> str:
-    """What goes wrong in the picture, in words."""
-    truth, pairs = found.truth, found.pairs
+def _note(results: Results, errors: JointErrors, place: int, min_score: float) -> str:
+    """Return the numbers of errors in an image as text."""
+    truth, pairs = results.truth, results.pairs
     here = (truth.persons.image == place) & truth.counted
-    parts = [f"{int((pairs.prediction[here] >= 0).sum())} of {int(here.sum())} persons found"]
-    rows = np.isin(errors.prediction, np.flatnonzero(found.image == place))
+    parts = [f"{int((pairs.prediction[here] >= 0).sum())} of {int(here.sum())} persons matched"]
+    rows = np.isin(errors.prediction, np.flatnonzero(results.image == place))
     parts += [
         f"{int((errors.kind[rows] == which).sum())} x {JOINTS[which]}"
         for which in range(2, len(JOINTS))
         if (errors.kind[rows] == which).any()
     ]
-    false = false_ones(found, least_score) & (found.image == place)
+    false = false_predictions(results, min_score) & (results.image == place)
     parts += [
         f"{int((pairs.kind[false] == which).sum())} x {PREDICTIONS[which]}"
         for which in (DUPLICATE, BACKGROUND)
         if (pairs.kind[false] == which).any()
     ]
-    return f"{found.name}: {', '.join(parts)}"
+    return f"{results.name}: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""What is computed of the predictions of a test set, by the `metric` of the dataset file."""
+"""Evaluators by the `metric` of the dataset file."""
 
 from yacs.config import CfgNode
 

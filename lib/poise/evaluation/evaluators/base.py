@@ -14,14 +14,14 @@ from poise.structures.person_table import PersonTable
 
 
 class Evaluator(ABC):
-    """Score the predictions of a test set; one subclass per metric.
+    """Evaluates the predictions of a test set; one subclass per metric.
 
-    A test calls check before anything is computed, then process and compute, and with the figures
-    explain and format_keypoint_table.
+    A test calls check first, then process and compute, and then diagnose and
+    format_keypoint_table.
 
     Attributes:
         eval_name: what mmpose's --eval calls the metric.
-        primary_metric: the figure that decides which weights are best; higher is better.
+        primary_metric: the metric that selects the best weights; higher is better.
         needs_areas: whether the annotations must have areas.
     """
 
@@ -39,24 +39,24 @@ class Evaluator(ABC):
         """Raise DataError or ConfigError if the test set cannot be scored."""
 
     def explain_unscorable(self) -> str:
-        """Return why no labeled person can be scored, '' if one can."""
+        """Return why no labeled person is scored, '' if one is."""
         return ""
 
     @abstractmethod
     def process(
         self, table: PersonTable, keypoints: np.ndarray, scores: np.ndarray, folder: Path
     ) -> None:
-        """Write the result files of the predictions into `folder` and keep them for compute.
+        """Write result files into `folder` and store the predictions for compute.
 
         Args:
             table: the N persons of the test set.
-            keypoints: (N, K, 2) image pixels, from 0.
+            keypoints: (N, K, 2) image pixels counted from 0.
             scores: (N, K).
         """
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Return the figures by name; empty for a test set without public labels."""
+        """Return the metrics by name; empty for a test set without public labels."""
 
     @abstractmethod
     def describe_boxes(self) -> str:
@@ -64,11 +64,11 @@ class Evaluator(ABC):
 
     @abstractmethod
     def diagnose(self, figures: Mapping[str, float], weights: str) -> list[str]:
-        """Return the reasons for figures of 0 or without a value, one line each.
+        """Return one line per cause of metrics of 0 or without a value.
 
         Args:
             figures: what compute returned.
-            weights: what may be wrong with the network's weights, '' if nothing is known.
+            weights: warning about the origin of the network's weights, or ''.
         """
 
     @abstractmethod

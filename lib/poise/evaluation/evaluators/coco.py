@@ -40,7 +40,7 @@ class CocoEvaluator(Evaluator):
         split: name of the test set.
         annotations: its annotation file.
         labeled: whether the annotations are public; without them only result files are written.
-        joint_threshold: keypoints of a higher score count in the score of a person.
+        joint_threshold: keypoints of a higher score count for the score of a person.
         nms_threshold: OKS above which a person is a duplicate; None: no OKS-NMS.
         soft_nms: lower the scores of duplicates instead of removing them.
     """
@@ -48,7 +48,7 @@ class CocoEvaluator(Evaluator):
     eval_name = "mAP"
     primary_metric = "AP"
     needs_areas = True
-    #: a person's area is this share of the box; None: as annotated
+    #: area of a person as a fraction of the box; None: as annotated
     area_of_box: float | None = None
     #: remark on a page of poise.evaluation.analysis
     remark = ""
@@ -65,9 +65,13 @@ class CocoEvaluator(Evaluator):
         nms_threshold: float | None = 0.9,
         soft_nms: bool = False,
     ):
-        self.data, self.split, self.annotations, self.labeled = data, split, annotations, labeled
+        self.data = data
+        self.split = split
+        self.annotations = annotations
+        self.labeled = labeled
         self.joint_threshold = joint_threshold
-        self.nms_threshold, self.soft_nms = nms_threshold, soft_nms
+        self.nms_threshold = nms_threshold
+        self.soft_nms = soft_nms
 
     def truth(self) -> CocoGroundTruth:
         """Return the annotations, read once; they must not be changed. Raises DataError."""
@@ -75,7 +79,7 @@ class CocoEvaluator(Evaluator):
             state = stat_key(self.annotations)
         except OSError:  # reading the file raises the error
             state = None
-        return _read_labels(
+        return _read_cached(
             self.annotations,
             state,
             self.data.skeleton.num_keypoints,
@@ -84,7 +88,7 @@ class CocoEvaluator(Evaluator):
         )
 
     def check(self, table: PersonTable) -> None:
-        """OKS needs areas, which custom annotation files often lack."""
+        """Read the annotations: OKS needs areas, which custom files often lack."""
         if self.labeled:
             self.truth()
 
@@ -97,7 +101,8 @@ class CocoEvaluator(Evaluator):
         image_ids = table.image_ids[table.image_index]
         keypoints = np.concatenate([keypoints, scores[:, :, None]], axis=2)
         person_scores = rescore(scores, table.score, self.joint_threshold)
-        kept, method = np.arange(len(table)), "kept, no OKS-NMS"
+        kept = np.arange(len(table))
+        method = "kept, no OKS-NMS"
         if self.nms_threshold is not None:
             kept = oks_nms_per_image(
                 keypoints,
@@ -108,7 +113,7 @@ class CocoEvaluator(Evaluator):
                 self.soft_nms,
                 table.skeleton.sigmas,
             )
-            method = f"kept by {'soft ' if self.soft_nms else ''}OKS-NMS"
+            method = "kept by soft OKS-NMS" if self.soft_nms else "kept by OKS-NMS"
         self._table, self._kept, self._image_ids = table, kept, image_ids[kept]
         self._keypoints, self._scores = keypoints[kept], person_scores[kept]
         source = "gt_boxes" if table.box_source == "gt" else table.box_source
@@ -127,17 +132,17 @@ class CocoEvaluator(Evaluator):
             self._submit(folder, path)
 
     def _submit(self, folder: Path, path: Path) -> None:
-        """Log which file the evaluation server takes; COCO's takes a zip archive."""
+        """Log which file to submit to the evaluation server; for COCO write a zip archive."""
         if self.data.name == "coco":  # https://cocodataset.org/#upload
             algorithm = re.sub(r"[^\w.+-]", "-", folder.parent.name)
             path = folder / f"person_keypoints_{self.split}_{algorithm}_results.zip"
             write_submission(
                 path, self._image_ids, self._keypoints, self._scores, self._table.category_id
             )
-        log.info("%s has no public labels: send %s to the server of the data set", self.split, path)
+        log.info("%s has no public labels; submit %s to the evaluation server", self.split, path)
 
     def compute(self) -> dict[str, float]:
-        """Evaluate the arrays, not the file just written: equal figures, without reading it."""
+        """Evaluate the arrays: equal to evaluating the file that was written."""
         if not self.labeled:
             return {}
         return self.average(
@@ -157,7 +162,7 @@ class CocoEvaluator(Evaluator):
         if not diagnose.should_diagnose(figures):
             return []
         table = self._table
-        tested = diagnose.EvalContext(
+        context = diagnose.EvalContext(
             self._image_ids,
             self._keypoints,
             self._scores,
@@ -170,7 +175,7 @@ class CocoEvaluator(Evaluator):
             self.joint_threshold,
             weights,
         )
-        return diagnose.diagnose(self.truth(), tested, figures)
+        return diagnose.diagnose(self.truth(), context, figures)
 
     def format_keypoint_table(self) -> str:
         skeleton = self._table.skeleton
@@ -198,12 +203,12 @@ class CocoEvaluator(Evaluator):
 
 
 @lru_cache(maxsize=1)
-def _read_labels(
+def _read_cached(
     path: Path,
     state: tuple[int, int, int] | None,
     joints: int,
     category: str | int,
     area_of_box: float | None,
 ) -> CocoGroundTruth:
-    """state: of the file, so that a changed file is read again."""
+    """Read annotations with a cache. state: stat of the file; a changed file is read again."""
     return read_ground_truth(path, joints, category, area_of_box)

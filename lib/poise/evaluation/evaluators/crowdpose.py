@@ -8,13 +8,13 @@ from poise.structures.person_table import PersonTable
 
 
 class CrowdPoseEvaluator(CocoEvaluator):
-    """Evaluate as COCO, with areas taken from boxes; images need a crowdIndex."""
+    """Evaluates as COCO, with areas from boxes; images need a crowdIndex."""
 
     needs_areas = False
     area_of_box = AREA_OF_BOX
     remark = (
-        "CrowdPose's evaluation: a person's area is 0.53 of the box's, and pictures are easy,"
-        " medium or hard by their crowdIndex."
+        "CrowdPose evaluation: the area of a person is 0.53 times that of the box; images are easy,"
+        " medium or hard by crowdIndex."
     )
     average = staticmethod(crowd_average_precision)
 

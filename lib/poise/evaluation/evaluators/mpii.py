@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class MpiiEvaluator(Evaluator):
-    """Write the predictions as a MATLAB file, compute PCKh.
+    """Writes predictions as a MATLAB file and computes PCKh.
 
     Args:
         split: name of the test set.
@@ -52,7 +52,7 @@ class MpiiEvaluator(Evaluator):
     def compute(self) -> dict[str, float]:
         if self.head_boxes is None:
             log.info(
-                "PCKh needs head boxes, which are public for MPII's set 'valid'; %s has none here",
+                "PCKh needs head boxes; they are public for MPII's split 'valid', %s has none",
                 self.split,
             )
             return {}
@@ -77,16 +77,16 @@ class MpiiEvaluator(Evaluator):
         )
 
     def format_keypoint_table(self) -> str:
-        assert self.head_boxes is not None, "there are no figures without head boxes"
-        share, count = per_joint_pckh(self._one_based(), self.head_boxes)
+        assert self.head_boxes is not None, "no metrics without head boxes"
+        percent, count = per_joint_pckh(self._one_based(), self.head_boxes)
         rows = [
             f"| {name} | {n} | {value:.1f} |"
-            for name, n, value in zip(self._table.skeleton.names, count, share)
+            for name, n, value in zip(self._table.skeleton.names, count, percent)
         ]
         return "\n".join(["| Joint | labelled | PCKh@0.5 |", "|---|---|---|", *rows])
 
     def _one_based(self) -> np.ndarray:
-        """(N, 16, 2) pixels that start at 1, as in MPII's files."""
+        """Return predictions (N, 16, 2) in pixels counted from 1, as in MPII's files."""
         return self._keypoints + 1.0
 
     @classmethod
@@ -96,7 +96,7 @@ class MpiiEvaluator(Evaluator):
             return cls(split=split, head_boxes=None)
         if data.skeleton.num_keypoints != JOINTS:
             raise ConfigError(
-                f"{data.path}: metric pckh is for the {JOINTS} joints of MPII, joints has"
+                f"{data.path}: metric pckh needs the {JOINTS} joints of MPII, joints has"
                 f" {data.skeleton.num_keypoints}"
             )
         return cls(split=split, head_boxes=require_headbox_path(cfg))

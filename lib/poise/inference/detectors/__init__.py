@@ -1,4 +1,4 @@
-"""Person detectors: torchvision's and ONNX files.
+"""Person detectors of torchvision and in ONNX files.
 
 detect = build_detector("fasterrcnn_resnet50_fpn_v2", device="auto", score_threshold=0.5)
 [(boxes, scores)] = detect([image])
@@ -37,18 +37,20 @@ def build_detector(
     Args:
         name: a key of DETECTORS, or a path.
         device: as of PoseEstimator.
-        score_threshold: boxes of a lower score are left out.
+        score_threshold: minimum score of boxes.
         weights: a state dict for torchvision's detector; None: torchvision's own, downloaded once.
         folder: where downloaded weights are stored.
 
-    Raises ConfigError or DataError in one line.
+    Raises ConfigError or DataError.
     """
     if not 0 <= score_threshold <= 1:
-        raise ConfigError(f"a detector's score threshold is from 0 to 1, got {score_threshold:g}")
+        raise ConfigError(
+            f"score threshold of the detector: must be from 0 to 1, got {score_threshold:g}"
+        )
     kind = ONNX if str(name).lower().endswith(ONNX) else name
     if kind not in DETECTORS:
         raise ConfigError(
-            f"no person detector {name!r}; give the path of an .onnx file or one of torchvision's:"
-            f" {', '.join(TORCHVISION)}"
+            f"detector {name!r}: unknown; give the path of an .onnx file or a detector of"
+            f" torchvision: {', '.join(TORCHVISION)}"
         )
     return DETECTORS[kind](name, device, score_threshold, weights=weights, folder=folder)

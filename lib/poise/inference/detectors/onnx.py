@@ -1,27 +1,22 @@
-"""A person detector in an ONNX file, run by onnxruntime, which must be installed (the extra
-`onnx`).
+"""Person detectors in ONNX files, run by onnxruntime (extra `onnx`).
 
-What is taken, told apart by the outputs' shapes:
+Supported graphs, recognized by the shapes of their outputs:
 
-- As torchvision's detectors are exported: an input (3, H, W) or (1, 3, H, W), float32 RGB from 0 to
-  1, and three outputs: boxes (N, 4) left, top, right, bottom in pixels of the input, labels (N,)
-  with 1 for a person, and scores (N,); a leading 1 in a shape is fine.
-- As YOLO's (v8, v9, 11): an input (1, 3, H, W) as above and one output (1, 4 + C, A): for each of A
-  places its centre x, y, width and height in pixels of the input and the scores of C classes, of
-  which class 0 is a person. Boxes that overlap by more than 0.7 of a better one's are dropped. An
-  output (1, A, 4 + C) is the same, turned. 85 numbers a place are those of v5 to v7 for COCO's 80
-  classes: before the classes stands how likely it is that there is anything, by which their scores
-  are multiplied.
-- As YOLO's that need no suppression (v10, 26, and any that were exported with it): one output (1,
-N, 6): left, top, right, bottom in pixels of the input, score, class.
+- Exports of torchvision's detectors: input (3, H, W) or (1, 3, H, W), float32 RGB from 0 to 1;
+  outputs boxes (N, 4) left, top, right, bottom in input pixels, labels (N,) with 1 for a person,
+  and scores (N,), optionally with a leading batch dimension of 1.
+- YOLO v8, v9, 11: input (1, 3, H, W) as above, output (1, 4 + C, A) or (1, A, 4 + C): center x, y,
+  width, height in input pixels and the scores of C classes for each of A anchors; class 0 is a
+  person. Boxes with an IoU above 0.7 with a better one are removed. With 85 numbers per anchor
+  (v5 to v7, 80 COCO classes) class scores are multiplied by an objectness score before them.
+- YOLO without NMS (v10, 26, and exports with NMS): output (1, N, 6): left, top, right, bottom in
+  input pixels, score, class.
 
-What Ultralytics writes into its files' metadata (names, end2end, args) is believed: which class is
-called person, how many there are, so that the joints of a pose network are not taken for classes,
-and whether the output needs suppression.
+Metadata of Ultralytics (names, end2end, args) tells which class is a person, how many classes there
+are (so that keypoints of a pose network are not read as classes) and whether NMS is needed.
 
-Where the file fixes H and W, the picture is scaled to fit and the rest is grey; where it leaves
-them open, YOLO's get 640 x 640 and the others the picture as it is. An input of uint8 gets pixels
-from 0 to 255.
+If the file fixes H and W, the image is scaled to fit and padded with gray. Otherwise YOLO gets
+640 x 640 and other detectors the original size. An input of uint8 gets pixels from 0 to 255.
 """
 
 from __future__ import annotations
@@ -37,27 +32,34 @@ import numpy as np
 
 from poise.errors import ConfigError, DataError, escape_name, single_line
 from poise.evaluation.nms import box_nms
-from poise.inference.detectors.base import PERSON, persons
+from poise.inference.detectors.base import PERSON, select_persons
 from poise.inference.export.onnx_network import create_session
 
 log = logging.getLogger(__name__)
 
-_SIDE = 640  # of YOLO's input, where the file does not say
-_GREY = 114  # beside a picture of another shape, as YOLO is trained
-_OVERLAP = 0.7
-_MOST_TEXT = 100_000  # of metadata
-_PERSON_OF_YOLO = 0  # in COCO's 80 classes, and where the file does not say
-_COLUMNS_OF_V5 = 4 + 1 + 80
+_SIDE = 640  # YOLO's input size, if the file has none
+_GRAY = 114  # padding, as in the training of YOLO
+_NMS_IOU = 0.7
+_MAX_TEXT = 100_000  # characters of metadata
+_YOLO_PERSON = 0  # in COCO's 80 classes; default if the file has no class names
+_V5_COLUMNS = 4 + 1 + 80
 _FORMS = (
-    "outputs boxes (N, 4), labels (N,) and scores (N,), or one of (1, 4 + classes, places) or (1,"
+    "outputs boxes (N, 4), labels (N,) and scores (N,), or one of (1, 4 + classes, anchors) or (1,"
     " N, 6)"
 )
 
 
 class OnnxDetector:
-    """See the module. Raises DataError for a file that is not of one of these kinds.
+    """A detector in an ONNX file, see the module.
 
-    weights: must be None, the file has its own. folder: not used, nothing is downloaded.
+    Args:
+        path: of the file.
+        device: as for PoseEstimator.
+        score_threshold: minimum score of boxes.
+        weights: must be None, the file contains its weights.
+        folder: not used, nothing is downloaded.
+
+    Raises DataError for an unsupported file.
     """
 
     def __init__(
@@ -70,14 +72,12 @@ class OnnxDetector:
         folder: str | Path | None = None,
     ):
         if weights is not None:
-            raise ConfigError(
-                f"{path}: an ONNX file has its weights in it; {weights} cannot be used with it"
-            )
+            raise ConfigError(f"{path}: an ONNX file contains its weights; remove {weights}")
         if not Path(path).is_file():
             raise DataError(f"{path}: no such detector file")
         self._path, self._threshold = str(path), score_threshold
         self._session, _ = create_session(path, device)
-        self._quiet = _quiet_options()
+        self._run_options = _run_options()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._input = inputs[0]
         shape = self._input.shape
@@ -88,18 +88,18 @@ class OnnxDetector:
             or len(outputs) not in (1, 3)
         ):
             raise DataError(
-                f"{path}: not a detector that is understood; it needs one input (1, 3, H, W) or (3,"
-                f" H, W) of float or uint8 and {_FORMS}"
+                f"{path}: unsupported detector; expected one input (1, 3, H, W) or (3, H, W) of"
+                f" float or uint8 and {_FORMS}"
             )
-        self._yolo = len(outputs) == 1
-        self._classes, self._person, self._suppressed = (
-            _told_by_ultralytics(path, self._session.get_modelmeta().custom_metadata_map)
-            if self._yolo
-            else (None, 0, False)
-        )
+        self._is_yolo = len(outputs) == 1
+        self._num_classes: int | None = None
+        self._person = _YOLO_PERSON
+        self._has_nms = False
+        if self._is_yolo:
+            self._read_metadata(self._session.get_modelmeta().custom_metadata_map)
+        default = _SIDE if self._is_yolo else None
         height, width = (
-            side if isinstance(side, int) and side > 0 else _SIDE if self._yolo else None
-            for side in shape[-2:]
+            side if isinstance(side, int) and side > 0 else default for side in shape[-2:]
         )
         self._size = None if height is None or width is None else (width, height)
 
@@ -107,120 +107,117 @@ class OnnxDetector:
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        placed, zoom, left, top = (
-            (image, 1.0, 0, 0) if self._size is None else _fitted(image, self._size)
-        )
-        pixels = np.ascontiguousarray(placed.transpose(2, 0, 1))
+        if self._size is None:
+            padded, zoom, left, top = image, 1.0, 0, 0
+        else:
+            padded, zoom, left, top = _letterbox(image, self._size)
+        pixels = np.ascontiguousarray(padded.transpose(2, 0, 1))
         if self._input.type == "tensor(float)":
             pixels = pixels.astype(np.float32) / 255
+        if len(self._input.shape) == 4:
+            pixels = pixels[None]
         try:
-            answers = self._session.run(
-                None,
-                {self._input.name: pixels[None] if len(self._input.shape) == 4 else pixels},
-                self._quiet,
-            )
+            outputs = self._session.run(None, {self._input.name: pixels}, self._run_options)
         except Exception as error:
-            size = f"{placed.shape[1]} x {placed.shape[0]}"
             raise DataError(
-                f"{self._path}: the detector fails on a picture of {size}"
-                f" ({single_line(error)[:200]})"
+                f"{self._path}: the detector failed on an image of"
+                f" {padded.shape[1]} x {padded.shape[0]} ({single_line(error)[:200]})"
             ) from None
-        boxes, scores = self._of_yolo(answers[0]) if self._yolo else self._of_three(answers)
-        return persons(
-            (boxes - [left, top, left, top]) / zoom, scores, self._threshold, image.shape
-        )
+        if self._is_yolo:
+            boxes, scores = self._parse_yolo(outputs[0])
+        else:
+            boxes, scores = self._parse_torchvision(outputs)
+        boxes = (boxes - [left, top, left, top]) / zoom
+        return select_persons(boxes, scores, self._threshold, image.shape)
 
-    def _of_three(self, answers: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        if any(answer.ndim == 3 for answer in answers):  # each has a batch's dimension in front
-            answers = [answer[0] if len(answer) == 1 else answer for answer in answers]
-        boxes = [answer for answer in answers if answer.ndim == 2 and answer.shape[1] == 4]
-        labels = [answer for answer in answers if answer.ndim == 1 and answer.dtype.kind in "iu"]
-        scores = [answer for answer in answers if answer.ndim == 1 and answer.dtype.kind == "f"]
+    def _parse_torchvision(self, outputs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        if any(output.ndim == 3 for output in outputs):  # all have a batch dimension
+            outputs = [output[0] if len(output) == 1 else output for output in outputs]
+        boxes = [output for output in outputs if output.ndim == 2 and output.shape[1] == 4]
+        labels = [output for output in outputs if output.ndim == 1 and output.dtype.kind in "iu"]
+        scores = [output for output in outputs if output.ndim == 1 and output.dtype.kind == "f"]
         if not len(boxes) == len(labels) == len(scores) == 1 or not len(boxes[0]) == len(
             labels[0]
         ) == len(scores[0]):
             raise DataError(
                 f"{self._path}: the detector's outputs have the shapes"
-                f" {', '.join(str(answer.shape) for answer in answers)}; it needs {_FORMS}"
+                f" {', '.join(str(output.shape) for output in outputs)}; expected {_FORMS}"
             )
-        person = labels[0] == PERSON
-        return boxes[0][person].astype(np.float64), scores[0][person].astype(np.float64)
+        is_person = labels[0] == PERSON
+        return boxes[0][is_person].astype(np.float64), scores[0][is_person].astype(np.float64)
 
-    def _of_yolo(self, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        suppressed = answer.ndim == 3 and (
-            answer.shape[2] == 6 or self._suppressed and answer.shape[2] > 6
-        )
-        if answer.ndim != 3 or answer.shape[0] != 1 or min(answer.shape[1:]) < 5 and not suppressed:
+    def _parse_yolo(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        has_nms = False
+        if output.ndim == 3:
+            has_nms = output.shape[2] == 6 or (self._has_nms and output.shape[2] > 6)
+        if output.ndim != 3 or output.shape[0] != 1 or (min(output.shape[1:]) < 5 and not has_nms):
             raise DataError(
-                f"{self._path}: the detector's output has the shape {answer.shape}; it needs"
+                f"{self._path}: the detector's output has the shape {output.shape}; expected"
                 f" {_FORMS}"
             )
-        table = answer[0].astype(np.float64)
-        if suppressed:
-            person = table[:, 5] == self._person
-            return table[person, :4], table[person, 4]
-        if table.shape[0] <= table.shape[1]:  # there are more places than classes
-            table = table.T
-        classes = table[:, 4:] if table.shape[1] != _COLUMNS_OF_V5 else table[:, 4:5] * table[:, 5:]
-        classes = classes[:, : self._classes]
+        rows = output[0].astype(np.float64)
+        if has_nms:
+            is_person = rows[:, 5] == self._person
+            return rows[is_person, :4], rows[is_person, 4]
+        if rows.shape[0] <= rows.shape[1]:  # there are more anchors than classes
+            rows = rows.T
+        classes = rows[:, 4:]
+        if rows.shape[1] == _V5_COLUMNS:
+            classes = rows[:, 4:5] * rows[:, 5:]
+        classes = classes[:, : self._num_classes]
         if classes.shape[1] <= self._person:
             raise DataError(
-                f"{self._path}: the detector's output has {classes.shape[1]} classes, and its"
-                f" person is number {self._person}"
+                f"{self._path}: the detector's output has {classes.shape[1]} classes, person is"
+                f" class {self._person}"
             )
-        best, scores = classes.argmax(axis=1), classes[:, self._person]
-        chosen = (
-            (best == self._person)
+        scores = classes[:, self._person]
+        selected = (
+            (classes.argmax(axis=1) == self._person)
             & (scores >= self._threshold)
-            & np.isfinite(table[:, :4]).all(axis=1)
+            & np.isfinite(rows[:, :4]).all(axis=1)
         )
-        center, half, scores = table[chosen, :2], table[chosen, 2:4] / 2, scores[chosen]
+        center, half = rows[selected, :2], rows[selected, 2:4] / 2
         boxes = np.concatenate([center - half, center + half], axis=1)
-        kept = box_nms(boxes, scores, _OVERLAP)
-        return boxes[kept], scores[kept]
+        remaining = box_nms(boxes, scores[selected], _NMS_IOU)
+        return boxes[remaining], scores[selected][remaining]
 
+    def _read_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Set classes and NMS from metadata of Ultralytics.
 
-def _told_by_ultralytics(
-    path: str | Path, metadata: Mapping[str, str]
-) -> tuple[int | None, int, bool]:
-    """(number of classes, None where it is not told; number of the class of persons; whether the
-    output needs no suppression).
-
-    Where several classes are named and none of them person, the first is taken, and the log says
-    so: a network may be of dogs.
-    """
-    names, arguments = (_literal(metadata.get(key, "")) for key in ("names", "args"))
-    suppressed = (
-        metadata.get("end2end") == "True"
-        or isinstance(arguments, dict)
-        and arguments.get("nms") is True
-    )
-    if isinstance(names, (list, tuple)):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not set(names) <= set(range(len(names))):
-        return None, _PERSON_OF_YOLO, suppressed
-    persons = [number for number, name in names.items() if str(name).lower() == "person"]
-    if not persons and len(names) > 1:
-        log.warning(
-            "%s",
-            f"{single_line(path)}: finds no class person but"
-            f" {escape_name(', '.join(map(str, names.values())))}; the first is taken",
+        If there are several classes without person, the first is used and a warning is logged: the
+        detector may be for dogs.
+        """
+        names = _parse_literal(metadata.get("names", ""))
+        arguments = _parse_literal(metadata.get("args", ""))
+        self._has_nms = metadata.get("end2end") == "True" or (
+            isinstance(arguments, dict) and arguments.get("nms") is True
         )
-    return len(names), persons[0] if persons else 0, suppressed
+        if isinstance(names, (list, tuple)):
+            names = dict(enumerate(names))
+        if not isinstance(names, dict) or not names or not set(names) <= set(range(len(names))):
+            return
+        self._num_classes = len(names)
+        persons = [number for number, name in names.items() if str(name).lower() == "person"]
+        self._person = persons[0] if persons else 0
+        if not persons and len(names) > 1:
+            classes = ", ".join(map(str, names.values()))
+            log.warning(
+                "%s",
+                f"{single_line(self._path)}: no class person; using the first of"
+                f" {escape_name(classes)}",
+            )
 
 
-def _literal(text: str) -> Any:
-    """What a Python literal in the metadata stands for, None for other text. No code is run."""
+def _parse_literal(text: str) -> Any:
+    """Return the value of a Python literal, None for other text. Runs no code."""
     try:
-        return ast.literal_eval(text) if len(text) < _MOST_TEXT else None
+        return ast.literal_eval(text) if len(text) < _MAX_TEXT else None
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
 
 
-def _quiet_options() -> Any:
-    """onnxruntime writes nothing of its own on stderr when it fails on a picture: our error
-    tells it in one line.
-    """
+def _run_options() -> Any:
+    """Return options that silence onnxruntime's stderr; errors are reported by _detect."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()
@@ -228,15 +225,16 @@ def _quiet_options() -> Any:
     return options
 
 
-def _fitted(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, int, int]:
-    """The picture scaled into the middle of a grey one of `size` (width, height); the zoom, and
-    its left and top there.
+def _letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, int, int]:
+    """Scale an image to fit into `size` (width, height) and pad it.
+
+    Returns: the padded image, the scale, and left and top of the image in it.
     """
     width, height = size
     zoom = min(width / image.shape[1], height / image.shape[0])
     inner = max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    canvas = np.full((height, width, 3), _GREY, np.uint8)
+    canvas = np.full((height, width, 3), _GRAY, np.uint8)
     canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(
         image, inner, interpolation=cv2.INTER_LINEAR
     )

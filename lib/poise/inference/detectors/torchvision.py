@@ -1,4 +1,4 @@
-"""Detectors of torchvision, with their COCO weights."""
+"""Detectors of torchvision with COCO weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from poise.engine.device import choose_device
 from poise.errors import ConfigError, DataError, single_line
-from poise.inference.detectors.base import PERSON, persons
+from poise.inference.detectors.base import PERSON, select_persons
 from poise.io import download
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: torchvision's detectors that have COCO weights; about the size of their file in MB
+#: detectors with COCO weights -> approximate size of the weight file in MB
 TORCHVISION = {
     "fasterrcnn_resnet50_fpn": 160,
     "fasterrcnn_resnet50_fpn_v2": 167,
@@ -33,14 +33,20 @@ TORCHVISION = {
     "ssdlite320_mobilenet_v3_large": 13,
 }
 FOLDER = Path("models") / "detectors"
-_AT_ONCE = 4
+_BATCH_SIZE = 4
 
 
 class TorchvisionDetector:
-    """One of torchvision's detectors
-    (https://pytorch.org/vision/stable/models.html#object-detection).
+    """A detector of torchvision.
 
-    weights: a state dict; None: torchvision's own, downloaded once into `folder`.
+    https://pytorch.org/vision/stable/models.html#object-detection
+
+    Args:
+        name: a key of TORCHVISION.
+        device: as for PoseEstimator.
+        score_threshold: minimum score of boxes.
+        weights: a state dict file; None: COCO weights, downloaded once into `folder`.
+        folder: for downloaded weights.
     """
 
     def __init__(
@@ -54,8 +60,8 @@ class TorchvisionDetector:
     ):
         models = _torchvision_models(name)
         self._device, self._threshold = choose_device(device), score_threshold
-        file = Path(weights) if weights is not None else _fetch(name, models, Path(folder))
-        # the models' own least score, usually 0.05, would hide what a lower threshold asks for
+        file = Path(weights) if weights is not None else _download(name, models, Path(folder))
+        # the default minimum score, usually 0.05, would remove boxes above a lower threshold
         key = "score_thresh" if name.startswith(("retina", "fcos", "ssd")) else "box_score_thresh"
         model = models.get_model(
             name,
@@ -64,45 +70,35 @@ class TorchvisionDetector:
             num_classes=91,
             **{key: min(score_threshold, 0.05)},
         )
-        _fill(model, file, name)
+        _load_weights(model, file, name)
         self._name, self._model = name, model.to(self._device).eval()
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         import torch
 
-        found = []
-        with torch.no_grad():
-            for begin in range(0, len(images), _AT_ONCE):
-                part = images[begin : begin + _AT_ONCE]
-                tensors = [
-                    torch.from_numpy(np.ascontiguousarray(image))
-                    .to(self._device)
-                    .permute(2, 0, 1)
-                    .float()
-                    / 255
-                    for image in part
-                ]
-                for image, answer in zip(part, self._answers(tensors)):
-                    boxes, labels, scores = (
-                        answer[key].cpu().numpy() for key in ("boxes", "labels", "scores")
-                    )
-                    found.append(
-                        persons(
-                            boxes[labels == PERSON],
-                            scores[labels == PERSON],
-                            self._threshold,
-                            image.shape,
-                        )
-                    )
-        return found
+        detections = []
+        for begin in range(0, len(images), _BATCH_SIZE):
+            batch = images[begin : begin + _BATCH_SIZE]
+            tensors = [
+                torch.from_numpy(np.ascontiguousarray(image)).to(self._device) for image in batch
+            ]
+            inputs = [tensor.permute(2, 0, 1).float() / 255 for tensor in tensors]
+            with torch.no_grad():
+                outputs = self._run(inputs)
+            for image, output in zip(batch, outputs):
+                is_person = output["labels"].cpu().numpy() == PERSON
+                boxes = output["boxes"].cpu().numpy()[is_person]
+                scores = output["scores"].cpu().numpy()[is_person]
+                detections.append(select_persons(boxes, scores, self._threshold, image.shape))
+        return detections
 
-    def _answers(self, tensors: list) -> list[dict]:
+    def _run(self, tensors: list) -> list[dict]:
         try:
             return self._model(tensors)
-        except RuntimeError as error:  # a side that is scaled to 0 pixels, no memory left
+        except RuntimeError as error:  # a side that is scaled to 0 pixels, out of memory
             sizes = ", ".join(f"{tensor.shape[2]} x {tensor.shape[1]}" for tensor in tensors)
             raise DataError(
-                f"detector {self._name}: fails on pictures of {sizes} ({single_line(error)[:200]})"
+                f"detector {self._name}: failed on images of {sizes} ({single_line(error)[:200]})"
             ) from None
 
 
@@ -112,22 +108,19 @@ def _torchvision_models(name: str) -> ModuleType:
     # RuntimeError: its operators were not registered
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
         raise ConfigError(
-            f"detector {name}: torchvision cannot be used here ({single_line(error)}): its"
-            " operators"
-            " load only beside a torch of the same build, which a CPU-only torch wheel is not;"
-            " install both by plain `pip install torch torchvision`, or give an .onnx detector, or"
-            " boxes in a JSON"
+            f"detector {name}: cannot import torchvision ({single_line(error)}); its operators need"
+            " the same build of torch, which a CPU-only torch wheel is not: install both with `pip"
+            " install torch torchvision`, or use an .onnx detector or a JSON file of boxes"
         ) from None
     return models
 
 
-def _fetch(name: str, models: ModuleType, folder: Path) -> Path:
+def _download(name: str, models: ModuleType, folder: Path) -> Path:
     chosen = models.get_model_weights(name).DEFAULT
     target = folder / chosen.url.rsplit("/", 1)[-1]
     if not target.exists():
         log.info(
-            "detector %s of torchvision: its COCO weights %s are fetched once, about %.0f MB, from"
-            " %s to %s",
+            "detector %s of torchvision: downloading COCO weights %s (%.0f MB, once) from %s to %s",
             name,
             chosen.name,
             chosen.meta.get("_file_size", TORCHVISION[name]),
@@ -137,7 +130,7 @@ def _fetch(name: str, models: ModuleType, folder: Path) -> Path:
     return download.download_file(chosen.url, folder)
 
 
-def _fill(model: torch.nn.Module, file: Path, name: str) -> None:
+def _load_weights(model: torch.nn.Module, file: Path, name: str) -> None:
     from poise.models.weights import read_tensors
 
     state = read_tensors(file, "weight file of the detector")
@@ -146,5 +139,5 @@ def _fill(model: torch.nn.Module, file: Path, name: str) -> None:
     except (RuntimeError, TypeError, AttributeError) as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
         raise DataError(
-            f"{file}: these are not the weights of detector {name} ({single_line(first)[:200]})"
+            f"{file}: not the weights of detector {name} ({single_line(first)[:200]})"
         ) from None
