@@ -242,8 +242,8 @@ def load_ground_truth(path: str | Path, data: DatasetInfo | None = None) -> Grou
     }
     if joints:
         raise DataError(
-            f"{path}: has persons of {joints.pop()} keypoints, expected the {skeleton.num_keypoints}"
-            f" of {skeleton.name}; pass another dataset file to --dataset"
+            f"{path}: has persons of {joints.pop()} keypoints, expected the"
+            f" {skeleton.num_keypoints} of {skeleton.name}; pass another dataset file to --dataset"
         )
     truth = GroundTruth(
         Path(path).name,
