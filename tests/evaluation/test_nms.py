@@ -244,11 +244,11 @@ def test_nms_invalid_input_raises():
         nms.soft_oks_nms(keypoints, scores, areas, 0.9, SIGMAS[:14])
     with pytest.raises(ValueError, match="keypoints"):
         nms.oks_nms(keypoints[:, :, :2], scores, areas, 0.9, SIGMAS, in_vis_thre=0.2)
-    with pytest.raises(ValueError, match="keypoints hold NaN"):
+    with pytest.raises(ValueError, match="keypoints have NaN"):
         nms.oks_nms(np.where(keypoints > 250, np.nan, keypoints), scores, areas, 0.9, SIGMAS)
     with pytest.raises(ValueError, match="negative; got -1"):
         nms.oks_nms(keypoints, scores, [1, 1, -1, 1], 0.9, SIGMAS)
-    with pytest.raises(ValueError, match="rise from 0 to N = 4"):
+    with pytest.raises(ValueError, match="increase from 0 to N = 4"):
         nms.oks_nms_by_image(keypoints, scores, areas, [0, 3, 2, 4], 0.9, SIGMAS)
     with pytest.raises(ValueError, match="above 0; got 0"):
         nms.soft_oks_nms(keypoints, scores, areas, 0, SIGMAS)

@@ -1,9 +1,8 @@
-"""Non-maximum suppression of boxes and of persons: compiled where it was built, else NumPy, with
-equal results.
+"""Non-maximum suppression of boxes and persons, compiled or in NumPy with equal results.
 
-Build the kernels with `python setup.py build_ext --inplace` or `pip install -e .
---no-build-isolation`. Rules and tie order are those of the HRNet family. Letters: N persons or
-boxes, J joints, M images, K kept.
+Compile with `python setup.py build_ext --inplace` or `pip install -e . --no-build-isolation`. Rules
+and the order of equal scores are those of HRNet. Letters: N persons or boxes, K keypoints, M
+images, R remaining persons or boxes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ try:
 except ImportError:
     _compiled = None
 
-#: whether the compiled kernels are in use
+#: whether the compiled kernels are used
 compiled = _compiled is not None
 
 __all__ = [
@@ -38,28 +37,32 @@ _warned = False
 
 
 def box_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Greedy NMS of boxes: the best one stays, and others stay whose overlap with it is at most
-    `threshold`.
+    """Greedy NMS: remove boxes with an IoU above `threshold` with a better remaining box.
 
-    boxes: (N, 4) x1, y1, x2, y2, pixels, the last pixel included (so an area is (x2 - x1 + 1) (y2 -
-    y1 + 1), the rule of py-faster-rcnn). scores: (N,). Returns (K,) int64 indices, best first.
-    Raises ValueError on other shapes and on values that are not finite.
+    Args:
+        boxes: (N, 4) x1, y1, x2, y2 pixels, inclusive: the area is (x2 - x1 + 1) (y2 - y1 + 1), as
+            in py-faster-rcnn.
+        scores: (N,).
+        threshold: maximum IoU.
+
+    Returns: (R,) int64 indices, best first.
+
+    Raises ValueError for other shapes and values that are not finite.
     """
     boxes, scores = np.ascontiguousarray(boxes, np.float64), np.asarray(scores)
     if boxes.size == 0 and scores.size == 0:
         return np.zeros(0, np.int64)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
         raise ValueError(
-            f"box_nms needs boxes (N, 4) and N scores; got {boxes.shape} and {scores.shape}"
+            f"box_nms: expected boxes (N, 4) and N scores; got {boxes.shape} and {scores.shape}"
         )
     _check_finite(boxes=boxes, scores=scores)
     order = np.ascontiguousarray(descending(scores), np.int64)
     if not _use_compiled():
         return numpy_nms.box_nms(boxes, order, threshold)
     kept = np.empty(len(boxes), np.int64)
-    return kept[
-        : _compiled.box_nms(boxes, order, threshold, np.empty((len(boxes), 5)), kept)
-    ].copy()
+    count = _compiled.box_nms(boxes, order, threshold, np.empty((len(boxes), 5)), kept)
+    return kept[:count].copy()
 
 
 def oks_nms(
@@ -70,13 +73,19 @@ def oks_nms(
     sigmas: np.ndarray,
     in_vis_thre: float | None = None,
 ) -> np.ndarray:
-    """Greedy NMS of the persons of one image: others stay whose OKS with a better kept one is at
-    most `threshold`.
+    """Greedy NMS of the persons of one image: remove those with an OKS above `threshold`.
 
-    keypoints: (N, J, 2 or 3) x, y and perhaps score, pixels. scores: (N,). areas: (N,) square
-    pixels. sigmas: (J,). in_vis_thre: see oks_iou. Returns (K,) int64 indices, best first; equal
-    scores in the order of NumPy's argsort()[::-1]. Raises ValueError on other shapes, values that
-    are not finite, and negative areas.
+    Args:
+        keypoints: (N, K, 2 or 3) x, y in pixels, and score.
+        scores: (N,).
+        areas: (N,) square pixels.
+        threshold: maximum OKS with a better remaining person.
+        sigmas: (K,) OKS constants.
+        in_vis_thre: see oks_iou.
+
+    Returns: (R,) int64 indices, best first; equal scores in the order of NumPy's argsort()[::-1].
+
+    Raises ValueError for other shapes, values that are not finite, and negative areas.
     """
     return oks_nms_by_image(
         keypoints, scores, areas, (0, len(scores)), threshold, sigmas, in_vis_thre
@@ -92,12 +101,12 @@ def soft_oks_nms(
     in_vis_thre: float | None = None,
     max_dets: int = 20,
 ) -> np.ndarray:
-    """Soft NMS of the persons of one image (Bodla et al., 2017, with OKS for IoU).
+    """Soft NMS of the persons of one image (Bodla et al., 2017, with OKS instead of IoU).
 
-    Each kept person lowers the scores of the others by exp(-OKS^2 / threshold), and the best
-    `max_dets` stay (20 is what COCO scores). Only the order and the cut depend on the lowered
-    scores: as in the reference the caller goes on with the original ones. Arguments, result and
-    errors as oks_nms; threshold must be above 0.
+    Each remaining person lowers the scores of the others by exp(-OKS^2 / threshold), and the best
+    `max_dets` remain (COCO scores 20). The lowered scores only determine order and selection; as in
+    the reference the caller keeps the original ones. Arguments, result and errors as oks_nms;
+    `threshold` must be above 0.
     """
     return soft_oks_nms_by_image(
         keypoints, scores, areas, (0, len(scores)), threshold, sigmas, in_vis_thre, max_dets
@@ -113,11 +122,12 @@ def oks_nms_by_image(
     sigmas: np.ndarray,
     in_vis_thre: float | None = None,
 ) -> np.ndarray:
-    """`oks_nms` of M images in one call, which is what makes it fast for a whole data set.
+    """Apply oks_nms to M images in one call, which is faster for a dataset.
 
-    The persons of image m are rows offsets[m]:offsets[m + 1]; offsets: (M + 1,) integers from 0 to
-    N that never fall. Returns (K,) int64 row indices, image by image and best first in each.
-    Otherwise as oks_nms.
+    offsets: (M + 1,) increasing integers from 0 to N; the persons of image m are rows
+    offsets[m]:offsets[m + 1]. Other arguments as of oks_nms.
+
+    Returns: (R,) int64 row indices by image, best first in each.
     """
     keypoints, scores, areas, sigmas, offsets = _checked(
         keypoints, scores, areas, sigmas, offsets, in_vis_thre
@@ -158,11 +168,9 @@ def soft_oks_nms_by_image(
     in_vis_thre: float | None = None,
     max_dets: int = 20,
 ) -> np.ndarray:
-    """`soft_oks_nms` of M images in one call; `offsets` and the result as in oks_nms_by_image."""
+    """Apply soft_oks_nms to M images in one call; offsets and result as of oks_nms_by_image."""
     if not threshold > 0:
-        raise ValueError(
-            f"soft NMS divides by its threshold, which must be above 0; got {threshold}"
-        )
+        raise ValueError(f"soft_oks_nms: threshold must be above 0; got {threshold}")
     keypoints, scores, areas, sigmas, offsets = _checked(
         keypoints, scores, areas, sigmas, offsets, in_vis_thre
     )
@@ -201,13 +209,13 @@ def soft_oks_nms_by_image(
 
 
 def _use_compiled() -> bool:
-    """Whether to call the compiled kernels; says once, at the first use, that they are missing."""
+    """Return whether the kernels are compiled; warn once if they are not."""
     global _warned
     if _compiled is None and not _warned:
         _warned = True
         logger.warning(
-            "poise.evaluation.nms is not compiled: NumPy is used, with the same results but slower;"
-            " build it with: python setup.py build_ext --inplace"
+            "poise.evaluation.nms is not compiled: using NumPy, which is slower with equal results;"
+            " compile it with: python setup.py build_ext --inplace"
         )
     return _compiled is not None
 
@@ -220,14 +228,12 @@ def _checked(
     offsets: np.ndarray | tuple[int, int],
     in_vis_thre: float | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The arguments as arrays that the kernels take; ValueError with what was got where they do
-    not fit.
-    """
+    """Return the arguments as arrays for the kernels. Raises ValueError if they do not fit."""
     keypoints, scores = np.asarray(keypoints), np.asarray(scores)
     areas = np.ascontiguousarray(areas, np.float64)
     sigmas = np.ascontiguousarray(sigmas, np.float64)
     if sigmas.ndim != 1 or not (sigmas > 0).all():
-        raise ValueError(f"OKS needs J sigmas above 0; got {sigmas}")
+        raise ValueError(f"OKS-NMS: expected K sigmas above 0; got {sigmas}")
     if keypoints.size == 0 and len(keypoints) == 0:
         keypoints = np.zeros((0, len(sigmas), 3))
     if keypoints.dtype != np.float32:
@@ -242,8 +248,8 @@ def _checked(
         or areas.shape != keypoints.shape[:1]
     ):
         raise ValueError(
-            f"OKS-NMS needs keypoints (N, J, {' or '.join(map(str, columns))}), N scores, N areas"
-            f" and J sigmas; got {keypoints.shape}, {scores.shape}, {areas.shape}, {sigmas.shape}"
+            f"OKS-NMS: expected keypoints (N, K, {' or '.join(map(str, columns))}), N scores, N"
+            f" areas and K sigmas; got {keypoints.shape}, {scores.shape}, {areas.shape}, {sigmas.shape}"
         )
     _check_finite(keypoints=keypoints, scores=scores, areas=areas, sigmas=sigmas)
     if (areas < 0).any():
@@ -256,20 +262,21 @@ def _checked(
         or offsets[-1] != len(keypoints)
         or (np.diff(offsets) < 0).any()
     ):
-        raise ValueError(f"offsets must rise from 0 to N = {len(keypoints)}; got {offsets}")
+        raise ValueError(f"offsets must increase from 0 to N = {len(keypoints)}; got {offsets}")
     return keypoints, scores, areas, sigmas, offsets
 
 
 def _check_finite(**arrays: np.ndarray) -> None:
-    # a NaN compares as "not at most the threshold", so it would silently delete persons
+    # comparisons with NaN are false, so it would silently remove persons
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} hold NaN or infinity")
+            raise ValueError(f"{name} have NaN or infinite values")
 
 
 def _order(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(N,) int64 row indices, image by image, best first. Sorted in NumPy for both twins: ties
-    are NumPy's to order.
+    """Return row indices (N,) int64 by image, best first.
+
+    Both implementations sort with NumPy, which determines the order of equal scores.
     """
     order = np.empty(len(scores), np.int64)
     bounds = offsets.tolist()
