@@ -249,7 +249,8 @@ def _checked(
     ):
         raise ValueError(
             f"OKS-NMS: expected keypoints (N, K, {' or '.join(map(str, columns))}), N scores, N"
-            f" areas and K sigmas; got {keypoints.shape}, {scores.shape}, {areas.shape}, {sigmas.shape}"
+            f" areas and K sigmas; got {keypoints.shape}, {scores.shape}, {areas.shape},"
+            f" {sigmas.shape}"
         )
     _check_finite(keypoints=keypoints, scores=scores, areas=areas, sigmas=sigmas)
     if (areas < 0).any():
