@@ -94,7 +94,8 @@ def diagnose(
 
 def name_metrics(names: Sequence[str]) -> str:
     """Return 'AP is' or 'AP, AR are'."""
-    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+    verb = "is" if len(names) == 1 else "are"
+    return f"{', '.join(names)} {verb}"
 
 
 def explain_unscorable(truth: CocoGroundTruth) -> str:

@@ -64,11 +64,12 @@ def write_detections(
             " the annotations"
         )
     file = require_annotation_path(cfg, split)
-    images, folder = read_images(file, data.category), image_folder(cfg, split)
+    listed = read_images(file, data.category)
+    folder = image_folder(cfg, split)
     folder.check()
-    names = PackedStrings(images["name_buffer"], images["name_ends"])
-    ids = images["image_ids"].tolist()
-    category = category_id(images, data.category)
+    names = PackedStrings(listed["name_buffer"], listed["name_ends"])
+    ids = listed["image_ids"].tolist()
+    category = category_id(listed, data.category)
     if finds_persons and data.category != "person":
         log.warning(
             "%s",
@@ -78,26 +79,23 @@ def write_detections(
     num_boxes = num_unread = 0
     with atomic_write(path) as part, open(part, "wb") as stream:
         stream.write(b"[")
-        for begin in tqdm(
-            range(0, len(ids), _BATCH_SIZE),
-            desc="detection",
-            unit="batch",
-            disable=None,
-            file=sys.stderr,
-        ):
-            batch = []
+        batches = range(0, len(ids), _BATCH_SIZE)
+        for begin in tqdm(batches, desc="detection", unit="batch", disable=None, file=sys.stderr):
+            images = []
             heads = []
             for index in range(begin, min(begin + _BATCH_SIZE, len(ids))):
                 try:
-                    batch.append(cv2.cvtColor(folder.read(names[index]), cv2.COLOR_BGR2RGB))
-                    heads.append({"image_id": ids[index], "file_name": names[index]})
+                    images.append(cv2.cvtColor(folder.read(names[index]), cv2.COLOR_BGR2RGB))
                 except DataError as error:
                     num_unread += 1
                     if num_unread <= _MAX_WARNINGS:
                         log.warning("%s", f"skipped: {single_line(error)}")
-            detections = detect(batch) if batch else []
+                    continue
+                head = {"image_id": ids[index], "file_name": names[index], "category_id": category}
+                heads.append(head)
+            detections = detect(images) if images else []
             for head, (boxes, scores) in zip(heads, detections):
-                for entry in _entries({**head, "category_id": category}, boxes, scores):
+                for entry in _entries(head, boxes, scores):
                     stream.write((b",\n" if num_boxes else b"\n") + orjson.dumps(entry))
                     num_boxes += 1
         stream.write(b"\n]\n")

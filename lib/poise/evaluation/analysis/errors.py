@@ -17,6 +17,7 @@ from poise.evaluation.analysis.matching import (
     BACKGROUND,
     DUPLICATE,
     OUTRANKED,
+    GroundTruth,
     Results,
     average_precision,
     pairs_of_images,
@@ -82,173 +83,169 @@ def joint_errors(results: Results) -> JointErrors:
     prediction. Inversions and swaps keep their offset and similarity, relative to the right label.
     (coco-analyze omits a factor 2 of the OKS here, so its corrected keypoints are closer.)
     """
-    truth, pairs = results.truth, results.pairs
-    prediction = np.flatnonzero(pairs.person >= 0)
-    person = pairs.person[prediction]
-    points, labels = results.keypoints[prediction, :, :2], truth.persons.keypoints
-    mirror = truth.skeleton.flip_indices
-    side = np.where(mirror != np.arange(len(mirror)), 1.0, 0.0)  # 0: no other side, such as a nose
-    labelled = labels[person, :, 2] > 0
+    truth = results.truth
+    prediction = np.flatnonzero(results.pairs.person >= 0)
+    person = results.pairs.person[prediction]
+    points = results.keypoints[prediction, :, :2]
+    labels = truth.persons.keypoints[person]
+    flip_indices = truth.skeleton.flip_indices
+    # 0: no other side, such as a nose
+    has_side = np.where(flip_indices != np.arange(len(flip_indices)), 1.0, 0.0)
     own = keypoint_ap.joint_similarity(truth.persons, person, points, truth.sigmas)
-    inverted = (
-        keypoint_ap.joint_similarity(
-            truth.persons, person, points, truth.sigmas, labels[person][:, mirror]
-        )
-        * side
+    inverted = keypoint_ap.joint_similarity(
+        truth.persons, person, points, truth.sigmas, labels[:, flip_indices]
     )
-    other, other_place = _of_others(results, points, person)
-
+    inverted = inverted * has_side
+    other, other_labels = _most_similar_others(results, points, person)
     best = np.maximum(np.maximum(own, inverted), other)
-    kind = np.where(
-        own >= EXACT,
-        GOOD,
-        np.where(
-            best < NEAR,
-            MISS,
-            np.where(own >= best, JITTER, np.where(inverted >= best, INVERSION, SWAP)),
-        ),
+    kind = np.select(
+        [labels[:, :, 2] <= 0, own >= EXACT, best < NEAR, own >= best, inverted >= best],
+        [NOT_LABELLED, GOOD, MISS, JITTER, INVERSION],
+        SWAP,
     )
-    kind[~labelled] = NOT_LABELLED
-
-    places = labels[person, :, :2]
-    offset = points - places
-    sizes = np.sqrt(truth.persons.area + np.spacing(1))
-    distance = np.linalg.norm(offset, axis=2)
-    left = (
-        np.select(
-            [kind == JITTER, kind == MISS],
-            [np.sqrt(-2 * np.log(EXACT)), np.sqrt(-2 * np.log(NEAR))],
-            0.0,
-        )
-        * 2
-        * truth.sigmas
-        * sizes[person][:, None]
-    )
-    corrected = places + offset * (left / np.where(distance > 0, distance, 1))[:, :, None]
-    # beside the wrong place, in units of the wrong person's size
-    wrong = np.where(
-        (kind == SWAP)[:, :, None], other_place[:, :, :2], labels[person][:, mirror, :2]
-    )
-    scale = np.where(
-        kind == SWAP,
-        sizes[person][:, None] / np.where(other_place[:, :, 2] > 0, other_place[:, :, 2], 1),
-        1.0,
-    )
-    moved = np.isin(kind, (INVERSION, SWAP))
-    corrected[moved] = (places + (points - wrong) * scale[:, :, None])[moved]
-    kept = np.isin(kind, (GOOD, NOT_LABELLED))
-    corrected[kept] = points[kept]
+    corrected = _correct(truth, person, points, kind, other_labels)
     return JointErrors(prediction, person, kind, own, corrected)
 
 
-def _of_others(
+def _correct(
+    truth: GroundTruth,
+    person: np.ndarray,
+    points: np.ndarray,
+    kind: np.ndarray,
+    other_labels: np.ndarray,
+) -> np.ndarray:
+    """Return the corrected positions (R, K, 2), see joint_errors.
+
+    Args:
+        truth: the labels.
+        person: (R,) matched persons.
+        points: (R, K, 2) predictions.
+        kind: (R, K).
+        other_labels: (R, K, 3) of _most_similar_others.
+    """
+    labels = truth.persons.keypoints[person]
+    targets = labels[:, :, :2]
+    size = np.sqrt(truth.persons.area + np.spacing(1))[person][:, None]
+    # jitter and misses: on the line to the label
+    offset = points - targets
+    distance = np.linalg.norm(offset, axis=2)
+    deviations = np.select(
+        [kind == JITTER, kind == MISS],
+        [np.sqrt(-2 * np.log(EXACT)), np.sqrt(-2 * np.log(NEAR))],
+        0.0,
+    )
+    remaining = deviations * 2 * truth.sigmas * size
+    corrected = targets + offset * (remaining / np.where(distance > 0, distance, 1))[:, :, None]
+    # inversions and swaps: with the offset to the wrong label, scaled to the person's size
+    is_swap = kind == SWAP
+    inverted_labels = labels[:, truth.skeleton.flip_indices, :2]
+    wrong = np.where(is_swap[:, :, None], other_labels[:, :, :2], inverted_labels)
+    other_size = np.where(other_labels[:, :, 2] > 0, other_labels[:, :, 2], 1)
+    scale = np.where(is_swap, size / other_size, 1.0)
+    is_moved = np.isin(kind, (INVERSION, SWAP))
+    corrected[is_moved] = (targets + (points - wrong) * scale[:, :, None])[is_moved]
+    is_unchanged = np.isin(kind, (GOOD, NOT_LABELLED))
+    corrected[is_unchanged] = points[is_unchanged]
+    return corrected
+
+
+def _most_similar_others(
     results: Results, points: np.ndarray, person: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Similarity (R, J) to the most similar joint, of either side, of other persons in the
-    image, and (R, J, 3) its x, y and that person's size.
+    """Find the most similar keypoint, of either side, of other persons of the image.
+
+    Returns: similarity (R, K), and (R, K, 3) the x and y of the label and the size of the person.
     """
     truth = results.truth
-    labels, mirror = truth.persons.keypoints, truth.skeleton.flip_indices
-    best, place = np.zeros(points.shape[:2]), np.zeros((*points.shape[:2], 3))
+    labels = truth.persons.keypoints
+    flip_indices = truth.skeleton.flip_indices
+    best = np.zeros(points.shape[:2])
+    best_labels = np.zeros((*points.shape[:2], 3))
     row, other = pairs_of_images(truth.persons.image[person], truth.persons.image)
-    apart = (other != person[row]) & truth.counted[other]
-    row, other = row[apart], other[apart]
-    # one other person of each row at a time: rows with many are few
+    is_other = (other != person[row]) & truth.counted[other]
+    row, other = row[is_other], other[is_other]
+    # one other person of each row at a time; few rows have many
     turn = np.arange(len(row)) - np.searchsorted(row, row)
     for number in range(int(turn.max(initial=-1)) + 1):
-        r, g = row[turn == number], other[turn == number]
-        for order in (np.arange(len(mirror)), mirror):
-            theirs = labels[g][:, order]
+        r = row[turn == number]
+        g = other[turn == number]
+        for order in (np.arange(len(flip_indices)), flip_indices):
+            candidates = labels[g][:, order]
             similarity = keypoint_ap.joint_similarity(
-                truth.persons, g, points[r], truth.sigmas, theirs
+                truth.persons, g, points[r], truth.sigmas, candidates
             )
-            nearer = similarity > best[r]
-            at, joint = np.nonzero(nearer)
-            best[r[at], joint] = similarity[nearer]
-            place[r[at], joint, :2] = theirs[at, joint, :2]
-            place[r[at], joint, 2] = np.sqrt(truth.persons.area[g[at]])
-    return best, place
+            is_better = similarity > best[r]
+            at, k = np.nonzero(is_better)
+            best[r[at], k] = similarity[is_better]
+            best_labels[r[at], k, :2] = candidates[at, k, :2]
+            best_labels[r[at], k, 2] = np.sqrt(truth.persons.area[g[at]])
+    return best, best_labels
 
 
 def costs(
     results: Results, errors: JointErrors, base: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """For each kind of MEANINGS: count, and the AP, AP .5 and AP .75 that it costs: those with
-    these errors put right, less those as they are.
+    """Return the count and the AP cost of each kind of MEANINGS.
 
-    base: average_precision(found). Kinds are put right one at a time; together they cost another
-    sum than the single ones. Of a duplicate, a background or a missed person the AP is that without
-    it.
+    The cost is AP, AP .5 and AP .75 after correcting the errors of one kind, minus `base`.
+    Duplicates, background predictions and missed persons are corrected by removing them.
+
+    base: average_precision(results).
     """
-    truth, pairs = results.truth, results.pairs
-    missed = truth.counted & (pairs.prediction < 0)
-    persons = truth.persons
+    pairs, persons = results.pairs, results.truth.persons
+    counts = {name: int((errors.kind == kind).sum()) for name, kind in JOINT_ERRORS.items()}
     corrected = {}
-    for name, which in JOINT_ERRORS.items():
-        count = int((errors.kind == which).sum())
-        corrected[name] = (
-            count,
-            (average_precision(results, errors.keypoints(results, which)) if count else base),
-        )
-    together = sum(count for count, _ in corrected.values())
-    corrected["all joint errors"] = (
-        together,
-        (
-            average_precision(results, errors.keypoints(results, *JOINT_ERRORS.values()))
-            if together
-            else base
-        ),
-    )
-    for name, which in (("duplicate", DUPLICATE), ("background", BACKGROUND)):
-        wrong = pairs.kind == which
-        corrected[name] = (
-            int(wrong.sum()),
-            (average_precision(results.only(~wrong)) if wrong.any() else base),
-        )
-    corrected["missed person"] = (
-        int(missed.sum()),
-        (
-            average_precision(results, persons=replace(persons, ignored=persons.ignored | missed))
-            if missed.any()
-            else base
-        ),
-    )
-    corrected["score"] = (
-        int((pairs.kind == OUTRANKED).sum()),
-        average_precision(results, scores=ranked_by_oks(results)),
-    )
-    return {
-        name: {
-            "count": corrected[name][0],
-            **{
-                key: value - base[key] if value >= 0 else 0.0
-                for key, value in corrected[name][1].items()
-            },
-        }
-        for name in MEANINGS
-    }
+    for name, kind in JOINT_ERRORS.items():
+        if counts[name]:
+            corrected[name] = average_precision(results, errors.keypoints(results, kind))
+    counts["all joint errors"] = sum(counts.values())
+    if counts["all joint errors"]:
+        keypoints = errors.keypoints(results, *JOINT_ERRORS.values())
+        corrected["all joint errors"] = average_precision(results, keypoints)
+    for name, kind in (("duplicate", DUPLICATE), ("background", BACKGROUND)):
+        is_wrong = pairs.kind == kind
+        counts[name] = int(is_wrong.sum())
+        if counts[name]:
+            corrected[name] = average_precision(results.only(~is_wrong))
+    is_missed = results.truth.counted & (pairs.prediction < 0)
+    counts["missed person"] = int(is_missed.sum())
+    if counts["missed person"]:
+        remaining = replace(persons, ignored=persons.ignored | is_missed)
+        corrected["missed person"] = average_precision(results, persons=remaining)
+    counts["score"] = int((pairs.kind == OUTRANKED).sum())
+    corrected["score"] = average_precision(results, scores=ranked_by_oks(results))
+    return {name: _cost(counts[name], corrected.get(name, base), base) for name in MEANINGS}
+
+
+def _cost(count: int, corrected: dict[str, float], base: dict[str, float]) -> dict[str, float]:
+    """Return count and differences; 0 for a metric of -1."""
+    cost: dict[str, float] = {"count": count}
+    for key, value in corrected.items():
+        cost[key] = value - base[key] if value >= 0 else 0.0
+    return cost
 
 
 def ranked_by_oks(results: Results) -> np.ndarray:
-    """(D,) scores with which the AP is about as high as these predictions allow: the OKS with
-    the most similar person, who is each given away once, to the prediction most like him or her;
-    what remains is scored below all of those.
+    """Return scores (D,) that give about the highest AP that these predictions allow.
+
+    The score is the OKS with the most similar person. Each person is used once, by the most similar
+    prediction; the other predictions are scored below.
     """
     truth = results.truth
     d, g = pairs_of_images(results.image, truth.persons.image)
     similarity = keypoint_ap.oks(truth.persons, g, results.keypoints[d, :, :2], truth.sigmas)
     scores = np.full(len(results), -1.0)
     taken = np.zeros(len(truth.counted), bool)
-    # predictions that found a person who does not count are neither right nor wrong, wherever they
-    # are ranked
+    # the rank of predictions matched with a person that is not scored does not matter
     for pair in np.argsort(-similarity, kind="stable").tolist():
         if similarity[pair] <= 0:
             break
         if truth.counted[g[pair]] and not taken[g[pair]] and scores[d[pair]] < 0:
-            scores[d[pair]], taken[g[pair]] = similarity[pair], True
+            scores[d[pair]] = similarity[pair]
+            taken[g[pair]] = True
     return scores
 
 
 def table(errors: JointErrors) -> dict[str, np.ndarray]:
-    """Counts (J,) of each kind of JOINTS but the unlabelled, over the found persons."""
+    """Return counts (K,) of each kind of JOINTS, except without labels, over matched persons."""
     return {JOINTS[which]: (errors.kind == which).sum(axis=0) for which in range(GOOD, MISS + 1)}

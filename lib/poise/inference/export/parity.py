@@ -98,24 +98,12 @@ def compare(
         crops: (B, H, W, 3) uint8 RGB.
         kind: name of the crops in the result.
     """
-    expected_batches: list[Arrays] = []
-    output_batches: list[list[np.ndarray]] = []
-    begin = 0
-    while begin < len(crops):
-        size = _BATCH_SIZES[len(output_batches) % len(_BATCH_SIZES)]
-        batch = torch.from_numpy(crops[begin : begin + size])
-        expected_batches.append(to_arrays(reference_output(cfg, codec, model, batch, options.flip)))
-        images = batch if options.normalize else normalized(cfg, batch)
-        output_batches.append(run(images.numpy()))
-        begin += len(batch)
-    expected = _concatenate(expected_batches)
+    expected, outputs = _run_both(cfg, codec, model, options, run, crops)
     if not all(np.isfinite(array).all() for array in tensors_of(expected)):
         raise DataError(
             f"{codec.representation} of the network have NaN or infinite values; it has diverged or"
             " its weights do not fit"
         )
-    names = options.output_names(codec)
-    outputs = dict(zip(names, (np.concatenate(output) for output in zip(*output_batches))))
     arrays = tuple(outputs[name] for name in codec.output_names)
     for array, reference in zip(arrays, tensors_of(expected)):
         assert array.shape == reference.shape, (
@@ -177,6 +165,32 @@ def crop_full_images(cfg: CfgNode, codec: Codec, paths: Sequence[str | Path]) ->
         full = np.array([[0, 0, image.shape[1], image.shape[0]]])
         crops += _crop_boxes(cfg, codec, image, full)
     return np.stack(crops)
+
+
+def _run_both(
+    cfg: CfgNode,
+    codec: Codec,
+    model: nn.Module,
+    options: ExportOptions,
+    run: Run,
+    crops: np.ndarray,
+) -> tuple[Arrays, dict[str, np.ndarray]]:
+    """Run network and file on batches of different sizes.
+
+    Returns: the output of the network, and the outputs of the file by name.
+    """
+    expected: list[Arrays] = []
+    outputs: list[list[np.ndarray]] = []
+    begin = 0
+    while begin < len(crops):
+        size = _BATCH_SIZES[len(outputs) % len(_BATCH_SIZES)]
+        batch = torch.from_numpy(crops[begin : begin + size])
+        expected.append(to_arrays(reference_output(cfg, codec, model, batch, options.flip)))
+        images = batch if options.normalize else normalized(cfg, batch)
+        outputs.append(run(images.numpy()))
+        begin += len(batch)
+    arrays = [np.concatenate(output) for output in zip(*outputs)]
+    return _concatenate(expected), dict(zip(options.output_names(codec), arrays))
 
 
 def _largest(values: np.ndarray) -> float:
