@@ -272,7 +272,7 @@ def test_poses_draw_shows_visible_keypoints(picture, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture[:, :, ::-1])
     assert np.array_equal(poses.draw(tmp_path / "a.png"), drawn)
     with pytest.raises(
-        DataError, match=r"picture: an RGB array \(H, W, 3\) of uint8 is needed, got \(90, 120\)"
+        DataError, match=r"image: an RGB array \(H, W, 3\) of uint8 is needed, got \(90, 120\)"
     ):
         poses.draw(picture[:, :, 0])
     assert poses == poses and poses != Poses(

@@ -111,7 +111,7 @@ class Poses:
                 f"ids: has {len(ids)} numbers for {len(self)} persons; pass one per person"
             )
         # a copy; colors of visualize are BGR
-        drawn = np.array(as_rgb_array(image, "picture")[:, :, ::-1], order="C")
+        drawn = np.array(as_rgb_array(image, "image")[:, :, ::-1], order="C")
         min_score = self.vis_threshold if least_score is None else least_score
         by_person = color == "person" or (color == "auto" and (ids is not None or len(self) > 1))
         numbers = range(len(self)) if ids is None else [int(number) for number in ids]

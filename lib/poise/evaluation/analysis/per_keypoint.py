@@ -64,14 +64,14 @@ def average_precisions(results: Results, labelled: np.ndarray) -> dict[str, np.n
     """Return AP, AP .5 and AP .75 (K,) of each keypoint alone. labelled: mask (G, K)."""
     truth, persons = results.truth, results.truth.persons
     rows = []
-    for joint in range(labelled.shape[1]):
-        if not labelled[:, joint].any():
+    for k in range(labelled.shape[1]):
+        if not labelled[:, k].any():
             rows.append(dict.fromkeys(("AP", "AP .5", "AP .75"), np.nan))
             continue
         alone = persons.keypoints.copy()
-        alone[:, np.arange(labelled.shape[1]) != joint, 2] = 0
+        alone[:, np.arange(labelled.shape[1]) != k, 2] = 0
         precision, _ = keypoint_ap.evaluate(
-            replace(persons, keypoints=alone, ignored=~labelled[:, joint]),
+            replace(persons, keypoints=alone, ignored=~labelled[:, k]),
             results.image,
             results.keypoints,
             results.scores,

@@ -173,10 +173,8 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
     content = {
         "notes": report.notes,
         "files": report.figures,
-        "worst pictures": [_without_pixels(picture) for picture in report.costliest],
-        "pictures that differ most": [
-            _without_pixels(picture) for picture in report.most_different
-        ],
+        "worst pictures": [_without_pixels(image) for image in report.costliest],
+        "pictures that differ most": [_without_pixels(image) for image in report.most_different],
     }
     with atomic_write(figures) as part:
         part.write_bytes(orjson.dumps(replace_non_finite(content), option=orjson.OPT_INDENT_2))
@@ -185,12 +183,12 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
     return html, figures
 
 
-def _without_pixels(picture: worst_images.WorstImage) -> dict:
+def _without_pixels(image: worst_images.WorstImage) -> dict:
     return {
-        "file_name": picture.name,
-        "image_id": picture.image_id,
-        "lost": picture.lost,
-        "notes": picture.notes,
+        "file_name": image.name,
+        "image_id": image.image_id,
+        "lost": image.lost,
+        "notes": image.notes,
     }
 
 

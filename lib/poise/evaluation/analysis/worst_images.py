@@ -122,7 +122,7 @@ def draw(
     """
     truth = result_files[0].truth
     lost = [losses(results, point.score) for results, point in zip(result_files, points)]
-    pictures = []
+    drawn = []
     for place in places:
         image, note = _read(folder, truth, place)
         people = np.flatnonzero(
@@ -155,7 +155,7 @@ def draw(
             for results, wrong, point in zip(result_files, errors, points)
         ]
         entry = truth.images[place]
-        pictures.append(
+        drawn.append(
             WorstImage(
                 single_line(entry.get("file_name", "")),
                 entry["id"],
@@ -164,7 +164,7 @@ def draw(
                 [*([note] if note else []), *notes],
             )
         )
-    return pictures
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -291,12 +291,12 @@ def _predicted_panel(
             _write(panel, f"{PREDICTIONS[results.pairs.kind[d]]} {results.scores[d]:.2f}", low)
             continue
         row = int(np.searchsorted(errors.prediction, d))
-        for joint in np.flatnonzero(np.isin(errors.kind[row], tuple(ERROR_COLORS))):
+        for k in np.flatnonzero(np.isin(errors.kind[row], tuple(ERROR_COLORS))):
             cv2.line(
                 panel,
-                _pixel(points[joint]),
-                _pixel(view(labels[person, joint, :2])),
-                ERROR_COLORS[errors.kind[row, joint]],
+                _pixel(points[k]),
+                _pixel(view(labels[person, k, :2])),
+                ERROR_COLORS[errors.kind[row, k]],
                 2,
                 cv2.LINE_AA,
             )
