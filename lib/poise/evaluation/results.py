@@ -105,13 +105,11 @@ def _write_entries(file: IO[bytes], columns: Columns, category_id: int) -> None:
 
 def _rows(columns: Columns, rows: slice) -> Columns:
     image_ids, keypoints, scores, centers, scales = columns
-    return (
-        image_ids[rows],
-        keypoints[rows],
-        scores[rows],
-        None if centers is None else centers[rows],
-        None if scales is None else scales[rows],
-    )
+    if centers is not None:
+        centers = centers[rows]
+    if scales is not None:
+        scales = scales[rows]
+    return image_ids[rows], keypoints[rows], scores[rows], centers, scales
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
@@ -144,9 +142,10 @@ def _checked(
         if values is not None and np.shape(values) != (len(scores), 2):
             raise ValueError(f"{key}s must be ({len(scores)}, 2); got {np.shape(values)}")
     flat = np.ascontiguousarray(keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]))
-    centers, scales = (
-        None if values is None else np.asarray(values, np.float64) for values in (centers, scales)
-    )
+    if centers is not None:
+        centers = np.asarray(centers, np.float64)
+    if scales is not None:
+        scales = np.asarray(scales, np.float64)
     return image_ids, flat, scores, centers, scales
 
 
@@ -274,7 +273,8 @@ def format_table(name_values: Mapping[str, float], arch: str) -> str:
         name_values: metrics by name, in order.
         arch: name of the network, shortened to 8 letters if it has more than 15, as in HRNet.
     """
-    arch = arch if len(arch) <= 15 else arch[:8] + "..."
+    if len(arch) > 15:
+        arch = arch[:8] + "..."
     return "\n".join(
         [
             "| Arch " + " ".join(f"| {name}" for name in name_values) + " |",

@@ -154,10 +154,7 @@ class BoxFile:
         unknown = [f.name for f in frames if f.seconds is None and f.name not in self._of_path]
         if unknown:
             self._match(unknown)
-        entries = [
-            self._of_path[frame.name] if frame.seconds is None else self._indexed.get(frame.index)
-            for frame in frames
-        ]
+        entries = [self._find_entry(frame) for frame in frames]
         for frame, entry in zip(frames, entries):
             self._check_size(frame, entry)
         detections = [self._boxes_of(entry) for entry in entries]
@@ -198,6 +195,11 @@ class BoxFile:
                 f"{self.name}: no box has a score of {self._threshold:g} or more; lower"
                 f" --score-threshold, the highest is {max(scores):g}"
             )
+
+    def _find_entry(self, frame: Frame) -> _Entry | None:
+        if frame.seconds is None:
+            return self._of_path[frame.name]
+        return self._indexed.get(frame.index)
 
     def check_length(self, frames: int) -> None:
         """Warn of boxes after the last of a video's `frames`."""
@@ -307,7 +309,9 @@ class BoxFile:
             self._of_path[path] = self._numbered.get(number)
 
     def _add(self, to: _Entry, box: Any, score: Any, entry: str) -> None:
-        numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
+        numbers = [None]
+        if isinstance(box, list) and len(box) == 4:
+            numbers = [*box, score]
         if not all(
             isinstance(value, (int, float))
             and not isinstance(value, bool)
@@ -322,8 +326,9 @@ class BoxFile:
 
     def _take_detections(self, entries: list) -> None:
         categories = {_category(entry) for entry in _dicts(entries, "detection")}
-        default = self._category if isinstance(self._category, int) else 1
-        wanted = categories.pop() if len(categories) == 1 else str(default)
+        wanted = str(self._category) if isinstance(self._category, int) else "1"
+        if len(categories) == 1:
+            wanted = categories.pop()
         for number, entry in enumerate(_dicts(entries, "detection")):
             if _category(entry) != wanted:
                 continue
@@ -360,7 +365,8 @@ class BoxFile:
         listed = list(_dicts(content.get("categories") or [], "category")) or [{"id": 1}]
         parts = [content["annotations"]]
         chosen = find_category(content, self._category, self.name, parts)
-        chosen = chosen or (listed[0] if len(listed) == 1 else None)
+        if chosen is None and len(listed) == 1:
+            chosen = listed[0]
         if chosen is None:
             raise _BadEntryError(
                 f"none of its {len(listed)} categories is {short_repr(self._category)}, that of the"
@@ -431,15 +437,19 @@ def _category(entry: dict) -> str:
     """Return the id of an entry's category as text; it may be any value."""
     value = entry.get("category_id", 1)
     number = parse_id(value)
-    return str(value if number is None else number)
+    if number is not None:
+        value = number
+    return str(value)
 
 
 def _size(entry: dict) -> tuple[float, float] | None:
     """Return (width, height) of an image or frame entry; None: not known."""
     width, height = entry.get("width"), entry.get("height")
-    if isinstance(width, (int, float)) and isinstance(height, (int, float)):
-        return (width, height) if width > 0 and height > 0 else None
-    return None
+    if not isinstance(width, (int, float)) or not isinstance(height, (int, float)):
+        return None
+    if width <= 0 or height <= 0:
+        return None
+    return width, height
 
 
 def _parts(name: str) -> tuple[str, ...]:

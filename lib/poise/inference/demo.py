@@ -75,7 +75,9 @@ class Summary:
 
     @property
     def frames_per_second(self) -> float:
-        return self.frames / self.seconds["total"] if self.seconds["total"] > 0 else 0.0
+        if self.seconds["total"] <= 0:
+            return 0.0
+        return self.frames / self.seconds["total"]
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -128,8 +130,12 @@ class Demo:
         self._boxes = boxes
         self._folder = Path(folder)
         self._options = options
-        self._tracker = Tracker() if track else None
-        self._smoother = PoseSmoother() if options.smooth else None
+        self._tracker: Tracker | None = None
+        self._smoother: PoseSmoother | None = None
+        if track:
+            self._tracker = Tracker()
+        if options.smooth:
+            self._smoother = PoseSmoother()
         self._names: set[str] = set()
         self._video: VideoWriter | None = None
         if options.draw and source.fps is not None:
@@ -182,10 +188,11 @@ class Demo:
 
     def _describe(self) -> dict[str, Any]:
         """Return the entries of the JSON file about boxes, video and tracking."""
-        video = None
+        video: dict[str, Any] | None = None
         if self._source.fps is not None:
-            drawn = self._video.path.name if self._video else None
-            video = {"fps": self._source.fps, "drawn": drawn}
+            video = {"fps": self._source.fps, "drawn": None}
+            if self._video:
+                video["drawn"] = self._video.path.name
         return {
             "boxes": self._boxes.name,
             "video": video,
@@ -293,8 +300,9 @@ class Demo:
         """Write the image and return its name, or add the frame to the video."""
         # scores as in the JSON file
         scored = replace(poses, person_scores=poses.person_scores * box_scores)
-        # without track ids the colors of persons would change from frame to frame
-        color = "side" if self._video and tracks is None else "auto"
+        color = "auto"
+        if self._video and tracks is None:
+            color = "side"  # colors per person would change from frame to frame
         image = scored.draw(
             frame.image,
             least_score=self._options.joint_score,
@@ -428,10 +436,9 @@ def _check_folder(folder: str | Path, source: ImageFiles | Video) -> None:
 
     The next run would read the output as input.
     """
-    files = source.paths if isinstance(source, ImageFiles) else []
-    if len(files) > 1 and any(
-        Path(file).resolve().parent == Path(folder).resolve() for file in files
-    ):
+    if not isinstance(source, ImageFiles) or len(source.paths) < 2:
+        return
+    if Path(folder).resolve() in {Path(file).resolve().parent for file in source.paths}:
         raise ConfigError(f"--output {folder}: contains the images of --input; give another folder")
 
 

@@ -179,8 +179,10 @@ class PoseEstimator:
         images = list(image)
         if boxes is None:
             box_sets = [None] * len(images)
+        elif isinstance(boxes, Iterable):
+            box_sets = list(boxes)
         else:
-            box_sets = list(boxes) if isinstance(boxes, Iterable) else [boxes]
+            box_sets = [boxes]
         if len(box_sets) != len(images):
             raise DataError(
                 f"boxes: got {len(images)} images and {len(box_sets)} sets of boxes; pass one set"

@@ -97,11 +97,20 @@ class OnnxDetector:
         self._has_nms = False
         if self._is_yolo:
             self._read_metadata(self._session.get_modelmeta().custom_metadata_map)
-        default = _SIDE if self._is_yolo else None
-        height, width = (
-            side if isinstance(side, int) and side > 0 else default for side in shape[-2:]
-        )
-        self._size = None if height is None or width is None else (width, height)
+        self._size = self._input_size(shape)
+
+    def _input_size(self, shape: Sequence[Any]) -> tuple[int, int] | None:
+        """Return (width, height) of the input, None for images of any size."""
+        sides = []
+        for side in shape[-2:]:
+            if isinstance(side, int) and side > 0:
+                sides.append(side)
+            elif self._is_yolo:
+                sides.append(_SIDE)
+            else:
+                return None
+        height, width = sides
+        return width, height
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         return [self._detect(image) for image in images]
@@ -198,7 +207,7 @@ class OnnxDetector:
             return
         self._num_classes = len(names)
         persons = [number for number, name in names.items() if str(name).lower() == "person"]
-        self._person = persons[0] if persons else 0
+        self._person = next(iter(persons), 0)
         if not persons and len(names) > 1:
             classes = ", ".join(map(str, names.values()))
             log.warning(
@@ -210,8 +219,10 @@ class OnnxDetector:
 
 def _parse_literal(text: str) -> Any:
     """Return the value of a Python literal, None for other text. Runs no code."""
+    if len(text) >= _MAX_TEXT:
+        return None
     try:
-        return ast.literal_eval(text) if len(text) < _MAX_TEXT else None
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
 
