@@ -311,6 +311,7 @@ class Demo:
             ids=tracks,
         )
         if self._video:
+            assert frame.seconds is not None, "frames of a video have a time"
             self._video.write(image, frame.seconds)
             return None
         ending = ".jpg" if max(image.shape[:2]) <= JPEG_SIDE else ".png"
@@ -389,7 +390,10 @@ def run(cfg: CfgNode | None, cfg_path: str | None, request: DemoRequest) -> Summ
     start_console()
     source = open_input(request.input)
     _check_folder(request.output, source)
-    file = request.weights or model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
+    file: str | Path = request.weights
+    if not file:
+        assert cfg is not None and cfg_path is not None, "without weights an experiment is needed"
+        file = model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
     estimator = PoseEstimator(
         cfg, file, device=request.device, half=request.half, overrides=request.overrides
     )

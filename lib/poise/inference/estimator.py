@@ -71,7 +71,7 @@ class TorchNetwork:
 
     decodes = False
 
-    def __init__(self, cfg: CfgNode, codec: Codec, file: str | os.PathLike, device: torch.device):
+    def __init__(self, cfg: CfgNode, codec: Codec, file: str, device: torch.device):
         check_precision(cfg, [device])
         model = build_model(cfg)
         load_trained_weights(cfg, model, file)
@@ -130,12 +130,13 @@ class PoseEstimator:
         if weights is None:
             weights = _weights_alone(cfg)
             cfg = None
+        weights = os.fspath(weights)
         # overrides of a file are applied together with it: it may lack what they set
         experiment: CfgNode | None
         if cfg is None or isinstance(cfg, CfgNode):
             experiment = cfg
         else:
-            experiment = config.load(cfg, overrides)
+            experiment = config.load(os.fspath(cfg), overrides)
             overrides = ()
         if onnx_network.is_onnx(weights):
             if half:
@@ -263,10 +264,10 @@ class PoseEstimator:
                 f"boxes of {name}: expected an array (N, 4) of left, top, right, bottom; got shape"
                 f" {array.shape}"
             )
-        is_finite = np.isfinite(array).all(axis=1)
+        is_finite = np.asarray(np.isfinite(array).all(axis=1))
         if not is_finite.all():
             raise _box_error(array, ~is_finite, name, "is not finite")
-        is_empty = (array[:, 2] <= array[:, 0]) | (array[:, 3] <= array[:, 1])
+        is_empty = np.logical_or(array[:, 2] <= array[:, 0], array[:, 3] <= array[:, 1])
         if is_empty.any():
             raise _box_error(
                 array,
@@ -274,13 +275,13 @@ class PoseEstimator:
                 name,
                 "has no area; left < right and top < bottom are needed (right is left plus width)",
             )
-        is_far = (np.abs(array) >= MAX_COORD).any(axis=1)
+        is_far = np.asarray((np.abs(array) >= MAX_COORD).any(axis=1))
         if is_far.any():
             raise _box_error(array, is_far, name, "is too far away")
         # float32 must be able to tell the sides of the crop apart
         spacing = np.spacing(np.abs(array).max(axis=1).astype(np.float32))
         side = self._centers_and_scales(array)[1][:, 0] * PIXEL_STD
-        is_small = side < np.maximum(_MIN_SIDE, 4 * spacing)
+        is_small = np.asarray(side < np.maximum(_MIN_SIDE, 4 * spacing))
         if is_small.any():
             raise _box_error(array, is_small, name, "is too small")
         return array

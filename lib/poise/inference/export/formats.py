@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ def _read_onnx(path: Path) -> Run:
     return lambda images: session.run(None, {IMAGES: images})
 
 
-def onnx_session(path: str | Path, device: torch.device) -> Any:
+def onnx_session(path: str | os.PathLike, device: torch.device) -> Any:
     """Return an onnxruntime.InferenceSession. Raises DataError for a file that it cannot run."""
     require_packages(("onnxruntime",), f"{path}: running it")
     import onnxruntime

@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from yacs.config import CfgNode
 
 from poise import config
@@ -138,8 +139,9 @@ class OnnxNetwork:
             images = normalized(self.cfg, images)
         if self._options.decode:
             return tuple(self._run(images, [KEYPOINTS, SCORES]))
+        network = cast(nn.Module, self._run_network)  # is only called
         output = forward_with_flip_test(
-            self._outer_cfg, self.codec, self._run_network, images, self._flip_indices
+            self._outer_cfg, self.codec, network, images, self._flip_indices
         )
         return to_arrays(output)
 
