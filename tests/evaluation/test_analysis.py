@@ -417,7 +417,7 @@ def test_analyze_writes_page_and_json(files, monkeypatch, capsys):
         "By person",
         "By keypoint",
         "Precision and recall",
-        "Scores",
+        "Score calibration",
         "Worst images",
         "differ most",
     ):
@@ -651,7 +651,7 @@ def test_analyze_invalid_annotations_exit_1(files, monkeypatch, capsys):
     lost = [{**annotation, "image_id": 77} for annotation in content["annotations"]]
     for text, message in (
         ("[]", "not a COCO annotation file"),
-        (json.dumps({**content, "annotations": joints}), "has persons of 14 joints"),
+        (json.dumps({**content, "annotations": joints}), "has persons of 14 keypoints"),
         (json.dumps({**content, "annotations": nobody}), "no person has a labeled keypoint"),
         (
             json.dumps({**content, "annotations": lost}),
@@ -712,7 +712,7 @@ def test_summary_aligns_columns_and_metric_names(files, tmp_path):
         lines = shown[shown.index("\nAP ") + 1 :].splitlines()
         costs = lines[
             lines.index(
-                next(line for line in lines if line.startswith("AP that the errors cost"))
+                next(line for line in lines if line.startswith("AP cost of errors"))
             ) :
         ]
         ends = [
@@ -1023,6 +1023,6 @@ def test_analyze_crowdpose_equals_test_table(tmp_path, shared):
         figures["coco"]["AP"]
     )
     assert (
-        any("0.53 of the box" in note for note in made.notes)
+        any("0.53 times that of the box" in note for note in made.notes)
         and 0 < figures["found persons"] <= figures["labelled persons"]
     )

@@ -107,7 +107,7 @@ def test_evaluate_random_sets_equals_pycocotools(seed):
 def test_evaluate_small_chunks_equals_one_chunk(monkeypatch):
     made = made_set(3)
     whole = ours(*made)
-    monkeypatch.setattr(keypoint_ap, "_CELLS_AT_ONCE", 1)
+    monkeypatch.setattr(keypoint_ap, "_MAX_CELLS", 1)
     parts = ours(*made)
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts))
 

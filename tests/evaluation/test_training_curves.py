@@ -121,7 +121,7 @@ def test_chart_lines_group_the_metrics(tmp_path):
     )
     two = {**one, "other": training_curves.read_log(write_run(tmp_path / "other"))}
     drawn = training_curves.chart_lines(two)
-    assert [(curve.name, curve.colour) for curve in drawn["loss"]] == [
+    assert [(curve.name, curve.color) for curve in drawn["loss"]] == [
         ("only: train_loss", 0),
         ("only: valid_loss", 0),
         ("other: train_loss", 1),
@@ -206,7 +206,7 @@ def test_plot_log_invalid_input_exits_with_error(tmp_path, monkeypatch, capsys):
         ([tmp_path / "absent"], 1, "cannot read the log"),
         ([tmp_path], 1, "cannot read the log"),
         ([folder, folder], 1, "given twice"),
-        ([folder, "--output", tmp_path / "curves.pdf"], 2, ".png or an .html"),
+        ([folder, "--output", tmp_path / "curves.pdf"], 2, ".png or .html"),
         ([folder, "--output", tmp_path / "c.png", "--figures", "nothing"], 2, "no run has it"),
     ):
         assert run(monkeypatch, *arguments) == status
