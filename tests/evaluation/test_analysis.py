@@ -711,9 +711,7 @@ def test_summary_aligns_columns_and_metric_names(files, tmp_path):
         shown = report.format_summary(made)
         lines = shown[shown.index("\nAP ") + 1 :].splitlines()
         costs = lines[
-            lines.index(
-                next(line for line in lines if line.startswith("AP cost of errors"))
-            ) :
+            lines.index(next(line for line in lines if line.startswith("AP cost of errors"))) :
         ]
         ends = [
             [cell.end() for cell in re.finditer(r"(?<=  )\S+", line)][-2 * len(paths) :]

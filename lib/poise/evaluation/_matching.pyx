@@ -1,8 +1,8 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled matching of predicted with labelled persons; poise.evaluation.keypoint_ap prepares the arrays and has the NumPy twin.
+"""Compiled matching of predicted and labeled persons, see poise.evaluation.keypoint_ap.
 
-Only comparisons are made here, no arithmetic, so the result equals the twin's in every bit. Typed memoryviews only, so no NumPy
-headers are needed to build.
+It only compares numbers, so the result equals that of NumPy. Uses typed memoryviews only, so that
+building needs no NumPy headers.
 """
 
 ctypedef long long index_t
@@ -11,11 +11,12 @@ ctypedef long long index_t
 def match_persons(const double[::1] similarity, const index_t[::1] first_pair, const index_t[::1] image, const index_t[::1] persons,
                   const index_t[::1] first_person, const unsigned char[:, ::1] ignored, const unsigned char[::1] crowd, const double[::1] limits,
                   int[:, :, ::1] person, unsigned char[:, :, ::1] dismissed, unsigned char[::1] taken):
-    """Fill person (A, T, D) with the labelled person that a prediction has found, dismissed with 1 where that person does not count.
+    """Set person (A, T, D) to the match of a prediction, dismissed to 1 if that person is ignored.
 
-    similarity (P,): of prediction d with the labelled persons of its image, from first_pair[d] to first_pair[d + 1]. image (D,): rising.
-    persons (G,): labelled persons by image; those of image m begin at first_person[m]. ignored (A, G), crowd (G,): of a person's own
-    number. limits (T,): the least OKS. taken (G,): room to work in.
+    similarity: (P,) OKS of prediction d with the labeled persons of its image, from first_pair[d]
+    to first_pair[d + 1]. image: (D,) increasing. persons: (G,) labeled persons by image; those of
+    image m start at first_person[m]. ignored (A, G), crowd (G,): by index of the person. limits:
+    (T,) minimum OKS. taken: (G,) scratch array.
     """
     cdef Py_ssize_t a, t, d, n, k, g, best, which, count = image.shape[0]
     cdef index_t pair, last
@@ -32,12 +33,12 @@ def match_persons(const double[::1] similarity, const index_t[::1] first_pair, c
                     last = image[d]
                     for best in range(n):
                         taken[persons[k + best]] = 0
-                # persons that count come first; those that do not are taken only where none of them fits
+                # ignored persons are matched only if no scored one can be
                 for which in range(2):
                     best, least = -1, limits[t]
                     for pair in range(n):
                         g = persons[k + pair]
-                        # of equal similarities pycocotools takes the last
+                        # pycocotools uses the last of equal similarities
                         if ignored[a, g] == which and (not taken[g] or crowd[g]) and similarity[first_pair[d] + pair] >= least:
                             best, least = g, similarity[first_pair[d] + pair]
                     if best >= 0:

@@ -286,13 +286,13 @@ class Demo:
             if len(frames) == 1:
                 self._source.skip(frames[0].name, error)
                 return [], []
-        kept: list[Frame] = []
+        processed: list[Frame] = []
         detections: list[Detections] = []
         for frame in frames:
             one_frame, one_detection = self._detect([frame])
-            kept += one_frame
+            processed += one_frame
             detections += one_detection
-        return kept, detections
+        return processed, detections
 
     def _draw_frame(
         self, frame: Frame, poses: Poses, box_scores: np.ndarray, tracks: np.ndarray | None

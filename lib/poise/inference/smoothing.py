@@ -77,16 +77,18 @@ class PoseSmoother:
             seconds: time of the frame.
         """
         self._filters = {
-            track: (one, seen)
-            for track, (one, seen) in self._filters.items()
-            if seen >= seconds - self.patience
+            track: (smoothing_filter, last_seconds)
+            for track, (smoothing_filter, last_seconds) in self._filters.items()
+            if last_seconds >= seconds - self.patience
         }
         smoothed = np.empty(np.shape(keypoints), np.float32)
         for person, track in enumerate(np.asarray(tracks).tolist()):
-            one, _ = self._filters.get(track) or (OneEuroFilter(*self._parameters), seconds)
+            if track not in self._filters:
+                self._filters[track] = (OneEuroFilter(*self._parameters), seconds)
+            smoothing_filter, _ = self._filters[track]
             width, height = boxes[person][2:] - boxes[person][:2]
-            smoothed[person] = one(
+            smoothed[person] = smoothing_filter(
                 keypoints[person], seconds, math.sqrt(max(float(width) * float(height), 0.0))
             )
-            self._filters[track] = (one, seconds)
+            self._filters[track] = (smoothing_filter, seconds)
         return smoothed

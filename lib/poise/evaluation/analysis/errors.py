@@ -91,20 +91,26 @@ def joint_errors(results: Results) -> JointErrors:
     flip_indices = truth.skeleton.flip_indices
     # 0: no other side, such as a nose
     has_side = np.where(flip_indices != np.arange(len(flip_indices)), 1.0, 0.0)
-    own = keypoint_ap.joint_similarity(truth.persons, person, points, truth.sigmas)
+    similarity = keypoint_ap.joint_similarity(truth.persons, person, points, truth.sigmas)
     inverted = keypoint_ap.joint_similarity(
         truth.persons, person, points, truth.sigmas, labels[:, flip_indices]
     )
     inverted = inverted * has_side
     other, other_labels = _most_similar_others(results, points, person)
-    best = np.maximum(np.maximum(own, inverted), other)
+    best = np.maximum(np.maximum(similarity, inverted), other)
     kind = np.select(
-        [labels[:, :, 2] <= 0, own >= EXACT, best < NEAR, own >= best, inverted >= best],
+        [
+            labels[:, :, 2] <= 0,
+            similarity >= EXACT,
+            best < NEAR,
+            similarity >= best,
+            inverted >= best,
+        ],
         [NOT_LABELLED, GOOD, MISS, JITTER, INVERSION],
         SWAP,
     )
     corrected = _correct(truth, person, points, kind, other_labels)
-    return JointErrors(prediction, person, kind, own, corrected)
+    return JointErrors(prediction, person, kind, similarity, corrected)
 
 
 def _correct(

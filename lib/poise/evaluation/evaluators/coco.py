@@ -101,10 +101,10 @@ class CocoEvaluator(Evaluator):
         image_ids = table.image_ids[table.image_index]
         keypoints = np.concatenate([keypoints, scores[:, :, None]], axis=2)
         person_scores = rescore(scores, table.score, self.joint_threshold)
-        kept = np.arange(len(table))
+        keep = np.arange(len(table))
         method = "kept, no OKS-NMS"
         if self.nms_threshold is not None:
-            kept = oks_nms_per_image(
+            keep = oks_nms_per_image(
                 keypoints,
                 person_scores,
                 table.scale.prod(axis=1) * PIXEL_STD**2,
@@ -114,8 +114,11 @@ class CocoEvaluator(Evaluator):
                 table.skeleton.sigmas,
             )
             method = "kept by soft OKS-NMS" if self.soft_nms else "kept by OKS-NMS"
-        self._table, self._kept, self._image_ids = table, kept, image_ids[kept]
-        self._keypoints, self._scores = keypoints[kept], person_scores[kept]
+        self._table = table
+        self._keep = keep
+        self._image_ids = image_ids[keep]
+        self._keypoints = keypoints[keep]
+        self._scores = person_scores[keep]
         source = "gt_boxes" if table.box_source == "gt" else table.box_source
         path = folder / f"keypoints_{self.split}_results_{source}.json"
         write_results(
@@ -123,11 +126,11 @@ class CocoEvaluator(Evaluator):
             self._image_ids,
             self._keypoints,
             self._scores,
-            table.center[kept],
-            table.scale[kept],
+            table.center[keep],
+            table.scale[keep],
             table.category_id,
         )
-        log.info("%d of %d poses %s; written to %s", len(kept), len(table), method, path)
+        log.info("%d of %d poses %s; written to %s", len(keep), len(table), method, path)
         if not self.labeled:
             self._submit(folder, path)
 
@@ -166,7 +169,7 @@ class CocoEvaluator(Evaluator):
             self._image_ids,
             self._keypoints,
             self._scores,
-            table.boxes[self._kept],
+            table.boxes[self._keep],
             table.skeleton.sigmas,
             table.skeleton.flip_indices,
             table.category_id,

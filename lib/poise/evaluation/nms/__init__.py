@@ -60,9 +60,9 @@ def box_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarr
     order = np.ascontiguousarray(descending(scores), np.int64)
     if not _use_compiled():
         return numpy_nms.box_nms(boxes, order, threshold)
-    kept = np.empty(len(boxes), np.int64)
-    count = _compiled.box_nms(boxes, order, threshold, np.empty((len(boxes), 5)), kept)
-    return kept[:count].copy()
+    keep = np.empty(len(boxes), np.int64)
+    count = _compiled.box_nms(boxes, order, threshold, np.empty((len(boxes), 5)), keep)
+    return keep[:count].copy()
 
 
 def oks_nms(
@@ -142,7 +142,7 @@ def oks_nms_by_image(
         pair = keypoints[a], keypoints[b : b + 1], areas[a], areas[b : b + 1]
         return numpy_nms.oks_iou(*pair, sigmas, in_vis_thre)[0]
 
-    kept = np.empty(len(keypoints), np.int64)
+    keep = np.empty(len(keypoints), np.int64)
     count = _compiled.oks_nms_by_image(
         keypoints,
         areas,
@@ -151,11 +151,11 @@ def oks_nms_by_image(
         threshold,
         _weights(sigmas),
         in_vis_thre,
-        kept,
+        keep,
         np.zeros(len(keypoints), np.uint8),
         exact,
     )
-    return kept[:count].copy()
+    return keep[:count].copy()
 
 
 def soft_oks_nms_by_image(
@@ -185,7 +185,7 @@ def soft_oks_nms_by_image(
 
     if not _use_compiled():
         return np.concatenate([np.zeros(0, np.int64), *map(exact, range(len(offsets) - 1))])
-    kept = np.empty(len(keypoints), np.int64)
+    keep = np.empty(len(keypoints), np.int64)
     largest = int(np.diff(offsets).max(initial=0))
     count = _compiled.soft_oks_nms_by_image(
         keypoints,
@@ -197,7 +197,7 @@ def soft_oks_nms_by_image(
         _weights(sigmas),
         in_vis_thre,
         max_dets,
-        kept,
+        keep,
         np.empty(largest),
         np.empty(largest, np.int64),
         np.empty(largest),
@@ -205,7 +205,7 @@ def soft_oks_nms_by_image(
         lambda view: descending(np.asarray(view)),
         exact,
     )
-    return kept[:count].copy()
+    return keep[:count].copy()
 
 
 def _use_compiled() -> bool:

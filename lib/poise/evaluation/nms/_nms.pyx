@@ -1,11 +1,11 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels of box and OKS non-maximum suppression; poise.evaluation.nms checks and sorts what comes in here.
+"""Compiled kernels of box and OKS NMS. poise.evaluation.nms checks and sorts their inputs.
 
-They return what numpy_nms.py returns, index for index. The C library's exp and NumPy's may differ in the last bit,
-so a decision that such a bit could turn (an OKS within MARGIN of the threshold, two decayed scores that nearly tie)
-is never taken here: the NumPy twin is asked. That happens for duplicates and on purpose-made data, hence costs nothing.
+They return the same indices as numpy_nms.py. exp of the C library and of NumPy may differ in the
+last bit. Where this could change a decision (an OKS within MARGIN of the threshold, decayed scores
+that are nearly equal) NumPy decides. This is rare: duplicates and artificial data.
 
-Typed memoryviews only, so no NumPy headers are needed to build.
+Uses typed memoryviews only, so that building needs no NumPy headers.
 """
 from libc.math cimport exp, fabs
 
@@ -15,21 +15,23 @@ ctypedef fused real:
     float
     double
 
-# far above the rounding of an OKS (1e-15), far below any difference between persons that matters
+# far above the rounding of an OKS (1e-15), far below relevant differences between persons
 cdef double MARGIN = 1e-9
-# exp(-40) is 4e-18: no joint beyond this changes a sum of order 1 by as much as MARGIN
+# exp(-40) is 4e-18: keypoints farther away change a sum of order 1 by less than MARGIN
 cdef double FAR = 40.0
 
 
 def box_nms(const double[:, ::1] boxes, const index_t[::1] order, double threshold,
             double[:, ::1] work, index_t[::1] kept):
-    """Write the kept box indices to `kept` (N,) and return their number; `work` is a (N, 5) scratch array.
+    """Write the remaining box indices to `kept` (N,) and return their number.
 
-    The arithmetic is NumPy's operation for operation (no margin is needed: +, -, *, / round the same everywhere).
+    Same operations as in NumPy; +, -, *, / round the same everywhere, so no margin is needed.
+
+    work: (N, 5) scratch array.
     """
     cdef Py_ssize_t n = order.shape[0], count = 0, i, j, last
     cdef double x1, y1, x2, y2, area, w, h, inter, union
-    # kept[:count] is decided; kept[count:rest] with the same rows of `work` (x1, y1, x2, y2, area) is what is left
+    # kept[:count] is final; kept[count:rest] and these rows of `work` (x1, y1, x2, y2, area) remain
     cdef Py_ssize_t rest = n
     for i in range(n):
         j = order[i]
@@ -48,7 +50,7 @@ def box_nms(const double[:, ::1] boxes, const index_t[::1] order, double thresho
             h = (y2 if y2 < work[i, 3] else work[i, 3]) - (y1 if y1 > work[i, 1] else work[i, 1]) + 1
             inter = w * h if w > 0 and h > 0 else 0.0
             union = area + work[i, 4] - inter
-            # most pairs do not touch: spare them the division, unless it is 0 / 0
+            # most pairs do not overlap and need no division, except 0 / 0
             if (inter == 0 and union > 0 and threshold >= 0) or inter / union <= threshold:
                 if last != i:
                     kept[last] = kept[i]
@@ -61,7 +63,7 @@ def box_nms(const double[:, ::1] boxes, const index_t[::1] order, double thresho
 
 cdef inline double similarity(const real[:, :, ::1] keypoints, Py_ssize_t a, Py_ssize_t b, const double[::1] weights,
                               double inverse_area, double threshold, bint visible, double in_vis_thre) noexcept:
-    """OKS of two persons, or -1 as soon as it is certain to lie more than MARGIN below `threshold`."""
+    """Return the OKS of two persons, -1 if it is more than MARGIN below `threshold`."""
     cdef Py_ssize_t joints = weights.shape[0], j
     cdef double counted = joints, left, low, total = 0.0, dx, dy, e
     if visible:
@@ -80,7 +82,7 @@ cdef inline double similarity(const real[:, :, ::1] keypoints, Py_ssize_t a, Py_
         e = (dx * dx + dy * dy) * weights[j] * inverse_area
         if e < FAR:
             total += exp(-e)
-        # no joint adds more than 1, so persons far apart are done after a joint or two
+        # a keypoint adds at most 1, so the loop ends early for distant persons
         left -= 1
         if total + left < low:
             return -1.0
@@ -94,9 +96,9 @@ cdef inline double inverse_mean_area(double area_a, double area_b) noexcept:
 def oks_nms_by_image(const real[:, :, ::1] keypoints, const double[::1] areas, const index_t[::1] order,
                      const index_t[::1] offsets, double threshold, const double[::1] weights, in_vis_thre,
                      index_t[::1] kept, unsigned char[::1] suppressed, exact):
-    """Write the kept person indices, image by image, to `kept` (N,) and return their number.
+    """Write the remaining person indices by image to `kept` (N,) and return their number.
 
-    weights: (J,) 1 / (2 (2 sigma)^2). suppressed: (N,) zeros. exact(a, b): OKS of two persons by NumPy.
+    weights: (K,) 1 / (2 (2 sigma)^2). suppressed: (N,) zeros. exact(a, b): OKS of two persons by NumPy.
     """
     cdef Py_ssize_t m, i, j, a, b, count = 0
     cdef bint visible = in_vis_thre is not None
@@ -125,7 +127,7 @@ def soft_oks_nms_by_image(const real[:, :, ::1] keypoints, const double[::1] sco
                           const double[::1] weights, in_vis_thre, Py_ssize_t max_dets, index_t[::1] kept,
                           double[::1] score, index_t[::1] person, double[::1] sorted_score, index_t[::1] place,
                           descending, exact):
-    """Write the kept person indices, image by image, to `kept` (N,) and return their number.
+    """Write the remaining person indices by image to `kept` (N,) and return their number.
 
     score, person, sorted_score, place: scratch, as long as the largest image. descending(scores): NumPy's order, for
     ties. exact(m): the kept persons of image m by NumPy.
@@ -154,7 +156,7 @@ cdef Py_ssize_t soft_image(const real[:, :, ::1] keypoints, const double[::1] ar
                            const double[::1] weights, bint visible, double vis, Py_ssize_t size, Py_ssize_t n,
                            index_t[::1] kept, double[::1] score, index_t[::1] person, double[::1] sorted_score,
                            index_t[::1] place, descending) except -2:
-    """Fill `kept` (size,) with persons of one image, whose n persons and scores come best first; -1 in doubt."""
+    """Fill `kept` (size,) with persons of one image, given best first; -1 if NumPy must decide."""
     cdef Py_ssize_t count, i, j, a
     cdef double oks, decay, s
     cdef bint tied
@@ -166,7 +168,7 @@ cdef Py_ssize_t soft_image(const real[:, :, ::1] keypoints, const double[::1] ar
             oks = similarity(keypoints, a, person[i + 1], weights, inverse_mean_area(areas[a], areas[person[i + 1]]),
                              -1.0, visible, vis)
             decay = oks * oks / threshold
-            if decay > 700:  # exp leaves the normal numbers, where libraries differ
+            if decay > 700:  # exp returns subnormal numbers, where libraries differ
                 return -1
             s = score[i + 1] * exp(-decay)
             if 0 < fabs(s) < 1e-290:
@@ -186,11 +188,11 @@ cdef Py_ssize_t soft_image(const real[:, :, ::1] keypoints, const double[::1] ar
                 tied = True
             elif sorted_score[i] - sorted_score[i + 1] <= gap * fabs(sorted_score[i]):
                 return -1
-        if tied:  # zeros stay zeros in any arithmetic, but which comes first is NumPy's to say
+        if tied:  # zeros are exact, but their order is that of NumPy
             for i, j in enumerate(descending(score[:n])):
                 place[i] = j
                 sorted_score[i] = score[j]
-        # `person` still has the kept one in front; move the others into their new places through `place`
+        # `person` starts with the remaining one; reorder the others by `place`
         for i in range(n):
             score[i] = sorted_score[i]
             place[i] = person[place[i] + 1]

@@ -71,10 +71,10 @@ def box_nms(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarra
     x1, y1, x2, y2 = boxes.T
     # boxes of py-faster-rcnn include the last pixel
     areas = (x2 - x1 + 1) * (y2 - y1 + 1)
-    kept = []
+    keep = []
     while order.size:
         best, order = order[0], order[1:]
-        kept.append(best)
+        keep.append(best)
         w = np.maximum(0.0, np.minimum(x2[best], x2[order]) - np.maximum(x1[best], x1[order]) + 1)
         h = np.maximum(0.0, np.minimum(y2[best], y2[order]) - np.maximum(y1[best], y1[order]) + 1)
         inter = w * h
@@ -82,7 +82,7 @@ def box_nms(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarra
         with np.errstate(divide="ignore", invalid="ignore"):
             overlap = inter / (areas[best] + areas[order] - inter)
         order = order[overlap <= threshold]
-    return np.array(kept, dtype=np.int64)
+    return np.array(keep, dtype=np.int64)
 
 
 def oks_nms_by_image(
@@ -105,17 +105,17 @@ def oks_nms_by_image(
 
     Returns: (R,) int64 in the same order.
     """
-    kept = []
+    keep = []
     for start, stop in zip(offsets[:-1], offsets[1:]):
         rest = order[start:stop]
         while rest.size:
             best, rest = rest[0], rest[1:]
-            kept.append(best)
+            keep.append(best)
             oks = oks_iou(
                 keypoints[best], keypoints[rest], areas[best], areas[rest], sigmas, in_vis_thre
             )
             rest = rest[oks <= threshold]
-    return np.array(kept, dtype=np.int64)
+    return np.array(keep, dtype=np.int64)
 
 
 def soft_oks_nms(
@@ -129,18 +129,18 @@ def soft_oks_nms(
     max_dets: int,
 ) -> np.ndarray:
     """Soft OKS-NMS of one image with persons `order` (n,), best first; see oks_nms_by_image."""
-    kept: list[int] = []
+    keep: list[int] = []
     scores = scores[order]
-    while order.size and len(kept) < max_dets:
+    while order.size and len(keep) < max_dets:
         best, order = order[0], order[1:]
-        kept.append(best)
+        keep.append(best)
         oks = oks_iou(
             keypoints[best], keypoints[order], areas[best], areas[order], sigmas, in_vis_thre
         )
         scores = scores[1:] * np.exp(-(oks**2) / threshold)
         ranking = descending(scores)
         order, scores = order[ranking], scores[ranking]
-    return np.array(kept, dtype=np.int64)
+    return np.array(keep, dtype=np.int64)
 
 
 def descending(scores: np.ndarray) -> np.ndarray:
