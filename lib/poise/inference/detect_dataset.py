@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from poise.datasets.coco_files import category_id, read_images
 from poise.errors import ConfigError, DataError, short_repr, single_line
 from poise.inference.detectors import Detector
 from poise.io.files import atomic_write
+from poise.io.images import ImageFolder
 from poise.structures.person_table import PackedStrings
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def write_detections(
 
     Returns: numbers of boxes, of images, and of images that could not be read.
 
-    Raises DataError if no image can be read, and the errors of reading the split.
+    Raises DataError if no image can be read.
     """
     import orjson
     from tqdm import tqdm
@@ -81,18 +82,15 @@ def write_detections(
         stream.write(b"[")
         batches = range(0, len(ids), _BATCH_SIZE)
         for begin in tqdm(batches, desc="detection", unit="batch", disable=None, file=sys.stderr):
-            images = []
-            heads = []
-            for index in range(begin, min(begin + _BATCH_SIZE, len(ids))):
-                try:
-                    images.append(cv2.cvtColor(folder.read(names[index]), cv2.COLOR_BGR2RGB))
-                except DataError as error:
-                    num_unread += 1
-                    if num_unread <= _MAX_WARNINGS:
-                        log.warning("%s", f"skipped: {single_line(error)}")
-                    continue
-                head = {"image_id": ids[index], "file_name": names[index], "category_id": category}
-                heads.append(head)
+            rows = range(begin, min(begin + _BATCH_SIZE, len(ids)))
+            heads = [
+                {"image_id": ids[row], "file_name": names[row], "category_id": category}
+                for row in rows
+            ]
+            images, heads, errors = _read_images(folder, heads)
+            for error in errors[: max(_MAX_WARNINGS - num_unread, 0)]:
+                log.warning("%s", f"skipped: {single_line(error)}")
+            num_unread += len(errors)
             detections = detect(images) if images else []
             for head, (boxes, scores) in zip(heads, detections):
                 for entry in _entries(head, boxes, scores):
@@ -104,6 +102,22 @@ def write_detections(
                 f"{folder.location}: none of the {len(ids)} images of {file} can be read"
             )
     return num_boxes, len(ids) - num_unread, num_unread
+
+
+def _read_images(
+    folder: ImageFolder, heads: Sequence[dict[str, Any]]
+) -> tuple[list[np.ndarray], list[dict[str, Any]], list[DataError]]:
+    """Return RGB images and heads of the images that can be read, and the errors of others."""
+    images = []
+    read = []
+    errors = []
+    for head in heads:
+        try:
+            images.append(cv2.cvtColor(folder.read(head["file_name"]), cv2.COLOR_BGR2RGB))
+            read.append(head)
+        except DataError as error:
+            errors.append(error)
+    return images, read, errors
 
 
 def _entries(head: dict[str, Any], boxes: np.ndarray, scores: np.ndarray) -> Iterator[dict]:
