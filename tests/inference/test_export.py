@@ -438,7 +438,7 @@ def test_estimator_onnx_device_is_the_started_one(exported, monkeypatch):
         with pytest.raises(
             ConfigError,
             match=(
-                f"device '{device}' cannot be used with an ONNX file; give auto, cpu, cuda or"
+                f"device '{device}' cannot be used with an ONNX file; set auto, cpu, cuda or"
                 " cuda:1"
             ),
         ):
@@ -508,7 +508,7 @@ def test_estimator_onnx_invalid_metadata_raises(exported, tmp_path):
         ("missing metadata of Poise", None),
         ("invalid metadata", "{'a': 1}"),
         ("invalid metadata .*JSONDecodeError", "__import__('os').system('touch evil')"),
-        ("of version 7", changed(version=7)),
+        ("unsupported metadata version 7", changed(version=7)),
         ("unexpected keys", with_keys(MODEL__GENOTYPE="/etc/passwd")),
         ("strings instead of numbers", with_keys(MODEL__SIGMA="2.0")),
         ("MODEL.IMAGE_SIZE must be", with_keys(MODEL__IMAGE_SIZE=[10**9, 1])),
@@ -731,8 +731,8 @@ def test_export_command_writes_the_file(tool, tmp_path, picture):
     assert status == 0 and not err and (tmp_path / "net.torchscript").is_file(), err
     assert (
         "noise: 8 crops: heatmaps differ by at most" in out
-        and "pictures: 2 crops: " in out
-        and "px in 34 joints" in out
+        and "images: 2 crops: " in out
+        and "px in 34 keypoints" in out
         and "written: " in out
     )
     shutil.rmtree(tmp_path / "empty", ignore_errors=True)
