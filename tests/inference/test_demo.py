@@ -246,7 +246,7 @@ def test_demo_without_boxes_uses_the_full_image(tool, tmp_path):
     assert (
         out.count(
             "each full image is treated as one person; for other images give --detector NAME or"
-            " give --detector NAME or --boxes FILE"
+            " --boxes FILE"
         )
         == 1
     )
@@ -657,7 +657,7 @@ BAD_BOXES = {
     "no score": ([{"image_id": 1, "bbox": [1, 2, 3, 4], "score": None}], "a score, all numbers"),
     "no image": ([{"bbox": [1, 2, 3, 4], "score": 1}], "detection 0 needs an image_id"),
     "list image": ([{"image_id": [], "bbox": [1, 2, 3, 4]}], "needs an image_id"),
-    "no object": ([5], "detection 0 is no object but 5"),
+    "no object": ([5], "detection 0: expected an object, got 5"),
     "object": ({"a": 1}, "unsupported format"),
     "annotation without image": (
         {"images": [], "annotations": [{"image_id": 4, "bbox": [1, 2, 3, 4]}]},
@@ -705,7 +705,7 @@ def test_demo_invalid_box_file_exits_1(refused, tmp_path):
     boxes = write_json(tmp_path / "boxes.json", [5])
     assert (
         refused("--input", tmp_path / "1.png", "--boxes", boxes)
-        == f"error: {boxes}: detection 0 is no object but 5"
+        == f"error: {boxes}: detection 0: expected an object, got 5"
     )
 
 
@@ -966,7 +966,7 @@ def test_demo_images_in_renamed_folder_exit_1(tool, refused, tmp_path):
     )
     assert (
         line == f"error: {boxes}: cam1/frame_0000.png is in another folder than"
-        f" {tmp_path / 'images/cam3/frame_0000.png'}; rename the folder of the pictures, or"
+        f" {tmp_path / 'images/cam3/frame_0000.png'}; rename the folder of the images, or"
         " remove the folders from file_name"
     )
 
@@ -1069,8 +1069,8 @@ def test_demo_boxes_of_no_frame_exit_1(refused, tmp_path):
                 " such as 7"
             ),
         ),
-        ([{**entry, "file_name": "cam/7.png"}], ["12.png"], "its own are such as cam/7.png"),
-        ([], ["12.png"], "its own are such as none"),
+        ([{**entry, "file_name": "cam/7.png"}], ["12.png"], "it lists images such as cam/7.png"),
+        ([], ["12.png"], "it lists images such as none"),
         (
             [{**entry, "image_id": "12"}],
             ["12.png"],

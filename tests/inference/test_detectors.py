@@ -160,8 +160,8 @@ def test_build_detector_downloads_weights_once(stand_in, tmp_path, caplog, capsy
     with caplog.at_level(logging.INFO, "poise"):
         detect = build_detector("fasterrcnn_resnet50_fpn", "cpu", 0.5, folder=folder)
     assert [record.getMessage() for record in caplog.records] == [
-        "detector fasterrcnn_resnet50_fpn of torchvision: its COCO weights COCO_V1 are fetched"
-        f" once, about 160 MB, from {stand_in.chosen.url} to {folder / stand_in.file}"
+        "detector fasterrcnn_resnet50_fpn of torchvision: downloading COCO weights COCO_V1 (160 MB,"
+        f" once) from {stand_in.chosen.url} to {folder / stand_in.file}"
     ]
     assert (
         f"fetching {stand_in.chosen.url} (" in capsys.readouterr().out
@@ -204,7 +204,7 @@ def test_detector_failing_image_raises(stand_in, tmp_path, monkeypatch):
     detect = build_detector("ssd300_vgg16", "cpu", folder=tmp_path)
     assert (
         refusal(detect, PICTURES[2:])
-        == "detector ssd300_vgg16: fails on pictures of 1 x 1 (Input and output sizes should be"
+        == "detector ssd300_vgg16: failed on images of 1 x 1 (Input and output sizes should be"
         " greater than 0 where it was)"
     )
 
@@ -505,7 +505,7 @@ def test_onnx_detector_letterboxes_the_image(tmp_path, kind, image):
     )
     detector = OnnxDetector(tmp_path / "echo.onnx", "cpu", 0.5)
     seen = []
-    detector._of_yolo = lambda answer: (
+    detector._parse_yolo = lambda answer: (
         seen.append(answer)
         or (
             np.array([[16.0, 16, 48, 48]]),

@@ -438,8 +438,7 @@ def test_estimator_onnx_device_is_the_started_one(exported, monkeypatch):
         with pytest.raises(
             ConfigError,
             match=(
-                f"device '{device}' cannot be used with an ONNX file; set auto, cpu, cuda or"
-                " cuda:1"
+                f"device '{device}' cannot be used with an ONNX file; set auto, cpu, cuda or cuda:1"
             ),
         ):
             PoseEstimator(None, file, device=device)

@@ -44,6 +44,7 @@ class OperatingPoint:
 
 
 def operating_point(results: Results) -> OperatingPoint:
+    """Return the best score threshold; zeros without scored predictions."""
     truth = results.truth
     matches = keypoint_ap.match(
         truth.persons,
