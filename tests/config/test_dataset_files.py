@@ -164,7 +164,10 @@ def test_annotation_path_empty_root_uses_dataset_file(tmp_path):
 
 def test_shipped_from_other_working_folder_is_equal(tmp_path):
     """By their place beside lib/, not by the folder in which a program runs."""
-    code = "from poise.config.datasets import MPII, shipped; print(MPII.names[6], *shipped())"
+    code = (
+        "from poise.config.datasets import MPII, builtin_datasets;"
+        " print(MPII.names[6], *builtin_datasets())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
