@@ -1,9 +1,8 @@
-"""What is fuzzed: each harness gives some bytes to one of Poise's readers, as the file that it
-would be.
+"""Fuzzing harnesses: each passes bytes to one reader of Poise as a file.
 
-A reader may take them or refuse them with a PoiseError whose line names the file; anything else is
-a fault: another exception, a line without end, pixels outside of what was asked for, a file outside
-of its folder. Time and memory are watched from outside (run.py, tests/security/test_fuzz.py).
+A reader may accept them or raise a PoiseError whose message names the file. Anything else is a
+fault: another exception, a very long message, pixels outside the requested region, a file outside
+its folder. Time and memory are checked by the caller (run.py, tests/security/test_fuzz.py).
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ import numpy as np
 import seeds
 from poise.errors import MAX_CHARACTERS, PoiseError, format_error
 
-_GUARD = 4096  # bytes before and behind an image that no decoder may write
+_GUARD = 4096  # bytes before and after an image that no decoder may write
 
 
 @dataclass(frozen=True)
 class Harness:
-    """run(bytes) raises for a fault. seeds: makes good files. mutate: a broken one from a good one.
-    share: of the time of a long run.
+    """One fuzzed reader.
 
-    compiled: what is tested is not Python, so there is no coverage to guide.
+    run(data) raises on a fault, seeds() makes valid files, mutate(data, random) breaks one.
+    weight: relative time in a long run. compiled: the reader is not Python, without coverage.
     """
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
     mutate: mutation.Mutation
-    share: int = 1
+    weight: int = 1
     compiled: bool = False
 
 
 class Scratch:
-    """One file at a time, in memory where the system has such a folder."""
+    """A temporary folder, in memory if /dev/shm exists."""
 
     def __init__(self):
         memory = Path("/dev/shm")
@@ -64,8 +63,7 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-# how often a reader took what it was given: a fuzzer whose inputs are all refused at once shows
-# little
+# inputs that a reader accepted; a fuzzer whose inputs are all refused tests little
 read = 0
 _scratch: Scratch | None = None
 
@@ -74,7 +72,7 @@ def scratch() -> Scratch:
     global _scratch
     if _scratch is None:
         _scratch = Scratch()
-        logging.getLogger("poise").setLevel(logging.CRITICAL)  # warnings by the million
+        logging.getLogger("poise").setLevel(logging.CRITICAL)  # too many warnings
     return _scratch
 
 
@@ -86,16 +84,16 @@ def close() -> None:
         _scratch = None
 
 
-def remove_left_over() -> None:
-    """Scratch files of processes that were ended from outside."""
+def remove_stale_files() -> None:
+    """Remove the scratch files of killed processes."""
     memory = Path("/dev/shm")
     for folder in (memory if memory.is_dir() else Path(tempfile.gettempdir())).glob("poise-fuzz-*"):
         if not Path(f"/proc/{folder.name.split('-')[2]}").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def refused(call: Callable[[], object], path: Path | None = None) -> object | None:
-    """What `call` returns; None where it refuses the file in one line that names it."""
+def call_reader(call: Callable[[], object], path: Path | None = None) -> object | None:
+    """Return the result of `call`, or None if it raises a one-line PoiseError naming `path`."""
     global read
     try:
         result = call()
@@ -116,25 +114,25 @@ def config(data: bytes) -> None:
     base = scratch().folder / "base.yaml"
     if not base.exists():
         base.write_text("TRAIN: {LR: 0.002}\n")
-    cfg = refused(lambda: configuration.load(path))
+    cfg = call_reader(lambda: configuration.load(path))
     if cfg is not None:
         cfg.dump()
         assert configuration.load(path) == cfg
 
 
 def command_line(data: bytes) -> None:
-    """KEY VALUE behind an experiment file."""
+    """KEY VALUE arguments after an experiment file."""
     from poise import config as configuration
 
     path = scratch().folder / "plain.yaml"
     if not path.exists():
         path.write_bytes(seeds.config()[0])
     words = data.decode("utf-8", "surrogateescape").split("\n")[:20]
-    refused(lambda: configuration.load(path, words))
+    call_reader(lambda: configuration.load(path, words))
 
 
-def _settings(kind: str):
-    """The configuration of a set whose files lie in the scratch folder."""
+def _make_config(kind: str):
+    """Return the configuration of a dataset in the scratch folder."""
     from poise.config.defaults import default_config
 
     cfg = default_config()
@@ -144,28 +142,28 @@ def _settings(kind: str):
     return cfg
 
 
-class _Grey:
-    """Images of one colour, for crops."""
+class _GrayImages:
+    """Gray images for crops."""
 
     def open(self, _):
         from poise.io.decoding import EncodedImage
 
-        return EncodedImage(_GREY)
+        return EncodedImage(_GRAY_BMP)
 
 
-_GREY = struct.pack(
+_GRAY_BMP = struct.pack(
     "<2sIIIIiiHHIIiiII", b"BM", 54 + 24000, 0, 54, 40, 100, 80, 1, 24, 0, 24000, 0, 0, 0, 0
 ) + bytes(24000)
 
 
-def _cut(table) -> None:
-    """Samples of the first persons, as training takes them."""
+def _load_samples(table) -> None:
+    """Load the samples of the first persons as in training."""
     from poise.datasets.augment import Augmentation
     from poise.datasets.loader import TopDownDataset
 
-    augmentation = Augmentation.from_config(_settings("coco")) if table.has_keypoints else None
+    augmentation = Augmentation.from_config(_make_config("coco")) if table.has_keypoints else None
     crops = TopDownDataset(
-        table, _Grey(), image_size=(24, 32), rgb=True, seed=0, augmentation=augmentation
+        table, _GrayImages(), image_size=(24, 32), rgb=True, seed=0, augmentation=augmentation
     )
     batch = crops.__getitems__([(0, person) for person in range(min(len(table), 3))])
     assert isinstance(batch, dict) and np.isfinite(batch["joints"].numpy()).all(), (
@@ -177,37 +175,35 @@ def annotations(data: bytes) -> None:
     from poise.datasets import coco
 
     path = scratch().file("annotations/person_keypoints_set.json", data)
-    cfg = _settings("coco")
+    cfg = _make_config("coco")
     cfg.DATASET.BOX_CLIP = ("hrnet", "mmpose", "none")[len(data) % 3]
-    table = refused(lambda: coco.read_table(cfg, "set", detections=False), path)
+    table = call_reader(lambda: coco.read_table(cfg, "set", detections=False), path)
     if table is not None:
-        _cut(table)
+        _load_samples(table)
 
 
 def truth(data: bytes) -> None:
-    """The same file as the evaluation reads it; where it does not fit the results, both are
-    meant and neither is named.
-    """
+    """The file as ground truth; an error about a mismatch with the results names neither."""
     from poise.evaluation import coco as coco_ap
 
     path = scratch().file("truth.json", data)
-    refused(lambda: coco_ap.average_precision(path, seeds.results_for_truth()))
+    call_reader(lambda: coco_ap.average_precision(path, seeds.results_for_truth()))
 
 
 def results(data: bytes) -> None:
     from poise.evaluation import coco as coco_ap
 
     path = scratch().file("results.json", data)
-    refused(lambda: coco_ap.average_precision(seeds.persons(), path))
+    call_reader(lambda: coco_ap.average_precision(seeds.persons(), path))
 
 
 def mpii(data: bytes) -> None:
     from poise.datasets import mpii as mpii_set
 
     path = scratch().file("annot/set.json", data)
-    table = refused(lambda: mpii_set.read_table(_settings("mpii"), "set"), path)
+    table = call_reader(lambda: mpii_set.read_table(_make_config("mpii"), "set"), path)
     if table is not None:
-        _cut(table)
+        _load_samples(table)
 
 
 def detections(data: bytes) -> None:
@@ -217,49 +213,47 @@ def detections(data: bytes) -> None:
     if not (folder / "annotations/person_keypoints_listed.json").exists():
         scratch().file("annotations/person_keypoints_listed.json", seeds.annotations()[0])
     path = scratch().file("boxes.json", data)
-    cfg = _settings("coco")
+    cfg = _make_config("coco")
     cfg.TEST.COCO_BBOX_FILE = str(path)
-    table = refused(lambda: coco.read_table(cfg, "listed", detections=True), path)
+    table = call_reader(lambda: coco.read_table(cfg, "listed", detections=True), path)
     if table is not None:
-        _cut(table)
+        _load_samples(table)
 
 
 def genotype(data: bytes) -> None:
     from poise.models.posenas.genotypes import read_genotype
 
     path = scratch().file("genotype.json", data)
-    refused(lambda: read_genotype(path), path)
+    call_reader(lambda: read_genotype(path), path)
 
 
 def matlab(data: bytes) -> None:
     from poise.evaluation.mpii import pckh
 
     path = scratch().file("gt_valid.mat", data)
-    refused(lambda: pckh(np.ones((3, 16, 2)), path), path)
+    call_reader(lambda: pckh(np.ones((3, 16, 2)), path), path)
 
 
 def checkpoint(data: bytes) -> None:
-    """As weights, as a run to go on with, and as weights to convert."""
+    """The file as weights, as weights to load and as a checkpoint to resume."""
     from poise.engine import checkpoint as checkpoints
     from poise.models.weights import reading
     from poise.models.weights.loading import StateDictSource
 
     path = scratch().file("weights.pth", data)
-    file = refused(lambda: reading.read_weight_file(path), path)
+    file = call_reader(lambda: reading.read_weight_file(path), path)
     if file is not None:
-        source = refused(lambda: StateDictSource(file), path)
+        source = call_reader(lambda: StateDictSource(file), path)
         if source is not None:
             assert all(
                 tensor.numel() * tensor.element_size() <= 1 << 30
                 for tensor in source.state.values()
             ), "more values than the file holds"
-    refused(lambda: checkpoints.load(path, "seed"), path)
+    call_reader(lambda: checkpoints.load(path, "seed"), path)
 
 
 def weight_names(data: bytes) -> None:
-    """Names and shapes, written as JSON, of a file's tensors: recognised, described, renamed,
-    converted, and compared with a network.
-    """
+    """Tensor names and shapes (as JSON): recognize, describe, rename, convert and load them."""
     import torch
     from poise.models import weights
     from poise.models.weights import converting, formats, loading
@@ -273,7 +267,7 @@ def weight_names(data: bytes) -> None:
             and math.prod(shape) <= 1 << 16
         }
         torch.save(state, scratch().file("names.pth", b""))
-    # no names and shapes at all
+    # not names and shapes
     except (
         AttributeError,
         KeyError,
@@ -285,10 +279,10 @@ def weight_names(data: bytes) -> None:
     ):
         return
     path = scratch().folder / "names.pth"
-    file = refused(lambda: weights.read_weight_file(path), path)
+    file = call_reader(lambda: weights.read_weight_file(path), path)
     if file is None:
         return
-    source = refused(
+    source = call_reader(
         lambda: loading.StateDictSource(
             file, {name: tuple(tensor.shape) for name, tensor in reversed(state.items())}
         ),
@@ -296,14 +290,14 @@ def weight_names(data: bytes) -> None:
     )
     network = torch.nn.Module()
     network.final_layer = torch.nn.Conv2d(2, 17, 1)
-    refused(lambda: weights.load(network, path, replace_head=True), path)
+    call_reader(lambda: weights.load(network, path, replace_head=True), path)
     target = list(formats.TARGETS)[len(data) % len(formats.TARGETS)]
-    report = refused(
+    report = call_reader(
         lambda: converting.convert(path, scratch().folder / "converted.pth", target, force=True),
         path,
     )
     assert source is not None and (report is None or str(report).isprintable()), (
-        "a report that steers the terminal"
+        "a report with control characters"
     )
 
 
@@ -311,7 +305,7 @@ def dataset_file(data: bytes) -> None:
     from poise.config.datasets import read_dataset
 
     path = scratch().file("dataset.yaml", data)
-    found = refused(lambda: read_dataset(path), path)
+    found = call_reader(lambda: read_dataset(path), path)
     if found is not None:
         assert (
             found.skeleton.flip_indices.shape == (found.skeleton.num_keypoints,)
@@ -323,11 +317,11 @@ def dataset_file(data: bytes) -> None:
 
 
 def zoo(data: bytes) -> None:
-    """A list of released weights, as tools/download_weights.py --zoo takes it."""
+    """A list of released weights for tools/download_weights.py --zoo."""
     from poise.models.weights import zoo as released
 
     path = scratch().file("zoo.yaml", data)
-    entries = refused(lambda: released.read_zoo(path), path)
+    entries = call_reader(lambda: released.read_zoo(path), path)
     for entry in (entries or {}).values():
         assert (
             released.describe(entry).replace("\n", "").isprintable()
@@ -342,16 +336,16 @@ def zoo(data: bytes) -> None:
 
 
 def given_boxes(data: bytes) -> None:
-    """The JSON that the demo's --boxes takes, for a picture and for a frame of a video."""
+    """A JSON file for the --boxes of the demo, for an image and for a video frame."""
     from poise.inference.boxes import BoxFile, usable
     from poise.io.video import Frame
 
     path = scratch().file("boxes.json", data)
-    source = refused(lambda: BoxFile(path), path)
+    source = call_reader(lambda: BoxFile(path), path)
     if source is not None:
         blank = np.zeros((80, 100, 3), np.uint8)
         frames = [Frame("000000000001.jpg", 0, blank), Frame("film.mp4", 1, blank, 0.04)]
-        for boxes, scores in refused(lambda: source(frames), path) or ():
+        for boxes, scores in call_reader(lambda: source(frames), path) or ():
             assert (
                 boxes.shape == (len(scores), 4)
                 and usable(boxes, 80, 100).shape == scores.shape
@@ -360,7 +354,7 @@ def given_boxes(data: bytes) -> None:
 
 
 def cache(data: bytes) -> None:
-    """Damage is no error there: the source is read again."""
+    """A corrupt cache file is not an error: the source is read again."""
     from poise.io import cache as array_cache
 
     global read
@@ -373,7 +367,7 @@ def cache(data: bytes) -> None:
 
 
 def archive(data: bytes) -> None:
-    """Unpacked into an empty folder: nothing may lie beside it, and no link in it."""
+    """Unpack into an empty folder: no file outside it, no link inside it."""
     from poise.io import archives
 
     path = scratch().file("archive.bin", data)
@@ -381,10 +375,10 @@ def archive(data: bytes) -> None:
     shutil.rmtree(outside, ignore_errors=True)
     inside = outside / "a" / "b"
     inside.mkdir(parents=True)
-    refused(lambda: archives.unpack(path, inside), path)
+    call_reader(lambda: archives.unpack(path, inside), path)
     assert [item.name for item in outside.iterdir()] == ["a"] and [
         item.name for item in (outside / "a").iterdir()
-    ] == ["b"], "written beside the folder"
+    ] == ["b"], "written outside the folder"
     for item in inside.rglob("*"):
         assert not item.is_symlink() and (item.is_dir() or item.is_file()), "a link or a device"
 
@@ -394,23 +388,21 @@ def zip_reader(data: bytes) -> None:
 
     path = scratch().file("set.zip", data)
     for name in ("000000000001.jpg", "b.png", "missing.jpg"):
-        refused(lambda name=name: ImageFolder(path).read(name), path)
+        call_reader(lambda name=name: ImageFolder(path).read(name), path)
 
 
 def image(data: bytes) -> None:
-    """Decoded whole, in part, turned; the part must be the whole's, and nothing beside it may be
-    written.
-    """
+    """Decode fully, with EXIF rotation and a region; the region must equal that of the image."""
     from poise.io import decoding
     from poise.io.images import ImageFolder
 
     path = scratch().file("images/picture.jpg", data)
-    refused(lambda: ImageFolder(path.parent, exif=True).read(path.name), path)
-    whole = refused(lambda: ImageFolder(path.parent).read(path.name), path)
+    call_reader(lambda: ImageFolder(path.parent, exif=True).read(path.name), path)
+    whole = call_reader(lambda: ImageFolder(path.parent).read(path.name), path)
     assert whole is None or (
         whole.dtype == np.uint8 and whole.ndim == 3 and whole.shape[2] == 3 and whole.size > 0
     )
-    if whole is not None and whole.size > 1 << 24:  # the rest would be a second one of these
+    if whole is not None and whole.size > 1 << 24:  # the rest would need the same memory again
         return
     region(data)
     if decoding._jpeg is not None and whole is not None:
@@ -420,17 +412,15 @@ def image(data: bytes) -> None:
         left, top = draw.randrange(width), draw.randrange(height)
         box = left, top, draw.randrange(left, width) + 1, draw.randrange(top, height) + 1
         pixels = part.with_region(box)
-        if part._jpeg_size is not None:  # what is not a usual JPEG is decoded whole anyway
+        if part._jpeg_size is not None:  # other files are decoded fully
             shown = np.s_[box[1] : box[3], box[0] : box[2]]
-            assert np.array_equal(pixels[shown], whole[shown]) or _has_fault(data), (
-                "a part that is not the whole's"
+            assert np.array_equal(pixels[shown], whole[shown]) or _is_corrupt(data), (
+                "a region that differs from the image"
             )
 
 
-def _has_fault(data: bytes) -> bool:
-    """Whether the decoder finds fault with the whole: what lies below a part is then allowed to
-    differ from OpenCV's repair.
-    """
+def _is_corrupt(data: bytes) -> bool:
+    """Return True if the decoder reports an error; pixels may then differ from OpenCV."""
     from poise.io import decoding
 
     size = decoding._jpeg.size(data)
@@ -439,7 +429,7 @@ def _has_fault(data: bytes) -> bool:
 
 
 def region(data: bytes) -> None:
-    """The compiled decoder of parts of JPEGs, into an image with guards on both sides."""
+    """Decode JPEG regions with the compiled decoder into an image with guards on both sides."""
     from poise.io import decoding
 
     if decoding._jpeg is None:
@@ -463,23 +453,27 @@ def region(data: bytes) -> None:
 
 
 HARNESSES = {
-    "config": Harness(config, seeds.config, mutation.of_lines, 2),
-    "command line": Harness(command_line, seeds.command_line, mutation.of_bytes),
-    "annotations": Harness(annotations, seeds.annotations, mutation.of_json, 2),
-    "truth": Harness(truth, seeds.annotations, mutation.of_json),
-    "results": Harness(results, seeds.results, mutation.of_json),
-    "MPII annotations": Harness(mpii, seeds.mpii, mutation.of_json),
-    "detections": Harness(detections, seeds.detections, mutation.of_json, 2),
-    "genotype": Harness(genotype, seeds.genotype, mutation.of_json),
-    "head boxes": Harness(matlab, seeds.matlab, mutation.of_bytes),
-    "checkpoint": Harness(checkpoint, seeds.checkpoints, mutation.of_zip(mutation.of_bytes), 2),
-    "weight names": Harness(weight_names, seeds.weight_names, mutation.of_json),
-    "dataset file": Harness(dataset_file, seeds.dataset_file, mutation.of_lines),
-    "released weights": Harness(zoo, seeds.zoo, mutation.of_lines),
-    "given boxes": Harness(given_boxes, seeds.given_boxes, mutation.of_json),
-    "cache": Harness(cache, seeds.cache, mutation.of_zip(mutation.of_bytes)),
-    "archive": Harness(archive, seeds.archives, mutation.of_archive, 2),
-    "zip reader": Harness(zip_reader, seeds.zips, mutation.of_zip(mutation.of_bytes), 2),
-    "image reader": Harness(image, seeds.image, mutation.of_jpeg, 3, compiled=True),
-    "JPEG regions": Harness(region, seeds.image, mutation.of_jpeg, 3, compiled=True),
+    "config": Harness(config, seeds.config, mutation.mutate_lines, 2),
+    "command line": Harness(command_line, seeds.command_line, mutation.mutate_bytes),
+    "annotations": Harness(annotations, seeds.annotations, mutation.mutate_json, 2),
+    "truth": Harness(truth, seeds.annotations, mutation.mutate_json),
+    "results": Harness(results, seeds.results, mutation.mutate_json),
+    "MPII annotations": Harness(mpii, seeds.mpii, mutation.mutate_json),
+    "detections": Harness(detections, seeds.detections, mutation.mutate_json, 2),
+    "genotype": Harness(genotype, seeds.genotype, mutation.mutate_json),
+    "head boxes": Harness(matlab, seeds.matlab, mutation.mutate_bytes),
+    "checkpoint": Harness(
+        checkpoint, seeds.checkpoints, mutation.mutate_zip_with(mutation.mutate_bytes), 2
+    ),
+    "weight names": Harness(weight_names, seeds.weight_names, mutation.mutate_json),
+    "dataset file": Harness(dataset_file, seeds.dataset_file, mutation.mutate_lines),
+    "released weights": Harness(zoo, seeds.zoo, mutation.mutate_lines),
+    "given boxes": Harness(given_boxes, seeds.given_boxes, mutation.mutate_json),
+    "cache": Harness(cache, seeds.cache, mutation.mutate_zip_with(mutation.mutate_bytes)),
+    "archive": Harness(archive, seeds.archives, mutation.mutate_archive, 2),
+    "zip reader": Harness(
+        zip_reader, seeds.zips, mutation.mutate_zip_with(mutation.mutate_bytes), 2
+    ),
+    "image reader": Harness(image, seeds.image, mutation.mutate_jpeg, 3, compiled=True),
+    "JPEG regions": Harness(region, seeds.image, mutation.mutate_jpeg, 3, compiled=True),
 }

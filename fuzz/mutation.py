@@ -1,8 +1,8 @@
-"""Broken inputs made from good ones: a number draws the same input on every machine.
+"""Break valid inputs; the same random state gives the same input on every machine.
 
-Bytes alone rarely get past the first check of a format, so there is a way for each kind: the tree
-of a JSON file, the lines of a YAML file, the members of an archive (packed again with right sums),
-the segments of a JPEG.
+Changed bytes rarely pass the first check of a format, so each format has its own mutation: the
+tree of a JSON file, the lines of a YAML file, the members of an archive (repacked with valid
+checksums), the segments of a JPEG.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
-# what has broken readers of strangers' files before; the words between @ stand as they are in the
-# file, for JSON has no other way to say them
-STRANGE: list[Any] = [
+# values that have broken readers before; words between @ are written without quotes, which JSON
+# itself cannot express
+EDGE_CASES: list[Any] = [
     None,
     True,
     False,
@@ -137,8 +137,8 @@ TOKENS = [
 ]
 
 
-def of_bytes(data: bytes, draw: random.Random) -> bytes:
-    """One to eight small changes."""
+def mutate_bytes(data: bytes, draw: random.Random) -> bytes:
+    """Make one to eight small changes."""
     changed = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
         size = len(changed)
@@ -173,18 +173,16 @@ def of_bytes(data: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def of_json(data: bytes, draw: random.Random) -> bytes:
-    """A value of the tree replaced, doubled, removed, renamed or packed into lists; sometimes
-    another encoding.
-    """
+def mutate_json(data: bytes, draw: random.Random) -> bytes:
+    """Replace, duplicate, remove, rename or nest a value of the tree; sometimes re-encode."""
     try:
         tree = json.loads(data)
         for _ in range(draw.choice((1, 1, 1, 2, 4))):
-            tree = _changed(tree, draw)
+            tree = _mutate_tree(tree, draw)
         text = json.dumps(tree)
-    except (ValueError, RecursionError, OverflowError):  # what earlier changes have made of it
-        return of_bytes(data, draw)
-    for word in STRANGE:
+    except (ValueError, RecursionError, OverflowError):  # earlier changes broke the format
+        return mutate_bytes(data, draw)
+    for word in EDGE_CASES:
         if isinstance(word, str) and word.startswith("@"):
             text = text.replace(json.dumps(word), word[1:-1])
     kind = draw.randrange(40)
@@ -194,10 +192,10 @@ def of_json(data: bytes, draw: random.Random) -> bytes:
         return text.encode("utf-8-sig")
     if kind == 2:
         return json.dumps(tree, ensure_ascii=False).encode("latin-1", "replace")
-    return of_bytes(text.encode(), draw) if kind < 6 else text.encode()
+    return mutate_bytes(text.encode(), draw) if kind < 6 else text.encode()
 
 
-def _changed(tree: Any, draw: random.Random) -> Any:
+def _mutate_tree(tree: Any, draw: random.Random) -> Any:
     holders: list[tuple[Any, Any]] = []
     waiting = [tree]
     while waiting and len(holders) < 3000:
@@ -212,7 +210,7 @@ def _changed(tree: Any, draw: random.Random) -> Any:
         holders += [(item, key) for key, _ in inner]
         waiting += [value for _, value in inner]
     if not holders or draw.random() < 0.02:
-        return copy.deepcopy(draw.choice(STRANGE))
+        return copy.deepcopy(draw.choice(EDGE_CASES))
     holder, key = draw.choice(holders)
     if (isinstance(holder, dict) and key not in holder) or (
         isinstance(holder, list) and key >= len(holder)
@@ -220,7 +218,7 @@ def _changed(tree: Any, draw: random.Random) -> Any:
         return tree
     kind = draw.randrange(10)
     if kind < 5:
-        holder[key] = copy.deepcopy(draw.choice(STRANGE))
+        holder[key] = copy.deepcopy(draw.choice(EDGE_CASES))
     elif kind == 5:
         del holder[key]
     elif kind == 6 and isinstance(holder, list):
@@ -242,8 +240,8 @@ def _changed(tree: Any, draw: random.Random) -> Any:
     return tree
 
 
-def of_lines(data: bytes, draw: random.Random) -> bytes:
-    """For YAML: lines doubled, removed, moved, their values replaced."""
+def mutate_lines(data: bytes, draw: random.Random) -> bytes:
+    """Duplicate, remove or move lines of YAML, or replace their values."""
     lines = data.split(b"\n")
     for _ in range(draw.choice((1, 1, 2, 4))):
         if not lines:
@@ -278,20 +276,20 @@ def of_lines(data: bytes, draw: random.Random) -> bytes:
                 + _yaml_value(draw),
             )
         else:
-            lines[at] = of_bytes(lines[at], draw)
+            lines[at] = mutate_bytes(lines[at], draw)
     text = b"\n".join(lines)
     kind = draw.randrange(30)
     return (
         text.decode("latin-1").encode("utf-16")
         if kind == 0
-        else of_bytes(text, draw)
+        else mutate_bytes(text, draw)
         if kind < 5
         else text
     )
 
 
 def _yaml_value(draw: random.Random) -> bytes:
-    value = draw.choice(STRANGE)
+    value = draw.choice(EDGE_CASES)
     own = (
         b"&a [*a, *a]",
         b"*a",
@@ -323,9 +321,10 @@ def _yaml_value(draw: random.Random) -> bytes:
     return draw.choice(own) if draw.random() < 0.4 else json.dumps(value).replace("@", "").encode()
 
 
-def of_zip(inner: Mutation) -> Mutation:
-    """A member changed by `inner` and everything packed again, so that all sums are right; or a
-    member's name or compression.
+def mutate_zip_with(inner: Mutation) -> Mutation:
+    """Return a mutation that changes a member with `inner`, or its name or compression.
+
+    The archive is repacked with valid checksums.
     """
 
     def mutated(data: bytes, draw: random.Random) -> bytes:
@@ -336,11 +335,11 @@ def of_zip(inner: Mutation) -> Mutation:
                     for info in archive.infolist()
                     if info.file_size < 1 << 20
                 ][:64]
-        except Exception:  # whatever earlier changes have made of it
-            return of_bytes(data, draw)
+        except Exception:  # earlier changes broke the format
+            return mutate_bytes(data, draw)
         kind = draw.randrange(10)
         if kind < 2 or not members:
-            return of_bytes(data, draw)
+            return mutate_bytes(data, draw)
         chosen = draw.choice(members if draw.random() < 0.5 else members[:2])
         if kind == 2:
             chosen[0] = draw.choice(
@@ -370,20 +369,20 @@ def of_zip(inner: Mutation) -> Mutation:
             (zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
         )
         with zipfile.ZipFile(out, "w", compression) as archive, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that are there twice
+            warnings.simplefilter("ignore")  # about duplicate names
             for name, content in members:
                 info = zipfile.ZipInfo(name or "x", (2020, 1, 1, 0, 0, 0))
                 info.compress_type = compression
                 if draw.random() < 0.02:
                     info.external_attr = 0o120777 << 16
                 archive.writestr(info, content)
-        return out.getvalue() if draw.random() < 0.8 else of_bytes(out.getvalue(), draw)
+        return out.getvalue() if draw.random() < 0.8 else mutate_bytes(out.getvalue(), draw)
 
     return mutated
 
 
-def of_tar(data: bytes, draw: random.Random) -> bytes:
-    """The headers of a tar file: names, kinds, links, sizes, modes."""
+def mutate_tar(data: bytes, draw: random.Random) -> bytes:
+    """Change headers of a tar file: names, types, links, sizes, modes."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             members = [
@@ -431,21 +430,23 @@ def of_tar(data: bytes, draw: random.Random) -> bytes:
                     info.size = info.size if info.isreg() else 0
                 info.mode = draw.choice((info.mode, 0, 0o7777))
                 archive.addfile(info, io.BytesIO(content))
-    except Exception:  # whatever earlier changes have made of it
-        return of_bytes(data, draw)
-    return out.getvalue() if draw.random() < 0.7 else of_bytes(out.getvalue(), draw)
+    except Exception:  # earlier changes broke the format
+        return mutate_bytes(data, draw)
+    return out.getvalue() if draw.random() < 0.7 else mutate_bytes(out.getvalue(), draw)
 
 
-def of_archive(data: bytes, draw: random.Random) -> bytes:
-    return of_zip(of_bytes)(data, draw) if data.startswith(b"PK") else of_tar(data, draw)
+def mutate_archive(data: bytes, draw: random.Random) -> bytes:
+    return (
+        mutate_zip_with(mutate_bytes)(data, draw)
+        if data.startswith(b"PK")
+        else mutate_tar(data, draw)
+    )
 
 
-def of_jpeg(data: bytes, draw: random.Random) -> bytes:
-    """Segments of a JPEG doubled, removed, moved, cut, their sizes and tables changed; other
-    images by their bytes.
-    """
+def mutate_jpeg(data: bytes, draw: random.Random) -> bytes:
+    """Duplicate, remove, move, cut or change segments of a JPEG; change bytes of other images."""
     if not data.startswith(b"\xff\xd8") or draw.random() < 0.4:
-        return of_bytes(data, draw)
+        return mutate_bytes(data, draw)
     segments, at = [], 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):
         end = at + 2 + max(int.from_bytes(data[at + 2 : at + 4], "big"), 2)
@@ -455,7 +456,7 @@ def of_jpeg(data: bytes, draw: random.Random) -> bytes:
     for _ in range(draw.choice((1, 1, 2, 4))):
         kind = draw.randrange(7)
         if not segments or kind == 0:
-            scan = bytearray(of_bytes(bytes(scan), draw))
+            scan = bytearray(mutate_bytes(bytes(scan), draw))
             continue
         chosen = draw.randrange(len(segments))
         segment = segments[chosen]

@@ -1,10 +1,10 @@
-"""The long fuzzing: python fuzz/run.py [--minutes M] [--inputs N] [--anew] [HARNESS ...]
+"""Fuzz the readers: python fuzz/run.py [--minutes M] [--inputs N] [--anew] [HARNESS ...]
 
-Each harness runs in processes of its own, in turns, until the time is over or the number of inputs
-is reached. Inputs are drawn by number, and where atheris is installed (pip install poise[fuzz]) in
-every other turn guided by its coverage. A later call goes on: what was worth keeping is in
-output/fuzz, how many inputs there were in fuzz/counts.json, and the table in docs/reliability.md is
-made from that.
+Each harness runs in its own processes, one after the other, until the time is over or the number of
+inputs is reached. Inputs are drawn by number; if atheris is installed (pip install poise[fuzz]),
+every other run is guided by coverage. A later call continues: the corpus is in output/fuzz, the
+number of inputs in fuzz/counts.json, from which fuzz/page.py makes the table of
+docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 COUNTS = HERE / "counts.json"
 FOLDER = HERE.parent / "output" / "fuzz"
-TURN = 30.0  # seconds for one part of a harness's share
+TURN = 30.0  # seconds of one run of a harness
 
 
 def child(name: str, folder: Path, seconds: float, inputs: int, first: int, engine: str) -> None:
-    """Inputs for one harness until time or number is reached, each counted in the file `count`,
-    so that an end of any kind loses none.
+    """Run one harness until the time or the number of inputs is reached.
+
+    Each input is counted in the file `count`, so that the count survives any crash.
     """
     import engines
     import harnesses
@@ -38,7 +39,7 @@ def child(name: str, folder: Path, seconds: float, inputs: int, first: int, engi
     with open(file, "r+b") as stream, mmap.mmap(stream.fileno(), 24) as counter:
 
         def count(done: int) -> None:
-            struct.pack_into("<QQd", counter, 0, done, harnesses.read, engines.megabytes())
+            struct.pack_into("<QQd", counter, 0, done, harnesses.read, engines.peak_memory_mb())
 
         try:
             engines.ENGINES[engine](name, folder, seconds, inputs, first, count)
@@ -47,7 +48,7 @@ def child(name: str, folder: Path, seconds: float, inputs: int, first: int, engi
 
 
 def turn(name: str, seconds: float, inputs: int, counts: dict) -> None:
-    """One process for a harness; what came of it is added to `counts`."""
+    """Run a harness in one process and add the results to `counts`."""
     import harnesses
 
     guided = importlib.util.find_spec("atheris") and not harnesses.HARNESSES[name].compiled
@@ -68,8 +69,7 @@ def turn(name: str, seconds: float, inputs: int, counts: dict) -> None:
         },
     )
     row["turns"] = row.get("turns", 0) + 1
-    # in turns: coverage leads to the rare branches, and is soon far from any file that can be read;
-    # numbers stay near the good ones
+    # alternately: coverage finds rare branches but leaves the valid files; numbers stay near them
     engine = "atheris" if guided and row["turns"] % 2 else "numbers"
     begin = time.monotonic()
     command = [
@@ -102,27 +102,29 @@ def turn(name: str, seconds: float, inputs: int, counts: dict) -> None:
     if status or found:
         row["faults"] += 1
         print(
-            f"{name}: FAULT, status {status}, {', '.join(found) or 'no input kept'}; see"
+            f"{name}: FAULT, status {status}, {', '.join(found) or 'no input saved'}; see"
             f" {folder / 'log'}",
             flush=True,
         )
-    harnesses.remove_left_over()
+    harnesses.remove_stale_files()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="HARNESS", help="which ones; all without")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long")
+    parser.add_argument(
+        "names", nargs="*", metavar="HARNESS", help="harnesses to run (default: all)"
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="duration (default: 60)")
     parser.add_argument(
         "--inputs",
         type=int,
         default=1 << 60,
-        help="end when so many inputs were tried in all, earlier calls included",
+        help="stop after this total number of inputs, earlier calls included",
     )
     parser.add_argument(
-        "--anew", action="store_true", help="count from 0, and forget what was worth keeping"
+        "--anew", action="store_true", help="restart: remove the counts and the corpus"
     )
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -143,7 +145,7 @@ def main() -> int:
 
     wrong = [name for name in args.names if name not in HARNESSES]
     if wrong:
-        parser.error(f"no harness {wrong[0]!r}; they are {', '.join(map(repr, HARNESSES))}")
+        parser.error(f"unknown harness {wrong[0]!r}; choose from {', '.join(map(repr, HARNESSES))}")
     if args.anew:
         shutil.rmtree(FOLDER, ignore_errors=True)
         COUNTS.unlink(missing_ok=True)
@@ -156,9 +158,9 @@ def main() -> int:
         return sum(row["inputs"] for row in counts.values())
 
     while time.monotonic() < end and total() < args.inputs:
-        # the harness that is furthest behind its share of the time
+        # the harness with the least time relative to its weight
         name = min(
-            names, key=lambda name: counts.get(name, {}).get("seconds", 0) / HARNESSES[name].share
+            names, key=lambda name: counts.get(name, {}).get("seconds", 0) / HARNESSES[name].weight
         )
         turn(name, min(TURN, max(end - time.monotonic(), 1)), args.inputs - total(), counts)
         COUNTS.write_text(
@@ -166,7 +168,7 @@ def main() -> int:
             + "\n"
         )
     faults = sum(row["faults"] for row in counts.values())
-    print(f"{total()} inputs in all, {faults} faults")
+    print(f"{total()} inputs in total, {faults} faults")
     return 1 if faults else 0
 
 

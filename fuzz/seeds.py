@@ -1,6 +1,4 @@
-"""Good files, as small as they come, from which the fuzzing starts; made here, so that no
-stranger's data is in the project.
-"""
+"""Make small valid files from which the fuzzing starts."""
 
 from __future__ import annotations
 
@@ -159,8 +157,8 @@ def image() -> list[bytes]:
     return found
 
 
-def _encoded(ending: str, picture: np.ndarray, options: list[int]) -> bytes:
-    return cv2.imencode(ending, picture, options)[1].tobytes()
+def _encoded(ending: str, image: np.ndarray, options: list[int]) -> bytes:
+    return cv2.imencode(ending, image, options)[1].tobytes()
 
 
 def zips() -> list[bytes]:
@@ -194,7 +192,7 @@ def archives() -> list[bytes]:
         archive.addfile(link)
     plain = io.BytesIO(out.getvalue())
     plain.seek(0)
-    with tarfile.open(fileobj=plain) as archive:  # without the link: one that unpacks
+    with tarfile.open(fileobj=plain) as archive:  # without the link, so that it unpacks
         kept = [(info, archive.extractfile(info).read()) for info in archive if info.isreg()]
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w:gz") as archive:
@@ -208,9 +206,7 @@ def archives() -> list[bytes]:
 
 
 def state() -> dict:
-    """Names and shapes of a small network of one layer kind that no family has, but a state dict
-    it is.
-    """
+    """Return a state dict of a small network of no known family."""
     import torch
 
     return {
@@ -260,9 +256,7 @@ def checkpoints() -> list[bytes]:
 
 
 def weight_names() -> list[bytes]:
-    """For each family what it is recognised by, and a head; as it is named by its authors and by
-    others.
-    """
+    """Return the tensor names by which each family is recognized, with a head, in all formats."""
     norm = {
         "weight": [4],
         "bias": [4],
@@ -400,7 +394,7 @@ def given_boxes() -> list[bytes]:
 
 
 class _Foreign:
-    """A class that Poise does not know, as a stranger's checkpoint has it."""
+    """A class that Poise does not know, as in a foreign checkpoint."""
 
     def __init__(self):
         self.values = [1, 2]

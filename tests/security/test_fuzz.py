@@ -1,6 +1,4 @@
-"""The short part of the fuzzing: the first inputs of each harness, the same on every machine,
-and whether the harnesses could find anything.
-"""
+"""Fuzzing: the first inputs of each harness find no fault; planted faults are found."""
 
 import resource
 import signal
@@ -9,7 +7,7 @@ import sys
 import pytest
 from support.paths import ROOT
 
-SECONDS_FOR_ONE = 20
+MAX_SECONDS = 20
 SHORT = {
     "config": 60,
     "command line": 150,
@@ -61,7 +59,7 @@ def fuzz():
 def clock(fuzz):
     engines, _ = fuzz
     before = signal.getsignal(signal.SIGALRM)
-    yield engines.watch(SECONDS_FOR_ONE)
+    yield engines.make_timer(MAX_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
@@ -70,12 +68,12 @@ def clock(fuzz):
 def test_harness_first_inputs_find_no_error(fuzz, clock, name):
     engines, harnesses = fuzz
     harness = harnesses.HARNESSES[name]
-    before, read = engines.megabytes(), harnesses.read
+    before, read = engines.peak_memory_mb(), harnesses.read
     for data in harness.seeds():
         harness.run(data)
     assert harnesses.read > read, "good files must be read"
     for number in range(SHORT.get(name, OTHERS)):
-        data = engines.drawn(name, number)
+        data = engines.make_input(name, number)
         try:
             clock(True)
             harness.run(data)
@@ -83,7 +81,7 @@ def test_harness_first_inputs_find_no_error(fuzz, clock, name):
             pytest.fail(f"input {number} of {name!r}: {type(error).__name__} {error}")
         finally:
             clock(False)
-    assert engines.megabytes() < max(before, 400) + 600
+    assert engines.peak_memory_mb() < max(before, 400) + 600
 
 
 def test_harness_names_are_complete(fuzz):
@@ -93,12 +91,12 @@ def test_harness_names_are_complete(fuzz):
 def test_engine_inputs_are_deterministic(fuzz):
     engines, _ = fuzz
     for name in NAMES:
-        assert engines.drawn(name, 11) == engines.drawn(name, 11)
-        assert len({engines.drawn(name, number) for number in range(40)}) > 25, name
+        assert engines.make_input(name, 11) == engines.make_input(name, 11)
+        assert len({engines.make_input(name, number) for number in range(40)}) > 25, name
 
 
 def test_harness_planted_error_is_found(fuzz, monkeypatch):
-    """Each way in which a harness may see one."""
+    """Each kind of fault that a harness detects."""
     engines, harnesses = fuzz
     from poise.datasets import coco_files
     from poise.errors import DataError
@@ -108,7 +106,7 @@ def test_harness_planted_error_is_found(fuzz, monkeypatch):
         patch.setattr(coco_files, "find_category", lambda *_: {}["a missing check"])
         harnesses.HARNESSES["annotations"].run(harnesses.seeds.annotations()[0])
     with pytest.raises(AssertionError, match="does not name the file"):
-        harnesses.refused(
+        harnesses.call_reader(
             lambda: (_ for _ in ()).throw(DataError("something is wrong")), harnesses.Path("a.json")
         )
     if decoding._jpeg is not None:
@@ -132,23 +130,23 @@ def test_harness_planted_error_is_found(fuzz, monkeypatch):
 def test_engine_hanging_input_is_stopped(fuzz):
     engines, _ = fuzz
     before = signal.getsignal(signal.SIGALRM)
-    clock = engines.watch(1)
+    clock = engines.make_timer(1)
     try:
-        with pytest.raises(engines.Fault, match="took more than 1 seconds"):
+        with pytest.raises(engines.LimitExceededError, match="took more than 1 seconds"):
             clock(True)
             try:
                 while True:
                     pass
-            # as readers have it, for whom all that a library raises is damage
+            # readers treat any Exception of a library as a corrupt file
             except Exception:
-                pytest.fail("a reader has taken the clock for a fault of the file")
+                pytest.fail("the timer was treated as a corrupt file")
     finally:
         clock(False)
         signal.signal(signal.SIGALRM, before)
 
 
 def test_fuzz_run_counts_resumes_and_saves_errors(fuzz, tmp_path, monkeypatch, capsys):
-    """Two short calls of make fuzz's program, by number; then with a harness that is broken."""
+    """Two short calls of fuzz/run.py by number, then one with a broken harness."""
     import json
 
     import run
@@ -156,8 +154,8 @@ def test_fuzz_run_counts_resumes_and_saves_errors(fuzz, tmp_path, monkeypatch, c
     monkeypatch.setattr(run, "FOLDER", tmp_path / "fuzz")
     monkeypatch.setattr(run, "COUNTS", tmp_path / "counts.json")
     engines, harnesses = fuzz
-    # here it is one process with all the other tests
-    monkeypatch.setattr(engines, "MOST_MEGABYTES", 1 << 20)
+    # the process also holds the memory of other tests
+    monkeypatch.setattr(engines, "MAX_MEMORY_MB", 1 << 20)
     for expected in (40, 70):
         monkeypatch.setattr(
             sys, "argv", ["run.py", "--minutes", "1", "--inputs", str(expected), "genotype"]
@@ -181,7 +179,7 @@ def test_fuzz_run_counts_resumes_and_saves_errors(fuzz, tmp_path, monkeypatch, c
 
 
 def children(monkeypatch, run, harnesses, broken=False):
-    """The long run's children in this process, without their limits, which would stay."""
+    """Run the child processes in this process, without their permanent limits."""
     import types
 
     import engines
@@ -216,9 +214,7 @@ def children(monkeypatch, run, harnesses, broken=False):
 
 
 def test_engine_memory_limit_is_enforced():
-    """A claim of more than the limit fails at once; in a process of its own, for a limit cannot
-    be taken back.
-    """
+    """In a separate process, because a limit cannot be removed."""
     import subprocess
 
     code = "import engines, numpy; engines.limit_memory(); numpy.empty(4 << 30, numpy.uint8)"
