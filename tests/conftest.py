@@ -1,6 +1,4 @@
-"""Shared fixtures: recorded figures, the real data beside the project where it is, and a small
-synthetic set.
-"""
+"""Shared fixtures: recorded figures, real data if present, and small synthetic datasets."""
 
 import json
 import runpy
@@ -13,7 +11,7 @@ from support.runs import TINY, forget_log_handlers
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread():
-    """Sums in one order, and no fight over the cores."""
+    """Use one thread for deterministic sums and no competition for cores."""
     import torch
 
     torch.set_num_threads(1)
@@ -21,7 +19,7 @@ def one_torch_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Tests, and the tools that they start, keep nothing in the user's cache."""
+    """Keep tests and the tools they start out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -29,29 +27,27 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_logging():
-    """A run's handlers hold the stdout and the files of its test, and switch off what the next
-    one may want to see.
-    """
+    """Remove the log handlers of a run, which hold the stdout and files of its test."""
     yield
     forget_log_handlers()
 
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """Figures of HRNet's pipeline on real images."""
+    """Recorded figures of HRNet's pipeline on real images."""
     return json.loads((GOLDEN / "pipeline.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def shared():
     if not SHARED.is_dir():
-        pytest.skip("needs the real data in ../shared, which is not here")
+        pytest.skip("needs the real data in ../shared")
     return SHARED
 
 
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory):
-    """A synthetic set in COCO form: 24 training and 12 test images."""
+    """A synthetic COCO dataset with 24 training and 12 validation images."""
     from poise.datasets.synthetic.write import make_coco
 
     folder = tmp_path_factory.mktemp("synthetic") / "coco"
@@ -61,7 +57,7 @@ def small_set(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_mpii_set(tmp_path_factory):
-    """A synthetic set in MPII form: 16 training and 8 validation images."""
+    """A synthetic MPII dataset with 16 training and 8 validation images."""
     from poise.datasets.synthetic.write import make_mpii
 
     folder = tmp_path_factory.mktemp("synthetic") / "mpii"
@@ -71,9 +67,7 @@ def small_mpii_set(tmp_path_factory):
 
 @pytest.fixture
 def tiny_experiment(tmp_path, small_set):
-    """A file that trains a very small network on the small set in seconds; run folders go to
-    tmp_path.
-    """
+    """An experiment file that trains a very small network in seconds; outputs go to tmp_path."""
     text = TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17)
     path = tmp_path / "tiny.yaml"
     path.write_text(f"OUTPUT_DIR: {tmp_path / 'output'}\nLOG_DIR: {tmp_path / 'log'}\n{text}")

@@ -1,4 +1,4 @@
-"""The command line of the tools that work on an experiment: options and KEY VALUE in any order."""
+"""Test the command-line parser: options and KEY VALUE pairs in any order."""
 
 import importlib
 import itertools

@@ -1,6 +1,4 @@
-"""The scripts that MogaNet's users know, as they start them: what they pass to torchrun, and
-whole jobs of two processes.
-"""
+"""Test the launch scripts: arguments for torchrun and jobs of two processes."""
 
 import contextlib
 import json

@@ -1,6 +1,4 @@
-"""What an experiment comes to: YAML that loads again, differences from the defaults and from
-another file, and who set them.
-"""
+"""Test tools/print_config.py: YAML output, differences and the origin of values."""
 
 import functools
 

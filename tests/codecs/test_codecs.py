@@ -1,6 +1,4 @@
-"""The codecs: HRNet's against the figures of its code and a slow twin; DARK's, UDP's and MSPN's
-against what they promise.
-"""
+"""Test the heatmap codecs against HRNet's recorded figures and plain loops."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Losses against the figures of HRNet's code."""
+"""Test the losses against HRNet's recorded figures."""
 
 import numpy as np
 import pytest

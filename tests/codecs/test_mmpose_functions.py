@@ -1,6 +1,4 @@
-"""Boxes, crops, targets, augmentation, decoding, flip and OKS against figures of mmpose 0.29,
-the pipeline of MogaNet.
-"""
+"""Test crops, targets, augmentation, decoding, flip and OKS against mmpose 0.29 (MogaNet)."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""MSPN's labels, losses, crops, decoding and learning rates against figures of its code."""
+"""Test MSPN's targets, losses, crops, decoding and schedule against its own code."""
 
 import json
 

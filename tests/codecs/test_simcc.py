@@ -1,4 +1,4 @@
-"""SimCC: its functions against the figures of mmpose 1.x, and a training from start to export."""
+"""Test SimCC against mmpose 1.x, and from training to export."""
 
 import json
 

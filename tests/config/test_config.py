@@ -1,6 +1,4 @@
-"""Reading experiment files: ours, those that HRNet, SimpleBaseline and Res2Net-Pose published,
-and what people get wrong in them.
-"""
+"""Test experiment files: ours, those of HRNet, SimpleBaseline, Res2Net-Pose, invalid ones."""
 
 import re
 

@@ -1,6 +1,4 @@
-"""Dataset files: what those of experiments/datasets say, what follows from one into an
-experiment, and what is refused in one line.
-"""
+"""Test dataset files: the built-in ones, their effect on experiments, invalid ones."""
 
 import errno
 import logging

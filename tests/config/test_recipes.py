@@ -1,6 +1,4 @@
-"""What the families' recipes set and the other tests do not see: normalising, loss factors,
-optimisers, warm-up, EXIF, clipping of boxes.
-"""
+"""Test recipe settings: normalization, losses, optimizers, warm-up, EXIF, box clipping."""
 
 import json
 

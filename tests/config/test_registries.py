@@ -1,4 +1,4 @@
-"""The keys of registries are the names that experiment and dataset files are validated against."""
+"""Test that registry keys equal the names that the config accepts."""
 
 from poise.config import datasets as dataset_files
 from poise.config import validate

@@ -1,6 +1,4 @@
-"""What is kept of large files: used while they are unchanged, never trusted when damaged, equal
-to what a reader gives; lists read in parts.
-"""
+"""Test the array cache of annotation files and reading JSON lists in parts."""
 
 import json
 import multiprocessing

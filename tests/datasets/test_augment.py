@@ -1,6 +1,4 @@
-"""Where training samples are cut out: HRNet's half-body rule, and the shares and limits of its
-draws.
-"""
+"""Test augmentation: half-body crops, and probabilities and ranges of each transform."""
 
 from dataclasses import replace
 

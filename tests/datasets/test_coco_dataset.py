@@ -1,6 +1,4 @@
-"""COCO files become a PersonTable: who is taken, who is dropped and counted, and which files are
-refused.
-"""
+"""Test reading COCO files: persons that are used, dropped and counted; invalid files."""
 
 import gzip
 import json

@@ -1,6 +1,4 @@
-"""Labels of other tools: there and back again nothing is lost that a format can hold, and faults
-are told in one line.
-"""
+"""Test label converters: round trips without loss and errors in one line."""
 
 import contextlib
 import io

@@ -1,6 +1,4 @@
-"""Data sets of any number of joints, any category and any file names: from the dataset file to
-the AP.
-"""
+"""Test datasets with any keypoints, category and file names, from dataset file to AP."""
 
 import contextlib
 import io

@@ -1,6 +1,4 @@
-"""Samples and batches: crops whose joints lie on the right pixels, the same in any number of
-worker processes and in any order.
-"""
+"""Test samples and batches: keypoints match pixels for any workers and order."""
 
 import itertools
 from dataclasses import replace

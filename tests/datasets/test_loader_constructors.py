@@ -1,4 +1,4 @@
-"""The data loader's parts built from keyword arguments, without any configuration."""
+"""Test the data loader's parts built from keyword arguments, without a config."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""Training sets mixed by joint name: whose joints go where, what counts in the loss, and how
-often whose persons come.
-"""
+"""Test concatenated training sets: keypoint mapping, loss masks and repeat factors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""MPII in the json form of SimpleBaseline and HRNet: 1-based files, 0-based tables."""
+"""Test reading MPII files in the JSON format of SimpleBaseline and HRNet (1-based)."""
 
 import json
 

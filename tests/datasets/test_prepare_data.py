@@ -1,6 +1,4 @@
-"""Fetching data sets from a server of this machine that breaks transfers in every way; what is
-by hand is named and looked at. Nothing here leaves the machine.
-"""
+"""Test dataset downloads from a local server that fails in many ways."""
 
 import contextlib
 import hashlib

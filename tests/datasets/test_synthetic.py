@@ -1,6 +1,4 @@
-"""The made set: bytes that depend on the seed alone, annotations that agree with the pixels,
-scores with a meaning.
-"""
+"""Test the synthetic dataset: deterministic bytes, annotations that match the pixels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""tools/check_data.py: each planted fault is named, a sound set has none, and a training says
-the same in warnings without stopping.
-"""
+"""Test tools/check_data.py: planted errors are reported, valid data is not."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""docs/datasets.md, step by step, on a made set of hands with five joints."""
+"""Run the commands of docs/datasets.md on synthetic hands with five keypoints."""
 
 import json
 import re

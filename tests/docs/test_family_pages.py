@@ -1,6 +1,4 @@
-"""The pages of docs/families: every key, file, command and weight file that they name exists,
-and their figures can be shown.
-"""
+"""Test docs/families: every key, file, command and weight file exists."""
 
 import re
 from pathlib import Path

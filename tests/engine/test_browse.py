@@ -1,4 +1,4 @@
-"""tools/browse.py: what it draws is what training sees, and where things lie in the pictures."""
+"""Test tools/browse.py: it shows the samples of a training."""
 
 import importlib.util
 

@@ -1,6 +1,4 @@
-"""Checkpoints on the disk: when they are written, how many are kept, and what becomes of them
-when a file, a disk or a process fails.
-"""
+"""Test checkpoints: when they are written, how many are kept, and corrupt files."""
 
 import contextlib
 import errno

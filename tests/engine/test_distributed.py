@@ -1,6 +1,4 @@
-"""Several processes over gloo: what they tell each other, that they train as one, test as one,
-stop together and fail with one line.
-"""
+"""Test several processes over gloo: collectives, training, evaluation, stops and errors."""
 
 import hashlib
 import json

@@ -1,6 +1,4 @@
-"""What a training will cost: the figures of tools/train.py --dry-run, and that it writes
-nothing.
-"""
+"""Test tools/train.py --dry-run: estimates, and that nothing is written."""
 
 import math
 import os

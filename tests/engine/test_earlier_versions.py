@@ -1,5 +1,4 @@
-"""Run folders of Poise 0.1.0 (golden/run_0.1.0.tar.xz): an unfinished training and an unfinished
-search.
+"""Test resuming a training and a search of Poise 0.1.0 (golden/run_0.1.0.tar.xz).
 
 Both were recorded by that version on the set of the fixture `small_set`, stopped in the middle of
 an epoch, with what the same version made of them at the end (expected_*).

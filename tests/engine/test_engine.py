@@ -1,6 +1,4 @@
-"""Whole runs of a very small network: what they write, and that they come out the same however
-they are cut up.
-"""
+"""Test runs of a very small network: files, resume, devices, signals and logging."""
 
 import json
 import logging

@@ -1,5 +1,4 @@
-"""Every family's recipe from training to its figures, cut to a few steps on a few synthetic
-pictures.
+"""Test every family's recipe from training to evaluation, with few steps and images.
 
 How far the small experiments come in a quarter of an hour is in docs/notes/small_recipes.md (make
 families).

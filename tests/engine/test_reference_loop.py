@@ -1,5 +1,4 @@
-"""A short training beside the plain loop of the references: the same losses and weights from the
-same samples.
+"""Test a short training against the plain loop of the reference code.
 
 The plain loop is written here in the manner of HRNet's and SimpleBaseline's lib/core/function.py,
 loss.py and JointsDataset.py: each sample is turned into floats and normalised by itself, its

@@ -1,6 +1,4 @@
-"""Run folders: what a second run may not replace, which settings a resumed one may change, and
-the lock.
-"""
+"""Test run folders: protection of results, settings that may change on resume, the lock."""
 
 import os
 import shutil

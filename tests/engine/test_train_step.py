@@ -1,6 +1,4 @@
-"""What a step may consist of besides the plain one: parts, 16 bits, a compiled network, an
-average; and when a run ends early.
-"""
+"""Test options of a training step: micro-batches, AMP, torch.compile, EMA, early stopping."""
 
 import copy
 import math

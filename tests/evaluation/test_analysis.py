@@ -1,4 +1,4 @@
-"""tools/analyze.py: groups, joints, scores, the page, and what users get wrong."""
+"""Test tools/analyze.py: groups, keypoints, scores, the page and invalid input."""
 
 import gzip
 import importlib.util

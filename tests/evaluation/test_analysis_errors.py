@@ -1,6 +1,4 @@
-"""Error kinds: each that was planted is found as what it is, as often as it was planted, and
-costs the AP that it took away.
-"""
+"""Test the error analysis: planted errors are found, counted and cost the right AP."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""COCO evaluation: figures worked out by hand, recorded figures of the HRNet code, and errors
-that users meet.
-"""
+"""Test COCO evaluation against hand-computed and recorded figures; invalid input."""
 
 import copy
 import json

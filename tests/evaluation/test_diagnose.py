@@ -1,4 +1,4 @@
-"""Each reason for an AP of 0 or -1 is planted, and it and no other is told."""
+"""Test the diagnosis of an AP of 0 or -1: each planted reason is the only one named."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Each reason for a PCKh of 0 is planted, and it and no other is told."""
+"""Test the diagnosis of a PCKh of 0: each planted reason is the only one named."""
 
 import numpy as np
 import pytest

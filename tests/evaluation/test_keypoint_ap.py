@@ -1,4 +1,4 @@
-"""The array evaluation against pycocotools, on sets with everything that its rules tell apart."""
+"""Test the array evaluation against pycocotools."""
 
 import contextlib
 import io

@@ -1,6 +1,4 @@
-"""MPII PCKh: a small ground truth worked out by hand, and the recorded figures of two published
-networks.
-"""
+"""Test MPII PCKh against hand-computed figures and two published networks."""
 
 import json
 import re

@@ -1,6 +1,4 @@
-"""poise.evaluation.nms: compiled kernels, NumPy twin and a plain double loop must keep the same
-persons, ties included.
-"""
+"""Test NMS: compiled kernels, NumPy and plain loops keep the same persons."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""tools/plot_log.py: what is read of a run's log, what is drawn, and what users get wrong."""
+"""Test tools/plot_log.py: reading logs, charts and invalid input."""
 
 import importlib.util
 import re

@@ -1,6 +1,4 @@
-"""tools/demo.py: pictures, folders, patterns, videos and cameras; boxes from everywhere; its
-JSON, its pictures, and what it does with bad input.
-"""
+"""Test tools/demo.py: inputs, boxes, JSON, drawings and invalid input."""
 
 import importlib.util
 import json

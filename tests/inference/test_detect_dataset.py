@@ -1,6 +1,4 @@
-"""tools/make_boxes.py: a detection file of a set, which a test with TEST.USE_GT_BBOX False
-reads.
-"""
+"""Test tools/make_boxes.py: it writes detections that tools/test.py can read."""
 
 import json
 import sys

@@ -1,6 +1,4 @@
-"""Person detectors: what torchvision's and ONNX's give, the fetching of weights, and what is
-refused.
-"""
+"""Test person detectors of torchvision and ONNX, their weights and invalid files."""
 
 import hashlib
 import http.server
@@ -447,7 +445,9 @@ def test_onnx_detector_ultralytics_metadata_selects_person(tmp_path, told, colum
     table[0, 0] = columns
     output = table if "end2end" in told or "args" in told else table.transpose(0, 2, 1).copy()
     ((boxes, scores),) = build_detector(
-        onnx_file(tmp_path / "a.onnx", {"output0": output}, (1, 3, 320, 320), told=told), "cpu", 0.5
+        onnx_file(tmp_path / "a.onnx", {"output0": output}, (1, 3, 320, 320), metadata=told),
+        "cpu",
+        0.5,
     )(PICTURES[:1])
     assert scores == pytest.approx(want) and boxes == pytest.approx(
         np.array([[40, 30, 60, 70]] * len(want)).reshape(-1, 4)
@@ -459,7 +459,7 @@ def test_onnx_detector_without_person_class_warns(tmp_path, caplog):
     table[0, :5, 7] = [30, 30, 20, 20, 0.9]
     ((boxes, _),) = build_detector(
         onnx_file(
-            tmp_path / "a.onnx", {"o": table}, (1, 3, 64, 64), told={"names": "['cat', 'dog']"}
+            tmp_path / "a.onnx", {"o": table}, (1, 3, 64, 64), metadata={"names": "['cat', 'dog']"}
         )
     )(PICTURES[:1])
     assert len(boxes) == 1 and "a.onnx: no class person; using the first of cat, dog" in caplog.text
@@ -468,7 +468,7 @@ def test_onnx_detector_without_person_class_warns(tmp_path, caplog):
             tmp_path / "b.onnx",
             {"o": table},
             (1, 3, 64, 64),
-            told={"names": "['a', 'b', 'person']"},
+            metadata={"names": "['a', 'b', 'person']"},
         )
     )
     assert "the detector's output has 2 classes, person is class 2" in refusal(detect, PICTURES[:1])

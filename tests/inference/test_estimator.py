@@ -1,6 +1,4 @@
-"""PoseEstimator: the same joints as tools/test.py on the same boxes, in every family and codec;
-what it takes, gives back and refuses.
-"""
+"""Test PoseEstimator: results equal tools/test.py; inputs, outputs and errors."""
 
 import pickle
 import sys

@@ -1,5 +1,4 @@
-"""Exported files find what the network finds; a file that does not is not left; ONNX files serve
-PoseEstimator as weights do.
+"""Test export: files equal the network, mismatches are removed, PoseEstimator reads ONNX.
 
 The exports of every family at two sizes take minutes and are marked slow; some narrow ones are made
 in the quick suite.

@@ -1,6 +1,4 @@
-"""The One-Euro filter against the paper's pseudo-code, and what it does to joints at rest and in
-motion.
-"""
+"""Test the One-Euro filter against the paper and on keypoints at rest and in motion."""
 
 import math
 

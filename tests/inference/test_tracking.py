@@ -1,4 +1,4 @@
-"""Numbers of persons over the frames of a video."""
+"""Test track ids over the frames of a video."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""Every decoder gives OpenCV's pixels, in whole and in part, and a crop of a part is the crop of
-the whole; also on real images.
-"""
+"""Test image decoders: pixels of images and regions equal OpenCV."""
 
 import cv2
 import numpy as np

@@ -1,6 +1,4 @@
-"""Fetching weights: from a server of this machine, which breaks transfers, lies, redirects or
-knows no ranges. Nothing here leaves the machine.
-"""
+"""Test downloads from a local server that fails in many ways."""
 
 import hashlib
 import os

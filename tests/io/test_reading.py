@@ -1,6 +1,4 @@
-"""Images from folders and archives, JSON files: what is read, what is refused, and in which
-words.
-"""
+"""Test reading images from folders and archives, and JSON files."""
 
 import struct
 import unicodedata

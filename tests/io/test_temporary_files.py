@@ -1,4 +1,4 @@
-"""Temporary files: nobody can know their names, and links in their places are not followed."""
+"""Test temporary files: unpredictable names, links are not followed."""
 
 import os
 import re

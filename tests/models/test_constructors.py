@@ -1,4 +1,4 @@
-"""Networks built from keyword arguments, as in a notebook, without any configuration."""
+"""Test networks built from keyword arguments, without a config."""
 
 import pytest
 import torch

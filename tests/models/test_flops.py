@@ -1,6 +1,4 @@
-"""Size of a network: published and recorded figures by both rules, operations that no rule
-knows, and the tool.
-"""
+"""Test parameter and FLOP counts against published and recorded figures; get_flops.py."""
 
 import functools
 import json

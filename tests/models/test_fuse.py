@@ -1,6 +1,4 @@
-"""Folded networks: equal to the plain ones in every family, nothing folded that something else
-uses, used by training's and testing's tests.
-"""
+"""Test batch-norm folding: outputs are unchanged in every family."""
 
 import copy
 

@@ -1,6 +1,4 @@
-"""Networks against the recorded figures of the reference codes: keys, shapes, parameters,
-outputs, losses of the first steps.
-"""
+"""Test networks against recorded figures: keys, shapes, outputs and first losses."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""MogaNet-Pose: its parts by their formulas, stochastic depth, sizes, and what no network can be
-built from.
-"""
+"""Test MogaNet-Pose: formulas, stochastic depth, sizes and invalid options."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""MSPN: every head against the recorded figures, what runs when, recomputed activations, other
-numbers of stages, its experiments.
+"""Test MSPN: recorded outputs of every head, checkpointing, stages and experiments.
 
 Keys and predictions are compared in test_models.py, losses in test_mspn_functions.py."""
 

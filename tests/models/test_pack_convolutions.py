@@ -1,4 +1,4 @@
-"""Packed convolutions against the network as it is, for every family."""
+"""Test packed convolutions against the unpacked network, in every family."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""HRNet: in the layout of its repository's files, and at other widths. Its recorded figures are
-compared in test_models.py.
-"""
+"""Test HRNet: released files, other widths and invalid options."""
 
 import pytest
 import torch

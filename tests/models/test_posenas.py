@@ -1,6 +1,4 @@
-"""PoseNAS: genotypes as data, the operations, and Fusion-and-Enhancement against what the
-original's side effects amounted to.
-"""
+"""Test PoseNAS: genotypes, operations and Fusion-and-Enhancement."""
 
 import dataclasses
 import json

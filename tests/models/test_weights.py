@@ -1,6 +1,4 @@
-"""Weight files: every wrapping that the families use, a report that counts, and what must be
-refused.
-"""
+"""Test weight files: wrappers, the load report and invalid files."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Poise's weights in the released formats and back."""
+"""Test converting weights to the released formats and back."""
 
 import os
 import subprocess

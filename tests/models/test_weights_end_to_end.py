@@ -1,6 +1,4 @@
-"""A file in every released format is tested from end to end: read, renamed, put into its
-network, run on a small set, scored.
-"""
+"""Test every released weight format from file to evaluation."""
 
 import shutil
 

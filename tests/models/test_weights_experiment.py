@@ -1,6 +1,4 @@
-"""The experiment in a weight file: what reads it, what a mismatch says, and what a stranger's
-file may not do.
-"""
+"""Test the experiment stored in a weight file: reading, mismatches, untrusted content."""
 
 import json
 import runpy

@@ -1,6 +1,4 @@
-"""What lies beside the weights in published checkpoints, and networks that are nearly the right
-ones.
-"""
+"""Test foreign objects in published checkpoints and nearly matching networks."""
 
 import argparse
 import collections

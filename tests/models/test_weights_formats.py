@@ -1,6 +1,4 @@
-"""Released weights of every format, made from filled tensors under the released names:
-recognised, renamed, loaded, or refused with counts.
-"""
+"""Test released weights of every format: recognized, renamed, loaded or refused."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""models/zoo.yaml and tools/download_weights.py: every entry leads somewhere, and what is
-fetched lies where experiments expect it.
-"""
+"""Test models/zoo.yaml and tools/download_weights.py."""
 
 import hashlib
 import os

@@ -1,6 +1,4 @@
-"""The network of the search: mixed operations and cells, partial channels, recomputing, and the
-two kinds of steps.
-"""
+"""Test the search network: mixed operations, partial channels, checkpointing, both steps."""
 
 import copy
 

@@ -1,6 +1,4 @@
-"""Whole searches of a very small network: what they write, that they repeat themselves however
-they are cut up, and what they refuse.
-"""
+"""Test searches of a very small network: files, determinism, resume and errors."""
 
 import functools
 import json

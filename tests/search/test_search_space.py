@@ -1,6 +1,4 @@
-"""The space of the search: its candidates, how a genotype is read from architecture values,
-random genotypes, and its pictures.
-"""
+"""Test the search space: candidates, deriving genotypes, random genotypes, drawings."""
 
 import json
 import re

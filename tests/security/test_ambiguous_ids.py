@@ -1,6 +1,4 @@
-"""Ids as text, two categories of one name, and iscrowd as text mean the same in training,
-scoring and check_data.
-"""
+"""Test ids and iscrowd as text and duplicate categories: equal results everywhere."""
 
 import copy
 import json

@@ -1,5 +1,4 @@
-"""What a user can get wrong ends in one line that names the file or key, with exit status 1 or 2,
-and leaves nothing half done.
+"""Test invalid input: one line that names the file or key, exit status 1 or 2, no output.
 
 Most runs are in this process through poise.errors.run_tool, as the tools run; a few are processes
 of their own.

@@ -1,6 +1,4 @@
-"""Small files that would take gigabytes, hours or the whole stack: each is refused in one line,
-before it does.
-"""
+"""Test that small files which expand to gigabytes or hours are refused."""
 
 import gzip
 import io

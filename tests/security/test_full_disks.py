@@ -1,6 +1,4 @@
-"""Disks that fill: under the run folder, under the logs, under debug pictures. Each run ends
-with one line, and what was there before is whole.
-"""
+"""Test full disks: each run ends with one line and earlier files stay valid."""
 
 import errno
 import shutil

@@ -1,6 +1,4 @@
-"""Trainings that are killed with SIGKILL at random steps and places, and end as one that nothing
-disturbed did: to the last bit of the weights.
-"""
+"""Test trainings that are killed at random points: the final weights are bit-identical."""
 
 import os
 import random

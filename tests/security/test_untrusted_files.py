@@ -1,6 +1,4 @@
-"""The readers of files from outside take what is good: the other side of
-tests/security/test_planted_faults.py.
-"""
+"""Test that readers of untrusted files accept valid ones."""
 
 import io
 import os

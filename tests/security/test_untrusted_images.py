@@ -1,4 +1,4 @@
-"""Pictures from strangers: each kind read as it looks, each fault refused in one line."""
+"""Test untrusted images: each format is decoded, each fault is refused in one line."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Runs with worker processes that end for any reason: one line, the status, no process left.
+"""Test worker processes that die: one line, the exit status, no process left.
 
 The tools run as real processes: see tool_processes.py.
 """

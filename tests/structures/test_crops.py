@@ -1,4 +1,4 @@
-"""Boxes and crops against the figures of HRNet's code."""
+"""Test boxes and crops against HRNet's recorded figures."""
 
 import cv2
 import numpy as np

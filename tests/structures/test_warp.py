@@ -1,6 +1,4 @@
-"""Crops by the compiled warp are those of cv2.warpAffine to the bit; where it cannot be used,
-cv2 makes them.
-"""
+"""Test the compiled warp: equal to cv2.warpAffine, which is the fallback."""
 
 import os
 import subprocess

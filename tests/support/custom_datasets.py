@@ -1,6 +1,4 @@
-"""Made sets of any number of joints: pictures of coloured dots, their annotations in COCO's
-form, and a dataset file.
-"""
+"""Synthetic datasets with any number of keypoints: images, annotations, dataset file."""
 
 import colorsys
 import json
@@ -11,7 +9,7 @@ import yaml
 
 
 def joint_names(count):
-    """`count` names: a middle one where it is odd, then left and right in turn."""
+    """Return `count` names: 'middle' if odd, then left and right alternately."""
     names = ["middle"] if count % 2 else []
     for pair in range(count // 2):
         names += [f"left_{pair}", f"right_{pair}"]
@@ -19,7 +17,7 @@ def joint_names(count):
 
 
 def dataset_keys(count, **more):
-    """The keys of a dataset file for the joints of joint_names; None leaves a key out."""
+    """Return the keys of a dataset file for `joint_names`; None removes a key."""
     names = joint_names(count)
     pairs = [[f"left_{pair}", f"right_{pair}"] for pair in range(count // 2)]
     keys = {
@@ -48,13 +46,12 @@ def make_set(
     names=None,
     **keys,
 ):
-    """Write a set of `count` joints below `root`; returns its dataset file. names: of the joints,
-    where they are not those of joint_names.
+    """Write a dataset with `count` keypoints to `root` and return its dataset file.
 
-    The category is not 1 and not 'person', image names have spaces, folders and no numbers of
-    twelve digits, and a tenth of the joints is hidden or not labelled. One person or two side by
-    side in a picture of 120 x 64 pixels, facing the camera: left joints lie in the right half of
-    their box, and a pair has one colour, so that a mirrored picture is one of the same kind.
+    names: keypoint names, by default `joint_names(count)`. The category is neither 1 nor 'person';
+    image names have spaces and folders; a tenth of the keypoints is occluded or unlabeled. Images
+    of 120 x 64 pixels show one or two persons facing the camera: left keypoints are in the right
+    half of the box, and a pair has one color, so that a mirrored image looks like any other.
     """
     rng = np.random.default_rng(seed)
     (root / "labels").mkdir(parents=True, exist_ok=True)
@@ -114,7 +111,7 @@ def make_set(
                         "keypoints": keypoints.ravel().tolist(),
                     }
                 )
-            # an object of another category, which has no joints
+            # an object of another category without keypoints
             content["annotations"].append(
                 {
                     "id": 90_000 + n,
@@ -170,9 +167,7 @@ TEST: {{BATCH_SIZE_PER_GPU: 12, FLIP_TEST: true, POST_PROCESS: true, SHIFT_HEATM
 
 
 def experiment(folder, file, name="dots.yaml"):
-    """An experiment file in `folder` that trains a very small network on a made set in a few
-    steps.
-    """
+    """Write an experiment in `folder` that trains a very small network in a few steps."""
     path = folder / name
     path.write_text(EXPERIMENT.format(folder=folder, file=file))
     return path

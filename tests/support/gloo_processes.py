@@ -1,6 +1,4 @@
-"""Processes over gloo as torchrun starts them, without the seconds that each needs to import
-torch: the fixtures `forks` and `together`.
-"""
+"""Fixtures that start processes over gloo as torchrun does, forked to save the imports."""
 
 import multiprocessing
 import os
@@ -19,12 +17,12 @@ from poise.errors import run_tool
 
 from support.paths import ROOT
 
-_PATIENCE = 240  # seconds for what takes a few on cores of its own
+_PATIENCE = 240  # seconds; usually a few are enough
 
 
 @pytest.fixture(scope="module")
 def forks():
-    """Processes that are forked from one that has imported torch and has done nothing with it."""
+    """A multiprocessing context that forks from a process which has only imported torch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", f"{ROOT / 'lib'}{os.pathsep}{ROOT / 'tests'}")
@@ -43,9 +41,7 @@ def forks():
 
 
 class Done:
-    """One process that has ended: its exit status, what it printed, and what its function
-    returned, if it did.
-    """
+    """A finished process: exit status, output and the result of its function, if any."""
 
     def __init__(self, status, folder):
         self.status, self.out, self.err = (
@@ -60,11 +56,10 @@ class Done:
 
 @pytest.fixture(scope="module")
 def together(forks, tmp_path_factory):
-    """A function that runs function(processes, *arguments) in some processes; returns a Done for
-    each.
+    """Return a function that runs function(processes, *arguments) in `world` processes.
 
-    environments: variables of each, beside those of torchrun. seconds: that they wait for each
-    other at the beginning.
+    It returns a Done for each process. environments: variables of each process in addition to
+    those of torchrun. seconds: timeout of the rendezvous.
     """
 
     def run(world, function, *arguments, fails=False, environments=None, seconds=60):
@@ -73,7 +68,7 @@ def together(forks, tmp_path_factory):
             None
             if any(one.get("TORCHELASTIC_USE_AGENT_STORE") == "False" for one in environments)
             else torch.distributed.TCPStore(
-                # torchrun's own process has it
+                # torchrun holds it in its own process
                 "127.0.0.1",
                 0,
                 is_master=True,
@@ -117,7 +112,7 @@ def free_port():
 def _process(rank, world, port, folder, function, arguments, environment, seconds):
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
-    # text that was not yet printed when this process was forked is not its own
+    # drop text that was buffered before the fork
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     os.environ.update(
         RANK=str(rank),
@@ -130,7 +125,7 @@ def _process(rank, world, port, folder, function, arguments, environment, second
     )
     os.environ.update(environment)
     process_group._TIME_TO_MEET = timedelta(seconds=seconds)
-    process_group._SECONDS_OF_SILENCE = 0.2  # here is no torchrun that would end it
+    process_group._SECONDS_OF_SILENCE = 0.2  # no torchrun would end it
 
     def main():
         with distributed.init_distributed() as processes:
@@ -140,14 +135,15 @@ def _process(rank, world, port, folder, function, arguments, environment, second
 
 
 def train_here(processes, path, overrides=(), prepare=None):
-    """Train as one of the processes. prepare(train) changes the module, in this process alone.
-    Returns what it returns, or its end.
+    """Train as one of the processes and return the result of prepare(train) or the stop message.
+
+    prepare(train) patches the module in this process.
     """
     from poise.engine import train
     from poise.engine.run_logger import TrainLogger
     from poise.engine.signals import RunStoppedError
 
-    TrainLogger._show_test = lambda *_: None  # pictures take half of the time
+    TrainLogger._show_test = lambda *_: None  # images take half of the time
     told = prepare(train) if prepare else None
     try:
         train.run(

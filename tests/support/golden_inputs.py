@@ -1,7 +1,7 @@
-"""Weights and inputs by the rule under which the figures of tests/golden were recorded.
+"""Make the weights and inputs for which the figures of tests/golden were recorded.
 
-A tensor depends on a seed, its name and its shape alone, so no weight file is needed to compare two
-implementations.
+A tensor depends only on a seed, its name and its shape, so that two implementations can be compared
+without a weight file.
 """
 
 import zlib
@@ -15,9 +15,10 @@ def generator(seed, name):
 
 
 def filled_state(state, seed):
-    """A state dict of the same names, shapes and types, with recorded values: scales and
-    variances from U(0.5, 1.5), biases and means from N(0, 0.1), everything else from N(0, 1)
-    over the root of its fan-in, counters 0.
+    """Return a state dict of the same names, shapes and dtypes with generated values.
+
+    Scales and variances are from U(0.5, 1.5), biases and means from N(0, 0.1), counters 0, other
+    weights from N(0, 1) divided by the square root of the fan-in.
     """
 
     def value(name, shape):

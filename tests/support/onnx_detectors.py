@@ -1,4 +1,4 @@
-"""Detectors as ONNX files that answer with given boxes."""
+"""Write ONNX detectors that return fixed boxes."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ BOXES = np.array([[0, 0, 8, 9], [1, 1, 5, 5], [2, 2, 6, 8], [-4, -4, 300, 300]],
 LABELS, SCORES = np.array([1, 18, 1, 1]), np.array([0.9, 0.8, 0.3, 0.95], np.float32)
 
 
-def onnx_file(path, outputs, input_shape, *, kind=None, told=()):
-    """A graph of one input that gives fixed outputs, {name: array}. told: metadata."""
+def onnx_file(path, outputs, input_shape, *, kind=None, metadata=()):
+    """Write a graph with one input and the fixed outputs {name: array}; return its path."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
@@ -31,6 +31,6 @@ def onnx_file(path, outputs, input_shape, *, kind=None, told=()):
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, dict(told))
+    helper.set_model_props(model, dict(metadata))
     onnx.save(model, path)
     return str(path)

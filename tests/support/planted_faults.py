@@ -1,5 +1,4 @@
-"""Every fault that is planted to see what is said of it: over configuration, annotations, boxes,
-images, weights and archives.
+"""Faults in configs, annotations, boxes, images, weights and archives, with their messages.
 
 tests/security/test_planted_faults.py runs them; fuzz/page.py writes docs/faults.md from them.
 """

@@ -1,6 +1,4 @@
-"""Whole trainings within a test's process, and what they leave: run folders, weights, metrics.
-The fixture `quick_and_quiet` is for modules that train.
-"""
+"""Train in the process of the test and read what a run has written."""
 
 import json
 import logging
@@ -10,7 +8,7 @@ import torch
 from poise import config
 from poise.engine import logger, train
 
-# what depends on the clock
+# metrics that depend on the clock
 TIMES = ("images_per_second", "data_time_share")
 
 
@@ -34,9 +32,7 @@ TEST: {{BATCH_SIZE_PER_GPU: 8, FLIP_TEST: true, POST_PROCESS: true, SHIFT_HEATMA
 
 
 def in_larger_steps(text):
-    """The text of the shared experiment with fewer and larger steps, most of whose time here is
-    Python's; and on the CPU also where a GPU is, whose sums need not come out alike twice.
-    """
+    """Return the experiment with batches of 16 (faster) and on the CPU (deterministic)."""
     assert "GPUS: (0,)" in text and "BATCH_SIZE_PER_GPU: 8" in text
     return text.replace("GPUS: (0,)", "GPUS: ()").replace(
         "BATCH_SIZE_PER_GPU: 8", "BATCH_SIZE_PER_GPU: 16"
@@ -44,19 +40,19 @@ def in_larger_steps(text):
 
 
 def run_train(path, *overrides):
-    """Train in this process, on the CPU unless GPUS are given; returns the run folder."""
+    """Train in this process, on the CPU unless GPUS is given; return the run folder."""
     cfg = config.load(path, ["GPUS", "()", *(str(value) for value in overrides)])
     return train.run(cfg, str(path), ["tools/train.py", "--cfg", str(path)])
 
 
 def folder_of(path, *overrides):
-    """The run folder of an experiment file."""
+    """Return the run folder of an experiment file."""
     cfg = config.load(path, [str(value) for value in overrides])
     return Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, str(path))
 
 
 def copied(path, name):
-    """The same experiment, with other folders."""
+    """Copy an experiment file, with other output folders."""
     other = path.parent / name / path.name
     other.parent.mkdir()
     other.write_text(path.read_text().replace(f"{path.parent}/", f"{other.parent}/"))
@@ -64,13 +60,13 @@ def copied(path, name):
 
 
 def metrics_of(folder):
-    """The lines of metrics.jsonl without the figures of the clock."""
+    """Return the lines of metrics.jsonl without the metrics of TIMES."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def positions(folder):
-    """Epoch and step of the checkpoints of a folder, the newest first."""
+    """Return (epoch, step) of the checkpoints of a folder, newest first."""
     files = sorted(folder.glob("checkpoint*.pth"), key=lambda path: (len(path.name), path.name))
     return [(saved["epoch"], saved["step"]) for saved in map(state_of, files)]
 
@@ -80,7 +76,7 @@ def state_of(file):
 
 
 def same(one, two):
-    """Whether two state dicts are equal to the last bit."""
+    """Return True if two state dicts are equal bit for bit."""
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -89,12 +85,12 @@ def same_weights(file, other):
 
 
 def unfinished(folder):
-    """What was begun to be written there and is not whole."""
+    """Return the partial files of a folder."""
     return [path for path in folder.rglob("*") if path.suffix in (".part", ".tmp")]
 
 
 def without_settings(checkpoint, copy):
-    """The same checkpoint without the configuration of its run."""
+    """Copy a checkpoint without the config of its run."""
     content = state_of(checkpoint)
     del content["config"]
     torch.save(content, copy)
@@ -102,7 +98,7 @@ def without_settings(checkpoint, copy):
 
 
 def forget_log_handlers():
-    """After a run in this process."""
+    """Remove the log handlers of a run in this process."""
     root = logging.getLogger("poise")
     root.setLevel(logging.NOTSET)
     for handler in list(root.handlers):

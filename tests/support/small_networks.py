@@ -1,8 +1,7 @@
-"""Narrow networks of every family, built from their experiment files, and the released names of
-those whose names are not Poise's.
+"""Narrow networks of every family, and tensor names of released formats.
 
-The names of mmpose and of ImageNet files are written here from the structure of their networks, not
-from Poise's table of renamings.
+The names of mmpose and ImageNet files are written from the structure of their networks, not from
+the renaming tables of Poise.
 """
 
 import torch
@@ -71,17 +70,17 @@ EXPERIMENT = {
 
 
 def command_line(family, *overrides):
-    """(experiment file, overrides as words) of a narrow network."""
+    """Return (experiment file, overrides as strings) of a narrow network."""
     path, own = EXPERIMENT[family]
     return path, [str(word) for word in (*SIZE, *own, *overrides)]
 
 
 def small(family, *overrides, joints=17, seed=0):
-    """A narrow network in eval mode with filled weights; the same seed gives the same weights."""
+    """Return a narrow network in eval mode whose weights depend on the seed only."""
     path, own = EXPERIMENT[family]
     cfg = config.load(ROOT / path, [*SIZE, *own, "MODEL.INIT_WEIGHTS", False, *overrides])
     cfg.defrost()
-    # the file's dataset has another number, which config.load would refuse
+    # config.load refuses a number that differs from the dataset
     cfg.MODEL.NUM_JOINTS = joints
     model = build_model(cfg).eval()
     model.load_state_dict(filled_state(model.state_dict(), seed))
@@ -99,7 +98,7 @@ def batch_norm(name, channels):
 
 
 def filled(shapes, seed=0):
-    """Filled tensors of these names and shapes."""
+    """Return tensors of these names and shapes with generated values."""
     types = {True: torch.long, False: torch.float32}
     return filled_state(
         {
@@ -111,7 +110,7 @@ def filled(shapes, seed=0):
 
 
 def resnet_names(stem, layers, classes=10):
-    """torchvision's ResNet with bottlenecks, on ImageNet."""
+    """Return the tensor names of torchvision's bottleneck ResNet for ImageNet."""
     shapes = {
         "conv1.weight": (stem, 3, 7, 7),
         **batch_norm("bn1", stem),
@@ -140,9 +139,7 @@ def resnet_names(stem, layers, classes=10):
 
 
 def mmpose_mspn_names(stages, stem, layers, width, joints, head="keypoint_head"):
-    """mmpose's MSPN: mmpose/models/backbones/mspn.py and the heads of its units, whose
-    convolutions have no biases.
-    """
+    """Return the tensor names of mmpose's MSPN and its heads; convolutions have no biases."""
 
     def conv_module(name, outputs, inputs, kernel):
         return {

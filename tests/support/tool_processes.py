@@ -1,4 +1,4 @@
-"""Tools as real processes, each in its own process group, with bounded waits and planted faults."""
+"""Run tools as processes in their own process groups, with time limits."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from support.paths import ROOT
 PATIENCE = 120  # seconds for a run of a few
 SECONDS_TO_END = 5.0
 
-# what is done in the tool's process before it begins
+# Python code that runs in the process before the tool
 KILL_WORKER = """
 import os, signal
 from poise.datasets.loader import TopDownDataset
@@ -30,7 +30,7 @@ SMALL_SHARED_MEMORY = "mount -t tmpfs -o size=100k tmpfs /dev/shm && "
 
 @pytest.fixture
 def own_mounts():
-    """The words before a command that may mount what nothing else sees."""
+    """Return the command prefix for a private mount namespace."""
     done = subprocess.run(
         ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], capture_output=True
     )
@@ -40,7 +40,7 @@ def own_mounts():
 
 
 def started(tool, path, *overrides, options=(), before="", shell="", words=(), debug=False):
-    """Start a tool as the leader of a process group. before: Python; shell: commands before."""
+    """Start a tool in a new process group, after `shell` commands and the Python code `before`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
     environment |= {"POISE_DEBUG": "1"} if debug else {}
     code = (
@@ -70,7 +70,7 @@ def started(tool, path, *overrides, options=(), before="", shell="", words=(), d
 
 
 def any_left(process):
-    """Whether a process of its group is left."""
+    """Return True if a process of its group is alive."""
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:
@@ -79,7 +79,7 @@ def any_left(process):
 
 
 def assert_none_left(process):
-    """Within seconds of the end of the process there is none of its group."""
+    """Fail if a process of the group is alive some seconds after the end of the process."""
     limit = time.monotonic() + SECONDS_TO_END
     while time.monotonic() < limit:
         if not any_left(process):
@@ -89,7 +89,7 @@ def assert_none_left(process):
 
 
 def ended(process):
-    """(status, out, err) of a tool that ends by itself and leaves no process."""
+    """Wait for a tool and return (status, stdout, stderr); no process may be left."""
     try:
         out, err = process.communicate(timeout=PATIENCE)
         assert_none_left(process)

@@ -1,10 +1,10 @@
-"""Weight files of the tests: written, refused, compared."""
+"""Write, load and compare weight files in tests."""
 
 import pytest
 import torch
 from poise.errors import DataError
 
-# small_networks' MSPN in the words of mmpose_mspn_names
+# the MSPN of small_networks as arguments of mmpose_mspn_names
 MSPN = {"stem": 4, "layers": (2, 1, 1, 2), "width": 6}
 
 
@@ -30,12 +30,12 @@ def equal(model, expected):
 
 
 def module(state):
-    """As DataParallel names it."""
+    """Add the prefix of DataParallel to the tensor names."""
     return {f"module.{name}": tensor for name, tensor in state.items()}
 
 
 def mmpose(state, head="keypoint_head"):
-    """mmpose's names of a ResNet or an HRNet."""
+    """Rename the tensors of a ResNet or an HRNet as in mmpose."""
     return {
         (
             f"{head}.{name}"

@@ -1,4 +1,4 @@
-"""A server on this machine with one weight file, which fails in the ways it is told to."""
+"""A local server for one weight file with configurable faults."""
 
 import contextlib
 import hashlib
@@ -10,17 +10,17 @@ NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT; its attributes say what it does wrong."""
+    """Serve CONTENT; the attributes set its faults."""
 
-    ranges = True  # answers Range with 206
-    # bytes after which it closes the connection, although it promised more
+    ranges = True  # answers Range requests with 206
+    # closes the connection after this number of bytes
     breaks_after = None
     says_length = True
-    nonsense = False  # answers in another protocol
-    broken_chunks = False  # the encoding of unknown length, cut off
-    redirect = None  # address to which /moved/ leads
-    shifted = False  # answers a Range with another one
-    says_range = True  # 416 tells the length of the file
+    nonsense = False  # answers with another protocol
+    broken_chunks = False  # chunked encoding, truncated
+    redirect = None  # target of /moved/
+    shifted = False  # answers with another range
+    says_range = True  # 416 contains the length of the file
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)

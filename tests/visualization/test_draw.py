@@ -1,4 +1,4 @@
-"""Drawn persons and `Poses` as files: sizes of lines, colors, boxes, iteration, save."""
+"""Test drawing persons and saving `Poses`."""
 
 import json
 
