@@ -37,7 +37,9 @@ class OneEuroFilter:
         """
         value = np.asarray(value, np.float64)
         if self._value is None:
-            self._seconds, self._value, self._velocity = seconds, value.copy(), np.zeros_like(value)
+            self._seconds = seconds
+            self._value = value.copy()
+            self._velocity = np.zeros_like(value)
             return self._value.copy()
         period = seconds - self._seconds
         if period <= 0:
@@ -62,7 +64,8 @@ class PoseSmoother:
     """A filter per track. patience: seconds after which an unseen track is forgotten."""
 
     def __init__(self, min_cutoff: float = MIN_CUTOFF, beta: float = BETA, patience: float = 1.0):
-        self._parameters, self.patience = (min_cutoff, beta), patience
+        self._parameters = (min_cutoff, beta)
+        self.patience = patience
         self._filters: dict[int, tuple[OneEuroFilter, float]] = {}
 
     def update(

@@ -55,7 +55,8 @@ def draw_person(
         & (np.abs(np.nan_to_num(keypoints)) < limit).all(axis=1)
     )
     size = _line_size(image, person_side) * scale
-    thick, radius = max(1, round(1.6 * size)), max(1, round(2.2 * size))
+    thick = max(1, round(1.6 * size))
+    radius = max(1, round(2.2 * size))
 
     def at(k: int) -> tuple[int, int]:
         x, y = keypoints[k]

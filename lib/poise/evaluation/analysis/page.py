@@ -161,7 +161,8 @@ def _errors(report: Report) -> str:
 
 
 def _joint_errors(report: Report) -> str:
-    names, parts = report.figures[0]["joint errors"]["joints"], JOINTS[1:]
+    names = report.figures[0]["joint errors"]["joints"]
+    parts = JOINTS[1:]
     shares = {}
     for results, figures in zip(report.result_files, report.figures):
         errors = figures["joint errors"]

@@ -56,13 +56,16 @@ def operating_point(results: Results) -> OperatingPoint:
         sizes=[keypoint_ap.SIZES["all"]],
     )
     counted = ~matches.dismissed[0, 0]
-    scores, right = results.scores[matches.order][counted], matches.person[0, 0][counted] >= 0
+    scores = results.scores[matches.order][counted]
+    is_match = matches.person[0, 0][counted] >= 0
     if not len(scores):
         return OperatingPoint(0.0, 0.0, 0.0)
     best_first = np.argsort(-scores, kind="stable")
-    scores, hits = scores[best_first], np.cumsum(right[best_first])
-    precision, recall = hits / np.arange(1, len(hits) + 1), hits / truth.counted.sum()
-    # a score's predictions are believed together
+    scores = scores[best_first]
+    hits = np.cumsum(is_match[best_first])
+    precision = hits / np.arange(1, len(hits) + 1)
+    recall = hits / truth.counted.sum()
+    # a threshold includes all predictions of equal score
     last = np.append(scores[1:] != scores[:-1], True)
     f1 = np.where(last, 2 * precision * recall / np.maximum(precision + recall, 1e-12), -1)
     best = int(f1.argmax())
@@ -267,7 +270,8 @@ def _predicted_panel(
     view: _View, results: Results, errors: JointErrors, shown: np.ndarray
 ) -> np.ndarray:
     """Draw the predictions `shown` with their OKS; false ones in a box with their score."""
-    panel, labels = view.pixels.copy(), results.truth.persons.keypoints
+    panel = view.pixels.copy()
+    labels = results.truth.persons.keypoints
     for d in shown:
         points = view(results.keypoints[d, :, :2])
         visualize.draw_person(

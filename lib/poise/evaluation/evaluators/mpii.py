@@ -91,7 +91,8 @@ class MpiiEvaluator(Evaluator):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MpiiEvaluator:
-        data, split = dataset_info(cfg), cfg.DATASET.TEST_SET
+        data = dataset_info(cfg)
+        split = cfg.DATASET.TEST_SET
         if not split_info(cfg, split).head_boxes:
             return cls(split=split, head_boxes=None)
         if data.skeleton.num_keypoints != JOINTS:

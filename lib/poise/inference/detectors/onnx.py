@@ -75,7 +75,8 @@ class OnnxDetector:
             raise ConfigError(f"{path}: an ONNX file contains its weights; remove {weights}")
         if not Path(path).is_file():
             raise DataError(f"{path}: no such detector file")
-        self._path, self._threshold = str(path), score_threshold
+        self._path = str(path)
+        self._threshold = score_threshold
         self._session, _ = create_session(path, device)
         self._run_options = _run_options()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -185,7 +186,8 @@ class OnnxDetector:
             & (scores >= self._threshold)
             & np.isfinite(rows[:, :4]).all(axis=1)
         )
-        center, half = rows[selected, :2], rows[selected, 2:4] / 2
+        center = rows[selected, :2]
+        half = rows[selected, 2:4] / 2
         boxes = np.concatenate([center - half, center + half], axis=1)
         remaining = box_nms(boxes, scores[selected], _NMS_IOU)
         return boxes[remaining], scores[selected][remaining]

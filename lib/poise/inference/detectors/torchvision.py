@@ -59,7 +59,8 @@ class TorchvisionDetector:
         folder: str | Path = FOLDER,
     ):
         models = _torchvision_models(name)
-        self._device, self._threshold = choose_device(device), score_threshold
+        self._device = choose_device(device)
+        self._threshold = score_threshold
         file = Path(weights) if weights is not None else _download(name, models, Path(folder))
         # the default minimum score, usually 0.05, would remove boxes above a lower threshold
         key = "score_thresh" if name.startswith(("retina", "fcos", "ssd")) else "box_score_thresh"
@@ -71,7 +72,8 @@ class TorchvisionDetector:
             **{key: min(score_threshold, 0.05)},
         )
         _load_weights(model, file, name)
-        self._name, self._model = name, model.to(self._device).eval()
+        self._name = name
+        self._model = model.to(self._device).eval()
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         import torch

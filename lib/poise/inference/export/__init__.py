@@ -54,7 +54,8 @@ def export(
         raise ConfigError(f"format {format!r}: unsupported; supported: {', '.join(FORMATS)}")
     _, packages, write, read = FORMATS[format]
     require_packages(packages, f"exporting to {format}")
-    model, codec = build_model(cfg).eval(), build_codec(cfg)
+    model = build_model(cfg).eval()
+    codec = build_codec(cfg)
     load_trained_weights(cfg, model, file)
     crops_by_kind = {"noise": parity.make_noise_crops(cfg)}
     if images:

@@ -51,8 +51,10 @@ class Graph(nn.Module):
     def __init__(self, cfg: CfgNode, codec: Codec, model: nn.Module, options: ExportOptions):
         super().__init__()
         self.network = fold_batch_norms(model)
-        self.options, self.bgr = options, not cfg.DATASET.COLOR_RGB
-        self.codec, self.output_names = codec, options.output_names(codec)
+        self.options = options
+        self.bgr = not cfg.DATASET.COLOR_RGB
+        self.codec = codec
+        self.output_names = options.output_names(codec)
         self.decoder = codec.build_decoder() if options.decode else None
         self.register_buffer(
             "flip_order", torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
