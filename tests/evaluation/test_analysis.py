@@ -409,6 +409,9 @@ def test_analyze_writes_page_and_json(files, monkeypatch, capsys):
     )
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(page.ids)
+    for table in re.findall("<table>.*?</table>", text, re.S):
+        cells = {len(re.findall("<t[hd]", row)) for row in table.split("<tr>")[1:]}
+        assert len(cells) == 1, table
     assert "prefers-color-scheme: dark" in text and not re.search(r"#0[1-3]0[1-3]0", text)
     for part in (
         "Average precision",

@@ -93,7 +93,7 @@ def _intro(report: Report) -> str:
     ]
     return (
         f"<p>{escape_html(text)}</p>"
-        + render_table([*head, "persons matched"], rows, (1, 2))
+        + render_table(head, rows, (1, 2))
         + '<p class="soft">Predictions are matched with persons from an OKS of 0.1.</p>'
     )
 
