@@ -171,8 +171,8 @@ def test_augment_mmpose_order_gives_the_same_crop():
     visible, center, scale = np.full(17, 2.0), np.array([300.0, 200.0]), np.array([1.5, 2.0])
     for upper in (True, False, None):
         move, factor, rotation = rng.uniform(-1, 1, 2) * 0.16, 1.2, 25.0
-        # mmpose: mirrored centre and joints, with the pairs swapped, then the half body of those;
-        # the mirrored centre moves the other way
+        # mmpose: mirrored center and joints, with the pairs swapped, then the half body of those;
+        # the mirrored center moves the other way
         their_center = augment.shift_center(center, scale, move)
         their_center[0] = width - 1 - their_center[0]
         mirrored = joints[COCO.flip_indices] * [-1, 1] + [width - 1, 0]

@@ -66,7 +66,7 @@ def test_megvii_encode_random_keypoints_equals_plain_loops():
             np.abs(heatmaps[b] - slow_labels(joints[b], visible[b], CODEC.kernels, (48, 64))).max()
             < 1e-3
         )
-    # the edge artefact of the specification: a joint in column 1 has its peak in column 0
+    # the edge artifact of the specification: a joint in column 1 has its peak in column 0
     assert blurred_points(48, 15)[1].argmax() == 0 and blurred_points(48, 5)[5].argmax() == 5
 
 
@@ -149,7 +149,7 @@ def test_mspn_loss_random_outputs_equals_plain_loops(stages):
     labels = torch.from_numpy(rng.uniform(0, 255, (3, 5, 17, 16, 12)).astype(np.float32))
     valid = torch.from_numpy(rng.integers(0, 3, (3, 17)).astype(np.float32))
     valid[0] = 0
-    valid[1, :12] = 0  # fewer labelled joints than are mined
+    valid[1, :12] = 0  # fewer labeled joints than are mined
     outputs = [
         torch.from_numpy(rng.uniform(0, 255, (3, 17, 16, 12)).astype(np.float32))
         for _ in range(4 * stages)

@@ -174,7 +174,7 @@ def test_load_four_kernels_without_coarse_to_fine_is_allowed():
 
 @pytest.fixture
 def one_image(tmp_path):
-    """A set of one picture, 60 x 40 in the file and 40 x 60 by its EXIF entry, whose upper left
+    """A set of one image, 60 x 40 in the file and 40 x 60 by its EXIF entry, whose upper left
     corner is red as stored.
     """
     image = np.zeros((40, 60, 3), np.uint8)

@@ -16,7 +16,7 @@ HRNET = Augmentation(
 
 
 def body(upper=11, lower=6):
-    """COCO joints (17, 2) and which are labelled: the first `upper` of the upper half, the first
+    """COCO joints (17, 2) and which are labeled: the first `upper` of the upper half, the first
     `lower` of the lower half.
 
     The upper half lies in x 100..200, y 50..150, the lower in x 120..160, y 200..400.
@@ -157,7 +157,7 @@ def test_half_body_mpii_uses_its_upper_body():
     ],
 )
 def test_half_body_probability_depends_on_labeled_keypoints(labelled, share, wanted):
-    """Only persons with more than NUM_JOINTS_HALF_BODY labelled joints; HRNet's MPII files say
+    """Only persons with more than NUM_JOINTS_HALF_BODY labeled joints; HRNet's MPII files say
     -1 for never.
     """
     joints, visible = body(min(labelled, 11), labelled - min(labelled, 11))

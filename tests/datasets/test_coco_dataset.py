@@ -154,7 +154,7 @@ def test_read_table_columns_equal_annotations(annotated):
         0,
         0,
     ]
-    # hidden joints (1) are labelled, as seen ones (2) are
+    # hidden joints (1) are labeled, as seen ones (2) are
     assert table.visibility[0, :4].tolist() == [2, 1, 0, 2]
     assert table.box_wh[1].tolist() == [60, 40]
     assert table.score.tolist() == [1, 1] and table.box_source == "gt" and table.has_keypoints
@@ -698,7 +698,7 @@ def test_load_split_real_subset_detections_have_known_counts(tmp_path, shared):
 
 @pytest.mark.slow
 def test_read_table_full_coco_has_official_counts(tmp_path, shared):
-    """The official counts of labelled persons that have an area: none may be lost, and none of
+    """The official counts of labeled persons that have an area: none may be lost, and none of
     the real boxes be refused.
     """
     (tmp_path / "annotations").mkdir()

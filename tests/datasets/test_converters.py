@@ -436,7 +436,7 @@ def test_read_cvat_without_boxes_uses_keypoint_extent(made, tmp_path):
 
 
 def test_read_cvat_skips_and_counts_other_shapes(made, tmp_path, caplog):
-    """Skeletons of other labels, those without a labelled joint, boxes and shapes of nobody;
+    """Skeletons of other labels, those without a labeled joint, boxes and shapes of nobody;
     only others' labels at all is a fault.
     """
     more = (
@@ -709,7 +709,7 @@ def test_read_cvat_two_skeletons_with_one_box_raise(made, tmp_path):
     assert "a box and two persons have the group_id 4" in refusal(*cvat(tmp_path, text), made[1])
 
 
-# pictures that are stored turned ------------------------------------------------------------------
+# images that are stored turned ------------------------------------------------------------------
 
 
 def save_turned(path, orientation):

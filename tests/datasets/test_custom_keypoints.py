@@ -102,7 +102,7 @@ def test_train_five_keypoints_are_learned(tmp_path, monkeypatch):
         "TRAIN.LR",
         0.004,
     ]
-    monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)  # pictures for TensorBoard
+    monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)  # images for TensorBoard
     _, before = run(experiment(tmp_path, file, "before.yaml"), *wider)
     _, after = run(
         experiment(tmp_path, file), *wider, "TRAIN.END_EPOCH", 30, "TRAIN.EVAL_INTERVAL", 30
@@ -317,7 +317,7 @@ def test_select_data_many_keypoints_keeps_persons(tmp_path):
 
 
 def test_build_loader_mirrored_person_swaps_sides(tmp_path):
-    """After a mirror the left joint still lies where a picture has the person's left: in the
+    """After a mirror the left joint still lies where a image has the person's left: in the
     right half, as custom_datasets draws them.
     """
     cfg = config.load(

@@ -22,8 +22,8 @@ SIZE = (96, 128)
 FULL = Augmentation(
     flip=True, scale_factor=0.3, rotation_factor=40.0, half_body_prob=0.3, half_body_joints=8
 )
-# a colour for each joint, far from each other and from the background
-COLOURS = np.array([(b, g, r) for b, g, r in itertools.product((20, 130, 240), repeat=3)][:26])[
+# a color for each joint, far from each other and from the background
+COLORS = np.array([(b, g, r) for b, g, r in itertools.product((20, 130, 240), repeat=3)][:26])[
     np.arange(17)
 ]
 
@@ -50,7 +50,7 @@ def table_of(joints, visible, box, names=("a.png",), image_index=None):
 
 @pytest.fixture
 def dotted(tmp_path):
-    """(table, images): one picture with a dot of its own colour at every joint; joint 16 has no
+    """(table, images): one image with a dot of its own color at every joint; joint 16 has no
     label and no dot.
     """
     joints = np.stack(
@@ -64,7 +64,7 @@ def dotted(tmp_path):
             image,
             tuple(int(v) for v in joints[joint]),
             9,
-            tuple(int(v) for v in COLOURS[joint]),
+            tuple(int(v) for v in COLORS[joint]),
             -1,
         )
     cv2.imwrite(str(tmp_path / "a.png"), image)
@@ -109,7 +109,7 @@ def test_dataset_sample_without_augmentation_equals_crop(dotted):
     assert torch.equal(batch["images"][0], batch["images"][1]) and torch.equal(
         batch["joints"][0], batch["joints"][1]
     )
-    # the box's centre is the crop's, and its width the crop's width
+    # the box's center is the crop's, and its width the crop's width
     zoom = 96 / (table.scale[0, 0] * 200)
     wanted = (table.keypoints[0] - table.center[0]) * zoom + (48, 64)
     assert np.allclose(batch["joints"][0][:16], wanted[:16], atol=0.01)
@@ -118,8 +118,8 @@ def test_dataset_sample_without_augmentation_equals_crop(dotted):
     ].tolist()
 
 
-def check_dots(crop, joints, visible, colour_of):
-    """Every labelled joint inside the crop lies on the dot of colour_of(joint); returns how many
+def check_dots(crop, joints, visible, color_of):
+    """Every labeled joint inside the crop lies on the dot of color_of(joint); returns how many
     there were.
     """
     inside = [
@@ -129,7 +129,7 @@ def check_dots(crop, joints, visible, colour_of):
     ]
     for j in inside:
         x, y = np.round(joints[j]).astype(int)
-        assert np.abs(crop[y, x].astype(int) - COLOURS[colour_of(j)]).max() <= 12, (
+        assert np.abs(crop[y, x].astype(int) - COLORS[color_of(j)]).max() <= 12, (
             f"joint {j} at {x}, {y}"
         )
     return len(inside)
@@ -176,8 +176,8 @@ def test_dataset_rgb_reverses_channels(dotted):
     bgr, rgb = sample(crops(table, images), 0), sample(crops(table, images, rgb=True), 0)
     assert np.array_equal(bgr[0], rgb[0][:, :, ::-1]) and not np.array_equal(bgr[0], rgb[0])
     x, y = np.round(bgr[1][1]).astype(int)
-    # COLOURS are BGR, as OpenCV writes them
-    assert np.abs(bgr[0][y, x].astype(int) - COLOURS[1]).max() <= 12
+    # COLORS are BGR, as OpenCV writes them
+    assert np.abs(bgr[0][y, x].astype(int) - COLORS[1]).max() <= 12
 
 
 def test_dataset_person_at_border_is_padded_black(dotted):

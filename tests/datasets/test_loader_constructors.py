@@ -13,7 +13,7 @@ from poise.io.images import ImageFolder
 
 
 def annotations(folder, persons=3):
-    """A COCO file of one image, with persons of 17 labelled keypoints, and a detection file."""
+    """A COCO file of one image, with persons of 17 labeled keypoints, and a detection file."""
     Image.new("RGB", (96, 80), (30, 60, 90)).save(folder / "a.png")
     boxes = [[10 + n, 10, 40, 60] for n in range(persons)]
     names = list(load_dataset_info("coco").skeleton.names)

@@ -70,7 +70,7 @@ def test_read_table_columns_equal_annotations(read):
     )
     # the files count pixels from 1
     assert table.keypoints[0, 5].tolist() == [104, 209] and table.keypoints.dtype == np.float32
-    # MPII's labelled joints count as seen
+    # MPII's labeled joints count as seen
     assert table.visibility[1].tolist() == [2 * v for v in missing]
     # HRNet: 15 units of scale down, then a quarter larger; SimpleBaseline and HRNet read so
     assert table.center[0].tolist() == [299, 250 + 15 * 2 - 1] and table.scale[0].tolist() == [

@@ -38,7 +38,7 @@ PICTURES = 130
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A made COCO set: one picture to train on, PICTURES to test on."""
+    """A made COCO set: one image to train on, PICTURES to test on."""
     return make_coco(
         tmp_path_factory.mktemp("made"),
         {"train2017": 1, "val2017": PICTURES},
@@ -85,7 +85,7 @@ def test_make_coco_same_seed_gives_equal_bytes(tmp_path):
     ]
     assert sets[0] == sets[1]
     picture = "images/val2017/000000000002.jpg"
-    assert sets[3][picture] == sets[0][picture]  # whatever the number of pictures
+    assert sets[3][picture] == sets[0][picture]  # whatever the number of images
     assert sets[2][picture] != sets[0][picture]
 
 
@@ -293,7 +293,7 @@ def test_make_mpii_layout_equals_mpii(tmp_path):
         assert (joints[shown] > 0.4).all() and (
             joints[shown] <= np.array(image.shape[1::-1]) + 0.5
         ).all()
-        # the box that readers make of centre and scale, from which they cut the crop, holds the
+        # the box that readers make of center and scale, from which they cut the crop, holds the
         # joints
         centre = np.array(person["center"]) + (0, 15 * person["scale"])
         assert (np.abs(joints[shown] - centre) < 125 * person["scale"]).all()

@@ -29,7 +29,7 @@ def commands():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Where the page's reader stands after step 3: pictures in two folders, labelme's files, the
+    """Where the page's reader stands after step 3: images in two folders, labelme's files, the
     dataset file and the experiment of the page.
     """
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")

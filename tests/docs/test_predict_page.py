@@ -37,7 +37,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with the experiment, weights and pictures that the page names."""
+    """A folder with the experiment, weights and images that the page names."""
     from poise.config.diff import as_yaml
     from poise.datasets.synthetic.scene import sample_scene
 
@@ -84,12 +84,12 @@ def test_docs_inference_snippets_run(place, monkeypatch, capsys):
             for line in text.replace("\\\n", " ").splitlines():
                 if "download_weights" not in line:
                     run_command(line, monkeypatch)
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     assert (
-        "nose at [" in said
-        and "1 0 1\n" in said
-        and said.count("synthetic persons: 8 crops: heatmaps differ by at most") == 4
-        and "'left_ankle': [" in said
+        "nose at [" in message
+        and "1 0 1\n" in message
+        and message.count("synthetic persons: 8 crops: heatmaps differ by at most") == 4
+        and "'left_ankle': [" in message
     )
     assert (
         len(yaml.safe_load((place / "poses.json").read_text())) == 2
@@ -106,7 +106,7 @@ UDP = ["MODEL.TARGET_TYPE", "udp", "TEST.DECODE", "quarter", "TEST.BOX_MARGIN", 
 
 @pytest.mark.parametrize("codec", [[], UDP], ids=["gaussian", "udp"])
 def test_docs_export_snippet_equals_estimator(place, monkeypatch, codec):
-    """Of boxes that are wide, tall, small and partly outside of the picture, to 0.01 pixels."""
+    """Of boxes that are wide, tall, small and partly outside of the image, to 0.01 pixels."""
     from poise import PoseEstimator
 
     (snippet,) = (text for kind, text in BLOCKS if kind == "python" and "cv2.warpAffine" in text)
@@ -154,8 +154,8 @@ def test_docs_inference_names_every_option_and_field():
 
     from poise import PoseEstimator, Poses
 
-    told = re.findall(r"^\| `(\w+)=([^`]+)` \|", PAGE, re.MULTILINE)
-    for function, names in ((Poses.draw, told[:4]), (PoseEstimator.__init__, told[4:])):
+    reported = re.findall(r"^\| `(\w+)=([^`]+)` \|", PAGE, re.MULTILINE)
+    for function, names in ((Poses.draw, reported[:4]), (PoseEstimator.__init__, reported[4:])):
         options = {
             name: option.default
             for name, option in signature(function).parameters.items()

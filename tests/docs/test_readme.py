@@ -176,7 +176,7 @@ def test_readme_is_short():
 
 
 def test_make_quickstart_runs(checkout):
-    """What make quickstart would run, on a handful of pictures and for one epoch."""
+    """What make quickstart would run, on a handful of images and for one epoch."""
     shown = subprocess.run(
         ["make", "-n", "-o", "setup", "quickstart"],
         cwd=ROOT,
@@ -218,7 +218,7 @@ def test_make_quickstart_runs(checkout):
 
 
 def test_readme_tensorboard_reads_the_log(checkout):
-    """tensorboard --logdir log finds the scalars and pictures that a training run wrote; the
+    """tensorboard --logdir log finds the scalars and images that a training run wrote; the
     test above this one has trained.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

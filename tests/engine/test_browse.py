@@ -190,10 +190,10 @@ def test_browse_command_output_is_a_file_exits_1(tiny_experiment, tmp_path, monk
     assert (
         run(monkeypatch, "--cfg", tiny_experiment, "--output", tmp_path / "file", "--count", 2) == 1
     )
-    said = capsys.readouterr().err
+    logged = capsys.readouterr().err
     assert (
-        said.count("\n") == 1
-        and f"error: {tmp_path / 'file' / 'joints.jpg'}: cannot be written" in said
+        logged.count("\n") == 1
+        and f"error: {tmp_path / 'file' / 'joints.jpg'}: cannot be written" in logged
         and (tmp_path / "file").read_text() == "mine"
     )
 
@@ -242,5 +242,5 @@ def test_browse_command_invalid_input_exits_with_error(
         )
         == status
     )
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and message in said and not (tmp_path / "look").exists()
+    logged = capsys.readouterr().err
+    assert logged.count("\n") == 1 and message in logged and not (tmp_path / "look").exists()

@@ -418,7 +418,7 @@ def test_train_equal_scores_the_later_is_best(tiny_experiment, scores):
 
 
 def test_train_nan_score_is_never_best(tiny_experiment, scores):
-    """PCKh of a set on which nothing is labelled is NaN."""
+    """PCKh of a set on which nothing is labeled is NaN."""
     scores(math.nan, math.nan)
     folder = run_train(tiny_experiment)
     assert not (folder / "model_best.pth").exists() and (folder / "final_state.pth").exists()
@@ -486,7 +486,7 @@ def test_train_nan_loss_does_not_name_older_checkpoint(tiny_experiment):
 
 @pytest.fixture
 def spoiling_step(monkeypatch):
-    """A function after which a given step of the optimiser makes weights infinite; only a later
+    """A function after which a given step of the optimizer makes weights infinite; only a later
     loss could show it.
     """
 
@@ -969,7 +969,7 @@ def test_mpii_train_and_evaluate(tiny_mpii_experiment, small_mpii_set, capsys):
 
 
 def test_mpii_predictions_are_one_based(tiny_mpii_experiment, monkeypatch):
-    """A network whose every heatmap has its peak in the middle predicts the centre of each
+    """A network whose every heatmap has its peak in the middle predicts the center of each
     person's box, counted from 1.
     """
     from scipy.io import loadmat

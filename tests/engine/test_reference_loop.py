@@ -1,7 +1,7 @@
 """Test a short training against the plain loop of the reference code.
 
 The plain loop is written here in the manner of HRNet's and SimpleBaseline's lib/core/function.py,
-loss.py and JointsDataset.py: each sample is turned into floats and normalised by itself, its
+loss.py and JointsDataset.py: each sample is turned into floats and normalized by itself, its
 targets are drawn joint by joint in NumPy, the loss is a loop over joints, and Adam is the plain
 one.
 """
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_tensorboard_images")
 EPOCHS, EPS = 3, 1e-4
 
 
-def normalised(crop, mean, std):
+def normalized(crop, mean, std):
     """(H, W, 3) uint8 -> (3, H, W) float32."""
     pixels = crop.astype(np.float32) / 255
     return ((pixels - np.array(mean, np.float32)) / np.array(std, np.float32)).transpose(2, 0, 1)
@@ -110,7 +110,7 @@ def plain_losses(cfg, batches, batches_an_epoch, dtype):
         images = torch.from_numpy(
             np.stack(
                 [
-                    normalised(crop, cfg.MODEL.MEAN, cfg.MODEL.STD)
+                    normalized(crop, cfg.MODEL.MEAN, cfg.MODEL.STD)
                     for crop in batch["images"].numpy()
                 ]
             )

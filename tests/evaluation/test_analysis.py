@@ -59,7 +59,7 @@ def run(monkeypatch, *arguments):
 
 @pytest.fixture
 def files(tmp_path):
-    """Annotations, two result files (one with its boxes' source in its name), pictures: a person
+    """Annotations, two result files (one with its boxes' source in its name), images: a person
     with mirrored joints, one missed, a false one.
     """
     content = people(images=6)
@@ -425,7 +425,7 @@ def test_analyze_writes_page_and_json(files, monkeypatch, capsys):
         "differ most",
     ):
         assert part in page.text
-    # three panels for each picture, all JPEGs that can be read
+    # three panels for each image, all JPEGs that can be read
     import base64
 
     pictures = [address for address in page.addresses if address.startswith("data:image/jpeg")]
@@ -474,8 +474,8 @@ def test_chart_long_legends_stay_inside(length, columns):
     with matplotlib.rc_context(charts._settings(charts.PAGE)):
         figure, axes = charts.new_figure(8 if columns == 1 else 12, 4.6, 1, columns)
         lines = [
-            charts.Curve(f"{'w' * length}: {name}", [0, 1], [0, 1], colour)
-            for colour in range(2)
+            charts.Curve(f"{'w' * length}: {name}", [0, 1], [0, 1], color)
+            for color in range(2)
             for name in ("mean of .5 to .95", "OKS 0.5", "OKS 0.75", "OKS 0.9")
         ]
         for axis in axes.flat:
@@ -866,7 +866,7 @@ def test_docs_analysis_commands_run(files, small_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_page_in_a_browser_logs_no_error(files, tmp_path, dark):
-    """Chromium shows the charts in the colours of the reader's system and complains of nothing."""
+    """Chromium shows the charts in the colors of the reader's system and complains of nothing."""
     import shutil
     import subprocess
 
@@ -913,13 +913,13 @@ def test_page_in_a_browser_logs_no_error(files, tmp_path, dark):
         else ("ffffff", ("1f6fb4", "d9730d", "8fb98f"))
     )
 
-    def pixels(colour):
+    def pixels(color):
         return (
-            np.abs(shown - [int(colour[i : i + 2], 16) for i in (4, 2, 0)]).max(axis=2) < 8
+            np.abs(shown - [int(color[i : i + 2], 16) for i in (4, 2, 0)]).max(axis=2) < 8
         ).sum()
 
     assert pixels(ground) > 0.5 * shown.shape[0] * shown.shape[1]
-    assert all(pixels(colour) > 2000 for colour in series), [pixels(colour) for colour in series]
+    assert all(pixels(color) > 2000 for color in series), [pixels(color) for color in series]
 
 
 @needs_matplotlib

@@ -145,7 +145,7 @@ def test_diagnosis_keypoints_on_other_person_are_swaps(truth, mirrored):
 
 def test_diagnosis_exchanged_persons_have_no_errors():
     """Two predictions that only change places are still both right: which one is which is not
-    labelled.
+    labeled.
     """
     truth = truth_of(people(images=3))
     found = perfect(truth)
@@ -274,7 +274,7 @@ def test_diagnosis_over_twenty_detections_are_not_counted():
 
 def test_diagnosis_crowded_images_equal_plain_loops():
     """Kinds and corrections against the definitions in plain loops, where persons overlap,
-    joints are unlabelled and crowds stand about.
+    joints are unlabeled and crowds stand about.
     """
     rng = np.random.default_rng(7)
     content = people(images=25, persons=4)
@@ -291,14 +291,14 @@ def test_diagnosis_crowded_images_equal_plain_loops():
     truth = truth_of(content)
     labels = truth.persons.keypoints
     mixed = labels[:, :, :2] + rng.normal(0, 1, (100, 17, 2)) * rng.uniform(0, 25, (100, 1, 1))
-    # some joints lie on those of the neighbours, or on the other side
+    # some joints lie on those of the neighbors, or on the other side
     for person in range(100):
-        neighbour, swapped, mirrored = (
+        neighbor, swapped, mirrored = (
             person // 4 * 4 + rng.integers(4),
             rng.random(17) < 0.2,
             rng.random(17) < 0.2,
         )
-        mixed[person, swapped] = labels[neighbour, swapped, :2] + rng.normal(
+        mixed[person, swapped] = labels[neighbor, swapped, :2] + rng.normal(
             0, 3, (swapped.sum(), 2)
         )
         mixed[person, mirrored] = labels[person, COCO.flip_indices[mirrored], :2] + rng.normal(
@@ -428,7 +428,7 @@ def test_diagnosis_recorded_predictions_are_consistent(tmp_path):
     assert sum(counts.values()) == labelled and min(counts.values()) > 0
     assert costs["missed person"]["count"] == truth.counted.sum() - (pairs.kind == FOUND).sum()
 
-    # the labelled persons themselves are right, but for joints that lie on another person's or on
+    # the labeled persons themselves are right, but for joints that lie on another person's or on
     # each other
     labels = truth.persons.keypoints
     exact = with_keypoints(found.only(np.zeros(len(found), bool)), np.zeros((0, 17, 3)))
@@ -438,14 +438,14 @@ def test_diagnosis_recorded_predictions_are_consistent(tmp_path):
     )
     counts, _, base = diagnosis(exact)
     assert counts["good"] == sum(counts.values()) and base["AP"] > 0.99
-    # left and right exchanged: a joint of a pair whose both are labelled is now an inversion,
+    # left and right exchanged: a joint of a pair whose both are labeled is now an inversion,
     # unless the two lie so near that it is good
     mirrored = with_keypoints(exact, exact.keypoints[:, COCO.flip_indices])
     errors = error_kinds.joint_errors(mirrored)
     both = np.zeros(errors.kind.shape, bool)
     visible = labels[errors.person, :, 2] > 0
     both[:, PAIRED] = (visible & visible[:, COCO.flip_indices])[:, PAIRED]
-    # some of them are more like a neighbour than like themselves now, and a joint's other side may
+    # some of them are more like a neighbor than like themselves now, and a joint's other side may
     # lie near enough to be jitter
     itself = who[errors.prediction] == errors.person
     kinds = errors.kind[both & (errors.similarity < error_kinds.NEAR) & itself[:, None]]

@@ -142,7 +142,7 @@ def plain_oks(person, prediction):
 def made_crowd(
     seed, indices=(0.0, 0.1, 0.2, 0.35, 0.6, 0.79, 0.8, 0.93, 1.0), annotated_area=False
 ):
-    """(truth, results) of crowded pictures: persons who overlap, some without labels, crowds,
+    """(truth, results) of crowded images: persons who overlap, some without labels, crowds,
     good, bad, doubled and many predictions.
     """
     rng = np.random.default_rng(seed)
@@ -313,7 +313,7 @@ def test_crowdpose_ap_published_example_equals_xtcocotools(shared):
 
 
 def test_crowdpose_real_images_train_and_evaluate(tmp_path, shared, monkeypatch):
-    """Two pictures in CrowdPose's layout, read, trained on and scored, with boxes of the
+    """Two images in CrowdPose's layout, read, trained on and scored, with boxes of the
     annotations and of a detector.
     """
     monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)

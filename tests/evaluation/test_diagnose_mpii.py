@@ -33,7 +33,7 @@ PERSONS = 30
 
 
 class Made:
-    """PERSONS persons of 200 pixels with heads of 20, all labelled, boxes of 240 and predictions
+    """PERSONS persons of 200 pixels with heads of 20, all labeled, boxes of 240 and predictions
     that find everybody; write() writes gt_valid.mat.
     """
 

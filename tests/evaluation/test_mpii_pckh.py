@@ -39,7 +39,7 @@ def truth(tmp_path):
     """Four persons whose head boxes measure 30 x 40, so that a head's length is 0.6 * 50 = 30
     pixels.
 
-    The left shoulder is labelled in persons 0 and 1 only, the right wrist never.
+    The left shoulder is labeled in persons 0 and 1 only, the right wrist never.
     """
     positions = np.random.default_rng(0).uniform(1, 500, (16, 2, 4))
     corner = np.random.default_rng(1).uniform(1, 500, (2, 4))
@@ -61,8 +61,8 @@ def test_pckh_small_set_equals_hand_figures(truth):
     path, predictions = truth
     predictions[0, J["head"]] += 100  # 1 of 4 wrong
     predictions[0, J["lsho"], 0] += 14.9  # within 15 pixels
-    predictions[1, J["lsho"], 1] += 15.1  # not within: 1 of 2 labelled wrong
-    predictions[2, J["lsho"]] += 500  # not labelled, so of no account
+    predictions[1, J["lsho"], 1] += 15.1  # not within: 1 of 2 labeled wrong
+    predictions[2, J["lsho"]] += 500  # not labeled, so of no account
     predictions[:, J["pelv"]] += 500  # not scored
     predictions[3, J["rank"]] = np.nan  # counted as wrong
     predictions[:2, J["lank"], 0] += 3.15  # 0.105 heads
@@ -91,7 +91,7 @@ def test_pckh_small_set_equals_hand_figures(truth):
     # threshold of 0.1 not
     assert figures["Mean@0.1"] == pytest.approx(100 * 46 / 50)
     assert evaluation.mean_pckh(predictions, path, 0.1) == pytest.approx(100 * 44 / 50)
-    # no right wrist is labelled, and HRNet would show NaN as the Mean too
+    # no right wrist is labeled, and HRNet would show NaN as the Mean too
     assert np.isnan(figures["Wrist"])
 
     share, count = evaluation.per_joint_pckh(predictions, path)

@@ -168,7 +168,7 @@ def test_plot_log_writes_image_and_page(tmp_path, monkeypatch, capsys):
     assert re.search(r"first +6 +0\.001667 +AP +0\.600 +5 +0\.600", capsys.readouterr().out)
     picture = cv2.imread(str(tmp_path / "curves.png"))
     assert picture.shape[1] == 1320 and picture[0, 0].tolist() == [255, 255, 255]
-    # the colours of both runs, and none of those that stand for a page's
+    # the colors of both runs, and none of those that stand for a page's
     for colour in ("1f6fb4", "d9730d"):
         blue, green, red = (int(colour[i : i + 2], 16) for i in (4, 2, 0))
         assert (np.abs(picture.astype(int) - (blue, green, red)).max(axis=2) < 6).sum() > 50, colour
@@ -210,8 +210,8 @@ def test_plot_log_invalid_input_exits_with_error(tmp_path, monkeypatch, capsys):
         ([folder, "--output", tmp_path / "c.png", "--figures", "nothing"], 2, "no run has it"),
     ):
         assert run(monkeypatch, *arguments) == status
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and message in said
+        logged = capsys.readouterr().err
+        assert logged.count("\n") == 1 and message in logged
     (tmp_path / "metrics.jsonl").write_text("[]\n")
     with pytest.raises(DataError, match="has no line with an epoch"):
         training_curves.read_log(tmp_path)

@@ -103,7 +103,7 @@ def result(folder):
 
 
 def write_video(path, frames=12, fps=25.0, size=(160, 120)):
-    """Two squares that cross a grey picture, in an mp4; gives their boxes, xyxy, for each frame."""
+    """Two squares that cross a gray image, in an mp4; gives their boxes, xyxy, for each frame."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
     assert writer.isOpened()
     boxes = []
@@ -140,7 +140,7 @@ def all_persons(content):
     return [person for frame in content["frames"] for person in frame["persons"]]
 
 
-# pictures -----------------------------------------------------------------------------------------
+# images -----------------------------------------------------------------------------------------
 
 
 def test_demo_folder_with_annotated_boxes_writes_results(tool, tmp_path, small_set, network):
@@ -338,7 +338,7 @@ def test_demo_folder_counts_skipped_files_and_folders(tool, refused, tmp_path):
 
 
 def test_demo_failing_detector_skips_the_image(tool, refused, tmp_path):
-    """A detector that takes pictures of 80 x 60 pixels alone, though its file does not say so."""
+    """A detector that takes images of 80 x 60 pixels alone, though its file does not say so."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
@@ -904,7 +904,7 @@ def test_box_file_longest_common_path_suffix_wins(tmp_path):
 
 
 def cameras(folder):
-    """Pictures of two cameras under the same names; COCO annotations and detections of them."""
+    """Images of two cameras under the same names; COCO annotations and detections of them."""
     names = [f"cam{camera}/frame_000{number}.png" for camera in (1, 2) for number in range(3)]
     for name in names:
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -970,7 +970,7 @@ def test_demo_images_in_renamed_folder_exit_1(tool, refused, tmp_path):
 
 
 def given_boxes_left(folder, names, paths):
-    """The left side of each picture's box, the place of its name in `names`; None without a box."""
+    """The left side of each image's box, the place of its name in `names`; None without a box."""
     entries = [
         {"image_id": place, "file_name": name, "bbox": [place, 0, 9, 9], "score": 1}
         for place, name in enumerate(names)
@@ -992,7 +992,7 @@ def given_boxes_left(folder, names, paths):
     ],
 )
 def test_box_file_image_gets_boxes_of_its_folder(tmp_path, names, path, left):
-    """A picture without a detection is not listed, and has not the boxes of a sibling folder."""
+    """A image without a detection is not listed, and has not the boxes of a sibling folder."""
     names, paths = [*names, "other/0.jpg"], [path, "other/0.jpg"]
     assert given_boxes_left(tmp_path, names, paths) == [left, len(names) - 1]
 
@@ -1578,7 +1578,7 @@ def test_demo_schema_rejects_invalid_json(tool, tmp_path):
         assert not check.is_valid(content)
 
 
-# real pictures ------------------------------------------------------------------------------------
+# real images ------------------------------------------------------------------------------------
 
 
 def test_demo_real_images_and_video(tool, tmp_path, shared):

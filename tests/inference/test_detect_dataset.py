@@ -21,7 +21,7 @@ def made(tmp_path):
 
 
 def detect(pictures):
-    """The brighter half and a doubtful box of each picture."""
+    """The brighter half and a doubtful box of each image."""
     assert all(picture.shape == (64, 120, 3) and picture.dtype == np.uint8 for picture in pictures)
     return [
         (np.array([[1.0, 2, 50, 60], [60, 4, 110.1234567, 50]]), np.array([0.9, 0.125]))

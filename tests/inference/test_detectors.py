@@ -87,7 +87,7 @@ def test_build_detector_broken_torchvision_raises(monkeypatch):
 
 class FoundEverywhere(torch.nn.Module):
     """Answers as torchvision's detectors do: a person, a dog, and a doubtful person, in each
-    picture; its weight moves them.
+    image; its weight moves them.
     """
 
     def __init__(self):
@@ -332,7 +332,7 @@ def test_onnx_detector_no_person_returns_empty(tmp_path):
 
 
 def yolo_output(places, rows):
-    """(1, 84, places): rows of (place, centre x, y, width, height, {class: score})."""
+    """(1, 84, places): rows of (place, center x, y, width, height, {class: score})."""
     table = np.zeros((1, 84, places), np.float32)
     for place, *box, scores in rows:
         table[0, :4, place] = box
@@ -343,7 +343,7 @@ def yolo_output(places, rows):
 
 @pytest.mark.parametrize("turned", [False, True], ids=["1 84 N", "1 N 84"])
 def test_onnx_detector_yolo_export(tmp_path, turned):
-    # a picture of 160 x 120 in 320 x 320 is enlarged twice, with 40 rows of grey above and below
+    # a image of 160 x 120 in 320 x 320 is enlarged twice, with 40 rows of gray above and below
     # the second overlaps with the first
     rows = [
         (0, 100, 140, 40, 80, {0: 0.9}),
@@ -518,10 +518,10 @@ def test_onnx_detector_letterboxes_the_image(tmp_path, kind, image):
     zoom = 64 / max(image.shape[:2])
     inner = round(min(image.shape[:2]) * zoom)
     gap = (64 - inner) // 2
-    grey = given[:, :gap] if wide else given[:, :, :gap]
+    gray = given[:, :gap] if wide else given[:, :, :gap]
     inside = given[:, gap : gap + inner] if wide else given[:, :, gap : gap + inner]
     assert (
-        grey == pytest.approx(114)
+        gray == pytest.approx(114)
         and inside.std() > 10
         and inside.mean(axis=(1, 2)) == pytest.approx(image.mean(axis=(0, 1)), abs=4)
     )

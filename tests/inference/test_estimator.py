@@ -53,7 +53,7 @@ def picture():
 
 def predicted_by_tool(cfg_path, overrides, file, out):
     """What tools/test.py predicts: keypoints (N, J, 3) in the order of the table, the table, and
-    the pictures' folder.
+    the images' folder.
     """
     cfg = config.load(cfg_path, [*overrides, "TEST.MODEL_FILE", str(file), "TEST.PICTURES", 0])
     try:
@@ -216,7 +216,7 @@ def test_estimator_empty_input_returns_empty(estimator, picture):
 
 
 def test_estimator_box_outside_image_is_padded_black(estimator, picture):
-    """Partly outside: as of a picture with a black rim. Wholly outside: as of a black picture."""
+    """Partly outside: as of a image with a black rim. Wholly outside: as of a black image."""
     box = np.array([[-30.0, 40, 50, 130]])
     rim = np.pad(picture, ((50, 100), (100, 100), (0, 0)))
     partly = estimator(picture, box)

@@ -578,7 +578,7 @@ def test_export_custom_dataset_contains_keypoint_names(tmp_path):
 
 
 def test_parity_many_images_run_in_batches(tmp_path, monkeypatch):
-    """A folder of pictures to check an export on may hold thousands."""
+    """A folder of images to check an export on may hold thousands."""
     cfg, _ = narrow("resnet", tmp_path)
     model, sizes, whole = small("resnet"), [], parity.reference_output
     graph = Graph(cfg, build_codec(cfg), small("resnet"), ExportOptions(normalize=True))

@@ -52,7 +52,7 @@ def test_one_euro_filter_keypoints_are_independent():
 
 
 def test_one_euro_filter_is_rotation_invariant():
-    """The coordinates share one speed, so a turned picture gives the turned joints."""
+    """The coordinates share one speed, so a turned image gives the turned joints."""
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])
     random = np.random.default_rng(2)
     straight, turned = OneEuroFilter(), OneEuroFilter()

@@ -145,7 +145,7 @@ def test_encoded_image_exif_is_applied_by_opencv():
 
 
 def crops_are_equal(data, rng, count, size=(96, 128)):
-    """Crops from regions against crops from whole pictures; returns how much of the picture was
+    """Crops from regions against crops from whole images; returns how much of the image was
     decoded for them.
     """
     whole = opencv(data)
@@ -182,7 +182,7 @@ def test_cut_region_equals_cut_whole(kind):
 
 
 def test_source_region_contains_every_pixel_of_crop():
-    """The picture beside the region may be anything."""
+    """The image beside the region may be anything."""
     image, rng = picture(6), np.random.default_rng(7)
     for _ in range(200):
         extent = rng.uniform(3, 250)
@@ -207,7 +207,7 @@ def test_source_region_contains_every_pixel_of_crop():
 
 
 def test_encoded_image_real_images_equal_opencv(shared, decoder):
-    """Whole pictures and crops of every 25th image of COCO's subset, and some of MPII's."""
+    """Whole images and crops of every 25th image of COCO's subset, and some of MPII's."""
     rng = np.random.default_rng(8)
     files = (
         sorted((shared / "data" / "coco_subset").rglob("*.jpg"))[::25]

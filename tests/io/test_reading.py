@@ -138,7 +138,7 @@ CUT = {
     "jpeg, header": JPEG[:100],
     "progressive, nine tenths": cut(WHOLE["progressive"], 0.9),
     "progressive, half": cut(WHOLE["progressive"], 0.5),
-    # the thumbnail's end mark must not pass for the picture's
+    # the thumbnail's end mark must not pass for the image's
     "thumbnail, nine tenths": cut(WHOLE["thumbnail"], 0.95),
     "png, half": cut(PNG, 0.5),
     "png, last byte": PNG[:-1],

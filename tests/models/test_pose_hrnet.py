@@ -90,7 +90,7 @@ def test_load_published_hrnet_file_equals_our_experiment(tmp_path):
     theirs, ours = (config.load(p) for p in (path, W48))
     for cfg in (theirs, ours):
         cfg.defrost()
-        del cfg["DEBUG"]  # theirs has every debug picture on
+        del cfg["DEBUG"]  # theirs has every debug image on
         del cfg.TEST["NMS_THRE"]  # without effect
     # ours says nothing: the dataset file says data/coco
     assert theirs.DATASET.ROOT == "data/coco/" and ours.DATASET.ROOT == ""

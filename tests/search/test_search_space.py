@@ -259,7 +259,7 @@ def test_space_other_operations_are_allowed():
     assert of.num_alphas == 14 * (2 * 2 + 3 * len(OPERATIONS))
 
 
-# files and pictures -------------------------------------------------------------------------------
+# files and images -------------------------------------------------------------------------------
 
 
 def test_write_genotype_then_read_keeps_origin(tmp_path):

@@ -108,7 +108,7 @@ def edited(path, change):
 
 
 def first(**fields):
-    """A change of the first labelled person."""
+    """A change of the first labeled person."""
 
     def change(content):
         person = next(entry for entry in content["annotations"] if entry["num_keypoints"])

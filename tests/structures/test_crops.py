@@ -10,7 +10,7 @@ from poise.structures.crops import crop_person
 
 
 def recorded(crop):
-    """(centre and scale of the crop, matrix of the figures); the figures give scale before the
+    """(center and scale of the crop, matrix of the figures); the figures give scale before the
     multiplier.
     """
     return (
@@ -40,7 +40,7 @@ def test_crop_matrix_unmirrored_recorded_crops_equals_hrnet(pipeline):
 
 
 def test_cut_recorded_crops_equals_hrnet(pipeline, shared):
-    """Pixels to one grey level and joints to 1e-3 px, mirror folded into the matrix."""
+    """Pixels to one gray level and joints to 1e-3 px, mirror folded into the matrix."""
     import json
 
     annotations = json.loads(
@@ -82,7 +82,7 @@ def test_cut_recorded_crops_equals_hrnet(pipeline, shared):
                 ours.append(np.abs(joints - want)[visible].max())
         assert ours and min(ours) < 1e-3
     assert worst_pixel <= 1
-    assert off / total < 0.01  # one grey level, and on few pixels
+    assert off / total < 0.01  # one gray level, and on few pixels
 
 
 def test_box_to_center_scale_fixes_aspect_and_pads():

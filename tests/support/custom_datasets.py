@@ -57,7 +57,7 @@ def make_set(
     (root / "labels").mkdir(parents=True, exist_ok=True)
     (root / "frames" / "cam 1").mkdir(parents=True, exist_ok=True)
     kinds = [int(name.split("_")[1]) + 1 if "_" in name else 0 for name in joint_names(count)]
-    colours = [
+    colors = [
         tuple(255 * v for v in colorsys.hsv_to_rgb(kind / (count // 2 + 1), 1, 1)) for kind in kinds
     ]
     low = np.array([0.55 if name.startswith("left") else 0.1 for name in joint_names(count)])
@@ -87,13 +87,13 @@ def make_set(
                 )
                 flags = rng.choice([0, 1, 2], count, p=[0.05, 0.05, 0.9])
                 flags[rng.integers(count)] = 2
-                for point, flag, colour in zip(points, flags, colours):
+                for point, flag, color in zip(points, flags, colors):
                     if flag == 2:
                         cv2.circle(
                             picture,
                             tuple(int(round(v * 8)) for v in point),
                             5 * 8,
-                            colour,
+                            color,
                             -1,
                             cv2.LINE_AA,
                             3,

@@ -41,7 +41,7 @@ def similarity_distance(similarity, area=AREA):
 
 def people(images=20, persons=2, unit=UNIT, area=AREA):
     """The content of an annotation file: `persons` persons in each image, side by side and far
-    apart, all joints labelled and seen.
+    apart, all joints labeled and seen.
     """
     annotations = []
     for image in range(images):
@@ -84,7 +84,7 @@ def truth_of(content):
 
 
 def perfect(truth):
-    """Every labelled person found exactly, with scores from 0.9 down to 0.5."""
+    """Every labeled person found exactly, with scores from 0.9 down to 0.5."""
     labels = truth.persons.keypoints
     keypoints = np.concatenate([labels[:, :, :2], np.full((*labels.shape[:2], 1), 0.9)], axis=2)
     return Results(

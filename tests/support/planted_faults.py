@@ -69,7 +69,7 @@ class Place:
         return path
 
     def image(self, split: str = "val2017") -> Path:
-        """The image of the first labelled person."""
+        """The image of the first labeled person."""
         truth = json.loads((self.root / f"annotations/person_keypoints_{split}.json").read_text())
         number = next(entry["image_id"] for entry in truth["annotations"] if entry["num_keypoints"])
         return (

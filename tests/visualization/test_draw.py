@@ -12,7 +12,7 @@ from poise.io.images import read_image
 from poise.visualization import draw
 
 LEFT, RIGHT = (255, 165, 0), (30, 120, 255)  # RGB
-GREY = np.full((400, 600, 3), 128, np.uint8)
+GRAY = np.full((400, 600, 3), 128, np.uint8)
 # a standing person in a box of 0..1; COCO's order
 FIGURE = np.array(
     [
@@ -51,7 +51,7 @@ def people(*boxes):
     )
 
 
-def changed(drawn, image=GREY):
+def changed(drawn, image=GRAY):
     return (drawn != image).any(axis=2)
 
 
@@ -70,7 +70,7 @@ def test_draw_small_person_stays_visible(height, most):
 
 
 def test_draw_full_size_person_equals_default_size():
-    with_size, without = GREY.copy(), GREY.copy()
+    with_size, without = GRAY.copy(), GRAY.copy()
     points = people([150, 20, 450, 380]).keypoints[0]
     draw.draw_person(with_size, points, COCO, person_side=360)
     draw.draw_person(without, points, COCO)
@@ -80,7 +80,7 @@ def test_draw_full_size_person_equals_default_size():
 def test_draw_one_labeled_keypoint_is_visible():
     shown = np.arange(17) == 0
     for side in (5, 50, 500):
-        image = GREY.copy()
+        image = GRAY.copy()
         draw.draw_person(
             image, people([100, 100, 200, 300]).keypoints[0], COCO, shown=shown, person_side=side
         )
@@ -105,7 +105,7 @@ def pixel(image, point):
 
 def test_draw_several_persons_use_one_hue_each():
     poses = people([30, 50, 180, 350], [230, 50, 380, 350], [430, 50, 580, 350])
-    drawn = poses.draw(GREY)
+    drawn = poses.draw(GRAY)
     limbs = []
     for person in poses.keypoints:
         limbs.append(pixel(drawn, (person[11] + person[13]) / 2))  # left thigh
@@ -114,48 +114,48 @@ def test_draw_several_persons_use_one_hue_each():
     assert (
         limbs == [draw.person_color(number)[::-1] for number in range(3)] and len(set(limbs)) == 3
     )
-    by_side = poses.draw(GREY, color="side")
+    by_side = poses.draw(GRAY, color="side")
     for person in poses.keypoints:
         assert pixel(by_side, (person[11] + person[13]) / 2) == LEFT
         assert pixel(by_side, (person[12] + person[14]) / 2) == RIGHT
     with pytest.raises(ConfigError, match="color 'hue': must be 'auto', 'person' or 'side'"):
-        poses.draw(GREY, color="hue")
+        poses.draw(GRAY, color="hue")
 
 
 def test_draw_one_person_uses_side_colors():
     poses = people([30, 50, 180, 350])
-    assert np.array_equal(poses.draw(GREY), poses.draw(GREY, color="side"))
+    assert np.array_equal(poses.draw(GRAY), poses.draw(GRAY, color="side"))
     assert (
-        pixel(poses.draw(GREY, color="person"), poses.keypoints[0, 11:14:2].mean(axis=0))
+        pixel(poses.draw(GRAY, color="person"), poses.keypoints[0, 11:14:2].mean(axis=0))
         == draw.person_color(0)[::-1]
     )
 
 
 def test_draw_ids_keep_their_hue_when_reordered():
     poses = people([30, 50, 180, 350], [430, 50, 580, 350])
-    drawn = poses.draw(GREY, ids=np.array([7, 3]))
-    assert np.array_equal(drawn, poses[::-1].draw(GREY, ids=[3, 7]))
+    drawn = poses.draw(GRAY, ids=np.array([7, 3]))
+    assert np.array_equal(drawn, poses[::-1].draw(GRAY, ids=[3, 7]))
     assert pixel(drawn, (180, 200)) == draw.person_color(7)[::-1]  # the box
-    assert np.array_equal(people().draw(GREY, ids=[]), GREY)
+    assert np.array_equal(people().draw(GRAY, ids=[]), GRAY)
 
 
 @pytest.mark.parametrize("ids", [[7], [7, 3, 1], np.array([], int)])
 def test_draw_ids_of_other_length_raise(ids):
     poses = people([30, 50, 180, 350], [430, 50, 580, 350])
     with pytest.raises(ConfigError, match=f"ids: has {len(ids)} numbers for 2 persons"):
-        poses.draw(GREY, ids=ids)
+        poses.draw(GRAY, ids=ids)
 
 
 def test_draw_boxes_shows_boxes_and_scores():
     poses = people([30, 50, 180, 350], [430, 2, 580, 350])
-    drawn, plain = poses.draw(GREY, boxes=True), poses.draw(GREY)
+    drawn, plain = poses.draw(GRAY, boxes=True), poses.draw(GRAY)
     for box in poses.boxes.astype(int):
         assert changed(drawn, plain)[box[1] : box[3], box[2]].all()
     label = changed(drawn, plain)[36:48, 31:55]  # above the first box
     assert label.all(axis=1).sum() > 8 and (drawn[36:48, 31:55] < 60).all(axis=2).sum() > 20
     assert changed(drawn, plain)[4:16, 433:450].mean() > 0.9  # no room above the second
     assert not changed(drawn, plain)[360:].any()
-    assert (changed(poses.draw(GREY, boxes=True, ids=[1, 2]), drawn)[30:50, 30:180]).any()
+    assert (changed(poses.draw(GRAY, boxes=True, ids=[1, 2]), drawn)[30:50, 30:180]).any()
 
 
 def test_poses_iterate_index_and_mask():
@@ -187,11 +187,11 @@ def test_poses_repr_is_one_short_line():
 
 def test_poses_save_by_ending(tmp_path):
     poses = people([30, 50, 180, 350], [230, 50, 380, 350])
-    cv2.imwrite(str(tmp_path / "picture.png"), GREY)
+    cv2.imwrite(str(tmp_path / "picture.png"), GRAY)
     poses.save(tmp_path / "made" / "drawn.png", tmp_path / "picture.png", boxes=True)
-    assert np.array_equal(read_image(tmp_path / "made" / "drawn.png"), poses.draw(GREY, boxes=True))
-    poses.save(str(tmp_path / "drawn.JPG"), GREY)
-    assert read_image(tmp_path / "drawn.JPG").shape == GREY.shape
+    assert np.array_equal(read_image(tmp_path / "made" / "drawn.png"), poses.draw(GRAY, boxes=True))
+    poses.save(str(tmp_path / "drawn.JPG"), GRAY)
+    assert read_image(tmp_path / "drawn.JPG").shape == GRAY.shape
     poses.save(tmp_path / "poses.json", image_id=42)
     assert json.loads((tmp_path / "poses.json").read_text()) == poses.to_coco(image_id=42)
     people().save(tmp_path / "nobody.json")
