@@ -14,7 +14,7 @@ import numpy as np
 import synthetic_coco
 import torch
 from poise.codecs import build_codec
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.datasets import build_loader, load_split
 from poise.engine.targets import encode_targets
 from poise.io import decoding

@@ -15,7 +15,7 @@ import json_tricks
 import numpy as np
 import synthetic_coco
 from oks_nms import THRESHOLD, reference_nms
-from poise.config.datasets import COCO as SKELETON
+from poise.config.dataset_yaml import COCO as SKELETON
 from poise.engine.evaluate import evaluate_predictions
 from poise.engine.predict import Predictions
 from poise.evaluation import (

@@ -10,7 +10,7 @@ import torch
 from poise.codecs.codec import Codec, Targets
 from poise.codecs.flip import average_flipped
 from poise.codecs.gaussian import Gaussian
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.structures.crops import crop_to_image
 from timing import Row, compare, main, time_alternately
 

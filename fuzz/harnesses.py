@@ -302,7 +302,7 @@ def weight_names(data: bytes) -> None:
 
 
 def dataset_file(data: bytes) -> None:
-    from poise.config.datasets import read_dataset
+    from poise.config.dataset_yaml import read_dataset
 
     path = scratch().file("dataset.yaml", data)
     found = call_reader(lambda: read_dataset(path), path)
@@ -384,7 +384,7 @@ def archive(data: bytes) -> None:
 
 
 def zip_reader(data: bytes) -> None:
-    from poise.io.images import ImageFolder
+    from poise.io.image_folder import ImageFolder
 
     path = scratch().file("set.zip", data)
     for name in ("000000000001.jpg", "b.png", "missing.jpg"):
@@ -394,7 +394,7 @@ def zip_reader(data: bytes) -> None:
 def image(data: bytes) -> None:
     """Decode fully, with EXIF rotation and a region; the region must equal that of the image."""
     from poise.io import decoding
-    from poise.io.images import ImageFolder
+    from poise.io.image_folder import ImageFolder
 
     path = scratch().file("images/picture.jpg", data)
     call_reader(lambda: ImageFolder(path.parent, exif=True).read(path.name), path)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the one way in which the tools show them."""
+"""Errors that a user can fix, and how a command prints them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from collections.abc import Callable
 DEBUG_VARIABLE = "POISE_DEBUG"
 MAX_CHARACTERS = 1000
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells give it
-# the disk, and names that lead nowhere: too long, of a file where a folder must be, or the other
-# way round
+# problems of the disk or of a path, not of the program
 _DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -32,108 +31,30 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class PoiseError(Exception):
-    """Something from outside (a file, a key, a value) cannot be used; the text names it and the
-    mend.
+    """An error that the user can fix; its text names the file or key, the cause and the fix.
 
-    `status` is the exit status of a tool that ends with it: 1 for data and files, 2 for usage.
+    Attributes:
+        status: exit status of a command that ends with it: 1 for data and files, 2 for usage.
     """
 
     status = 1
 
 
 class ConfigError(PoiseError):
-    """A key or value of an experiment file or of the command line cannot be used."""
+    """A key or value of an experiment file or of the command line is invalid."""
 
     status = 2
 
 
 class DataError(PoiseError):
-    """An annotation, detection, weight or image file is missing or cannot be used."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out: Python's, PyTorch's on any device, or
-    OpenCV's.
-
-    PyTorch raises a plain RuntimeError on the CPU, and for an error in a worker process one with
-    its text.
-    """
-    return (
-        isinstance(error, MemoryError)
-        or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None
-    )
-
-
-def single_line(text: object) -> str:
-    """Return `text` on one line, with control characters escaped so that a file name cannot
-    steer a terminal.
-    """
-    flat = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
-
-
-def short_repr(value: object, most: int = 200) -> str:
-    """A value for an error line as Python writes it, None as JSON and YAML do; not longer."""
-    if value is None:
-        return "null"
-    try:
-        return escape_name(repr(value), most)
-    except (ValueError, RecursionError):  # a whole number of more digits than Python writes
-        return f"a {type(value).__name__} that is too long to show"
-
-
-def escape_name(name: object, most: int = 200) -> str:
-    """A name from a file (of an image, a member, a category, a key) as it may be printed: on one
-    line, nothing that steers a terminal, not without end.
-
-    Unlike single_line it keeps what the name is: a newline is shown as \\n, and blanks are left as
-    they are.
-    """
-    text = "null" if name is None else str(name)
-    cut = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in cut
-    )
-
-
-def escape_control(text: str) -> str:
-    """Several lines as they are, but for what steers a terminal, which is escaped."""
-    return (
-        text
-        if text.isprintable()
-        else "".join(
-            c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
-            for c in text
-        )
-    )
-
-
-def escape_html(text: object) -> str:
-    """Return text as it may stand in an HTML or SVG file, in an attribute too.
-
-    Markup is escaped. Control characters and marks that turn the direction of writing are shown as
-    their codes, as in the log, so that a name cannot change the text around it.
-    """
-    return html.escape(escape_control(str(text)))
-
-
-def format_error(error: BaseException) -> str:
-    """What is shown of an error: one line, its middle left out where a file has put too much
-    into it.
-    """
-    line = single_line(error)
-    return (
-        line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS - 300]} ... {line[-290:]}"
-    )
+    """An annotation, detection, weight or image file is missing or invalid."""
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
-    """Run a tool's `main` and exit with its status.
+    """Run the `main` of a command and exit with its status.
 
-    A PoiseError, and a disk that cannot be written, become one line on stderr and a status; any
-    other error keeps its traceback, because it is a fault of the program. With POISE_DEBUG=1 every
-    traceback is shown.
+    A PoiseError or a disk error is printed as one line on stderr. Any other error keeps its
+    traceback, because it is a bug. POISE_DEBUG=1 shows every traceback.
     """
     try:
         status = main()
@@ -145,21 +66,99 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output went away (`| head`); silence the flush that Python does at exit
+        # the reader of the output has closed it (`| head`); silence Python's flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except OSError as error:
         if os.environ.get(DEBUG_VARIABLE) or error.errno not in _DISK_ERRORS:
             raise
+        name = single_line(error.filename or "the output")
         print(
-            f"error: {single_line(error.filename or 'the output')}: {error.strerror}; cannot be"
-            " read or written; what was written before is kept",
+            f"error: {name}: {error.strerror}; cannot be read or written; what was written before"
+            " is kept",
             file=sys.stderr,
         )
         status = 1
     sys.exit(status)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out in Python, in OpenCV, or in PyTorch on any device.
+
+    PyTorch raises a plain RuntimeError on the CPU, and one with the text of the original error for
+    an error in a worker process.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    return _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}") is not None
+
+
+def format_error(error: BaseException) -> str:
+    """Return an error as one line, shortened in the middle if it is too long."""
+    line = single_line(error)
+    if len(line) <= MAX_CHARACTERS:
+        return line
+    return f"{line[: MAX_CHARACTERS - 300]} ... {line[-290:]}"
+
+
+def single_line(text: object) -> str:
+    """Return text on one line, with control characters escaped.
+
+    A file name printed this way cannot send commands to a terminal.
+    """
+    return _escape(" ".join(str(text).split()))
+
+
+def escape_name(name: object, max_length: int = 200) -> str:
+    """Return a name from a file as it may be printed: on one line, escaped and shortened.
+
+    Unlike single_line it keeps blanks as they are and shows a newline as \\n.
+    """
+    if name is None:
+        return "null"
+    text = str(name)
+    if len(text) > max_length:
+        text = f"{text[:max_length]}..."
+    return _escape(text)
+
+
+def short_repr(value: object, max_length: int = 200) -> str:
+    """Return a shortened repr() of a value for an error message; None is null, as in JSON."""
+    if value is None:
+        return "null"
+    try:
+        return escape_name(repr(value), max_length)
+    except (ValueError, RecursionError):  # an int of more digits than Python converts
+        return f"a {type(value).__name__} that is too long to show"
+
+
+def escape_control(text: str) -> str:
+    """Return text with control characters escaped, apart from newlines and tabs."""
+    if text.isprintable():
+        return text
+    return _escape(text, keep="\n\t")
+
+
+def escape_html(text: object) -> str:
+    """Return text for use in an HTML or SVG file, also within an attribute.
+
+    Control characters and marks that change the direction of writing are shown as their codes, so
+    that a name cannot change the text around it.
+    """
+    return html.escape(escape_control(str(text)))
+
+
 def pluralize(count: int, noun: str, plural: str = "") -> str:
-    """Return '1 person' or '2 persons'; plural: where it is not the noun with an s."""
-    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
+    """Return '1 person' or '2 persons'; plural: if it is not the noun with an s."""
+    if count == 1:
+        return f"{count} {noun}"
+    return f"{count} {plural or noun + 's'}"
+
+
+def _escape(text: str, keep: str = "") -> str:
+    return "".join(
+        c
+        if c.isprintable() or c in keep
+        else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )

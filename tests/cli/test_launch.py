@@ -496,7 +496,7 @@ def test_dist_train_unreadable_image_is_reported_once(elsewhere, tmp_path, small
     image.write_bytes(image.read_bytes()[:-200])
     status, out, err = ended(job(TRAIN, "tiny.yaml", 2, "DATASET.ROOT", root, cwd=elsewhere))
     ours, report = err.split("\n", 1)
-    assert status == 1 and ours == f"error: {image}: the image file is cut off; fetch it again"
+    assert status == 1 and ours == f"error: {image}: the image file is cut off; download it again"
     assert (
         "error: " not in report
         and "DataError" not in err

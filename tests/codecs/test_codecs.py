@@ -12,7 +12,7 @@ from poise.codecs.gaussian import Gaussian
 from poise.codecs.megvii import Megvii
 from poise.codecs.peaks import blur, find_peaks
 from poise.codecs.udp import Udp
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.structures.crops import crop_matrix, crop_person, crop_to_image
 from support.golden_inputs import generator
 

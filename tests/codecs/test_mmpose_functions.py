@@ -7,7 +7,7 @@ import pytest
 import torch
 from poise.codecs.flip import average_flipped
 from poise.codecs.gaussian import Gaussian
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.datasets import augment
 from poise.evaluation import nms
 from poise.structures import crops

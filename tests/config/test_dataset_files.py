@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 import yaml
 from poise import config
-from poise.config import datasets
-from poise.config.datasets import COCO, MPII, dataset_info, load_dataset_info, read_dataset
+from poise.config import dataset_yaml, datasets
+from poise.config.dataset_yaml import (
+    COCO,
+    MPII,
+    load_dataset_info,
+    read_dataset,
+)
+from poise.config.datasets import dataset_info
 from poise.datasets import converters, load_split
 from poise.datasets.validation import run
 from poise.errors import ConfigError, DataError, single_line
@@ -50,10 +56,10 @@ def refusal(call, *args):
 
 
 def test_shipped_datasets_are_listed():
-    assert datasets.builtin_datasets() == ["coco", "crowdpose", "mpii", "template"]
+    assert dataset_yaml.builtin_datasets() == ["coco", "crowdpose", "mpii", "template"]
 
 
-@pytest.mark.parametrize("name", datasets.builtin_datasets())
+@pytest.mark.parametrize("name", dataset_yaml.builtin_datasets())
 def test_dataset_flip_pairs_match_left_and_right(name):
     """A mirror swaps every left joint with the right one of the same name and nothing else;
     limbs and halves stay what they are.
@@ -107,7 +113,7 @@ def test_coco_and_mpii_facts_equal_published():
 def test_template_documents_every_key():
     """Every key that a file can have is there, with the words above it."""
     lines = (ROOT / "experiments/datasets/template.yaml").read_text().splitlines()
-    assert set(yaml.safe_load("\n".join(lines))) == set(datasets._KEYS)
+    assert set(yaml.safe_load("\n".join(lines))) == set(dataset_yaml._KEYS)
     previous = {
         line.split(":")[0]: lines[n - 1]
         for n, line in enumerate(lines)
@@ -163,7 +169,7 @@ def test_annotation_path_empty_root_uses_dataset_file(tmp_path):
 def test_shipped_from_other_working_folder_is_equal(tmp_path):
     """By their place beside lib/, not by the folder in which a program runs."""
     code = (
-        "from poise.config.datasets import MPII, builtin_datasets;"
+        "from poise.config.dataset_yaml import MPII, builtin_datasets;"
         " print(MPII.names[6], *builtin_datasets())"
     )
     done = subprocess.run(
@@ -174,15 +180,15 @@ def test_shipped_from_other_working_folder_is_equal(tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["pelvis", *datasets.builtin_datasets()]
+    assert done.stdout.split() == ["pelvis", *dataset_yaml.builtin_datasets()]
 
 
 def test_dataset_missing_folder_raises_and_custom_file_loads(monkeypatch, tmp_path, written):
     """A package that was copied out of the repository says so, and still takes a file of one's
     own.
     """
-    monkeypatch.setattr(datasets, "DATASETS_DIR", tmp_path / "gone")
-    monkeypatch.setattr(datasets, "_last_read", {})
+    monkeypatch.setattr(dataset_yaml, "DATASETS_DIR", tmp_path / "gone")
+    monkeypatch.setattr(dataset_yaml, "_last_read", {})
     path = tmp_path / "e.yaml"
     path.write_text("DATASET: {DATASET: coco}\n")
     text = refusal(config.load, path)
@@ -658,7 +664,7 @@ def blocks():
 def test_docs_dataset_file_lists_every_key():
     page = (ROOT / "docs/datasets.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert all(any(f"`{key}`" in row.split("|")[1] for row in rows) for key in datasets._KEYS)
+    assert all(any(f"`{key}`" in row.split("|")[1] for row in rows) for key in dataset_yaml._KEYS)
 
 
 def test_docs_datasets_files_load(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from poise.datasets import coco, load_split
 from poise.engine import optim
 from poise.engine.optim import build_optimizer
 from poise.errors import ConfigError
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.models import forward
 from support.paths import ROOT
 

@@ -1,6 +1,6 @@
 """Test that registry keys equal the names that the config accepts."""
 
-from poise.config import datasets as dataset_files
+from poise.config import dataset_yaml as dataset_files
 from poise.config import validate
 from poise.datasets import READERS
 from poise.engine.optim import OPTIMIZERS

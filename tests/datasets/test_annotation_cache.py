@@ -71,7 +71,7 @@ def test_cached_changed_source_is_read_again(kept, source, change, monkeypatch):
         source.write_text("99999")
         os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     else:
-        monkeypatch.setattr(cache, "_code_sum", lambda: 1)
+        monkeypatch.setattr(cache, "_code_hash", lambda: 1)
     assert (
         read()["values"].tolist()
         == {"content": [5, 4, 3, 2, 1, 0, 0, 0], "time": [9] * 5, "reader": [1, 2, 3, 4, 5]}[change]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from poise import config
-from poise.config.datasets import COCO, MPII
+from poise.config.dataset_yaml import COCO, MPII
 from poise.datasets.augment import Augmentation, half_body, half_body_extent
 from support.paths import ROOT
 

@@ -400,7 +400,7 @@ def test_read_table_missing_file_raises(tmp_path, experiment):
     assert (
         refusal(coco.read_table, experiment(), "val2017", detections=False)
         == f"{tmp_path}/annotations/person_keypoints_val2017.json: cannot read the annotation file"
-        " (No such file or directory); check DATASET.ROOT and the set's name; fetch it: python"
+        " (No such file or directory); check DATASET.ROOT and the set's name; download it: python"
         f" tools/prepare_data.py coco --root {tmp_path} --only annotations"
     )
 
@@ -413,7 +413,7 @@ def test_read_table_missing_file_names_prepare_data(tmp_path, experiment, split,
     detections = split.startswith("test")
     text = refusal(coco.read_table, experiment(), split, detections=detections)
     assert text.endswith(
-        f"; fetch it: python tools/prepare_data.py coco --root {tmp_path} --only {part}"
+        f"; download it: python tools/prepare_data.py coco --root {tmp_path} --only {part}"
     )
 
 
@@ -427,7 +427,7 @@ def test_read_table_missing_synthetic_file_names_make_synthetic(tmp_path, experi
     cfg = experiment("DATASET.ROOT", str(tmp_path / "synthetic"))
     text = refusal(coco.read_table, cfg, "val2017", detections=False)
     assert text.endswith(
-        f"; draw it: python tools/make_synthetic.py --format coco --out {tmp_path}/synthetic"
+        f"; create it: python tools/make_synthetic.py --format coco --out {tmp_path}/synthetic"
     )
 
 
@@ -437,7 +437,7 @@ def test_read_table_missing_synthetic_file_names_make_synthetic(tmp_path, experi
 def test_image_folder_missing_names_prepare_data(tmp_path, experiment, form, options):
     folder = datasets.image_folder(experiment("DATASET.DATA_FORMAT", form), "val2017")
     assert refusal(folder.check).endswith(
-        f"; fetch it: python tools/prepare_data.py coco --root {tmp_path} {options}"
+        f"; download it: python tools/prepare_data.py coco --root {tmp_path} {options}"
     )
     assert refusal(pickle.loads(pickle.dumps(folder)).check) == refusal(folder.check)
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from poise.config.datasets import load_dataset_info, read_dataset
+from poise.config.dataset_yaml import load_dataset_info, read_dataset
 from poise.datasets import ImageFolder, converters
 from poise.datasets.converters.images import describe_skipped, image_size
 from poise.errors import DataError, run_tool
@@ -509,7 +509,7 @@ def test_read_cvat_elements_outside_images_take_no_memory(made, tmp_path):
 def test_read_cvat_larger_than_memory_raises(made, tmp_path, monkeypatch):
     """A skeleton of one joint takes as much memory as one of all."""
     monkeypatch.setattr("poise.io.files.available_memory", lambda: 10**8)
-    monkeypatch.setattr("poise.io.files._LITTLE", 10**6)
+    monkeypatch.setattr("poise.io.files._MIN_CHECKED_BYTES", 10**6)
     many = replace(
         made[1],
         skeleton=replace(made[1].skeleton, names=(*made[1].skeleton.names, *map(str, range(995)))),

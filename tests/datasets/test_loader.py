@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from poise import config
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.datasets import build_loader, coco, load_split, select_data
 from poise.datasets.augment import Augmentation
 from poise.datasets.loader import BatchLoader, TopDownDataset
 from poise.datasets.sampler import EpochBatchSampler
 from poise.errors import DataError
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.structures.crops import box_to_center_scale
 from poise.structures.person_table import PackedStrings, PersonTable
 
@@ -386,7 +386,7 @@ def test_loader_unreadable_image_raises_data_error(dotted, workers):
         said = str(error)
     assert (
         len(good) == 3
-        and said == f"{images.location}/cut.png: the image file is cut off; fetch it again"
+        and said == f"{images.location}/cut.png: the image file is cut off; download it again"
     )
 
 

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 from PIL import Image
-from poise.config.datasets import load_dataset_info
+from poise.config.dataset_yaml import load_dataset_info
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
 from poise.datasets.loader import BatchLoader, TopDownDataset, close_loaders
 from poise.datasets.sampler import EpochBatchSampler
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 
 
 def annotations(folder, persons=3):

@@ -8,7 +8,7 @@ import torch
 import yaml
 from poise import config
 from poise.codecs import build_codec
-from poise.config.datasets import COCO, MPII, joint_mapping, load_dataset_info
+from poise.config.dataset_yaml import COCO, MPII, load_dataset_info
 from poise.datasets import build_loader, load_split, mixing
 from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import train
@@ -16,6 +16,7 @@ from poise.engine.run_logger import TrainLogger
 from poise.engine.targets import encode_targets
 from poise.errors import ConfigError, DataError
 from poise.structures.person_table import NOT_ANNOTATED
+from poise.structures.skeleton import joint_mapping
 from support.custom_datasets import experiment, joint_names, make_set
 from support.runs import forget_log_handlers
 

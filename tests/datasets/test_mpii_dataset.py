@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from poise import config
 from poise.config import datasets
-from poise.config.datasets import MPII
+from poise.config.dataset_yaml import MPII
 from poise.datasets import load_split, mpii
 from poise.errors import DataError
 

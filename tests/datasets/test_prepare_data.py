@@ -172,7 +172,9 @@ def test_prepare_writes_the_documented_tree(source, server, tmp_path, capsys):
     assert asked == [f"fetch {total / 1e3:.1f} kB to {tmp_path / 'coco'} (terms of the made set)?"]
     said = capsys.readouterr().out
     assert (
-        said.index("val2017      ") < said.index("fetching http://") < said.index("val2017: whole")
+        said.index("val2017      ")
+        < said.index("downloading http://")
+        < said.index("val2017: whole")
     )
     assert (
         len(missing) == 1
@@ -238,7 +240,7 @@ def test_prepare_server_without_progress_raises(source, server, tmp_path):
     line = refusal(source, tmp_path, only=["val2017"])
     assert (
         "the transfer ended after" in line
-        and "the next try goes on from there" in line
+        and "the next try resumes from" in line
         and len(server.asked) <= prepare_data.TRIES + 1
     )
     assert tree(tmp_path) == ["val2017.zip.part"]
@@ -325,7 +327,7 @@ def test_prepare_disk_too_small_raises(source, server, tmp_path, monkeypatch):
 
 
 def test_prepare_zipped_keeps_the_archive(source, server, tmp_path):
-    from poise.io.images import ImageFolder
+    from poise.io.image_folder import ImageFolder
 
     prepare(source, tmp_path, only=["val2017"], zipped=True)
     assert tree(tmp_path) == ["images/val2017.zip"]
@@ -441,7 +443,7 @@ def test_prepare_data_command_wrong_checksum_exits_1(server, tmp_path, monkeypat
         "http://example.com/coco",
         "--yes",
     )
-    assert status == 1 and "only https addresses are fetched" in err
+    assert status == 1 and "only https addresses are downloaded" in err
 
 
 def test_sources_have_https_urls_and_counts():

@@ -11,7 +11,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from poise.config.datasets import COCO, MPII
+from poise.config.dataset_yaml import COCO, MPII
 from poise.datasets.synthetic.annotations import mask_polygons, mask_rle
 from poise.datasets.synthetic.body import (
     ARM_LIMITS,

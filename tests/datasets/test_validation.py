@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 from poise import config
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.datasets import coco, load_split
 from poise.datasets.validation import left_right, run
 from poise.datasets.validation.columns import read_columns
@@ -241,15 +241,15 @@ FAULTS = {
     ),
     "boxes around the centre": (
         _boxes(lambda x, y, w, h: [x + w / 2, y + h / 2, w, h]),
-        "taken as the centre, width and height",
+        "taken as the center, width and height",
     ),
     "boxes as shares": (
         _boxes(lambda x, y, w, h: [x / 120, y / 64, w / 120, h / 64]),
-        "taken as shares of the image from 0 to 1",
+        "taken as fractions of the image from 0 to 1",
     ),
     "boxes as YOLO's": (
         _boxes(lambda x, y, w, h: [(x + w / 2) / 120, (y + h / 2) / 64, w / 120, h / 64]),
-        "taken as the centre and size in shares of the image",
+        "taken as the center and size in fractions of the image",
     ),
     "a box without width": (
         lambda c: persons(c)[0]["bbox"].__setitem__(2, 0),
@@ -859,7 +859,7 @@ def test_check_data_good_detections_pass(detected):
                     ]
                 }
             ),
-            "taken as shares of the image from 0 to 1",
+            "taken as fractions of the image from 0 to 1",
         ),
         (lambda e: e | {"bbox": [1, 1, 2, 2]}, "few persons could be found with these boxes"),
         (lambda e: {"image": 1}, "36 of 36 entries are no detections: entry 0 has no 'image_id'"),

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from poise.config.datasets import read_dataset
+from poise.config.dataset_yaml import read_dataset
 from poise.datasets import converters
 from poise.errors import run_tool
 from support.custom_datasets import make_set

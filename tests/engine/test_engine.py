@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from poise import config
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.datasets import build_loader, load_split
 from poise.datasets.sampler import EpochBatchSampler, Shard
 from poise.engine import (

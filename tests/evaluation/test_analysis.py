@@ -998,7 +998,7 @@ def test_analyze_crowdpose_equals_test_table(tmp_path, shared):
     """The first table is that of tools/test.py, whose areas are shares of the boxes; CrowdPose's
     annotations have none.
     """
-    from poise.config.datasets import load_dataset_info
+    from poise.config.dataset_yaml import load_dataset_info
     from poise.evaluation import (
         crowd_average_precision,
         read_ground_truth,

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from poise import evaluation
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.evaluation import keypoint_ap
 from poise.evaluation.analysis import errors as error_kinds
 from poise.evaluation.analysis.matching import (

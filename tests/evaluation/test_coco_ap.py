@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 from poise import config, evaluation
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.errors import DataError
 from poise.evaluation.coco import STATS
 from poise.evaluation.evaluators import build_evaluator

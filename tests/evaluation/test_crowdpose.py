@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 from poise import config, evaluation
-from poise.config.datasets import load_dataset_info
+from poise.config.dataset_yaml import load_dataset_info
 from poise.datasets import load_split
 from poise.engine import evaluate, train
 from poise.engine.run_logger import TrainLogger

@@ -214,7 +214,7 @@ REASONS = {
         _boxes_and_joints(lambda b: b / [640, 480, 640, 480]),
         (
             "wrong box format: those of found overlap the labeled keypoints by 0.00, read as"
-            " shares of the image from 0 to 1"
+            " fractions of the image from 0 to 1"
         ),
     ),
     "boxes as corners": (

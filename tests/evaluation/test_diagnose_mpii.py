@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from poise import config
-from poise.config.datasets import MPII
+from poise.config.dataset_yaml import MPII
 from poise.engine import evaluate
 from poise.evaluation import diagnose_mpii, pckh
 from poise.models import build_model

@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from poise.config.datasets import COCO as SKELETON
+from poise.config.dataset_yaml import COCO as SKELETON
 from poise.evaluation import keypoint_ap
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval

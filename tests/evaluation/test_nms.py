@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.evaluation import nms
 from support.paths import GOLDEN
 

@@ -303,7 +303,7 @@ def test_demo_folder_skips_and_counts_invalid_images(tool, tmp_path):
         if name in bad:
             assert (
                 sum(
-                    f"left out: {folder / name}: " in line and fault in line
+                    f"skipped: {folder / name}: " in line and fault in line
                     for line in out.splitlines()
                 )
                 == 1
@@ -314,21 +314,20 @@ def test_demo_folder_counts_skipped_files_and_folders(tool, refused, tmp_path):
     folder = tmp_path / "in"
     (folder / "below").mkdir(parents=True)
     assert (
-        f"{folder}: the folder holds no file with the ending of a picture; folders are not searched"
+        f"{folder}: the folder holds no file with an image extension; folders are not searched"
         f" (1), {folder}/**/* is a pattern" in refused("--input", folder)
     )
     for name in ("a.jfif", "b.png"):
         (folder / name).write_bytes(PNG)
     _, out, _ = tool("--input", folder)
     assert (
-        f"{folder}; folders are not searched (1)" in out
-        and "without the ending of a picture" not in out
+        f"{folder}; folders are not searched (1)" in out and "without an image extension" not in out
     )
     for name in ("c.raw", "d.mp4", "e.txt"):
         (folder / name).write_bytes(PNG)
     _, out, _ = tool("--input", folder)
     assert (
-        f"{folder}: left out: 3 files without the ending of a picture: c.raw, d.mp4, e.txt; folders"
+        f"{folder}: skipped: 3 files without an image extension: c.raw, d.mp4, e.txt; folders"
         " are not searched (1)" in out
     )
     assert [os.path.basename(frame["file"]) for frame in result(tmp_path / "out")["frames"]] == [
@@ -394,7 +393,7 @@ def test_demo_failing_detector_skips_the_image(tool, refused, tmp_path):
         skipped["file"] == str(folder / "b.png")
         and "the detector failed on an image of 80 x 50" in skipped["reason"]
     )
-    assert f"left out: {folder / 'b.png'}: " in out and "skipped 1 input file" in out
+    assert f"skipped: {folder / 'b.png'}: " in out and "skipped 1 input file" in out
     assert "the detector failed on an image of 80 x 50" in refused(
         "--input",
         folder / "b.png",
@@ -1349,7 +1348,7 @@ class EndlessVideo:
 
 def test_measured_fps_long_video_reads_the_start_only(monkeypatch):
     monkeypatch.setattr(media.cv2, "VideoCapture", EndlessVideo)
-    assert media._measured_fps("a.mp4", 1000.0) == 25 and media._measured_fps("a.mp4", 25.0) is None
+    assert media._measure_fps("a.mp4", 1000.0) == 25 and media._measure_fps("a.mp4", 25.0) is None
 
 
 def test_open_input_pattern_lists_each_image_once(tmp_path):
@@ -1450,14 +1449,14 @@ def test_demo_invalid_arguments_exit_with_error(refused, tmp_path):
         (
             ["--input", tmp_path / "none.jpg"],
             (
-                "none.jpg: no such file or folder; give a picture, a folder, a pattern, a video or"
+                "none.jpg: no such file or folder; give an image, a folder, a pattern, a video or"
                 " the number of a camera"
             ),
             1,
         ),
         (
             ["--input", tmp_path / "empty"],
-            "the folder holds no file with the ending of a picture",
+            "the folder holds no file with an image extension",
             1,
         ),
         (["--input", tmp_path / "*.jpg"], "no file fits this pattern", 1),

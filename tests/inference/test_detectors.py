@@ -162,7 +162,7 @@ def test_build_detector_downloads_weights_once(stand_in, tmp_path, caplog, capsy
         f" once) from {stand_in.chosen.url} to {folder / stand_in.file}"
     ]
     assert (
-        f"fetching {stand_in.chosen.url} (" in capsys.readouterr().out
+        f"downloading {stand_in.chosen.url} (" in capsys.readouterr().out
         and (folder / stand_in.file).is_file()
     )
     assert stand_in.asked == [
@@ -184,7 +184,7 @@ def test_build_detector_downloads_weights_once(stand_in, tmp_path, caplog, capsy
     assert [scores.tolist() for _, scores in found] == [[pytest.approx(0.9)]] * 2
     caplog.clear()
     again = build_detector("retinanet_resnet50_fpn", "cpu", 0.01, folder=folder)
-    assert not caplog.records and "fetching" not in capsys.readouterr().out
+    assert not caplog.records and "downloading" not in capsys.readouterr().out
     assert stand_in.asked[-1][1]["score_thresh"] == 0.01
     assert [len(boxes) for boxes, _ in again(PICTURES * 3)] == [
         2,

@@ -257,7 +257,7 @@ def test_poses_draw_shows_visible_keypoints(picture, tmp_path):
         scores,
         np.zeros((1, 4), np.float32),
         np.ones(1, np.float32),
-        poise.config.datasets.COCO,
+        poise.config.dataset_yaml.COCO,
     )
     before = picture.copy()
     drawn = poses.draw(picture)
@@ -278,7 +278,7 @@ def test_poses_draw_shows_visible_keypoints(picture, tmp_path):
         scores,
         np.zeros((1, 4), np.float32),
         np.ones(1, np.float32),
-        poise.config.datasets.COCO,
+        poise.config.dataset_yaml.COCO,
     )
 
 
@@ -314,7 +314,7 @@ def test_estimator_invalid_boxes_raise(estimator, picture, boxes, said):
         (np.zeros((4, 4, 4), np.uint8), "RGB array"),
         (np.zeros((4, 4, 3)), "float64"),
         (np.zeros((0, 4, 3), np.uint8), "RGB array"),
-        ("no/such.jpg", "no/such.jpg: cannot read the picture"),
+        ("no/such.jpg", "no/such.jpg: cannot read the image"),
         ([None], "image 0: an RGB array .* or a path is needed, it is a NoneType"),
         (None, "it is a NoneType"),
         (3, "it is a int"),

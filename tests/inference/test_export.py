@@ -738,11 +738,11 @@ def test_export_command_writes_the_file(tool, tmp_path, picture):
     for options, said, wanted in (
         (
             ["--images", tmp_path / "empty"],
-            "the folder holds no file with the ending of a picture",
+            "the folder holds no file with an image extension",
             1,
         ),
         (["--images", "0" * 400], "cannot be read (File name too long)", 1),
-        (["--images", tmp_path / "notes.txt"], "notes.txt: not a picture", 1),
+        (["--images", tmp_path / "notes.txt"], "notes.txt: not an image", 1),
         (["--out", file], "give a file of its own", 2),
         (["--out", tmp_path / "empty"], "give a file of its own", 2),
     ):

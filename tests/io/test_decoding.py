@@ -114,7 +114,7 @@ def test_encoded_image_region_leaves_other_pixels():
     assert not np.array_equal(found, opencv(jpeg(picture(2))))
     for box in ((0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 5, 158), (9, 0, 5, 5)):
         with pytest.raises(ValueError, match="no region of 203 x 157"):
-            EncodedImage(jpeg(picture(2)))._region(box)
+            EncodedImage(jpeg(picture(2)))._decode_region(box, (203, 157))
 
 
 @compiled
@@ -164,7 +164,7 @@ def crops_are_equal(data, rng, count, size=(96, 128)):
             bool(rng.integers(0, 2)),
         )
         box = source_roi(matrix, size, (width, height))
-        part = EncodedImage(data).with_region(box)
+        part = EncodedImage(data).with_decode_region(box, (203, 157))
         one, other = (
             cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR) for image in (whole, part)
         )

@@ -35,7 +35,7 @@ def test_download_file_writes_content(server, tmp_path, capsys):
     assert target == tmp_path / "models" / "imagenet" / NAME and target.read_bytes() == CONTENT
     assert files(target.parent) == [NAME] and server.asked == [None]
     said = capsys.readouterr()
-    assert f"fetching {server.url()} (2.3 MB) to {target}" in said.out and said.err == ""
+    assert f"downloading {server.url()} (2.3 MB) to {target}" in said.out and said.err == ""
 
 
 def test_download_file_existing_file_is_kept(server, tmp_path):
@@ -49,7 +49,7 @@ def test_download_file_broken_transfer_resumes(server, tmp_path):
     assert (
         "the transfer ended after 1500000 of 2304000 bytes" in text
         and f"{NAME}.part" in text
-        and "the next try goes on from there" in text
+        and "the next try resumes from" in text
     )
     assert files(tmp_path) == [f"{NAME}.part"]
     server.breaks_after = None
@@ -91,7 +91,7 @@ def test_download_file_unexpected_range_restarts(server, tmp_path):
 
 def test_download_file_wrong_part_is_removed(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(b"x" * 5000)
-    assert "the file was removed, fetch" in refusal(server.url(), tmp_path)
+    assert "the file was removed, download" in refusal(server.url(), tmp_path)
     assert files(tmp_path) == []
     assert download.download_file(server.url(), tmp_path).read_bytes() == CONTENT
 
@@ -122,7 +122,7 @@ def test_download_file_404_names_the_target(server, tmp_path):
     text = refusal(server.url("other-0123abcd.pth"), tmp_path)
     assert (
         "HTTP Error 404" in text
-        and f"or put the file at {tmp_path / 'other-0123abcd.pth'} by hand" in text
+        and f"or put the file at {tmp_path / 'other-0123abcd.pth'} yourself" in text
     )
     assert files(tmp_path) == []
 
@@ -130,7 +130,7 @@ def test_download_file_404_names_the_target(server, tmp_path):
 @pytest.mark.parametrize("fault", ["nonsense", "broken_chunks"])
 def test_download_file_protocol_error_raises(server, tmp_path, fault):
     setattr(server, fault, True)
-    assert "cannot be fetched" in refusal(server.url(), tmp_path)
+    assert "cannot be downloaded" in refusal(server.url(), tmp_path)
     assert NAME not in files(tmp_path)
 
 
@@ -138,13 +138,13 @@ def test_download_file_no_server_raises(tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    assert "cannot be fetched" in refusal(f"http://127.0.0.1:{port}/{NAME}", tmp_path)
+    assert "cannot be downloaded" in refusal(f"http://127.0.0.1:{port}/{NAME}", tmp_path)
     assert files(tmp_path) == []
 
 
 def test_download_file_invalid_folder_raises(server, tmp_path):
     (tmp_path / "file").touch()
-    assert "cannot be fetched" in refusal(server.url(), tmp_path / "file" / "models")
+    assert "cannot be downloaded" in refusal(server.url(), tmp_path / "file" / "models")
     assert server.asked == []
 
 
@@ -169,7 +169,7 @@ def test_download_file_redirect_keeps_the_first_name(server, tmp_path):
 def test_download_file_unsafe_redirect_raises(server, tmp_path, target):
     server.redirect = target
     text = refusal(server.url().replace("/weights/", "/moved/"), tmp_path)
-    assert "only https addresses are fetched" in text or "is not allowed" in text
+    assert "only https addresses are downloaded" in text or "is not allowed" in text
     assert files(tmp_path) == []
 
 
@@ -311,8 +311,9 @@ def no_network(monkeypatch):
     ],
 )
 def test_download_file_other_schemes_raise(tmp_path, no_network, url):
-    assert "only https addresses are fetched; fetch the file yourself and give its path" in refusal(
-        url, tmp_path / "models"
+    assert (
+        "only https addresses are downloaded; download the file yourself and give its path"
+        in refusal(url, tmp_path / "models")
     )
     assert not (tmp_path / "models").exists()
 
@@ -367,7 +368,7 @@ def test_load_pretrained_url_downloads(server, tmp_path, monkeypatch):
     network = torch.nn.Linear(2, 3)
     torch.save({"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, tmp_path / "w.pth")
     content = (tmp_path / "w.pth").read_bytes()
-    monkeypatch.setitem(globals(), "CONTENT", content)
+    monkeypatch.setattr("support.weight_server.CONTENT", content)
     name = f"net-{hashlib.sha256(content).hexdigest()[:12]}.pth"
     report = weights.load_pretrained(network, server.url(name), tmp_path / "imagenet")
     assert len(report.loaded) == 2 and torch.equal(network.weight, torch.ones(3, 2))

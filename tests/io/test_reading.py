@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from poise.errors import DataError
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.io.json_file import read_json
 from torch.utils.data import DataLoader
 
@@ -150,7 +150,7 @@ def test_image_folder_truncated_image_raises(folder, kind):
     (folder.location / "a.jpg").write_bytes(CUT[kind])
     assert (
         refusal(folder.read, "a.jpg")
-        == f"{folder.location}/a.jpg: the image file is cut off; fetch it again"
+        == f"{folder.location}/a.jpg: the image file is cut off; download it again"
     )
 
 
@@ -159,7 +159,7 @@ def test_image_folder_invalid_image_raises(folder):
         "<IIIIiiHHIIiiII", 1 << 30, 0, 54, 40, 1 << 20, 1 << 20, 1, 24, 0, 0, 0, 0, 0, 0
     )
     for name, data, fault in [
-        ("empty.jpg", b"", "the image file is empty; fetch it again"),
+        ("empty.jpg", b"", "the image file is empty; download it again"),
         ("text.jpg", b"404: not found\n", "not an image that OpenCV can read"),
         (
             "marks only.jpg",
@@ -292,7 +292,7 @@ def test_image_archive_invalid_raises(tmp_path):
     assert refusal(images.read, "none.jpg") == f"{images.location}: the archive holds no none.jpg"
     assert (
         refusal(images.read, "cut.jpg")
-        == f"{images.location}/cut.jpg: the image file is cut off; fetch it again"
+        == f"{images.location}/cut.jpg: the image file is cut off; download it again"
     )
     assert "empty" in refusal(images.read, "empty.jpg")
     (tmp_path / "text.zip").write_text("no archive")

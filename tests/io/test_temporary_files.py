@@ -87,7 +87,7 @@ def test_download_file_part_that_is_not_a_file_raises(tmp_path, kind):
         download.download_file(URL, tmp_path)
     assert (
         str(error.value)
-        == f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it"
+        == f"{part}: is a link or not a regular file, and nothing is downloaded into it; remove it"
     )
     assert victim.read_bytes() == b"precious" if kind == "link" else not victim.exists()
     assert os.path.lexists(part)

@@ -213,7 +213,9 @@ def test_download_weights_saves_to_the_target(tmp_path, server, list_of):
     done = run("net", "--zoo", path, cwd=tmp_path)
     target = tmp_path / "models/pytorch/imagenet/net.pth"
     assert done.returncode == 0 and target.read_bytes() == CONTENT, done.stderr
-    assert "fetching" in done.stdout and "(2.3 MB)" in done.stdout and "licence: MIT" in done.stdout
+    assert (
+        "downloading" in done.stdout and "(2.3 MB)" in done.stdout and "licence: MIT" in done.stdout
+    )
     assert run("net", "--zoo", path, cwd=tmp_path).returncode == 0 and len(server.asked) == 1
     assert (
         run(
@@ -238,7 +240,7 @@ def test_download_weights_broken_transfer_resumes(tmp_path, server, list_of):
     done = run("net", "--zoo", path, cwd=tmp_path)
     assert (
         done.returncode == 1
-        and "the next try goes on from there" in done.stderr
+        and "the next try resumes from" in done.stderr
         and len(done.stderr.strip().splitlines()) == 1
     )
     server.breaks_after = None

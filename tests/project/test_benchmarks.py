@@ -177,7 +177,7 @@ def test_postprocess_benchmark_results_equal_poise(monkeypatch):
     assert [row.verdict for row in rows if row.unit == "pixels"] == ["reached"] * 2
     output = torch.rand(3, 17, 16, 12)
     from poise.codecs.flip import average_flipped
-    from poise.config.datasets import COCO
+    from poise.config.dataset_yaml import COCO
 
     ours = average_flipped(output, output.flip(0), torch.from_numpy(COCO.flip_indices), True)
     assert np.array_equal(

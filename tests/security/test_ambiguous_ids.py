@@ -54,7 +54,16 @@ def findings(path, *overrides):
 
 
 def same(one, other):
-    names = ("image_ids", "image_index", "center", "scale", "joints", "visible", "score", "ids")
+    names = (
+        "image_ids",
+        "image_index",
+        "center",
+        "scale",
+        "keypoints",
+        "visibility",
+        "score",
+        "ann_ids",
+    )
     pairs = [(getattr(one, name), getattr(other, name)) for name in names]
     return one.dropped == other.dropped and all(np.array_equal(a, b) for a, b in pairs)
 

@@ -537,7 +537,7 @@ def test_process_unreadable_image_in_worker_is_one_line(root, tmp_path, tiny_exp
         "WORKERS",
         workers,
     )
-    line = check_refusal(done, 1, "the image file is cut off; fetch it again")
+    line = check_refusal(done, 1, "the image file is cut off; download it again")
     assert f"error: {root}/images/train2017/0" in line
     check_nothing_half_written(tmp_path)
 

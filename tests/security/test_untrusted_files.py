@@ -97,7 +97,7 @@ def test_read_bytes_follows_links(tmp_path):
     with pytest.raises(
         ConfigError, match="the file has 1 bytes, more than the 0 bytes that are read"
     ):
-        read_bytes(tmp_path / "there", "file", 0, error=ConfigError)
+        read_bytes(tmp_path / "there", "file", 0, error_cls=ConfigError)
 
 
 @pytest.mark.parametrize(

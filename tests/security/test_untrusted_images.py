@@ -117,8 +117,8 @@ def test_read_image_heic_or_avif_without_reader_names_the_package(tmp_path, monk
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(features, "get_supported_modules", lambda: [])
     for brand, fault in (
-        (b"heic", "HEIC needs pillow-heif; pip install pillow-heif, or save the picture as JPEG"),
-        (b"avif", "AVIF needs Pillow 11.3 or newer; update it or save the picture as JPEG"),
+        (b"heic", "HEIC needs pillow-heif; pip install pillow-heif, or save the image as JPEG"),
+        (b"avif", "AVIF needs Pillow 11.3 or newer; update it or save the image as JPEG"),
     ):
         (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand)
         with pytest.raises(DataError) as error:
@@ -145,10 +145,10 @@ def test_read_image_not_a_file_raises(tmp_path):
     for path, fault in (
         (tmp_path / "none.jpg", "No such file"),
         (tmp_path, "Is a directory"),
-        (tmp_path / "pipe.jpg", "no ordinary file"),
-        ("/dev/zero", "no ordinary file"),
-        ("a\0b.jpg", "cannot read the picture"),
-        ("x" * 5000, "cannot read the picture"),
+        (tmp_path / "pipe.jpg", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        ("a\0b.jpg", "cannot read the image"),
+        ("x" * 5000, "cannot read the image"),
     ):
         with pytest.raises(DataError, match=fault):
             read_image(path)
@@ -158,7 +158,7 @@ def test_read_image_huge_file_raises(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
         file.truncate(MAX_BYTES + 1)  # sparse: it takes no room
     with pytest.raises(
-        DataError, match=f"has {MAX_BYTES + 1} bytes, and pictures of up to {MAX_BYTES} are read"
+        DataError, match=f"has {MAX_BYTES + 1} bytes, and images of up to {MAX_BYTES} are read"
     ):
         read_image(tmp_path / "a.jpg")
 
@@ -171,7 +171,7 @@ def test_read_image_limit_holds_without_pillow_limit(tmp_path, monkeypatch):
         with pytest.raises(
             DataError,
             match=(
-                "the picture claims 30000 x 30000 pixels, and at most 110 million are read; make it"
+                "the image claims 30000 x 30000 pixels, and at most 110 million are read; make it"
                 " smaller"
             ),
         ):

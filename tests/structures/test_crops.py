@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-from poise.config.datasets import COCO
-from poise.io.images import ImageFolder
+from poise.config.dataset_yaml import COCO
+from poise.io.image_folder import ImageFolder
 from poise.structures import crops as geometry
 from poise.structures.crops import crop_person
 

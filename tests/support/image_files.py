@@ -117,43 +117,43 @@ def many_scans():
 
 
 NO_PICTURE = (
-    "not a picture, or its beginning is damaged; JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000,"
+    "not an image, or its beginning is damaged; JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, JPEG 2000,"
     " HEIC and AVIF are read"
 )
-CUT_OFF = "the picture is cut off; fetch it again"
+CUT_OFF = "the image is cut off; download it again"
 REFUSED = {
-    "empty.jpg": (b"", "the picture file is empty"),
+    "empty.jpg": (b"", "the image file is empty"),
     "text.jpg": (b"404: not found\n", NO_PICTURE),
     "page.jpg": (b"<!DOCTYPE html><html><body>sign in</body></html>", NO_PICTURE),
     "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', NO_PICTURE),
     "phone.heic": (
         b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
         (
-            "the picture (HEIF) is damaged"
+            "the image (HEIF) is damaged"
             if pillow_heif
-            else "HEIC needs pillow-heif; pip install pillow-heif, or save the picture as JPEG"
+            else "HEIC needs pillow-heif; pip install pillow-heif, or save the image as JPEG"
         ),
     ),
-    "film.jpg": (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom", "a video with the ending of a picture?"),
+    "film.jpg": (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom", "a video with the extension of an image?"),
     "half.jpg": (JPEG[: len(JPEG) // 2], CUT_OFF),
     "last byte.jpg": (JPEG[:-1], CUT_OFF),
     "half.png": (PNG[: len(PNG) // 2], CUT_OFF),
     "head.jpg": (JPEG[:30], CUT_OFF),
     "mark.jpg": (JPEG[:2], CUT_OFF),
     "head.png": (PNG[:20], CUT_OFF),
-    "half.gif": (encoded(COLOURS, "GIF")[:900], "the picture (GIF) is damaged"),
+    "half.gif": (encoded(COLOURS, "GIF")[:900], "the image (GIF) is damaged"),
     "half.webp": (encoded(COLOURS, "WEBP")[:-200], "damaged"),
-    "half.bmp": (encoded(COLOURS, "BMP")[:5000], "the picture (BMP) is damaged"),
+    "half.bmp": (encoded(COLOURS, "BMP")[:5000], "the image (BMP) is damaged"),
     "half.tif": (encoded(COLOURS, "TIFF")[:9000], "damaged"),
-    "half.ppm": (encoded(COLOURS, "PPM")[:5000], "the picture (PPM) is damaged"),
+    "half.ppm": (encoded(COLOURS, "PPM")[:5000], "the image (PPM) is damaged"),
     "float.tif": (
         encoded(GREY.astype(np.float32), "TIFF"),
-        "or of a kind of TIFF that is not read",
+        "or an unsupported kind of TIFF",
     ),
     "30000.png": (
         png_header(30_000, 30_000),
         (
-            "the picture claims 30000 x 30000 pixels, and at most 110 million are read; make it"
+            "the image claims 30000 x 30000 pixels, and at most 110 million are read; make it"
             " smaller"
         ),
     ),
@@ -172,12 +172,12 @@ REFUSED = {
     "30000.ppm": (b"P6 30000 30000 255\n" + bytes(100), "too large (Image size (900000000 pixels)"),
     "chunk.png": (
         PNG[:33] + struct.pack(">I", 2**31 - 1) + PNG[37:],
-        "is damaged: a part of it ends behind the file; fetch it again",
+        "is damaged: a part of it ends behind the file; download it again",
     ),
     "scans.jpg": (claiming(many_scans(), b"\xff\xc2", 4_000), "has more than 64 scans"),
     "no size.png": (png_header(0, 10), "damaged"),
 }
 if features.check("avif"):
-    REFUSED["half.avif"] = (READ["a.avif"][0][:900], "the picture (AVIF) is damaged")
+    REFUSED["half.avif"] = (READ["a.avif"][0][:900], "the image (AVIF) is damaged")
 if pillow_heif:
-    REFUSED["half.heic"] = (READ["a.heic"][0][:1300], "the picture (HEIF) is damaged")
+    REFUSED["half.heic"] = (READ["a.heic"][0][:1300], "the image (HEIF) is damaged")

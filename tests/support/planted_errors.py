@@ -1,7 +1,7 @@
 """Results with errors that were planted into them, for the tests of poise.evaluation.analysis."""
 
 import numpy as np
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.evaluation import read_ground_truth
 from poise.evaluation.analysis.matching import GroundTruth, Results
 from poise.evaluation.keypoint_ap import GroundTruthPersons

@@ -660,11 +660,11 @@ IMAGES = [
         lambda path: path.with_suffix(".JPG").write_bytes(b"") and None,
         "(No such file or directory); check DATASET.ROOT and the annotation file; there is ",
     ),
-    _pictured("empty", lambda path: b"", "the image file is empty; fetch it again"),
+    _pictured("empty", lambda path: b"", "the image file is empty; download it again"),
     _pictured(
         "cut off",
         lambda path: lambda data: data[:2000],
-        "the image file is cut off; fetch it again",
+        "the image file is cut off; download it again",
     ),
     _pictured(
         "a page of a web server",

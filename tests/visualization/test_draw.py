@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from poise.config.datasets import COCO
+from poise.config.dataset_yaml import COCO
 from poise.errors import ConfigError, DataError
 from poise.inference.poses import Poses
 from poise.io.images import read_image

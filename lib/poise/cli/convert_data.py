@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"{args.source_format} {args.target_format}: the two formats are the same"
         )
-    from poise.config.datasets import load_dataset_info
+    from poise.config.dataset_yaml import load_dataset_info
     from poise.datasets import converters
     from poise.engine.logger import start_console
     from poise.errors import pluralize

@@ -1,6 +1,4 @@
-"""Configuration: keys and defaults (default.py), reading a file (loading.py), checks
-(checking.py), old files (legacy.py).
-"""
+"""Configuration: keys and defaults, loading, validation, dataset files."""
 
 from poise.config.datasets import data_path
 from poise.config.defaults import default_config

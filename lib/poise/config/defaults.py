@@ -1,8 +1,8 @@
 """Every configuration key with its default, type and meaning.
 
 Keys and meanings are those of the HRNet family (leoxiaobin/deep-high-resolution-net.pytorch
-lib/config/default.py, after microsoft/human-pose-estimation.pytorch); the few keys that are Poise's
-own are marked (Poise). The type of a default is the type of its key. Sizes are (width, height), as
+lib/config/default.py, after microsoft/human-pose-estimation.pytorch); keys of Poise are marked
+(Poise). The type of a default is the type of its key. Sizes are (width, height), as
 in the published files.
 """
 
@@ -17,52 +17,50 @@ def default_config() -> CfgNode:
     c.LOG_DIR = "log"
     # prefix of relative DATASET.ROOT, MODEL.PRETRAINED, TEST.MODEL_FILE and TEST.COCO_BBOX_FILE
     c.DATA_DIR = ""
-    # (Poise) name of the run's folder; '' is the experiment's. Where it holds another run's
-    # results, -2, -3, ... is added
+    # (Poise) name of the run folder; '' is the name of the experiment. If it holds the results of
+    # another run, -2, -3, ... is appended
     c.RUN_NAME = ""
-    # CUDA devices to train and test on; more than there are: those that exist; none: the CPU
+    # CUDA devices to train and test on; missing ones are ignored; none is the CPU
     c.GPUS = (0,)
-    # processes that load samples on this machine, shared by torchrun's processes; 0 loads in the
+    # loader processes on this machine, divided among the processes of torchrun; 0 loads in the
     # main process
     c.WORKERS = 4
-    c.PRINT_FREQ = 20  # a log line, and the debug pictures if any, every this many steps
-    c.AUTO_RESUME = False  # go on from checkpoint.pth in the run folder when there is one
+    c.PRINT_FREQ = 20  # steps between log lines, and between debug images
+    c.AUTO_RESUME = False  # resume from checkpoint.pth in the run folder if it exists
     c.PIN_MEMORY = True  # page-locked batches, for faster copies to a GPU
     c.RANK = 0  # accepted for old files; ranks come from the launcher
     c.SEED = 0  # (Poise) seed of weights, order and augmentation
-    # (Poise) torch threads on the CPU; 0: all cores; -1: the fastest count, measured again every 15
+    # (Poise) torch threads on the CPU; 0: all cores; -1: the fastest number, measured every 15
     # seconds
     c.CPU_THREADS = 0
-    # (Poise) images and weights with channels innermost in memory; often faster, equal but for
-    # rounding
+    # (Poise) channels_last memory format; often faster, equal up to rounding
     c.CHANNELS_LAST = False
 
-    # (Poise) mixed precision, in training and testing: bf16, or fp16 with a loss scale; '' is
-    # float32 throughout
+    # (Poise) mixed precision in training and testing: bf16, or fp16 with loss scaling; '' is
+    # float32
     c.AMP = ""
-    # (Poise) torch.compile of the training's network and of the one that tools/test.py tests; needs
-    # a compiler; one device a process
+    # (Poise) torch.compile the network in training and tools/test.py; needs a compiler, and one
+    # device per process
     c.COMPILE = False
-    # (Poise) batch norm over the batches of all of torchrun's processes together; without them, no
-    # effect
+    # (Poise) synchronize batch norm over the processes of torchrun
     c.SYNC_BN = False
 
     c.CUDNN = CfgNode()
-    c.CUDNN.BENCHMARK = True  # let cuDNN time its algorithms on the first batch
+    c.CUDNN.BENCHMARK = True  # let cuDNN benchmark its algorithms on the first batch
     c.CUDNN.DETERMINISTIC = False  # only deterministic cuDNN algorithms
     c.CUDNN.ENABLED = True  # use cuDNN at all
 
     c.MODEL = CfgNode()
     c.MODEL.NAME = "pose_resnet"  # network; poise.models.MODELS lists them
-    # initialise as the family does and load MODEL.PRETRAINED when training begins
+    # initialize as the family does and load MODEL.PRETRAINED when training starts
     c.MODEL.INIT_WEIGHTS = True
     # backbone (or whole network) weights: a path, or an https URL with its sha256 prefix in the
     # name
     c.MODEL.PRETRAINED = ""
-    # (Poise) MODEL.PRETRAINED may have other joints: its last layers are then left out, which is
-    # said; for fine-tuning
+    # (Poise) for fine-tuning: skip the last layers of MODEL.PRETRAINED, with a message, if it has
+    # other joints
     c.MODEL.REPLACE_HEAD = False
-    # joints, as many as the dataset file has; 0 takes their number from there
+    # number of keypoints, as in the dataset file; 0 takes it from there
     c.MODEL.NUM_JOINTS = 0
     c.MODEL.TAG_PER_JOINT = True  # accepted for old files; without effect there and here
     # codec between keypoints and the network's outputs; poise.codecs.CODECS lists them
@@ -89,7 +87,7 @@ def default_config() -> CfgNode:
     # (Poise) posenas: wiring of the cells, a name of poise.models.posenas.genotypes or a path of a
     # genotype's JSON file
     c.MODEL.GENOTYPE = "posenas"
-    # what only this network knows; see its file in poise/models. HEAD of pose_resnet and
+    # options of this network; see its file in poise/models. HEAD of pose_resnet and
     # pose_res2net: 'heatmap' (the default), or 'simcc', two linear layers after the last map
     c.MODEL.EXTRA = CfgNode(new_allowed=True)
 
@@ -105,10 +103,10 @@ def default_config() -> CfgNode:
     c.LOSS.BETA = 10.0
     # (Poise) kl_discret: the labels go through a softmax too, times 10
     c.LOSS.LABEL_SOFTMAX = True
-    c.LOSS.USE_OHKM = False  # only the TOPK hardest joints of each person count
+    c.LOSS.USE_OHKM = False  # use only the TOPK hardest joints of each person
     c.LOSS.TOPK = 8  # how many, with USE_OHKM
-    c.LOSS.USE_TARGET_WEIGHT = True  # unlabelled joints do not count
-    # wrists, ankles, elbows and knees count more (weights of the dataset file)
+    c.LOSS.USE_TARGET_WEIGHT = True  # ignore unlabeled joints
+    # larger weights for wrists, ankles, elbows and knees (weights of the dataset file)
     c.LOSS.USE_DIFFERENT_JOINTS_WEIGHT = False
 
     c.DATASET = CfgNode()
@@ -117,7 +115,7 @@ def default_config() -> CfgNode:
     # dataset: a file of experiments/datasets, coco, mpii, crowdpose, ...; with FILE the name that
     # it gives
     c.DATASET.DATASET = "mpii"
-    # (Poise) instead, a dataset file of your own: joints, sigmas, places; see
+    # (Poise) instead, a dataset file of your own: joints, sigmas, paths; see
     # experiments/datasets/template.yaml
     c.DATASET.FILE = ""
     # (Poise) more sets to train on, by names of your choice, each a group of keys: FILE, the
@@ -131,27 +129,25 @@ def default_config() -> CfgNode:
     c.DATASET.TEST_SET = "valid"
     # 'zip' reads images/<split>.zip; anything else reads plain files
     c.DATASET.DATA_FORMAT = "jpg"
-    # (Poise) keep what was read of large annotation and detection files in ~/.cache/poise
-    # ($XDG_CACHE_HOME)
+    # (Poise) cache large annotation and detection files in ~/.cache/poise ($XDG_CACHE_HOME)
     c.DATASET.CACHE = True
     c.DATASET.HYBRID_JOINTS_TYPE = ""  # appended to the dataset's name in the run folder
     # train only on persons whose joints agree with their box (HRNet's select_data)
     c.DATASET.SELECT_DATA = False
-    c.DATASET.FLIP = True  # augmentation: mirror half of the samples
+    c.DATASET.FLIP = True  # augmentation: flip half of the samples
     # (Poise) turn images as their EXIF entry says; HRNet does not, mmpose does
     c.DATASET.EXIF = False
-    # (Poise) annotated boxes are cut to their image: 'hrnet' one pixel narrower, 'mmpose', or
-    # 'none'
+    # (Poise) clip annotated boxes to their image: 'hrnet' one pixel narrower, 'mmpose', or 'none'
     c.DATASET.BOX_CLIP = "hrnet"
     # (Poise) training boxes grow by these factors in x and y, before the fit to the input's aspect
     # ratio
     c.DATASET.BOX_MARGIN = [1.25, 1.25]
     # (Poise) augmentation: and further, by 1 to 1 + this, drawn for x and y alone (MSPN)
     c.DATASET.BOX_MARGIN_RANDOM = [0.0, 0.0]
-    # (Poise) augmentation: share of samples whose centre is moved (mmpose) ...
+    # (Poise) augmentation: probability of a shifted center (mmpose) ...
     c.DATASET.PROB_CENTER_SHIFT = 0.0
-    c.DATASET.CENTER_SHIFT = 0.16  # (Poise) ... by up to this share of the box's size
-    # (Poise) how size and rotation are drawn: 'normal' as HRNet, 'uniform' as MSPN
+    c.DATASET.CENTER_SHIFT = 0.16  # (Poise) ... by up to this fraction of the box size
+    # (Poise) distribution of size and rotation: 'normal' as HRNet, 'uniform' as MSPN
     c.DATASET.AUGMENT_DRAW = "normal"
     # (Poise) augmentation: the box's size is multiplied by this (MSPN)
     c.DATASET.SCALE_SHRINK = 1.0
@@ -161,15 +157,15 @@ def default_config() -> CfgNode:
     # augmentation: standard deviation of the rotation in degrees, limit twice that; the limit with
     # 'uniform'
     c.DATASET.ROT_FACTOR = 30.0
-    # (Poise) augmentation: share of samples that are rotated
+    # (Poise) augmentation: probability of a rotation
     c.DATASET.PROB_ROTATION = 0.6
     # (Poise) which half and which box: 'hrnet' around the joints' mean, 'mspn' around their extent
     c.DATASET.HALF_BODY = "hrnet"
     # (Poise) 'mspn': its box grows by 1 to 1 + this, drawn for x and y alone
     c.DATASET.HALF_BODY_MARGIN_RANDOM = [0.6, 0.8]
-    # augmentation: share of samples cropped to the upper or lower body
+    # augmentation: probability of a crop to the upper or lower body
     c.DATASET.PROB_HALF_BODY = 0.0
-    c.DATASET.NUM_JOINTS_HALF_BODY = 8  # ... among those with more labelled joints than this
+    c.DATASET.NUM_JOINTS_HALF_BODY = 8  # ... of persons with more labeled joints than this
     # channel order of the network's input; False is BGR, as OpenCV reads
     c.DATASET.COLOR_RGB = False
 
@@ -179,8 +175,8 @@ def default_config() -> CfgNode:
     c.TRAIN.LR_STEP = [90, 110]  # ... when these epochs begin, in ascending order
     # (Poise) step: by LR_STEP and LR_FACTOR; linear, cosine: to 0 at the end, step by step
     c.TRAIN.LR_SCHEDULE = "step"
-    c.TRAIN.WARMUP_ITERS = 0  # (Poise) the rate rises over so many steps ...
-    c.TRAIN.WARMUP_FACTOR = 0.1  # (Poise) ... from this share of itself
+    c.TRAIN.WARMUP_ITERS = 0  # (Poise) steps of linear warm-up ...
+    c.TRAIN.WARMUP_FACTOR = 0.1  # (Poise) ... from this fraction of the learning rate
     # (Poise) samples per step that LR and ITERATIONS are meant for: with others LR is scaled in
     # proportion and ITERATIONS inversely; 0: never
     c.TRAIN.BASE_BATCH = 0
@@ -188,8 +184,7 @@ def default_config() -> CfgNode:
     c.TRAIN.ITERATIONS = 0
     # adam (ignores WD, as the HRNet family does), adam_l2 (adds WD to the gradient), adamw or sgd
     c.TRAIN.OPTIMIZER = "adam"
-    # (Poise) WD is for the parameters of norms and for biases too; False: for the other weights
-    # only
+    # (Poise) apply WD to normalization parameters and biases too
     c.TRAIN.WD_NORM_AND_BIAS = True
     c.TRAIN.MOMENTUM = 0.9  # sgd: momentum
     c.TRAIN.WD = 0.0001  # adam_l2, adamw and sgd: weight decay
@@ -199,33 +194,32 @@ def default_config() -> CfgNode:
     c.TRAIN.BEGIN_EPOCH = 0  # first epoch
     c.TRAIN.END_EPOCH = 140  # epoch at which training ends; not trained itself
     c.TRAIN.RESUME = False  # as AUTO_RESUME, under SimpleBaseline's name
-    c.TRAIN.CHECKPOINT = ""  # go on from this checkpoint instead of the run folder's
-    # samples per step on each device, or in each of torchrun's processes
+    c.TRAIN.CHECKPOINT = ""  # resume from this checkpoint instead of that of the run folder
+    # samples per step on each device, or in each process of torchrun
     c.TRAIN.BATCH_SIZE_PER_GPU = 32
-    # (Poise) a step is so many times as many samples, one part after the other; gradients add up,
-    # batch norm sees a part
+    # (Poise) gradient accumulation: batches per optimizer step
     c.TRAIN.ACCUMULATE = 1
-    c.TRAIN.SHUFFLE = True  # another order each epoch
-    # (Poise) test after every this many epochs, and after the last
+    c.TRAIN.SHUFFLE = True  # shuffle the samples in each epoch
+    # (Poise) epochs between tests; the last epoch is always tested
     c.TRAIN.EVAL_INTERVAL = 1
-    # (Poise) a moving average of the weights, tested and saved beside them (*_ema.pth): the share
-    # that stays in a step; 0: none
+    # (Poise) decay of the exponential moving average of the weights, which is tested and saved
+    # too (*_ema.pth); 0: none
     c.TRAIN.EMA_DECAY = 0.0
-    # (Poise) end early when the best score, with EMA_DECAY either of the two, has not risen in so
-    # many tests; 0: never
+    # (Poise) stop after so many tests without a better score, with EMA_DECAY of either network;
+    # 0: never
     c.TRAIN.PATIENCE = 0
-    # (Poise) a checkpoint after every this many steps, besides those at the ends of epochs; 0: none
+    # (Poise) steps between checkpoints within an epoch; 0: none
     c.TRAIN.CHECKPOINT_STEPS = 0
-    c.TRAIN.CHECKPOINT_MINUTES = 30.0  # (Poise) a checkpoint where the last is so old; 0: none
-    # (Poise) checkpoint.pth and those before it, checkpoint_1.pth, ...: the last so many
+    c.TRAIN.CHECKPOINT_MINUTES = 30.0  # (Poise) minutes between checkpoints; 0: none
+    # (Poise) number of checkpoints: checkpoint.pth and the older checkpoint_1.pth, ...
     c.TRAIN.CHECKPOINTS_KEPT = 2
 
     c.TEST = CfgNode()
     c.TEST.BATCH_SIZE_PER_GPU = 32  # persons per step on each device
-    c.TEST.FLIP_TEST = False  # average with the prediction for the mirrored image
-    c.TEST.POST_PROCESS = False  # refine each maximum below the cell, as TEST.DECODE says
-    # (Poise) how a maximum is refined: '' as the codec does, 'quarter' of a cell, or 'dark' (DARK,
-    # arXiv 1910.06278)
+    c.TEST.FLIP_TEST = False  # average with the prediction for the flipped image
+    c.TEST.POST_PROCESS = False  # refine each peak to sub-pixel precision, as TEST.DECODE says
+    # (Poise) refinement: '' that of the codec, 'quarter' of a cell, or 'dark' (DARK, arXiv
+    # 1910.06278)
     c.TEST.DECODE = ""
     # (Poise) dark, udp, megvii: cells of the blur before decoding, odd; 0: as wide as MODEL.SIGMA,
     # megvii 5
@@ -233,7 +227,7 @@ def default_config() -> CfgNode:
     # (Poise) both coordinates of a joint whose heatmap is nowhere above 0, in cells; mmpose takes
     # -1; megvii has a rule of its own
     c.TEST.EMPTY_CELL = 0
-    # flip test: move the mirrored heatmap by one cell, for its better alignment
+    # flip test: shift the flipped heatmap by one cell, for better alignment
     c.TEST.SHIFT_HEATMAP = False
     c.TEST.USE_GT_BBOX = False  # boxes from the annotations instead of TEST.COCO_BBOX_FILE
     c.TEST.IMAGE_THRE = 0.1  # detections with a lower score are dropped
@@ -251,15 +245,13 @@ def default_config() -> CfgNode:
     c.TEST.BBOX_THRE = 1.0  # accepted for old files; without effect there and here
     # weights to test; '' is the run folder's model_best.pth, else its final_state.pth
     c.TEST.MODEL_FILE = ""
-    # on by default, for results are equal but for float rounding, and every map is gone over once
-    # less
-    # (Poise) test with a copy of the network whose batch norms are part of the convolutions before
-    # them
+    # (Poise) test with batch norms fused into the convolutions before them; numerically
+    # equivalent, one pass over each feature map fewer
     c.TEST.FOLD_BN = True
-    c.TEST.PICTURES = 8  # (Poise) images drawn with their predictions after a test
+    c.TEST.PICTURES = 8  # (Poise) number of images drawn with predictions after a test
 
-    # (Poise) tools/search.py, see docs/search.md; the figures are those of PoseNAS's files, most of
-    # them of its last search on MPII
+    # (Poise) tools/search.py, see docs/search.md; the values are those of PoseNAS, most of them of
+    # its last search on MPII
     c.SEARCH = CfgNode()
     # what is searched: joint (encoder and decoder), encoder or decoder
     c.SEARCH.MODE = "joint"
@@ -277,8 +269,8 @@ def default_config() -> CfgNode:
     c.SEARCH.INIT_CHANNELS = 32  # its width, as MODEL.EXTRA.INIT_CHANNELS
     # of the search instead of SEED: weights, split, order and augmentation
     c.SEARCH.SEED = 2
-    c.SEARCH.SUBSET = 1.0  # share of the training images that the search uses
-    # share of those that train the weights; the others train the architecture
+    c.SEARCH.SUBSET = 1.0  # fraction of the training images that the search uses
+    # fraction of those that train the weights; the others train the architecture
     c.SEARCH.W_FRACTION = 0.5
     c.SEARCH.BATCH_SIZE = 64  # samples of a step of either kind
     c.SEARCH.INIT_EPOCHS = 10  # the first epochs train the weights alone ...
@@ -288,20 +280,20 @@ def default_config() -> CfgNode:
     c.SEARCH.W_LR = 0.001  # weights: learning rate of Adam
     c.SEARCH.LR_FACTOR = 0.2  # it is multiplied by this ...
     c.SEARCH.LR_STEP = [30]  # ... when these epochs begin, in ascending order
-    c.SEARCH.GRAD_CLIP = 5.0  # weights: norm to which larger gradients are cut; 0: never
+    c.SEARCH.GRAD_CLIP = 5.0  # weights: maximum gradient norm; 0: no clipping
     c.SEARCH.ALPHA_LR = 0.0004  # architecture: learning rate of Adam
     c.SEARCH.ALPHA_BETAS = [0.9, 0.999]  # architecture: Adam's averages
     c.SEARCH.ALPHA_WD = 0.0001  # architecture: weight decay, added to the gradient
-    # one of so many channels goes through the candidates, the others go by (PC-DARTS); less memory
-    # and time
+    # one of so many channels passes through the candidates, the others bypass them (PC-DARTS);
+    # less memory and time
     c.SEARCH.PARTIAL_CHANNELS = 1
-    # candidates are computed again in the backward pass instead of kept; less memory, more time
+    # recompute candidates in the backward pass (gradient checkpointing); less memory, more time
     c.SEARCH.CHECKPOINTING = False
-    # test the search's network after every this many epochs and after the last; 0: never
+    # epochs between tests of the search network, which is also tested at the end; 0: never
     c.SEARCH.EVAL_INTERVAL = 1
 
     c.DEBUG = CfgNode()
-    # switch of the four below; pictures are written every PRINT_FREQ steps
+    # enable the four below; images are written every PRINT_FREQ steps
     c.DEBUG.DEBUG = False
     c.DEBUG.SAVE_BATCH_IMAGES_GT = False  # crops with their true joints
     c.DEBUG.SAVE_BATCH_IMAGES_PRED = False  # crops with their predicted joints

@@ -1,6 +1,4 @@
-"""What an experiment file comes to: every key as YAML, the keys that differ from the defaults or
-from another experiment, and where they were set.
-"""
+"""Print configurations: all keys as YAML, differences, and the file that sets each key."""
 
 from __future__ import annotations
 
@@ -17,16 +15,14 @@ from poise.config.legacy import translate_simple_baseline
 from poise.config.loading import BASE_KEY, load
 from poise.io.yaml_file import read_yaml
 
-# stands for the value of a key of MODEL.EXTRA that one of two configurations does not have
+# in place of the value of a key of MODEL.EXTRA that one of two configurations lacks
 ABSENT = "-"
 COMMAND_LINE = "command line"
-NOTE_COLUMN = 60  # notes stand in one column, no further to the right than this
+NOTE_COLUMN = 60  # the notes are in one column, at most this one
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of every key that is no group, in order, keys written as on the command line:
-    ('TRAIN.LR', 0.001).
-    """
+    """Yield (key, value) of every key that is not a group, in order: ('TRAIN.LR', 0.001)."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -35,25 +31,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def differences(cfg: CfgNode, other: CfgNode | None = None) -> dict[str, tuple[str, str]]:
-    """key -> (value in `cfg`, value in `other`), both as YAML, of the keys in which they differ.
+    """Return {key: (value in `cfg`, value in `other`)} of the keys that differ, as YAML.
+
     other: None is the defaults.
     """
-    mine, theirs = dict(flatten(cfg)), dict(flatten(default_config() if other is None else other))
-    shown = {
-        key: (
-            _yaml(mine[key]) if key in mine else ABSENT,
-            _yaml(theirs[key]) if key in theirs else ABSENT,
-        )
-        for key in {**mine, **theirs}
-    }
-    return {key: pair for key, pair in shown.items() if pair[0] != pair[1]}
+    if other is None:
+        other = default_config()
+    ours = {key: _yaml(value) for key, value in flatten(cfg)}
+    theirs = {key: _yaml(value) for key, value in flatten(other)}
+    pairs = {key: (ours.get(key, ABSENT), theirs.get(key, ABSENT)) for key in {**ours, **theirs}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def find_origins(cfg: CfgNode, path: str | Path) -> dict[str, str]:
-    """key -> the file that sets it last, of the experiment file `path` and its bases, or
-    COMMAND_LINE where `cfg` has another value.
+    """Return {key: the file that sets it}, of the experiment file `path` and its bases.
 
-    path: a file that `load` accepts. A file may also say what the default is.
+    COMMAND_LINE if `cfg` has another value. A file may also set the default.
     """
     found = _file_origins(Path(path))
     found.update(dict.fromkeys(differences(cfg, load(path)), COMMAND_LINE))
@@ -64,7 +57,9 @@ def _file_origins(path: Path) -> dict[str, str]:
     values = read_yaml(path, "experiment file")
     bases = values.pop(BASE_KEY, [])
     found: dict[str, str] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    if isinstance(bases, str):
+        bases = [bases]
+    for base in bases:
         found.update(_file_origins(path.parent / base))
     found.update(
         (key, os.path.normpath(path)) for key, _ in flatten(translate_simple_baseline(values))
@@ -73,11 +68,11 @@ def _file_origins(path: Path) -> dict[str, str]:
 
 
 def as_yaml(cfg: CfgNode, notes: Mapping[str, str] | None = None) -> str:
-    """Every key of `cfg`, in the order of the defaults, as YAML that `load` reads; notes: key ->
-    a comment at the end of its line.
+    """Return all keys of `cfg`, in the order of the defaults, as YAML that `load` reads.
+
+    notes: {key: a comment at the end of its line}.
     """
-    notes = notes or {}
-    lines = list(_lines(cfg, notes, "", ""))
+    lines = list(_lines(cfg, notes or {}, "", ""))
     width = min(NOTE_COLUMN, max((len(text) for text, note in lines if note), default=0))
     return "".join(f"{text:<{width}}  # {note}\n" if note else f"{text}\n" for text, note in lines)
 
@@ -90,15 +85,15 @@ def _lines(
             yield f"{indent}{key}:", ""
             yield from _lines(value, notes, f"{prefix}{key}.", f"{indent}  ")
         else:
-            yield (
-                f"{indent}{key}: {_yaml({} if isinstance(value, CfgNode) else value)}",
-                notes.get(f"{prefix}{key}", ""),
-            )
+            text = "{}" if isinstance(value, CfgNode) else _yaml(value)
+            yield f"{indent}{key}: {text}", notes.get(f"{prefix}{key}", "")
 
 
 def _yaml(value: Any) -> str:
-    """A value as YAML on one line."""
-    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    """Return a value as YAML on one line."""
+    style = None
+    if isinstance(value, str) and not value.isprintable():
+        style = '"'
     text = yaml.safe_dump(
         value, default_flow_style=True, default_style=style, width=float("inf"), allow_unicode=True
     )

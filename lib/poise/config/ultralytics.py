@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from poise.config.datasets import MAX_JOINTS, load_dataset_info
+from poise.config.dataset_yaml import MAX_JOINTS, load_dataset_info
 from poise.errors import ConfigError, escape_name, short_repr
 from poise.structures.skeleton import Skeleton
 

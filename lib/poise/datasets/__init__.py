@@ -15,7 +15,7 @@ from poise.datasets.loader import BatchLoader, TopDownDataset
 from poise.datasets.mixing import ConcatImageFolders, cfg_for_source, convert_skeleton, mixed
 from poise.datasets.sampler import SINGLE_SHARD, EpochBatchSampler, Shard
 from poise.errors import DataError
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.structures.crops import PIXEL_STD
 from poise.structures.person_table import PersonTable
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 __all__ = ["READERS", "build_loader", "load_split", "read_table", "PersonTable", "ImageFolder"]
 
 #: annotation formats by the `format` of the dataset file; the names are those of
-#: poise.config.datasets.METRICS
+#: poise.config.dataset_yaml.METRICS
 READERS = {"coco": coco.READER, "mpii": mpii.READER}
 
 

@@ -32,7 +32,7 @@ from poise.datasets.sampler import EpochBatchSampler, SampleKey
 from poise.datasets.worker_exit import exit_with_parent
 from poise.errors import DataError
 from poise.io.decoding import EncodedImage
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.structures.crops import person_crop_matrix, source_roi, transform_points
 from poise.structures.person_table import PersonTable
 from poise.structures.warp import warp

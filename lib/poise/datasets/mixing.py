@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from poise.config.datasets import joint_mapping
 from poise.errors import DataError
 from poise.io.decoding import EncodedImage
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.structures.person_table import NOT_ANNOTATED, PackedStrings, PersonTable
-from poise.structures.skeleton import DatasetInfo
+from poise.structures.skeleton import DatasetInfo, joint_mapping
 
 log = logging.getLogger(__name__)
 

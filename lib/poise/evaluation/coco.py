@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from poise.config.datasets import load_dataset_info
+from poise.config.dataset_yaml import load_dataset_info
 from poise.errors import DataError, escape_name, short_repr
 from poise.evaluation import keypoint_ap, nms
 from poise.evaluation.results import FIELDS, check_finite, read_results

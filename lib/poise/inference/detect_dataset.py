@@ -19,7 +19,7 @@ from poise.datasets.coco_files import category_id, read_images
 from poise.errors import ConfigError, DataError, short_repr, single_line
 from poise.inference.detectors import Detector
 from poise.io.files import atomic_write
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.structures.person_table import PackedStrings
 
 log = logging.getLogger(__name__)

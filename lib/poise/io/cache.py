@@ -1,10 +1,9 @@
-"""Arrays that were read from a large annotation or detection file, kept on the disk, so that the
-next run need not read the file again.
+"""Cache of the arrays that are read from large annotation and detection files.
 
-They lie in $XDG_CACHE_HOME/poise, or ~/.cache/poise, one file for each source. A file is used only
-where its source still has the path, size and times that it had, and where the code that reads such
-files is the same; damage shows in the sums of the ZIP format that .npz files have. Whatever is
-wrong with a file, the source is read. Everything there may be deleted at any time.
+The cache is $XDG_CACHE_HOME/poise or ~/.cache/poise, with one .npz file per source. A file is used
+if its source has the same path, size and times and the reading code is the same; damage shows in
+the checksums of .npz files. If anything is wrong with a cache file, the source is read. Everything
+in the folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -28,86 +28,88 @@ from poise.io.files import atomic_write
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
+OptionalArrays = TypeVar("OptionalArrays", bound="Arrays | None")
 MIN_BYTES = 1 << 22  # smaller sources are read in a tenth of a second
-MAX_FILES = 16  # the least recently used ones go; train2017's takes 40 MB
+MAX_FILES = 16  # the least recently used ones are removed; train2017's takes 40 MB
 _HEADER = "header"
 
 
-def cache_folder() -> Path:
-    """Where the files lie. Raises RuntimeError where the user has no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "poise"
-
-
 def cached(
-    path: Path, kind: str, read: Callable[[], Arrays | None], wanted: bool = True
-) -> Arrays | None:
-    """What `read` gives for the file `path`: from the cache if its source is unchanged, else read,
-    and kept unless it is None.
+    path: Path, kind: str, read: Callable[[], OptionalArrays], enabled: bool = True
+) -> OptionalArrays:
+    """Return what `read` returns for the file `path`, from the cache if the file is unchanged.
 
-    kind: which of a source's contents it is, and what besides the source decides them. read: a
-    function, or a partial of one. wanted: DATASET.CACHE; False neither reads nor writes the cache.
-    Errors of `read` pass.
+    Args:
+        path: the source that `read` reads.
+        kind: which content of the source it is, with everything else that it depends on.
+        read: reads the source; its errors are raised, and None is not cached.
+        enabled: DATASET.CACHE; False neither reads nor writes the cache.
     """
-    source = _state(path, kind) if wanted else None
+    source = _source_state(path, kind) if enabled else None
     if source is None or source["size"] < MIN_BYTES:
         return read()
     try:
-        mark = hashlib.sha256(
-            f"{source['path']} {kind}".encode("utf-8", "surrogateescape")
-        ).hexdigest()
-        file = cache_folder() / f"{path.stem}-{mark[:16]}.npz"
+        key = hashlib.sha256(f"{source['path']} {kind}".encode("utf-8", "surrogateescape"))
+        file = cache_folder() / f"{path.stem}-{key.hexdigest()[:16]}.npz"
     except RuntimeError:
         return read()
-    arrays = _load(file, source)
-    if arrays is not None:
+    stored = _load(file, source)
+    if stored is not None:
         log.info("%s", f"{path}: unchanged since it was last read, taken from {file}")
-        return arrays
+        return cast(OptionalArrays, stored)
     arrays = read()
-    # a file that was being written is not remembered
-    if arrays is not None and _state(path, kind) == source:
+    # a file that changed while it was read is not cached
+    if arrays is not None and _source_state(path, kind) == source:
         _save(file, source, arrays)
     return arrays
 
 
-def _state(path: Path, kind: str) -> dict | None:
-    """What must be equal for the cache to hold; None where the source cannot be looked at, which
-    its reader will tell.
+def cache_folder() -> Path:
+    """Return the folder of the cache. Raises RuntimeError if the user has no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    return root / "poise"
+
+
+def stat_key(path: str | Path) -> tuple[int, int, int]:
+    """Return size, and times of the last change of content and file in ns. Raises OSError.
+
+    They are equal as long as a file has not been touched.
+    """
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _source_state(path: Path, kind: str) -> dict[str, Any] | None:
+    """Return what must be equal for the cache to be valid; None if `path` cannot be examined.
+
+    In that case `read` raises the error.
     """
     try:
         size, time, changed = stat_key(path)
-        where = str(Path(path).resolve())
+        resolved = str(Path(path).resolve())
     except (OSError, ValueError, RuntimeError):
         return None
     return {
-        "path": where,
+        "path": resolved,
         "kind": kind,
         "size": size,
         "time": time,
         "changed": changed,
-        "code": _code_sum(),
+        "code": _code_hash(),
     }
 
 
-def stat_key(path: str | Path) -> tuple[int, int, int]:
-    """Bytes, and when the content and the file were last changed, in nanoseconds: equal as long
-    as a file has not been touched. Raises OSError.
-    """
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 @cache
-def _code_sum() -> int:
-    """Of all that has a part in reading annotations: code that was changed may give other
-    arrays.
-    """
+def _code_hash() -> int:
+    """Return a checksum of the code that reads annotations: changed code may give other arrays."""
     package = Path(__file__).parents[1]
     files = [
         *sorted((package / "datasets").glob("*.py")),
         *sorted((package / "structures").glob("*.py")),
         package / "io" / "json_file.py",
         package / "config" / "datasets.py",
+        package / "config" / "dataset_yaml.py",
         package / "datasets" / "validation" / "columns.py",
     ]
     try:
@@ -116,35 +118,33 @@ def _code_sum() -> int:
         return 0
 
 
-def _load(file: Path, source: dict) -> Arrays | None:
+def _load(file: Path, source: dict[str, Any]) -> Arrays | None:
     try:
         with warnings.catch_warnings(), np.load(file, allow_pickle=False) as content:
-            # NumPy's, of headers that it takes for those of Python 2
+            # NumPy warns of headers that look like those of Python 2
             warnings.simplefilter("ignore")
             if json.loads(content[_HEADER].tobytes()) != source:
                 return None
             arrays = {name: content[name] for name in content.files if name != _HEADER}
-        # a member that is no array comes back as its bytes
+        # a member that is not an array is returned as bytes
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             return None
         with contextlib.suppress(OSError):  # of a cache that another user filled
             os.utime(file)
         return arrays
-    # NumPy, zlib and Python's own parser, which NumPy reads an array's header with, have a dozen
-    # kinds between them
+    # NumPy, zlib and Python's parser of array headers raise a dozen classes of errors
     except Exception:
         return None
 
 
-def _save(file: Path, source: dict, arrays: Arrays) -> None:
+def _save(file: Path, source: dict[str, Any], arrays: Arrays) -> None:
+    header = np.frombuffer(json.dumps(source).encode(), np.uint8)
     try:
         with atomic_write(file) as part, open(part, "wb") as stream:
-            np.savez(
-                stream, **{_HEADER: np.frombuffer(json.dumps(source).encode(), np.uint8)}, **arrays
-            )
-        kept = sorted(file.parent.glob("*.npz"), key=lambda other: other.stat().st_mtime_ns)
-        for old in kept[:-MAX_FILES]:
+            np.savez(stream, **{_HEADER: header, **arrays})
+        files = sorted(file.parent.glob("*.npz"), key=lambda other: other.stat().st_mtime_ns)
+        for old in files[:-MAX_FILES]:
             old.unlink()
-    # a home that cannot be written; another run that cleans up too
+    # a home folder that is not writable, or another run that cleans up too
     except (DataError, OSError) as error:
-        log.debug("%s", f"nothing is kept for the next start ({error})")
+        log.debug("%s", f"the cache is not written ({error})")

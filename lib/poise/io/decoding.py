@@ -1,9 +1,8 @@
-"""Encoded images, decoded whole or only where a crop needs them: by the fastest decoder that is
-there, the pixels always OpenCV's.
+"""Decode encoded images, completely or only a region, with the fastest available decoder.
 
-JPEGs of the usual kind go to libjpeg-turbo by the compiled _jpeg, else to simplejpeg where that is
-installed; everything else, and whatever these two find fault with, goes to OpenCV. Which one it was
-does not show: each gives the same bits (tests/io/test_decoding.py).
+Usual JPEGs are decoded by libjpeg-turbo in the compiled _jpeg, else by simplejpeg if it is
+installed. OpenCV decodes everything else, and whatever these two fail on. The pixels are always
+those of OpenCV, bit for bit (tests/io/test_decoding.py).
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 
 try:
-    from poise.io import _jpeg
+    from poise.io import _jpeg  # type: ignore[attr-defined]  # compiled, without types
 except ImportError:
     _jpeg = None
 try:
@@ -24,76 +24,87 @@ try:
 except ImportError:
     simplejpeg = None
 
-# where OpenCV 5 has what OpenCV 4 has in cv2 itself
-_opencv_log = getattr(cv2.utils, "logging", cv2)
+# OpenCV 5 has here what OpenCV 4 has in cv2 itself
+_opencv_log: Any = getattr(cv2.utils, "logging", cv2)
 _SILENT = 0
 _JPEG = b"\xff\xd8"
-_SIMPLE_KINDS = {("YCbCr", "444"), ("YCbCr", "422"), ("YCbCr", "420"), ("Gray", "Gray")}
+_SIMPLEJPEG_KINDS = {("YCbCr", "444"), ("YCbCr", "422"), ("YCbCr", "420"), ("Gray", "Gray")}
 
 
 class EncodedImage:
-    """An encoded image. exif: turn it as its EXIF entry says, which only OpenCV does."""
+    """An image that is decoded on first use.
+
+    Args:
+        data: the content of the image file.
+        exif: turn the image as its EXIF entry says, which only OpenCV does.
+    """
 
     def __init__(self, data: bytes, exif: bool = False):
-        self._data, self._exif = data, exif
-
-    @cached_property
-    def _jpeg_size(self) -> tuple[int, int] | None:
-        """(width, height) where _jpeg can decode the image, which is then so far not decoded."""
-        return (
-            _jpeg.size(self._data)
-            if _jpeg is not None and not self._exif and self._data.startswith(_JPEG)
-            else None
-        )
+        self._data = data
+        self._exif = exif
 
     @cached_property
     def pixels(self) -> np.ndarray | None:
-        """The whole image (H, W, 3) uint8, BGR; None where it cannot be decoded."""
+        """The image (H, W, 3) uint8 in BGR order; None if it cannot be decoded."""
+        image = None
         if self._jpeg_size is not None:
-            image = self._region((0, 0, *self._jpeg_size))
-            if image is not None:
-                return image
+            image = self._decode_region((0, 0, *self._jpeg_size), self._jpeg_size)
         elif simplejpeg is not None and not self._exif and self._data.startswith(_JPEG):
-            image = _simple_pixels(self._data)
-            if image is not None:
-                return image
+            image = _decode_with_simplejpeg(self._data)
+        if image is not None:
+            return image
+        flags = cv2.IMREAD_COLOR
+        if not self._exif:
+            flags |= cv2.IMREAD_IGNORE_ORIENTATION
         try:
             with quiet_opencv():
-                return cv2.imdecode(
-                    np.frombuffer(self._data, np.uint8),
-                    cv2.IMREAD_COLOR | (0 if self._exif else cv2.IMREAD_IGNORE_ORIENTATION),
-                )
+                return cv2.imdecode(np.frombuffer(self._data, np.uint8), flags)
         except cv2.error:  # for example a header that claims more pixels than OpenCV allows
             return None
 
     @cached_property
     def size(self) -> tuple[int, int] | None:
-        """(width, height); None where the image cannot be decoded."""
+        """(width, height); None if the image cannot be decoded."""
         if self._jpeg_size is not None:
             return self._jpeg_size
-        return None if self.pixels is None else (self.pixels.shape[1], self.pixels.shape[0])
+        if self.pixels is None:
+            return None
+        return self.pixels.shape[1], self.pixels.shape[0]
 
     def with_region(self, box: tuple[int, int, int, int]) -> np.ndarray | None:
-        """An array as `pixels`, of which columns box[0] to box[2] and rows box[1] to box[3], the
-        ends not included, hold the image.
+        """Return an array like `pixels` that is decoded only within a box.
 
-        The rest may hold anything. None where the image cannot be decoded; faults in what lies
-        below the box are not found.
+        The rest is undefined. None if the image cannot be decoded; damage below the box is not
+        detected.
+
+        Args:
+            box: left, top, right and bottom, the last two exclusive.
         """
         if self._jpeg_size is None or "pixels" in self.__dict__:
             return self.pixels
-        image = self._region(box)
-        return self.pixels if image is None else image
+        image = self._decode_region(box, self._jpeg_size)
+        if image is None:
+            return self.pixels
+        return image
 
-    def _region(self, box: tuple[int, int, int, int]) -> np.ndarray | None:
-        width, height = self._jpeg_size
+    @cached_property
+    def _jpeg_size(self) -> tuple[int, int] | None:
+        """(width, height) if _jpeg can decode the image; nothing is decoded yet."""
+        if _jpeg is None or self._exif or not self._data.startswith(_JPEG):
+            return None
+        return _jpeg.size(self._data)
+
+    def _decode_region(
+        self, box: tuple[int, int, int, int], size: tuple[int, int]
+    ) -> np.ndarray | None:
+        width, height = size
         image = np.empty((height, width, 3), np.uint8)
         return image if _jpeg.decode_region(self._data, image, *box) else None
 
 
 @contextmanager
 def quiet_opencv() -> Iterator[None]:
-    """OpenCV says nothing on stderr; what is wrong with a file is told by an error, in one line."""
+    """Silence OpenCV on stderr; errors are reported as exceptions."""
     level = _opencv_log.getLogLevel()
     _opencv_log.setLogLevel(_SILENT)
     try:
@@ -102,10 +113,10 @@ def quiet_opencv() -> Iterator[None]:
         _opencv_log.setLogLevel(level)
 
 
-def _simple_pixels(data: bytes) -> np.ndarray | None:
+def _decode_with_simplejpeg(data: bytes) -> np.ndarray | None:
     try:
         _, _, kind, subsampling = simplejpeg.decode_jpeg_header(data)
-        if (kind, subsampling) in _SIMPLE_KINDS:
+        if (kind, subsampling) in _SIMPLEJPEG_KINDS:
             return simplejpeg.decode_jpeg(data, "BGR", fastdct=False, fastupsample=False)
     except ValueError:
         pass

@@ -1,6 +1,4 @@
-"""Fetch a file over HTTPS: told beforehand, resumed where a transfer broke, checked, and only
-then put in place.
-"""
+"""Download files over HTTPS, with resume and checksums."""
 
 from __future__ import annotations
 
@@ -18,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from poise.errors import DataError, single_line
 from poise.io.files import open_nofollow
@@ -25,22 +24,9 @@ from poise.io.files import open_nofollow
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP's answers that another time may not come
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+_TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)  # of HTTP; another try may succeed
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-def is_url(path: str) -> bool:
-    return "://" in path
-
-
-def sha256_prefix(name: str) -> str | None:
-    """The checksum that a published file name carries: 'resnet50-19c8e357.pth' -> '19c8e357',
-    and mmpose's with a date behind it, 'mspn50_coco_256x192-8fbfb5d0_20201123.pth' ->
-    '8fbfb5d0'; None where there is none.
-    """
-    match = re.search(r"-([0-9a-f]{8,64})(?:_\d{8})?\.[A-Za-z0-9.]+$", name)
-    return match.group(1) if match else None
 
 
 def download_file(
@@ -54,127 +40,156 @@ def download_file(
     force: bool = False,
     waits: Sequence[float] = (),
 ) -> Path:
-    """Return the local copy of `url` in `folder`, fetching it when it is not there.
+    """Return the local copy of `url` in `folder`, downloaded if it is missing.
 
-    name: of the copy; '' is the name in the address. digest: first 8 or more hex digits of the
-    file's sha256, or 'md5:' and all of that sum; '' takes them from the name in the address, and a
-    file whose name carries none is refused, or with `unchecked` fetched with a warning. size: what
-    it must have, 0 where that is not known. A file already there is checked too; with `force` it is
-    fetched anew and replaced when the new one is whole. waits: seconds before each
-    further try of a transfer that broke for a reason that may pass; after one that brought
-    something they start again. Plain http is taken from this machine only.
-    Raises DataError with what failed and what to do.
+    A file that exists is verified too. Raises DataError with the cause and the fix.
+
+    Args:
+        url: https, or http on this machine.
+        folder: created if it is missing.
+        name: of the copy; '' takes the name in the URL.
+        digest: first 8 or more hex digits of the sha256, or 'md5:' and the complete md5; '' takes
+            the digits in the name of the URL.
+        size: expected bytes; 0 if unknown.
+        unchecked: download a file without a digest, with a warning; else it is an error.
+        force: download again, and replace the old file once the new one is complete.
+        waits: seconds before each retry after an error that may be temporary. They start again
+            after a try that made progress.
     """
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise DataError(f"{url}: not an address ({error})") from None
-    _check_scheme(parts)
-    published = Path(urllib.parse.unquote(parts.path)).name
-    digest = digest or sha256_prefix(published)
-    if digest is None and not unchecked:
+    published = _published_name(url)
+    expected = digest or sha256_prefix(published)
+    if expected is None and not unchecked:
         raise DataError(
             f"{url}: the file name carries no sha256 prefix (name-0123abcd.pth), so it could not be"
-            " checked; fetch the file yourself and give its path"
+            " checked; download the file yourself and give its path"
         )
     target = Path(folder) / (name or published)
-    part = target.with_name(f"{target.name}.part")
     if target.exists() and not force:
-        verify_checksum(target, digest, url)
+        verify_checksum(target, expected, url)
         return target
+    part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(part):
+        with _exclusive(part):
             if target.exists() and not force:  # another process was faster
-                verify_checksum(target, digest, url)
+                verify_checksum(target, expected, url)
                 return target
-            _transfer_in_turns(url, part, size, waits)
-            verify_checksum(part, digest, url)
+            _transfer_with_retries(url, part, size, waits)
+            verify_checksum(part, expected, url)
             os.replace(part, target)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        kept = (
-            f"what came is kept in {part} and the next try goes on from there, "
-            if part.exists()
-            else ""
-        )
+        resume = f"the next try resumes from {part}, " if part.exists() else ""
         raise DataError(
-            f"{url}: cannot be fetched ({single_line(error)}); {kept}or put the file at {target} by"
-            " hand"
+            f"{url}: cannot be downloaded ({single_line(error)}); {resume}or put the file at"
+            f" {target} yourself"
         ) from None
-    if digest is None:
+    if expected is None:
         log.warning("%s: was not checked, because its publisher gives no sum of it", target)
     return target
 
 
 def verify_checksum(path: str | Path, digest: str | None, source: str) -> None:
-    """Raise DataError, and remove the file, unless the hex digits of its sum begin with `digest`;
-    None checks that it can be read.
+    """Remove a file and raise DataError if its checksum does not begin with `digest`.
 
-    digest: of sha256, or 'md5:' and the digits of that: against damage it does as well, and COCO's
-    archives have no other.
-
-    source: from where it can be fetched again.
+    Args:
+        path: the file.
+        digest: of sha256, or 'md5:' and the digits of the md5: it detects damage as well, and COCO
+            publishes no other. None only checks that the file is readable and not empty.
+        source: where to download it again, for error messages.
     """
     path = Path(path)
-    kind, digits = digest.split(":", 1) if digest and ":" in digest else ("sha256", digest)
-    sum_ = hashlib.new(kind, usedforsecurity=False)
+    algorithm, _, digits = (digest or "").rpartition(":")
+    algorithm = algorithm or "sha256"
+    checksum = hashlib.new(algorithm, usedforsecurity=False)
     try:
         with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK if digest else 1):
-                sum_.update(chunk)
-                if not digest:
-                    return
+            if not digest:
+                is_empty = not file.read(1)
+            else:
+                while chunk := file.read(_CHUNK):
+                    checksum.update(chunk)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); remove it, and {source} is fetched again"
+            f"{path}: cannot be read ({error.strerror}); remove it, and {source} is downloaded"
+            " again"
         ) from None
     if not digest:
-        path.unlink()
-        raise DataError(f"{path}: was empty; the file was removed, fetch {source} again")
-    if not sum_.hexdigest().startswith(digits):
+        if is_empty:
+            path.unlink()
+            raise DataError(f"{path}: was empty; the file was removed, download {source} again")
+        return
+    if not checksum.hexdigest().startswith(digits):
         path.unlink()
         raise DataError(
-            f"{path}: its {kind} begins with {sum_.hexdigest()[: len(digits)]}, and {digits} was"
-            f" published; the file was removed, fetch {source} again"
+            f"{path}: its {algorithm} begins with {checksum.hexdigest()[: len(digits)]}, and"
+            f" {digits} was published; the file was removed, download {source} again"
         )
 
 
-def _check_scheme(parts: urllib.parse.SplitResult) -> None:
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise DataError(
-            f"{parts.geturl()}: only https addresses are fetched; fetch the file yourself and give"
-            " its path"
-        )
+def sha256_prefix(name: str) -> str | None:
+    """Return the checksum in a published file name, or None.
 
-
-class _OnlySafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects are followed, as GitHub's releases need, but never to where a first address
-    could not lead.
+    'resnet50-19c8e357.pth' -> '19c8e357', and with mmpose's date behind it
+    'mspn50_coco_256x192-8fbfb5d0_20201123.pth' -> '8fbfb5d0'.
     """
+    match = re.search(r"-([0-9a-f]{8,64})(?:_\d{8})?\.[A-Za-z0-9.]+$", name)
+    return match.group(1) if match else None
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: D102, the name and signature are urllib's
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def _published_name(url: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise DataError(f"{url}: not an address ({error})") from None
+    _check_scheme(parts)
+    return Path(urllib.parse.unquote(parts.path)).name
+
+
+class _PermanentError(OSError):
+    """An error that a retry would not fix."""
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects, which GitHub's releases need, but only to allowed schemes."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
         _check_scheme(urllib.parse.urlsplit(newurl))
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-@contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Hold the file of a transfer, so that several processes (ranks of one training) fetch it once:
-    the others wait.
+def _check_scheme(parts: urllib.parse.SplitResult) -> None:
+    if parts.scheme == "https":
+        return
+    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
+        return
+    raise DataError(
+        f"{parts.geturl()}: only https addresses are downloaded; download the file yourself and"
+        " give its path"
+    )
 
-    An empty one is removed afterwards. Where the system has no such locks (Windows) nothing is
-    held.
+
+@contextmanager
+def _exclusive(part: Path) -> Iterator[None]:
+    """Lock the file of a transfer, so that the ranks of one training download it once.
+
+    An empty file is removed afterwards. Systems without such locks (Windows) do not lock.
     """
     if part.is_symlink() or part.exists() and not part.is_file():
         raise DataError(
-            f"{part}: is a link or no ordinary file, and nothing is downloaded into it; remove it"
+            f"{part}: is a link or not a regular file, and nothing is downloaded into it; remove it"
         )
-    with open(part, "ab", opener=open_nofollow) as held:
+    with open(part, "ab", opener=open_nofollow) as locked:
         try:
             import fcntl
 
-            fcntl.flock(held, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # a network file system may know no locks either
+            fcntl.flock(locked, fcntl.LOCK_EX)
+        except (ImportError, OSError):  # a network file system may not support locks either
             pass
         try:
             yield
@@ -183,76 +198,48 @@ def _alone(part: Path) -> Iterator[None]:
                 part.unlink()
 
 
-def _transfer_in_turns(url: str, part: Path, size: int, waits: Sequence[float]) -> None:
-    turn, tries = 0, len(waits) + 1
+def _transfer_with_retries(url: str, part: Path, size: int, waits: Sequence[float]) -> None:
+    failures = 0
+    max_failures = len(waits) + 1
     while True:
-        had = part.stat().st_size
+        before = part.stat().st_size
         try:
             _transfer(url, part, size)
             return
         except (OSError, http.client.HTTPException) as error:
-            passes = (
-                error.code in _PASSING
-                if isinstance(error, urllib.error.HTTPError)
-                else getattr(error, "errno", None) not in _DISK
-            )
-            turn = 1 if part.exists() and part.stat().st_size > had else turn + 1
-            if not passes or isinstance(error, _PermanentError) or turn >= tries:
+            failures += 1
+            if part.exists() and part.stat().st_size > before:
+                failures = 1
+            if not _is_temporary(error) or failures >= max_failures:
                 raise
-            print(f"{url}: {single_line(error)}; try {turn + 1} of {tries}", flush=True)
-            time.sleep(waits[turn - 1])
+            print(f"{url}: {single_line(error)}; try {failures + 1} of {max_failures}", flush=True)
+            time.sleep(waits[failures - 1])
 
 
-class _PermanentError(OSError):
-    """What another try would not mend."""
+def _is_temporary(error: Exception) -> bool:
+    if isinstance(error, _PermanentError):
+        return False
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in _TEMPORARY_STATUS
+    return getattr(error, "errno", None) not in _DISK_ERRORS
 
 
 def _transfer(url: str, part: Path, size: int) -> None:
-    """Bring `part` up to the whole file, from where it ends."""
+    """Append the missing end of a file to `part`."""
     from tqdm import tqdm
 
-    have = part.stat().st_size
-    opener = urllib.request.build_opener(_OnlySafeRedirects)
-    try:
-        response = opener.open(
-            urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {}),
-            timeout=60,
-        )
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
-            raise
-        if (
-            error.headers.get("Content-Range", "").endswith(f"/{have}")
-            or "Content-Range" not in error.headers
-        ):
-            return  # nothing is left to send, the part is whole
-        os.truncate(part, 0)  # longer than the file: the beginning of another
-        response, have = opener.open(url, timeout=60), 0
+    response, begin = _open_response(url, part)
+    if response is None:
+        return
     with response:
-        if response.status != 206 or not response.headers.get(
-            "Content-Range", f"bytes {have}-"
-        ).startswith(f"bytes {have}-"):
-            have = 0  # the server sends all of it again
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        free = shutil.disk_usage(part.parent).free
-        if size and total is not None and total != size:
-            raise _PermanentError(
-                f"the server has a file of {total} bytes, and {size} were published"
-            )
-        if total is not None and total - have > free:
-            raise _PermanentError(
-                f"{(total - have) / 1e6:.1f} MB are to come, and {free / 1e6:.1f} MB are free on"
-                f" the disk of {part.parent}"
-            )
-        print(
-            f"fetching {url} ({'size unknown' if total is None else f'{total / 1e6:.1f} MB'}) to"
-            f" {part.with_suffix('')}",
-            flush=True,
-        )
+        total = begin + int(length) if length else None
+        _check_size(part, begin, total, size)
+        shown = "size unknown" if total is None else f"{total / 1e6:.1f} MB"
+        print(f"downloading {url} ({shown}) to {part.with_suffix('')}", flush=True)
         with (
-            open(part, "ab" if have else "wb", opener=open_nofollow) as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar,
+            open(part, "ab" if begin else "wb", opener=open_nofollow) as file,
+            tqdm(total=total, initial=begin, unit="B", unit_scale=True, disable=None) as bar,
         ):
             while chunk := response.read(_CHUNK):
                 if size and file.tell() + len(chunk) > size:
@@ -261,6 +248,45 @@ def _transfer(url: str, part: Path, size: int) -> None:
                     )
                 file.write(chunk)
                 bar.update(len(chunk))
-            have = file.tell()
-    if have < (total or size):
-        raise ConnectionError(f"the transfer ended after {have} of {total or size} bytes")
+            received = file.tell()
+    if received < (total or size):
+        raise ConnectionError(f"the transfer ended after {received} of {total or size} bytes")
+
+
+def _open_response(url: str, part: Path) -> tuple[Any, int]:
+    """Return the response and the position in the file where it begins.
+
+    The response is None if `part` is complete already.
+    """
+    begin = part.stat().st_size
+    opener = urllib.request.build_opener(_SafeRedirects)
+    headers = {"Range": f"bytes={begin}-"} if begin else {}
+    try:
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not begin:
+            raise
+        content_range = error.headers.get("Content-Range")
+        if content_range is None or content_range.endswith(f"/{begin}"):
+            return None, begin
+        os.truncate(part, 0)  # longer than the file: the beginning of another one
+        return opener.open(url, timeout=60), 0
+    expected = f"bytes {begin}-"
+    content_range = response.headers.get("Content-Range", expected)
+    if response.status != 206 or not content_range.startswith(expected):
+        begin = 0  # the server sends the complete file
+    return response, begin
+
+
+def _check_size(part: Path, begin: int, total: int | None, size: int) -> None:
+    """Raise _PermanentError if the size is not the published one or does not fit on the disk."""
+    if total is None:
+        return
+    if size and total != size:
+        raise _PermanentError(f"the server has a file of {total} bytes, and {size} were published")
+    free = shutil.disk_usage(part.parent).free
+    if total - begin > free:
+        raise _PermanentError(
+            f"{(total - begin) / 1e6:.1f} MB are to come, and {free / 1e6:.1f} MB are free on"
+            f" the disk of {part.parent}"
+        )

@@ -1,6 +1,4 @@
-"""The bytes of a file from outside: of a regular file, of no more than can be meant, each fault
-told in one line.
-"""
+"""Bounded reads and atomic writes of files."""
 
 from __future__ import annotations
 
@@ -15,133 +13,107 @@ from pathlib import Path
 
 from poise.errors import DataError, PoiseError
 
-_LITTLE = 1 << 27  # bytes that a process may be trusted to have
+#: pattern of the names that create_temporary_file gives, for cleaning up after a killed process
+TEMPORARY_NAME = r"\..*\.[0-9a-f]{16}\.part"
+_MIN_CHECKED_BYTES = 1 << 27  # less memory than this is taken for granted
 
 
 def read_bytes(
     path: str | os.PathLike,
-    what: str,
-    most: int,
-    mend: str = "",
-    error: type[PoiseError] = DataError,
+    description: str,
+    max_bytes: int,
+    hint: str = "",
+    error_cls: type[PoiseError] = DataError,
 ) -> bytes:
-    """The content of a file of at most `most` bytes. Links are followed; what they lead to must be
-    a file, not a device, a pipe or a folder.
+    """Return the content of a regular file of at most `max_bytes` bytes.
 
-    `what` and `mend` go into the `error` that is raised where it cannot be read.
+    Links are followed; a device, a pipe or a folder is an error.
+
+    Args:
+        path: the file.
+        description: what the file is, for error messages: 'annotation file'.
+        max_bytes: a larger file is an error.
+        hint: how to fix it, at the end of error messages.
+        error_cls: the class of errors.
     """
-    advice = f"; {mend}" if mend else ""
+    ending = f"; {hint}" if hint else ""
     try:
-        found = os.stat(path)
-        # reading one may wait, or go on, for ever
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            raise error(
-                f"{path}: cannot read the {what} (it is a device or a pipe, not a file){advice}"
+        status = os.stat(path)
+        # reading a device or a pipe may block or never end
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise error_cls(
+                f"{path}: cannot read the {description} (it is a device or a pipe, not a"
+                f" file){ending}"
             )
-        if found.st_size > most:
-            raise error(
-                f"{path}: the {what} has {format_bytes(found.st_size)}, more than the"
-                f" {format_bytes(most)} that are read{advice}"
+        if status.st_size > max_bytes:
+            raise error_cls(
+                f"{path}: the {description} has {format_bytes(status.st_size)}, more than the"
+                f" {format_bytes(max_bytes)} that are read{ending}"
             )
-        check_memory(path, what, found.st_size, error)
-        # unbuffered, for one read gives all of it, but where a network disk has given less, which
-        # is read again by a buffer's way
+        check_memory(path, description, status.st_size, error_cls)
+        # one unbuffered read is fastest; a network disk may return less, then read in the usual way
         with open(path, "rb", buffering=0) as file:
-            data = file.read(min(found.st_size, most - 1) + 1)
-        if len(data) == found.st_size:
+            data = file.read(min(status.st_size, max_bytes - 1) + 1)
+        if len(data) == status.st_size:
             return data
         with open(path, "rb") as file:
-            return file.read(most)
-    except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
-        raise error(
-            f"{path}: cannot read the {what} ({getattr(fault, 'strerror', None) or fault}){advice}"
-        ) from None
+            return file.read(max_bytes)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise error_cls(f"{path}: cannot read the {description} ({reason}){ending}") from None
     except MemoryError:
-        raise error(
-            f"{path}: cannot read the {what}, there is no memory for its"
-            f" {format_bytes(found.st_size)}"
+        raise error_cls(
+            f"{path}: cannot read the {description}, there is no memory for its"
+            f" {format_bytes(status.st_size)}"
         ) from None
 
 
 def check_memory(
-    path: str | os.PathLike, what: str, needed: int, error: type[PoiseError] = DataError
+    path: str | os.PathLike,
+    description: str,
+    needed: int,
+    error_cls: type[PoiseError] = DataError,
 ) -> None:
-    """Raise `error` where a file needs more memory than there is: the system would end the
-    process without a word, and perhaps others.
+    """Raise `error_cls` if reading a file needs more memory than is available.
+
+    The system would otherwise kill the process, and perhaps others, without a message.
     """
-    if needed < _LITTLE:
+    if needed < _MIN_CHECKED_BYTES:
         return
-    present = available_memory()
-    if present is not None and needed > present:
-        raise error(
-            f"{path}: reading the {what} takes about {format_bytes(needed)} of memory, and"
-            f" {format_bytes(present)} are free"
+    available = available_memory()
+    if available is not None and needed > available:
+        raise error_cls(
+            f"{path}: reading the {description} takes about {format_bytes(needed)} of memory, and"
+            f" {format_bytes(available)} are free"
         )
 
 
 def available_memory() -> int | None:
-    """Free bytes for a process on the CPU; None where the system does not tell."""
+    """Return the bytes of free CPU memory; None if the system does not report them."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            return next(
-                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
-            )
-    except (OSError, StopIteration, ValueError):
-        return None
+            for line in file:
+                if line.startswith("MemAvailable"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
+    return None
 
 
 def format_bytes(size: float) -> str:
-    """A number of bytes for people: '17.0 MB'."""
+    """Return a number of bytes as text: '17.0 MB'."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size:.0f} bytes"
 
 
-def fsync_dir(folder: str | Path) -> None:
-    """Bring the names in a folder to the disk, after renaming. Where the system or the disk does
-    not know this nothing is done.
-    """
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows
-        return
-    try:
-        os.fsync(handle)
-    except OSError:  # some network disks
-        pass
-    finally:
-        os.close(handle)
-
-
-#: of the names that temporary_file gives, for whatever cleans up after a killed process
-TEMPORARY_NAME = r"\..*\.[0-9a-f]{16}\.part"
-
-
-def open_nofollow(path: str | os.PathLike, flags: int) -> int:
-    """An `opener` that fails on a link, and does not wait for the other end of a named pipe."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-
-
-def create_temporary_file(path: str | os.PathLike, ending: str = "") -> Path:
-    """Make an empty file in the folder of `path`, under a new name that nobody can know beforehand.
-
-    In a folder that others may write to, a name that is known could already be a link to a file of
-    the user's. The name is cut, so that it is not too long where that of `path` is not.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part{ending}")
-    os.close(open_nofollow(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-    return part
-
-
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Hand out a temporary path beside `path`; what was written there is flushed to the disk and
-    takes the place of `path` in one step.
+    """Yield a temporary path that replaces `path` in one step when the block ends.
 
-    The folder is made. After an error the old file is as it was and the temporary one is gone; an
-    OSError becomes a DataError that names the file.
+    The folder is created, and the content is flushed to the disk. After an error the old file is
+    unchanged and the temporary file is removed. An OSError becomes a DataError naming the file.
     """
     path = Path(path)
     temporary = None
@@ -155,8 +127,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         fsync_dir(path.parent)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({write_error_reason(error, path)}); the file before it,"
-            " if any, is kept"
+            f"{path}: cannot be written ({write_error_reason(error, path)}); the file before it, if"
+            " any, is kept"
         ) from None
     finally:
         if temporary is not None:
@@ -164,8 +136,39 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def create_temporary_file(path: str | os.PathLike, suffix: str = "") -> Path:
+    """Create an empty file in the folder of `path`, with a name that cannot be predicted.
+
+    A predictable name in a folder that others may write to could be a link to one of the user's
+    files. The name of `path` is shortened in it, so that the result is not too long.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part{suffix}")
+    os.close(open_nofollow(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    return part
+
+
+def open_nofollow(path: str | os.PathLike, flags: int) -> int:
+    """Open a file, failing on a link and without waiting at a named pipe; an `opener` of open()."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def fsync_dir(folder: str | Path) -> None:
+    """Flush the names in a folder to the disk, if the system and the disk support this."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network disks
+        pass
+    finally:
+        os.close(handle)
+
+
 def write_error_reason(error: OSError, path: Path) -> str:
-    """Return why `path` cannot be written, with the disk where that is full."""
+    """Return why `path` cannot be written, with the mount point if the disk is full."""
     text = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return text
@@ -177,16 +180,15 @@ def write_error_reason(error: OSError, path: Path) -> str:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """While many objects are made that stay: modules that are imported, lists and dictionaries of a
-    file.
+    """Disable the cyclic garbage collector while many long-lived objects are created.
 
-    They would be looked through again and again, for circles that they do not have: a quarter of
-    the time that importing PyTorch takes, and up to ten times that of reading a large JSON file.
+    The collector takes a quarter of the time of importing PyTorch, and up to ten times the time of
+    parsing a large JSON file.
     """
-    was_on = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
+        if was_enabled:
             gc.enable()

@@ -1,46 +1,121 @@
-"""What an image says of itself before it is decoded: a few bytes can claim gigabytes of pixels, or
-minutes of work.
+"""Checks of encoded images before they are decoded.
 
-Only the formats that sets of photographs come in are read at all: each further decoder (OpenCV has
-a dozen more) is one more that a stranger's file can attack.
+A few bytes can claim gigabytes of pixels or take minutes to decode. Only the usual formats of photo
+datasets are accepted: each further decoder of OpenCV is one more that a downloaded file can attack.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+from typing import NamedTuple
 
-# of an image: 330 MB decoded; the sensors of medium format have 102 million
-MAX_PIXELS = 110_000_000
+MAX_PIXELS = 110_000_000  # 330 MB decoded; medium format sensors have 102 million
 FORMATS = "JPEG, PNG, BMP, GIF, TIFF and WebP"
-# a progressive JPEG has about ten; each one more is one more look at all of it, however few bytes
-# it has
-_MOST_SCANS = 64
-_FREE_WORK = 1 << 28  # pixels times scans that take no more than seconds
-_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # those that can have an EXIF entry
+# a progressive JPEG has about ten scans; each one is a pass over all pixels, however short it is
+_MAX_SCANS = 64
+_MAX_FAST_WORK = 1 << 28  # pixels times scans that are decoded within seconds
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # those that may have an EXIF entry
 _ORIENTATION_TAG = 274
-# start of frame of every kind: C4, C8 and CC are other segments
 # width, height, bits, samples, rows of a strip, width and height of a tile
 _TIFF_TAGS = frozenset((256, 257, 258, 277, 278, 322, 323))
+# start of frame of every kind: C4, C8 and CC are other segments
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
+_JPEG = b"\xff\xd8"
+_JPEG_END = b"\xff\xd9"
+_PNG = b"\x89PNG"
+_PNG_END = b"IEND\xaeB`\x82"
+_TIFF = (b"II*\0", b"MM\0*")
+#: by the first two bytes: what a complete file usually ends with
+END_MARKS = {_JPEG: _JPEG_END, _PNG[:2]: _PNG_END}
+# start of scan: marker, length 6 + 2n, n = 1 to 4 components; without the length, bytes that a
+# camera appended could match
+_JPEG_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+
+
+class _Claims(NamedTuple):
+    """What a header claims; multi_scan: whether it is a JPEG that is decoded in several scans."""
+
+    width: int
+    height: int
+    multi_scan: bool
+    max_pixels: int
+
+
+def find_error(data: bytes) -> str | None:
+    """Return why an image must not be decoded; '' if it may, None if its format is unsupported."""
+    claims = _read_claims(data)
+    if claims is None:
+        return None
+    pixels = claims.width * claims.height
+    if pixels > claims.max_pixels:
+        return format_size_error(claims.width, claims.height, claims.max_pixels)
+    if data.startswith(_PNG) and not _has_complete_chunks(data):
+        return "is damaged: a part of it ends behind the file; download it again"
+    if data.startswith(_TIFF) and _tiff_block_bytes(data) > 2 * MAX_PIXELS:
+        return f"is decoded in parts of more than {2 * MAX_PIXELS / 1e6:.0f} MB; save it as PNG"
+    # width 0: the header may be cut off
+    is_large_jpeg = data.startswith(_JPEG) and pixels * _MAX_SCANS > _MAX_FAST_WORK
+    if claims.multi_scan or is_large_jpeg:
+        scans = data.count(b"\xff\xda\x00")
+        if scans > _MAX_SCANS and pixels * scans > _MAX_FAST_WORK:
+            return (
+                f"has more than {_MAX_SCANS} scans, which only a file made to keep programs busy"
+                " has; remove it"
+            )
+    return ""
+
+
+def is_too_large(data: bytes) -> bool:
+    """Return whether find_error rejects an image for its size; data: its beginning."""
+    claims = _read_claims(data)
+    return claims is not None and claims.width * claims.height > claims.max_pixels
+
+
+def format_size_error(width: int, height: int, max_pixels: int = MAX_PIXELS) -> str:
+    return (
+        f"claims {width} x {height} pixels, and at most {max_pixels / 1e6:.0f} million are read;"
+        " make it smaller"
+    )
+
+
+def is_truncated(data: bytes) -> bool:
+    """Return whether a JPEG or PNG ends before its end mark.
+
+    OpenCV 4 decodes such a JPEG without an error and fills the rest with gray. In a JPEG the mark
+    is searched after the last start of scan, because an embedded thumbnail has a mark of its own
+    and some cameras append data.
+    """
+    if data.startswith(_JPEG):
+        # the usual file, without a search through all of it
+        if data.endswith(_JPEG_END) and _JPEG_SCAN.search(data):
+            return False
+        scan = max((match.start() for match in _JPEG_SCAN.finditer(data)), default=-1)
+        return scan < 0 or data.find(_JPEG_END, scan) < 0
+    if data.startswith(_PNG):
+        return _PNG_END not in data
+    return False
 
 
 def read_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that an image claims; (0, 0) where its header is cut off or says none;
-    None where it is of no format that is read.
+    """Return the (width, height) that an image claims.
+
+    (0, 0) if its header is cut off or has no size; None if its format is unsupported.
     """
     try:
-        if data.startswith(b"\xff\xd8"):
+        if data.startswith(_JPEG):
             return _jpeg_frame(data)[:2]
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
             return struct.unpack_from(">II", data, 16)
         if data.startswith(b"BM"):
             return _bmp_size(data)
         if data.startswith((b"GIF87a", b"GIF89a")):
-            return _gif_size(data)
+            return struct.unpack_from("<HH", data, 6)
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             return _webp_size(data)
-        if data.startswith((b"II*\0", b"MM\0*")):
-            return _tiff_size(data)
+        if data.startswith(_TIFF):
+            tags = _tiff_tags(data)
+            return tags.get(256, 0), tags.get(257, 0)
     except struct.error:
         return 0, 0
     return None
@@ -53,16 +128,16 @@ def exif_orientation(data: bytes) -> int:
 
     from PIL import Image
 
-    is_tiff = data.startswith((b"II*\0", b"MM\0*"))
+    is_tiff = data.startswith(_TIFF)
     if not is_tiff and not any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):
         return 1
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd headers
+            warnings.simplefilter("ignore")  # of Pillow about unusual headers
             with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as header:
                 if is_tiff:
                     tags = header.tag_v2
-                else:  # getexif() decodes a PNG, and takes XMP's entry, which OpenCV does not
+                else:  # getexif() decodes a PNG and reads the entry of XMP, which OpenCV ignores
                     tags = Image.Exif()
                     tags.load(header.info.get("exif", b""))
                 orientation = tags.get(_ORIENTATION_TAG, 1)
@@ -71,104 +146,63 @@ def exif_orientation(data: bytes) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def find_error(data: bytes) -> str | None:
-    """Why the image must not be decoded, '' where it may; None where it is of none of FORMATS."""
-    claims = _claims(data)
-    if claims is None:
-        return None
-    width, height, several, most = claims
-    # width 0: its header may be cut off
-    jpeg, tiff = data.startswith(b"\xff\xd8") and width > 0, data.startswith((b"II*\0", b"MM\0*"))
-    if width * height > most:
-        return format_size_error(width, height, most)
-    if data.startswith(b"\x89PNG") and not _png_is_whole(data):
-        return "is damaged: a part of it ends behind the file; fetch it again"
-    if tiff and _tiff_part(data) > 2 * MAX_PIXELS:
-        return f"is decoded in parts of more than {2 * MAX_PIXELS / 1e6:.0f} MB; save it as PNG"
-    scans = (
-        data.count(b"\xff\xda\x00")
-        if several or jpeg and width * height * _MOST_SCANS > _FREE_WORK
-        else 0
-    )
-    if scans > _MOST_SCANS and width * height * scans > _FREE_WORK:
-        return (
-            f"has more than {_MOST_SCANS} scans, which only a file made to keep programs busy has;"
-            " remove it"
-        )
-    return ""
-
-
-def is_too_large(data: bytes) -> bool:
-    """Whether `fault` would refuse it for its size; data: its beginning, with the header."""
-    width, height, _, most = _claims(data) or (0, 0, False, MAX_PIXELS)
-    return width * height > most
-
-
-def _claims(data: bytes) -> tuple[int, int, bool, int] | None:
-    """Width, height, whether it is a JPEG in several scans, and how many pixels it may have;
-    None where it is of none of FORMATS.
-    """
-    several = False
-    if data.startswith(b"\xff\xd8"):  # its header is walked through once
+def _read_claims(data: bytes) -> _Claims | None:
+    """Return what the header claims; None if the format is unsupported."""
+    multi_scan = False
+    if data.startswith(_JPEG):  # read_size, but the header is parsed once
         try:
-            width, height, several = _jpeg_frame(data)
+            width, height, multi_scan = _jpeg_frame(data)
         except struct.error:
             width = height = 0
     else:
-        claimed = read_size(data)
-        if claimed is None:
+        size = read_size(data)
+        if size is None:
             return None
-        width, height = claimed
-    # the coefficients of a JPEG in several scans are kept until the last one has come, and the
-    # strips of a TIFF beside the image
-    return (
-        width,
-        height,
-        several,
-        MAX_PIXELS // 2 if several or data.startswith((b"II*\0", b"MM\0*")) else MAX_PIXELS,
-    )
-
-
-def format_size_error(width: int, height: int, most: int = MAX_PIXELS) -> str:
-    return (
-        f"claims {width} x {height} pixels, and at most {most / 1e6:.0f} million are read; make it"
-        " smaller"
-    )
+        width, height = size
+    max_pixels = MAX_PIXELS
+    # decoders keep the coefficients of a JPEG until its last scan, and the strips of a TIFF
+    if multi_scan or data.startswith(_TIFF):
+        max_pixels = MAX_PIXELS // 2
+    return _Claims(width, height, multi_scan, max_pixels)
 
 
 def _jpeg_frame(data: bytes) -> tuple[int, int, bool]:
-    """Width, height, and whether it comes in several scans: a progressive one, or one whose
-    first scan has not all the components.
+    """Return width, height and whether the image has several scans.
+
+    It has if it is progressive, or if its first scan does not have all the components.
     """
-    at, parts, several = 2, 0, False
-    width = height = 0
+    at = 2
+    width = height = components = 0
+    multi_scan = False
     while at + 4 <= len(data):
-        if data[at] != 0xFF:  # decoders look for the next mark too
+        if data[at] != 0xFF:  # decoders search for the next marker too
             at = data.find(b"\xff", at)
             if at < 0 or at + 4 > len(data):
                 break
-        mark = data[at + 1]
-        if mark == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
             at += 1
-        elif mark in (0x00, 0x01) or 0xD0 <= mark <= 0xD8:
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
             at += 2
-        elif mark in (0xD9, 0xDA):
-            several = several or (mark == 0xDA and at + 4 < len(data) and data[at + 4] < parts)
+        elif marker == 0xD9:
+            break
+        elif marker == 0xDA:
+            multi_scan = multi_scan or (at + 4 < len(data) and data[at + 4] < components)
             break
         else:
-            if mark in _FRAMES:
-                rows, columns, parts = struct.unpack_from(">HHB", data, at + 5)
-                width, height = max(
-                    (width, height), (columns, rows), key=lambda size: size[0] * size[1]
-                )
-                several = several or mark not in (0xC0, 0xC1)
+            if marker in _FRAMES:
+                rows, columns, components = struct.unpack_from(">HHB", data, at + 5)
+                if columns * rows > width * height:
+                    width, height = columns, rows
+                multi_scan = multi_scan or marker not in (0xC0, 0xC1)
             at += 2 + max(struct.unpack_from(">H", data, at + 2)[0], 2)
-    return width, height, several
+    return width, height, multi_scan
 
 
-def _png_is_whole(data: bytes) -> bool:
-    """Whether each chunk to the end mark lies within the file: OpenCV takes as much memory as a
-    chunk says, however small the file is.
+def _has_complete_chunks(data: bytes) -> bool:
+    """Return whether each chunk of a PNG up to the end mark is within the file.
+
+    OpenCV allocates as much memory as a chunk claims, however small the file is.
     """
     at = 8
     while at + 12 <= len(data):
@@ -185,10 +219,6 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
     return abs(width), abs(height)
 
 
-def _gif_size(data: bytes) -> tuple[int, int]:
-    return struct.unpack_from("<HH", data, 6)
-
-
 def _webp_size(data: bytes) -> tuple[int, int]:
     kind = data[12:16]
     if kind == b"VP8X":
@@ -200,50 +230,48 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _tiff_size(data: bytes) -> tuple[int, int]:
-    tags = _tiff_tags(data)
-    return tags.get(256, 0), tags.get(257, 0)
+def _tiff_block_bytes(data: bytes) -> int:
+    """Return the bytes of the largest block of a TIFF that is decoded at once.
 
-
-def _tiff_part(data: bytes) -> int:
-    """Bytes of the largest part of a TIFF that is decoded at once: a tile, which may be larger
-    than the image, or a strip. OpenCV makes 4 bytes of a pixel.
+    It is a strip, or a tile, which may be larger than the image. OpenCV takes 4 bytes per pixel.
     """
     try:
         tags = _tiff_tags(data)
     except struct.error:
         return 0
-    width, height = tags.get(256, 0), tags.get(257, 0)
     if 322 in tags or 323 in tags:
-        width, height = tags.get(322, 0), tags.get(323, 0)
+        width = tags.get(322, 0)
+        height = tags.get(323, 0)
     else:
+        width = tags.get(256, 0)
+        height = tags.get(257, 0)
         height = min(height, tags.get(278, height))
     return width * height * max(4, tags.get(277, 1) * tags.get(258, 1) // 8)
 
 
 def _tiff_tags(data: bytes) -> dict[int, int]:
-    """The whole numbers of a TIFF's first directory, of a tag given twice the larger; of a kind
-    that is not usual there, which may stand anywhere, the largest.
+    """Return the integers of the first directory of a TIFF that matter for its size.
+
+    Of a tag given twice it is the larger value, and for an unusual type of value the maximum.
     """
     order = "<" if data.startswith(b"II") else ">"
     at = struct.unpack_from(f"{order}I", data, 4)[0]
-    found: dict[int, int] = {}
+    tags: dict[int, int] = {}
     for entry in range(struct.unpack_from(f"{order}H", data, at)[0]):
-        tag, kind, count = struct.unpack_from(f"{order}HHI", data, at + 2 + 12 * entry)
+        begin = at + 2 + 12 * entry
+        tag, kind, count = struct.unpack_from(f"{order}HHI", data, begin)
         if tag not in _TIFF_TAGS:
             continue
-        place = at + 2 + 12 * entry + 8
-        if kind in (3, 4) and count == 1:
-            value = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, place)[0]
-        elif tag == 258 and kind == 3 and 1 < count <= 16:  # of each sample
-            value = max(
-                struct.unpack_from(
-                    f"{order}{count}H",
-                    data,
-                    place if count == 2 else struct.unpack_from(f"{order}I", data, place)[0],
-                )
-            )
+        position = begin + 8
+        if kind == 3 and count == 1:
+            value = struct.unpack_from(f"{order}H", data, position)[0]
+        elif kind == 4 and count == 1:
+            value = struct.unpack_from(f"{order}I", data, position)[0]
+        elif tag == 258 and kind == 3 and 1 < count <= 16:  # one for each sample
+            if count > 2:
+                position = struct.unpack_from(f"{order}I", data, position)[0]
+            value = max(struct.unpack_from(f"{order}{count}H", data, position))
         else:
             value = 0xFFFFFFFF
-        found[tag] = max(found.get(tag, 0), value)
-    return found
+        tags[tag] = max(tags.get(tag, 0), value)
+    return tags

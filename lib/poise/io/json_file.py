@@ -1,6 +1,4 @@
-"""JSON files: read with each fault told in one line, long lists of large files in parts, their
-ids and numbers, and what may be written into them.
-"""
+"""JSON files: bounded reads with errors in one line, long lists in parts, and number checks."""
 
 from __future__ import annotations
 
@@ -8,73 +6,82 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from poise.errors import DataError, short_repr, single_line
 from poise.io.files import check_memory, gc_disabled, read_bytes
 
+if TYPE_CHECKING:
+    import orjson
+
 T = TypeVar("T")
-_NO_NUMBER = re.compile(r"-?(?:NaN|Infinity)", re.IGNORECASE)
 
 MAX_BYTES = 1 << 32  # the largest published annotation file has 1 GB
-_OTHER_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"\x00", "UTF-16 or UTF-32"))
-_PACKED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"))
-# what a file is read in: much larger parts take memory that is slow to get, much smaller ones more
-# calls
-PART_BYTES = 1 << 18
+PART_BYTES = 1 << 18  # of read_in_parts: larger parts are slow to allocate, smaller ones to loop
 _LARGE_BYTES = 1 << 22
-# that Python takes, about: 32 for a number with a point, 64 for an empty list
-_BYTES_OF_VALUE, _BYTES_OF_OBJECT = 48, 200
-_BETWEEN = re.compile(rb"\}\s*,\s*\{")
+_BYTES_PER_VALUE = 48  # in Python, about: 32 for a float, 64 for an empty list
+_BYTES_PER_OBJECT = 200
+_UTF8_BOM = b"\xef\xbb\xbf"  # editors on Windows write it
+_ENCODINGS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), (b"\x00", "UTF-16 or UTF-32"))
+_ENCODING_BYTES = 1 << 24  # so many are decoded to see whether a file is UTF-8
+_COMPRESSIONS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"PK\x03\x04", "zip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+)
+_NON_FINITE = re.compile(r"-?(?:NaN|Infinity)", re.IGNORECASE)
+_BETWEEN_OBJECTS = re.compile(rb"\}\s*,\s*\{")
 
 
-def read_json(path: str | os.PathLike, what: str, mend: str = "") -> Any:
-    """The content of a JSON file. `what` and `mend` go into the DataError when it is missing or
-    not JSON.
+def read_json(path: str | os.PathLike, description: str, hint: str = "") -> Any:
+    """Return the content of a JSON file.
+
+    Raises DataError, with `description` and `hint`, if the file is missing or not JSON.
     """
-    return _parsed(_bytes(path, what, mend), path, what, mend)
+    return _parse(_read_bytes(path, description, hint), path, description, hint)
 
 
 def read_in_parts(
     path: str | os.PathLike,
     key: str,
     use: Callable[[Any, Iterable[list]], T],
-    what: str,
-    mend: str = "",
+    description: str,
+    hint: str = "",
 ) -> T:
-    """use(content, parts) for a JSON file whose list `key` is so long that its objects would take
-    gigabytes at once.
+    """Return use(content, parts) for a JSON file whose list `key` is too long for the memory.
 
-    content: as of read_json, but content[key], if it is a list, is empty. parts: lists of its
-    elements, in their order; each pass over them reads the text again. `use` is called again, with
-    the list as one part, where the file was not laid out as it seemed, and where `use` raised
-    DataError. Raises DataError as read_json.
+    `use` is called again, with the list as one part, if the layout of the file was not as expected
+    or if `use` raised DataError.
+
+    Args:
+        path: the file.
+        key: of a list of objects on the first level of the file.
+        use: gets the content as read_json returns it, with content[key] empty if it is a list, and
+            lists of its elements in order. Each pass over them parses the text again.
+        description, hint: see read_json; so are the errors.
     """
     import orjson
 
-    data = _bytes(path, what, mend)
-    begin = (
-        re.search(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*\[', data)
-        if len(data) >= _LARGE_BYTES
-        else None
-    )
-    if begin:  # COCO's files end with the categories; elsewhere the list may be the last thing
-        after, mark = data.rfind(b'"categories"'), ["\0 the list"]
-        end = data.rfind(b"]", begin.end(), after if after > begin.end() else len(data))
-        parts = _Parts(data, begin.end(), end)
+    data = _read_bytes(path, description, hint)
+    span = _find_list(data, key) if len(data) >= _LARGE_BYTES else None
+    if span is not None:
+        begin, end = span
+        parts = _Parts(data, begin, end)
+        marker = ["\0 the list"]
         try:
-            rest = data[: begin.end() - 1] + orjson.dumps(mark) + data[end + 1 :]
-            _check_values(rest, path, what)
+            rest = data[: begin - 1] + orjson.dumps(marker) + data[end + 1 :]
+            _check_memory_of_values(rest, path, description)
             content = orjson.loads(rest)
-            # so it is the list's own bracket, not one in a text
-            if isinstance(content, dict) and content.get(key) == mark:
+            # the bracket was that of the list, and not one within a string
+            if isinstance(content, dict) and content.get(key) == marker:
                 content[key] = []
                 result = use(content, parts)
                 if parts.complete:  # all of it was JSON, so it was the list and nothing else
                     return result
         except (orjson.JSONDecodeError, DataError):
             pass
-    content = _parsed(data, path, what, mend)
+    content = _parse(data, path, description, hint)
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         return use(content, ())
@@ -82,90 +89,25 @@ def read_in_parts(
     return use(content, [entries])
 
 
-class _Parts:
-    """The list between begin and end of data. A cut in a wrong place, within a text or a list,
-    leaves no JSON on either side of it.
-    """
-
-    def __init__(self, data: bytes, begin: int, end: int):
-        self._data, self._begin, self._end = data, begin, end
-        self.complete = begin >= end
-
-    def __iter__(self) -> Iterator[list]:
-        import orjson
-
-        data, begin = self._data, self._begin
-        while begin < self._end:
-            cut = _BETWEEN.search(data, min(begin + PART_BYTES, self._end), self._end)
-            part = orjson.loads(b"[" + data[begin : cut.start() + 1 if cut else self._end] + b"]")
-            begin = cut.end() - 1 if cut else self._end
-            yield part
-        self.complete = True
-
-
-def _bytes(path: str | os.PathLike, what: str, mend: str) -> bytes:
-    """The file, in UTF-8 as it should be: the mark that Windows' editors set before it is left
-    out.
-    """
-    return read_bytes(path, what, MAX_BYTES, mend).removeprefix(b"\xef\xbb\xbf")
-
-
-def _parsed(data: bytes, path: str | os.PathLike, what: str, mend: str) -> Any:
-    import orjson
-
-    _check_values(data, path, what)
-    try:
-        with gc_disabled():
-            return orjson.loads(data)
-    except MemoryError:
-        raise DataError(
-            f"{path}: there is no memory for the content of the {what}, {len(data)} bytes"
-        ) from None
-    except (orjson.JSONDecodeError, RecursionError) as error:
-        text, at = getattr(error, "doc", ""), getattr(error, "pos", 0)
-        # Python's own json module writes these words, which are not JSON
-        word = _NO_NUMBER.match(text, at)
-        if word:
-            raise DataError(
-                f"{path}: the {what} holds {word.group()} in line {error.lineno}, column"
-                f" {error.colno}, where JSON has only finite numbers:"
-                f" ...{single_line(text[max(0, at - 60) : at + 20])}...; correct or remove this"
-                " entry"
-            ) from None
-        encoding = next((name for mark, name in _OTHER_ENCODINGS if mark in data[:2]), "")
-        try:
-            data[: 1 << 24].decode()
-        # unless a letter was cut in two at the end of what was looked at
-        except UnicodeDecodeError as fault:
-            encoding = encoding or ("another encoding than UTF-8" if fault.end < 1 << 24 else "")
-        packed = next((name for mark, name in _PACKED if data.startswith(mark)), "")
-        if packed:
-            raise DataError(f"{path}: the {what} is packed by {packed}; unpack it first") from None
-        if encoding:
-            raise DataError(
-                f"{path}: the {what} is not valid JSON, for it is in {encoding}; save it as UTF-8"
-            ) from None
-        raise DataError(
-            f"{path}: the {what} is not valid JSON"
-            f" ({single_line(error)[:200]}){f'; {mend}' if mend else ''}"
-        ) from None
-
-
-def _check_values(data: bytes, path: str | os.PathLike, what: str) -> None:
-    """Raise DataError where what the text stands for takes more memory than there is: a list of
-    empty lists, twenty times the file.
-    """
-    if len(data) > _LARGE_BYTES:
-        check_memory(
-            path,
-            f"content of the {what}",
-            data.count(b",") * _BYTES_OF_VALUE + data.count(b"{") * _BYTES_OF_OBJECT,
-        )
-
-
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number, and not text, a truth value or nothing."""
+    """Return whether a value is a number, and not a string, a bool or None."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Return whether a value is a number whose square is finite."""
+    return isinstance(value, (int, float)) and -1e100 < value < 1e100
+
+
+def replace_non_finite(value: Any) -> Any:
+    """Return nested dictionaries and lists with None for NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replace_non_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def describe_field_error(entry: dict, key: str, expected: str) -> str:
@@ -175,19 +117,117 @@ def describe_field_error(entry: dict, key: str, expected: str) -> str:
     return f"has {key} {short_repr(entry[key], 60)}, expected {expected}"
 
 
-def replace_non_finite(value: Any) -> Any:
-    """The same dictionaries and lists with None where a figure is NaN or infinite (one that
-    there is nothing to count for), for JSON has no such numbers.
-    """
-    if isinstance(value, dict):
-        return {key: replace_non_finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [replace_non_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _read_bytes(path: str | os.PathLike, description: str, hint: str) -> bytes:
+    return read_bytes(path, description, MAX_BYTES, hint).removeprefix(_UTF8_BOM)
 
 
-def is_finite(value: object) -> bool:
-    """Whether a value of a JSON file is a number that can be reckoned with: 1e300 squared is
-    not.
+def _find_list(data: bytes, key: str) -> tuple[int, int] | None:
+    """Return where the content of the list `key` begins and ends; None without such a list."""
+    match = re.search(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*\[', data)
+    if match is None:
+        return None
+    # COCO files end with the categories; in other files the list may be the last value
+    begin = match.end()
+    categories = data.rfind(b'"categories"')
+    limit = categories if categories > begin else len(data)
+    return begin, data.rfind(b"]", begin, limit)
+
+
+class _Parts:
+    """The list between begin and end of data, in lists of about PART_BYTES.
+
+    A cut at a wrong place, within a string or a nested list, leaves invalid JSON on both sides.
     """
-    return isinstance(value, (int, float)) and -1e100 < value < 1e100
+
+    def __init__(self, data: bytes, begin: int, end: int):
+        self._data = data
+        self._begin = begin
+        self._end = end
+        self.complete = begin >= end
+
+    def __iter__(self) -> Iterator[list]:
+        import orjson
+
+        begin = self._begin
+        while begin < self._end:
+            cut = _BETWEEN_OBJECTS.search(self._data, min(begin + PART_BYTES, self._end), self._end)
+            end = cut.start() + 1 if cut else self._end
+            yield orjson.loads(b"[" + self._data[begin:end] + b"]")
+            begin = cut.end() - 1 if cut else self._end
+        self.complete = True
+
+
+def _parse(data: bytes, path: str | os.PathLike, description: str, hint: str) -> Any:
+    import orjson
+
+    _check_memory_of_values(data, path, description)
+    try:
+        with gc_disabled():
+            return orjson.loads(data)
+    except MemoryError:
+        raise DataError(
+            f"{path}: there is no memory for the content of the {description}, {len(data)} bytes"
+        ) from None
+    except orjson.JSONDecodeError as error:
+        raise _invalid_json(error, data, path, description, hint) from None
+    except RecursionError as error:
+        ending = f"; {hint}" if hint else ""
+        raise DataError(
+            f"{path}: the {description} is not valid JSON ({single_line(error)[:200]}){ending}"
+        ) from None
+
+
+def _invalid_json(
+    error: orjson.JSONDecodeError,
+    data: bytes,
+    path: str | os.PathLike,
+    description: str,
+    hint: str,
+) -> DataError:
+    # Python's json module writes NaN and Infinity, which JSON does not have
+    word = _NON_FINITE.match(error.doc, error.pos)
+    if word:
+        context = single_line(error.doc[max(0, error.pos - 60) : error.pos + 20])
+        return DataError(
+            f"{path}: the {description} holds {word.group()} in line {error.lineno}, column"
+            f" {error.colno}, where JSON has only finite numbers: ...{context}...; correct or"
+            " remove this entry"
+        )
+    for prefix, compression in _COMPRESSIONS:
+        if data.startswith(prefix):
+            return DataError(
+                f"{path}: the {description} is packed by {compression}; unpack it first"
+            )
+    encoding = _other_encoding(data)
+    if encoding:
+        return DataError(
+            f"{path}: the {description} is not valid JSON, for it is in {encoding}; save it as"
+            " UTF-8"
+        )
+    ending = f"; {hint}" if hint else ""
+    return DataError(
+        f"{path}: the {description} is not valid JSON ({single_line(error)[:200]}){ending}"
+    )
+
+
+def _other_encoding(data: bytes) -> str:
+    """Return the encoding of data if it is not UTF-8, else ''."""
+    for mark, name in _ENCODINGS:
+        if mark in data[:2]:
+            return name
+    try:
+        data[:_ENCODING_BYTES].decode()
+    except UnicodeDecodeError as error:
+        if error.end < _ENCODING_BYTES:  # else a character was cut in two
+            return "another encoding than UTF-8"
+    return ""
+
+
+def _check_memory_of_values(data: bytes, path: str | os.PathLike, description: str) -> None:
+    """Raise DataError if the parsed values need more memory than is available.
+
+    A list of empty lists takes twenty times the size of the file.
+    """
+    if len(data) > _LARGE_BYTES:
+        needed = data.count(b",") * _BYTES_PER_VALUE + data.count(b"{") * _BYTES_PER_OBJECT
+        check_memory(path, f"content of the {description}", needed)

@@ -1,37 +1,39 @@
-"""Intersection over union of boxes, and the forms in which a file may give them."""
+"""Intersection over union of boxes, and conversion from other box formats."""
 
 from __future__ import annotations
 
 import numpy as np
 
-NORMALIZED = "shares of the image from 0 to 1"
+NORMALIZED = "fractions of the image from 0 to 1"
 
 
 def convert_from_other_formats(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """{form: boxes as they would be if the file meant that}, each (N, 4) x, y, width, height in
-    pixels.
+    """Return the boxes as x, y, width, height in pixels if they were in each other format.
 
-    boxes: (N, 4) as given. sizes: (N, 2) width and height of their images.
+    Args:
+        boxes: (N, 4) as given.
+        sizes: (N, 2) width and height of their images.
+
+    Returns:
+        {format: boxes (N, 4)}.
     """
-    size = np.concatenate([sizes, sizes], axis=1)
-    corner, extent = boxes[:, :2], boxes[:, 2:]
+    image_size = np.concatenate([sizes, sizes], axis=1)
+    first = boxes[:, :2]
+    second = boxes[:, 2:]
+    centered = np.concatenate([first - second / 2, second], axis=1)
     return {
-        "left, top, right, bottom": np.concatenate([corner, extent - corner], axis=1),
-        "the centre, width and height": np.concatenate([corner - extent / 2, extent], axis=1),
+        "left, top, right, bottom": np.concatenate([first, second - first], axis=1),
+        "the center, width and height": centered,
         "y, x, height, width": boxes[:, [1, 0, 3, 2]],
-        NORMALIZED: boxes * size,
-        f"the centre and size in {NORMALIZED}": (
-            np.concatenate([corner - extent / 2, extent], axis=1) * size
-        ),
+        NORMALIZED: boxes * image_size,
+        f"the center and size in {NORMALIZED}": centered * image_size,
     }
 
 
 def intersection_area(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the common area (...) of boxes a and b (..., 4), left, top, right, bottom.
-
-    The shapes are broadcast.
-    """
-    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    """Return the intersection (...) of boxes a and b (..., 4) left, top, right, bottom."""
+    low = np.maximum(a[..., :2], b[..., :2])
+    high = np.minimum(a[..., 2:], b[..., 2:])
     return np.maximum(high - low, 0).prod(axis=-1)
 
 
@@ -49,31 +51,37 @@ def elementwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def best_iou(
-    wanted: np.ndarray, wanted_image: np.ndarray, boxes: np.ndarray, image: np.ndarray
+    targets: np.ndarray, target_image: np.ndarray, boxes: np.ndarray, image: np.ndarray
 ) -> np.ndarray:
-    """(G,) the highest intersection over union of each wanted box (G, 4) with the boxes (N, 4) of
-    the same image; 0 where there is none.
+    """Return the highest IoU (G,) of each target box with the boxes of its image; 0 without any.
 
-    wanted_image (G,), image (N,): any numbers that are equal where the image is.
+    Args:
+        targets: (G, 4) x, y, width, height.
+        target_image: (G,) a number for the image of each target.
+        boxes: (N, 4).
+        image: (N,) the same for the boxes.
     """
-    best = np.zeros(len(wanted))
+    best = np.zeros(len(targets))
     if not len(boxes):
         return best
     order = np.argsort(image, kind="stable")
-    begin, end = (
-        np.searchsorted(image[order], wanted_image, side=side) for side in ("left", "right")
-    )
+    begin = np.searchsorted(image[order], target_image, side="left")
+    end = np.searchsorted(image[order], target_image, side="right")
     count = end - begin
-    pairs = np.repeat(np.arange(len(wanted)), count)
-    place = np.arange(len(pairs)) - np.repeat(np.cumsum(count) - count, count)
-    np.maximum.at(best, pairs, elementwise_iou(wanted[pairs], boxes[order[begin[pairs] + place]]))
+    pairs = np.repeat(np.arange(len(targets)), count)
+    position = np.arange(len(pairs)) - np.repeat(np.cumsum(count) - count, count)
+    pair_iou = elementwise_iou(targets[pairs], boxes[order[begin[pairs] + position]])
+    np.maximum.at(best, pairs, pair_iou)
     return best
 
 
 def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the IoU (N, T) of boxes a (N, 4) and b (T, 4): left, top, right, bottom, where
-    right - left is the width.
+    """Return the IoU (N, T) of boxes a (N, 4) and b (T, 4) left, top, right, bottom.
+
+    The width is right - left.
     """
-    a, b = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (a, b))
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (a, b)]
-    return iou_from_areas(intersection_area(a[:, None], b[None]), areas[0][:, None], areas[1])
+    a = np.asarray(a, np.float64).reshape(-1, 4)
+    b = np.asarray(b, np.float64).reshape(-1, 4)
+    area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
+    area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
+    return iou_from_areas(intersection_area(a[:, None], b[None]), area_a[:, None], area_b)

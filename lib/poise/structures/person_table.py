@@ -1,6 +1,4 @@
-"""PersonTable: every person of a set as NumPy arrays, which worker processes share without
-copying.
-"""
+"""All persons of a dataset split as NumPy arrays, which worker processes share without copying."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import numpy as np
 from poise.errors import pluralize
 from poise.structures.skeleton import Skeleton
 
-NOT_ANNOTATED = -1.0  # visible: the set that a person is of does not have the joint (DATASET.MIX)
+NOT_ANNOTATED = -1.0  # visibility of a keypoint that the person's dataset lacks (DATASET.MIX)
 
 _PERSON_COLUMNS = (
     "image_index",
@@ -27,16 +25,22 @@ _PERSON_COLUMNS = (
 
 
 class PackedStrings(Sequence):
-    """Many strings in one byte buffer. A list of str would be copied into every worker as its
-    reference counts change.
+    """Many strings in one byte buffer.
+
+    A list of str would be copied into every worker process as its reference counts change.
+
+    Args:
+        buffer: uint8, the UTF-8 of all strings.
+        ends: (M,) end of each string in the buffer.
     """
 
     def __init__(self, buffer: np.ndarray, ends: np.ndarray) -> None:
-        """buffer: uint8, the strings' UTF-8 one after the other. ends (M,): where each one ends."""
-        self.buffer, self.ends = buffer, ends
+        self.buffer = buffer
+        self.ends = ends
 
     @classmethod
     def pack(cls, names: Sequence[str]) -> PackedStrings:
+        """Return the strings of a sequence in a new buffer."""
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         return cls(
             np.frombuffer(b"".join(encoded), dtype=np.uint8),
@@ -97,14 +101,14 @@ class PersonTable:
 
     @property
     def boxes(self) -> np.ndarray:
-        """(N, 4) x, y, width and height in pixels, without margin."""
+        """Boxes (N, 4) x, y, width and height in pixels, without margin."""
         return np.concatenate([self.center - self.box_wh / 2, self.box_wh], axis=1)
 
     def image_name(self, person: int) -> str:
         return self.image_names[int(self.image_index[person])]
 
     def select(self, keep: np.ndarray, reason: str) -> PersonTable:
-        """The persons where `keep` (N,) bool is true; the others are counted under `reason`."""
+        """Return the persons of the mask `keep` (N,); the others are counted under `reason`."""
         dropped = dict(self.dropped)
         if not keep.all():
             dropped[reason] = dropped.get(reason, 0) + int((~keep).sum())
@@ -114,8 +118,10 @@ class PersonTable:
         return replace(self, dropped=dropped, **selected)
 
     def summary(self) -> str:
-        """One line for the log: persons, images, boxes, and what was dropped and why."""
-        boxes = "ground-truth boxes" if self.box_source == "gt" else f"boxes of {self.box_source}"
+        """Return one line for the log: persons, images, boxes, and what was dropped and why."""
+        boxes = f"boxes of {self.box_source}"
+        if self.box_source == "gt":
+            boxes = "ground-truth boxes"
         images = (
             f"{len(np.unique(self.image_index))} of {pluralize(len(self.image_names), 'image')}"
         )

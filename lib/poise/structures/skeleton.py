@@ -1,14 +1,8 @@
-"""Dataset files (experiments/datasets/*.yaml): a data set's joints, mirror pairs, limbs, upper body
-and OKS sigmas, and where its files lie.
-
-They are the only home of these facts; experiments/datasets/template.yaml tells what each key means.
-Ultralytics' data.yaml is read as one. `COCO` and `MPII` of this module are the joints of the files
-of these names, read when they are first asked for.
-"""
+"""Skeletons and dataset descriptions, as poise.config.dataset_yaml reads them from YAML."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,13 +18,18 @@ DEFAULT_SIGMA = 0.067  # the mean of COCO's 17
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A joint set of J joints.
+    """K keypoints and how they belong together.
 
-    names: J joint names. flip_pairs: index pairs that a mirror swaps. limbs: index pairs to draw as
-    bones. upper_body: joints that half-body augmentation treats as the upper half. shared_body:
-    joints that MSPN counts in both. sigmas: J OKS constants, relative to the square root of the
-    object's area (half of the k of the COCO server). weights: J loss weights of
-    LOSS.USE_DIFFERENT_JOINTS_WEIGHT.
+    Attributes:
+        name: of the dataset.
+        names: K keypoint names.
+        flip_pairs: pairs of indices that a horizontal flip swaps.
+        limbs: pairs of indices to draw as bones.
+        upper_body: indices that half-body augmentation counts as the upper half.
+        shared_body: indices that MSPN counts in both halves.
+        sigmas: K OKS constants, relative to the square root of the object's area (half of the k of
+            the COCO server).
+        weights: K loss weights of LOSS.USE_DIFFERENT_JOINTS_WEIGHT.
     """
 
     name: str
@@ -48,28 +47,41 @@ class Skeleton:
 
     @property
     def flip_indices(self) -> np.ndarray:
-        """(J,) int64: joint j of a mirrored person is joint flip_indices[j] of the original one."""
-        order = np.arange(self.num_keypoints)
+        """(K,) int64: keypoint k of a flipped person is flip_indices[k] of the original."""
+        indices = np.arange(self.num_keypoints)
         for left, right in self.flip_pairs:
-            order[left], order[right] = right, left
-        return order
+            indices[left] = right
+            indices[right] = left
+        return indices
 
-    def side(self, joint: int) -> int:
-        """-1 for a joint on the person's left, 1 on the right, 0 on the axis: by its name, or
-        else its place in a mirror pair.
+    def side(self, keypoint: int) -> int:
+        """Return -1 for a keypoint on the person's left, 1 on the right, 0 on the axis.
+
+        By its name, else by its position in a flip pair.
         """
-        name = self.names[joint]
-        if name.startswith(("left", "right")):
-            return -1 if name.startswith("left") else 1
-        return next((2 * pair.index(joint) - 1 for pair in self.flip_pairs if joint in pair), 0)
+        name = self.names[keypoint]
+        if name.startswith("left"):
+            return -1
+        if name.startswith("right"):
+            return 1
+        for left, right in self.flip_pairs:
+            if keypoint == left:
+                return -1
+            if keypoint == right:
+                return 1
+        return 0
 
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """Where a set's files are below the data set's root. labelled: whether it has joints to score.
-    head_boxes: MPII's gt_valid.mat, or ''.
+    """Paths of a split below the root of the dataset.
 
-    yolo_labels: the folder of YOLO labels from which the annotations are converted, or ''.
+    Attributes:
+        annotations: the annotation file.
+        images: the image folder.
+        labelled: whether the split has keypoints to evaluate against.
+        head_boxes: MPII's gt_valid.mat, or ''.
+        yolo_labels: the folder of YOLO labels from which the annotations are converted, or ''.
     """
 
     annotations: str
@@ -81,11 +93,20 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a dataset file says. format, metric: see METRICS. category: name or id of the
-    annotations' category. sets: (pattern, SplitInfo), with {set} for the set's name. can_flip:
-    whether flip_pairs are known.
+    """The content of a dataset file (experiments/datasets/*.yaml).
 
-    remarks: what a user should know before trusting figures.
+    Attributes:
+        path: the file.
+        skeleton: its keypoints.
+        format: of the annotations, see poise.config.dataset_yaml.FORMATS.
+        metric: see poise.config.dataset_yaml.METRICS.
+        category: name or id of the category of the annotations.
+        root: the folder of the dataset.
+        annotations: the annotation file of a split below the root; {set} is the name of the split.
+        images: the image folder of a split, in the same way.
+        sets: (pattern, SplitInfo) of splits with other paths.
+        can_flip: whether flip_pairs are known.
+        remarks: what a user should know about the results.
     """
 
     path: Path
@@ -105,64 +126,77 @@ class DatasetInfo:
         return self.skeleton.name
 
     def files(self, set_name: str) -> SplitInfo:
-        """The files of a set: those of the first pattern that fits it, else those of every other
-        set.
-        """
-        found = next(
-            (files for pattern, files in self.sets if fnmatchcase(set_name, pattern)),
-            SplitInfo(self.annotations, self.images),
-        )
+        """Return the paths of a split: of the first pattern that matches, else the default ones."""
+        split = SplitInfo(self.annotations, self.images)
+        for pattern, info in self.sets:
+            if fnmatchcase(set_name, pattern):
+                split = info
+                break
         return replace(
-            found,
-            **{
-                key: getattr(found, key).replace("{set}", set_name)
-                for key in ("annotations", "images", "head_boxes", "yolo_labels")
-            },
+            split,
+            annotations=split.annotations.replace("{set}", set_name),
+            images=split.images.replace("{set}", set_name),
+            head_boxes=split.head_boxes.replace("{set}", set_name),
+            yolo_labels=split.yolo_labels.replace("{set}", set_name),
         )
 
 
 def describe_joints(skeleton: Skeleton) -> dict[str, Any]:
-    """Return what predicting needs of a joint set, as plain values for a file's metadata."""
-    names = skeleton.names
+    """Return what inference needs of a skeleton, as plain values for the metadata of a file."""
+
+    def to_names(pairs: Iterable[tuple[int, int]]) -> list[list[str]]:
+        return [[skeleton.names[index] for index in pair] for pair in pairs]
+
     return {
         "name": skeleton.name,
-        "joints": list(names),
-        **{
-            key: [[names[joint] for joint in pair] for pair in getattr(skeleton, key)]
-            for key in ("flip_pairs", "limbs")
-        },
+        "joints": list(skeleton.names),
+        "flip_pairs": to_names(skeleton.flip_pairs),
+        "limbs": to_names(skeleton.limbs),
     }
 
 
 def first_joint_mismatch(theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """Where two lists of joints' names differ first, in words for an error line; '' where they
-    are equal.
-    """
+    """Return the first difference of two lists of keypoint names as text; '' if they are equal."""
     if len(theirs) != len(ours):
         return f"it has {len(theirs)} joints and not {len(ours)}"
-    place = next(
-        (place for place, (one, other) in enumerate(zip(theirs, ours)) if one != other), None
-    )
-    return (
-        ""
-        if place is None
-        else f"its joint {place} is {escape_name(theirs[place])} and not {escape_name(ours[place])}"
-    )
+    for index, (their_name, our_name) in enumerate(zip(theirs, ours)):
+        if their_name != our_name:
+            return f"its joint {index} is {escape_name(their_name)} and not {escape_name(our_name)}"
+    return ""
+
+
+def joint_mapping(
+    theirs: DatasetInfo, ours: DatasetInfo, renamed: Mapping[str, str]
+) -> dict[int, int]:
+    """Return {index of a keypoint in theirs: its index in ours}, by name.
+
+    renamed: {name in theirs: name in ours} of keypoints with different names.
+    """
+    names = ours.skeleton.names
+    # {head: nose} takes nose: a keypoint `nose` in theirs is not mapped too
+    taken = set(renamed.values())
+    mapping = {}
+    for index, name in enumerate(theirs.skeleton.names):
+        target = renamed.get(name, name)
+        if target in names and (target not in taken or name in renamed):
+            mapping[index] = names.index(target)
+    return mapping
 
 
 def find_category(
     content: Any, category: str | int, where: str | Path, parts: Iterable[list] = ()
 ) -> dict | None:
-    """Return the category of this name or id in a COCO-format dict; None where it has none.
+    """Return the category of this name or id in a COCO-format dict; None if it has none.
 
     Of several with one name (Roboflow adds an empty one) it is the one that has annotations.
 
     Args:
+        content: the annotation file.
+        category: name or id.
         where: the file, for the error.
-        parts: the annotations in lists, which are read only where names are not unique.
+        parts: the annotations in lists, which are read only if names are not unique.
 
-    Raises:
-        DataError: if several have the name, and not exactly one of them has annotations.
+    Raises DataError if several have the name, and not exactly one of them has annotations.
     """
     categories = content.get("categories") if isinstance(content, dict) else None
     if not isinstance(categories, (list, tuple)):
@@ -186,9 +220,11 @@ def find_category(
 
 
 def crowd_flag(annotation: dict) -> bool | None:
-    """Return whether an annotation is a crowd region; None where iscrowd is no whole number."""
+    """Return whether an annotation is a crowd region; None if iscrowd is not an integer."""
     value = annotation.get("iscrowd")
     if value is None or isinstance(value, bool):
         return bool(value)
     number = parse_id(value)
-    return None if number is None else number != 0
+    if number is None:
+        return None
+    return number != 0

@@ -16,7 +16,8 @@ from poise.errors import DataError, escape_name
 from poise.io import image_header
 from poise.io.decoding import EncodedImage
 from poise.io.files import read_bytes
-from poise.io.images import MAX_ENCODED_BYTES, ImageFolder, is_image_name
+from poise.io.image_folder import MAX_ENCODED_BYTES, ImageFolder
+from poise.io.images import is_image_name
 from poise.structures.crops import MAX_COORD
 
 log = logging.getLogger(__name__)

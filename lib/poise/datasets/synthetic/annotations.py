@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from poise.config.datasets import COCO, MPII
+from poise.config.dataset_yaml import COCO, MPII
 from poise.datasets.synthetic.scene import Scene
 
 MPII_MAT_NAMES = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from poise.config.datasets import COCO, MPII
+from poise.config.dataset_yaml import COCO, MPII
 from poise.datasets.synthetic.body import Body
 from poise.datasets.synthetic.head import (
     EARS,

@@ -20,7 +20,8 @@ from poise.datasets.validation.findings import Findings, some
 from poise.errors import DataError
 from poise.io import archives, image_header
 from poise.io.decoding import EncodedImage
-from poise.io.images import END_MARKS, MAX_ENCODED_BYTES, ImageFolder, is_cut_off
+from poise.io.image_folder import MAX_ENCODED_BYTES, ImageFolder
+from poise.io.image_header import END_MARKS, is_truncated
 
 _HEAD = 1 << 16  # most headers lie in it; thumbnails and profiles before them may be longer
 _AT_ONCE = 8
@@ -212,7 +213,7 @@ def _ends_early(head: bytes, size: int, file: BinaryIO) -> bool:
     if file.read(len(mark)) == mark:
         return False
     file.seek(0)
-    return is_cut_off(file.read(MAX_ENCODED_BYTES))
+    return is_truncated(file.read(MAX_ENCODED_BYTES))
 
 
 def _judged(head: bytes, size: int, rest: Callable[[int], bytes], exif: bool = False) -> Header:

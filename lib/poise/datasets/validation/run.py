@@ -32,7 +32,7 @@ from poise.datasets.validation.persons import AnnotatedPersons
 from poise.errors import DataError, PoiseError
 from poise.evaluation.evaluators import EVALUATORS, build_evaluator
 from poise.io.cache import Arrays, cached
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.structures.person_table import PackedStrings
 from poise.structures.skeleton import DatasetInfo
 

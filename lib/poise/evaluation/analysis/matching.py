@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.config.datasets import load_dataset_info
+from poise.config.dataset_yaml import load_dataset_info
 from poise.errors import DataError, single_line
 from poise.evaluation import keypoint_ap, read_ground_truth, read_results, result_arrays
 from poise.evaluation.coco import CocoGroundTruth

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from poise.config.datasets import load_dataset_info
+from poise.config.dataset_yaml import load_dataset_info
 from poise.errors import DataError
 from poise.evaluation.analysis import breakdowns, curves, worst_images
 from poise.evaluation.analysis import errors as error_kinds
@@ -24,7 +24,7 @@ from poise.evaluation.analysis.matching import (
 )
 from poise.evaluation.analysis.per_keypoint import per_joint
 from poise.io.files import atomic_write
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.io.json_file import replace_non_finite
 
 _MIN_DIFFERENCE = 0.05  # loss by which the images of two files must differ to be drawn

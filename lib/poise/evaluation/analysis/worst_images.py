@@ -22,7 +22,7 @@ from poise.evaluation.analysis.matching import (
     GroundTruth,
     Results,
 )
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.visualization import draw as visualize
 from poise.visualization.html import encode_data_uri
 

@@ -10,7 +10,7 @@ from poise.evaluation.evaluators.mpii import MpiiEvaluator
 
 __all__ = ["EVALUATORS", "Evaluator", "build_evaluator"]
 
-#: the names are those of poise.config.datasets.METRICS
+#: the names are those of poise.config.dataset_yaml.METRICS
 EVALUATORS: dict[str, type[Evaluator]] = {
     "oks": CocoEvaluator,
     "crowdpose": CrowdPoseEvaluator,

@@ -15,7 +15,8 @@ from yacs.config import CfgNode
 from poise import config
 from poise.codecs import CODECS, codec_class
 from poise.codecs.codec import Codec
-from poise.config.datasets import dataset_info, register_joints
+from poise.config.dataset_yaml import register_joints
+from poise.config.datasets import dataset_info
 from poise.errors import DataError, PoiseError
 from poise.inference.export.graph import ExportOptions
 from poise.structures.skeleton import describe_joints

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from poise.config.datasets import MAX_JOINTS
+from poise.config.dataset_yaml import MAX_JOINTS
 from poise.errors import DataError, escape_name, is_out_of_memory, single_line
 from poise.io.archives import open_bounded_zip
 from poise.io.files import atomic_write, check_memory
