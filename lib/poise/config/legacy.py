@@ -1,8 +1,8 @@
-"""SimpleBaseline's experiment files in today's keys.
+"""Translate experiment files of SimpleBaseline.
 
-Its files (microsoft/human-pose-estimation.pytorch lib/core/config.py) differ from HRNet's in a few
-places: three codec keys live under MODEL.EXTRA, the batch size is per GPU but not called so, and
-three defaults are others.
+They (microsoft/human-pose-estimation.pytorch lib/core/config.py) differ from those of HRNet in a
+few points: three codec keys are in MODEL.EXTRA, the batch size per GPU has another name, and some
+defaults differ.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import copy
 from typing import Any
 
 _MOVED_TO_MODEL = ("TARGET_TYPE", "HEATMAP_SIZE", "SIGMA")
-# defaults of SimpleBaseline that HRNet changed; its files rely on them
+# defaults that HRNet has changed
 _DEFAULTS = {"POST_PROCESS": True, "SHIFT_HEATMAP": True, "IMAGE_THRE": 0.0, "NMS_THRE": 1.0}
 
 
 def translate_simple_baseline(values: dict) -> dict:
-    """Return `values` (nested, as read from YAML) with SimpleBaseline's keys renamed; other files
-    come back equal.
+    """Return nested `values` with the keys of SimpleBaseline renamed; other files are unchanged.
 
-    A file is SimpleBaseline's when it has TRAIN.BATCH_SIZE, TEST.BATCH_SIZE or a codec key in
-    MODEL.EXTRA.
+    A file of SimpleBaseline has TRAIN.BATCH_SIZE, TEST.BATCH_SIZE or a codec key in MODEL.EXTRA.
     """
     groups = {name: values.get(name) for name in ("MODEL", "TRAIN", "TEST")}
     model, train, test = (group if isinstance(group, dict) else {} for group in groups.values())
@@ -32,7 +30,7 @@ def translate_simple_baseline(values: dict) -> dict:
     ):
         return values
     if not all(group is None or isinstance(group, dict) for group in groups.values()):
-        return values  # the reader names the group that is none
+        return values  # loading raises the error
     values = copy.deepcopy(values)
     model, train, test = (values.get(name) or {} for name in groups)
     values.update(MODEL=model, TRAIN=train, TEST=test)
@@ -49,6 +47,6 @@ def translate_simple_baseline(values: dict) -> dict:
 
 
 def _group(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return a group of a configuration, {} where there is none."""
+    """Return a group of a configuration; {} if it is missing."""
     group = values.get(key)
     return group if isinstance(group, dict) else {}

@@ -1,8 +1,7 @@
-"""Where the files of COCO and MPII come from: what may be fetched by a program, and what a person
-has to fetch.
+"""Download sources of COCO and MPII, automatic and manual.
 
-Sizes and sums of COCO's archives are those of the files that cocodataset.org links, which lie in
-its bucket at Amazon; there by HTTPS.
+Sizes and checksums of COCO's archives are those of the files that cocodataset.org links, which are
+in its bucket at Amazon, where they are available over HTTPS.
 """
 
 from __future__ import annotations
@@ -20,12 +19,16 @@ _COCO_TERMS = (
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive that may be fetched. members: members (whole names, or folders that end in /) and
-    where they go, below the set's folder.
+    """An archive that can be downloaded.
 
-    path: behind the base address. size: in bytes, 0 where not known. digest: 'md5:...', sha256's
-    digits, or '' where none was published. files: how many there are when it is unpacked. default:
-    whether it is fetched unasked.
+    Attributes:
+        name: for --only.
+        path: below the base URL.
+        size: in bytes; 0 if unknown.
+        digest: 'md5:...', the digits of the sha256, or '' if none was published.
+        members: {name of a file, or of a folder that ends in /: its path below the dataset's root}.
+        files: number of files after unpacking.
+        default: whether it is downloaded without being named.
     """
 
     name: str
@@ -37,7 +40,7 @@ class Archive:
     default: bool = True
 
     def place(self, member: str) -> str | None:
-        """Where a member goes below the set's folder; None for one that is not needed."""
+        """Return the path of a member below the dataset's root; None to skip it."""
         for source, target in self.members.items():
             if member == source:
                 return target
@@ -47,14 +50,20 @@ class Archive:
 
     @property
     def folder(self) -> str:
-        """The folder of images that it fills; '' for single files."""
+        """Return the folder of images that it fills; '' for single files."""
         return next((target for source, target in self.members.items() if source.endswith("/")), "")
 
 
 @dataclass(frozen=True)
 class ManualDownload:
-    """A file, or a folder of images, that only a person may or can fetch. check:
-    poise.datasets.prepare's name for how it is looked at.
+    """A file, or a folder of images, that cannot be downloaded by a program.
+
+    Attributes:
+        path: below the dataset's root.
+        what: its content.
+        how: instructions.
+        check: the name in poise.datasets.prepare of how it is validated.
+        needed_for: what does not work without it.
     """
 
     path: str
@@ -66,8 +75,16 @@ class ManualDownload:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: base address, archives, what is by hand, terms. local: an archive that a
-    person may put into the folder, and is then unpacked.
+    """The downloads of a dataset.
+
+    Attributes:
+        name: of the dataset.
+        root: its default folder.
+        base: base URL of the archives.
+        archives: automatic downloads.
+        manual_downloads: the other files.
+        terms: of use.
+        local: archives that the user may put into the folder, which are then unpacked.
     """
 
     name: str
@@ -203,5 +220,5 @@ SOURCES = {
 
 
 def relative_to(member: str, place: Callable[[str], str | None]) -> str | None:
-    """`place` of a member's plain name: some tar programs write ./ before it."""
+    """Return `place` of a member without a leading ./, which some tar programs write."""
     return place(str(PurePosixPath(member)) + ("/" if member.endswith("/") else ""))

@@ -1,6 +1,6 @@
-"""Ultralytics' data.yaml of a pose data set as the keys of a dataset file.
+"""Translate Ultralytics' data.yaml of a pose dataset into the keys of a dataset file.
 
-Source: https://docs.ultralytics.com/datasets/pose/ and what ultralytics 8.4 makes of the keys.
+Source: https://docs.ultralytics.com/datasets/pose/ and the behavior of ultralytics 8.4.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ SETS = ("train", "val", "test")
 
 
 def is_ultralytics(values: dict) -> bool:
-    """Whether the keys of a YAML file are those of ultralytics' data.yaml with keypoints."""
+    """Return whether a YAML file is a data.yaml of ultralytics with keypoints."""
     return "kpt_shape" in values and "joints" not in values
 
 
 def translate_ultralytics(values: dict, path: Path) -> tuple[dict, list[str]]:
-    """Return the keys of a dataset file, and remarks on what is assumed.
+    """Return the keys of a dataset file, and remarks about assumptions.
 
-    Raises ConfigError, naming the file and the key.
+    Raises ConfigError naming the file and the key.
     """
-    count, remarks = _keypoint_count(values, path), []
+    count = _keypoint_count(values, path)
+    remarks = []
     order = _flip_indices(values, count, path)
     names = _keypoint_names(values, count, path)
     coco = load_dataset_info("coco").skeleton
@@ -75,7 +76,7 @@ def _keypoint_count(values: dict, path: Path) -> int:
 
 
 def _flip_indices(values: dict, count: int, path: Path) -> list[int]:
-    """Return flip_idx, [] where the file has none."""
+    """Return flip_idx; [] if it is missing."""
     order = values.get("flip_idx") or []
     if order == []:
         return []
@@ -90,7 +91,7 @@ def _flip_indices(values: dict, count: int, path: Path) -> list[int]:
 
 
 def _keypoint_names(values: dict, count: int, path: Path) -> list | None:
-    """Return the names of the first class's keypoints, None where the file has none."""
+    """Return the keypoint names of the first class; None if they are missing."""
     names = values.get("kpt_names")
     if isinstance(names, dict):
         names = names.get(0, next(iter(names.values()), None))
@@ -105,12 +106,12 @@ def _keypoint_names(values: dict, count: int, path: Path) -> list | None:
 
 
 def _pairs(names: list, order: list[int]) -> list[list]:
-    """Return flip_pairs, the left keypoint first where a name has the word left or right."""
+    """Return flip_pairs, the left keypoint first if a name has the word left or right."""
     pairs = [[names[a], names[b]] for a, b in enumerate(order) if a < b]
-    return [
-        pair[::-1] if _has_word("right", pair[0]) or _has_word("left", pair[1]) else pair
-        for pair in pairs
-    ]
+    for pair in pairs:
+        if _has_word("right", pair[0]) or _has_word("left", pair[1]):
+            pair.reverse()
+    return pairs
 
 
 def _has_word(word: str, name: Any) -> bool:
@@ -118,8 +119,8 @@ def _has_word(word: str, name: Any) -> bool:
 
 
 def _coco_keys(coco: Skeleton) -> dict:
-    def named(places: Iterable[int]) -> list[str]:
-        return [coco.names[place] for place in places]
+    def named(indices: Iterable[int]) -> list[str]:
+        return [coco.names[index] for index in indices]
 
     return {
         "limbs": [named(limb) for limb in coco.limbs],
@@ -164,9 +165,9 @@ def _files(values: dict, path: Path) -> dict:
             )
         folder = _image_folder(root, images)
         parts = list(folder.parts)
-        places = [place for place, part in enumerate(parts) if part == "images"]
-        if places:
-            parts[places[-1]] = "labels"
+        if "images" in parts:
+            last = len(parts) - 1 - parts[::-1].index("images")
+            parts[last] = "labels"
         keys["sets"][name] = {
             "annotations": f"annotations/{name}.json",
             "images": _below(root, folder),
@@ -179,8 +180,8 @@ def _root(values: dict, path: Path) -> Path:
     root = values.get("path") or ""
     if not isinstance(root, str):
         raise ConfigError(f"{path}: path must be the data set's folder, got {short_repr(root)}")
-    # ultralytics looks in the working folder, which also has a folder `.`, then below its own
-    # `datasets`, which only it knows
+    # ultralytics searches the working folder, which also has a folder `.`, then its own `datasets`
+    # folder, which is unknown here
     beside = _resolved(path.parent / root)
     candidates = [_resolved(Path(root)), beside] if root else [beside]
     images = [values[name] for name in SETS if isinstance(values.get(name), str)]
@@ -199,8 +200,8 @@ def _image_folder(root: Path, images: str) -> Path:
 
 
 def _resolved(folder: Path) -> Path:
-    """Return a folder without links and `..`, as it is where the system cannot follow it."""
-    # unlike Path.resolve no error for a link to itself
+    """Return a folder without links and `..`; unchanged if the system cannot resolve it."""
+    # unlike Path.resolve, no error for a link to itself
     try:
         return Path(os.path.realpath(folder))
     except OSError:
