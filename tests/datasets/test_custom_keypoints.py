@@ -317,7 +317,7 @@ def test_select_data_many_keypoints_keeps_persons(tmp_path):
 
 
 def test_build_loader_mirrored_person_swaps_sides(tmp_path):
-    """After a mirror the left joint still lies where a image has the person's left: in the
+    """After a mirror the left joint still lies where an image has the person's left: in the
     right half, as custom_datasets draws them.
     """
     cfg = config.load(

@@ -991,7 +991,7 @@ def given_boxes_left(folder, names, paths):
     ],
 )
 def test_box_file_image_gets_boxes_of_its_folder(tmp_path, names, path, left):
-    """A image without a detection is not listed, and has not the boxes of a sibling folder."""
+    """An image without a detection is not listed, and has not the boxes of a sibling folder."""
     names, paths = [*names, "other/0.jpg"], [path, "other/0.jpg"]
     assert given_boxes_left(tmp_path, names, paths) == [left, len(names) - 1]
 

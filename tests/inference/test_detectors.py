@@ -343,7 +343,7 @@ def yolo_output(places, rows):
 
 @pytest.mark.parametrize("turned", [False, True], ids=["1 84 N", "1 N 84"])
 def test_onnx_detector_yolo_export(tmp_path, turned):
-    # a image of 160 x 120 in 320 x 320 is enlarged twice, with 40 rows of gray above and below
+    # an image of 160 x 120 in 320 x 320 is enlarged twice, with 40 rows of gray above and below
     # the second overlaps with the first
     rows = [
         (0, 100, 140, 40, 80, {0: 0.9}),

@@ -216,7 +216,7 @@ def test_estimator_empty_input_returns_empty(estimator, picture):
 
 
 def test_estimator_box_outside_image_is_padded_black(estimator, picture):
-    """Partly outside: as of a image with a black rim. Wholly outside: as of a black image."""
+    """Partly outside: as of an image with a black rim. Wholly outside: as of a black image."""
     box = np.array([[-30.0, 40, 50, 130]])
     rim = np.pad(picture, ((50, 100), (100, 100), (0, 0)))
     partly = estimator(picture, box)

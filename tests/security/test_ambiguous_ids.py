@@ -273,7 +273,7 @@ def test_evaluate_invalid_number_names_the_field(sound, changed, field, value, s
 
 
 def boxes_of(folder, change):
-    """How many boxes the demo reads for a image from annotations that were changed."""
+    """How many boxes the demo reads for an image from annotations that were changed."""
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 9}],
         "categories": [{"id": 2, "name": "person"}, {"id": 3, "name": "dog"}],
