@@ -18,7 +18,7 @@ from support.golden_inputs import generator
 
 
 def slow_encode(joints, visible, stride, heatmap_size, sigma):
-    """HRNet's rule written as loops: one patch per joint, copied where it lies inside."""
+    """HRNet's encoding as loops: copy the part of one patch per keypoint that is inside."""
     width, height = heatmap_size
     target, weight = (
         np.zeros((len(joints), height, width), np.float32),
@@ -58,7 +58,7 @@ def test_gaussian_encode_recorded_keypoints_equals_hrnet(pipeline):
 
 @pytest.mark.parametrize("sigma", [1, 2, 3])
 def test_gaussian_encode_random_keypoints_equals_plain_loops(sigma):
-    """Joints everywhere, also around and beyond the border, where the rules are subtle."""
+    """Keypoints are also on and outside the border."""
     rng = np.random.default_rng(sigma)
     joints = rng.uniform(-60, 260, (40, 17, 2)).astype(np.float32)
     visible = (rng.random((40, 17)) < 0.8).astype(np.float32)
@@ -97,7 +97,7 @@ def test_gaussian_decode_recorded_heatmaps_equals_hrnet(pipeline):
 
 
 def test_gaussian_decode_without_refinement_is_within_half_a_cell():
-    """Within half a cell, and the quarter offset is at most a quarter."""
+    """Keypoints are found within half a cell."""
     rng = np.random.default_rng(1)
     joints = rng.uniform((12, 12), (180, 244), (8, 17, 2)).astype(np.float32)
     codec = Gaussian((192, 256), (48, 64), 2, refine="none")
@@ -109,7 +109,7 @@ def test_gaussian_decode_without_refinement_is_within_half_a_cell():
 
 
 def test_gaussian_decode_tiny_heatmaps_stays_inside():
-    """Nothing is read outside the map, whatever its size."""
+    """No cell outside the heatmap is read."""
     for shape in ((1, 1, 1, 1), (2, 3, 2, 2), (1, 2, 3, 1), (1, 1, 1, 9)):
         size = (shape[3], shape[2])
         coords, scores = Gaussian(size, size).decode(
@@ -120,7 +120,7 @@ def test_gaussian_decode_tiny_heatmaps_stays_inside():
 
 
 def test_average_flipped_mirrored_prediction_is_unchanged():
-    """A prediction for the mirrored image that is the mirror of the prediction changes nothing."""
+    """The mirrored prediction of the mirrored image changes nothing."""
     order = torch.from_numpy(COCO.flip_indices)
     heatmaps = torch.rand(2, 17, 6, 5)
     mirrored = heatmaps.flip(3)[:, order]
@@ -153,9 +153,7 @@ def some_joints(count=6, margin=25):
     "name, bound", [("gaussian", 2.1), ("dark", 0.1), ("udp", 0.1), ("megvii", 3.01)]
 )
 def test_codec_encode_then_decode_recovers_the_keypoints(name, bound):
-    """Crop pixels to heatmaps and back: within half a cell (plus the quarter step) where the
-    cell is whole, nearly exact where it is not.
-    """
+    """The error is at most half a cell plus the quarter offset, or nearly 0 for subpixel codecs."""
     joints = some_joints()
     targets = KINDS[name].encode(torch.from_numpy(joints), torch.full((6, 17), 2.0))
     coords, scores = KINDS[name].decode(targets.finest_heatmaps.numpy())
@@ -180,7 +178,7 @@ def test_codec_encode_hidden_and_unlabeled_keypoints_sets_weights(name):
 
 
 def test_dark_and_udp_encode_centers_at_subpixel_position():
-    """Gaussians around the position itself; UDP's lie on a grid of W - 1 pixels and are cut off."""
+    """Gaussians are centered at the exact position; UDP uses W - 1 pixels and truncates them."""
     joints = torch.tensor([[[101.0, 77.0]]])
     rows, columns = np.mgrid[:64, :48]
     for codec, (x, y), is_cut in (
@@ -206,9 +204,7 @@ def test_dark_and_udp_encode_outside_keypoints_have_no_weight():
     "name, exact", [("udp", True), ("megvii", True), ("gaussian", False), ("dark", False)]
 )
 def test_codec_encode_mirrored_crop_matches_flip_aligned(name, exact):
-    """UDP's and MSPN's lie right when mirrored back; HRNet's do not, which TEST.SHIFT_HEATMAP is
-    for.
-    """
+    """UDP and MSPN heatmaps are flip-aligned; HRNet's are not, hence TEST.SHIFT_HEATMAP."""
     codec, joints = KINDS[name], np.round(some_joints())
     mirrored = joints.copy()
     mirrored[:, :, 0] = 191 - mirrored[:, :, 0]
@@ -236,7 +232,7 @@ def test_cut_unbiased_mirrored_image_gives_mirrored_crop():
 
 
 def test_crop_matrix_unbiased_square_box_uses_width():
-    """MPII's boxes are square whatever the input; their width alone decides the zoom."""
+    """MPII boxes are square for any input size; only their width sets the zoom."""
     matrix = crop_matrix(np.array([100.0, 100.0]), np.array([1.0, 1.0]), 0.0, (192, 256), udp=True)
     assert matrix[0, 0] == pytest.approx(191 / 200) and matrix[1, 1] == pytest.approx(
         255 / (200 * 256 / 192)
@@ -244,7 +240,7 @@ def test_crop_matrix_unbiased_square_box_uses_width():
 
 
 def test_udp_decode_at_the_border_refines_within_limits():
-    """It is taken there too, and does not lead further than a cell and a half from the joint."""
+    """Refinement moves at most one and a half cells from the keypoint."""
     joints = np.array([[[2.0, 250.0], [188.0, 5.0], [0.0, 0.0]]], np.float32)
     coords, _ = KINDS["udp"].decode(
         KINDS["udp"].encode(torch.from_numpy(joints), torch.ones(1, 3)).heatmaps.numpy()
@@ -305,9 +301,7 @@ def test_build_codec_config_sets_type_and_refinement(overrides, refine, kernel, 
 
 
 def test_gaussian_decode_empty_heatmap_returns_configured_cell():
-    """A map that is nowhere above 0 has its joint at cell 0, or -1 where mmpose is followed, and
-    no step below the cell.
-    """
+    """Heatmaps without positive values decode to cell 0, or -1 as in mmpose, unrefined."""
     maps = np.full((1, 2, 64, 48), -1, np.float32)
     maps[0, 1, 30, 20] = 0.5
     for cell in (0, -1):
@@ -320,8 +314,8 @@ def test_gaussian_decode_empty_heatmap_returns_configured_cell():
 
 
 def test_gaussian_encode_peak_cells_equal_heatmap_maxima():
-    """Told from the joints, they are what a look at the maps finds; joints in, beside and far
-    from the crop, with and without label.
+    """Peaks computed from keypoints equal the maxima of the heatmaps, for keypoints inside and
+    outside the crop, labeled or not.
     """
     from poise.codecs.heatmap import pck_accuracy
 

@@ -130,9 +130,7 @@ def test_gaussian_decode_recorded_heatmaps_equals_mmpose(heatmaps, name, setting
 
 
 def test_average_flipped_with_shift_equals_mmpose(heatmaps):
-    """What is recorded is the mirrored prediction laid back; the mean with itself's own
-    prediction is taken apart again.
-    """
+    """Only the flipped prediction was recorded, so it is recovered from the average."""
     figures = FIGURES["flip_back_shift"]
     maps = torch.from_numpy(heatmaps)
     back = (
@@ -162,9 +160,7 @@ def test_oks_nms_recorded_poses_equals_mmpose():
 
 
 def test_augment_mmpose_order_gives_the_same_crop():
-    """mmpose mirrors first and then moves, halves and turns; Poise mirrors inside the crop's
-    matrix. Equal draws, equal crops.
-    """
+    """mmpose mirrors first, then shifts, crops and rotates; Poise mirrors in the crop matrix."""
     rng = np.random.default_rng(5)
     width, aspect = 640, 0.75
     joints = np.stack([rng.uniform(200, 400, 17), rng.uniform(50, 350, 17)], axis=1)

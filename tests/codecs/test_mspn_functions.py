@@ -20,14 +20,14 @@ CODEC = Megvii((192, 256), (48, 64), refine="megvii", blur_kernel=5)
 
 
 def fixture():
-    """The recorded joints (2, 17, 2) and flags (2, 17), by the formula of the figures."""
+    """Return the recorded keypoints (2, 17, 2) and flags (2, 17), computed by a formula."""
     b, k = np.indices((2, 17))
     joints = np.stack([(37 * k + 11 * b) % 192, (53 * k + 29 * b) % 256], axis=2).astype(np.float32)
     return torch.from_numpy(joints), torch.from_numpy(((17 * b + k) % 3).astype(np.float32))
 
 
 def slow_labels(joints, visible, kernels, size):
-    """MSPN's rule as loops over joints and kernels: one point, blurred, brought to maximum 255."""
+    """MSPN's labels as loops over keypoints and kernels: one pixel, blurred, scaled to 255."""
     import cv2
 
     maps = np.zeros((len(kernels), len(joints), size[1], size[0]), np.float32)
@@ -55,7 +55,7 @@ def test_megvii_encode_recorded_keypoints_equals_mspn():
 
 
 def test_megvii_encode_random_keypoints_equals_plain_loops():
-    """Also close to the border, where the reflected blur moves the peak."""
+    """Includes keypoints near the border, where the reflected blur moves the peak."""
     rng = np.random.default_rng(0)
     joints = rng.uniform((0, 0), (191, 255), (3, 17, 2)).astype(np.float32)
     joints[0, :5] = [[0, 0], [5, 3], [9, 9], [190, 254], [14, 252]]
@@ -104,7 +104,7 @@ def recorded_prediction(seed, factor):
 
 
 def slow_loss(outputs, labels, valid, stages, topk):
-    """specs of the loss as loops over stages, units and persons."""
+    """MSPN's loss as loops over stages, units and persons."""
     total = 0.0
     for stage in range(stages):
         for unit in range(4):
@@ -144,7 +144,7 @@ def test_mspn_loss_recorded_outputs_equals_mspn():
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_mspn_loss_random_outputs_equals_plain_loops(stages):
-    """Coarse labels for all stages but the last, which takes labels one step sharper."""
+    """All stages but the last use coarse labels; the last uses labels one level sharper."""
     rng = np.random.default_rng(stages)
     labels = torch.from_numpy(rng.uniform(0, 255, (3, 5, 17, 16, 12)).astype(np.float32))
     valid = torch.from_numpy(rng.integers(0, 3, (3, 17)).astype(np.float32))
@@ -243,7 +243,7 @@ def built(stages, height, width):
 
 
 def filled_by_random_state(model):
-    """The fill rule of the net_* figures: one RandomState over the state dict in its order."""
+    """Fill weights as for the net_* figures: one RandomState over the state dict in order."""
     draws, state = np.random.RandomState(0), {}
     for name, tensor in model.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -266,9 +266,7 @@ def filled_by_random_state(model):
     "stages", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
 )
 def test_mspn_loss_filled_network_equals_mspn(stages):
-    """The recorded loss is of eval mode, in which Poise's network gives the prediction alone:
-    batch norm is fixed by hand.
-    """
+    """The recorded loss is of eval mode, so batch norm is set to eval in a training network."""
     model = built(stages, 256, 192)
     filled_by_random_state(model)
     model.train()

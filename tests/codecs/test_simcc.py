@@ -26,7 +26,7 @@ SIMCC_KEYS = [
 
 
 def recorded_outputs(kind):
-    """The outputs (2, 17, 384) and (2, 17, 512) that the decoding was recorded with."""
+    """Return the outputs (2, 17, 384) and (2, 17, 512) of the recorded decoding."""
     rng = generator(RECORDED["seed"], f"simcc_{kind}")
     if kind == "vectors":
         x, y = (rng.standard_normal((2, 17, bins)).astype(np.float32) for bins in (384, 512))
@@ -44,7 +44,7 @@ def recorded_outputs(kind):
 
 
 def recorded_loss_inputs():
-    """(predictions, targets) that the loss was recorded with."""
+    """Return the (predictions, targets) of the recorded loss."""
     rng = generator(RECORDED["seed"], "kl")
     output = tuple(
         torch.from_numpy(0.3 * rng.standard_normal((3, 17, bins))).float() for bins in (384, 512)
@@ -57,7 +57,7 @@ def recorded_loss_inputs():
 
 
 def entries(array, recorded):
-    """(found, recorded) values at the recorded places."""
+    """Return the (computed, recorded) values at the recorded indices."""
     return np.asarray(array).reshape(-1)[recorded["index"]], np.asarray(recorded["value"])
 
 
@@ -174,7 +174,7 @@ def test_load_simcc_with_heatmap_loss_raises(tiny_experiment):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, small_set):
-    """(configuration, run folder, TensorBoard folder) of a small network that knows 24 persons."""
+    """Return (config, run folder, TensorBoard folder) of a network that overfits 24 persons."""
     folder = tmp_path_factory.mktemp("simcc")
     text = TINY.format(
         dataset="coco", root=small_set, train="train2017", test="train2017", joints=17

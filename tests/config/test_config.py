@@ -189,7 +189,7 @@ MINIMAL = "MODEL: {NUM_JOINTS: 16}\n"
 
 @pytest.fixture
 def written(tmp_path):
-    """A function that writes an experiment file and returns its path."""
+    """Return a function that writes an experiment file and returns its path."""
 
     def write(text, name="experiment.yaml"):
         path = tmp_path / name
@@ -201,9 +201,7 @@ def written(tmp_path):
 
 
 def refusal(path, overrides=()):
-    """The text of the ConfigError with which the file is refused; it is one line and names its
-    source.
-    """
+    """Return the one-line ConfigError of a file, which names its source."""
     with pytest.raises(ConfigError) as error:
         config.load(path, overrides)
     text = str(error.value)
@@ -352,7 +350,7 @@ def test_load_res2net_file_keeps_its_values(written):
     ids=["hrnet", "simple_baseline", "res2net", "minimal"],
 )
 def test_load_dumped_config_is_equal(written, text):
-    """config.yaml of a run folder is an experiment file."""
+    """The config.yaml of a run folder is an experiment file."""
     cfg = config.load(
         written(text),
         [
@@ -419,7 +417,7 @@ def test_load_nested_base_is_relative_to_its_file(written):
 
 
 def test_load_base_used_twice_is_allowed(written):
-    """Only a circle is refused, not two ways to the same file."""
+    """Only circles are refused, not two paths to the same file."""
     written("MODEL: {NUM_JOINTS: 16}\n", "root.yaml")
     written("_BASE_: root.yaml\nSEED: 4\n", "left.yaml")
     written("_BASE_: root.yaml\nWORKERS: 5\n", "right.yaml")
@@ -683,7 +681,7 @@ def test_load_value_out_of_range_raises(written, key, value):
 
 
 def test_list_keys_all_have_a_range_test():
-    """A new list key needs a check of its own: a test of it belongs above."""
+    """A new list key needs a case in the test above."""
 
     def lists(node, prefix=""):
         for key, value in node.items():
@@ -798,9 +796,7 @@ def test_load_huge_file_raises(written):
 
 
 def test_load_alias_bomb_raises(written):
-    """Ten aliases to ten aliases ...: PyYAML shares them, whoever walks over them would not come
-    to an end.
-    """
+    """PyYAML shares aliases of aliases; iterating over them would never end."""
     lines = ["a0: &a0 [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]"] + [
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)
     ]

@@ -23,9 +23,7 @@ def published(name, *overrides):
 
 
 def test_normalization_of_recipes_equals_published():
-    """MSPN's mean and deviation are those of its BGR channels; HRNet's files give RGB figures to
-    RGB input.
-    """
+    """MSPN's mean and std are for BGR; HRNet's are for RGB."""
     pixels = torch.tensor([[[[10, 100, 200]]]], dtype=torch.uint8)
     for name, mean, std in (
         ("mspn/mspn_2stg_256x192", (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)),
@@ -41,7 +39,7 @@ def test_normalization_of_recipes_equals_published():
 
 
 def test_loss_factor_of_recipes_equals_published():
-    """mmpose has no one half."""
+    """mmpose has no factor 0.5."""
     output, target = torch.rand(2, 17, 8, 6), torch.rand(2, 17, 8, 6)
     ones = torch.ones(2, 17, 1)
     targets = HeatmapTargets(heatmaps=target, weight=ones, visible_mask=ones)
@@ -71,8 +69,8 @@ def test_optimizer_of_recipes_equals_published(name, kind, decay):
 
 
 def test_weight_decay_adam_l2_and_adamw_differ():
-    """adam_l2 adds it to the gradient, adamw takes it from the weight: after one step of a zero
-    gradient they differ.
+    """adam_l2 adds decay to the gradient, adamw to the weight; one step with a zero gradient shows
+    it.
     """
     moved = {}
     for name in ("adam", "adam_l2", "adamw"):
@@ -101,9 +99,7 @@ def test_weight_decay_adam_l2_and_adamw_differ():
 
 
 def test_schedule_moganet_warm_up_equals_mmpose():
-    """Step i < 500 has the regular rate times 1 - (1 - i / 500) (1 - 0.001); then steps at
-    epochs 170 and 200.
-    """
+    """Warm-up factor of step i < 500: 1 - (1 - i / 500) (1 - 0.001); steps at 170 and 200."""
     plan = optim.Schedule.from_config(published("moganet/moganet_s_256x192"), 586, 256)
     for step in (0, 1, 250, 499):
         assert plan.lr_at(step) == pytest.approx(
@@ -116,9 +112,7 @@ def test_schedule_moganet_warm_up_equals_mmpose():
 
 
 def test_schedule_other_batch_size_scales_rate():
-    """An eighth of the batch: an eighth of the rate; an epoch stays an epoch, and the line says
-    what it would have been.
-    """
+    """An eighth of the batch gets an eighth of the rate; the number of epochs stays."""
     plan = optim.Schedule.from_config(
         published("moganet/moganet_s_256x192", "TRAIN.BASE_BATCH", 256), 4682, 32
     )
@@ -174,9 +168,7 @@ def test_load_four_kernels_without_coarse_to_fine_is_allowed():
 
 @pytest.fixture
 def one_image(tmp_path):
-    """A set of one image, 60 x 40 in the file and 40 x 60 by its EXIF entry, whose upper left
-    corner is red as stored.
-    """
+    """A dataset with one image: 60 x 40 stored, 40 x 60 by EXIF, stored upper left red."""
     image = np.zeros((40, 60, 3), np.uint8)
     image[:10, :10] = (0, 0, 255)
     folder = tmp_path / "images/train2017"
@@ -244,7 +236,7 @@ def test_read_table_clips_boxes_as_published(one_image, name, box):
 
 
 def test_read_set_box_margins_differ_for_train_and_test(one_image):
-    """Training and testing have margins of their own in MSPN's recipe."""
+    """MSPN's recipe has separate margins for training and testing."""
     cfg = published(
         "mspn/mspn_2stg_256x192",
         "DATASET.ROOT",

@@ -36,9 +36,7 @@ J = {name: i for i, name in enumerate(NAMES)}
 
 @pytest.fixture
 def truth(tmp_path):
-    """Four persons whose head boxes measure 30 x 40, so that a head's length is 0.6 * 50 = 30
-    pixels.
-
+    """Four persons with head boxes of 30 x 40, so that the head length is 0.6 * 50 = 30 pixels.
     The left shoulder is labeled in persons 0 and 1 only, the right wrist never.
     """
     positions = np.random.default_rng(0).uniform(1, 500, (16, 2, 4))

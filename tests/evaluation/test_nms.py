@@ -19,7 +19,7 @@ needs_compiled = pytest.mark.skipif(not nms.compiled, reason="poise.evaluation.n
 
 
 def twins(monkeypatch, call):
-    """The result of `call` by the kernels in use and by the NumPy twin."""
+    """Return the results of the kernels in use and of the NumPy implementation."""
     first = call()
     with monkeypatch.context() as patch:
         patch.setattr(nms, "_compiled", None)
@@ -28,7 +28,7 @@ def twins(monkeypatch, call):
 
 
 def plain_oks(a, b, area_a, area_b, sigmas, in_vis_thre=None):
-    """The formula, one joint at a time."""
+    """OKS by its formula, one keypoint at a time."""
     terms = []
     for (xa, ya, va), (xb, yb, vb), sigma in zip(a.tolist(), b.tolist(), sigmas.tolist()):
         if in_vis_thre is None or (va > in_vis_thre and vb > in_vis_thre):
@@ -68,9 +68,7 @@ def plain_soft_oks_nms(keypoints, scores, areas, threshold, sigmas, in_vis_thre=
 
 
 def crowd(rng, persons, joints, ties):
-    """Persons near a few poses, so that every similarity from 0 to 1 occurs; `ties` adds equal
-    scores and twins.
-    """
+    """Return persons near a few poses with OKS from 0 to 1; `ties` adds equal scores and poses."""
     poses = rng.uniform(0, 300, (max(1, persons // 4), joints, 2))
     who = rng.integers(0, len(poses), persons)
     xy = poses[who] + rng.normal(0, 1, (persons, joints, 2)) * rng.uniform(0, 12, (persons, 1, 1))
@@ -279,7 +277,7 @@ def test_nms_not_built_warns_once_when_used(tmp_path):
 
 @needs_compiled
 def test_nms_compiled_kernels_are_used(monkeypatch, caplog):
-    """Guards the comparisons above: without this both sides could be the NumPy twin."""
+    """Without this, the comparisons above could compare NumPy with itself."""
     keypoints, scores, areas = crowd(np.random.default_rng(5), 20, 17, ties=False)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         for name in ("box_nms", "oks_nms_by_image", "soft_oks_nms"):

@@ -18,7 +18,7 @@ needs_matplotlib = pytest.mark.skipif(
 
 
 def run(monkeypatch, *arguments):
-    """Exit status of tools/plot_log.py."""
+    """Return the exit status of tools/plot_log.py."""
     spec = importlib.util.spec_from_file_location("tools_plot_log", ROOT / "tools" / "plot_log.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -29,9 +29,7 @@ def run(monkeypatch, *arguments):
 
 
 def write_run(folder, scale=1.0, epochs=6, **more):
-    """A log as training writes it: tested after every second epoch, one figure of which there is
-    none.
-    """
+    """Write a log as in training: evaluated every second epoch, one metric missing."""
     folder.mkdir(parents=True)
     file = MetricsFile(folder / "metrics.jsonl", 0)
     for epoch in range(epochs):
@@ -80,7 +78,7 @@ def test_read_log_invalid_lines_are_skipped(tmp_path):
 
 
 def test_read_log_huge_numbers_are_skipped(tmp_path):
-    """Whole numbers of hundreds of digits are JSON, and no figures."""
+    """Integers of hundreds of digits are valid JSON but not metrics."""
     huge = "9" * 400
     (tmp_path / "metrics.jsonl").write_text(
         f'{{"epoch": {huge}, "AP": 0.1}}\n{{"epoch": 0, "AP": {huge}, "Mean": 1e400, "lr": -{huge},'

@@ -39,9 +39,7 @@ def configured(name="mspn_2stg_coco", width=64, height=96, overrides=()):
 
 
 def every_head(model, images):
-    """All supervised heatmaps with the statistics of eval mode, as the repository gives them
-    there.
-    """
+    """Return all supervised heatmaps with eval-mode statistics, as in the repository."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -115,7 +113,7 @@ def test_experiments_mspn_recipes_equal_published():
 
 
 def run_modules(model, images):
-    """Names of the convolution units that run."""
+    """Return the names of the convolution units that run."""
     ran, hooks = [], []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -170,9 +168,7 @@ def test_build_model_any_number_of_stages_gives_outputs(stages):
 
 
 def test_forward_efficient_mode_keeps_gradients_and_statistics():
-    """Gradients and running statistics are equal, and the statistics have seen the batch once,
-    not twice as in the repository.
-    """
+    """Running statistics are updated once per batch, not twice as in the repository."""
     images, models = torch.randn(2, 3, 96, 64), []
     for efficient in (False, True):
         torch.manual_seed(0)
@@ -226,9 +222,7 @@ def test_init_weights_follow_the_reference():
     "stages, rule, count", [(1, "first", 159), (2, "first", 159), (2, "all", 315)]
 )
 def test_pretrained_names_cover_the_backbone(stages, rule, count):
-    """ResNet-50 has 53 convolutions and batch norms, 3 tensors each; 52 of them lie below the
-    top.
-    """
+    """ResNet-50 has 53 convolutions with batch norms, 3 tensors each; 52 are below the top."""
     with torch.device("meta"):
         model = build_model(
             configured(

@@ -50,8 +50,8 @@ def filled(model, seed=0):
 
 
 def as_the_original(model, images):
-    """Both heatmaps as the original's statements produce them: the decoder writes into the list
-    that it was given and rectifies in place.
+    """Both heatmaps as in the original: the decoder changes its input list and applies ReLU in
+    place.
     """
 
     def decode(stage, features):
@@ -76,7 +76,7 @@ def as_the_original(model, images):
 
 
 def as_intended(model, images):
-    """Both heatmaps with the encoder's features and the first decoder's apart."""
+    """Both heatmaps without the side effects of the original."""
     s0 = model.stem1(model.stem0(images))
     f = model.cells(s0, model.stem2(s0))
     t = model.stage1(*f)

@@ -34,7 +34,7 @@ SMALL = [
 
 
 def small(*overrides, seed=0):
-    """A small search network in train mode with filled weights, its space and its configuration."""
+    """Return a small search network in train mode with filled weights, its space and config."""
     cfg = config.load(EXPERIMENT, [*SMALL, *overrides])
     space = Space.from_config(cfg)
     network = build(cfg, space).train()
@@ -142,9 +142,7 @@ def test_search_network_candidates_have_no_affine():
 
 
 def test_search_network_one_hot_equals_genotype_network():
-    """With edges that may be none, and decided values, nothing but the genotype's operations is
-    left.
-    """
+    """With "none" edges and one-hot values, only the operations of the genotype remain."""
     genotype = GENOTYPES["npp_encoder"]
     network, space, _ = small(
         "SEARCH.ENCODER_OPERATIONS",
@@ -196,7 +194,7 @@ def test_search_network_one_hot_equals_genotype_network():
 
 
 def test_search_network_has_published_size():
-    """Spec figures of an independent prototype: 20.24 million weights, 799 convolutions."""
+    """Figures of an independent prototype: 20.24 million weights, 799 convolutions."""
     with torch.device("meta"):
         network = SearchNetwork(Space.from_config(config.load(EXPERIMENT)), num_keypoints=16)
     assert (
@@ -319,7 +317,7 @@ def test_alternation_step_changes_its_own_parameters():
 
 
 def test_alternation_architecture_step_descends():
-    """Adam's first step moves every value by its rate against the gradient."""
+    """Adam's first step moves each value by the learning rate against its gradient."""
     turns = alternation("SEARCH.ALPHA_LR", 0.1, "SEARCH.ALPHA_WD", 0)
     before = copies(turns.alphas)
     turns.architecture_step(batch_of(4))

@@ -35,9 +35,7 @@ def space(*overrides):
 
 
 def one_hot(of, genotype):
-    """Architecture values that stand for a genotype: the first edge of each node stronger than
-    the second, all others even.
-    """
+    """Return architecture values of a genotype: the first edge of each node is the strongest."""
     values = init_alphas(of)
     for kind, table in values.items():
         for number, (operation, source) in enumerate(genotype.cells()[kind]):
@@ -249,7 +247,7 @@ def test_space_invalid_options_raise(overrides, part):
 
 
 def test_space_other_operations_are_allowed():
-    """As docs/search.md tells it: every operation of the table can be a candidate."""
+    """As in docs/search.md: every operation can be a candidate."""
     of = space(
         "SEARCH.DECODER_OPERATIONS",
         ", ".join(OPERATIONS),

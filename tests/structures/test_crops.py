@@ -10,9 +10,7 @@ from poise.structures.crops import crop_person
 
 
 def recorded(crop):
-    """(center and scale of the crop, matrix of the figures); the figures give scale before the
-    multiplier.
-    """
+    """Return (center and scale of the crop, recorded matrix); scale before the multiplier."""
     return (
         np.array(crop["box_center"]),
         np.array(crop["box_scale"], np.float32) * crop["scale_multiplier"],
@@ -40,7 +38,7 @@ def test_crop_matrix_unmirrored_recorded_crops_equals_hrnet(pipeline):
 
 
 def test_cut_recorded_crops_equals_hrnet(pipeline, shared):
-    """Pixels to one gray level and joints to 1e-3 px, mirror folded into the matrix."""
+    """Pixels within one gray level, keypoints within 1e-3 px, with the mirror in the matrix."""
     import json
 
     annotations = json.loads(

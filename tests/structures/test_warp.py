@@ -50,9 +50,7 @@ def check(image, matrix, size):
 
 
 def turned(rng, image_size, size, rotated):
-    """A matrix that zooms, mirrors, may turn, and puts a place in or beside the image into the
-    middle of the crop.
-    """
+    """Return a matrix that zooms, mirrors and may rotate, centered in or near the image."""
     angle, zoom = rng.uniform(-np.pi, np.pi) * rotated, np.exp(rng.uniform(np.log(0.2), np.log(4)))
     linear = (
         zoom
@@ -68,7 +66,7 @@ def turned(rng, image_size, size, rotated):
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("most", [8, 40, 300])
 def test_warp_random_matrices_equals_opencv(rotated, most):
-    """Crops of all widths, wholly inside, across the borders and wholly outside."""
+    """Crops of all sizes inside, across and outside the border."""
     rng = np.random.default_rng(most)
     full = 0
     for _ in range(600):
@@ -81,7 +79,7 @@ def test_warp_random_matrices_equals_opencv(rotated, most):
 
 @compiled
 def test_warp_degenerate_matrices_equals_opencv():
-    """Degenerate ones, shears, numbers that no 32-bit integer holds, and what is no number."""
+    """Singular and sheared matrices, values beyond 32-bit integers, NaN and infinity."""
     rng = np.random.default_rng(1)
     for case in range(1500):
         width, height, *size = (int(v) for v in rng.integers(1, (60, 60, 70, 50)))
@@ -110,9 +108,7 @@ def test_warp_small_and_narrow_images_equals_opencv(image_size):
 @compiled
 @pytest.mark.parametrize("size", [(192, 256), (288, 384), (1040, 70), (200, 30)])
 def test_warp_person_crops_equals_opencv(size):
-    """The matrices of training and test, at the sizes of the recipes and at others; 1040 is
-    wider than the compiled way of straight crops goes.
-    """
+    """Common sizes in training and test; 1040 exceeds the fast path of upright crops."""
     rng = np.random.default_rng(3)
     image = cv2.GaussianBlur(noise(rng, 640, 427), (0, 0), 2)
     for case in range(30):
@@ -146,9 +142,7 @@ def test_warp_real_images_equals_opencv(shared):
 @compiled
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is protected as Linux does it")
 def test_warp_reads_nothing_outside_the_image():
-    """In a process of its own: the image lies between two pages of memory that end whoever
-    touches them.
-    """
+    """In a separate process: access to the pages around the image ends it."""
     program = """
 import ctypes, mmap
 import numpy as np
@@ -186,7 +180,7 @@ print("untouched")
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The question is put anew, and again after the test."""
+    """Reset the cached check before and after the test."""
     warping.compiled_is_equal.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
@@ -208,9 +202,7 @@ def test_warp_unsupported_processor_uses_opencv(asked):
 
 
 def unfused(image, matrix, size, **_):
-    """What OpenCV computes without fused multiply-adds, in the crop's part wholly inside of the
-    image; the rest is OpenCV's.
-    """
+    """What OpenCV computes without fused multiply-add inside the image; the rest is OpenCV's."""
     inverse = cv2.invertAffineTransform(matrix).astype(np.float32)
     y, x = np.mgrid[: size[1], : size[0]].astype(np.float32)
     places = [x * row[0] + (y * row[1] + row[2]) for row in inverse]
@@ -231,7 +223,7 @@ def unfused(image, matrix, size, **_):
 
 
 def rounded_places(image, matrix, size, **_):
-    """OpenCV 4: places rounded to 1/32 pixel."""
+    """OpenCV 4: coordinates rounded to 1/32 pixel."""
     inverse = cv2.invertAffineTransform(matrix)
     y, x = np.mgrid[: size[1], : size[0]]
     places = [
@@ -255,7 +247,7 @@ def test_compiled_is_equal_other_opencv_is_false(asked, other):
 
 @compiled
 def test_compiled_is_equal_opencv_without_avx2_is_false():
-    """In a process of its own, for OpenCV chooses its ways when it is imported."""
+    """In a separate process, because OpenCV selects instructions at import."""
     program = (
         "from poise.structures import warp; print(warp._warp.usable(), warp.compiled_is_equal())"
     )
