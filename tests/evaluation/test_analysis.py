@@ -50,7 +50,7 @@ def tool(name):
 
 
 def run(monkeypatch, *arguments):
-    """Exit status of tools/analyze.py."""
+    """Return the exit status of tools/analyze.py."""
     monkeypatch.setattr("sys.argv", ["analyze.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         run_tool(tool("analyze").main)
@@ -59,8 +59,8 @@ def run(monkeypatch, *arguments):
 
 @pytest.fixture
 def files(tmp_path):
-    """Annotations, two result files (one with its boxes' source in its name), images: a person
-    with mirrored joints, one missed, a false one.
+    """Write annotations, two result files (one names its box source) and images, with a mirrored
+    person, a missed one and a false positive.
     """
     content = people(images=6)
     truth = truth_of(content)
@@ -89,7 +89,7 @@ def files(tmp_path):
 
 
 def test_area_groups_equal_hand_figures():
-    """Half of the persons are small and found badly."""
+    """Half of the persons are small and badly predicted."""
     content = people(images=10)
     for annotation in content["annotations"][::2]:
         annotation["area"] = 50.0**2
@@ -127,9 +127,7 @@ def test_area_groups_equal_hand_figures():
 
 
 def test_groups_false_positives_count_for_their_size():
-    """A second prediction of each small person, scored above all others: the small ones'
-    precision is halved, the large ones' is not touched.
-    """
+    """Duplicates of small persons halve the precision of small persons only."""
     content = people(images=10)
     for annotation in content["annotations"][::2]:
         annotation["area"] = 50.0**2
@@ -149,7 +147,7 @@ def test_groups_false_positives_count_for_their_size():
 
 
 def test_groups_all_persons_equal_coco_ap(files):
-    """All persons as one group have the AP of the whole set."""
+    """All persons as one group have the AP of the dataset."""
     truth = matching.load_ground_truth(files / "truth.json")
     found = matching.load_results(files / "keypoints_val2017_results_gt_boxes.json", truth)
     figures = breakdowns.figures_of(found, np.ones(12, bool))
@@ -292,9 +290,7 @@ def test_operating_point_equals_hand_figures():
 
 
 def test_operating_point_lies_on_the_curve():
-    """A poor prediction that is scored above the right one of its person makes one false one at
-    OKS 0.5, and not two.
-    """
+    """A poor duplicate scored above the right prediction is one false positive at OKS 0.5."""
     truth = truth_of(people(images=5))
     found = perfect(truth)
     poor = found.keypoints[:4, :, :2].copy()
@@ -326,7 +322,7 @@ def test_analyze_images_without_prediction_are_reported(files, monkeypatch, caps
 
 
 class Page(HTMLParser):
-    """Tags, everything that could be fetched, and the text of a page."""
+    """Collect the tags, links and text of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -465,9 +461,7 @@ def test_analyze_writes_page_and_json(files, monkeypatch, capsys):
 @pytest.mark.parametrize("length", [3, 24, 40])
 @pytest.mark.parametrize("columns", [1, 2])
 def test_chart_long_legends_stay_inside(length, columns):
-    """Two files' curves with names of 24 letters, the longest of short_names, and longer ones of
-    runs: nothing is cut off, and the chart keeps its width.
-    """
+    """Names of 24 letters, the longest of short_names, and longer ones are not clipped."""
     from poise.visualization import charts
 
     matplotlib = charts.require_matplotlib()
@@ -521,7 +515,7 @@ def test_page_markup_in_names_is_escaped(files, monkeypatch, capsys):
 
 @needs_matplotlib
 def test_page_control_characters_in_names_are_escaped(files, monkeypatch, capsys):
-    """Marks of direction and control characters of file names and of the annotation file's."""
+    """Bidirectional marks and control characters of file names are escaped."""
     content = json.loads((files / "truth.json").read_text())
     for image in content["images"]:
         image["file_name"] = "a\u202egnp\u2066\x07.jpg"
@@ -703,9 +697,7 @@ def test_analyze_invalid_annotations_exit_1(files, monkeypatch, capsys):
 
 @needs_matplotlib
 def test_summary_aligns_columns_and_metric_names(files, tmp_path):
-    """Counts of different lengths; 'Ap .5', as result tables have it, is nowhere beside 'AP
-    .75'.
-    """
+    """Counts of different widths; 'Ap .5' of result tables is not mixed with 'AP .75'."""
     names = ("keypoints_val2017_results_gt_boxes.json", "keypoints_val2017_results_detector.json")
     for paths in (names[:1], names):
         made = report.build_report([files / name for name in paths], files / "truth.json")
@@ -812,9 +804,7 @@ def test_load_results_missing_file_raises(tmp_path):
 
 @needs_matplotlib
 def test_docs_analysis_commands_run(files, small_set, tmp_path):
-    """The commands of docs/analysis.md as they stand, on a small set, a made result file and a
-    made log in the places they name.
-    """
+    """Run the commands of docs/analysis.md with small files under the paths that they name."""
     import os
     import shlex
     import shutil
@@ -866,7 +856,7 @@ def test_docs_analysis_commands_run(files, small_set, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_page_in_a_browser_logs_no_error(files, tmp_path, dark):
-    """Chromium shows the charts in the colors of the reader's system and complains of nothing."""
+    """Chromium shows the charts in the color scheme of the system without errors."""
     import shutil
     import subprocess
 
@@ -925,7 +915,7 @@ def test_page_in_a_browser_logs_no_error(files, tmp_path, dark):
 @needs_matplotlib
 @pytest.mark.slow
 def test_page_narrow_window_wraps_headings(files, tmp_path):
-    """Names of files have no place to break at; the window's right margin stays empty."""
+    """Long file names wrap; the right margin stays empty."""
     import shutil
     import subprocess
 
@@ -961,7 +951,7 @@ def test_page_narrow_window_wraps_headings(files, tmp_path):
 
 
 def test_analyze_custom_dataset_uses_its_keypoints(tmp_path, capsys):
-    """Five joints of a category of its own: two of each person exchanged."""
+    """Five keypoints of another category, two of them swapped in each person."""
     path = make_set(tmp_path, 5)
     truth = tmp_path / "labels" / "val.json"
     content = json.loads(truth.read_text())
@@ -995,9 +985,7 @@ def test_analyze_custom_dataset_uses_its_keypoints(tmp_path, capsys):
 
 
 def test_analyze_crowdpose_equals_test_table(tmp_path, shared):
-    """The first table is that of tools/test.py, whose areas are shares of the boxes; CrowdPose's
-    annotations have none.
-    """
+    """CrowdPose has no areas, so tools/test.py uses a fraction of the box area."""
     from poise.config.dataset_yaml import load_dataset_info
     from poise.evaluation import (
         crowd_average_precision,

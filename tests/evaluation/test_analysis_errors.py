@@ -37,7 +37,7 @@ KINDS = ("good", "jitter", "inversion", "swap", "miss")
 
 
 def diagnosis(found):
-    """(how many joints are of each kind, costs, AP as it is)."""
+    """Return (number of keypoints of each kind, costs, AP)."""
     errors = error_kinds.joint_errors(found)
     base = average_precision(found)
     counts = {kind: int(values.sum()) for kind, values in error_kinds.table(errors).items()}
@@ -45,7 +45,7 @@ def diagnosis(found):
 
 
 def moved(found, persons, joints, offset):
-    """Joints of persons moved by offset (P, J, 2), or one that fits."""
+    """Move keypoints by `offset` (P, J, 2) or a broadcastable shape."""
     keypoints = found.keypoints.copy()
     keypoints[np.ix_(persons, joints)] += np.concatenate(
         [
@@ -74,9 +74,7 @@ def test_diagnosis_perfect_predictions_have_no_errors(truth):
     [(0.86, "good"), (0.84, "jitter"), (0.51, "jitter"), (0.46, "miss"), (0.05, "miss")],
 )
 def test_diagnosis_known_offset_is_jitter_or_miss(truth, similarity, kind):
-    """Every joint of 10 persons moved straight down by exactly so much that its similarity is
-    the given one. (Down, for there no other joint is near.)
-    """
+    """All keypoints of 10 persons are moved down to a given similarity, away from others."""
     joints = np.array([0, 5, 6, 15, 16])
     offset = np.stack([np.zeros(17), similarity_distance(similarity)], axis=1)[joints]
     counts, costs, base = diagnosis(moved(perfect(truth), np.arange(10), joints, offset))
@@ -101,9 +99,7 @@ def test_diagnosis_known_offset_is_jitter_or_miss(truth, similarity, kind):
 
 
 def expected_ap(oks):
-    """AP of 40 persons who are all found, the first 10 of them, which have the highest scores,
-    with this OKS and the others with 1.
-    """
+    """Return the AP of 40 detected persons; the 10 best-scored have the given OKS, the others 1."""
     values = []
     for threshold in keypoint_ap.THRESHOLDS:
         # below the threshold: the first ten are wrong, so after n right ones precision is n / (10 +
@@ -127,9 +123,7 @@ def test_diagnosis_mirrored_keypoints_are_inversions(truth):
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_diagnosis_keypoints_on_other_person_are_swaps(truth, mirrored):
-    """The arms of the first person of ten images lie on the second's, of the same side or of the
-    other.
-    """
+    """The arms of ten persons are moved to the same or the other side of a second person."""
     found, arms = perfect(truth), np.array([7, 8, 9, 10])
     keypoints = found.keypoints.copy()
     theirs = COCO.flip_indices[arms] if mirrored else arms
@@ -144,9 +138,7 @@ def test_diagnosis_keypoints_on_other_person_are_swaps(truth, mirrored):
 
 
 def test_diagnosis_exchanged_persons_have_no_errors():
-    """Two predictions that only change places are still both right: which one is which is not
-    labeled.
-    """
+    """Two exchanged predictions are both right, because identities are not labeled."""
     truth = truth_of(people(images=3))
     found = perfect(truth)
     counts, _, base = diagnosis(with_keypoints(found, found.keypoints[[1, 0, 3, 2, 5, 4]]))
@@ -154,9 +146,7 @@ def test_diagnosis_exchanged_persons_have_no_errors():
 
 
 def test_diagnosis_swap_correction_uses_own_scale():
-    """A swap that lies beside the joint of a larger person comes to lie as far from its own
-    place, in units of the own size: same similarity.
-    """
+    """A corrected swap has the same similarity in units of its own person's scale."""
     content = people(images=1)
     content["annotations"][1]["area"] = AREA * 4
     truth = truth_of(content)
@@ -175,9 +165,7 @@ def test_diagnosis_swap_correction_uses_own_scale():
 
 
 def test_diagnosis_good_keypoint_beats_nearer_swap():
-    """From 0.85 on a joint is good, even where the other hip is nearer still; below, the nearest
-    decides.
-    """
+    """A similarity of 0.85 or more is good even if the other hip is nearer."""
     content = people(images=1, persons=1)
     hips = np.array(content["annotations"][0]["keypoints"]).reshape(17, 3)
     # so near that a prediction on one is good for the other
@@ -227,7 +215,7 @@ def test_diagnosis_false_positives_duplicates_and_misses_are_counted(truth):
 
 
 def test_diagnosis_outranked_better_prediction_is_score_error(truth):
-    """Ten persons have a prediction with an OKS of about 0.3 scored before the exact one."""
+    """Ten persons have a prediction of OKS 0.3 scored above the exact one."""
     found = perfect(truth)
     worse = found.keypoints[:10, :, :2].copy()
     worse[:, :, 1] += similarity_distance(0.3)
@@ -273,9 +261,7 @@ def test_diagnosis_over_twenty_detections_are_not_counted():
 
 
 def test_diagnosis_crowded_images_equal_plain_loops():
-    """Kinds and corrections against the definitions in plain loops, where persons overlap,
-    joints are unlabeled and crowds stand about.
-    """
+    """Overlapping persons, unlabeled keypoints and crowds."""
     rng = np.random.default_rng(7)
     content = people(images=25, persons=4)
     for annotation in content["annotations"]:
@@ -370,9 +356,7 @@ def test_diagnosis_crowded_images_equal_plain_loops():
 
 
 def test_diagnosis_corrections_equal_written_results(truth, tmp_path):
-    """The AP with errors put right is that of a result file which holds the corrected
-    predictions, as pycocotools would score it.
-    """
+    """The corrected AP equals that of pycocotools on a file with corrected predictions."""
     rng = np.random.default_rng(0)
     found = perfect(truth)
     keypoints = found.keypoints.copy()
@@ -406,9 +390,7 @@ def test_diagnosis_corrections_equal_written_results(truth, tmp_path):
     reason="needs the real data in ../shared, which is not here",
 )
 def test_diagnosis_recorded_predictions_are_consistent(tmp_path):
-    """Figures hold together on real people, and what is planted into the recorded predictions is
-    found there.
-    """
+    """Planted errors are found in recorded predictions of real persons."""
     want = json.loads((SHARED / "conformance/pipeline.json").read_text())["evaluate"][0]
     arrays = np.load(SHARED / "conformance/evaluate.npz")
     keypoints, boxes, ids = arrays["preds"], arrays["boxes"], arrays["image_id"]

@@ -23,7 +23,7 @@ needs_shared = pytest.mark.skipif(
 
 
 def moved(xy, area, sigmas, similarity):
-    """The joints `xy` (J, 2), each moved to the right until its term of the OKS is `similarity`."""
+    """Move the keypoints `xy` (J, 2) to the right until each OKS term is `similarity`."""
     distance = np.sqrt(-np.log(similarity) * 2 * (2 * np.asarray(sigmas)) ** 2 * area)
     return xy + np.stack([distance, np.zeros(len(xy))], axis=1)
 
@@ -46,11 +46,9 @@ def result(image_id, xy, score):
 
 
 def small_set(sigmas):
-    """Two images with a person each (50^2 and 200^2 pixels), found with OKS 1 and 0.72, and a false
-    person scored best.
-
-    Annotation ids start at 0, and iscrowd and num_keypoints are left out, as people's own files
-    have it.
+    """Two images with one person each (50^2 and 200^2 pixels), predicted with OKS 1 and 0.72, and
+    a false positive with the best score. Annotation ids start at 0; iscrowd and num_keypoints
+    are missing, as in many custom files.
     """
     joints = len(sigmas)
     line = np.linspace(0, 1, joints)[:, None] * [1, 1]
@@ -110,7 +108,7 @@ def test_average_precision_pycocotools_object_without_size_is_minus_1():
 
 
 def test_evaluator_ground_truth_is_cached_until_changed(tiny_experiment, small_set, tmp_path):
-    """And again when the file is another, also one of equal size and time."""
+    """A changed file is read again, even with equal size and time."""
     root = tmp_path / "set"
     shutil.copytree(small_set, root)
     cfg = config.load(tiny_experiment, ["DATASET.ROOT", str(root)])

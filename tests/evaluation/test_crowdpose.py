@@ -41,7 +41,7 @@ SIGMAS = [
 
 
 def plain_figures(truth, results):
-    """The nine figures, one prediction and one person at a time."""
+    """The nine metrics, computed one prediction and one person at a time."""
     images = {image["id"]: image["crowdIndex"] for image in truth["images"]}
     kinds = [
         set(images),
@@ -70,7 +70,7 @@ def mean(values):
 
 
 def plain_curves(truth, results, images):
-    """{threshold: (101 precisions, recall)}; -1 where nobody is to be found."""
+    """Return {threshold: (101 precisions, recall)}; -1 without persons."""
     found = {}
     for step in range(10):
         threshold = round(0.5 + 0.05 * step, 2)
@@ -142,8 +142,8 @@ def plain_oks(person, prediction):
 def made_crowd(
     seed, indices=(0.0, 0.1, 0.2, 0.35, 0.6, 0.79, 0.8, 0.93, 1.0), annotated_area=False
 ):
-    """(truth, results) of crowded images: persons who overlap, some without labels, crowds,
-    good, bad, doubled and many predictions.
+    """Return (ground truth, results) of crowded images with overlaps, unlabeled persons, crowds
+    and good, bad and duplicate predictions.
     """
     rng = np.random.default_rng(seed)
     truth = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
@@ -276,9 +276,7 @@ def test_crowdpose_ap_no_results_warns_and_unknown_images_raise(caplog):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_coco_ap_crowded_sets_equals_pycocotools(seed):
-    """The same crowds with areas of their own and metric oks, as OCHuman has it: people on top
-    of each other.
-    """
+    """The same crowds with areas and the metric oks, as in OCHuman."""
     truth, results = made_crowd(seed, annotated_area=True)
     with contextlib.redirect_stdout(io.StringIO()):
         file = COCO()
@@ -295,9 +293,8 @@ def test_coco_ap_crowded_sets_equals_pycocotools(seed):
 
 
 def test_crowdpose_ap_published_example_equals_xtcocotools(shared):
-    """The small ground truth and predictions that others try their evaluation with; the figures
-    are those of xtcocotools 1.14.3 (keypoints_crowd, use_area False), which rounds the last
-    three.
+    """The usual example of CrowdPose; figures of xtcocotools 1.14.3 (keypoints_crowd, use_area
+    False), which rounds the last three.
     """
     folder = shared / "data" / "crowdpose_sample"
     truth, results = (
@@ -313,9 +310,7 @@ def test_crowdpose_ap_published_example_equals_xtcocotools(shared):
 
 
 def test_crowdpose_real_images_train_and_evaluate(tmp_path, shared, monkeypatch):
-    """Two images in CrowdPose's layout, read, trained on and scored, with boxes of the
-    annotations and of a detector.
-    """
+    """Two images in CrowdPose's layout with annotated and detected boxes."""
     monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)
     source, root = shared / "data" / "crowdpose_sample", tmp_path / "crowdpose"
     (root / "images").mkdir(parents=True), (root / "json").mkdir()

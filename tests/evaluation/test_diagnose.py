@@ -19,7 +19,7 @@ FLIP = np.array([0, 2, 1, 4, 3])
 
 
 def made(count=30, size=60.0, seed=0):
-    """A truth of one person an image of 640 x 480 and predictions that find everybody."""
+    """Return ground truth with one person per image of 640 x 480 and predictions of all persons."""
     rng = np.random.default_rng(seed)
     corner = rng.uniform(20, 300, (count, 2))
     points = corner[:, None] + size * (
@@ -106,7 +106,7 @@ def test_should_diagnose_figures_shown_as_zero():
 
 
 def test_diagnose_one_size_uses_its_persons():
-    """The medium ones are missed; where the large ones are found says nothing of that."""
+    """Medium persons are missed; the diagnosis ignores the large ones."""
     content, tested = made(size=60)
     large, found = made(size=200, seed=1)
     for annotation in large["annotations"]:
@@ -153,7 +153,7 @@ def test_diagnose_no_evaluated_person_is_named():
 
 
 def _boxes_and_joints(change):
-    """Predictions as a network would make them in wrong boxes."""
+    """Return predictions of a network for wrong boxes."""
 
     def plant(content, tested):
         boxes = change(tested.box)
@@ -308,7 +308,7 @@ def test_untrained_weights_warning_names_the_cause(tmp_path):
 
 
 def test_evaluate_zero_ap_logs_the_diagnosis(tmp_path):
-    """Nobody of the set is large, and a new network finds nobody."""
+    """A new network detects no person."""
     path = experiment(
         tmp_path, make_set(tmp_path / "set", 5, (("train", 12), ("val", 6)), sigmas=[0.01] * 5)
     )

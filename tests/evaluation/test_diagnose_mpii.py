@@ -33,8 +33,8 @@ PERSONS = 30
 
 
 class Made:
-    """PERSONS persons of 200 pixels with heads of 20, all labeled, boxes of 240 and predictions
-    that find everybody; write() writes gt_valid.mat.
+    """Persons of 200 pixels with heads of 20, all labeled and predicted; write() writes
+    gt_valid.mat.
     """
 
     def __init__(self, folder):
@@ -96,7 +96,7 @@ def test_diagnose_mpii_unlabeled_keypoints_are_named(made):
 
 
 def _in_boxes(change):
-    """Boxes that are wrong, and predictions as a network would make them in them."""
+    """Return wrong boxes and the predictions of a network in them."""
 
     def plant(made):
         wrong = change(made.boxes)
@@ -174,7 +174,7 @@ def test_diagnose_mpii_planted_reason_is_the_only_one(made, name):
 
 
 def test_evaluate_mpii_zero_pckh_logs_the_diagnosis(tiny_mpii_experiment, tmp_path):
-    """A new network finds nobody's joints within half a head's length."""
+    """A new network predicts no keypoint within half a head length."""
     cfg = config.load(tiny_mpii_experiment)
     model = build_model(cfg)
     with torch.no_grad():  # heatmaps that are highest at one corner, whoever is in the crop

@@ -14,9 +14,8 @@ SIGMAS = np.array(SKELETON.sigmas)
 
 
 def made_set(seed, images=40, joints=17):
-    """(annotations, results): persons of all sizes, crowds, persons without joints, images
-    without persons or predictions, good, bad and repeated predictions, more than 20 in some
-    images, and equal scores.
+    """Return (annotations, results) with all sizes, crowds, unlabeled persons, empty images, good,
+    bad and duplicate predictions, over 20 per image, and equal scores.
     """
     rng = np.random.default_rng(seed)
     persons, results = [], []
