@@ -18,7 +18,7 @@ TOOLS = [path for path in MODULES if "ToolParser" in path.read_text()]
 
 
 def loaded(name):
-    """The module of a command."""
+    """Return the module of a command."""
     return importlib.import_module(f"poise.cli.{name}")
 
 
@@ -124,7 +124,7 @@ def test_parse_positional_arguments_come_before_keys():
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.stem)
 def test_tools_accept_options_after_keys(tool, monkeypatch, capsys):
-    """--help stands last: a tool that took it for a KEY or VALUE would not end with it."""
+    """--help is last, so a tool that parsed it as a KEY or VALUE would fail."""
     before = ["in.pth", "out.pth"] if tool.stem == "convert_weights" else []
     monkeypatch.setattr("sys.argv", [tool.name, *before, "SEED", "1", "TRAIN.WD", "-1", "--help"])
     with pytest.raises(SystemExit) as end:

@@ -49,12 +49,12 @@ def start(script, *arguments, cwd, **environment):
 
 
 def listener():
-    """A socket that listens on a free port of this machine."""
+    """Return a socket that listens on a free local port."""
     return socket.create_server(("127.0.0.1", 0))
 
 
 def ended(process, timeout=90):
-    """(exit status, stdout, stderr)."""
+    """Return (exit status, stdout, stderr) of a process."""
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -294,8 +294,8 @@ def test_examples_invalid_arguments_print_usage(script, arguments, said, tmp_pat
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A function that starts the SLURM example with stand-ins for SLURM's programs; the training
-    ends with `status` when it gets SIGTERM, else by itself.
+    """Return a function that starts the SLURM example with fake SLURM programs. The training exits
+    with `status` on SIGTERM, otherwise by itself.
     """
     programs = {
         "scontrol": (
@@ -364,9 +364,7 @@ def test_slurm_finished_job_is_not_requeued(cluster):
 
 
 def test_torchrun_reads_the_variables_of_the_examples():
-    """The variables of the examples, in PyTorch's own words, so that another PyTorch without
-    them is noticed.
-    """
+    """Detects a PyTorch version without these variables."""
     from torch.distributed.elastic.rendezvous import dynamic_rendezvous
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -378,7 +376,7 @@ def test_torchrun_reads_the_variables_of_the_examples():
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_slurm_preempted_job_is_requeued(cluster, number):
-    """The training is told, and its job goes back into the queue when it has ended."""
+    """The training gets the signal, and the job is requeued when it has ended."""
     (status, out, err), folder = cluster(1, 600, number)
     assert (
         status == 1
@@ -400,9 +398,7 @@ def test_slurm_failed_job_is_not_requeued(cluster):
 
 @pytest.fixture
 def elsewhere(tiny_experiment, tmp_path):
-    """A folder whose name has a space, with the tiny experiment in it, on the CPU; its paths are
-    relative to the folder.
-    """
+    """A folder with a space in its name and the tiny experiment with relative paths, on CPU."""
     folder = tmp_path / "some where"
     folder.mkdir()
     text = tiny_experiment.read_text().replace("GPUS: (0,)", "GPUS: ()").replace(f"{tmp_path}/", "")
@@ -420,9 +416,7 @@ def run_folder(elsewhere):
 
 
 def test_dist_train_stopped_then_dist_test_gives_results(elsewhere, monkeypatch):
-    """torchrun's SIGTERM stops both processes after a step; the test of two processes writes
-    what the test of one does.
-    """
+    """SIGTERM of torchrun stops both processes; two processes evaluate like one."""
     training = job(TRAIN, "tiny.yaml", 2, "TRAIN.END_EPOCH", "1000", "WORKERS", 1, cwd=elsewhere)
     try:
         for line in training.stdout:
@@ -487,7 +481,7 @@ def test_dist_train_stopped_then_dist_test_gives_results(elsewhere, monkeypatch)
 
 
 def test_dist_train_unreadable_image_is_reported_once(elsewhere, tmp_path, small_set):
-    """One line of ours, and torchrun's report, which names the process."""
+    """One line of Poise and the report of torchrun, which names the process."""
     root = shutil.copytree(small_set, tmp_path / "set")
     truth = json.loads((root / "annotations" / "person_keypoints_train2017.json").read_text())
     persons = [entry["image_id"] for entry in truth["annotations"] if entry["num_keypoints"]]
@@ -510,7 +504,7 @@ def test_dist_train_unreadable_image_is_reported_once(elsewhere, tmp_path, small
 
 
 def test_dist_train_unknown_key_is_reported_once(elsewhere):
-    """The port that torchrun takes by default is in use, as by another job."""
+    """The default port of torchrun is in use, as by another job."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(socket.create_server(("", 29500)))
@@ -537,7 +531,7 @@ def weights(elsewhere):
 
 
 def pickled(elsewhere, weights, *overrides):
-    """(the batches of results.pkl, the table that was tested)."""
+    """Return (batches of results.pkl, evaluated table)."""
     cfg = config.load(
         elsewhere / "tiny.yaml",
         [

@@ -14,7 +14,7 @@ compiled = pytest.mark.skipif(
 
 
 def picture(seed=0, width=203, height=157):
-    """Smooth shapes and noise, so that every coefficient of the JPEG counts."""
+    """Return smooth shapes with noise, so that every JPEG coefficient matters."""
     rng = np.random.default_rng(seed)
     coarse = cv2.resize(
         rng.integers(0, 256, (9, 11, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
@@ -57,7 +57,7 @@ KINDS = [*SAMPLINGS, "grey", "progressive", "restarts"]
 
 @pytest.fixture(params=["_jpeg", "simplejpeg", "opencv"])
 def decoder(request, monkeypatch):
-    """Only this decoder and OpenCV are there."""
+    """Disable all decoders but this one and OpenCV."""
     for name in ("_jpeg", "simplejpeg"):
         if name != request.param:
             monkeypatch.setattr(decoding, name, None)
@@ -75,7 +75,7 @@ def test_encoded_image_pixels_equal_opencv(decoder, kind, size):
 
 
 def test_encoded_image_uses_the_fast_decoder(monkeypatch):
-    """The test above would pass if all were decoded by OpenCV."""
+    """The test above would also pass with OpenCV only."""
     monkeypatch.setattr(cv2, "imdecode", None)
     if decoding._jpeg is None and decoding.simplejpeg is None:
         pytest.skip("neither _jpeg nor simplejpeg is here")
@@ -145,9 +145,7 @@ def test_encoded_image_exif_is_applied_by_opencv():
 
 
 def crops_are_equal(data, rng, count, size=(96, 128)):
-    """Crops from regions against crops from whole images; returns how much of the image was
-    decoded for them.
-    """
+    """Compare crops of regions and of full images; return the decoded fraction of the images."""
     whole = opencv(data)
     height, width = whole.shape[:2]
     shares = []
@@ -182,7 +180,7 @@ def test_cut_region_equals_cut_whole(kind):
 
 
 def test_source_region_contains_every_pixel_of_crop():
-    """The image beside the region may be anything."""
+    """Pixels outside the region do not matter."""
     image, rng = picture(6), np.random.default_rng(7)
     for _ in range(200):
         extent = rng.uniform(3, 250)
@@ -207,7 +205,7 @@ def test_source_region_contains_every_pixel_of_crop():
 
 
 def test_encoded_image_real_images_equal_opencv(shared, decoder):
-    """Whole images and crops of every 25th image of COCO's subset, and some of MPII's."""
+    """Images and crops of every 25th image of the COCO subset, and some of MPII."""
     rng = np.random.default_rng(8)
     files = (
         sorted((shared / "data" / "coco_subset").rglob("*.jpg"))[::25]

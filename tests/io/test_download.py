@@ -66,9 +66,7 @@ def test_download_file_server_without_ranges_restarts(server, tmp_path):
 
 
 def test_download_file_complete_part_needs_no_transfer(server, tmp_path):
-    """Killed between the last byte and the renaming: the server answers 416, there is nothing
-    left to send.
-    """
+    """Killed before the rename: the server answers 416 because nothing is left to send."""
     for said in (True, False):
         server.says_range = said
         (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
@@ -154,7 +152,7 @@ def test_download_file_target_is_a_folder_raises(server, tmp_path):
 
 
 def test_download_file_redirect_keeps_the_first_name(server, tmp_path):
-    """GitHub's releases lead to another host; the name is that of the first address."""
+    """GitHub releases redirect to another host; the first URL gives the name."""
     server.redirect = server.url("net-elsewhere.pth")
     moved = server.url().replace("/weights/", "/moved/")
     assert (
@@ -184,9 +182,7 @@ def test_download_file_disk_too_small_raises_first(server, tmp_path, monkeypatch
 
 
 def test_download_file_disk_fills_keeps_the_part(server, tmp_path):
-    """As when another program writes too: what fitted is kept, nothing half is in the place of
-    the file.
-    """
+    """As when another program writes too: the partial file is kept, not the final name."""
     resource = pytest.importorskip("resource")
     import signal
 
@@ -207,7 +203,7 @@ def test_download_file_disk_fills_keeps_the_part(server, tmp_path):
 
 
 def test_download_file_given_checksum_is_checked(server, tmp_path):
-    """models/zoo.yaml may know the sum of a file whose name carries none."""
+    """models/zoo.yaml may have the checksum of a file whose name has none."""
     whole = hashlib.sha256(CONTENT).hexdigest()
     target = download.download_file(
         server.url("net.pth"), tmp_path, name="resnet.pth", digest=whole
@@ -265,9 +261,7 @@ def test_download_file_force_keeps_old_until_complete(server, tmp_path):
 
 
 def test_download_file_concurrent_processes_download_once(server, tmp_path):
-    """Processes of one training all find the file missing; the first one fetches it, the others
-    wait for it.
-    """
+    """One process downloads; the other processes of the training wait."""
     pytest.importorskip("fcntl")
     code = (
         "import sys; from poise.io import download; "
@@ -334,9 +328,7 @@ def test_download_file_invalid_url_raises(tmp_path, no_network):
 
 
 def test_download_file_name_stays_in_the_folder(server, tmp_path):
-    """The name is decoded before its last part is taken, so that %2f is a separator and not part
-    of a name.
-    """
+    """The URL is decoded before its last part is taken, so %2f is a separator."""
     digest = hashlib.sha256(CONTENT).hexdigest()[:8]
     target = download.download_file(
         server.url(f"net-x%2f..%2f..%2fnet-{digest}.pth"), tmp_path / "models"
@@ -364,7 +356,7 @@ def test_sha256_prefix_is_read_from_the_name(name, digest):
 
 
 def test_load_pretrained_url_downloads(server, tmp_path, monkeypatch):
-    """MODEL.PRETRAINED may be an address; the file is kept beside the other ImageNet weights."""
+    """MODEL.PRETRAINED may be a URL; the file is stored with the other ImageNet weights."""
     network = torch.nn.Linear(2, 3)
     torch.save({"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, tmp_path / "w.pth")
     content = (tmp_path / "w.pth").read_bytes()

@@ -17,7 +17,7 @@ NFC, NFD = (unicodedata.normalize(form, "größe_é.jpg") for form in ("NFC", "N
 
 
 def picture(seed=0, height=60, width=80):
-    """Smooth, so that a JPEG of it is small and every part of it matters."""
+    """Return a smooth image, whose JPEG is small and has no redundant bytes."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -90,7 +90,7 @@ def test_image_folder_read_gives_three_uint8_channels(folder, kind):
 
 
 def test_image_folder_read_ignores_exif_by_default(folder):
-    """The annotations were made on the pixels as they are stored."""
+    """Annotations refer to the stored pixels."""
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     turned = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[2:]
     assert decoded(turned).shape == (80, 60, 3), "this file says that it wants to be turned"
@@ -99,7 +99,7 @@ def test_image_folder_read_ignores_exif_by_default(folder):
 
 
 def with_thumbnail(data):
-    """A JPEG whose APP1 segment holds a whole JPEG, as cameras write it."""
+    """Return a JPEG with a complete JPEG in its APP1 segment, as cameras write it."""
     inside = b"Exif\0\0" + encoded(".jpg", seed=1)
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(inside) + 2) + inside + data[2:]
 
@@ -320,9 +320,7 @@ def test_image_archive_corrupt_member_raises(tmp_path, compression):
 
 
 class Pictures:
-    """A data set over an ImageFolder, which the main process has opened before its workers are
-    forked.
-    """
+    """A dataset over an ImageFolder that is opened before the workers are forked."""
 
     def __init__(self, images, names):
         self.images, self.names = images, names
@@ -379,7 +377,7 @@ def test_read_json_invalid_file_raises(tmp_path):
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "nan", "-NaN"])
 def test_read_json_nan_raises(tmp_path, word):
-    """Python's json writes them; the reader must not leave its user with 'unexpected character'."""
+    """Python's json writes NaN; the error must be clearer than 'unexpected character'."""
     path = tmp_path / "a.json"
     line = f'{{"id": 4, "file_name": "größe.jpg", "bbox": [1.0, {word}, 3, 4]}}'
     path.write_text(f'{{"annotations": [\n{line}\n]}}', encoding="utf-8")

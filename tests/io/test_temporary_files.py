@@ -15,7 +15,7 @@ URL = "https://localhost/weights-0123abcd.pth"
 
 @pytest.fixture
 def known_token(monkeypatch):
-    """A token that an attacker has guessed."""
+    """Use a token that an attacker has guessed."""
     monkeypatch.setattr(files.secrets, "token_hex", lambda count: "0" * 2 * count)
     return "0" * 16
 

@@ -48,9 +48,7 @@ RECORDS = sorted(path.stem for path in (GOLDEN / "models").glob("*.json"))
 
 @functools.cache
 def sizes(name, height, width, rule="macs"):
-    """(tested, trained): the sizes without and with every supervised output, of the experiment
-    of a record.
-    """
+    """Return the (evaluation, training) sizes of the experiment of a record."""
     cfg = config.load(ROOT / EXPERIMENT[name])
     cfg = config.load(
         ROOT / EXPERIMENT[name],
@@ -67,7 +65,7 @@ def sizes(name, height, width, rule="macs"):
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_measure_recorded_networks_equals_reference(name):
-    """Parameters and multiply-adds of the reference codes, which compute every output."""
+    """The reference code computes every output."""
     record = json.loads((GOLDEN / "models" / f"{name}.json").read_text())
     for run in record["runs"]:
         _, trained = sizes(name, *run["input"][2:])
@@ -92,8 +90,8 @@ def test_measure_recorded_networks_equals_reference(name):
     ],
 )
 def test_measure_posenas_equals_published_binary_units(name, published, shown):
-    """21.1M / 9.1G and 33.6M / 14.8G of its README are 2^20 and 2^30; the sum has one layer
-    twice, and so has our training.
+    """21.1M / 9.1G and 33.6M / 14.8G of its README are in 2^20 and 2^30. The published count
+    contains one layer twice, as does our training.
     """
     tested, trained = sizes(name, 384, 288)
     assert (trained.network.parameters, trained.network.operations) == published
@@ -129,7 +127,7 @@ def test_measure_posenas_equals_published_binary_units(name, published, shown):
     ],
 )
 def test_measure_moganet_mmcv_rule_equals_published(variant, small, large, params):
-    """The README rounds these once more, to 1.8, 4.2, 2.2, 4.9, 6.0, 13.5, 10.9 and 24.4."""
+    """The README rounds again, to 1.8, 4.2, 2.2, 4.9, 6.0, 13.5, 10.9 and 24.4."""
     for (height, width), want in (((256, 192), small), ((384, 288), large)):
         tested, trained = sizes(f"moganet_{variant}_coco", height, width, rule="mmcv")
         assert tested.network.parameters == params
@@ -179,9 +177,7 @@ def test_measure_mspn_mpii_counts_all_heads_or_the_last(stages, params, want):
 
 @pytest.mark.parametrize("width, small, large", [(32, "7.1", "16.0"), (48, "14.6", "32.9")])
 def test_measure_hrnet_equals_published_binary_units(width, small, large):
-    """GFLOPs of HRNet's README (its count divides by 1024^3); its parameters, 28.5M and 63.6M,
-    are millions.
-    """
+    """The GFLOPs of its README are in 1024^3; its parameters, 28.5M and 63.6M, in millions."""
     for (height, w), want in (((256, 192), small), ((384, 288), large)):
         tested, _ = sizes(f"pose_hrnet_w{width}_coco", height, w)
         assert f"{tested.network.operations / 2**30:.1f}" == want
@@ -199,7 +195,7 @@ def test_measure_hrnet_equals_published_binary_units(width, small, large):
     ],
 )
 def test_measure_equals_torch_flop_counter(name):
-    """It counts every product that torch runs, wherever it is called, a multiply-add as two."""
+    """torch counts every product wherever it is called, and a multiply-add as two."""
     tested, _ = sizes(name, 64, 96)
     overrides = [
         *flops.size_overrides(config.load(ROOT / EXPERIMENT[name]), 64, 96),
@@ -214,7 +210,7 @@ def test_measure_equals_torch_flop_counter(name):
 
 
 class Every(nn.Module):
-    """One of each layer that a rule knows, and some that none does."""
+    """One layer of each known type and some unknown ones."""
 
     def __init__(self):
         super().__init__()

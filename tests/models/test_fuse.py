@@ -21,7 +21,7 @@ def outputs(model, images):
 
 
 def assert_close(one, two):
-    """To float rounding over some dozens of layers."""
+    """Equal up to float rounding over some dozens of layers."""
     assert (one - two).abs().max() < 1e-4 * one.std() and one.std() > 0
 
 
@@ -49,7 +49,7 @@ def test_fold_batch_norms_every_family_keeps_outputs(family):
 
 
 def test_fold_batch_norms_posenas_shared_layer_folds_once():
-    """Its layer that is called twice is folded once."""
+    """A layer that is called twice is folded once."""
     model = small("posenas", "MODEL.EXTRA.ALIASED_FEATURES", False)
     folded = fold_batch_norms(model)
     assert isinstance(folded.reduce_channel_prev[2], nn.Identity)
@@ -102,7 +102,7 @@ def test_fold_batch_norms_keeps_memory_format_and_dtype():
 
 
 class Unfollowed(nn.Module):
-    """A forward pass that depends on sizes and values, which torch.fx cannot follow."""
+    """A forward pass that torch.fx cannot trace."""
 
     def __init__(self):
         super().__init__()
@@ -118,7 +118,7 @@ class Unfollowed(nn.Module):
 
 
 def test_fold_batch_norms_untraceable_network_copies_and_logs_once(caplog):
-    """It is copied as it is, which is said once."""
+    """The network is copied unchanged and this is logged once."""
     torch.manual_seed(0)
     fuse._say_once.cache_clear()
     model, images = Unfollowed().train(), torch.randn(2, 3, 9, 9)
@@ -143,9 +143,7 @@ def test_fold_batch_norms_untraceable_network_copies_and_logs_once(caplog):
 
 
 def test_evaluate_folds_by_default(tiny_experiment, monkeypatch):
-    """Training's tests and tools/test.py alike; joints and figures are the same but for
-    rounding, and training goes on with the whole network.
-    """
+    """Also during training; results are equal up to rounding, and training continues unfolded."""
     import numpy as np
     from poise import config
     from poise.engine import evaluate, train

@@ -42,8 +42,8 @@ def test_zoo_entries_sha256_prefix_equals_file_name():
 
 
 def test_zoo_entries_targets_equal_experiment_files():
-    """Whatever an experiment starts from is in the list, and every experiment that an entry
-    names starts from it or has its size.
+    """Every pretrained file of an experiment is listed, and the experiments of each entry start
+    from it or have its size.
     """
     by_target = {entry.target: entry for entry in ENTRIES.values()}
     for path in experiments():
@@ -70,9 +70,7 @@ def test_zoo_entries_targets_equal_experiment_files():
 
 
 def test_zoo_entries_cover_published_experiments():
-    """COCO and MPII rows of the tables whose weights were released; the head of zoo.yaml names
-    the others.
-    """
+    """All published rows with released weights; the header of zoo.yaml names the others."""
     tested = {
         name for entry in ENTRIES.values() if entry.what == "pose" for name in entry.experiments
     }
@@ -176,7 +174,7 @@ def server():
 
 @pytest.fixture
 def list_of(tmp_path, server):
-    """A list whose files lie on the server of this machine."""
+    """Return a function that writes a list with files of the local server."""
 
     def write(**entry):
         values = {
@@ -308,7 +306,7 @@ def test_model_file_empty_names_released_weights(tmp_path, experiment, name):
 
 
 def test_read_state_dict_missing_released_file_names_command(tmp_path):
-    """--weights of the demo and of exports, PoseEstimator, what is converted."""
+    """For the demo, exports, PoseEstimator and conversion."""
     entry = zoo.read_zoo()["mmpose_hrnet_w32_coco_256x192"]
     with pytest.raises(
         DataError,

@@ -21,7 +21,7 @@ SIGMAS = [0.1] * 5
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """The experiment of a small set without a fault."""
+    """The experiment of a small valid dataset."""
     folder = tmp_path_factory.mktemp("odd_ids")
     return experiment(
         folder, make_set(folder / "set", 5, (("train", 12), ("val", 8)), sigmas=SIGMAS)
@@ -30,7 +30,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def changed(sound):
-    """A function that changes the annotations of the test set and returns its file."""
+    """Return a function that changes the annotations of the test set and returns the file."""
     path = sound.parent / "set" / "labels" / "val.json"
     before = path.read_text()
 
@@ -69,7 +69,7 @@ def same(one, other):
 
 
 def scored(path):
-    """The figures of predictions that are the labels themselves, moved by five pixels."""
+    """Return the metrics of predictions equal to the labels moved by five pixels."""
     content = json.loads(path.read_text())
     results = [
         {
@@ -273,7 +273,7 @@ def test_evaluate_invalid_number_names_the_field(sound, changed, field, value, s
 
 
 def boxes_of(folder, change):
-    """How many boxes the demo reads for an image from annotations that were changed."""
+    """Return the number of boxes that the demo reads for an image from changed annotations."""
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 9}],
         "categories": [{"id": 2, "name": "person"}, {"id": 3, "name": "dog"}],

@@ -33,13 +33,13 @@ BOXES = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
 
 @pytest.fixture
 def root(tmp_path, small_set):
-    """A copy of the small set that a test may spoil."""
+    """A copy of the small dataset that a test may break."""
     return shutil.copytree(small_set, tmp_path / "set")
 
 
 @pytest.fixture
 def tool(tmp_path, tiny_experiment, root, monkeypatch, capfd):
-    """A function that runs a tool on the copied set; returns (exit status, stdout, stderr)."""
+    """Return a function that runs a tool on the copy and returns (exit status, stdout, stderr)."""
 
     def run(name, *overrides, cfg=tiny_experiment):
         monkeypatch.setattr(
@@ -68,14 +68,14 @@ def tool(tmp_path, tiny_experiment, root, monkeypatch, capfd):
 
 @pytest.fixture
 def weight_file(tmp_path, tiny_experiment):
-    """Weights that fit, for tests that do not get as far as to use them."""
+    """Matching weights for tests that fail before they are used."""
     path = tmp_path / "fitting.pth"
     torch.save(build_model(config.load(tiny_experiment)).state_dict(), path)
     return path
 
 
 def check_refusal(result, status, *named):
-    """One line on stderr that holds everything in `named`; returns it."""
+    """Check that stderr is one line with everything in `named`, and return it."""
     found, out, err = result
     assert "Traceback" not in out + err
     lines = err.splitlines()
@@ -96,9 +96,7 @@ def check_nothing_half_written(folder):
 
 
 def edited(path, change):
-    """Apply `change` to the content of a JSON file; what it returns, if anything, takes its
-    place.
-    """
+    """Apply `change` to the content of a JSON file; its result, if any, replaces the content."""
     content = json.loads(path.read_text())
     content = change(content) or content
     path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -108,7 +106,7 @@ def edited(path, change):
 
 
 def first(**fields):
-    """A change of the first labeled person."""
+    """Return a change of the first labeled person."""
 
     def change(content):
         person = next(entry for entry in content["annotations"] if entry["num_keypoints"])
@@ -289,9 +287,7 @@ def test_evaluate_missing_detections_exit_1(tool, tmp_path, weight_file):
     ],
 )
 def test_tool_invalid_image_exits_1(tool, root, tmp_path, weight_file, name, kind, fault):
-    """Found when the image is read: the run folder is there then, with the error in its log, but
-    no half-written file.
-    """
+    """Found when the image is read: the run folder has a log with the error and no partial file."""
     split = "train2017" if name == "train" else "val2017"
     truth = json.loads((root / TRUTH.format(split)).read_text())
     number = next(entry["image_id"] for entry in truth["annotations"] if entry["num_keypoints"])
@@ -445,7 +441,7 @@ def test_train_corrupt_checkpoint_exits_1(tool, tmp_path):
 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_tool_invalid_output_folder_exits_1(tool, tmp_path, weight_file, name):
-    """Below a regular file nobody can make a folder, not even root."""
+    """No folder can be created below a regular file, even by root."""
     (tmp_path / "file").touch()
     output = tmp_path / "file" / "output"
     check_refusal(
@@ -474,9 +470,7 @@ def test_train_invalid_log_folder_exits_1(tool, tmp_path):
 
 @pytest.fixture
 def ctrl_c():
-    """Python's own answer to SIGINT, also where the tests run in the background, whose programs
-    ignore it.
-    """
+    """Python's default SIGINT handler, also if the tests run in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -486,7 +480,7 @@ def ctrl_c():
 def test_tool_ctrl_c_before_first_step_exits_130(
     tool, tmp_path, weight_file, monkeypatch, ctrl_c, name
 ):
-    """While the sets are read, say; the signal then is Python's own KeyboardInterrupt."""
+    """For example while the dataset is read; SIGINT then raises KeyboardInterrupt."""
     module = importlib.import_module(ENGINE[name])
     monkeypatch.setattr(module, "load_split", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     status, out, err = tool(name, "TEST.MODEL_FILE", weight_file)
@@ -505,7 +499,7 @@ def test_tool_internal_error_keeps_its_traceback(tool, weight_file, monkeypatch,
 
 
 def process(name, *arguments, **environment):
-    """A tool as its users start it."""
+    """Run a tool as a process."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT / "lib"),
@@ -518,9 +512,7 @@ def process(name, *arguments, **environment):
 
 
 def test_process_unreadable_image_in_worker_is_one_line(root, tmp_path, tiny_experiment):
-    """Twice as many workers as most machines have cores: also PyTorch's advice about them must
-    not join the line.
-    """
+    """With more workers than cores; PyTorch's warning about them must not be printed."""
     truth = json.loads((root / TRUTH.format("train2017")).read_text())
     for entry in truth["images"]:
         image = root / "images" / "train2017" / entry["file_name"]
@@ -556,9 +548,7 @@ def test_process_invalid_weights_is_one_line(tmp_path, tiny_experiment):
 
 
 def test_process_closed_stdout_continues(tmp_path, tiny_experiment):
-    """`| head`: the run goes on without a traceback for every line that it cannot print, and its
-    log file is whole.
-    """
+    """As with `| head`: no traceback per line, and the log file is complete."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib"), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,

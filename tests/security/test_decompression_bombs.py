@@ -36,7 +36,7 @@ def megabytes():
     "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 )
 def test_tar_long_header_raises(tmp_path, kind):
-    """tarfile would read all of it; what it says of its size is enough here."""
+    """tarfile would read all of it; the size in the header is enough for the test."""
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, 1 << 33
     with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
@@ -153,7 +153,7 @@ def test_parse_yaml_zero_byte_raises():
 
 
 def test_read_json_larger_than_memory_raises(tmp_path, monkeypatch):
-    """A list of empty lists takes twenty times its text."""
+    """A list of empty lists takes twenty times the memory of its text."""
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + b"[]," * 3_000_000 + b"[]]")
     assert len(json_file.read_json(path, "file")) == 3_000_001
@@ -188,7 +188,7 @@ def test_read_file_larger_than_memory_raises(tmp_path, monkeypatch):
 
 
 def repacked(path, change):
-    """The file's members, each as change(info, data) gives it: (name, data, compression)."""
+    """Rewrite the members of a file as change(info, data) -> (name, data, compression)."""
     with zipfile.ZipFile(path) as old:
         members = [change(info, old.read(info)) for info in old.infolist()]
     with zipfile.ZipFile(path, "w") as new:
@@ -198,7 +198,7 @@ def repacked(path, change):
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
 def test_weights_compressed_members_raise(tmp_path, kind):
-    """torch unpacks them: 200 kB become 200 MB."""
+    """torch decompresses them: 200 kB become 200 MB."""
     path = tmp_path / "a.pth"
     torch.save({"a": torch.zeros(5_000_000)}, path)
     repacked(path, lambda info, data: (info.filename, data, zipfile.ZIP_STORED))
@@ -211,9 +211,7 @@ def test_weights_compressed_members_raise(tmp_path, kind):
 
 
 def test_weights_two_zip_directories_raise(tmp_path):
-    """zipfile finds a list that lies before the end, torch one where the end says: both must be
-    one.
-    """
+    """zipfile and torch may find different central directories; they must be the same."""
     path = tmp_path / "a.pth"
     torch.save({"a": torch.zeros(3)}, path)
     data = path.read_bytes()
@@ -225,7 +223,7 @@ def test_weights_two_zip_directories_raise(tmp_path):
 
 
 def nested(levels, old=False):
-    """A dictionary with a tuple of so many levels as its key."""
+    """Return a dictionary with a nested tuple of the given depth as its key."""
     body = b"\x80\x02}q\x00)" + b"\x85q\x01N\x86" * (levels // 2) + b"K\x01s."
     if not old:
         out = io.BytesIO()
@@ -246,7 +244,7 @@ def nested(levels, old=False):
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before 1.6"])
 def test_weights_nested_tuples_raise(tmp_path, old):
-    """Hashing a million levels takes all of the stack: seen here in a process of its own."""
+    """Hashing a million levels overflows the stack, so a separate process is used."""
     (tmp_path / "a.pth").write_bytes(nested(1_000_000, old))
     code = (
         "from poise.models.weights import read_weight_file\ntry:\n   "
@@ -271,7 +269,7 @@ def test_weights_many_tensors_are_read(tmp_path):
 
 
 def test_weights_thousands_of_numpy_classes_raise(tmp_path):
-    """Each that torch does not know has the file read once more."""
+    """Each class that torch does not know reads the file again."""
     body = b"\x80\x02]" + b"".join(b"cnumpy\nx%d\na" % number for number in range(2000)) + b"."
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         for name, content in (
@@ -293,7 +291,7 @@ def test_weights_huge_number_in_name_raises(tmp_path):
 
 
 def tiff(*entries, order="<"):
-    """A TIFF's first directory: (tag, kind, value)."""
+    """Return the first directory of a TIFF: (tag, type, value)."""
     found = b"".join(
         struct.pack(f"{order}HHI", tag, kind, 1)
         + (struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}I", value))
@@ -309,7 +307,7 @@ def tiff(*entries, order="<"):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_tiff_huge_tile_raises(order):
-    """3 kB whose tile has 256 million pixels took a gigabyte."""
+    """3 kB with a tile of 256 million pixels took a gigabyte."""
     size = (256, 3, 40), (257, 3, 30)
     assert image_header.find_error(tiff(*size, (322, 3, 256), (323, 3, 256), order=order)) == ""
     assert "is decoded in parts of more than 220 MB" in image_header.find_error(
@@ -355,7 +353,7 @@ def test_tiff_usual_files_are_accepted():
 
 
 def test_jpeg_many_scans_raise():
-    """2000 x 2000 pixels a thousand times are half an hour of work."""
+    """2000 x 2000 pixels decoded a thousand times take half an hour."""
     import cv2
 
     data = cv2.imencode(
@@ -373,9 +371,7 @@ def test_jpeg_many_scans_raise():
 
 
 def test_config_yaml_bomb_next_to_weights_is_ignored(tmp_path, monkeypatch, caplog):
-    """A stranger's run folder: its config.yaml is read to say what the weights were trained
-    with.
-    """
+    """The config.yaml of a foreign run folder is read for a warning about settings."""
     import logging
 
     from poise.models.weights import origin

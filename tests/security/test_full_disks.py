@@ -30,7 +30,7 @@ def tiny_experiment(tiny_experiment):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that mounts a disk of some bytes."""
+    """Return a function that mounts a disk of the given size."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -48,9 +48,7 @@ def small_disk(tmp_path):
 
 
 def test_train_full_disk_keeps_checkpoints_and_resumes(tiny_experiment, small_disk):
-    """The run ends with one line; the checkpoints before are whole, and when there is room it
-    goes on to the same end.
-    """
+    """The run ends with one line, earlier checkpoints are valid, and it resumes with more space."""
     undisturbed = run_train(tiny_experiment)
     size = (undisturbed / "checkpoint.pth").stat().st_size
     disk = small_disk(8 * size)
@@ -82,7 +80,7 @@ def test_train_full_disk_keeps_checkpoints_and_resumes(tiny_experiment, small_di
 
 @contextmanager
 def within(seconds):
-    """A test that would wait for ever fails instead."""
+    """Fail a test that would wait forever."""
 
     def late(*_):
         raise TimeoutError(f"not done in {seconds} seconds")
@@ -97,9 +95,7 @@ def within(seconds):
 
 
 def test_train_full_log_disk_ends_with_checkpoint(tiny_experiment, small_disk, capfd):
-    """LOG_DIR on a disk of its own that fills: one line that names it, with a checkpoint, and no
-    waiting for TensorBoard's thread.
-    """
+    """LOG_DIR on a full disk: one line, a checkpoint, no waiting for TensorBoard's thread."""
     disk = small_disk(16 * 1024)
     with within(120), pytest.raises(DataError) as error:
         run_train(
@@ -135,7 +131,7 @@ def test_train_full_log_disk_ends_with_checkpoint(tiny_experiment, small_disk, c
 
 
 def test_train_failing_log_at_the_end_warns(tiny_experiment, monkeypatch, capfd):
-    """Said, and no more: the weights are there."""
+    """Only a warning, because the weights are written."""
     monkeypatch.setattr(
         "tensorboardX.record_writer.RecordWriter.flush",
         lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
@@ -165,7 +161,7 @@ def test_tensorboard_ended_thread_raises(tiny_experiment):
 
 
 def test_train_full_disk_of_debug_images_ends_with_checkpoint(tiny_experiment, monkeypatch):
-    """Their thread's fault ends the run with a checkpoint too."""
+    """An error of the image thread ends the run with a checkpoint too."""
     monkeypatch.setattr(
         "poise.visualization.draw.save_image",
         lambda path, _: (_ for _ in ()).throw(

@@ -28,9 +28,7 @@ KILLS = 6  # of each of the four runs
 
 
 def killed_here(processes, path, overrides, rank, place, count):
-    """Train until the process `rank` kills itself when it comes to a place for the count-th
-    time.
-    """
+    """Train until the process `rank` kills itself at its count-th visit of a place."""
 
     def prepare(train):
         from poise.engine import train
@@ -71,7 +69,7 @@ def killed_here(processes, path, overrides, rank, place, count):
 
 @pytest.fixture
 def tiny(tiny_experiment):
-    """Four epochs of five steps, with a checkpoint after each of them."""
+    """Four epochs of five steps, with a checkpoint after each step."""
     text = (
         tiny_experiment.read_text()
         .replace("GPUS: (0,)", "GPUS: ()")
@@ -106,9 +104,7 @@ def test_train_killed_repeatedly_ends_with_equal_weights(together, tiny, world, 
 
 
 def test_train_killed_with_drop_path_ends_with_equal_weights(together, tiny):
-    """MogaNet's drop path draws in every step, and a step has two parts, so that one can also
-    die between them.
-    """
+    """MogaNet's drop path is random in every step, and a step has two micro-batches."""
     text = tiny.read_text().replace("  NAME: pose_res2net", "  NAME: moganet")
     extra = (
         "{EMBED_DIMS: [8, 8, 16, 16], DEPTHS: [1, 1, 2, 1], DROP_PATH: 0.5, NUM_DECONV_FILTERS: [8,"
@@ -152,7 +148,7 @@ def kill_again_and_again(together, path, world, overrides, seed):
 
 
 def descendants(pid):
-    """Processes below a process, by their command lines."""
+    """Return the descendant processes by command line."""
     found = {}
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
@@ -216,7 +212,7 @@ def end(*jobs):
 
 
 def kill_rank(job, rank, begin):
-    """SIGKILL a rank of a job when a line of its output begins so; returns its process's number."""
+    """Send SIGKILL to a rank when an output line starts with a text; return its pid."""
     wait_for_line(job, begin)
     (victim,) = (
         pid for pid, variables in descendants(job.pid).items() if f"RANK={rank}" in variables
@@ -226,9 +222,7 @@ def kill_rank(job, rank, begin):
 
 
 def test_torchrun_restarted_job_ends_with_equal_weights(together, tiny):
-    """--max-restarts 2, AUTO_RESUME off: one rank is killed, then the other; the job ends by
-    itself with the weights of an undisturbed one.
-    """
+    """--max-restarts 2, AUTO_RESUME off: one rank is killed, then the other."""
     undisturbed = copied(tiny, "undisturbed")
     overrides = ("TRAIN.BATCH_SIZE_PER_GPU", 6, "PRINT_FREQ", 1)
     together(2, train_here, undisturbed, overrides)
@@ -246,7 +240,7 @@ def test_torchrun_restarted_job_ends_with_equal_weights(together, tiny):
 
 
 def test_torchrun_killed_rank_ends_the_job(tiny):
-    """With a report that names it, within seconds."""
+    """Within seconds and with a report that names the rank."""
     job = torchrun(tiny, "TRAIN.BATCH_SIZE_PER_GPU", 6, "PRINT_FREQ", 1)
     try:
         victim = kill_rank(job, 1, "epoch 0/4 [2/")
@@ -265,9 +259,7 @@ def test_torchrun_killed_rank_ends_the_job(tiny):
 
 @pytest.mark.parametrize("handled", [False, True])
 def test_torchrun_sigusr1_stops_with_checkpoint(tiny, handled):
-    """torchrun dies of it unless it is told to pass it on; either way the processes stop with a
-    checkpoint, and none is left.
-    """
+    """torchrun dies of SIGUSR1 unless it forwards it; the processes stop with a checkpoint."""
     signals = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1") if handled else ()
     job = torchrun(
         tiny,
@@ -306,9 +298,7 @@ def test_torchrun_sigusr1_stops_with_checkpoint(tiny, handled):
 
 
 def test_two_machines_killed_process_restarts_both(together, tiny):
-    """Two of torchrun on this machine, as on two, by the example's script: the other restarts
-    for the meeting's sake and counts no failure.
-    """
+    """Two torchrun on this machine; the other one restarts for the rendezvous without a failure."""
     overrides = ("TRAIN.BATCH_SIZE_PER_GPU", 6, "PRINT_FREQ", 1, "GPUS", "()")
     undisturbed = copied(tiny, "undisturbed")
     together(2, train_here, undisturbed, overrides)
@@ -343,7 +333,7 @@ def test_two_machines_killed_process_restarts_both(together, tiny):
 
 
 def resident_here(processes, path, overrides):
-    """Train; megabytes of the process after every 100 steps."""
+    """Train and return the resident memory in MB after every 100 steps."""
 
     def prepare(train):
         train_step, found, count = train.train_step, [], [0]
@@ -366,9 +356,7 @@ def resident_here(processes, path, overrides):
 
 
 def test_train_memory_is_flat_over_2000_steps(together, tiny, monkeypatch):
-    """With an average of the weights, and with tests, checkpoints and TensorBoard's figures in
-    between.
-    """
+    """With EMA, evaluations, checkpoints and TensorBoard."""
     monkeypatch.setattr("support.gloo_processes._PATIENCE", 500)
     overrides = (
         "TRAIN.BATCH_SIZE_PER_GPU",

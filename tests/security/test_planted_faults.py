@@ -42,7 +42,7 @@ def place(tmp_path, small_set, tiny_experiment, weight_file):
 
 @pytest.fixture
 def run(monkeypatch, capfd, place):
-    """Run a tool in this process; one that hangs is a failure."""
+    """Run a tool in this process with a time limit."""
 
     def out_of_time(*_):
         raise TimeoutError(f"more than {SECONDS} seconds")
@@ -99,7 +99,7 @@ def test_planted_faults_cover_every_kind():
 @pytest.mark.parametrize("way", TAKES_WEIGHTS)
 @pytest.mark.parametrize("form", ["zip", "before 1.6", "bare pickle"])
 def test_tool_code_in_weights_is_not_executed(way, form, place, run):
-    """By no tool, in no way in which it takes weights."""
+    """In every tool and option that takes weights."""
     path = (
         plain_pickle(place) if form == "bare pickle" else malicious(place, old=form == "before 1.6")
     )
@@ -112,9 +112,7 @@ def test_tool_code_in_weights_is_not_executed(way, form, place, run):
 
 @pytest.mark.parametrize("form", ["zip", "before 1.6", "bare pickle"])
 def test_detector_code_in_weights_is_not_executed(form, place):
-    """tools/demo.py and make_boxes.py with --detector-weights, whose networks need a torchvision
-    that is not everywhere.
-    """
+    """For --detector-weights, whose networks need a torchvision that may be missing."""
     from poise.inference.detectors import torchvision
 
     path = (

@@ -55,9 +55,7 @@ def test_escape_html_markup_and_bidi_marks_are_escaped():
 
 
 def test_log_control_characters_are_escaped(tmp_path, capsys):
-    """Names and values of strangers' files that reach the log, such as what a checkpoint says of
-    the run that wrote it.
-    """
+    """For example what a checkpoint states about its run."""
     import logging
 
     from poise.engine import logger
@@ -147,7 +145,7 @@ def test_read_matlab_equals_scipy(tmp_path, options):
 
 
 def test_read_matlab_big_endian_is_read(tmp_path):
-    """As a big machine writes it; made by hand, for scipy does not."""
+    """Written here, because scipy cannot write it."""
     values = np.arange(6.0).reshape(2, 3)
     parts = [
         (6, struct.pack(">II", 6, 0)),
@@ -191,7 +189,7 @@ def test_read_size_other_kinds_equal_decoded_size():
 
 
 def test_find_error_102_megapixels_is_accepted():
-    """102 million pixels, as medium format has them."""
+    """Medium-format cameras have 102 million pixels."""
     header = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
     at = header.index(b"\xff\xc0")
     assert (
@@ -278,7 +276,7 @@ def test_unpack_existing_files_are_kept_and_truncated_replaced(tmp_path):
 
 
 def test_unpack_existing_link_is_replaced(tmp_path):
-    """Such as a file of another set: the link is replaced, what it leads to stays."""
+    """The link is replaced and its target is kept."""
     (tmp_path / "mine").write_bytes(b"precious")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a").symlink_to(tmp_path / "mine")

@@ -193,7 +193,7 @@ except DataError:
 
 
 def test_read_image_900_megapixel_bomb_uses_little_memory(tmp_path):
-    """A whole and valid PNG, 2.7 GB of pixels in about 2.6 MB."""
+    """A valid PNG with 2.7 GB of pixels in 2.6 MB."""
     rows, length = 100, 30_000 * (1 + 3 * 30_000)
     packer = zlib.compressobj(9, wbits=-15)
     # stands alone, so it can be repeated

@@ -107,7 +107,7 @@ def test_train_killed_worker_names_the_checkpoint(tiny_experiment, workers):
 
 
 def test_train_worker_killed_during_save_is_not_a_disk_error(tiny_experiment, workers):
-    """PyTorch raises its error in the main process, wherever that is: here in torch.save."""
+    """PyTorch raises in the main process wherever it is, here in torch.save."""
     status, _, err = run(
         "train", tiny_experiment, "WORKERS", workers, before=KILL_WORKER_WHILE_WRITING
     )
@@ -226,7 +226,7 @@ def test_train_error_with_debug_ends_the_run(tiny_experiment, workers):
 
 
 def test_loader_of_failing_program_ends_with_it(tiny_experiment):
-    """Without the tools: a program that holds a loader when it fails."""
+    """A program other than the tools that holds a loader when it fails."""
     code = (
         "from poise import config\nfrom poise.datasets import build_loader, load_split\n"
         f"cfg = config.load({str(tiny_experiment)!r}, ['WORKERS', '2'])\n"
@@ -270,7 +270,7 @@ def test_workers_end_when_the_tool_is_killed(tiny_experiment, tool, number):
     "method", ["fork", *(pytest.param(m, marks=pytest.mark.slow) for m in ("spawn", "forkserver"))]
 )
 def test_end_with_parent_ends_a_worker_that_starts_after_the_kill(tmp_path, method):
-    """On a busy machine the main process can be gone before a worker's first line of Python."""
+    """The main process may be gone before a worker starts."""
     program = tmp_path / "program.py"
     program.write_text(
         "import multiprocessing, os, signal, sys, time\n"
@@ -310,7 +310,7 @@ def killed(*_):
 
 
 def test_synthetic_killed_worker_is_named(tmp_path, monkeypatch):
-    """multiprocessing's Pool would wait for it forever."""
+    """multiprocessing.Pool would wait forever."""
     monkeypatch.setattr(write, "_coco_picture", killed)
     with pytest.raises(
         PoiseError,
@@ -379,7 +379,7 @@ def test_evaluate_out_of_memory_names_keys(tiny_experiment, monkeypatch):
 
 
 def test_train_real_out_of_memory_ends_in_one_line(tiny_experiment):
-    """With the system's own limit, in a layer that asks for more."""
+    """An allocation beyond the limit of the system in a layer."""
     fail = "__import__('torch').empty(1 << 50)"
     status, _, err = run(
         "train", tiny_experiment, "WORKERS", 1, before=FAIL.format(error=f"TypeError({fail})")

@@ -35,14 +35,12 @@ AREA = 120.0**2  # so that each eye is more than two similarities of 0.5 away fr
 
 
 def similarity_distance(similarity, area=AREA):
-    """(J,) pixels from a joint to where its term of the OKS is `similarity`."""
+    """Return (J,) offsets in pixels at which the OKS term of each keypoint is `similarity`."""
     return 2 * SIGMAS * np.sqrt(-2 * np.log(similarity) * area)
 
 
 def people(images=20, persons=2, unit=UNIT, area=AREA):
-    """The content of an annotation file: `persons` persons in each image, side by side and far
-    apart, all joints labeled and seen.
-    """
+    """Return annotations with `persons` distant persons per image, all keypoints visible."""
     annotations = []
     for image in range(images):
         for person in range(persons):
@@ -84,7 +82,7 @@ def truth_of(content):
 
 
 def perfect(truth):
-    """Every labeled person found exactly, with scores from 0.9 down to 0.5."""
+    """Return exact predictions of every labeled person, with scores from 0.9 to 0.5."""
     labels = truth.persons.keypoints
     keypoints = np.concatenate([labels[:, :, :2], np.full((*labels.shape[:2], 1), 0.9)], axis=2)
     return Results(
@@ -102,7 +100,7 @@ def with_keypoints(found, keypoints):
 
 
 def with_more(found, image, points, scores):
-    """More predictions: image (N,), points (N, 17, 2), scores (N,)."""
+    """Append predictions: image (N,), points (N, 17, 2), scores (N,)."""
     keypoints = np.concatenate([points, np.full((*points.shape[:2], 1), 0.9)], axis=2)
     return Results(
         found.file,
@@ -115,7 +113,7 @@ def with_more(found, image, points, scores):
 
 
 def result_list(found):
-    """The entries of its result file."""
+    """Return the entries of the result file."""
     ids = [image["id"] for image in found.truth.images]
     return [
         {

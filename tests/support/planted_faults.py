@@ -27,8 +27,8 @@ BOXES = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
 
 @dataclass(frozen=True)
 class Fault:
-    """how: what was done, for the table. tool: that is run. plant(Place) -> its arguments. line:
-    a part of the one line on stderr (on stdout for prepare_data).
+    """A fault: `how` is shown in the table, `tool` is run with the arguments of plant(Place),
+    `line` is part of the one line on stderr (stdout for prepare_data).
     """
 
     kind: str
@@ -41,9 +41,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Place:
-    """A set and an experiment that a fault may spoil. canary: a file that a stranger's code
-    would write.
-    """
+    """A dataset and an experiment to break. canary: a file that malicious code would write."""
 
     folder: Path
     root: Path
@@ -55,8 +53,8 @@ class Place:
         return ["--cfg", self.experiment, "DATASET.ROOT", self.root, *overrides]
 
     def edited(self, name: str, change: Callable[[Any], Any]) -> Path:
-        """A JSON file of the set with `change` applied; text that it returns takes its place,
-        and words between @ are written as they are.
+        """Apply `change` to a JSON file of the dataset; text that it returns replaces the content,
+        and words between @ are written without quotes.
         """
         path = self.root / name
         content = json.loads(path.read_text())
@@ -69,7 +67,7 @@ class Place:
         return path
 
     def image(self, split: str = "val2017") -> Path:
-        """The image of the first labeled person."""
+        """Return the image of the first labeled person."""
         truth = json.loads((self.root / f"annotations/person_keypoints_{split}.json").read_text())
         number = next(entry["image_id"] for entry in truth["annotations"] if entry["num_keypoints"])
         return (
@@ -546,7 +544,7 @@ def _pictured(how: str, make: Callable[[Path], Any], line: str, tool: str = "tes
 
 
 def _claiming(data: bytes, width: int, height: int) -> bytes:
-    """The JPEG with another size in its frame."""
+    """Change the size in the frame header of a JPEG."""
     at = next(at for at in range(2, len(data)) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC2))
     return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 
@@ -609,7 +607,7 @@ def _tiff_of_one_tile() -> bytes:
 
 
 def _zipped(how: str, make: Callable[[Path, str, bytes], Any], line: str) -> Fault:
-    """make(archive, name, image): writes images/val2017.zip."""
+    """Write images/val2017.zip with make(archive, name, image)."""
 
     def plant(place: Place) -> list:
         image = place.image()
@@ -623,9 +621,7 @@ def _zipped(how: str, make: Callable[[Path, str, bytes], Any], line: str) -> Fau
 def _packed(
     archive: Path, name: str, content: bytes, patch: Callable[[bytearray], Any] = lambda data: None
 ) -> None:
-    """One member twice over, as every image of the set is asked for in turn; `patch` spoils the
-    file's bytes.
-    """
+    """Write one member under the names of all images; `patch` breaks the bytes of the file."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr(name, content)
     data = bytearray(archive.read_bytes())
@@ -744,7 +740,7 @@ IMAGES = [
 
 
 class Malicious:
-    """A pickle that writes a file when it is loaded, as a stranger's checkpoint may be."""
+    """A pickle that writes a file when it is loaded."""
 
     def __init__(self, canary: Path):
         self.canary = str(canary)
@@ -773,7 +769,7 @@ def plain_pickle(place: Place, protocol: int = 2) -> Path:
 
 
 def _in_run_folder(place: Place, path: Path, name: str) -> list:
-    """Arguments that have a tool go on from the file, as one of that name in the run folder."""
+    """Return arguments that make a tool resume from the file in the run folder."""
     target = place.folder / "output" / "coco" / "pose_res2net" / "tiny" / name
     target.parent.mkdir(parents=True)
     shutil.move(path, target)
@@ -839,7 +835,7 @@ def _weighed(how: str, make: Callable[[Place], Path | None], line: str, way: str
 
 
 def _saved(content: Callable[[dict], Any]) -> Callable[[Place], Path]:
-    """content(a fitting state dict), saved."""
+    """Save content(matching state dict)."""
 
     def make(place: Place) -> Path:
         import torch
@@ -861,7 +857,7 @@ def _written(data: Callable[[bytes], bytes]) -> Callable[[Place], Path]:
 
 
 def _with(tensor: Callable[[Any], Any]) -> Callable[[dict], dict]:
-    """The state dict with its first tensor changed."""
+    """Return the state dict with its first tensor changed."""
     return lambda state: {**state, next(iter(state)): tensor(next(iter(state.values())))}
 
 
@@ -874,7 +870,7 @@ def _checkpoint(how: str, content: Callable[[dict], Any], line: str) -> Fault:
 
 
 def _run(**changes: Any) -> Callable[[dict], dict]:
-    """A checkpoint with nothing but what each must have."""
+    """Return a checkpoint with the required fields only."""
     return lambda state: {
         "format": 1,
         "epoch": 1,
@@ -1084,7 +1080,7 @@ WEIGHTS = [
 
 
 def _archived(how: str, make: Callable[[Path], Any], line: str) -> Fault:
-    """make(path): writes what stands for MPII's archive of images."""
+    """Write a replacement of MPII's image archive with make(path)."""
 
     def plant(place: Place) -> list:
         root = place.folder / "mpii"
@@ -1096,7 +1092,7 @@ def _archived(how: str, make: Callable[[Path], Any], line: str) -> Fault:
 
 
 def _tar(*members: tuple[str, bytes, str], size: int = 100) -> Callable[[Path], None]:
-    """members: name, type, where it links to."""
+    """members: name, type, link target."""
 
     def make(path: Path) -> None:
         with tarfile.open(path, "w:gz") as archive:
@@ -1218,7 +1214,7 @@ FAULTS = [*CONFIG, *ANNOTATIONS, *BOXES_FAULTS, *IMAGES, *WEIGHTS, *ARCHIVES]
 
 
 def table() -> str:
-    """The faults in Markdown."""
+    """Return the faults as a Markdown table."""
     rows = [
         f"| {fault.kind} | {fault.how} | `{fault.tool}` | {_code(fault.line)} | {fault.status} |"
         for fault in FAULTS

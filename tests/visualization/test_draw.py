@@ -38,7 +38,7 @@ FIGURE = np.array(
 
 
 def people(*boxes):
-    """Poses of standing persons in boxes of left, top, right, bottom."""
+    """Return poses of standing persons in boxes of left, top, right, bottom."""
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     keypoints = boxes[:, None, :2] + FIGURE * (boxes[:, 2:] - boxes[:, :2])[:, None]
     scores = np.full(keypoints.shape[:2], 0.9, np.float32)
@@ -57,7 +57,7 @@ def changed(drawn, image=GRAY):
 
 @pytest.mark.parametrize("height, most", [(30, 0.65), (60, 0.35), (200, 0.25)])
 def test_draw_small_person_stays_visible(height, most):
-    """The share of its box that lines and dots cover; more where the image alone decides."""
+    """The fraction of the box covered by lines and dots is limited."""
     image = np.full((1000, 2000, 3), 128, np.uint8)
     poses = people([500, 400, 500 + height / 2, 400 + height])
     covered = changed(poses.draw(image), image)
