@@ -176,7 +176,7 @@ def test_launch_given_port_is_passed_on(told):
 @pytest.mark.parametrize(
     "script, arguments", [(TRAIN, ["e.yaml", "1"]), (TEST, ["e.yaml", "w.pth", "1"])]
 )
-def test_launch_with_a_port_in_use_is_refused(script, arguments, variables, tmp_path):
+def test_launch_port_in_use_exits_with_error(script, arguments, variables, tmp_path):
     with listener() as listening:
         port = str(listening.getsockname()[1])
         job = start(script, *arguments, cwd=tmp_path, PYTHON=sys.executable, PORT=port, **variables)

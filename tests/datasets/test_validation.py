@@ -979,7 +979,7 @@ def test_quick_check_mix_containing_test_images_warns(made):
     )
 
 
-def test_mpii_form(tiny_mpii_experiment):
+def test_check_data_mpii_is_checked(tiny_mpii_experiment):
     findings, sets = run.check(config.load(tiny_mpii_experiment))
     assert [str(f) for f in findings if f.kind == "fault"] == [] and all(
         one.files.there.all() for one in sets
@@ -987,7 +987,7 @@ def test_mpii_form(tiny_mpii_experiment):
 
 
 @pytest.mark.slow
-def test_full_size(shared, tmp_path):
+def test_quick_check_149813_persons_missing_images_are_logged_once(shared, tmp_path):
     """149,813 persons, images absent: said once."""
     import gzip
 
@@ -1011,7 +1011,7 @@ def test_full_size(shared, tmp_path):
     ]
 
 
-def test_columns_are_those_that_a_training_reads(sound):
+def test_read_columns_equal_those_of_training(sound):
     """Both readers of the same file agree, part by part and entry by entry."""
     path = sound / "set" / "labels" / "train.json"
     columns, table = (
@@ -1025,7 +1025,7 @@ def test_columns_are_those_that_a_training_reads(sound):
     )
 
 
-def test_box_forms():
+def test_box_formats_are_recognized():
     boxes, sizes = np.array([[10.0, 20, 30, 60]]), np.array([[100.0, 200]])
     forms = {
         form.split(",")[0]: others[0].tolist()

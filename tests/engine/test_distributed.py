@@ -905,7 +905,7 @@ def test_rendezvous_after_restart_uses_counts(together, shared, counts, meets):
             assert one.err.count("error: ") == 1 and "Traceback" not in one.err
 
 
-def test_meet_on_a_port_in_use_names_the_port(monkeypatch):
+def test_rendezvous_port_in_use_names_the_port(monkeypatch):
     """The environment of a launcher other than torchrun: rank 0 makes the store itself."""
     with socket.create_server(("", 0)) as listening:
         port = str(listening.getsockname()[1])

@@ -219,7 +219,7 @@ def test_rescore_recorded_predictions_equals_hrnet():
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_suppress_groups_images_by_first_appearance(soft):
+def test_oks_nms_per_image_keeps_order_of_first_appearance(soft):
     golden = np.load(GOLDEN / "evaluate.npz")
     arrays = golden["preds"], golden["scores"], golden["areas"], golden["image_id"]
     want = golden["kept_soft" if soft else "kept_hard"]

@@ -85,7 +85,7 @@ def crowd(rng, persons, joints, ties):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("joints", [1, 2, 17, 133])
 @pytest.mark.parametrize("vis", [None, 0.4, 2.0])
-def test_oks_nms_equals_twin_and_double_loop(monkeypatch, joints, ties, vis):
+def test_oks_nms_equals_numpy_and_plain_loops(monkeypatch, joints, ties, vis):
     rng = np.random.default_rng(joints)
     sigmas = SIGMAS if joints == 17 else rng.uniform(0.02, 0.1, joints)
     thinned = 0
@@ -193,7 +193,7 @@ def test_box_nms_equals_hand_figures(monkeypatch):
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_box_nms_equals_twin_and_double_loop(monkeypatch, whole):
+def test_box_nms_equals_numpy_and_plain_loops(monkeypatch, whole):
     rng = np.random.default_rng(4)
     for n in (1, 3, 60):
         corner = rng.uniform(0, 40, (n, 2))

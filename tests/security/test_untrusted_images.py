@@ -13,7 +13,7 @@ from poise.errors import DataError
 from poise.io import decoding
 from poise.io.images import MAX_BYTES, read_image
 from support.image_files import (
-    COLOURS,
+    COLORS,
     PNG,
     READ,
     REFUSED,
@@ -56,17 +56,17 @@ def test_read_image_every_format_gives_rgb_uint8(tmp_path, name, capfd, caplog):
 @pytest.mark.parametrize(
     "orientation, turned",
     [
-        (1, COLOURS),
-        (3, COLOURS[::-1, ::-1]),
-        (6, np.rot90(COLOURS, -1)),
-        (8, np.rot90(COLOURS)),
-        (2, COLOURS[:, ::-1]),
+        (1, COLORS),
+        (3, COLORS[::-1, ::-1]),
+        (6, np.rot90(COLORS, -1)),
+        (8, np.rot90(COLORS)),
+        (2, COLORS[:, ::-1]),
     ],
 )
 def test_read_image_exif_orientation_is_applied(tmp_path, kind, orientation, turned):
     options = {"WEBP": {"lossless": True}}.get(kind, {"quality": 95})
     (tmp_path / "a").write_bytes(
-        encoded(COLOURS, kind, exif=upright(orientation).tobytes(), **options)
+        encoded(COLORS, kind, exif=upright(orientation).tobytes(), **options)
     )
     image = read_image(tmp_path / "a")
     assert image.shape == turned.shape and np.abs(image.astype(int) - turned).mean() < (
@@ -85,8 +85,8 @@ def test_read_image_exif_orientation_is_applied(tmp_path, kind, orientation, tur
 )
 def test_read_image_several_frames_takes_the_first_and_warns(tmp_path, caplog, kind, word, options):
     path = tmp_path / "several"
-    path.write_bytes(encoded(COLOURS, kind, save_all=True, append_images=SECOND, **options))
-    assert np.abs(read_image(path).astype(int) - COLOURS).mean() < 12
+    path.write_bytes(encoded(COLORS, kind, save_all=True, append_images=SECOND, **options))
+    assert np.abs(read_image(path).astype(int) - COLORS).mean() < 12
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: has several {word}, the first one is used"
     ]
@@ -94,10 +94,10 @@ def test_read_image_several_frames_takes_the_first_and_warns(tmp_path, caplog, k
 
 def test_read_image_mpo_takes_the_first_image(tmp_path, caplog):
     (tmp_path / "a.jpg").write_bytes(
-        encoded(COLOURS, "MPO", save_all=True, append_images=SECOND, quality=95)
+        encoded(COLORS, "MPO", save_all=True, append_images=SECOND, quality=95)
     )
     assert (
-        np.abs(read_image(tmp_path / "a.jpg").astype(int) - COLOURS).mean() < 3
+        np.abs(read_image(tmp_path / "a.jpg").astype(int) - COLORS).mean() < 3
         and not caplog.records
     )
 

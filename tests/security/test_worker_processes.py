@@ -175,7 +175,7 @@ def test_tools_lost_workers_end_in_one_line(
 
 
 @pytest.mark.slow
-def test_full_log_disk_ends_the_run(tiny_experiment, tmp_path, own_mounts, workers):
+def test_train_full_log_disk_ends_the_run(tiny_experiment, tmp_path, own_mounts, workers):
     (tmp_path / "log").mkdir()
     status, _, err = run(
         "train",
@@ -249,7 +249,7 @@ def test_loader_of_failing_program_ends_with_it(tiny_experiment):
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGABRT, marks=pytest.mark.slow)]
 )
-def test_workers_end_when_the_tool_is_killed(tiny_experiment, tool, number):
+def test_workers_killed_tool_leaves_none(tiny_experiment, tool, number):
     if tool == "test":
         run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     process = started(tool, tiny_experiment, "WORKERS", 2, before=PRINT_WORKERS)

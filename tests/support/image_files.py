@@ -15,12 +15,12 @@ except ImportError:
 else:
     pillow_heif.register_heif_opener()
 
-COLOURS = cv2.resize(
+COLORS = cv2.resize(
     np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8),
     (80, 60),
     interpolation=cv2.INTER_CUBIC,
 )
-GREY = COLOURS[..., 1]
+GRAY = COLORS[..., 1]
 
 
 def encoded(array, kind, mode=None, **options):
@@ -36,51 +36,51 @@ def upright(orientation):
     return exif
 
 
-JPEG, PNG = encoded(COLOURS, "JPEG", quality=95), encoded(COLOURS, "PNG")
-SECOND = [Image.fromarray(255 - COLOURS)]
-THREE_GREYS = np.repeat(GREY[..., None], 3, axis=2)
+JPEG, PNG = encoded(COLORS, "JPEG", quality=95), encoded(COLORS, "PNG")
+SECOND = [Image.fromarray(255 - COLORS)]
+THREE_GRAYS = np.repeat(GRAY[..., None], 3, axis=2)
 
 # file -> bytes, the RGB picture that a viewer shows, the mean difference that its compression
 # allows
 READ = {
-    "colour.jpg": (JPEG, COLOURS, 2),
-    "progressive.jpg": (encoded(COLOURS, "JPEG", quality=95, progressive=True), COLOURS, 2),
-    "grey.jpg": (encoded(GREY, "JPEG", quality=95), THREE_GREYS, 2),
-    "cmyk.jpg": (encoded(COLOURS, "JPEG", "CMYK", quality=95), COLOURS, 2),
-    "colour.png": (PNG, COLOURS, 0),
-    "grey.png": (encoded(GREY, "PNG"), THREE_GREYS, 0),
-    "16 bit grey.png": (encoded(GREY.astype(np.uint16) * 257, "PNG"), THREE_GREYS, 0),
+    "colour.jpg": (JPEG, COLORS, 2),
+    "progressive.jpg": (encoded(COLORS, "JPEG", quality=95, progressive=True), COLORS, 2),
+    "grey.jpg": (encoded(GRAY, "JPEG", quality=95), THREE_GRAYS, 2),
+    "cmyk.jpg": (encoded(COLORS, "JPEG", "CMYK", quality=95), COLORS, 2),
+    "colour.png": (PNG, COLORS, 0),
+    "grey.png": (encoded(GRAY, "PNG"), THREE_GRAYS, 0),
+    "16 bit grey.png": (encoded(GRAY.astype(np.uint16) * 257, "PNG"), THREE_GRAYS, 0),
     "16 bit.png": (
-        cv2.imencode(".png", COLOURS[..., ::-1].astype(np.uint16) * 257)[1].tobytes(),
-        COLOURS,
+        cv2.imencode(".png", COLORS[..., ::-1].astype(np.uint16) * 257)[1].tobytes(),
+        COLORS,
         0,
     ),
-    "alpha.png": (encoded(COLOURS, "PNG", "RGBA"), COLOURS, 0),
-    "grey alpha.png": (encoded(GREY, "PNG", "LA"), THREE_GREYS, 0),
-    "palette.png": (encoded(COLOURS, "PNG", "P"), COLOURS, 20),
-    "bits.png": (encoded(COLOURS, "PNG", "1"), THREE_GREYS, 130),
-    "still.gif": (encoded(COLOURS, "GIF"), COLOURS, 12),
-    "a.bmp": (encoded(COLOURS, "BMP"), COLOURS, 0),
-    "a.webp": (encoded(COLOURS, "WEBP", lossless=True), COLOURS, 0),
-    "a.tif": (encoded(COLOURS, "TIFF"), COLOURS, 0),
-    "16 bit.tif": (encoded(GREY.astype(np.uint16) * 257, "TIFF"), THREE_GREYS, 0),
-    "a.ppm": (encoded(COLOURS, "PPM"), COLOURS, 0),
-    "a.jp2": (encoded(COLOURS, "JPEG2000"), COLOURS, 1),
-    "wrong ending.png": (JPEG, COLOURS, 2),
-    "no ending": (PNG, COLOURS, 0),
-    "trailing.jpg": (JPEG + b"appended by a gallery", COLOURS, 2),
-    "one.png": (encoded(COLOURS[:1, :1], "PNG"), COLOURS[:1, :1], 0),
+    "alpha.png": (encoded(COLORS, "PNG", "RGBA"), COLORS, 0),
+    "grey alpha.png": (encoded(GRAY, "PNG", "LA"), THREE_GRAYS, 0),
+    "palette.png": (encoded(COLORS, "PNG", "P"), COLORS, 20),
+    "bits.png": (encoded(COLORS, "PNG", "1"), THREE_GRAYS, 130),
+    "still.gif": (encoded(COLORS, "GIF"), COLORS, 12),
+    "a.bmp": (encoded(COLORS, "BMP"), COLORS, 0),
+    "a.webp": (encoded(COLORS, "WEBP", lossless=True), COLORS, 0),
+    "a.tif": (encoded(COLORS, "TIFF"), COLORS, 0),
+    "16 bit.tif": (encoded(GRAY.astype(np.uint16) * 257, "TIFF"), THREE_GRAYS, 0),
+    "a.ppm": (encoded(COLORS, "PPM"), COLORS, 0),
+    "a.jp2": (encoded(COLORS, "JPEG2000"), COLORS, 1),
+    "wrong ending.png": (JPEG, COLORS, 2),
+    "no ending": (PNG, COLORS, 0),
+    "trailing.jpg": (JPEG + b"appended by a gallery", COLORS, 2),
+    "one.png": (encoded(COLORS[:1, :1], "PNG"), COLORS[:1, :1], 0),
     "one.jpg": (encoded(np.full((1, 1), 77, np.uint8), "JPEG"), np.full((1, 1, 3), 77), 1),
     "one.gif": (encoded(np.full((1, 1), 77, np.uint8), "GIF"), np.full((1, 1, 3), 77), 0),
-    "line.png": (encoded(COLOURS[:1], "PNG"), COLOURS[:1], 0),
-    "ä ö 名.png": (PNG, COLOURS, 0),
-    "browser.jfif": (JPEG, COLOURS, 2),
-    "a.pnm": (encoded(COLOURS, "PPM"), COLOURS, 0),
+    "line.png": (encoded(COLORS[:1], "PNG"), COLORS[:1], 0),
+    "ä ö 名.png": (PNG, COLORS, 0),
+    "browser.jfif": (JPEG, COLORS, 2),
+    "a.pnm": (encoded(COLORS, "PPM"), COLORS, 0),
 }
 if features.check("avif"):
-    READ["a.avif"] = (encoded(COLOURS, "AVIF", quality=95), COLOURS, 3)
+    READ["a.avif"] = (encoded(COLORS, "AVIF", quality=95), COLORS, 3)
 if pillow_heif:
-    READ["a.heic"] = (encoded(COLOURS, "HEIF", quality=95), COLOURS, 6)
+    READ["a.heic"] = (encoded(COLORS, "HEIF", quality=95), COLORS, 6)
 
 
 def png_header(width, height):
@@ -111,7 +111,7 @@ def claiming(data, mark, side):
 
 def many_scans():
     """A progressive JPEG whose last scan comes a hundred times."""
-    data = encoded(COLOURS, "JPEG", progressive=True)
+    data = encoded(COLORS, "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda\x00")
     return data[:last] + data[last:-2] * 100 + data[-2:]
 
@@ -141,13 +141,13 @@ REFUSED = {
     "head.jpg": (JPEG[:30], CUT_OFF),
     "mark.jpg": (JPEG[:2], CUT_OFF),
     "head.png": (PNG[:20], CUT_OFF),
-    "half.gif": (encoded(COLOURS, "GIF")[:900], "the image (GIF) is damaged"),
-    "half.webp": (encoded(COLOURS, "WEBP")[:-200], "damaged"),
-    "half.bmp": (encoded(COLOURS, "BMP")[:5000], "the image (BMP) is damaged"),
-    "half.tif": (encoded(COLOURS, "TIFF")[:9000], "damaged"),
-    "half.ppm": (encoded(COLOURS, "PPM")[:5000], "the image (PPM) is damaged"),
+    "half.gif": (encoded(COLORS, "GIF")[:900], "the image (GIF) is damaged"),
+    "half.webp": (encoded(COLORS, "WEBP")[:-200], "damaged"),
+    "half.bmp": (encoded(COLORS, "BMP")[:5000], "the image (BMP) is damaged"),
+    "half.tif": (encoded(COLORS, "TIFF")[:9000], "damaged"),
+    "half.ppm": (encoded(COLORS, "PPM")[:5000], "the image (PPM) is damaged"),
     "float.tif": (
-        encoded(GREY.astype(np.float32), "TIFF"),
+        encoded(GRAY.astype(np.float32), "TIFF"),
         "or an unsupported kind of TIFF",
     ),
     "30000.png": (
@@ -160,12 +160,12 @@ REFUSED = {
     "11000.png": (png_header(11_000, 11_000), "claims 11000 x 11000 pixels"),
     "most.png": (png_header(2**31 - 1, 2**31 - 1), "claims 2147483647 x 2147483647 pixels"),
     "9000 progressive.jpg": (
-        claiming(encoded(COLOURS, "JPEG", progressive=True), b"\xff\xc2", 9_000),
+        claiming(encoded(COLORS, "JPEG", progressive=True), b"\xff\xc2", 9_000),
         "claims 9000 x 9000 pixels, and at most 55 million are read",
     ),
     "12000.jpg": (claiming(JPEG, b"\xff\xc0", 12_000), "claims 12000 x 12000 pixels"),
     "30000.jp2": (
-        claiming(encoded(COLOURS, "JPEG2000"), b"ihdr", 30_000),
+        claiming(encoded(COLORS, "JPEG2000"), b"ihdr", 30_000),
         "too large (Image size (900000000 pixels)",
     ),
     "11000.ppm": (b"P6 11000 11000 255\n" + bytes(100), "claims 11000 x 11000 pixels"),
