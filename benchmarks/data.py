@@ -207,7 +207,14 @@ def measure_training_samples(folder: Path, size: tuple[int, int]) -> Iterator[Ro
 
     def run_with_targets() -> None:
         for batch in run_poise():
-            normalize(cfg, batch["images"], cpu), encode_targets(cfg, codec, batch, cpu)
+            normalize(
+                batch["images"],
+                cpu,
+                mean=cfg.MODEL.MEAN,
+                std=cfg.MODEL.STD,
+                channels_last=cfg.CHANNELS_LAST,
+            )
+            encode_targets(cfg, codec, batch, cpu)
 
     def run_reference() -> None:
         for batch in batches:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from estimator import write_random_weights
 from poise import config
+from poise.cli.get_flops import size_overrides
 from poise.inference.export import export
 from poise.inference.export.formats import FORMATS
-from poise.models import build_model, flops, weights
+from poise.models import build_model, weights
 from poise.models.fuse import fold_batch_norms
 from timing import Row, compare, main, time_alternately
 from train_step import BATCH, NETWORKS
@@ -29,7 +30,7 @@ def measure() -> Iterator[Row]:
 def load_experiment(name: str, height: int, width: int):
     path = ROOT / "experiments" / "coco" / f"{name}.yaml"
     own = ["MODEL.PRETRAINED", "", "GPUS", "()"]
-    return config.load(path, [*own, *flops.size_overrides(config.load(path, own), height, width)])
+    return config.load(path, [*own, *size_overrides(config.load(path, own), height, width)])
 
 
 @torch.no_grad()

@@ -38,7 +38,9 @@ def measure() -> Iterator[Row]:
         def prepared(amp: str, cfg=cfg, model=model, codec=codec, order=order, inner=inner):
             own = config.override(cfg, ["CHANNELS_LAST", True, "AMP", amp, "TEST.FLIP_TEST", False])
             tested = device.prepare_for_inference(own, model, [cpu])
-            return lambda: forward_with_flip_test(own, codec, tested, inner, order)
+            return lambda: forward_with_flip_test(
+                tested, inner, codec, order, flip_test=False, amp=amp
+            )
 
         works = {
             "poise": prepared(""),

@@ -159,7 +159,13 @@ def reference_step(cfg, model, codec, batch):
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg.TRAIN.LR, foreach=False)
     cpu = torch.device("cpu")
-    images = normalize(cfg, batch["images"], cpu).contiguous()
+    images = normalize(
+        batch["images"],
+        cpu,
+        mean=cfg.MODEL.MEAN,
+        std=cfg.MODEL.STD,
+        channels_last=cfg.CHANNELS_LAST,
+    ).contiguous()
     targets = encode_targets(cfg, codec, batch, cpu)
     criterion = ReferenceMspnLoss() if cfg.LOSS.TYPE == "mspn" else ReferenceLoss()
 

@@ -30,11 +30,15 @@ def test_normalization_of_recipes_equals_published():
         ("hrnet/w32_256x192_adam_lr1e-3", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ):
         cfg = published(name)
-        found = forward.normalize(cfg, pixels, torch.device("cpu"))
+        found = forward.normalize(
+            pixels, torch.device("cpu"), mean=cfg.MODEL.MEAN, std=cfg.MODEL.STD
+        )
         assert found[0, :, 0, 0].tolist() == pytest.approx(
             [(v / 255 - m) / s for v, m, s in zip((10, 100, 200), mean, std)], rel=1e-5
         )
-        back = forward.denormalize(cfg, found)[0, 0, 0].tolist()
+        back = forward.denormalize(
+            found, mean=cfg.MODEL.MEAN, std=cfg.MODEL.STD, rgb=cfg.DATASET.COLOR_RGB
+        )[0, 0, 0].tolist()
         assert back == ([200, 100, 10] if cfg.DATASET.COLOR_RGB else [10, 100, 200])
 
 

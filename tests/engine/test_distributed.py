@@ -353,7 +353,7 @@ def synchronised_here(processes, path, overrides):
         )
         train.train_epochs = watched
         train.build_model = lambda cfg: build(cfg).double()
-        train.normalize = lambda *arguments: normalize(*arguments).double()
+        train.normalize = lambda *args, **options: normalize(*args, **options).double()
         train.device.prepare_for_inference = lambda cfg, model, devices: device.unwrap_model(
             model
         ).float()
@@ -587,11 +587,11 @@ def stopped_here(processes, path, overrides, rank, when):
     def prepare(train):
         normalize, count = train.normalize, [0]
 
-        def signalled(*arguments):
+        def signalled(*args, **options):
             count[0] += 1
             if processes.rank == rank and count[0] == when:
                 signal.raise_signal(signal.SIGTERM)
-            return normalize(*arguments)
+            return normalize(*args, **options)
 
         train.normalize = signalled
 

@@ -36,9 +36,9 @@ from poise.engine.micro_batches import smallest_micro_batch
 from poise.engine.optim import build_optimizer
 from poise.engine.run_logger import TrainLogger
 from poise.engine.state import load_network
+from poise.engine.trained_weights import warn_config_mismatch
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.models import build_model, weights
-from poise.models.weights.origin import warn_config_mismatch
 from support.paths import ROOT
 from support.runs import (
     TINY,
@@ -796,8 +796,8 @@ def test_evaluate_other_codec_weights_log_a_warning(tiny_experiment, reference, 
         assert said_of_training(
             caplog, tiny_experiment, "TEST.MODEL_FILE", file, "MODEL.TARGET_TYPE", "udp"
         ) == [
-            f"{file} was trained with MODEL.TARGET_TYPE gaussian (tested with udp): joints may be"
-            " found in the wrong places"
+            f"{file}: trained with MODEL.TARGET_TYPE gaussian (tested with udp); keypoints may be"
+            " misplaced"
         ]
         assert said_of_training(
             caplog,
@@ -811,9 +811,9 @@ def test_evaluate_other_codec_weights_log_a_warning(tiny_experiment, reference, 
             "DATASET.COLOR_RGB",
             True,
         ) == [
-            f"{file} was trained with MODEL.IMAGE_SIZE [64, 64] (tested with [96, 64]),"
-            " MODEL.HEATMAP_SIZE [16, 16] (tested with [24, 16]), DATASET.COLOR_RGB False (tested"
-            " with True): joints may be found in the wrong places"
+            f"{file}: trained with MODEL.IMAGE_SIZE [64, 64] (tested with [96, 64]),"
+            " DATASET.COLOR_RGB False (tested with True), MODEL.HEATMAP_SIZE [16, 16] (tested with"
+            " [24, 16]); keypoints may be misplaced"
         ]
     # nothing is known of bare weights, nor from a config.yaml that is another program's
     assert (
@@ -860,13 +860,11 @@ def test_evaluate_other_codec_prints_a_warning(tiny_experiment, reference, capsy
         0,
     )
     assert (
-        capsys.readouterr().out.count(
-            "was trained with MODEL.TARGET_TYPE gaussian (tested with udp)"
-        )
+        capsys.readouterr().out.count("trained with MODEL.TARGET_TYPE gaussian (tested with udp)")
         == 1
     )
     run_test(tiny_experiment, "TEST.MODEL_FILE", reference / "final_state.pth", "TEST.PICTURES", 0)
-    assert "was trained with" not in capsys.readouterr().out
+    assert "trained with" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -1310,8 +1308,7 @@ def test_evaluate_released_udp_weights_warn_about_codec(tiny_experiment, capsys)
         logger.start_console()
         warn_config_mismatch(config.load(tiny_experiment, overrides), Path(entry.file))
         assert (
-            "was trained with MODEL.TARGET_TYPE udp (tested with gaussian)"
-            in capsys.readouterr().out
+            "trained with MODEL.TARGET_TYPE udp (tested with gaussian)" in capsys.readouterr().out
         ) == told
 
 

@@ -351,7 +351,7 @@ def test_schedule_cosine_equals_formula(tiny_experiment):
 )
 def test_autocast_amp_sets_dtype(tiny_experiment, kind, dtype):
     cfg = config.load(tiny_experiment, ["AMP", kind])
-    with forward.autocast(cfg, torch.device("cpu")):
+    with forward.autocast(torch.device("cpu"), cfg.AMP):
         assert nn.Conv2d(3, 4, 1)(torch.zeros(1, 3, 8, 8)).dtype == dtype
     assert LossScaler(cfg, torch.device("cpu")).active == (kind == "fp16")
 
@@ -375,28 +375,20 @@ def test_train_bf16_is_close_to_float32(tiny_experiment):
     } == {torch.float32, torch.int64}
 
 
-def test_amp_bf16_unsupported_gpu_raises(tiny_experiment, monkeypatch):
+def test_amp_bf16_unsupported_gpu_raises(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "An old GPU")
-    with pytest.raises(ConfigError, match="AMP bf16: An old GPU cannot compute it; use AMP fp16"):
-        forward.check_precision(
-            config.load(tiny_experiment, ["AMP", "bf16"]), [torch.device("cuda", 0)]
-        )
+    with pytest.raises(ConfigError, match="AMP bf16: not supported by An old GPU; use AMP fp16"):
+        forward.check_precision([torch.device("cuda", 0)], "bf16")
     with pytest.raises(
         ConfigError,
         match=(
-            "AMP bf16: one process cannot compute it on 2 GPUS; start a process for each with"
+            "AMP bf16: not supported on 2 GPUS in one process; start one process per GPU with"
             " torchrun"
         ),
     ):
-        forward.check_precision(
-            config.load(tiny_experiment, ["AMP", "bf16"]),
-            [torch.device("cuda", 0), torch.device("cuda", 1)],
-        )
-    forward.check_precision(
-        config.load(tiny_experiment, ["AMP", "fp16"]),
-        [torch.device("cuda", 0), torch.device("cuda", 1)],
-    )
+        forward.check_precision([torch.device("cuda", 0), torch.device("cuda", 1)], "bf16")
+    forward.check_precision([torch.device("cuda", 0), torch.device("cuda", 1)], "fp16")
 
 
 class Overflowing(nn.Module):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from poise import config
 from poise.engine import evaluate
+from poise.engine.trained_weights import untrained_weights_warning
 from poise.evaluation import diagnose, evaluate_arrays
 from poise.evaluation.coco import read_ground_truth
 from poise.models import build_model, weights
-from poise.models.weights.origin import untrained_weights_warning
 from support.custom_datasets import experiment, make_set
 from support.runs import forget_log_handlers
 
@@ -291,8 +291,9 @@ def test_untrained_weights_warning_names_the_cause(tmp_path):
     cfg = config.load(path)
     model = build_model(cfg)
     torch.save(model.state_dict(), tmp_path / "new.pth")
-    assert "weights not trained: batch norm's running figures in " in untrained_weights_warning(
-        model, weights.load(model, tmp_path / "new.pth")
+    assert (
+        "weights not trained: the batch norms' running statistics in "
+        in untrained_weights_warning(model, weights.load(model, tmp_path / "new.pth"))
     )
     state = model.state_dict()
     for name in state:
@@ -304,7 +305,7 @@ def test_untrained_weights_warning_names_the_cause(tmp_path):
     report.loaded = [name for name in report.loaded if name.startswith("final_layer")]
     assert untrained_weights_warning(model, report).startswith(
         "weights not loaded: 0."
-    ) and "% of the network's values are of " in untrained_weights_warning(model, report)
+    ) and "% of the network's values are from " in untrained_weights_warning(model, report)
 
 
 def test_evaluate_zero_ap_logs_the_diagnosis(tmp_path):
@@ -328,6 +329,6 @@ def test_evaluate_zero_ap_logs_the_diagnosis(tmp_path):
     )
     assert (
         figures["AP"] == 0
-        and "are 0: weights not trained: batch norm's running figures in " in text
+        and "are 0: weights not trained: the batch norms' running statistics in " in text
     )
     forget_log_handlers()

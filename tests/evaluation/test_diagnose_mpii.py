@@ -189,5 +189,5 @@ def test_evaluate_mpii_zero_pckh_logs_the_diagnosis(tiny_mpii_experiment, tmp_pa
     forget_log_handlers()
     assert (
         diagnose_mpii.should_diagnose(figures)
-        and "0: weights not trained: batch norm's running figures in " in text
+        and "0: weights not trained: the batch norms' running statistics in " in text
     )

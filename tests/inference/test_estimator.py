@@ -460,7 +460,7 @@ def test_estimator_malicious_weights_raise(narrow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Evil()}, "evil.pth")
     path, words, _ = narrow("resnet")
-    with pytest.raises(DataError, match="could run a stranger's code"):
+    with pytest.raises(DataError, match="could run untrusted code"):
         PoseEstimator(path, "evil.pth", overrides=words)
     assert not Path("evil").exists()
 

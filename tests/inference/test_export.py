@@ -484,6 +484,17 @@ def with_metadata(source, target, text, key="poise"):
     return target
 
 
+def test_metadata_from_text_without_loss_keys_sets_default_loss(exported):
+    cfg = config.override(exported[0], ["LOSS.TYPE", "joints_mse", "LOSS.FACTOR", 1.0])
+    text = metadata.as_text(cfg, build_codec(cfg), ExportOptions())
+    assert metadata.from_text(text, "net.onnx")[0].LOSS == cfg.LOSS
+    content = json.loads(text)
+    for key in metadata.loss_keys():
+        del content["config"][key]
+    old, _ = metadata.from_text(json.dumps(content), "net.onnx")
+    assert (old.LOSS.TYPE, old.LOSS.FACTOR) == ("joints_mse", 0.5)
+
+
 def test_estimator_onnx_invalid_metadata_raises(exported, tmp_path):
     """It is data: whatever stands there is read as JSON, and refused in one line where it is not
     what an export writes.
@@ -511,6 +522,7 @@ def test_estimator_onnx_invalid_metadata_raises(exported, tmp_path):
         ("strings instead of numbers", with_keys(MODEL__SIGMA="2.0")),
         ("MODEL.IMAGE_SIZE must be", with_keys(MODEL__IMAGE_SIZE=[10**9, 1])),
         ("MODEL.SIGMA must be", with_keys(MODEL__SIGMA=-1.0)),
+        ("LOSS.TYPE must be", with_keys(LOSS__TYPE="mspn")),
         ("too long", changed(x="y" * 300_000)),
         ("invalid metadata .*RecursionError|JSONDecodeError", "[" * 100_000),
         ("unexpected keys", changed(parts={"normalize": 1, "flip": False, "decode": False})),
@@ -630,8 +642,8 @@ def test_estimator_other_keypoint_names_warn_or_raise(tmp_path, caplog):
     file = tmp_path / "weights.pth"
     torch.save(add_keypoint_names(small("resnet", joints=5).state_dict(), joint_names(5)), file)
     said = (
-        f"{file} was trained for other joints than those of {sets['renamed']} (its joint 3 is"
-        " left_1 and not hand): joints may get wrong names"
+        f"{file}: trained with other keypoints than those of {sets['renamed']} (its joint 3 is"
+        " left_1 and not hand); keypoints may get wrong names"
     )
     for name, warnings in (("own", []), ("turned", []), ("renamed", [said])):
         caplog.clear()
@@ -670,7 +682,7 @@ def test_export_weights_of_other_settings_warn(tmp_path, caplog):
         "torchscript",
     )
     assert (
-        f"{file} was trained with DATASET.COLOR_RGB {cfg.DATASET.COLOR_RGB} (tested with"
+        f"{file}: trained with DATASET.COLOR_RGB {cfg.DATASET.COLOR_RGB} (tested with"
         f" {not cfg.DATASET.COLOR_RGB})" in caplog.text
     )
 

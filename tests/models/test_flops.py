@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 from poise import config
+from poise.cli.get_flops import size_overrides
 from poise.errors import ConfigError
-from poise.models import flops
+from poise.models import build_on_meta, flops
 from support.paths import GOLDEN, ROOT
 from torch import nn
 from torch.nn import functional as F
@@ -52,9 +53,9 @@ def sizes(name, height, width, rule="macs"):
     cfg = config.load(ROOT / EXPERIMENT[name])
     cfg = config.load(
         ROOT / EXPERIMENT[name],
-        [*flops.size_overrides(cfg, height, width), "MODEL.INIT_WEIGHTS", False],
+        [*size_overrides(cfg, height, width), "MODEL.INIT_WEIGHTS", False],
     )
-    model = flops.build_on_meta(cfg)
+    model = build_on_meta(cfg)
     found = [
         flops.measure(model, cfg.MODEL.IMAGE_SIZE, rule=rule, all_outputs=outputs)
         for outputs in (False, True)
@@ -198,11 +199,11 @@ def test_measure_equals_torch_flop_counter(name):
     """torch counts every product wherever it is called, and a multiply-add as two."""
     tested, _ = sizes(name, 64, 96)
     overrides = [
-        *flops.size_overrides(config.load(ROOT / EXPERIMENT[name]), 64, 96),
+        *size_overrides(config.load(ROOT / EXPERIMENT[name]), 64, 96),
         "MODEL.INIT_WEIGHTS",
         False,
     ]
-    model = flops.build_on_meta(config.load(ROOT / EXPERIMENT[name], overrides)).eval()
+    model = build_on_meta(config.load(ROOT / EXPERIMENT[name], overrides)).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(torch.zeros(1, 3, 64, 96, device="meta"))
@@ -342,7 +343,7 @@ def test_measure_shared_layers_counts_parameters_once():
 
 def test_size_overrides_fractional_heatmap_raises():
     cfg = config.load(ROOT / EXPERIMENT["pose_resnet50_coco"])
-    assert flops.size_overrides(cfg, 384, 288) == [
+    assert size_overrides(cfg, 384, 288) == [
         "MODEL.IMAGE_SIZE",
         [288, 384],
         "MODEL.HEATMAP_SIZE",
@@ -350,7 +351,7 @@ def test_size_overrides_fractional_heatmap_raises():
     ]
     for height, width in ((258, 192), (256, 191), (0, 192), (256, -4)):
         with pytest.raises(ConfigError, match="multiples of 4 above 0"):
-            flops.size_overrides(cfg, height, width)
+            size_overrides(cfg, height, width)
 
 
 RES50 = EXPERIMENT["pose_resnet50_coco"]

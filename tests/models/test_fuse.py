@@ -135,8 +135,8 @@ def test_fold_batch_norms_untraceable_network_copies_and_logs_once(caplog):
     (said,) = [record.getMessage() for record in caplog.records]
     assert (
         said.startswith(
-            "Unfollowed is tested with its batch norms as they are, torch.fx cannot follow its"
-            " forward pass (TraceError: "
+            "Unfollowed: batch norms are not folded, torch.fx cannot trace its forward pass"
+            " (TraceError: "
         )
         and "\n" not in said
     )

@@ -200,7 +200,7 @@ def test_load_pretrained_backbone_leaves_the_head(tmp_path, trained, messages):
 
     text = refusal(weights.load, Network(), path)
     assert "missing 2, unexpected 2" in text and text.endswith(
-        "these are the weights of another network"
+        "it has the weights of another network"
     )
 
 
@@ -230,7 +230,7 @@ def test_load_pretrained_missing_file_names_the_source(tmp_path):
     source = "https://download.pytorch.org/models/resnet50-19c8e357.pth"
     assert (
         text == f"MODEL.PRETRAINED {path}: no such file; python tools/download_weights.py"
-        f" resnet50_imagenet fetches it from {source}; or give MODEL.PRETRAINED '' to start from"
+        f" resnet50_imagenet downloads it from {source}; or give MODEL.PRETRAINED '' to start from"
         " random weights"
     )
     text = refusal(
@@ -240,8 +240,8 @@ def test_load_pretrained_missing_file_names_the_source(tmp_path):
     path = tmp_path / "pose_hrnet_w32_256x192.pth"
     text = refusal(weights.load_pretrained, Network(), str(path))
     assert (
-        f"download the file {path.name}, and put it at {path}; or give" in text
-        and "by hand" in text
+        f"download the file {path.name} and save it as {path}; or give" in text
+        and "cannot be downloaded automatically" in text
     )
     text = refusal(weights.load_pretrained, Network(), str(tmp_path / "mine.pth"))
     assert text.endswith(
@@ -279,9 +279,7 @@ def test_load_other_network_raises_and_keeps_the_model(tmp_path, trained, change
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     text = refusal(weights.load, network, saved(tmp_path / "other.pth", change(trained)))
     assert (
-        counts in text
-        and "other.pth" in text
-        and "these are the weights of another network" in text
+        counts in text and "other.pth" in text and "it has the weights of another network" in text
     )
     assert equal(network.state_dict(), before)
 
@@ -368,12 +366,12 @@ def test_load_invalid_file_raises_in_one_line(tmp_path, recwarn):
     assert not recwarn.list, "a warning of torch is a second line on stderr"
     # the reader is told that it is no matter of trust where a file is merely not one
     text = refusal(weights.read_state_dict, files["malicious"])
-    assert "stranger's code" in text and "posix.system" in text
-    assert "stranger's code" in refusal(weights.read_state_dict, files["whole_module"])
+    assert "untrusted code" in text and "posix.system" in text
+    assert "untrusted code" in refusal(weights.read_state_dict, files["whole_module"])
     assert "AssertionError" in refusal(weights.read_state_dict, files["legacy_with_another_key"])
     assert "damaged" in refusal(
         weights.read_state_dict, files["text"]
-    ) and "stranger" not in refusal(weights.read_state_dict, files["html"])
+    ) and "untrusted" not in refusal(weights.read_state_dict, files["html"])
     assert "no such weight file" in refusal(weights.read_state_dict, files["folder"])
     assert "holds no state dict" in refusal(weights.read_state_dict, files["numbers"])
 

@@ -93,7 +93,7 @@ def test_convert_mspn_from_mmpose_round_trip_is_equal(tmp_path, stages):
         f"MSPN of {stages} stage{'s' * (stages > 1)}, 17 joints (names of mmpose's MSPN):"
         f" {len(file)} tensors, renamed {len(file)}, added " in report
     )
-    assert "turned round for BGR" in report
+    assert "first convolution reversed for BGR" in report
     converting.convert(poise, back, "mmpose")
     again = read(back)["state_dict"]
     assert same(again, file)
@@ -134,7 +134,7 @@ def test_targets_cover_every_family():
 def test_convert_existing_output_needs_force(tmp_path):
     source = saved(tmp_path / "a.pth", small("resnet").state_dict())
     (tmp_path / "b.pth").write_bytes(b"mine")
-    assert "is there already; give --force" in refusal(
+    assert "file exists; give --force" in refusal(
         converting.convert, source, tmp_path / "b.pth", "poise"
     )
     assert (tmp_path / "b.pth").read_bytes() == b"mine"
@@ -148,15 +148,17 @@ def test_convert_unsupported_weights_raise(tmp_path):
     posenas = saved(tmp_path / "p.pth", small("posenas").state_dict())
     text = refusal(converting.convert, posenas, out, "mmpose")
     assert (
-        "these are the weights of PoseNAS-L4-C8, 17 joints, for which mmpose has no names; they can"
-        " be converted to poise, posenas" in text
+        "has the weights of PoseNAS-L4-C8, 17 joints, which mmpose has no names for; convert it to"
+        " poise, posenas" in text
     )
     imagenet = saved(tmp_path / "r.pth", filled(resnet_names(4, (1, 1, 1, 1))))
-    assert "such weights are not converted, they load as MODEL.PRETRAINED" in refusal(
+    assert "such files are not converted, use them as MODEL.PRETRAINED" in refusal(
         converting.convert, imagenet, out, "poise"
     )
     stranger = saved(tmp_path / "s.pth", {"a.weight": torch.zeros(1)})
-    assert "of no network that Poise knows" in refusal(converting.convert, stranger, out, "poise")
+    assert "unsupported, its network is unknown" in refusal(
+        converting.convert, stranger, out, "poise"
+    )
     with pytest.raises(ConfigError, match="the formats are poise, simplebaseline"):
         converting.convert(posenas, out, "onnx")
     assert "no such weight file" in refusal(converting.convert, tmp_path / "none.pth", out, "poise")

@@ -63,5 +63,5 @@ def test_evaluate_released_file_gives_figures(tmp_path, small_set, name):
     metrics = evaluate.run(cfg, path, ["tools/test.py"])
     assert 0 <= metrics["AP"] < 0.2, "filled weights predict nothing"
     logged = next((tmp_path / "output").rglob("test.log")).read_text()
-    assert "loaded " in logged and "missing 0, unexpected 0, mismatched 0; recognised as " in logged
+    assert "loaded " in logged and "missing 0, unexpected 0, mismatched 0; identified as " in logged
     shutil.rmtree(tmp_path / "output")

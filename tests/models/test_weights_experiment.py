@@ -11,11 +11,11 @@ import torch
 import yaml
 from poise import PoseEstimator, config
 from poise.engine import checkpoint
+from poise.engine.embedded_experiment import config_from_weights
+from poise.engine.trained_weights import load_trained_weights
 from poise.errors import ConfigError, DataError
 from poise.models import build_model, weights
 from poise.models.posenas.genotypes import Genotype, find_genotype, write_genotype
-from poise.models.weights.experiment import config_from_weights
-from poise.models.weights.origin import load_trained_weights
 from support.custom_datasets import make_set
 from support.paths import ROOT
 from support.small_networks import command_line, small
@@ -33,11 +33,13 @@ def trained(tmp_path_factory):
     """(configuration, weight file as a training writes it), by family and overrides."""
     folder = tmp_path_factory.mktemp("trained")
 
-    def of(family, *overrides):
+    def of(family, *overrides, network=()):
         path, words = command_line(family, "MODEL.INIT_WEIGHTS", False, *overrides)
         cfg = config.load(ROOT / path, words)
         file = folder / f"{len(list(folder.iterdir()))}.pth"
-        torch.save(checkpoint.model_state_dict(cfg, small(family), "some_experiment"), file)
+        torch.save(
+            checkpoint.model_state_dict(cfg, small(family, *network), "some_experiment"), file
+        )
         return cfg, file
 
     return of
@@ -156,9 +158,7 @@ def test_estimator_without_weights_or_experiment_raises(tmp_path, trained):
     with pytest.raises(ConfigError, match="weights: missing"):
         PoseEstimator(ROOT / path)
     torch.save(small("resnet").state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(
-        ConfigError, match="bare.pth: the experiment is not known; give its YAML file"
-    ):
+    with pytest.raises(ConfigError, match="bare.pth: experiment missing; give its YAML file"):
         PoseEstimator(tmp_path / "bare.pth")
 
 
@@ -217,10 +217,7 @@ def test_load_trained_other_settings_logs_a_warning(changes, said, trained, tmp_
     load_trained_weights(tested, build_model(tested), tmp_path / "moved.pth")
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert told == (
-        [
-            f"{tmp_path / 'moved.pth'} was trained with {said}: joints may be found in the wrong"
-            " places"
-        ]
+        [f"{tmp_path / 'moved.pth'}: trained with {said}; keypoints may be misplaced"]
         if said
         else []
     )
@@ -231,7 +228,40 @@ def test_load_trained_prefers_embedded_config_to_config_yaml(trained, tmp_path, 
     (tmp_path / "best.pth").write_bytes(file.read_bytes())
     (tmp_path / "config.yaml").write_text(config.override(cfg, ["MODEL.TARGET_TYPE", "udp"]).dump())
     load_trained_weights(cfg, build_model(cfg), tmp_path / "best.pth")
-    assert "was trained with" not in caplog.text
+    assert "trained with" not in caplog.text
+
+
+def test_weight_file_brings_its_loss(trained):
+    cfg, file = trained("mspn", "LOSS.TOPK", 3, "LOSS.COARSE_TO_FINE", False)
+    loss = config_from_weights(file).LOSS
+    assert loss == cfg.LOSS and loss.TYPE == "mspn"
+
+
+def test_weight_file_without_loss_gets_the_first_of_its_codec(trained, tmp_path):
+    _, file = trained("mspn")
+    old = with_settings(file, tmp_path / "old.pth", lambda values: values.pop("LOSS"))
+    assert config_from_weights(old).LOSS.TYPE == "joints_mse"
+
+
+SIMCC = (
+    *("MODEL.TARGET_TYPE", "simcc", "MODEL.EXTRA.HEAD", "simcc"),
+    *("LOSS.TYPE", "kl_discret", "LOSS.BETA", 5.0),
+)
+
+
+def test_weight_file_of_simcc_alone_gives_the_keypoints_of_the_experiment(trained, picture):
+    cfg, file = trained("resnet", *SIMCC, network=SIMCC)
+    alone, named = PoseEstimator(file, device="cpu"), PoseEstimator(cfg, file, device="cpu")
+    assert alone.cfg.LOSS == cfg.LOSS
+    boxes = [[10, 10, 80, 85]]
+    assert np.array_equal(alone(picture, boxes).keypoints, named(picture, boxes).keypoints)
+
+
+def test_load_trained_weights_simcc_of_another_sigma_warns(trained, caplog):
+    cfg, file = trained("resnet", *SIMCC, network=SIMCC)
+    tested = config.override(cfg, ["MODEL.SIMCC_SIGMA", [3.0, 3.0]])
+    load_trained_weights(tested, build_model(tested), file)
+    assert "trained with MODEL.SIMCC_SIGMA [4.9, 5.66] (tested with [3" in caplog.text
 
 
 # strangers' files ---------------------------------------------------------------------------------
@@ -311,7 +341,7 @@ def test_config_from_weights_opens_no_path(trained, tmp_path, monkeypatch):
 )
 def test_config_from_weights_wider_network_than_file_raises(extra, trained, tmp_path):
     _, file = trained("resnet")
-    with pytest.raises(DataError, match="asks for a larger network than its weights are of"):
+    with pytest.raises(DataError, match="describes a larger network than its weights"):
         config_from_weights(
             with_settings(
                 file, tmp_path / "large.pth", lambda values: values["MODEL"]["EXTRA"].update(extra)
@@ -321,7 +351,7 @@ def test_config_from_weights_wider_network_than_file_raises(extra, trained, tmp_
 
 def test_config_from_weights_deeper_network_than_file_raises(trained, tmp_path):
     _, file = trained("hrnet")
-    with pytest.raises(DataError, match="asks for a larger network than its weights are of"):
+    with pytest.raises(DataError, match="describes a larger network than its weights"):
         config_from_weights(
             with_settings(
                 file,
@@ -378,9 +408,7 @@ def test_demo_and_export_weight_file_alone_work(trained, tmp_path, picture, tool
     )
     assert "written: " in capsys.readouterr().out
     torch.save(small("resnet").state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(
-        ConfigError, match=r"bare.pth: the experiment is not known; give its YAML file"
-    ):
+    with pytest.raises(ConfigError, match=r"bare.pth: experiment missing; give its YAML file"):
         tool(
             "demo.py",
             "--weights",

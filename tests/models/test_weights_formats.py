@@ -124,7 +124,7 @@ def test_load_other_family_raises_with_its_name(tmp_path, family):
         assert (
             words
             and own
-            and text.endswith(f"; these are the weights of {words}, and the network is {own}")
+            and text.endswith(f"; it has the weights of {words}, but the network is {own}")
         )
         assert equal(model, before)
 
@@ -262,10 +262,10 @@ def test_load_mmpose_mspn_gives_every_tensor(tmp_path, head, stages, messages):
         in messages.text
     )
     assert (
-        f"recognised as MSPN of {stages} stage{'s' * (stages > 1)}, 17 joints (names of mmpose's"
+        f"identified as MSPN of {stages} stage{'s' * (stages > 1)}, 17 joints (names of mmpose's"
         " MSPN); trained on RGB" in messages.text
     )
-    assert "turned round for BGR images" in messages.text
+    assert "first convolution reversed for BGR images" in messages.text
 
 
 def test_mmpose_mspn_names_have_published_parameters():
@@ -317,7 +317,7 @@ def test_load_mmpose_resnet_bgr_logs_a_warning(tmp_path, messages):
     assert "COLOR_RGB" not in messages.text
     weights.load(small("resnet"), path, rgb=False)
     assert (
-        "trained on RGB images, and DATASET.COLOR_RGB is False: give DATASET.COLOR_RGB True"
+        "trained on RGB images, but DATASET.COLOR_RGB is False; set DATASET.COLOR_RGB True"
         in messages.text
     )
 
@@ -358,8 +358,8 @@ def test_load_pretrained_imagenet_resnet_fills_mspn(tmp_path, stages, messages):
     ):
         assert torch.equal(state[name], before[name]) and name in report.missing
     assert (
-        "into every stage" if stages == "all" else "into the first stage"
-    ) in messages.text and "turned round for BGR" in messages.text
+        "loaded into every stage" if stages == "all" else "loaded into the first stage"
+    ) in messages.text and "first convolution reversed for BGR" in messages.text
     weights.load_pretrained(model, str(path), rgb=True)
     assert torch.equal(model.state_dict()["top.conv.conv.weight"], file["conv1.weight"])
 
@@ -369,7 +369,7 @@ def test_load_pretrained_other_resnet_into_mspn_raises(tmp_path):
     text = refusal(weights.load_pretrained, small("mspn"), str(path))
     assert "unexpected" in text
     assert (
-        "these are the weights of ResNet of 2-1-2-2 blocks without a pose head, and the network is"
+        "it has the weights of ResNet of 2-1-2-2 blocks without a pose head, but the network is"
         " MSPN of 2 stages, 17 joints" in text
     )
 
@@ -440,7 +440,7 @@ def test_load_pretrained_imagenet_hrnet_leaves_the_head(tmp_path, messages):
         and len(report.unexpected) == 6
     )
     assert (
-        "left out 6 tensors that MODEL.EXTRA.PRETRAINED_LAYERS does not name"
+        "skipped 6 tensors that MODEL.EXTRA.PRETRAINED_LAYERS does not name"
         " (incre_modules.0.0.conv1.weight" in messages.text
     )
     # '*' takes every part that the file has
@@ -518,7 +518,10 @@ def test_load_posenas_other_se_reduction_names_the_key(tmp_path, file, network):
         tmp_path / "w.pth", small("posenas", "MODEL.EXTRA.SE_REDUCTION", file).state_dict()
     )
     text = refusal(weights.load, small("posenas", "MODEL.EXTRA.SE_REDUCTION", network), path)
-    assert "mismatched" in text and f"; MODEL.EXTRA.SE_REDUCTION {file} builds that network" in text
+    assert (
+        "mismatched" in text
+        and f"; set MODEL.EXTRA.SE_REDUCTION {file} to build that network" in text
+    )
     assert ("with SE reduction 2" in text) == (file == 2)
     weights.load(small("posenas", "MODEL.EXTRA.SE_REDUCTION", file), path)
 
@@ -537,8 +540,8 @@ def test_load_other_keypoints_raises_or_replaces_head(tmp_path, family, messages
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     text = refusal(weights.load, model, path)
     assert text.endswith(
-        "its last layers are for 16 joints, the network's for 17; to train on from it with new last"
-        " layers give MODEL.REPLACE_HEAD True"
+        "its head is for 16 keypoints, the network's for 17; to fine-tune it with a new head set"
+        " MODEL.REPLACE_HEAD True"
     )
     assert equal(model, before)
 
@@ -551,9 +554,10 @@ def test_load_other_keypoints_raises_or_replaces_head(tmp_path, family, messages
     )
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, (before if name in report.replaced else file)[name]), name
-    assert f"replaced {heads}; recognised as " in messages.text
+    assert f"replaced {heads}; identified as " in messages.text
     assert (
-        "; its last layers are for 16 joints, the network has 17: they start anew" in messages.text
+        "; its head is for 16 keypoints, the network has 17: the head keeps its initial values"
+        in messages.text
     )
 
 

@@ -268,8 +268,8 @@ def test_download_weights_manual_entry_prints_instructions(tmp_path, list_of):
     assert (
         done.returncode == 1
         and done.stdout
-        == "net has to be fetched by hand: open https://x.org/page, download the file net.pth, "
-        "and put it at models/pytorch/imagenet/net.pth\n"
+        == "net cannot be downloaded automatically; open https://x.org/page, download the file"
+        " net.pth and save it as models/pytorch/imagenet/net.pth\n"
     )
     target = tmp_path / "models/pytorch/imagenet/net.pth"
     target.parent.mkdir(parents=True)
@@ -300,7 +300,7 @@ def test_model_file_empty_names_released_weights(tmp_path, experiment, name):
     assert (
         str(error.value)
         == f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth:"
-        " train first, give TEST.MODEL_FILE x.pth, or fetch released weights: python"
+        " train first, give TEST.MODEL_FILE x.pth, or download released weights: python"
         f" tools/download_weights.py {name}"
     )
 
@@ -312,7 +312,7 @@ def test_read_state_dict_missing_released_file_names_command(tmp_path):
         DataError,
         match=(
             "no such weight file; python tools/download_weights.py "
-            f"mmpose_hrnet_w32_coco_256x192 fetches it from {re.escape(entry.url)}"
+            f"mmpose_hrnet_w32_coco_256x192 downloads it from {re.escape(entry.url)}"
         ),
     ):
         read_state_dict(tmp_path / entry.target)
@@ -324,9 +324,11 @@ def test_download_weights_list_prints_entries(tmp_path):
     done = run("--list", cwd=tmp_path)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == len(ENTRIES) + 1
     assert re.search(
-        r"^resnet50_imagenet +imagenet +102.5 +here +19c8e357 +BSD-3-Clause$", done.stdout, re.M
+        r"^resnet50_imagenet +imagenet +102.5 +automatic +19c8e357 +BSD-3-Clause$",
+        done.stdout,
+        re.M,
     )
-    assert re.search(r"^mspn_2stg_coco_256x192 +pose +\? +by hand +nothing", done.stdout, re.M)
+    assert re.search(r"^mspn_2stg_coco_256x192 +pose +\? +manual +nothing", done.stdout, re.M)
     done = run("--list", "mmpose_hrnet_w32_udp_coco_256x192", cwd=tmp_path)
     command = (
         r"^python tools/test.py --cfg experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml"

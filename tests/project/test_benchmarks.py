@@ -140,7 +140,13 @@ def test_data_benchmark_samples_equal_poise(small, tmp_path):
     batch = build_loader(cfg, table, images, train=False).dataset.__getitems__(
         [(0, n) for n in range(len(table))]
     )
-    floats = normalize(cfg, batch["images"], torch.device("cpu"))
+    floats = normalize(
+        batch["images"],
+        torch.device("cpu"),
+        mean=cfg.MODEL.MEAN,
+        std=cfg.MODEL.STD,
+        channels_last=cfg.CHANNELS_LAST,
+    )
     targets = encode_targets(cfg, build_codec(cfg), batch, torch.device("cpu"))
     for n in range(len(table)):
         image, heatmaps, weight, _ = reference[n]

@@ -278,7 +278,7 @@ def test_weights_thousands_of_numpy_classes_raise(tmp_path):
             ("a/byteorder", b"little"),
         ):
             archive.writestr(name, content)
-    assert "could run a stranger's code" in refusal(read_weight_file, tmp_path / "a.pth")
+    assert "could run untrusted code" in refusal(read_weight_file, tmp_path / "a.pth")
 
 
 def test_weights_huge_number_in_name_raises(tmp_path):
@@ -374,7 +374,7 @@ def test_config_yaml_bomb_next_to_weights_is_ignored(tmp_path, monkeypatch, capl
     """The config.yaml of a foreign run folder is read for a warning about settings."""
     import logging
 
-    from poise.models.weights import origin
+    from poise.engine import trained_weights
 
     monkeypatch.setattr(logging.getLogger("poise"), "propagate", True)
     cfg, weights = (
@@ -394,5 +394,5 @@ def test_config_yaml_bomb_next_to_weights_is_ignored(tmp_path, monkeypatch, capl
     ]:
         (tmp_path / "config.yaml").write_text(text)
         caplog.clear()
-        origin.warn_config_mismatch(cfg, weights)
+        trained_weights.warn_config_mismatch(cfg, weights)
         assert (said in caplog.text) if said else not caplog.records

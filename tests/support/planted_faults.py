@@ -942,15 +942,15 @@ WEIGHTS = [
     _weighed(
         "a tensor without memory",
         _saved(_with(lambda tensor: tensor.to("meta"))),
-        "is no plain tensor",
+        "is not a plain tensor",
     ),
     _weighed(
-        "a sparse tensor", _saved(_with(lambda tensor: tensor.to_sparse())), "is no plain tensor"
+        "a sparse tensor", _saved(_with(lambda tensor: tensor.to_sparse())), "is not a plain tensor"
     ),
     _weighed(
         "10^12 values that are one",
         _saved(_with(lambda tensor: tensor.reshape(-1)[:1].expand(10**6, 10**6))),
-        "is no plain tensor",
+        "is not a plain tensor",
     ),
     _weighed(
         "a pickle that writes a file",

@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_overrides(parser)
     args = parser.parse_args(argv)
     from poise import config, models
+    from poise.engine.embedded_experiment import describe_experiment
     from poise.errors import ConfigError
-    from poise.models.weights import converting, experiment
+    from poise.models.weights import converting
 
     if args.overrides and not args.cfg:
         raise ConfigError(f"{args.overrides[0]}: keys belong to an experiment; give --cfg FILE")
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = models.build_model(cfg)
         # weights of MSPN are written for BGR images, whatever the experiment says
         if cfg.MODEL.NAME != "mspn" or not cfg.DATASET.COLOR_RGB:
-            values = experiment.describe_experiment(cfg, config.experiment_name(args.cfg), model)
+            values = describe_experiment(cfg, config.experiment_name(args.cfg), model)
     print(
         converting.convert(
             args.source, args.target, args.to, model=model, force=args.force, experiment=values

@@ -80,10 +80,10 @@ def pictures(words: list[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     from poise.cli.arguments import experiment
+    from poise.engine.embedded_experiment import config_from_weights
     from poise.inference.export import export
     from poise.inference.export.formats import FORMATS as WRITERS
     from poise.inference.export.graph import ExportOptions
-    from poise.models.weights.experiment import config_from_weights
 
     cfg = experiment(args) if args.cfg else config_from_weights(args.weights, args.overrides)
     out = (

@@ -5,7 +5,11 @@ macs|mmcv] [--depth N] [KEY VALUE ...]
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
+from typing import Any
+
+from yacs.config import CfgNode
 
 from poise.errors import ConfigError
 
@@ -61,14 +65,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     from poise.cli.arguments import experiment
-    from poise.models import flops
+    from poise.models import build_on_meta, flops
 
     cfg = experiment(args)
     if args.shape:
-        args.overrides += flops.size_overrides(cfg, args.shape[0], args.shape[-1])
+        args.overrides += size_overrides(cfg, args.shape[0], args.shape[-1])
     args.overrides += ["MODEL.INIT_WEIGHTS", False]  # there are no values to set
     cfg = experiment(args)
-    model = flops.build_on_meta(cfg)
+    model = build_on_meta(cfg)
     tested, trained = (
         flops.measure(model, cfg.MODEL.IMAGE_SIZE, rule=args.rule, all_outputs=outputs)
         for outputs in (False, True)
@@ -83,3 +87,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     )
     return 0
+
+
+def size_overrides(cfg: CfgNode, height: int, width: int) -> list[Any]:
+    """Return KEY, VALUE, ... that set the input size of an experiment and scale its heatmap size.
+
+    Raises ConfigError if the heatmap size is not a whole number.
+    """
+    heatmap = []
+    for new, image, cells in zip((width, height), cfg.MODEL.IMAGE_SIZE, cfg.MODEL.HEATMAP_SIZE):
+        if new < 1 or new * cells % image:
+            step = image // math.gcd(image, cells)
+            raise ConfigError(
+                f"--shape {height} {width}: invalid size, heatmaps are {cells}/{image} of the"
+                f" input; the sizes must be multiples of {step} above 0"
+            )
+        heatmap.append(new * cells // image)
+    return ["MODEL.IMAGE_SIZE", [width, height], "MODEL.HEATMAP_SIZE", heatmap]

@@ -1,7 +1,7 @@
-"""Keypoints to what networks learn and back: one file per convention, encode next to decode.
+"""Codecs convert keypoints to what networks learn, and outputs back. One file per convention.
 
-The registries hold paths instead of classes: reading a configuration needs the names, and would
-take several times as long with PyTorch, which the codecs import.
+The registries hold paths instead of classes: reading a configuration needs the names only, and
+would take several times as long if it imported PyTorch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 
 class CodecEntry(NamedTuple):
-    """path: module and class of a codec. losses: values of LOSS.TYPE that can train it. head: value
-    of MODEL.EXTRA.HEAD that gives its outputs.
+    """An entry of CODECS.
+
+    Args:
+        path: module and class of the codec.
+        losses: values of LOSS.TYPE that can train it.
+        head: value of MODEL.EXTRA.HEAD that gives its outputs.
     """
 
     path: str
@@ -51,14 +55,14 @@ def build_codec(cfg: CfgNode) -> Codec:
 
 def codec_class(name: str) -> type[Codec]:
     """Return the class of a key of CODECS."""
-    return _imported(CODECS[name].path)
+    return _import(CODECS[name].path)
 
 
 def build_loss(cfg: CfgNode) -> nn.Module:
-    """Build the loss of LOSS.TYPE; it is called with the supervised outputs and the targets."""
-    return _imported(LOSSES[cfg.LOSS.TYPE])(cfg)
+    """Build the loss of LOSS.TYPE, a function of the supervised outputs and the targets."""
+    return _import(LOSSES[cfg.LOSS.TYPE])(cfg)
 
 
-def _imported(path: str) -> Any:
+def _import(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""The interface of a codec: keypoints to what a network learns, and its outputs back to keypoints.
+"""The interface of codecs, which convert keypoints to targets and outputs to keypoints.
 
 Legend of the codecs: B batch, K keypoints, H W input pixels, h w heatmap cells, L target levels.
 Sizes are (width, height).
@@ -39,12 +39,13 @@ def to_arrays(output: Output) -> Arrays:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What a network learns for a batch; each representation adds its labels.
+    """The targets of a batch. Each representation adds its labels.
 
-    weight: (B, K, 1), 0 for keypoints that are not labeled or outside of the crop.
-    visible_mask: (B, K, 1), 1 for those of the others that are not occluded.
-    annotated_mask: (B, K, 1), 0 for keypoints that the person's dataset does not have; None: all
-    are annotated.
+    Args:
+        weight: (B, K, 1), 0 for keypoints that are not labeled or outside of the crop, else 1.
+        visible_mask: (B, K, 1), 1 for keypoints of weight 1 that are not occluded, else 0.
+        annotated_mask: (B, K, 1), 0 for keypoints that the person's dataset does not have; None:
+            all are annotated.
     """
 
     weight: torch.Tensor
@@ -54,86 +55,90 @@ class Targets:
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """One representation of keypoints, with its loss, metrics, flip test and pictures.
+    """A representation of keypoints, with its loss, accuracy, flip test and maps to draw.
 
     The types of outputs and targets are those of the subclass: Output and Arrays, and a subclass of
     Targets.
 
-    image_size: of the crops, in pixels. loss_function: called with the supervised outputs of the
-    network and the targets.
+    Args:
+        image_size: size of the crops in pixels.
+        loss_function: called with the supervised outputs of the network and the targets.
     """
 
     image_size: tuple[int, int]
     loss_function: nn.Module = field(kw_only=True, repr=False, compare=False)
 
-    udp: ClassVar[bool] = False  # crops are UDP's: see poise.structures.crops
-    vis_threshold: ClassVar[float] = 0.2  # keypoints above it are drawn
-    # keys that the representation depends on, besides MODEL.IMAGE_SIZE
+    udp: ClassVar[bool] = False  # whether crops are those of UDP, see poise.structures.crops
+    vis_threshold: ClassVar[float] = 0.2  # lowest score of keypoints that are drawn
+    # configuration keys of the representation, besides MODEL.IMAGE_SIZE
     config_keys: ClassVar[tuple[str, ...]]
-    # keys that decoding and the flip test depend on
+    # configuration keys of decoding and of the flip test
     decode_keys: ClassVar[tuple[str, ...]] = ()
     flip_keys: ClassVar[tuple[str, ...]] = ()
-    # what the outputs are called in messages, on TensorBoard and in file names
+    # name of the outputs in messages, on TensorBoard and in file names
     representation: ClassVar[str]
     output_names: ClassVar[tuple[str, ...]]  # of an exported graph
 
     @classmethod
     @abstractmethod
     def from_config(cls, cfg: CfgNode, loss_function: nn.Module) -> Codec:
-        """Build the codec that a configuration describes."""
+        """Build the codec of a configuration."""
 
     @abstractmethod
     def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> Targets:
-        """Make the targets of a batch, on the device of `keypoints`.
+        """Return the targets of a batch, on the device of `keypoints`.
 
         Args:
-            keypoints: (B, K, 2) crop pixels.
-            visible: (B, K), COCO's flag 0, 1 or 2; -1 is as 0.
+            keypoints: (B, K, 2) in crop pixels.
+            visible: (B, K) of COCO's visibility flag 0, 1 or 2; -1 is treated as 0.
         """
 
     def loss(self, outputs: Sequence[Output], targets: Targets) -> torch.Tensor:
-        """Return the loss of all supervised outputs, a scalar; the prediction is the last."""
+        """Return the loss of all supervised outputs, the prediction last, as a scalar."""
         return self.loss_function(outputs, targets)
 
     @abstractmethod
     def accuracy(self, output: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how many keypoints of a batch are (right, counted), on the device of `output`."""
+        """Return (num_correct, num_valid) of a batch's keypoints, on the device of `output`."""
 
     @abstractmethod
     def decode(self, output: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return keypoints (B, K, 2) float32 in crop pixels and scores (B, K) float32."""
+        """Return keypoints (B, K, 2) in crop pixels and scores (B, K), both float32."""
 
     def decode_with_accuracy(
         self, output: Any, targets: Any
     ) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
-        """Return what decode and accuracy return: keypoints, scores, right, counted."""
+        """Return the results of decode and accuracy: keypoints, scores, num_correct, num_valid."""
         return *self.decode(to_arrays(output)), *self.accuracy(output, targets)
 
     @abstractmethod
     def flip_average(self, output: Any, flipped: Any, flip_indices: torch.Tensor) -> Any:
-        """Average two outputs, the second of the flipped images.
+        """Average the outputs of images and of the flipped images.
 
-        flip_indices: (K,) indices of poise.structures.skeleton.
+        Args:
+            output: output of the images.
+            flipped: output of the flipped images.
+            flip_indices: (K,) indices of poise.structures.skeleton.
         """
 
     @abstractmethod
     def flip_average_in_graph(self, output: Any, flipped: Any, flip_indices: torch.Tensor) -> Any:
-        """Do what flip_average does, by operations that can be exported."""
+        """Return the same as flip_average with operations that can be exported."""
 
     @abstractmethod
     def build_decoder(self) -> nn.Module:
-        """Build a module that does what decode does, by operations that can be exported.
+        """Build a module that decodes with operations that can be exported.
 
-        Its forward maps an output to keypoints (B, K, 2) and scores (B, K).
+        It maps an output to keypoints (B, K, 2) in crop pixels and scores (B, K).
         """
 
     @abstractmethod
     def output_shapes(self, num_keypoints: int) -> list[tuple[int, ...]]:
-        """Return the shapes of an output's tensors, without the batch."""
+        """Return the shapes of an output's tensors without the batch dimension."""
 
     @abstractmethod
     def output_maps(self, output: Any) -> np.ndarray:
-        """Return maps (B, K, h, w) of an output, 0 to 1, to be drawn over the crops."""
+        """Return maps (B, K, h, w) of an output with values 0 to 1, to draw over the crops."""
 
     @abstractmethod
     def target_maps(self, targets: Any, count: int | None = None) -> np.ndarray:

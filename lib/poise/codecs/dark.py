@@ -1,9 +1,9 @@
-"""DARK: Gaussians around the joint itself instead of its cell, and a decoder that finds their top.
+"""DARK: Gaussians around the keypoint instead of its cell, and a decoder that finds their maximum.
 
 Source: Zhang et al., Distribution-Aware Coordinate Representation for Human Pose Estimation, CVPR
 2020, arXiv 1910.06278: encoding in section 3.2, decoding in section 3.1; mmpose 0.29 with
-unbiased_encoding and post_process 'unbiased'. Its decoder alone serves networks trained with other
-Gaussians too: TEST.DECODE dark.
+unbiased_encoding and post_process 'unbiased'. Its decoder also works for networks trained with
+other Gaussians: TEST.DECODE dark.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from poise.codecs.heatmap import HeatmapCodec, HeatmapTargets
 
 
 class Dark(HeatmapCodec):
-    """Targets around the exact position, not cut off."""
+    """Gaussians around the exact position, without a cutoff."""
 
     default_refinement = "dark"
 
     def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
-        """See Codec. The weight is 0 too where nothing within 3 sigma of the keypoint lies in the
-        map.
-        """
+        """See Codec. The weight is also 0 if no cell is within 3 sigma of the keypoint."""
         center = keypoints / keypoints.new_tensor(self.stride)
         reach = 3 * self.sigma
         inside = (

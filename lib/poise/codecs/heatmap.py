@@ -1,4 +1,4 @@
-"""Codecs with one heatmap for each keypoint: what their conventions have in common.
+"""The base class of codecs with one heatmap per keypoint.
 
 Legend: see poise.codecs.codec.
 """
@@ -19,15 +19,17 @@ from poise.codecs.heatmap_decoder import HeatmapDecoder
 from poise.codecs.losses import DeepSupervisionLoss, JointsMSELoss
 from poise.codecs.peaks import dark_kernel, dark_offset, find_peaks, quarter_offset, udp_offset
 
-PCK_THRESHOLD = 0.5  # tenths of the heatmap's size
+PCK_THRESHOLD = 0.5  # in tenths of the heatmap's size
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeatmapTargets(Targets):
     """Target heatmaps of a batch.
 
-    heatmaps: (B, K, h, w), or (B, L, K, h, w) from coarse to fine. peaks: (B, K, 2) float, x and y
-    of the maxima of `finest_heatmaps`, 0 for empty maps; None where they have to be searched.
+    Args:
+        heatmaps: (B, K, h, w), or (B, L, K, h, w) from coarse to fine.
+        peaks: (B, K, 2) float, x and y of the maxima of `finest_heatmaps` in cells, 0 for empty
+            maps; None if the codec does not compute them.
     """
 
     heatmaps: torch.Tensor
@@ -35,22 +37,25 @@ class HeatmapTargets(Targets):
 
     @property
     def finest_heatmaps(self) -> torch.Tensor:
-        """(B, K, h, w), the sharpest heatmaps."""
+        """The finest heatmaps, (B, K, h, w)."""
         return self.heatmaps if self.heatmaps.dim() == 4 else self.heatmaps[:, -1]
 
 
-def _mean_squared_error() -> nn.Module:
+def _default_loss() -> nn.Module:
     return DeepSupervisionLoss(JointsMSELoss())
 
 
 @dataclass(frozen=True)
 class HeatmapCodec(Codec):
-    """One convention of heatmaps.
+    """A convention of heatmaps.
 
-    refine: how a maximum is moved below the cell: 'none', 'quarter', 'dark', 'udp' or the codec's
-    own. blur_kernel: size in cells of the blur that the last three begin with, odd. empty_cell:
-    both coordinates of a keypoint whose map is nowhere above 0. shift_flipped: move the map of the
-    flipped crop one cell to the right in the flip test.
+    Args:
+        heatmap_size: (w, h) in cells.
+        sigma: of the target Gaussians in cells.
+        refine: offset of a peak from its cell: 'none', 'quarter', 'dark', 'udp' or the codec's own.
+        blur_kernel: size in cells of the blur before 'dark', 'udp' and the codec's own, odd.
+        empty_cell: both coordinates of a keypoint whose map has no value above 0.
+        shift_flipped: move the map of the flipped crop one cell to the right in the flip test.
     """
 
     heatmap_size: tuple[int, int]
@@ -60,12 +65,12 @@ class HeatmapCodec(Codec):
     empty_cell: int = 0
     shift_flipped: bool = False
     loss_function: nn.Module = field(
-        default_factory=_mean_squared_error, kw_only=True, repr=False, compare=False
+        default_factory=_default_loss, kw_only=True, repr=False, compare=False
     )
 
-    # the heatmap of a flipped crop is aligned without TEST.SHIFT_HEATMAP
+    # whether the heatmap of a flipped crop is aligned without TEST.SHIFT_HEATMAP
     flip_aligned: ClassVar[bool] = False
-    default_refinement: ClassVar[str] = "quarter"  # what TEST.DECODE '' stands for
+    default_refinement: ClassVar[str] = "quarter"  # of TEST.DECODE ''
     peak_value: ClassVar[float] = 1.0  # maximum of a target
     config_keys = ("MODEL.HEATMAP_SIZE", "MODEL.SIGMA", "MODEL.KERNELS")
     decode_keys = ("TEST.POST_PROCESS", "TEST.DECODE", "TEST.BLUR_KERNEL", "TEST.EMPTY_CELL")
@@ -90,8 +95,8 @@ class HeatmapCodec(Codec):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return keypoints and scores of heatmaps (B, K, h, w) float32: see Codec.
 
-        A map that is nowhere above 0 has its keypoint in `empty_cell` and its maximum as score.
-        maxima: what find_peaks returns, if it is known.
+        The keypoint of a map without a value above 0 is at `empty_cell`.
+        maxima: result of find_peaks for these heatmaps, if it is known.
         """
         cells, scores = find_peaks(output) if maxima is None else maxima
         coords = cells.astype(np.float32)
@@ -108,16 +113,16 @@ class HeatmapCodec(Codec):
     def decode_with_accuracy(
         self, output: torch.Tensor, targets: HeatmapTargets
     ) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
-        """See Codec. The maxima are searched once."""
+        """See Codec. The peaks are searched once."""
         maps = output.cpu().numpy()
         maxima = find_peaks(maps)
-        right, counted = pck_accuracy(
+        num_correct, num_valid = pck_accuracy(
             output, targets.finest_heatmaps, maxima=maxima, peaks=targets.peaks
         )
-        return *self.decode(maps, maxima), right, counted
+        return *self.decode(maps, maxima), num_correct, num_valid
 
     def cells_to_pixels(self, coords: np.ndarray) -> np.ndarray:
-        """Crop pixels (..., 2) of heatmap cells (..., 2)."""
+        """Return the crop pixels (..., 2) of heatmap cells (..., 2)."""
         return coords * np.array(self.stride, dtype=np.float32)
 
     def flip_average(
@@ -131,7 +136,7 @@ class HeatmapCodec(Codec):
         return average_flipped_in_graph(output, flipped, flip_indices, self.shift_flipped)
 
     def build_decoder(self) -> nn.Module:
-        # cells to pixels is a factor and an offset
+        # cells_to_pixels is linear
         corners = torch.from_numpy(self.cells_to_pixels(np.array([[0, 0], [1, 1]], np.float32)))
         return self.decoder_class(
             refine=self.refine,
@@ -149,12 +154,16 @@ class HeatmapCodec(Codec):
 
     def target_maps(self, targets: HeatmapTargets, count: int | None = None) -> np.ndarray:
         maps = targets.heatmaps[:count]
-        return (maps if maps.dim() == 5 else maps[:, None]).cpu().numpy() / self.peak_value
+        if maps.dim() == 4:
+            maps = maps[:, None]
+        return maps.cpu().numpy() / self.peak_value
 
     @classmethod
     def from_config(cls, cfg: CfgNode, loss_function: nn.Module, **more: Any) -> HeatmapCodec:
-        """Build the codec; it decodes as TEST.POST_PROCESS, DECODE and BLUR_KERNEL say."""
-        refine = (cfg.TEST.DECODE or cls.default_refinement) if cfg.TEST.POST_PROCESS else "none"
+        """Build the codec of MODEL.* and its decoding of TEST.*."""
+        refine = "none"
+        if cfg.TEST.POST_PROCESS:
+            refine = cfg.TEST.DECODE or cls.default_refinement
         return cls(
             image_size=tuple(cfg.MODEL.IMAGE_SIZE),
             heatmap_size=tuple(cfg.MODEL.HEATMAP_SIZE),
@@ -169,7 +178,7 @@ class HeatmapCodec(Codec):
 
     @classmethod
     def default_blur(cls, cfg: CfgNode, refine: str) -> int:
-        """Return the blur of TEST.BLUR_KERNEL, or the one that fits the targets."""
+        """Return the size of the blur: TEST.BLUR_KERNEL, or the one for the targets' sigma."""
         return cfg.TEST.BLUR_KERNEL or dark_kernel(cfg.MODEL.SIGMA)
 
 
@@ -179,43 +188,45 @@ def pck_accuracy(
     maxima: tuple[np.ndarray, np.ndarray] | None = None,
     peaks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Count how often a heatmap's maximum is near its target's: PCK during training.
+    """Count the heatmaps whose peak is near the target's: the PCK of training.
 
-    A keypoint counts when its target's maximum is beyond the first two rows and columns (an empty
-    target has it in cell 0). It is right when the maxima are less than PCK_THRESHOLD tenths of the
+    A keypoint is valid if its target's peak is beyond the first two rows and columns (the peak of
+    an empty target is cell 0). It is correct if the peaks are less than PCK_THRESHOLD tenths of the
     heatmap's size apart. Source: lib/core/evaluate.py of SimpleBaseline and HRNet. There the x
-    distance was divided by the height and the y distance by the width of the heatmap, which only
-    misreports and only where it is not square; here each by its own.
+    distance is divided by the height and the y distance by the width of the heatmap, which
+    misreports heatmaps that are not square; here each by its own.
 
     Args:
-        output, target: (B, K, h, w).
-        maxima: those of `output`, if find_peaks has found them already.
-        peaks: those of `target`, if the codec knows them (HeatmapTargets.peaks).
+        output: (B, K, h, w).
+        target: (B, K, h, w).
+        maxima: result of find_peaks for `output`, if it is known.
+        peaks: those of `target`, if the codec computes them (HeatmapTargets.peaks).
 
     Returns:
-        (right, counted) as two scalars on the device of `output`.
+        (num_correct, num_valid) as scalars on the device of `output`.
     """
     height, width = target.shape[2:]
     if maxima is None:
-        predicted = _maxima(output)
+        predicted = _find_peaks(output)
     else:
-        predicted = _where_any(*map(torch.from_numpy, maxima)).to(output.device)
-    wanted = _maxima(target) if peaks is None else peaks
-    counted = (wanted > 1).all(dim=2)
+        predicted = _zero_if_empty(*map(torch.from_numpy, maxima)).to(output.device)
+    if peaks is None:
+        peaks = _find_peaks(target)
+    valid = (peaks > 1).all(dim=2)
     size = torch.tensor([width, height], device=output.device, dtype=torch.float32) / 10
-    distance = torch.linalg.vector_norm((predicted - wanted) / size, dim=2)
-    return ((distance < PCK_THRESHOLD) & counted).sum(), counted.sum()
+    distance = torch.linalg.vector_norm((predicted - peaks) / size, dim=2)
+    return ((distance < PCK_THRESHOLD) & valid).sum(), valid.sum()
 
 
-def _maxima(heatmaps: torch.Tensor) -> torch.Tensor:
-    """(B, K, 2) x, y in cells; 0, 0 where no value is above 0."""
-    # NumPy's search is many times as fast as PyTorch's there
+def _find_peaks(heatmaps: torch.Tensor) -> torch.Tensor:
+    """Return the peaks (B, K, 2) as x, y in cells; 0, 0 for maps without a value above 0."""
+    # NumPy's argmax is several times as fast as PyTorch's on a CPU
     if heatmaps.device.type == "cpu" and heatmaps.dtype == torch.float32:
-        return _where_any(*map(torch.from_numpy, find_peaks(heatmaps.detach().numpy())))
+        return _zero_if_empty(*map(torch.from_numpy, find_peaks(heatmaps.detach().numpy())))
     values, index = heatmaps.flatten(2).max(dim=2)
     width = heatmaps.shape[3]
-    return _where_any(torch.stack([index % width, index // width], dim=2), values)
+    return _zero_if_empty(torch.stack([index % width, index // width], dim=2), values)
 
 
-def _where_any(cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _zero_if_empty(cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return cells.float() * (values > 0)[:, :, None]

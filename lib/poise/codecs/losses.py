@@ -1,4 +1,4 @@
-"""Heatmap losses, over all joints at once.
+"""Losses of heatmaps, for all keypoints at once.
 
 Legend: see poise.codecs.codec. Sources: lib/core/loss.py of HRNet; MSPN exps/*/network.py
 (_calculate_loss). Figures: tests/golden/pipeline.json and mspn_functions.json.
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 
 class JointsMSELoss(nn.Module):
-    """`factor` times the mean squared error of joint heatmaps (HRNet JointsMSELoss, with one
-    half; mmpose takes 1).
+    """Mean squared error of heatmaps times `factor`: HRNet's JointsMSELoss has 1/2, mmpose's 1.
+
+    Args:
+        use_target_weight: ignore keypoints of weight 0.
+        factor: factor of the error.
     """
 
     def __init__(self, use_target_weight: bool = True, factor: float = 0.5):
@@ -30,18 +33,30 @@ class JointsMSELoss(nn.Module):
     def forward(
         self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """output, target: (B, K, h, w); weight: (B, K, 1). Scalar. The original's mean over
-        joints of each joint's mean is the mean over all.
+        """Return the loss, a scalar.
+
+        The mean over the keypoints of each keypoint's mean, as in the original, is the mean.
+
+        Args:
+            output: (B, K, h, w).
+            target: (B, K, h, w).
+            weight: (B, K, 1).
         """
-        return (
-            self.factor
-            * _squared_error(output, target, weight if self.use_target_weight else None).mean()
-        )
+        error = output - target
+        if self.use_target_weight:
+            error = error * weight[:, :, :, None]
+        return self.factor * error.square().mean()
 
 
 class JointsOHKMMSELoss(nn.Module):
-    """The same over the `topk` joints of each person with the largest loss (online hard keypoint
-    mining, Chen et al. CVPR 2018).
+    """JointsMSELoss of each person's `topk` keypoints with the largest error.
+
+    This is online hard keypoint mining: Chen et al., CVPR 2018.
+
+    Args:
+        use_target_weight: see JointsMSELoss.
+        topk: number of keypoints.
+        factor: see JointsMSELoss.
     """
 
     def __init__(self, use_target_weight: bool = True, topk: int = 8, factor: float = 0.5):
@@ -53,34 +68,39 @@ class JointsOHKMMSELoss(nn.Module):
     def forward(
         self, output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """output, target: (B, K, h, w); weight: (B, K, 1). Scalar."""
-        per_joint = self.factor * _squared_error(
-            output, target, weight if self.use_target_weight else None
-        ).mean(dim=(2, 3))
-        return per_joint.topk(self.topk, dim=1, sorted=False).values.mean()
+        """Return the loss, a scalar. Arguments: see JointsMSELoss."""
+        error = output - target
+        if self.use_target_weight:
+            error = error * weight[:, :, :, None]
+        per_keypoint = self.factor * error.square().mean(dim=(2, 3))
+        return per_keypoint.topk(self.topk, dim=1, sorted=False).values.mean()
 
 
 class DeepSupervisionLoss(nn.Module):
-    """The sum of the losses of all supervised outputs, each against the sharpest targets."""
+    """Sum of the losses of all supervised outputs, each with the finest targets."""
 
     def __init__(self, loss: nn.Module):
         super().__init__()
         self.loss = loss
 
     def forward(self, outputs: Sequence[torch.Tensor], targets: HeatmapTargets) -> torch.Tensor:
-        """outputs: each (B, K, h, w). Scalar."""
-        return sum(self.loss(output, targets.finest_heatmaps, targets.weight) for output in outputs)
+        """Return the loss of outputs (B, K, h, w), a scalar."""
+        target = targets.finest_heatmaps
+        return sum(self.loss(output, target, targets.weight) for output in outputs)
 
 
 class MSPNLoss(nn.Module):
-    """MSPN's coarse-to-fine supervision of four units in each stage (Li et al., Rethinking on
-    Multi-Stage Networks, 2019, arXiv 1901.00148, section 3.4; repository megvii-research/MSPN).
+    """MSPN's coarse-to-fine supervision of four units per stage.
 
-    The last unit of a stage counts fully and mines hard joints (`topk`; None: it does not); the
-    others count a quarter each and learn the seen joints only. That loss does not mask the
-    prediction: hidden and unlabelled joints are trained towards an empty map there. Its authors
-    have it from CPN, and the published networks learnt so. coarse_to_fine: the last stage takes
-    targets one step sharper than the others.
+    The last unit of a stage has weight 1 and hard keypoint mining. The others have weight 1/4 and
+    the visible keypoints' targets: the prediction is not masked there, so hidden and unlabeled
+    keypoints are trained towards an empty map. The authors took this from CPN, and the published
+    networks were trained with it. Source: Li et al., Rethinking on Multi-Stage Networks, 2019,
+    arXiv 1901.00148, section 3.4; repository megvii-research/MSPN.
+
+    Args:
+        topk: number of hard keypoints; None: no mining.
+        coarse_to_fine: the last stage has targets one level finer than the others.
     """
 
     units = 4
@@ -91,27 +111,27 @@ class MSPNLoss(nn.Module):
         self.coarse_to_fine = coarse_to_fine
 
     def forward(self, outputs: Sequence[torch.Tensor], targets: HeatmapTargets) -> torch.Tensor:
-        """outputs: stage after stage, each from its coarsest unit to its finest, (B, K, h, w).
-        targets: heatmaps (B, L, K, h, w).
+        """Return the loss, a scalar.
 
-        Fewer than four outputs are taken for the last units of a single stage, so the prediction
-        alone has a loss too. Scalar.
+        Args:
+            outputs: those of each stage from coarse to fine, (B, K, h, w). Fewer than four are the
+                last units of a single stage, so the prediction alone has a loss too.
+            targets: with heatmaps (B, L, K, h, w).
         """
-        missing = -len(outputs) % self.units
-        last_stage = (len(outputs) + missing) // self.units - 1
+        num_missing = -len(outputs) % self.units
+        last_stage = (len(outputs) + num_missing) // self.units - 1
         total = outputs[0].new_zeros(())
-        for place, output in enumerate(outputs, start=missing):
-            stage, unit = divmod(place, self.units)
+        for number, output in enumerate(outputs, start=num_missing):
+            stage, unit = divmod(number, self.units)
             target = targets.heatmaps[:, unit + (stage == last_stage and self.coarse_to_fine)]
             if unit < self.units - 1:
                 total = total + self._visible_mse(output, target, targets) / self.units
             elif self.topk is None:
                 total = total + self._visible_mse(output, target, targets)
             else:
-                per_joint = (output - target).square().mean(dim=(2, 3)) * (
-                    targets.weight[:, :, 0] > 0
-                )
-                total = total + per_joint.topk(self.topk, dim=1, sorted=False).values.mean()
+                error = (output - target).square().mean(dim=(2, 3))
+                error = error * (targets.weight[:, :, 0] > 0)
+                total = total + error.topk(self.topk, dim=1, sorted=False).values.mean()
         return total
 
     @staticmethod
@@ -119,22 +139,14 @@ class MSPNLoss(nn.Module):
         output: torch.Tensor, target: torch.Tensor, targets: HeatmapTargets
     ) -> torch.Tensor:
         error = output - target * (targets.visible_mask > 0)[:, :, :, None]
-        if targets.annotated_mask is not None:  # what a person's set does not have is no empty map
+        # keypoints that a person's dataset does not have are not empty maps
+        if targets.annotated_mask is not None:
             error = error * targets.annotated_mask[:, :, :, None]
         return error.square().mean()
 
 
-def _squared_error(
-    output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
-) -> torch.Tensor:
-    error = output - target
-    if weight is not None:
-        error = error * weight[:, :, :, None]
-    return error.square()
-
-
 def joints_mse_from_config(cfg: CfgNode) -> nn.Module:
-    """Build the loss of HRNet, with LOSS.USE_OHKM of the hardest keypoints only."""
+    """Build the loss of HRNet; with LOSS.USE_OHKM that of the hardest keypoints."""
     if cfg.LOSS.USE_OHKM:
         return DeepSupervisionLoss(
             JointsOHKMMSELoss(cfg.LOSS.USE_TARGET_WEIGHT, cfg.LOSS.TOPK, cfg.LOSS.FACTOR)

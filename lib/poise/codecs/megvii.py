@@ -1,7 +1,7 @@
-"""MSPN's codec: blurred points in several sharpnesses, read from a blurred map.
+"""The codec of MSPN: targets are points with blurs of several sizes; outputs are blurred too.
 
 Source: megvii-research/MSPN dataset/JointsDataset.py (generate_heatmap) and exps/*/test.py
-(get_results); the way of CPN (Chen et al., CVPR 2018, arXiv 1711.07319). Figures:
+(get_results); after CPN (Chen et al., CVPR 2018, arXiv 1711.07319). Figures:
 tests/golden/mspn_functions.json.
 """
 
@@ -23,13 +23,13 @@ from poise.codecs.heatmap_decoder import HeatmapDecoder, values_at
 from poise.codecs.peaks import blur, dark_kernel, find_peaks
 
 PEAK_VALUE = 255.0
-BORDER = 10  # cells of zeros around a map before it is blurred
+BORDER = 10  # cells of zeros around a map before the blur
 STEP = 0.25  # of a cell, from the highest towards the second highest cell
 DEFAULT_BLUR = 5  # cells, before decoding
 
 
 class MegviiDecoder(HeatmapDecoder):
-    """The decoding by operations of PyTorch alone."""
+    """Megvii.decode with operations of PyTorch only."""
 
     def forward(self, heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.refine != "megvii":
@@ -37,21 +37,19 @@ class MegviiDecoder(HeatmapDecoder):
             return coords, scores / PEAK_VALUE + 0.5
         height, width = heatmaps.shape[2:]
         blurred = self.blur(F.pad(heatmaps, (BORDER, BORDER, BORDER, BORDER)))
-        wide, flat = width + 2 * BORDER, blurred.flatten(2)
+        padded_width = width + 2 * BORDER
+        flat = blurred.flatten(2)
         first = flat.argmax(dim=2)
-        second = torch.where(
-            torch.arange(flat.shape[2], device=flat.device) == first[:, :, None],
-            torch.zeros_like(flat),
-            flat,
-        ).argmax(dim=2)
-        places = []
+        is_first = torch.arange(flat.shape[2], device=flat.device) == first[:, :, None]
+        second = torch.where(is_first, torch.zeros_like(flat), flat).argmax(dim=2)
+        cells = []
         for index in (first, second):
-            row = torch.div(index, wide, rounding_mode="floor")
-            places.append(torch.stack([index - row * wide, row], dim=2).float())
-        way = places[1] - places[0]
-        # at least 1, or 0 where nothing is blurred to above 0
-        length = way.square().sum(dim=2, keepdim=True).sqrt()
-        coords = places[0] - BORDER + STEP * way / torch.clamp(length, min=1)
+            row = torch.div(index, padded_width, rounding_mode="floor")
+            cells.append(torch.stack([index - row * padded_width, row], dim=2).float())
+        direction = cells[1] - cells[0]
+        # at least 1, or 0 in empty maps
+        length = direction.square().sum(dim=2, keepdim=True).sqrt()
+        coords = cells[0] - BORDER + STEP * direction / torch.clamp(length, min=1)
         coords = torch.minimum(
             torch.clamp(coords, min=0), coords.new_tensor([width - 1, height - 1])
         )
@@ -64,22 +62,26 @@ class MegviiDecoder(HeatmapDecoder):
 
 @dataclass(frozen=True)
 class Megvii(HeatmapCodec):
-    """kernels: sizes in cells of the blurs of the targets, from coarse to fine."""
+    """Targets of several blurs.
+
+    Args:
+        kernels: sizes of the blurs in cells, from coarse to fine.
+    """
 
     kernels: tuple[int, ...] = (15, 11, 9, 7, 5)
 
     flip_aligned = True
     default_refinement = "megvii"
     peak_value = PEAK_VALUE
-    vis_threshold = 0.7  # 0.2 of the amplitude
+    vis_threshold = 0.7  # 0.2 of the peak value
     decoder_class = MegviiDecoder
 
     def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
         """See Codec: heatmaps (B, L, K, h, w), one for each kernel, with maximum 255.
 
-        The cell of a joint is rounded down. Joints are truncated to whole pixels before those
-        outside of the crop are found: MSPN keeps COCO's joints as integers. (It keeps MPII's as
-        floats, so that there a joint up to one pixel outside is left out.)
+        The cell of a keypoint is rounded down. Keypoints are truncated to whole pixels before it is
+        checked whether they are in the crop: MSPN has COCO's keypoints as integers. (It has MPII's
+        as floats, so there a keypoint up to one pixel outside is ignored.)
         """
         pixels = torch.trunc(keypoints)
         size = keypoints.new_tensor(self.image_size)
@@ -105,8 +107,9 @@ class Megvii(HeatmapCodec):
     def decode(
         self, output: np.ndarray, maxima: tuple[np.ndarray, np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See Codec. The score is the unblurred map's value at the found cell / 255 + 0.5, so it
-        can leave [0, 1].
+        """See Codec. The score is the unblurred map's value at the keypoint / 255 + 0.5.
+
+        It may be outside of 0 to 1.
         """
         if self.refine != "megvii":
             coords, scores = super().decode(output, maxima)
@@ -118,9 +121,9 @@ class Megvii(HeatmapCodec):
         batch, joint = np.indices(first.shape[:2])
         blurred[batch, joint, first[:, :, 1], first[:, :, 0]] = 0
         second, _ = find_peaks(blurred)
-        way = (second - first).astype(np.float64)
-        length = np.linalg.norm(way, axis=2, keepdims=True)
-        coords = first - BORDER + STEP * way / np.where(length > 1e-3, length, np.inf)
+        direction = (second - first).astype(np.float64)
+        length = np.linalg.norm(direction, axis=2, keepdims=True)
+        coords = first - BORDER + STEP * direction / np.where(length > 1e-3, length, np.inf)
         coords = np.clip(coords, 0, [width - 1, height - 1])
         at = np.rint(coords).astype(np.int64)
         scores = output[batch, joint, at[:, :, 1], at[:, :, 0]] / np.float32(
@@ -129,9 +132,7 @@ class Megvii(HeatmapCodec):
         return self.cells_to_pixels(coords).astype(np.float32), scores
 
     def cells_to_pixels(self, coords: np.ndarray) -> np.ndarray:
-        """The middle of the cell: half a cell makes good that encoding rounds down (2 pixels at
-        stride 4, as in MSPN).
-        """
+        """Return the middle of the cells, because encoding rounds down (2 pixels at stride 4)."""
         stride = np.array(self.stride)
         return (coords * stride + stride / 2).astype(np.float32)
 
@@ -141,7 +142,7 @@ class Megvii(HeatmapCodec):
 
     @classmethod
     def default_blur(cls, cfg: CfgNode, refine: str) -> int:
-        # TEST.BLUR_KERNEL of MSPN's experiments is for MSPN's own decoding
+        # TEST.BLUR_KERNEL of MSPN's experiments is for MSPN's decoding only
         if refine == "megvii":
             return cfg.TEST.BLUR_KERNEL or DEFAULT_BLUR
         return dark_kernel(cfg.MODEL.SIGMA)
@@ -149,12 +150,11 @@ class Megvii(HeatmapCodec):
 
 @lru_cache(maxsize=64)
 def blurred_points(count: int, kernel: int) -> torch.Tensor:
-    """(count, count) float32: row i is a point at i, blurred along its axis and brought to maximum
-    1.
+    """Return (count, count) float32: row i is a blurred point at i with maximum 1.
 
-    A blurred and normalised point of a map is the product of its column's and its row's. MSPN's
-    border reflects, and the maximum is the map's own, so that the peak of a joint within a few
-    cells of the border moves to it; kept, for so the published networks learnt.
+    A blurred point of a map is the product of its column and its row. MSPN's border reflects, and
+    each map is divided by its own maximum, so the peak of a keypoint within a few cells of the
+    border moves to the border. Kept: the published networks were trained with it.
     """
     blurred = cv2.GaussianBlur(np.eye(count, dtype=np.float32), (kernel, 1), 0)
     return torch.from_numpy(blurred / blurred.max(axis=1, keepdims=True))

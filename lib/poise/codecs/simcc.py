@@ -1,11 +1,11 @@
 """SimCC: a classification of each axis instead of a heatmap.
 
-Each keypoint has a distribution over the bins of the x axis and one over those of the y axis,
-`split_ratio` bins for a pixel of the crop. Source: Li et al., SimCC: a Simple Coordinate
+Each keypoint has one distribution over the bins of the x axis and one over those of the y axis,
+with `split_ratio` bins per pixel of the crop. Source: Li et al., SimCC: a Simple Coordinate
 Classification Perspective for Human Pose Estimation, ECCV 2022, arXiv 2107.03332, sections 3.1 and
 3.2; mmpose 1.x codecs/simcc_label.py with smoothing_type 'gaussian', as RTMPose uses it. Figures:
-tests/golden/simcc_functions.json. Its one-hot labels, its DARK refinement and its visibility are
-not part of Poise.
+tests/golden/simcc_functions.json. One-hot labels, DARK refinement and visibility are not
+implemented.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ AxisOutput = tuple[torch.Tensor, torch.Tensor]
 class SimCCTargets(Targets):
     """Target distributions of a batch.
 
-    labels: (B, K, bins of x) and (B, K, bins of y). peaks: (B, K, 2), their maxima in crop pixels.
+    Args:
+        labels: (B, K, bins of x) and (B, K, bins of y).
+        peaks: (B, K, 2), their maxima in crop pixels.
     """
 
     labels: AxisOutput
@@ -40,11 +42,16 @@ class SimCCTargets(Targets):
 
 
 class KLDiscretLoss(nn.Module):
-    """The Kullback-Leibler divergence of each axis; the sum over all supervised outputs.
+    """Kullback-Leibler divergence of both axes, summed over all supervised outputs.
 
-    The mean over the bins and the sum over the batch, divided by the number of keypoints. beta:
-    factor of the prediction before its softmax. label_softmax: the labels go through a softmax too,
-    times `label_beta`. Source: mmpose 1.x models/losses/classification_loss.py.
+    It is the mean over the bins and the sum over the batch, divided by the number of keypoints.
+    Source: mmpose 1.x models/losses/classification_loss.py.
+
+    Args:
+        beta: factor of the prediction before its softmax.
+        label_softmax: whether the labels have a softmax too.
+        label_beta: factor of the labels before it.
+        use_target_weight: ignore keypoints of weight 0.
     """
 
     def __init__(
@@ -55,7 +62,9 @@ class KLDiscretLoss(nn.Module):
         use_target_weight: bool = True,
     ):
         super().__init__()
-        self.beta, self.label_softmax, self.label_beta = beta, label_softmax, label_beta
+        self.beta = beta
+        self.label_softmax = label_softmax
+        self.label_beta = label_beta
         self.use_target_weight = use_target_weight
 
     def forward(self, outputs: Sequence[AxisOutput], targets: SimCCTargets) -> torch.Tensor:
@@ -70,7 +79,7 @@ class KLDiscretLoss(nn.Module):
         return total
 
     def _divergence(self, axis: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(B, K) of predictions and labels (B, K, bins)."""
+        """Return the divergence (B, K) of a prediction and labels (B, K, bins)."""
         if self.label_softmax:
             labels = F.softmax(labels * self.label_beta, dim=2)
         predicted = F.log_softmax(axis * self.beta, dim=2)
@@ -78,7 +87,7 @@ class KLDiscretLoss(nn.Module):
 
 
 class SimCCDecoder(nn.Module):
-    """SimCC.decode by operations of PyTorch alone."""
+    """SimCC.decode with operations of PyTorch only."""
 
     def __init__(self, split_ratio: float):
         super().__init__()
@@ -93,8 +102,12 @@ class SimCCDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class SimCC(Codec):
-    """sigma: standard deviations of the labels in bins, in x and y. split_ratio: bins of a pixel.
-    normalize: labels have the sum 1 instead of the maximum 1.
+    """One distribution per axis.
+
+    Args:
+        sigma: standard deviation of the labels in x and y, in bins.
+        split_ratio: number of bins per pixel.
+        normalize: whether the labels have the sum 1 instead of the maximum 1.
     """
 
     sigma: tuple[float, float] = (4.9, 5.66)
@@ -118,7 +131,7 @@ class SimCC(Codec):
 
     @property
     def bins(self) -> tuple[int, int]:
-        """The bins of the x axis and those of the y axis."""
+        """The number of bins of the x and the y axis."""
         width, height = (round(side * self.split_ratio) for side in self.image_size)
         return width, height
 
@@ -131,7 +144,7 @@ class SimCC(Codec):
         return x, y
 
     def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> SimCCTargets:
-        """See Codec. The weight is 0 too where no bin is within 3 sigma, on either axis."""
+        """See Codec. The weight is also 0 if an axis has no bin within 3 sigma of the keypoint."""
         center = torch.round(keypoints * self.split_ratio)  # half to even, as NumPy does
         reach = 3 * center.new_tensor(self.sigma)
         size = center.new_tensor(self.bins)
@@ -157,19 +170,19 @@ class SimCC(Codec):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See Codec: PCK at PCK_THRESHOLD of the crop's size.
 
-        x is divided by the height and y by the width, as mmpose 1.x does (simcc_pck_accuracy), so
-        that the figures of its logs are comparable.
+        x is divided by the height and y by the width, as in mmpose 1.x (simcc_pck_accuracy), so
+        that its logs are comparable.
         """
         predicted, _ = SimCCDecoder(self.split_ratio)(output)
-        counted = targets.weight[:, :, 0] > 0
+        valid = targets.weight[:, :, 0] > 0
         difference = (predicted - targets.peaks) / predicted.new_tensor(self.image_size[::-1])
         near = torch.linalg.vector_norm(difference, dim=2) < PCK_THRESHOLD
-        return (near & counted).sum(), counted.sum()
+        return (near & valid).sum(), valid.sum()
 
     def decode(self, output: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """See Codec: bin i is the pixel i / split_ratio. The score is the lower of the maxima.
+        """See Codec. Bin i is the pixel i / split_ratio; the score is the lower of the maxima.
 
-        Where it is not above 0 both coordinates are -1 bins.
+        If it is not above 0, both coordinates are those of bin -1.
         """
         bins = np.stack([axis.argmax(axis=2) for axis in output], axis=2).astype(np.float32)
         scores = np.minimum(*(axis.max(axis=2) for axis in output))
@@ -179,7 +192,7 @@ class SimCC(Codec):
     def flip_average(
         self, output: AxisOutput, flipped: AxisOutput, flip_indices: torch.Tensor
     ) -> AxisOutput:
-        """See Codec. As in mmpose, the two halves of x are one bin apart."""
+        """See Codec. As in mmpose, the x axes of the two are one bin apart."""
         x = (output[0] + flipped[0].flip(2)[:, flip_indices]) * 0.5
         y = (output[1] + flipped[1][:, flip_indices]) * 0.5
         return x, y
@@ -196,13 +209,13 @@ class SimCC(Codec):
         return [(num_keypoints, bins) for bins in self.bins]
 
     def output_maps(self, output: tuple[np.ndarray, ...]) -> np.ndarray:
-        """See Codec: the outer product of the two axes."""
+        """See Codec. The maps are outer products of the two axes."""
         step = max(round(DRAWN_CELL * self.split_ratio), 1)
-        x, y = (
-            np.maximum.reduceat(axis, np.arange(0, axis.shape[2], step), axis=2).clip(min=0)
-            / peak_value
-            for axis, peak_value in zip(output, self.peak_value)
-        )
+        profiles = []
+        for axis, peak_value in zip(output, self.peak_value):
+            cells = np.maximum.reduceat(axis, np.arange(0, axis.shape[2], step), axis=2)
+            profiles.append(cells.clip(min=0) / peak_value)
+        x, y = profiles
         return y[:, :, :, None] * x[:, :, None, :]
 
     def target_maps(self, targets: SimCCTargets, count: int | None = None) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""UDP: sizes measured between the centres of the outer pixels, in the crop, in the targets and on
-the way back.
+"""UDP: sizes are measured between the centers of the outer pixels, in encoding and decoding.
 
 A crop of W pixels and a heatmap of w cells are W - 1 and w - 1 long, so that cell 0 is pixel 0 and
-cell w - 1 is pixel W - 1. The heatmap of a mirrored crop is then the mirrored heatmap, and the flip
+cell w - 1 is pixel W - 1. The heatmap of a flipped crop is then the flipped heatmap, and the flip
 test needs no shift. Source: Huang, Zhu, Guo, Huang: The Devil is in the Details, CVPR 2020, arXiv
 1911.07524, sections 3.1 (unbiased data processing) and 3.2; mmpose 0.29 with use_udp and
-target_type GaussianHeatmap. The offset maps of its second target type are not part of Poise.
+target_type GaussianHeatmap. The offset maps of its second target type are not implemented.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ from poise.codecs.heatmap import HeatmapCodec, HeatmapTargets
 
 
 class Udp(HeatmapCodec):
-    """Targets around the exact position, cut off at 3 sigma from its cell; its own form of
-    DARK's decoder.
-    """
+    """Gaussians around the exact position, cut off at 3 sigma from its cell."""
 
     udp = True
     flip_aligned = True
@@ -34,7 +31,7 @@ class Udp(HeatmapCodec):
         return width, height
 
     def encode(self, keypoints: torch.Tensor, visible: torch.Tensor) -> HeatmapTargets:
-        """See Codec. The weight is 0 too where the whole Gaussian falls outside."""
+        """See Codec. The weight is also 0 if the Gaussian is outside of the map."""
         center = keypoints / keypoints.new_tensor(self.stride)
         cell, inside = nearest_cell(center, self.heatmap_size, self.sigma)
         return draw(center, cell, visible, inside, self.heatmap_size, self.sigma)

@@ -107,7 +107,16 @@ def draw(cfg: CfgNode, *, count: int, epoch: int = 0, first: int = 0) -> Samples
     parts, codec, device = [], build_codec(cfg), torch.device("cpu")
     for batch in itertools.islice(loader, -(-needed // loader.batch_sampler.batch_size)):
         targets = encode_targets(cfg, codec, batch, device)
-        crops = denormalize(cfg, normalize(cfg, batch["images"], device))
+        normalized = normalize(
+            batch["images"],
+            device,
+            mean=cfg.MODEL.MEAN,
+            std=cfg.MODEL.STD,
+            channels_last=cfg.CHANNELS_LAST,
+        )
+        crops = denormalize(
+            normalized, mean=cfg.MODEL.MEAN, std=cfg.MODEL.STD, rgb=cfg.DATASET.COLOR_RGB
+        )
         parts.append(
             (
                 batch["person"].numpy(),

@@ -21,11 +21,11 @@ from yacs.config import CfgNode
 
 from poise.config import experiment_name
 from poise.config.datasets import dataset_info
+from poise.engine.embedded_experiment import describe_experiment
 from poise.engine.logger import git_revision, package_version
 from poise.errors import DataError, escape_name, short_repr, single_line
 from poise.io.files import TEMPORARY_NAME, fsync_dir
 from poise.models import weights
-from poise.models.weights.experiment import describe_experiment
 
 log = logging.getLogger(__name__)
 

@@ -54,7 +54,12 @@ class DebugImages:
                 prefix,
                 batch["joints"][:32].numpy(),
                 batch["visible"][:32].numpy(),
-                denormalize(self._cfg, images[:32]),
+                denormalize(
+                    images[:32],
+                    mean=self._cfg.MODEL.MEAN,
+                    std=self._cfg.MODEL.STD,
+                    rgb=self._cfg.DATASET.COLOR_RGB,
+                ),
                 map_output(lambda one: one[:32].float().cpu().numpy().copy(), output),
                 self._codec.target_maps(targets, 8)[:, -1],
             )

@@ -95,7 +95,7 @@ def _device_of_process(
 
 def configure_cudnn(cfg: CfgNode, devices: list[torch.device]) -> None:
     """cuDNN's switches. Raises ConfigError where the devices cannot compute what AMP asks for."""
-    check_precision(cfg, devices)
+    check_precision(devices, cfg.AMP)
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED

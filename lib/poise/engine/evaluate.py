@@ -23,6 +23,7 @@ from poise.engine.device import CpuThreads
 from poise.engine.distributed import SINGLE_PROCESS, DistributedContext, local_world_size
 from poise.engine.memory import resource_errors, testing_memory_hint
 from poise.engine.predict import Predictions, predict
+from poise.engine.trained_weights import load_trained_weights, untrained_weights_warning
 from poise.errors import ConfigError, DataError, pluralize
 from poise.evaluation import format_table
 from poise.evaluation.evaluators import EVALUATORS, build_evaluator
@@ -30,7 +31,6 @@ from poise.evaluation.results import box_ids_by_image, prediction_batches, write
 from poise.io.files import gc_disabled
 from poise.models import build_model
 from poise.models.weights import zoo
-from poise.models.weights.origin import load_trained_weights, untrained_weights_warning
 from poise.visualization import draw
 
 log = logging.getLogger(__name__)

@@ -73,8 +73,16 @@ def predict(
             stopped = stop()
             if stopped:
                 break
-            images = normalize(cfg, batch["images"], device)
-            output = forward_with_flip_test(cfg, codec, model, images, flip_indices)
+            images = normalize(
+                batch["images"],
+                device,
+                mean=cfg.MODEL.MEAN,
+                std=cfg.MODEL.STD,
+                channels_last=cfg.CHANNELS_LAST,
+            )
+            output = forward_with_flip_test(
+                model, images, codec, flip_indices, flip_test=cfg.TEST.FLIP_TEST, amp=cfg.AMP
+            )
             targets = encode_targets(cfg, codec, batch, device) if table.has_keypoints else None
             coords, scores, batch_sums = _decode(codec, output, targets)
             if batch_sums is not None:

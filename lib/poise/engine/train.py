@@ -359,9 +359,15 @@ def train_step(
         # the processes exchange their gradients once a step
         is_local = isinstance(model, DistributedDataParallel) and not is_last
         with model.no_sync() if is_local else nullcontext():
-            images = normalize(cfg, part["images"], where)
+            images = normalize(
+                part["images"],
+                where,
+                mean=cfg.MODEL.MEAN,
+                std=cfg.MODEL.STD,
+                channels_last=cfg.CHANNELS_LAST,
+            )
             targets = encode_targets(cfg, codec, part, where)
-            with autocast(cfg, where):
+            with autocast(where, cfg.AMP):
                 outputs = model(images)
             outputs = [map_output(torch.Tensor.float, output) for output in outputs]
             loss = codec.loss(outputs, targets)

@@ -29,6 +29,8 @@ from poise.codecs import build_codec
 from poise.codecs.codec import Arrays, Codec, to_arrays
 from poise.config.datasets import dataset_info
 from poise.engine.device import choose_device, compile_network, prepare_for_inference
+from poise.engine.embedded_experiment import config_from_weights
+from poise.engine.trained_weights import load_trained_weights
 from poise.errors import ConfigError, DataError
 from poise.evaluation import rescore
 from poise.inference.export import onnx_network
@@ -36,8 +38,6 @@ from poise.inference.poses import Poses
 from poise.io.images import as_rgb_array
 from poise.models import build_model
 from poise.models.forward import check_precision, forward_with_flip_test, normalize
-from poise.models.weights.experiment import config_from_weights
-from poise.models.weights.origin import load_trained_weights
 from poise.structures.crops import (
     MAX_COORD,
     PIXEL_STD,
@@ -72,7 +72,7 @@ class TorchNetwork:
     decodes = False
 
     def __init__(self, cfg: CfgNode, codec: Codec, file: str, device: torch.device):
-        check_precision(cfg, [device])
+        check_precision([device], cfg.AMP)
         model = build_model(cfg)
         load_trained_weights(cfg, model, file)
         self._cfg, self._codec, self._device = cfg, codec, device
@@ -84,9 +84,22 @@ class TorchNetwork:
     def __call__(self, crops: np.ndarray) -> Arrays:
         if not self._cfg.DATASET.COLOR_RGB:
             crops = np.ascontiguousarray(crops[:, :, :, ::-1])
-        images = normalize(self._cfg, torch.from_numpy(crops), self._device)
+        images = normalize(
+            torch.from_numpy(crops),
+            self._device,
+            mean=self._cfg.MODEL.MEAN,
+            std=self._cfg.MODEL.STD,
+            channels_last=self._cfg.CHANNELS_LAST,
+        )
         return to_arrays(
-            forward_with_flip_test(self._cfg, self._codec, self._model, images, self._flip_indices)
+            forward_with_flip_test(
+                self._model,
+                images,
+                self._codec,
+                self._flip_indices,
+                flip_test=self._cfg.TEST.FLIP_TEST,
+                amp=self._cfg.AMP,
+            )
         )
 
 

@@ -1,16 +1,16 @@
-"""The pose networks, one file each; MODELS maps MODEL.NAME to a class.
+"""The pose networks, one file each. MODELS maps MODEL.NAME to a class.
 
 In eval mode a network maps images (B, 3, H, W) to its prediction, the output that the codec
 decodes: for heatmaps a tensor (B, K, h, w). In train mode it returns a tuple of every supervised
-output, the prediction last. State-dict keys and shapes are those of the
-family's released checkpoints. Networks are built from keyword arguments, without a configuration:
-`PoseHRNet(width=32, num_keypoints=17)`.
+output, the prediction last. State-dict keys and shapes are those of the released checkpoints.
+Networks are built from keyword arguments: `PoseHRNet(width=32, num_keypoints=17)`.
 """
 
 from __future__ import annotations
 
 import difflib
 
+import torch
 from yacs.config import CfgNode
 
 from poise.errors import ConfigError
@@ -44,14 +44,15 @@ __all__ = [
     "PoseRes2NetV1b",
     "PoseResNet",
     "build_model",
+    "build_on_meta",
 ]
 
 
 def build_model(cfg: CfgNode) -> PoseNetwork:
-    """Build the network of MODEL.*, with `init_weights` where MODEL.INIT_WEIGHTS is true.
+    """Build the network of MODEL.*, and call its init_weights if MODEL.INIT_WEIGHTS is set.
 
-    Weight files are not read here: poise.models.weights does. Raises ConfigError for an unknown
-    network, an unknown key or invalid value of MODEL.EXTRA, and sizes that do not fit.
+    Weight files are loaded by poise.models.weights. Raises ConfigError for an unknown network, an
+    unknown key or invalid value of MODEL.EXTRA, and sizes that do not fit.
     """
     name = cfg.MODEL.NAME
     if name not in MODELS:
@@ -66,3 +67,9 @@ def build_model(cfg: CfgNode) -> PoseNetwork:
     if cfg.MODEL.INIT_WEIGHTS:
         network.init_weights()
     return network
+
+
+def build_on_meta(cfg: CfgNode) -> PoseNetwork:
+    """Build the network of MODEL.* on torch's meta device: shapes without values or memory."""
+    with torch.device("meta"):
+        return build_model(cfg)

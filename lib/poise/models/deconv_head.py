@@ -22,8 +22,8 @@ from poise.models.options import (
 from poise.models.simcc_head import AxisOptions
 
 BN_MOMENTUM = 0.1
-# kernel -> (padding, output padding) with which a stride-2 transposed convolution doubles its input
-# exactly
+# kernel -> (padding, output padding) for which a transposed convolution of stride 2 doubles its
+# input exactly
 _PADDING = {4: (1, 0), 3: (1, 1), 2: (0, 0)}
 _KEYS = {
     "NUM_DECONV_FILTERS": "filters",
@@ -44,7 +44,7 @@ class HeadOptions:
         kernels: kernel size of each deconvolution: 2, 3 or 4.
         bias: whether the deconvolutions have a bias.
         final_kernel: kernel size of the last convolution: 1 or 3.
-        axes: linear layers after the last convolution (SimCC); None: its maps are the output.
+        axes: linear layers after the last convolution (SimCC); None: no such layers.
     """
 
     filters: Sequence[int] = (256, 256, 256)
@@ -72,7 +72,7 @@ class HeadOptions:
 
     @property
     def output_stride(self) -> int:
-        """Input pixels per heatmap cell; the features below the head have a stride of 32."""
+        """Input pixels per heatmap cell; the features before the head have a stride of 32."""
         return 32 >> len(self.filters)
 
 

@@ -1,7 +1,7 @@
-"""Stochastic depth: in training the branch of a residual block is left out for some of the samples.
+"""Stochastic depth: in training, skip the branch of a residual block for some of the samples.
 
-Source: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016, arXiv 1603.09382; per sample,
-and scaled in training instead of testing, as timm and the networks built on it have it.
+Source: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016, arXiv 1603.09382; per sample
+and scaled in training instead of testing, as in timm.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from torch import nn
 
 
 class DropPath(nn.Module):
-    """In train mode each sample becomes 0 with probability `rate`, else it is divided by 1 - rate;
-    in eval mode nothing happens.
+    """Set samples to 0 with probability `rate` in train mode, and divide the others by 1 - rate.
 
-    Shapes: (B, ...) -> the same. The draws come from torch's global generator of the input's
-    device, which the trainer seeds per step.
+    Shapes: (B, ...) -> the same. Random numbers come from torch's global generator of the input's
+    device, which training seeds for each step.
     """
 
     def __init__(self, rate: float):
@@ -26,13 +25,14 @@ class DropPath(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = 1 - self.rate
-        return x * x.new_empty((len(x),) + (1,) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
+        keep_prob = 1 - self.rate
+        mask = x.new_empty((len(x),) + (1,) * (x.dim() - 1)).bernoulli_(keep_prob)
+        return x * mask.div_(keep_prob)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
 
 
 def linear_rates(last: float, blocks: int) -> list[float]:
-    """Rates that rise evenly from 0 in the first of `blocks` to `last` in the last one."""
+    """Return rates that rise linearly from 0 in the first of `blocks` to `last` in the last."""
     return [last * k / max(blocks - 1, 1) for k in range(blocks)]

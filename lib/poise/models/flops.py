@@ -1,35 +1,33 @@
-"""Size of a network: its parameters and the operations of one image, layer by layer.
+"""Count the parameters and operations of a network for one image, layer by layer.
 
-Two rules say what an operation is:
-- macs: the multiply-adds of convolutions, transposed convolutions and linear layers, and nothing
-  else, as HRNet, PoseNAS and most papers count. A transposed convolution multiplies each of its
-  inputs with its whole kernel; HRNet's own summary multiplies each of its outputs instead, which is
-  four times as much at stride 2 (lib/utils/utils.py of
-  leoxiaobin/deep-high-resolution-net.pytorch).
-- mmcv: what the counter of mmcv 1.x counts (mmcv/cnn/utils/flops_counter.py of open-mmlab/mmcv), by
-  which MogaNet's and mmpose's tables are made: the same multiply-adds, and biases of convolutions,
-  two per input of a norm, one per output of the ReLU family, one per input of a pooling module.
-  GELU, SiLU, functional pooling, matrix products and layer scales are 0 there.
+There are two rules of what an operation is:
+- macs: multiply-adds of convolutions, transposed convolutions and linear layers, as HRNet, PoseNAS
+  and most papers count. A transposed convolution multiplies each input with its whole kernel.
+  HRNet's summary multiplies each output instead, four times as much at stride 2 (lib/utils/utils.py
+  of leoxiaobin/deep-high-resolution-net.pytorch).
+- mmcv: the counter of mmcv 1.x (mmcv/cnn/utils/flops_counter.py of open-mmlab/mmcv), used for the
+  tables of MogaNet and mmpose: the same multiply-adds, biases of convolutions, two per input of a
+  norm, one per output of the ReLU family and one per input of a pooling module. GELU, SiLU,
+  functional pooling, matrix products and layer scales count 0.
 
-Nothing is computed: a network built by `build_on_meta` has shapes and no values (torch's meta
-device), so that the largest takes two seconds.
+A network of poise.models.build_on_meta has shapes without values, so nothing is computed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from yacs.config import CfgNode
 
-from poise.errors import ConfigError
-from poise.models import build_model
+from poise.errors import pluralize
 from poise.visualization.tables import align_columns
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -64,10 +62,17 @@ MMCV_POOLS = {
 
 @dataclass
 class Layer:
-    """One module. Parameters and operations include those of the modules inside it, self_operations
-    does not.
+    """One module of a network.
 
-    output: (C, h, w), or () where there is no one shape.
+    Args:
+        name: last part of its path in the network.
+        kind: name of its class.
+        parameters: number of trainable values, including those of its submodules.
+        operations: including those of its submodules.
+        self_operations: without those of its submodules.
+        calls: how often it ran.
+        output: (C, h, w), or () if its output is not one tensor.
+        layers: its submodules.
     """
 
     name: str
@@ -79,20 +84,18 @@ class Layer:
     output: tuple[int, ...] = ()
     layers: list[Layer] = field(default_factory=list)
 
-    def add_up(self) -> None:
-        """Give each layer the operations of the layers inside it, which may run without it: a
-        ModuleList is never called.
-        """
+    def sum_operations(self) -> None:
+        """Set `operations`. Submodules may run without their module, as those of a ModuleList."""
         for layer in self.layers:
-            layer.add_up()
+            layer.sum_operations()
         self.operations = self.self_operations + sum(layer.operations for layer in self.layers)
 
-    def runs(self) -> bool:
-        """Whether this layer or one inside it was called."""
-        return self.calls > 0 or any(layer.runs() for layer in self.layers)
+    def has_run(self) -> bool:
+        """Return whether the module or one of its submodules was called."""
+        return self.calls > 0 or any(layer.has_run() for layer in self.layers)
 
     def walk(self, depth: int = 0) -> Iterator[tuple[int, Layer]]:
-        """(depth, layer) of this layer and of every one inside it, in the network's order."""
+        """Yield (depth, layer) of the module and all its submodules, in the network's order."""
         yield depth, self
         for layer in self.layers:
             yield from layer.walk(depth + 1)
@@ -100,8 +103,15 @@ class Layer:
 
 @dataclass
 class FlopReport:
-    """What `measure` found. `unknown` counts the operations that multiply, but in no layer that
-    the rule knows: their sum is missing.
+    """The size of a network.
+
+    Args:
+        network: the network and its layers.
+        rule: name of RULES.
+        image_size: (width, height) in pixels.
+        all_outputs: whether every supervised output was computed, as in training.
+        unknown: products in no layer that the rule counts -> their number. They are not in the
+            sums.
     """
 
     network: Layer
@@ -112,7 +122,7 @@ class FlopReport:
 
 
 def macs(module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> int:
-    """Multiply-adds of one call of `module`."""
+    """Return the multiply-adds of one call of `module`."""
     if isinstance(module, CONVOLUTIONS):
         return module.weight.numel() * output.shape[0] * math.prod(output.shape[2:])
     if isinstance(module, TRANSPOSED):
@@ -123,16 +133,17 @@ def macs(module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> int:
 
 
 def mmcv_operations(module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> int:
-    """Operations of one call of `module` by the counter of mmcv 1.x.
+    """Return the operations of one call of `module` by the rule of mmcv 1.x.
 
-    One difference: mmcv takes the height twice, not height and width, for the bias of a transposed
-    convolution. No published network has one.
+    One difference: for the bias of a transposed convolution mmcv takes the height twice instead of
+    height and width. No published network has one.
     """
+    if isinstance(module, PRODUCTS):
+        operations = macs(module, inputs, output)
+        if module.bias is not None and not isinstance(module, nn.Linear):
+            operations += output.numel()
+        return operations
     kind = type(module)
-    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
-        return macs(module, inputs, output) + (0 if module.bias is None else output.numel())
-    if isinstance(module, nn.Linear):
-        return macs(module, inputs, output)
     if kind in MMCV_NORMS:
         affine = getattr(module, "affine", False) or getattr(module, "elementwise_affine", False)
         return inputs.numel() * (2 if affine else 1)
@@ -157,59 +168,27 @@ RULE_TEXTS = {
 }
 
 
-def size_overrides(cfg: CfgNode, height: int, width: int) -> list:
-    """KEY, VALUE, ... that give an experiment the input size (height, width), and heatmaps in the
-    same proportion to it as before.
-
-    Raises ConfigError where that proportion gives no whole heatmap.
-    """
-    heatmap = []
-    for new, image, cells in zip((width, height), cfg.MODEL.IMAGE_SIZE, cfg.MODEL.HEATMAP_SIZE):
-        if new < 1 or new * cells % image:
-            step = image // math.gcd(image, cells)
-            raise ConfigError(
-                f"--shape {height} {width}: heatmaps of this experiment are {cells}/{image} of the"
-                f" input; the sizes must be multiples of {step} above 0"
-            )
-        heatmap.append(new * cells // image)
-    return ["MODEL.IMAGE_SIZE", [width, height], "MODEL.HEATMAP_SIZE", heatmap]
-
-
-def build_on_meta(cfg: CfgNode) -> nn.Module:
-    """The network of MODEL.* with shapes and no values, on torch's meta device."""
-    with torch.device("meta"):
-        return build_model(cfg)
-
-
 @torch.no_grad()
 def measure(
-    model: nn.Module, image_size: tuple[int, int], *, rule: str = "macs", all_outputs: bool = False
+    model: nn.Module,
+    image_size: Sequence[int],
+    *,
+    rule: str = "macs",
+    all_outputs: bool = False,
 ) -> FlopReport:
-    """Run `model` on one image and count.
+    """Run a network on one image and count its operations.
 
-    image_size: (width, height) in pixels. rule: a name of RULES. all_outputs: count what training
-    computes, every supervised output; else what testing computes. The model may be on any device,
-    with or without values, and is left as it was.
+    Args:
+        model: on any device, with or without values. It is left unchanged.
+        image_size: (width, height) in pixels.
+        rule: name of RULES.
+        all_outputs: count every supervised output, as in training, else the prediction only.
     """
-    count, paths = RULES[rule], {module: name for name, module in model.named_modules()}
-    layers = {
-        module: Layer(name.rsplit(".", 1)[-1], type(module).__name__, _parameters(module))
-        for module, name in paths.items()
-    }
-    for module, layer in layers.items():
-        # a module in two places belongs to the first, as in named_modules
-        layer.layers = [
-            layers[child]
-            for name, child in module.named_children()
-            if paths[child] == f"{paths[module]}.{name}".lstrip(".")
-        ]
-    running: list[nn.Module] = []
+    layers = _build_layers(model)
+    watch = _ProductWatch({module: name for name, module in model.named_modules()})
+    count = RULES[rule]
 
-    def begin(module: nn.Module, inputs: tuple) -> None:
-        running.append(module)
-
-    def end(module: nn.Module, inputs: tuple, output) -> None:
-        running.pop()
+    def record(module: nn.Module, inputs: tuple, output: Any) -> None:
         layer = layers[module]
         layer.calls += 1
         if isinstance(output, torch.Tensor):
@@ -217,116 +196,157 @@ def measure(
             if inputs and isinstance(inputs[0], torch.Tensor):
                 layer.self_operations += count(module, inputs[0], output)
 
-    modes = {module: module.training for module in model.modules()}
-    handles = [
-        handle
-        for module in model.modules()
-        for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
-    ]
-    watch = _Watch(running, paths)
-    try:
-        model.train(all_outputs)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # one image has no statistics, and the running ones stay as they are
-                module.eval()
-        parameter = next(model.parameters())
-        images = torch.zeros(
-            1, 3, image_size[1], image_size[0], device=parameter.device, dtype=parameter.dtype
-        )
-        with watch:
-            output = model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
+    width, height = image_size
+    parameter = next(model.parameters())
+    images = torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
+    with _hooks(model, watch, record), _mode(model, all_outputs), watch:
+        output = model(images)
+    prediction = output if isinstance(output, torch.Tensor) else output[-1]
     network = layers[model]
-    network.add_up()
-    network.name, network.output = (
-        "network",
-        tuple((output if isinstance(output, torch.Tensor) else output[-1]).shape[1:]),
-    )
-    return FlopReport(network, rule, tuple(image_size), all_outputs, watch.unknown)
+    network.sum_operations()
+    network.name = "network"
+    network.output = tuple(prediction.shape[1:])
+    return FlopReport(network, rule, (width, height), all_outputs, watch.unknown)
 
 
-class _Watch(TorchDispatchMode):
-    """Counts operations that multiply (those that torch's own flop counter knows) outside of the
-    layers that the rules know.
+class _ProductWatch(TorchDispatchMode):
+    """Counts products (operations of torch's flop counter) outside of the layers of PRODUCTS.
 
-    running: the modules being run, innermost last. paths: their names. Attention in a later
-    network, or a convolution called as a function, shows up here, where hooks of modules would not
-    see it.
+    Attention or a convolution that is called as a function is found here, where hooks of modules
+    do not see it.
+
+    Args:
+        paths: the network's modules -> their names.
     """
 
-    def __init__(self, running: list[nn.Module], paths: dict[nn.Module, str]):
+    def __init__(self, paths: dict[nn.Module, str]):
         super().__init__()
-        self.running, self.paths, self.unknown = running, paths, Counter()
+        self.running: list[nn.Module] = []  # innermost last
+        self.paths = paths
+        self.unknown: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._overloadpacket in flop_registry and not any(
-            isinstance(module, PRODUCTS) for module in self.running[-1:]
-        ):
-            self.unknown[
-                f"{func._overloadpacket.__name__} in"
-                f" {self.paths[self.running[-1]] or 'the network itself'}"
-            ] += 1
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        operation = func._overloadpacket
+        if operation in flop_registry and not isinstance(self.running[-1], PRODUCTS):
+            path = self.paths[self.running[-1]] or "the network itself"
+            self.unknown[f"{operation.__name__} in {path}"] += 1
         return func(*args, **(kwargs or {}))
 
 
-def _parameters(module: nn.Module) -> int:
-    """Trainable numbers in `module`; one that is used twice counts once."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+def _build_layers(model: nn.Module) -> dict[nn.Module, Layer]:
+    """Return the Layer of each module. A module in two places belongs to the first."""
+    paths = {module: name for name, module in model.named_modules()}
+    layers = {}
+    for module, path in paths.items():
+        # a parameter that is used twice counts once
+        trainable = [p.numel() for p in module.parameters() if p.requires_grad]
+        name = path.rsplit(".", 1)[-1]
+        layers[module] = Layer(name, type(module).__name__, sum(trainable))
+    for module, layer in layers.items():
+        layer.layers = [
+            layers[child]
+            for name, child in module.named_children()
+            if paths[child] == f"{paths[module]}.{name}".lstrip(".")
+        ]
+    return layers
+
+
+@contextmanager
+def _hooks(
+    model: nn.Module, watch: _ProductWatch, record: Callable[[nn.Module, tuple, Any], None]
+) -> Iterator[None]:
+    """Call `record` after each module of the network, and keep the list of running modules."""
+
+    def enter(module: nn.Module, inputs: tuple) -> None:
+        watch.running.append(module)
+
+    def leave(module: nn.Module, inputs: tuple, output: Any) -> None:
+        watch.running.pop()
+        record(module, inputs, output)
+
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _mode(model: nn.Module, all_outputs: bool) -> Iterator[None]:
+    """Set train mode for all outputs, else eval mode, and restore the modes afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(all_outputs)
+    for module in modes:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # one image has no statistics, and the running ones must not change
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def report(
-    tested: FlopReport, trained: FlopReport, *, depth: int | None = None, all_outputs: bool = False
+    tested: FlopReport,
+    trained: FlopReport,
+    *,
+    depth: int | None = None,
+    all_outputs: bool = False,
 ) -> str:
-    """The table of a network and its sums, in lines for a terminal.
+    """Return the table of a network and its sums as lines for a terminal.
 
-    tested, trained: its sizes without and with all_outputs; `all_outputs` says which of them the
-    table shows. depth: levels of the module tree to show; 0: the sums alone; None: all. Modules
-    with neither parameters nor operations are left out.
+    Args:
+        tested: size without all_outputs.
+        trained: size with all_outputs.
+        depth: levels of the module tree in the table; 0: no table; None: all. Modules without
+            parameters and operations are left out.
+        all_outputs: whether the table shows `trained`, else `tested`.
     """
-    shown = trained if all_outputs else tested
-    width, height = shown.image_size
-    lines = [] if depth == 0 else [*_table(shown.network, depth), ""]
+    size = trained if all_outputs else tested
+    width, height = size.image_size
+    lines = [] if depth == 0 else [*_table(size.network, depth), ""]
     lines += [
         f"input       3 x {height} x {width} (channels, height, width), one image",
-        f"parameters  {_amount(shown.network.parameters, 'M', 6, 20)}",
+        f"parameters  {_amount(size.network.parameters, 'M', 6, 20)}",
     ]
-    sums = {
-        "to predict, as in testing": tested.network.operations,
-        "of every supervised output, as in training": trained.network.operations,
-    }
-    if len(set(sums.values())) == 1:
-        sums = {"": tested.network.operations}
-    for number, (meaning, operations) in enumerate(sums.items()):
-        title, colon = "" if number else "operations", ": " if meaning else ""
-        lines.append(f"{title:<12}{_amount(operations, 'G', 9, 30)}{colon}{meaning}")
-    lines.append(f"rule        {shown.rule}: {RULE_TEXTS[shown.rule]}")
-    for mode, size in (("testing", tested), ("training", trained)):
-        again = [
+    num_tested, num_trained = tested.network.operations, trained.network.operations
+    if num_tested == num_trained:
+        lines.append(f"operations  {_amount(num_tested, 'G', 9, 30)}")
+    else:
+        lines.append(f"operations  {_amount(num_tested, 'G', 9, 30)}: to predict, as in testing")
+        lines.append(
+            f"            {_amount(num_trained, 'G', 9, 30)}: of every supervised output, as in"
+            " training"
+        )
+    lines.append(f"rule        {size.rule}: {RULE_TEXTS[size.rule]}")
+    for mode, counted in (("testing", tested), ("training", trained)):
+        repeated = [
             f"{name} {layer.calls} times"
-            for name, layer in _paths(size.network)
+            for name, layer in _paths(counted.network)
             if layer.calls > 1 and layer.self_operations
         ]
-        if again:
-            lines.append(f"run again   in {mode}: {', '.join(again)}; counted each time")
-    unused = [
-        (name, layer)
-        for name, layer in _paths(shown.network)
+        if repeated:
+            lines.append(f"run again   in {mode}: {', '.join(repeated)}; counted each time")
+    unused = {
+        name: layer.parameters
+        for name, layer in _paths(size.network)
         if not layer.calls and layer.parameters and not layer.layers
-    ]
+    }
     if unused:
         lines.append(
-            f"not run     {len(unused)} {'layer' if len(unused) == 1 else 'layers'} with"
-            f" {sum(layer.parameters for _, layer in unused):,} of the parameters, {unused[0][0]}"
-            " the first"
+            f"not run     {pluralize(len(unused), 'layer')} with {sum(unused.values()):,} of the"
+            f" parameters, {next(iter(unused))} the first"
         )
-    for operation, times in shown.unknown.items():
+    for operation, times in size.unknown.items():
         lines.append(
-            f"WARNING     not counted: {operation} ({times} {'time' if times == 1 else 'times'});"
+            f"WARNING     not counted: {operation} ({pluralize(times, 'time')});"
             " the operations are more than this"
         )
     return "\n".join(lines)
@@ -343,24 +363,27 @@ def _table(network: Layer, depth: int | None) -> list[str]:
     for level, layer in network.walk():
         if (depth is not None and level > depth) or not (layer.parameters or layer.operations):
             continue
-        output = " x ".join(map(str, layer.output)) if layer.runs() else "not run"
-        output += f", {layer.calls} times" if layer.calls > 1 else ""
+        output = "not run"
+        if layer.has_run():
+            output = " x ".join(map(str, layer.output))
+        if layer.calls > 1:
+            output += f", {layer.calls} times"
         rows.append(
             (
                 f"{'  ' * level}{layer.name}",
                 layer.kind,
                 f"{layer.parameters:,}",
-                _share(layer.parameters, network.parameters),
+                _percentage(layer.parameters, network.parameters),
                 f"{layer.operations:,}",
-                _share(layer.operations, network.operations),
+                _percentage(layer.operations, network.operations),
                 output,
             )
         )
     return align_columns(rows, right=(2, 3, 4, 5)).splitlines()
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "-"
+def _percentage(part: int, total: int) -> str:
+    return f"{100 * part / total:.2f} %" if total else "-"
 
 
 def _amount(value: int, letter: str, ten: int, two: int) -> str:

@@ -1,12 +1,11 @@
-"""A copy of a network for inference, in which batch norm is part of the convolution before it:
-fewer passes over the maps.
-"""
+"""Copy a network for inference with batch norms fused into convolutions, and pack convolutions."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from functools import cache
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,90 +18,85 @@ log = logging.getLogger(__name__)
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode whose batch norms are folded into their convolutions, plain
-    and transposed; `model` stays as it is.
+    """Return a copy of `model` in eval mode with batch norms folded into their convolutions.
 
-    Its outputs are those of the network in eval mode but for float rounding. A batch norm is folded
-    where it follows a convolution whose output nothing else uses; others (before a convolution,
-    after a pooling) stay. A network that torch.fx cannot follow, as one whose forward pass depends
-    on values or sizes, is copied as it is, which is said once. The copy is not for training, and
-    its state dict is its own.
+    Outputs are equal except for float rounding. A batch norm is folded if it follows a plain or
+    transposed convolution whose output has no other use. A network that torch.fx cannot trace, such
+    as one whose forward pass depends on values or sizes, is copied unchanged, with one warning. The
+    copy is not for training and has other state-dict keys.
     """
     # SyncBatchNorm's, which cannot be copied
     groups = [getattr(module, "process_group", None) for module in model.modules()]
-    folded = copy.deepcopy(
-        model, {id(group): group for group in groups if group is not None}
-    ).eval()
+    memo = {id(group): group for group in groups if group is not None}
+    folded = copy.deepcopy(model, memo).eval()
     try:
-        pairs = _pairs(folded)
-    # a TraceError, or whatever a forward pass raises when it is called with a stand-in for its
-    # images
+        pairs = _find_pairs(folded)
+    # a TraceError, or any error of a forward pass that is called with a proxy for its images
     except Exception as error:
-        _say_once(type(model).__name__, f"{type(error).__name__}: {single_line(error)}")
+        _warn_once(type(model).__name__, f"{type(error).__name__}: {single_line(error)}")
         return folded
-    for conv, norm in pairs:
-        modules = folded.get_submodule(conv), folded.get_submodule(norm)
-        folded.set_submodule(
-            conv, fuse_conv_bn_eval(*modules, transpose=isinstance(modules[0], nn.ConvTranspose2d))
-        )
-        folded.set_submodule(norm, nn.Identity().eval())
+    for conv_name, norm_name in pairs:
+        conv: Any = folded.get_submodule(conv_name)
+        norm: Any = folded.get_submodule(norm_name)
+        is_transposed = isinstance(conv, nn.ConvTranspose2d)
+        folded.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm, transpose=is_transposed))
+        folded.set_submodule(norm_name, nn.Identity().eval())
     return folded
 
 
 @cache
-def _say_once(name: str, reason: str) -> None:
+def _warn_once(name: str, reason: str) -> None:
     log.warning(
-        "%s is tested with its batch norms as they are, torch.fx cannot follow its forward pass"
-        " (%s); TEST.FOLD_BN False says nothing",
+        "%s: batch norms are not folded, torch.fx cannot trace its forward pass (%s); set"
+        " TEST.FOLD_BN False to hide this warning",
         name,
         reason,
     )
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into batch norms, those that are not PyTorch's own either."""
+    """Treats all batch norms as one operation, also those outside of PyTorch."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, _BatchNorm) or super().is_leaf_module(module, name)
 
 
-def _pairs(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of convolutions and the batch norms that alone use their outputs, wherever in the
-    network they are called.
-    """
-    before: dict[str, set[str]] = {}  # batch norm -> what its inputs come from
-    after: dict[str, set[str]] = {}  # convolution -> what uses its outputs
+def _find_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Return names of convolutions and of the batch norms that alone use their outputs."""
+    inputs: dict[str, set[str]] = {}  # batch norm -> modules whose outputs it is called with
+    users: dict[str, set[str]] = {}  # convolution -> modules that are called with its outputs
     for node in _Tracer().trace(model).nodes:
         if node.op != "call_module":
             continue
-        module = model.get_submodule(node.target)
+        name = str(node.target)
+        module = model.get_submodule(name)
         if isinstance(module, _BatchNorm):
-            source = node.args[0]
-            before.setdefault(node.target, set()).add(
-                source.target if source.op == "call_module" else ""
-            )
-        elif (
-            isinstance(module, nn.Conv2d)
-            or isinstance(module, nn.ConvTranspose2d)
-            and module.groups == 1
+            inputs.setdefault(name, set()).add(_module_name(node.args[0]))
+        elif isinstance(module, nn.Conv2d) or (
+            isinstance(module, nn.ConvTranspose2d) and module.groups == 1
         ):
-            after.setdefault(node.target, set()).update(
-                user.target if user.op == "call_module" else "" for user in node.users
-            )
+            users.setdefault(name, set()).update(map(_module_name, node.users))
     return [
         (conv, norm)
-        for norm, sources in before.items()
-        for conv in sources
-        if len(sources) == 1 and after.get(conv) == {norm}
+        for norm, convs in inputs.items()
+        for conv in convs
+        if len(convs) == 1 and users.get(conv) == {norm}
     ]
 
 
-class PackedConv2d(nn.Module):
-    """A Conv2d in eval mode by oneDNN's own operation, in `dtype` (float32 or bfloat16), whatever
-    the type of its input. Not for training.
+def _module_name(node: Any) -> str:
+    """Return the name of the module that a node calls, '' for other nodes."""
+    return str(node.target) if node.op == "call_module" else ""
 
-    The best layout depends on the size of the input: the first one decides, others are right too,
-    if perhaps slower.
+
+class PackedConv2d(nn.Module):
+    """A Conv2d for inference with weights in oneDNN's own layout.
+
+    The layout is chosen for the size of the first input; other sizes may be slower.
+
+    Args:
+        conv: the convolution.
+        dtype: type to compute in, float32 or bfloat16, for inputs of any type.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype):
@@ -115,21 +109,18 @@ class PackedConv2d(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self._plain is not None:
             images = images.to(self._plain.dtype)
-            self._packed, self._plain = (
-                torch.ops.mkldnn._reorder_convolution_weight(
-                    self._plain, *self._settings, list(images.shape)
-                ),
-                None,
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self._plain, *self._settings, list(images.shape)
             )
+            self._plain = None
+        assert self._packed is not None
         return torch.ops.mkldnn._convolution_pointwise(
             images.to(self._packed.dtype), self._packed, self._bias, *self._settings, "none", [], ""
         )
 
 
 def can_pack() -> bool:
-    """Whether this PyTorch has the operations, which are those of its own compiler and so not
-    promised to stay.
-    """
+    """Return whether this PyTorch has oneDNN's operations, which are not a public interface."""
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name)
         for name in ("_reorder_convolution_weight", "_convolution_pointwise")
@@ -137,9 +128,7 @@ def can_pack() -> bool:
 
 
 def pack_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """`model`, on the CPU and in eval mode, with each plain Conv2d packed in place. Returns
-    `model`.
-    """
+    """Pack each plain Conv2d of `model` in place and return it; it is on the CPU in eval mode."""
     for name, module in list(model.named_modules()):
         if (
             type(module) is nn.Conv2d

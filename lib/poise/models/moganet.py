@@ -2,11 +2,12 @@
 
 Paper: Li et al., MogaNet: Multi-order Gated Aggregation Network, ICLR 2024, arXiv 2211.03295,
 section 4. Repository: Westlake-AI/MogaNet models/moganet.py (386b548); head of open-mmlab/mmpose
-v0.29.0, TopdownHeatmapSimpleHead. Keys and figures: tests/golden/models/moganet_*.json. Not taken
-over: options that none of its pose networks used (norms other than batch norm, frozen stages,
-attn_force_fp32, which gates twice), and the initialisation, which the original applies to
-classifiers only: the backbone of a pose network begins with ImageNet weights or else with PyTorch's
-own rule, and so it does here.
+v0.29.0, TopdownHeatmapSimpleHead. Keys and figures: tests/golden/models/moganet_*.json.
+
+Differences from the repository: no options that none of its pose networks uses (norms other than
+batch norm, frozen stages, attn_force_fp32, which gates twice). As there, the backbone of a pose
+network starts from ImageNet weights or PyTorch's initialization; the original's own is for
+classifiers only.
 
 MODEL.EXTRA has the arguments of MogaNetPose in upper case and those of the head, see
 poise.models.deconv_head.
@@ -69,7 +70,7 @@ EXTRA_KEYS = {
     "DROP_PATH": "drop_path",
     "INIT_VALUE": "init_value",
 }
-SCALE_INIT = 1e-5  # what the scales of the feature decompositions begin with
+SCALE_INIT = 1e-5  # initial scale of the feature decompositions
 
 
 class ElementScale(nn.Module):
@@ -84,16 +85,17 @@ class ElementScale(nn.Module):
 
 
 class MultiOrderDWConv(nn.Module):
-    """Depthwise convolutions of three reaches: (B, C, h, w) -> the same.
+    """Depthwise convolutions of three receptive fields: (B, C, h, w) -> the same.
 
-    After a 5x5 one over all channels, an eighth of them stays, three eighths go through 5x5 with
-    dilation 2, half through 7x7 with dilation 3 (the paper's low, middle and high order), and a 1x1
-    convolution mixes them.
+    After a 5x5 convolution of all channels, one eighth of them is kept (low order), three eighths
+    have a 5x5 convolution of dilation 2 (middle), half have a 7x7 convolution of dilation 3 (high),
+    and a 1x1 convolution mixes them.
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        middle, high = channels * 3 // 8, channels // 2
+        middle = channels * 3 // 8
+        high = channels // 2
         self.splits = (channels - middle - high, middle, high)
         self.DW_conv0 = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.DW_conv1 = nn.Conv2d(middle, middle, 5, padding=4, dilation=2, groups=middle)
@@ -106,8 +108,9 @@ class MultiOrderDWConv(nn.Module):
 
 
 class MultiOrderGatedAggregation(nn.Module):
-    """Spatial mixing: each channel's difference to its mean is amplified, then a gate chooses
-    among the orders. (B, C, h, w) -> the same.
+    """Spatial mixing: (B, C, h, w) -> the same.
+
+    The difference of each channel to its mean is amplified, then a gate weights the orders.
     """
 
     def __init__(self, channels: int):
@@ -121,14 +124,15 @@ class MultiOrderGatedAggregation(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u = self.proj_1(x)
         u = F.silu(u + self.sigma(u - u.mean(dim=(2, 3), keepdim=True)))
-        # besides the block's shortcut the code has this one, inside layer scale and drop path, to
-        # the normed input
+        # the repository has this shortcut to the normalized input too, inside of layer scale and
+        # drop path
         return self.proj_2(F.silu(self.gate(u)) * F.silu(self.value(u))) + x
 
 
 class ChannelAggregationFFN(nn.Module):
-    """Channel mixing: the difference of `hidden` channels to one channel made of all of them is
-    amplified. (B, C, h, w) -> the same.
+    """Channel mixing: (B, C, h, w) -> the same.
+
+    The difference of `hidden` channels to one channel computed from all of them is amplified.
     """
 
     def __init__(self, channels: int, hidden: int):
@@ -145,8 +149,9 @@ class ChannelAggregationFFN(nn.Module):
 
 
 class MogaBlock(nn.Module):
-    """Spatial then channel mixing, each normed before and scaled after, on a residual path: (B,
-    C, h, w) -> the same.
+    """Spatial, then channel mixing, each with norm, layer scale and shortcut.
+
+    (B, C, h, w) -> the same.
     """
 
     def __init__(self, channels: int, ffn_ratio: int, drop_path: float, init_value: float):
@@ -194,11 +199,12 @@ class PatchEmbed(nn.Module):
 
 
 class MogaNet(nn.Module):
-    """The backbone: images (B, 3, H, W) -> four features (B, embed_dims[k], H / 4 / 2^k, W / 4 /
-    2^k), k = 0 to 3.
+    """The backbone: images (B, 3, H, W) -> features of the four stages k = 0 to 3.
 
-    The norm at the end of a stage stands before its output and before the next stage alike.
-    embed_dims: multiples of 8.
+    Features have the shape (B, embed_dims[k], H / 4 / 2^k, W / 4 / 2^k). The norm at the end of a
+    stage is before its output and before the next stage.
+
+    Args: see MogaNetPose.
     """
 
     def __init__(
@@ -215,14 +221,13 @@ class MogaNet(nn.Module):
         for number, (channels, blocks, ratio) in enumerate(
             zip(embed_dims, depths, ffn_ratios), start=1
         ):
-            embed = Stem(channels) if number == 1 else PatchEmbed(embed_dims[number - 2], channels)
-            self.add_module(f"patch_embed{number}", embed)
-            self.add_module(
-                f"blocks{number}",
-                nn.ModuleList(
-                    MogaBlock(channels, ratio, next(rates), init_value) for _ in range(blocks)
-                ),
-            )
+            if number == 1:
+                self.add_module("patch_embed1", Stem(channels))
+            else:
+                embed = PatchEmbed(embed_dims[number - 2], channels)
+                self.add_module(f"patch_embed{number}", embed)
+            chain = [MogaBlock(channels, ratio, next(rates), init_value) for _ in range(blocks)]
+            self.add_module(f"blocks{number}", nn.ModuleList(chain))
             self.add_module(f"norm{number}", nn.BatchNorm2d(channels))
         self.stages = len(embed_dims)
 
@@ -230,7 +235,7 @@ class MogaNet(nn.Module):
         features = []
         for number in range(1, self.stages + 1):
             x = self.get_submodule(f"patch_embed{number}")(x)
-            for block in self.get_submodule(f"blocks{number}"):
+            for block in self.get_submodule(f"blocks{number}").children():
                 x = block(x)
             x = self.get_submodule(f"norm{number}")(x)
             features.append(x)
@@ -238,8 +243,9 @@ class MogaNet(nn.Module):
 
 
 class HeatmapHead(nn.Module):
-    """The deconvolution head under the names of mmpose: (B, C, h, w) -> (B, K, 2^n h, 2^n w)
-    with n deconvolutions.
+    """The deconvolution head with mmpose's keys: (B, C, h, w) -> (B, K, 2^n h, 2^n w).
+
+    n is the number of deconvolutions.
     """
 
     def __init__(self, in_channels: int, num_keypoints: int, head: HeadOptions):
@@ -265,8 +271,8 @@ class MogaNetPose(PoseNetwork):
         depths: blocks of the four stages instead of those of `arch`.
         ffn_ratios: FFN expansions of the four stages instead of those of `arch`.
         drop_path: stochastic depth of the last block; the rate rises to it from 0 in the first.
-        init_value: initial layer scale, with which a block begins as almost nothing; the default
-            is meant for ImageNet's 300 epochs.
+        init_value: initial layer scale; the default, with which a block has almost no effect at
+            first, is for the 300 epochs of ImageNet.
         head: options of the deconvolutions and the last convolution.
     """
 
@@ -286,13 +292,14 @@ class MogaNetPose(PoseNetwork):
         head: HeadOptions = DEFAULT_HEAD,
     ):
         super().__init__()
-        name = ALIASES.get(arch.lower(), arch.lower()) if isinstance(arch, str) else arch
-        if not isinstance(name, str) or name not in ARCHS:
+        name = str(arch).lower()
+        name = ALIASES.get(name, name)
+        if name not in ARCHS:
             raise OptionError(f"arch must be one of {', '.join(ARCHS)}, got {arch!r}")
-        dims, blocks, ratios = (
-            default if given is None else given
-            for given, default in zip((embed_dims, depths, ffn_ratios), ARCHS[name])
-        )
+        default_dims, default_depths, default_ratios = ARCHS[name]
+        dims = default_dims if embed_dims is None else embed_dims
+        blocks = default_depths if depths is None else depths
+        ratios = default_ratios if ffn_ratios is None else ffn_ratios
         _check_stages(dims, blocks, ratios)
         if not is_number(drop_path) or not 0 <= drop_path < 1:
             raise OptionError(f"drop_path must be a number from 0 to below 1, got {drop_path!r}")
@@ -311,9 +318,7 @@ class MogaNetPose(PoseNetwork):
         self.keypoint_head = HeatmapHead(dims[-1], num_keypoints, head)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, K, h, w); in train mode a tuple of the one supervised
-        output.
-        """
+        """(B, 3, H, W) -> heatmaps (B, K, h, w); in train mode a tuple of them."""
         heatmaps = self.keypoint_head(self.backbone(images)[-1])
         return (heatmaps,) if self.training else heatmaps
 

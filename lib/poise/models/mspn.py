@@ -4,14 +4,14 @@ Paper: Li et al., Rethinking on Multi-Stage Networks for Human Pose Estimation, 
 1901.00148, figures 2 and 3. Repository: megvii-research/MSPN exps/mspn.2xstg.coco/network.py. Keys
 and figures: tests/golden/models/mspn_*.json.
 
-Each stage is a ResNet-50 body (the way down) and four units (the way up), both on maps of strides 4
-to 32. A stage hands to the next one the finest map of its way up as its input, and two maps a
-stride that are added to the next way down. Every unit has a head; all are supervised, and the last
-head of the last stage is the prediction.
+Each stage is a ResNet-50 body (downsampling) and four units (upsampling), both with maps of strides
+4 to 32. The next stage gets the finest map of the upsampling as its input, and two maps per stride
+that are added to its downsampling. Every unit has a head. All are supervised, and the last head of
+the last stage is the prediction.
 
-Differences from the repository: the loss stands outside (poise.codecs.losses); in eval mode only
-the prediction's head runs; with EFFICIENT the running statistics of batch norm move once a step
-instead of twice.
+Differences from the repository: the loss is in poise.codecs.losses; in eval mode only the
+prediction's head runs; with EFFICIENT the running statistics of batch norm are updated once per
+step instead of twice.
 
 MODEL.EXTRA has the arguments of MSPN in upper case.
 """
@@ -19,7 +19,7 @@ MODEL.EXTRA has the arguments of MSPN in upper case.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -46,15 +46,22 @@ EXTRA_KEYS = {
     "PRETRAINED_STAGES": "pretrained_stages",
 }
 PRETRAINED_STAGES = ("first", "all")
-# finest first: of the way down and of the way up, for the next stage
+# (downsampling, upsampling) maps for the next stage, finest first
 Skips = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class ConvNormRelu(nn.Module):
-    """Convolution with bias, batch norm and, unless `relu` is False, ReLU: (B, in, h, w) -> (B,
-    out, h / stride, w / stride).
+    """Convolution, batch norm and ReLU: (B, in, h, w) -> (B, out, h / stride, w / stride).
 
-    The bias is without effect before batch norm, but the released checkpoints have it.
+    The bias has no effect before batch norm, but the released checkpoints have it.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: kernel size.
+        stride: stride of the convolution.
+        relu: whether there is a ReLU.
+        efficient: recompute the activations in the backward pass.
     """
 
     def __init__(
@@ -80,23 +87,28 @@ class ConvNormRelu(nn.Module):
                 x,
                 use_reentrant=False,
                 preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), frozen_running_stats(self.bn)),
+                context_fn=self._recompute_contexts,
             )
         return self.run(x)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         return self.relu(self.bn(self.conv(x)))
 
+    def _recompute_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Return the contexts of the forward pass and of its recomputation."""
+        return nullcontext(), frozen_running_stats(self.bn)
+
 
 @contextmanager
 def frozen_running_stats(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Within, a pass in train mode leaves the running statistics as they are: they have seen this
-    batch already.
+    """Keep the running statistics unchanged during a pass in train mode.
 
-    Momentum 0 instead of track_running_stats False, because then batch norm would save fewer
-    tensors than checkpointing expects.
+    Momentum is 0 because with track_running_stats False batch norm would save fewer tensors than
+    checkpointing expects.
     """
-    momentum, batches = norm.momentum, norm.num_batches_tracked.clone()
+    momentum = norm.momentum
+    assert norm.num_batches_tracked is not None
+    batches = norm.num_batches_tracked.clone()
     norm.momentum = 0.0
     try:
         yield
@@ -106,9 +118,7 @@ def frozen_running_stats(norm: nn.BatchNorm2d) -> Iterator[None]:
 
 
 class Top(nn.Module):
-    """7x7 convolution and max pooling, run once for all stages: (B, 3, H, W) -> (B, channels,
-    H/4, W/4).
-    """
+    """7x7 convolution and max pooling for all stages: (B, 3, H, W) -> (B, channels, H/4, W/4)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -120,8 +130,9 @@ class Top(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut: (B, in, h, w) -> (B, 4 planes, h / stride, w /
-    stride).
+    """1x1, 3x3, 1x1 convolutions and a shortcut.
+
+    (B, in, h, w) -> (B, 4 planes, h / stride, w / stride).
     """
 
     expansion = 4
@@ -146,8 +157,9 @@ class Bottleneck(nn.Module):
 
 
 class DownPath(nn.Module):
-    """The four layers of a ResNet body: (B, stem, h, w) -> maps of 4, 8, 16 and 32 times `stem`
-    channels at h, h/2, h/4 and h/8.
+    """Downsampling, the four layers of a ResNet body.
+
+    (B, stem, h, w) -> maps with 4, 8, 16 and 32 times `stem` channels at h, h/2, h/4 and h/8.
     """
 
     def __init__(self, stem: int, layers: Sequence[int], efficient: bool):
@@ -158,8 +170,12 @@ class DownPath(nn.Module):
         self.layer4 = _layer(16 * stem, 8 * stem, layers[3], 2, efficient)
 
     def forward(self, x: torch.Tensor, skips: Skips | None) -> list[torch.Tensor]:
-        """skips: from the stage before, shaped as the four maps and added to them before they
-        are used; None in the first stage.
+        """Return the four maps.
+
+        Args:
+            x: input.
+            skips: from the previous stage, added to each map before its next use; None in the first
+                stage.
         """
         maps = []
         for number, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
@@ -176,11 +192,16 @@ class DownPath(nn.Module):
 
 
 class UpUnit(nn.Module):
-    """One stride of the way up, with its head. `coarsest` has nothing below it; `skips` and `cross`
-    feed the next stage.
+    """The upsampling unit of one stride, with its head.
 
-    lateral (B, in, h, w): the map of the way down. cross: channels of the next stage's input, made
-    by the finest unit alone; 0 for none.
+    Args:
+        in_channels: channels of the downsampling's map.
+        channels: channels of the upsampling.
+        num_keypoints: K, one heatmap each.
+        coarsest: whether there is no coarser unit.
+        skips: whether the unit has maps for the next stage's downsampling.
+        cross: channels of the next stage's input, for the finest unit; 0: none.
+        efficient: see ConvNormRelu.
     """
 
     def __init__(
@@ -197,22 +218,27 @@ class UpUnit(nn.Module):
         super().__init__()
         self.u_skip = ConvNormRelu(in_channels, channels, 1, relu=False, efficient=efficient)
         self.relu = nn.ReLU(inplace=True)
-        self.up_conv = (
-            None
-            if coarsest
-            else ConvNormRelu(channels, channels, 1, relu=False, efficient=efficient)
-        )
-        self.skip1 = (
-            ConvNormRelu(in_channels, in_channels, 1, efficient=efficient) if skips else None
-        )
-        self.skip2 = ConvNormRelu(channels, in_channels, 1, efficient=efficient) if skips else None
-        self.cross_conv = ConvNormRelu(channels, cross, 1, efficient=efficient) if cross else None
+        self.up_conv: nn.Module | None = None
+        self.skip1: nn.Module | None = None
+        self.skip2: nn.Module | None = None
+        self.cross_conv: nn.Module | None = None
+        if not coarsest:
+            self.up_conv = ConvNormRelu(channels, channels, 1, relu=False, efficient=efficient)
+        if skips:
+            self.skip1 = ConvNormRelu(in_channels, in_channels, 1, efficient=efficient)
+            self.skip2 = ConvNormRelu(channels, in_channels, 1, efficient=efficient)
+        if cross:
+            self.cross_conv = ConvNormRelu(channels, cross, 1, efficient=efficient)
         self.res_conv1 = ConvNormRelu(channels, channels, 1, efficient=efficient)
         self.res_conv2 = ConvNormRelu(channels, num_keypoints, 3, relu=False, efficient=efficient)
 
     def forward(self, lateral: torch.Tensor, coarser: torch.Tensor | None) -> torch.Tensor:
-        """coarser: what the unit of twice the stride returned, (B, C, h/2, w/2), or None for the
-        coarsest. Returns (B, C, h, w).
+        """Return (B, C, h, w).
+
+        Args:
+            lateral: map of the downsampling, (B, in, h, w).
+            coarser: output of the unit of twice the stride, (B, C, h/2, w/2); None for the
+                coarsest.
         """
         x = self.u_skip(lateral)
         if self.up_conv is not None:
@@ -220,18 +246,16 @@ class UpUnit(nn.Module):
         return self.relu(x)
 
     def skip(self, lateral: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the next stage adds to its map of this stride, each (B, in, h, w)."""
+        """Return what the next stage adds to its map of this stride, each (B, in, h, w)."""
         return self.skip1(lateral), self.skip2(x)
 
     def heatmaps(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """Heatmaps (B, K, *size), whatever the stride. They end in batch norm, without an
-        activation.
-        """
+        """Return heatmaps (B, K, *size). They end in batch norm, without an activation."""
         return resize(self.res_conv2(self.res_conv1(x)), size)
 
 
 class UpPath(nn.Module):
-    """Four units, from stride 32 (up1) to stride 4 (up4)."""
+    """Upsampling, four units from stride 32 (up1) to stride 4 (up4)."""
 
     def __init__(self, stem: int, channels: int, num_keypoints: int, last: bool, efficient: bool):
         super().__init__()
@@ -252,13 +276,19 @@ class UpPath(nn.Module):
     def forward(
         self, maps: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], Skips, torch.Tensor | None]:
-        """maps: from the way down, finest first. Returns (heatmaps, skips, cross).
+        """Return (heatmaps, skips, cross).
 
-        heatmaps: coarse to fine, all of the finest map's size; in eval mode only the prediction, so
-        none but in the last stage. skips: finest first, and cross (B, stem, h, w), for the next
-        stage; empty and None in the last.
+        Heatmaps are from coarse to fine, all of the finest map's size; in eval mode there is only
+        the prediction, in the last stage. skips (finest first) and cross (B, stem, h, w) are for
+        the next stage; empty and None in the last.
+
+        Args:
+            maps: from the downsampling, finest first.
         """
-        x, heatmaps, skips, size = None, [], [], maps[0].shape[-2:]
+        size = maps[0].shape[-2:]
+        x = None
+        heatmaps: list[torch.Tensor] = []
+        skips: Skips = []
         for unit, lateral in zip((self.up1, self.up2, self.up3, self.up4), reversed(maps)):
             x = unit(lateral, x)
             if self.training or self.last and unit is self.up4:
@@ -269,9 +299,7 @@ class UpPath(nn.Module):
 
 
 class Stage(nn.Module):
-    """The way down and the way up: (input, skips) -> (heatmaps, skips, cross), as DownPath takes
-    and UpPath returns them.
-    """
+    """Downsampling and upsampling: the inputs of DownPath -> the outputs of UpPath."""
 
     def __init__(
         self,
@@ -293,7 +321,7 @@ class Stage(nn.Module):
 
 
 class MSPN(PoseNetwork):
-    """Multi-Stage Pose Network: 7x7 convolution and stages of a way down and a way up.
+    """Multi-Stage Pose Network: 7x7 convolution and stages of downsampling and upsampling.
 
     Paper: Li et al., arXiv 1901.00148. Repository: megvii-research/MSPN. Input (B, 3, H, W) with H
     and W multiples of 32; heatmaps (B, K, H / 4, W / 4). Raises OptionError for invalid values.
@@ -301,14 +329,14 @@ class MSPN(PoseNetwork):
     Args:
         num_keypoints: K, one heatmap each.
         stages: number of stages; the published networks have 1 to 4.
-        layers: bottlenecks of a way down at strides 4, 8, 16 and 32.
-        stem_channels: channels before the first bottleneck; those after the bottlenecks are 4, 8,
+        layers: bottlenecks of the downsampling at strides 4, 8, 16 and 32.
+        stem_channels: channels before the first bottleneck; after the bottlenecks there are 4, 8,
             16 and 32 times as many.
-        channels: channels of the way up.
-        efficient: compute activations again in the backward pass instead of keeping them (the
-            repository's RUN_EFFICIENT): less memory, a second forward pass' time, the same result.
-        pretrained_stages: into which stages poise.models.weights puts an ImageNet ResNet-50: the
-            'first' as the authors did, or 'all' as mmpose does.
+        channels: channels of the upsampling.
+        efficient: recompute activations in the backward pass (the repository's RUN_EFFICIENT):
+            less memory, the time of a second forward pass, the same result.
+        pretrained_stages: stages that poise.models.weights loads an ImageNet ResNet-50 into: the
+            'first' as the authors, or 'all' as mmpose.
     """
 
     extra_keys = tuple(EXTRA_KEYS)
@@ -349,32 +377,36 @@ class MSPN(PoseNetwork):
                 f"stage{number}",
                 Stage(stem_channels, layers, channels, num_keypoints, last, efficient),
             )
-        self.head_prefixes = self._names_of_no_resnet()
+        self.head_prefixes = self._find_head_prefixes()
 
-    def _names_of_no_resnet(self) -> tuple[str, ...]:
-        """Return prefixes of what an ImageNet ResNet does not have.
+    def _find_head_prefixes(self) -> tuple[str, ...]:
+        """Return prefixes of the tensors that an ImageNet ResNet does not have.
 
-        They are the ways up, the biases of all convolutions, and later stages where only the first
-        takes its weights.
+        They are the upsampling, the biases of all convolutions, and the later stages if only the
+        first gets its weights.
         """
-        first_later = 1 if self.pretrained_stages == "first" else self.num_stages
-        later = [f"stage{number}." for number in range(first_later, self.num_stages)]
-        ways_up = [f"stage{number}.upsample." for number in range(self.num_stages)]
+        stages = range(self.num_stages)
+        prefixes = [f"stage{number}.upsample." for number in stages]
+        if self.pretrained_stages == "first":
+            prefixes += [f"stage{number}." for number in stages[1:]]
         biases = [name for name, _ in self.named_parameters() if name.endswith(".conv.bias")]
-        return (*ways_up, *later, *biases)
+        return (*prefixes, *biases)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """(B, 3, H, W) -> heatmaps (B, K, H/4, W/4); in train mode 4 times as many as stages:
-        stage by stage, coarse to fine.
+        """(B, 3, H, W) -> heatmaps (B, K, H/4, W/4).
+
+        In train mode a tuple of 4 per stage: stage by stage, from coarse to fine.
         """
-        x, skips, heatmaps = self.top(images), None, []
+        x = self.top(images)
+        skips = None
+        heatmaps: list[torch.Tensor] = []
         for number in range(self.num_stages):
             outputs, skips, x = getattr(self, f"stage{number}")(x, skips)
             heatmaps += outputs
         return tuple(heatmaps) if self.training else heatmaps[-1]
 
     def init_weights(self) -> None:
-        """Initialize the ways down by He's rule, as the repository, and nothing else."""
+        """Initialize the downsampling by He's rule, as the repository, and nothing else."""
         for number in range(self.num_stages):
             getattr(self, f"stage{number}").downsample.init_weights()
 
@@ -388,22 +420,18 @@ class MSPN(PoseNetwork):
             )
 
 
-@fx.wrap  # its question for the size has no answer while the network is traced (folding.py)
+@fx.wrap  # sizes are unknown while the network is traced (poise.models.fuse)
 def resize(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Bilinear with aligned corners, as the repository: (B, C, h, w) -> (B, C, *size)."""
-    return (
-        x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True)
-    )
+    """Resize maps (B, C, h, w) to (B, C, *size), bilinear with aligned corners."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def _layer(
     in_channels: int, planes: int, blocks: int, stride: int, efficient: bool
 ) -> nn.Sequential:
     first = Bottleneck(in_channels, planes, stride, efficient)
-    return nn.Sequential(
-        first,
-        *(
-            Bottleneck(planes * Bottleneck.expansion, planes, 1, efficient)
-            for _ in range(blocks - 1)
-        ),
-    )
+    out_channels = planes * Bottleneck.expansion
+    rest = [Bottleneck(out_channels, planes, 1, efficient) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)

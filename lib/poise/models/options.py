@@ -1,4 +1,4 @@
-"""Options of networks: checks of values, and MODEL.EXTRA as keyword arguments."""
+"""Check options of networks and convert MODEL.EXTRA to keyword arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from poise.errors import ConfigError
 
 
 class OptionError(ValueError):
-    """A keyword argument of a network is invalid. The message begins with its name."""
+    """A keyword argument of a network is invalid; the message begins with its name."""
 
 
 @contextmanager
@@ -54,43 +54,45 @@ def check_extra(cfg: CfgNode, known: Iterable[str]) -> None:
 
 
 def check_sizes(cfg: CfgNode, stride: int, multiple: int = 32) -> None:
-    """Raise ConfigError where MODEL.IMAGE_SIZE or MODEL.HEATMAP_SIZE do not fit the network.
+    """Raise ConfigError if MODEL.IMAGE_SIZE or MODEL.HEATMAP_SIZE do not fit the network.
 
     Args:
+        cfg: the configuration.
         stride: input pixels per heatmap cell.
         multiple: width and height of the image must be multiples of this.
     """
-    images, heatmaps = cfg.MODEL.IMAGE_SIZE, cfg.MODEL.HEATMAP_SIZE
-    if any(
-        image % multiple or heatmap * stride != image for image, heatmap in zip(images, heatmaps)
-    ):
-        raise ConfigError(
-            f"MODEL.IMAGE_SIZE {list(images)} and MODEL.HEATMAP_SIZE {list(heatmaps)}:"
-            f" {cfg.MODEL.NAME} takes multiples of {multiple} and gives heatmaps of 1/{stride} of"
-            " them"
-        )
+    image_size = cfg.MODEL.IMAGE_SIZE
+    heatmap_size = cfg.MODEL.HEATMAP_SIZE
+    for image, heatmap in zip(image_size, heatmap_size):
+        if image % multiple or heatmap * stride != image:
+            raise ConfigError(
+                f"MODEL.IMAGE_SIZE {list(image_size)} and MODEL.HEATMAP_SIZE {list(heatmap_size)}:"
+                f" {cfg.MODEL.NAME} takes multiples of {multiple} and gives heatmaps of 1/{stride}"
+                " of them"
+            )
 
 
 def check_head(cfg: CfgNode) -> None:
-    """Raise ConfigError unless the network ends in what MODEL.TARGET_TYPE decodes."""
-    head, needed = cfg.MODEL.EXTRA.get("HEAD", "heatmap"), CODECS[cfg.MODEL.TARGET_TYPE].head
-    if head != needed:
+    """Raise ConfigError unless the network's head gives what MODEL.TARGET_TYPE decodes."""
+    head = cfg.MODEL.EXTRA.get("HEAD", "heatmap")
+    required = CODECS[cfg.MODEL.TARGET_TYPE].head
+    if head != required:
         raise ConfigError(
-            f"MODEL.EXTRA.HEAD: MODEL.TARGET_TYPE {cfg.MODEL.TARGET_TYPE} needs {needed!r}, got"
+            f"MODEL.EXTRA.HEAD: MODEL.TARGET_TYPE {cfg.MODEL.TARGET_TYPE} needs {required!r}, got"
             f" {head!r}; set it, or another MODEL.TARGET_TYPE"
         )
 
 
 def is_int(value: Any) -> bool:
-    """Return whether `value` is a whole number; True and False are not."""
+    """Return whether `value` is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Return whether `value` is a number."""
+    """Return whether `value` is an int or float and not a bool."""
     return is_int(value) or isinstance(value, float)
 
 
 def is_positive_ints(value: Any) -> bool:
-    """Return whether `value` is a list of whole numbers above 0."""
+    """Return whether `value` is a list of ints above 0."""
     return isinstance(value, (list, tuple)) and all(is_int(v) and v > 0 for v in value)

@@ -4,11 +4,11 @@ Paper: Sun et al., CVPR 2019, arXiv 1902.09212, section 3. Repository:
 leoxiaobin/deep-high-resolution-net.pytorch (MIT) lib/models/pose_hrnet.py. Keys and figures:
 tests/golden/models/pose_hrnet_*.json.
 
-Branches of strides 4, 8, 16 and 32 run side by side and are added to each other again and again;
-heatmaps come from the first. Differences from the repository: no weight file is read here
-(poise.models.weights does), and a backbone without one is initialised by He's rule instead of
-Normal(0, 0.001), from which small networks learnt more slowly here. With MODEL.PRETRAINED the two
-are the same.
+Parallel branches of strides 4, 8, 16 and 32 are repeatedly added to each other; the heatmaps are
+computed from the first. Differences from the repository: weight files are loaded by
+poise.models.weights, and a backbone without one is initialized by He's rule instead of
+Normal(0, 0.001), with which small networks trained more slowly here. With MODEL.PRETRAINED both are
+the same.
 
 MODEL.EXTRA has the layout of the repository's files: STAGE2, STAGE3 and STAGE4 (required) are
 groups of the arguments of StageOptions and FUSE_METHOD, which is SUM; FINAL_CONV_KERNEL,
@@ -53,7 +53,10 @@ STAGE_KEYS = {
     "NUM_BLOCKS": "num_blocks",
     "NUM_CHANNELS": "num_channels",
 }
-BLOCKS = {"BASIC": BasicBlock, "BOTTLENECK": Bottleneck}
+BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {
+    "BASIC": BasicBlock,
+    "BOTTLENECK": Bottleneck,
+}
 STEM_BLOCKS = 4
 
 
@@ -78,7 +81,8 @@ class StageOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.block, str) or self.block not in BLOCKS:
             raise OptionError(f"block must be {' or '.join(BLOCKS)}, got {self.block!r}")
-        modules, branches = self.num_modules, self.num_branches
+        modules = self.num_modules
+        branches = self.num_branches
         if not is_positive_ints([modules]) or modules > 64:
             raise OptionError(f"num_modules must be a whole number from 1 to 64, got {modules!r}")
         if not is_positive_ints([branches]) or not 2 <= branches <= 6:
@@ -109,7 +113,7 @@ def published_stages(width: int) -> tuple[StageOptions, ...]:
 
 
 class HighResolutionModule(nn.Module):
-    """Blocks on every branch; each of the first branches then becomes the sum of all, resized.
+    """Blocks on every branch, then sums of all resized branches.
 
     Takes and returns a list of maps (B, C_i, h / 2^i, w / 2^i).
 
@@ -120,7 +124,8 @@ class HighResolutionModule(nn.Module):
 
     def __init__(self, stage: StageOptions, num_outputs: int):
         super().__init__()
-        channels, block = stage.channels, BLOCKS[stage.block]
+        channels = stage.channels
+        block = BLOCKS[stage.block]
         self.branches = nn.ModuleList(
             block_chain(block, channel, planes, count)
             for channel, planes, count in zip(channels, stage.num_channels, stage.num_blocks)
@@ -190,14 +195,12 @@ class PoseHRNet(PoseNetwork):
         unknown = [name for name in self.pretrained_layers if name not in (*parts, "*")]
         if unknown:
             raise OptionError(
-                f"pretrained_layers: {unknown[0]!r} is no part of the network; "
+                f"pretrained_layers: {unknown[0]!r} is not a part of the network; "
                 "parts are conv1, stage2 and the like, '*' is all of them"
             )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, K, H/4, W/4); in train mode a tuple of the one supervised
-        output.
-        """
+        """(B, 3, H, W) -> heatmaps (B, K, H/4, W/4); in train mode a tuple of them."""
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.layer1(x)
@@ -260,27 +263,30 @@ def _check_options(
         raise OptionError(f"stem_channels must be a channel count above 0, got {stem_channels!r}")
     if final_kernel not in (1, 3):
         raise OptionError(f"final_kernel must be 1 or 3, got {final_kernel!r}")
-    named = isinstance(pretrained_layers, (list, tuple)) and all(
-        isinstance(name, str) for name in pretrained_layers
-    )
-    if not named or not pretrained_layers:
+    if (
+        not isinstance(pretrained_layers, (list, tuple))
+        or not pretrained_layers
+        or not all(isinstance(name, str) for name in pretrained_layers)
+    ):
         raise OptionError(
             "pretrained_layers must be a list of names such as conv1 and stage2, or ['*'], got"
             f" {pretrained_layers!r}"
         )
 
 
-def block_chain(block: type[nn.Module], in_channels: int, planes: int, count: int) -> nn.Sequential:
-    """`count` blocks of stride 1: (B, in, h, w) -> (B, planes * expansion, h, w)."""
-    out_channels, shortcut = planes * block.expansion, None
+def block_chain(
+    block: type[BasicBlock] | type[Bottleneck], in_channels: int, planes: int, count: int
+) -> nn.Sequential:
+    """Return `count` blocks of stride 1: (B, in, h, w) -> (B, planes * expansion, h, w)."""
+    out_channels = planes * block.expansion
+    shortcut = None
     if in_channels != out_channels:
         shortcut = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
         )
     first = block(in_channels, planes, 1, shortcut, "pytorch")
-    return nn.Sequential(
-        first, *(block(out_channels, planes, 1, None, "pytorch") for _ in range(count - 1))
-    )
+    rest = [block(out_channels, planes, 1, None, "pytorch") for _ in range(count - 1)]
+    return nn.Sequential(first, *rest)
 
 
 def _stage(
@@ -345,6 +351,5 @@ def _conv_norm_relu(in_channels: int, out_channels: int, stride: int) -> nn.Sequ
 def _conv_norm(
     in_channels: int, out_channels: int, kernel: int, stride: int
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    return nn.Conv2d(
-        in_channels, out_channels, kernel, stride, kernel // 2, bias=False
-    ), nn.BatchNorm2d(out_channels)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    return conv, nn.BatchNorm2d(out_channels)

@@ -26,13 +26,20 @@ from poise.models.simple_baseline import (
 
 
 class Bottle2neck(nn.Module):
-    """Bottleneck whose 3x3 convolution is a chain over channel groups: (B, in, h, w) -> (B, 4
-    planes, h / stride, w / stride).
+    """Bottleneck with a chain of 3x3 convolutions over channel groups.
 
-    base_width: channels of a group at 64 planes. scales: groups; all but the last are convolved,
-    each after adding the result of the one before. In the first block of a stage (`opens_stage`)
-    nothing is added, because sizes and meaning change there, and the last group is pooled instead
-    of passed on.
+    (B, in, h, w) -> (B, 4 planes, h / stride, w / stride). All groups but the last have a
+    convolution, each after adding the output of the previous one. In the first block of a stage
+    nothing is added, because the size changes there, and the last group is pooled.
+
+    Args:
+        in_channels: channels of the input.
+        planes: a quarter of the output channels.
+        stride: stride of the 3x3 convolutions.
+        downsample: the shortcut; None: identity.
+        base_width: channels of a group at 64 planes.
+        scales: number of groups.
+        opens_stage: whether it is the first block of a stage.
     """
 
     expansion = 4
@@ -69,14 +76,15 @@ class Bottle2neck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         groups = self.relu(self.bn1(self.conv1(x))).split(self.width, dim=1)
         outputs: list[torch.Tensor] = []
-        # not over the groups: a traced tensor (folding.py) has no end
+        # not over the groups: a tensor that is traced (poise.models.fuse) has no length
         for number, (conv, norm) in enumerate(zip(self.convs, self.bns)):
-            chained = (
-                outputs[-1] + groups[number] if outputs and self.pool is None else groups[number]
-            )
-            outputs.append(self.relu(norm(conv(chained))))
+            group = groups[number]
+            if outputs and self.pool is None:
+                group = outputs[-1] + group
+            outputs.append(self.relu(norm(conv(group))))
         if self.scales > 1:
-            outputs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))
+            last = groups[-1]
+            outputs.append(last if self.pool is None else self.pool(last))
         x = self.bn3(self.conv3(torch.cat(outputs, dim=1)))
         return self.relu(x + shortcut)
 

@@ -48,11 +48,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut: (B, in, h, w) -> (B, 4 planes, h / stride, w /
-    stride).
+    """1x1, 3x3, 1x1 convolutions and a shortcut.
 
-    style 'caffe' strides in the first 1x1 convolution, as the original ImageNet models did;
-    'pytorch' in the 3x3 one.
+    (B, in, h, w) -> (B, 4 planes, h / stride, w / stride). Style 'caffe' has the stride in the
+    first 1x1 convolution, as the original ImageNet models; 'pytorch' in the 3x3 one.
     """
 
     expansion = 4

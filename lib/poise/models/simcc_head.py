@@ -15,14 +15,22 @@ from yacs.config import CfgNode
 
 @dataclass(frozen=True)
 class AxisOptions:
-    """map_size: cells of the maps before the layers; bins: of the outputs; both in x and y."""
+    """Options of SimCCHead.
+
+    Args:
+        map_size: (w, h) of the maps before the layers.
+        bins: number of outputs in x and y.
+    """
 
     map_size: tuple[int, int]
     bins: tuple[int, int]
 
 
 class SimCCHead(nn.Module):
-    """Maps (B, K, h, w) -> (B, K, bins of x) and (B, K, bins of y), keypoint by keypoint."""
+    """Linear layers on each keypoint's map.
+
+    Maps (B, K, h, w) -> (B, K, bins of x) and (B, K, bins of y).
+    """
 
     def __init__(self, options: AxisOptions):
         super().__init__()

@@ -1,9 +1,9 @@
-"""A backbone of four stages under the deconvolution head, shared by ResNet and Res2Net.
+"""A backbone of four stages with the deconvolution head, shared by ResNet and Res2Net.
 
 Source: Xiao, Wu, Wei: Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018, arXiv
-1804.06208; microsoft/human-pose-estimation.pytorch lib/models/pose_resnet.py. Differences: no
-weight file is read here (poise.models.weights does), and `init_weights` initializes the backbone by
-He's rule instead of Normal(0, 0.001), from which deep networks hardly learn.
+1804.06208; microsoft/human-pose-estimation.pytorch lib/models/pose_resnet.py. Differences:
+weight files are loaded by poise.models.weights, and `init_weights` initializes the backbone by He's
+rule instead of Normal(0, 0.001), with which deep networks hardly train.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SimpleBaseline(PoseNetwork):
         num_keypoints: K, one heatmap each.
         channels: planes of the blocks of the four stages.
         head: options of the deconvolutions and the last convolution.
-        stem: the module in the place of conv1.
+        stem: the module that replaces conv1.
         make_stage: (in_channels, planes, blocks, stride) -> (stage, out_channels).
     """
 

@@ -85,7 +85,13 @@ class BilevelOptimizer:
         """Leave the gradients of a batch in the parameters that are not frozen. What stands
         still needs no inner tensors kept for it.
         """
-        images = normalize(self.cfg, batch["images"], self.device)
+        images = normalize(
+            batch["images"],
+            self.device,
+            mean=self.cfg.MODEL.MEAN,
+            std=self.cfg.MODEL.STD,
+            channels_last=self.cfg.CHANNELS_LAST,
+        )
         targets = encode_targets(self.cfg, self.codec, batch, self.device)
         self.network.train()
         optimizer.zero_grad()

@@ -15,13 +15,13 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from poise.codecs import build_codec
+from poise.engine.trained_weights import load_trained_weights
 from poise.errors import ConfigError, DataError
 from poise.inference.export import metadata, parity
 from poise.inference.export.formats import FORMATS, require_packages
 from poise.inference.export.graph import ExportOptions, Graph
 from poise.io.files import atomic_write
 from poise.models import build_model
-from poise.models.weights.origin import load_trained_weights
 
 log = logging.getLogger(__name__)
 

@@ -101,11 +101,10 @@ def reference_output(
 
     The network computes in float32, without fused batch norms.
     """
-    from poise import config
-
-    plain = config.override(cfg, ["TEST.FLIP_TEST", flip, "AMP", ""])
-    flip_order = torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
-    return forward_with_flip_test(plain, codec, model.eval(), normalized(cfg, crops), flip_order)
+    flip_indices = torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
+    return forward_with_flip_test(
+        model.eval(), normalized(cfg, crops), codec, flip_indices, flip_test=flip
+    )
 
 
 def normalized(cfg: CfgNode, crops: torch.Tensor) -> torch.Tensor:
@@ -114,4 +113,10 @@ def normalized(cfg: CfgNode, crops: torch.Tensor) -> torch.Tensor:
     Returns: images (B, 3, H, W) float32 in the network's channel order, contiguous.
     """
     ordered = crops if cfg.DATASET.COLOR_RGB else crops.flip(3)
-    return normalize(cfg, ordered, torch.device("cpu")).contiguous()
+    return normalize(
+        ordered,
+        torch.device("cpu"),
+        mean=cfg.MODEL.MEAN,
+        std=cfg.MODEL.STD,
+        channels_last=cfg.CHANNELS_LAST,
+    ).contiguous()

@@ -47,6 +47,11 @@ def _all_keys(codec: type[Codec]) -> tuple[str, ...]:
     return *network_keys(codec), *decoding, *OTHER_KEYS
 
 
+def loss_keys() -> tuple[str, ...]:
+    """Return the keys of the loss; files of earlier versions do not have them."""
+    return tuple(f"LOSS.{name}" for name in config.default_config().LOSS)
+
+
 def value_of(cfg: CfgNode, key: str) -> Any:
     """Return the value of 'GROUP.KEY', tuples as lists as in JSON."""
     group, name = key.split(".")
@@ -65,7 +70,7 @@ def as_text(cfg: CfgNode, codec: Codec, options: ExportOptions) -> str:
         {
             "version": VERSION,
             "parts": asdict(options),
-            "config": {key: value_of(cfg, key) for key in _all_keys(type(codec))},
+            "config": {key: value_of(cfg, key) for key in (*_all_keys(type(codec)), *loss_keys())},
             "input": input_text,
             "outputs": options.output_names(codec),
             "dataset": describe_joints(dataset_info(cfg).skeleton),
@@ -90,8 +95,9 @@ def from_text(text: str, source: str) -> tuple[CfgNode, ExportOptions]:
                 f" {VERSION}; export it again"
             )
         values = content["config"]
+        required = set(_all_keys(codec_class(values["MODEL.TARGET_TYPE"])))
         if (
-            set(values) != set(_all_keys(codec_class(values["MODEL.TARGET_TYPE"])))
+            not required <= set(values) <= {*required, *loss_keys()}
             or set(content["parts"]) != {field.name for field in fields(ExportOptions)}
             or not all(isinstance(part, bool) for part in content["parts"].values())
         ):
@@ -103,6 +109,7 @@ def from_text(text: str, source: str) -> tuple[CfgNode, ExportOptions]:
             for key, value in values.items()
         ):
             raise ValueError("strings instead of numbers")
+        values.setdefault("LOSS.TYPE", CODECS[values["MODEL.TARGET_TYPE"]].losses[0])
         # the keypoints come with the file, so that no dataset file is needed
         name = f"{source}: its joints"
         register_joints(name, content["dataset"])
@@ -112,8 +119,6 @@ def from_text(text: str, source: str) -> tuple[CfgNode, ExportOptions]:
                 [
                     *(word for pair in values.items() for word in pair),
                     *("DATASET.FILE", name),
-                    # not used for predictions, but it must be one of the codec
-                    *("LOSS.TYPE", CODECS[values["MODEL.TARGET_TYPE"]].losses[0]),
                 ],
                 f"{source}: its metadata",
             ),

@@ -1,4 +1,4 @@
-"""The parts of PoseNAS: encoder cells and fusion cells, and the stages made of them.
+"""Encoder and fusion cells of PoseNAS, and the stages of them.
 
 Paper: Bao et al., ACM MM 2020, doi 10.1145/3394171.3413842; cells after Liu et al., DARTS, ICLR
 2019, arXiv 1806.09055. Repository: for-code0216/PoseNAS models/ (743c062). Legend: B batch, C
@@ -18,11 +18,15 @@ from poise.models.posenas.operations import OPERATIONS, FactorizedReduce, ReLUCo
 
 
 class Cell(nn.Module):
-    """A searched cell: two inputs, brought to one width and size, then four nodes: -> (B, 4 width,
-    h, w).
+    """A searched cell of four nodes: two inputs -> (B, 4 width, h, w).
 
-    preprocess0, preprocess1: what brings the inputs there. reduction: the inputs are halved by
-    their edges.
+    Args:
+        edges: two edges per node.
+        preprocess0: converts the first input to `width` channels and the size of the second.
+        preprocess1: converts the second input to `width` channels.
+        width: channels of a node.
+        se_reduction: see SqueezeExcite.
+        reduction: whether the edges from the inputs have stride 2.
     """
 
     def __init__(
@@ -53,20 +57,29 @@ class Cell(nn.Module):
 
 
 def reduction_cells(layers: int) -> tuple[int, int, int]:
-    """Numbers of the cells that halve the size. PoseNAS's 18 cells have theirs at 3, 8 and 15,
-    its 12 at 3, 6 and 9: a quarter each.
+    """Return the numbers of the cells with stride 2.
+
+    PoseNAS's 18 cells have them at 3, 8 and 15, its 12 at 3, 6 and 9: a quarter each.
     """
-    return (3, 8, 15) if layers == 18 else (layers // 4, layers // 2, 3 * layers // 4)
+    if layers == 18:
+        return 3, 8, 15
+    return layers // 4, layers // 2, 3 * layers // 4
 
 
 class EncoderCells(nn.ModuleList):
-    """A row of cells from stride 4 to 32: (B, in, h, w) twice -> the last features before each
-    reduction and at the end, (B, 4 width, h, w), (B, 8 width, h / 2, w / 2), (B, 16 width, h / 4, w
-    / 4), (B, 32 width, h / 8, w / 8).
+    """A chain of cells from stride 4 to 32.
 
-    layers: 18 or a multiple of 4. width: channels of a node of the first cells; it doubles with
-    each reduction. cell: the class of the cells; normal and reduce are what it makes a cell of, and
-    decide nothing here.
+    (B, in, h, w) twice -> the last features before each reduction and at the end: (B, 4 width, h,
+    w), (B, 8 width, h / 2, w / 2), (B, 16 width, h / 4, w / 4) and (B, 32 width, h / 8, w / 8).
+
+    Args:
+        normal: edges of the cells with stride 1, or other first arguments of `cell`.
+        reduce: edges of the cells with stride 2, or other first arguments of `cell`.
+        in_channels: channels of the two inputs.
+        width: channels of a node of the first cells; doubled by each reduction.
+        layers: number of cells, 18 or a multiple of 4.
+        se_reduction: see SqueezeExcite.
+        cell: class of the cells.
     """
 
     def __init__(
@@ -82,19 +95,22 @@ class EncoderCells(nn.ModuleList):
         super().__init__()
         reductions = reduction_cells(layers)
         self.taps = tuple(k - 1 for k in (*reductions, layers))
-        before, previous = in_channels, in_channels
+        before = previous = in_channels
         for number in range(layers):
             reduction = number in reductions
-            width = 2 * width if reduction else width
-            # after a reduction, the output of two cells ago is still twice as large
-            preprocess0 = (
-                FactorizedReduce(before, width)
-                if number - 1 in reductions
-                else ReLUConvBN(before, width, 1)
-            )
+            edges = normal
+            if reduction:
+                width *= 2
+                edges = reduce
+            preprocess0: nn.Module
+            if number - 1 in reductions:
+                # the output of two cells ago is still twice as large
+                preprocess0 = FactorizedReduce(before, width)
+            else:
+                preprocess0 = ReLUConvBN(before, width, 1)
             self.append(
                 cell(
-                    reduce if reduction else normal,
+                    edges,
                     preprocess0,
                     ReLUConvBN(previous, width, 1),
                     width,
@@ -102,7 +118,8 @@ class EncoderCells(nn.ModuleList):
                     reduction,
                 )
             )
-            before, previous = previous, width * len(CONCAT)
+            before = previous
+            previous = width * len(CONCAT)
 
     def forward(self, s0: torch.Tensor, s1: torch.Tensor) -> list[torch.Tensor]:
         outputs = []
@@ -114,11 +131,17 @@ class EncoderCells(nn.ModuleList):
 
 
 class DecoderStage(nn.Module):
-    """Three fusion cells from stride 32 up to stride 4, and the heatmaps of what they give.
+    """Three fusion cells from stride 32 to stride 4, and the convolution to heatmaps.
 
-    A fusion cell takes deep features, enlarged twice, and lateral ones, and gives as many channels
-    as the lateral have. channels: of the features at strides 4, 8, 16 and 32. cells: edges of
-    upsample1 to upsample3, or what else `cell` makes a cell of.
+    The inputs of a fusion cell are deep features, upsampled twice, and lateral features. It has as
+    many output channels as the lateral features.
+
+    Args:
+        cells: edges of upsample1 to upsample3, or other first arguments of `cell`.
+        channels: of the features at strides 4, 8, 16 and 32.
+        num_keypoints: K, one heatmap each.
+        se_reduction: see SqueezeExcite.
+        cell: class of the cells.
     """
 
     def __init__(
@@ -133,20 +156,18 @@ class DecoderStage(nn.Module):
         self.upsamples = nn.ModuleList()
         for edges, lateral, deep in zip(cells, reversed(channels[:3]), reversed(channels[1:])):
             width = lateral // len(CONCAT)
-            enlarge = nn.Sequential(
+            upsample = nn.Sequential(
                 nn.Upsample(scale_factor=2, mode="nearest"), ReLUConvBN(deep, width, 1)
             )
             self.upsamples.append(
-                cell(edges, enlarge, ReLUConvBN(lateral, width, 1), width, se_reduction)
+                cell(edges, upsample, ReLUConvBN(lateral, width, 1), width, se_reduction)
             )
         self.final_layer = nn.Conv2d(channels[0], num_keypoints, 1)
 
     def forward(
         self, f4: torch.Tensor, f8: torch.Tensor, f16: torch.Tensor, f32: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Features at strides 4, 8, 16, 32 -> fused features of the same shapes at strides 4, 8,
-        16.
-        """
+        """Features at strides 4, 8, 16 and 32 -> fused features at strides 4, 8 and 16."""
         t16 = self.upsamples[0](f32, f16)
         t8 = self.upsamples[1](t16, f8)
         t4 = self.upsamples[2](t8, f4)

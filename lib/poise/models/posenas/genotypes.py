@@ -1,18 +1,18 @@
-"""Genotypes: the searched wiring of a PoseNAS network, as data.
+"""Genotypes: the searched wiring of a PoseNAS network.
 
-A cell has two inputs (states 0 and 1) and four nodes (states 2 to 5). Each node adds two
-operations, each on an earlier state; the output is the four nodes' channels together. A genotype
-names the five cells that a network is made of, one per kind: `normal` and `reduce` of the encoder,
-`upsample1` to `upsample3` of the decoder, from stride 32 up to stride 4. The two edges of a node
-stand in the order of their strength in the search; the order numbers the weights ('_ops.0',
-'_ops.1', ...), so it matters for checkpoints.
+A cell has two inputs (states 0 and 1) and four nodes (states 2 to 5). Each node is the sum of two
+operations, each on an earlier state. The output is the concatenation of the four nodes. A genotype
+has the five cells of a network: `normal` and `reduce` of the encoder, `upsample1` to `upsample3` of
+the decoder, from stride 32 to stride 4. The two edges of a node are in the order of their strength
+in the search. The order numbers the weights ('_ops.0', '_ops.1', ...), so checkpoints depend on it.
 
 Paper: Bao et al., Pose-native Network Architecture Search for Multi-person Human Pose Estimation,
-ACM MM 2020, doi 10.1145/3394171.3413842. Data: GENOTYPES, from the repositories named there. Poise
-keeps genotypes in JSON files, for what a search finds: {"version": 1, "encoder": {"normal":
-[[operation, state], ...], "reduce": [...]}, "decoder": {"upsample1": [...], "upsample2": [...],
-"upsample3": [...]}, "meta": {anything}} with eight edges a cell, two per node in the order of the
-nodes; each of the two groups may have "concat": [2, 3, 4, 5].
+ACM MM 2020, doi 10.1145/3394171.3413842. Data: GENOTYPES, from the repositories named there.
+
+Searches write genotypes as JSON files: {"version": 1, "encoder": {"normal": [[operation, state],
+...], "reduce": [...]}, "decoder": {"upsample1": [...], "upsample2": [...], "upsample3": [...]},
+"meta": {anything}} with eight edges per cell, two per node in the order of the nodes. Both groups
+may have "concat": [2, 3, 4, 5].
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from poise.models.posenas.operations import OPERATIONS, SIZE_PRESERVING
 
 VERSION = 1
 INPUTS, NODES, EDGES_PER_NODE = 2, 4, 2
-CONCAT = tuple(range(INPUTS, INPUTS + NODES))  # the states that make a cell's output
+CONCAT = tuple(range(INPUTS, INPUTS + NODES))  # states that are a cell's output
 # group -> its kinds of cells
 CELLS = {"encoder": ("normal", "reduce"), "decoder": ("upsample1", "upsample2", "upsample3")}
 
@@ -41,9 +41,15 @@ Edges = tuple[tuple[str, int], ...]  # (operation, source state), two per node
 
 @dataclass(frozen=True)
 class Genotype:
-    """Five cells of eight edges. `meta`: where it comes from; it takes no part in comparisons.
+    """Five cells of eight edges. Raises ConfigError naming cell and edge for invalid ones.
 
-    Raises ConfigError, naming cell and edge, for what no network can be built from.
+    Args:
+        normal: edges of the encoder's cells with stride 1.
+        reduce: edges of the encoder's cells with stride 2.
+        upsample1: edges of the decoder's cell at stride 16.
+        upsample2: edges of the decoder's cell at stride 8.
+        upsample3: edges of the decoder's cell at stride 4.
+        meta: origin of the genotype; not compared.
     """
 
     normal: Edges
@@ -56,20 +62,18 @@ class Genotype:
     def __post_init__(self) -> None:
         for group, cells in CELLS.items():
             for cell in cells:
-                object.__setattr__(
-                    self, cell, _checked_edges(getattr(self, cell), f"{group}.{cell}")
-                )
+                object.__setattr__(self, cell, _check_edges(getattr(self, cell), f"{group}.{cell}"))
 
     def cells(self) -> dict[str, Edges]:
-        """kind of cell -> its edges, in the order of CELLS."""
+        """Return the edges of each kind of cell, in the order of CELLS."""
         return {cell: getattr(self, cell) for cells in CELLS.values() for cell in cells}
 
     def plain_cells(self) -> dict[str, list]:
-        """The same as lists, for files."""
+        """Return the same as lists, for files."""
         return {cell: [list(edge) for edge in edges] for cell, edges in self.cells().items()}
 
     def as_json(self) -> dict[str, Any]:
-        """What a genotype file holds; read_genotype reads it back."""
+        """Return the content of a genotype file, see read_genotype."""
         plain = self.plain_cells()
         groups = {
             group: {**{cell: plain[cell] for cell in cells}, "concat": list(CONCAT)}
@@ -79,20 +83,117 @@ class Genotype:
 
 
 def reduction_stride(source: int) -> int:
-    """Stride of an edge of a reduction cell: its inputs are halved, its own nodes have been."""
+    """Return the stride of an edge of a reduction cell: 2 from its inputs, 1 from its nodes."""
     return 2 if source < INPUTS else 1
 
 
-def _checked_edges(edges: Any, cell: str) -> Edges:
-    if not isinstance(edges, (list, tuple)) or len(edges) != NODES * EDGES_PER_NODE:
-        got = f"{len(edges)}" if isinstance(edges, (list, tuple)) else type(edges).__name__
+def read_genotype(path: str | Path) -> Genotype:
+    """Read a genotype file. Raises DataError naming the file and the edge if it is invalid."""
+    content = read_json(path, "genotype")
+    _check_keys(path, content, "the genotype", ("version",), allowed=None)
+    version = content["version"]
+    if version != VERSION or isinstance(version, bool):
+        raise DataError(
+            f"{path}: a genotype of version {escape_name(repr(version))}; this Poise reads version"
+            f" {VERSION}"
+        )
+    _check_keys(path, content, "the genotype", ("version", *CELLS), ("meta",))
+    cells: dict[str, Any] = {}
+    for group, names in CELLS.items():
+        values = content[group]
+        _check_keys(path, values, group, names, ("concat",))
+        if values.get("concat", list(CONCAT)) != list(CONCAT):
+            raise DataError(
+                f"{path}: {group}.concat must be {list(CONCAT)}: the output has all nodes; got"
+                f" {escape_name(repr(values['concat']))}"
+            )
+        cells |= {name: values[name] for name in names}
+    meta = content.get("meta", {})
+    if not isinstance(meta, dict):
+        raise DataError(f"{path}: meta must be an object, got {type(meta).__name__}")
+    try:
+        return Genotype(**cells, meta=meta)
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def write_genotype(path: str | Path, genotype: Genotype) -> None:
+    """Write a genotype file with one line per cell; NaN in its meta becomes null.
+
+    Raises DataError if it cannot be written.
+    """
+    content = genotype.as_json()
+    lines = [f' "version": {content["version"]}']
+    for group in CELLS:
+        inner = ",\n".join(
+            f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content[group].items()
+        )
+        lines.append(f' "{group}": {{\n{inner}\n }}')
+    meta = json.dumps(replace_non_finite(content["meta"]), indent=1, allow_nan=False).replace(
+        "\n", "\n "
+    )
+    with atomic_write(path) as part:
+        part.write_text(
+            "{\n" + ",\n".join([*lines, f' "meta": {meta}']) + "\n}\n", encoding="utf-8"
+        )
+
+
+def find_genotype(name: str, key: str = "MODEL.GENOTYPE") -> Genotype:
+    """Return the genotype of a name of GENOTYPES or of a file.
+
+    Raises ConfigError naming the key if it is neither, DataError for an invalid file.
+    """
+    if name in GENOTYPES:
+        return GENOTYPES[name]
+    if name.endswith(".json") or os.path.exists(name):
+        return read_genotype(name)
+    close = difflib.get_close_matches(name, GENOTYPES, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(
+        f"{key} {name!r} is neither a genotype of Poise ({', '.join(GENOTYPES)}) nor a .json"
+        f" file{hint}"
+    )
+
+
+def _check_keys(
+    path: str | Path,
+    values: Any,
+    name: str,
+    required: tuple[str, ...],
+    allowed: tuple[str, ...] | None,
+) -> None:
+    """Raise DataError for a group with missing or unknown keys; allowed None: any other keys."""
+    if not isinstance(values, dict):
+        raise DataError(
+            f"{path}: {name} must be an object with {', '.join(required)}, got"
+            f" {type(values).__name__}"
+        )
+    for key in required:
+        if key not in values:
+            raise DataError(f"{path}: {name} has no {key!r}")
+    if allowed is None:
+        return
+    for key in values:
+        if key not in required + allowed:
+            raise DataError(
+                f"{path}: {name} has an unknown key {escape_name(repr(key))}; it may have"
+                f" {', '.join(required + allowed)}"
+            )
+
+
+def _check_edges(edges: Any, cell: str) -> Edges:
+    """Return the edges of a cell. Raises ConfigError naming the edge for invalid ones."""
+    is_list = isinstance(edges, (list, tuple))
+    if not is_list or len(edges) != NODES * EDGES_PER_NODE:
+        got = len(edges) if is_list else type(edges).__name__
         raise ConfigError(
             f"{cell} must be a list of {NODES * EDGES_PER_NODE} edges, {EDGES_PER_NODE} for each of"
             f" {NODES} nodes; got {got}"
         )
     checked = []
     for number, edge in enumerate(edges):
-        where, node = f"{cell}[{number}]", INPUTS + number // EDGES_PER_NODE
+        where = f"{cell}[{number}]"
+        node = INPUTS + number // EDGES_PER_NODE
         if not isinstance(edge, (list, tuple)) or len(edge) != 2:
             raise ConfigError(f"{where} must be [operation, state], got {escape_name(repr(edge))}")
         operation, source = edge
@@ -121,94 +222,8 @@ def _checked_edges(edges: Any, cell: str) -> Edges:
     return tuple(checked)
 
 
-def read_genotype(path: str | Path) -> Genotype:
-    """The genotype in a JSON file of version 1. Raises DataError naming the file, and the edge,
-    where it cannot be used.
-    """
-    content = read_json(path, "genotype")
-
-    def group(of: Any, name: str, needed: tuple[str, ...], allowed: tuple[str, ...]) -> dict:
-        if not isinstance(of, dict):
-            raise DataError(
-                f"{path}: {name} must be an object with {', '.join(needed)}, got"
-                f" {type(of).__name__}"
-            )
-        for key in needed:
-            if key not in of:
-                raise DataError(f"{path}: {name} has no {key!r}")
-        for key in of:
-            if key not in needed + allowed:
-                raise DataError(
-                    f"{path}: {name} has an unknown key {escape_name(repr(key))}; it may have"
-                    f" {', '.join(needed + allowed)}"
-                )
-        return of
-
-    version = group(
-        content, "the genotype", ("version",), tuple(content) if isinstance(content, dict) else ()
-    )["version"]
-    if version != VERSION or isinstance(version, bool):
-        raise DataError(
-            f"{path}: a genotype of version {escape_name(repr(version))}; this Poise reads version"
-            f" {VERSION}"
-        )
-    group(content, "the genotype", ("version", *CELLS), ("meta",))
-    cells: dict[str, Any] = {}
-    for name, needed in CELLS.items():
-        of = group(content[name], name, needed, ("concat",))
-        if of.get("concat", list(CONCAT)) != list(CONCAT):
-            raise DataError(
-                f"{path}: {name}.concat must be {list(CONCAT)}: a cell gives all its nodes; got"
-                f" {escape_name(repr(of['concat']))}"
-            )
-        cells |= {cell: of[cell] for cell in needed}
-    meta = content.get("meta", {})
-    if not isinstance(meta, dict):
-        raise DataError(f"{path}: meta must be an object, got {type(meta).__name__}")
-    try:
-        return Genotype(**cells, meta=meta)
-    except ConfigError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def write_genotype(path: str | Path, genotype: Genotype) -> None:
-    """Write a genotype as a file that read_genotype reads, one line a cell; NaN in its meta
-    becomes null. Raises DataError where it cannot be written.
-    """
-    content = genotype.as_json()
-    lines = [f' "version": {content["version"]}']
-    for group in CELLS:
-        inner = ",\n".join(
-            f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content[group].items()
-        )
-        lines.append(f' "{group}": {{\n{inner}\n }}')
-    meta = json.dumps(replace_non_finite(content["meta"]), indent=1, allow_nan=False).replace(
-        "\n", "\n "
-    )
-    with atomic_write(path) as part:
-        part.write_text(
-            "{\n" + ",\n".join([*lines, f' "meta": {meta}']) + "\n}\n", encoding="utf-8"
-        )
-
-
-def find_genotype(name: str, key: str = "MODEL.GENOTYPE") -> Genotype:
-    """A name of GENOTYPES, or a path of a genotype file. Raises ConfigError naming the key for
-    neither, DataError for a bad file.
-    """
-    if name in GENOTYPES:
-        return GENOTYPES[name]
-    if name.endswith(".json") or os.path.exists(name):
-        return read_genotype(name)
-    close = difflib.get_close_matches(name, GENOTYPES, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(
-        f"{key} {name!r} is neither a genotype of Poise ({', '.join(GENOTYPES)}) nor a .json"
-        f" file{hint}"
-    )
-
-
 def _edges(text: str) -> Edges:
-    """Edges written as 'operation:state operation:state ...', with the short names below."""
+    """Parse edges written as 'operation:state operation:state ...' with these short names."""
     short = {
         "std3": "std_conv_3x3",
         "dil2": "dil_conv_3x3_2",
@@ -234,8 +249,8 @@ _DECODER = {
     "upsample2": _edges("std3:0 se:1  se:1 std3:0  std3:2 se:1  se:1 std3:2"),
     "upsample3": _edges("se:0 se:1  avg:0 se:2  se:0 dil2:1  se:0 se:1"),
 }
-# GuHuangAI/NPP (NPPNet, ICCV 2021, in part by the authors of PoseNAS): genotypes left beside its
-# search code, without published results
+# GuHuangAI/NPP (NPPNet, ICCV 2021, in part by the authors of PoseNAS): genotypes next to its search
+# code, without published results
 _NPP_ENCODER = {  # its note: searched on MPII
     "normal": _edges("std3:0 std3:1  std3:2 std3:0  std3:3 std3:0  std3:4 std3:3"),
     "reduce": _edges("max:1 std3:0  dil2:2 std3:0  dil2:3 dil2:2  dil2:4 dil2:3"),
@@ -246,7 +261,7 @@ _NPP_DECODER = {
     "upsample3": _edges("se:1 se:0  se:0 se:2  se:1 se:0  se:0 se:1"),
 }
 
-# MODEL.GENOTYPE -> genotype. The two of NPP have one half of their own and the other from PoseNAS
+# MODEL.GENOTYPE -> genotype. Those of NPP have one half from PoseNAS
 GENOTYPES: dict[str, Genotype] = {
     "posenas": Genotype(
         **_ENCODER,

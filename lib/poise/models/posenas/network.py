@@ -1,12 +1,11 @@
-"""PoseNAS: an encoder and two decoders of searched cells, with Fusion-and-Enhancement between the
-decoders.
+"""PoseNAS: an encoder and two decoders of searched cells, and Fusion-and-Enhancement between them.
 
 Paper: Bao et al., Pose-native Network Architecture Search for Multi-person Human Pose Estimation,
 ACM MM 2020, doi 10.1145/3394171.3413842. Repository: for-code0216/PoseNAS models/model_augment.py
 (743c062). Keys and figures: tests/golden/models/posenas_*.json.
 
 Two heatmaps are supervised; the second is the prediction. MODEL.EXTRA has the arguments of PoseNAS
-in upper case, but for the genotype, which is MODEL.GENOTYPE.
+in upper case, except for the genotype: MODEL.GENOTYPE.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class PoseNAS(PoseNetwork):
     invalid values.
 
     Args:
-        genotype: the wiring of the cells, by default that of the published networks.
+        genotype: edges of the cells, by default those of the published networks.
         num_keypoints: K, one heatmap each.
         init_channels: C, even; the encoder gives 2C, 4C, 8C and 16C channels at strides 4, 8, 16
             and 32. The published networks have 48 or 64.
@@ -89,7 +88,8 @@ class PoseNAS(PoseNetwork):
         check_se_reduction(se_reduction)
         self.aliased_features = aliased_features
         self.genotype = genotype
-        c, refined = 2 * init_channels, len(CONCAT) * refine_channels  # channels at stride 4
+        c = 2 * init_channels  # channels at stride 4
+        refined = len(CONCAT) * refine_channels
         encoder = (genotype.normal, genotype.reduce)
         decoder = (genotype.upsample1, genotype.upsample2, genotype.upsample3)
         scales = (c, 2 * c, 4 * c, 8 * c)
@@ -117,28 +117,26 @@ class PoseNAS(PoseNetwork):
         self.stage2 = DecoderStage(decoder, scales, num_keypoints, se_reduction)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, K, H / 4, W / 4); in train mode those of the first and of
-        the second decoder.
+        """(B, 3, H, W) -> heatmaps (B, K, H / 4, W / 4); in train mode those of both decoders.
 
-        Fusion-and-Enhancement adds up, at strides 4, 8 and 16, what the encoder gave (f), what the
-        first decoder made of it (t), and what the refining encoder makes of both. In PoseNAS's code
-        the decoder writes its results into the list that it reads from, and rectifies the stride-4
-        features in place: from there on f and t are the same tensors. The published weights were
-        trained so, and this is what is computed here. With aliased_features false f and t are what
-        their names say.
+        Fusion-and-Enhancement adds, at strides 4, 8 and 16, the features of the encoder (f), of the
+        first decoder (t) and of the refining encoder (g). In PoseNAS's code the decoder writes its
+        outputs into the list of its inputs, and the ReLU on the stride-4 features is in place:
+        after it f and t are the same tensors. The published weights were trained with this, so it
+        is the default. With aliased_features False, f and t are different tensors.
         """
         s0 = self.stem1(self.stem0(images))
         f4, f8, f16, f32 = self.cells(s0, self.stem2(s0))
         t4, t8, t16 = self.stage1(f4, f8, f16, f32)
-        # supervised, but no part of the prediction
+        # supervised, but not used for the prediction
         first = self.stage1.head(t4) if self.training else None
         if self.aliased_features:
             t4 = F.relu(t4)
             f4, f8, f16 = t4, t8, t16
             s0 = self.reduce_channel_prev(t4)
-            # the original's second call, on the same tensor, gives the same; but in training the
-            # running statistics of its batch norm then take two steps per batch, and the gradient's
-            # sums keep their order
+            # the original calls it twice on the same tensor. In training this updates the running
+            # statistics of its batch norm twice per batch, and the order of the gradient's sums
+            # matters too
             s1 = s0 + (self.reduce_channel_prev(t4) if self.training else s0)
         else:
             s0 = self.reduce_channel_prev(f4)
@@ -189,7 +187,7 @@ def check_se_reduction(value: int) -> None:
 
 
 def _match_channels(in_channels: int, out_channels: int) -> nn.Sequential:
-    # the ReLU must not work in place: its input is used again
+    # the ReLU must not be in place: its input is used again
     return nn.Sequential(
         nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
     )

@@ -1,4 +1,4 @@
-"""The operations that PoseNAS's cells are made of, and the table that names them.
+"""The operations of PoseNAS's cells and the table of their names.
 
 Paper: Bao et al., ACM MM 2020, doi 10.1145/3394171.3413842. Repository: for-code0216/PoseNAS
 models/ (743c062). Legend: B batch, C channels, h w cells of a feature map.
@@ -31,8 +31,9 @@ class ReLUConvBN(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Half the size by two strided 1x1 convolutions, the second one pixel further: (B, in, h, w)
-    -> (B, out, h / 2, w / 2), h and w even.
+    """Two 1x1 convolutions of stride 2, the second shifted by one pixel.
+
+    (B, in, h, w) -> (B, out, h / 2, w / 2), h and w even.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -59,11 +60,14 @@ class PoolBN(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighted by what is in the whole map (Hu et al., CVPR 2018, arXiv 1709.01507): (B,
-    C, h, w) -> the same.
+    """Channels weighted by a function of their means: (B, C, h, w) -> the same.
 
-    reduction: the inner layer has C / reduction channels. The published PoseNAS has 1, its first
-    version had 2.
+    Source: Hu et al., CVPR 2018, arXiv 1709.01507.
+
+    Args:
+        channels: C.
+        reduction: the inner layer has C / reduction channels. The published PoseNAS has 1, its
+            first version had 2.
     """
 
     def __init__(self, channels: int, reduction: int):
@@ -77,7 +81,7 @@ class SqueezeExcite(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """Pixels weighted by what is in them: (B, C, h, w) -> the same."""
+    """Pixels weighted by a function of their channels: (B, C, h, w) -> the same."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -98,8 +102,8 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-# The one table of operations: name in a genotype -> its module from (channels, stride, SE
-# reduction). A search takes any of them as candidates
+# name in a genotype -> (channels, stride, SE reduction) -> its module. All may be candidates of a
+# search
 OPERATIONS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "none": lambda c, stride, se: Zero(stride),
     "avg_pool_3x3": lambda c, stride, se: PoolBN(
@@ -115,6 +119,6 @@ OPERATIONS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "se_connect": lambda c, stride, se: SqueezeExcite(c, se),
     "spatial_wise": lambda c, stride, se: SpatialGate(c),
 }
-# these keep the size of their input whatever the stride, so they cannot lead from a reduction
-# cell's inputs; Genotype refuses them there
+# these keep the size of their input at any stride, so Genotype refuses them at the inputs of a
+# reduction cell
 SIZE_PRESERVING = ("se_connect", "spatial_wise")

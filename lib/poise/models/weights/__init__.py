@@ -1,14 +1,12 @@
-"""Weight files of every family: reading, recognising, loading into a network, converting, and the
-list of the released ones.
+"""Read, identify, load and convert weight files of every family, and list the released ones.
 
-    reading     a file of torch.save, without running code of it
-    nesting     how deep the tuples of a pickle lie within each other, before they are made
-    families    which network a set of names and shapes belongs to
-    formats     the ways in which weights are named and wrapped, and how each becomes Poise's
-    loading     load and load_pretrained, with their report
-    converting  Poise's names to the released ones and back
-    experiment  the text in a file that says which experiment trained it
-    origin      load_trained_weights: load weights for inference and warn of a mismatch
+reading     read and write files without running their code
+nesting     measure how deep tuples of a pickle are nested
+families    identify the network of a set of names and shapes
+formats     names of tensors in published files, and their conversion
+loading     load and load_pretrained, with a report
+converting  convert files to the published formats
+zoo         the released files of models/zoo.yaml
 """
 
 from poise.models.weights.loading import LoadReport, load, load_pretrained

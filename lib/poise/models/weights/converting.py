@@ -1,24 +1,41 @@
-"""Whole weight files of one format in another: what tools/convert_weights.py does."""
+"""Convert weight files between formats, for tools/convert_weights.py."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from poise.errors import ConfigError, DataError, single_line
 from poise.models.weights.families import UNKNOWN, count_keypoints, tensor_shapes
-from poise.models.weights.formats import TARGETS
+from poise.models.weights.formats import TARGETS, OutputFormat
 from poise.models.weights.loading import StateDictSource, load, match_channel_order
-from poise.models.weights.reading import add_experiment, add_keypoint_names, read_weight_file, save
+from poise.models.weights.reading import (
+    State,
+    add_experiment,
+    add_keypoint_names,
+    read_weight_file,
+    save,
+)
 
 
 @dataclass
 class ConversionReport:
-    """What was read and written. renamed: tensors whose names differ; added, dropped: those that
-    one side has and the other has not.
+    """What was read and written.
+
+    Args:
+        source: path of the file that was read.
+        target: path of the file that was written.
+        what: description of the network.
+        to: format that was written.
+        tensors: number of tensors in `source`.
+        renamed: number of tensors with another name in `target`.
+        added: number of tensors only in `target`.
+        dropped: number of tensors only in `source`.
+        notes: what else was done.
     """
 
     source: str
@@ -48,15 +65,19 @@ def convert(
     force: bool = False,
     experiment: str = "",
 ) -> ConversionReport:
-    """Write the pose weights of `source`, of any format that can be loaded, to `target` in the
-    format `to`, a key of formats.TARGETS.
+    """Convert the weights of a pose network to another format.
 
-    model: the network that the weights must fit exactly; without it they are taken for what their
-    names say. experiment: a text of weights.experiment for files under Poise's names, where
-    `source` has none. The file appears whole or not at all, and an old one is replaced only with
-    `force`. Weights of MSPN are written for BGR images, as its repository has them, and as mmpose's
-    for RGB. Raises DataError for a file that is no pose network or whose family `to` has no names
-    for.
+    MSPN is written for BGR images, as in its repository, and as mmpose's MSPN for RGB.
+
+    Args:
+        source: weight file of any format that can be loaded.
+        target: file to write, completely or not at all.
+        to: format to write, a key of formats.TARGETS.
+        model: network that the weights must fit exactly; None: that of their names.
+        force: whether to replace an existing file.
+        experiment: text of an experiment for files under Poise's names, if `source` has none.
+
+    Raises DataError if the file is not of a pose network or `to` has no names for its family.
     """
     if to not in TARGETS:
         raise ConfigError(
@@ -64,53 +85,68 @@ def convert(
         )
     target = Path(target)
     if target.exists() and not force:
-        raise DataError(f"{target}: is there already; give --force to replace it")
+        raise DataError(f"{target}: file exists; give --force to replace it")
     file = read_weight_file(source)
-    found = StateDictSource(file)
-    state = match_channel_order(found, None)
-    family = found.family
+    weights = StateDictSource(file)
+    state = match_channel_order(weights, None)
     if model is not None:
-        found.notes = load(model, source).notes
+        weights.notes = load(model, source).notes
         state = dict(model.state_dict())
-    elif family is UNKNOWN:
-        raise DataError(f"{source}: these are the weights of no network that Poise knows")
-    elif count_keypoints(family, tensor_shapes(state)) is None:
-        raise DataError(
-            f"{source}: these are the weights of {found.words}; such weights are not converted,"
-            " they load as MODEL.PRETRAINED"
-        )
-    format_ = TARGETS[to]
-    if family.name not in format_.families:
-        able = [name for name, other in TARGETS.items() if family.name in other.families]
-        raise DataError(
-            f"{source}: these are the weights of {found.words or 'another network'}, for which {to}"
-            f" has no names; they can be converted to {', '.join(able)}"
-        )
-    try:
-        written = format_.rename(state, family)
-    except (LookupError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{source}: these are the weights of {found.words or 'another network'}, but not all of"
-            f" them, or of other sizes than such a network has ({single_line(error)[:200]})"
-        ) from None
-    content = format_.wrap(written)
-    if to == "poise" and (file.experiment or experiment):
+    else:
+        _check_pose_network(weights, state)
+    output = _output_format(to, weights)
+    written = _rename(output, state, weights)
+    content: Any = output.wrap(written)
+    experiment = file.experiment or experiment
+    if to == "poise" and experiment:
         content = OrderedDict(content)
         content._metadata = OrderedDict()
-        content = add_experiment(
-            add_keypoint_names(content, file.joints), file.experiment or experiment
-        )
+        content = add_experiment(add_keypoint_names(content, file.joints), experiment)
     save(target, content)
-    kept = len(written.keys() & file.state.keys())
-    fewer, more = max(len(file.state) - len(written), 0), max(len(written) - len(file.state), 0)
+    num_added = max(len(written) - len(file.state), 0)
     return ConversionReport(
         str(source),
         str(target),
-        found.what or "another network",
+        weights.what or "another network",
         to,
         tensors=len(file.state),
-        renamed=len(written) - kept - more,
-        added=more,
-        dropped=fewer,
-        notes=found.notes,
+        renamed=len(written) - len(written.keys() & file.state.keys()) - num_added,
+        added=num_added,
+        dropped=max(len(file.state) - len(written), 0),
+        notes=weights.notes,
     )
+
+
+def _check_pose_network(weights: StateDictSource, state: State) -> None:
+    if weights.family is UNKNOWN:
+        raise DataError(f"{weights.path}: unsupported, its network is unknown")
+    if count_keypoints(weights.family, tensor_shapes(state)) is None:
+        raise DataError(
+            f"{weights.path}: has the weights of {weights.description}; such files are not"
+            " converted, use them as MODEL.PRETRAINED"
+        )
+
+
+def _rename(output: OutputFormat, state: State, weights: StateDictSource) -> State:
+    """Return `state` under the names of a format. Raises DataError if it is not complete."""
+    try:
+        return output.rename(state, weights.family)
+    except (LookupError, RuntimeError, ValueError) as error:
+        network = weights.description or "the network"
+        raise DataError(
+            f"{weights.path}: corrupt, tensors of {network} are missing or have other sizes"
+            f" ({single_line(error)[:200]})"
+        ) from None
+
+
+def _output_format(to: str, weights: StateDictSource) -> OutputFormat:
+    """Return the format `to`. Raises DataError if it has no names for the network."""
+    name = weights.family.name
+    if name not in TARGETS[to].families:
+        supported = [other for other, output in TARGETS.items() if name in output.families]
+        network = weights.description or "another network"
+        raise DataError(
+            f"{weights.path}: has the weights of {network}, which {to} has no names for; convert it"
+            f" to {', '.join(supported)}"
+        )
+    return TARGETS[to]

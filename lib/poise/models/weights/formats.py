@@ -1,9 +1,8 @@
-"""The ways in which published weights are named, and how each becomes Poise's names: one table, for
-loading and for converting.
+"""The names of tensors in published weight files, and how they are converted to Poise's.
 
-Poise's names are those of the original repositories, so their files need no renaming at all:
-SimpleBaseline, HRNet, Res2Net-Pose, MSPN, PoseNAS and MogaNet's pose networks. What remains are
-ImageNet files of other names and the weights of mmpose.
+Poise's names are those of the original repositories, so the files of SimpleBaseline, HRNet,
+Res2Net-Pose, MSPN, PoseNAS and MogaNet's pose networks are loaded as they are. Others are ImageNet
+files and the weights of mmpose.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,11 +20,14 @@ from poise.models.weights.reading import AVERAGED, State, is_averaging_counter
 
 @dataclass(frozen=True)
 class Format:
-    """A naming. marks: patterns; each begins a name of every such file.
+    """A naming of tensors.
 
-    to_poise: the state dict under Poise's names; names that it does not know stay as they are.
-    order: the order of the image's channels that the weights were trained on, where it is known
-    ('rgb'). source: who names so, and where that can be read.
+    Args:
+        name: name of the naming, for messages.
+        marks: patterns; every such file has names that begin with each of them.
+        to_poise: converts the names of a state dict. Unknown names stay unchanged.
+        order: channel order of the training images, 'rgb', or '' if unknown.
+        source: repository and file that define the names.
     """
 
     name: str
@@ -35,7 +38,7 @@ class Format:
 
 
 def rename(state: State, rules: tuple[tuple[str, str], ...]) -> State:
-    """Each name with the first rule applied whose pattern begins it."""
+    """Apply to each name the first rule whose pattern it begins with."""
 
     def renamed(name: str) -> str:
         for pattern, replacement in rules:
@@ -49,7 +52,7 @@ def rename(state: State, rules: tuple[tuple[str, str], ...]) -> State:
 
 # mmpose -------------------------------------------------------------------------------------------
 
-# 0.x says keypoint_head, 1.x head and reads both
+# the head is keypoint_head in 0.x and head in 1.x, which reads both
 _MMPOSE = ((r"backbone\.", ""), (r"(?:keypoint_head|head)\.(?=deconv_layers\.|final_layer\.)", ""))
 _MMPOSE_BLOCK = r"backbone\.multi_stage_mspn\.(\d+)\."
 _MMPOSE_MSPN = (
@@ -91,59 +94,55 @@ _MSPN_MMPOSE = (
         r"backbone.multi_stage_mspn.\1.upsample.\2.",
     ),
 )
-_UNITS = 4  # MSPN's units of a stage, each with a head
+_UNITS = 4  # units of an MSPN stage, each with a head
 
 
 def _mmpose_mspn_to_poise(state: State) -> State:
-    """Heads into their units, and a bias of 0 for every convolution: mmpose's have none, since
-    batch norm follows.
-    """
+    """Convert mmpose's MSPN. Convolutions get a bias of 0, which mmpose's do not have."""
 
     def head(match: re.Match) -> str:
         number, layer = int(match[1]), int(match[2])
         return f"stage{number // _UNITS}.upsample.up{number % _UNITS + 1}.res_conv{layer + 1}."
 
     pattern = r"\A(?:keypoint_head|head)\.predict_layers\.(\d+)\.conv_layers\.([01])\."
-    found = rename(
-        {re.sub(pattern, head, name): tensor for name, tensor in state.items()}, _MMPOSE_MSPN
-    )
+    heads = {re.sub(pattern, head, name): tensor for name, tensor in state.items()}
+    renamed = rename(heads, _MMPOSE_MSPN)
     biases = {
         name.removesuffix("weight") + "bias": torch.zeros(len(tensor), dtype=tensor.dtype)
-        for name, tensor in found.items()
+        for name, tensor in renamed.items()
         if re.match(r"(top|stage\d+)\.", name) and name.endswith(".conv.weight") and tensor.dim()
     }
-    return {**biases, **found}
+    return {**biases, **renamed}
 
 
 def _mspn_to_mmpose(state: State) -> State:
-    """Back. The biases go into the running means behind them, where they have the same effect:
-    (x + b) - m = x - (m - b).
+    """Convert to mmpose's MSPN.
+
+    Biases are subtracted from the running means after them: (x + b) - m = x - (m - b).
     """
-    found = dict(state)
+    merged = dict(state)
     for name in [name for name in state if name.endswith(".conv.bias")]:
         mean = name.removesuffix("conv.bias") + "bn.running_mean"
-        bias = found.pop(name)
-        found[mean] = found[mean] - bias
+        merged[mean] = merged[mean] - merged.pop(name)
 
     def head(match: re.Match) -> str:
-        stage, unit, layer = (int(number) for number in match.groups())
+        stage, unit, layer = map(int, match.groups())
         return f"keypoint_head.predict_layers.{stage * _UNITS + unit - 1}.conv_layers.{layer - 1}."
 
     pattern = r"\Astage(\d+)\.upsample\.up(\d)\.res_conv([12])\."
-    return rename(
-        {re.sub(pattern, head, name): tensor for name, tensor in found.items()}, _MSPN_MMPOSE
-    )
+    heads = {re.sub(pattern, head, name): tensor for name, tensor in merged.items()}
+    return rename(heads, _MSPN_MMPOSE)
 
 
 def swap_channel_order(state: State, first_conv: str) -> State:
-    """The same network for images of the opposite channel order (RGB and BGR), with mean and
-    standard deviation turned likewise.
+    """Return the same network for images of the opposite channel order (RGB and BGR).
+
+    Mean and standard deviation of the images must be in the new order too.
     """
-    return (
-        {**state, first_conv: state[first_conv].flip(1)}
-        if first_conv in state and state[first_conv].dim() > 1
-        else state
-    )
+    weight = state.get(first_conv)
+    if weight is None or weight.dim() < 2:
+        return state
+    return {**state, first_conv: weight.flip(1)}
 
 
 # ImageNet -----------------------------------------------------------------------------------------
@@ -159,7 +158,7 @@ _RESNET_MSPN = (
 
 
 def resnet_to_mspn(state: State, stages: int) -> State:
-    """An ImageNet ResNet in MSPN's top and in the ways down of its first `stages` stages.
+    """Rename an ImageNet ResNet to MSPN's top and the downsampling of its first `stages` stages.
 
     The authors load the first stage alone (megvii-research/MSPN issue 20), mmpose all
     (mmpose/models/backbones/mspn.py).
@@ -168,7 +167,7 @@ def resnet_to_mspn(state: State, stages: int) -> State:
 
 
 def copy_to_stages(state: State, stages: int) -> State:
-    """What stands in stage 0 of an MSPN's way down, in the first `stages` ones."""
+    """Copy the downsampling of an MSPN's stage 0 to its first `stages` stages."""
     down = {name: tensor for name, tensor in state.items() if name.startswith("stage0.downsample.")}
     copies = {
         name.replace("stage0.", f"stage{stage}.", 1): tensor
@@ -178,7 +177,7 @@ def copy_to_stages(state: State, stages: int) -> State:
     return {**state, **copies}
 
 
-# the first that fits
+# the first match counts
 FORMATS = (
     Format(
         "mmpose's MSPN",
@@ -208,31 +207,31 @@ RELEASED = Format("", (), lambda state: state, "", "the repository of each famil
 
 
 def identify_format(state: State) -> Format:
-    """How the names of a file are made; RELEASED where they need no renaming, and for a network
-    that is not known.
-    """
-    return next(
-        (
-            known
-            for known in FORMATS
-            if all(any(re.match(mark, name) for name in state) for mark in known.marks)
-        ),
-        RELEASED,
-    )
+    """Return the naming of a file; RELEASED for Poise's names and unknown networks."""
+    for known in FORMATS:
+        if all(any(re.match(mark, name) for name in state) for mark in known.marks):
+            return known
+    return RELEASED
 
 
-def strip_wrappers(state: State, own: Shapes | None = None) -> tuple[State, list[str]]:
-    """Return the weights without the name that a training loop's module gave the network.
+def strip_wrappers(state: State, network: Shapes | None = None) -> tuple[State, list[str]]:
+    """Remove the attribute name that a training loop's module gave the network.
 
-    PyTorch Lightning's checkpoints have the network as `model.` or `net.`, next to what else the
-    module holds, such as a loss or an average; the names of these tensors are returned too.
-    Such names may be nested (`model.net.`). The counter of an AveragedModel inside is dropped.
-    own: the names and shapes of the network that is to take the weights. Where it uses such a name
-    itself, the weights are returned as they are.
+    Checkpoints of PyTorch Lightning have the network as `model.` or `net.`, next to other tensors
+    of the module such as a loss or an average. Such names may be nested (`model.net.`). The counter
+    of an AveragedModel inside is removed.
+
+    Args:
+        state: tensors of a file.
+        network: names and shapes of the network to load. If it uses such a name itself, the state
+            is returned unchanged.
+
+    Returns:
+        The network's tensors and the names of the others.
     """
     for attribute in ("model", "net"):
         pattern = rf"\A{attribute}\.(?:module\.)*"
-        if own and any(re.match(pattern, name) for name in own):
+        if network and any(re.match(pattern, name) for name in network):
             continue
         inside = [name for name in state if re.match(pattern, name)]
         others = [name for name in state if not re.match(pattern, name)]
@@ -241,29 +240,39 @@ def strip_wrappers(state: State, own: Shapes | None = None) -> tuple[State, list
             continue
         if AVERAGED in inner and is_averaging_counter(n.split(".", 1)[1] for n in inside):
             del inner[AVERAGED]
-        inner, more = strip_wrappers(inner, own)
+        inner, more = strip_wrappers(inner, network)
         others += more
-        known = (
-            identify_format(inner) is not RELEASED
-            or identify_family(tensor_shapes(inner)) is not UNKNOWN
-        )
-        if known or not others or (own and own.keys() <= inner.keys()):
+        if not others or _is_network(inner, network):
             return inner, others
     return state, []
 
 
-# Poise's names to the released ones ---------------------------------------------------------------
+def _is_network(state: State, network: Shapes | None) -> bool:
+    """Return whether tensors are of a known network, or contain those of `network`."""
+    if (
+        identify_format(state) is not RELEASED
+        or identify_family(tensor_shapes(state)) is not UNKNOWN
+    ):
+        return True
+    return network is not None and len(network) > 0 and network.keys() <= state.keys()
+
+
+# output formats ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Target:
-    """What tools/convert_weights.py writes. families: whose weights it can be. rename, wrap: the
-    state dict and the file around it.
+class OutputFormat:
+    """A format that tools/convert_weights.py writes.
+
+    Args:
+        families: names of families that have it.
+        rename: converts the names of a state dict.
+        wrap: returns the content of the file with this state dict.
     """
 
     families: tuple[str, ...]
     rename: Callable[[State, Family], State] = lambda state, family: state
-    wrap: Callable[[State], dict] = lambda state: state
+    wrap: Callable[[State], dict[str, Any]] = lambda state: state
 
 
 def _to_mmpose(state: State, family: Family) -> State:
@@ -278,13 +287,13 @@ def _to_mmpose(state: State, family: Family) -> State:
 
 _RESNETS = ("resnet", "res2net", "res2net_v1b")
 TARGETS = {
-    "poise": Target((*_RESNETS, "hrnet", "mspn", "posenas", "moganet", UNKNOWN.name)),
-    "simplebaseline": Target(_RESNETS),
-    "hrnet": Target(("hrnet", *_RESNETS)),
-    "mspn": Target(("mspn",), wrap=lambda state: {"model": state}),
-    "posenas": Target(("posenas",)),
-    "moganet": Target(("moganet",), wrap=lambda state: {"meta": {}, "state_dict": state}),
-    "mmpose": Target(
+    "poise": OutputFormat((*_RESNETS, "hrnet", "mspn", "posenas", "moganet", UNKNOWN.name)),
+    "simplebaseline": OutputFormat(_RESNETS),
+    "hrnet": OutputFormat(("hrnet", *_RESNETS)),
+    "mspn": OutputFormat(("mspn",), wrap=lambda state: {"model": state}),
+    "posenas": OutputFormat(("posenas",)),
+    "moganet": OutputFormat(("moganet",), wrap=lambda state: {"meta": {}, "state_dict": state}),
+    "mmpose": OutputFormat(
         ("resnet", "hrnet", "mspn", "moganet"),
         _to_mmpose,
         lambda state: {"meta": {}, "state_dict": state},

@@ -1,10 +1,9 @@
-"""Reading and writing files of torch.save. No code of a stranger's file is ever run.
+"""Read and write files of torch.save without running code of a file.
 
-Files are read with torch.load(weights_only=True), which makes tensors and plain values and nothing
-else. Published checkpoints hold other things too: HRNet's have a NumPy number beside the weights,
-mmpose's NumPy arrays and the loggers of mmengine, timm's the arguments of the command line. For
-these an empty object of ours stands in, so the weights can be had although the rest is not
-understood.
+Files are read with torch.load(weights_only=True), which makes tensors and plain values only.
+Published checkpoints have other objects too: HRNet's a NumPy number next to the weights, mmpose's
+NumPy arrays and the loggers of mmengine, timm's the arguments of the command line. An empty
+placeholder replaces each of these, so that the weights can be read.
 """
 
 from __future__ import annotations
@@ -26,29 +25,35 @@ from poise.io.files import atomic_write, check_memory
 from poise.models.weights import zoo
 from poise.models.weights.nesting import check_nesting
 
-# where a dict with the state dict in it may have it: HRNet, mmcv, timm; MSPN, detectron2
+# keys of a state dict in a checkpoint: of HRNet, mmcv, timm; MSPN, detectron2
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 AVERAGED = "n_averaged"  # the counter of torch.optim.swa_utils.AveragedModel
-_MOST_FOREIGN_CLASSES = 64
-_JOINTS, _EXPERIMENT = "poise.joints", "poise.experiment"
-_LONGEST_EXPERIMENT = 1 << 18  # characters
-_MOST_OF_NUMPY = 16  # besides; each class has the file read once more
+_JOINTS, _EXPERIMENT = "poise.joints", "poise.experiment"  # keys of a state dict's _metadata
+_MAX_PLACEHOLDERS = 64  # each has the file read once more
+_MAX_NUMPY_PLACEHOLDERS = 16  # more for classes of NumPy
+_MAX_EXPERIMENT_LENGTH = 1 << 18  # characters
+_MAX_NAME_LENGTH = 1000  # of a tensor
+_MAX_SHARED_BYTES = 1 << 30  # of a tensor whose values share memory
+_PROBE_BYTES = 1 << 20  # more than a block of a disk
 # members of TorchScript's and torch.export's files
-_OF_EXPORTS = ("constants.pkl", "archive_format", "serialized_exported_program.json")
-_TORCHS_WRITER = re.compile("inline_container|PytorchStreamWriter|iostream error")
-_MORE_THAN_A_BLOCK = 1 << 20  # bytes
-_LONGEST_NAME = 1000  # of a tensor
-_MOST_SHARED = 1 << 30  # bytes that a tensor may claim whose values are all the same few
+_EXPORT_MEMBERS = ("constants.pkl", "archive_format", "serialized_exported_program.json")
+_TORCH_WRITE_ERROR = re.compile("inline_container|PytorchStreamWriter|iostream error")
+# yacs' CfgNode, mmcv's ConfigDict, EasyDict, OmegaConf's DictConfig, defaultdict
+_DICT_CLASS = re.compile(r"(?i)(dict|cfgnode|dictconfig)$")
 
 State = dict[str, torch.Tensor]
 
 
 @dataclass
 class WeightFile:
-    """The weights of a file under the names that they have there, without 'module.'.
+    """The content of a weight file.
 
-    foreign: the classes of what was not read. joints, experiment: see add_keypoint_names and
-    add_experiment.
+    Args:
+        path: path of the file.
+        state: tensors under the file's names, without 'module.'.
+        foreign: classes of objects that were not read.
+        joints: names of the keypoints, see add_keypoint_names.
+        experiment: text of the experiment, see add_experiment.
     """
 
     path: str
@@ -59,61 +64,54 @@ class WeightFile:
 
 
 class WeightReadError(DataError):
-    """The system could not read a file that may be whole: a disk that is away for a moment, too
-    many open files, no memory.
+    """The system failed to read a file that may be intact.
+
+    Examples: a disk that is not available for a moment, too many open files, no memory.
     """
 
 
-class _Unread:
-    """Stands for an object of a class that is not ours to make; whatever it was made of is
-    dropped.
-    """
+class _Placeholder:
+    """Stands for an object of an unknown class; its content is dropped."""
 
-    def __new__(cls, *_, **__):
+    def __new__(cls, *_: Any, **__: Any) -> Any:
         return object.__new__(cls)
 
-    def __init__(self, *_, **__):
+    def __init__(self, *_: Any, **__: Any):
         pass
 
-    def __setstate__(self, _):
+    def __setstate__(self, _: Any) -> None:
         pass
 
 
-class _UnreadDict(_Unread):
-    """The same for kinds of dict, which are filled item by item."""
+class _DictPlaceholder(_Placeholder):
+    """The same for kinds of dict, whose items are set one by one."""
 
-    def __new__(cls, *_, **__):
+    def __new__(cls, *_: Any, **__: Any) -> Any:
         return OrderedDict()
 
 
 def read_state_dict(path: str | Path) -> State:
-    """The state dict in a file, under the names that it has there: see read_weight_file."""
+    """Return the state dict of a file, see read_weight_file."""
     return read_weight_file(path).state
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
-    """The weights in a file: bare, or in a dict as 'state_dict', 'model' or 'model_state_dict'.
+    """Read a file of torch.save or safetensors with a state dict.
 
-    Files of torch.save and of safetensors. Names are those of the network itself, without what
-    DataParallel, DistributedDataParallel, AveragedModel and torch.compile add to them.
+    The state dict may be in a dict as 'state_dict', 'model' or 'model_state_dict'. What
+    DataParallel, DistributedDataParallel, AveragedModel and torch.compile add to names is removed.
 
-    Raises DataError when the file is missing, is not a weight file, or holds weights that could not
-    be read without running code.
+    Raises DataError if the file is missing, is not a weight file, or has weights that cannot be
+    read without running code.
     """
     path = Path(path)
+    content: Any
+    foreign: list[str] = []
     if _is_safetensors(path):
-        content, foreign = _read_safetensors(path), []
+        content = _read_safetensors(path)
     else:
-        content, foreign = _read(path, "weight file", _MOST_FOREIGN_CLASSES)
-    for _ in range(3):  # a state dict may be wrapped twice, as {"model": {"state_dict": ...}}
-        inner = (
-            next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-            if isinstance(content, Mapping)
-            else None
-        )
-        if inner is None:
-            break
-        content = inner
+        content, foreign = _read(path, "weight file", _MAX_PLACEHOLDERS)
+    content = _unwrap(content)
     if (
         not isinstance(content, Mapping)
         or not content
@@ -123,50 +121,60 @@ def read_weight_file(path: str | Path) -> WeightFile:
             raise _foreign_code(path, foreign[0])
         raise DataError(f"{path}: holds no state dict (names and tensors)")
     state: State = {}
-    for name, tensor in content.items():
-        plain = _own_name(str(name))
-        if len(plain) > _LONGEST_NAME:
+    for key, tensor in content.items():
+        name = _strip_prefixes(str(key))
+        if len(name) > _MAX_NAME_LENGTH:
             raise DataError(
-                f"{path}: holds a tensor with a name of {len(plain)} letters,"
-                f" {escape_name(plain, 40)}, which no network has"
+                f"{path}: holds a tensor with a name of {len(name)} letters,"
+                f" {escape_name(name, 40)}, which no network has"
             )
-        if plain in state:
-            raise DataError(f"{path}: holds {escape_name(plain)} twice, with and without 'module.'")
+        if name in state:
+            raise DataError(f"{path}: holds {escape_name(name)} twice, with and without 'module.'")
         if not is_plain(tensor):
             raise DataError(
-                f"{path}: {escape_name(plain)} is no plain tensor (sparse, quantised, without"
+                f"{path}: {escape_name(name)} is not a plain tensor (sparse, quantized, without"
                 " memory, or of more values than the file holds)"
             )
-        state[plain] = tensor
+        state[name] = tensor
     if AVERAGED in state and is_averaging_counter(content):
         del state[AVERAGED]
-    return WeightFile(
-        str(path), state, tuple(foreign), _joints_of(content), _experiment_of(content)
-    )
+    joints, experiment = _read_metadata(content)
+    return WeightFile(str(path), state, tuple(foreign), joints, experiment)
 
 
-def _own_name(name: str) -> str:
+def _unwrap(content: Any) -> Any:
+    """Return the state dict of a checkpoint; it may be wrapped twice: {"model": {"state_dict"}}."""
+    for _ in range(3):
+        if not isinstance(content, Mapping):
+            return content
+        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            return content
+        content = inner[0]
+    return content
+
+
+def _strip_prefixes(name: str) -> str:
     """Return a tensor's name without the wrappers: `_orig_mod.` anywhere, leading `module.`."""
     return re.sub(r"\A(?:module\.)+", "", re.sub(r"(?<![^.])_orig_mod\.", "", name))
 
 
 def is_averaging_counter(names: Iterable[Any]) -> bool:
-    """Whether n_averaged is AveragedModel's, which is outside of its `module.`, or the network's
-    own.
-    """
-    wrappers = {_own_name(name): name.count("module.") for name in map(str, names)}
+    """Return whether n_averaged is AveragedModel's, outside of its `module.`, or the network's."""
+    wrappers = {_strip_prefixes(name): name.count("module.") for name in map(str, names)}
     counter = wrappers.pop(AVERAGED)
     return bool(wrappers) and counter < min(wrappers.values())
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file is one of safetensors: the length of a JSON header, then the header."""
+    """Return whether a file begins as those of safetensors: length of a JSON header, header."""
     try:
         if not path.is_file():  # opening a named pipe would wait for a writer
             return False
         with open(path, "rb") as file:
-            length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
-        return path.suffix == ".safetensors" or (brace == b"{" and length <= path.stat().st_size)
+            header_length = int.from_bytes(file.read(8), "little")
+            has_header = file.read(1) == b"{" and header_length <= path.stat().st_size
+        return path.suffix == ".safetensors" or has_header
     except OSError:  # reading it reports this
         return False
 
@@ -191,45 +199,44 @@ def _read_safetensors(path: Path) -> State:
         ) from None
 
 
-def add_keypoint_names(state: State, names: Sequence[str]) -> State:
-    """A network's state_dict() that says, once it is saved, what the network's joints are.
+def add_keypoint_names(state: Any, names: Sequence[str]) -> Any:
+    """Add the names of the keypoints to a network's state_dict().
 
-    The names stand beside PyTorch's own version numbers, in the `_metadata` that every state_dict()
-    carries: the file stays a plain state dict for whoever else reads it.
+    They are in the `_metadata` that every state_dict() has next to PyTorch's version numbers, so
+    the saved file stays a plain state dict for other programs.
     """
     state._metadata[_JOINTS] = list(names)
     return state
 
 
-def add_experiment(state: State, text: str) -> State:
-    """Add a text of weights.experiment to a network's state_dict(), next to the joints' names."""
+def add_experiment(state: Any, text: str) -> Any:
+    """Add the text of an experiment to a network's state_dict()."""
     state._metadata[_EXPERIMENT] = text
     return state
 
 
-def _joints_of(content: Any) -> tuple[str, ...]:
-    """Return the names that add_keypoint_names added, or () for other files and values."""
-    about = getattr(content, "_metadata", None)
-    names = about.get(_JOINTS) if isinstance(about, Mapping) else None
-    return (
-        tuple(names)
-        if isinstance(names, list)
-        and len(names) <= MAX_JOINTS
-        and all(isinstance(name, str) for name in names)
-        else ()
-    )
-
-
-def _experiment_of(content: Any) -> str:
-    """Return the text that add_experiment added, or '' for other files and values."""
-    about = getattr(content, "_metadata", None)
-    text = about.get(_EXPERIMENT) if isinstance(about, Mapping) else None
-    return text if isinstance(text, str) and len(text) <= _LONGEST_EXPERIMENT else ""
+def _read_metadata(content: Any) -> tuple[tuple[str, ...], str]:
+    """Return the keypoint names and the experiment of a state dict; () and '' if invalid."""
+    metadata = getattr(content, "_metadata", None)
+    if not isinstance(metadata, Mapping):
+        return (), ""
+    names = metadata.get(_JOINTS)
+    if (
+        not isinstance(names, list)
+        or len(names) > MAX_JOINTS
+        or not all(isinstance(name, str) for name in names)
+    ):
+        names = []
+    text = metadata.get(_EXPERIMENT)
+    if not isinstance(text, str) or len(text) > _MAX_EXPERIMENT_LENGTH:
+        text = ""
+    return tuple(names), text
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has memory for its values: a few bytes of a file can say that a million
-    rows are all the same one.
+    """Return whether a tensor has memory for its values.
+
+    A few bytes of a file can define a tensor whose million rows share memory.
     """
     if (
         tensor.layout != torch.strided
@@ -238,24 +245,20 @@ def is_plain(tensor: torch.Tensor) -> bool:
         or tensor.is_nested
     ):
         return False
-    return tensor.numel() * tensor.element_size() <= max(
-        tensor.untyped_storage().nbytes(), _MOST_SHARED
-    )
+    max_bytes = max(tensor.untyped_storage().nbytes(), _MAX_SHARED_BYTES)
+    return tensor.numel() * tensor.element_size() <= max_bytes
 
 
 def read_tensors(path: str | Path, what: str) -> Any:
-    """The content of a file of torch.save: tensors and plain values, nothing else; NumPy's objects
-    are left empty.
+    """Return the tensors and plain values in a file of torch.save; NumPy's objects are empty.
 
-    `what` goes into the DataError where it cannot be read.
+    what: description of the file for the DataError.
     """
     return _read(Path(path), what, 0)[0]
 
 
 def save(path: str | Path, content: Any) -> None:
-    """torch.save in place of the old file, wholly or not at all. Raises DataError where it
-    cannot be written.
-    """
+    """Write a file of torch.save atomically. Raises DataError if it cannot be written."""
     with atomic_write(path) as part:
         try:
             torch.save(content, part)
@@ -264,7 +267,7 @@ def save(path: str | Path, content: Any) -> None:
             first: BaseException = error  # closing the file fails too, and hides what came before
             while isinstance(first.__context__, RuntimeError):
                 first = first.__context__
-            if not _TORCHS_WRITER.search(str(first)):
+            if not _TORCH_WRITE_ERROR.search(str(first)):
                 raise first from None
             raise DataError(
                 f"{path}: cannot be written ({single_line(error)}); the file before it, if any, is"
@@ -273,117 +276,106 @@ def save(path: str | Path, content: Any) -> None:
 
 
 def _try_writing(path: Path) -> None:
-    """Raise the system's OSError where no more can be written to a file, as on a full disk."""
+    """Raise the system's OSError if the file cannot grow, as on a full disk."""
     with open(path, "ab") as file:
-        file.write(bytes(_MORE_THAN_A_BLOCK))
+        file.write(bytes(_PROBE_BYTES))
 
 
 def read_error(path: str | Path, error: OSError | MemoryError) -> WeightReadError:
-    """What to raise where the system failed and not the file."""
-    return WeightReadError(
-        f"{path}: cannot be read"
-        f" ({getattr(error, 'strerror', None) or str(error) or 'no memory left'}); the file may be"
-        " whole: try again"
-    )
+    """Return the exception for a failure of the system."""
+    reason = getattr(error, "strerror", None) or str(error) or "no memory left"
+    return WeightReadError(f"{path}: cannot be read ({reason}); the file may be whole: try again")
 
 
-def _read(path: Path, what: str, most_foreign: int) -> tuple[Any, list[str]]:
-    """(content, foreign classes). Each class that torch does not know is replaced by an empty
-    one, and the reading begun again.
+def _read(path: Path, what: str, max_placeholders: int) -> tuple[Any, list[str]]:
+    """Return the content of a file and the classes that placeholders replace.
+
+    torch names one unknown class at a time, so each has the file read once more.
     """
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except OSError as error:
         raise read_error(path, error) from None
-    if not there:
+    if not exists:
         raise DataError(f"{path}: no such {what}{zoo.download_hint(path)}")
-    foreign: dict[str, type] = {}
+    placeholders: dict[str, type] = {}
     while True:
         try:
-            with (
-                warnings.catch_warnings(),
-                torch.serialization.safe_globals(
-                    [(empty, name) for name, empty in foreign.items()]
-                ),
-            ):
-                warnings.simplefilter("ignore")  # torch warns of what it then refuses
-                if not foreign:
-                    _check_packing(path, what)
-                return torch.load(path, map_location="cpu", weights_only=True), list(foreign)
+            if not placeholders:
+                _check_archive(path, what)
+            return _load_plain(path, placeholders), list(placeholders)
         except (OSError, MemoryError) as error:
             raise read_error(path, error) from None
         except DataError:
             raise
-        # a damaged file makes torch raise many kinds, AssertionError and struct.error among them
+        # a corrupt file makes torch raise many kinds, AssertionError and struct.error among them
         except Exception as error:
             if is_out_of_memory(error):
                 raise read_error(path, MemoryError()) from None
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            if found is None and foreign:
-                raise _foreign_code(path, next(iter(foreign))) from None
-            if found is None:
+            match = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if match is None and not placeholders:
                 raise DataError(
                     f"{path}: not a {what} of PyTorch, or damaged ({type(error).__name__})"
                 ) from None
+            shown_name = match[1] if match else next(iter(placeholders))
             # torch shortens the names of builtins
-            name = found[1] if "." in found[1] else f"builtins.{found[1]}"
-            if (
-                name in foreign
-                or len(foreign) >= most_foreign + _MOST_OF_NUMPY * name.startswith("numpy.")
-                or "blocked" in str(error)
-            ):
-                raise _foreign_code(path, found[1]) from None
-            # yacs' CfgNode, mmcv's ConfigDict, EasyDict, OmegaConf's DictConfig, defaultdict
-            foreign[name] = (
-                _UnreadDict if re.search(r"(?i)(dict|cfgnode|dictconfig)$", name) else _Unread
-            )
+            name = shown_name if "." in shown_name else f"builtins.{shown_name}"
+            max_count = max_placeholders + _MAX_NUMPY_PLACEHOLDERS * name.startswith("numpy.")
+            is_blocked = "blocked" in str(error)
+            if name in placeholders or len(placeholders) >= max_count or is_blocked:
+                raise _foreign_code(path, shown_name) from None
+            is_dict = _DICT_CLASS.search(name) is not None
+            placeholders[name] = _DictPlaceholder if is_dict else _Placeholder
 
 
-def _check_packing(path: Path, what: str) -> None:
-    """Raise DataError where reading would take much more memory than the file has bytes, for
-    torch unpacks compressed members, which its own files never have, or all of the stack.
+def _load_plain(path: Path, placeholders: Mapping[str, type]) -> Any:
+    replaced: list[Any] = [(placeholder, name) for name, placeholder in placeholders.items()]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(replaced):
+        warnings.simplefilter("ignore")  # torch warns of what it then refuses
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_archive(path: Path, what: str) -> None:
+    """Raise DataError if reading a file would take much more memory than its size.
+
+    torch unpacks compressed members, which its own files never have, and may use all of the stack.
     """
+
+    def nested() -> DataError:
+        return DataError(
+            f"{path}: not a {what} that PyTorch has written, for it nests tuples without end; do"
+            " not trust it"
+        )
+
     size = path.stat().st_size
     check_memory(path, what, size)
     with open(path, "rb") as file:
-        # the form before PyTorch 1.6, which nothing can be packed in
+        # the format before PyTorch 1.6, which has no compression
         if file.read(4) != b"PK\x03\x04":
             file.seek(0)
-            check_nesting(file, lambda: _nested(path, what))
+            check_nesting(file, nested)
             return
     with open_bounded_zip(path, plain=True) as archive:
         members = archive.infolist()
-        if any(member.filename.rsplit("/", 1)[-1] in _OF_EXPORTS for member in members):
+        if any(member.filename.rsplit("/", 1)[-1] in _EXPORT_MEMBERS for member in members):
             raise DataError(
                 f"{path}: holds an exported network (TorchScript or torch.export), not a {what};"
                 " give the weights that it was made from"
             )
-        if (
-            any(
-                member.compress_type or member.file_size != member.compress_size
-                for member in members
-            )
-            or sum(member.file_size for member in members) > size
-        ):
+        compressed = [m for m in members if m.compress_type or m.file_size != m.compress_size]
+        if compressed or sum(member.file_size for member in members) > size:
             raise DataError(
                 f"{path}: not a {what} that PyTorch has written, for its members are compressed or"
                 " larger than the file; do not trust it"
             )
         for member in members:
             if member.filename.endswith("data.pkl"):
-                with archive.open(member) as file:
-                    check_nesting(file.read(), lambda: _nested(path, what))
-
-
-def _nested(path: Path, what: str) -> DataError:
-    return DataError(
-        f"{path}: not a {what} that PyTorch has written, for it nests tuples without end; do not"
-        " trust it"
-    )
+                with archive.open(member) as pickle:
+                    check_nesting(pickle.read(), nested)
 
 
 def _foreign_code(path: str | Path, name: str) -> DataError:
     return DataError(
         f"{path}: holds more than tensors and plain values ({escape_name(name)}), and reading it"
-        " could run a stranger's code; save its state dict alone and use that"
+        " could run untrusted code; save its state dict alone and use that"
     )

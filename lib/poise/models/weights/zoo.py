@@ -1,11 +1,9 @@
-"""models/zoo.yaml: the weight files that were released, where they lie, and where Poise expects
-them.
-"""
+"""The released weight files of models/zoo.yaml: their links, checksums and local paths."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,39 +16,38 @@ from poise.visualization.tables import align_columns
 
 ZOO = Path(__file__).parents[4] / "models" / "zoo.yaml"
 KINDS = ("imagenet", "pose")
-_TEXTS = (
-    "name",
-    "family",
-    "what",
-    "file",
-    "page",
-    "licence",
-    "target",
-    "url",
-    "sha256_prefix",
-    "note",
-)
+_REQUIRED = ("name", "family", "what", "page", "licence", "target")
 
 
 @dataclass(frozen=True)
 class ZooEntry:
     """One released file.
 
-    what: 'imagenet' (a backbone, for MODEL.PRETRAINED) or 'pose' (a whole network, for
-    TEST.MODEL_FILE). file: its published name; '' where its page does not tell before one is there.
-    page: where it is offered. url: from where it can be fetched; '' where only a person can
-    (by_hand). sha256_prefix: first hex digits of its sum, as in the published name; '' for none.
-    size_bytes: 0 where not known. target: path where experiments expect it. experiments: those that
-    start from it or test it, with `overrides` behind their name.
+    Args:
+        name: unique in the list.
+        family: name of the network family.
+        what: 'imagenet' (a backbone, for MODEL.PRETRAINED) or 'pose' (a whole network, for
+            TEST.MODEL_FILE).
+        file: published file name; '' if its page does not show it before the download.
+        page: web page that offers the file.
+        licence: license of the weights.
+        target: path where experiments expect the file.
+        url: download link; '' if a program cannot download it (by_hand).
+        by_hand: whether a person has to download it.
+        sha256_prefix: first hex digits of the checksum, as in the published name; '' if unknown.
+        size_bytes: 0 if unknown.
+        experiments: those that start from the file or test it.
+        overrides: KEY, VALUE, ... that these experiments need.
+        note: which file it is, if `file` is ''.
     """
 
     name: str
     family: str
     what: str
-    file: str
     page: str
     licence: str
     target: str
+    file: str = ""
     url: str = ""
     by_hand: bool = False
     sha256_prefix: str = ""
@@ -61,11 +58,11 @@ class ZooEntry:
 
 
 def read_zoo(path: str | Path = ZOO) -> dict[str, ZooEntry]:
-    """{name: entry} in the order of the file: a list of groups, whose keys hold for each of their
-    `files` that has no other.
+    """Return {name: entry} in the order of a list of released weights.
 
-    `url` and `target` of a group that end in / are continued by the file's name. Raises DataError,
-    naming the entry and the key.
+    The file is a list of groups. The keys of a group apply to each of its `files`, which may
+    override them. `url` and `target` of a group that end in / are continued by the file's name.
+    Raises DataError naming the entry and the key.
     """
     groups = parse_yaml(read_bytes(path, "list of released weights", MAX_BYTES), path, DataError)
     if not isinstance(groups, list) or not all(
@@ -75,108 +72,49 @@ def read_zoo(path: str | Path = ZOO) -> dict[str, ZooEntry]:
     entries: dict[str, ZooEntry] = {}
     for group in groups:
         shared = {key: value for key, value in group.items() if key != "files"}
-        for number, own in enumerate(group["files"]):
-            if not isinstance(own, dict):
+        for number, keys in enumerate(group["files"]):
+            if not isinstance(keys, dict):
                 raise DataError(
                     f"{path}: file {number} of a group must be a group of keys, got"
-                    f" {short_repr(own)}"
+                    f" {short_repr(keys)}"
                 )
-            entry = _entry({**shared, **own}, path)
+            entry = _parse_entry({**shared, **keys}, path)
             if entry.name in entries:
                 raise DataError(f"{path}: two entries are called {entry.name}")
             entries[entry.name] = entry
     return entries
 
 
-def _entry(values: dict[str, Any], path: str | Path) -> ZooEntry:
-    name = escape_name(values.get("name", "an entry without a name"))
-    known = {f.name for f in fields(ZooEntry)}
-    for key in values:
-        if key not in known:
-            raise DataError(
-                f"{path}: {name}: unknown key {escape_name(key)}; the keys are"
-                f" {', '.join(sorted(known))}"
-            )
-    values = {key: value for key, value in values.items() if value is not None}
-    for key in ("name", "family", "what", "page", "licence", "target"):
-        if not values.get(key):
-            raise DataError(f"{path}: {name}: {key} is missing")
-    values.setdefault("file", "")
-    for key in _TEXTS:
-        if not isinstance(values.get(key, ""), str) or not values.get(key, "").isprintable():
-            raise DataError(
-                f"{path}: {name}: {key} must be text of one line, got {short_repr(values[key])}"
-            )
-    for key in ("url", "target"):
-        if values.get(key, "").endswith("/"):
-            values[key] += values["file"]
-    if archives.find_name_error(values["target"]):
-        raise DataError(
-            f"{path}: {name}: the target {values['target']}"
-            f" {archives.find_name_error(values['target'])}; it is below the folder in which Poise"
-            " runs"
-        )
-    for key in ("experiments", "overrides"):
-        value = values.get(key, [])
-        if not isinstance(value, list) or not all(
-            isinstance(item, str) and item.isprintable() for item in value
-        ):
-            raise DataError(
-                f"{path}: {name}: {key} must be a list of texts, got {short_repr(value)}"
-            )
-        values[key] = tuple(value)
-    _check_numbers(values, f"{path}: {name}")
-    return ZooEntry(**values)
-
-
-def _check_numbers(values: dict[str, Any], where: str) -> None:
-    """Raise DataError for an invalid size, kind, source or checksum of an entry."""
-    size = values.get("size_bytes", 0)
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 60:
-        raise DataError(
-            f"{where}: size_bytes must be a whole number or null, got {short_repr(size)}"
-        )
-    if values["what"] not in KINDS:
-        raise DataError(
-            f"{where}: what must be {' or '.join(KINDS)}, got {short_repr(values['what'])}"
-        )
-    if not isinstance(values.get("by_hand", False), bool) or bool(values.get("url")) == values.get(
-        "by_hand", False
-    ):
-        raise DataError(f"{where}: give either a url or by_hand: true")
-    prefix = values.get("sha256_prefix", "")
-    if prefix and (len(prefix) < 8 or not set(prefix) <= set("0123456789abcdef")):
-        raise DataError(
-            f"{where}: sha256_prefix must be 8 or more lower-case hex digits in quotes, got"
-            f" {short_repr(prefix)}"
-        )
-
-
 def find(entries: dict[str, ZooEntry], name: str, source: str | Path = ZOO) -> ZooEntry:
-    """The entry of that name, or of that file name. Raises ConfigError with the nearest names."""
+    """Return the entry of a name or file name. Raises ConfigError with the nearest names."""
     if name in entries:
         return entries[name]
-    same = [
-        entry
-        for entry in entries.values()
-        if name and Path(name).name in (entry.file, Path(entry.target).name)
-    ]
-    if same:
-        return same[0]
+    entry = _find_file(entries.values(), name)
+    if entry is not None:
+        return entry
     close = difflib.get_close_matches(name, entries, n=3, cutoff=0.3)
-    nearest = ", ".join(close)
-    raise ConfigError(
-        f"{name!r} is not in {source};"
-        f" {f'the nearest names are {nearest}; ' if close else ''}--list shows all"
-    )
+    hint = f"the nearest names are {', '.join(close)}; " if close else ""
+    raise ConfigError(f"{name!r} is not in {source}; {hint}--list shows all")
+
+
+def find_release(path: str | Path) -> ZooEntry | None:
+    """Return the entry of a file of this name, or None if it has none or the list is missing."""
+    try:
+        return _find_file(read_zoo().values(), path)
+    except DataError:
+        return None
 
 
 def fetch(entry: ZooEntry, folder: str | Path | None = None, force: bool = False) -> Path:
-    """Fetch a file, check it, and put it at its target, or under its name in `folder`; one that is
-    there is checked only.
+    """Download a file and verify it; verify only if it exists.
 
-    force: fetch it although it is there. Raises DataError where that fails, and for an entry that
-    is by hand and not there.
+    Args:
+        entry: the file. Raises DataError if a person has to download it and it does not exist.
+        folder: destination folder instead of the entry's target.
+        force: download it even if it exists.
+
+    Returns:
+        The path of the file.
     """
     target = target_path(entry, folder)
     if entry.by_hand:
@@ -196,92 +134,150 @@ def fetch(entry: ZooEntry, folder: str | Path | None = None, force: bool = False
 
 
 def target_path(entry: ZooEntry, folder: str | Path | None = None) -> Path:
-    """Where the file belongs."""
+    """Return the path of a file, in `folder` or at its target."""
     return Path(entry.target) if folder is None else Path(folder) / Path(entry.target).name
 
 
-def manual_instructions(entry: ZooEntry, target: str | Path) -> str:
-    """What a person has to do for a file that no program may fetch."""
-    which = f"the file {entry.file}" if entry.file else f"the weights ({entry.note or entry.name})"
-    return (
-        f"{entry.name} has to be fetched by hand: open {entry.page}, download {which}, and put it"
-        f" at {target}"
-    )
-
-
 def table(entries: Iterable[ZooEntry]) -> str:
-    """A line for each: name, kind, size, how it is fetched, how it can be checked."""
-    rows = [("name", "what", "MB", "fetched", "checked by", "licence")]
-    rows += [
-        (
-            e.name,
-            e.what,
-            f"{e.size_bytes / 1e6:.1f}" if e.size_bytes else "?",
-            "by hand" if e.by_hand else "here",
-            e.sha256_prefix or "nothing",
-            e.licence.split(" ")[0] if not e.licence.startswith("not known") else "?",
-        )
-        for e in entries
-    ]
+    """Return a table with one line per entry."""
+    rows = [("name", "what", "MB", "download", "checked by", "licence")]
+    for entry in entries:
+        size = f"{entry.size_bytes / 1e6:.1f}" if entry.size_bytes else "?"
+        source = "manual" if entry.by_hand else "automatic"
+        licence = entry.licence.split(" ")[0]
+        if entry.licence.startswith("not known"):
+            licence = "?"
+        checksum = entry.sha256_prefix or "nothing"
+        rows.append((entry.name, entry.what, size, source, checksum, licence))
     return align_columns(rows).rstrip("\n")
 
 
 def describe(entry: ZooEntry) -> str:
-    """Everything about one entry, a line for each key, with the commands that use it."""
-    key = "TEST.MODEL_FILE" if entry.what == "pose" else "MODEL.PRETRAINED"
-    lines = [
-        f"{f.name}: {value}"
-        for f in fields(ZooEntry)
-        if f.name not in ("experiments", "overrides", "by_hand")
-        and (value := getattr(entry, f.name))
-    ]
-    tool = "test" if entry.what == "pose" else "train"
-    lines += [
-        " ".join(["python", f"tools/{tool}.py", "--cfg", path, key, entry.target, *entry.overrides])
-        for path in entry.experiments
-    ]
+    """Return all keys of an entry and the commands that use it, one line each."""
+    hidden = ("experiments", "overrides", "by_hand")
+    values = {f.name: getattr(entry, f.name) for f in fields(ZooEntry) if f.name not in hidden}
+    lines = [f"{key}: {value}" for key, value in values.items() if value]
+    tool, key = "train", "MODEL.PRETRAINED"
+    if entry.what == "pose":
+        tool, key = "test", "TEST.MODEL_FILE"
+    for path in entry.experiments:
+        command = ["python", f"tools/{tool}.py", "--cfg", path, key, entry.target]
+        lines.append(" ".join([*command, *entry.overrides]))
     return "\n".join(lines)
 
 
-def find_release(path: str | Path) -> ZooEntry | None:
-    """The entry of a file of this name; None where there is none, or the list is not installed."""
-    try:
-        entries = read_zoo()
-    except DataError:
-        return None
-    return next(
-        (e for e in entries.values() if Path(path).name in (e.file, Path(e.target).name)), None
+def manual_instructions(entry: ZooEntry, target: str | Path) -> str:
+    """Return what a person has to do for a file that a program cannot download."""
+    which = f"the weights ({entry.note or entry.name})"
+    if entry.file:
+        which = f"the file {entry.file}"
+    return (
+        f"{entry.name} cannot be downloaded automatically; open {entry.page}, download {which} and"
+        f" save it as {target}"
     )
 
 
 def download_hint(path: str | Path) -> str:
-    """Behind 'no such file', how to come by a file that was released; '' for any other."""
+    """Return how to download a missing file, to be appended to 'no such file'; '' if unknown."""
     entry = find_release(path)
     if entry is None:
         return ""
     if entry.by_hand:
         return f"; {manual_instructions(entry, path)}"
-    return f"; python tools/download_weights.py {entry.name} fetches it from {entry.url}"
+    return f"; python tools/download_weights.py {entry.name} downloads it from {entry.url}"
 
 
 def experiment_download_hint(experiment: str, dataset: str) -> str:
-    """Say how to fetch released weights for an experiment file's name without ending; fetchable
-    ones first.
+    """Return how to download released weights for an experiment, by its file's name without .yaml.
+
+    If there are several, the one that needs the fewest overrides.
     """
     try:
         entries = read_zoo().values()
     except DataError:
         entries = ()
-    wanted = (f"experiments/{dataset}/", f"/{experiment}.yaml")
-    fits = [
+    folder, file = f"experiments/{dataset}/", f"/{experiment}.yaml"
+    matching = [
         entry
         for entry in entries
         if entry.what == "pose"
         and not entry.by_hand
-        and any(
-            path.startswith(wanted[0]) and path.endswith(wanted[1]) for path in entry.experiments
-        )
+        and any(path.startswith(folder) and path.endswith(file) for path in entry.experiments)
     ]
-    # an entry with overrides would need them on the command line too
-    name = min(fits, key=lambda entry: len(entry.overrides)).name if fits else "--list"
-    return f"fetch released weights: python tools/download_weights.py {name}"
+    name = "--list"
+    if matching:
+        name = min(matching, key=lambda entry: len(entry.overrides)).name
+    return f"download released weights: python tools/download_weights.py {name}"
+
+
+def _find_file(entries: Iterable[ZooEntry], path: str | Path) -> ZooEntry | None:
+    """Return the first entry whose published file or target has the name of `path`."""
+    name = Path(path).name
+    for entry in entries:
+        if name and name in (entry.file, Path(entry.target).name):
+            return entry
+    return None
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_list_of_lines(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_line, value))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 60
+
+
+def _is_checksum(value: Any) -> bool:
+    return not value or (len(value) >= 8 and set(value) <= set("0123456789abcdef"))
+
+
+# type of a field of ZooEntry -> (check, what it must be)
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (_is_line, "text of one line"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "int": (_is_size, "a whole number or null"),
+    "tuple[str, ...]": (_is_list_of_lines, "a list of texts"),
+}
+# field -> the same, after its type
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "what": (KINDS.__contains__, " or ".join(KINDS)),
+    "sha256_prefix": (_is_checksum, "8 or more lower-case hex digits in quotes"),
+}
+
+
+def _parse_entry(values: dict[str, Any], path: str | Path) -> ZooEntry:
+    """Return the entry of `values`. Raises DataError naming the entry and the key."""
+    where = f"{path}: {escape_name(values.get('name', 'an entry without a name'))}"
+    types = {f.name: str(f.type) for f in fields(ZooEntry)}
+    for key in values:
+        if key not in types:
+            raise DataError(
+                f"{where}: unknown key {escape_name(key)}; the keys are {', '.join(sorted(types))}"
+            )
+    values = {key: value for key, value in values.items() if value is not None}
+    for key in _REQUIRED:
+        if not values.get(key):
+            raise DataError(f"{where}: {key} is missing")
+    checks = [(key, *_TYPES[types[key]]) for key in values]
+    checks += [(key, *check) for key, check in _VALUES.items() if key in values]
+    for key, is_valid, expected in checks:
+        if not is_valid(values[key]):
+            raise DataError(f"{where}: {key} must be {expected}, got {short_repr(values[key])}")
+    for key in ("experiments", "overrides"):
+        values[key] = tuple(values.get(key, ()))
+    for key in ("url", "target"):
+        if values.get(key, "").endswith("/"):
+            values[key] += values.get("file", "")
+    entry = ZooEntry(**values)
+    if bool(entry.url) == entry.by_hand:
+        raise DataError(f"{where}: give either a url or by_hand: true")
+    error = archives.find_name_error(entry.target)
+    if error:
+        raise DataError(
+            f"{where}: the target {entry.target} {error}; it must be below the working directory"
+        )
+    return entry
