@@ -17,7 +17,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from yacs.config import CfgNode
 
 from poise.codecs import CODECS
-from poise.config.datasets import builtin_datasets, dataset_info, load_dataset_info, register_joints
+from poise.config.dataset_yaml import builtin_datasets, load_dataset_info, register_joints
+from poise.config.datasets import dataset_info
 from poise.config.loading import from_values, override
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.io.yaml_file import parse_yaml

@@ -6,11 +6,10 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from yacs.config import CfgNode
 
 from poise import config
@@ -124,9 +123,7 @@ class OnnxNetwork:
         flip_test = self._resolve_flip_test(cfg, flip_test)
         self.cfg = config.override(cfg, ["TEST.FLIP_TEST", flip_test, "AMP", ""])
         # the flip test, if the graph does not contain it
-        self._outer_cfg = config.override(
-            self.cfg, ["TEST.FLIP_TEST", flip_test and not self._options.flip]
-        )
+        self._outer_flip_test = flip_test and not self._options.flip
         self.codec = build_codec(self.cfg)
         self._flip_indices = torch.from_numpy(dataset_info(cfg).skeleton.flip_indices)
 
@@ -139,9 +136,12 @@ class OnnxNetwork:
             images = normalized(self.cfg, images)
         if self._options.decode:
             return tuple(self._run(images, [KEYPOINTS, SCORES]))
-        network = cast(nn.Module, self._run_network)  # is only called
         output = forward_with_flip_test(
-            self._outer_cfg, self.codec, network, images, self._flip_indices
+            self._run_network,
+            images,
+            self.codec,
+            self._flip_indices,
+            flip_test=self._outer_flip_test,
         )
         return to_arrays(output)
 
