@@ -242,11 +242,13 @@ class UpUnit(nn.Module):
         """
         x = self.u_skip(lateral)
         if self.up_conv is not None:
+            assert coarser is not None
             x = x + self.up_conv(resize(coarser, lateral.shape[-2:]))
         return self.relu(x)
 
     def skip(self, lateral: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the next stage adds to its map of this stride, each (B, in, h, w)."""
+        assert self.skip1 is not None and self.skip2 is not None
         return self.skip1(lateral), self.skip2(x)
 
     def heatmaps(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
@@ -256,6 +258,11 @@ class UpUnit(nn.Module):
 
 class UpPath(nn.Module):
     """Upsampling, four units from stride 32 (up1) to stride 4 (up4)."""
+
+    up1: UpUnit
+    up2: UpUnit
+    up3: UpUnit
+    up4: UpUnit
 
     def __init__(self, stem: int, channels: int, num_keypoints: int, last: bool, efficient: bool):
         super().__init__()
@@ -295,7 +302,8 @@ class UpPath(nn.Module):
                 heatmaps.append(unit.heatmaps(x, size))
             if not self.last:
                 skips.insert(0, unit.skip(lateral, x))
-        return heatmaps, skips, None if self.last else self.up4.cross_conv(x)
+        cross = None if self.up4.cross_conv is None else self.up4.cross_conv(x)
+        return heatmaps, skips, cross
 
 
 class Stage(nn.Module):
