@@ -139,7 +139,7 @@ class HighResolutionModule(nn.Module):
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         maps = [branch(x) for branch, x in zip(self.branches, maps)]
         return [
-            self.relu(reduce(torch.add, (layer(x) for layer, x in zip(layers, maps))))
+            self.relu(reduce(torch.add, (layer(x) for layer, x in zip(layers.children(), maps))))
             for layers in self.fuse_layers
         ]
 
@@ -216,6 +216,7 @@ class PoseHRNet(PoseNetwork):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.final_layer.weight, std=0.001)
+        assert self.final_layer.bias is not None
         nn.init.zeros_(self.final_layer.bias)
 
     @classmethod

@@ -147,7 +147,7 @@ class PoseNAS(PoseNetwork):
         e16 = f16 + t16 + self.reduce_channel2(g16)
         e32 = f32 + self.reduce_channel3(g32)
         second = self.stage2.head(self.stage2(e4, e8, e16, e32)[0])
-        return (first, second) if self.training else second
+        return second if first is None else (first, second)
 
     def init_weights(self) -> None:
         """Initialize as PoseNAS's authors do, see init_convolutions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -192,10 +193,9 @@ def experiment_download_hint(experiment: str, dataset: str) -> str:
 
     If there are several, the one that needs the fewest overrides.
     """
-    try:
+    entries: Iterable[ZooEntry] = ()
+    with suppress(DataError):
         entries = read_zoo().values()
-    except DataError:
-        entries = ()
     folder, file = f"experiments/{dataset}/", f"/{experiment}.yaml"
     matching = [
         entry
