@@ -120,7 +120,7 @@ class Unfollowed(nn.Module):
 def test_fold_batch_norms_untraceable_network_copies_and_logs_once(caplog):
     """The network is copied unchanged and this is logged once."""
     torch.manual_seed(0)
-    fuse._say_once.cache_clear()
+    fuse._warn_once.cache_clear()
     model, images = Unfollowed().train(), torch.randn(2, 3, 9, 9)
     model(images)
     for _ in range(2):
