@@ -20,6 +20,7 @@ from poise.config.dataset_yaml import (
 from poise.config.datasets import dataset_info
 from poise.datasets import converters, load_split
 from poise.datasets.validation import run
+from poise.datasets.validation.sources import build_sources
 from poise.errors import ConfigError, DataError, single_line
 from poise.structures import skeleton
 from pycocotools.cocoeval import Params
@@ -483,7 +484,7 @@ def test_ultralytics_labels_convert_by_suggested_command(tmp_path, yolo_file, mo
     assert (
         sum(
             "annotations: " in finding.text and "convert the YOLO labels" in finding.text
-            for finding in run.check(config.load(path))[0]
+            for finding in run.check(build_sources(config.load(path)))[0]
         )
         == 2
     )
@@ -505,7 +506,11 @@ def test_ultralytics_labels_convert_by_suggested_command(tmp_path, yolo_file, mo
         assert done.returncode == 0, done.stderr
     table, images = load_split(config.load(path), train=True)
     assert len(table) == 24 and images.read(table.image_names[0]).shape == (64, 120, 3)
-    assert not [finding for finding in run.check(config.load(path))[0] if finding.kind == "fault"]
+    assert not [
+        finding
+        for finding in run.check(build_sources(config.load(path)))[0]
+        if finding.kind == "error"
+    ]
     text = refusal(read_set_of, config.load(path, ["DATASET.TRAIN_SET", "train2017"]))
     assert (
         text

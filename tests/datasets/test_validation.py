@@ -20,10 +20,12 @@ from poise.datasets.validation import left_right, run
 from poise.datasets.validation.columns import read_columns
 from poise.datasets.validation.findings import Findings
 from poise.datasets.validation.persons import AnnotatedPersons, check_turned
+from poise.datasets.validation.sources import build_sources
 from poise.engine import train
 from poise.engine.distributed import SINGLE_PROCESS
 from poise.engine.run_logger import TrainLogger
 from poise.errors import DataError, run_tool
+from poise.evaluation.evaluators import build_evaluator
 from poise.structures import boxes as box_forms
 from support.custom_datasets import experiment, make_set
 from support.paths import ROOT
@@ -55,8 +57,8 @@ def edit(path, change, name="train"):
     file.write_text(json.dumps(content) if not isinstance(content, str) else content)
 
 
-def found(path, kind="fault", *overrides):
-    findings, _ = run.check(config.load(path, list(overrides)))
+def found(path, kind="error", *overrides):
+    findings, _ = run.check(build_sources(config.load(path, list(overrides))))
     return [str(finding).removeprefix(f"{kind}: ") for finding in findings if finding.kind == kind]
 
 
@@ -84,7 +86,7 @@ def test_check_data_valid_set_is_fine(made):
     assert (
         status == 0
         and out.count("verdict: fine\n") == 1
-        and "fault" not in out
+        and "error" not in out
         and "warning" not in out
     )
     assert (
@@ -105,8 +107,8 @@ def test_check_data_all_errors_are_reported_and_exit_1(made):
     edit(made, lambda c: persons(c)[0]["bbox"].__setitem__(2, 0), "val")
     (made.parent / "set" / "frames" / "cam 1" / "val-shot 3.png").unlink()
     status, out = call(made, "--no-page")
-    assert status == 1 and out.splitlines()[-1].startswith("verdict: 4 faults found")
-    lines = [line for line in out.splitlines() if line.startswith("fault: ")]
+    assert status == 1 and out.splitlines()[-1].startswith("verdict: 4 errors found")
+    lines = [line for line in out.splitlines() if line.startswith("error: ")]
     assert [line.split(": ")[2] for line in lines] == [
         "ids",
         "a run would end with",
@@ -225,15 +227,15 @@ FAULTS = {
     ),
     "joints as shares": (
         lambda c: _all_keypoints(c, lambda p, _: p / [120, 64, 1]),
-        "lie between 0 and 1.5: they are given as shares of the image",
+        "are between 0 and 1.5: they are given as fractions of the image",
     ),
     "joints beyond the image": (
         lambda c: _all_keypoints(c, lambda p, _: p * [2, 1, 1]),
-        "lie outside their image, such as ",
+        "are outside their image, such as ",
     ),
     "joints at 0, 0": (
         lambda c: _all_keypoints(c, lambda p, _: p * [[1, 1, 1]] * 4 + [[0, 0, 1]]),
-        "are flagged as labelled and lie at 0, 0",
+        "are flagged as labelled and are at 0, 0",
     ),
     "boxes as corners": (
         _boxes(lambda x, y, w, h: [x, y, x + w, y + h]),
@@ -257,11 +259,11 @@ FAULTS = {
     ),
     "a box outside": (
         lambda c: persons(c)[0]["bbox"].__setitem__(0, 500),
-        "boxes: 1 lie outside of their image (annotation 5)",
+        "boxes: 1 are outside their image (annotation 5)",
     ),
     "boxes of other persons": (
         _boxes(lambda x, y, w, h: [110, 60, 3, 3]),
-        "persons lie far outside of their box",
+        "persons are far outside of their box",
     ),
     "areas as shares": (
         lambda c: [p.update(area=p["area"] / 7680) for p in persons(c)] and None,
@@ -293,7 +295,7 @@ FAULTS = {
     "all exchanged but the test set": (
         lambda c: _all_keypoints(c, lambda p, _: p[[0, 2, 1, 4, 3]]),
         (
-            "left joints lie on the right in 0 % of the training set's pairs and 100 % of the test"
+            "left joints are on the right in 0 % of the training set's pairs and 100 % of the test"
             " set's"
         ),
     ),
@@ -421,7 +423,7 @@ def test_check_data_missing_metric_inputs_are_errors(
     )
     shutil.copytree(small_mpii_set, tmp_path / "mpii")
     (tmp_path / "mpii" / "annot" / "gt_valid.mat").unlink()
-    lines = found(tiny_mpii_experiment, "fault", "DATASET.ROOT", str(tmp_path / "mpii"))
+    lines = found(tiny_mpii_experiment, "error", "DATASET.ROOT", str(tmp_path / "mpii"))
     assert (
         len(lines) == 1
         and "test set valid: a run would end with: " in lines[0]
@@ -456,7 +458,7 @@ def test_check_data_no_evaluated_person_is_an_error(made):
         " crowds, the others have no labeled keypoint (num_keypoints 0), although 36 have keypoints"
         " with a visibility above 0; correct or remove num_keypoints"
     )
-    assert line in found(made) and f"fault: {line}" in look(made)
+    assert line in found(made) and f"error: {line}" in quick(made)
 
 
 def test_check_data_missing_images_are_reported_once(made):
@@ -603,7 +605,7 @@ def _turn(path, orientation, upright=False):
             edit(path, change, name)
 
 
-def _of_images(path, exif, kind="fault"):
+def _of_images(path, exif, kind="error"):
     lines = found(path, kind, "DATASET.EXIF", str(exif))
     return [line for line in lines if "images: " in line or "upper body" in line]
 
@@ -627,7 +629,7 @@ def test_check_data_exif_mismatch_names_the_setting(made, upright, zipped):
         f" 0.png, cam 1/train-shot 1.png, cam 1/train-shot 2.png: annotated {annotated};"
         f" DATASET.EXIF {upright} reads them so"
     )
-    assert not [one for one in look(made, "DATASET.EXIF", upright) if "images: " in one]
+    assert not [one for one in quick(made, "DATASET.EXIF", upright) if "images: " in one]
 
 
 def test_check_data_swapped_sizes_without_exif_are_reported(made):
@@ -663,8 +665,8 @@ def test_check_turned_upside_down_annotations_are_found():
     for orientation, wrong in (((1, 1), 0), ((3, 1), 0), ((1, 3), 1), ((6, 4), 1), ((3, 6), 0)):
         findings = Findings("set")
         check_turned(findings, people, np.array(orientation))
-        assert len(findings.found) == wrong
-        assert all("10 of 10 persons" in finding.text for finding in findings.found)
+        assert len(findings.items) == wrong
+        assert all("10 of 10 persons" in finding.text for finding in findings.items)
 
 
 def test_check_data_shared_image_names_warn(made):
@@ -696,7 +698,7 @@ def test_check_data_images_in_archive_are_checked(made):
             if "val-shot 3" not in file.name:
                 archive.write(file, f"frames/{file.relative_to(folder)}")
     assert [
-        line.split(", in ")[0] for line in found(made, "fault", "DATASET.DATA_FORMAT", "zip")
+        line.split(", in ")[0] for line in found(made, "error", "DATASET.DATA_FORMAT", "zip")
     ] == ["test set val: images: 1 of 24 are absent, such as cam 1/val-shot 3.png"]
 
 
@@ -715,9 +717,9 @@ def test_left_right_one_swapped_pair_is_named():
     joints = np.stack([x, rng.uniform(0, 90, (200, 6))], axis=2)
     findings = Findings("set")
     left_right.check(findings, joints, np.ones((200, 6), bool), skeleton)
-    assert not findings.found
+    assert not findings.items
     left_right.check(findings, joints[:, [0, 1, 3, 2, 4, 5]], np.ones((200, 6), bool), skeleton)
-    assert [f.text.split(":")[1] for f in findings.found] == [" left_b and right_b look exchanged"]
+    assert [f.text.split(":")[1] for f in findings.items] == [" left_b and right_b look exchanged"]
 
 
 def test_check_data_flip_pair_order_does_not_matter(made):
@@ -732,7 +734,7 @@ def test_check_data_flip_pair_order_does_not_matter(made):
         [["right_0", "left_0"], ["right_1", "left_1"]],
     ):
         file.write_text(yaml.safe_dump(keys | {"flip_pairs": pairs}))
-        assert not [line for kind in ("fault", "warning") for line in found(made, kind)]
+        assert not [line for kind in ("error", "warning") for line in found(made, kind)]
         edit(made, lambda c: _all_keypoints(c, _exchange(1, 2)))
         assert any("left_0 and right_0 look exchanged" in line for line in found(made))
         edit(made, lambda c: _all_keypoints(c, _exchange(1, 2)))
@@ -760,12 +762,12 @@ def test_left_right_real_persons_name_only_the_swapped_pair(shared, pair):
     joints, visible = columns["keypoints"][:, :, :2], columns["keypoints"][:, :, 2]
     findings = Findings("set")
     left_right.check(findings, joints, visible > 0, COCO)
-    assert not findings.found
+    assert not findings.items
     order = np.arange(17)
     a, b = COCO.flip_pairs[pair]
     order[[a, b]] = b, a
     left_right.check(findings, joints[:, order], visible[:, order] > 0, COCO)
-    assert [f.text.split(" look")[0] for f in findings.found] == [
+    assert [f.text.split(" look")[0] for f in findings.items] == [
         f"left and right: {COCO.names[a]} and {COCO.names[b]}"
     ]
 
@@ -778,7 +780,7 @@ def test_left_right_real_persons_all_swapped_is_reported(shared):
     )
     keypoints, findings = columns["keypoints"][:, COCO.flip_indices], Findings("set")
     left_right.check(findings, keypoints[:, :, :2], keypoints[:, :, 2] > 0, COCO)
-    assert "faces, as in a mirror" in findings.found[0].text
+    assert "faces, as in a mirror" in findings.items[0].text
 
 
 # detections ---------------------------------------------------------------------------------------
@@ -796,7 +798,7 @@ def detected(made):
     def write(change=lambda entry: entry):
         file = made.parent / "boxes.json"
         file.write_text(json.dumps([change(dict(entry)) for entry in entries]))
-        return found(made, "fault", "TEST.USE_GT_BBOX", "False", "TEST.COCO_BBOX_FILE", str(file))
+        return found(made, "error", "TEST.USE_GT_BBOX", "False", "TEST.COCO_BBOX_FILE", str(file))
 
     write.path, write.found = (
         made,
@@ -877,7 +879,7 @@ def test_check_data_detections_below_threshold_are_an_error(detected):
     detected()
     assert any(
         "none has a score of TEST.IMAGE_THRE 0.95 or more" in line
-        for line in detected.found("fault", "TEST.IMAGE_THRE", "0.95")
+        for line in detected.found("error", "TEST.IMAGE_THRE", "0.95")
     )
 
 
@@ -896,7 +898,7 @@ def test_check_data_low_scores_do_not_warn(detected):
 def test_check_data_missing_detection_file_is_an_error(detected, made):
     assert any(
         "detections: TEST.COCO_BBOX_FILE is empty" in line and "tools/make_boxes.py" in line
-        for line in found(made, "fault", "TEST.USE_GT_BBOX", "False")
+        for line in found(made, "error", "TEST.USE_GT_BBOX", "False")
     )
 
 
@@ -910,24 +912,28 @@ def test_quick_check_training_warns_and_continues(made, monkeypatch):
     monkeypatch.setattr(run.log, "warning", lambda line, *values: text.append(line % values))
     training = train.build(config.load(made), str(made), SINGLE_PROCESS)
     assert len(training.loader) == 5  # it would go on
-    assert any("left joints lie on the right in 0 %" in line for line in text) and any(
+    assert any("left joints are on the right in 0 %" in line for line in text) and any(
         "1 of 24 are absent, such as cam 1/val-shot 3.png" in line for line in text
     )
     assert any("tools/check_data.py with the same arguments" in line for line in text)
 
 
-def look(path, *overrides):
+def quick(path, *overrides):
     cfg = config.load(path, [str(value) for value in overrides])
     return [
         str(finding)
         for finding in run.quick_check(
-            cfg, load_split(cfg, train=True), load_split(cfg, train=False)
+            load_split(cfg, train=True),
+            load_split(cfg, train=False),
+            names=(cfg.DATASET.TRAIN_SET, cfg.DATASET.TEST_SET),
+            evaluator=build_evaluator(cfg),
+            seed=cfg.SEED,
         )
     ]
 
 
 def test_quick_check_valid_set_logs_nothing(made):
-    assert look(made) == []
+    assert quick(made) == []
 
 
 def test_train_diagnosis_is_logged_once(made, monkeypatch):
@@ -945,8 +951,8 @@ def test_quick_check_finds_every_missing_image(made, monkeypatch):
     """Few are opened, but of all it is known whether they are there."""
     monkeypatch.setattr(run, "_LOOKED_AT", 2)
     (made.parent / "set" / "frames" / "cam 1" / "train-shot 17.png").unlink()
-    assert [line.split(", in ")[0] for line in look(made)] == [
-        "fault: train set train: images: 1 of 40 are absent, such as cam 1/train-shot 17.png"
+    assert [line.split(", in ")[0] for line in quick(made)] == [
+        "error: train set train: images: 1 of 40 are absent, such as cam 1/train-shot 17.png"
     ]
 
 
@@ -962,26 +968,26 @@ def test_quick_check_mix_checks_each_dataset(made, tmp_path):
         {**content["annotations"][0], "id": 10_000 + n, "category_id": 1} for n in range(400)
     ]
     file.write_text(json.dumps(content))
-    assert look(made, *mix) == []
-    assert found(made, "warning", *map(str, mix)) == found(made, "fault", *map(str, mix)) == []
+    assert quick(made, *mix) == []
+    assert found(made, "warning", *map(str, mix)) == found(made, "error", *map(str, mix)) == []
     (tmp_path / "other" / "frames" / "cam 1" / "all-shot 4.png").unlink()
-    assert [line.split(", such")[0] for line in look(made, *mix)] == [
-        "fault: DATASET.MIX.more: images: 1 of 30 are absent"
+    assert [line.split(", such")[0] for line in quick(made, *mix)] == [
+        "error: DATASET.MIX.more: images: 1 of 30 are absent"
     ]
 
 
 def test_quick_check_mix_containing_test_images_warns(made):
     """A set of the mix that lies in the test set's folder and has its images."""
     file = made.parent / "set" / "dots.yaml"
-    lines = look(made, "DATASET.MIX.again.FILE", file, "DATASET.MIX.again.SET", "val")
+    lines = quick(made, "DATASET.MIX.again.FILE", file, "DATASET.MIX.again.SET", "val")
     assert len(lines) == 1 and lines[0].startswith(
-        "fault: train and test: images: 24 of 24 test images are training images too"
+        "error: train and test: images: 24 of 24 test images are training images too"
     )
 
 
 def test_check_data_mpii_is_checked(tiny_mpii_experiment):
-    findings, sets = run.check(config.load(tiny_mpii_experiment))
-    assert [str(f) for f in findings if f.kind == "fault"] == [] and all(
+    findings, sets = run.check(build_sources(config.load(tiny_mpii_experiment)))
+    assert [str(f) for f in findings if f.kind == "error"] == [] and all(
         one.files.there.all() for one in sets
     )
 
@@ -1003,11 +1009,11 @@ def test_quick_check_149813_persons_missing_images_are_logged_once(shared, tmp_p
         ROOT / "experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml",
         ["DATASET.ROOT", str(tmp_path)],
     )
-    findings, sets = run.check(cfg)
-    assert len(sets[0].people.ids) == 149_813 and len(sets[1].people.ids) == 6_352
-    assert [str(f).split(" (")[0] for f in findings if f.kind == "fault"] == [
-        "fault: train set train2017: images: all 56599 are absent",
-        "fault: test set val2017: images: all 2346 are absent",
+    findings, sets = run.check(build_sources(cfg))
+    assert len(sets[0].persons.ids) == 149_813 and len(sets[1].persons.ids) == 6_352
+    assert [str(f).split(" (")[0] for f in findings if f.kind == "error"] == [
+        "error: train set train2017: images: all 56599 are absent",
+        "error: test set val2017: images: all 2346 are absent",
     ]
 
 

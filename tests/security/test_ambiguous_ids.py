@@ -8,6 +8,7 @@ import pytest
 from poise import config, evaluation
 from poise.datasets import load_split
 from poise.datasets.validation import run
+from poise.datasets.validation.sources import build_sources
 from poise.errors import DataError
 from poise.inference.boxes import BoxFile
 from poise.io.video import Frame
@@ -49,7 +50,7 @@ def table_of(path, *overrides):
 
 
 def findings(path, *overrides):
-    found, _ = run.check(config.load(path, [str(value) for value in overrides]))
+    found, _ = run.check(build_sources(config.load(path, [str(value) for value in overrides])))
     return [str(one) for one in found if one.kind != "note"]
 
 

@@ -2,9 +2,9 @@
 ...]
 
 Looks at annotations, images, boxes, left and right of the training and test set, and at the
-detection file with TEST.USE_GT_BBOX False; prints faults, warnings, notes and a verdict, and writes
-a page with pictures. The exit status is 0 where the data are fine, 1 where a fault was found, 2 for
-a command line that cannot be used.
+detection file with TEST.USE_GT_BBOX False; prints errors, warnings, notes and a verdict, and
+writes a page with pictures. The exit status is 0 where the data are fine, 1 where an error was
+found, 2 for a command line that cannot be used.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cfg = experiment(args)
     from poise.datasets.validation import page, run
-    from poise.datasets.validation.findings import FAULT
+    from poise.datasets.validation.findings import ERROR, format_report
+    from poise.datasets.validation.sources import build_sources
 
-    found, sets = run.check(cfg)
-    print(run.report(found))
+    findings, splits = run.check(build_sources(cfg))
+    print(format_report(findings))
     if not args.no_page:
         path = (
             args.page
@@ -47,8 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             / "check_data"
             / f"{Path(args.cfg).stem}.html"
         )
-        page.write(
-            path, f"Data of {args.cfg}", found, sets, pictures=max(args.pictures, 0), seed=cfg.SEED
+        page.write_page(
+            path,
+            f"Data of {args.cfg}",
+            findings,
+            splits,
+            num_images=max(args.pictures, 0),
+            seed=cfg.SEED,
         )
         print(f"page: {path}")
-    return 1 if any(finding.kind == FAULT for finding in found) else 0
+    return int(any(finding.kind == ERROR for finding in findings))

@@ -19,7 +19,7 @@ from poise.config.datasets import dataset_info, require_annotation_path
 from poise.datasets.coco_files import (
     DETECTIONS_HINT,
     ID_FIELDS,
-    OF_ANOTHER,
+    OTHER_CATEGORY,
     category_id,
     detection_error,
     read_annotations,
@@ -163,7 +163,7 @@ def read_detected(
             DETECTIONS_HINT,
         )
     named = {
-        OF_ANOTHER: dropped["category"],
+        OTHER_CATEGORY: dropped["category"],
         f"scores below TEST.IMAGE_THRE {min_score}": dropped["score"],
         f"of images that {path.name} does not list": dropped["image"],
     }

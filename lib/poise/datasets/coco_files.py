@@ -22,8 +22,8 @@ from poise.structures.person_table import PackedStrings
 from poise.structures.skeleton import crowd_flag, find_category
 
 _LARGEST_BOX = 1e15  # it may reach beyond its image, which it is clipped to
-OF_ANOTHER = "of another category"  # a reason for which an annotation is dropped
-MEND = "check DATASET.ROOT and the set's name"
+OTHER_CATEGORY = "of another category"  # a reason for which an annotation is dropped
+HINT = "check DATASET.ROOT and the set's name"
 DETECTIONS_HINT = (
     "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score};"
     " tools/make_boxes.py writes one, docs/datasets.md links COCO's; TEST.USE_GT_BBOX True does"
@@ -54,7 +54,7 @@ def read_images(path: Path, category: str | int) -> Arrays:
     category.
     joint_names: of the category, as far as the file tells.
     """
-    content = read_json(path, "annotation file", MEND)
+    content = read_json(path, "annotation file", HINT)
     listed = content.get("annotations") if isinstance(content, dict) else None
     return _images(content, path, category, [listed] if isinstance(listed, list) else [])
 
@@ -72,7 +72,7 @@ def read_annotations(path: Path, split: str, joints: int, category: str | int) -
             "annotations",
             lambda content, parts: _annotations(content, parts, path, split, joints, category),
             "annotation file",
-            MEND,
+            HINT,
         )
 
 
@@ -305,7 +305,7 @@ def parse_regular_persons(
     if (columns[3][:, :, 2].max(axis=1, initial=-1) <= 0).any():  # coordinates without a flag
         return None
     dropped = {
-        OF_ANOTHER: len(entries) - len(mine),
+        OTHER_CATEGORY: len(entries) - len(mine),
         "crowd regions": len(mine) - len(single),
         "without labelled joints": len(single) - len(labelled),
         "of area 0": len(labelled) - len(kept),
@@ -356,7 +356,7 @@ def _why_left_out(entry: dict, person: int, position: dict[int, int], joints: in
     if parse_id(entry.get("category_id")) is None:
         raise _UnusableError(_field(entry, "category_id", "a whole number"))
     if entry["category_id"] != person:
-        return OF_ANOTHER
+        return OTHER_CATEGORY
     crowd = crowd_flag(entry)
     if crowd is None:
         raise _UnusableError(_field(entry, "iscrowd", "0 or 1"))

@@ -145,8 +145,15 @@ def _build_loaders(
     table, images = load_split(cfg, train=True)
     test_table, test_images = load_split(cfg, train=False)
     if processes.is_main_process:
-        build_evaluator(cfg).check(test_table)
-        log_quick_check(cfg, (table, images), (test_table, test_images))
+        evaluator = build_evaluator(cfg)
+        evaluator.check(test_table)
+        log_quick_check(
+            (table, images),
+            (test_table, test_images),
+            names=(cfg.DATASET.TRAIN_SET, cfg.DATASET.TEST_SET),
+            evaluator=evaluator,
+            seed=cfg.SEED,
+        )
     keywords: dict[str, Any] = {
         "on_gpu": devices[0].type == "cuda",
         "shard": Shard(processes.rank, processes.world_size, local_world_size()),

@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 from poise.datasets import build_loader, load_split
 from poise.datasets.loader import BatchLoader
 from poise.datasets.validation.findings import Findings
-from poise.datasets.validation.run import check_scored
+from poise.datasets.validation.run import check_scorable
 from poise.engine import device as devices
 from poise.engine import logger, run_folder
 from poise.engine.checkpointer import Checkpointer
@@ -154,10 +154,11 @@ def _read_test_set(cfg: CfgNode) -> tuple | None:
     if not cfg.SEARCH.EVAL_INTERVAL:
         return None
     table, images = load_split(cfg, train=False)
-    build_evaluator(cfg).check(table)
+    evaluator = build_evaluator(cfg)
+    evaluator.check(table)
     findings = Findings(f"test set {cfg.DATASET.TEST_SET}")
-    check_scored(cfg, findings)
-    for finding in findings.found:
+    check_scorable(evaluator, findings)
+    for finding in findings.items:
         log.warning("%s", finding)
     return table, images
 

@@ -1,162 +1,173 @@
-"""A detection file against the images and persons of the set that it is for."""
+"""Check a detection file against the images and persons of its split."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from yacs.config import CfgNode
 
-from poise.config import data_path
 from poise.datasets.coco_files import (
     DETECTIONS_HINT,
     detection_error,
     read_detections,
     read_entries,
 )
-from poise.datasets.validation.findings import Findings, percent, some
+from poise.datasets.validation.findings import Findings, format_percent, list_first
 from poise.datasets.validation.persons import AnnotatedPersons
 from poise.io.cache import Arrays
-from poise.structures import boxes as box_forms
+from poise.structures import boxes as box_ops
 
-_LEAST_RECALL = 0.3
-_THRESHOLDS = (0.5, 0.75)
+_MIN_RECALL = 0.3
+_IOU_THRESHOLDS = (0.5, 0.75)
 
 
-def read(cfg: CfgNode, found: Findings) -> Arrays | None:
-    """The columns of TEST.COCO_BBOX_FILE; None, with a fault, where an entry is no detection.
-    Raises DataError where the file cannot be read.
+def read(file: Path, findings: Findings) -> Arrays | None:
+    """Return the columns of a detection file; None, with an error, if an entry is invalid.
+
+    Raises DataError if the file cannot be read.
     """
-    file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
     columns = read_detections(file, DETECTIONS_HINT)
     if columns is None:
         entries = read_entries(file, "")
-        bad = [
-            (place, fault)
-            for place, entry in enumerate(entries)
-            if (fault := detection_error(entry))
+        errors = [
+            (number, error)
+            for number, entry in enumerate(entries)
+            if (error := detection_error(entry))
         ]
-        place, fault = bad[0] if bad else (0, "has numbers that cannot be")
-        found.fault(
-            f"detections: {file}: {len(bad)} of {len(entries)} entries are no detections: entry"
-            f" {place} {fault}"
+        number, error = errors[0] if errors else (0, "has numbers out of range")
+        findings.error(
+            f"detections: {file}: {len(errors)} of {len(entries)} entries are no detections:"
+            f" entry {number} {error}"
         )
     return columns
 
 
 def check(
-    found: Findings,
+    findings: Findings,
     columns: Arrays,
-    people: AnnotatedPersons,
+    persons: AnnotatedPersons,
     image_ids: np.ndarray,
-    person: int,
-    threshold: float,
+    category: int,
+    min_score: float,
 ) -> None:
-    """columns: as of read_detections. image_ids (M,): of the set's images; people.image are
-    places in it. threshold: TEST.IMAGE_THRE.
+    """Check detections.
+
+    Args:
+        columns: See read_detections.
+        persons: The annotated persons; persons.image are positions in `image_ids`.
+        image_ids: (M,) Ids of the images of the split.
+        category: Category id of the persons.
+        min_score: TEST.IMAGE_THRE.
     """
-    count = len(columns["score"])
-    if not count:
-        found.fault("detections: the file is an empty list")
+    is_person = columns["category"] == category
+    if not _are_usable(findings, columns, is_person, category):
         return
-    mine = columns["category"] == person
-    if not mine.any():
-        found.fault(
-            f"detections: none of {count} has the category {person} of the set; they have"
-            f" {some(np.unique(columns['category']).tolist(), 5)}"
+    is_listed = np.isin(columns["image_id"], image_ids)
+    unlisted = is_person & ~is_listed
+    if unlisted.any():
+        unlisted_ids = np.unique(columns["image_id"][unlisted]).tolist()
+        findings.error_or_warning(
+            f"detections: {unlisted.sum()} of {is_person.sum()} are of images that the split does"
+            f" not list (image {list_first(unlisted_ids)}): of another split?",
+            is_error=unlisted.sum() > 0.5 * is_person.sum(),
         )
-        return
-    if not np.isfinite(columns["score"][mine]).all() or not np.isfinite(columns["box"][mine]).all():
-        found.fault("detections: a score or bbox is not finite")
-        return
-    listed = np.isin(columns["image_id"], image_ids)
-    strange = mine & ~listed
-    if strange.any():
-        say = found.fault if strange.sum() > 0.5 * mine.sum() else found.warning
-        say(
-            f"detections: {strange.sum()} of {mine.sum()} are of images that the set does not list"
-            f" (image {some(np.unique(columns['image_id'][strange]).tolist())}): of another set?"
-        )
-    without = np.setdiff1d(
-        image_ids[np.unique(people.image)] if len(people.ids) else image_ids,
-        columns["image_id"][mine],
-    )
-    if len(without):
-        total = len(np.unique(people.image)) if len(people.ids) else len(image_ids)
-        say = (
-            found.fault
-            if len(without) > 0.5 * total
-            else found.warning
-            if len(without) > 0.1 * total
-            else found.note
-        )
-        say(
-            f"detections: {len(without)} of {total} images with persons have none (image"
-            f" {some(without.tolist())}); nobody is found there"
-        )
-    scores = columns["score"][mine]
+    _check_images_without(findings, columns["image_id"][is_person], persons, image_ids)
+    scores = columns["score"][is_person]
     if scores.min() < 0 or scores.max() > 1.0001:
-        found.warning(
-            f"detections: scores go from {scores.min():g} to {scores.max():g}, expected 0 to 1"
+        findings.warning(
+            f"detections: scores range from {scores.min():g} to {scores.max():g}, expected 0 to 1"
         )
     if len(scores) > 20 and np.ptp(scores) == 0:
-        found.warning(
-            f"detections: all scores are {scores[0]:g}, so nothing tells good boxes from bad ones"
+        findings.warning(f"detections: all scores are {scores[0]:g}; they do not rank the boxes")
+    is_used = is_person & is_listed & (columns["score"] >= min_score)
+    if not is_used.any():
+        findings.error(
+            f"detections: none has a score of TEST.IMAGE_THRE {min_score:g} or more; the highest"
+            f" is {scores.max():g}"
         )
-    used = mine & listed & (columns["score"] >= threshold)
-    if not used.any():
-        found.fault(
-            f"detections: none has a score of TEST.IMAGE_THRE {threshold:g} or more; the highest is"
-            f" {scores.max():g}"
+    elif len(persons.ids) and persons.sizes is not None:
+        used = {key: column[is_used] for key, column in columns.items()}
+        _check_recall(findings, used, persons, image_ids, min_score)
+
+
+def _are_usable(findings: Findings, columns: Arrays, is_person: np.ndarray, category: int) -> bool:
+    """Check that there are detections of the category, with finite numbers."""
+    if not len(is_person):
+        findings.error("detections: the file is an empty list")
+    elif not is_person.any():
+        findings.error(
+            f"detections: none of {len(is_person)} has the category {category} of the split; they"
+            f" have {list_first(np.unique(columns['category']).tolist(), 5)}"
         )
-    elif len(people.ids) and people.sizes is not None:
-        _check_recall(found, columns, people, image_ids, used, threshold)
+    elif not all(np.isfinite(columns[key][is_person]).all() for key in ("score", "box")):
+        findings.error("detections: a score or bbox is not finite")
+    else:
+        return True
+    return False
+
+
+def _check_images_without(
+    findings: Findings, detected_ids: np.ndarray, persons: AnnotatedPersons, image_ids: np.ndarray
+) -> None:
+    """Count images with persons for which the file has no detections."""
+    with_persons = image_ids[np.unique(persons.image)] if len(persons.ids) else image_ids
+    without = np.setdiff1d(with_persons, detected_ids)
+    total = len(with_persons)
+    if not len(without):
+        return
+    text = (
+        f"detections: {len(without)} of {total} images with persons have none (image"
+        f" {list_first(without.tolist())}); their persons are missed"
+    )
+    if len(without) > 0.5 * total:
+        findings.error(text)
+    else:
+        findings.warning_or_note(text, is_warning=len(without) > 0.1 * total)
 
 
 def _check_recall(
-    found: Findings,
-    columns: Arrays,
-    people: AnnotatedPersons,
+    findings: Findings,
+    used: Arrays,
+    persons: AnnotatedPersons,
     image_ids: np.ndarray,
-    used: np.ndarray,
-    threshold: float,
+    min_score: float,
 ) -> None:
-    image, boxes, wanted_image = (
-        columns["image_id"][used],
-        columns["box"][used],
-        image_ids[people.image],
-    )
-    best = box_forms.best_iou(people.boxes, wanted_image, boxes, image)
-    recall = [float((best >= level).mean()) for level in _THRESHOLDS]
-    figures = ", ".join(
-        f"{100 * value:.1f} % at an overlap of {level:g}"
-        for value, level in zip(recall, _THRESHOLDS)
+    """Check how many annotated persons the used detections overlap."""
+    assert persons.sizes is not None
+    image, boxes = used["image_id"], used["box"]
+    person_image = image_ids[persons.image]
+    best = box_ops.best_iou(persons.boxes, person_image, boxes, image)
+    recall = [float((best >= threshold).mean()) for threshold in _IOU_THRESHOLDS]
+    recalls = ", ".join(
+        f"{100 * value:.1f} % at IoU {threshold:g}"
+        for value, threshold in zip(recall, _IOU_THRESHOLDS)
     )
     text = (
-        f"detections: {used.sum()} with scores of {threshold:g} or more,"
-        f" {used.sum() / max(len(np.unique(image)), 1):.1f} an image; they find {figures} of"
+        f"detections: {len(boxes)} with scores of {min_score:g} or more,"
+        f" {len(boxes) / max(len(np.unique(image)), 1):.1f} per image; recall {recalls} of"
         f" {len(best)} labelled persons"
     )
-    order = np.argsort(image_ids)
-    sizes = people.sizes[order[np.searchsorted(image_ids, image, sorter=order)]]
     if recall[0] < 0.9:
-        forms = box_forms.convert_from_other_formats(boxes, sizes)
-        other, form = max(
-            (
-                float(
-                    (box_forms.best_iou(people.boxes, wanted_image, others, image) >= 0.5).mean()
-                ),
-                form,
-            )
-            for form, others in forms.items()
+        order = np.argsort(image_ids)
+        sizes = persons.sizes[order[np.searchsorted(image_ids, image, sorter=order)]]
+        other_recall, name = max(
+            (_recall_at_half(persons.boxes, person_image, other, image), name)
+            for name, other in box_ops.convert_from_other_formats(boxes, sizes).items()
         )
-        if other > recall[0] + 0.2:
-            found.fault(
-                f"{text}; {percent(other, 1)} taken as {form}: the file has its boxes in that form,"
-                " x, y, width, height in pixels are needed"
+        if other_recall > recall[0] + 0.2:
+            findings.error(
+                f"{text}; {format_percent(other_recall, 1)} taken as {name}: the file has its boxes"
+                " in that format, x, y, width, height in pixels are needed"
             )
             return
-    if recall[0] < _LEAST_RECALL:
-        found.fault(f"{text}; few persons could be found with these boxes")
+    if recall[0] < _MIN_RECALL:
+        findings.error(f"{text}; few persons can be found with these boxes")
         return
-    (found.warning if recall[0] < 0.6 else found.note)(text)
+    findings.warning_or_note(text, is_warning=recall[0] < 0.6)
+
+
+def _recall_at_half(
+    boxes: np.ndarray, image: np.ndarray, detected: np.ndarray, detected_image: np.ndarray
+) -> float:
+    best = box_ops.best_iou(boxes, image, detected, detected_image)
+    return float((best >= 0.5).mean())

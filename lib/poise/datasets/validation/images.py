@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from poise.datasets.validation.findings import Findings, some
+from poise.datasets.validation.findings import Findings, list_first
 from poise.errors import DataError
 from poise.io import archives, image_header
 from poise.io.decoding import EncodedImage
@@ -68,7 +68,7 @@ def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
             len(names),
         )
     folders: dict[str, set[str]] = {}
-    found = np.zeros(len(names), bool)
+    exists = np.zeros(len(names), bool)
     for place, name in enumerate(names):
         parent, _, file = name.rpartition("/")
         # one look at a folder of 118,287 files is a hundred times faster than one at each of them
@@ -77,12 +77,12 @@ def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
                 folders[parent] = set(os.listdir(folder.location / parent))
             except OSError:
                 folders[parent] = set()
-        found[place] = file in folders[parent]
-    return found
+        exists[place] = file in folders[parent]
+    return exists
 
 
 def check(
-    found: Findings,
+    findings: Findings,
     folder: ImageFolder,
     names: Sequence[str],
     sizes: np.ndarray | None,
@@ -97,14 +97,14 @@ def check(
     try:
         files.there = present(folder, names)
     except DataError as error:
-        found.fault(f"images: all {len(names)} are absent ({error})")
+        findings.error(f"images: all {len(names)} are absent ({error})")
         return files
     absent = np.flatnonzero(~files.there)
     if len(absent):
-        found.fault(
+        findings.error(
             f"images: {len(absent)} of {len(names)} are absent, such as"
-            f" {some(names[place] for place in absent[:3])}, in"
-            f" {folder.location}{folder.spelling_hint(names[absent[0]])}"
+            f" {list_first(names[place] for place in absent[:3])}, in"
+            f" {folder.location}{folder.other_spelling(names[absent[0]])}"
         )
     places = np.flatnonzero(files.there) if opened is None else opened[files.there[opened]]
     bad: dict[str, list[str]] = {}
@@ -115,7 +115,7 @@ def check(
         files.claimed[place], files.orientation[place] = header.size, header.orientation
         files.sums.setdefault(header.mark, []).append(place)
     for fault, spoilt in bad.items():
-        found.fault(f"images: {len(spoilt)} {fault}: {some(spoilt)}")
+        findings.error(f"images: {len(spoilt)} {fault}: {list_first(spoilt)}")
     twins = [
         f"{names[place]} and {names[group[0]]}"
         for mark, alike in files.sums.items()
@@ -124,23 +124,25 @@ def check(
         for place in group[1:]
     ]
     if twins:
-        found.warning(f"images: {len(twins)} look the same as another of the set: {some(twins)}")
+        findings.warning(
+            f"images: {len(twins)} look the same as another of the set: {list_first(twins)}"
+        )
     if sizes is not None:
-        _check_sizes(found, files, names, sizes, folder.exif)
+        _check_sizes(findings, files, names, sizes, folder.exif)
     same_size = np.flatnonzero((files.orientation > 1) & (files.orientation < 5))
     if len(same_size):
         read = "upright" if folder.exif else "stored"
-        found.note(
+        findings.note(
             f"images: {len(same_size)} have EXIF orientation 2, 3 or 4, such as"
-            f" {some(names[place] for place in same_size[:3])}; their size is the same either way,"
-            f" so it does not show whether they were annotated {read}, as DATASET.EXIF"
+            f" {list_first(names[place] for place in same_size[:3])}; their size is the same"
+            f" either way, so it does not show whether they were annotated {read}, as DATASET.EXIF"
             f" {folder.exif} reads them; see the pictures of the page"
         )
     return files
 
 
 def _check_sizes(
-    found: Findings, files: ImageFiles, names: Sequence[str], sizes: np.ndarray, exif: bool
+    findings: Findings, files: ImageFiles, names: Sequence[str], sizes: np.ndarray, exif: bool
 ) -> None:
     read = files.claimed[:, 0] > 0
     wrong = read & (files.claimed != sizes).any(axis=1)
@@ -153,16 +155,17 @@ def _check_sizes(
         if turned:
             annotated = "as they are stored" if exif else "as their EXIF entry turns them"
             why = f"annotated {annotated}; DATASET.EXIF {not exif} reads them so"
-        found.fault(
+        findings.error(
             f"images: {len(places)} have width and height exchanged, such as "
-            f"{some(names[place] for place in places[:3])}: {why}"
+            f"{list_first(names[place] for place in places[:3])}: {why}"
         )
     wrong &= ~exchanged
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        found.fault(
+        width, height = files.claimed[first]
+        findings.error(
             f"images: {wrong.sum()} of {read.sum()} have another size than their annotations say:"
-            f" {some([names[first]])} has {files.claimed[first, 0]} x {files.claimed[first, 1]},"
+            f" {list_first([names[first]])} has {width} x {height},"
             f" annotated {sizes[first, 0]:g} x {sizes[first, 1]:g}"
         )
 
@@ -245,7 +248,7 @@ def _judged(head: bytes, size: int, rest: Callable[[int], bytes], exif: bool = F
 
 
 def check_apart(
-    found: Findings,
+    findings: Findings,
     train: tuple[ImageFolder, Sequence[str], ImageFiles],
     test: tuple[ImageFolder, Sequence[str], ImageFiles],
 ) -> None:
@@ -259,9 +262,9 @@ def check_apart(
         else []
     )
     if common:
-        found.fault(
+        findings.error(
             f"images: {len(common)} of {len(other_names)} test images are training images too:"
-            f" {some(common)}; figures of such a test say nothing"
+            f" {list_first(common)}; figures of such a test say nothing"
         )
         return
     twins = []
@@ -275,9 +278,9 @@ def check_apart(
         ]
     twins.sort()
     if twins:
-        found.fault(
+        findings.error(
             f"images: {len(twins)} of {len(other_names)} test images have the same content as a"
-            f" training image: {some(twins)}; figures of such a test say nothing"
+            f" training image: {list_first(twins)}; figures of such a test say nothing"
         )
 
 
