@@ -633,7 +633,7 @@ def test_select_data_drops_persons_with_distant_keypoints(annotated, experiment)
     annotated([person(1, keypoints=centre), person(2, keypoints=far)], split="train2017")
     table, _ = load_split(experiment("DATASET.SELECT_DATA", True), train=True)
     assert table.ann_ids.tolist() == [1] and table.dropped == {
-        "joints far from the box's centre, DATASET.SELECT_DATA": 1
+        "joints far from the box's center, DATASET.SELECT_DATA": 1
     }
     assert len(load_split(experiment(), train=True)[0]) == 2
 

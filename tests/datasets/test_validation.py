@@ -388,7 +388,7 @@ def test_check_data_select_data_counts_dropped_persons(made):
     lines = found(made, "note", "DATASET.SELECT_DATA", "True")
     assert any(
         "train: persons: 5" in line
-        and "joints far from the box's centre, DATASET.SELECT_DATA" in line
+        and "joints far from the box's center, DATASET.SELECT_DATA" in line
         for line in lines
     ), lines
 

@@ -1,4 +1,4 @@
-"""Who is in which image (coco, mpii, synthetic), reading images, augmentation, batches."""
+"""Read annotations, crop persons and load batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poise.config.datasets import dataset_info, image_folder
 from poise.datasets import coco, mpii
 from poise.datasets.augment import Augmentation
 from poise.datasets.loader import BatchLoader, TopDownDataset
-from poise.datasets.mixing import ConcatImageFolders, cfg_for_source, convert_skeleton, mixed
+from poise.datasets.mixing import ConcatImageFolders, cfg_for_source, concat, convert_skeleton
 from poise.datasets.sampler import SINGLE_SHARD, EpochBatchSampler, Shard
 from poise.errors import DataError
 from poise.io.image_folder import ImageFolder
@@ -31,61 +31,68 @@ READERS = {"coco": coco.READER, "mpii": mpii.READER}
 def load_split(
     cfg: CfgNode, *, train: bool
 ) -> tuple[PersonTable, ImageFolder | ConcatImageFolders]:
-    """Persons and images of DATASET.TRAIN_SET, with those of DATASET.MIX, or of
-    DATASET.TEST_SET; what was dropped is in the log.
+    """Load persons and images of DATASET.TRAIN_SET with DATASET.MIX, or of DATASET.TEST_SET.
+
+    Logs what was dropped.
     """
+    data = dataset_info(cfg)
     if not train:
-        for remark in dataset_info(cfg).remarks:
+        for remark in data.remarks:
             log.warning("%s", remark)
-    elif not dataset_info(cfg).skeleton.upper_body:
-        log.info(
-            "%s", f"{dataset_info(cfg).path}: has no upper_body; half-body augmentation is off"
-        )
-    own = _read_one(cfg, train)
+    elif not data.skeleton.upper_body:
+        log.info("%s", f"{data.path}: has no upper_body; half-body augmentation is off")
+    split = _load_one(cfg, train=train)
     if not train or not cfg.DATASET.MIX:
-        return own
-    # in an order of their own, for a configuration that was written and read again has the groups
-    # in another
-    names = sorted(cfg.DATASET.MIX)
-    sets = {"": own, **{name: _read_one(cfg_for_source(cfg, name), train) for name in names}}
-    for table, folder in sets.values():
+        return split
+    sources = {"": split}
+    # sorted: a configuration that was written and read again has another order
+    for name in sorted(cfg.DATASET.MIX):
+        sources[name] = _load_one(cfg_for_source(cfg, name), train=True)
+    for table, folder in sources.values():
         if not table.has_keypoints:
             raise DataError(f"{folder.location}: a set without labels cannot be trained on")
-    for name in names:
-        table, folder = sets[name]
-        group, theirs = cfg.DATASET.MIX[name], dataset_info(cfg_for_source(cfg, name))
+    for name in sorted(cfg.DATASET.MIX):
+        table, folder = sources[name]
+        group = cfg.DATASET.MIX[name]
         table = convert_skeleton(
-            dataset_info(cfg), table, theirs, name=name, joints=group.JOINTS, repeat=group.REPEAT
+            data,
+            table,
+            dataset_info(cfg_for_source(cfg, name)),
+            name=name,
+            joints=group.JOINTS,
+            repeat=group.REPEAT,
         )
-        sets[name] = table, folder
-    return mixed(sets)
+        sources[name] = table, folder
+    return concat(sources)
 
 
-def _read_one(cfg: CfgNode, train: bool) -> tuple[PersonTable, ImageFolder]:
-    table, split = (
-        read_table(cfg, train=train),
-        (cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET),
-    )
-    log.info("%s set %s: %s", "train" if train else "test", split, table.summary())
+def _load_one(cfg: CfgNode, *, train: bool) -> tuple[PersonTable, ImageFolder]:
+    kind = "train" if train else "test"
+    split = cfg.DATASET.TRAIN_SET if train else cfg.DATASET.TEST_SET
+    table = read_table(cfg, train=train)
+    log.info("%s set %s: %s", kind, split, table.summary())
     return table, image_folder(cfg, split)
 
 
 def read_table(cfg: CfgNode, *, train: bool) -> PersonTable:
-    """Persons of DATASET.TRAIN_SET, without DATASET.MIX, or of DATASET.TEST_SET. Raises
-    DataError or ConfigError, naming the file or key.
+    """Read the persons of DATASET.TRAIN_SET without DATASET.MIX, or of DATASET.TEST_SET.
+
+    Raises DataError or ConfigError, naming the file or key.
     """
-    split, margin = (
-        (cfg.DATASET.TRAIN_SET, cfg.DATASET.BOX_MARGIN)
-        if train
-        else (cfg.DATASET.TEST_SET, cfg.TEST.BOX_MARGIN)
-    )
-    table = READERS[dataset_info(cfg).format].read_table(
-        cfg, split, detections=not train and not cfg.TEST.USE_GT_BBOX, margin=margin
-    )
-    if train and cfg.DATASET.SELECT_DATA:
-        table = table.select(
-            select_data(table), "joints far from the box's centre, DATASET.SELECT_DATA"
+    reader = READERS[dataset_info(cfg).format]
+    if not train:
+        return reader.read_table(
+            cfg,
+            cfg.DATASET.TEST_SET,
+            detections=not cfg.TEST.USE_GT_BBOX,
+            margin=cfg.TEST.BOX_MARGIN,
         )
+    table = reader.read_table(
+        cfg, cfg.DATASET.TRAIN_SET, detections=False, margin=cfg.DATASET.BOX_MARGIN
+    )
+    if cfg.DATASET.SELECT_DATA:
+        reason = "joints far from the box's center, DATASET.SELECT_DATA"
+        table = table.select(select_data(table), reason)
     return table
 
 
@@ -144,15 +151,16 @@ def build_loader(
 
 
 def select_data(table: PersonTable) -> np.ndarray:
-    """(N,) bool: the mean of a person's joints lies near the box's centre, the nearer the fewer
-    joints there are.
+    """Return which persons (N,) have the mean of their keypoints near the center of the box.
 
-    Source: HRNet lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1
-    joint by 0.0125 a joint, to 0.65 for COCO's 17; where there are more, to 0.65 for all of them.
+    The fewer keypoints are labeled, the nearer it must be. Source: HRNet
+    lib/dataset/JointsDataset.py select_data; the threshold rises from 0.45 for 1 keypoint by 0.0125
+    per keypoint, to 0.65 for COCO's 17. With more keypoints it rises to 0.65 for all of them.
     """
-    labelled = table.visibility > 0
-    count = labelled.sum(axis=1)
-    mean = (table.keypoints * labelled[:, :, None]).sum(axis=1) / np.maximum(count, 1)[:, None]
+    is_labeled = table.visibility > 0
+    count = is_labeled.sum(axis=1)
+    total = (table.keypoints * is_labeled[:, :, None]).sum(axis=1)
+    mean = total / np.maximum(count, 1)[:, None]
     distance = np.square(mean - table.center).sum(axis=1)
     area = table.scale.prod(axis=1) * PIXEL_STD**2
     similarity = np.exp(-distance / (2 * 0.2**2 * area))

@@ -1,9 +1,8 @@
-"""Samples and batches: crops of persons, made in worker processes, the same whatever their number.
+"""Load crops of persons in worker processes; the result does not depend on their number.
 
-A sampler's key is (epoch, sample): it carries all that a worker needs to draw the sample's random
-numbers, which come from a generator seeded by (seed, epoch, sample) and from nothing else. Sample n
-of N persons is person n; where persons come more than once in an epoch, samples n + N, n + 2 N, ...
-are person n too, each cut out in its own way.
+A key of the sampler is (epoch, sample). The random numbers of a sample come from a generator seeded
+by (seed, epoch, sample) only. Sample n of N persons is person n; samples n + N, n + 2 N, ... of
+persons that occur more than once in an epoch are person n too, each with its own crop.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.random  # noqa: F401  NumPy loads it when it is first used: here, so that workers share its memory
+import numpy.random  # noqa: F401  imported before the workers start, so that they share it
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -37,21 +36,21 @@ from poise.structures.crops import person_crop_matrix, source_roi, transform_poi
 from poise.structures.person_table import PersonTable
 from poise.structures.warp import warp
 
-#: center (2,), scale (2,), rotation, mirrored: see person_crop_matrix
+#: center (2,), scale (2,), rotation, is flipped: see person_crop_matrix
 CropParams = tuple[np.ndarray, np.ndarray, float, bool]
 
 
 class TopDownDataset(Dataset):
-    """Crops (H, W, 3) uint8 of the persons of a table, with their joints in crop pixels.
+    """Crops (H, W, 3) uint8 of the persons of a table, with their keypoints in crop pixels.
 
     Args:
-        table: the persons.
-        images: where their images are.
+        table: The persons.
+        images: Their images.
         image_size: (width, height) of a crop in pixels.
-        rgb: channel order of a crop: RGB, or BGR as OpenCV reads.
-        seed: of the augmentation's random numbers.
-        augmentation: None cuts out every person as it is.
-        udp: crop as UDP does, see person_crop_matrix.
+        rgb: Whether a crop is RGB, or BGR as OpenCV reads.
+        seed: Seed of the augmentation.
+        augmentation: None crops every person as it is.
+        udp: Crop as UDP does: see person_crop_matrix.
     """
 
     def __init__(
@@ -64,10 +63,11 @@ class TopDownDataset(Dataset):
         seed: int = 0,
         augmentation: Augmentation | None = None,
         udp: bool = False,
-    ):
+    ) -> None:
+        width, height = image_size
         self.table = table
         self.images = images
-        self.image_size = tuple(int(v) for v in image_size)
+        self.image_size = (int(width), int(height))
         self.rgb = rgb
         self.seed = seed
         self.augmentation = augmentation
@@ -79,114 +79,112 @@ class TopDownDataset(Dataset):
         return len(self.table)
 
     def __getitems__(self, keys: list[SampleKey]) -> dict[str, torch.Tensor] | DataError:
-        """A batch: images (B, H, W, 3) uint8, joints (B, J, 2) float32 crop pixels, visible (B, J)
-        float32 (0, 1 or 2), person (B,) int64.
+        """Load a batch.
 
-        An unreadable image comes back as the error itself: raised here, a loader would wrap it in a
-        worker's traceback.
+        Returns:
+            images (B, H, W, 3) uint8, joints (B, K, 2) float32 crop pixels, visible (B, K) float32
+            (0, 1 or 2), person (B,) int64. An unreadable image returns its error: raised in a
+            worker, the error would be wrapped in the worker's traceback.
         """
         width, height = self.image_size
-        count, joints = len(keys), self.table.skeleton.num_keypoints
-        images = _empty_shared(count, height, width, 3)
-        batch = {
-            "images": images.numpy(),
-            "joints": np.zeros((count, joints, 2), np.float32),
-            "visible": np.zeros((count, joints), np.float32),
-            "person": np.array([sample % len(self) for _, sample in keys], np.int64),
-        }
-        # draws before the first image, joints after the last: decoding drives all else out of the
-        # processor's caches, and makes it several times as slow
-        places = [
-            self._place(*key, joints, visible)
-            for key, joints, visible in zip(keys, batch["joints"], batch["visible"])
-        ]
-        matrices = {}
-        # an image is decoded once, wherever its persons stand in the batch
-        of_image: dict[int, list[int]] = {}
-        for row, person in enumerate(batch["person"]):
-            of_image.setdefault(int(self.table.image_index[person]), []).append(row)
+        num_keypoints = self.table.skeleton.num_keypoints
+        persons = [sample % len(self) for _, sample in keys]
+        images = _empty_shared(len(keys), height, width, 3)
+        keypoints = np.zeros((len(keys), num_keypoints, 2), np.float32)
+        visibility = np.zeros((len(keys), num_keypoints), np.float32)
+        # random numbers before the first image, keypoints after the last: decoding evicts the
+        # processor's caches, which makes both several times as slow
+        params = [self._sample_params(*key) for key in keys]
         try:
-            for index, rows in of_image.items():
-                picture = self._picture(index)
-                for row in rows:
-                    matrices[row] = self._crop(
-                        picture, places[row], batch["images"][row], whole=len(rows) > 1
-                    )
-                    if matrices[row] is None:
-                        raise self.images.decode_error(self.table.image_names[index])
+            matrices = self._crop_images(persons, params, images.numpy())
         except DataError as error:
             return error
-        if self.table.has_keypoints:  # otherwise they are zeros already
+        if self.table.has_keypoints:
             for row, matrix in matrices.items():
-                batch["joints"][row], batch["visible"][row] = self._labels(
-                    batch["person"][row], matrix, mirrored=places[row][3]
+                keypoints[row], visibility[row] = self._crop_keypoints(
+                    persons[row], matrix, is_flipped=params[row][3]
                 )
         return {
-            key: images if key == "images" else _shared(torch.from_numpy(value))
-            for key, value in batch.items()
+            "images": images,
+            "joints": _share(torch.from_numpy(keypoints)),
+            "visible": _share(torch.from_numpy(visibility)),
+            "person": _share(torch.tensor(persons, dtype=torch.int64)),
         }
 
-    def _picture(self, index: int) -> EncodedImage:
-        """An image of the table. The last one is kept: in the order of a test the next batch may
-        begin with it.
+    def _sample_params(self, epoch: int, sample: int) -> CropParams:
+        table = self.table
+        person = sample % len(self)
+        center, scale = table.center[person], table.scale[person]
+        if self.augmentation is None:
+            return center, scale, 0.0, False
+        return self.augmentation.sample(
+            np.random.default_rng((self.seed, epoch, sample)),
+            center,
+            scale,
+            table.keypoints[person],
+            table.visibility[person],
+            table.skeleton,
+            self.image_size[0] / self.image_size[1],
+            table.box_wh[person],
+        )
+
+    def _crop_images(
+        self, persons: list[int], params: list[CropParams], out: np.ndarray
+    ) -> dict[int, np.ndarray]:
+        """Fill the crops `out` (B, H, W, 3) and return their matrices (2, 3) by row.
+
+        Each image is decoded once, wherever its persons are in the batch. Raises DataError.
         """
+        rows_by_image: dict[int, list[int]] = {}
+        for row, person in enumerate(persons):
+            rows_by_image.setdefault(int(self.table.image_index[person]), []).append(row)
+        matrices: dict[int, np.ndarray] = {}
+        for index, rows in rows_by_image.items():
+            image = self._open_image(index)
+            for row in rows:
+                matrix = self._crop(image, params[row], out[row], whole_image=len(rows) > 1)
+                if matrix is None:
+                    raise self.images.decode_error(self.table.image_names[index])
+                matrices[row] = matrix
+        return matrices
+
+    def _open_image(self, index: int) -> EncodedImage:
+        """Open an image and keep it: in test order the next batch may start with it."""
         if self._cached_image is None or self._cached_image[0] != index:
             self._cached_image = (index, self.images.open(self.table.image_names[index]))
         return self._cached_image[1]
 
-    def _place(
-        self, epoch: int, sample: int, joints: np.ndarray, visible: np.ndarray
-    ) -> CropParams:
-        """Centre, scale, rotation and mirror of a sample; joints and visible are those of a
-        person without labels.
-        """
-        table, person = self.table, sample % len(self)
-        center, scale = table.center[person], table.scale[person]
-        if self.augmentation is None:
-            return center, scale, 0.0, False
-        if table.has_keypoints:
-            joints, visible = table.keypoints[person], table.visibility[person]
-        rng, aspect = (
-            np.random.default_rng((self.seed, epoch, sample)),
-            self.image_size[0] / self.image_size[1],
-        )
-        return self.augmentation.sample(
-            rng, center, scale, joints, visible, table.skeleton, aspect, table.box_wh[person]
-        )
-
     def _crop(
-        self, picture: EncodedImage, place: CropParams, out: np.ndarray, whole: bool
+        self, image: EncodedImage, params: CropParams, out: np.ndarray, *, whole_image: bool
     ) -> np.ndarray | None:
-        """Cut the crop `out` (H, W, 3) and return its matrix; None where the image cannot be
-        decoded.
+        """Fill the crop `out` (H, W, 3) and return its matrix; None if decoding fails.
 
-        whole: decode all of the image, for other persons need it too; otherwise no more than the
-        crop needs.
+        Args:
+            whole_image: Decode the whole image, because other persons need it too; otherwise only
+                the region of this crop.
         """
-        if picture.size is None:
+        if image.size is None:
             return None
-        matrix = person_crop_matrix(picture.size[0], *place, self.image_size, self.udp)
-        image = (
-            picture.pixels
-            if whole
-            else picture.with_region(source_roi(matrix, self.image_size, picture.size))
-        )
-        if image is None:
+        matrix = person_crop_matrix(image.size[0], *params, self.image_size, self.udp)
+        if whole_image:
+            pixels = image.pixels
+        else:
+            pixels = image.with_region(source_roi(matrix, self.image_size, image.size))
+        if pixels is None:
             return None
-        warp(image, matrix, self.image_size, out, self.rgb)
+        warp(pixels, matrix, self.image_size, out, self.rgb)
         return matrix
 
-    def _labels(
-        self, person: int, matrix: np.ndarray, mirrored: bool
+    def _crop_keypoints(
+        self, person: int, matrix: np.ndarray, *, is_flipped: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Joints (J, 2) in the crop, zeros where not labelled, and visible (J,)."""
-        joints, visible = (
-            transform_points(self.table.keypoints[person], matrix),
-            self.table.visibility[person],
-        )
-        if mirrored:
-            joints, visible = joints[self.flip_indices], visible[self.flip_indices]
-        return joints * (visible > 0)[:, None], visible
+        """Return keypoints (K, 2) in the crop, zeros if not labeled, and visibility (K,)."""
+        keypoints = transform_points(self.table.keypoints[person], matrix)
+        visibility = self.table.visibility[person]
+        if is_flipped:
+            keypoints = keypoints[self.flip_indices]
+            visibility = visibility[self.flip_indices]
+        return keypoints * (visibility > 0)[:, None], visibility
 
 
 _SECONDS_TO_END = 3.0  # for a worker to finish its batch, before it is killed
@@ -194,7 +192,7 @@ _open_loaders: weakref.WeakSet[BatchLoader] = weakref.WeakSet()
 
 
 class BatchLoader:
-    """A DataLoader over TopDownDataset whose errors are the dataset's own.
+    """A DataLoader over TopDownDataset that raises the dataset's own errors.
 
     Its worker processes live until `close`, which `close_loaders` calls for all loaders.
     """
@@ -206,26 +204,26 @@ class BatchLoader:
         *,
         workers: int = 0,
         pin_memory: bool = False,
-    ):
-        self.dataset = dataset
-        self.batch_sampler = batch_sampler
+    ) -> None:
         if not len(dataset):
             raise DataError("no person is left to use; DATASET.SELECT_DATA False drops fewer")
         dataset.images.check()
-        # PyTorch's advice to use fewer workers than WORKERS asks for goes to stderr at every start;
-        # the log tells the waiting time
+        self.dataset = dataset
+        self.batch_sampler = batch_sampler
+        # PyTorch suggests fewer workers than WORKERS at every start; the log has the waiting time
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        self._loader = DataLoader(
+        # batches ahead of each worker take most of a loader's memory; with many workers one is
+        # enough
+        prefetch_factor = 2 if workers < 4 else 1
+        self._loader: DataLoader = DataLoader(
             dataset,
             batch_sampler=batch_sampler,
             num_workers=workers,
             pin_memory=pin_memory,
-            collate_fn=_unchanged,
+            collate_fn=_identity,
             worker_init_fn=_prepare_worker,
             persistent_workers=workers > 0,
-            # batches ahead of each worker: with many, one is enough, and they are what a loader's
-            # memory goes into
-            prefetch_factor=(2 if workers < 4 else 1) if workers else None,
+            prefetch_factor=prefetch_factor if workers else None,
         )
         if not workers:
             cv2.setNumThreads(0)
@@ -237,18 +235,17 @@ class BatchLoader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self._loader:
             if isinstance(batch, DataError):
-                # a new error, for this frame holds `batch`: the circle would keep the worker
-                # processes until PyTorch loses patience
+                # a new error: this frame refers to `batch`, and the reference cycle would keep the
+                # worker processes alive until PyTorch's timeout
                 raise DataError(str(batch))
             if isinstance(batch, Exception):  # see _send_error
                 raise batch
             yield batch
 
     def close(self) -> None:
-        """End the worker processes within seconds, whatever they do. The next iteration starts
-        new ones.
-        """
-        iterator, self._loader._iterator = self._loader._iterator, None
+        """End the worker processes within seconds. The next iteration starts new ones."""
+        iterator: Any = self._loader._iterator
+        self._loader._iterator = None
         if iterator is None:
             return
         killer = threading.Timer(_SECONDS_TO_END, _kill, [iterator._workers])
@@ -266,8 +263,7 @@ class BatchLoader:
 def close_loaders() -> None:
     """End the worker processes of all loaders.
 
-    Workers ignore SIGTERM, by which multiprocessing ends them when the program exits: it would wait
-    for them forever.
+    Workers ignore SIGTERM, with which multiprocessing ends them at exit: it would wait forever.
     """
     for loader in list(_open_loaders):
         loader.close()
@@ -282,48 +278,46 @@ def _kill(workers: list) -> None:
             worker.kill()
 
 
-def _unchanged(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _empty_shared(*shape: int) -> torch.Tensor:
-    """An empty uint8 tensor; in a worker process in the memory that it shares with the main
-    process, for PyTorch would copy it there.
+    """Return an empty uint8 tensor; in a worker process in shared memory, as PyTorch's collate.
+
+    PyTorch would otherwise copy it there.
     """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    size = math.prod(shape)
-    # as PyTorch's own collating does
-    return torch.empty(0, dtype=torch.uint8).set_(
-        torch.UntypedStorage._new_shared(size, device="cpu"), 0, shape
-    )
+    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
 
 
-def _shared(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor; in a worker process moved to shared memory here, where an error reaches the
-    main process.
-    """
+def _share(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor; in a worker process in shared memory, so that an error is sent."""
     return tensor if get_worker_info() is None else tensor.share_memory_()
 
 
-def _send_error(queue: Queue, error: Exception, batch: tuple[Any, Any]) -> None:
-    """Send the error in place of a batch that a queue's thread could not send, as without a free
-    file handle.
+def _send_error(queue: Queue, error: Exception, item: tuple[Any, Any]) -> None:
+    """Send the error in place of a batch that a queue's thread cannot send.
 
-    The thread would print a traceback, and the main process would wait for the batch forever.
-    batch: its number and content.
+    This happens without a free file handle. The thread would print a traceback, and the main
+    process would wait for the batch forever.
+
+    Args:
+        item: Number and content of the batch.
     """
-    queue.put((batch[0], error))
+    queue.put((item[0], error))
 
 
 def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    # what came from the main process is never looked through, which would copy its pages
+    # the collector does not visit objects of the main process, which would copy their pages
     gc.freeze()
     # Ctrl-C and other signals of terminals and schedulers reach the whole process group; the main
     # process decides what to do and ends its workers
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):  # not all on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    Queue._on_queue_feeder_error = _send_error
+    Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
     exit_with_parent()

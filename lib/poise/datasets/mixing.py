@@ -1,8 +1,8 @@
-"""Training sets of several data sets as one table, with the joints of the first (DATASET.MIX).
+"""Combine training sets of several datasets with the keypoints of the first (DATASET.MIX).
 
-Joints are matched by name, or as DATASET.MIX.<name>.JOINTS says. Those that a set does not have are
-NOT_ANNOTATED there: they count for nothing in the loss, and a mirror swaps them as the first data
-set's file says.
+Keypoints are matched by name, or as DATASET.MIX.<name>.JOINTS says. Keypoints that a dataset does
+not have are NOT_ANNOTATED there: the loss ignores them, and a flip swaps them as in the first
+dataset.
 """
 
 from __future__ import annotations
@@ -25,81 +25,86 @@ log = logging.getLogger(__name__)
 
 
 class ConcatImageFolders:
-    """The image folders of several sets. An image's name begins with its set's name and a /; in
-    the first set's, with / alone.
+    """The image folders of several datasets.
+
+    Image names start with the name of their dataset and a slash; the first dataset has no name.
     """
 
-    def __init__(self, folders: dict[str, ImageFolder]):
+    def __init__(self, folders: dict[str, ImageFolder]) -> None:
         self.folders = folders
 
     @property
     def location(self) -> Path:
-        """The first set's."""
+        """The first folder."""
         return next(iter(self.folders.values())).location
 
     def check(self) -> None:
-        """Raise DataError when a folder or archive is not there."""
+        """Raise DataError if a folder or archive is missing."""
         for folder in self.folders.values():
             folder.check()
 
     def open(self, name: str) -> EncodedImage:
         """See ImageFolder."""
-        folder, own = self._of(name)
-        return folder.open(own)
+        folder, own_name = self._split(name)
+        return folder.open(own_name)
 
     def read(self, name: str) -> np.ndarray:
         """See ImageFolder."""
-        folder, own = self._of(name)
-        return folder.read(own)
+        folder, own_name = self._split(name)
+        return folder.read(own_name)
 
     def decode_error(self, name: str) -> DataError:
         """See ImageFolder."""
-        folder, own = self._of(name)
-        return folder.decode_error(own)
+        folder, own_name = self._split(name)
+        return folder.decode_error(own_name)
 
-    def _of(self, name: str) -> tuple[ImageFolder, str]:
-        key, own = name.split("/", 1)
-        return self.folders[key], own
+    def _split(self, name: str) -> tuple[ImageFolder, str]:
+        key, own_name = name.split("/", 1)
+        return self.folders[key], own_name
 
 
 def cfg_for_source(cfg: CfgNode, name: str) -> CfgNode:
-    """`cfg` with the data set of a group of DATASET.MIX as its own."""
-    group, other = cfg.DATASET.MIX[name], cfg.clone()
+    """Return `cfg` with a dataset of DATASET.MIX as its only dataset."""
+    group = cfg.DATASET.MIX[name]
+    other = cfg.clone()
     other.defrost()
-    other.DATASET.FILE, other.DATASET.TRAIN_SET, other.DATASET.ROOT, other.DATASET.MIX = (
-        group.FILE,
-        group.SET,
-        group.ROOT,
-        CfgNode(),
-    )
+    other.DATASET.FILE = group.FILE
+    other.DATASET.TRAIN_SET = group.SET
+    other.DATASET.ROOT = group.ROOT
+    other.DATASET.MIX = CfgNode()
     other.DATASET.DATA_FORMAT = group.DATA_FORMAT or cfg.DATASET.DATA_FORMAT
     other.freeze()
     return other
 
 
-def mixed(
-    sets: Mapping[str, tuple[PersonTable, ImageFolder]],
+def concat(
+    sources: Mapping[str, tuple[PersonTable, ImageFolder]],
 ) -> tuple[PersonTable, ConcatImageFolders]:
-    """Return one table and its images of several sets whose joints are those of the first.
+    """Return one table and its images for several tables with the keypoints of the first.
 
-    Images keep their ids in the first set; those of the others come behind. See convert_skeleton.
+    Images of the first table keep their ids; those of the others get the following ones. See
+    convert_skeleton.
     """
-    parts: list[PersonTable] = []
-    for table, _ in sets.values():
-        part = table
-        if not parts:
-            part = replace(table, repeat_factor=np.ones(len(table)))
+    tables: list[PersonTable] = []
+    next_id = num_images = 0
+    for table, _ in sources.values():
+        image_ids = table.image_ids
+        repeat_factor = table.repeat_factor
+        if tables:
+            image_ids = next_id + np.arange(len(image_ids))
         else:
-            part = replace(
-                part,
-                image_ids=max(int(other.image_ids.max(initial=-1)) for other in parts)
-                + 1
-                + np.arange(len(table.image_ids)),
-                image_index=table.image_index
-                + np.int32(sum(len(other.image_ids) for other in parts)),
+            repeat_factor = np.ones(len(table))
+        tables.append(
+            replace(
+                table,
+                image_ids=image_ids,
+                image_index=table.image_index + np.int32(num_images),
+                repeat_factor=repeat_factor,
             )
-        parts.append(part)
-    arrays = (
+        )
+        next_id = max(next_id, int(image_ids.max(initial=-1)) + 1)
+        num_images += len(image_ids)
+    columns = (
         "image_ids",
         "image_index",
         "center",
@@ -111,73 +116,80 @@ def mixed(
         "ann_ids",
         "repeat_factor",
     )
-    names = [f"{name}/{image}" for name, part in zip(sets, parts) for image in part.image_names]
-    dropped = {
-        f"{reason} ({name})" if name else reason: count
-        for name, part in zip(sets, parts)
-        for reason, count in part.dropped.items()
-    }
-    table = replace(
-        parts[0],
-        image_names=PackedStrings.pack(names),
+    image_names: list[str] = []
+    dropped: dict[str, int] = {}
+    for name, table in zip(sources, tables):
+        image_names += [f"{name}/{image}" for image in table.image_names]
+        for reason, count in table.dropped.items():
+            dropped[f"{reason} ({name})" if name else reason] = count
+    joined = replace(
+        tables[0],
+        image_names=PackedStrings.pack(image_names),
         dropped=dropped,
-        **{key: np.concatenate([getattr(part, key) for part in parts]) for key in arrays},
+        **{key: np.concatenate([getattr(table, key) for table in tables]) for key in columns},
     )
-    return table, ConcatImageFolders({name: folder for name, (_, folder) in sets.items()})
+    return joined, ConcatImageFolders({name: folder for name, (_, folder) in sources.items()})
 
 
 def convert_skeleton(
-    ours: DatasetInfo,
+    target: DatasetInfo,
     table: PersonTable,
-    theirs: DatasetInfo,
+    source: DatasetInfo,
     *,
     name: str,
     joints: Mapping[str, str] | None = None,
     repeat: float = 1.0,
 ) -> PersonTable:
-    """Return a table with the joints of another dataset. What was mixed is in the log.
+    """Return a table with the keypoints of another dataset and log what was matched.
 
     Args:
-        ours: the dataset whose joints the table gets.
-        table: persons with labels.
-        theirs: the dataset of the table.
-        name: of the group in DATASET.MIX, for the log.
-        joints: {its name: ours} for joints that are not called the same.
-        repeat: how often a person comes in an epoch.
+        target: The dataset whose keypoints the table gets.
+        table: Persons with keypoints.
+        source: The dataset of the table.
+        name: Its name in DATASET.MIX, for the log.
+        joints: {name in source: name in target} of keypoints with different names.
+        repeat: How often a person occurs in an epoch.
     """
-    count = ours.skeleton.num_keypoints
-    places = joint_mapping(theirs, ours, dict(joints or {}))
-    lost = [
-        joint for place, joint in enumerate(ours.skeleton.names) if place not in places.values()
-    ]
-    without = (
-        f"; without {', '.join(lost[:8])}{' and others' if len(lost) > 8 else ''}" if lost else ""
-    )
-    log.info(
-        "%s",
+    count = target.skeleton.num_keypoints
+    mapping = joint_mapping(source, target, dict(joints or {}))
+    matched = set(mapping.values())
+    missing = [each for index, each in enumerate(target.skeleton.names) if index not in matched]
+    line = (
         f"DATASET.MIX.{name}: {len(table)} persons, each {repeat:g} times an epoch, with"
-        f" {len(places)} of {count} joints{without}",
+        f" {len(mapping)} of {count} joints"
     )
-    moved, visible = remap_joints(table.keypoints, table.visibility, places, count)
+    if missing:
+        line += f"; without {', '.join(missing[:8])}"
+    if len(missing) > 8:
+        line += " and others"
+    log.info("%s", line)
+    keypoints, visibility = remap_joints(table.keypoints, table.visibility, mapping, count)
     return replace(
         table,
-        skeleton=ours.skeleton,
-        keypoints=moved,
-        visibility=visible,
+        skeleton=target.skeleton,
+        keypoints=keypoints,
+        visibility=visibility,
         repeat_factor=np.full(len(table), repeat),
     )
 
 
 def remap_joints(
-    joints: np.ndarray, visible: np.ndarray, places: dict[int, int], count: int
+    keypoints: np.ndarray, visibility: np.ndarray, mapping: dict[int, int], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Joints (N, K, 2) and visible (N, K) of one joint set in the places of another with `count`
-    joints; what is nowhere is NOT_ANNOTATED.
+    """Move keypoints to their positions in another skeleton.
+
+    Args:
+        keypoints: (N, K, 2).
+        visibility: (N, K).
+        mapping: {position here: position there}.
+        count: Number of keypoints of the other skeleton.
+
+    Returns:
+        (N, count, 2) and (N, count); NOT_ANNOTATED where nothing maps to a keypoint.
     """
-    found = (
-        np.zeros((len(joints), count, 2), joints.dtype),
-        np.full((len(joints), count), NOT_ANNOTATED, visible.dtype),
-    )
-    theirs, ours = list(places.keys()), list(places.values())
-    found[0][:, ours], found[1][:, ours] = joints[:, theirs], visible[:, theirs]
-    return found
+    source, target = list(mapping.keys()), list(mapping.values())
+    new_keypoints = np.zeros((len(keypoints), count, 2), keypoints.dtype)
+    new_visibility = np.full((len(keypoints), count), NOT_ANNOTATED, visibility.dtype)
+    new_keypoints[:, target] = keypoints[:, source]
+    new_visibility[:, target] = visibility[:, source]
+    return new_keypoints, new_visibility
