@@ -1,8 +1,6 @@
-"""Keypoint annotations in COCO's form: persons from annotations, from a detection file, or the
-images of a test set.
+"""Read persons in COCO's format: annotated, detected, or the images of a test set.
 
-The dataset file says where they lie below DATASET.ROOT. Source of the selection rules: HRNet
-lib/dataset/coco.py.
+Source of the selection rules: HRNet lib/dataset/coco.py.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from yacs.config import CfgNode
@@ -22,11 +21,11 @@ from poise.datasets.coco_files import (
     OTHER_CATEGORY,
     category_id,
     detection_error,
+    raise_if_any,
     read_annotations,
     read_detections,
     read_entries,
     read_images,
-    refuse,
 )
 from poise.datasets.reader import Reader
 from poise.errors import ConfigError, DataError
@@ -38,17 +37,68 @@ from poise.structures.person_table import PackedStrings, PersonTable
 from poise.structures.skeleton import DatasetInfo
 
 
-def check_order(names: list[str], data: DatasetInfo, path: Path) -> None:
-    """Raise DataError where the annotation file names its joints, the same ones as the dataset
-    file, in another order.
+def read_table(
+    cfg: CfgNode, split: str, *, detections: bool, margin: Sequence[float] = BOX_MARGIN
+) -> PersonTable:
+    """Read all persons of a split.
+
+    Args:
+        cfg: The experiment.
+        split: Name of the split.
+        detections: Read TEST.COCO_BBOX_FILE instead of the annotated persons.
+        margin: See read_annotated.
+
+    Raises:
+        DataError, ConfigError: naming the file or key.
     """
-    ours = data.skeleton.names
-    if names != list(ours) and sorted(names) == sorted(ours):
-        place = next(i for i, pair in enumerate(zip(names, ours)) if pair[0] != pair[1])
-        raise DataError(
-            f"{path}: its joint {place} is {names[place]!r}, in {data.path} it is {ours[place]!r};"
-            " `joints` there must have the annotation file's order"
+    path, data = require_annotation_path(cfg, split), dataset_info(cfg)
+    aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
+    cache = cfg.DATASET.CACHE
+    file = path
+    if not detections:
+        table = read_annotated(
+            path,
+            data,
+            split=split,
+            aspect=aspect,
+            margin=margin,
+            box_clip=cfg.DATASET.BOX_CLIP,
+            cache=cache,
         )
+    elif not cfg.TEST.COCO_BBOX_FILE:
+        raise ConfigError(
+            "TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test"
+            " with ground-truth boxes; tools/make_boxes.py writes a detection file"
+        )
+    else:
+        file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
+        min_score = cfg.TEST.IMAGE_THRE
+        table = read_detected(
+            path, data, file, min_score=min_score, aspect=aspect, margin=margin, cache=cache
+        )
+    if not len(table):
+        raise DataError(f"{file}: no person is left to use; {table.summary()}")
+    return table
+
+
+READER = Reader(read_table, has_detections=True, box_ids_per_image=True)
+
+
+def check_order(names: list[str], data: DatasetInfo, path: Path) -> None:
+    """Check the order of the keypoint names.
+
+    Raises:
+        DataError: if the annotation file has the names of the dataset file in another order.
+    """
+    expected = data.skeleton.names
+    if names == list(expected) or sorted(names) != sorted(expected):
+        return
+    for place, (name, expected_name) in enumerate(zip(names, expected)):
+        if name != expected_name:
+            raise DataError(
+                f"{path}: its joint {place} is {name!r}, in {data.path} it is {expected_name!r};"
+                " `joints` there must have the annotation file's order"
+            )
 
 
 def read_annotated(
@@ -75,18 +125,16 @@ def read_annotated(
     Raises DataError naming the file.
     """
     joints = data.skeleton.num_keypoints
-    # what the dataset file decides of the arrays is part of their kind, so that a changed one has
-    # others read
-    file = cached(
-        path,
-        f"persons of category {data.category!r} with {joints} joints",
-        partial(read_annotations, path, split, joints, data.category),
-        cache,
-    )
+    # all that the arrays depend on besides the file
+    kind = f"persons of category {data.category!r} with {joints} joints"
+    read = partial(read_annotations, path, split, joints, data.category)
+    file = cached(path, kind, read, cache)
+    assert file is not None
     check_order(file["joint_names"].tolist(), data, path)
-    ids, index = file["ids"], file["image_index"]
-    boxes, usable = _clip(file["boxes"], file["image_sizes"][index], box_clip)
-    refuse(~usable, ids, path, "a bbox without area inside its image")
+    ids = file["ids"]
+    index = file["image_index"]
+    boxes, is_usable = _clip(file["boxes"], file["image_sizes"][index], box_clip)
+    raise_if_any(~is_usable, ids, path, "a bbox without area inside its image")
     center, scale = box_to_center_scale(boxes, aspect, margin)
     dropped = dict(zip(file["reasons"].tolist(), file["counts"].tolist()))
     return PersonTable(
@@ -108,22 +156,31 @@ def read_annotated(
 
 
 def _clip(boxes: np.ndarray, sizes: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) clipped to images of `sizes` (N, 2) by DATASET.BOX_CLIP, and which of them have
-    an area left.
+    """Clip boxes to their images.
 
-    'hrnet': the last pixel of a box is x + w - 1, so a clipped box is one pixel narrower than the
-    given one; kept because it moves every crop a little. A box of one pixel is left with no area:
-    no crop can be cut from it. 'mmpose': as wide as given. 'none': as given, as MSPN takes them; a
-    box outside of its image is still refused.
+    Args:
+        boxes: (N, 4) x, y, width, height.
+        sizes: (N, 2) Width and height of the images.
+        rule: DATASET.BOX_CLIP. 'hrnet': the last pixel of a box is x + w - 1, so a clipped box is
+            one pixel narrower than annotated; kept because it moves every crop a little. A box of
+            one pixel has no area left. 'mmpose': as wide as annotated. 'none': not clipped, as in
+            MSPN; a box outside its image is still invalid.
+
+    Returns:
+        The boxes (N, 4), and which of them have an area left (N,).
     """
+    low, size = boxes[:, :2], boxes[:, 2:]
+    has_size = (size > 0).all(axis=1)
     if rule == "none":
-        inside = (boxes[:, :2] < sizes).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
-        return boxes, (boxes[:, 2:] > 0).all(axis=1) & inside
-    low = np.maximum(boxes[:, :2], 0)
-    high = np.minimum(low + np.maximum(boxes[:, 2:] - (rule == "hrnet"), 0), sizes - 1)
+        is_inside = (low < sizes).all(axis=1) & (low + size > 0).all(axis=1)
+        return boxes, has_size & is_inside
+    low = np.maximum(low, 0)
+    if rule == "hrnet":
+        size = size - 1
+    high = np.minimum(low + np.maximum(size, 0), sizes - 1)
     has_area = (high > low).any(axis=1) if rule == "hrnet" else (high > low).all(axis=1)
-    usable = (boxes[:, 2:] > 0).all(axis=1) & (high >= low).all(axis=1) & has_area
-    return np.concatenate([low, high - low], axis=1), usable
+    is_usable = has_size & (high >= low).all(axis=1) & has_area
+    return np.concatenate([low, high - low], axis=1), is_usable
 
 
 def read_detected(
@@ -149,101 +206,104 @@ def read_detected(
     """
     kind = f"images of category {data.category!r}"
     images = cached(path, kind, partial(read_images, path, data.category), cache)
+    assert images is not None
     person = category_id(images, data.category)
     columns = cached(file, "detections", partial(read_detections, file, DETECTIONS_HINT), cache)
     if columns is not None:
         values, dropped = filter_detections(columns, images["image_ids"], person, min_score)
     else:
+        entries = read_entries(file, DETECTIONS_HINT)
         values, dropped = filter_detection_entries(
-            read_entries(file, DETECTIONS_HINT),
-            images["image_ids"],
-            person,
-            min_score,
-            file,
-            DETECTIONS_HINT,
+            entries, images["image_ids"], person, min_score, file, DETECTIONS_HINT
         )
-    named = {
+    invalid = ~(np.abs(values[:, 2:]) < MAX_COORD).all(axis=1)  # also NaN
+    if invalid.any():
+        raise DataError(
+            f"{file}: entry {int(values[invalid][0, 0])} has a bbox or score that is not finite or"
+            " beyond any image; correct or remove it"
+        )
+    reasons = {
         OTHER_CATEGORY: dropped["category"],
         f"scores below TEST.IMAGE_THRE {min_score}": dropped["score"],
         f"of images that {path.name} does not list": dropped["image"],
     }
-    bad = ~(np.abs(values[:, 2:]) < MAX_COORD).all(axis=1)  # NaN is not below either
-    if bad.any():
-        raise DataError(
-            f"{file}: entry {int(values[bad][0, 0])} has a bbox or score that is not finite or"
-            " beyond any image; correct or remove it"
-        )
+    image_index = values[:, 1].astype(np.int32)
+    low, size = values[:, 3:5], values[:, 5:]
     center, scale = box_to_center_scale(values[:, 3:], aspect, margin)
+    joints = data.skeleton.num_keypoints
     table = PersonTable(
-        data.skeleton,
-        PackedStrings(images["name_buffer"], images["name_ends"]),
-        images["image_ids"],
-        values[:, 1].astype(np.int32),
-        center,
-        values[:, 5:],
-        scale,
-        np.zeros((len(values), data.skeleton.num_keypoints, 2), np.float32),
-        np.zeros((len(values), data.skeleton.num_keypoints), np.float32),
-        values[:, 2],
-        values[:, 0].astype(np.int64),
-        file.stem,
-        {reason: count for reason, count in named.items() if count},
-        person,
+        skeleton=data.skeleton,
+        image_names=PackedStrings(images["name_buffer"], images["name_ends"]),
+        image_ids=images["image_ids"],
+        image_index=image_index,
+        center=center,
+        box_wh=size,
+        scale=scale,
+        keypoints=np.zeros((len(values), joints, 2), np.float32),
+        visibility=np.zeros((len(values), joints), np.float32),
+        score=values[:, 2],
+        ann_ids=values[:, 0].astype(np.int64),
+        box_source=file.stem,
+        dropped={reason: count for reason, count in reasons.items() if count},
+        category_id=person,
         has_keypoints=False,
     )
-    # both conditions on all rows, so that a box that fails both is counted once
-    has_area = (values[:, 5:] > 0).all(axis=1)
-    inside = (
-        (values[:, 3:5] < images["image_sizes"][table.image_index])
-        & (values[:, 3:5] + values[:, 5:] > 0)
-    ).all(axis=1)
-    return table.select(has_area, "boxes without area").select(
-        inside[has_area], "boxes outside their image"
-    )
+    # a box that fails both conditions is counted once
+    has_area = (size > 0).all(axis=1)
+    is_inside = ((low < images["image_sizes"][image_index]) & (low + size > 0)).all(axis=1)
+    table = table.select(has_area, "boxes without area")
+    return table.select(is_inside[has_area], "boxes outside their image")
 
 
 def filter_detections(
-    columns: Arrays, image_ids: np.ndarray, person: int, threshold: float
+    columns: Arrays, image_ids: np.ndarray, person: int, min_score: float
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Persons of listed images with a score of `threshold` or more, and how many are not; columns:
-    see read_detections.
+    """Keep persons in listed images with a score of `min_score` or more.
 
-    Returns (N, 7) float64: position in the file, place of the image in image_ids (M,), score, x, y,
-    width, height.
+    Args:
+        columns: See read_detections.
+        image_ids: (M,) Ids of the listed images.
+        person: Category id of the persons.
+        min_score: The lowest score.
+
+    Returns:
+        (N, 7) float64: position in the file, position of the image, score, x, y, width, height;
+        and how many were dropped by category, score and image.
     """
     order = np.argsort(image_ids)
-    place = order[
-        np.minimum(np.searchsorted(image_ids, columns["image_id"], sorter=order), len(order) - 1)
-    ]
-    another = columns["category"] != person
-    low = ~another & (columns["score"] < threshold)
-    unlisted = ~another & ~low & (image_ids[place] != columns["image_id"])
-    kept = np.flatnonzero(~(another | low | unlisted))
-    values = np.column_stack([kept, place[kept], columns["score"][kept], columns["box"][kept]])
+    place = np.searchsorted(image_ids, columns["image_id"], sorter=order)
+    position = order[np.minimum(place, len(order) - 1)]
+    is_other = columns["category"] != person
+    is_low = ~is_other & (columns["score"] < min_score)
+    is_unlisted = ~is_other & ~is_low & (image_ids[position] != columns["image_id"])
+    rows = np.flatnonzero(~(is_other | is_low | is_unlisted))
+    values = np.column_stack([rows, position[rows], columns["score"][rows], columns["box"][rows]])
     return values.astype(np.float64).reshape(-1, 7), {
-        "category": int(another.sum()),
-        "score": int(low.sum()),
-        "image": int(unlisted.sum()),
+        "category": int(is_other.sum()),
+        "score": int(is_low.sum()),
+        "image": int(is_unlisted.sum()),
     }
 
 
 def filter_detection_entries(
-    entries: list, image_ids: np.ndarray, person: int, threshold: float, file: Path, mend: str
+    entries: list, image_ids: np.ndarray, person: int, min_score: float, file: Path, hint: str
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """The same of entries that are not all alike. Raises DataError for one that is no detection,
-    if it is not dropped anyway.
+    """Do the same for entries that are not all regular.
+
+    Raises:
+        DataError: for an entry that is no detection, unless it is dropped anyway.
     """
     position = {image_id: index for index, image_id in enumerate(image_ids.tolist())}
     dropped = {"category": 0, "score": 0, "image": 0}
     rows = []
     for number, entry in enumerate(entries):
         entry = parse_ids(entry, *ID_FIELDS)
-        fault = detection_error(entry)
-        if fault and not _dropped_anyway(entry, person, threshold):
-            raise DataError(f"{file}: entry {number} is not a detection (it {fault}); {mend}")
+        error = detection_error(entry)
+        if error and not _is_dropped(entry, person, min_score):
+            raise DataError(f"{file}: entry {number} is not a detection (it {error}); {hint}")
         if entry["category_id"] != person:
             dropped["category"] += 1
-        elif entry["score"] < threshold:
+        elif entry["score"] < min_score:
             dropped["score"] += 1
         elif entry["image_id"] not in position:
             dropped["image"] += 1
@@ -252,55 +312,10 @@ def filter_detection_entries(
     return np.array(rows, dtype=np.float64).reshape(-1, 7), dropped
 
 
-def _dropped_anyway(entry: object, person: int, threshold: float) -> bool:
-    """Return whether a faulty entry is of another category, or has too low a score."""
+def _is_dropped(entry: Any, person: int, min_score: float) -> bool:
+    """Return whether an invalid entry is of another category, or has too low a score."""
     if not isinstance(entry, dict) or parse_id(entry.get("category_id")) is None:
         return False
     if entry["category_id"] != person:
         return True
-    return is_number(entry.get("score")) and entry["score"] < threshold
-
-
-def read_table(
-    cfg: CfgNode, split: str, *, detections: bool, margin: Sequence[float] = BOX_MARGIN
-) -> PersonTable:
-    """Read all persons of a split.
-
-    They are the annotated ones, or those of TEST.COCO_BBOX_FILE when `detections`. margin: see
-    read_annotated. Raises DataError or ConfigError naming the file or key.
-    """
-    path, data = require_annotation_path(cfg, split), dataset_info(cfg)
-    aspect = cfg.MODEL.IMAGE_SIZE[0] / cfg.MODEL.IMAGE_SIZE[1]
-    file = path
-    if not detections:
-        table = read_annotated(
-            path,
-            data,
-            split=split,
-            aspect=aspect,
-            margin=margin,
-            box_clip=cfg.DATASET.BOX_CLIP,
-            cache=cfg.DATASET.CACHE,
-        )
-    elif not cfg.TEST.COCO_BBOX_FILE:
-        raise ConfigError(
-            "TEST.COCO_BBOX_FILE is empty; give a detection file, or TEST.USE_GT_BBOX True to test"
-            " with ground-truth boxes; tools/make_boxes.py writes a detection file"
-        )
-    else:
-        file = Path(data_path(cfg, cfg.TEST.COCO_BBOX_FILE))
-        table = read_detected(
-            path,
-            data,
-            file,
-            min_score=cfg.TEST.IMAGE_THRE,
-            aspect=aspect,
-            margin=margin,
-            cache=cfg.DATASET.CACHE,
-        )
-    if not len(table):
-        raise DataError(f"{file}: no person is left to use; {table.summary()}")
-    return table
-
-
-READER = Reader(read_table, has_detections=True, box_ids_per_image=True)
+    return is_number(entry.get("score")) and entry["score"] < min_score
