@@ -138,7 +138,9 @@ def source(server):
 
 
 def prepare(source, root, **options):
-    return prepare_data.prepare(source, root, waits=[0.0] * (prepare_data.TRIES - 1), **options)
+    return prepare_data.prepare(
+        source, root, retry_delays=[0.0] * (prepare_data.MAX_ATTEMPTS - 1), **options
+    )
 
 
 def refusal(source, root, kind=DataError, **options):
@@ -165,16 +167,18 @@ def check_whole(root):
 def test_prepare_writes_the_documented_tree(source, server, tmp_path, capsys):
     asked = []
     missing = prepare(
-        source, tmp_path / "coco", agreed=lambda question: asked.append(question) or True
+        source, tmp_path / "coco", confirm=lambda question: asked.append(question) or True
     )
     check_whole(tmp_path / "coco")
     total = sum(archive.size for archive in source.archives[:2])
-    assert asked == [f"fetch {total / 1e3:.1f} kB to {tmp_path / 'coco'} (terms of the made set)?"]
+    assert asked == [
+        f"download {total / 1e3:.1f} kB to {tmp_path / 'coco'} (terms of the made set)?"
+    ]
     said = capsys.readouterr().out
     assert (
         said.index("val2017      ")
         < said.index("downloading http://")
-        < said.index("val2017: whole")
+        < said.index("val2017: complete")
     )
     assert (
         len(missing) == 1
@@ -187,7 +191,7 @@ def test_prepare_writes_the_documented_tree(source, server, tmp_path, capsys):
 def test_prepare_second_call_downloads_nothing(source, server, tmp_path):
     prepare(source, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    prepare(source, tmp_path, agreed=lambda question: pytest.fail("asked"))
+    prepare(source, tmp_path, confirm=lambda question: pytest.fail("asked"))
     assert len(server.asked) == 2 and before == {
         path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()
     }
@@ -241,7 +245,7 @@ def test_prepare_server_without_progress_raises(source, server, tmp_path):
     assert (
         "the transfer ended after" in line
         and "the next try resumes from" in line
-        and len(server.asked) <= prepare_data.TRIES + 1
+        and len(server.asked) <= prepare_data.MAX_ATTEMPTS + 1
     )
     assert tree(tmp_path) == ["val2017.zip.part"]
     server.faults = []
@@ -278,7 +282,7 @@ def test_prepare_repeated_error_raises_after_tries(source, server, tmp_path):
     server.faults = [500] * 50
     assert (
         "HTTP Error 500" in refusal(source, tmp_path, only=["annotations"])
-        and len(server.asked) == prepare_data.TRIES
+        and len(server.asked) == prepare_data.MAX_ATTEMPTS
     )
     assert tree(tmp_path) == []
 
@@ -296,8 +300,8 @@ def test_prepare_archive_with_wrong_md5_raises(source, server, tmp_path):
 
 
 def test_prepare_declined_downloads_nothing(source, server, tmp_path):
-    assert "nothing was fetched" in refusal(
-        source, tmp_path / "coco", agreed=lambda question: False
+    assert "nothing was downloaded" in refusal(
+        source, tmp_path / "coco", confirm=lambda question: False
     )
     assert server.asked == [] and not (tmp_path / "coco").exists()
 
@@ -305,7 +309,7 @@ def test_prepare_declined_downloads_nothing(source, server, tmp_path):
 def test_ask_without_terminal_raises(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(ConfigError, match="give --yes"):
-        prepare_data.ask("fetch?")
+        prepare_data.confirm_on_terminal("fetch?")
 
 
 def test_ask_end_of_input_is_no(monkeypatch):
@@ -313,14 +317,14 @@ def test_ask_end_of_input_is_no(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", terminal)
-    assert prepare_data.ask("fetch?") is False
+    assert prepare_data.confirm_on_terminal("fetch?") is False
 
 
 def test_prepare_disk_too_small_raises(source, server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         prepare_data.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})()
     )
-    assert "are needed, and 1.0 kB are free on its disk; nothing was fetched" in refusal(
+    assert "are needed, and 1.0 kB are free on its disk; nothing was downloaded" in refusal(
         source, tmp_path
     )
     assert server.asked == []

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         base=args.base,
         zipped=args.zipped,
         keep=args.keep,
-        agreed=(lambda question: True) if args.yes else prepare.ask,
+        confirm=None if args.yes else prepare.confirm_on_terminal,
     )
     for line in by_hand:
         print(line)

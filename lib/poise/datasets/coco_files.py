@@ -204,6 +204,21 @@ def _column(entries: list, key: str, shape: tuple[int, ...], kinds: str) -> np.n
     return column.astype(dtype)
 
 
+def detection_error(entry: Any) -> str:
+    """Return what is wrong with an entry of a detection file, '' if nothing is."""
+    if not isinstance(entry, dict):
+        return "is not an object"
+    for key in ("image_id", "category_id"):
+        if parse_id(entry.get(key)) is None:
+            return describe_field_error(entry, key, "a whole number")
+    if not is_number(entry.get("score")):
+        return describe_field_error(entry, "score", "a number")
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return describe_field_error(entry, "bbox", "x, y, width and height")
+    return ""
+
+
 def _image_error(entry: Any) -> str:
     """Return what is wrong with an entry of 'images', '' if nothing is."""
     if not isinstance(entry, dict):

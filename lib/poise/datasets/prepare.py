@@ -1,13 +1,11 @@
-"""COCO and MPII put where the experiments expect them: fetched where that is allowed, checked,
-unpacked; what is by hand is named and looked at.
-"""
+"""Download, verify and unpack COCO and MPII, and check the parts that need a manual download."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from poise.config.sources import Archive, ManualDownload, Source, relative_to
@@ -18,9 +16,9 @@ from poise.io.json_file import read_json
 from poise.io.mat_file import read_matlab
 from poise.visualization.tables import align_columns
 
-TRIES = 8
-#: seconds before try 2, 3, ... of a transfer that broke
-WAITS = tuple(min(2.0**turn, 60.0) for turn in range(1, TRIES))
+MAX_ATTEMPTS = 8
+#: seconds before attempt 2, 3, ... of a download that failed
+RETRY_DELAYS = tuple(min(2.0**attempt, 60.0) for attempt in range(1, MAX_ATTEMPTS))
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -32,49 +30,42 @@ def prepare(
     base: str = "",
     zipped: bool = False,
     keep: bool = False,
-    agreed: Callable[[str], bool] = lambda question: True,
-    waits: Sequence[float] = WAITS,
+    confirm: Callable[[str], bool] | None = None,
+    retry_delays: Sequence[float] = RETRY_DELAYS,
 ) -> list[str]:
-    """Fetch, check and unpack what of `source` is not yet whole in `root`, and return what a person
-    still has to fetch, a line for each.
+    """Download, verify and unpack what is missing in `root`. A later call resumes.
 
-    only: names of archives; none are those that are needed for training and testing. base: another
-    place that has the same files. zipped: leave images in their archives, for DATASET.DATA_FORMAT
-    zip. keep: do not remove the archives afterwards. agreed: asked with the sizes before anything
-    is fetched. waits: seconds before try 2, 3, ... of a transfer that broke. Raises ConfigError and
-    DataError; a later call goes on.
+    Args:
+        source: The dataset.
+        root: Its folder.
+        only: Names of archives; default those that training and testing need.
+        base: URL of a mirror.
+        zipped: Keep images in their archives, for DATASET.DATA_FORMAT zip.
+        keep: Keep the archives after unpacking.
+        confirm: Called with a question before a download.
+        retry_delays: Seconds before attempt 2, 3, ... of a download that failed.
+
+    Returns:
+        One line for each part that still needs a manual download.
+
+    Raises:
+        ConfigError, DataError: in one line.
     """
     root = Path(root)
-    known = {archive.name: archive for archive in source.archives}
-    parts = f"the parts are {', '.join(known)}" if known else "all of it is by hand"
-    for name in only:
-        if name not in known:
-            raise ConfigError(f"{source.name} has no part {name!r} to fetch; {parts}")
-    chosen = (
-        [known[name] for name in only]
-        if only
-        else [archive for archive in source.archives if archive.default]
-    )
-    states = {archive.name: _state(archive, root, zipped) for archive in chosen}
-    rows = [("part", "to fetch", "state")]
-    rows += [
-        (a.name, format_bytes(_left(a, root)) if a.size else "not known", states[a.name] or "whole")
-        for a in chosen
-    ]
-    if chosen:
-        print(align_columns(rows), end="", flush=True)
-    missing = [archive for archive in chosen if states[archive.name]]
+    archives_to_check = _choose_archives(source, only)
+    states = {archive.name: _state(archive, root, zipped) for archive in archives_to_check}
+    _print_states(archives_to_check, states, root)
+    missing = [archive for archive in archives_to_check if states[archive.name]]
     if missing:
-        _check_room(missing, root, zipped)
-        if not agreed(
-            f"fetch {format_bytes(sum(_left(archive, root) for archive in missing))} to {root}"
-            f" ({source.terms})?"
-        ):
-            raise DataError(f"{root}: nothing was fetched")
+        _check_disk_space(missing, root, zipped)
+        size = format_bytes(sum(_remaining_bytes(archive, root) for archive in missing))
+        question = f"download {size} to {root} ({source.terms})?"
+        if confirm is not None and not confirm(question):
+            raise DataError(f"{root}: nothing was downloaded")
     for archive in missing:
-        file = _fetched(archive, root, base or source.base, waits)
+        file = _download(archive, root, base or source.base, retry_delays)
         if zipped and archive.folder:
-            target = _zip_place(archive, root)
+            target = _zip_path(archive, root)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
         else:
@@ -83,82 +74,102 @@ def prepare(
                 file.unlink()
         state = _state(archive, root, zipped)
         if state:
-            raise DataError(f"{root}: {archive.name} is unpacked and still not whole: {state}")
-        print(f"{archive.name}: whole", flush=True)
+            raise DataError(f"{root}: {archive.name} was unpacked but is incomplete: {state}")
+        print(f"{archive.name}: complete", flush=True)
     for archive in source.local:
         file = root / archive.path
         if file.is_file() and _state(archive, root, False):
             _unpack(archive, file, root)
             print(f"{archive.name}: unpacked from {file}, which may be removed now", flush=True)
-    return [line for part in source.manual_downloads if (line := look(part, root))]
+    return [line for part in source.manual_downloads if (line := check_manual(part, root))]
 
 
-def ask(question: str) -> bool:
-    """On the terminal; raises ConfigError where there is none."""
+def confirm_on_terminal(question: str) -> bool:
+    """Ask on the terminal. Raises ConfigError if there is none."""
     if not sys.stdin.isatty():
-        raise ConfigError(f"{question} There is nobody to ask; give --yes")
+        raise ConfigError(f"{question} There is no terminal to ask on; give --yes")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:  # Ctrl-D
         return False
 
 
+def _choose_archives(source: Source, only: Sequence[str]) -> list[Archive]:
+    archives_by_name = {archive.name: archive for archive in source.archives}
+    if not only:
+        return [archive for archive in source.archives if archive.default]
+    parts = "all parts need a manual download"
+    if archives_by_name:
+        parts = f"the parts are {', '.join(archives_by_name)}"
+    for name in only:
+        if name not in archives_by_name:
+            raise ConfigError(f"{source.name} has no part {name!r} to download; {parts}")
+    return [archives_by_name[name] for name in only]
+
+
+def _print_states(chosen: Sequence[Archive], states: dict[str, str], root: Path) -> None:
+    if not chosen:
+        return
+    rows = [("part", "to download", "state")]
+    for archive in chosen:
+        size = format_bytes(_remaining_bytes(archive, root)) if archive.size else "unknown"
+        rows.append((archive.name, size, states[archive.name] or "complete"))
+    print(align_columns(rows), end="", flush=True)
+
+
 def _state(archive: Archive, root: Path, zipped: bool) -> str:
-    """What is missing of an unpacked archive, in words; '' where it is whole."""
+    """Return what is missing of an unpacked archive, '' if it is complete."""
     if not archive.folder:
-        absent = [
-            target for target in archive.members.values() if not _is_whole_json(root / target)
-        ]
-        return f"{len(absent)} of {len(archive.members)} files are missing" if absent else ""
-    if zipped and _zip_place(archive, root).is_file():
+        total = len(archive.members)
+        missing = sum(not _is_complete_json(root / path) for path in archive.members.values())
+        return f"{missing} of {total} files are missing" if missing else ""
+    if zipped and _zip_path(archive, root).is_file():
         return ""
-    found = count_images(root / archive.folder)
-    return "" if found >= archive.files else f"{found} of {archive.files} images are there"
+    count = count_images(root / archive.folder)
+    return "" if count >= archive.files else f"{count} of {archive.files} images are there"
 
 
-def _left(archive: Archive, root: Path) -> int:
-    """Bytes of a transfer that are still to come."""
-    if not _state(archive, root, True):
+def _remaining_bytes(archive: Archive, root: Path) -> int:
+    """Return how many bytes of an archive are still to be downloaded."""
+    file = root / Path(archive.path).name
+    if not _state(archive, root, True) or file.is_file():
         return 0
-    for name, whole in (
-        (Path(archive.path).name, True),
-        (f"{Path(archive.path).name}.part", False),
-    ):
-        file = root / name
-        if file.is_file():
-            return 0 if whole else max(archive.size - file.stat().st_size, 0)
+    partial_file = file.with_name(f"{file.name}.part")
+    if partial_file.is_file():
+        return max(archive.size - partial_file.stat().st_size, 0)
     return archive.size
 
 
-def _check_room(missing: Iterable[Archive], root: Path, zipped: bool) -> None:
-    """Archives are unpacked one after the other and then removed, so there must be room for all
-    that is unpacked and the largest archive.
+def _check_disk_space(missing: Sequence[Archive], root: Path, zipped: bool) -> None:
+    """Raise DataError if the disk has no space for the files and the largest archive.
+
+    Archives are unpacked one by one and then removed.
     """
-    there = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
-    sizes = [archive.size for archive in missing]
-    needed = sum(_left(archive, root) for archive in missing) + (0 if zipped else max(sizes))
-    free = shutil.disk_usage(there).free
+    folder = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
+    needed = sum(_remaining_bytes(archive, root) for archive in missing)
+    if not zipped:
+        needed += max(archive.size for archive in missing)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
             f"{root}: about {format_bytes(needed)} are needed, and {format_bytes(free)} are free"
-            " on its disk; nothing was fetched"
+            " on its disk; nothing was downloaded"
         )
 
 
-def _zip_place(archive: Archive, root: Path) -> Path:
+def _zip_path(archive: Archive, root: Path) -> Path:
     return root / f"{archive.folder.rstrip('/')}.zip"
 
 
-def _fetched(archive: Archive, root: Path, base: str, waits: Sequence[float]) -> Path:
-    """The archive's file in `root`, checked."""
-    url = f"{base.rstrip('/')}/{archive.path}"
+def _download(archive: Archive, root: Path, base: str, retry_delays: Sequence[float]) -> Path:
+    """Download an archive to `root`, verify it and return its path."""
     return download.download_file(
-        url,
+        f"{base.rstrip('/')}/{archive.path}",
         root,
         digest=archive.digest,
         size=archive.size,
         unchecked=not archive.digest,
-        waits=waits,
+        waits=retry_delays,
     )
 
 
@@ -171,7 +182,7 @@ def _unpack(archive: Archive, file: Path, root: Path) -> None:
 
 
 def count_images(folder: Path) -> int:
-    """Image files that have a size, directly in a folder; 0 where there is none."""
+    """Count non-empty image files directly in a folder; 0 if there is no folder."""
     try:
         with os.scandir(folder) as entries:
             return sum(
@@ -182,10 +193,8 @@ def count_images(folder: Path) -> int:
         return 0
 
 
-def _is_whole_json(path: Path) -> bool:
-    """Whether a JSON file is there to its last bracket. Files appear whole or not at all here; a
-    person's copy may have broken.
-    """
+def _is_complete_json(path: Path) -> bool:
+    """Return whether a JSON file exists and ends with a bracket; a user's copy may be cut off."""
     try:
         with open(path, "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 64, 0))
@@ -194,41 +203,45 @@ def _is_whole_json(path: Path) -> bool:
         return False
 
 
-def look(part: ManualDownload, root: Path) -> str:
-    """What is to be done about a part that is by hand; '' where it is there and can be used."""
+def check_manual(part: ManualDownload, root: Path) -> str:
+    """Return what to do about a part that needs a manual download, '' if it is usable."""
     path = root / part.path
-    missing = not path.exists() or (part.check == "images" and not count_images(path))
-    if missing:
+    if not path.exists() or (part.check == "images" and not count_images(path)):
         return f"{part.what}: {path} is missing, needed for {part.needed_for}: {part.how}"
     try:
-        found = _CHECKS[part.check](path)
+        content = _CHECKS[part.check](path)
     except DataError as error:
         return f"{part.what}: {single_line(error)}; {part.how}"
-    print(f"{part.what}: {path}, {found}", flush=True)
+    print(f"{part.what}: {path}, {content}", flush=True)
     return ""
+
+
+def _images(path: Path) -> str:
+    return f"{count_images(path)} images"
+
+
+def _have_keys(entries: object, keys: set[str]) -> bool:
+    """Return whether a value is a list of objects that have all keys."""
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict) and keys <= entry.keys() for entry in entries
+    )
 
 
 def _detections(path: Path) -> str:
     entries = read_json(path, "detection file")
     keys = {"image_id", "category_id", "bbox", "score"}
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and keys <= entry.keys() for entry in entries
-    ):
+    if not _have_keys(entries, keys):
         raise DataError(f"{path}: not a list of detections ({', '.join(sorted(keys))})")
-    persons = sum(entry["category_id"] == 1 for entry in entries)
-    if not persons:
+    num_persons = sum(entry["category_id"] == 1 for entry in entries)
+    if not num_persons:
         raise DataError(f"{path}: holds {len(entries)} boxes, none of category 1, person")
-    return f"{persons} boxes of persons"
+    return f"{num_persons} boxes of persons"
 
 
 def _persons(path: Path) -> str:
     entries = read_json(path, "annotation file")
     keys = {"image", "center", "scale", "joints", "joints_vis"}
-    if (
-        not isinstance(entries, list)
-        or not entries
-        or not all(isinstance(entry, dict) and keys <= entry.keys() for entry in entries)
-    ):
+    if not entries or not _have_keys(entries, keys):
         raise DataError(
             f"{path}: not a list of persons ({', '.join(sorted(keys))}) in the json form of HRNet"
         )
@@ -243,7 +256,7 @@ def _head_boxes(path: Path) -> str:
 
 
 _CHECKS: dict[str, Callable[[Path], str]] = {
-    "images": lambda path: f"{count_images(path)} images",
+    "images": _images,
     "detections": _detections,
     "persons": _persons,
     "head boxes": _head_boxes,
