@@ -372,7 +372,7 @@ def test_write_images_differing_by_suffix_raise(made, tmp_path, form, file):
     pictures = [converters.LabeledImage(name, 60, 40) for name in ("a.jpg", "b.jpg", "a.png")]
     with pytest.raises(
         DataError,
-        match=f"a.jpg and a.png have their labels in one file, {file}; rename one of the pictures",
+        match=f"a.jpg and a.png have their labels in one file, {file}; rename one of the images",
     ):
         converters.write(form, tmp_path / "out", made[1], pictures)
     assert not (tmp_path / "out").exists()

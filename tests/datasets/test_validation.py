@@ -568,7 +568,7 @@ def test_check_data_images_with_equal_start_are_not_duplicates(made):
     lines = found(made)
     assert [line.split("images: ")[1] for line in lines] == [
         "1 of 24 test images have the same content as a training image: cam 1/val-shot 1.png and "
-        "cam 1/train-shot 1.png; figures of such a test say nothing"
+        "cam 1/train-shot 1.png; scores of such a test are meaningless"
     ]
     assert not any("look the same" in line for line in found(made, "warning"))
 

@@ -1,4 +1,4 @@
-"""What the rest of Poise knows of an annotation format."""
+"""The interface of an annotation format."""
 
 from __future__ import annotations
 

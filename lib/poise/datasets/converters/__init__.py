@@ -1,9 +1,9 @@
-"""Keypoint annotations between COCO's form and those of labelling tools: one file a format, each
-with `read` and `write`.
+"""Convert keypoint annotations between COCO's format and those of labeling tools.
 
-    pictures = converters.read("labelme", "data/hands/labels", dataset_file,
-    images="data/hands/images/train") converters.write("coco", "data/hands/annotations/train.json",
-    dataset_file, pictures)
+One module per format, each with `read` and `write`:
+
+    images = converters.read("labelme", "hands/labels", data, images="hands/images/train")
+    converters.write("coco", "hands/annotations/train.json", data, images)
 """
 
 from __future__ import annotations
@@ -26,15 +26,22 @@ from poise.structures.skeleton import DatasetInfo
 def read(
     form: str, source: str | Path, data: DatasetInfo, *, images: str | Path | None = None
 ) -> list[LabeledImage]:
-    """The pictures of a file (coco, cvat) or folder (yolo, labelme). form: a module of this
-    package. images: their folder, which yolo needs.
+    """Read the labeled images of a file (coco, cvat) or folder (yolo, labelme).
 
-    With `images` the other formats have the sizes of their images checked. What is left out is in
-    the log. Raises DataError, in one line.
+    Logs what is skipped.
+
+    Args:
+        form: A module of this package.
+        source: The file or folder.
+        data: The dataset.
+        images: Folder of the images. yolo needs it; for other formats image sizes are checked.
+
+    Raises:
+        DataError: in one line.
     """
-    pictures, left = _read(form, source, data, images)
-    log_skipped(source, left)
-    return pictures
+    labeled_images, skipped = _read(form, source, data, images)
+    log_skipped(source, skipped)
+    return labeled_images
 
 
 def convert(
@@ -45,29 +52,36 @@ def convert(
     *,
     images: str | Path | None = None,
 ) -> list[LabeledImage]:
-    """Read labels in one format, write them in another, and return the pictures.
+    """Read labels in one format, write them in another, and return the labeled images.
 
-    forms: of source and target. Raises DataError, also where nobody would be written.
+    Args:
+        forms: Formats of source and target.
+        source: File or folder to read.
+        target: File or folder to write.
+        data: The dataset.
+        images: See read.
+
+    Raises:
+        DataError: in one line, also if there are no persons.
     """
-    pictures, left = _read(forms[0], source, data, images)
-    if not any(picture.persons for picture in pictures):
+    labeled_images, skipped = _read(forms[0], source, data, images)
+    if not any(image.persons for image in labeled_images):
+        count = pluralize(len(labeled_images), "image")
         raise DataError(
-            f"{source}: no persons in {pluralize(len(pictures), 'image')}, nothing is written; "
-            f"found: {describe_skipped(left) or 'no labels'}; {_module(forms[0]).PERSON} "
+            f"{source}: no persons in {count}, nothing is written; "
+            f"found: {describe_skipped(skipped) or 'no labels'}; {_module(forms[0]).PERSON} "
             f"({escape_name(data.category, 40)} of {data.path})"
         )
-    log_skipped(source, left)
-    write(forms[1], target, data, pictures)
-    return pictures
+    log_skipped(source, skipped)
+    write(forms[1], target, data, labeled_images)
+    return labeled_images
 
 
 def write(
-    form: str, target: str | Path, data: DatasetInfo, pictures: Sequence[LabeledImage]
+    form: str, target: str | Path, data: DatasetInfo, labeled_images: Sequence[LabeledImage]
 ) -> None:
-    """Write pictures in a format, to a file (coco, cvat) or into a folder (yolo, labelme).
-    Raises DataError where they cannot be written.
-    """
-    _module(form).write(Path(target), data, pictures)
+    """Write labeled images to a file (coco, cvat) or folder (yolo, labelme). Raises DataError."""
+    _module(form).write(Path(target), data, labeled_images)
 
 
 def _read(

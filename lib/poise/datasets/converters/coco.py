@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,80 +15,74 @@ from poise.io.files import atomic_write
 from poise.structures.person_table import PackedStrings
 from poise.structures.skeleton import DatasetInfo
 
-AREA_OF_BOX = 0.5  # no other format has areas
+AREA_OF_BOX = 0.5  # other formats have no areas
 PERSON = "a person is an annotation of the category, with labelled keypoints"
 
 
 def read(
     path: Path, data: DatasetInfo, images: Path | None = None
 ) -> tuple[list[LabeledImage], SkipCounter]:
-    """Pictures with the persons that a training would use, and what is left out."""
-    found = read_annotations(path, path.stem, data.skeleton.num_keypoints, data.category)
-    check_order(found["joint_names"].tolist(), data, path)
-    names = PackedStrings(found["name_buffer"], found["name_ends"])
-    pictures = [
+    """Read the images with the persons that a training uses, and what is skipped."""
+    file = read_annotations(path, path.stem, data.skeleton.num_keypoints, data.category)
+    check_order(file["joint_names"].tolist(), data, path)
+    names = PackedStrings(file["name_buffer"], file["name_ends"])
+    labeled_images = [
         LabeledImage(name, int(width), int(height))
-        for name, (width, height) in zip(names, found["image_sizes"])
+        for name, (width, height) in zip(names, file["image_sizes"])
     ]
-    for place, box, joints, visible in zip(
-        found["image_index"], found["boxes"], found["joints"], found["visible"]
+    for index, box, joints, visible in zip(
+        file["image_index"], file["boxes"], file["joints"], file["visible"]
     ):
-        pictures[place].persons.append(
-            LabeledPerson(box, np.column_stack([joints, visible]).astype(np.float64))
-        )
+        keypoints = np.column_stack([joints, visible]).astype(np.float64)
+        labeled_images[index].persons.append(LabeledPerson(box, keypoints))
     if images is not None:
-        check_sizes(path, pictures, images)
-    reasons = (
-        f"annotations {reason}" if reason.startswith(("of ", "without ")) else reason
-        for reason in found["reasons"].tolist()
-    )
-    return pictures, SkipCounter(dict(zip(reasons, found["counts"].tolist())))
+        check_sizes(path, labeled_images, images)
+    skipped = SkipCounter()
+    for reason, count in zip(file["reasons"].tolist(), file["counts"].tolist()):
+        if reason.startswith(("of ", "without ")):
+            reason = f"annotations {reason}"
+        skipped[reason] = count
+    return labeled_images, skipped
 
 
-def write(path: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> None:
-    """Ids count from 1. The area is AREA_OF_BOX of the box."""
+def write(path: Path, data: DatasetInfo, labeled_images: Sequence[LabeledImage]) -> None:
+    """Write a file. Ids start at 1; the area is AREA_OF_BOX of the box."""
     import orjson
 
-    skeleton = data.skeleton
-    named = isinstance(data.category, str)
-    content = {
-        "images": [
-            {
-                "id": number,
-                "file_name": picture.name,
-                "width": picture.width,
-                "height": picture.height,
-            }
-            for number, picture in enumerate(pictures, 1)
-        ],
-        "annotations": [],
-        "categories": [
-            {
-                "id": 1 if named else data.category,
-                "name": data.category if named else "person",
-                "keypoints": list(skeleton.names),
-                "skeleton": [[a + 1, b + 1] for a, b in skeleton.limbs],
-            }
-        ],
+    category_id = 1 if isinstance(data.category, str) else data.category
+    category_name = data.category if isinstance(data.category, str) else "person"
+    category = {
+        "id": category_id,
+        "name": category_name,
+        "keypoints": list(data.skeleton.names),
+        "skeleton": [[a + 1, b + 1] for a, b in data.skeleton.limbs],
     }
-    for number, picture in enumerate(pictures, 1):
-        for person in picture.persons:
-            labelled = person.keypoints[:, 2] > 0
-            content["annotations"].append(
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, image in enumerate(labeled_images, 1):
+        images.append(
+            {
+                "id": image_id,
+                "file_name": image.name,
+                "width": image.width,
+                "height": image.height,
+            }
+        )
+        for person in image.persons:
+            is_labeled = person.keypoints[:, 2] > 0
+            keypoints = np.where(is_labeled[:, None], person.keypoints, 0)
+            annotations.append(
                 {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": number,
-                    "category_id": content["categories"][0]["id"],
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category_id,
                     "iscrowd": 0,
                     "bbox": np.round(person.box, 4).tolist(),
                     "area": round(float(AREA_OF_BOX * person.box[2:].prod()), 4),
-                    "num_keypoints": int(labelled.sum()),
-                    "keypoints": (
-                        np.round(np.where(labelled[:, None], person.keypoints, 0), 4)
-                        .ravel()
-                        .tolist()
-                    ),
+                    "num_keypoints": int(is_labeled.sum()),
+                    "keypoints": np.round(keypoints, 4).ravel().tolist(),
                 }
             )
+    content = {"images": images, "annotations": annotations, "categories": [category]}
     with atomic_write(path) as part:
         part.write_bytes(orjson.dumps(content))

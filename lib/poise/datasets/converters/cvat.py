@@ -34,8 +34,8 @@ from poise.structures.skeleton import DatasetInfo
 
 PERSON = "a person is a skeleton that is called like the category"
 _OTHERS = "skeletons called "
-_MOST_BYTES = 1 << 29
-_DEEPEST = 32
+_MAX_FILE_BYTES = 1 << 29
+_MAX_DEPTH = 32
 _MAX_TAG_BYTES = 1 << 21  # a mask is one attribute
 _MAX_ATTRIBUTES = 100  # of an element; CVAT writes about ten
 _MAX_NAMES = 1000  # of elements and attributes, which the parser keeps
@@ -43,7 +43,7 @@ _MAX_VALUES = 2_000_000  # elements and attributes of one image: 2000 persons of
 _MAX_IMAGE_BYTES = 1 << 27  # with its masks
 _CHUNK_BYTES = 1 << 18
 _CHECK_BYTES = 1 << 26
-_PICTURE_BYTES, _PERSON_BYTES, _JOINT_BYTES = 500, 600, 24  # in memory, of what is read
+_IMAGE_BYTES, _PERSON_BYTES, _JOINT_BYTES = 500, 600, 24  # in memory, of what is read
 
 
 class _RefusedError(Exception):
@@ -57,7 +57,7 @@ class _ImageParser:
     more than CVAT writes. Neither expat nor defusedxml bounds attributes, names or elements.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.root = ""
         self.images: list[ElementTree.Element] = []
         self._depth = self._values = self._fed = self._image_start = 0
@@ -75,15 +75,15 @@ class _ImageParser:
         if not final and self._fed - self._parser.CurrentByteIndex > _MAX_TAG_BYTES:
             raise _RefusedError(f"has a tag of more than {_MAX_TAG_BYTES >> 20} MB")
 
-    def _refuse_doctype(self, *_) -> None:
+    def _refuse_doctype(self, *_: object) -> None:
         raise _RefusedError(
             "has a document type (DTD) or entities, which CVAT does not write; do not trust it"
         )
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._depth += 1
-        if self._depth > _DEEPEST:
-            raise _RefusedError(f"is nested deeper than {_DEEPEST} elements")
+        if self._depth > _MAX_DEPTH:
+            raise _RefusedError(f"is nested deeper than {_MAX_DEPTH} elements")
         if len(attributes) > _MAX_ATTRIBUTES:
             raise _RefusedError(f"has an element of more than {_MAX_ATTRIBUTES} attributes")
         if len(self._names) > _MAX_NAMES:
@@ -117,7 +117,7 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
 
     Raises DataError for what is not CVAT's XML or stands for too much.
     """
-    data = memoryview(read_bytes(path, "CVAT file", _MOST_BYTES))
+    data = memoryview(read_bytes(path, "CVAT file", _MAX_FILE_BYTES))
     parser, count = _ImageParser(), 0
     for start in range(0, max(len(data), 1), _CHUNK_BYTES):
         chunk = data[start : start + _CHUNK_BYTES]
@@ -144,41 +144,41 @@ def parse_images(path: Path) -> Iterator[ElementTree.Element]:
 def read(
     path: Path, data: DatasetInfo, images: Path | None = None
 ) -> tuple[list[LabeledImage], SkipCounter]:
-    """The pictures of a file in which each is listed as <image>, and what is left out."""
-    pictures: dict[str, LabeledImage] = {}
+    """Read the images of a file, each listed as <image>, and what is skipped."""
+    labeled_images: dict[str, LabeledImage] = {}
     left = SkipCounter()
     needed = checked = 0
     for entry in parse_images(path):
-        picture = _picture(entry, path)
-        if picture.name in pictures:
+        image = _read_image(entry, path)
+        if image.name in labeled_images:
             raise DataError(
-                f"{path}: image {escape_name(picture.name)} is listed twice; export each task by"
+                f"{path}: image {escape_name(image.name)} is listed twice; export each task by"
                 " itself, "
                 "or rename the images"
             )
-        pictures[picture.name] = picture
-        picture.persons += _persons(
-            entry, picture, data, f"{path}: image {escape_name(picture.name)}", left
+        labeled_images[image.name] = image
+        image.persons += _persons(
+            entry, image, data, f"{path}: image {escape_name(image.name)}", left
         )
-        needed += _PICTURE_BYTES + len(picture.persons) * (
+        needed += _IMAGE_BYTES + len(image.persons) * (
             _PERSON_BYTES + _JOINT_BYTES * data.skeleton.num_keypoints
         )
         if needed - checked > _CHECK_BYTES:
             check_memory(path, "CVAT file", needed)
             checked = needed
     other = [reason.removeprefix(_OTHERS) for reason in left if reason.startswith(_OTHERS)]
-    if other and not any(picture.persons for picture in pictures.values()):
+    if other and not any(image.persons for image in labeled_images.values()):
         raise DataError(
             f"{path}: no skeleton is called {escape_name(data.category, 40)}, the category of"
             f" {data.path}; there are"
             f" {', '.join(escape_name(name, 40) for name in sorted(other)[:5])}"
         )
     if images is not None:
-        check_sizes(path, list(pictures.values()), images)
-    return list(pictures.values()), left
+        check_sizes(path, list(labeled_images.values()), images)
+    return list(labeled_images.values()), left
 
 
-def _picture(entry: ElementTree.Element, path: Path) -> LabeledImage:
+def _read_image(entry: ElementTree.Element, path: Path) -> LabeledImage:
     name = entry.get("name") or ""
     if not name or find_name_error(name):
         raise DataError(
@@ -196,7 +196,7 @@ def _picture(entry: ElementTree.Element, path: Path) -> LabeledImage:
 
 def _persons(
     entry: ElementTree.Element,
-    picture: LabeledImage,
+    image: LabeledImage,
     data: DatasetInfo,
     where: str,
     left: SkipCounter,
@@ -226,7 +226,7 @@ def _persons(
             continue
         used += box is not None
         if box is None:
-            box = box_around(keypoints, picture.width, picture.height)
+            box = box_around(keypoints, image.width, image.height)
         persons.append(LabeledPerson(box, keypoints))
     left.add("boxes without a skeleton", len(entry.findall("box")) - used)
     return persons
@@ -272,32 +272,32 @@ def _keypoints(skeleton: ElementTree.Element, data: DatasetInfo, where: str) -> 
     return keypoints
 
 
-def write(path: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> None:
+def write(path: Path, data: DatasetInfo, labeled_images: Sequence[LabeledImage]) -> None:
     """Each person as a box and a skeleton of one group_id."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     label = str(data.category)
-    for number, picture in enumerate(pictures):
-        image = ElementTree.SubElement(
+    for number, image in enumerate(labeled_images):
+        element = ElementTree.SubElement(
             root,
             "image",
             id=str(number),
-            name=picture.name,
-            width=str(picture.width),
-            height=str(picture.height),
+            name=image.name,
+            width=str(image.width),
+            height=str(image.height),
         )
-        for group, person in enumerate(picture.persons, 1):
+        for group, person in enumerate(image.persons, 1):
             x, y, width, height = person.box.tolist()
             corners = {"xtl": x, "ytl": y, "xbr": x + width, "ybr": y + height}
             both = {"label": label, "source": "manual", "z_order": "0", "group_id": str(group)}
             ElementTree.SubElement(
-                image,
+                element,
                 "box",
                 both,
                 occluded="0",
                 **{key: f"{value:.4f}" for key, value in corners.items()},
             )
-            skeleton = ElementTree.SubElement(image, "skeleton", both)
+            skeleton = ElementTree.SubElement(element, "skeleton", both)
             for name, (x, y, flag) in zip(data.skeleton.names, person.keypoints):
                 ElementTree.SubElement(
                     skeleton,

@@ -1,4 +1,4 @@
-"""What all formats can say: pictures, their size, and persons with a box and joints."""
+"""Labeled images, the common ground of all formats, and checks of their sizes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ _ONE = re.compile(r"\A(?:(box)es|((?:crowd |other |more )?\w+)s)\b")
 
 @dataclass
 class LabeledPerson:
-    """box (4,): x, y, width, height in pixels. keypoints (J, 3): x, y and COCO's flag, 0 where
-    it is not labelled.
+    """A person.
+
+    Attributes:
+        box: (4,) x, y, width, height in pixels.
+        keypoints: (K, 3) x, y and COCO's flag, 0 if not labeled.
     """
 
     box: np.ndarray
@@ -41,7 +44,14 @@ class LabeledPerson:
 
 @dataclass
 class LabeledImage:
-    """name: relative to the image folder. width, height: in pixels."""
+    """An image with persons.
+
+    Attributes:
+        name: Path relative to the image folder.
+        width: Pixels.
+        height: Pixels.
+        persons: The persons.
+    """
 
     name: str
     width: int
@@ -50,8 +60,9 @@ class LabeledImage:
 
 
 def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
-    """{file of a picture's labels: the picture's name}. Raises DataError for two pictures that
-    would share one, a.jpg and a.png.
+    """Return {label file of an image: name of the image}.
+
+    Raises DataError for two images with the same label file, as a.jpg and a.png.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -59,14 +70,14 @@ def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
         if file in found:
             raise DataError(
                 f"{escape_name(found[file])} and {escape_name(name)} have their labels in one file,"
-                f" {escape_name(file)}; rename one of the pictures"
+                f" {escape_name(file)}; rename one of the images"
             )
         found[file] = name
     return found
 
 
 class SkipCounter(Counter[str]):
-    """How many shapes a reader leaves out for each reason, which begins with a plural noun."""
+    """Count skipped shapes by reason, which starts with a plural noun."""
 
     def add(self, reason: str, count: int = 1) -> None:
         """Count shapes; the memory stays small whatever labels a file has."""
@@ -76,7 +87,7 @@ class SkipCounter(Counter[str]):
 
 
 def describe_skipped(left: SkipCounter) -> str:
-    """Return what a reader left out, with numbers; '' for nothing."""
+    """Return what a reader skipped, with numbers; '' for nothing."""
     kinds = sorted((+left).items())
     if len(kinds) > _MAX_KINDS:  # those there are most of
         kinds = [*(+left).most_common(_MAX_KINDS), (len(kinds) - _MAX_KINDS, "more kinds")]
@@ -88,7 +99,7 @@ def _for_count(reason: str, count: int) -> str:
 
 
 def log_skipped(where: str | Path, left: SkipCounter) -> None:
-    """What a reader has left out, with numbers, as one warning."""
+    """Log what a reader skipped, with numbers, as one warning."""
     if +left:
         log.warning("%s", f"{where}: left out: {describe_skipped(left)}")
 
@@ -133,8 +144,9 @@ def match_boxes(
 
 
 def box_around(keypoints: np.ndarray, width: float, height: float) -> np.ndarray:
-    """The box (4,) around the labelled joints (J, 3), a tenth larger on each side, within the
-    picture.
+    """Return the box (4,) around the labeled keypoints (K, 3).
+
+    It is a tenth larger on each side, within the image.
     """
     points = keypoints[keypoints[:, 2] > 0, :2]
     low, high = points.min(axis=0), points.max(axis=0)
@@ -168,9 +180,9 @@ def image_size(path: Path) -> ImageSize:
     if image_header.find_error(data):
         return ImageSize(size, size, orientation)
     # OpenCV's versions differ in when they turn WebP, and they turn TIFF always
-    decoded = [EncodedImage(data, exif=exif).pixels for exif in (False, True)]
-    stored, upright = (size if pixels is None else pixels.shape[1::-1] for pixels in decoded)
-    return ImageSize(stored, upright, orientation)
+    stored = EncodedImage(data, exif=False).size
+    upright = EncodedImage(data, exif=True).size
+    return ImageSize(stored or size, upright or size, orientation)
 
 
 def image_sizes(folder: Path) -> dict[str, ImageSize]:
@@ -186,22 +198,22 @@ def image_sizes(folder: Path) -> dict[str, ImageSize]:
     return {path.relative_to(folder).as_posix(): image_size(path) for path in paths}
 
 
-def check_sizes(where: str | Path, pictures: Sequence[LabeledImage], folder: Path) -> None:
+def check_sizes(where: str | Path, labeled_images: Sequence[LabeledImage], folder: Path) -> None:
     """Compare labels that name their image's size with the image files below `folder`.
 
     Raises DataError for a missing image and for one of another size. Logs which DATASET.EXIF the
     labels need, if any image has an EXIF orientation.
     """
     turned: Counter[str] = Counter()
-    for picture in pictures:
-        if not (folder / picture.name).is_file():
-            hint = ImageFolder(folder).spelling_hint(picture.name)
-            raise DataError(f"{where}: {folder} has no image {escape_name(picture.name)}{hint}")
-        size, labeled = image_size(folder / picture.name), (picture.width, picture.height)
+    for image in labeled_images:
+        if not (folder / image.name).is_file():
+            hint = ImageFolder(folder).spelling_hint(image.name)
+            raise DataError(f"{where}: {folder} has no image {escape_name(image.name)}{hint}")
+        size, labeled = image_size(folder / image.name), (image.width, image.height)
         if labeled not in (size.stored, size.upright):
             raise DataError(
                 f"{where}: the labels are of an image of {labeled[0]} x {labeled[1]} pixels, "
-                f"and {folder / picture.name} has {size.upright[0]} x {size.upright[1]}; give the "
+                f"and {folder / image.name} has {size.upright[0]} x {size.upright[1]}; give the "
                 "images that were labeled"
             )
         if size.orientation > 1 and size.stored == size.upright:
@@ -213,20 +225,21 @@ def check_sizes(where: str | Path, pictures: Sequence[LabeledImage], folder: Pat
     for text, count in turned.items():
         log.warning(
             "%s",
-            f"{folder}: images with an EXIF orientation: {count} of {len(pictures)}; {text}",
+            f"{folder}: images with an EXIF orientation: {count} of {len(labeled_images)}; {text}",
         )
 
 
-def numbers(values: Iterable[object], where: str, what: str) -> list[float]:
-    """Values of a file as finite numbers that can be pixels, or DataError."""
-    found = []
+def numbers(values: Iterable[Any], where: str, description: str) -> list[float]:
+    """Return values of a file as finite numbers in the range of pixels, or raise DataError."""
+    result = []
     for value in values:
         try:
-            found.append(float(value) if not isinstance(value, bool) else float("nan"))  # type: ignore[arg-type]
+            number = float("nan") if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
-            found.append(float("nan"))
-        if not abs(found[-1]) < MAX_COORD:
+            number = float("nan")
+        if not abs(number) < MAX_COORD:
             raise DataError(
-                f"{where}: {what} has {escape_name(value, 40)} where a number is needed"
+                f"{where}: {description} has {escape_name(value, 40)} where a number is needed"
             )
-    return found
+        result.append(number)
+    return result

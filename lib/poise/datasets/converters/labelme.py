@@ -4,7 +4,7 @@ folder of their own.
 A joint is a point whose label is its name; a rectangle with the category as its label is the
 person's box, upright around a turned one. Other rectangles and shapes are left out and counted.
 What belongs to one person has one group_id; only a single rectangle, or a single person, may be
-without. Without any group_id a picture has one person, or each point belongs to the smallest
+without. Without any group_id a image has one person, or each point belongs to the smallest
 rectangle that holds it. Points with a flag `hidden` or the description 'hidden' have COCO's flag 1,
 others 2. Where there is no rectangle the box is that around the joints. Areas are not kept.
 """
@@ -42,7 +42,7 @@ PERSON = "a person is points called like the joints, with a rectangle called lik
 def read(
     folder: Path, data: DatasetInfo, images: Path | None = None
 ) -> tuple[list[LabeledImage], SkipCounter]:
-    """The pictures of all .json files in a folder and those below it. A picture's name is the
+    """Read the labeled images of all .json files in a folder and below it. An image's name is the
     file's, with the ending of imagePath.
     """
     if not folder.is_dir():
@@ -51,10 +51,10 @@ def read(
     if not files:
         raise DataError(f"{folder}: has no JSON files of labelme")
     left = SkipCounter()
-    pictures = [_read_one(path, path.relative_to(folder), data, left) for path in files]
+    labeled_images = [_read_one(path, path.relative_to(folder), data, left) for path in files]
     if images is not None:
-        check_sizes(folder, pictures, images)
-    return pictures, left
+        check_sizes(folder, labeled_images, images)
+    return labeled_images, left
 
 
 def _read_one(path: Path, relative: Path, data: DatasetInfo, left: SkipCounter) -> LabeledImage:
@@ -78,7 +78,7 @@ def _read_one(path: Path, relative: Path, data: DatasetInfo, left: SkipCounter) 
     ).as_posix()
     if find_name_error(name):
         raise DataError(f"{path}: the image name {escape_name(name)} {find_name_error(name)}")
-    picture = LabeledImage(name, int(width), int(height))
+    image = LabeledImage(name, int(width), int(height))
     for box, points in _groups(path, shapes, data, left):
         keypoints = np.zeros((data.skeleton.num_keypoints, 3))
         for joint, x, y, flag in points:
@@ -91,12 +91,12 @@ def _read_one(path: Path, relative: Path, data: DatasetInfo, left: SkipCounter) 
         if not points:  # a box alone teaches nothing
             left.add("rectangles without a joint", box is not None)
             continue
-        picture.persons.append(
+        image.persons.append(
             LabeledPerson(
                 box if box is not None else box_around(keypoints, width, height), keypoints
             )
         )
-    return picture
+    return image
 
 
 def _groups(
@@ -176,10 +176,12 @@ def _by_group(
     return list(zip(matched, groups.values()))
 
 
-def _without_groups(path: Path, boxes: list[np.ndarray], points: list[tuple]) -> list[tuple]:
+def _without_groups(
+    path: Path, boxes: list[np.ndarray], points: list[tuple]
+) -> list[tuple[np.ndarray | None, list[tuple]]]:
     if len(boxes) <= 1:
         return [(boxes[0] if boxes else None, points)]
-    groups: list[tuple[np.ndarray, list]] = [(box, []) for box in boxes]
+    groups: list[tuple[np.ndarray, list[tuple]]] = [(box, []) for box in boxes]
     for point in points:
         holding = [
             group
@@ -193,17 +195,17 @@ def _without_groups(path: Path, boxes: list[np.ndarray], points: list[tuple]) ->
                 " person's points and box a group_id"
             )
         min(holding, key=lambda group: group[0][2:].prod())[1].append(point)
-    return groups
+    return [(box, members) for box, members in groups]
 
 
-def write(folder: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> None:
-    """A file for each picture, without the picture's bytes."""
+def write(folder: Path, data: DatasetInfo, labeled_images: Sequence[LabeledImage]) -> None:
+    """A file for each image, without the image's bytes."""
     import orjson
 
-    files = label_files((picture.name for picture in pictures), ".json")
-    for file, picture in zip(files, pictures):
+    files = label_files((image.name for image in labeled_images), ".json")
+    for file, image in zip(files, labeled_images):
         shapes = []
-        for group, person in enumerate(picture.persons, 1):
+        for group, person in enumerate(image.persons, 1):
             x, y, width, height = person.box.tolist()
             shapes.append(
                 _shape(str(data.category), [[x, y], [x + width, y + height]], group, "rectangle")
@@ -217,10 +219,10 @@ def write(folder: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> 
             "version": _VERSION,
             "flags": {},
             "shapes": shapes,
-            "imagePath": PurePosixPath(picture.name).name,
+            "imagePath": PurePosixPath(image.name).name,
             "imageData": None,
-            "imageHeight": picture.height,
-            "imageWidth": picture.width,
+            "imageHeight": image.height,
+            "imageWidth": image.width,
         }
         with atomic_write(folder / file) as part:
             part.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))

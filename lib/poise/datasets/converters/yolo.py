@@ -31,14 +31,17 @@ log = logging.getLogger(__name__)
 
 CLASS = 0
 PERSON = f"a person is a line of class {CLASS}"
-_MOST_BYTES = 1 << 24
+_MAX_BYTES = 1 << 24
 _LISTS = ("classes.txt", "train.txt", "val.txt")  # labels only of an image of that name
 
 
 def read(
     folder: Path, data: DatasetInfo, images: Path | None = None
 ) -> tuple[list[LabeledImage], SkipCounter]:
-    """The pictures of `images`, which must be given: the text does not say how large they are."""
+    """Read the labels of all images in `images`.
+
+    The folder is needed because the text does not contain the size of the images.
+    """
     if images is None:
         raise DataError(
             f"{folder}: YOLO's text is relative to the size of the images; give their folder with"
@@ -47,66 +50,70 @@ def read(
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of YOLO's text files")
     sizes = image_sizes(images)
-    by_text = label_files(sizes, ".txt")
-    texts = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt"))
-    strange = [text for text in texts if text not in by_text and Path(text).name not in _LISTS]
-    if strange:
-        raise DataError(
-            f"{folder / strange[0]}: {images} has no image of this"
-            f" name{f', nor for {len(strange) - 1} more files' if len(strange) > 1 else ''}"
-        )
-    pictures = []
-    there = set(texts)
-    left = SkipCounter()
-    for text, name in by_text.items():
-        picture = LabeledImage(name, *sizes[name].upright)
-        if text in there:
-            lines = (
-                read_bytes(folder / text, "label file", _MOST_BYTES)
-                .decode("utf-8", "replace")
-                .splitlines()
-            )
-            for number, line in enumerate(lines, 1):
-                values = numbers(line.split(), f"{folder / text}, line {number}", "it")
-                if values and values[0] != CLASS:
-                    left.add(f"objects of class {values[0]:g}")
-                elif values:
-                    person = _person(
-                        values,
-                        picture,
-                        data.skeleton.num_keypoints,
-                        f"{folder / text}, line {number}",
-                    )
-                    if (person.keypoints[:, 2] > 0).any():
-                        picture.persons.append(person)
-                    else:
-                        left.add("persons without a labelled joint")
-        pictures.append(picture)
-    turned = sum(sizes[picture.name].orientation > 1 for picture in pictures)
+    image_names = label_files(sizes, ".txt")
+    texts = {path.relative_to(folder).as_posix() for path in folder.rglob("*.txt")}
+    unknown = [
+        text for text in sorted(texts) if text not in image_names and Path(text).name not in _LISTS
+    ]
+    if unknown:
+        more = f", nor for {len(unknown) - 1} more files" if len(unknown) > 1 else ""
+        raise DataError(f"{folder / unknown[0]}: {images} has no image of this name{more}")
+    labeled_images = []
+    skipped = SkipCounter()
+    for text, name in image_names.items():
+        width, height = sizes[name].upright
+        image = LabeledImage(name, width, height)
+        if text in texts:
+            image.persons = _read_persons(folder / text, image, data, skipped)
+        labeled_images.append(image)
+    turned = sum(sizes[image.name].orientation > 1 for image in labeled_images)
     if turned:
         log.warning(
             "%s",
-            f"{images}: images with an EXIF orientation: {turned} of {len(pictures)}; the labels "
-            "are taken as those of the upright images: set DATASET.EXIF True",
+            f"{images}: images with an EXIF orientation: {turned} of {len(labeled_images)}; the"
+            " labels are taken as those of the upright images: set DATASET.EXIF True",
         )
-    return pictures, left
+    return labeled_images, skipped
 
 
-def _person(values: list[float], picture: LabeledImage, joints: int, where: str) -> LabeledPerson:
+def _read_persons(
+    path: Path, image: LabeledImage, data: DatasetInfo, skipped: SkipCounter
+) -> list[LabeledPerson]:
+    """Read the persons of an image that have a labeled keypoint."""
+    persons = []
+    text = read_bytes(path, "label file", _MAX_BYTES).decode("utf-8", "replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"{path}, line {number}"
+        values = numbers(line.split(), where, "it")
+        if not values:
+            continue
+        if values[0] != CLASS:
+            skipped.add(f"objects of class {values[0]:g}")
+            continue
+        person = _person(values, image, data.skeleton.num_keypoints, where)
+        if (person.keypoints[:, 2] > 0).any():
+            persons.append(person)
+        else:
+            skipped.add("persons without a labelled joint")
+    return persons
+
+
+def _person(values: list[float], image: LabeledImage, joints: int, where: str) -> LabeledPerson:
     with_flags = len(values) == 5 + 3 * joints
     if not with_flags and len(values) != 5 + 2 * joints:
         raise DataError(
             f"{where}: has {len(values)} numbers, expected {5 + 3 * joints} (class, box, {joints}"
             f" joints x 3) or {5 + 2 * joints} (without flags)"
         )
-    size = np.array([picture.width, picture.height], np.float64)
+    size = np.array([image.width, image.height], np.float64)
     if max(map(abs, values[1:5])) > 2:
         raise DataError(f"{where}: the box {values[1:5]} is not given as shares of the image")
     if min(values[3:5]) < 0:
         raise DataError(
             f"{where}: the box {values[1:5]} has a negative width or height; correct or remove it"
         )
-    centre, extent = np.array(values[1:3]) * size, np.array(values[3:5]) * size
+    center = np.array(values[1:3]) * size
+    box_wh = np.array(values[3:5]) * size
     points = np.array(values[5:]).reshape(joints, -1)
     flags = points[:, 2] if with_flags else np.where((points != 0).any(axis=1), 2.0, 0.0)
     if not np.isin(flags, (0, 1, 2)).all():
@@ -114,18 +121,18 @@ def _person(values: list[float], picture: LabeledImage, joints: int, where: str)
     if np.abs(points[flags > 0, :2]).max(initial=0) > 2:
         raise DataError(f"{where}: joints are not given as shares of the image")
     return LabeledPerson(
-        np.concatenate([centre - extent / 2, extent]),
+        np.concatenate([center - box_wh / 2, box_wh]),
         np.column_stack([points[:, :2] * size * (flags > 0)[:, None], flags]),
     )
 
 
-def write(folder: Path, data: DatasetInfo, pictures: Sequence[LabeledImage]) -> None:
-    """With flags, to eight digits: a ten-thousandth of a pixel of any picture."""
-    files = label_files((picture.name for picture in pictures), ".txt")
-    for file, picture in zip(files, pictures):
-        size = np.array([picture.width, picture.height], np.float64)
+def write(folder: Path, data: DatasetInfo, labeled_images: Sequence[LabeledImage]) -> None:
+    """With flags, to eight digits: a ten-thousandth of a pixel of any image."""
+    files = label_files((image.name for image in labeled_images), ".txt")
+    for file, image in zip(files, labeled_images):
+        size = np.array([image.width, image.height], np.float64)
         lines = []
-        for person in picture.persons:
+        for person in image.persons:
             box = np.concatenate(
                 [(person.box[:2] + person.box[2:] / 2) / size, person.box[2:] / size]
             )

@@ -1,5 +1,6 @@
-"""Image files of a set: there, of the size that the annotations say, and not in another set too.
-Headers and last bytes alone are read.
+"""Check the image files of a split: they exist, have the annotated size and are in one split only.
+
+Only headers and last bytes are read.
 """
 
 from __future__ import annotations
@@ -23,30 +24,35 @@ from poise.io.decoding import EncodedImage
 from poise.io.image_folder import MAX_ENCODED_BYTES, ImageFolder
 from poise.io.image_header import END_MARKS, is_truncated
 
-_HEAD = 1 << 16  # most headers lie in it; thumbnails and profiles before them may be longer
-_AT_ONCE = 8
+_HEAD = 1 << 16  # holds most headers; thumbnails and profiles before them may be longer
+_NUM_THREADS = 8
 
 
 class Header(NamedTuple):
-    """What the header of an image says.
+    """The header of an image.
 
-    size: width and height as the image is read, turned or not as DATASET.EXIF says. mark: number of
-    bytes and sum of the beginning. fault: what is wrong. orientation: the EXIF entry, 1 to 8.
+    Attributes:
+        size: Width and height as the image is read, turned or not as DATASET.EXIF says.
+        mark: File size and checksum of the first bytes.
+        error: What is wrong.
+        orientation: EXIF orientation, 1 to 8.
     """
 
     size: tuple[int, int]
     mark: tuple[int, int]
-    fault: str
+    error: str
     orientation: int = 1
 
 
 @dataclass
 class ImageFiles:
-    """What was seen of M images. there (M,) bool. claimed (M, 2): width and height as read, -1
-    where the header was not.
+    """What is known of M image files.
 
-    orientation (M,): of the EXIF entry, 1 where there is none. sums: {(bytes, sum of the head):
-    places}.
+    Attributes:
+        there: (M,) bool, the file exists.
+        claimed: (M, 2) Width and height as read, -1 if the header was not read.
+        orientation: (M,) EXIF orientation, 1 if there is none.
+        sums: {mark of the header: positions}.
     """
 
     there: np.ndarray
@@ -56,8 +62,9 @@ class ImageFiles:
 
 
 def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
-    """(M,) bool: which of the names are files of the folder or archive. Raises DataError where
-    that is not there.
+    """Return which names (M,) are files of the folder or archive.
+
+    Raises DataError if it is missing.
     """
     folder.check()
     if folder.zipped:
@@ -71,7 +78,7 @@ def present(folder: ImageFolder, names: Sequence[str]) -> np.ndarray:
     exists = np.zeros(len(names), bool)
     for place, name in enumerate(names):
         parent, _, file = name.rpartition("/")
-        # one look at a folder of 118,287 files is a hundred times faster than one at each of them
+        # listing a folder of 118,287 files is a hundred times faster than a stat of each
         if parent not in folders:
             try:
                 folders[parent] = set(os.listdir(folder.location / parent))
@@ -89,43 +96,42 @@ def check(
     *,
     opened: np.ndarray | None = None,
 ) -> ImageFiles:
-    """Look at a set's images. sizes: (M, 2) as the annotations say, None where they do not.
-    opened: places of those that are opened; all where it is None. The others need only be there.
+    """Check the images of a split.
+
+    Args:
+        folder: Their folder.
+        names: M names.
+        sizes: (M, 2) Annotated width and height, if any.
+        opened: Positions of the images whose headers are read, default all. Of the others only the
+            existence is checked.
     """
     count = len(names)
     files = ImageFiles(np.zeros(count, bool), np.full((count, 2), -1), np.ones(count, int))
     try:
         files.there = present(folder, names)
     except DataError as error:
-        findings.error(f"images: all {len(names)} are absent ({error})")
+        findings.error(f"images: all {count} are absent ({error})")
         return files
     absent = np.flatnonzero(~files.there)
     if len(absent):
         findings.error(
-            f"images: {len(absent)} of {len(names)} are absent, such as"
+            f"images: {len(absent)} of {count} are absent, such as"
             f" {list_first(names[place] for place in absent[:3])}, in"
-            f" {folder.location}{folder.other_spelling(names[absent[0]])}"
+            f" {folder.location}{folder.spelling_hint(names[absent[0]])}"
         )
     places = np.flatnonzero(files.there) if opened is None else opened[files.there[opened]]
-    bad: dict[str, list[str]] = {}
-    for place, header in zip(places.tolist(), _headers(folder, [names[place] for place in places])):
-        if header.fault:
-            bad.setdefault(header.fault, []).append(names[place])
-            continue
-        files.claimed[place], files.orientation[place] = header.size, header.orientation
-        files.sums.setdefault(header.mark, []).append(place)
-    for fault, spoilt in bad.items():
-        findings.error(f"images: {len(spoilt)} {fault}: {list_first(spoilt)}")
-    twins = [
+    _read_headers(findings, folder, names, files, places.tolist())
+    duplicates = [
         f"{names[place]} and {names[group[0]]}"
         for mark, alike in files.sums.items()
         if len(alike) > 1
         for group in _by_content(folder, names, files, mark).values()
         for place in group[1:]
     ]
-    if twins:
+    if duplicates:
         findings.warning(
-            f"images: {len(twins)} look the same as another of the set: {list_first(twins)}"
+            f"images: {len(duplicates)} look the same as another of the set:"
+            f" {list_first(duplicates)}"
         )
     if sizes is not None:
         _check_sizes(findings, files, names, sizes, folder.exif)
@@ -134,11 +140,31 @@ def check(
         read = "upright" if folder.exif else "stored"
         findings.note(
             f"images: {len(same_size)} have EXIF orientation 2, 3 or 4, such as"
-            f" {list_first(names[place] for place in same_size[:3])}; their size is the same"
-            f" either way, so it does not show whether they were annotated {read}, as DATASET.EXIF"
-            f" {folder.exif} reads them; see the pictures of the page"
+            f" {list_first(names[place] for place in same_size[:3])}; their size is the same either"
+            f" way, so it does not show whether they were annotated {read}, as DATASET.EXIF"
+            f" {folder.exif} reads them; see the images of the page"
         )
     return files
+
+
+def _read_headers(
+    findings: Findings,
+    folder: ImageFolder,
+    names: Sequence[str],
+    files: ImageFiles,
+    places: list[int],
+) -> None:
+    """Fill `files` from the headers of the images at `places`."""
+    invalid: dict[str, list[str]] = {}
+    for place, header in zip(places, _headers(folder, [names[place] for place in places])):
+        if header.error:
+            invalid.setdefault(header.error, []).append(names[place])
+            continue
+        files.claimed[place] = header.size
+        files.orientation[place] = header.orientation
+        files.sums.setdefault(header.mark, []).append(place)
+    for error, names_with_error in invalid.items():
+        findings.error(f"images: {len(names_with_error)} {error}: {list_first(names_with_error)}")
 
 
 def _check_sizes(
@@ -173,7 +199,7 @@ def _check_sizes(
 def _headers(folder: ImageFolder, names: list[str]) -> Iterable[Header]:
     if not folder.zipped:
         # a disk that is far away answers several at once
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
             yield from pool.map(
                 lambda name: _header_of_file(folder.location / name, folder.exif),
                 names,
@@ -198,7 +224,7 @@ def _header_of_file(path: Path, exif: bool) -> Header:
         with open(path, "rb") as file:
             head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
             header = _judged(head, size, file.read, exif)
-            if not header.fault and _ends_early(head, size, file):
+            if not header.error and _ends_early(head, size, file):
                 return Header((0, 0), header.mark, "are cut off at their end")
             return header
     except (OSError, ValueError):
@@ -206,8 +232,9 @@ def _header_of_file(path: Path, exif: bool) -> Header:
 
 
 def _ends_early(head: bytes, size: int, file: BinaryIO) -> bool:
-    """Whether a JPEG or PNG has no end mark. All of it is read only where the mark is not at the
-    very end.
+    """Return whether a JPEG or PNG has no end mark.
+
+    Reads all of it only if the last bytes are no end mark.
     """
     mark = END_MARKS.get(head[:2])
     if mark is None:
@@ -220,8 +247,13 @@ def _ends_early(head: bytes, size: int, file: BinaryIO) -> bool:
 
 
 def _judged(head: bytes, size: int, rest: Callable[[int], bytes], exif: bool = False) -> Header:
-    """head: the image's first bytes. size: of all. rest: gives the others. exif: see
-    ImageFolder.
+    """Return the header.
+
+    Args:
+        head: First bytes of the file.
+        size: Size of the file.
+        rest: Read the other bytes.
+        exif: See ImageFolder.
     """
     mark = size, zlib.crc32(head)
     if not head:
@@ -252,8 +284,11 @@ def check_apart(
     train: tuple[ImageFolder, Sequence[str], ImageFiles],
     test: tuple[ImageFolder, Sequence[str], ImageFiles],
 ) -> None:
-    """That no image is in both sets: (folder, names, files) of each; by name in one folder, else
-    by the files' bytes.
+    """Check that no image is in two splits, by name in one folder, otherwise by content.
+
+    Args:
+        train: Folder, names and files of a split.
+        test: The same of the other split.
     """
     (folder, names, files), (other_folder, other_names, other_files) = train, test
     common = (
@@ -264,7 +299,7 @@ def check_apart(
     if common:
         findings.error(
             f"images: {len(common)} of {len(other_names)} test images are training images too:"
-            f" {list_first(common)}; figures of such a test say nothing"
+            f" {list_first(common)}; scores of such a test are meaningless"
         )
         return
     twins = []
@@ -280,16 +315,14 @@ def check_apart(
     if twins:
         findings.error(
             f"images: {len(twins)} of {len(other_names)} test images have the same content as a"
-            f" training image: {list_first(twins)}; figures of such a test say nothing"
+            f" training image: {list_first(twins)}; scores of such a test are meaningless"
         )
 
 
 def _by_content(
     folder: ImageFolder, names: Sequence[str], files: ImageFiles, mark: tuple[int, int]
 ) -> dict[bytes, list[int]]:
-    """The images of one mark, in groups of the same content: uncompressed pictures of one size
-    may well begin alike.
-    """
+    """Group the images of one mark by content: uncompressed images may start with equal bytes."""
     groups: dict[bytes, list[int]] = {}
     for place in files.sums[mark]:
         try:
