@@ -1,12 +1,11 @@
-"""CVAT for images 1.1, XML (https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/):
-skeletons, and boxes of the same group_id.
+"""CVAT for images 1.1, XML (https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/).
 
-A <skeleton> with the category as its label is a person; its <points> are the joints: outside="1" is
-not labelled, occluded="1" COCO's flag 1, others 2. Other skeletons and shapes are left out and
-counted. A <box> of any label with the skeleton's group_id (not 0) is its box, and so is the only
-one without a group_id that is called like the category, of the only skeleton without a box; of a
-turned one the upright box around it. Without one the box is that around the joints. Areas are not
-kept.
+A <skeleton> labeled with the category is a person; its <points> are the keypoints: outside="1" is
+not labeled, occluded="1" is COCO's flag 1, others 2. Other skeletons and shapes are skipped and
+counted. A <box> of any label with the skeleton's group_id (not 0) is its box. So is the only box
+without a group_id that is labeled with the category, of the only skeleton without a box. A rotated
+box becomes the upright box around it. Without one the box is the one around the keypoints. Areas
+are lost.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from poise.structures.crops import MAX_COORD
 
 log = logging.getLogger(__name__)
 
-_MARGIN = 0.1  # of the joints' extent, where nobody drew a box
+_MARGIN = 0.1  # of the joints' extent, if no box was drawn
 _MAX_KINDS = 10  # of what was left out, that are listed
 _MAX_REASONS = 1000  # counted apart; labels are as many as the file has
 _OTHER = "other labels"
@@ -64,16 +64,16 @@ def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
 
     Raises DataError for two images with the same label file, as a.jpg and a.png.
     """
-    found: dict[str, str] = {}
+    names_by_file: dict[str, str] = {}
     for name in names:
         file = PurePosixPath(name).with_suffix(ending).as_posix()
-        if file in found:
+        if file in names_by_file:
             raise DataError(
-                f"{escape_name(found[file])} and {escape_name(name)} have their labels in one file,"
+                f"{escape_name(names_by_file[file])} and {escape_name(name)} have their labels in one file,"
                 f" {escape_name(file)}; rename one of the images"
             )
-        found[file] = name
-    return found
+        names_by_file[file] = name
+    return names_by_file
 
 
 class SkipCounter(Counter[str]):
@@ -124,23 +124,23 @@ def match_boxes(
                 "and box a group_id of their own"
             )
     unused = {group: box for group, box in boxes if group is not None}
-    found = [None if group is None else unused.pop(group, None) for group in persons]
+    matched = [None if group is None else unused.pop(group, None) for group in persons]
     free_boxes = [box for group, box in boxes if group is None]
     free_persons = [place for place, group in enumerate(persons) if group is None]
     if len(free_boxes) == len(free_persons) == 1:
-        found[free_persons[0]] = free_boxes[0]
+        matched[free_persons[0]] = free_boxes[0]
         free_boxes, free_persons = [], []
     rest = [*unused.values(), *free_boxes]
-    without = [place for place, box in enumerate(found) if box is None]
+    without = [place for place, box in enumerate(matched) if box is None]
     if not rest or not without or not (free_boxes or free_persons):
-        return found
+        return matched
     if len(rest) > 1 or len(without) > 1:
         raise DataError(
             f"{where}: boxes without a person: {len(rest)}, persons without a box: {len(without)}, "
             "and some have no group_id; give each person's points and box a group_id of their own"
         )
-    found[without[0]] = rest[0]
-    return found
+    matched[without[0]] = rest[0]
+    return matched
 
 
 def box_around(keypoints: np.ndarray, width: float, height: float) -> np.ndarray:

@@ -1,12 +1,11 @@
-"""labelme's JSON (https://github.com/wkentaro/labelme): a file for each image, beside it or in a
-folder of their own.
+"""labelme's JSON (https://github.com/wkentaro/labelme): one file per image.
 
-A joint is a point whose label is its name; a rectangle with the category as its label is the
-person's box, upright around a turned one. Other rectangles and shapes are left out and counted.
-What belongs to one person has one group_id; only a single rectangle, or a single person, may be
-without. Without any group_id a image has one person, or each point belongs to the smallest
-rectangle that holds it. Points with a flag `hidden` or the description 'hidden' have COCO's flag 1,
-others 2. Where there is no rectangle the box is that around the joints. Areas are not kept.
+A keypoint is a point labeled with its name. A rectangle labeled with the category is the box of a
+person, upright around a rotated one. Other rectangles and shapes are skipped and counted. The
+shapes of a person share a group_id; only a single rectangle, or a single person, may lack one.
+Without any group_id an image has one person, or each point belongs to the smallest rectangle that
+contains it. Points with a flag `hidden` or the description 'hidden' get COCO's flag 1, others 2.
+Without a rectangle the box is the one around the keypoints. Areas are lost.
 """
 
 from __future__ import annotations

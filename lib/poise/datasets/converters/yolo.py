@@ -1,10 +1,12 @@
-"""YOLO-pose text (https://docs.ultralytics.com/datasets/pose/): a .txt for each image, a line for
-each person.
+"""YOLO-pose text (https://docs.ultralytics.com/datasets/pose/).
 
-Class, centre x, y, width and height of the box, then x, y and the flag of each joint, or x and y
-alone; all but class and flags as shares of the image. Joints without flags are taken as seen, those
-at 0, 0 as not labelled. Class 0 is read. An image without a file has nobody in it. Areas are not
-kept. Sizes are those of the upright image, which ultralytics and labelling tools read.
+One .txt per image, one line per person.
+
+A line has the class, center x and y, width and height of the box, then x, y and the flag of each
+keypoint, or x and y only; all but class and flags are fractions of the image. Keypoints without
+flags are visible, those at 0, 0 not labeled. Only class 0 is read. An image without a file has no
+persons. Areas are lost. Sizes are those of the upright image, which ultralytics and labeling tools
+read.
 """
 
 from __future__ import annotations
