@@ -64,16 +64,16 @@ def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
 
     Raises DataError for two images with the same label file, as a.jpg and a.png.
     """
-    names_by_file: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name in names:
         file = PurePosixPath(name).with_suffix(ending).as_posix()
-        if file in names_by_file:
+        if file in owners:
             raise DataError(
-                f"{escape_name(names_by_file[file])} and {escape_name(name)} have their labels in one file,"
+                f"{escape_name(owners[file])} and {escape_name(name)} have their labels in one file,"
                 f" {escape_name(file)}; rename one of the images"
             )
-        names_by_file[file] = name
-    return names_by_file
+        owners[file] = name
+    return owners
 
 
 class SkipCounter(Counter[str]):
