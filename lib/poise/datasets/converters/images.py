@@ -69,8 +69,8 @@ def label_files(names: Iterable[str], ending: str) -> dict[str, str]:
         file = PurePosixPath(name).with_suffix(ending).as_posix()
         if file in owners:
             raise DataError(
-                f"{escape_name(owners[file])} and {escape_name(name)} have their labels in one file,"
-                f" {escape_name(file)}; rename one of the images"
+                f"{escape_name(owners[file])} and {escape_name(name)} have their labels in one"
+                f" file, {escape_name(file)}; rename one of the images"
             )
         owners[file] = name
     return owners
