@@ -309,7 +309,7 @@ def test_parse_regular_persons_equals_one_by_one():
         "crowd regions": 25,
         "of another category": 25,
         "of area 0": 25,
-        "without labelled joints": 25,
+        "without labeled joints": 25,
     }
 
 

@@ -123,14 +123,14 @@ def test_read_table_drops_and_counts_unusable_persons(annotated):
     assert table.ann_ids.tolist() == [11, 16, 18, 19]
     assert table.dropped == {
         "crowd regions": 1,
-        "without labelled joints": 1,
+        "without labeled joints": 1,
         "of another category": 2,
         "of area 0": 2,
     }
     assert (
         table.summary()
         == "4 persons in 2 of 2 images, ground-truth boxes; dropped 1 crowd regions, 2 of another"
-        " category, 2 of area 0, 1 without labelled joints"
+        " category, 2 of area 0, 1 without labeled joints"
     )
 
 
@@ -140,7 +140,7 @@ def test_read_table_coordinates_without_flag_are_unlabeled(annotated):
     table = annotated(
         [person(1), person(2, keypoints=bare), person(3, keypoints=[-v for v in JOINTS])]
     )
-    assert table.ann_ids.tolist() == [1] and table.dropped == {"without labelled joints": 2}
+    assert table.ann_ids.tolist() == [1] and table.dropped == {"without labeled joints": 2}
 
 
 def test_read_table_columns_equal_annotations(annotated):

@@ -453,7 +453,7 @@ def test_read_cvat_skips_and_counts_other_shapes(made, tmp_path, caplog):
         )
     assert caplog.messages == [
         f"{tmp_path / 'a.xml'}: left out: 1 box without a skeleton, 1 shape of the kind polygon, 1"
-        " skeleton called dog, 1 skeleton without a labelled joint"
+        " skeleton called dog, 1 skeleton without a labeled joint"
     ]
     text = CVAT.replace("dot person", "Dot Person")
     assert "no skeleton is called dot person, the category of " in refusal(
@@ -903,13 +903,13 @@ def test_convert_data_command_writes_the_target_format(made, tmp_path):
             "yolo",
             (
                 "1 image, nothing is written; found: 1 object of class 1, 2 objects of class 3, 1"
-                " person without a labelled joint; a person is a line of"
+                " person without a labeled joint; a person is a line of"
             ),
         ),
         (
             "coco",
             (
-                "1 image, nothing is written; found: 1 annotation without labelled joints, 1 crowd"
+                "1 image, nothing is written; found: 1 annotation without labeled joints, 1 crowd"
                 " region; a person is an annotation of the category"
             ),
         ),

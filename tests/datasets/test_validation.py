@@ -207,7 +207,7 @@ FAULTS = {
     ),
     "no flag at all": (
         lambda c: _all_keypoints(c, lambda p, _: p * [1, 1, 0]),
-        "persons: none with a labelled joint",
+        "persons: none with a labeled joint",
     ),
     "num_keypoints of nothing": (
         lambda c: [p.update(num_keypoints=1) for p in persons(c)] and None,
@@ -235,7 +235,7 @@ FAULTS = {
     ),
     "joints at 0, 0": (
         lambda c: _all_keypoints(c, lambda p, _: p * [[1, 1, 1]] * 4 + [[0, 0, 1]]),
-        "are flagged as labelled and are at 0, 0",
+        "are flagged as labeled and are at 0, 0",
     ),
     "boxes as corners": (
         _boxes(lambda x, y, w, h: [x, y, x + w, y + h]),
@@ -354,7 +354,7 @@ def test_check_data_unlabeled_keypoint_and_duplicate_person_warn(made):
     edit(made, lambda c: c["annotations"].append({**persons(c)[5], "id": 4711}))
     lines = "\n".join(found(made, "warning"))
     assert (
-        "visibility: never labelled: middle" in lines
+        "visibility: never labeled: middle" in lines
         and "persons: 1 have the same joints as another of the same image (annotation 4711)"
         in lines
     )
@@ -444,11 +444,11 @@ def test_check_data_persons_with_all_flags_0_do_not_count(made):
     edit(made, change)
     used = (
         "train set train: persons: 58 of 60 are used, 3.3 % dropped: 40 of another category, 2"
-        " without labelled joints"
+        " without labeled joints"
     )
     assert used in found(made, "note")
     (line,) = found(made)
-    assert "2 annotations have num_keypoints above 0 and no labelled joint (annotation 5, " in line
+    assert "2 annotations have num_keypoints above 0 and no labeled joint (annotation 5, " in line
 
 
 def test_check_data_no_evaluated_person_is_an_error(made):

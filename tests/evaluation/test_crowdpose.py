@@ -324,7 +324,7 @@ def test_crowdpose_real_images_train_and_evaluate(tmp_path, shared, monkeypatch)
     table, images = load_split(cfg, train=True)
     assert (
         len(table) == 4
-        and table.dropped == {"without labelled joints": 1}
+        and table.dropped == {"without labeled joints": 1}
         and table.keypoints.shape == (4, 14, 2)
         and images.read(table.image_name(0)).shape[2] == 3
     )

@@ -319,7 +319,7 @@ def parse_regular_persons(
     dropped = {
         OTHER_CATEGORY: len(entries) - len(of_person),
         "crowd regions": len(of_person) - len(single),
-        "without labelled joints": len(single) - len(labeled),
+        "without labeled joints": len(single) - len(labeled),
         "of area 0": len(labeled) - len(used),
     }
     return columns, Counter({reason: count for reason, count in dropped.items() if count})
@@ -389,7 +389,7 @@ def _drop_reason(entry: dict, person: int, position: dict[int, int], joints: int
     expected = f"keypoint numbers, expected {count} ({joints} joints x 3)"
     keypoints = _numbers(entry, "keypoints", count, expected)
     if max(keypoints[2::3]) <= 0:  # the flags decide, whatever the coordinates are
-        return "without labelled joints"
+        return "without labeled joints"
     if not is_number(entry.get("area", 1)):
         raise _InvalidAnnotationError(_field_error(entry, "area", "a number"))
     if entry.get("area", 1) <= 0:

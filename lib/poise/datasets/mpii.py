@@ -70,7 +70,7 @@ def read_persons(
         DataError: naming the file.
     """
     joints = skeleton.num_keypoints
-    kind = f"persons with {joints} joints" if labelled else "unlabelled persons"
+    kind = f"persons with {joints} joints" if labelled else "unlabeled persons"
     file = cached(path, kind, partial(_read, path, labelled, joints), cache)
     assert file is not None
     center, box_wh, is_given = mpii_center_box_wh(file["center"], file["scale"])

@@ -16,7 +16,7 @@ from poise.structures.person_table import PackedStrings
 from poise.structures.skeleton import DatasetInfo
 
 AREA_OF_BOX = 0.5  # other formats have no areas
-PERSON = "a person is an annotation of the category, with labelled keypoints"
+PERSON = "a person is an annotation of the category, with labeled keypoints"
 
 
 def read(

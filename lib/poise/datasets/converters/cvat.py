@@ -221,7 +221,7 @@ def _persons(
     persons, used = [], 0
     for (_, keypoints), box in zip(skeletons, match_boxes(where, boxes, groups)):
         if not (keypoints[:, 2] > 0).any():
-            left.add("skeletons without a labelled joint")
+            left.add("skeletons without a labeled joint")
             continue
         used += box is not None
         if box is None:

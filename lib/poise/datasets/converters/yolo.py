@@ -96,7 +96,7 @@ def _read_persons(
         if (person.keypoints[:, 2] > 0).any():
             persons.append(person)
         else:
-            skipped.add("persons without a labelled joint")
+            skipped.add("persons without a labeled joint")
     return persons
 
 

@@ -145,7 +145,7 @@ def _check_recall(
     text = (
         f"detections: {len(boxes)} with scores of {min_score:g} or more,"
         f" {len(boxes) / max(len(np.unique(image)), 1):.1f} per image; recall {recalls} of"
-        f" {len(best)} labelled persons"
+        f" {len(best)} labeled persons"
     )
     if recall[0] < 0.9:
         order = np.argsort(image_ids)

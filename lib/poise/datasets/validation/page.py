@@ -68,7 +68,7 @@ def _render_joints(persons: AnnotatedPersons) -> str:
         num_visible, num_hidden = int((flags == 2).sum()), int((flags == 1).sum())
         labelled = f"{100 * (flags > 0).sum() / count:.1f} %"
         rows.append([name, str(num_visible), str(num_hidden), labelled])
-    return render_table(["joint", "visible", "hidden", "labelled in"], rows)
+    return render_table(["joint", "visible", "hidden", "labeled in"], rows)
 
 
 def _render_images(

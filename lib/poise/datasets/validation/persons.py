@@ -55,7 +55,7 @@ class AnnotatedPersons:
         """Return the persons of a table that a run has read.
 
         Their boxes are clipped to the images. Keypoints that only other datasets of DATASET.MIX
-        have count as not labelled.
+        have count as not labeled.
         """
         return cls(
             table.skeleton,
@@ -78,7 +78,7 @@ def check_joints(findings: Findings, persons: AnnotatedPersons) -> np.ndarray:
     suspicious = np.zeros(len(persons.ids), bool)
     if not count:
         findings.error(
-            f"joints: none of {len(persons.ids)} persons has a labelled joint (every visibility"
+            f"joints: none of {len(persons.ids)} persons has a labeled joint (every visibility"
             " flag is 0)"
         )
         return suspicious
@@ -96,8 +96,8 @@ def check_joints(findings: Findings, persons: AnnotatedPersons) -> np.ndarray:
     if zero.any():
         suspicious |= zero.any(axis=1)
         findings.error_or_warning(
-            f"joints: {zero.sum()} of {count} are flagged as labelled and are at 0, 0, such as"
-            f" {_describe_first(persons, zero)}; joints that are not labelled have flag 0",
+            f"joints: {zero.sum()} of {count} are flagged as labeled and are at 0, 0, such as"
+            f" {_describe_first(persons, zero)}; joints that are not labeled have flag 0",
             is_error=zero.sum() > _MAX_OUTLIERS * count,
         )
     collapsed = (labelled.sum(axis=1) > 1) & (extent[:, 2:] < 1e-6).all(axis=1)
@@ -128,7 +128,7 @@ def _check_inside_images(
 
 
 def _keypoint_boxes(keypoints: np.ndarray, labelled: np.ndarray) -> np.ndarray:
-    """Return (N, 4) x, y, width, height around the labelled keypoints of each person.
+    """Return (N, 4) x, y, width, height around the labeled keypoints of each person.
 
     Persons without one get a negative size.
     """
@@ -212,21 +212,21 @@ def check_flags(
     if invalid.any():
         findings.error(
             f"visibility: {invalid.sum()} flags are none of 0, 1 and 2 (annotation"
-            f" {list_first(persons.ids[invalid.any(axis=1)])}); COCO's are 0 not labelled,"
+            f" {list_first(persons.ids[invalid.any(axis=1)])}); COCO's are 0 not labeled,"
             " 1 hidden, 2 visible"
         )
     counts = persons.labelled.sum(axis=0)
     never = [name for name, count in zip(names, counts) if not count]
     if never and len(never) < len(names):
         findings.warning(
-            f"visibility: never labelled: {list_first(never, 6)}; they cannot be learned"
+            f"visibility: never labeled: {list_first(never, 6)}; they cannot be learned"
         )
     num_visible = int((visibility == 2).sum())
     num_hidden = int((visibility == 1).sum())
     total = num_visible + num_hidden
     findings.note(
         f"visibility: {num_visible} joints visible, {num_hidden} hidden,"
-        f" {visibility.size - total} not labelled;"
+        f" {visibility.size - total} not labeled;"
         f" {total / max(len(visibility), 1):.1f} of {len(names)} per person"
     )
     if num_keypoints is None:
@@ -235,7 +235,7 @@ def check_flags(
     if wrong.any():
         findings.error_or_warning(
             f"visibility: num_keypoints of {wrong.sum()} annotations is not the number of their"
-            f" labelled joints (annotation {list_first(persons.ids[wrong])})",
+            f" labeled joints (annotation {list_first(persons.ids[wrong])})",
             is_error=wrong.sum() > _MAX_OUTLIERS * len(wrong),
         )
 
@@ -383,5 +383,5 @@ def report_dropped(findings: Findings, table: PersonTable) -> None:
         # MPII's format and DATASET.MIX keep them
         num_unlabelled = int((table.visibility <= 0).all(axis=1).sum())
         if num_unlabelled:
-            text += f"; {num_unlabelled} of those used have no labelled joint"
+            text += f"; {num_unlabelled} of those used have no labeled joint"
     findings.warning_or_note(text, is_warning=is_annotated and len(table) < 0.3 * total)

@@ -184,7 +184,7 @@ def _check_columns(
         persons.check_duplicates(findings, annotated)
         _check_persons(findings, result, annotated, num_keypoints)
     elif source.labelled:
-        findings.error("persons: none with a labelled joint")
+        findings.error("persons: none with a labeled joint")
     if source.uses_detections:
         _check_detections(source, findings, columns, annotated)
 
@@ -234,7 +234,7 @@ def _annotated_persons(
     if is_unlabelled.any():
         findings.error(
             f"visibility: {is_unlabelled.sum()} annotations have num_keypoints above 0 and no"
-            f" labelled joint (annotation {list_first(columns['ids'][is_unlabelled])}); training"
+            f" labeled joint (annotation {list_first(columns['ids'][is_unlabelled])}); training"
             " leaves them out, the AP counts them as missed"
         )
     annotated = AnnotatedPersons(
