@@ -173,6 +173,7 @@ def _check_columns(
     result.files = images.check(findings, result.folder, result.names, columns["image_sizes"])
     annotated, num_keypoints = _annotated_persons(findings, columns, data)
     if len(annotated.ids):
+        assert annotated.area is not None
         needs_areas = EVALUATORS[data.metric].needs_areas
         result.suspicious = persons.check_boxes(findings, annotated)
         persons.check_areas(
@@ -218,7 +219,7 @@ def _annotated_persons(
 ) -> tuple[AnnotatedPersons, np.ndarray]:
     """Return the persons that a training uses and their num_keypoints.
 
-    They have a labelled keypoint, are in a listed image and are no crowd regions.
+    They have a labeled keypoint, are in a listed image and are no crowd regions.
     """
     image_index, is_listed = _image_positions(columns)
     if not is_listed.all():
