@@ -239,7 +239,7 @@ FAULTS = {
     ),
     "boxes as corners": (
         _boxes(lambda x, y, w, h: [x, y, x + w, y + h]),
-        "taken as left, top, right, bottom: the file has them in that form",
+        "taken as left, top, right, bottom: the file has them in that format",
     ),
     "boxes around the centre": (
         _boxes(lambda x, y, w, h: [x + w / 2, y + h / 2, w, h]),
@@ -267,7 +267,7 @@ FAULTS = {
     ),
     "areas as shares": (
         lambda c: [p.update(area=p["area"] / 7680) for p in persons(c)] and None,
-        "areas: most are below 1: they are given as shares",
+        "areas: most are below 1: they are given as fractions",
     ),
     "areas larger than boxes": (
         lambda c: [p.update(area=9999) for p in persons(c)] and None,
@@ -744,7 +744,7 @@ def test_check_data_all_sides_swapped_is_reported(made):
     for name in ("train", "val"):
         edit(made, lambda c: _all_keypoints(c, lambda p, _: p[[0, 2, 1, 4, 3]]), name)
     assert any(
-        "in 100 % of the pairs the left joint lies left of the right one" in line
+        "in 100 % of the pairs the left joint is left of the right one" in line
         for line in found(made, "warning")
     )
 
@@ -818,8 +818,7 @@ def detected(made):
 def test_check_data_good_detections_pass(detected):
     assert detected() == []
     assert any(
-        "they find 100.0 % at an overlap of 0.5, 100.0 % at an overlap of 0.75 of 36 labelled"
-        " persons" in line
+        "recall 100.0 % at IoU 0.5, 100.0 % at IoU 0.75 of 36 labeled persons" in line
         for line in detected.found("note")
     )
 
@@ -829,11 +828,11 @@ def test_check_data_good_detections_pass(detected):
     [
         (
             lambda e: e | {"image_id": e["image_id"] + 5000},
-            "detections: 36 of 36 are of images that the set does not list",
+            "detections: 36 of 36 are of images that the split does not list",
         ),
         (
             lambda e: e | {"category_id": 1},
-            "detections: none of 36 has the category 7 of the set; they have 1",
+            "detections: none of 36 has the category 7 of the split; they have 1",
         ),
         (
             lambda e: (
@@ -847,7 +846,7 @@ def test_check_data_good_detections_pass(detected):
                     ]
                 }
             ),
-            "taken as left, top, right, bottom: the file has its boxes in that form",
+            "taken as left, top, right, bottom: the file has its boxes in that format",
         ),
         (
             lambda e: (

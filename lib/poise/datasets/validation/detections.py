@@ -161,7 +161,7 @@ def _check_recall(
             )
             return
     if recall[0] < _MIN_RECALL:
-        findings.error(f"{text}; few persons can be found with these boxes")
+        findings.error(f"{text}; few persons could be found with these boxes")
         return
     findings.warning_or_note(text, is_warning=recall[0] < 0.6)
 
