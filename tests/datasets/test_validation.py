@@ -948,7 +948,7 @@ def test_train_diagnosis_is_logged_once(made, monkeypatch):
 
 def test_quick_check_finds_every_missing_image(made, monkeypatch):
     """Few are opened, but of all it is known whether they are there."""
-    monkeypatch.setattr(run, "_LOOKED_AT", 2)
+    monkeypatch.setattr(run, "_QUICK_CHECK_IMAGES", 2)
     (made.parent / "set" / "frames" / "cam 1" / "train-shot 17.png").unlink()
     assert [line.split(", in ")[0] for line in quick(made)] == [
         "error: train set train: images: 1 of 40 are absent, such as cam 1/train-shot 17.png"
