@@ -207,7 +207,7 @@ def _persons(
     skeletons = []
     for skeleton in entry.findall("skeleton"):
         label = skeleton.get("label", "")
-        # of a category by its id the name is not known
+        # a category given by its id has no name
         if label == data.category or not isinstance(data.category, str):
             skeletons.append((_group(skeleton), _keypoints(skeleton, data, where)))
         else:
@@ -247,7 +247,8 @@ def _box(box: ElementTree.Element, where: str) -> np.ndarray:
 
 
 def _keypoints(skeleton: ElementTree.Element, data: DatasetInfo, where: str) -> np.ndarray:
-    keypoints, done = np.zeros((data.skeleton.num_keypoints, 3)), set()
+    keypoints = np.zeros((data.skeleton.num_keypoints, 3))
+    done: set[str | None] = set()
     for points in skeleton.findall("points"):
         label = points.get("label")
         if label not in data.skeleton.names:
@@ -264,15 +265,13 @@ def _keypoints(skeleton: ElementTree.Element, data: DatasetInfo, where: str) -> 
                 f"{where}: the point {label} has {len(values)} numbers, expected x and y"
             )
         if points.get("outside", "0") != "1":
-            keypoints[data.skeleton.names.index(label)] = (
-                *values,
-                (1.0 if points.get("occluded", "0") == "1" else 2.0),
-            )
+            flag = 1.0 if points.get("occluded", "0") == "1" else 2.0
+            keypoints[data.skeleton.names.index(label)] = (*values, flag)
     return keypoints
 
 
 def write(path: Path, data: DatasetInfo, labeled_images: Sequence[LabeledImage]) -> None:
-    """Each person as a box and a skeleton of one group_id."""
+    """Write each person as a box and a skeleton of one group_id."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     label = str(data.category)

@@ -49,14 +49,14 @@ def read(
     files = sorted(folder.rglob("*.json"))
     if not files:
         raise DataError(f"{folder}: has no JSON files of labelme")
-    left = SkipCounter()
-    labeled_images = [_read_one(path, path.relative_to(folder), data, left) for path in files]
+    skipped = SkipCounter()
+    labeled_images = [_read_one(path, path.relative_to(folder), data, skipped) for path in files]
     if images is not None:
         check_sizes(folder, labeled_images, images)
-    return labeled_images, left
+    return labeled_images, skipped
 
 
-def _read_one(path: Path, relative: Path, data: DatasetInfo, left: SkipCounter) -> LabeledImage:
+def _read_one(path: Path, relative: Path, data: DatasetInfo, skipped: SkipCounter) -> LabeledImage:
     content = read_json(path, "labelme file")
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if (
@@ -78,7 +78,7 @@ def _read_one(path: Path, relative: Path, data: DatasetInfo, left: SkipCounter) 
     if find_name_error(name):
         raise DataError(f"{path}: the image name {escape_name(name)} {find_name_error(name)}")
     image = LabeledImage(name, int(width), int(height))
-    for box, points in _groups(path, shapes, data, left):
+    for box, points in _groups(path, shapes, data, skipped):
         keypoints = np.zeros((data.skeleton.num_keypoints, 3))
         for joint, x, y, flag in points:
             if keypoints[joint, 2]:
@@ -87,32 +87,28 @@ def _read_one(path: Path, relative: Path, data: DatasetInfo, left: SkipCounter) 
                     " person's points and box a group_id of their own"
                 )
             keypoints[joint] = x, y, flag
-        if not points:  # a box alone teaches nothing
-            left.add("rectangles without a joint", box is not None)
+        if not points:
+            skipped.add("rectangles without a joint", box is not None)
             continue
-        image.persons.append(
-            LabeledPerson(
-                box if box is not None else box_around(keypoints, width, height), keypoints
-            )
-        )
+        if box is None:
+            box = box_around(keypoints, width, height)
+        image.persons.append(LabeledPerson(box, keypoints))
     return image
 
 
 def _groups(
-    path: Path, shapes: list[dict], data: DatasetInfo, left: SkipCounter
+    path: Path, shapes: list[dict], data: DatasetInfo, skipped: SkipCounter
 ) -> list[tuple[np.ndarray | None, list[tuple]]]:
-    """(box or None, [(joint, x, y, flag)]) of each person."""
+    """Return (box or None, [(joint, x, y, flag)]) of each person."""
     boxes: list[tuple[Any, np.ndarray]] = []
     points: list[tuple[Any, tuple]] = []
     for number, shape in enumerate(shapes):
-        where, label, kind = (
-            f"{path}: shape {number}",
-            shape.get("label"),
-            shape.get("shape_type", "point"),
-        )
-        # of a category by its id the name is not known
+        where = f"{path}: shape {number}"
+        label = shape.get("label")
+        kind = shape.get("shape_type", "point")
+        # a category given by its id has no name
         if kind in _BOXES and label != data.category and isinstance(data.category, str):
-            left.add(f"rectangles called {label}")
+            skipped.add(f"rectangles called {label}")
         elif kind in _BOXES:
             corners = _corners(shape, where, (2, 4))
             box = np.concatenate([corners.min(axis=0), np.ptp(corners, axis=0)])
@@ -132,10 +128,10 @@ def _groups(
             point = (data.skeleton.names.index(label), x, y, 1.0 if hidden else 2.0)
             points.append((_group(shape, where), point))
         else:
-            left.add(f"shapes of the kind {kind}")
-    if all(group is None for group, _ in points + boxes):
+            skipped.add(f"shapes of the kind {kind}")
+    if all(group is None for group, _ in [*points, *boxes]):
         return _without_groups(path, [box for _, box in boxes], [point for _, point in points])
-    return _by_group(path, boxes, points, left)
+    return _by_group(path, boxes, points, skipped)
 
 
 def _group(shape: dict, where: str) -> int | None:
@@ -159,7 +155,7 @@ def _corners(shape: dict, where: str, counts: tuple[int, ...]) -> np.ndarray:
 
 
 def _by_group(
-    path: Path, boxes: list[tuple[Any, np.ndarray]], points: list[tuple], left: SkipCounter
+    path: Path, boxes: list[tuple[Any, np.ndarray]], points: list[tuple], skipped: SkipCounter
 ) -> list[tuple[np.ndarray | None, list[tuple]]]:
     groups: dict[Any, list[tuple]] = {}
     for group, point in points:
@@ -171,7 +167,7 @@ def _by_group(
                 f"{path}: {len(groups[None])} points have no group_id and others have one; "
                 "give each person's points and box a group_id of their own"
             )
-    left.add("rectangles without a joint", len(boxes) - sum(box is not None for box in matched))
+    skipped.add("rectangles without a joint", len(boxes) - sum(box is not None for box in matched))
     return list(zip(matched, groups.values()))
 
 
