@@ -20,7 +20,7 @@ from poise.datasets import read_table
 from poise.datasets.mixing import cfg_for_source
 from poise.errors import PoiseError
 from poise.evaluation.evaluators import Evaluator, build_evaluator
-from poise.io.images import ImageFolder
+from poise.io.image_folder import ImageFolder
 from poise.structures.person_table import PersonTable
 from poise.structures.skeleton import DatasetInfo
 
