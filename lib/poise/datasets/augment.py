@@ -141,8 +141,8 @@ def shift_center(center: np.ndarray, scale: np.ndarray, fraction: np.ndarray) ->
 
     Source: mmpose 0.29 TopDownRandomShiftBboxCenter.
     """
-    size = np.asarray(scale, dtype=np.float64) * PIXEL_STD
-    return np.asarray(center, dtype=np.float64) + fraction * size
+    shift = fraction * np.asarray(scale, dtype=np.float64) * PIXEL_STD
+    return np.asarray(center, dtype=np.float64) + shift
 
 
 def clipped_factor(normal: float, limit: float) -> float:
