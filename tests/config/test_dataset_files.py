@@ -602,7 +602,7 @@ def read_set_of(cfg):
         ),
         (dict(sets={"test": {"images": 3}}), "sets.test.images must be text, got 3"),
         (dict(sigma=[0.1] * 5), "unknown key 'sigma'; did you mean sigmas?"),
-        (dict(color="red"), "unknown key 'colour'; the keys are name, format, "),
+        (dict(color="red"), "unknown key 'color'; the keys are name, format, "),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:40],
 )

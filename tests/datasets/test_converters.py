@@ -17,7 +17,12 @@ import pytest
 from PIL import Image
 from poise.config.dataset_yaml import load_dataset_info, read_dataset
 from poise.datasets import ImageFolder, converters
-from poise.datasets.converters.images import describe_skipped, image_size
+from poise.datasets.converters.images import (
+    _MAX_KINDS,
+    SkipCounter,
+    describe_skipped,
+    image_size,
+)
 from poise.errors import DataError, run_tool
 from support.custom_datasets import make_set
 from support.tools import load_tool
@@ -966,3 +971,10 @@ def test_convert_data_command_no_person_reports_what_was_read(made, tmp_path, fo
         and f"(dot person of {made[1].path})" in err
     )
     assert not target.exists()
+
+
+def test_describe_skipped_many_kinds_counts_the_rest():
+    skipped = SkipCounter()
+    for kind in range(14):
+        skipped.add(f"shapes of the kind {kind}", 2)
+    assert describe_skipped(skipped).endswith(f"kind {_MAX_KINDS - 1}, {14 - _MAX_KINDS} more kinds")

@@ -316,7 +316,7 @@ def test_check_data_missing_areas_matter_for_testing(made):
         edit(made, lambda c: [p.pop("area") for p in persons(c)] and None, name)
     assert [line for line in found(made) if "areas: " in line] == [
         "test set val: areas: 36 of 36 annotations have no area, which the OKS needs (annotation 5,"
-        " 7, 8, ...); where no mask is drawn, half of the box's area is a usual choice"
+        " 7, 8, ...); without masks, half of the box's area is a usual choice"
     ]
     assert any(
         "train: areas: 60 of 60 annotations have none" in line for line in found(made, "note")
@@ -1038,7 +1038,7 @@ def test_box_formats_are_recognized():
     }
     assert (
         forms["left"] == [10, 20, 20, 40]
-        and forms["the centre"] == [-5, -10, 30, 60]
+        and forms["the center"] == [-5, -10, 30, 60]
         and forms["y"] == [20, 10, 60, 30]
     )
     assert box_forms.best_iou(

@@ -172,7 +172,8 @@ def half_body(
     chosen = _choose_half(keypoints, visibility, skeleton.upper_body, lower, prefer_upper, 3)
     if len(chosen) < 2:
         return None
-    width, height = fix_aspect_ratio(*np.ptp(chosen, axis=0).astype(np.float64), aspect)
+    extent = np.ptp(chosen, axis=0).astype(np.float64)
+    width, height = fix_aspect_ratio(extent[0], extent[1], aspect)
     if width <= 0:  # all keypoints in one point; HRNet would divide by 0
         return None
     scale = np.array([width, height]) * (HALF_BODY_MARGIN / PIXEL_STD)

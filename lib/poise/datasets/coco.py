@@ -249,8 +249,8 @@ def read_detected(
         has_keypoints=False,
     )
     # a box that fails both conditions is counted once
-    has_area = (size > 0).all(axis=1)
-    is_inside = ((low < images["image_sizes"][image_index]) & (low + size > 0)).all(axis=1)
+    has_area = np.all(size > 0, axis=1)
+    is_inside = np.all((low < images["image_sizes"][image_index]) & (low + size > 0), axis=1)
     table = table.select(has_area, "boxes without area")
     return table.select(is_inside[has_area], "boxes outside their image")
 

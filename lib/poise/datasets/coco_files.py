@@ -141,15 +141,15 @@ def _annotations(
         path,
         "a keypoint that is not finite or beyond any image",
     )
-    reasons = sorted(dropped)
+    drop_reasons = sorted(dropped)
     return arrays | {
         "ids": ids,
         "image_index": index,
         "boxes": boxes,
         "joints": keypoints[:, :, :2].astype(np.float32),
         "visible": np.clip(keypoints[:, :, 2], 0, 2).astype(np.float32),
-        "reasons": np.array(reasons, dtype=str),
-        "counts": np.array([dropped[reason] for reason in reasons], dtype=np.int64),
+        "reasons": np.array(drop_reasons, dtype=str),
+        "counts": np.array([dropped[reason] for reason in drop_reasons], dtype=np.int64),
     }
 
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from yacs.config import CfgNode
@@ -122,12 +123,11 @@ def concat(
         image_names += [f"{name}/{image}" for image in table.image_names]
         for reason, count in table.dropped.items():
             dropped[f"{reason} ({name})" if name else reason] = count
-    joined = replace(
-        tables[0],
-        image_names=PackedStrings.pack(image_names),
-        dropped=dropped,
-        **{key: np.concatenate([getattr(table, key) for table in tables]) for key in columns},
-    )
+    arrays: dict[str, Any] = {
+        key: np.concatenate([getattr(table, key) for table in tables]) for key in columns
+    }
+    packed = PackedStrings.pack(image_names)
+    joined = replace(tables[0], image_names=packed, dropped=dropped, **arrays)
     return joined, ConcatImageFolders({name: folder for name, (_, folder) in sources.items()})
 
 

@@ -88,10 +88,15 @@ class SkipCounter(Counter[str]):
 
 def describe_skipped(left: SkipCounter) -> str:
     """Return what a reader skipped, with numbers; '' for nothing."""
-    kinds = sorted((+left).items())
-    if len(kinds) > _MAX_KINDS:  # those there are most of
-        kinds = [*(+left).most_common(_MAX_KINDS), (len(kinds) - _MAX_KINDS, "more kinds")]
-    return ", ".join(f"{count} {_for_count(reason, count)}" for reason, count in kinds)
+    counted = +left
+    kinds = sorted(counted.items())
+    num_more = len(kinds) - _MAX_KINDS
+    if num_more > 0:
+        kinds = counted.most_common(_MAX_KINDS)
+    parts = [f"{count} {_for_count(reason, count)}" for reason, count in kinds]
+    if num_more > 0:
+        parts.append(f"{num_more} more kinds")
+    return ", ".join(parts)
 
 
 def _for_count(reason: str, count: int) -> str:

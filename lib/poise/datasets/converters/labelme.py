@@ -120,9 +120,9 @@ def _groups(
                     f"{where}: the point is called {escape_name(label, 40)}, which is none of the"
                     f" joints of {data.path}"
                 )
-            flags = shape.get("flags") if isinstance(shape.get("flags"), dict) else {}
+            flags = shape.get("flags")
             hidden = (
-                bool(flags.get(_HIDDEN))
+                (isinstance(flags, dict) and bool(flags.get(_HIDDEN)))
                 or str(shape.get("description") or "").strip().lower() == _HIDDEN
             )
             point = (data.skeleton.names.index(label), x, y, 1.0 if hidden else 2.0)
@@ -144,8 +144,9 @@ def _group(shape: dict, where: str) -> int | None:
 def _corners(shape: dict, where: str, counts: tuple[int, ...]) -> np.ndarray:
     """Return the points (N, 2) of a shape, whose number must be one of `counts`."""
     points = shape.get("points")
-    is_list = isinstance(points, list)
-    if not is_list or not all(isinstance(point, list) and len(point) == 2 for point in points):
+    if not isinstance(points, list) or not all(
+        isinstance(point, list) and len(point) == 2 for point in points
+    ):
         raise DataError(f"{where} has no points")
     if len(points) not in counts:
         kind, expected = escape_name(shape.get("shape_type"), 40), " or ".join(map(str, counts))
@@ -210,7 +211,7 @@ def write(folder: Path, data: DatasetInfo, labeled_images: Sequence[LabeledImage
                 for name, (x, y, flag) in zip(data.skeleton.names, person.keypoints)
                 if flag > 0
             ]
-        content = {
+        content: dict[str, Any] = {
             "version": _VERSION,
             "flags": {},
             "shapes": shapes,

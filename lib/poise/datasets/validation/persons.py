@@ -163,8 +163,8 @@ def _check_inside_boxes(
         size = persons.boxes[:, None, axis + 2]
         value = persons.keypoints[:, :, axis]
         is_far |= (value < low - 0.5 * size) | (value > low + 1.5 * size)
-    has_area = (persons.boxes[:, 2:] > 0).all(axis=1)
-    lost = labelled.any(axis=1) & is_far.all(axis=1) & has_area
+    has_area = np.all(persons.boxes[:, 2:] > 0, axis=1)
+    lost = np.any(labelled, axis=1) & np.all(is_far, axis=1) & has_area
     if lost.any():
         findings.error_or_warning(
             f"boxes: all joints of {lost.sum()} persons are far outside of their box (annotation"
@@ -276,7 +276,7 @@ def check_boxes(findings: Findings, persons: AnnotatedPersons) -> np.ndarray:
         (N,) bool, suspicious persons.
     """
     low, high = persons.boxes[:, :2], persons.boxes[:, :2] + persons.boxes[:, 2:]
-    flat = ~(persons.boxes[:, 2:] > 0).all(axis=1)
+    flat = ~np.all(persons.boxes[:, 2:] > 0, axis=1)
     if flat.any():
         findings.error(
             f"boxes: {flat.sum()} have no width or height (annotation"
