@@ -162,7 +162,7 @@ def crops_are_equal(data, rng, count, size=(96, 128)):
             bool(rng.integers(0, 2)),
         )
         box = source_roi(matrix, size, (width, height))
-        part = EncodedImage(data).with_decode_region(box, (203, 157))
+        part = EncodedImage(data).with_region(box)
         one, other = (
             cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR) for image in (whole, part)
         )

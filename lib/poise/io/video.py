@@ -105,7 +105,7 @@ class ImageFiles:
         skipped: (file, reason) of the files that cannot be read.
     """
 
-    fps: float | None = None
+    fps: None = None
     live = False
 
     def __init__(self, paths: list[str]):
