@@ -121,10 +121,9 @@ def _groups(
                     f" joints of {data.path}"
                 )
             flags = shape.get("flags")
-            hidden = (
-                (isinstance(flags, dict) and bool(flags.get(_HIDDEN)))
-                or str(shape.get("description") or "").strip().lower() == _HIDDEN
-            )
+            is_flagged = isinstance(flags, dict) and bool(flags.get(_HIDDEN))
+            description = str(shape.get("description") or "").strip().lower()
+            hidden = is_flagged or description == _HIDDEN
             point = (data.skeleton.names.index(label), x, y, 1.0 if hidden else 2.0)
             points.append((_group(shape, where), point))
         else:
