@@ -1,6 +1,4 @@
-"""Drawing one synthetic person part by part, from the farthest to the nearest, and telling which
-joints can be seen.
-"""
+"""Draw a synthetic person part by part, farthest first, and label the keypoints."""
 
 from __future__ import annotations
 
@@ -41,8 +39,8 @@ PARTS = (
     "right_shin",
 )
 PART = {name: index for index, name in enumerate(PARTS)}
-# where one of these is in front, the joint counts as seen (clothes do not hide a joint); left_ and
-# right_ go without
+# a keypoint is visible if one of these parts is in front (clothes do not hide it); the names are
+# without left_ and right_
 _SHOWS = {
     "shoulder": ("torso", "upper_arm"),
     "elbow": ("upper_arm", "forearm"),
@@ -228,25 +226,7 @@ class _Painter:
             t = (t + np.float32(np.pi)) % np.float32(2 * np.pi) - np.float32(np.pi)
             round_front = np.abs(t)
             colour = look.top(s * np.float32(build.torso), t * np.float32(0.085))
-            if look.top_kind == "jacket":
-                colour[round_front < 0.16 + 0.30 * np.clip(s, 0, 1)] = look.inner
-                edge = round_front - (0.16 + 0.30 * np.clip(s, 0, 1))
-                colour[(edge > 0) & (edge < 0.10)] = look.trim
-            elif look.top_kind == "shirt":
-                colour[round_front < 0.05] = look.trim
-                colour[(s > 0.95) & (round_front > 0.25)] = look.trim
-                if fine:
-                    colour[(round_front < 0.10) & (s * 7 % 1 < 0.22)] = look.trim * 0.55 + 90
-            elif look.top_kind == "hoodie":
-                colour[
-                    (round_front < 0.62) & (s > 0.10) & (s < 0.34) & (round_front + s > 0.28)
-                ] = look.trim
-            if look.printed:
-                colour[(round_front < 0.42) & (s > 0.52) & (s < 0.76)] = look.inner
-                if fine:
-                    colour[(round_front < 0.26) & (s > 0.58) & (s < 0.70) & (t * 6 % 1 < 0.6)] = (
-                        look.trim
-                    )
+            _paint_front(colour, look, s, t, fine)
             # the neckline is cut deeper in front than behind
             depth = {"jacket": 0.05, "hoodie": 0.05, "vest": 0.20}.get(look.top_kind, 0.13)
             colour[s > 1.03 - depth * np.maximum(1 - (t / 0.55) ** 2, 0)] = look.skin
@@ -262,12 +242,7 @@ class _Painter:
                     s[below][None] * np.float32(build.torso), u[below][None] * np.float32(0.05)
                 )
                 colour[below] = cloth[0]
-                if look.belt is not None:
-                    colour[below & (s > look.hem - 0.055)] = look.belt
-                if fine:
-                    behind = np.abs(round_front - 2.55)
-                    colour[below & (behind < 0.28) & (s < look.hem - 0.08) & (s > -0.17)] *= 0.78
-                    colour[below & (round_front < 0.05)] *= 0.7
+                _paint_waist(colour, look, s, round_front, fine)
             return colour
 
         return paint
@@ -426,13 +401,12 @@ class _Painter:
         look, part = self.look, f"{side}_thigh"
         start, end = self.at[f"{side}_hip"], self.at[f"{side}_knee"]
         girth = 0.4 + 0.6 * self.build.girth
-        cover = (
-            1.0
-            if look.bottom_kind == "trousers"
-            else 0.0
-            if self.skirt
-            else min(look.leg / 0.51, 0.97)
-        )
+        if look.bottom_kind == "trousers":
+            cover = 1.0
+        elif self.skirt:
+            cover = 0.0
+        else:
+            cover = min(look.leg / 0.51, 0.97)
         if cover < 1:
             self.tube(part, start, end, (0.052 * girth, 0.048 * girth, 0.034 * girth), look.skin)
         if cover > 0:
@@ -475,14 +449,52 @@ class _Painter:
             )
 
 
+def _paint_front(colour, look, s, t, fine):
+    """Paint what is on the front of the top: its opening, trims and print.
+
+    s: height on the torso, 0 to 1. t: angle around the body, 0 in front. fine: with small details.
+    """
+    round_front = np.abs(t)
+    if look.top_kind == "jacket":
+        colour[round_front < 0.16 + 0.30 * np.clip(s, 0, 1)] = look.inner
+        edge = round_front - (0.16 + 0.30 * np.clip(s, 0, 1))
+        colour[(edge > 0) & (edge < 0.10)] = look.trim
+    elif look.top_kind == "shirt":
+        colour[round_front < 0.05] = look.trim
+        colour[(s > 0.95) & (round_front > 0.25)] = look.trim
+        if fine:
+            colour[(round_front < 0.10) & (s * 7 % 1 < 0.22)] = look.trim * 0.55 + 90
+    elif look.top_kind == "hoodie":
+        pocket = (round_front < 0.62) & (s > 0.10) & (s < 0.34) & (round_front + s > 0.28)
+        colour[pocket] = look.trim
+    if look.printed:
+        colour[(round_front < 0.42) & (s > 0.52) & (s < 0.76)] = look.inner
+        if fine:
+            stripes = (round_front < 0.26) & (s > 0.58) & (s < 0.70) & (t * 6 % 1 < 0.6)
+            colour[stripes] = look.trim
+
+
+def _paint_waist(colour, look, s, round_front, fine):
+    """Paint belt, back pockets and fly below the hem of the top."""
+    below = s < look.hem
+    if look.belt is not None:
+        colour[below & (s > look.hem - 0.055)] = look.belt
+    if fine:
+        behind = np.abs(round_front - 2.55)
+        colour[below & (behind < 0.28) & (s < look.hem - 0.08) & (s > -0.17)] *= 0.78
+        colour[below & (round_front < 0.05)] *= 0.7
+
+
 def visible_joints(
     person: Person, index: int, owner: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """(17, 3) x, y in pixels and COCO's flag: 2 seen, 1 hidden but placed, 0 not labelled (then x =
-    y = 0).
+    """Return keypoints (17, 3): x, y in pixels and COCO's flag.
 
-    owner: (H, W) labels after everything was drawn. A hidden joint keeps its label where a viewer
-    could still place it: mostly when a neighbour on the same limb is seen.
+    The flag is 2 for visible, 1 for occluded, 0 for not labeled (then x = y = 0). An occluded
+    keypoint is labeled if an annotator could locate it: mostly when its neighbor on the same limb
+    is visible.
+
+    owner: (H, W) part labels after everything was drawn.
     """
     height, width = owner.shape
     joints = np.zeros((COCO.num_keypoints, 3))
@@ -499,7 +511,10 @@ def visible_joints(
     for j in range(COCO.num_keypoints):
         if joints[j, 2] == 1:
             near = any(seen[a if b == j else b] for a, b in COCO.limbs if j in (a, b))
-            if draw[j] > (0.04 if deep[j] else 0.62 if near else 0.06):
+            label_prob = 0.62 if near else 0.06
+            if deep[j]:
+                label_prob = 0.04
+            if draw[j] > label_prob:
                 joints[j] = 0
     return joints
 
