@@ -1,4 +1,4 @@
-"""A synthetic scene as annotations: COCO persons and crowds, MPII persons, and made detections.
+"""Annotations of a synthetic scene: COCO persons and crowds, MPII persons, and detections.
 
 Formats: COCO, cocodataset.org/#format-data (keypoints, person category); MPII, the json of
 SimpleBaseline and HRNet with the arrays of their gt_valid.mat.
@@ -30,10 +30,10 @@ MPII_MAT_NAMES = (
     "lelb",
     "lwri",
 )
-_FEWEST_MPII_JOINTS = 5
+_MIN_MPII_JOINTS = 5
 _LOOSE = 1.8  # how far a polygon may leave its mask, in thirds of a pixel
-# MPII's objpos lies this share of the person's height above the middle of the joints (median of
-# 2,017 whole persons of its validation set); readers move it down again
+# MPII's objpos is this fraction of the person's height above the middle of the joints (median of
+# 2,017 complete persons of its validation set); readers move it down again
 _OBJPOS_LIFT = 0.032
 
 
@@ -54,17 +54,15 @@ def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
     for figure in scene.figures:
         joints = figure.joints.copy()
         height, width = figure.mask.shape
-        labelled = joints[:, 2] > 0
-        joints[labelled, :2] = np.clip(
-            np.round(joints[labelled, :2], 2), 0, (width - 1, height - 1)
-        )
+        labeled = joints[:, 2] > 0
+        joints[labeled, :2] = np.clip(np.round(joints[labeled, :2], 2), 0, (width - 1, height - 1))
         keypoints = [
             int(v) if k % 3 == 2 else _number(v) for k, v in enumerate(joints.ravel().tolist())
         ]
         found.append(
             {
                 "segmentation": mask_polygons(figure.mask),
-                "num_keypoints": int(labelled.sum()),
+                "num_keypoints": int(labeled.sum()),
                 "area": int(figure.mask.sum()),
                 "iscrowd": 0,
                 "keypoints": keypoints,
@@ -120,7 +118,7 @@ def mask_polygons(mask: np.ndarray) -> list[list[float]]:
     even-odd filling of pycocotools leaves it empty.
     """
     x, y, width, height = _tight_box(mask)
-    # a contour runs through pixel centres; on a finer grid these come close to the pixels' edges
+    # a contour runs through pixel centers; on a finer grid these come close to the pixels' edges
     fine = 3
     crop = mask[y : y + height, x : x + width].astype(np.uint8)
     crop = cv2.resize(crop, None, fx=fine, fy=fine, interpolation=cv2.INTER_NEAREST)
@@ -188,8 +186,8 @@ def made_detections(scene: Scene, image_id: int, rng: np.random.Generator) -> li
 
 def _jittered(rng, box, spread):
     size = box[2:] * np.exp(rng.normal(0.01, spread, 2))
-    centre = box[:2] + box[2:] / 2 + rng.normal(0, spread, 2) * box[2:]
-    return np.concatenate((centre - size / 2, size))
+    center = box[:2] + box[2:] / 2 + rng.normal(0, spread, 2) * box[2:]
+    return np.concatenate((center - size / 2, size))
 
 
 def mpii_annotations(scene: Scene, image: str) -> list[dict]:
@@ -199,11 +197,11 @@ def mpii_annotations(scene: Scene, image: str) -> list[dict]:
     found = []
     for figure in scene.figures:
         shown = figure.mpii[:, 2] > 0
-        if shown.sum() < _FEWEST_MPII_JOINTS:
+        if shown.sum() < _MIN_MPII_JOINTS:
             continue
         box = figure.person.reach_box()
         size = float((box[2:] - box[:2]).max())
-        centre = (box[:2] + box[2:]) / 2 + 1 - (0, _OBJPOS_LIFT * size)
+        center = (box[:2] + box[2:]) / 2 + 1 - (0, _OBJPOS_LIFT * size)
         places = np.where(shown[:, None], np.round(figure.mpii[:, :2] + 1, 2), -1.0)
         found.append(
             {
@@ -211,7 +209,7 @@ def mpii_annotations(scene: Scene, image: str) -> list[dict]:
                 "joints": places.tolist(),
                 "image": image,
                 "scale": round(size / 200, 6),
-                "center": np.round(centre, 2).tolist(),
+                "center": np.round(center, 2).tolist(),
                 "head_box": np.round(figure.person.head_box() + 1, 2).tolist(),
             }
         )

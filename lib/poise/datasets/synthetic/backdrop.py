@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from poise.datasets.synthetic.body import choose
-from poise.datasets.synthetic.look import HAIRS, SKINS, bgr, cloth_colour, sample_fabric
+from poise.datasets.synthetic.look import HAIRS, SKINS, bgr, cloth_color, sample_fabric
 from poise.datasets.synthetic.paint import NOBODY, Canvas, smooth_noise
 
 PLACES = (("room", 0.30), ("street", 0.25), ("meadow", 0.27), ("noise", 0.18))
@@ -18,15 +18,15 @@ OCCLUDERS = (("box", 0.36), ("pole", 0.22), ("foliage", 0.27), ("rail", 0.15))
 def draw_backdrop(
     rng: np.random.Generator, width: int, height: int, hardness: float
 ) -> tuple[np.ndarray, float]:
-    """Return a picture (height, width, 3) float32 BGR without people, and the y of its horizon.
+    """Return an image (height, width, 3) float32 BGR without people, and the y of its horizon.
 
-    The lower the hardness, the more the place lies out of focus and in haze.
+    The lower the hardness, the more the background is blurred and hazy.
     """
     horizon = height * rng.uniform(0.32, 0.62)
     place = choose(rng, PLACES)
     image = np.empty((height, width, 3), np.uint8)
     if place == "noise":
-        image[:] = cloth_colour(rng).astype(np.uint8)
+        image[:] = cloth_color(rng).astype(np.uint8)
     else:
         far, near = _tints(rng, place)
         line = int(horizon)
@@ -65,46 +65,46 @@ def _tints(rng, place):
         return bgr(np.full(3, rng.uniform(120, 225)) + rng.normal(0, 14, 3)), bgr(
             np.full(3, rng.uniform(70, 165)) + rng.normal(0, 8, 3)
         )
-    return 0.55 * cloth_colour(rng) + 95, 0.6 * cloth_colour(rng) + rng.uniform(20, 70)
+    return 0.55 * cloth_color(rng) + 95, 0.6 * cloth_color(rng) + rng.uniform(20, 70)
 
 
-def _gradient(rng, colour, rows):
+def _gradient(rng, color, rows):
     ramp = np.linspace(-1, 1, max(rows, 1))[:, None] * rng.uniform(-28, 28)
-    return np.clip(colour + ramp, 0, 255)[:rows, None].astype(np.uint8)
+    return np.clip(color + ramp, 0, 255)[:rows, None].astype(np.uint8)
 
 
-def _colour(rng, low=0.25, high=1.0):
-    return tuple(float(c) for c in cloth_colour(rng) * rng.uniform(low, high))
+def _color(rng, low=0.25, high=1.0):
+    return tuple(float(c) for c in cloth_color(rng) * rng.uniform(low, high))
 
 
-def _rectangle(image, x, y, w, h, colour, thickness=-1):
-    cv2.rectangle(image, (int(x), int(y)), (int(x + w), int(y + h)), colour, thickness)
+def _rectangle(image, x, y, w, h, color, thickness=-1):
+    cv2.rectangle(image, (int(x), int(y)), (int(x + w), int(y + h)), color, thickness)
 
 
 def _room(rng, image, line):
     height, width = image.shape[:2]
     if rng.random() < 0.45:  # wallpaper or planks
-        step, tint = int(rng.integers(8, 40)), _colour(rng, 0.5)
+        step, tint = int(rng.integers(8, 40)), _color(rng, 0.5)
         for x in range(int(rng.integers(step)), width, step):
             cv2.line(image, (x, 0), (x, line), tint, int(rng.integers(1, 1 + max(step // 4, 1))))
     if rng.random() < 0.5:  # tiles of the floor, running to a vanishing point
-        middle, tint = width * rng.uniform(0.2, 0.8), _colour(rng, 0.4, 0.9)
+        middle, tint = width * rng.uniform(0.2, 0.8), _color(rng, 0.4, 0.9)
         for x in range(-width, 2 * width, int(rng.integers(30, 90))):
             cv2.line(
                 image, (int(middle + (x - middle) * 0.35), line), (x, height), tint, 1, cv2.LINE_AA
             )
-    _rectangle(image, 0, line - 3, width, 5, _colour(rng))
+    _rectangle(image, 0, line - 3, width, 5, _color(rng))
     for _ in range(rng.integers(1, 5)):  # pictures and windows
         w, h = rng.uniform(0.08, 0.28, 2) * width
         x, y = rng.uniform(-20, width), rng.uniform(-10, max(line - h, 1))
-        _rectangle(image, x, y, w, h, _colour(rng))
-        _rectangle(image, x, y, w, h, _colour(rng, 0.1, 0.6), int(rng.integers(1, 5)))
+        _rectangle(image, x, y, w, h, _color(rng))
+        _rectangle(image, x, y, w, h, _color(rng, 0.1, 0.6), int(rng.integers(1, 5)))
         if rng.random() < 0.5:
             cv2.line(
                 image,
                 (int(x + w / 2), int(y)),
                 (int(x + w / 2), int(y + h)),
-                _colour(rng, 0.1, 0.6),
+                _color(rng, 0.1, 0.6),
                 2,
             )
     for _ in range(rng.integers(1, 4)):  # cupboards and sofas
@@ -112,7 +112,7 @@ def _room(rng, image, line):
         x, y, tint = (
             rng.uniform(-30, width),
             line + rng.uniform(-0.8, 0.05) * h,
-            np.array(_colour(rng)),
+            np.array(_color(rng)),
         )
         _rectangle(image, x, y, w, h, tuple(tint.tolist()))
         _rectangle(image, x, y, w, h * 0.14, tuple(np.minimum(tint * 1.25, 255).tolist()))
@@ -127,7 +127,7 @@ def _street(rng, image, line):
         w, h, tint = (
             int(rng.uniform(0.12, 0.4) * width),
             int(rng.uniform(0.4, 1.0) * line),
-            0.45 * np.array(_colour(rng, 0.6)) + rng.uniform(25, 130),
+            0.45 * np.array(_color(rng, 0.6)) + rng.uniform(25, 130),
         )
         _rectangle(image, x, line - h, w, h, tuple(tint.tolist()))
         pane, step = (
@@ -144,13 +144,13 @@ def _street(rng, image, line):
             image,
             (0, int(y)),
             (width, int(y + rng.uniform(-25, 25))),
-            _colour(rng, 0.6),
+            _color(rng, 0.6),
             int(rng.integers(1, 6)),
             cv2.LINE_AA,
         )
     for _ in range(rng.integers(0, 3)):  # parked cars
         w = rng.uniform(0.18, 0.34) * width
-        x, h, tint = rng.uniform(-40, width), w * 0.26, _colour(rng)
+        x, h, tint = rng.uniform(-40, width), w * 0.26, _color(rng)
         y = line - h * rng.uniform(0, 0.5)
         _rectangle(image, x, y, w, h, tint)
         cv2.ellipse(
@@ -217,12 +217,12 @@ def _tree(rng, image, x, y, size):
 
 
 def _shapes(rng, image, line, count=10):
-    """Boxes, blobs, limb-like bars and stripes; some have the colours of skin and hair: colour
+    """Boxes, blobs, limb-like bars and stripes; some have the colors of skin and hair: color
     alone tells little.
     """
     height, width = image.shape[:2]
     for _ in range(rng.integers(2, count + 1)):
-        tint = _colour(rng)
+        tint = _color(rng)
         if rng.random() < 0.3:
             tint = tuple(bgr((SKINS if rng.random() < 0.7 else HAIRS)[rng.integers(7)]).tolist())
         x, y, kind = rng.uniform(0, width), rng.uniform(0, height), rng.integers(10) // 3
@@ -261,7 +261,7 @@ def draw_stool(
     canvas: Canvas, rng: np.random.Generator, seat: np.ndarray, floor: float, size: float
 ):
     """A block to sit on, its top at seat (2,), down to y = floor."""
-    tint = cloth_colour(rng) * 0.8
+    tint = cloth_color(rng) * 0.8
     half = size * rng.uniform(0.10, 0.15)
     top = seat[1]
     canvas.polygon(
@@ -317,10 +317,10 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
         w = rng.uniform(0.008, 0.03) * width
         top = -5.0 if rng.random() < 0.6 else height * rng.uniform(0.1, 0.5)
         foot = (x + rng.normal(0, 6), height * rng.uniform(0.8, 1.1))
-        canvas.tube(np.array((x, top)), np.array(foot), (w, w, w), cloth_colour(rng), NOBODY)
+        canvas.tube(np.array((x, top)), np.array(foot), (w, w, w), cloth_color(rng), NOBODY)
     elif kind == "rail":
         tint, reach, w = (
-            cloth_colour(rng),
+            cloth_color(rng),
             rng.uniform(0.15, 0.4) * width,
             rng.uniform(0.006, 0.012) * width,
         )

@@ -1,5 +1,5 @@
 """A synthetic head: an ellipsoid looked at from any side, with hair, ears and a face that sit where
-they are labelled.
+they are labeled.
 
 Places on a head are given on the unit sphere: x to the person's left, y up, z forward; they are
 stretched by the head's radii, turned by its frame (columns left, up, forward; rows x right, y down,
@@ -38,10 +38,10 @@ def head_radii(size: float) -> np.ndarray:
 
 
 def on_head(
-    place: np.ndarray, centre: np.ndarray, frame: np.ndarray, radii: np.ndarray
+    place: np.ndarray, center: np.ndarray, frame: np.ndarray, radii: np.ndarray
 ) -> np.ndarray:
     """Camera coordinates (..., 3) of places (..., 3) on the unit sphere."""
-    return centre + (place * radii) @ frame.T
+    return center + (place * radii) @ frame.T
 
 
 def silhouette(frame: np.ndarray, radii: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def face_turn(place: np.ndarray, frame: np.ndarray, radii: np.ndarray) -> float:
 
 
 def _trace(px, py, frame, radii):
-    """Meet the viewing rays at pixels px (h, w), py (h, w) from the centre: (hit (h, w), x, y, z
+    """Meet the viewing rays at pixels px (h, w), py (h, w) from the center: (hit (h, w), x, y, z
     on the sphere).
     """
     form = (frame / radii**2) @ frame.T
@@ -79,29 +79,29 @@ def _trace(px, py, frame, radii):
 
 def draw_head(
     canvas: Canvas,
-    centre: np.ndarray,
+    center: np.ndarray,
     frame: np.ndarray,
     radii: np.ndarray,
     look: Look,
     owner: int,
     brim_owner: int,
 ):
-    """Draw a head; centre (3,) and radii (3,) in pixels. A cap's brim has a label of its own: it
+    """Draw a head; center (3,) and radii (3,) in pixels. A cap's brim has a label of its own: it
     may hide the eyes.
     """
     facing = frame[2, 2]
-    ears = on_head(EARS, centre, frame, radii)
-    nearer = [ears[k, 2] > centre[2] for k in range(2)]
+    ears = on_head(EARS, center, frame, radii)
+    nearer = [ears[k, 2] > center[2] for k in range(2)]
     hidden_ears = look.haircut == "long"
     if look.haircut == "bun":
         # behind the head unless the head is seen from behind
-        knot = on_head(np.array((0, 0.55, -1.05)), centre, frame, radii)
+        knot = on_head(np.array((0, 0.55, -1.05)), center, frame, radii)
         if facing > 0:
             _ball(canvas, knot, radii[1] * 0.36, look.hair, owner)
     for k in range(2):
         if not nearer[k] and not hidden_ears:
             _ear(canvas, ears[k], frame, radii, look, owner)
-    _skull(canvas, centre, frame, radii, look, owner)
+    _skull(canvas, center, frame, radii, look, owner)
     for k in range(2):
         if nearer[k] and not hidden_ears:
             _ear(canvas, ears[k], frame, radii, look, owner)
@@ -119,7 +119,7 @@ def draw_head(
                     (0, -0.33, 0.96),
                 )
             ),
-            centre,
+            center,
             frame,
             radii,
         )[:, :2]
@@ -131,39 +131,39 @@ def draw_head(
             [(0.80 * np.sin(a), 0.33, 0.62 + 0.78 * np.cos(a)) for a in np.linspace(-1.5, 1.5, 7)]
         )
         brim = on_head(
-            np.concatenate((brim, [(0.6, 0.40, 0.75), (-0.6, 0.40, 0.75)])), centre, frame, radii
+            np.concatenate((brim, [(0.6, 0.40, 0.75), (-0.6, 0.40, 0.75)])), center, frame, radii
         )[:, :2]
         canvas.polygon(
             cv2.convexHull(brim.astype(np.float32))[:, 0].astype(float), look.hat * 0.62, brim_owner
         )
 
 
-def _ball(canvas, centre, radius, colour, owner):
-    canvas.tube(centre[:2] - (0, 0.05), centre[:2] + (0, 0.05), (radius,) * 3, colour, owner)
+def _ball(canvas, center, radius, color, owner):
+    canvas.tube(center[:2] - (0, 0.05), center[:2] + (0, 0.05), (radius,) * 3, color, owner)
 
 
-def _ear(canvas, centre, frame, radii, look, owner):
+def _ear(canvas, center, frame, radii, look, owner):
     axes = silhouette(frame, _EAR_RADII * radii[1])
-    canvas.ellipse(centre[:2], axes, look.skin * 0.78, owner)
-    canvas.ellipse(centre[:2], axes * 0.5, look.skin * 0.6, owner)
+    canvas.ellipse(center[:2], axes, look.skin * 0.78, owner)
+    canvas.ellipse(center[:2], axes * 0.5, look.skin * 0.6, owner)
 
 
-def _skull(canvas, centre, frame, radii, look, owner):
+def _skull(canvas, center, frame, radii, look, owner):
     reach = float(radii.max()) * 1.25
-    window = canvas.window(centre[:2] - reach, centre[:2] + reach)
+    window = canvas.window(center[:2] - reach, center[:2] + reach)
     if window is None:
         return
     # rays per pixel and axis: features of a small head are thin
     fine = int(np.clip(round(30 / radii[1]), 1, 4))
     height, width = window[0].stop - window[0].start, window[1].stop - window[1].start
     px = (
-        (np.arange(width * fine, dtype=np.float32) + 0.5) / fine - 0.5 + window[1].start - centre[0]
+        (np.arange(width * fine, dtype=np.float32) + 0.5) / fine - 0.5 + window[1].start - center[0]
     )[None]
     py = (
         (np.arange(height * fine, dtype=np.float32) + 0.5) / fine
         - 0.5
         + window[0].start
-        - centre[1]
+        - center[1]
     )[:, None]
     px, py = np.broadcast_arrays(px, py)
 
@@ -175,10 +175,10 @@ def _skull(canvas, centre, frame, radii, look, owner):
     hairline = np.interp(hz, _FORWARD, _HAIRLINES[look.haircut])
     on_hair &= hy > hairline + 0.05 * np.sin(hx * 9)  # an uneven fringe
     on_skin, x, y, z = _trace(px, py, frame, radii)
-    colour = np.empty((*on_skin.shape, 3), np.float32)
-    colour[:] = look.skin
-    _face(colour, x, y, z, look, radii[1])
-    colour *= _lit(canvas, frame, radii, x, y, z)[..., None]
+    color = np.empty((*on_skin.shape, 3), np.float32)
+    color[:] = look.skin
+    _face(color, x, y, z, look, radii[1])
+    color *= _lit(canvas, frame, radii, x, y, z)[..., None]
     hair = (
         np.where((hy > 0.24)[..., None], look.hat, look.hair)
         if look.haircut == "cap"
@@ -186,16 +186,14 @@ def _skull(canvas, centre, frame, radii, look, owner):
     )
     strands = 1 + 0.14 * np.sin(hx * 17 + 5 * hy) * np.sin(hy * 7 + hx * 3)
     hair = hair * (strands * _lit(canvas, frame, radii, hx, hy, hz))[..., None]
-    colour = np.where(on_hair[..., None], hair, colour)
+    color = np.where(on_hair[..., None], hair, color)
     alpha = (on_hair | on_skin).astype(np.float32)
     if fine > 1:
         alpha_small = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_AREA)
-        colour = cv2.resize(
-            colour * alpha[..., None], (width, height), interpolation=cv2.INTER_AREA
-        )
-        colour /= np.maximum(alpha_small, 1e-3)[..., None]
+        color = cv2.resize(color * alpha[..., None], (width, height), interpolation=cv2.INTER_AREA)
+        color /= np.maximum(alpha_small, 1e-3)[..., None]
         alpha = alpha_small
-    canvas.blend(window, alpha, colour, owner)
+    canvas.blend(window, alpha, color, owner)
 
 
 def _lit(canvas, frame, radii, x, y, z):
@@ -215,35 +213,35 @@ def _lit(canvas, frame, radii, x, y, z):
     )
 
 
-def _face(colour, x, y, z, look, half_height):
-    """Paint eyes, brows, mouth, beard and glasses onto the skin colours (h, w, 3) at places x,
+def _face(color, x, y, z, look, half_height):
+    """Paint eyes, brows, mouth, beard and glasses onto the skin colors (h, w, 3) at places x,
     y, z of the sphere.
     """
     grow = float(np.clip(10 / half_height, 1, 1.7))  # what is thinner than a pixel would vanish
     front = z > 0.05
     across = np.abs(x)
     if look.beard:
-        colour[
+        color[
             front & (y < -0.30 - 0.12 * (across < 0.3)) | (y < -0.05) & (across > 0.82) & (z > -0.2)
         ] = look.hair
-        colour[front & (np.abs(y + 0.37) < 0.045 * grow) & (across < 0.30)] = look.hair
-    colour[front & (np.abs(y + 0.52) < 0.060 * grow) & (across < 0.28)] = look.skin * (
+        color[front & (np.abs(y + 0.37) < 0.045 * grow) & (across < 0.30)] = look.hair
+    color[front & (np.abs(y + 0.52) < 0.060 * grow) & (across < 0.28)] = look.skin * (
         0.50,
         0.45,
         0.78,
     )
     # below the nose
-    colour[front & (np.abs(y + 0.30) < 0.045 * grow) & (across < 0.13)] = look.skin * 0.62
+    color[front & (np.abs(y + 0.30) < 0.045 * grow) & (across < 0.13)] = look.skin * 0.62
     dx, dy = across - 0.37, y - 0.06
-    colour[front & ((dx / 0.23) ** 2 + (dy / 0.17) ** 2 < grow)] = look.skin * 0.70
-    colour[front & ((dx / 0.175) ** 2 + (dy / 0.115) ** 2 < grow)] = (236, 238, 240)
-    colour[front & (dx * dx + dy * dy < (0.112 * grow) ** 2)] = (38, 32, 28)
-    colour[front & (np.abs(y - 0.28 + 0.25 * dx * dx) < 0.048 * grow) & (np.abs(dx) < 0.19)] = (
+    color[front & ((dx / 0.23) ** 2 + (dy / 0.17) ** 2 < grow)] = look.skin * 0.70
+    color[front & ((dx / 0.175) ** 2 + (dy / 0.115) ** 2 < grow)] = (236, 238, 240)
+    color[front & (dx * dx + dy * dy < (0.112 * grow) ** 2)] = (38, 32, 28)
+    color[front & (np.abs(y - 0.28 + 0.25 * dx * dx) < 0.048 * grow) & (np.abs(dx) < 0.19)] = (
         look.hair * 0.7
     )
     if look.glasses:
         ring = (dx / 0.25) ** 2 + (dy / 0.19) ** 2
-        colour[
+        color[
             front & (ring > 0.72) & (ring < 1.0 + 0.2 * grow)
             | front & (np.abs(dy) < 0.03) & (across < 0.14)
             | (z > -0.05) & (across > 0.6) & (np.abs(dy) < 0.04)

@@ -90,16 +90,16 @@ def bgr(rgb) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(rgb, np.float32)[::-1])
 
 
-def cloth_colour(rng: np.random.Generator) -> np.ndarray:
-    """BGR of a garment: greys and muted tones more often than strong ones."""
+def cloth_color(rng: np.random.Generator) -> np.ndarray:
+    """BGR of a garment: grays and muted tones more often than strong ones."""
     saturation = rng.beta(1.2, 1.6) if rng.random() < 0.75 else rng.uniform(0, 0.08)
     return bgr(colorsys.hsv_to_rgb(rng.random(), saturation, 0.18 + 0.8 * rng.random())) * 255
 
 
 def sample_fabric(rng: np.random.Generator, patterned: bool = True) -> Fabric:
     pattern = choose(rng, PATTERNS) if patterned else "plain"
-    base = cloth_colour(rng)
-    second = cloth_colour(rng)
+    base = cloth_color(rng)
+    second = cloth_color(rng)
     if np.abs(base - second).max() < 50:
         second = np.float32(255) - base
     return Fabric(
@@ -145,10 +145,10 @@ def sample_look(rng: np.random.Generator, hardness: float = 1.0) -> Look:
         hair_length=float(rng.uniform(0.8, 2.0)),
         beard=bool(haircut != "long" and rng.random() < 0.06 + 0.14 * hardness),
         glasses=bool(rng.random() < 0.04 + 0.12 * hardness),
-        hat=cloth_colour(rng),
+        hat=cloth_color(rng),
         top_kind=top_kind,
         top=top,
-        inner=cloth_colour(rng),
+        inner=cloth_color(rng),
         trim=np.clip(top.base * rng.choice((0.55, 1.5)), 0, 255).astype(np.float32),
         sleeve=float(sleeve),
         hem=float(rng.choice((-0.16, -0.06, 0.05, 0.10))),
@@ -156,9 +156,9 @@ def sample_look(rng: np.random.Generator, hardness: float = 1.0) -> Look:
         bottom_kind=bottom_kind,
         bottom=sample_fabric(rng, rng.random() < 0.1 + 0.4 * hardness),
         leg=float(leg),
-        belt=cloth_colour(rng) * 0.5 if rng.random() < 0.5 else None,
-        shoes=cloth_colour(rng),
-        sole=cloth_colour(rng) * 0.4 + 140,
-        socks=cloth_colour(rng),
+        belt=cloth_color(rng) * 0.5 if rng.random() < 0.5 else None,
+        shoes=cloth_color(rng),
+        sole=cloth_color(rng) * 0.4 + 140,
+        socks=cloth_color(rng),
         backpack=sample_fabric(rng, False) if rng.random() < 0.16 else None,
     )

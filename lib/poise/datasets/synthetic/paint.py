@@ -2,7 +2,7 @@
 
 A `Canvas` holds the picture and, per pixel, the label of what is in front. Solids are shaded as if
 round: a tube's normal turns from its axis to its rim, a head's is that of its ellipsoid. Pixel (x,
-y) has its centre at whole numbers. Colours are BGR float32 in 0..255.
+y) has its center at whole numbers. Colours are BGR float32 in 0..255.
 """
 
 from __future__ import annotations
@@ -62,34 +62,34 @@ class Canvas:
         x1, y1 = min(int(np.ceil(high[0])) + 2, width), min(int(np.ceil(high[1])) + 2, height)
         return (slice(y0, y1), slice(x0, x1)) if x1 > x0 and y1 > y0 else None
 
-    def blend(self, window, alpha, colour, owner):
-        """Lay `colour`, (3,) or (h, w, 3), over a window by alpha (h, w) in 0..1; own its pixels
+    def blend(self, window, alpha, color, owner):
+        """Lay `color`, (3,) or (h, w, 3), over a window by alpha (h, w) in 0..1; own its pixels
         from one half on.
         """
         below = self.image[window]
-        below += alpha[..., None] * (colour - below)
+        below += alpha[..., None] * (color - below)
         if owner is not None:
             self.owner[window][alpha > 0.5] = owner
 
-    def polygon(self, corners: np.ndarray, colour, owner: int | None, opacity: float = 1.0):
-        """Fill a polygon, corners (K, 2), with one colour or a function of the window's (xs
+    def polygon(self, corners: np.ndarray, color, owner: int | None, opacity: float = 1.0):
+        """Fill a polygon, corners (K, 2), with one color or a function of the window's (xs
         (w,), ys (h, 1)).
         """
         found = self._stencil(corners)
         if found is not None:
             window, alpha = found
-            if callable(colour):
-                colour = colour(*_grid(window))
+            if callable(color):
+                color = color(*_grid(window))
             self.blend(
                 window,
                 alpha * opacity if opacity != 1 else alpha,
-                np.asarray(colour, np.float32),
+                np.asarray(color, np.float32),
                 owner,
             )
 
-    def ellipse(self, centre, axes: np.ndarray, colour, owner: int | None, opacity: float = 1.0):
+    def ellipse(self, center, axes: np.ndarray, color, owner: int | None, opacity: float = 1.0):
         """Fill an ellipse; axes (2, 2) holds its two half axes as columns."""
-        self.polygon(centre + _CIRCLE @ axes.T, colour, owner, opacity)
+        self.polygon(center + _CIRCLE @ axes.T, color, owner, opacity)
 
     def _stencil(self, corners):
         window = self.window(corners.min(0), corners.max(0))
@@ -108,7 +108,7 @@ class Canvas:
         """Draw a tapered tube from `start` to `end`.
 
         widths: half widths in pixels at the start, the middle and the end (a parabola goes through
-        them). paint: a colour or a function of (s, u) -> (h, w, 3) colour, s (h, w) running from 0
+        them). paint: a color or a function of (s, u) -> (h, w, 3) color, s (h, w) running from 0
         to 1 along the tube and u from -1 to 1 across it. caps: length of the round ends, in half
         widths. outline: (K, 2) corners that replace the tube's own outline (the shading stays the
         tube's).
@@ -139,9 +139,9 @@ class Canvas:
         inside = np.clip(s, 0, 1)
         u /= np.float32(bend[0]) + inside * (np.float32(bend[1]) + inside * np.float32(bend[2]))
         np.clip(u, -1, 1, out=u)
-        colour = paint(s, u) if callable(paint) else paint
+        color = paint(s, u) if callable(paint) else paint
         shade = self.shade(u, across)
-        self.blend(window, alpha, shade[..., None] * colour, owner)
+        self.blend(window, alpha, shade[..., None] * color, owner)
 
     def shade(self, u: np.ndarray, across: np.ndarray) -> np.ndarray:
         """Brightness of a round surface seen from the front, u in -1..1 being the position
@@ -191,7 +191,7 @@ GRAIN, CLOTH = _make_tiles()
 
 @dataclass(frozen=True)
 class Fabric:
-    """A cloth: two BGR colours and how they alternate. period: in the units of the coordinates
+    """A cloth: two BGR colors and how they alternate. period: in the units of the coordinates
     it is asked at.
     """
 
@@ -219,12 +219,10 @@ class Fabric:
             mix = np.clip(self._tile(along, across, 700) * 3, 0, 1)
         else:
             mix = np.float32(0)
-        colour = self.base + np.asarray(mix)[..., None] * (self.second - self.base)
+        color = self.base + np.asarray(mix)[..., None] * (self.second - self.base)
         if self.rough > 0:
-            colour = (
-                colour * (1 + np.float32(self.rough) * self._tile(along, across, 900))[..., None]
-            )
-        return colour
+            color = color * (1 + np.float32(self.rough) * self._tile(along, across, 900))[..., None]
+        return color
 
     def _tile(self, along, across, scale):
         row = (along * scale + self.phase * 97).astype(np.int32) & (_TILE - 1)

@@ -89,7 +89,7 @@ class Person:
 
 
 def draw_person(canvas: Canvas, person: Person, index: int):
-    """Draw `person` and own its pixels as number `index`."""
+    """Draw `person` and label its pixels with number `index`."""
     painter = _Painter(canvas, person, index)
     for _, draw, arguments in sorted(painter.parts(), key=lambda part: part[0]):
         draw(*arguments)
@@ -119,7 +119,7 @@ class _Painter:
         """
         depth, torso, head = self.depth, self.body.frames["torso"], self.body.frames["head"]
         trunk = (depth["pelvis"] + depth["thorax"]) / 2
-        # at equal depth a shirt lies over trousers, an arm over a shirt and a head over both
+        # at equal depth a shirt is over trousers, an arm over a shirt and a head over both
         yield trunk, self.draw_torso, ()
         yield trunk - 0.002, self.draw_neck, ()
         yield max(trunk + 0.004, depth["head"]), self.draw_head, ()
@@ -180,7 +180,7 @@ class _Painter:
 
         hips, chest = facing(self.body.frames["pelvis"]), facing(self.body.frames["torso"])
         girth, fit = build.girth, 1.0 + 0.25 * (self.sleeve_fit - 1.1)
-        profile = (  # share of the spine, half width, half depth, 1 for the chest's frame
+        profile = (  # fraction of the spine, half width, half depth, 1 for the chest's frame
             (-0.20, 0.42 * build.hip, 0.040, 0),
             (-0.13, build.hip + 0.022 * girth, 0.062, 0),
             (0.0, build.hip + 0.034 * girth, 0.072, 0),
@@ -199,9 +199,9 @@ class _Painter:
             b *= 0.5 + 0.5 * girth
             width = np.hypot(a * cx, b * cz) * self.unit
             lengthwise = share * build.torso * flat + (deep * (share - 0.43) * 1.6)
-            centre = low + lengthwise * self.unit * along
-            left.append(centre + width * across)
-            right.append(centre - width * across)
+            center = low + lengthwise * self.unit * along
+            left.append(center + width * across)
+            right.append(center - width * across)
         outline = np.array(left + right[::-1])
         a, b = 0.85 * build.shoulder, 0.068
         turn = np.arctan2(b * chest[1], a * chest[0])
@@ -225,15 +225,15 @@ class _Painter:
             t = np.arcsin(u) - np.float32(turn)
             t = (t + np.float32(np.pi)) % np.float32(2 * np.pi) - np.float32(np.pi)
             round_front = np.abs(t)
-            colour = look.top(s * np.float32(build.torso), t * np.float32(0.085))
-            _paint_front(colour, look, s, t, fine)
+            color = look.top(s * np.float32(build.torso), t * np.float32(0.085))
+            _paint_front(color, look, s, t, fine)
             # the neckline is cut deeper in front than behind
             depth = {"jacket": 0.05, "hoodie": 0.05, "vest": 0.20}.get(look.top_kind, 0.13)
-            colour[s > 1.03 - depth * np.maximum(1 - (t / 0.55) ** 2, 0)] = look.skin
+            color[s > 1.03 - depth * np.maximum(1 - (t / 0.55) ** 2, 0)] = look.skin
             if look.top_kind == "vest":
-                colour[(s > 0.74) & (np.abs(np.sin(t)) > 0.80)] = look.skin
+                color[(s > 0.74) & (np.abs(np.sin(t)) > 0.80)] = look.skin
             if look.backpack is not None:
-                colour[(round_front > 0.42) & (round_front < 0.66) & (s > 0.35)] = (
+                color[(round_front > 0.42) & (round_front < 0.66) & (s > 0.35)] = (
                     look.backpack.base * 0.7
                 )
             below = s < look.hem
@@ -241,9 +241,9 @@ class _Painter:
                 cloth = look.bottom(
                     s[below][None] * np.float32(build.torso), u[below][None] * np.float32(0.05)
                 )
-                colour[below] = cloth[0]
-                _paint_waist(colour, look, s, round_front, fine)
-            return colour
+                color[below] = cloth[0]
+                _paint_waist(color, look, s, round_front, fine)
+            return color
 
         return paint
 
@@ -271,7 +271,7 @@ class _Painter:
         )
 
     def draw_mane(self):
-        """Long hair down the back, or the hood that lies there."""
+        """Draw long hair down the back, or a hood."""
         look, torso, head = self.look, self.body.frames["torso"], self.body.frames["head"]
         if look.top_kind == "hoodie":
             hood = self.person.points["thorax"] + torso @ np.array((0, 0.012, -0.055)) * self.unit
@@ -312,9 +312,9 @@ class _Painter:
         fabric = self.look.backpack
 
         def paint(s, u):
-            colour = fabric(s * np.float32(0.2), u * np.float32(0.07))
-            colour[(s > 0.12) & (s < 0.48) & (np.abs(u) < 0.62)] *= 0.75
-            return colour
+            color = fabric(s * np.float32(0.2), u * np.float32(0.07))
+            color[(s > 0.12) & (s < 0.48) & (np.abs(u) < 0.62)] *= 0.75
+            return color
 
         self.tube(
             "backpack",
@@ -449,40 +449,40 @@ class _Painter:
             )
 
 
-def _paint_front(colour, look, s, t, fine):
+def _paint_front(color, look, s, t, fine):
     """Paint what is on the front of the top: its opening, trims and print.
 
     s: height on the torso, 0 to 1. t: angle around the body, 0 in front. fine: with small details.
     """
     round_front = np.abs(t)
     if look.top_kind == "jacket":
-        colour[round_front < 0.16 + 0.30 * np.clip(s, 0, 1)] = look.inner
+        color[round_front < 0.16 + 0.30 * np.clip(s, 0, 1)] = look.inner
         edge = round_front - (0.16 + 0.30 * np.clip(s, 0, 1))
-        colour[(edge > 0) & (edge < 0.10)] = look.trim
+        color[(edge > 0) & (edge < 0.10)] = look.trim
     elif look.top_kind == "shirt":
-        colour[round_front < 0.05] = look.trim
-        colour[(s > 0.95) & (round_front > 0.25)] = look.trim
+        color[round_front < 0.05] = look.trim
+        color[(s > 0.95) & (round_front > 0.25)] = look.trim
         if fine:
-            colour[(round_front < 0.10) & (s * 7 % 1 < 0.22)] = look.trim * 0.55 + 90
+            color[(round_front < 0.10) & (s * 7 % 1 < 0.22)] = look.trim * 0.55 + 90
     elif look.top_kind == "hoodie":
         pocket = (round_front < 0.62) & (s > 0.10) & (s < 0.34) & (round_front + s > 0.28)
-        colour[pocket] = look.trim
+        color[pocket] = look.trim
     if look.printed:
-        colour[(round_front < 0.42) & (s > 0.52) & (s < 0.76)] = look.inner
+        color[(round_front < 0.42) & (s > 0.52) & (s < 0.76)] = look.inner
         if fine:
             stripes = (round_front < 0.26) & (s > 0.58) & (s < 0.70) & (t * 6 % 1 < 0.6)
-            colour[stripes] = look.trim
+            color[stripes] = look.trim
 
 
-def _paint_waist(colour, look, s, round_front, fine):
+def _paint_waist(color, look, s, round_front, fine):
     """Paint belt, back pockets and fly below the hem of the top."""
     below = s < look.hem
     if look.belt is not None:
-        colour[below & (s > look.hem - 0.055)] = look.belt
+        color[below & (s > look.hem - 0.055)] = look.belt
     if fine:
         behind = np.abs(round_front - 2.55)
-        colour[below & (behind < 0.28) & (s < look.hem - 0.08) & (s > -0.17)] *= 0.78
-        colour[below & (round_front < 0.05)] *= 0.7
+        color[below & (behind < 0.28) & (s < look.hem - 0.08) & (s > -0.17)] *= 0.78
+        color[below & (round_front < 0.05)] *= 0.7
 
 
 def visible_joints(
@@ -546,12 +546,12 @@ def _seen(person, index, name, owner, row, column) -> bool:
         side, joint = name.split("_")
         if joint in ("shoulder", "hip"):
             # on the far side of the trunk, which is itself in front
-            centre, half = (
+            center, half = (
                 ("thorax", body.build.shoulder)
                 if joint == "shoulder"
                 else ("pelvis", body.build.hip)
             )
-            if person.points[name][2] - person.points[centre][2] < -0.72 * half * person.scale:
+            if person.points[name][2] - person.points[center][2] < -0.72 * half * person.scale:
                 return False
         shows = [part if part in PART else f"{side}_{part}" for part in _SHOWS[joint]]
     reach = 1 if person.scale < 70 else 0  # limbs of small people are thinner than a pixel

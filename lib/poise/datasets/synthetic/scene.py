@@ -18,8 +18,8 @@ from poise.structures.boxes import intersection_area
 
 PERSON_COUNTS = (0.24, 0.34, 0.23, 0.12, 0.07)  # of 1 to 5 persons: 2.4 on average
 CUT_SHARE, OCCLUDER_SHARE = (0.04, 0.14), (0.12, 0.45)  # in an easy and in a hard set
-CROWD_SHARE, UNLABELLED_SHARE = 0.045, 0.05
-_FEWEST_PIXELS = 40  # a person of whom less is seen is not annotated at all
+CROWD_SHARE, UNLABELED_SHARE = 0.045, 0.05
+_MIN_PIXELS = 40  # a person with fewer visible pixels is not annotated
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, hardness: float = 1.0) -> Scene:
-    """Draw one picture and its annotations.
+    """Draw one image and its annotations.
 
     hardness: 0 (few kinds of pose, mostly from the front, calm places, little hidden) to 1
     (everything).
@@ -79,9 +79,9 @@ def sample_scene(rng: np.random.Generator, hardness: float = 1.0) -> Scene:
         mask = (canvas.owner >> PART_BITS) == crowd_size + k + 1
         area = np.count_nonzero(mask)
         joints = visible_joints(person, crowd_size + k, canvas.owner, rng)
-        unlabelled = rng.random() < (UNLABELLED_SHARE if area > 700 else 0.25)
-        if area >= _FEWEST_PIXELS:
-            if unlabelled:
+        unlabeled = rng.random() < (UNLABELED_SHARE if area > 700 else 0.25)
+        if area >= _MIN_PIXELS:
+            if unlabeled:
                 joints[:] = 0
             figures.append(
                 Figure(person, joints, mpii_joints(person, joints, (height, width)), mask)
@@ -206,11 +206,11 @@ def _draw_shadow(canvas, person):
     ]
     feet = np.array(feet)
     reach = np.array((np.ptp(feet[:, 0]) / 2 + 0.05 * person.scale, 0.028 * person.scale))
-    centre = np.array(
+    center = np.array(
         ((feet[:, 0].min() + feet[:, 0].max()) / 2, feet[:, 1].max() + 0.012 * person.scale)
     )
     for size, opacity in ((1.25, 0.16), (0.9, 0.22)):
-        canvas.ellipse(centre, np.diag(reach * size), np.zeros(3, np.float32), None, opacity)
+        canvas.ellipse(center, np.diag(reach * size), np.zeros(3, np.float32), None, opacity)
 
 
 def _draw_occluders(canvas, rng, people):
@@ -230,7 +230,7 @@ def _draw_occluders(canvas, rng, people):
 
 
 def _photograph(rng, picture, hardness):
-    """Brightness, colour cast, blur and grain of a camera; returns uint8."""
+    """Brightness, color cast, blur and grain of a camera; returns uint8."""
     height, width = picture.shape[:2]
     gain = rng.uniform(0.92 - 0.1 * hardness, 1.08 + 0.07 * hardness) * (1 + rng.normal(0, 0.03, 3))
     picture = picture * gain.astype(np.float32) + np.float32(rng.uniform(-14, 12))

@@ -34,7 +34,7 @@ from poise.datasets.worker_exit import exit_with_parent
 from poise.errors import ConfigError, DataError, PoiseError
 from poise.io.files import atomic_write
 
-# raise it when the same seed draws other pictures: sets of an older version are then made anew
+# increase it if the same seed draws other images: sets of an older version are then drawn again
 VERSION = 3
 STAMP = "synthetic.json"
 COCO_SPLITS = {"train2017": 2000, "val2017": 300}
@@ -54,7 +54,7 @@ def make_coco(
     """Write a made set in COCO's layout under `root` and return `root`; a complete one of the same
     kind is reused.
 
-    splits: pictures per split. Writes images/<split>/<12 digits>.jpg,
+    splits: images per split. Writes images/<split>/<12 digits>.jpg,
     annotations/person_keypoints_<split>.json and, for splits that are not named train,
     person_detection_results/COCO_<split>_detections_AP_H_56_person.json with made detections.
     workers: processes, as many as cores when None. hardness: from 0 (plain poses from the front,
@@ -280,7 +280,7 @@ def _generator(seed, split, index, use):
 def _draw_and_save(root, form, split, seed, hardness, index):
     scene = sample_scene(_generator(seed, split, index, 0), hardness)
     done, jpeg = cv2.imencode(".jpg", scene.image, (cv2.IMWRITE_JPEG_QUALITY, scene.quality))
-    assert done, "OpenCV could not encode a picture as JPEG"
+    assert done, "OpenCV could not encode an image as JPEG"
     with (
         atomic_write(root / _image_path(form, split, index)) as temporary,
         open(temporary, "wb") as file,
@@ -290,7 +290,7 @@ def _draw_and_save(root, form, split, seed, hardness, index):
 
 
 def _coco_picture(root, split, seed, hardness, index):
-    """Draw and save picture `index`; return its entry, its annotations and its made detections."""
+    """Draw and save image `index`; return its entry, its annotations and its made detections."""
     scene = _draw_and_save(root, "coco", split, seed, hardness, index)
     height, width = scene.image.shape[:2]
     entry = {"id": index, "file_name": f"{index:012d}.jpg", "width": width, "height": height}
