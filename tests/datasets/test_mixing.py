@@ -394,7 +394,7 @@ def test_load_split_mix_coco_and_mpii(small_set, small_mpii_set, tmp_path):
         ),
         (
             dict(FILE="mpii"),
-            "have no joint of the same name; DATASET.MIX.others.JOINTS tells which are the same",
+            "have no joint of the same name; DATASET.MIX.others.JOINTS maps them",
         ),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:50],

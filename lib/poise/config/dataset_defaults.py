@@ -106,7 +106,7 @@ def _check_mix_joints(cfg: CfgNode, name: str, info: DatasetInfo, source: str) -
     if not mapping:
         raise ConfigError(
             f"{source}: {key}: {other.path} and {info.path} have no joint of the same name;"
-            f" {key}.JOINTS tells which are the same"
+            f" {key}.JOINTS maps them"
         )
     num_missing = info.skeleton.num_keypoints - len(mapping)
     if num_missing and not cfg.LOSS.USE_TARGET_WEIGHT and cfg.LOSS.TYPE == "joints_mse":

@@ -182,13 +182,13 @@ def _root(values: dict, path: Path) -> Path:
         raise ConfigError(f"{path}: path must be the data set's folder, got {short_repr(root)}")
     # ultralytics searches the working folder, which also has a folder `.`, then its own `datasets`
     # folder, which is unknown here
-    beside = _resolved(path.parent / root)
-    candidates = [_resolved(Path(root)), beside] if root else [beside]
+    sibling = _resolved(path.parent / root)
+    candidates = [_resolved(Path(root)), sibling] if root else [sibling]
     images = [values[name] for name in SETS if isinstance(values.get(name), str)]
     for folder in candidates:
         if any(os.path.isdir(_image_folder(folder, name)) for name in images):
             return folder
-    return next((folder for folder in candidates[:-1] if os.path.isdir(folder)), beside)
+    return next((folder for folder in candidates[:-1] if os.path.isdir(folder)), sibling)
 
 
 def _image_folder(root: Path, images: str) -> Path:

@@ -1,7 +1,7 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """The pixels of a region of a JPEG, by libjpeg-turbo, whose jpeg_crop_scanline and jpeg_skip_scanlines leave out the rest.
 
-A person is a third of a picture or less; Huffman decoding cannot be left out, the inverse DCT, upsampling and colours can.
+A person is a third of a picture or less; Huffman decoding cannot be left out, the inverse DCT, upsampling and colors can.
 The settings are those of OpenCV (accurate DCT, smooth upsampling), so the pixels are OpenCV's to the bit; poise.io.decoding
 has the files that are not of the usual kind, and those with a fault, decoded by OpenCV.
 """
@@ -30,7 +30,7 @@ cdef extern from *:
         errors->base.output_message = poise_silent;
     }
 
-    /* the kinds that every version decodes alike: baseline, one scan, 4:4:4, 4:2:2, 4:2:0 or grey */
+    /* the kinds that every version decodes alike: baseline, one scan, 4:4:4, 4:2:2, 4:2:0 or gray */
     static int poise_is_usual(struct jpeg_decompress_struct *info) {
         int h, v;
         if (info->data_precision != 8 || info->progressive_mode || info->arith_code || jpeg_has_multiple_scans(info)) return 0;
@@ -62,7 +62,7 @@ cdef extern from *:
         return usual;
     }
 
-    /* out: height x width x 3; of it the columns left to right and the rows top to bottom, and some beside them, are written */
+    /* out: height x width x 3; of it the columns left to right and the rows top to bottom, and some around them, are written */
     static int poise_region(const unsigned char *data, unsigned long length, unsigned char *out, int width, int height,
                             int left, int top, int right, int bottom) {
         struct jpeg_decompress_struct info;
@@ -85,7 +85,7 @@ cdef extern from *:
             return 0;
         }
         jpeg_start_decompress(&info);
-        /* smooth upsampling looks at the neighbour: the columns at a border of what is decoded would be others */
+        /* smooth upsampling looks at the neighbor: the columns at a border of what is decoded would be others */
         if (info.max_h_samp_factor > 1) {
             left = left > 16 ? left - 16 : 0;
             right = right + 16 < width ? right + 16 : width;

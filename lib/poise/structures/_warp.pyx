@@ -1,9 +1,9 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
-"""cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR) for 8-bit colour images, the border black: OpenCV 5's bits, several times as fast.
+"""cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR) for 8-bit color images, the border black: OpenCV 5's bits, several times as fast.
 
 What OpenCV 5 computes where the processor has AVX2 and FMA: the matrix is inverted in doubles and rounded to floats; a pixel's place is one
-fused multiply-add from its row's start, in the last columns, fewer than 16, rounded in another order; its four neighbours, black outside of
-the image, are interpolated in x, then in y, by fused multiply-adds; the result is rounded to even. OpenCV gathers the neighbours byte by
+fused multiply-add from its row's start, in the last columns, fewer than 16, rounded in another order; its four neighbors, black outside of
+the image, are interpolated in x, then in y, by fused multiply-adds; the result is rounded to even. OpenCV gathers the neighbors byte by
 byte; here two loads hold all four, and eight floats hold two pixels. A crop that is not turned takes a shorter way to the same bits. Other
 versions of OpenCV and other processors compute otherwise: poise.structures.warp looks before it uses this.
 """
@@ -30,7 +30,7 @@ cdef extern from *:
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     }
 
-    /* two pixels, one in each half: 32-bit channels between their left and right neighbours. 16 bytes are read at both addresses */
+    /* two pixels, one in each half: 32-bit channels between their left and right neighbors. 16 bytes are read at both addresses */
     POISE_INLINE __m256 poise_across(const uint8_t *one, const uint8_t *two, poise_order order, __m256 share) {
         __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)one)), _mm_loadu_si128((const __m128i *)two), 1);
         __m256i left = _mm256_shuffle_epi8(both, order.left), right = _mm256_shuffle_epi8(both, order.right);
@@ -55,7 +55,7 @@ cdef extern from *:
         }
     }
 
-    /* eight pixels whose upper left neighbours begin at base + at[i], `step` bytes above the lower ones */
+    /* eight pixels whose upper left neighbors begin at base + at[i], `step` bytes above the lower ones */
     POISE_INLINE void poise_eight(const uint8_t *base, const int32_t *at, intptr_t step, poise_order order, __m256 right, __m256 down,
                                   uint8_t *out, int count) {
         __m256i pair[4];
@@ -68,17 +68,17 @@ cdef extern from *:
         poise_store(out, count, order, pair[0], pair[1], pair[2], pair[3]);
     }
 
-    /* the neighbours of eight places that are in the image, the others black: 16 bytes for each upper pair, 16 for each lower one */
+    /* the neighbors of eight places that are in the image, the others black: 16 bytes for each upper pair, 16 for each lower one */
     POISE_WIDE static void poise_gather(const poise_image *image, const int32_t *columns, const int32_t *rows, uint8_t *block) {
-        int i, below, beside;
+        int i, below, right;
         memset(block, 0, 256);
         for (i = 0; i < 8; i++)
             for (below = 0; below < 2; below++)
-                for (beside = 0; beside < 2; beside++) {
-                    /* as unsigned numbers: -1 is beside the image, and so are the places that no 32-bit number holds */
-                    uint32_t r = (uint32_t)rows[i] + below, c = (uint32_t)columns[i] + beside;
+                for (right = 0; right < 2; right++) {
+                    /* as unsigned numbers: -1 is outside of the image, and so are the places that no 32-bit number holds */
+                    uint32_t r = (uint32_t)rows[i] + below, c = (uint32_t)columns[i] + right;
                     if (r < (uint32_t)image->height && c < (uint32_t)image->width)
-                        memcpy(block + i * 32 + below * 16 + beside * 3, image->pixels + (intptr_t)r * image->step + (intptr_t)c * 3, 3);
+                        memcpy(block + i * 32 + below * 16 + right * 3, image->pixels + (intptr_t)r * image->step + (intptr_t)c * 3, 3);
                 }
     }
 
@@ -88,7 +88,7 @@ cdef extern from *:
     typedef struct {
         float share[POISE_STRAIGHT_COLUMNS];
         int32_t column[POISE_STRAIGHT_COLUMNS], at[POISE_STRAIGHT_COLUMNS];
-        intptr_t reach[POISE_STRAIGHT_COLUMNS / 8];     /* from a row's start to the end of what eight columns read, bytes; 0: some are beside the image */
+        intptr_t reach[POISE_STRAIGHT_COLUMNS / 8];     /* from a row's start to the end of what eight columns read, bytes; 0: some are outside of the image */
         float line[2][POISE_STRAIGHT_COLUMNS * 4];          /* of the last even and the last odd row: pairs of pixels, as poise_store has them */
         int row[2];
     } poise_straight;
@@ -217,7 +217,7 @@ cdef extern from *:
                     poise_eight(pixels, at, image.step, order, source_x, source_y, out + x * 3, columns - x);
                     continue;
                 }
-                /* above -2 and below the image's width and height: one of the four neighbours is in the image */
+                /* above -2 and below the image's width and height: one of the four neighbors is in the image */
                 inside = _mm256_and_si256(
                     _mm256_and_si256(_mm256_cmpgt_epi32(column, _mm256_add_epi32(none, none)), _mm256_cmpgt_epi32(row, _mm256_add_epi32(none, none))),
                     _mm256_and_si256(_mm256_cmpgt_epi32(last_column, _mm256_add_epi32(column, none)),

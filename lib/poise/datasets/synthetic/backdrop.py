@@ -9,7 +9,7 @@ import numpy as np
 
 from poise.datasets.synthetic.body import choose
 from poise.datasets.synthetic.look import HAIRS, SKINS, bgr, cloth_color, sample_fabric
-from poise.datasets.synthetic.paint import NOBODY, Canvas, smooth_noise
+from poise.datasets.synthetic.paint import NO_PERSON, Canvas, smooth_noise
 
 PLACES = (("room", 0.30), ("street", 0.25), ("meadow", 0.27), ("noise", 0.18))
 OCCLUDERS = (("box", 0.36), ("pole", 0.22), ("foliage", 0.27), ("rail", 0.15))
@@ -217,8 +217,9 @@ def _tree(rng, image, x, y, size):
 
 
 def _shapes(rng, image, line, count=10):
-    """Boxes, blobs, limb-like bars and stripes; some have the colors of skin and hair: color
-    alone tells little.
+    """Draw boxes, blobs, bars and stripes; some have the colors of skin and hair.
+
+    Color alone is not a cue for a person.
     """
     height, width = image.shape[:2]
     for _ in range(rng.integers(2, count + 1)):
@@ -274,7 +275,7 @@ def draw_stool(
             )
         ),
         tint * 0.75,
-        NOBODY,
+        NO_PERSON,
     )
     canvas.polygon(
         np.array(
@@ -286,14 +287,12 @@ def draw_stool(
             )
         ),
         tint,
-        NOBODY,
+        NO_PERSON,
     )
 
 
 def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | None):
-    """Draw one thing in front of everybody, at `near` (2,) or anywhere; it owns its pixels as
-    nobody.
-    """
+    """Draw an occluder in front of all persons, at `near` (2,) or anywhere."""
     width, height = canvas.size
     x, y = (rng.uniform(0, width), rng.uniform(0.4, 1) * height) if near is None else near
     kind = choose(rng, OCCLUDERS)
@@ -302,7 +301,7 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
         fabric = sample_fabric(rng)
         base = np.array(((x - w / 2, y), (x + w / 2, y), (x + w / 2, y + h), (x - w / 2, y + h)))
         canvas.polygon(
-            base, lambda xs, ys: 0.8 * fabric(*np.broadcast_arrays(ys / 300, xs / 300)), NOBODY
+            base, lambda xs, ys: 0.8 * fabric(*np.broadcast_arrays(ys / 300, xs / 300)), NO_PERSON
         )
         lid = np.array(
             (
@@ -312,12 +311,12 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
                 (x - w * 0.42, y - h * 0.16),
             )
         )
-        canvas.polygon(lid, np.minimum(fabric.base * 1.1 + 12, 255), NOBODY)
+        canvas.polygon(lid, np.minimum(fabric.base * 1.1 + 12, 255), NO_PERSON)
     elif kind == "pole":
         w = rng.uniform(0.008, 0.03) * width
         top = -5.0 if rng.random() < 0.6 else height * rng.uniform(0.1, 0.5)
         foot = (x + rng.normal(0, 6), height * rng.uniform(0.8, 1.1))
-        canvas.tube(np.array((x, top)), np.array(foot), (w, w, w), cloth_color(rng), NOBODY)
+        canvas.tube(np.array((x, top)), np.array(foot), (w, w, w), cloth_color(rng), NO_PERSON)
     elif kind == "rail":
         tint, reach, w = (
             cloth_color(rng),
@@ -326,14 +325,14 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
         )
         for level in np.linspace(0, 0.16, rng.integers(2, 4)) * height:
             ends = np.array(((x - reach / 2, y + level), (x + reach / 2, y + level)))
-            canvas.tube(*ends, (w, w, w), tint, NOBODY)
+            canvas.tube(*ends, (w, w, w), tint, NO_PERSON)
         for post in (-0.5, 0.5):
             canvas.tube(
                 np.array((x + post * reach, y - 3)),
                 np.array((x + post * reach, y + 0.26 * height)),
                 (w * 1.3,) * 3,
                 tint,
-                NOBODY,
+                NO_PERSON,
             )
     else:
         tint, size = rng.uniform((30, 65, 15), (125, 150, 70)), rng.uniform(0.05, 0.12) * width
@@ -344,4 +343,4 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
                 size * 0.42,
                 size * 0.2,
             )
-            canvas.ellipse(leaf, axes, bgr(tint * rng.uniform(0.55, 1.25)), NOBODY)
+            canvas.ellipse(leaf, axes, bgr(tint * rng.uniform(0.55, 1.25)), NO_PERSON)

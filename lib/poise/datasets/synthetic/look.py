@@ -1,7 +1,7 @@
 """What a synthetic person looks like: skin, hair, face and clothes, drawn at random.
 
-Nothing here is a cue for left or right by itself: every garment is symmetric. What tells a front
-from a back is what does so on real people: the face, an open jacket, buttons, a print, a collar,
+Nothing here is a cue for left or right by itself: every garment is symmetric. Front and back
+differ as on real people: the face, an open jacket, buttons, a print, a collar,
 pockets, a rucksack.
 """
 
@@ -58,9 +58,7 @@ HAIRCUTS = (("short", 0.46), ("long", 0.24), ("bun", 0.10), ("cap", 0.12), ("cro
 
 @dataclass(frozen=True)
 class Look:
-    """Colours are BGR float32; lengths are shares of the limb (sleeve: of the arm, leg: of the
-    leg).
-    """
+    """Colors are BGR float32; lengths are fractions of the limb (sleeve: arm, leg: leg)."""
 
     skin: np.ndarray
     hair: np.ndarray

@@ -1,8 +1,8 @@
-"""Painting rounded solids on an image while keeping who covers which pixel.
+"""Paint rounded solids on an image and record which one covers each pixel.
 
-A `Canvas` holds the picture and, per pixel, the label of what is in front. Solids are shaded as if
+A `Canvas` holds the image and, per pixel, the label of what is in front. Solids are shaded as if
 round: a tube's normal turns from its axis to its rim, a head's is that of its ellipsoid. Pixel (x,
-y) has its center at whole numbers. Colours are BGR float32 in 0..255.
+y) has its center at integers. Colors are BGR float32 in 0..255.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
 PART_BITS = 5
-NOBODY = 0
+NO_PERSON = 0
 _TILE = 256
 # an outline's corners: round a circle, along a tube, and round its end from left to right
 _CIRCLE = np.stack((np.cos(np.arange(16) * np.pi / 8), np.sin(np.arange(16) * np.pi / 8)), 1)
@@ -25,9 +25,7 @@ _CAP = np.stack(
 
 
 def label(person: int, part: int) -> int:
-    """Return the owner label of part `part` (0..31) of person `person` (from 0); 0 stays free
-    for what is nobody.
-    """
+    """Return the label of part `part` (0..31) of person `person` (from 0); 0 is no person."""
     return ((person + 1) << PART_BITS) | part
 
 
@@ -203,7 +201,7 @@ class Fabric:
     phase: float
 
     def __call__(self, along: np.ndarray, across: np.ndarray) -> np.ndarray:
-        """Colour (h, w, 3) float32 at cloth coordinates (h, w), in standing heights."""
+        """Return the color (h, w, 3) float32 at cloth coordinates (h, w), in standing heights."""
         p, q = along / self.period + self.phase, across / self.period + self.phase
         if self.pattern == "hoops":
             mix = (p % 1 < 0.5).astype(np.float32)

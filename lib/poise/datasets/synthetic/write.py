@@ -104,7 +104,7 @@ def make_mpii(
     `valid`, and annot/test.json: the persons of `valid` without their joints (MPII keeps those of
     its own test set secret).
     """
-    # here: nobody else who imports this file needs SciPy's import time
+    # imported here because importing SciPy is slow
     from scipy.io import savemat
 
     root, splits = Path(root), _checked(splits, seed, workers, hardness)
