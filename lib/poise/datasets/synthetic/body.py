@@ -187,20 +187,53 @@ def _leg(rng, forward, side, knee, turn=8.0, spread=5.0):
     return _near(rng, (forward, side, turn, knee), (spread, 3, 5, spread), LEG_LIMITS)
 
 
+@dataclass(frozen=True)
+class _Gait:
+    """Angles in degrees of walking or running, before the swing; lean of the trunk and toes."""
+
+    front_leg: int
+    front_knee: int
+    back_leg: int
+    back_knee: int
+    front_arm: int
+    back_arm: int
+    elbow: int
+    lean: int
+    toes: float
+
+
+_GAITS = {
+    "walk": _Gait(30, 14, -20, 30, 28, -24, 22, lean=2, toes=0.0),
+    "run": _Gait(58, 70, -22, 72, 48, -40, 88, lean=9, toes=15.0),
+}
+
+
+def _stride(rng, gait, swing, lead):
+    """Return legs and arms of a step with the leg `lead` in front."""
+    front = _leg(rng, gait.front_leg * swing, 2, gait.front_knee * swing)
+    back = _leg(rng, gait.back_leg * swing, 2, gait.back_knee * swing)
+    legs = [back, back]
+    legs[lead] = front
+    spread = (8, 4, 12, 12)
+    ahead = _near(rng, (gait.front_arm * swing, 8, 20, gait.elbow), spread, ARM_LIMITS)
+    behind = _near(rng, (gait.back_arm * swing, 10, 12, gait.elbow * 0.8), spread, ARM_LIMITS)
+    arms = [ahead, ahead]  # arms swing against the legs
+    arms[lead] = behind
+    if rng.random() < 0.25:
+        arms[lead] = _arm(rng, choose(rng, STAND_ARMS[3:]))
+    return legs, arms
+
+
 def sample_pose(rng: np.random.Generator, hardness: float = 1.0) -> Pose:
-    """Draw a pose of a random kind, every joint within its limits; hardness 0 gives plain poses,
-    1 any.
-    """
+    """Return a pose of a random kind within the joint limits; hardness 0: plain ones, 1: any."""
     kind = choose(rng, [(name, easy + hardness * (hard - easy)) for name, easy, hard in POSES])
     lead = int(rng.random() < 0.5)
     loose = 0.35 + 0.65 * hardness
     head = (rng.normal(0, 22 * loose), rng.normal(3, 8 * loose), rng.normal(0, 6 * loose))
-    lean, side, twist, toes = (
-        rng.normal(3, 4 * loose),
-        rng.normal(0, 3),
-        rng.normal(0, 7 * loose),
-        0.0,
-    )
+    lean = rng.normal(3, 4 * loose)
+    side = rng.normal(0, 3)
+    twist = rng.normal(0, 7 * loose)
+    toes = 0.0
     if kind == "stand":
         wide = rng.choice((3.0, 8.0, 14.0))
         legs = [_leg(rng, 1, wide, 4, spread=3), _leg(rng, 1, wide, 4, spread=3)]
@@ -208,23 +241,11 @@ def sample_pose(rng: np.random.Generator, hardness: float = 1.0) -> Pose:
             legs[lead] = _leg(rng, 16, wide + 4, 30)
         arms = _arms(rng, STAND_ARMS, hardness)
     elif kind in ("walk", "run"):
-        run = kind == "run"
+        gait = _GAITS[kind]
         swing = rng.uniform(0.5, 1.0)
-        front = _leg(rng, (58 if run else 30) * swing, 2, (70 if run else 14) * swing)
-        back = _leg(rng, (-22 if run else -20) * swing, 2, (72 if run else 30) * swing)
-        legs = [back, back]
-        legs[lead], legs[1 - lead] = front, back
-        bend = 88 if run else 22
-        ahead = _near(rng, ((48 if run else 28) * swing, 8, 20, bend), (8, 4, 12, 12), ARM_LIMITS)
-        behind = _near(
-            rng, ((-40 if run else -24) * swing, 10, 12, bend * 0.8), (8, 4, 12, 12), ARM_LIMITS
-        )
-        arms = [ahead, ahead]
-        arms[1 - lead], arms[lead] = ahead, behind  # arms swing against the legs
-        if rng.random() < 0.25:
-            arms[lead] = _arm(rng, choose(rng, STAND_ARMS[3:]))
-        lean += 9 * swing if run else 2
-        toes = 15.0 if run else 0.0
+        legs, arms = _stride(rng, gait, swing, lead)
+        lean += gait.lean * swing if kind == "run" else gait.lean
+        toes = gait.toes
     elif kind == "sit":
         legs = [_leg(rng, 84, 9, 84, spread=8), _leg(rng, 84, 9, 84, spread=8)]
         if rng.random() < 0.3:
@@ -239,19 +260,11 @@ def sample_pose(rng: np.random.Generator, hardness: float = 1.0) -> Pose:
         arms = _arms(rng, REST_ARMS, hardness)
         lean += rng.uniform(8, 30)
     elif kind == "active":
-        jump = rng.random() < 0.5
-        legs = [
-            _leg(
-                rng,
-                22 if jump else 2,
-                rng.uniform(4, 30),
-                48 if jump else 5,
-                spread=14 if jump else 4,
-            )
-            for _ in SIDES
-        ]
+        forward, knee, spread, toes = 2, 5, 4, 0.0
+        if rng.random() < 0.5:  # a jump
+            forward, knee, spread, toes = 22, 48, 14, 35.0
+        legs = [_leg(rng, forward, rng.uniform(4, 30), knee, spread=spread) for _ in SIDES]
         arms = _arms(rng, ACTIVE_ARMS, hardness)
-        toes = 35.0 if jump else 0.0
         side += rng.normal(0, 6)
     elif kind == "bend":
         lean = rng.uniform(35, 75)
@@ -306,24 +319,16 @@ def _turn(axis: int, degrees: float) -> np.ndarray:
 
 
 def pose_body(build: Build, pose: Pose, view: View) -> Body:
-    """Forward kinematics: every joint as a point and pelvis, torso, head and feet as frames, in
-    camera axes.
-    """
-    down, up = np.array((0.0, -1.0, 0.0)), np.array((0.0, 1.0, 0.0))
+    """Return joints as points, and pelvis, torso, head and feet as frames, in camera axes."""
+    down = np.array((0.0, -1.0, 0.0))
+    up = np.array((0.0, 1.0, 0.0))
     root = _turn(2, view.roll) @ _turn(0, view.pitch) @ _turn(1, view.yaw)
     # part of a lean comes from the pelvis, the rest from the spine
     pelvis = root @ _turn(0, 0.4 * pose.lean)
     torso = pelvis @ _turn(0, 0.6 * pose.lean) @ _turn(2, pose.side) @ _turn(1, pose.twist)
     head = torso @ _turn(1, pose.head[0]) @ _turn(0, pose.head[1]) @ _turn(2, pose.head[2])
-    points, frames = (
-        {"pelvis": np.zeros(3)},
-        {
-            "root": root,
-            "pelvis": pelvis,
-            "torso": torso,
-            "head": head,
-        },
-    )
+    points = {"pelvis": np.zeros(3)}
+    frames = {"root": root, "pelvis": pelvis, "torso": torso, "head": head}
     # the spine bends between the two frames
     spine = 0.35 * build.torso * pelvis @ up + 0.65 * build.torso * torso @ up
     points["thorax"] = spine
