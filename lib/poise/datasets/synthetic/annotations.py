@@ -153,7 +153,8 @@ def made_detections(scene: Scene, image_id: int, rng: np.random.Generator) -> li
     missed and false ones.
     """
     height, width = scene.image.shape[:2]
-    boxes, scores = [], []
+    boxes = []
+    scores = []
     for figure in scene.figures:
         box = np.array(_tight_box(figure.mask), float)
         size = np.sqrt(box[2] * box[3])

@@ -84,11 +84,13 @@ def _rectangle(image, x, y, w, h, color, thickness=-1):
 def _room(rng, image, line):
     height, width = image.shape[:2]
     if rng.random() < 0.45:  # wallpaper or planks
-        step, tint = int(rng.integers(8, 40)), _color(rng, 0.5)
+        step = int(rng.integers(8, 40))
+        tint = _color(rng, 0.5)
         for x in range(int(rng.integers(step)), width, step):
             cv2.line(image, (x, 0), (x, line), tint, int(rng.integers(1, 1 + max(step // 4, 1))))
     if rng.random() < 0.5:  # tiles of the floor, running to a vanishing point
-        middle, tint = width * rng.uniform(0.2, 0.8), _color(rng, 0.4, 0.9)
+        middle = width * rng.uniform(0.2, 0.8)
+        tint = _color(rng, 0.4, 0.9)
         for x in range(-width, 2 * width, int(rng.integers(30, 90))):
             cv2.line(
                 image, (int(middle + (x - middle) * 0.35), line), (x, height), tint, 1, cv2.LINE_AA
@@ -108,12 +110,11 @@ def _room(rng, image, line):
                 2,
             )
     for _ in range(rng.integers(1, 4)):  # cupboards and sofas
-        w, h = rng.uniform(0.12, 0.32) * width, rng.uniform(0.10, 0.35) * height
-        x, y, tint = (
-            rng.uniform(-30, width),
-            line + rng.uniform(-0.8, 0.05) * h,
-            np.array(_color(rng)),
-        )
+        w = rng.uniform(0.12, 0.32) * width
+        h = rng.uniform(0.10, 0.35) * height
+        x = rng.uniform(-30, width)
+        y = line + rng.uniform(-0.8, 0.05) * h
+        tint = np.array(_color(rng))
         _rectangle(image, x, y, w, h, tuple(tint.tolist()))
         _rectangle(image, x, y, w, h * 0.14, tuple(np.minimum(tint * 1.25, 255).tolist()))
         for k in range(1, int(rng.integers(1, 4))):
@@ -124,16 +125,12 @@ def _street(rng, image, line):
     height, width = image.shape[:2]
     x = -20
     while x < width:  # house fronts with rows of windows
-        w, h, tint = (
-            int(rng.uniform(0.12, 0.4) * width),
-            int(rng.uniform(0.4, 1.0) * line),
-            0.45 * np.array(_color(rng, 0.6)) + rng.uniform(25, 130),
-        )
+        w = int(rng.uniform(0.12, 0.4) * width)
+        h = int(rng.uniform(0.4, 1.0) * line)
+        tint = 0.45 * np.array(_color(rng, 0.6)) + rng.uniform(25, 130)
         _rectangle(image, x, line - h, w, h, tuple(tint.tolist()))
-        pane, step = (
-            tuple((tint * rng.uniform(0.3, 1.4)).clip(0, 255).tolist()),
-            int(rng.integers(12, 28)),
-        )
+        pane = tuple((tint * rng.uniform(0.3, 1.4)).clip(0, 255).tolist())
+        step = int(rng.integers(12, 28))
         for wx in range(x + 5, x + w - 8, step):
             for wy in range(line - h + 6, line - 10, step + 4):
                 _rectangle(image, wx, wy, step * 0.5, step * 0.6, pane)
@@ -150,7 +147,9 @@ def _street(rng, image, line):
         )
     for _ in range(rng.integers(0, 3)):  # parked cars
         w = rng.uniform(0.18, 0.34) * width
-        x, h, tint = rng.uniform(-40, width), w * 0.26, _color(rng)
+        x = rng.uniform(-40, width)
+        h = w * 0.26
+        tint = _color(rng)
         y = line - h * rng.uniform(0, 0.5)
         _rectangle(image, x, y, w, h, tint)
         cv2.ellipse(
@@ -226,7 +225,9 @@ def _shapes(rng, image, line, count=10):
         tint = _color(rng)
         if rng.random() < 0.3:
             tint = tuple(bgr((SKINS if rng.random() < 0.7 else HAIRS)[rng.integers(7)]).tolist())
-        x, y, kind = rng.uniform(0, width), rng.uniform(0, height), rng.integers(10) // 3
+        x = rng.uniform(0, width)
+        y = rng.uniform(0, height)
+        kind = rng.integers(10) // 3
         size = rng.uniform(0.04, 0.22) * width
         if kind == 0:
             _rectangle(image, x, y, size, size * rng.uniform(0.3, 2), tint)
@@ -297,7 +298,8 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
     x, y = (rng.uniform(0, width), rng.uniform(0.4, 1) * height) if near is None else near
     kind = choose(rng, OCCLUDERS)
     if kind == "box":
-        w, h = rng.uniform(0.07, 0.2) * width, rng.uniform(0.10, 0.28) * height
+        w = rng.uniform(0.07, 0.2) * width
+        h = rng.uniform(0.10, 0.28) * height
         fabric = sample_fabric(rng)
         base = np.array(((x - w / 2, y), (x + w / 2, y), (x + w / 2, y + h), (x - w / 2, y + h)))
         canvas.polygon(
@@ -318,11 +320,9 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
         foot = (x + rng.normal(0, 6), height * rng.uniform(0.8, 1.1))
         canvas.tube(np.array((x, top)), np.array(foot), (w, w, w), cloth_color(rng), NO_PERSON)
     elif kind == "rail":
-        tint, reach, w = (
-            cloth_color(rng),
-            rng.uniform(0.15, 0.4) * width,
-            rng.uniform(0.006, 0.012) * width,
-        )
+        tint = cloth_color(rng)
+        reach = rng.uniform(0.15, 0.4) * width
+        w = rng.uniform(0.006, 0.012) * width
         for level in np.linspace(0, 0.16, rng.integers(2, 4)) * height:
             ends = np.array(((x - reach / 2, y + level), (x + reach / 2, y + level)))
             canvas.tube(*ends, (w, w, w), tint, NO_PERSON)
@@ -335,7 +335,8 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
                 NO_PERSON,
             )
     else:
-        tint, size = rng.uniform((30, 65, 15), (125, 150, 70)), rng.uniform(0.05, 0.12) * width
+        tint = rng.uniform((30, 65, 15), (125, 150, 70))
+        size = rng.uniform(0.05, 0.12) * width
         for _ in range(rng.integers(9, 18)):
             leaf = rng.normal(0, 0.5, 2) * size + (x, y)
             turn = rng.uniform(0, np.pi)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-LEFT, RIGHT = 0, 1
+LEFT = 0
+RIGHT = 1
 SIDES = (1.0, -1.0)  # the sign of x on the person's left and right
 
 
@@ -295,7 +296,8 @@ def sample_view(rng: np.random.Generator, hardness: float = 1.0) -> View:
     lying across the image.
     """
     kind = rng.random()
-    back, side = 0.04 + 0.16 * hardness, 0.02 + 0.28 * hardness
+    back = 0.04 + 0.16 * hardness
+    side = 0.02 + 0.28 * hardness
     if kind < back:
         yaw = rng.normal(180, 15 + 11 * hardness)
     elif kind < back + side:
@@ -311,7 +313,8 @@ def sample_view(rng: np.random.Generator, hardness: float = 1.0) -> View:
 
 def _turn(axis: int, degrees: float) -> np.ndarray:
     """(3, 3) right-handed rotation about axis 0, 1 or 2."""
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    c = np.cos(np.radians(degrees))
+    s = np.sin(np.radians(degrees))
     matrix = np.zeros((3, 3))
     a, b = (axis + 1) % 3, (axis + 2) % 3
     matrix[axis, axis], matrix[a, a], matrix[b, b], matrix[a, b], matrix[b, a] = 1, c, c, -s, s

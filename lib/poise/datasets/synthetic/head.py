@@ -232,7 +232,8 @@ def _face(color, x, y, z, look, half_height):
     )
     # below the nose
     color[front & (np.abs(y + 0.30) < 0.045 * grow) & (across < 0.13)] = look.skin * 0.62
-    dx, dy = across - 0.37, y - 0.06
+    dx = across - 0.37
+    dy = y - 0.06
     color[front & ((dx / 0.23) ** 2 + (dy / 0.17) ** 2 < grow)] = look.skin * 0.70
     color[front & ((dx / 0.175) ** 2 + (dy / 0.115) ** 2 < grow)] = (236, 238, 240)
     color[front & (dx * dx + dy * dy < (0.112 * grow) ** 2)] = (38, 32, 28)

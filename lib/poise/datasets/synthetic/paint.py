@@ -56,8 +56,10 @@ class Canvas:
         inside.
         """
         width, height = self.size
-        x0, y0 = max(int(np.floor(low[0])) - 1, 0), max(int(np.floor(low[1])) - 1, 0)
-        x1, y1 = min(int(np.ceil(high[0])) + 2, width), min(int(np.ceil(high[1])) + 2, height)
+        x0 = max(int(np.floor(low[0])) - 1, 0)
+        y0 = max(int(np.floor(low[1])) - 1, 0)
+        x1 = min(int(np.ceil(high[0])) + 2, width)
+        y1 = min(int(np.ceil(high[1])) + 2, height)
         return (slice(y0, y1), slice(x0, x1)) if x1 > x0 and y1 > y0 else None
 
     def blend(self, window, alpha, color, owner):
@@ -131,7 +133,8 @@ class Canvas:
             return
         window, alpha = found
         xs, ys = _grid(window)
-        xs, ys = xs - np.float32(start[0]), ys - np.float32(start[1])
+        xs = xs - np.float32(start[0])
+        ys = ys - np.float32(start[1])
         s = xs * np.float32(along[0] / length) + ys * np.float32(along[1] / length)
         u = xs * np.float32(across[0]) + ys * np.float32(across[1])
         inside = np.clip(s, 0, 1)

@@ -68,7 +68,8 @@ class Person:
             name: offset + self.scale * point for name, point in self.body.points.items()
         }
         self.radii = head_radii(self.body.build.head) * self.scale
-        head, frame = self.points["head"], self.body.frames["head"]
+        head = self.points["head"]
+        frame = self.body.frames["head"]
         self.points["nose"] = on_head(NOSE, head, frame, self.radii)
         for k, side in enumerate(("left", "right")):
             self.points[f"{side}_eye"] = on_head(EYES[k], head, frame, self.radii)
@@ -117,7 +118,9 @@ class _Painter:
         """Yield (depth, function, arguments) of every part; a larger depth is nearer to the
         viewer.
         """
-        depth, torso, head = self.depth, self.body.frames["torso"], self.body.frames["head"]
+        depth = self.depth
+        torso = self.body.frames["torso"]
+        head = self.body.frames["head"]
         trunk = (depth["pelvis"] + depth["thorax"]) / 2
         # at equal depth a shirt is over trousers, an arm over a shirt and a head over both
         yield trunk, self.draw_torso, ()
@@ -178,8 +181,10 @@ class _Painter:
         def facing(frame):
             return frame[:2, 0] @ across, frame[:2, 2] @ across
 
-        hips, chest = facing(self.body.frames["pelvis"]), facing(self.body.frames["torso"])
-        girth, fit = build.girth, 1.0 + 0.25 * (self.sleeve_fit - 1.1)
+        hips = facing(self.body.frames["pelvis"])
+        chest = facing(self.body.frames["torso"])
+        girth = build.girth
+        fit = 1.0 + 0.25 * (self.sleeve_fit - 1.1)
         profile = (  # fraction of the spine, half width, half depth, 1 for the chest's frame
             (-0.20, 0.42 * build.hip, 0.040, 0),
             (-0.13, build.hip + 0.022 * girth, 0.062, 0),
@@ -217,7 +222,8 @@ class _Painter:
         )
 
     def torso_paint(self, turn):
-        look, build = self.look, self.build
+        look = self.look
+        build = self.build
         fine = self.unit > 90
 
         def paint(s, u):
@@ -272,7 +278,9 @@ class _Painter:
 
     def draw_mane(self):
         """Draw long hair down the back, or a hood."""
-        look, torso, head = self.look, self.body.frames["torso"], self.body.frames["head"]
+        look = self.look
+        torso = self.body.frames["torso"]
+        head = self.body.frames["head"]
         if look.top_kind == "hoodie":
             hood = self.person.points["thorax"] + torso @ np.array((0, 0.012, -0.055)) * self.unit
             axes = silhouette(torso, np.array((0.078, 0.048, 0.045)) * self.unit)
@@ -303,7 +311,8 @@ class _Painter:
 
     def draw_backpack(self):
         torso = self.body.frames["torso"]
-        base, top = self.person.points["pelvis"], self.person.points["thorax"]
+        base = self.person.points["pelvis"]
+        top = self.person.points["thorax"]
         behind = -torso[:, 2] * 0.088 * self.unit
         low, high = 0.78 * base + 0.22 * top + behind, 0.10 * base + 0.90 * top + behind
         axis = high[:2] - low[:2]
@@ -326,7 +335,8 @@ class _Painter:
         )
 
     def draw_skirt(self):
-        look, share = self.look, self.look.leg / 0.52
+        look = self.look
+        share = self.look.leg / 0.52
         low = [
             (1 - share) * self.at[f"{side}_hip"] + share * self.at[f"{side}_knee"]
             for side in ("left", "right")
@@ -340,7 +350,8 @@ class _Painter:
             (self.build.hip + 0.036) * np.hypot(*hips[:2, 0]), 0.074 * np.hypot(*hips[:2, 2])
         )
         edge = max(spread + 0.052, waist * 1.12)
-        fabric, length = look.bottom, share * self.build.thigh
+        fabric = look.bottom
+        length = share * self.build.thigh
 
         def paint(s, u):
             pleats = (0.93 + 0.12 * np.sin(np.arcsin(u) * 9))[..., None]
@@ -356,7 +367,8 @@ class _Painter:
         )
 
     def draw_upper_arm(self, side):
-        look, part = self.look, f"{side}_upper_arm"
+        look = self.look
+        part = f"{side}_upper_arm"
         start, end = self.at[f"{side}_shoulder"], self.at[f"{side}_elbow"]
         girth = 0.5 + 0.5 * self.build.girth
         sleeve = min(look.sleeve / 0.53, 1.0)
@@ -375,12 +387,11 @@ class _Painter:
             )
 
     def draw_forearm(self, side):
-        look, part = self.look, f"{side}_forearm"
-        start, end, tip = (
-            self.at[f"{side}_elbow"],
-            self.at[f"{side}_wrist"],
-            self.at[f"{side}_fingers"],
-        )
+        look = self.look
+        part = f"{side}_forearm"
+        start = self.at[f"{side}_elbow"]
+        end = self.at[f"{side}_wrist"]
+        tip = self.at[f"{side}_fingers"]
         girth = 0.5 + 0.5 * self.build.girth
         self.tube(part, end, tip, (0.0175, 0.0235, 0.013), look.skin * 0.95)
         sleeve = np.clip((look.sleeve - 0.53) / 0.47, 0, 1) * 0.95
@@ -398,7 +409,8 @@ class _Painter:
             )
 
     def draw_thigh(self, side):
-        look, part = self.look, f"{side}_thigh"
+        look = self.look
+        part = f"{side}_thigh"
         start, end = self.at[f"{side}_hip"], self.at[f"{side}_knee"]
         girth = 0.4 + 0.6 * self.build.girth
         if look.bottom_kind == "trousers":
@@ -421,7 +433,8 @@ class _Painter:
             )
 
     def draw_shin(self, side):
-        look, part = self.look, f"{side}_shin"
+        look = self.look
+        part = f"{side}_shin"
         start, end = self.at[f"{side}_knee"], self.at[f"{side}_ankle"]
         girth = 0.5 + 0.5 * self.build.girth
         heel, toes = self.at[f"{side}_heel"], self.at[f"{side}_toes"]

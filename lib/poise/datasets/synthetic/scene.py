@@ -18,7 +18,8 @@ from poise.structures.boxes import intersection_area
 
 PERSON_COUNTS = (0.24, 0.34, 0.23, 0.12, 0.07)  # of 1 to 5 persons: 2.4 on average
 CUT_SHARE, OCCLUDER_SHARE = (0.04, 0.14), (0.12, 0.45)  # in an easy and in a hard set
-CROWD_SHARE, UNLABELED_SHARE = 0.045, 0.05
+CROWD_SHARE = 0.045
+UNLABELED_SHARE = 0.05
 _MIN_PIXELS = 40  # a person with fewer visible pixels is not annotated
 
 
@@ -63,7 +64,8 @@ def sample_scene(rng: np.random.Generator, hardness: float = 1.0) -> Scene:
     for k, person in enumerate(people):
         _draw_shadow(canvas, person)
         if person.body.pose.name == "sit" and abs(person.body.view.roll) < 30:
-            seat, size = person.points["pelvis"][:2] + (0, 0.055 * person.scale), person.scale
+            seat = person.points["pelvis"][:2] + (0, 0.055 * person.scale)
+            size = person.scale
             draw_stool(
                 canvas,
                 rng,
@@ -120,7 +122,8 @@ def _place_people(rng, width, height, horizon, hardness):
     far = np.exp(rng.uniform(np.log(0.36 - 0.11 * hardness), np.log(0.8), count))
     scales = np.sort(np.where(near, rng.uniform(0.75, top, count), far))
     eye = rng.uniform(0.6, 1.15)  # the camera's height above the ground, in persons
-    placed, boxes = [], np.zeros((0, 4))
+    placed = []
+    boxes = np.zeros((0, 4))
     for scale in scales * height:
         person = _sample_person(rng, float(scale), hardness)
         box = person.reach_box()
@@ -187,7 +190,8 @@ def _draw_crowd(canvas, rng, horizon):
     """Draw a dense group of small people near the horizon; return how many."""
     width, height = canvas.size
     count = int(rng.integers(8, 15))
-    middle, spread = rng.uniform(0.15, 0.85) * width, rng.uniform(0.05, 0.14) * width
+    middle = rng.uniform(0.15, 0.85) * width
+    spread = rng.uniform(0.05, 0.14) * width
     scales = np.sort(rng.uniform(0.11, 0.20, count)) * height
     for k, scale in enumerate(scales):
         view = View(float(rng.uniform(-180, 180)), 8.0, 0.0)

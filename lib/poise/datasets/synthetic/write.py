@@ -62,14 +62,17 @@ def make_coco(
     ConfigError for bad numbers and DataError where the folder cannot be written or holds something
     else.
     """
-    root, splits = Path(root), _checked(splits, seed, workers, hardness)
+    root = Path(root)
+    splits = _checked(splits, seed, workers, hardness)
     files = {split: _coco_files(split) for split in splits}
     stamp = _stamp("coco", splits, seed, hardness)
     with _Writing(
         root, stamp, [file for pair in files.values() for file in pair], force
     ) as writing:
         for split, count in writing.missing.items():
-            images, annotations, detections = [], [], []
+            images = []
+            annotations = []
+            detections = []
             draw = partial(_coco_picture, root, split, seed, hardness)
             for image, persons, found in _pictures(draw, split, count, workers, progress):
                 images.append(image)
@@ -107,7 +110,8 @@ def make_mpii(
     # imported here because importing SciPy is slow
     from scipy.io import savemat
 
-    root, splits = Path(root), _checked(splits, seed, workers, hardness)
+    root = Path(root)
+    splits = _checked(splits, seed, workers, hardness)
     files = [f"annot/{split}.json" for split in splits]
     if "valid" in splits:
         files += ["annot/gt_valid.mat", "annot/test.json"]
