@@ -141,7 +141,7 @@ def _save(file: Path, source: dict[str, Any], arrays: Arrays) -> None:
     header = np.frombuffer(json.dumps(source).encode(), np.uint8)
     try:
         with atomic_write(file) as part, open(part, "wb") as stream:
-            np.savez(stream, **{_HEADER: header, **arrays})
+            np.savez(stream, **{_HEADER: header, **arrays})  # type: ignore[arg-type]
         files = sorted(file.parent.glob("*.npz"), key=lambda other: other.stat().st_mtime_ns)
         for old in files[:-MAX_FILES]:
             old.unlink()

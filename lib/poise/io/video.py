@@ -151,7 +151,10 @@ class Video:
         self.skipped: list[tuple[str, str]] = []
         _check_name(name)
         with quiet_opencv():
-            self._capture = cv2.VideoCapture(name if camera is None else camera)
+            if camera is None:
+                self._capture = cv2.VideoCapture(name)
+            else:
+                self._capture = cv2.VideoCapture(camera)
             is_open = self._capture.isOpened()
         if not is_open and self.live:
             raise DataError(
@@ -287,7 +290,7 @@ class VideoWriter:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
         with quiet_opencv():
-            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(self._part), codec, self.fps, self._size)
         if not writer.isOpened():
             self._part.unlink(missing_ok=True)
@@ -360,7 +363,8 @@ def _measure_fps(name: str, claimed: float) -> float | None:
     frame or a hidden one, and OpenCV before 4.9 has no times for packets.
     """
     rate = None
-    for options in ([cv2.CAP_PROP_FORMAT, -1], []):
+    attempts: tuple[list[int], ...] = ([cv2.CAP_PROP_FORMAT, -1], [])
+    for options in attempts:
         rate = _mean_fps(name, options)
         if rate is not None and abs(claimed / rate - 1) <= _FPS_TOLERANCE:
             return None
