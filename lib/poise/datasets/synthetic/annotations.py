@@ -121,8 +121,8 @@ def mask_polygons(mask: np.ndarray) -> list[list[float]]:
     # a contour runs through pixel centers; on a finer grid these come close to the pixels' edges
     fine = 3
     crop = mask[y : y + height, x : x + width].astype(np.uint8)
-    crop = cv2.resize(crop, None, fx=fine, fy=fine, interpolation=cv2.INTER_NEAREST)
-    contours, tree = cv2.findContours(crop, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    grid = cv2.resize(crop, None, fx=fine, fy=fine, interpolation=cv2.INTER_NEAREST)
+    contours, tree = cv2.findContours(grid, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     polygons = []
     for k, outline in enumerate(contours):
         if tree[0][k][3] >= 0:

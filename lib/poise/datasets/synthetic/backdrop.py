@@ -24,7 +24,7 @@ def draw_backdrop(
     """
     horizon = height * rng.uniform(0.32, 0.62)
     place = choose(rng, PLACES)
-    image = np.empty((height, width, 3), np.uint8)
+    image: np.ndarray = np.empty((height, width, 3), np.uint8)
     if place == "noise":
         image[:] = cloth_color(rng).astype(np.uint8)
     else:
@@ -325,7 +325,7 @@ def draw_occluder(canvas: Canvas, rng: np.random.Generator, near: np.ndarray | N
         w = rng.uniform(0.006, 0.012) * width
         for level in np.linspace(0, 0.16, rng.integers(2, 4)) * height:
             ends = np.array(((x - reach / 2, y + level), (x + reach / 2, y + level)))
-            canvas.tube(*ends, (w, w, w), tint, NO_PERSON)
+            canvas.tube(ends[0], ends[1], (w, w, w), tint, NO_PERSON)
         for post in (-0.5, 0.5):
             canvas.tube(
                 np.array((x + post * reach, y - 3)),

@@ -550,11 +550,11 @@ def _seen(person, index, name, owner, row, column) -> bool:
             -0.05 if name == "nose" else 0.10
         ):
             return False
-        shows = ("head",)
+        shows = ["head"]
     elif name.endswith("ear"):
         if person.look.haircut == "long" or _turned_away(person, name):
             return False
-        shows = ("head",)
+        shows = ["head"]
     else:
         side, joint = name.split("_")
         if joint in ("shoulder", "hip"):

@@ -70,9 +70,9 @@ def make_coco(
         root, stamp, [file for pair in files.values() for file in pair], force
     ) as writing:
         for split, count in writing.missing.items():
-            images = []
-            annotations = []
-            detections = []
+            images: list[dict] = []
+            annotations: list[dict] = []
+            detections: list[dict] = []
             draw = partial(_coco_picture, root, split, seed, hardness)
             for image, persons, found in _pictures(draw, split, count, workers, progress):
                 images.append(image)
