@@ -168,7 +168,7 @@ def test_annotation_path_empty_root_uses_dataset_file(tmp_path):
 
 
 def test_shipped_from_other_working_folder_is_equal(tmp_path):
-    """By their place beside lib/, not by the folder in which a program runs."""
+    """Find them relative to lib/, not to the working folder."""
     code = (
         "from poise.config.dataset_yaml import MPII, builtin_datasets;"
         " print(MPII.names[6], *builtin_datasets())"
@@ -395,8 +395,9 @@ def test_load_ultralytics_without_flip_idx_disables_flips(tmp_path, yolo_file):
 
 
 def test_read_dataset_ultralytics_paths_resolve_as_ultralytics(tmp_path, yolo_file, monkeypatch):
-    """Where the images are: below the working folder, else beside the file. Roboflow's ../ lead
-    to nothing and are dropped.
+    """Search images in the working folder, then in the folder of the file.
+
+    A leading ../ that Roboflow writes leads to no folder and is dropped.
     """
     (tmp_path / "train" / "images").mkdir(parents=True)
     found = read_dataset(yolo_file(path=None, train="../train/images", val="/elsewhere/val/images"))

@@ -344,7 +344,7 @@ def test_detection_columns_equal_one_by_one():
     ]
     ids = np.array([7, 2, 4])
     fast = coco.filter_detections(detection_columns(entries), ids, 1, 0.1)
-    slow = coco.filter_detection_entries(entries, ids, 1, 0.1, "file", "mend")
+    slow = coco.filter_detection_entries(entries, ids, 1, 0.1, "file", "fix")
     assert (
         np.array_equal(fast[0], slow[0])
         and fast[1] == slow[1]
@@ -420,12 +420,12 @@ def test_read_in_parts_equals_the_whole_list(tmp_path, monkeypatch, content, cut
 
 
 def test_read_in_parts_invalid_json_equals_read_json_error(tmp_path, monkeypatch):
-    """What is wrong is said of the whole file, in the words of read_json."""
+    """Report an error for the whole file, with the message of read_json."""
     monkeypatch.setattr("poise.io.json_file.PART_BYTES", 300)
     monkeypatch.setattr("poise.io.json_file._LARGE_BYTES", 0)
     path = tmp_path / "file.json"
     text = json.dumps({"images": [], "annotations": PLAIN})
-    said = []
+    messages = []
     for spoilt in (
         text.replace("-2, 40", "-2, NaN"),
         text[:-9],
@@ -433,11 +433,11 @@ def test_read_in_parts_invalid_json_equals_read_json_error(tmp_path, monkeypatch
     ):
         path.write_text(spoilt)
         with pytest.raises(DataError) as whole:
-            read_json(path, "annotation file", "mend it")
+            read_json(path, "annotation file", "fix it")
         with pytest.raises(DataError) as parts:
             read_in_parts(
-                path, "annotations", lambda _, parts: list(parts), "annotation file", "mend it"
+                path, "annotations", lambda _, parts: list(parts), "annotation file", "fix it"
             )
         assert str(whole.value) == str(parts.value)
-        said.append(str(parts.value))
-    assert "holds NaN in line 1" in said[0]
+        messages.append(str(parts.value))
+    assert "holds NaN in line 1" in messages[0]

@@ -271,7 +271,7 @@ def test_read_table_invalid_box_of_dropped_person_is_ignored(annotated):
     ],
 )
 def test_read_table_invalid_annotation_raises(annotated, entry, fault):
-    # enough good ones that numbers of a wrong count could be dealt out anew without being noticed
+    # enough valid ones that a wrong number of values could be reshaped without an error
     text = refusal(annotated, [person(1), person(2), person(3), entry])
     assert "annotations/person_keypoints_val2017.json: annotation 42 " in text and fault in text
 
@@ -327,11 +327,11 @@ def test_read_table_nan_raises(annotated, field):
 
 @pytest.mark.parametrize("entry", [None, 3, "person", []])
 def test_read_table_annotation_without_mapping_raises(annotated, entry):
-    said = (
+    message = (
         f"person_keypoints_val2017.json: entry 0 of 'annotations' ({escape_name(entry)}) is not"
         " an object"
     )
-    assert said in refusal(annotated, [entry])
+    assert message in refusal(annotated, [entry])
 
 
 @pytest.mark.parametrize(
@@ -526,14 +526,14 @@ def test_read_table_invalid_detection_raises(detected, entry, fault):
 
 
 def test_read_table_invalid_detection_file_raises(tmp_path, detected, experiment):
-    mend = "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}"
+    hint = "TEST.COCO_BBOX_FILE takes a JSON list of {image_id, category_id, bbox, score}"
     for content, fault in [
         ({"annotations": []}, "is not a list"),
         ("[", "not valid JSON"),
         ("", "not valid JSON"),
     ]:
         text = refusal(detected, content)
-        assert f"{tmp_path}/boxes/made_boxes.json: " in text and fault in text and mend in text
+        assert f"{tmp_path}/boxes/made_boxes.json: " in text and fault in text and hint in text
     text = refusal(detected, [box(bbox=[1, float("nan"), 3, 4])])
     assert "boxes/made_boxes.json: the detection file holds NaN" in text
     assert f"{tmp_path}/boxes/made_boxes.json: no person is left to use" in refusal(
@@ -626,11 +626,11 @@ def test_load_split_uses_detections_for_testing_only(annotated, detected, tmp_pa
 
 
 def test_select_data_drops_persons_with_distant_keypoints(annotated, experiment):
-    centre, far = (
+    near, far = (
         [value for _ in range(17) for value in (60, 120, 2)],
         [value for _ in range(17) for value in (600, 400, 2)],
     )
-    annotated([person(1, keypoints=centre), person(2, keypoints=far)], split="train2017")
+    annotated([person(1, keypoints=near), person(2, keypoints=far)], split="train2017")
     table, _ = load_split(experiment("DATASET.SELECT_DATA", True), train=True)
     assert table.ann_ids.tolist() == [1] and table.dropped == {
         "joints far from the box's center, DATASET.SELECT_DATA": 1
@@ -649,7 +649,7 @@ def test_packed_names_equal_the_list():
         packed[5]
 
 
-# the real data beside the project -----------------------------------------------------------------
+# the real data next to the project ----------------------------------------------------------------
 
 
 def shared_config(tmp_path, root, *overrides):

@@ -441,8 +441,9 @@ def test_read_cvat_without_boxes_uses_keypoint_extent(made, tmp_path):
 
 
 def test_read_cvat_skips_and_counts_other_shapes(made, tmp_path, caplog):
-    """Skeletons of other labels, those without a labeled joint, boxes and shapes of nobody;
-    only others' labels at all is a fault.
+    """Skip skeletons of other labels, unlabeled skeletons, boxes and shapes outside skeletons.
+
+    A file without any skeleton of the category is an error.
     """
     more = (
         '<skeleton label="dog"><points label="tail" points="1,1"/></skeleton><skeleton label="dot'

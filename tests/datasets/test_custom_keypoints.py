@@ -285,7 +285,7 @@ def test_load_split_changed_dataset_file_invalidates_cache(tmp_path, monkeypatch
             load_split(config.load(path), train=False)[0].keypoints.tolist()
             == first.keypoints.tolist()
         )
-        # sigmas and limbs are not in the arrays: no need to read anew
+        # sigmas and limbs are not in the arrays: no need to read the file again
         file.write_text(yaml.safe_dump(keys | {"sigmas": [0.5] * 5}))
         assert load_split(config.load(path), train=False)[0].skeleton.sigmas == (0.5,) * 5
     file.write_text(yaml.safe_dump(keys | {"category": 1}))

@@ -376,17 +376,17 @@ def test_loader_unreadable_image_raises_data_error(dotted, workers):
         workers=workers,
         pin_memory=False,
     )
-    good, said = [], None
+    good, message = [], None
     # no pytest.raises: what it keeps makes a circle with the loader, and worker processes that are
     # left to Python's collector of circles end only after a timeout of PyTorch's
     try:
         for batch in loader:
             good.append(batch)
     except DataError as error:
-        said = str(error)
+        message = str(error)
     assert (
         len(good) == 3
-        and said == f"{images.location}/cut.png: the image file is cut off; download it again"
+        and message == f"{images.location}/cut.png: the image file is cut off; download it again"
     )
 
 
@@ -403,13 +403,13 @@ def test_loader_missing_folder_raises_before_first_batch(dotted, tmp_path):
 
 def test_loader_empty_table_raises(dotted):
     table, images = dotted
-    nobody = table.select(np.zeros(1, bool), "for this test")
-    assert nobody.dropped == {"for this test": 1}
+    empty = table.select(np.zeros(1, bool), "for this test")
+    assert empty.dropped == {"for this test": 1}
     with pytest.raises(
         DataError, match="no person is left to use; DATASET.SELECT_DATA False drops fewer"
     ):
         BatchLoader(
-            crops(nobody, images),
+            crops(empty, images),
             EpochBatchSampler(0, 1, shuffle=False, seed=0),
             workers=0,
             pin_memory=False,
@@ -455,4 +455,4 @@ def test_person_table_select_keeps_rows_together(small_set, tmp_path):
     assert np.array_equal(part.keypoints, table.keypoints[keep]) and part.dropped[
         "for this test"
     ] == int((~keep).sum())
-    assert table.select(np.ones(len(table), bool), "nobody").dropped == table.dropped
+    assert table.select(np.ones(len(table), bool), "nothing").dropped == table.dropped

@@ -78,7 +78,7 @@ def test_keypoint_mapping_mpii_and_crowdpose_to_coco():
         len(joint_mapping(crowd, coco, {})) == 12
         and len(joint_mapping(mpii, crowd, {"head_top": "head", "upper_neck": "neck"})) == 14
     )
-    # a joint that another one is said to be takes no second place
+    # a joint that is mapped to the name of another one gets no second index
     assert joint_mapping(coco, coco, {"left_eye": "nose"}) == {j: j for j in range(3, 17)} | {
         1: 0,
         2: 2,

@@ -174,11 +174,11 @@ def test_prepare_writes_the_documented_tree(source, server, tmp_path, capsys):
     assert asked == [
         f"download {total / 1e3:.1f} kB to {tmp_path / 'coco'} (terms of the made set)?"
     ]
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        said.index("val2017      ")
-        < said.index("downloading http://")
-        < said.index("val2017: complete")
+        output.index("val2017      ")
+        < output.index("downloading http://")
+        < output.index("val2017: complete")
     )
     assert (
         len(missing) == 1

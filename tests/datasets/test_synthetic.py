@@ -295,8 +295,8 @@ def test_make_mpii_layout_equals_mpii(tmp_path):
         ).all()
         # the box that readers make of center and scale, from which they cut the crop, holds the
         # joints
-        centre = np.array(person["center"]) + (0, 15 * person["scale"])
-        assert (np.abs(joints[shown] - centre) < 125 * person["scale"]).all()
+        box_center = np.array(person["center"]) + (0, 15 * person["scale"])
+        assert (np.abs(joints[shown] - box_center) < 125 * person["scale"]).all()
         low, high = arrays["headboxes_src"][:, :, k]
         assert (high > low).all()
         top = MPII.names.index("head_top")

@@ -241,7 +241,7 @@ FAULTS = {
         _boxes(lambda x, y, w, h: [x, y, x + w, y + h]),
         "taken as left, top, right, bottom: the file has them in that format",
     ),
-    "boxes around the centre": (
+    "boxes around the center": (
         _boxes(lambda x, y, w, h: [x + w / 2, y + h / 2, w, h]),
         "taken as the center, width and height",
     ),
@@ -412,8 +412,9 @@ def test_check_data_dataset_remarks_are_reported_once(made):
 def test_check_data_missing_metric_inputs_are_errors(
     made, tiny_mpii_experiment, tmp_path, small_mpii_set
 ):
-    """A crowdIndex for CrowdPose's figures, MPII's head boxes for PCKh: a test would end without
-    them, so the check tells.
+    """Report a missing crowdIndex (CrowdPose) and missing head boxes (MPII, for PCKh).
+
+    An evaluation would end with an error without them.
     """
     file = made.parent / "set" / "dots.yaml"
     file.write_text(file.read_text() + "metric: crowdpose\n")
@@ -519,7 +520,7 @@ def test_check_data_invalid_images_are_reported(made):
     (frames / "train-shot 1.png").write_bytes(b"GIF? no")
     (frames / "train-shot 2.png").write_bytes((frames / "train-shot 2.png").read_bytes()[:20])
     (frames / "train-shot 3.png").unlink()
-    os.mkfifo(frames / "train-shot 3.png")  # nobody writes into it
+    os.mkfifo(frames / "train-shot 3.png")  # no process writes into it
     large = bytearray((frames / "train-shot 4.png").read_bytes())
     large[16:24] = (12_000).to_bytes(4, "big") * 2  # width and height of a PNG
     (frames / "train-shot 4.png").write_bytes(bytes(large))
@@ -788,7 +789,7 @@ def test_left_right_real_persons_all_swapped_is_reported(shared):
 
 @pytest.fixture
 def detected(made):
-    """A detection file that finds everybody; write(change) writes it anew."""
+    """Return write(change), which writes a changed detection file; unchanged it has all persons."""
     truth = json.loads((made.parent / "set" / "labels" / "val.json").read_text())
     entries = [
         {"image_id": p["image_id"], "category_id": 7, "bbox": p["bbox"], "score": 0.5 + 0.01 * n}
@@ -936,7 +937,7 @@ def test_quick_check_valid_set_logs_nothing(made):
 
 
 def test_train_diagnosis_is_logged_once(made, monkeypatch):
-    """Nobody of the set is large, which two epochs need not tell twice."""
+    """Log once in two epochs that no person of the set is large."""
     monkeypatch.setattr(TrainLogger, "_show_test", lambda *_: None)
     train.run(config.load(made, ["TRAIN.END_EPOCH", "2"]), str(made), ["tools/train.py"])
     text = (made.parent / "output" / "dots5" / "pose_res2net" / "dots" / "train.log").read_text()
@@ -993,7 +994,7 @@ def test_check_data_mpii_is_checked(tiny_mpii_experiment):
 
 @pytest.mark.slow
 def test_quick_check_149813_persons_missing_images_are_logged_once(shared, tmp_path):
-    """149,813 persons, images absent: said once."""
+    """Log the missing images of 149,813 persons in one line."""
     import gzip
 
     (tmp_path / "annotations").mkdir()

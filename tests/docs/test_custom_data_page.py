@@ -153,11 +153,11 @@ def test_docs_datasets_every_command_runs(place, run):
         },
         [1, 3, None, None],
     )
-    said = {}
+    outputs = {}
     for command in commands():
         tool = command.split()[1].removeprefix("tools/").removesuffix(".py")
         own = [] if tool == "convert_data" else narrow()
-        said[command] = run(command, *own)
+        outputs[command] = run(command, *own)
     folder = place / "output/hands/pose_hrnet/w32"
     assert (
         len((folder / "metrics.jsonl").read_text().splitlines()) == 2
@@ -178,4 +178,4 @@ def test_docs_datasets_every_command_runs(place, run):
     )
     assert (
         place / "models/hands.onnx"
-    ).stat().st_size > 1000 and "written: models/hands.onnx" in said[commands()[-1]]
+    ).stat().st_size > 1000 and "written: models/hands.onnx" in outputs[commands()[-1]]

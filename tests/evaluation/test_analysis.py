@@ -108,8 +108,7 @@ def test_area_groups_equal_hand_figures():
         {"persons": 10, "AP": 1, "AP .5": 1, "AP .75": 1, "found": 1, "oks": 1}
     )
     assert sizes["above 256²"]["AP"] == -1 and sizes["above 256²"]["persons"] == 0
-    # twenty that are nobody, scored best: each group has ten of them to bear, as all persons
-    # together have twenty
+    # twenty false positives with the best scores: ten count in each group, twenty in all persons
     more = with_more(
         perfect(truth),
         np.arange(10),
@@ -625,11 +624,11 @@ def test_analyze_invalid_results_exit_1(files, monkeypatch, capsys, change, mess
     path = files / "bad.json"
     path.write_text(change.replace("KEYPOINTS", str([1.0] * 51)))
     assert run(monkeypatch, "--results", path, "--annotations", files / "truth.json") == 1
-    said = capsys.readouterr().err
+    error_text = capsys.readouterr().err
     assert (
-        said.count("\n") == 1
-        and message in said
-        and "bad.json" in said
+        error_text.count("\n") == 1
+        and message in error_text
+        and "bad.json" in error_text
         and not (files / "bad_analysis").exists()
     )
 
@@ -641,7 +640,7 @@ def test_analyze_invalid_annotations_exit_1(files, monkeypatch, capsys):
         {**annotation, "keypoints": annotation["keypoints"][:42]}
         for annotation in content["annotations"]
     ]
-    nobody = [
+    unlabeled = [
         {**annotation, "keypoints": [0] * 51, "num_keypoints": 0}
         for annotation in content["annotations"]
     ]
@@ -649,7 +648,7 @@ def test_analyze_invalid_annotations_exit_1(files, monkeypatch, capsys):
     for text, message in (
         ("[]", "not a COCO annotation file"),
         (json.dumps({**content, "annotations": joints}), "has persons of 14 keypoints"),
-        (json.dumps({**content, "annotations": nobody}), "no person has a labeled keypoint"),
+        (json.dumps({**content, "annotations": unlabeled}), "no person has a labeled keypoint"),
         (
             json.dumps({**content, "annotations": lost}),
             "image_id 77 is not in 'images'",
@@ -661,8 +660,8 @@ def test_analyze_invalid_annotations_exit_1(files, monkeypatch, capsys):
     ):
         (files / "truth.json").write_text(text)
         assert run(monkeypatch, "--results", results, "--annotations", files / "truth.json") == 1
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and message in said and "truth.json" in said
+        error_text = capsys.readouterr().err
+        assert error_text.count("\n") == 1 and message in error_text and "truth.json" in error_text
     (files / "truth.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
     assert run(monkeypatch, "--results", results, "--annotations", files / "truth.json.gz") == 1
     assert (
@@ -751,8 +750,8 @@ def test_analyze_without_matplotlib_names_the_extra(files, monkeypatch, capsys):
         )
         == 1
     )
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "poise[plot]" in said
+    error_text = capsys.readouterr().err
+    assert error_text.count("\n") == 1 and "poise[plot]" in error_text
 
 
 @pytest.mark.parametrize(

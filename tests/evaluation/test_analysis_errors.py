@@ -194,9 +194,11 @@ def test_diagnosis_false_positives_duplicates_and_misses_are_counted(truth):
     found = perfect(truth)
     # ten poses below everybody's feet, scored best; eight persons found a second time, a little
     # worse; three persons not found at all
-    nobody = np.broadcast_to(FRONT * 60 + [300, 3000], (10, 17, 2))
+    false_positives = np.broadcast_to(FRONT * 60 + [300, 3000], (10, 17, 2))
     again = found.keypoints[:8, :, :2] + [0.0, 2.0]
-    made = with_more(found.only(np.arange(40) < 37), np.arange(10), nobody, np.full(10, 0.99))
+    made = with_more(
+        found.only(np.arange(40) < 37), np.arange(10), false_positives, np.full(10, 0.99)
+    )
     made = with_more(made, found.image[:8], again, np.full(8, 0.95) + np.arange(8) / 1000 - 0.9)
     kind = made.pairs.kind
     assert np.bincount(kind, minlength=5).tolist() == [37, 0, 8, 10, 0]

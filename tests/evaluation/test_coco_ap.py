@@ -159,7 +159,7 @@ def test_per_joint_pck_equals_hand_figures():
     xy, area = np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]]), 2500.0
     whole = person(xy, area, id=1, image_id=1)
     # the second person, in another image, has only joint 0 labeled; the third has no prediction; a
-    # crowd is nobody
+    # crowd is not counted
     one_joint = person(xy, area, id=2, image_id=2)
     one_joint["keypoints"] = [0, 0, 1, 0, 0, 0, 0, 0, 0]
     missed = person(xy, area, id=3, image_id=3)

@@ -56,7 +56,7 @@ def made(count=30, size=60.0, seed=0):
     )
 
 
-def told(content, tested):
+def evaluate_and_diagnose(content, tested):
     truth = read_ground_truth(content)
     figures = evaluate_arrays(
         truth, tested.image_ids, tested.keypoints, tested.scores, SIGMAS, tested.category_id
@@ -66,18 +66,19 @@ def told(content, tested):
 
 def test_diagnose_good_predictions_explains_sizes_only():
     content, tested = made()
-    figures, lines = told(content, tested)
+    figures, lines = evaluate_and_diagnose(content, tested)
     assert figures["AP"] > 0.9 and lines == [
         "AP (L), AR (L) are -1: no labeled person has an area of 9216 or more square pixels"
         " (large); the 30 scored persons have 2520 to 2520"
     ]
     content["annotations"][0]["area"] = 9999.0
-    assert told(content, tested)[1] == [] and not diagnose.should_diagnose(told(content, tested)[0])
+    figures, lines = evaluate_and_diagnose(content, tested)
+    assert lines == [] and not diagnose.should_diagnose(figures)
 
 
 def test_diagnose_no_person_of_a_size_names_the_range():
     content, tested = made(size=30)
-    lines = told(content, tested)[1]
+    lines = evaluate_and_diagnose(content, tested)[1]
     assert (
         [line.split(":")[0] for line in lines]
         == [
@@ -117,7 +118,7 @@ def test_diagnose_one_size_uses_its_persons():
         for key in ("image_ids", "keypoints", "scores", "box")
     }
     both["keypoints"][:30, :, :2] += [0, 150]
-    figures, lines = told(content, replace(tested, **both))
+    figures, lines = evaluate_and_diagnose(content, replace(tested, **both))
     assert figures["AP (M)"] == 0 and figures["AP (L)"] > 0.9 and len(lines) == 1
     assert (
         lines[0].startswith("AP (M), AR (M) are 0: no known cause applies")
@@ -131,7 +132,7 @@ def test_diagnose_areas_in_fractions_are_named():
         annotation["area"] /= 640 * 480
     assert (
         "annotation areas are fractions of the image; square pixels are expected"
-        in told(content, tested)[1]
+        in evaluate_and_diagnose(content, tested)[1]
     )
 
 
@@ -141,7 +142,7 @@ def test_diagnose_no_evaluated_person_is_named():
         annotation["iscrowd"] = 1
     for annotation in content["annotations"][10:]:
         annotation.update(num_keypoints=0, keypoints=[0] * 15)
-    figures, lines = told(content, tested)
+    figures, lines = evaluate_and_diagnose(content, tested)
     assert (
         figures["AP"] == -1
         and len(lines) == 1
@@ -149,7 +150,9 @@ def test_diagnose_no_evaluated_person_is_named():
         in lines[0]
     )
     content["annotations"] = []
-    assert "has no annotations of the scored category" in told(content, tested)[1][0]
+    assert (
+        "has no annotations of the scored category" in evaluate_and_diagnose(content, tested)[1][0]
+    )
 
 
 def _boxes_and_joints(change):
@@ -275,7 +278,7 @@ def test_diagnose_planted_reason_is_the_only_one(name):
     content, tested = made()
     content["annotations"][0]["area"] = 9999.0  # a large one too, so that no figure is -1
     plant, line = REASONS[name]
-    figures, lines = told(content, plant(content, tested))
+    figures, lines = evaluate_and_diagnose(content, plant(content, tested))
     assert figures["AP"] < 0.05, figures
     assert any(line in text for text in lines), lines
     others = [

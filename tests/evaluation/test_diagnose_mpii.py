@@ -47,7 +47,7 @@ class Made:
         self.head = np.array([20.0, 20]) / 2**0.5 / 0.6
         self.weights = ""
 
-    def told(self):
+    def evaluate_and_diagnose(self):
         corners = np.stack([self.corner.T, self.corner.T + self.head[:, None]])
         truth = getattr(self, "truth", self.joints)
         savemat(
@@ -79,18 +79,19 @@ def made(tmp_path):
 
 
 def test_diagnose_mpii_good_predictions_has_no_lines(made):
-    figures, lines = made.told()
+    figures, lines = made.evaluate_and_diagnose()
     assert figures["Mean"] > 99 and lines == [] and not diagnose_mpii.should_diagnose(figures)
 
 
 def test_diagnose_mpii_unlabeled_keypoints_are_named(made):
     made.labelled[:, [NAMES.index("rwri"), NAMES.index("lwri")]] = False
-    figures, lines = made.told()
+    figures, lines = made.evaluate_and_diagnose()
     assert diagnose_mpii.should_diagnose(figures) and lines == [
         f"Wrist is NaN: {made.file} has no labels of the keypoints averaged"
     ]
     made.labelled[:] = False
-    assert len(made.told()[1]) == 1 and made.told()[1][0].startswith(
+    figures, lines = made.evaluate_and_diagnose()
+    assert len(lines) == 1 and lines[0].startswith(
         "Head, Shoulder, Elbow, Wrist, Hip, Knee, Ankle, Mean, Mean@0.1 are NaN"
     )
 
@@ -163,7 +164,7 @@ REASONS = {
 def test_diagnose_mpii_planted_reason_is_the_only_one(made, name):
     plant, line = REASONS[name]
     plant(made)
-    figures, lines = made.told()
+    figures, lines = made.evaluate_and_diagnose()
     assert any(value == 0 for value in figures.values()), figures
     assert any(line in text for text in lines), lines
     assert not [
@@ -177,7 +178,7 @@ def test_evaluate_mpii_zero_pckh_logs_the_diagnosis(tiny_mpii_experiment, tmp_pa
     """A new network predicts no keypoint within half a head length."""
     cfg = config.load(tiny_mpii_experiment)
     model = build_model(cfg)
-    with torch.no_grad():  # heatmaps that are highest at one corner, whoever is in the crop
+    with torch.no_grad():  # heatmaps with their peak in one corner for every crop
         model.final_layer.weight.zero_()
     torch.save(model.state_dict(), tmp_path / "new.pth")
     figures = evaluate.run(

@@ -129,7 +129,7 @@ def test_chart_lines_group_the_metrics(tmp_path):
         drawn["PCKh"]
     ) == 1
     assert list(training_curves.chart_lines(two, ["Ap .5"])) == ["Ap .5"]
-    # of one epoch there are no lines, and the figures are told apart by their marks
+    # one epoch gives no lines; markers distinguish the figures
     short = training_curves.chart_lines(
         {"short": training_curves.read_log(write_run(tmp_path / "short", epochs=2))}
     )
@@ -167,9 +167,9 @@ def test_plot_log_writes_image_and_page(tmp_path, monkeypatch, capsys):
     picture = cv2.imread(str(tmp_path / "curves.png"))
     assert picture.shape[1] == 1320 and picture[0, 0].tolist() == [255, 255, 255]
     # the colors of both runs, and none of those that stand for a page's
-    for colour in ("1f6fb4", "d9730d"):
-        blue, green, red = (int(colour[i : i + 2], 16) for i in (4, 2, 0))
-        assert (np.abs(picture.astype(int) - (blue, green, red)).max(axis=2) < 6).sum() > 50, colour
+    for color in ("1f6fb4", "d9730d"):
+        blue, green, red = (int(color[i : i + 2], 16) for i in (4, 2, 0))
+        assert (np.abs(picture.astype(int) - (blue, green, red)).max(axis=2) < 6).sum() > 50, color
     assert (picture.max(axis=2) < 8).sum() == 0
     assert run(monkeypatch, *folders, "--output", tmp_path / "curves.html") == 0
     text = (tmp_path / "curves.html").read_text()

@@ -110,8 +110,8 @@ def write_video(path, frames=12, fps=25.0, size=(160, 120)):
     for frame in range(frames):
         image = np.full((size[1], size[0], 3), 90, np.uint8)
         own = [[5 + 3 * frame, 10, 45 + 3 * frame, 90], [100 - 2 * frame, 30, 140 - 2 * frame, 110]]
-        for (left, top, right, bottom), colour in zip(own, ((0, 0, 255), (255, 0, 0))):
-            image[top:bottom, left:right] = colour
+        for (left, top, right, bottom), color in zip(own, ((0, 0, 255), (255, 0, 0))):
+            image[top:bottom, left:right] = color
         writer.write(image)
         boxes.append(own)
     writer.release()
@@ -282,7 +282,7 @@ def test_demo_folder_skips_and_counts_invalid_images(tool, tmp_path):
     folder.mkdir()
     good = {name: data for name, (data, *_) in READ.items() if media.is_image_name(name)}
     bad = {name: data for name, (data, _) in REFUSED.items() if media.is_image_name(name)}
-    assert {"cmyk.jpg", "grey.jpg", "16 bit.png", "still.gif", "one.png"} <= set(good) and {
+    assert {"cmyk.jpg", "gray.jpg", "16 bit.png", "still.gif", "one.png"} <= set(good) and {
         "empty.jpg",
         "text.jpg",
         "30000.png",
@@ -606,7 +606,7 @@ def test_clip_boxes_drops_invalid_boxes():
 
 
 def test_box_file_other_category_is_skipped(tmp_path):
-    """A set of one's own has ids and names of its own; a file may have persons beside them."""
+    """Use the ids and names of a custom dataset, also if the file has other persons."""
     frame = media.Frame("a.png", 0, np.zeros((50, 100, 3), np.uint8))
     boxes = [
         {"image_id": 1, "category_id": category, "bbox": [category, 0, 5, 5], "score": 0.9}
@@ -1434,7 +1434,7 @@ def test_demo_failure_keeps_the_previous_result(refused, tmp_path, monkeypatch, 
     monkeypatch.setattr(person_boxes.FullImage, "__call__", fails)
     assert refused("--input", tmp_path / "a.mp4") == "error: the detector fails"
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before, (
-        "and nothing half done beside it"
+        "no partial file may be left"
     )
 
 

@@ -23,8 +23,8 @@ def torchvision_models():
         from torchvision import models
     except Exception as error:
         pytest.skip(
-            f"torchvision's operators do not load beside this torch ({str(error).splitlines()[0]});"
-            " they do beside a CUDA build"
+            f"torchvision's operators do not load with this torch ({str(error).splitlines()[0]});"
+            " they do with a CUDA build"
         )
     return models
 
@@ -416,7 +416,7 @@ ONE, POSE = "{0: 'person'}", {"task": "pose"}
 
 
 @pytest.mark.parametrize(
-    "told, columns, want",
+    "metadata, columns, want",
     [
         # a pose network's joint is no class
         ({"names": ONE, **POSE}, (100, 140, 40, 80, 0.9, 300, 200, 0.99), [0.9]),
@@ -440,12 +440,14 @@ ONE, POSE = "{0: 'person'}", {"task": "pose"}
         ({"names": "['car', 'person']", "end2end": "True"}, (80, 100, 120, 180, 0.9, 1), [0.9]),
     ],
 )
-def test_onnx_detector_ultralytics_metadata_selects_person(tmp_path, told, columns, want):
+def test_onnx_detector_ultralytics_metadata_selects_person(tmp_path, metadata, columns, want):
     table = np.zeros((1, 100, len(columns)), np.float32)
     table[0, 0] = columns
-    output = table if "end2end" in told or "args" in told else table.transpose(0, 2, 1).copy()
+    output = (
+        table if "end2end" in metadata or "args" in metadata else table.transpose(0, 2, 1).copy()
+    )
     ((boxes, scores),) = build_detector(
-        onnx_file(tmp_path / "a.onnx", {"output0": output}, (1, 3, 320, 320), metadata=told),
+        onnx_file(tmp_path / "a.onnx", {"output0": output}, (1, 3, 320, 320), metadata=metadata),
         "cpu",
         0.5,
     )(PICTURES[:1])

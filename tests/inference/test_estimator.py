@@ -216,7 +216,7 @@ def test_estimator_empty_input_returns_empty(estimator, picture):
 
 
 def test_estimator_box_outside_image_is_padded_black(estimator, picture):
-    """Partly outside: as of an image with a black rim. Wholly outside: as of a black image."""
+    """Partly outside equals an image with a black border; outside equals a black image."""
     box = np.array([[-30.0, 40, 50, 130]])
     rim = np.pad(picture, ((50, 100), (100, 100), (0, 0)))
     partly = estimator(picture, box)
@@ -283,7 +283,7 @@ def test_poses_draw_shows_visible_keypoints(picture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "boxes, said",
+    "boxes, message",
     [
         ([[0, 0, 10, 10], [np.nan, 0, 5, 5]], r"box 1 of image 0 \(nan, 0, 5, 5\) is not finite"),
         ([[0, 0, np.inf, 5]], "box 0 .*not finite"),
@@ -301,14 +301,14 @@ def test_poses_draw_shows_visible_keypoints(picture, tmp_path):
         ([[0, 0, 1e-4, 1e-4]], "too small"),
     ],
 )
-def test_estimator_invalid_boxes_raise(estimator, picture, boxes, said):
-    with pytest.raises(DataError, match=said) as error:
+def test_estimator_invalid_boxes_raise(estimator, picture, boxes, message):
+    with pytest.raises(DataError, match=message) as error:
         estimator(picture, boxes)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "image, said",
+    "image, message",
     [
         (np.zeros((4, 4), np.uint8), r"image 0: an RGB array \(H, W, 3\) of uint8"),
         (np.zeros((4, 4, 4), np.uint8), "RGB array"),
@@ -323,8 +323,8 @@ def test_estimator_invalid_boxes_raise(estimator, picture, boxes, said):
         (np.zeros((2, 4, 4, 3), np.uint8), r"got \(2, 4, 4, 3\)"),
     ],
 )
-def test_estimator_invalid_image_raises(estimator, image, said):
-    with pytest.raises(DataError, match=said) as error:
+def test_estimator_invalid_image_raises(estimator, image, message):
+    with pytest.raises(DataError, match=message) as error:
         estimator(image)
     assert "\n" not in str(error.value)
 
@@ -379,12 +379,12 @@ def test_estimator_nan_weights_raise(narrow, picture, tmp_path):
     for value in (float("nan"), float("inf")):
         state["final_layer.bias"][3] = value
         torch.save(state, tmp_path / "bad.pth")
-        for half, said in (
+        for half, message in (
             (False, "its weights do not fit$"),
             (True, "do not fit, or the range of AMP bf16 is too small$"),
         ):
             with pytest.raises(
-                DataError, match=f"heatmaps of the network have NaN or infinite values; .*{said}"
+                DataError, match=f"heatmaps of the network have NaN or infinite values; .*{message}"
             ):
                 PoseEstimator(path, tmp_path / "bad.pth", device="cpu", half=half, overrides=words)(
                     picture
@@ -403,22 +403,22 @@ def test_estimator_invalid_image_file_raises(estimator, tmp_path):
             estimator(tmp_path / name)
         assert "\n" not in str(error.value)
     cv2.imwrite(str(tmp_path / "one.png"), np.full((1, 1, 3), 200, np.uint8))
-    cv2.imwrite(str(tmp_path / "grey.jpg"), np.full((30, 20), 90, np.uint8))
+    cv2.imwrite(str(tmp_path / "gray.jpg"), np.full((30, 20), 90, np.uint8))
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((30, 20, 3), 9000, np.uint16))
-    for name in ("one.png", "grey.jpg", "deep.png"):
+    for name in ("one.png", "gray.jpg", "deep.png"):
         assert len(estimator(tmp_path / name)) == 1
 
 
 def test_estimator_invalid_arguments_raise(narrow, estimator, picture):
     path, words, file = narrow("resnet")
-    for more, said in (
+    for more, message in (
         ({"batch_size": 0}, "batch_size: invalid 0; expected an integer"),
         ({"batch_size": "8"}, "batch_size: invalid '8'; expected an integer of 1 or more"),
         ({"device": "toaster"}, "device 'toaster' cannot be used"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"overrides": [*words, "TEST.NOTHING", 1]}, "unknown key TEST.NOTHING"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             PoseEstimator(path, file, **{"overrides": words, **more})
     with pytest.raises(ConfigError, match="give its YAML file"):
         PoseEstimator(None, file)

@@ -168,11 +168,11 @@ def test_export_network_only_takes_normalized_input(tmp_path):
         np.abs(session.run(None, {"images": images.numpy()})[0] - wanted).max()
         < 1e-5 * np.abs(wanted).max()
     )
-    told = json.loads(session.get_modelmeta().custom_metadata_map["poise"])
+    description = json.loads(session.get_modelmeta().custom_metadata_map["poise"])
     assert (
-        told["config"]["MODEL.IMAGE_SIZE"] == [64, 64]
-        and told["dataset"]["joints"][0] == "nose"
-        and told["parts"] == {"normalize": False, "flip": False, "decode": False}
+        description["config"]["MODEL.IMAGE_SIZE"] == [64, 64]
+        and description["dataset"]["joints"][0] == "nose"
+        and description["parts"] == {"normalize": False, "flip": False, "decode": False}
     )
     operations = {
         node.op_type for node in __import__("onnx").load(tmp_path / "net.onnx").graph.node
@@ -317,7 +317,7 @@ def test_parity_wrong_or_nan_keypoints_are_found(tmp_path):
         np.zeros((1, 17, 2), np.float32),
         1e-7,
     )
-    assert not flat.any()  # nobody can say where the maximum of a flat map is
+    assert not flat.any()  # a flat map has no defined maximum
 
 
 # ---- ONNX files as PoseEstimator's weights
@@ -384,7 +384,7 @@ def test_estimator_onnx_file_equals_weights(exported, picture, caplog):
 
 def test_estimator_onnx_file_unsupported_options_raise(exported, tmp_path):
     cfg, _, files = exported
-    for parts, options, said in (
+    for parts, options, message in (
         (WHOLE, {"flip_test": False}, "was exported with the flip test"),
         (
             ExportOptions(normalize=True, decode=True),
@@ -403,7 +403,7 @@ def test_estimator_onnx_file_unsupported_options_raise(exported, tmp_path):
             "exported with TEST.POST_PROCESS True",
         ),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             PoseEstimator(None, files[parts], device="cpu", **options)
     assert not PoseEstimator(
         None, files[ExportOptions()], device="cpu", overrides=["TEST.POST_PROCESS", False]
@@ -540,19 +540,19 @@ def test_estimator_onnx_invalid_metadata_raises(exported, tmp_path):
             changed(dataset={"name": "one", "joints": ["nose"], "flip_pairs": [], "limbs": []}),
         ),
     ]
-    for said, text in cases:
-        file = with_metadata(files[ExportOptions()], tmp_path / "stranger.onnx", text)
-        with pytest.raises(DataError, match=said) as error:
+    for message, text in cases:
+        file = with_metadata(files[ExportOptions()], tmp_path / "foreign.onnx", text)
+        with pytest.raises(DataError, match=message) as error:
             PoseEstimator(None, file, device="cpu")
         assert (
             "\n" not in str(error.value)
-            and "stranger.onnx" in str(error.value)
+            and "foreign.onnx" in str(error.value)
             and len(str(error.value)) < 600
         )
-    with_metadata(files[ExportOptions()], tmp_path / "stranger.onnx", json.dumps(good))
+    with_metadata(files[ExportOptions()], tmp_path / "foreign.onnx", json.dumps(good))
     assert (
         len(
-            PoseEstimator(None, tmp_path / "stranger.onnx", device="cpu")(
+            PoseEstimator(None, tmp_path / "foreign.onnx", device="cpu")(
                 np.zeros((9, 9, 3), np.uint8)
             )
         )
@@ -613,9 +613,7 @@ def test_parity_many_images_run_in_batches(tmp_path, monkeypatch):
 
 
 def test_estimator_other_keypoint_names_warn_or_raise(tmp_path, caplog):
-    """As many, but others: weights and exports of them are told of, an ONNX file with its joints
-    in it is refused.
-    """
+    """Warn about weights with other keypoint names; reject an ONNX file with other names."""
     sets = {
         "own": make_set(tmp_path, 5, images=()),
         "renamed": make_set(
@@ -641,11 +639,11 @@ def test_estimator_other_keypoint_names_warn_or_raise(tmp_path, caplog):
         )
     file = tmp_path / "weights.pth"
     torch.save(add_keypoint_names(small("resnet", joints=5).state_dict(), joint_names(5)), file)
-    said = (
+    warning = (
         f"{file}: trained with other keypoints than those of {sets['renamed']} (its joint 3 is"
         " left_1 and not hand); keypoints may get wrong names"
     )
-    for name, warnings in (("own", []), ("turned", []), ("renamed", [said])):
+    for name, warnings in (("own", []), ("turned", []), ("renamed", [warning])):
         caplog.clear()
         PoseEstimator(cfgs[name], file, device="cpu")
         assert [
@@ -653,7 +651,7 @@ def test_estimator_other_keypoint_names_warn_or_raise(tmp_path, caplog):
         ] == warnings
     caplog.clear()
     export(cfgs["renamed"], file, tmp_path / "net.torchscript", "torchscript")
-    assert said in caplog.text
+    assert warning in caplog.text
     export(cfgs["own"], file, tmp_path / "five.onnx")
     assert PoseEstimator(cfgs["own"], tmp_path / "five.onnx", device="cpu").skeleton.names == tuple(
         joint_names(5)
@@ -747,7 +745,7 @@ def test_export_command_writes_the_file(tool, tmp_path, picture):
     )
     shutil.rmtree(tmp_path / "empty", ignore_errors=True)
     (tmp_path / "empty").mkdir()
-    for options, said, wanted in (
+    for options, message, wanted in (
         (
             ["--images", tmp_path / "empty"],
             "the folder holds no file with an image extension",
@@ -761,6 +759,6 @@ def test_export_command_writes_the_file(tool, tmp_path, picture):
         status, out, err = tool(
             "--cfg", ROOT / path, "--weights", file, "--format", "torchscript", *options, *words
         )
-        assert status == wanted and said in err and err.count("\n") == 1, err
+        assert status == wanted and message in err and err.count("\n") == 1, err
     status, _, err = tool("--cfg", ROOT / path, "--weights", tmp_path / "missing.pth", *words)
     assert status == 1 and "missing.pth: no such weight file" in err

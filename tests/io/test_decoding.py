@@ -40,7 +40,7 @@ def jpeg(image, kind="444", quality=88):
         "restarts": [cv2.IMWRITE_JPEG_RST_INTERVAL, 3],
     }.get(kind, [])
     done, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if kind == "grey" else image, options
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if kind == "gray" else image, options
     )
     assert done
     return data.tobytes()
@@ -52,7 +52,7 @@ def opencv(data):
     )
 
 
-KINDS = [*SAMPLINGS, "grey", "progressive", "restarts"]
+KINDS = [*SAMPLINGS, "gray", "progressive", "restarts"]
 
 
 @pytest.fixture(params=["_jpeg", "simplejpeg", "opencv"])
@@ -79,7 +79,7 @@ def test_encoded_image_uses_the_fast_decoder(monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", None)
     if decoding._jpeg is None and decoding.simplejpeg is None:
         pytest.skip("neither _jpeg nor simplejpeg is here")
-    for kind in ("444", "422", "420", "grey", "restarts"):
+    for kind in ("444", "422", "420", "gray", "restarts"):
         assert EncodedImage(jpeg(picture(), kind)).pixels is not None
     if decoding._jpeg is not None:  # which leaves this kind to OpenCV
         with pytest.raises(TypeError):
@@ -172,7 +172,7 @@ def crops_are_equal(data, rng, count, size=(96, 128)):
 
 
 @compiled
-@pytest.mark.parametrize("kind", ["444", "422", "420", "grey"])
+@pytest.mark.parametrize("kind", ["444", "422", "420", "gray"])
 def test_cut_region_equals_cut_whole(kind):
     rng = np.random.default_rng(4)
     assert crops_are_equal(jpeg(picture(5, 320, 240), kind), rng, 150) < 0.6

@@ -34,8 +34,8 @@ def test_download_file_writes_content(server, tmp_path, capsys):
     target = download.download_file(server.url(), tmp_path / "models" / "imagenet")
     assert target == tmp_path / "models" / "imagenet" / NAME and target.read_bytes() == CONTENT
     assert files(target.parent) == [NAME] and server.asked == [None]
-    said = capsys.readouterr()
-    assert f"downloading {server.url()} (2.3 MB) to {target}" in said.out and said.err == ""
+    output = capsys.readouterr()
+    assert f"downloading {server.url()} (2.3 MB) to {target}" in output.out and output.err == ""
 
 
 def test_download_file_existing_file_is_kept(server, tmp_path):
@@ -67,8 +67,8 @@ def test_download_file_server_without_ranges_restarts(server, tmp_path):
 
 def test_download_file_complete_part_needs_no_transfer(server, tmp_path):
     """Killed before the rename: the server answers 416 because nothing is left to send."""
-    for said in (True, False):
-        server.says_range = said
+    for sends_range in (True, False):
+        server.says_range = sends_range
         (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
         assert download.download_file(server.url(), tmp_path, force=True).read_bytes() == CONTENT
         assert files(tmp_path) == [NAME]

@@ -76,10 +76,10 @@ def test_image_folder_reads_files(folder):
     assert np.array_equal(folder.read("below/ä ö.jpg"), decoded(JPEG))
 
 
-@pytest.mark.parametrize("kind", ["grey", "alpha", "16 bit"])
+@pytest.mark.parametrize("kind", ["gray", "alpha", "16 bit"])
 def test_image_folder_read_gives_three_uint8_channels(folder, kind):
     image = {
-        "grey": picture()[:, :, 0],
+        "gray": picture()[:, :, 0],
         "alpha": np.dstack([picture(), np.full((60, 80), 9, np.uint8)]),
         "16 bit": picture().astype(np.uint16) * 257,
     }[kind]

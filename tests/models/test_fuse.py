@@ -132,13 +132,13 @@ def test_fold_batch_norms_untraceable_network_copies_and_logs_once(caplog):
             and model.training
         )
     assert torch.equal(outputs(model.eval(), images), outputs(copied, images))
-    (said,) = [record.getMessage() for record in caplog.records]
+    (message,) = [record.getMessage() for record in caplog.records]
     assert (
-        said.startswith(
+        message.startswith(
             "Unfollowed: batch norms are not folded, torch.fx cannot trace its forward pass"
             " (TraceError: "
         )
-        and "\n" not in said
+        and "\n" not in message
     )
 
 

@@ -141,7 +141,7 @@ SENSITIVE = {"posenas": (0.2, 5e-3, 2e-2, 0.1)}
 
 
 # MSPN's losses are its own: tests/codecs/test_mspn_functions.py
-# two threads crawl beside another busy program, so all but one run with the slow tests
+# two threads are very slow next to another busy program, so all but one run with the slow tests
 @pytest.mark.parametrize(
     "name",
     [

@@ -174,11 +174,11 @@ def test_forward_channels_last_equals_contiguous():
     model, images = build_model(configured(overrides=NARROW)).eval(), torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         plain = model(images)
-        laid = model.to(memory_format=torch.channels_last)(
+        channels_last = model.to(memory_format=torch.channels_last)(
             images.to(memory_format=torch.channels_last)
         )
-    assert laid.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(plain, laid, atol=1e-4 * float(plain.std()))
+    assert channels_last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(plain, channels_last, atol=1e-4 * float(plain.std()))
 
 
 def test_init_weights_follow_the_reference():

@@ -364,7 +364,7 @@ def test_load_invalid_file_raises_in_one_line(tmp_path, recwarn):
         assert text == single_line(text) and len(text) < len(str(path)) + 250, name
     assert not (tmp_path / "ran").exists(), "code of a weight file was run"
     assert not recwarn.list, "a warning of torch is a second line on stderr"
-    # the reader is told that it is no matter of trust where a file is merely not one
+    # the message mentions trust only for files that could run code
     text = refusal(weights.read_state_dict, files["malicious"])
     assert "untrusted code" in text and "posix.system" in text
     assert "untrusted code" in refusal(weights.read_state_dict, files["whole_module"])

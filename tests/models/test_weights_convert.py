@@ -155,9 +155,9 @@ def test_convert_unsupported_weights_raise(tmp_path):
     assert "such files are not converted, use them as MODEL.PRETRAINED" in refusal(
         converting.convert, imagenet, out, "poise"
     )
-    stranger = saved(tmp_path / "s.pth", {"a.weight": torch.zeros(1)})
+    unknown = saved(tmp_path / "s.pth", {"a.weight": torch.zeros(1)})
     assert "unsupported, its network is unknown" in refusal(
-        converting.convert, stranger, out, "poise"
+        converting.convert, unknown, out, "poise"
     )
     with pytest.raises(ConfigError, match="the formats are poise, simplebaseline"):
         converting.convert(posenas, out, "onnx")

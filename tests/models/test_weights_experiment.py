@@ -185,7 +185,7 @@ def test_estimator_overrides_complete_the_experiment(tmp_path, trained):
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, settings",
     [
         (["DATASET.COLOR_RGB", False], "DATASET.COLOR_RGB True (tested with False)"),
         (["MODEL.TARGET_TYPE", "udp"], "MODEL.TARGET_TYPE gaussian (tested with udp)"),
@@ -205,7 +205,7 @@ def test_estimator_overrides_complete_the_experiment(tmp_path, trained):
         ([], ""),
     ],
 )
-def test_load_trained_other_settings_logs_a_warning(changes, said, trained, tmp_path, caplog):
+def test_load_trained_other_settings_logs_a_warning(changes, settings, trained, tmp_path, caplog):
     path, words = command_line("resnet")
     cfg = config.load(ROOT / path, words)
     own = config.override(
@@ -215,10 +215,10 @@ def test_load_trained_other_settings_logs_a_warning(changes, said, trained, tmp_
     torch.save(checkpoint.model_state_dict(own, small("resnet"), "x"), tmp_path / "moved.pth")
     tested = config.override(own, changes)
     load_trained_weights(tested, build_model(tested), tmp_path / "moved.pth")
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told == (
-        [f"{tmp_path / 'moved.pth'}: trained with {said}; keypoints may be misplaced"]
-        if said
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == (
+        [f"{tmp_path / 'moved.pth'}: trained with {settings}; keypoints may be misplaced"]
+        if settings
         else []
     )
 
@@ -288,8 +288,8 @@ def test_load_trained_weights_simcc_of_another_sigma_warns(trained, caplog):
 )
 def test_config_from_weights_invalid_description_raises(changes, trained, tmp_path):
     _, file = trained("resnet")
-    with pytest.raises(DataError, match="strange.pth") as error:
-        config_from_weights(with_description(file, tmp_path / "strange.pth", **changes))
+    with pytest.raises(DataError, match="invalid.pth") as error:
+        config_from_weights(with_description(file, tmp_path / "invalid.pth", **changes))
     assert "\n" not in str(error.value)
 
 

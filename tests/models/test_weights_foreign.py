@@ -124,7 +124,7 @@ def test_read_checkpoint_foreign_object_raises(tmp_path):
     assert "CfgNode), and reading it could run untrusted code" in refusal(
         weights.read_tensors, path, "checkpoint"
     )
-    # HRNet's: read, so that it can be told what it is
+    # one of HRNet is read, so that the message can name its format
     path = saved(tmp_path / "c.pth", {"epoch": 5, "perf": np.float64(0.7)})
     assert weights.read_tensors(path, "checkpoint")["epoch"] == 5
 

@@ -306,9 +306,7 @@ def test_load_mmpose_mspn_rgb_or_bgr_gives_equal_outputs(tmp_path):
         expected = rgb(image)
         assert torch.allclose(bgr(image.flip(1)), expected, atol=1e-5)
         assert not torch.allclose(bgr(image), expected, atol=1e-2)
-    assert equal(unknown, bgr.state_dict()), (
-        "without being told, MSPN is fed BGR as its experiments do"
-    )
+    assert equal(unknown, bgr.state_dict()), "MSPN takes BGR by default, as its experiments do"
 
 
 def test_load_mmpose_resnet_bgr_logs_a_warning(tmp_path, messages):
@@ -470,9 +468,7 @@ def test_load_pretrained_pretrained_layers_select_parts(tmp_path):
 
 
 def test_load_pretrained_imagenet_moganet_leaves_the_head(tmp_path):
-    """No prefix, a classifier, and timm's arguments beside it; everything but the pose head is
-    filled.
-    """
+    """Fill all but the pose head; names have no prefix, a classifier and timm arguments exist."""
     state = small("moganet", seed=1).state_dict()
     file = {
         name.removeprefix("backbone."): tensor
@@ -531,9 +527,7 @@ def test_load_posenas_other_se_reduction_names_the_key(tmp_path, file, network):
 
 @pytest.mark.parametrize("family", EXPERIMENT)
 def test_load_other_keypoints_raises_or_replaces_head(tmp_path, family, messages):
-    """Refused with the mend; replaced when asked for: the last layers of every output keep their
-    own values, and nothing else does.
-    """
+    """Raise by default; on request load all but the last layer of every output."""
     file = small(family, joints=16, seed=1).state_dict()
     path = saved(tmp_path / "w.pth", file)
     model = small(family, seed=2)

@@ -205,10 +205,12 @@ def test_duplicate_category_name_without_decision_raises(sound, changed, used):
             content["annotations"][-1]["category_id"] = 8
 
     path = changed(edit)
-    said = f"2 categories are named 'dot person' .ids 7, 8., and {used} of them have annotations; "
-    with pytest.raises(DataError, match=f"{path.name}: {said}name one by its id in the dataset"):
+    message = (
+        f"2 categories are named 'dot person' .ids 7, 8., and {used} of them have annotations; "
+    )
+    with pytest.raises(DataError, match=f"{path.name}: {message}name one by its id in the dataset"):
         table_of(sound)
-    with pytest.raises(DataError, match=f"{path.name}: {said}"):
+    with pytest.raises(DataError, match=f"{path.name}: {message}"):
         evaluation.read_ground_truth(path, category="dot person")
     assert any("2 categories are named 'dot person'" in line for line in findings(sound))
 
@@ -246,16 +248,16 @@ def test_iscrowd_invalid_value_raises(sound, changed):
         person.update(iscrowd="no", id=4711)
 
     path = changed(edit)
-    said = "annotation 4711 .*has iscrowd 'no', expected 0 or 1"
-    with pytest.raises(DataError, match=f"{path.name}: {said}"):
+    message = "annotation 4711 .*has iscrowd 'no', expected 0 or 1"
+    with pytest.raises(DataError, match=f"{path.name}: {message}"):
         table_of(sound)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         evaluation.read_ground_truth(path, category="dot person")
     assert any("1 annotation has an iscrowd that is neither 0" in line for line in findings(sound))
 
 
 @pytest.mark.parametrize(
-    "field, value, said",
+    "field, value, message",
     [
         ("area", None, "area null"),
         ("area", "9", "area '9'"),
@@ -263,13 +265,13 @@ def test_iscrowd_invalid_value_raises(sound, changed):
         ("keypoints", [1, 2, "2"] * 5, "keypoint '2'"),
     ],
 )
-def test_evaluate_invalid_number_names_the_field(sound, changed, field, value, said):
+def test_evaluate_invalid_number_names_the_field(sound, changed, field, value, message):
     def edit(content):
         person = next(p for p in content["annotations"] if p["category_id"] == PERSON)
         person.update({field: value, "id": 4711})
 
     path = changed(edit)
-    with pytest.raises(DataError, match=f"{path.name}: annotation 4711 has {said}, expected"):
+    with pytest.raises(DataError, match=f"{path.name}: annotation 4711 has {message}, expected"):
         evaluation.read_ground_truth(path, category="dot person")
 
 

@@ -147,7 +147,7 @@ ANNOTATIONS = {
         "annotation 4711 belongs to image 999, which 'images' does not list",
     ),
     "no images": (lambda content: content.update(images=[]), "has no list 'images'"),
-    "nobody": (lambda content: content.update(annotations=[]), "no person is left to use"),
+    "no persons": (lambda content: content.update(annotations=[]), "no person is left to use"),
     "cut off": (lambda content: json.dumps(content)[:-100], "not valid JSON"),
     "another format": (lambda content: json.dumps([{"image": "a.jpg"}]), "has no list 'images'"),
 }
@@ -204,7 +204,7 @@ def test_train_invalid_mpii_files_exit_1(tool, tmp_path, small_mpii_set, tiny_mp
             tool("train", "DATASET.ROOT", root, cfg=tiny_mpii_experiment), 1, truth, fault
         )
         truth.write_text(good)
-    # without it no epoch could be scored; that is said before the first one
+    # no epoch could be evaluated without it; the run ends before the first one
     heads.rename(root / "elsewhere.mat")
     check_refusal(
         tool("train", "DATASET.ROOT", root, cfg=tiny_mpii_experiment),

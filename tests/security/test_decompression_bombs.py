@@ -367,7 +367,7 @@ def test_jpeg_many_scans_raise():
     assert "has more than 64 scans" in image_header.find_error(data[:-2] + scan * 2000 + data[-2:])
 
 
-# what lies beside the weights ---------------------------------------------------------------------
+# files next to the weights ------------------------------------------------------------------------
 
 
 def test_config_yaml_bomb_next_to_weights_is_ignored(tmp_path, monkeypatch, caplog):
@@ -382,7 +382,7 @@ def test_config_yaml_bomb_next_to_weights_is_ignored(tmp_path, monkeypatch, capl
         tmp_path / "w.pth",
     )
     weights.touch()
-    for text, said in [
+    for text, message in [
         (
             'MODEL: {TARGET_TYPE: "\\e[2J\\n| all is well"}\nDATASET: {}',
             "MODEL.TARGET_TYPE \\x1b[2J\\n| all is well (tested with",
@@ -395,4 +395,4 @@ def test_config_yaml_bomb_next_to_weights_is_ignored(tmp_path, monkeypatch, capl
         (tmp_path / "config.yaml").write_text(text)
         caplog.clear()
         trained_weights.warn_config_mismatch(cfg, weights)
-        assert (said in caplog.text) if said else not caplog.records
+        assert (message in caplog.text) if message else not caplog.records

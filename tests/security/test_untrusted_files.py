@@ -65,16 +65,16 @@ def test_log_control_characters_are_escaped(tmp_path, capsys):
     logger.add_file(tmp_path / "run.log")
     logging.getLogger("poise.test").warning("weights of %s\n| a table\t|", "\x1b[2J\u202egnp\r")
     forget_log_handlers()
-    for said in (capsys.readouterr().out, (tmp_path / "run.log").read_text(encoding="utf-8")):
-        assert said.endswith("weights of \\x1b[2J\\u202egnp\\r\n| a table\t|\n")
+    for output in (capsys.readouterr().out, (tmp_path / "run.log").read_text(encoding="utf-8")):
+        assert output.endswith("weights of \\x1b[2J\\u202egnp\\r\n| a table\t|\n")
 
 
 def test_format_error_long_line_keeps_both_ends():
-    line = format_error(DataError(f"a.json: {'x' * 5000}; mend it"))
+    line = format_error(DataError(f"a.json: {'x' * 5000}; fix it"))
     assert (
         len(line) <= MAX_CHARACTERS
         and line.startswith("a.json: xxx")
-        and line.endswith("xxx; mend it")
+        and line.endswith("xxx; fix it")
     )
     assert format_error(DataError("a\nb")) == "a b"
 

@@ -162,11 +162,11 @@ def test_tools_lost_workers_end_in_one_line(
         words=own_mounts,
         **more,
     )
-    told = {
+    message = {
         "shared memory": "/dev/shm is full: start the container",
         "killed worker": "a data loader worker was killed",
     }[fault]
-    assert status == 1 and told in err
+    assert status == 1 and message in err
     if not debug:
         # PyTorch raises a worker's death wherever the main process is; what it imports on first use
         # catches that too, and logs it before the error ends the run
@@ -344,13 +344,13 @@ def test_train_out_of_memory_names_keys_and_checkpoint(tiny_experiment, monkeypa
         return step(cfg, state, *arguments)
 
     monkeypatch.setattr(train, "train_step", full)
-    with pytest.raises(PoiseError) as told:
+    with pytest.raises(PoiseError) as raised:
         run_train(tiny_experiment, "TRAIN.CHECKPOINT_STEPS", 1)
-    line, kept = str(told.value), folder_of(tiny_experiment) / "checkpoint.pth"
+    line, kept = str(raised.value), folder_of(tiny_experiment) / "checkpoint.pth"
     assert (
         line.startswith("the training does not fit into the memory (")
         and "\n" not in line
-        and told.value.status == 1
+        and raised.value.status == 1
     )
     assert (
         "lower TRAIN.BATCH_SIZE_PER_GPU (8) and raise TRAIN.ACCUMULATE (1) by the same factor, "
@@ -373,9 +373,9 @@ def test_evaluate_out_of_memory_names_keys(tiny_experiment, monkeypatch):
     with pytest.raises(
         PoiseError,
         match=r"lower TEST.BATCH_SIZE_PER_GPU \(8\) or set AMP bf16; a smaller MODEL.IMAGE_SIZE",
-    ) as told:
+    ) as raised:
         evaluate.run(config.load(tiny_experiment, ["GPUS", "()"]), str(tiny_experiment), [])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_train_real_out_of_memory_ends_in_one_line(tiny_experiment):
@@ -392,7 +392,7 @@ def test_train_real_out_of_memory_ends_in_one_line(tiny_experiment):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         (
             "Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback:\nMemoryError",
@@ -405,8 +405,8 @@ def test_train_real_out_of_memory_ends_in_one_line(tiny_experiment):
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "a data loader worker was killed"),
     ],
 )
-def test_machine_limits_worker_error_is_one_line(text, told):
-    with pytest.raises(PoiseError, match=f"^{told}"), resource_errors("run", ""):
+def test_machine_limits_worker_error_is_one_line(text, message):
+    with pytest.raises(PoiseError, match=f"^{message}"), resource_errors("run", ""):
         raise RuntimeError(text)
 
 

@@ -210,11 +210,7 @@ def unfused(image, matrix, size, **_):
     right, down = ((place - np.floor(place))[..., None] for place in places)
     inside = (column >= 0) & (row >= 0) & (column < image.shape[1] - 1) & (row < image.shape[0] - 1)
     column, row = np.where(inside, column, 0), np.where(inside, row, 0)
-    corners = [
-        image[row + below, column + beside].astype(np.float32)
-        for below in (0, 1)
-        for beside in (0, 1)
-    ]
+    corners = [image[row + dy, column + dx].astype(np.float32) for dy in (0, 1) for dx in (0, 1)]
     top, bottom = (corners[n] + right * (corners[n + 1] - corners[n]) for n in (0, 2))
     crop = np.rint(top + down * (bottom - top)).astype(np.uint8)
     return np.where(

@@ -144,7 +144,7 @@ def train_here(processes, path, overrides=(), prepare=None):
     from poise.engine.signals import RunStoppedError
 
     TrainLogger._show_test = lambda *_: None  # images take half of the time
-    told = prepare(train) if prepare else None
+    result = prepare(train) if prepare else None
     try:
         train.run(
             config.load(path, [str(value) for value in overrides]),
@@ -154,4 +154,4 @@ def train_here(processes, path, overrides=(), prepare=None):
         )
     except RunStoppedError as stopped:
         return str(stopped)
-    return told
+    return result

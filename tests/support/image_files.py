@@ -43,20 +43,20 @@ THREE_GRAYS = np.repeat(GRAY[..., None], 3, axis=2)
 # file -> bytes, the RGB picture that a viewer shows, the mean difference that its compression
 # allows
 READ = {
-    "colour.jpg": (JPEG, COLORS, 2),
+    "color.jpg": (JPEG, COLORS, 2),
     "progressive.jpg": (encoded(COLORS, "JPEG", quality=95, progressive=True), COLORS, 2),
-    "grey.jpg": (encoded(GRAY, "JPEG", quality=95), THREE_GRAYS, 2),
+    "gray.jpg": (encoded(GRAY, "JPEG", quality=95), THREE_GRAYS, 2),
     "cmyk.jpg": (encoded(COLORS, "JPEG", "CMYK", quality=95), COLORS, 2),
-    "colour.png": (PNG, COLORS, 0),
-    "grey.png": (encoded(GRAY, "PNG"), THREE_GRAYS, 0),
-    "16 bit grey.png": (encoded(GRAY.astype(np.uint16) * 257, "PNG"), THREE_GRAYS, 0),
+    "color.png": (PNG, COLORS, 0),
+    "gray.png": (encoded(GRAY, "PNG"), THREE_GRAYS, 0),
+    "16 bit gray.png": (encoded(GRAY.astype(np.uint16) * 257, "PNG"), THREE_GRAYS, 0),
     "16 bit.png": (
         cv2.imencode(".png", COLORS[..., ::-1].astype(np.uint16) * 257)[1].tobytes(),
         COLORS,
         0,
     ),
     "alpha.png": (encoded(COLORS, "PNG", "RGBA"), COLORS, 0),
-    "grey alpha.png": (encoded(GRAY, "PNG", "LA"), THREE_GRAYS, 0),
+    "gray alpha.png": (encoded(GRAY, "PNG", "LA"), THREE_GRAYS, 0),
     "palette.png": (encoded(COLORS, "PNG", "P"), COLORS, 20),
     "bits.png": (encoded(COLORS, "PNG", "1"), THREE_GRAYS, 130),
     "still.gif": (encoded(COLORS, "GIF"), COLORS, 12),

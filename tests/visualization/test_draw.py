@@ -194,19 +194,19 @@ def test_poses_save_by_ending(tmp_path):
     assert read_image(tmp_path / "drawn.JPG").shape == GRAY.shape
     poses.save(tmp_path / "poses.json", image_id=42)
     assert json.loads((tmp_path / "poses.json").read_text()) == poses.to_coco(image_id=42)
-    people().save(tmp_path / "nobody.json")
-    assert json.loads((tmp_path / "nobody.json").read_text()) == []
-    for name, said in (
+    people().save(tmp_path / "no_persons.json")
+    assert json.loads((tmp_path / "no_persons.json").read_text()) == []
+    for name, message in (
         ("drawn.png", "missing image to draw on; pass it as the second argument"),
         ("poses.txt", "unsupported file type; use .json, .jpg or .png"),
         ("poses", "unsupported file type"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             poses.save(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "drawn.JPG",
         "made",
-        "nobody.json",
+        "no_persons.json",
         "picture.png",
         "poses.json",
     ]

@@ -15,7 +15,7 @@ cdef void merge_row(const float *one, const float *other, float *out, Py_ssize_t
 
 
 def merge(const float[:, :, :, ::1] heatmaps, const float[:, :, :, ::1] mirrored, const long long[::1] order, bint shift, float[:, :, :, ::1] out):
-    """Fill out (B, J, h, w) with the mean of heatmaps and of the mirrored images' maps, laid back; order (J,): see poise.structures.skeleton."""
+    """Fill out (B, J, h, w) with the mean of heatmaps and of the mirrored images' maps, flipped back; order (J,): see poise.structures.skeleton."""
     cdef Py_ssize_t b, j, y, width = heatmaps.shape[3]
     if width == 0:
         return

@@ -12,8 +12,8 @@ Supported graphs, recognized by the shapes of their outputs:
 - YOLO without NMS (v10, 26, and exports with NMS): output (1, N, 6): left, top, right, bottom in
   input pixels, score, class.
 
-Metadata of Ultralytics (names, end2end, args) tells which class is a person, how many classes there
-are (so that keypoints of a pose network are not read as classes) and whether NMS is needed.
+Metadata of Ultralytics (names, end2end, args) defines which class is a person, the number of
+classes (so that keypoints of a pose network are not read as classes) and whether NMS is needed.
 
 If the file fixes H and W, the image is scaled to fit and padded with gray. Otherwise YOLO gets
 640 x 640 and other detectors the original size. An input of uint8 gets pixels from 0 to 255.
