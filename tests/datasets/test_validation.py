@@ -119,7 +119,7 @@ def test_check_data_all_errors_are_reported_and_exit_1(made):
 
 
 def test_check_data_page_control_characters_are_escaped(made):
-    """File names, categories and joints of a stranger's file; the page has them as codes."""
+    """Escape control characters in file names, categories and joints of an untrusted file."""
     odd = "cam 1/\u202egnp.\x07 <b>.png"
     frames = made.parent / "set" / "frames"
     (frames / "cam 1" / "train-shot 0.png").rename(frames / odd)

@@ -264,7 +264,7 @@ def test_load_trained_weights_simcc_of_another_sigma_warns(trained, caplog):
     assert "trained with MODEL.SIMCC_SIGMA [4.9, 5.66] (tested with [3" in caplog.text
 
 
-# strangers' files ---------------------------------------------------------------------------------
+# untrusted files ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
