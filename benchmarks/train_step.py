@@ -138,7 +138,7 @@ def poise_step(cfg, model, codec, batch):
         model,
         build_optimizer(cfg, model),
         Schedule.from_config(cfg, 1, BATCH),
-        LossScaler(cfg, torch.device("cpu")),
+        LossScaler(torch.device("cpu"), enabled=cfg.AMP == "fp16"),
         None,
         Progress(),
     )

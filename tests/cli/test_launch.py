@@ -435,7 +435,7 @@ def test_dist_train_stopped_then_dist_test_gives_results(elsewhere, monkeypatch)
     last = out.splitlines()[-1]
     assert (
         last.startswith("stopped at epoch ")
-        and last.endswith("the same command with AUTO_RESUME True goes on")
+        and last.endswith("resume with the same command and AUTO_RESUME True")
         and out.count("stopped at") == 1
     )
     folder = run_folder(elsewhere)

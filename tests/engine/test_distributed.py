@@ -606,8 +606,8 @@ def test_ddp_stopped_run_resumes_bit_exactly(together, tiny, of_two):
     stopped = together(2, stopped_here, tiny, (), 1, 2)
     checkpoint = folder_of(tiny) / "checkpoint.pth"
     assert [done.result for done in stopped] == [
-        f"stopped at epoch 0, step 2; {checkpoint} is written, the same command with AUTO_RESUME"
-        " True goes on"
+        f"stopped at epoch 0, step 2; {checkpoint} is written, resume with the same command and"
+        " AUTO_RESUME True"
     ] * 2
     assert state_of(checkpoint)["sums"]["samples"] == 48
     log = (folder_of(tiny) / "train.log").read_text()
@@ -802,9 +802,9 @@ def patient_here(processes, path, overrides):
     def prepare(train):
         scores, epochs, train_one_epoch = iter([0.5, 0.4, 0.3, 0.2]), [], train.train_one_epoch
         train.evaluate_predictions = lambda *_: ({"AP": 0.0}, next(scores))
-        train.train_one_epoch = lambda cfg, state, *rest: (
-            epochs.append(state.progress.epoch),
-            train_one_epoch(cfg, state, *rest),
+        train.train_one_epoch = lambda cfg, setup, *rest: (
+            epochs.append(setup.state.progress.epoch),
+            train_one_epoch(cfg, setup, *rest),
         )
         return epochs
 
@@ -815,7 +815,7 @@ def test_ddp_early_stopping_ends_every_process(together, tiny):
     done = together(2, patient_here, tiny, ("TRAIN.PATIENCE", 2, "TRAIN.END_EPOCH", 4))
     assert [one.result for one in done] == [[0, 1, 2]] * 2
     assert (
-        done[0].out.count("ended early: the best score has not risen in 2 tests") == 1
+        done[0].out.count("stopped early: no better score in 2 evaluations") == 1
         and len(metrics_of(folder_of(tiny))) == 3
     )
 
@@ -1120,8 +1120,15 @@ class Answering(DistributedContext):
         (8, (0,), 5, False, "cuda:5", ""),
         (2, (), 1, False, "cpu", ""),
         (0, (0,), 0, False, "cpu", "no CUDA device: running on the CPU"),
-        (1, (0,), 1, False, "cpu", "there are 1 on this machine; start so many processes"),
-        (2, (0,), 0, True, "cpu", "a process has no CUDA device of its own"),
+        (
+            1,
+            (0,),
+            1,
+            False,
+            "cpu",
+            "more processes than CUDA devices (1) on this machine; start 1 processes",
+        ),
+        (2, (0,), 0, True, "cpu", "more processes than CUDA devices (1) on this machine"),
     ],
 )
 def test_choose_devices_of_a_process_follow_local_rank(

@@ -128,7 +128,7 @@ def test_dry_run_estimate_equals_hand_figures(tiny_experiment, monkeypatch, capl
     [
         ((), "all its epochs are done"),
         (("TRAIN.END_EPOCH", 1), "all its epochs are done"),
-        (("TRAIN.END_EPOCH", 9, "TRAIN.PATIENCE", 1), "it has ended early (TRAIN.PATIENCE)"),
+        (("TRAIN.END_EPOCH", 9, "TRAIN.PATIENCE", 1), "it has stopped early (TRAIN.PATIENCE)"),
     ],
 )
 def test_dry_run_finished_run_logs_nothing_to_train(

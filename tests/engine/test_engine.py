@@ -270,7 +270,7 @@ def test_resume_mid_epoch_gives_equal_run(
     said = stopped_run(epoch, None if step == "evaluation" else done)
     assert said.startswith(f"stopped at epoch {epoch}, step {done}; ")
     assert said.endswith(
-        "checkpoint.pth is written, the same command with AUTO_RESUME True goes on"
+        "checkpoint.pth is written, resume with the same command and AUTO_RESUME True"
     )
     folder = run_train(tiny_experiment, "AUTO_RESUME", True)
     check_equal_to(reference, folder)
@@ -1086,32 +1086,24 @@ def test_cpu_threads_follow_config_and_checkpoint(
     measures.
     """
     monkeypatch.setattr(threads, "available_cpus", lambda: 4)
-    threads.CpuThreads(
-        config.load(tiny_experiment, ["CPU_THREADS", wanted]), torch.device("cpu"), saved
-    )
+    cfg = config.load(tiny_experiment, ["CPU_THREADS", wanted])
+    threads.CpuThreads(cfg.CPU_THREADS, torch.device("cpu"), saved)
     assert thread_counts == [count]
 
 
-def test_cpu_threads_retune_by_load(tiny_experiment, thread_counts, monkeypatch):
+def test_cpu_threads_retune_by_load(thread_counts, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(threads, "available_cpus", lambda: 4)
-    fixed, adaptive = (
-        threads.CpuThreads(
-            config.load(tiny_experiment, ["CPU_THREADS", count]), torch.device("cpu")
-        )
-        for count in (0, -1)
-    )
+    fixed, adaptive = (threads.CpuThreads(count, torch.device("cpu")) for count in (0, -1))
     for seconds in (1, 20, 1, 20):
         now[0] += seconds
-        fixed.look(), adaptive.look()
+        fixed.retune(), adaptive.retune()
     assert thread_counts == [4, 5, 6, 7]
 
 
-def test_cpu_threads_unchanged_on_gpu(tiny_experiment, thread_counts):
-    threads.CpuThreads(
-        config.load(tiny_experiment, ["CPU_THREADS", -1]), torch.device("cuda", 0), 4
-    ).look()
+def test_cpu_threads_unchanged_on_gpu(thread_counts):
+    threads.CpuThreads(-1, torch.device("cuda", 0), 4).retune()
     assert thread_counts == []
 
 
@@ -1204,7 +1196,7 @@ def test_train_signal_to_process_group_stops_cleanly(tiny_experiment, number):
     assert err == "" and "Traceback" not in out
     last = out.splitlines()[-1]
     assert last.startswith("stopped at epoch ") and last.endswith(
-        "the same command with AUTO_RESUME True goes on"
+        "resume with the same command and AUTO_RESUME True"
     )
     folder = folder_of(tiny_experiment)
     saved = checkpoint.load(folder / "checkpoint.pth", "tiny")

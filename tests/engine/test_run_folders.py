@@ -101,8 +101,8 @@ def test_run_folder_without_resume_is_new(finished, capsys):
         board.name.startswith("tiny-2_") and config.load(new / "config.yaml").RUN_NAME == "tiny-2"
     )
     assert (
-        run_folder.resume_hint(config.load(new / "config.yaml"))
-        == "the same command with AUTO_RESUME True RUN_NAME tiny-2 goes on"
+        run_folder.resume_hint(config.load(new / "config.yaml").RUN_NAME)
+        == "resume with the same command and AUTO_RESUME True RUN_NAME tiny-2"
     )
     # tools/test.py finds it by the same key
     cfg = loaded(path, "RUN_NAME", "tiny-2")

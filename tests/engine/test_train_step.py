@@ -353,7 +353,7 @@ def test_autocast_amp_sets_dtype(tiny_experiment, kind, dtype):
     cfg = config.load(tiny_experiment, ["AMP", kind])
     with forward.autocast(torch.device("cpu"), cfg.AMP):
         assert nn.Conv2d(3, 4, 1)(torch.zeros(1, 3, 8, 8)).dtype == dtype
-    assert LossScaler(cfg, torch.device("cpu")).active == (kind == "fp16")
+    assert LossScaler(torch.device("cpu"), enabled=cfg.AMP == "fp16").is_enabled == (kind == "fp16")
 
 
 def test_train_bf16_is_close_to_float32(tiny_experiment):
@@ -525,7 +525,7 @@ def test_compile_several_devices_raises(tiny_experiment):
     with pytest.raises(
         ConfigError,
         match=(
-            "COMPILE True: one process cannot compile for 2 GPUS; start a process for each with"
+            "COMPILE True: unsupported for 2 GPUS in one process; start one process per GPU with"
             " torchrun"
         ),
     ):
@@ -670,9 +670,9 @@ def ended_after(path, monkeypatch, values, *overrides):
 def test_train_patience_stops_early(tiny_experiment, monkeypatch, values, patience, epochs):
     done, folder = ended_after(tiny_experiment, monkeypatch, values, "TRAIN.PATIENCE", patience)
     assert done == epochs and (folder / "final_state.pth").exists()
-    assert (
-        "ended early: the best score has not risen in" in (folder / "train.log").read_text()
-    ) == (epochs < len(values))
+    assert ("stopped early: no better score in" in (folder / "train.log").read_text()) == (
+        epochs < len(values)
+    )
     if epochs < len(values):  # gone on with, it has nothing to do
         monkeypatch.setattr(train, "train_one_epoch", lambda *_: pytest.fail("trained on"))
         run_train(
@@ -752,7 +752,7 @@ def test_resume_patience_counts_interrupted_evaluation_once(tiny_experiment, mon
         "score": 0.4,
         "epoch": 3,
     }
-    assert "ended early" not in (folder / "train.log").read_text()
+    assert "stopped early" not in (folder / "train.log").read_text()
 
 
 def test_train_patience_improving_average_continues(tiny_experiment, monkeypatch):

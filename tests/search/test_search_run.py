@@ -522,7 +522,7 @@ def test_search_killed_worker_names_the_checkpoint(tiny_search, workers):
         1,
         (
             "error: a data loader worker was killed, probably out of memory: lower WORKERS; "
-            f"the last checkpoint is {kept}, the same command with AUTO_RESUME True goes on\n"
+            f"the last checkpoint is {kept}, resume with the same command and AUTO_RESUME True\n"
         ),
     )
 

@@ -118,7 +118,7 @@ def test_train_full_log_disk_ends_with_checkpoint(tiny_experiment, small_disk, c
         error.value
     )
     assert (
-        f"{folder}/checkpoint.pth is written, the same command with AUTO_RESUME True goes on"
+        f"{folder}/checkpoint.pth is written, resume with the same command and AUTO_RESUME True"
         in str(error.value)
         and "\n" not in str(error.value)
     )

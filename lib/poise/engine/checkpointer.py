@@ -85,7 +85,7 @@ class Checkpointer:
         progress = state.progress
         raise RunStoppedError(
             f"stopped at epoch {progress.epoch}, step {progress.step};"
-            f" {progress.last_checkpoint} is written, {run_folder.resume_hint(self._cfg)}"
+            f" {progress.last_checkpoint} is written, {run_folder.resume_hint(self._cfg.RUN_NAME)}"
         )
 
     @contextmanager
@@ -102,7 +102,7 @@ class Checkpointer:
         if error:
             raise DataError(
                 f"{error}; {state.progress.last_checkpoint} is written,"
-                f" {run_folder.resume_hint(self._cfg)}"
+                f" {run_folder.resume_hint(self._cfg.RUN_NAME)}"
             )
 
     def _error_text(self) -> str:

@@ -33,7 +33,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); give auto, cpu,"
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); set auto, cpu,"
             " cuda, cuda:1 or mps"
         ) from None
     return chosen
@@ -42,18 +42,16 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 def choose_devices(
     cfg: CfgNode, processes: DistributedContext = SINGLE_PROCESS
 ) -> list[torch.device]:
-    """Return the CUDA devices of GPUS that exist, with a warning where some do not, or the CPU.
+    """Return the CUDA devices of GPUS that exist, or the CPU; warn if some are missing.
 
-    A process of torchrun has one device: the GPU of its number on this machine, whatever GPUS
-    lists, if every process has one; else, or where GPUS is empty, the CPU.
+    A process of torchrun has one device: the GPU with its local rank, whatever GPUS lists, if there
+    is one for every process; the CPU otherwise and if GPUS is empty.
     """
-    wanted, present = (
-        [int(gpu) for gpu in cfg.GPUS],
-        (torch.cuda.device_count() if torch.cuda.is_available() else 0),
-    )
+    wanted = [int(gpu) for gpu in cfg.GPUS]
+    num_present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if processes.local_rank is not None:
-        return [_device_of_process(wanted, present, processes, processes.local_rank)]
-    usable = [gpu for gpu in wanted if gpu < present]
+        return [_device_of_process(wanted, num_present, processes, processes.local_rank)]
+    usable = [gpu for gpu in wanted if gpu < num_present]
     if usable:
         if len(usable) < len(wanted):
             log.warning(
@@ -67,24 +65,27 @@ def choose_devices(
             )
         return [torch.device("cuda", gpu) for gpu in usable]
     if wanted:
+        reason = "no CUDA device"
+        if num_present:
+            reason = f"GPUS {wanted} do not exist, {num_present} do"
+        expected = f" instead of {len(wanted)} x" if len(wanted) > 1 else ""
         log.warning(
-            "%s: running on the CPU; a step has 1 x BATCH_SIZE_PER_GPU samples%s",
-            "no CUDA device" if not present else f"GPUS {wanted} do not exist, {present} do",
-            f" instead of {len(wanted)} x" if len(wanted) > 1 else "",
+            "%s: running on the CPU; a step has 1 x BATCH_SIZE_PER_GPU samples%s", reason, expected
         )
     return [torch.device("cpu")]
 
 
 def _device_of_process(
-    wanted: list[int], present: int, processes: DistributedContext, local_rank: int
+    wanted: list[int], num_present: int, processes: DistributedContext, local_rank: int
 ) -> torch.device:
-    if processes.all_reduce_any(not wanted or local_rank >= present):
+    """Return the GPU with the local rank; the CPU if one of the processes has no GPU."""
+    if processes.all_reduce_any(not wanted or local_rank >= num_present):
         if wanted:
             reason = "no CUDA device"
-            if present:
+            if num_present:
                 reason = (
-                    f"a process has no CUDA device of its own, there are {present} on this"
-                    " machine; start so many processes"
+                    f"more processes than CUDA devices ({num_present}) on this machine; start"
+                    f" {num_present} processes"
                 )
             log.warning("%s: running on the CPU", reason)
         return torch.device("cpu")
@@ -94,7 +95,7 @@ def _device_of_process(
 
 
 def configure_cudnn(cfg: CfgNode, devices: list[torch.device]) -> None:
-    """cuDNN's switches. Raises ConfigError where the devices cannot compute what AMP asks for."""
+    """Set CUDNN.*; raise ConfigError if the devices do not support AMP."""
     check_precision(devices, cfg.AMP)
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
@@ -104,31 +105,30 @@ def configure_cudnn(cfg: CfgNode, devices: list[torch.device]) -> None:
 def to_device(
     model: nn.Module, devices: list[torch.device], channels_last: bool = False
 ) -> nn.Module:
-    """The network on its device; under DataParallel where there are several."""
-    model = model.to(
-        devices[0], memory_format=torch.channels_last if channels_last else torch.preserve_format
-    )
-    return (
-        nn.DataParallel(model, device_ids=[device.index for device in devices])
-        if len(devices) > 1
-        else model
-    )
+    """Move a model to the first device; wrap it in DataParallel if there are several."""
+    model.to(devices[0])
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if len(devices) == 1:
+        return model
+    return nn.DataParallel(model, device_ids=[device.index for device in devices])
 
 
 def compile_network(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> None:
-    """With COMPILE: the network, as it is laid on its devices, is compiled when it is first
-    called. Raises ConfigError where that cannot be.
+    """Compile the model at its first call, if COMPILE.
+
+    Raises ConfigError if torch.compile does not work here.
     """
     if not cfg.COMPILE:
         return
     if len(devices) > 1:
         raise ConfigError(
-            f"COMPILE True: one process cannot compile for {len(devices)} GPUS; start a process for"
-            " each with torchrun"
+            f"COMPILE True: unsupported for {len(devices)} GPUS in one process; start one process"
+            " per GPU with torchrun"
         )
     try:
         torch.compile(_probe)(torch.ones(8, device=devices[0]))
-    # of many classes: no C++ compiler, no Triton, a Python that is not supported
+    # of many classes: no C++ compiler, no Triton, an unsupported version of Python
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
@@ -143,88 +143,97 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The network without the wrapper of several devices or processes."""
-    return model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else model
+    """Return the model without DataParallel or DistributedDataParallel."""
+    if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        return model.module
+    return model
 
 
 def prepare_for_inference(cfg: CfgNode, model: nn.Module, devices: list[torch.device]) -> nn.Module:
-    """What predicts in `model`'s place, on the devices: a folded copy with TEST.FOLD_BN, on the CPU
-    with packed convolutions, else the network itself.
+    """Return a model that predicts like `model`, faster.
 
-    Never under DistributedDataParallel: the processes' shares may differ, and it would wait for
-    each step of all.
+    With TEST.FOLD_BN it is a copy with folded batch norms and, on the CPU, packed convolutions.
+    Never DistributedDataParallel: the processes may have different numbers of batches, and it would
+    wait for the others in each step.
     """
+    network = unwrap_model(model)
     if not cfg.TEST.FOLD_BN:
-        return to_device(unwrap_model(model), devices, cfg.CHANNELS_LAST)
-    tested = to_device(fold_batch_norms(unwrap_model(model)), devices, cfg.CHANNELS_LAST)
+        return to_device(network, devices, cfg.CHANNELS_LAST)
+    network = to_device(fold_batch_norms(network), devices, cfg.CHANNELS_LAST)
     if devices[0].type == "cpu" and cfg.AMP in ("", "bf16") and not cfg.COMPILE and can_pack():
-        pack_convolutions(tested, torch.bfloat16 if cfg.AMP else torch.float32)
-    return tested
+        pack_convolutions(network, torch.bfloat16 if cfg.AMP else torch.float32)
+    return network
 
 
-_SECONDS_BETWEEN = 15.0
+_SECONDS_BETWEEN_MEASUREMENTS = 15.0
 
 
 class CpuThreads:
-    """Sets the count that CPU_THREADS asks for, and looks again while the run goes on where that is
-    wished.
+    """Set the number of CPU threads; measure it again during the run if CPU_THREADS is -1.
 
-    saved: the count of the run that is gone on with. It is taken over, as far as there are cores,
-    because another count adds up sums in another order and the run would not end as it would have.
-    For the same reason 0 does not measure: two runs of one command would differ.
+    A resumed run keeps the number of threads of its checkpoint, if there are enough cores: another
+    number adds in another order, and the run would end with other weights. For the same reason 0
+    does not measure: two runs of one command would differ.
+
+    Args:
+        num_threads: CPU_THREADS; 0 for all available cores, -1 to measure.
+        device: first device of the run; nothing is set for a GPU.
+        saved: number of threads of the checkpoint, if any.
     """
 
-    def __init__(self, cfg: CfgNode, device: torch.device, saved: int | None = None):
-        self._adaptive = device.type == "cpu" and cfg.CPU_THREADS == -1
+    def __init__(self, num_threads: int, device: torch.device, saved: int | None = None):
+        self._is_adaptive = device.type == "cpu" and num_threads == -1
         if device.type != "cpu":
             return
-        if self._adaptive:
+        available = available_cpus()
+        if self._is_adaptive:
             count = fastest_threads()
         else:
-            count = cfg.CPU_THREADS or min(saved or available_cpus(), available_cpus())
+            count = num_threads or min(saved or available, available)
         torch.set_num_threads(count)
-        self._looked = time.perf_counter()
-        log.info("CPU threads: %d of %d cores", count, available_cpus())
+        self._measured_at = time.perf_counter()
+        log.info("CPU threads: %d of %d cores", count, available)
 
-    def look(self) -> None:
-        """Between two steps: measure again when the last look is some seconds old and
-        CPU_THREADS is -1.
-        """
-        if not self._adaptive or time.perf_counter() - self._looked < _SECONDS_BETWEEN:
+    def retune(self) -> None:
+        """Measure again if CPU_THREADS is -1 and the last measurement is some seconds old."""
+        if not self._is_adaptive:
+            return
+        if time.perf_counter() - self._measured_at < _SECONDS_BETWEEN_MEASUREMENTS:
             return
         before = torch.get_num_threads()
         count = fastest_threads(before)
         torch.set_num_threads(count)
-        self._looked = time.perf_counter()
+        self._measured_at = time.perf_counter()
         if count != before:
-            log.info(
-                "CPU threads: now %d, as other programs %s the cores",
-                count,
-                "need" if count < before else "left",
-            )
+            reason = "need" if count < before else "left"
+            log.info("CPU threads: now %d, as other programs %s the cores", count, reason)
 
 
 def available_cpus() -> int:
-    """Cores that this process may run on, divided among torchrun's processes on this machine, and
-    no more than OMP_NUM_THREADS.
+    """Return the number of cores for this process, at most OMP_NUM_THREADS.
 
-    torchrun itself sets OMP_NUM_THREADS to 1 where the user did not.
+    The processes of torchrun share the cores of a machine. torchrun itself sets OMP_NUM_THREADS to
+    1 if the user did not set it.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     cores = max(cores // local_world_size(), 1)
-    wish = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(wish)) if wish.isdigit() and int(wish) > 0 else cores
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and int(limit) > 0:
+        return min(cores, int(limit))
+    return cores
 
 
 def fastest_threads(current: int | None = None) -> int:
-    """The count that is fastest right now, by a small training step; `current` stays unless
-    another is clearly faster.
+    """Return the number of threads that is fastest now, measured on a small training step.
+
+    Returns `current` unless another number is clearly faster.
     """
     cores = available_cpus()
     candidates = sorted({1, *(2**i for i in range(1, 8) if 2**i < cores), cores})
-    with torch.random.fork_rng(devices=[]):  # the run's own random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):  # leave the random state of the run unchanged
         net = nn.Sequential(
             nn.Conv2d(16, 32, 3, padding=1),
             nn.ReLU(),
@@ -234,20 +243,19 @@ def fastest_threads(current: int | None = None) -> int:
         )
         images = torch.randn(8, 16, 32, 24)
     times: dict[int, list[float]] = {count: [] for count in candidates}
-    for count in candidates:  # the first steps of a process start threads and choose kernels
+    for count in candidates:  # warm-up: start the threads and choose kernels
         torch.set_num_threads(count)
         for _ in range(4):
             net(images).square().mean().backward()
-    for _ in range(3):  # in turns, so that a passing disturbance meets every count
+    for _ in range(3):  # in turns, so that a short disturbance affects every candidate
         for count in candidates:
             torch.set_num_threads(count)
             for _ in range(6):
-                begin = time.perf_counter()
+                start = time.perf_counter()
                 net(images).square().mean().backward()
-                times[count].append(time.perf_counter() - begin)
-    # the median: a core that another program holds slows every step down, a passing disturbance
-    # only a few
-    medians = {count: sorted(found)[len(found) // 2] for count, found in times.items()}
+                times[count].append(time.perf_counter() - start)
+    # the median: another program on a core slows every step, a short disturbance only a few
+    medians = {count: sorted(seconds)[len(seconds) // 2] for count, seconds in times.items()}
     best = min(candidates, key=medians.__getitem__)
-    kept = current if current in medians else 1
-    return best if medians[best] < 0.85 * medians[kept] else kept
+    default = current if current in medians else 1
+    return best if medians[best] < 0.85 * medians[default] else default

@@ -48,11 +48,11 @@ def _run(cfg: CfgNode, cfg_path: str, processes: DistributedContext) -> None:
             " with random weights"
         )
     log.info("schedule: %s", schedule)
-    if not state.has_epochs_left(cfg):
+    if not state.has_epochs_left(cfg.TRAIN.PATIENCE):
         ended_early = progress.epoch < schedule.epochs
         log.info(
             "nothing is left of this run: %s; nothing was written",
-            "it has ended early (TRAIN.PATIENCE)" if ended_early else "all its epochs are done",
+            "it has stopped early (TRAIN.PATIENCE)" if ended_early else "all its epochs are done",
         )
         return
     steps = max(schedule.total_steps - state.global_step, 0)

@@ -75,7 +75,7 @@ def run(
         shard=Shard(processes.rank, processes.world_size, local_world_size()),
     )
     device.configure_cudnn(cfg, devices)
-    CpuThreads(cfg, devices[0])
+    CpuThreads(cfg.CPU_THREADS, devices[0])
     processes.run_on_main(lambda: logger.make_run_folder(cfg, cfg_path))
     logger.add_file(folder / "test.log", processes.rank)
     if processes.is_main_process:

@@ -147,7 +147,7 @@ def create(cfg: CfgNode, cfg_path: str, results: Sequence[str], lock: Lock) -> P
     return folder
 
 
-def resume_hint(cfg: CfgNode) -> str:
-    """Return how the run is resumed, for the message that ends it."""
-    name = f" RUN_NAME {cfg.RUN_NAME}" if cfg.RUN_NAME else ""
-    return f"the same command with AUTO_RESUME True{name} goes on"
+def resume_hint(run_name: str) -> str:
+    """Return how to resume a run, for the message that ends it."""
+    name = f" RUN_NAME {run_name}" if run_name else ""
+    return f"resume with the same command and AUTO_RESUME True{name}"

@@ -100,7 +100,7 @@ class TrainLogger(RunLogger):
     """The records of a training.
 
     Attributes:
-        reported: reasons for scores of 0 or -1 that the log has, each once in a run.
+        reported_reasons: reasons for scores of 0 or -1 that the log has, each once in a run.
     """
 
     log_name = "train.log"
@@ -122,7 +122,7 @@ class TrainLogger(RunLogger):
         super().__init__(cfg, cfg_path, processes)
         self._state, self._loader, self._codec = state, loader, codec
         self._pictures: DebugImages | None = None
-        self.reported: set[str] = set()
+        self.reported_reasons: set[str] = set()
 
     def start(self, command: list[str]) -> None:
         """Log what is run, write config.yaml and open the files that epochs are written to."""
@@ -142,7 +142,7 @@ class TrainLogger(RunLogger):
         )
         log.info("schedule: %s", state.schedule)
         # where only the final weights are missing, nothing is trained with the current settings
-        if state.has_epochs_left(cfg) or not (self.folder / "config.yaml").exists():
+        if state.has_epochs_left(cfg.TRAIN.PATIENCE) or not (self.folder / "config.yaml").exists():
             self.write_origin()
         self.open(progress.epoch)
         if cfg.DEBUG.DEBUG:
@@ -246,7 +246,7 @@ class TrainLogger(RunLogger):
             values["images_per_second"],
             100 * values["data_time_share"],
         )
-        if state.scaler.active:
+        if state.scaler.is_enabled:
             values |= {
                 "overflows": int(progress.sums["overflows"]),
                 "loss_scale": state.scaler.value,

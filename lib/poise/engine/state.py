@@ -238,11 +238,14 @@ class TrainState:
         """The next step, counted over the whole training."""
         return self.progress.epoch * self.schedule.steps_per_epoch + self.progress.step
 
-    def should_stop_early(self, cfg: CfgNode) -> bool:
-        return 0 < cfg.TRAIN.PATIENCE <= self.progress.evals_without_improvement
+    def should_stop_early(self, patience: int) -> bool:
+        """Return whether `patience` (TRAIN.PATIENCE, 0 for never) evaluations did not improve."""
+        return 0 < patience <= self.progress.evals_without_improvement
 
-    def has_epochs_left(self, cfg: CfgNode) -> bool:
-        return self.progress.epoch < self.schedule.epochs and not self.should_stop_early(cfg)
+    def has_epochs_left(self, patience: int) -> bool:
+        """Return whether the training is not complete and does not stop early."""
+        is_complete = self.progress.epoch >= self.schedule.epochs
+        return not is_complete and not self.should_stop_early(patience)
 
     def check_finite(self) -> None:
         """Raise PoiseError where the last step spoiled the network, which is then not saved.

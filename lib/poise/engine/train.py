@@ -1,6 +1,9 @@
 """Train one experiment.
 
 Read from top to bottom: run, build, train_epochs, train_one_epoch, train_step, evaluate_networks.
+
+Elsewhere: what a checkpoint stores (state.py) and when it is written (checkpointer.py), what is
+logged (run_logger.py), what the processes exchange after a step (step_metrics.py).
 """
 
 from __future__ import annotations
@@ -12,10 +15,8 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
@@ -51,13 +52,18 @@ from poise.models.forward import autocast, normalize
 
 log = logging.getLogger(__name__)
 
-# the random numbers of one seed's steps do not meet those of the next one's
-_STEPS_OF_A_SEED = 1_000_000_007
+# larger than any number of steps, so that no two values of SEED share a random state
+_SEED_STRIDE = 1_000_000_007
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training is built of before anything is written."""
+    """Parts of a training, before anything is written.
+
+    Attributes:
+        state: what a checkpoint stores.
+        devices: devices of this process; the batches are on the first one.
+    """
 
     state: TrainState
     codec: Codec
@@ -70,48 +76,59 @@ class Setup:
 def run(
     cfg: CfgNode, cfg_path: str, command: list[str], processes: DistributedContext = SINGLE_PROCESS
 ) -> Path:
-    """Train as the configuration says, resuming from a checkpoint where it asks for that.
+    """Train as the configuration says; return the run folder.
 
-    All `processes` call this. Writes the run folder and the TensorBoard folder of docs/design.md,
-    section 3; returns the run folder, which no other run can use meanwhile. A finished run is left
-    as it is.
+    Resumes from a checkpoint if AUTO_RESUME, TRAIN.RESUME or TRAIN.CHECKPOINT asks for it. Leaves a
+    finished run unchanged. All processes call this. The files are listed in docs/design.md.
 
     Raises:
-        RunStoppedError: after Ctrl-C, with a checkpoint written.
-        PoiseError: for what cannot be used.
+        RunStoppedError: after a signal; a checkpoint is written.
+        PoiseError: for invalid input.
     """
     logger.start_console(processes.rank)
     with resource_errors("training", training_memory_hint(cfg)), run_folder.Lock() as lock:
-        restarted = processes.all_reduce_any(checkpoint.is_restarted())
-        resumes = partial(resumes_in, cfg, cfg_path, restarted=restarted)
+        is_restarted = processes.all_reduce_any(checkpoint.is_restarted())
+        resumes = partial(resumes_in, cfg, cfg_path, restarted=is_restarted)
         name = processes.run_on_main(
             run_folder.choose_run_name, cfg, cfg_path, run_folder.TRAINING, resumes, lock
         )
-        suffixed, cfg = name != cfg.RUN_NAME, run_folder.with_run_name(cfg, name)
+        is_renamed = name != cfg.RUN_NAME
+        cfg = run_folder.with_run_name(cfg, name)
+        # build before the folder is created: invalid input leaves no files behind
         setup = build(cfg, cfg_path, processes)
-        records = TrainLogger(cfg, cfg_path, setup.state, setup.loader, setup.codec, processes)
-        if not processes.run_on_main(_is_finished, cfg, setup.state, records.folder):
+        state = setup.state
+        run_logger = TrainLogger(cfg, cfg_path, state, setup.loader, setup.codec, processes)
+        if not processes.run_on_main(_is_finished, cfg, state, run_logger.folder):
             processes.run_on_main(run_folder.create, cfg, cfg_path, run_folder.TRAINING, lock)
-            _train(cfg, cfg_path, command, setup, records, processes)
-    if suffixed:
+            logger.add_file(run_logger.folder / run_logger.log_name, processes.rank)
+            hint = run_folder.resume_hint(cfg.RUN_NAME)
+            with (
+                logger.errors_in_file(),
+                resource_errors("training", training_memory_hint(cfg), state.progress, hint),
+            ):
+                # broadcasts the weights and buffers of rank 0
+                setup_ddp_and_compile(cfg, state, setup.devices, processes)
+                run_logger.start(command)
+                with closing(run_logger), GracefulStop() as stop:
+                    checkpointer = Checkpointer(cfg, cfg_path, run_logger, stop, processes)
+                    train_epochs(cfg, setup, run_logger, checkpointer, processes)
+    if is_renamed:
         log.info("test this run with RUN_NAME %s", name)
-    return records.folder
+    return run_logger.folder
 
 
 @gc_disabled()
 def build(cfg: CfgNode, cfg_path: str, processes: DistributedContext) -> Setup:
-    """Build all that a training needs, in the state of its checkpoint if there is one.
-
-    Writes nothing.
-    """
+    """Build a training and restore its checkpoint, if any. Writes nothing."""
     devices = device.choose_devices(cfg, processes)
     folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
-    restarted = processes.all_reduce_any(checkpoint.is_restarted())
-    saved = processes.run_on_main(find_checkpoint, cfg, cfg_path, folder, restarted)
+    is_restarted = processes.all_reduce_any(checkpoint.is_restarted())
+    saved = processes.run_on_main(find_checkpoint, cfg, cfg_path, folder, is_restarted)
+
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
     loader, test_loader = _build_loaders(cfg, devices, processes)
-    # the others take rank 0's when they wrap the network
+    # only on rank 0: DistributedDataParallel broadcasts its weights
     if saved is None and cfg.MODEL.INIT_WEIGHTS and processes.is_main_process:
         weights.load_pretrained(
             model,
@@ -121,27 +138,35 @@ def build(cfg: CfgNode, cfg_path: str, processes: DistributedContext) -> Setup:
             rgb=cfg.DATASET.COLOR_RGB,
         )
     device.configure_cudnn(cfg, devices)
-    threads = CpuThreads(cfg, devices[0], saved["threads"] if saved else None)
+    threads = CpuThreads(cfg.CPU_THREADS, devices[0], saved["threads"] if saved else None)
+    # before the optimizer, which keeps references to the parameters on their device
     model = device.to_device(model, devices, cfg.CHANNELS_LAST)
-    optimizer = build_optimizer(cfg, model)
-    codec = build_codec(cfg)
-    network, batches = device.unwrap_model(model), loader.batch_sampler
-    schedule = Schedule.from_config(cfg, len(loader), batches.batch_size)
-    if not (cfg.SYNC_BN and processes.world_size > 1):
-        _check_batch_norm(cfg, network, batches, schedule, len(devices))
-    scaler = LossScaler(cfg, devices[0])
-    ema = ModelEma(network, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
-    progress = Progress(cfg.TRAIN.BEGIN_EPOCH)
-    state = TrainState(model, optimizer, schedule, scaler, ema, progress)
+    network = device.unwrap_model(model)
+
+    sampler = loader.batch_sampler
+    schedule = Schedule.from_config(cfg, len(loader), sampler.batch_size)
+    is_synced = cfg.SYNC_BN and processes.world_size > 1
+    fewest = smallest_micro_batch(sampler, schedule.total_steps, cfg.TRAIN.ACCUMULATE, len(devices))
+    if fewest == 1 and not is_synced:
+        key = f"TRAIN.BATCH_SIZE_PER_GPU {cfg.TRAIN.BATCH_SIZE_PER_GPU}"
+        check_single_sample(network, cfg.MODEL.IMAGE_SIZE, key)
+    state = TrainState(
+        model=model,
+        optimizer=build_optimizer(cfg, model),
+        schedule=schedule,
+        scaler=LossScaler(devices[0], enabled=cfg.AMP == "fp16"),
+        ema=ModelEma(network, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
+        progress=Progress(cfg.TRAIN.BEGIN_EPOCH),
+    )
     if saved is not None:
-        state.load_state_dict(saved, cfg, batches)
-    return Setup(state, codec, loader, test_loader, devices, threads)
+        state.load_state_dict(saved, cfg, sampler)
+    return Setup(state, build_codec(cfg), loader, test_loader, devices, threads)
 
 
 def _build_loaders(
     cfg: CfgNode, devices: list[torch.device], processes: DistributedContext
 ) -> tuple[BatchLoader, BatchLoader]:
-    """Return the loaders of the training set and of the test set."""
+    """Build the loaders of the training set and of the test set."""
     table, images = load_split(cfg, train=True)
     test_table, test_images = load_split(cfg, train=False)
     if processes.is_main_process:
@@ -154,49 +179,46 @@ def _build_loaders(
             evaluator=evaluator,
             seed=cfg.SEED,
         )
-    keywords: dict[str, Any] = {
-        "on_gpu": devices[0].type == "cuda",
-        "shard": Shard(processes.rank, processes.world_size, local_world_size()),
-    }
-    count = len(devices)
-    parts = count * cfg.TRAIN.ACCUMULATE
-    return (
-        build_loader(cfg, table, images, train=True, devices=parts, **keywords),
-        build_loader(cfg, test_table, test_images, train=False, devices=count, **keywords),
+    on_gpu = devices[0].type == "cuda"
+    shard = Shard(processes.rank, processes.world_size, local_world_size())
+    loader = build_loader(
+        cfg,
+        table,
+        images,
+        train=True,
+        devices=len(devices) * cfg.TRAIN.ACCUMULATE,
+        on_gpu=on_gpu,
+        shard=shard,
     )
-
-
-def _check_batch_norm(
-    cfg: CfgNode, network: nn.Module, batches: EpochBatchSampler, schedule: Schedule, devices: int
-) -> None:
-    """Raise ConfigError where a batch norm would see one value per channel in some step."""
-    if smallest_micro_batch(batches, schedule.total_steps, cfg.TRAIN.ACCUMULATE, devices) == 1:
-        check_single_sample(
-            network,
-            cfg.MODEL.IMAGE_SIZE,
-            f"TRAIN.BATCH_SIZE_PER_GPU {cfg.TRAIN.BATCH_SIZE_PER_GPU}",
-        )
+    test_loader = build_loader(
+        cfg,
+        test_table,
+        test_images,
+        train=False,
+        devices=len(devices),
+        on_gpu=on_gpu,
+        shard=shard,
+    )
+    return loader, test_loader
 
 
 def _is_finished(cfg: CfgNode, state: TrainState, folder: Path) -> bool:
     """Return whether nothing is left to train or to write, and log it."""
     progress = state.progress
-    if state.has_epochs_left(cfg):
+    if state.has_epochs_left(cfg.TRAIN.PATIENCE):
         return False
-    check_finished(
-        progress.last_checkpoint, progress.changed, progress.epoch > state.schedule.epochs
-    )
+    is_longer = progress.epoch > state.schedule.epochs
+    check_finished(progress.last_checkpoint, progress.changed, is_longer)
     for name, network in state.networks.items():
-        written = not name or progress.ema_epoch >= 0
-        if written and not checkpoint.file_has_weights(
-            folder / _weight_file("final_state", name), network
-        ):
+        is_written = not name or progress.ema_epoch >= 0
+        file = folder / _weight_file("final_state", name)
+        if is_written and not checkpoint.file_has_weights(file, network):
             return False
     checkpoint.cleanup_stale(folder, None)
     log.info(
         "%s: this run is finished: best score %s at epoch %d of %d, with the settings of its"
-        " config.yaml; nothing is trained or written; a later TRAIN.END_EPOCH continues it, another"
-        " RUN_NAME starts a new run",
+        " config.yaml; nothing is trained or written; increase TRAIN.END_EPOCH to continue it, or"
+        " set another RUN_NAME to start a new run",
         folder,
         format_primary_metric(progress.best_score),
         progress.best_epoch,
@@ -206,39 +228,16 @@ def _is_finished(cfg: CfgNode, state: TrainState, folder: Path) -> bool:
 
 
 def _weight_file(stem: str, name: str) -> str:
-    """Return the file of a network's weights; name: "" or "ema", see TrainState.networks."""
+    """Return the file name of a network's weights; name: "" or "ema", see TrainState.networks."""
     return f"{stem}_{name}.pth" if name else f"{stem}.pth"
-
-
-def _train(
-    cfg: CfgNode,
-    cfg_path: str,
-    command: list[str],
-    setup: Setup,
-    records: TrainLogger,
-    processes: DistributedContext,
-) -> None:
-    """Train with a log in the run folder, which exists."""
-    state = setup.state
-    logger.add_file(records.folder / records.log_name, processes.rank)
-    limits = resource_errors(
-        "training", training_memory_hint(cfg), state.progress, run_folder.resume_hint(cfg)
-    )
-    with logger.errors_in_file(), limits:
-        # rank 0's weights and buffers become those of all processes
-        setup_ddp_and_compile(cfg, state, setup.devices, processes)
-        records.start(command)
-        with closing(records), GracefulStop() as interrupt:
-            checkpointer = Checkpointer(cfg, cfg_path, records, interrupt, processes)
-            train_epochs(cfg, setup, records, checkpointer, processes)
 
 
 def setup_ddp_and_compile(
     cfg: CfgNode, state: TrainState, devices: list[torch.device], processes: DistributedContext
 ) -> None:
-    """Connect the network with those of the other processes, and compile it with COMPILE."""
+    """Wrap the model in DistributedDataParallel if there are several processes; compile it."""
     if cfg.SYNC_BN and processes.world_size == 1:
-        log.warning("SYNC_BN True has no effect without torchrun's processes")
+        log.warning("SYNC_BN True: no effect in a single process; start the training with torchrun")
     state.model = processes.wrap_ddp(state.model, cfg.MODEL.IMAGE_SIZE, cfg.SYNC_BN)
     device.compile_network(cfg, state.model, devices)
 
@@ -246,83 +245,82 @@ def setup_ddp_and_compile(
 def train_epochs(
     cfg: CfgNode,
     setup: Setup,
-    records: TrainLogger,
+    run_logger: TrainLogger,
     checkpointer: Checkpointer,
     processes: DistributedContext,
 ) -> None:
-    """Train and test the epochs that are left, and write the final weights."""
-    state, progress = setup.state, setup.state.progress
-    codec, test_loader = setup.codec, setup.test_loader
-    while state.has_epochs_left(cfg):
+    """Train and evaluate the epochs that are left, and write the final weights."""
+    state = setup.state
+    progress = state.progress
+    while state.has_epochs_left(cfg.TRAIN.PATIENCE):
         epoch = progress.epoch
-        train_one_epoch(
-            cfg, state, codec, setup.loader, setup.threads, records, checkpointer, processes
-        )
-        # before the weights are checked: a process whose loss was not finite has more to tell
-        stop = processes.all_reduce_any(checkpointer.stop_requested())
+        train_one_epoch(cfg, setup, run_logger, checkpointer, processes)
+        # First a collective call: a rank whose loss was not finite has raised its own error, which
+        # names the images, and ends the others here.
+        is_stopped = processes.all_reduce_any(checkpointer.stop_requested())
         state.check_finite()
-        if stop:
+        if is_stopped:
             checkpointer.save_and_stop(state)
-        values, best = records.log_epoch(), []
+
+        metrics = run_logger.log_epoch()
+        best: list[str] = []
         if (epoch + 1) % cfg.TRAIN.EVAL_INTERVAL == 0 or epoch + 1 == state.schedule.epochs:
-            tests = evaluate_networks(
-                cfg, state, codec, test_loader, setup.devices, records, checkpointer, processes
-            )
-            records.add_tests(values, tests, test_loader.dataset.table)
-            best = progress.update_scores({name: test.score for name, test in tests.items()})
-        records.restore_folder()
+            results = evaluate_networks(cfg, setup, run_logger, checkpointer, processes)
+            run_logger.add_tests(metrics, results, setup.test_loader.dataset.table)
+            best = progress.update_scores({name: one.score for name, one in results.items()})
+
+        # The checkpoint comes last. A run that is killed before it trains the epoch again and
+        # replaces the weights and the line of metrics; a run that is killed after it has them.
+        run_logger.restore_folder()
         for name in best:
-            checkpointer.save_weights(_weight_file("model_best", name), state.networks[name])
-            records.log_best(name, _weight_file("model_best", name))
-        records.write_epoch(values)
-        # last: a run that is killed before this trains the epoch again and writes the two again;
-        # killed after it, the run has them
+            file = _weight_file("model_best", name)
+            checkpointer.save_weights(file, state.networks[name])
+            run_logger.log_best(name, file)
+        run_logger.write_epoch(metrics)
         progress.start_epoch(epoch + 1)
         checkpointer.save(state)
         checkpointer.raise_output_error(state)
-    if state.should_stop_early(cfg):
+    if state.should_stop_early(cfg.TRAIN.PATIENCE):
         log.info(
-            "ended early: the best score has not risen in %d tests (TRAIN.PATIENCE)",
+            "stopped early: no better score in %d evaluations (TRAIN.PATIENCE)",
             progress.evals_without_improvement,
         )
     for name, network in state.networks.items():
         checkpointer.save_weights(_weight_file("final_state", name), network)
-    records.log_end()
+    run_logger.log_end()
 
 
 def train_one_epoch(
     cfg: CfgNode,
-    state: TrainState,
-    codec: Codec,
-    loader: BatchLoader,
-    threads: CpuThreads,
-    records: TrainLogger,
+    setup: Setup,
+    run_logger: TrainLogger,
     checkpointer: Checkpointer,
     processes: DistributedContext,
 ) -> None:
-    """Train the epoch from its next step on; return early, between two steps, to stop.
-
-    Each of several processes trains on its share of a batch.
-    """
-    progress, interval = state.progress, cfg.TRAIN.CHECKPOINT_STEPS
-    steps = state.schedule.num_steps(progress.epoch)
+    """Train the rest of the current epoch; return early, between two steps, if asked to stop."""
+    state, loader = setup.state, setup.loader
+    progress, sampler = state.progress, loader.batch_sampler
+    num_steps = state.schedule.num_steps(progress.epoch)
+    interval = cfg.TRAIN.CHECKPOINT_STEPS
     collector = StepCollector(state, loader.dataset.table, checkpointer, processes)
     state.model.train()
-    loader.batch_sampler.set_epoch(progress.epoch, progress.step)
-    begin = time.perf_counter()
-    with records.progress_bar() as bar:
-        for batch in itertools.islice(loader, steps - progress.step):
-            data_seconds = time.perf_counter() - begin
-            _, samples = loader.batch_sampler.local_and_global_size(progress.step)
-            metrics, debug_batch = train_step(cfg, state, codec, batch, loader.batch_sampler)
+    sampler.set_epoch(progress.epoch, progress.step)
+    start = time.perf_counter()
+    with run_logger.progress_bar() as bar:
+        for batch in itertools.islice(loader, num_steps - progress.step):
+            data_seconds = time.perf_counter() - start
+            _, num_samples = sampler.local_and_global_size(progress.step)
+            metrics, debug_batch = train_step(cfg, state, setup.codec, batch, sampler)
             progress.step += 1
-            collector.add(metrics)  # adds them to progress.sums, on a GPU one step later
-            if progress.step == steps:
+            # On a GPU the metrics of a step are read after the next step was launched, so that the
+            # GPU does not wait. Whatever depends on them calls sync() first.
+            collector.add(metrics)
+            if progress.step == num_steps:
                 collector.sync()
-            seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - start
             progress.add_time(seconds, data_seconds)
             bar.update()
-            records.log_step(bar, seconds, data_seconds, samples, debug_batch)
+            run_logger.log_step(bar, seconds, data_seconds, num_samples, debug_batch)
             if collector.stop_requested():
                 collector.sync()
                 return
@@ -331,8 +329,8 @@ def train_one_epoch(
                 state.check_finite()
                 checkpointer.save(state)
                 collector.checkpoint_due = False
-            threads.look()
-            begin = time.perf_counter()
+            setup.threads.retune()
+            start = time.perf_counter()
 
 
 def train_step(
@@ -340,90 +338,98 @@ def train_step(
     state: TrainState,
     codec: Codec,
     batch: dict[str, torch.Tensor],
-    batches: EpochBatchSampler,
+    sampler: EpochBatchSampler,
 ) -> tuple[list[StepMetrics], tuple]:
-    """Do the epoch's next step on this process's share of a batch; state.progress stays as it is.
+    """Train on this process's samples of a batch, in TRAIN.ACCUMULATE micro-batches.
 
-    The share is divided into the parts of TRAIN.ACCUMULATE.
+    Does not change state.progress.
+
+    Args:
+        batch: the process's samples of the step, on the CPU.
+        sampler: of the loader, for the sizes of the batch on all processes.
 
     Returns:
-        The metrics of each part, which a GPU may still compute, and what can be shown of the last
-        part: (batch, normalized images, its prediction, targets).
+        The metrics of each micro-batch, which a GPU may still compute, and what `DebugImages.add`
+        draws of the last one.
     """
-    model, optimizer, step, where = state.model, state.optimizer, state.global_step, state.device
+    model, optimizer, scaler = state.model, state.optimizer, state.scaler
+    step, batch_device = state.global_step, state.device
+    rank, world_size = sampler.shard.rank, sampler.shard.world_size
     set_learning_rate(optimizer, state.schedule.lr_at(step))
-    # stochastic depth draws from it; so a resumed run draws the same, and each process something
-    # else
-    torch.manual_seed(
-        (cfg.SEED * _STEPS_OF_A_SEED + step * batches.shard.world_size + batches.shard.rank) % 2**63
-    )
-    _, global_size = batches.local_and_global_size(state.progress.step)
-    parts = split_batch(batch, batches, state.progress.step, cfg.TRAIN.ACCUMULATE)
+    # Stochastic depth draws from this generator. Its state depends on the step and the rank only,
+    # so that a resumed run draws the same numbers, and each process different ones.
+    torch.manual_seed((cfg.SEED * _SEED_STRIDE + step * world_size + rank) % 2**63)
+
+    _, global_size = sampler.local_and_global_size(state.progress.step)
+    micro_batches = split_batch(batch, sampler, state.progress.step, cfg.TRAIN.ACCUMULATE)
     metrics: list[StepMetrics] = []
     optimizer.zero_grad()
-    for number, (part, count) in enumerate(parts):
-        is_last = number == len(parts) - 1
-        # the processes exchange their gradients once a step
-        is_local = isinstance(model, DistributedDataParallel) and not is_last
-        with model.no_sync() if is_local else nullcontext():
+    for number, (micro_batch, size) in enumerate(micro_batches):
+        # DistributedDataParallel averages the gradients in the last backward pass of the step
+        is_last = number == len(micro_batches) - 1
+        skip_sync = isinstance(model, DistributedDataParallel) and not is_last
+        with model.no_sync() if skip_sync else nullcontext():
             images = normalize(
-                part["images"],
-                where,
+                micro_batch["images"],
+                batch_device,
                 mean=cfg.MODEL.MEAN,
                 std=cfg.MODEL.STD,
                 channels_last=cfg.CHANNELS_LAST,
             )
-            targets = encode_targets(cfg, codec, part, where)
-            with autocast(where, cfg.AMP):
+            targets = encode_targets(cfg, codec, micro_batch, batch_device)
+            with autocast(batch_device, cfg.AMP):
                 outputs = model(images)
             outputs = [map_output(torch.Tensor.float, output) for output in outputs]
             loss = codec.loss(outputs, targets)
-            # gradients become the mean over processes: by this weight they are those of the mean
-            # over the whole batch
-            state.scaler.backward(loss * (count * batches.shard.world_size / global_size))
+            # The loss is a mean over `size` samples, and the processes average their gradients.
+            # This weight makes the sum the gradient of the mean over the global batch.
+            scaler.backward(loss * (size * world_size / global_size))
         with torch.no_grad():
             prediction = map_output(torch.Tensor.detach, outputs[-1])
-            correct, valid = codec.accuracy(prediction, targets)
-            metrics.append(StepMetrics(loss.detach(), correct, valid, count, part["person"]))
-    state.scaler.step(optimizer)
-    if state.ema and not state.scaler.step_skipped():
+            num_correct, num_valid = codec.accuracy(prediction, targets)
+        persons = micro_batch["person"]
+        metrics.append(StepMetrics(loss.detach(), num_correct, num_valid, size, persons))
+    scaler.step(optimizer)
+    if state.ema and not scaler.step_skipped():
         state.ema.update(state.network)
-    return metrics, (part, images, prediction, targets)
+    return metrics, (micro_batch, images, prediction, targets)
 
 
 def evaluate_networks(
     cfg: CfgNode,
-    state: TrainState,
-    codec: Codec,
-    loader: BatchLoader,
-    devices: list[torch.device],
-    records: TrainLogger,
+    setup: Setup,
+    run_logger: TrainLogger,
     checkpointer: Checkpointer,
     processes: DistributedContext,
 ) -> dict[str, TestResult]:
-    """Test the network and the average of its weights; return the results by their names.
+    """Evaluate the network and its moving average; return the results by their names.
 
-    Scores are taken in when all have been tested: a run that is stopped between two of them tests
-    both again.
+    The caller uses the scores after both evaluations, so that a run that is stopped between them
+    can repeat both.
     """
+    loader, devices = setup.test_loader, setup.devices
     results = {}
-    for name, network in state.networks.items():
-        # batch norm's statistics of rank 0 are those that are tested and saved
+    for name, network in setup.state.networks.items():
+        # each process has its own batch norm statistics; evaluate and save those of rank 0
         processes.broadcast_(network.buffers())
-        tested = device.prepare_for_inference(cfg, network, devices)
-        with checkpointer.stop_on_interrupt(state):
-            found = predict(
+        model = device.prepare_for_inference(cfg, network, devices)
+        with checkpointer.stop_on_interrupt(setup.state):
+            predictions = predict(
                 cfg,
-                tested,
+                model,
                 loader,
                 devices[0],
-                codec,
+                setup.codec,
                 checkpointer.stop_requested,
                 processes,
             )
-        table, folder = loader.dataset.table, records.folder / name
-        metrics, deciding = processes.run_on_main(
-            evaluate_predictions, cfg, table, found, folder, records.reported
+        metrics, score = processes.run_on_main(
+            evaluate_predictions,
+            cfg,
+            loader.dataset.table,
+            predictions,
+            run_logger.folder / name,
+            run_logger.reported_reasons,
         )
-        results[name] = TestResult(found, metrics, deciding)
+        results[name] = TestResult(predictions, metrics, score)
     return results

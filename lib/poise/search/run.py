@@ -127,7 +127,7 @@ def build(cfg: CfgNode, cfg_path: str) -> Setup:
     ]
     test_loader = build_loader(loading, *test_set, train=False, on_gpu=on_gpu) if test_set else None
     devices.configure_cudnn(cfg, [device])
-    threads = CpuThreads(cfg, device, saved["threads"] if saved else None)
+    threads = CpuThreads(cfg.CPU_THREADS, device, saved["threads"] if saved else None)
 
     log.info(
         "split: %d images with %d persons for the weights, %d with %d for the architecture",
@@ -201,7 +201,7 @@ def _search(
     progress = setup.state.progress
     logger.add_file(records.folder / records.log_name)
     limits = resource_errors(
-        "search", search_memory_hint(cfg), progress, run_folder.resume_hint(cfg)
+        "search", search_memory_hint(cfg), progress, run_folder.resume_hint(cfg.RUN_NAME)
     )
     with logger.errors_in_file():
         logger.log_environment(_as_training(cfg), command)
@@ -319,7 +319,7 @@ def search_one_epoch(
             records.log_step(steps, seconds, data_seconds)
             if checkpointer.stop_requested():
                 return
-            setup.threads.look()
+            setup.threads.retune()
             begin = time.perf_counter()
 
 
