@@ -201,7 +201,7 @@ def test_resume_other_optimizer_of_same_state_raises(tiny_experiment, before, no
         PoiseError,
         match=(
             rf"checkpoint.pth: .*\(TRAIN.OPTIMIZER is another: {now}, and was {before}\); remove it"
-            r" to begin anew"
+            r" to start a new run"
         ),
     ) as error:
         run_train(tiny_experiment, "TRAIN.OPTIMIZER", now, "AUTO_RESUME", True)
@@ -277,11 +277,11 @@ def test_resume_corrupt_newest_uses_the_previous(of_two_epochs, damage, capsys):
     assert (folder / "checkpoint.pth.damaged").read_bytes() == damaged
     out = capsys.readouterr().out
     assert (
-        f"{folder}/checkpoint.pth: damaged; looking at the checkpoint before it" in out
-        and f"going on from {folder}/checkpoint_1.pth" in out
+        f"{folder}/checkpoint.pth: damaged; trying the checkpoint before it" in out
+        and f"resuming from {folder}/checkpoint_1.pth" in out
     )
     assert (
-        "going on at epoch 1, step 0" in out
+        "resuming at epoch 1, step 0" in out
         and same_weights(folder / "final_state.pth", folder / "before.pth")
         and positions(folder) == [(2, 0), (1, 0)]
     )
@@ -295,7 +295,7 @@ def test_resume_all_corrupt_raises_and_keeps_files(of_two_epochs):
     before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     with pytest.raises(
         DataError,
-        match="checkpoint.pth: not a checkpoint of PyTorch, or damaged .*; remove it to begin anew",
+        match="checkpoint.pth: not a checkpoint of PyTorch, or damaged .*; remove it to start a new run",
     ):
         run_train(path, "AUTO_RESUME", True)
     assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
@@ -359,7 +359,7 @@ def _other_moments(content):
 @pytest.mark.parametrize(
     "change, part",
     [
-        (_other_moments, "the optimiser's exp_avg is of another shape than its weight"),
+        (_other_moments, "the optimizer's exp_avg has another shape than its parameter"),
         (lambda content: content.update(genotype=torch.zeros(3)), "does not fit"),
         (
             lambda content: content.update(ema={}, optimizer_kind="sgd"),
@@ -378,7 +378,9 @@ def test_resume_edited_checkpoint_raises(of_two_epochs, change, part):
     torch.save(content, folder / "checkpoint.pth")
     with pytest.raises(PoiseError, match=part) as raised:
         run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 3)
-    assert "checkpoint.pth" in str(raised.value) and "remove it to begin anew" in str(raised.value)
+    assert "checkpoint.pth" in str(raised.value) and "remove it to start a new run" in str(
+        raised.value
+    )
 
 
 def test_resume_edited_average_raises(of_two_epochs):

@@ -606,14 +606,14 @@ def test_ddp_stopped_run_resumes_bit_exactly(together, tiny, of_two):
     stopped = together(2, stopped_here, tiny, (), 1, 2)
     checkpoint = folder_of(tiny) / "checkpoint.pth"
     assert [done.result for done in stopped] == [
-        f"stopped at epoch 0, step 2; {checkpoint} is written, resume with the same command and"
+        f"stopped at epoch 0, step 2; {checkpoint} is written; resume with the same command and"
         " AUTO_RESUME True"
     ] * 2
     assert state_of(checkpoint)["sums"]["samples"] == 48
     log = (folder_of(tiny) / "train.log").read_text()
     assert "INFO stopped at epoch 0, step 2" in log and "Traceback" not in log
     together(2, train_here, tiny, ("AUTO_RESUME", True))
-    assert "going on at epoch 0, step 2" in (folder_of(tiny) / "train.log").read_text()
+    assert "resuming at epoch 0, step 2" in (folder_of(tiny) / "train.log").read_text()
     assert same_weights(folder_of(tiny) / "final_state.pth", folder_of(other) / "final_state.pth")
     assert metrics_of(folder_of(tiny)) == metrics_of(folder_of(other))
 
@@ -629,8 +629,8 @@ def test_ddp_resume_other_number_of_processes_continues_epoch(together, tiny):
     )
     log = (folder_of(tiny) / "train.log").read_text()
     assert (
-        "going on at epoch 0, step 1" in log
-        and "begun again" not in log
+        "resuming at epoch 0, step 1" in log
+        and "starting it again" not in log
         and "epoch 0/1 [3/3]" in log
     )
     assert state_of(folder_of(tiny) / "checkpoint.pth")["epoch"] == 1
@@ -868,7 +868,7 @@ def begun_here(processes, path, overrides):
 def test_ddp_restart_counted_by_one_machine_resumes_everywhere(together, tiny):
     together(2, begun_here, tiny, ("TRAIN.END_EPOCH", 1))
     first, _ = together(2, restarted_here, tiny, ("TRAIN.END_EPOCH", 2))
-    assert "going on at epoch 1, step 0" in first.out and len(metrics_of(folder_of(tiny))) == 2
+    assert "resuming at epoch 1, step 0" in first.out and len(metrics_of(folder_of(tiny))) == 2
 
 
 def met_here(processes):
@@ -992,8 +992,8 @@ def failing_here(processes, how):
         (
             "killed",
             (
-                "error: another process of this run ended without a word, perhaps killed for its"
-                " memory; torchrun's report names it\n"
+                "error: another process of this run was terminated, perhaps out of memory;"
+                " torchrun's report names it\n"
             ),
             [1, -9],
         ),
@@ -1046,7 +1046,7 @@ def test_ddp_nan_loss_on_one_process_names_its_images(together, tiny):
     assert [one.status for one in done] == [1, 1] and done[0].err == ""
     assert done[1].err.startswith(
         "error: epoch 0, step 2: the loss is nan; no checkpoint was written yet; lower TRAIN.LR, or"
-        " look at the images of this batch: "
+        " check the images of this batch: "
     )
     assert (
         len(done[1].err.splitlines()) == 1
@@ -1126,7 +1126,7 @@ class Answering(DistributedContext):
             1,
             False,
             "cpu",
-            "more processes than CUDA devices (1) on this machine; start 1 processes",
+            "more processes than CUDA devices (1) on this machine",
         ),
         (2, (0,), 0, True, "cpu", "more processes than CUDA devices (1) on this machine"),
     ],

@@ -70,7 +70,7 @@ def test_dry_run_started_run_is_unchanged(tiny_experiment, capsys):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (
         (done.returncode, done.stderr) == (0, "")
-        and "going on at epoch 1, step 0" in done.stdout
+        and "resuming at epoch 1, step 0" in done.stdout
         and "the whole run: 7 steps of " in done.stdout
     )
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -144,7 +144,9 @@ def test_dry_run_finished_run_logs_nothing_to_train(
         for word in ("GPUS", "()", "TRAIN.BATCH_SIZE_PER_GPU", 50, "AUTO_RESUME", True, *overrides)
     ]
     dry_run.run(config.load(tiny_experiment, words), str(tiny_experiment))
-    assert f"nothing is left of this run: {said}; nothing was written" in capsys.readouterr().out
+    assert (
+        f"nothing is left to do in this run: {said}; nothing was written" in capsys.readouterr().out
+    )
 
 
 def test_dry_run_caches_and_downloads_nothing(tiny_experiment, monkeypatch, tmp_path, capsys):

@@ -270,11 +270,11 @@ def test_resume_mid_epoch_gives_equal_run(
     said = stopped_run(epoch, None if step == "evaluation" else done)
     assert said.startswith(f"stopped at epoch {epoch}, step {done}; ")
     assert said.endswith(
-        "checkpoint.pth is written, resume with the same command and AUTO_RESUME True"
+        "checkpoint.pth is written; resume with the same command and AUTO_RESUME True"
     )
     folder = run_train(tiny_experiment, "AUTO_RESUME", True)
     check_equal_to(reference, folder)
-    assert f"going on at epoch {epoch}, step {done}" in (folder / "train.log").read_text()
+    assert f"resuming at epoch {epoch}, step {done}" in (folder / "train.log").read_text()
 
 
 def test_resume_repeatedly_gives_equal_run(tiny_experiment, reference, stopped_run):
@@ -294,8 +294,8 @@ def test_resume_other_batch_size_restarts_the_epoch(tiny_experiment, stopped_run
     )
     log = (folder / "train.log").read_text()
     assert (
-        "epoch 0 was begun with another batch size, number of devices or training set; it is begun"
-        " again" in log
+        "epoch 0 was started with another batch size, number of devices or training set; starting"
+        " it again" in log
     )
     assert (
         state_of(folder / "checkpoint.pth")["epoch"] == 1
@@ -399,7 +399,8 @@ def test_train_without_evaluated_persons_best_is_by_loss(
     log = (folder / "train.log").read_text()
     assert log.count("best score so far: validation loss 0.") == 2
     assert (
-        "done: best score validation loss 0.100000 (nobody counts in the metric) at epoch 1" in log
+        "done: best score validation loss 0.100000 (the metric has no labeled persons) at epoch 1"
+        in log
     )
 
 
@@ -468,7 +469,7 @@ def test_train_nan_loss_keeps_checkpoint_and_names_images(tiny_experiment, monke
     names = dict.fromkeys(table.image_name(person) for _, person in list(batches)[2])
     assert (
         str(error.value) == "epoch 1, step 2: the loss is nan; the last good checkpoint is"
-        f" {folder / 'checkpoint.pth'}; lower TRAIN.LR, or look at the images of this batch:"
+        f" {folder / 'checkpoint.pth'}; lower TRAIN.LR, or check the images of this batch:"
         f" {', '.join(names)}"
     )
     assert before == {name: (folder / name).read_bytes() for name in before}
@@ -561,7 +562,7 @@ def test_resume_mismatched_checkpoint_raises(tiny_experiment, reference, tmp_pat
         "TRAIN.CHECKPOINT", good, "TRAIN.OPTIMIZER", "sgd"
     )
     silent = without_settings(good, tmp_path / "silent.pth")
-    assert "does not fit the network or optimiser" in refusal(
+    assert "does not fit the network or optimizer" in refusal(
         "TRAIN.CHECKPOINT", silent, "MODEL.EXTRA.NUM_CHANNELS", wider
     )
     assert "TRAIN.OPTIMIZER is another" in refusal(

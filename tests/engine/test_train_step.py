@@ -295,7 +295,7 @@ def test_schedule_base_batch_scales_rate_and_length(tiny_experiment):
 def test_resume_other_parameter_groups_raise(tiny_experiment):
     folder = run_train(tiny_experiment, "TRAIN.OPTIMIZER", "adamw", "TRAIN.END_EPOCH", 1)
     without_settings(folder / "checkpoint.pth", folder / "checkpoint.pth")
-    with pytest.raises(PoiseError, match="does not fit the network or optimiser"):
+    with pytest.raises(PoiseError, match="does not fit the network or optimizer"):
         run_train(
             tiny_experiment,
             "TRAIN.OPTIMIZER",
@@ -437,7 +437,7 @@ def test_train_fp16_overflow_skips_the_step(tiny_experiment, monkeypatch):
         for tensor in state_of(folder / "final_state.pth").values()
     )
     assert (
-        "epoch 0/1: 1 steps left out for gradients that overflowed, loss scale 32768"
+        "epoch 0/1: 1 steps skipped because of overflowing gradients, loss scale 32768"
         in (folder / "train.log").read_text()
     )
     monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Overflowing(math.inf))
@@ -608,7 +608,7 @@ def test_resume_ema_without_average_starts_from_weights(tiny_experiment):
     begin = state_of(folder / "final_state.pth")
     run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.EMA_DECAY", 0.9, "TRAIN.LR_FACTOR", 1e-9)
     end = state_of(folder / "final_state_ema.pth")
-    assert "holds no average of the weights" in (folder / "train.log").read_text()
+    assert "has no moving average of the weights" in (folder / "train.log").read_text()
     assert all(
         torch.allclose(begin[name], end[name], atol=1e-8)
         for name in begin

@@ -385,7 +385,7 @@ def test_search_killed_resumes_to_equal_result(tiny_search, reference):
         and len(lines_of(folder)) == 2
     )
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0 and "going on at epoch 2, step 0" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming at epoch 2, step 0" in done.stdout, done.stderr
     check_equal_to(reference, folder)
 
 
@@ -522,7 +522,7 @@ def test_search_killed_worker_names_the_checkpoint(tiny_search, workers):
         1,
         (
             "error: a data loader worker was killed, probably out of memory: lower WORKERS; "
-            f"the last checkpoint is {kept}, resume with the same command and AUTO_RESUME True\n"
+            f"the last checkpoint is {kept}; resume with the same command and AUTO_RESUME True\n"
         ),
     )
 
@@ -688,7 +688,7 @@ def test_search_resume_mismatched_checkpoint_raises(tiny_search):
     (folder / "split.json").unlink()
     with pytest.raises(
         DataError,
-        match="split.json: cannot read the split .*; to begin anew, remove search.pth beside it",
+        match="split.json: cannot read the split .*; to start a new search, remove search.pth",
     ):
         search(tiny_search)
 

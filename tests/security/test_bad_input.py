@@ -431,7 +431,7 @@ def test_train_corrupt_checkpoint_exits_1(tool, tmp_path):
         1,
         folder / "checkpoint.pth",
         "damaged",
-        "remove it to begin anew",
+        "remove it to start a new run",
     )
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pth"]
 

@@ -114,11 +114,11 @@ def test_train_full_log_disk_ends_with_checkpoint(tiny_experiment, small_disk, c
     folder = folder_of(tiny_experiment)
     assert str(error.value).startswith(
         f"{disk}/coco/pose_res2net/tiny_"
-    ) and "cannot be written (No space left on device); make room there, or set LOG_DIR" in str(
+    ) and "cannot be written (No space left on device); free disk space, or set LOG_DIR" in str(
         error.value
     )
     assert (
-        f"{folder}/checkpoint.pth is written, resume with the same command and AUTO_RESUME True"
+        f"{folder}/checkpoint.pth is written; resume with the same command and AUTO_RESUME True"
         in str(error.value)
         and "\n" not in str(error.value)
     )
@@ -127,7 +127,7 @@ def test_train_full_log_disk_ends_with_checkpoint(tiny_experiment, small_disk, c
     run_train(
         tiny_experiment, "AUTO_RESUME", True, "TRAIN.END_EPOCH", epoch + 1, "TRAIN.LR_STEP", [400]
     )
-    assert f"going on at epoch {epoch}, step {step}" in (folder / "train.log").read_text()
+    assert f"resuming at epoch {epoch}, step {step}" in (folder / "train.log").read_text()
 
 
 def test_train_failing_log_at_the_end_warns(tiny_experiment, monkeypatch, capfd):
@@ -173,7 +173,7 @@ def test_train_full_disk_of_debug_images_ends_with_checkpoint(tiny_experiment, m
         pytest.raises(
             DataError,
             match=(
-                "No space left on device.*; make room there, or set DEBUG.DEBUG False;"
+                "No space left on device.*; free disk space, or set DEBUG.DEBUG False;"
                 " .*checkpoint.pth is written"
             ),
         ),

@@ -140,7 +140,7 @@ def kill_again_and_again(together, path, world, overrides, seed):
     assert reached == sorted(reached) and len(set(reached)) > 2, reached
     together(world, train_here, path, overrides)
     log = (folder_of(path) / "train.log").read_text()
-    assert log.count("going on at epoch") >= KILLS - 1 and "damaged" not in log
+    assert log.count("resuming at epoch") >= KILLS - 1 and "damaged" not in log
     assert_as_undisturbed(path, undisturbed)
 
 
@@ -235,7 +235,7 @@ def test_torchrun_restarted_job_ends_with_equal_weights(together, tiny):
         end(job)
     assert job.returncode == 0, err
     log = (folder_of(tiny) / "train.log").read_text()
-    assert log.count("going on at epoch") == 2 and "done: best score" in out
+    assert log.count("resuming at epoch") == 2 and "done: best score" in out
     assert_as_undisturbed(tiny, undisturbed)
 
 
@@ -325,7 +325,7 @@ def test_two_machines_killed_process_restarts_both(together, tiny):
     finally:
         end(*jobs)
     assert [job.returncode for job in jobs] == [0, 0], said
-    assert (folder_of(tiny) / "train.log").read_text().count("going on at epoch") >= 1
+    assert (folder_of(tiny) / "train.log").read_text().count("resuming at epoch") >= 1
     assert_as_undisturbed(tiny, undisturbed)
 
 

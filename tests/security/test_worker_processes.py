@@ -96,7 +96,7 @@ def test_train_killed_worker_names_the_checkpoint(tiny_experiment, workers):
         1,
         (
             "error: a data loader worker was killed, probably out of memory: lower WORKERS; "
-            f"the last checkpoint is {kept}, resume with the same command and AUTO_RESUME True\n"
+            f"the last checkpoint is {kept}; resume with the same command and AUTO_RESUME True\n"
         ),
     )
     assert state_of(kept)["epoch"] in (1, 2)
@@ -355,7 +355,7 @@ def test_train_out_of_memory_names_keys_and_checkpoint(tiny_experiment, monkeypa
     assert (
         "lower TRAIN.BATCH_SIZE_PER_GPU (8) and raise TRAIN.ACCUMULATE (1) by the same factor, "
         "lower TEST.BATCH_SIZE_PER_GPU (8) or MODEL.IMAGE_SIZE (64 x 64), or set AMP bf16; "
-        f"the last checkpoint is {kept}, resume with the same command and AUTO_RESUME True" in line
+        f"the last checkpoint is {kept}; resume with the same command and AUTO_RESUME True" in line
     )
     assert state_of(kept)["step"] == 2
 

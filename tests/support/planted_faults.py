@@ -201,7 +201,7 @@ CONFIG = [
         "a run folder whose name is too long",
         "OUTPUT_DIR",
         "x" * 300,
-        line="cannot make the run folder (File name too long)",
+        line="cannot create the run folder (File name too long)",
         status=1,
     ),
     _key(
@@ -1019,7 +1019,7 @@ WEIGHTS = [
     _checkpoint(
         "a checkpoint without its best score and optimiser",
         _run(),
-        "the checkpoint does not fit the network or optimiser of this configuration",
+        "the checkpoint does not fit the network or optimizer of this configuration",
     ),
     _checkpoint(
         "a checkpoint of another experiment",

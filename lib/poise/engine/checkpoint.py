@@ -202,7 +202,7 @@ def _read(path: Path) -> Any:
         except weights.WeightReadError:
             raise
         except DataError as error:
-            raise CorruptCheckpointError(f"{error}; remove it to begin anew") from None
+            raise CorruptCheckpointError(f"{error}; remove it to start a new run") from None
         with zipfile.ZipFile(path) as archive:  # torch does not verify the sums that it wrote
             spoiled = archive.testzip()
     except (OSError, MemoryError) as error:
@@ -216,7 +216,7 @@ def _read(path: Path) -> Any:
         ) from None
     if spoiled:
         raise CorruptCheckpointError(
-            f"{path}: damaged, the sum of {spoiled} is another; remove it to begin anew"
+            f"{path}: corrupt, wrong checksum of {spoiled}; remove it to start a new run"
         )
     return content
 
@@ -231,14 +231,14 @@ def _check_content(path: Path, content: Any) -> None:
         )
     ):
         raise DataError(
-            f"{path}: not a checkpoint of this version of Poise; remove it to begin anew, or give"
+            f"{path}: not a checkpoint of this version of Poise; remove it to start a new run, or give"
             " it as MODEL.PRETRAINED"
         )
     for key, least in _NUMBERS_FROM.items():
         if not least <= content[key] < _LARGEST:
             raise DataError(
                 f"{path}: the checkpoint has {key} {short_repr(content[key], 40)}, which no run"
-                " has; remove it to begin anew"
+                " has; remove it to start a new run"
             )
     if any(not weights.is_plain(tensor) for tensor in _tensors_of(content)):
         raise DataError(
@@ -293,7 +293,7 @@ def load_latest(folder: Path, experiment: str) -> dict[str, Any] | None:
         except CorruptCheckpointError as error:
             first = first or error
             damaged.append(str(path))
-            log.warning("%s: damaged; looking at the checkpoint before it", path)
+            log.warning("%s: damaged; trying the checkpoint before it", path)
     if first:
         raise first
     return None

@@ -76,7 +76,7 @@ class DebugImages:
 
     def _raise(self) -> None:
         if isinstance(self._fault, OSError):
-            raise DataError(f"{self._fault}; make room there, or set DEBUG.DEBUG False")
+            raise DataError(f"{self._fault}; free disk space, or set DEBUG.DEBUG False")
         if self._fault:
             raise self._fault
 

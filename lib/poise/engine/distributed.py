@@ -159,7 +159,7 @@ def _join_group(rank: int, world_size: int, local_rank: int) -> Iterator[Process
         processes.shutdown_after_error()
         if is_peer_failure(error):
             raise PoiseError(
-                "another process of this run ended without a word, perhaps killed for its memory; "
+                "another process of this run was terminated, perhaps out of memory; "
                 "torchrun's report names it"
             ) from error
         raise

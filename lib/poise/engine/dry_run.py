@@ -51,7 +51,7 @@ def _run(cfg: CfgNode, cfg_path: str, processes: DistributedContext) -> None:
     if not state.has_epochs_left(cfg.TRAIN.PATIENCE):
         ended_early = progress.epoch < schedule.epochs
         log.info(
-            "nothing is left of this run: %s; nothing was written",
+            "nothing is left to do in this run: %s; nothing was written",
             "it has stopped early (TRAIN.PATIENCE)" if ended_early else "all its epochs are done",
         )
         return

@@ -268,7 +268,7 @@ def primary_metric(figure: float, loss: float | None) -> float:
 def format_primary_metric(figure: float) -> str:
     """Return a figure of `deciding` for the log."""
     if figure < -1 and np.isfinite(figure):
-        return f"validation loss {-1.0 - figure:.6f} (nobody counts in the metric)"
+        return f"validation loss {-1.0 - figure:.6f} (the metric has no labeled persons)"
     return f"{figure:.4f}"
 
 

@@ -54,7 +54,7 @@ def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot make the run folder ({error.strerror}); set OUTPUT_DIR to a place"
+            f"{folder}: cannot create the run folder ({error.strerror}); set OUTPUT_DIR to a place"
             " you may write to"
         ) from None
     return folder
@@ -254,7 +254,7 @@ class TensorBoard:
             self._writer = SummaryWriter(str(self._folder), max_queue=_QUEUE_OF_THE_BOARD)
         except OSError as error:
             raise DataError(
-                f"{self._folder}: cannot make the TensorBoard folder ({error.strerror}); set"
+                f"{self._folder}: cannot create the TensorBoard folder ({error.strerror}); set"
                 " LOG_DIR to a place you may write to"
             ) from None
         self._events = self._writer.file_writer.event_writer
@@ -312,7 +312,7 @@ class TensorBoard:
 
     def _look(self) -> None:
         if self._fault is None and not self._events._worker.is_alive():
-            self._fault = RuntimeError("its thread has ended")
+            self._fault = RuntimeError("its writer thread has ended")
         if self._fault:
             self._told = True
             raise DataError(self._said())
@@ -320,7 +320,7 @@ class TensorBoard:
     def _said(self) -> str:
         return (
             f"{self._folder}: the TensorBoard page cannot be written"
-            f" ({getattr(self._fault, 'strerror', None) or self._fault}); make room there, or set"
+            f" ({getattr(self._fault, 'strerror', None) or self._fault}); free disk space, or set"
             " LOG_DIR to another place"
         )
 

@@ -122,4 +122,4 @@ def _lack(error: BaseException, what: str, advice: str) -> str:
 def _last_checkpoint(path: Path | None, resume: str) -> str:
     if path is None:
         return "; no checkpoint was written yet"
-    return f"; the last checkpoint is {path}, {resume}"
+    return f"; the last checkpoint is {path}; {resume}"

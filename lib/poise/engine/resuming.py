@@ -118,7 +118,7 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) 
 def accept_checkpoint(saved: dict, cfg: CfgNode, ignored: tuple[str, ...]) -> dict:
     """Return a checkpoint whose settings were compared with `cfg`, see `check_settings`."""
     saved["changed"] = check_settings(saved, cfg, ignored)
-    log.info("going on from %s", saved["path"])
+    log.info("resuming from %s", saved["path"])
     return saved
 
 
@@ -133,7 +133,7 @@ def _of_this_job(folder: Path, name: str) -> dict | None:
     except WeightReadError:
         raise
     except DataError as error:
-        log.warning("%s; not taken for a checkpoint of this job", error)
+        log.warning("%s; not used as a checkpoint of this job", error)
         return None
     return saved if saved and saved.get("job") == checkpoint.job_id() else None
 
@@ -155,12 +155,12 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
     values} of those that may change only while the run trains, for `check_finished`.
     """
     if not isinstance(saved.get("config"), str):
-        log.warning("%s: holds no configuration to compare with", saved["path"])
+        log.warning("%s: has no configuration to compare with", saved["path"])
         return {}
     groups = parse_yaml(saved["config"], saved["path"], DataError)
     if not isinstance(groups, dict):
         raise DataError(
-            f"{saved['path']}: its configuration cannot be read; remove it to begin anew"
+            f"{saved['path']}: its configuration is invalid; remove it to start a new run"
         )
     before, now, defaults = (
         dict(flatten(groups)),

@@ -56,7 +56,7 @@ class Lock:
             file.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
         except Timeout:
             raise ConfigError(
-                f"{folder}: in use by {_holder(file)}; wait for its end, or give another RUN_NAME"
+                f"{folder}: in use by {_holder(file)}; wait until it ends, or set another RUN_NAME"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:

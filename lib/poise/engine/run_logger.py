@@ -252,7 +252,7 @@ class TrainLogger(RunLogger):
                 "loss_scale": state.scaler.value,
             }
             log.info(
-                "epoch %d/%d: %d steps left out for gradients that overflowed, loss scale %g",
+                "epoch %d/%d: %d steps skipped because of overflowing gradients, loss scale %g",
                 epoch,
                 state.schedule.epochs,
                 values["overflows"],

@@ -42,8 +42,8 @@ def checkpoint_errors(saved: dict) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise PoiseError(
-            f"{saved['path']}: the checkpoint does not fit the network or optimiser of this"
-            f" configuration ({reason}); remove it to begin anew"
+            f"{saved['path']}: the checkpoint does not fit the network or optimizer of this"
+            f" configuration ({reason}); remove it to start a new run"
         ) from None
 
 
@@ -138,7 +138,7 @@ class Progress:
         if self.best_epoch >= 0:
             score = format_primary_metric(self.best_score)
             best = f"; best score so far {score} of epoch {self.best_epoch}"
-        log.info("going on at epoch %d, step %d%s", self.epoch, self.step, best)
+        log.info("resuming at epoch %d, step %d%s", self.epoch, self.step, best)
 
     @property
     def samples(self) -> float:
@@ -154,7 +154,7 @@ class Progress:
             self.step * batches.batch_size, batches.num_samples
         ):
             return
-        log.warning("epoch %d was begun with another %s; it is begun again", self.epoch, what)
+        log.warning("epoch %d was started with another %s; starting it again", self.epoch, what)
         self.start_epoch(self.epoch)
 
     def last_checkpoint_text(self) -> str:
@@ -197,7 +197,7 @@ def load_network(
                 continue
             if value.shape != parameter.shape:
                 raise ValueError(
-                    f"the optimiser's {escape_name(key)} is of another shape than its weight"
+                    f"the optimizer's {escape_name(key)} has another shape than its parameter"
                 )
             state[key] = torch.empty_like(parameter).copy_(value)
 
@@ -276,7 +276,7 @@ class TrainState:
         if other_cells:
             raise PoiseError(
                 f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is"
-                " another, or its file has changed); remove it to begin anew, or give the training"
+                " another, or its file has changed); remove it to start a new run, or give the training"
                 " a folder of its own with OUTPUT_DIR"
             )
         with checkpoint_errors(saved):
@@ -289,7 +289,7 @@ class TrainState:
                 self.ema.load_state_dict(saved["ema"])
         if self.ema and "ema" not in saved:
             log.warning(
-                "%s holds no average of the weights: TRAIN.EMA_DECAY begins with them as they are",
+                "%s has no moving average of the weights; TRAIN.EMA_DECAY starts from the current weights",
                 saved["path"],
             )
             self.ema.update(self.network)

@@ -95,5 +95,5 @@ class StepCollector:
         return PoiseError(
             f"epoch {self._state.progress.epoch}, step {self._unread_step}: the loss is {loss};"
             f" {self._state.progress.last_checkpoint_text()};"
-            f" lower TRAIN.LR, or look at the images of this batch: {', '.join(names)}"
+            f" lower TRAIN.LR, or check the images of this batch: {', '.join(names)}"
         )

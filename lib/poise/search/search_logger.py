@@ -176,7 +176,7 @@ class SearchLogger(RunLogger):
             (
                 ""
                 if changed is None
-                else f"; {changed} of {8 * len(found)} edges are others than an epoch ago"
+                else f"; {changed} of {8 * len(found)} edges differ from the last epoch"
             ),
         )
         for kind in found:

@@ -20,7 +20,7 @@ from poise.io.files import atomic_write
 from poise.io.json_file import read_json
 
 NAME = "split.json"
-_ANEW = "to begin anew, remove search.pth beside it or set AUTO_RESUME False"
+_ANEW = "to start a new search, remove search.pth in the same folder or set AUTO_RESUME False"
 VERSION = 1
 
 

@@ -90,7 +90,7 @@ class SearchState:
         if saved["space"] != _plain(self.space):
             raise PoiseError(
                 f"{saved['path']}: the checkpoint of a search in another space (SEARCH.MODE,"
-                " SEARCH.GENOTYPE or the operations are others); remove it to begin anew"
+                " SEARCH.GENOTYPE or the operations are others); remove it to start a new run"
             )
         turns, progress = self.bilevel, self.progress
         with checkpoint_errors(saved):
@@ -137,7 +137,7 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path) -> dict | None:
         return None
     saved = checkpoint.load(path, experiment_name(cfg_path))
     if not {"architecture", "architecture_optimizer", "space", "genotype"} <= saved.keys():
-        raise DataError(f"{path}: not the checkpoint of a search; remove it to begin anew")
+        raise DataError(f"{path}: not the checkpoint of a search; remove it to start a new run")
     return accept_checkpoint(saved, cfg, IN_SEARCH)
 
 
