@@ -277,7 +277,7 @@ def test_resume_corrupt_newest_uses_the_previous(of_two_epochs, damage, capsys):
     assert (folder / "checkpoint.pth.damaged").read_bytes() == damaged
     out = capsys.readouterr().out
     assert (
-        f"{folder}/checkpoint.pth: damaged; trying the checkpoint before it" in out
+        f"{folder}/checkpoint.pth: corrupt; trying the checkpoint before it" in out
         and f"resuming from {folder}/checkpoint_1.pth" in out
     )
     assert (
@@ -593,7 +593,7 @@ def test_interrupt_repeated_signal_within_a_second_is_ignored(monkeypatch):
     with signals.GracefulStop() as asking:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0)
-        assert asking.asked and not ended
+        assert asking.stop_requested and not ended
         now[0] += 1
         asking._handle(signal.SIGTERM, None)
         assert not ended
@@ -607,7 +607,7 @@ def test_stop_run_from_a_thread_requests_stop():
     """By a thread that has seen the launcher end."""
     assert not signals.request_stop()
     with signals.GracefulStop() as asking:
-        assert signals.request_stop() and asking.asked
+        assert signals.request_stop() and asking.stop_requested
     assert not signals.request_stop()
 
 

@@ -237,12 +237,12 @@ def stopped_run(tiny_experiment, monkeypatch):
             at = records._state.progress
             now[0] = at.epoch
             if (at.epoch, at.step) == (epoch, step):
-                asked[-1].asked = True
+                asked[-1].stop_requested = True
             report(records, *rest)
 
         def predicting(*arguments):
             if step is None and now[0] == epoch:
-                asked[-1].asked = True
+                asked[-1].stop_requested = True
             return predict(*arguments)
 
         with monkeypatch.context() as patch:
@@ -1126,9 +1126,9 @@ def test_fastest_threads_is_within_available_cpus():
 def test_interrupt_first_signal_requests_stop(number):
     before = signal.getsignal(number)
     with signals.GracefulStop() as asking:
-        assert not asking.asked
+        assert not asking.stop_requested
         signal.raise_signal(number)
-        assert asking.asked
+        assert asking.stop_requested
     assert signal.getsignal(number) is before
 
 
@@ -1138,7 +1138,7 @@ def test_interrupt_ignored_sighup_stays_ignored():
     try:
         with signals.GracefulStop() as asking:
             signal.raise_signal(signal.SIGHUP)
-            assert not asking.asked
+            assert not asking.stop_requested
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

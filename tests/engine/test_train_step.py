@@ -718,7 +718,7 @@ def test_resume_patience_counts_interrupted_evaluation_once(tiny_experiment, mon
 
     def predicting(*arguments):
         if tests[0] == 3:
-            asked[-1].asked = True
+            asked[-1].stop_requested = True
         return predict(*arguments)
 
     def scored(*_):

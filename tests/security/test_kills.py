@@ -140,7 +140,11 @@ def kill_again_and_again(together, path, world, overrides, seed):
     assert reached == sorted(reached) and len(set(reached)) > 2, reached
     together(world, train_here, path, overrides)
     log = (folder_of(path) / "train.log").read_text()
-    assert log.count("resuming at epoch") >= KILLS - 1 and "damaged" not in log
+    assert (
+        log.count("resuming at epoch") >= KILLS - 1
+        and "damaged" not in log
+        and "corrupt" not in log
+    )
     assert_as_undisturbed(path, undisturbed)
 
 

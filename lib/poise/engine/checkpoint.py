@@ -1,5 +1,7 @@
-"""Checkpoints: everything a run needs to go on, as tensors and plain values, written whole or
-not at all, the last few of them kept.
+"""Write, rotate and load checkpoints: everything that a run needs to resume.
+
+A checkpoint holds tensors and plain values only. It is written atomically, and the last few are
+kept.
 """
 
 from __future__ import annotations
@@ -32,10 +34,9 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 NAME = "checkpoint.pth"
 _NEXT = "checkpoint_next.pth"
-_PARTS = rf"{TEMPORARY_NAME}|\..+\.\d+\.part"  # the second as Poise 0.1.0 named them
-# no number of a run is larger; the least of each
-_NUMBERS_FROM = {"epoch": 0, "step": 0, "seed": 0, "threads": 1}
-_LARGEST = 2**63
+_PARTS = rf"{TEMPORARY_NAME}|\..+\.\d+\.part"  # the second is the pattern of Poise 0.1.0
+_MIN_VALUES = {"epoch": 0, "step": 0, "seed": 0, "threads": 1}
+_MAX_VALUE = 2**63  # of each of these
 _FIELDS = {
     "epoch": int,
     "step": int,
@@ -50,25 +51,25 @@ _FIELDS = {
 
 
 class CorruptCheckpointError(DataError):
-    """A checkpoint that cannot be read to its end."""
+    """A checkpoint is truncated or has a wrong checksum."""
 
 
 save = weights.save
 
 
 def checkpoint_name(number: int) -> str:
-    """The name of the checkpoint that was written `number` checkpoints before the newest."""
+    """Return the file name of a checkpoint; number 0 is the newest, 1 the one before it."""
     return f"checkpoint_{number}.pth" if number else NAME
 
 
 def model_state_dict(cfg: CfgNode, network: nn.Module, experiment: str) -> dict[str, torch.Tensor]:
-    """Return the state dict of a network without wrappers, with its joints and experiment."""
+    """Return the state dict of an unwrapped network, with its keypoint names and experiment."""
     state = weights.add_keypoint_names(network.state_dict(), dataset_info(cfg).skeleton.names)
     return weights.add_experiment(state, describe_experiment(cfg, experiment, network))
 
 
 def file_has_weights(file: Path, network: nn.Module) -> bool:
-    """Return whether a weight file holds these weights, to the last bit."""
+    """Return whether a weight file has exactly the weights of the network."""
     try:
         found = weights.read_state_dict(file)
     except DataError:
@@ -80,7 +81,7 @@ def file_has_weights(file: Path, network: nn.Module) -> bool:
 
 
 def run_metadata(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
-    """What every checkpoint says of the run that wrote it."""
+    """Return what every checkpoint stores about its run."""
     return {
         "format": FORMAT,
         "experiment": experiment_name(cfg_path),
@@ -100,28 +101,36 @@ def run_metadata(cfg: CfgNode, cfg_path: str, seed: int) -> dict[str, Any]:
 
 
 def job_id() -> str:
-    """What the processes that torchrun starts have in common with those that it starts in their
-    place; '' without torchrun.
+    """Return the id that the processes of a torchrun job share, also after a restart.
+
+    It is '' without torchrun.
     """
     run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{socket.gethostname()} {os.getppid()}" if run == "none" else run
 
 
 def is_restarted() -> bool:
-    """Whether torchrun started this process in place of one that ended (--max-restarts).
+    """Return whether torchrun restarted this process (--max-restarts).
 
-    On several machines each torchrun counts the failures of its own processes, so ask it of all.
+    On several machines each torchrun counts the failures of its own processes only, so combine the
+    answers of all processes.
     """
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
 def save_and_rotate(folder: Path, content: dict[str, Any], kept: int, first: bool) -> Path:
-    """The folder's newest checkpoint; returns its path. Those before it take the next numbers, and
-    `kept` are left in all.
+    """Write the newest checkpoint, rename the older ones and remove the oldest; return its path.
 
-    first: of a run that began anew; the checkpoints there are another run's, and are removed.
-    Raises DataError where the disk is full or cannot be written; all files are then as they were. A
-    process that is killed at any moment leaves the newest or the one before it.
+    A process that is killed at any moment leaves the newest checkpoint or the one before it.
+
+    Args:
+        folder: the run folder.
+        content: what to store.
+        kept: number of checkpoints to keep.
+        first: whether this is the first checkpoint of a run. The checkpoints in the folder are then
+            those of another run and are removed.
+
+    Raises DataError, with all files unchanged, if the file cannot be written.
     """
     newest = folder / NAME
     save(folder / _NEXT, content)
@@ -129,27 +138,29 @@ def save_and_rotate(folder: Path, content: dict[str, Any], kept: int, first: boo
         if first:
             _remove_from(folder, 1)
         else:
-            together = [
-                number for place, number in enumerate(checkpoint_numbers(folder)) if place == number
-            ]
-            for number in reversed(together):
+            # up to the first gap, which a process that was killed while renaming leaves
+            numbers = checkpoint_numbers(folder)
+            for number in reversed([n for index, n in enumerate(numbers) if index == n]):
                 os.replace(folder / checkpoint_name(number), folder / checkpoint_name(number + 1))
         os.replace(folder / _NEXT, newest)
-        fsync_dir(folder)  # the new name is on the disk before an old file goes
+        fsync_dir(folder)  # the new name is on the disk before an old file is removed
         _remove_from(folder, kept)
     except OSError as error:
         raise DataError(
-            f"{newest}: cannot be written ({error.strerror or error}); {folder / _NEXT} is whole,"
-            " and those before it are kept"
+            f"{newest}: cannot be written ({error.strerror or error}); {folder / _NEXT} is complete,"
+            " and the older checkpoints are kept"
         ) from None
     return newest
 
 
 def cleanup_stale(folder: Path, used: Path | None, damaged: Iterable[str] = ()) -> None:
-    """Remove what a killed process had begun to write. Checkpoints newer than `used`, the one that
-    is gone on with, get another name:
-    *.damaged those that load_latest found so, *.unused those that the user passed over with
-    TRAIN.CHECKPOINT.
+    """Remove partial files; rename the checkpoints that are newer than `used`.
+
+    They get the suffix .damaged if listed in `damaged`, which load_latest returns, and .unused
+    otherwise: the user has chosen an older one with TRAIN.CHECKPOINT.
+
+    Args:
+        used: the checkpoint that the run is resumed from, if any.
     """
     for path in (
         *(path for path in folder.rglob(".*.part") if re.fullmatch(_PARTS, path.name)),
@@ -162,35 +173,36 @@ def cleanup_stale(folder: Path, used: Path | None, damaged: Iterable[str] = ()) 
         path = folder / checkpoint_name(number)
         if path.name == used.name:
             break
-        aside = path.with_name(f"{path.name}.{'damaged' if str(path) in damaged else 'unused'}")
-        os.replace(path, aside)
-        log.warning("%s is now %s", path, aside.name)
+        suffix = "damaged" if str(path) in damaged else "unused"
+        renamed = path.with_name(f"{path.name}.{suffix}")
+        os.replace(path, renamed)
+        log.warning("%s is now %s", path, renamed.name)
 
 
 def same_folder(one: Path, other: Path) -> bool:
-    """Whether two paths are of one folder, through links and whatever the current folder."""
+    """Return whether two paths are the same folder, after resolving links."""
     return one.resolve() == other.resolve()
 
 
 def load(path: str | Path, experiment: str) -> dict[str, Any]:
-    """Return a checkpoint of this experiment.
+    """Load a checkpoint of an experiment; its path is added as "path".
 
-    Raises CorruptCheckpointError, or DataError for any other file and for one that cannot be read
-    now.
+    Raises CorruptCheckpointError, or DataError for another kind of file and for one that cannot be
+    read at the moment.
     """
     path = Path(path)
     content = _read(path)
     _check_content(path, content)
     if content["experiment"] != experiment:
         raise DataError(
-            f"{path}: a checkpoint of experiment {escape_name(content['experiment'])}, not of"
+            f"{path}: checkpoint of experiment {escape_name(content['experiment'])}, not of"
             f" {experiment}; give it as MODEL.PRETRAINED to start from its weights"
         )
     return {**content, "path": str(path)}
 
 
 def _read(path: Path) -> Any:
-    """Return what a file holds, whose checksums are verified."""
+    """Read a file and verify its checksums."""
     try:
         if not path.is_file():
             raise DataError(
@@ -203,16 +215,16 @@ def _read(path: Path) -> Any:
             raise
         except DataError as error:
             raise CorruptCheckpointError(f"{error}; remove it to start a new run") from None
-        with zipfile.ZipFile(path) as archive:  # torch does not verify the sums that it wrote
+        with zipfile.ZipFile(path) as archive:  # torch does not verify its checksums
             spoiled = archive.testzip()
     except (OSError, MemoryError) as error:
         raise weights.read_error(path, error) from None
     except DataError:
         raise
-    except Exception as error:  # zipfile raises many kinds where its headers are spoiled
+    except Exception as error:  # zipfile raises errors of many kinds for corrupt headers
         raise CorruptCheckpointError(
-            f"{path}: damaged ({single_line(error) or type(error).__name__}); remove it to begin"
-            " anew"
+            f"{path}: corrupt ({single_line(error) or type(error).__name__}); remove it to"
+            " start a new run"
         ) from None
     if spoiled:
         raise CorruptCheckpointError(
@@ -222,7 +234,7 @@ def _read(path: Path) -> Any:
 
 
 def _check_content(path: Path, content: Any) -> None:
-    """Raise DataError for what is not a checkpoint of this version."""
+    """Raise DataError if the content is not a checkpoint of this version."""
     if (
         not isinstance(content, dict)
         or content.get("format") != FORMAT
@@ -231,37 +243,39 @@ def _check_content(path: Path, content: Any) -> None:
         )
     ):
         raise DataError(
-            f"{path}: not a checkpoint of this version of Poise; remove it to start a new run, or give"
-            " it as MODEL.PRETRAINED"
+            f"{path}: not a checkpoint of this version of Poise; remove it to start a new run, or"
+            " set MODEL.PRETRAINED to it"
         )
-    for key, least in _NUMBERS_FROM.items():
-        if not least <= content[key] < _LARGEST:
+    for key, min_value in _MIN_VALUES.items():
+        if not min_value <= content[key] < _MAX_VALUE:
             raise DataError(
-                f"{path}: the checkpoint has {key} {short_repr(content[key], 40)}, which no run"
-                " has; remove it to start a new run"
+                f"{path}: the checkpoint has an invalid {key}"
+                f" ({short_repr(content[key], 40)}); remove it to start a new run"
             )
     if any(not weights.is_plain(tensor) for tensor in _tensors_of(content)):
         raise DataError(
-            f"{path}: the checkpoint has a tensor that is no plain one (sparse, quantised, without"
-            " memory, or of more values than the file holds)"
+            f"{path}: the checkpoint has an unsupported tensor (sparse, quantized, without memory,"
+            " or with more values than the file holds)"
         )
 
 
 def _tensors_of(content: Any) -> Iterator[torch.Tensor]:
-    """All tensors in dictionaries and lists, however deep; a stranger's may hold themselves."""
-    waiting, seen = [content], set()
-    while waiting:
-        item = waiting.pop()
+    """Iterate over all tensors; tolerates self-referencing containers."""
+    stack = [content]
+    seen: set[int] = set()
+    while stack:
+        item = stack.pop()
         if isinstance(item, torch.Tensor):
             yield item
         elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
             seen.add(id(item))
-            waiting += item.values() if isinstance(item, dict) else item
+            stack += item.values() if isinstance(item, dict) else item
 
 
 def checkpoint_numbers(folder: Path) -> list[int]:
-    """Numbers of the checkpoints that are there, the newest first; a process that was killed
-    while it renamed them leaves a gap.
+    """Return the numbers of the checkpoints in a folder, the newest (0) first.
+
+    A process that was killed while it renamed them leaves a gap.
     """
     names = (
         re.fullmatch(r"checkpoint(?:_([1-9]\d*))?\.pth", path.name)
@@ -270,19 +284,21 @@ def checkpoint_numbers(folder: Path) -> list[int]:
     return sorted(int(name[1] or 0) for name in names if name)
 
 
-def _remove_from(folder: Path, least: int) -> None:
+def _remove_from(folder: Path, first: int) -> None:
     for number in checkpoint_numbers(folder):
-        if number >= least:
+        if number >= first:
             (folder / checkpoint_name(number)).unlink()
 
 
 def load_latest(folder: Path, experiment: str) -> dict[str, Any] | None:
-    """The newest checkpoint of a run folder that is whole, with a warning where it is not the
-    newest; None where there is none at all.
+    """Load the newest intact checkpoint of a run folder; None if there is no checkpoint.
 
-    "damaged" lists those that are newer and damaged. Raises CorruptCheckpointError where none is
-    whole, and DataError for the file of another experiment or program, and where the newest cannot
-    be read now: resuming from the one before it would lose what it holds.
+    The key "damaged" lists the corrupt ones that are newer.
+
+    Raises:
+        CorruptCheckpointError: if all are corrupt.
+        DataError: for a checkpoint of another experiment or program, or if the newest cannot be
+            read at the moment. Resuming from an older one would lose what it stores.
     """
     first: CorruptCheckpointError | None = None
     damaged: list[str] = []
@@ -293,7 +309,7 @@ def load_latest(folder: Path, experiment: str) -> dict[str, Any] | None:
         except CorruptCheckpointError as error:
             first = first or error
             damaged.append(str(path))
-            log.warning("%s: damaged; trying the checkpoint before it", path)
+            log.warning("%s: corrupt; trying the checkpoint before it", path)
     if first:
         raise first
     return None

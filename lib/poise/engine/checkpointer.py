@@ -1,4 +1,4 @@
-"""Write a run's checkpoints, and end the run with one when a signal or an error asks for that."""
+"""Write the checkpoints of a run, and stop it with one after a signal or an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class RunState(Protocol):
-    """State of a training or a search that can be saved."""
+    """State of a training or a search."""
 
     @property
     def progress(self) -> Progress: ...
@@ -33,53 +33,60 @@ class RunState(Protocol):
 
 
 class Checkpointer:
-    """Saves a run's state to its folder, by rank 0, and stops the run."""
+    """Save the state of a run on rank 0, and stop the run.
+
+    Args:
+        cfg: the experiment.
+        cfg_path: its file.
+        run_logger: has the run folder and the error of optional output, if any.
+        stop: knows whether a signal came.
+    """
 
     def __init__(
         self,
         cfg: CfgNode,
         cfg_path: str,
-        records: RunLogger,
-        interrupt: GracefulStop,
+        run_logger: RunLogger,
+        stop: GracefulStop,
         processes: DistributedContext = SINGLE_PROCESS,
     ):
-        self._cfg, self._cfg_path = cfg, cfg_path
-        self._records, self._interrupt, self._processes = records, interrupt, processes
+        self._cfg = cfg
+        self._cfg_path = cfg_path
+        self._run_logger = run_logger
+        self._stop = stop
+        self._processes = processes
         self._saved_at = time.monotonic()
 
     def stop_requested(self) -> bool:
-        """Whether this process was asked to stop: by a signal, or by output that failed."""
-        return self._interrupt.asked or self._records.error is not None
+        """Return whether this process has to stop: after a signal, or if writing output failed."""
+        return self._stop.stop_requested or self._run_logger.error is not None
 
     def is_due(self) -> bool:
-        """Whether the last checkpoint is TRAIN.CHECKPOINT_MINUTES old, on rank 0."""
+        """Return, on rank 0, whether the last checkpoint is TRAIN.CHECKPOINT_MINUTES old."""
         age = time.monotonic() - self._saved_at
         return (
             self._processes.is_main_process and 0 < 60 * self._cfg.TRAIN.CHECKPOINT_MINUTES <= age
         )
 
     def save(self, state: RunState) -> None:
-        """Write a checkpoint. All processes wait for it.
-
-        torchrun ends rank 0 when another process ends meanwhile.
-        """
+        """Write a checkpoint. All processes wait for it: if one exits, torchrun ends rank 0."""
         state.progress.last_checkpoint = self._processes.run_on_main(self._write, state)
         self._saved_at = time.monotonic()
 
     def _write(self, state: RunState) -> Path:
-        self._records.restore_folder()
-        return state.write_checkpoint(self._records.folder, self._cfg, self._cfg_path)
+        self._run_logger.restore_folder()
+        return state.write_checkpoint(self._run_logger.folder, self._cfg, self._cfg_path)
 
     def save_weights(self, file: str, network: nn.Module) -> None:
-        """Write the weights of a network to a file of the run folder, by rank 0."""
+        """Write the weights of a network to the run folder, on rank 0."""
         if self._processes.is_main_process:
             weights = checkpoint.model_state_dict(
                 self._cfg, network, experiment_name(self._cfg_path)
             )
-            checkpoint.save(self._records.folder / file, weights)
+            checkpoint.save(self._run_logger.folder / file, weights)
 
     def save_and_stop(self, state: RunState) -> NoReturn:
-        """Write a checkpoint and raise RunStoppedError, or the error of output that failed."""
+        """Write a checkpoint and raise RunStoppedError, or the error of writing output."""
         self.save(state)
         self.raise_output_error(state)
         progress = state.progress
@@ -90,14 +97,17 @@ class Checkpointer:
 
     @contextmanager
     def stop_on_interrupt(self, state: RunState) -> Iterator[None]:
-        """Save and stop where a test ends early because `stop_requested`."""
+        """Save and stop if an evaluation within is interrupted, see `predict`."""
         try:
             yield
         except KeyboardInterrupt:
             self.save_and_stop(state)
 
     def raise_output_error(self, state: RunState) -> None:
-        """Raise rank 0's error of optional output, if any, in all processes, after a checkpoint."""
+        """Raise the error of optional output on rank 0, if any, in all processes.
+
+        Call it after `save`.
+        """
         error = self._processes.run_on_main(self._error_text)
         if error:
             raise DataError(
@@ -106,4 +116,4 @@ class Checkpointer:
             )
 
     def _error_text(self) -> str:
-        return str(self._records.error) if self._records.error else ""
+        return str(self._run_logger.error) if self._run_logger.error else ""

@@ -1,11 +1,12 @@
-"""A moving average of a network's weights beside them: less noisy than the last ones, often better
-to predict with.
+"""Exponential moving average of the weights, which often predicts better than the last weights.
 
-Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; with the
-exponential form and its beginning as in TensorFlow's ExponentialMovingAverage.
+Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; the
+exponential form and its warm-up are those of TensorFlow's ExponentialMovingAverage.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class ModelEma:
-    """After update n (0, 1, ...) every weight and every figure of batch norm is d times the
-    average so far and 1 - d times what it is now, d = min(decay, (1 + n) / (10 + n)): so the
-    random weights of the beginning are soon forgotten.
+    """Moving average of the weights and batch norm statistics.
+
+    Update n (0, 1, ...) computes d * average + (1 - d) * value with
+    d = min(decay, (1 + n) / (10 + n)), so that the initial weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -28,17 +30,17 @@ class ModelEma:
         return self._averaged.module
 
     def update(self, model: nn.Module) -> None:
-        """Take in the weights of `model`, the bare network, after a step."""
+        """Update the average with the weights of `model`, which is unwrapped, after a step."""
         self._averaged.update_parameters(model)
 
-    def _mix(
-        self, averages: list[torch.Tensor], values: list[torch.Tensor], _: torch.Tensor
-    ) -> None:
-        count = int(self._averaged.n_averaged)  # lies on the CPU
-        get_ema_multi_avg_fn(min(self._decay, (1 + count) / (10 + count)))(averages, values, count)
+    def _mix(self, averages: Any, values: Any, _: torch.Tensor | int) -> None:
+        # not the argument, which is on the GPU: reading it would wait
+        count = int(self._averaged.n_averaged)
+        update = get_ema_multi_avg_fn(min(self._decay, (1 + count) / (10 + count)))
+        update(averages, values, count)
 
     def state_dict(self) -> dict:
-        """Tensors and a number."""
+        """Return the averages and the number of updates."""
         return {"state_dict": self.network.state_dict(), "updates": int(self._averaged.n_averaged)}
 
     def load_state_dict(self, state: dict) -> None:

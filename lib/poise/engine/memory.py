@@ -1,4 +1,4 @@
-"""How much memory a run takes, and what is said when the machine runs out of it."""
+"""Measure memory, and report a lack of memory, file descriptors or workers in one line."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from poise.errors import PoiseError, is_out_of_memory, single_line
 if TYPE_CHECKING:
     from poise.engine.state import Progress
 
-_MOST_OF_A_REASON = 200  # characters
+_MAX_REASON_LENGTH = 200  # characters
 _DEAD_WORKER = re.compile(r"DataLoader worker .* (is killed by signal|exited unexpectedly)")
-_FAULT_OF_A_WORKER = re.compile(r"is killed by signal: (?!Killed)|with exit code")
+_CRASHED_WORKER = re.compile(r"is killed by signal: (?!Killed)|with exit code")
 _FULL_SHARED_MEMORY = re.compile(
     r"is killed by signal: Bus error|</torch_\w+>.*No space left on device"
 )
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the bytes at the peak so far, None where the system does not tell.
+    """Return the peak memory in bytes: of the GPU, or of this process on the CPU.
 
-    They are those reserved on the GPU, or those of this process on the CPU.
+    Returns None if the system does not support it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
@@ -38,37 +38,39 @@ def peak_memory(device: torch.device) -> int | None:
         import resource  # not on Windows
     except ImportError:
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextmanager
 def resource_errors(
-    what: str, advice: str, progress: Progress | None = None, resume: str = ""
+    task: str, memory_hint: str, progress: Progress | None = None, resume_hint: str = ""
 ) -> Iterator[None]:
-    """End the loaders' workers on every way out; raise a PoiseError for what the machine lacks.
+    """Turn errors of the machine into a PoiseError; stop the loaders' workers in any case.
 
-    what: 'training', in the message. advice: what to do where memory does not suffice. progress:
-    its last checkpoint is named, and `resume` says how to resume from it.
+    Args:
+        task: such as 'training', for the message.
+        memory_hint: how to use less memory.
+        progress: names the last checkpoint.
+        resume_hint: how to resume from it.
     """
     try:
         yield
     except PoiseError:
         raise
     except Exception as error:
-        lack = _lack(error, what, advice)
-        if not lack:
+        message = _resource_message(error, task, memory_hint)
+        if not message:
             raise
         if progress is not None:
-            lack += _last_checkpoint(progress.last_checkpoint, resume)
-        raise PoiseError(lack) from None
+            message += _checkpoint_text(progress.last_checkpoint, resume_hint)
+        raise PoiseError(message) from None
     finally:
         close_loaders()
 
 
 def training_memory_hint(cfg: CfgNode) -> str:
-    """Name the keys that a training's memory depends on."""
+    """Name the keys that the memory of a training depends on."""
     width, height = cfg.MODEL.IMAGE_SIZE
     amp = "" if cfg.AMP else ", or set AMP bf16"
     return (
@@ -80,7 +82,7 @@ def training_memory_hint(cfg: CfgNode) -> str:
 
 
 def testing_memory_hint(cfg: CfgNode) -> str:
-    """Name the keys that a test's memory depends on; nothing is accumulated in it."""
+    """Name the keys that the memory of a test depends on."""
     width, height = cfg.MODEL.IMAGE_SIZE
     amp = "" if cfg.AMP else " or set AMP bf16"
     return (
@@ -89,20 +91,20 @@ def testing_memory_hint(cfg: CfgNode) -> str:
     )
 
 
-def _lack(error: BaseException, what: str, advice: str) -> str:
+def _resource_message(error: BaseException, task: str, memory_hint: str) -> str:
     """Return what the machine lacks and what to do, or '' for any other error.
 
-    PyTorch reports a killed worker wherever the main process is. In its loader the report becomes
-    the cause of another one.
+    PyTorch reports a killed worker from a signal handler. In the loader the report is the cause of
+    another error.
     """
-    causes = [error] + [error.__cause__] * (error.__cause__ is not None)
+    causes = [error, error.__cause__] if error.__cause__ else [error]
     text = " ".join(single_line(cause) for cause in causes)
     if _FULL_SHARED_MEMORY.search(text):
         return (
             "/dev/shm is full: start the container with --shm-size, "
             "or lower WORKERS or the batch size"
         )
-    if _DEAD_WORKER.search(text) and not _FAULT_OF_A_WORKER.search(text):
+    if _DEAD_WORKER.search(text) and not _CRASHED_WORKER.search(text):
         return "a data loader worker was killed, probably out of memory: lower WORKERS"
     if (
         getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
@@ -115,11 +117,13 @@ def _lack(error: BaseException, what: str, advice: str) -> str:
         return ""
     if "DataLoader worker" in text:
         return "a data loader worker ran out of memory: lower WORKERS"
-    reason = single_line(str(error).partition("\n")[0].split(": ", 1)[-1])[:_MOST_OF_A_REASON]
-    return f"the {what} does not fit into the memory ({reason or type(error).__name__}): {advice}"
+    reason = single_line(str(error).partition("\n")[0].split(": ", 1)[-1])[:_MAX_REASON_LENGTH]
+    return (
+        f"the {task} does not fit into the memory ({reason or type(error).__name__}): {memory_hint}"
+    )
 
 
-def _last_checkpoint(path: Path | None, resume: str) -> str:
+def _checkpoint_text(path: Path | None, resume_hint: str) -> str:
     if path is None:
         return "; no checkpoint was written yet"
-    return f"; the last checkpoint is {path}; {resume}"
+    return f"; the last checkpoint is {path}; {resume_hint}"

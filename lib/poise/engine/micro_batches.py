@@ -1,6 +1,8 @@
-"""Divide a step's batch into the parts whose gradients are accumulated (TRAIN.ACCUMULATE)."""
+"""Split a batch into micro-batches for gradient accumulation (TRAIN.ACCUMULATE)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -8,47 +10,47 @@ from poise.datasets.sampler import EpochBatchSampler
 
 
 def split_batch(
-    batch: dict[str, torch.Tensor], batches: EpochBatchSampler, step: int, parts: int
+    batch: dict[str, torch.Tensor], sampler: EpochBatchSampler, step: int, accumulate: int
 ) -> list[tuple[dict[str, torch.Tensor], int]]:
-    """Divide this process's share of a batch: the same number of parts in every process.
+    """Split the local samples of a batch into the same number of micro-batches in every process.
 
-    A process without rows of its own for a part has its first row there, as the whole share has in
-    EpochBatchSampler. Parts that no process has anything to do in are left out.
+    A process without samples for a micro-batch gets its first sample, with size 0, as in
+    EpochBatchSampler. Micro-batches that are empty in every process are omitted.
 
     Args:
-        batch: the process's rows of the batch.
-        batches: the batches of the epoch.
+        batch: local samples of the batch.
+        sampler: of the loader.
         step: number of the batch in the epoch.
-        parts: TRAIN.ACCUMULATE.
+        accumulate: TRAIN.ACCUMULATE.
 
     Returns:
-        (rows, how many of them are the process's own) of each part.
+        (samples, number of samples) of each micro-batch.
     """
-    local_size, global_size = batches.local_and_global_size(step)
-    if parts == 1:
+    local_size, global_size = sampler.local_and_global_size(step)
+    if accumulate == 1:
         return [(batch, local_size)]
-    largest = -(-global_size // batches.shard.world_size)
-    part_size = -(-batches.batch_size // (batches.shard.world_size * parts))
-    count = -(-largest // part_size)
-    edges = [local_size * number // count for number in range(count + 1)]
-    return [
-        ({key: rows[a:b] if b > a else rows[:1] for key, rows in batch.items()}, b - a)
-        for a, b in zip(edges, edges[1:])
-    ]
+    world_size = sampler.shard.world_size
+    max_local_size = math.ceil(global_size / world_size)
+    max_size = math.ceil(sampler.batch_size / (world_size * accumulate))
+    count = math.ceil(max_local_size / max_size)
+    micro_batches = []
+    for number in range(count):
+        start = local_size * number // count
+        end = local_size * (number + 1) // count
+        rows = slice(start, end) if end > start else slice(0, 1)
+        micro_batches.append(({key: values[rows] for key, values in batch.items()}, end - start))
+    return micro_batches
 
 
 def smallest_micro_batch(
-    batches: EpochBatchSampler, steps: int, parts: int = 1, devices: int = 1
+    sampler: EpochBatchSampler, num_steps: int, accumulate: int = 1, num_devices: int = 1
 ) -> int:
-    """Return the fewest samples that a device has in one of the first `steps` batches.
-
-    It is in the first or the last of them.
-    """
+    """Return the smallest number of samples of a device in one of the first `num_steps` batches."""
     sizes = []
-    for step in (0, min(steps, batches.num_batches) - 1):
-        local_size, _ = batches.local_and_global_size(step)
-        # a process without own rows has the batch's first
-        rows = {"rows": torch.empty(max(local_size, 1))}
-        for part, _ in split_batch(rows, batches, step, parts):
-            sizes.append(len(part["rows"].chunk(devices)[-1]))  # as DataParallel divides it
+    for step in (0, min(num_steps, sampler.num_batches) - 1):  # it is in the first or the last
+        local_size, _ = sampler.local_and_global_size(step)
+        batch = {"rows": torch.empty(max(local_size, 1))}
+        for micro_batch, _ in split_batch(batch, sampler, step, accumulate):
+            # as DataParallel splits it
+            sizes.append(len(micro_batch["rows"].chunk(num_devices)[-1]))
     return min(sizes)

@@ -1,6 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end a run after the current step, not in the middle of
-one.
-"""
+"""Stop a run after the current step on Ctrl-C, SIGTERM, SIGHUP and SIGUSR1."""
 
 from __future__ import annotations
 
@@ -11,47 +9,43 @@ import time
 from types import FrameType
 from typing import Any
 
-# what terminals (SIGHUP: one that was closed), schedulers, and SLURM on request (--signal=USR1@120)
-# send before they end a job
+# sent by terminals (SIGHUP: closed), by schedulers, and by SLURM on request (--signal=USR1@120)
 _SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     if hasattr(signal, name)
 ]
-# a signal to the whole process group reaches torchrun too, which passes it on: that is not a second
-# one
-_SECONDS_OF_ECHO = 5.0
-
+# torchrun forwards a signal that the whole process group has received: that is not a second one
+_FORWARD_SECONDS = 5.0
 
 _installed: list[GracefulStop] = []
 
 
 class RunStoppedError(Exception):
-    """A signal asked the run to end; its state is on the disk."""
+    """The run was stopped by a signal, after it had written a checkpoint."""
 
 
 def request_stop() -> bool:
-    """Ask the run to end as a first signal does, from any thread; whether there is one that
-    listens.
-    """
-    for interrupt in _installed:
-        interrupt._ask()
+    """Request a stop like a first signal, from any thread; return whether a run listens."""
+    for stop in _installed:
+        stop._request()
     return bool(_installed)
 
 
 class GracefulStop:
-    """`asked` becomes true at the first SIGINT, SIGTERM, SIGHUP or SIGUSR1; a second one ends
-    the program at once.
+    """Set `stop_requested` at the first SIGINT, SIGTERM, SIGHUP or SIGUSR1.
+
+    A second signal ends the program at once.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._since = 0.0
-        self._echo = _SECONDS_OF_ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-        self._old: dict[int, Any] = {}
+        self.stop_requested = False
+        self._requested_at = 0.0
+        self._forward_seconds = _FORWARD_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> GracefulStop:
-        # Python delivers signals nowhere else
+        # Python delivers signals to the main thread only
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if (
@@ -59,22 +53,23 @@ class GracefulStop:
                     and signal.getsignal(number) is signal.SIG_IGN
                 ):
                     continue  # nohup: the run outlives its terminal
-                self._old[number] = signal.signal(number, self._handle)
+                self._handlers[number] = signal.signal(number, self._handle)
         _installed.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         _installed.remove(self)
-        for number, handler in self._old.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.asked and time.monotonic() - self._since >= self._echo:
+        seconds = time.monotonic() - self._requested_at
+        if self.stop_requested and seconds >= self._forward_seconds:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self._ask()
+        self._request()
 
-    def _ask(self) -> None:
-        if not self.asked:
-            self._since = time.monotonic()
-        self.asked = True
+    def _request(self) -> None:
+        if not self.stop_requested:
+            self._requested_at = time.monotonic()
+        self.stop_requested = True

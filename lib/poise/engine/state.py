@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def checkpoint_errors(saved: dict) -> Iterator[None]:
-    """Raise a PoiseError with the path of `saved` where it does not fit the run."""
+    """Turn errors of loading a checkpoint that does not fit the run into a PoiseError."""
     try:
         yield
     except (
@@ -48,11 +48,13 @@ def checkpoint_errors(saved: dict) -> Iterator[None]:
 
 
 class Progress:
-    """Count the epochs and steps that are done, their sums over all processes, and the best scores.
-
-    Best scores are those of the weights and of their moving average (ema_score).
+    """Epochs and steps that are done, the sums of the epoch, and the best scores.
 
     Attributes:
+        epoch, step: the next step is step `step` of epoch `epoch`.
+        sums: metrics of the epoch so far, summed over all processes.
+        best_score, best_epoch: of the weights.
+        ema_score, ema_epoch: of their moving average.
         evals_without_improvement: evaluations since one of the two scores rose.
         last_checkpoint: the newest one that this run wrote or was resumed from, or None.
         damaged: newer checkpoints that could not be read.
@@ -60,7 +62,8 @@ class Progress:
     """
 
     def __init__(self, epoch: int = 0):
-        self.epoch, self.step = epoch, 0
+        self.epoch = epoch
+        self.step = 0
         self.sums = dict.fromkeys(
             ("loss", "right", "counted", "samples", "seconds", "data_seconds", "overflows"), 0.0
         )
@@ -72,17 +75,20 @@ class Progress:
         self.changed: dict[str, str] = {}
 
     def start_epoch(self, epoch: int) -> None:
-        self.epoch, self.step = epoch, 0
+        """Set the first step of an epoch as the next step."""
+        self.epoch = epoch
+        self.step = 0
         self.sums = dict.fromkeys(self.sums, 0.0)
 
     def add_time(self, seconds: float, data_seconds: float) -> None:
-        """Add the time of a step, and how much of it was spent waiting for data."""
+        """Add the time of a step, of which `data_seconds` were spent waiting for data."""
         self.sums["seconds"] += seconds
         self.sums["data_seconds"] += data_seconds
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the means of the epoch so far; times are those of rank 0."""
-        sums, seconds = self.sums, max(self.sums["seconds"], 1e-9)
+        sums = self.sums
+        seconds = max(sums["seconds"], 1e-9)
         return {
             "train_loss": sums["loss"] / max(sums["samples"], 1),
             "train_acc": sums["right"] / max(sums["counted"], 1),
@@ -91,13 +97,13 @@ class Progress:
         }
 
     def update_scores(self, scores: dict[str, float]) -> list[str]:
-        """Take in the scores of an epoch's tests: "" of the weights, "ema" of their average.
+        """Update the best scores after an evaluation; return the names with a new best score.
 
-        Of equal scores the later counts, as in HRNet; so the last weights are kept where a test set
+        Of equal scores the later one counts, as in HRNet: the last weights are saved if a test set
         has no labels and every score is 0.
 
-        Returns:
-            The names whose score is the best so far.
+        Args:
+            scores: of the weights ("") and of their moving average ("ema").
         """
         best = {"": self.best_score, "ema": self.ema_score}
         improved = any(score > best[name] for name, score in scores.items())
@@ -120,7 +126,7 @@ class Progress:
         }
 
     def load_state_dict(self, saved: dict) -> None:
-        """Continue from a checkpoint, which older versions wrote without "average_best"."""
+        """Restore the progress; older checkpoints have no "average_best"."""
         sums = {**self.sums, **{str(key): float(value) for key, value in saved["sums"].items()}}
         best_score, best_epoch = float(saved["best"]["score"]), int(saved["best"]["epoch"])
         ema_best = saved.get("average_best", (self.ema_score, self.ema_epoch, 0))
@@ -134,6 +140,7 @@ class Progress:
         self.changed = saved.get("changed", {})
 
     def log_resumed(self) -> None:
+        """Log where the run resumes."""
         best = ""
         if self.best_epoch >= 0:
             score = format_primary_metric(self.best_score)
@@ -146,9 +153,11 @@ class Progress:
         return self.sums["samples"]
 
     def restart_epoch_of_other_batches(self, batches: EpochBatchSampler, what: str) -> None:
-        """Start the epoch again where its steps were made of other batches than `batches`.
+        """Start the epoch again if its steps were made of other batches.
 
-        what: names what may have changed, for the log.
+        Args:
+            batches: batches of the epoch now.
+            what: what may have changed, for the log.
         """
         if not self.step or self.samples == min(
             self.step * batches.batch_size, batches.num_samples
@@ -158,6 +167,7 @@ class Progress:
         self.start_epoch(self.epoch)
 
     def last_checkpoint_text(self) -> str:
+        """Name the last checkpoint, for an error message."""
         if self.last_checkpoint:
             return f"the last good checkpoint is {self.last_checkpoint}"
         return "no checkpoint was written yet"
@@ -166,19 +176,20 @@ class Progress:
 def load_network(
     saved: dict, model: nn.Module, optimizer: torch.optim.Optimizer, kind: str = ""
 ) -> None:
-    """Load the weights and the optimizer's averages; its settings stay those of the configuration.
+    """Load the weights and the optimizer's state, but not the optimizer's hyperparameters.
 
-    kind: TRAIN.OPTIMIZER, where it must be that of the checkpoint. Raises one of the errors of
-    `checkpoint_errors` where something does not fit.
+    Call it within `checkpoint_errors`, which handles what a mismatch raises.
+
+    Args:
+        kind: TRAIN.OPTIMIZER, if the checkpoint must have the same.
     """
     device.unwrap_model(model).load_state_dict(saved["state_dict"])
-    # PyTorch loads another optimizer's state silently and fails at the first step
-    theirs, own = (
-        set(state["param_groups"][0]) & {"betas", "momentum"}
-        for state in (saved["optimizer"], optimizer.state_dict())
+    # PyTorch silently loads a different optimizer's state and only fails at the first step
+    has_other_fields = _momentum_fields(saved["optimizer"]) != _momentum_fields(
+        optimizer.state_dict()
     )
     before = saved.get("optimizer_kind", kind)
-    if theirs != own or kind and before != kind:
+    if has_other_fields or kind and before != kind:
         names = f": {kind}, and was {before}" if before != kind else ""
         raise ValueError(f"TRAIN.OPTIMIZER is another{names}")
     settings = [
@@ -186,11 +197,10 @@ def load_network(
         for group in optimizer.param_groups
     ]
     optimizer.load_state_dict(saved["optimizer"])
-    # of this machine and PyTorch
-    for group, own_settings in zip(optimizer.param_groups, settings):
-        group.update(own_settings)
-    # the saved averages may have another memory layout (CHANNELS_LAST), and fused Adam
-    # walks raw memory
+    # the hyperparameters of the configuration, and the switches of this machine
+    for group, group_settings in zip(optimizer.param_groups, settings):
+        group.update(group_settings)
+    # the saved state may have another memory layout (CHANNELS_LAST), which fused Adam ignores
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if not torch.is_tensor(value) or not value.dim():
@@ -202,13 +212,18 @@ def load_network(
             state[key] = torch.empty_like(parameter).copy_(value)
 
 
+def _momentum_fields(state: dict) -> set[str]:
+    """Return the fields that tell SGD from Adam in the state dict of an optimizer."""
+    return set(state["param_groups"][0]) & {"betas", "momentum"}
+
+
 @dataclass
 class TrainState:
     """What a checkpoint of a training stores.
 
     Attributes:
-        model: the network, in its wrapper of several devices or processes.
-        ema: the moving average of the weights with TRAIN.EMA_DECAY, else None.
+        model: the network, possibly wrapped in DataParallel or DistributedDataParallel.
+        ema: the moving average of the weights, with TRAIN.EMA_DECAY.
     """
 
     model: nn.Module
@@ -220,13 +235,16 @@ class TrainState:
 
     @property
     def network(self) -> nn.Module:
-        """The network without a wrapper."""
+        """The unwrapped network."""
         return device.unwrap_model(self.model)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that are evaluated: "" of the weights, "ema" of their average."""
-        return {"": self.network, **({"ema": self.ema.network} if self.ema else {})}
+        """The networks to evaluate: "" with the weights, "ema" with their moving average."""
+        networks = {"": self.network}
+        if self.ema:
+            networks["ema"] = self.ema.network
+        return networks
 
     @property
     def device(self) -> torch.device:
@@ -248,17 +266,17 @@ class TrainState:
         return not is_complete and not self.should_stop_early(patience)
 
     def check_finite(self) -> None:
-        """Raise PoiseError where the last step spoiled the network, which is then not saved.
+        """Raise PoiseError if a weight or statistic is not finite, so that it is not saved.
 
-        Weights, batch norm's statistics or the average may be spoiled while the loss is finite.
+        This happens even though the last loss was finite.
         """
         progress = self.progress
-        checked = {
+        checked: dict[str, Iterable[torch.Tensor]] = {
             "a weight": self.network.parameters(),
-            "a running figure of batch norm": self.network.buffers(),
+            "a running statistic of batch norm": self.network.buffers(),
         }
         if self.ema:
-            checked["a figure of the weights' average"] = self.ema.network.state_dict().values()
+            checked["a moving average of the weights"] = self.ema.network.state_dict().values()
         for name, tensors in checked.items():
             finite = [torch.isfinite(tensor).all() for tensor in tensors]
             if finite and not torch.stack(finite).all():  # one transfer from a GPU, not hundreds
@@ -268,16 +286,14 @@ class TrainState:
                 )
 
     def load_state_dict(self, saved: dict, cfg: CfgNode, batches: EpochBatchSampler) -> None:
-        """Continue from a checkpoint. Raises PoiseError where it does not fit."""
+        """Restore the state from a checkpoint. Raises PoiseError if it does not fit."""
         with checkpoint_errors(saved):
-            other_cells = bool(saved.get("genotype")) and saved["genotype"] != genotype_of(
-                self.model
-            )
-        if other_cells:
+            genotype = saved.get("genotype")
+            has_other_cells = bool(genotype) and genotype != genotype_of(self.model)
+        if has_other_cells:
             raise PoiseError(
-                f"{saved['path']}: the checkpoint of a network with other cells (MODEL.GENOTYPE is"
-                " another, or its file has changed); remove it to start a new run, or give the training"
-                " a folder of its own with OUTPUT_DIR"
+                f"{saved['path']}: checkpoint of a network with other cells (MODEL.GENOTYPE or its file"
+                " has changed); remove it to start a new run, or set another OUTPUT_DIR"
             )
         with checkpoint_errors(saved):
             load_network(saved, self.model, self.optimizer, cfg.TRAIN.OPTIMIZER)
@@ -289,7 +305,8 @@ class TrainState:
                 self.ema.load_state_dict(saved["ema"])
         if self.ema and "ema" not in saved:
             log.warning(
-                "%s has no moving average of the weights; TRAIN.EMA_DECAY starts from the current weights",
+                "%s has no moving average of the weights; TRAIN.EMA_DECAY starts from the current"
+                " weights",
                 saved["path"],
             )
             self.ema.update(self.network)
@@ -298,7 +315,7 @@ class TrainState:
         )
 
     def write_checkpoint(self, folder: Path, cfg: CfgNode, cfg_path: str) -> Path:
-        """Write the run folder's newest checkpoint; return its path."""
+        """Write the newest checkpoint of the run folder; return its path."""
         content = {
             **checkpoint.run_metadata(cfg, cfg_path, cfg.SEED),
             **self.progress.state_dict(),
@@ -316,8 +333,9 @@ class TrainState:
 
 
 def genotype_of(model: nn.Module) -> dict[str, list] | None:
-    """How a searched network is wired, as plain values: two wirings of the same operations have
-    the same weights by name and shape. None for others.
+    """Return the genotype of a searched network as plain values; None for other networks.
+
+    Networks of different genotypes may have the same names and shapes of weights.
     """
     genotype = getattr(device.unwrap_model(model), "genotype", None)
     return genotype and genotype.plain_cells()

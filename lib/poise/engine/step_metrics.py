@@ -1,4 +1,4 @@
-"""Collect the metrics of training steps, over all processes."""
+"""Sum the metrics of training steps over all processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from poise.errors import PoiseError
 
 @dataclass
 class StepMetrics:
-    """Metrics of a part of a step, on the device.
+    """Metrics of a micro-batch, on the device.
 
     Attributes:
-        loss: mean loss of the part, a scalar.
-        num_correct, num_valid: keypoints for the accuracy, scalars.
-        samples: the process's own samples.
+        loss: mean loss, a scalar.
+        num_correct, num_valid: numbers of keypoints for the accuracy, scalars.
+        samples: number of samples; 0 if the process has none in this step.
         persons: (B,) rows of the person table.
     """
 
@@ -33,13 +33,13 @@ class StepMetrics:
 
 
 class StepCollector:
-    """Adds the metrics of launched steps to the sums of the epoch.
+    """Add the metrics of launched steps to the sums of the epoch.
 
     On a GPU the loss of a step is read after the next step was launched, so that the GPU does not
-    wait for the CPU. The same exchange between the processes carries requests to stop and to save.
+    wait for the CPU. The same all-reduce carries the requests to stop and to save.
 
     Attributes:
-        checkpoint_due: whether rank 0's last checkpoint is old, as all processes know it.
+        checkpoint_due: whether a checkpoint is due; the same in all processes.
     """
 
     def __init__(
@@ -58,19 +58,20 @@ class StepCollector:
         self.checkpoint_due = False
 
     def stop_requested(self) -> bool:
-        """Whether any process was asked to stop; all processes return the same."""
-        alone = self._processes.world_size == 1
-        return self._stop or alone and self._checkpointer.stop_requested()
+        """Return whether any process has to stop; the same in all processes."""
+        if self._processes.world_size == 1:
+            return self._stop or self._checkpointer.stop_requested()
+        return self._stop
 
     def add(self, parts: list[StepMetrics]) -> None:
-        """Take the parts of a step that was launched, after those of the step before are read."""
+        """Add a launched step; reads the step before it, and on the CPU this one too."""
         self.sync()
         self._unread, self._unread_step = parts, self._state.progress.step - 1
         if not self._is_deferred:
             self.sync()
 
     def sync(self) -> None:
-        """Add the unread metrics to the sums. Raises PoiseError for a loss that is not finite."""
+        """Read the unread metrics. Raises PoiseError for a loss that is not finite."""
         if not self._unread:
             return
         parts, self._unread = self._unread, []

@@ -166,7 +166,7 @@ class Demo:
                 for frames in self._groups():
                     self._process(frames, poses)
                     bar.update(len(frames))
-                    if interrupt.asked:
+                    if interrupt.stop_requested:
                         # Ctrl-C is the normal end of a camera
                         summary.interrupted = not source.live
                         break
