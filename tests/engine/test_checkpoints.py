@@ -295,7 +295,10 @@ def test_resume_all_corrupt_raises_and_keeps_files(of_two_epochs):
     before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     with pytest.raises(
         DataError,
-        match="checkpoint.pth: not a checkpoint of PyTorch, or damaged .*; remove it to start a new run",
+        match=(
+            "checkpoint.pth: not a checkpoint of PyTorch, or damaged .*; remove it to start a new"
+            " run"
+        ),
     ):
         run_train(path, "AUTO_RESUME", True)
     assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before

@@ -456,8 +456,8 @@ def test_lock_of_running_run_raises_and_ends_with_sigkill(small_set, tmp_path):
             with pytest.raises(
                 ConfigError,
                 match=(
-                    rf"{folder}: in use by process {process.pid} on {os.uname().nodename}; wait until"
-                    r" it ends"
+                    rf"{folder}: in use by process {process.pid} on {os.uname().nodename}; wait"
+                    r" until it ends"
                 ),
             ) as error:
                 run_train(path, *overrides)

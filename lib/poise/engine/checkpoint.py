@@ -147,7 +147,7 @@ def save_and_rotate(folder: Path, content: dict[str, Any], kept: int, first: boo
         _remove_from(folder, kept)
     except OSError as error:
         raise DataError(
-            f"{newest}: cannot be written ({error.strerror or error}); {folder / _NEXT} is complete,"
+            f"{newest}: cannot be written ({error.strerror or error}); {folder / _NEXT} is complete"
             " and the older checkpoints are kept"
         ) from None
     return newest

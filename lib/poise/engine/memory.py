@@ -118,9 +118,8 @@ def _resource_message(error: BaseException, task: str, memory_hint: str) -> str:
     if "DataLoader worker" in text:
         return "a data loader worker ran out of memory: lower WORKERS"
     reason = single_line(str(error).partition("\n")[0].split(": ", 1)[-1])[:_MAX_REASON_LENGTH]
-    return (
-        f"the {task} does not fit into the memory ({reason or type(error).__name__}): {memory_hint}"
-    )
+    reason = reason or type(error).__name__
+    return f"the {task} does not fit into the memory ({reason}): {memory_hint}"
 
 
 def _checkpoint_text(path: Path | None, resume_hint: str) -> str:

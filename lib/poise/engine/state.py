@@ -292,8 +292,8 @@ class TrainState:
             has_other_cells = bool(genotype) and genotype != genotype_of(self.model)
         if has_other_cells:
             raise PoiseError(
-                f"{saved['path']}: checkpoint of a network with other cells (MODEL.GENOTYPE or its file"
-                " has changed); remove it to start a new run, or set another OUTPUT_DIR"
+                f"{saved['path']}: checkpoint of a network with other cells (MODEL.GENOTYPE or its"
+                " file has changed); remove it to start a new run, or set another OUTPUT_DIR"
             )
         with checkpoint_errors(saved):
             load_network(saved, self.model, self.optimizer, cfg.TRAIN.OPTIMIZER)
