@@ -694,7 +694,7 @@ def idle_here(processes, path, overrides):
 def test_ddp_unused_parameters_are_logged(together, tiny):
     first, _ = together(2, idle_here, tiny, ("TRAIN.END_EPOCH", 1))
     assert (
-        "2 parameters have no part in the network's outputs, idle.weight, idle.bias" in first.out
+        "2 parameters do not contribute to the outputs: idle.weight, idle.bias" in first.out
         and "done: best score" in first.out
     )
 
@@ -914,7 +914,7 @@ def test_rendezvous_port_in_use_names_the_port(monkeypatch):
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", port)
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-        monkeypatch.setattr(process_group, "_TIME_TO_MEET", timedelta(seconds=10))
+        monkeypatch.setattr(process_group, "_RENDEZVOUS_TIMEOUT", timedelta(seconds=10))
         with pytest.raises(PoiseError, match=f"MASTER_PORT {port}: another program uses this port"):
             process_group._rendezvous(0, 2)
 
@@ -967,7 +967,7 @@ def test_ddp_missing_launcher_stops_with_checkpoint(together, tiny, how):
 
 
 def failing_here(processes, how):
-    process_group._SECONDS_TO_LEAVE = 2.0
+    process_group._SHUTDOWN_SECONDS = 2.0
     if how == "both":
         raise ConfigError("a key of everyone")
     if how == "Ctrl-C":

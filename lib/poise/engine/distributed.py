@@ -29,49 +29,62 @@ from poise.engine.sync_bn import convert_sync_batchnorm, forward_trial
 from poise.errors import ConfigError, PoiseError
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_FAILURE_KEY = "poise/failures"
+_POLL_SECONDS = 1.0
+_SHUTDOWN_SECONDS = 8.0  # for a process that fails or notices a failure, before it is killed
+# torchrun ends the other processes within a second of the first failure
+_SILENT_SECONDS = 3.0
+_RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+# how long the others wait while rank 0 downloads weights or evaluates a large set
+_COLLECTIVE_TIMEOUT = timedelta(hours=3)
 
 
 class DistributedContext:
-    """One process, alone. rank: its number of `world_size`; local_rank: its number on this machine,
-    None where no launcher gave one.
+    """Rank, world size and collectives; this base class is for a single process.
+
+    Attributes:
+        rank: number of this process.
+        world_size: number of processes.
+        local_rank: number of this process on its machine; None without torchrun.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int | None = None):
-        self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
+        self.rank = rank
+        self.world_size = world_size
+        self.local_rank = local_rank
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes files and logs."""
+        """True on rank 0, which writes files and logs."""
         return self.rank == 0
 
     def all_reduce_any(self, flag: bool) -> bool:
-        """Whether the flag is set in any of the processes."""
+        """Return whether the flag is set in any process."""
         return flag
 
     def all_reduce_sum(self, values: list[float]) -> list[float]:
-        """Each value summed over the processes, in float64; equal to the last bit in all of
-        them.
-        """
+        """Sum each value over the processes in float64; the same bits in every process."""
         return values
 
     def gather(self, value: Any) -> list[Any] | None:
-        """The values of all processes by rank, on rank 0; None on the others."""
+        """Return the values of all processes, by rank, on rank 0; None on the others."""
         return [value]
 
-    def run_on_main(self, make: Callable[..., T], *arguments: Any) -> T:
-        """Call `make` on rank 0 alone; return its result on every rank. The others wait for it."""
-        return make(*arguments)
+    def run_on_main(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function on rank 0 only; return its result on every rank."""
+        return function(*arguments)
 
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give the tensors the values that they have on rank 0, in place."""
+        """Copy the values of rank 0 into the tensors, in place."""
 
     def wrap_ddp(
         self, model: nn.Module, image_size: tuple[int, int], sync_batch_norm: bool = False
     ) -> nn.Module:
-        """The network, which lies on its device, such that its gradients become the mean over
-        the processes.
-        """
+        """Wrap a model, on its device, so that the processes average its gradients."""
         return model
 
 
@@ -80,31 +93,27 @@ SINGLE_PROCESS = DistributedContext()
 
 @contextmanager
 def init_distributed() -> Iterator[DistributedContext]:
-    """The processes that torchrun's environment tells of, joined within; this one alone without
-    such an environment.
+    """Join the processes of torchrun's environment; a single process without one.
 
-    An error that ends one of several processes ends all of them, within seconds, and one of them
-    tells it: see process_group.py. Raises ConfigError for half an environment.
+    An error in one of several processes ends all of them within seconds, and one of them reports
+    it. Raises ConfigError for an incomplete environment.
     """
     world = os.environ.get("WORLD_SIZE", "1")
-    # torchrun's only process has one device, as each of several has; a plain one has all of GPUS
+    if world == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+        yield DistributedContext(local_rank=0)  # one device, as in each of several processes
+        return
     if world == "1":
-        yield (
-            DistributedContext(local_rank=0)
-            if "TORCHELASTIC_RUN_ID" in os.environ
-            else SINGLE_PROCESS
-        )
+        yield SINGLE_PROCESS
         return
     missing = [name for name in _VARIABLES if name not in os.environ]
     if missing or not all(
         os.environ[name].isdigit() for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
     ):
+        problem = f"no {missing[0]}" if missing else "no numbers as ranks"
         raise ConfigError(
-            f"the environment has WORLD_SIZE={world} but"
-            f" {f'no {missing[0]}' if missing else 'no numbers as ranks'}: start several processes"
+            f"the environment has WORLD_SIZE={world} but {problem}: start several processes"
             " with torchrun, or unset WORLD_SIZE"
         )
-
     with _join_group(
         int(os.environ["RANK"]), int(world), int(os.environ["LOCAL_RANK"])
     ) as processes:
@@ -112,44 +121,29 @@ def init_distributed() -> Iterator[DistributedContext]:
 
 
 def local_world_size() -> int:
-    """How many processes torchrun started on this machine; 1 without it. They share its cores
-    and its loader's workers.
+    """Return the number of processes of torchrun on this machine; 1 without it.
+
+    They share the cores and WORKERS.
     """
     count = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(int(count), 1) if count.isdigit() else 1
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error says that another process is gone: gloo's carry the name of its source
-    files, NCCL's have a class.
-    """
-    return (
-        any(kind.__name__ == "DistError" for kind in type(error).__mro__)
-        or isinstance(error, RuntimeError)
-        and "/gloo/" in str(error)
-    )
-
-
-log = logging.getLogger(__name__)
-
-_FAILURES = "poise/failures"
-_SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_TO_LEAVE = 8.0  # for a process that fails or sees a failure, before it is cut off
-# torchrun ends the others within a second of the first that fails; more only where it is not there
-_SECONDS_OF_SILENCE = 3.0
-_TIME_TO_MEET = timedelta(minutes=10)
-# how long others wait in the default group while rank 0 downloads weights or scores a large set
-_TIMEOUT = timedelta(hours=3)
+    """Return whether an error of gloo or NCCL means that another process is gone."""
+    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):  # NCCL
+        return True
+    return isinstance(error, RuntimeError) and "/gloo/" in str(error)  # a source file of gloo
 
 
 @contextmanager
 def _join_group(rank: int, world_size: int, local_rank: int) -> Iterator[ProcessGroupContext]:
-    """The processes of torchrun's environment, joined; left at the end, whatever ended it."""
+    """Create the process group of torchrun's environment, and destroy it at the end."""
     processes = ProcessGroupContext(rank, world_size, local_rank)
     try:
         yield processes
-        processes.all_reduce_any(False)  # nobody leaves before all have finished
-    except KeyboardInterrupt:  # everyone gets it, and ends without a word
+        processes.all_reduce_any(False)  # a barrier
+    except KeyboardInterrupt:  # all ranks receive it and exit silently
         processes.report_failure()
         processes.shutdown_after_error()
         raise
@@ -164,7 +158,7 @@ def _join_group(rank: int, world_size: int, local_rank: int) -> Iterator[Process
             ) from error
         raise
     else:
-        processes.leave()
+        processes.shutdown()
 
 
 class ProcessGroupContext(DistributedContext):
@@ -181,7 +175,7 @@ class ProcessGroupContext(DistributedContext):
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
-    # telling each other ---------------------------------------------------------------------------
+    # collectives -------------------------------------------------------------------------------
 
     def all_reduce_any(self, flag: bool) -> bool:
         return self.all_reduce_sum([float(flag)])[0] > 0
@@ -196,8 +190,8 @@ class ProcessGroupContext(DistributedContext):
         dist.gather_object(value, values)
         return values
 
-    def run_on_main(self, make: Callable[..., T], *arguments: Any) -> T:
-        box: list[Any] = [make(*arguments) if self.is_main_process else None]
+    def run_on_main(self, function: Callable[..., T], *arguments: Any) -> T:
+        box: list[Any] = [function(*arguments) if self.is_main_process else None]
         dist.broadcast_object_list(box)
         return box[0]
 
@@ -212,95 +206,90 @@ class ProcessGroupContext(DistributedContext):
             for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same])):
                 tensor.copy_(part.view(tensor.shape))
 
-    # gradients ------------------------------------------------------------------------------------
+    # model -------------------------------------------------------------------------------------
 
     def wrap_ddp(
         self, model: nn.Module, image_size: tuple[int, int], sync_batch_norm: bool = False
     ) -> nn.Module:
-        """The network under DistributedDataParallel; all begin with rank 0's weights and buffers.
-        NCCL between GPUs, else gloo.
+        """Wrap a model in DistributedDataParallel, over NCCL on GPUs and gloo on CPUs.
 
-        Batch norm's buffers are each process's own while it trains, as in mmpose 0.29: whoever
-        needs one network for all, for a test or a checkpoint, spreads rank 0's. With
-        sync_batch_norm they are those of all batches together.
+        All processes start with the weights and buffers of rank 0. Each process then has its own
+        batch norm statistics, as in mmpose 0.29: broadcast those of rank 0 before an evaluation.
+        With sync_batch_norm the statistics are those of all processes together.
         """
         device = next(model.parameters()).device
         self._nccl = device.type == "cuda"
         unused = unused_parameters(model, image_size)
         if unused:
             log.info(
-                "%d parameters have no part in the network's outputs, %s%s",
+                "%d parameters do not contribute to the outputs: %s%s",
                 len(unused),
                 ", ".join(unused[:3]),
                 ", ..." if len(unused) > 3 else "",
             )
         gradients = dist.new_group(backend="nccl" if self._nccl else "gloo")
         model = convert_sync_batchnorm(model, gradients) if sync_batch_norm else model
+        backend = "NCCL" if self._nccl else "gloo on the CPU"
+        synced = ", synchronized batch norm" if sync_batch_norm else ""
         log.info(
-            "%d processes, DistributedDataParallel over %s",
-            self.world_size,
-            ("NCCL" if self._nccl else "gloo on the CPU")
-            + (", batch norm over all" if sync_batch_norm else ""),
+            "%d processes, DistributedDataParallel over %s%s", self.world_size, backend, synced
         )
-        # of the layout that 1x1 kernels have under CHANNELS_LAST; costs a copy of them
+        # about 1x1 kernels with CHANNELS_LAST; costs a copy of them
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # PyTorch renamed it, and under the old name left buffers apart from the beginning
-        each_its_own = (
-            "forward_sync_buffers"
-            if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-            else "broadcast_buffers"
-        )
+        # PyTorch has renamed the option that keeps the buffers of the processes apart
+        option = "forward_sync_buffers"
+        if option not in signature(DistributedDataParallel).parameters:
+            option = "broadcast_buffers"
         self.broadcast_(model.buffers())
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if self._nccl else None,
             process_group=gradients,
             find_unused_parameters=bool(unused),
-            **{each_its_own: False},
+            **{option: False},
         )
 
-    # leaving --------------------------------------------------------------------------------------
+    # shutdown ----------------------------------------------------------------------------------
 
     def report_failure(self) -> bool:
-        """Say that this process fails; whether none has said so before. Without a store to ask,
-        its host has failed before.
+        """Report that this process fails; return whether it is the first one.
+
+        Without the store, its host has failed before.
         """
         self._leaving.set()
         try:
-            return self._store.add(_FAILURES, 1) == 1
+            return self._store.add(_FAILURE_KEY, 1) == 1
         except RuntimeError:
             return False
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         self._leaving.set()
         self._watcher.join()
         dist.destroy_process_group()
 
     def shutdown_after_error(self) -> None:
-        """The same while others may wait for this process: it must not wait for them, as NCCL
-        would, and must end.
-        """
+        """Shut down without waiting for the other processes, as NCCL would, and exit in time."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(int(_SECONDS_TO_LEAVE))
+        signal.alarm(int(_SHUTDOWN_SECONDS))
         if not self._nccl:
             dist.destroy_process_group()
 
     def _watch(self) -> None:
-        store = True
-        while not self._leaving.wait(_SECONDS_BETWEEN_LOOKS):
+        """Watch for failures of the other processes and of torchrun, in a thread."""
+        has_store = True
+        while not self._leaving.wait(_POLL_SECONDS):
             try:
-                failed = store and self._store.check([_FAILURES])
-                # the main thread's connections break, so it can leave by itself, tidily, unless
-                # it hangs
-                if failed and not self._leaving.wait(_SECONDS_TO_LEAVE):
+                failed = has_store and self._store.check([_FAILURE_KEY])
+                # the connections of the main thread break, so that it exits by itself unless it
+                # hangs
+                if failed and not self._leaving.wait(_SHUTDOWN_SECONDS):
                     os._exit(1)
-            # the store is gone, and so is who would tell of failures in it: perhaps the launcher,
-            # perhaps only rank 0 that has done
+            # without the store no failure is reported: torchrun is gone, or rank 0 has finished
             except RuntimeError:
-                store = False
+                has_store = False
                 if not self._leaving.is_set():
                     request_stop()
-            # the launcher has ended without its processes, as of a signal that it does not know
+            # torchrun has ended without its processes, after a signal that it does not handle
             if os.getppid() != self._parent:
                 if not self._leaving.is_set() and not request_stop():
                     os.kill(os.getpid(), signal.SIGTERM)
@@ -308,23 +297,24 @@ class ProcessGroupContext(DistributedContext):
 
 
 def _rendezvous(rank: int, world_size: int) -> dist.Store:
-    """The processes' store, when all have come to it and the default group is made. Raises
-    PoiseError where they do not come.
+    """Create the default process group; return its store.
+
+    Raises PoiseError if the processes do not meet in time.
     """
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=_TIME_TO_MEET))
-        # torchrun's own store outlives a restart of the processes. Where it has none rank 0 makes a
-        # new one each time, and the machines' counts of restarts may differ: each counts the
-        # failures of its own processes
+        store, _, _ = next(dist.rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
+        # The store of torchrun survives a restart of the processes, so its keys need the number of
+        # restarts. Otherwise rank 0 creates a new store each time, and the numbers of restarts may
+        # differ between the machines: each counts the failures of its own processes.
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store = dist.PrefixStore(
                 f"poise/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
             )
         store.set(f"here/{rank}", "")
-        store.wait([f"here/{number}" for number in range(world_size)], _TIME_TO_MEET)
+        store.wait([f"here/{number}" for number in range(world_size)], _RENDEZVOUS_TIMEOUT)
         dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
+            "gloo", store=store, rank=rank, world_size=world_size, timeout=_COLLECTIVE_TIMEOUT
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -342,28 +332,25 @@ def _rendezvous(rank: int, world_size: int) -> dist.Store:
 
 
 def _exit_silently() -> None:
-    """End without a word, and not before torchrun has seen who failed first, for it blames the
-    first that it sees.
-    """
+    """Exit without a message, after torchrun has noticed the process that failed first."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout.flush()
-    time.sleep(_SECONDS_OF_SILENCE)
+    time.sleep(_SILENT_SECONDS)
     os._exit(1)
 
 
 def unused_parameters(model: nn.Module, image_size: tuple[int, int]) -> list[str]:
-    """Names of parameters that have no part in the outputs of train mode. The model stays as it is,
-    and so do random numbers.
+    """Return the names of parameters that do not contribute to the outputs in train mode.
 
-    DistributedDataParallel waits for every gradient, and looks for those that never come only when
-    told to, for it takes time.
+    Leaves the model and the random state unchanged. DistributedDataParallel waits for the gradient
+    of every parameter unless it is asked to find the unused ones in each step, which takes time.
     """
     named = [
         (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
     ]
     width, height = image_size
     with forward_trial(model) as device:
-        # two: batch norm over a 1x1 map needs them
+        # two samples: batch norm over a 1x1 map needs them
         outputs = model(torch.zeros(2, 3, height, width, device=device))
         gradients = torch.autograd.grad(
             sum(output.sum() for output in outputs),
