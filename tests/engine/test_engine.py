@@ -405,11 +405,11 @@ def test_train_without_evaluated_persons_best_is_by_loss(
 
 
 def test_primary_metric_falls_back_to_loss():
-    assert evaluate.primary_metric(0.0, 5.0) == 0 and evaluate.primary_metric(0.3, 0.1) == 0.3
-    assert evaluate.primary_metric(-1.0, None) == -1 and evaluate.primary_metric(
+    assert evaluate.selection_score(0.0, 5.0) == 0 and evaluate.selection_score(0.3, 0.1) == 0.3
+    assert evaluate.selection_score(-1.0, None) == -1 and evaluate.selection_score(
         -1.0, 0.2
-    ) > evaluate.primary_metric(-1.0, 0.3)
-    assert evaluate.primary_metric(float("nan"), 0.5) == -1.5
+    ) > evaluate.selection_score(-1.0, 0.3)
+    assert evaluate.selection_score(float("nan"), 0.5) == -1.5
 
 
 def test_train_equal_scores_the_later_is_best(tiny_experiment, scores):
@@ -757,18 +757,17 @@ def test_evaluate_weights_of_a_run_gives_training_figures(tiny_experiment, refer
 def test_model_file_empty_takes_weights_of_the_run(tiny_experiment, reference):
     folder = copy_run(reference, tiny_experiment)
     cfg = config.load(tiny_experiment)
-    assert evaluate.model_file(cfg, folder).name == "model_best.pth"
+    assert evaluate.find_weights(cfg, folder).name == "model_best.pth"
     (folder / "model_best.pth").unlink()
-    assert evaluate.model_file(cfg, folder).name == "final_state.pth"
+    assert evaluate.find_weights(cfg, folder).name == "final_state.pth"
     (folder / "final_state.pth").unlink()
     with pytest.raises(
         DataError,
         match=(
-            "TEST.MODEL_FILE is empty and .* holds no model_best.pth or final_state.pth: train"
-            " first"
+            "TEST.MODEL_FILE is empty and .* has no model_best.pth or final_state.pth; train first"
         ),
     ):
-        evaluate.model_file(cfg, folder)
+        evaluate.find_weights(cfg, folder)
 
 
 def said_of_training(caplog, path, *overrides):
@@ -871,8 +870,8 @@ def test_evaluate_other_codec_prints_a_warning(tiny_experiment, reference, capsy
 @pytest.mark.parametrize(
     "metrics, out, said",
     [
-        (["AP"], None, "--eval AP: coco is evaluated with mAP, and always is"),
-        (["mAP", "PCKh"], None, "--eval PCKh: coco is evaluated with mAP"),
+        (["AP"], None, "--eval AP: coco is always evaluated with mAP"),
+        (["mAP", "PCKh"], None, "--eval PCKh: coco is always evaluated with mAP"),
         ([], "r.json", "--out r.json: predictions are written to a pickle"),
         ([], "r", "--out r: predictions are written to a pickle"),
     ],

@@ -107,7 +107,7 @@ def test_run_folder_without_resume_is_new(finished, capsys):
     # tools/test.py finds it by the same key
     cfg = loaded(path, "RUN_NAME", "tiny-2")
     assert (
-        evaluate.model_file(cfg, path.parent / "output" / logger.run_names(cfg, str(path)))
+        evaluate.find_weights(cfg, path.parent / "output" / logger.run_names(cfg, str(path)))
         == new / "model_best.pth"
     )
     assert (new / "train.log").read_text().count("test this run with RUN_NAME tiny-2\n") == 1
@@ -125,16 +125,16 @@ def test_evaluate_weights_of_earlier_run_warns(finished, caplog):
         )
     for file in folder.with_name("tiny-12").glob("*.pth"):  # a run that has no weights yet
         file.unlink()
-    assert evaluate.model_file(cfg, folder) == folder / "model_best.pth"
+    assert evaluate.find_weights(cfg, folder) == folder / "model_best.pth"
     later = folder.with_name("tiny-10")  # tiny-11 is an experiment of that name
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder}: a later run of this experiment has its weights in {later}; test those with "
-        "RUN_NAME tiny-10"
+        f"{folder}: a later run of this experiment has its weights in {later}; set RUN_NAME "
+        "tiny-10 to test them"
     ]
     caplog.clear()
-    evaluate.model_file(loaded(path, "RUN_NAME", "tiny"), folder)
-    evaluate.model_file(loaded(path, "TEST.MODEL_FILE", folder / "final_state.pth"), folder)
-    evaluate.model_file(loaded(path, "RUN_NAME", "tiny-2"), folder.with_name("tiny-2"))
+    evaluate.find_weights(loaded(path, "RUN_NAME", "tiny"), folder)
+    evaluate.find_weights(loaded(path, "TEST.MODEL_FILE", folder / "final_state.pth"), folder)
+    evaluate.find_weights(loaded(path, "RUN_NAME", "tiny-2"), folder.with_name("tiny-2"))
     assert not caplog.records
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 from poise import config
-from poise.engine.evaluate import model_file
+from poise.engine.evaluate import find_weights
 from poise.engine.logger import run_names
 from poise.errors import ConfigError, DataError
 from poise.io import download
@@ -296,11 +296,11 @@ def test_model_file_empty_names_released_weights(tmp_path, experiment, name):
     cfg = config.load(ROOT / experiment)
     folder = tmp_path / run_names(cfg, experiment)
     with pytest.raises(DataError) as error:
-        model_file(cfg, folder)
+        find_weights(cfg, folder)
     assert (
         str(error.value)
-        == f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth:"
-        " train first, give TEST.MODEL_FILE x.pth, or download released weights: python"
+        == f"TEST.MODEL_FILE is empty and {folder} has no model_best.pth or final_state.pth;"
+        " train first, set TEST.MODEL_FILE x.pth, or download released weights: python"
         f" tools/download_weights.py {name}"
     )
 

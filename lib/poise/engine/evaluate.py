@@ -1,4 +1,4 @@
-"""Test one experiment: weights, predictions, figures, pictures."""
+"""Evaluate one experiment: load weights, predict, compute metrics, draw images."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ from poise.visualization import draw
 
 log = logging.getLogger(__name__)
 
+_MIN_DRAWING_SIDE = 640  # pixels of the longer side of a drawn image
+
 
 def run(
     cfg: CfgNode,
@@ -45,22 +47,34 @@ def run(
     metrics: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> OrderedDict[str, float]:
-    """Test the weights TEST.MODEL_FILE, or the best ones of the run folder, on DATASET.TEST_SET;
-    one of `processes`, which all call this.
+    """Evaluate TEST.MODEL_FILE, or the best weights of the run folder, on DATASET.TEST_SET.
 
-    Writes test.log, results/ and pictures/ in the run folder, and the predictions in mmpose's form
-    to `out`, if given. metrics: names that mmpose has for what is evaluated in any case, checked.
-    Returns {metric: value}. Raises PoiseError for what cannot be used.
+    All processes call this. Writes test.log, results/ and pictures/ to the run folder.
+
+    Args:
+        cfg: the experiment.
+        cfg_path: its file.
+        command: for the log.
+        processes: the processes that share the work.
+        metrics: mmpose's names of metrics; only checked, see `validate_eval_args`.
+        out: pickle for the predictions, as mmpose writes it.
+
+    Returns:
+        {metric: value}.
+
+    Raises PoiseError for invalid input.
     """
     logger.start_console(processes.rank)
     validate_eval_args(cfg, metrics, out)
     folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
     devices = device.choose_devices(cfg, processes)
-    model, doubts = build_model(cfg), ""
+    model = build_model(cfg)
+    weights_warning = ""
     if processes.is_main_process:
-        file = model_file(cfg, folder)
-        log.info("%s", f"weights: {file}")
-        doubts = untrained_weights_warning(model, load_trained_weights(cfg, model, file))
+        file = find_weights(cfg, folder)
+        log.info("weights: %s", file)
+        report = load_trained_weights(cfg, model, file)
+        weights_warning = untrained_weights_warning(model, report)
     processes.broadcast_(model.state_dict().values())
     table, images = load_split(cfg, train=False)
     if processes.is_main_process:
@@ -76,29 +90,31 @@ def run(
     )
     device.configure_cudnn(cfg, devices)
     CpuThreads(cfg.CPU_THREADS, devices[0])
-    processes.run_on_main(lambda: logger.make_run_folder(cfg, cfg_path))
+    # the folder is created after everything that can be wrong with the input was checked
+    processes.run_on_main(logger.make_run_folder, cfg, cfg_path)
     logger.add_file(folder / "test.log", processes.rank)
     if processes.is_main_process:
         logger.log_environment(cfg, command)
-
-    def use(found: Predictions) -> OrderedDict[str, float]:
-        if out:
-            write_predictions(cfg, table, found, images, out, loader.batch_sampler.batch_size)
-        values, _ = evaluate_predictions(cfg, table, found, folder, per_joint=True, weights=doubts)
-        draw_predictions(cfg, table, found, images, folder)
-        return values
-
     with logger.errors_in_file(), resource_errors("test", testing_memory_hint(cfg)):
-        codec = build_codec(cfg)
-        tested = device.prepare_for_inference(cfg, model, devices)
-        device.compile_network(cfg, tested, devices)
-        found = predict(cfg, tested, loader, devices[0], codec, processes=processes)
-        return processes.run_on_main(lambda: use(found))
+        model = device.prepare_for_inference(cfg, model, devices)
+        device.compile_network(cfg, model, devices)
+        predictions = predict(cfg, model, loader, devices[0], build_codec(cfg), processes=processes)
+        values: OrderedDict[str, float] = OrderedDict()
+        if processes.is_main_process:
+            if out:
+                batch_size = loader.batch_sampler.batch_size
+                write_predictions(cfg, table, predictions, images, out, batch_size)
+            values, _ = evaluate_predictions(
+                cfg, table, predictions, folder, per_joint=True, weights_warning=weights_warning
+            )
+            draw_predictions(cfg, table, predictions, images, folder)
+        return processes.run_on_main(lambda: values)
 
 
-def model_file(cfg: CfgNode, folder: Path) -> Path:
-    """TEST.MODEL_FILE, else the run folder's best or final weights. Raises DataError where there
-    are none.
+def find_weights(cfg: CfgNode, folder: Path) -> Path:
+    """Return TEST.MODEL_FILE, or the best or final weights of the run folder.
+
+    Raises DataError if there are none.
     """
     if cfg.TEST.MODEL_FILE:
         path = Path(data_path(cfg, cfg.TEST.MODEL_FILE))
@@ -107,7 +123,8 @@ def model_file(cfg: CfgNode, folder: Path) -> Path:
         return path
     if not cfg.RUN_NAME and (later := _later_run(folder)):
         log.warning(
-            "%s: a later run of this experiment has its weights in %s; test those with RUN_NAME %s",
+            "%s: a later run of this experiment has its weights in %s; set RUN_NAME %s to test"
+            " them",
             folder,
             later,
             later.name,
@@ -115,22 +132,22 @@ def model_file(cfg: CfgNode, folder: Path) -> Path:
     if file := _weights_in(folder):
         return file
     raise DataError(
-        f"TEST.MODEL_FILE is empty and {folder} holds no model_best.pth or final_state.pth: "
-        "train first, give TEST.MODEL_FILE x.pth, or "
+        f"TEST.MODEL_FILE is empty and {folder} has no model_best.pth or final_state.pth;"
+        " train first, set TEST.MODEL_FILE x.pth, or "
         f"{zoo.experiment_download_hint(folder.name, cfg.DATASET.DATASET)}"
     )
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """Return the best weights of a run folder, else its final ones; None where it has none."""
+    """Return the best weights of a run folder, or its final ones, or None."""
     files = (folder / name for name in ("model_best.pth", "final_state.pth"))
     return next((file for file in files if file.is_file()), None)
 
 
 def _later_run(folder: Path) -> Path | None:
-    """Return the newest of the folders NAME-2, NAME-3, ... that a run took and that has weights.
+    """Return the newest of the run folders NAME-2, NAME-3, ... with weights, or None.
 
-    NAME-2 may also be the name of an experiment; config.yaml has RUN_NAME for a run's own folder.
+    NAME-2 may also be the name of an experiment: config.yaml of a renamed run has RUN_NAME.
     """
     runs: dict[int, Path] = {}
     for path in folder.parent.glob(f"{glob.escape(folder.name)}-*/config.yaml"):
@@ -144,85 +161,90 @@ def _later_run(folder: Path) -> Path | None:
 def draw_predictions(
     cfg: CfgNode,
     table: PersonTable,
-    found: Predictions,
+    predictions: Predictions,
     images: ImageFolder | ConcatImageFolders,
     folder: Path,
 ) -> list[Path]:
-    """The first TEST.PICTURES images with their predicted skeletons, in folder/pictures. Joints
-    of low score are not drawn.
+    """Draw the first TEST.PICTURES images to folder/pictures; return the files.
+
+    Keypoints of low score are not drawn.
     """
     written: list[Path] = []
-    least = codec_class(cfg.MODEL.TARGET_TYPE).vis_threshold
+    vis_threshold = codec_class(cfg.MODEL.TARGET_TYPE).vis_threshold
     for index in list(dict.fromkeys(table.image_index.tolist()))[: cfg.TEST.PICTURES]:
         name = table.image_names[index]
         image = images.read(name).copy()
-        # small pictures are enlarged, or lines would cover what they show
-        if max(image.shape[:2]) < 640:
-            zoom = 640 / max(image.shape[:2])
+        zoom = max(_MIN_DRAWING_SIDE / max(image.shape[:2]), 1.0)
+        if zoom > 1:  # or lines would cover the persons
             image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-        else:
-            zoom = 1.0
-        persons = np.flatnonzero(
-            (table.image_index == index) & ((table.score >= 0.5) | (table.box_source == "gt"))
-        )
+        is_drawn = (table.score >= 0.5) | (table.box_source == "gt")
+        persons = np.flatnonzero((table.image_index == index) & is_drawn)
         for number, person in enumerate(persons):
-            points = (found.keypoints[person] + 0.5) * zoom - 0.5
             draw.draw_person(
                 image,
-                points,
+                (predictions.keypoints[person] + 0.5) * zoom - 0.5,
                 table.skeleton,
-                shown=found.scores[person] > least,
+                shown=predictions.scores[person] > vis_threshold,
                 person_side=float(table.box_wh[person].max()) * zoom,
                 limb_color=draw.person_color(number) if len(persons) > 1 else None,
             )
-        # folders become part of the name: cam1/0001.jpg and cam2/0001.jpg are two pictures
-        written.append(
-            folder / "pictures" / f"{Path(name).with_suffix('').as_posix().replace('/', '_')}.jpg"
-        )
+        # folders become part of the name, so that cam1/0001.jpg and cam2/0001.jpg are two files
+        stem = Path(name).with_suffix("").as_posix().replace("/", "_")
+        written.append(folder / "pictures" / f"{stem}.jpg")
         draw.save_image(written[-1], image)
     if written:
-        log.info(
-            "%s with predictions in %s", pluralize(len(written), "picture"), folder / "pictures"
-        )
+        count = pluralize(len(written), "image")
+        log.info("%s with predictions in %s", count, folder / "pictures")
     return written
 
 
 def validate_eval_args(
     cfg: CfgNode, metrics: Sequence[str] = (), out: str | Path | None = None
 ) -> None:
-    """Raise ConfigError for metrics that the dataset does not have, by mmpose's names, and for a
-    file that predictions cannot go to.
+    """Raise ConfigError for metrics of other datasets and for an invalid output file.
+
+    Args:
+        metrics: mmpose's names.
+        out: file for the predictions.
     """
-    own = EVALUATORS[dataset_info(cfg).metric].eval_name
-    others = [name for name in metrics if name != own]
+    metric = EVALUATORS[dataset_info(cfg).metric].eval_name
+    others = [name for name in metrics if name != metric]
     if others:
         raise ConfigError(
-            f"--eval {others[0]}: {cfg.DATASET.DATASET} is evaluated with {own}, and always is;"
-            f" give --eval {own} or leave it out"
+            f"--eval {others[0]}: {cfg.DATASET.DATASET} is always evaluated with {metric};"
+            f" set --eval {metric} or omit it"
         )
     if out and (Path(out).suffix not in (".pkl", ".pickle") or Path(out).is_dir()):
         raise ConfigError(
-            f"--out {out}: predictions are written to a pickle; give a file that ends in .pkl"
+            f"--out {out}: predictions are written to a pickle; set a file that ends in .pkl"
         )
 
 
 def evaluate_predictions(
     cfg: CfgNode,
     table: PersonTable,
-    found: Predictions,
+    predictions: Predictions,
     folder: Path,
     reported_reasons: set[str] | None = None,
     *,
     per_joint: bool = False,
-    weights: str = "",
+    weights_warning: str = "",
 ) -> tuple[OrderedDict[str, float], float]:
-    """Result files in folder/results, the family's table in the log; ({metric: value}, the one that
-    decides which weights are best).
+    """Compute the metrics, log them, and write the result files to folder/results.
 
-    reported_reasons: reasons for figures of 0 or -1 that an earlier test has logged, which are
-    not repeated, and to which others are added. per_joint: a second table with a row per joint.
-    weights: what may be wrong with the network's, told with a figure of 0. Test sets have no public
-    labels: for them only the files are written and the metrics are empty.
+    Args:
+        cfg: the experiment.
+        table: persons of the test set.
+        predictions: of these persons.
+        folder: the run folder.
+        reported_reasons: reasons for metrics of 0 or -1 that are in the log, not to be logged
+            again; new ones are added.
+        per_joint: also log a table with a row for each keypoint.
+        weights_warning: what may be wrong with the weights, logged with a metric of 0.
+
+    Returns:
+        {metric: value} and the score that selects the best weights. The metrics are empty for a
+        test set without labels.
     """
     results = folder / "results"
     reported_reasons = set() if reported_reasons is None else reported_reasons
@@ -230,15 +252,15 @@ def evaluate_predictions(
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{results}: cannot be made ({error.strerror}); set OUTPUT_DIR to a place you may"
+            f"{results}: cannot be created ({error.strerror}); set OUTPUT_DIR to a place you may"
             " write to"
         ) from None
     evaluator = build_evaluator(cfg)
-    # an annotation file is hundreds of thousands of dictionaries, none of them garbage
+    # the annotations are hundreds of thousands of dictionaries without reference cycles
     with gc_disabled():
-        evaluator.process(table, found.keypoints, found.scores, results)
-        figures = evaluator.compute()
-        if not figures:
+        evaluator.process(table, predictions.keypoints, predictions.scores, results)
+        metrics = evaluator.compute()
+        if not metrics:
             return OrderedDict(), 0.0
         log.info(
             "%s, %s, flip test %s:",
@@ -246,51 +268,50 @@ def evaluate_predictions(
             evaluator.describe_boxes(),
             "on" if cfg.TEST.FLIP_TEST else "off",
         )
-        log.info("%s", format_table(figures, cfg.MODEL.NAME))
-        _warn_once(evaluator.diagnose(figures, weights), reported_reasons)
+        log.info("%s", format_table(metrics, cfg.MODEL.NAME))
+        _warn_once(evaluator.diagnose(metrics, weights_warning), reported_reasons)
         if per_joint:
             log.info("%s", evaluator.format_keypoint_table())
-    best = float(figures[evaluator.primary_metric])
-    return OrderedDict(figures), primary_metric(best, found.loss)
+    metric = float(metrics[evaluator.primary_metric])
+    return OrderedDict(metrics), selection_score(metric, predictions.loss)
 
 
-def primary_metric(figure: float, loss: float | None) -> float:
-    """Return the figure that decides which weights are best: the higher, the better.
+def selection_score(metric: float, loss: float | None) -> float:
+    """Return the score that selects the best weights, the higher the better.
 
-    A metric of -1 or NaN has nobody to count and never changes, so the validation loss decides:
-    -1 - loss, which is below every figure of a metric. Without a loss it is -1.
+    It is the primary metric. A metric of -1 or NaN has no labeled persons and never changes, so the
+    validation loss is used instead, as -1 - loss, which is below every metric; without it -1.
     """
-    if figure > -1:
-        return figure
+    if metric > -1:
+        return metric
     return -1.0 if loss is None else -1.0 - loss
 
 
-def format_primary_metric(figure: float) -> str:
-    """Return a figure of `deciding` for the log."""
-    if figure < -1 and np.isfinite(figure):
-        return f"validation loss {-1.0 - figure:.6f} (the metric has no labeled persons)"
-    return f"{figure:.4f}"
+def format_score(score: float) -> str:
+    """Format a `selection_score` for the log."""
+    if score < -1 and np.isfinite(score):
+        return f"validation loss {-1.0 - score:.6f} (the metric has no labeled persons)"
+    return f"{score:.4f}"
 
 
 def write_predictions(
     cfg: CfgNode,
     table: PersonTable,
-    found: Predictions,
+    predictions: Predictions,
     images: ImageFolder | ConcatImageFolders,
     path: str | Path,
     batch_size: int,
 ) -> None:
-    """All predictions, before any suppression, as mmpose 0.x pickles them: see
-    poise.evaluation.results.prediction_batches.
+    """Write all predictions, before NMS, to a pickle like mmpose 0.x.
 
-    bbox_ids: mmpose counts the annotated boxes of each COCO image from 0, and detections, like the
-    persons of MPII, over the whole set.
+    mmpose counts the annotated boxes (bbox_ids) in each COCO image from 0; detections and the
+    persons of MPII over the whole set. See poise.evaluation.results.prediction_batches.
     """
     reader = READERS[dataset_info(cfg).format]
     by_image = reader.box_ids_per_image and table.box_source == "gt"
     ids = box_ids_by_image(table.image_index) if by_image else range(len(table))
     paths = [f"{images.location}/{table.image_name(person)}" for person in range(len(table))]
-    keypoints = np.concatenate([found.keypoints, found.scores[:, :, None]], axis=2)
+    keypoints = np.concatenate([predictions.keypoints, predictions.scores[:, :, None]], axis=2)
     write_pickle(
         path,
         prediction_batches(
@@ -301,6 +322,7 @@ def write_predictions(
 
 
 def _warn_once(reasons: Sequence[str], reported_reasons: set[str]) -> None:
+    """Log the reasons that were not logged before."""
     for reason in reasons:
         if reason not in reported_reasons:
             log.warning("%s", reason)

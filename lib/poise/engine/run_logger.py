@@ -17,7 +17,7 @@ from poise.datasets.loader import BatchLoader
 from poise.engine import checkpoint, logger
 from poise.engine.debug_images import DebugImages
 from poise.engine.distributed import SINGLE_PROCESS, DistributedContext
-from poise.engine.evaluate import format_primary_metric
+from poise.engine.evaluate import format_score
 from poise.engine.predict import Predictions
 from poise.engine.state import TrainState
 from poise.errors import PoiseError
@@ -284,7 +284,7 @@ class TrainLogger(RunLogger):
         log.info(
             "best score so far%s: %s; %s written",
             " of the average" if name else "",
-            format_primary_metric(score),
+            format_score(score),
             file,
         )
 
@@ -297,11 +297,11 @@ class TrainLogger(RunLogger):
         """Log the scores of the whole run."""
         progress, average = self._state.progress, ""
         if self._state.ema:
-            score = format_primary_metric(progress.ema_score)
+            score = format_score(progress.ema_score)
             average = f", of the average {score} at epoch {progress.ema_epoch}"
         log.info(
             "done: best score %s at epoch %d%s; weights in %s",
-            format_primary_metric(progress.best_score),
+            format_score(progress.best_score),
             progress.best_epoch,
             average,
             self.folder,

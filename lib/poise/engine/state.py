@@ -18,7 +18,7 @@ from poise.datasets.sampler import EpochBatchSampler
 from poise.engine import checkpoint, device
 from poise.engine.amp import LossScaler
 from poise.engine.ema import ModelEma
-from poise.engine.evaluate import format_primary_metric
+from poise.engine.evaluate import format_score
 from poise.engine.optim import Schedule
 from poise.errors import PoiseError, escape_name, is_out_of_memory
 
@@ -143,7 +143,7 @@ class Progress:
         """Log where the run resumes."""
         best = ""
         if self.best_epoch >= 0:
-            score = format_primary_metric(self.best_score)
+            score = format_score(self.best_score)
             best = f"; best score so far {score} of epoch {self.best_epoch}"
         log.info("resuming at epoch %d, step %d%s", self.epoch, self.step, best)
 

@@ -33,7 +33,7 @@ from poise.engine.checkpointer import Checkpointer
 from poise.engine.device import CpuThreads
 from poise.engine.distributed import SINGLE_PROCESS, DistributedContext, local_world_size
 from poise.engine.ema import ModelEma
-from poise.engine.evaluate import evaluate_predictions, format_primary_metric
+from poise.engine.evaluate import evaluate_predictions, format_score
 from poise.engine.memory import resource_errors, training_memory_hint
 from poise.engine.micro_batches import smallest_micro_batch, split_batch
 from poise.engine.optim import Schedule, build_optimizer, set_learning_rate
@@ -220,7 +220,7 @@ def _is_finished(cfg: CfgNode, state: TrainState, folder: Path) -> bool:
         " config.yaml; nothing is trained or written; increase TRAIN.END_EPOCH to continue it, or"
         " set another RUN_NAME to start a new run",
         folder,
-        format_primary_metric(progress.best_score),
+        format_score(progress.best_score),
         progress.best_epoch,
         progress.epoch,
     )

@@ -17,7 +17,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from poise.config.datasets import dataset_info
-from poise.engine.evaluate import model_file
+from poise.engine.evaluate import find_weights
 from poise.engine.logger import run_names, start_console
 from poise.engine.signals import GracefulStop
 from poise.errors import ConfigError, DataError, pluralize, single_line
