@@ -824,15 +824,15 @@ def full_here(processes, path, overrides):
     """The disk of rank 0's logs is full from the second line on."""
 
     def prepare(train):
-        scalars, count = train.logger.TensorBoard.scalars, [0]
+        scalars, count = train.logger.TensorBoard.add_scalars, [0]
 
         def writing(board, *arguments):
             count[0] += 1
             if count[0] == 2:
-                board._fault = OSError(28, "No space left on device")
+                board._error = OSError(28, "No space left on device")
             scalars(board, *arguments)
 
-        train.logger.TensorBoard.scalars = writing
+        train.logger.TensorBoard.add_scalars = writing
 
     return train_here(processes, path, overrides, prepare)
 

@@ -1316,7 +1316,7 @@ def test_train_last_batch_of_one_sample_raises(tiny_experiment):
         ConfigError,
         match=(
             "TRAIN.BATCH_SIZE_PER_GPU 7: a step of each epoch has a single sample on a device, and"
-            " batch norm over maps of 1 x 1 needs two; choose another batch size, or a"
+            " batch norm over maps of 1 x 1 needs two; set another batch size, or a"
             " MODEL.IMAGE_SIZE larger than 32 x 32"
         ),
     ):

@@ -92,9 +92,7 @@ def test_run_folder_without_resume_is_new(finished, capsys):
         and contents(folder) == before
         and len(metrics_of(new)) == 1
     )
-    said = (
-        f"{folder} holds the results of another run, which are kept: this one has RUN_NAME tiny-2"
-    )
+    said = f"{folder} has the results of another run, which are kept: this run has RUN_NAME tiny-2"
     assert capsys.readouterr().out.count(said) == 1 and said in (new / "train.log").read_text()
     (board,) = (path.parent / "log" / "coco" / "pose_res2net").iterdir()
     assert (
@@ -500,7 +498,7 @@ def test_lock_simultaneous_second_run_raises(finished, monkeypatch):
 
     monkeypatch.setattr(train, "build", late)
     with pytest.raises(
-        ConfigError, match="another run has written there in the meantime; start this one again"
+        ConfigError, match="another run has used it in the meantime; start this run again"
     ):
         run_train(path)
     assert contents(folder) == contents(kept)

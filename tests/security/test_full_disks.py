@@ -136,7 +136,7 @@ def test_train_failing_log_at_the_end_warns(tiny_experiment, monkeypatch, capfd)
         "tensorboardX.record_writer.RecordWriter.flush",
         lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
     )
-    monkeypatch.setattr(logger.TensorBoard, "_look", lambda _: None)
+    monkeypatch.setattr(logger.TensorBoard, "_raise_error", lambda _: None)
     with within(120):
         folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     out, err = capfd.readouterr()
@@ -151,8 +151,8 @@ def test_tensorboard_ended_thread_raises(tiny_experiment):
     board = logger.TensorBoard(config.load(tiny_experiment), str(tiny_experiment))
     board._events._worker.stop()
     for call in (
-        lambda: board.scalars({"a": 1.0}, 0),
-        lambda: board.picture("a", np.zeros((2, 2, 3), np.uint8), 0),
+        lambda: board.add_scalars({"a": 1.0}, 0),
+        lambda: board.add_image("a", np.zeros((2, 2, 3), np.uint8), 0),
     ):
         with pytest.raises(DataError, match="the TensorBoard page cannot be written"):
             call()

@@ -1,6 +1,4 @@
-"""The four kinds of debug pictures of HRNet, drawn and written beside the training, which does
-not wait for them.
-"""
+"""Draw HRNet's four kinds of debug images in a thread, so that the training does not wait."""
 
 from __future__ import annotations
 
@@ -21,18 +19,16 @@ from poise.visualization import draw
 
 log = logging.getLogger(__name__)
 
-_WAITING = 4  # batches whose pictures are still to be drawn; then the training waits
+_MAX_QUEUE = 4  # batches that wait to be drawn; then the training waits
 
 
 class DebugImages:
-    """Pictures of steps, as DEBUG.* asks for them, written by a thread of their own. What it
-    fails with is raised by the next call.
-    """
+    """Draw the images of DEBUG.* in a thread; the next call of `add` raises its error."""
 
     def __init__(self, cfg: CfgNode, codec: Codec, skeleton: Skeleton):
         self._cfg, self._codec, self._skeleton = cfg, codec, skeleton
-        self._queue: queue.Queue[tuple | None] = queue.Queue(_WAITING)
-        self._fault: Exception | None = None
+        self._queue: queue.Queue[tuple | None] = queue.Queue(_MAX_QUEUE)
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -44,11 +40,19 @@ class DebugImages:
         output: Output,
         targets: Targets,
     ) -> None:
-        """Pictures <prefix>_<kind>.jpg of a batch; images (B, 3, H, W) normalised. Raises
-        DataError for a disk that is full.
+        """Draw <prefix>_<kind>.jpg of a batch.
+
+        Args:
+            prefix: path without the kind.
+            batch: keypoints and visibility.
+            images: (B, 3, H, W) normalized.
+            output: the prediction.
+            targets: of the batch.
+
+        Raises DataError if the disk is full.
         """
-        self._raise()
-        # copied here: the tensors may be written to again
+        self._raise_error()
+        # copies: the tensors may be reused
         self._queue.put(
             (
                 prefix,
@@ -66,27 +70,25 @@ class DebugImages:
         )
 
     def close(self) -> None:
-        """Wait for the pictures that are still to be drawn. Where they cannot be written that is
-        only said: the run is over.
-        """
+        """Wait for the images that are still to be drawn; only log an error, as the run is over."""
         self._queue.put(None)
         self._thread.join()
-        if self._fault:
-            log.warning("debug pictures: %s", self._fault)
+        if self._error:
+            log.warning("debug images: %s", self._error)
 
-    def _raise(self) -> None:
-        if isinstance(self._fault, OSError):
-            raise DataError(f"{self._fault}; free disk space, or set DEBUG.DEBUG False")
-        if self._fault:
-            raise self._fault
+    def _raise_error(self) -> None:
+        if isinstance(self._error, OSError):
+            raise DataError(f"{self._error}; free disk space, or set DEBUG.DEBUG False")
+        if self._error:
+            raise self._error
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self._fault is None:  # else only emptied, so that nobody waits
+            if self._error is None:  # otherwise only empty the queue, so that `add` does not block
                 try:
                     self._write(*item)
                 except Exception as error:
-                    self._fault = error
+                    self._error = error
 
     def _write(
         self,
@@ -97,18 +99,18 @@ class DebugImages:
         output: Arrays,
         target_maps: np.ndarray,
     ) -> None:
-        wanted = self._cfg.DEBUG
-        if wanted.SAVE_BATCH_IMAGES_GT:
+        debug = self._cfg.DEBUG
+        if debug.SAVE_BATCH_IMAGES_GT:
             draw.save_image(
                 f"{prefix}_gt.jpg", draw.make_crop_grid(crops, joints, visible, self._skeleton)
             )
-        if wanted.SAVE_BATCH_IMAGES_PRED:
+        if debug.SAVE_BATCH_IMAGES_PRED:
             coords, _ = self._codec.decode(output)
             draw.save_image(
                 f"{prefix}_pred.jpg", draw.make_crop_grid(crops, coords, visible, self._skeleton)
             )
-        if wanted.SAVE_HEATMAPS_GT:
+        if debug.SAVE_HEATMAPS_GT:
             draw.save_image(f"{prefix}_hm_gt.jpg", draw.make_heatmap_grid(crops[:8], target_maps))
-        if wanted.SAVE_HEATMAPS_PRED:
+        if debug.SAVE_HEATMAPS_PRED:
             maps = self._codec.output_maps(map_output(lambda one: one[:8], output))
             draw.save_image(f"{prefix}_hm_pred.jpg", draw.make_heatmap_grid(crops[:8], maps))

@@ -1,4 +1,4 @@
-"""Where a run writes: its folder, its log, its metrics, its TensorBoard page."""
+"""Run folder, log, metrics.jsonl and TensorBoard of a run."""
 
 from __future__ import annotations
 
@@ -34,21 +34,19 @@ log = logging.getLogger(__name__)
 
 
 def run_names(cfg: CfgNode, cfg_path: str) -> Path:
-    """<dataset>/<model>/<run>, the part that run folder and TensorBoard folder share; the run:
-    RUN_NAME, else the experiment's name.
+    """Return <dataset>/<model>/<run>, which the run folder and the TensorBoard folder share.
+
+    The run is RUN_NAME or the name of the experiment.
     """
-    dataset = cfg.DATASET.DATASET + (
-        f"_{cfg.DATASET.HYBRID_JOINTS_TYPE}" if cfg.DATASET.HYBRID_JOINTS_TYPE else ""
-    )
-    return (
-        Path(dataset.replace(":", "_"))
-        / cfg.MODEL.NAME
-        / (cfg.RUN_NAME or experiment_name(cfg_path))
-    )
+    dataset = cfg.DATASET.DATASET
+    if cfg.DATASET.HYBRID_JOINTS_TYPE:
+        dataset += f"_{cfg.DATASET.HYBRID_JOINTS_TYPE}"
+    run = cfg.RUN_NAME or experiment_name(cfg_path)
+    return Path(dataset.replace(":", "_")) / cfg.MODEL.NAME / run
 
 
 def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
-    """OUTPUT_DIR/<dataset>/<model>/<run>, made. Raises DataError where it cannot be."""
+    """Create and return the run folder, OUTPUT_DIR/<dataset>/<model>/<run>."""
     folder = Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,65 +58,60 @@ def make_run_folder(cfg: CfgNode, cfg_path: str) -> Path:
     return folder
 
 
-_QUEUE_OF_THE_BOARD = 1000  # events that wait for its disk
-FILE_ONLY = {"file_only": True}  # log.info(..., extra=FILE_ONLY): not for the console
+_TENSORBOARD_QUEUE = 1000  # events that wait to be written
+FILE_ONLY = {"file_only": True}  # log.info(..., extra=FILE_ONLY): not on the console
 
 
-class _Printable(logging.Formatter):
-    """A log line may hold names and values of a stranger's file: on a terminal, or in a log that
-    is shown there, they must not steer it.
-    """
+class _SafeFormatter(logging.Formatter):
+    """Escape control characters, which names in untrusted files may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escape_control(super().format(record))
 
 
 def start_console(rank: int = 0) -> None:
-    """Messages of poise go to stdout, and are kept for the log file that `add_file` will name.
+    """Log to stdout, and buffer the messages for the log file that `add_file` opens later.
 
-    The run folder is made only when everything that can be wrong with the input has been looked at,
-    so that a wrong path leaves nothing behind. Of several processes all but rank 0 are silent;
-    their errors will be in the log file.
+    The run folder is created after the input was checked, so that invalid input leaves no files
+    behind. Ranks above 0 are silent; their errors will be in the log file.
     """
     root = logging.getLogger("poise")
     root.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     root.propagate = False
-    # stdout's reader may go away (`| head`): the run goes on, and its log file is complete
+    # the reader of stdout may exit (`| head`): the run continues, with a complete log file
     logging.raiseExceptions = False
     for handler in list(root.handlers):
         handler.close()
         root.removeHandler(handler)
     if rank > 0:
-        root.addHandler(logging.NullHandler())  # without any, Python shows errors on stderr
+        root.addHandler(logging.NullHandler())  # without a handler, Python prints errors to stderr
         return
     console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(_Printable("%(message)s"))
+    console.setFormatter(_SafeFormatter("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
     root.addHandler(console)
-    # capacity and flush level out of reach: it only waits for its target
+    # capacity and flush level are never reached: it only waits for its target
     root.addHandler(
         logging.handlers.MemoryHandler(capacity=1 << 30, flushLevel=1 << 30, flushOnClose=False)
     )
 
 
 def add_file(path: Path, rank: int = 0) -> None:
-    """Write what was said so far, and all that follows, to `path` too, with times; an old file is
-    continued.
+    """Also write all messages, the buffered ones first, to a file; append to an old file.
 
-    Rank 0 has made the folder before others call this.
+    Rank 0 has created the folder before the others call this.
     """
     root = logging.getLogger("poise")
-    if rank > 0 and not path.parent.is_dir():  # another machine, without a disk in common
+    if rank > 0 and not path.parent.is_dir():  # another machine without a shared disk
         return
     try:
         file = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    file.setFormatter(
-        _Printable(f"%(asctime)s %(levelname)s {f'rank {rank}: ' if rank else ''}%(message)s")
-    )
+    prefix = f"rank {rank}: " if rank else ""
+    file.setFormatter(_SafeFormatter(f"%(asctime)s %(levelname)s {prefix}%(message)s"))
     for handler in list(root.handlers):
-        # of a file that was removed
+        # the file was removed during the run
         if isinstance(handler, logging.FileHandler) and handler.baseFilename == file.baseFilename:
             handler.close()
             root.removeHandler(handler)
@@ -132,14 +125,14 @@ def add_file(path: Path, rank: int = 0) -> None:
 
 @contextmanager
 def errors_in_file() -> Iterator[None]:
-    """An error that ends the run, or a signal, is in its log file too."""
+    """Log an error or a signal that ends the run to the log file too."""
     try:
         yield
     except RunStoppedError as stopped:
         log.info("%s", stopped, extra=FILE_ONLY)
         raise
     except Exception as error:
-        if not is_peer_failure(error):  # the process that is gone has written why, if it could
+        if not is_peer_failure(error):  # the failed process logs the reason itself
             log.error(
                 "%s",
                 single_line(error),
@@ -150,7 +143,7 @@ def errors_in_file() -> Iterator[None]:
 
 
 def log_environment(cfg: CfgNode, command: list[str]) -> None:
-    """Versions, git revision, command line, seed: what is needed to run it again."""
+    """Log versions, git revision, command line and seed."""
     import torch
 
     log.info(
@@ -186,21 +179,20 @@ def log_step(message: str, *values: Any) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """A time in words."""
+    """Format a duration, such as '5 minutes'."""
     if seconds < 100:
         return f"{seconds:.0f} seconds"
-    return (
-        f"{seconds / 60:.0f} minutes"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} hours"
-        if seconds < 360_000
-        else f"{seconds / 86400:.1f} days"
-    )
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} minutes"
+    if seconds < 360_000:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 86400:.1f} days"
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON line per epoch. Going on from epoch e drops the lines of e and
-    later, which are made again.
+    """metrics.jsonl: one JSON line per epoch.
+
+    A run that resumes at `begin_epoch` drops the lines of this epoch and later ones.
     """
 
     def __init__(self, path: Path, begin_epoch: int):
@@ -211,16 +203,14 @@ class MetricsFile:
                 try:
                     if json.loads(line).get("epoch", begin_epoch) < begin_epoch:
                         kept.append(line)
-                # a line that was cut off when the run was killed
+                # a line that is truncated because the run was killed
                 except (ValueError, AttributeError, TypeError, RecursionError):
                     continue
         with atomic_write(path) as part:
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:
-        """One line; a figure that there is none of (NaN: no joint of that kind is labelled) is
-        null.
-        """
+        """Write a line; NaN (no labeled keypoint of that kind) becomes null."""
         line = json.dumps(replace_non_finite(values), allow_nan=False)
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -233,11 +223,11 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """A tensorboardX page in LOG_DIR/<dataset>/<model>/<run>_<time>/.
+    """TensorBoard events in LOG_DIR/<dataset>/<model>/<run>_<time>/, written by tensorboardX.
 
-    A thread of tensorboardX's writes it. Left alone it ends where the disk is full, and whoever
-    adds to its queue then waits for ever; so its first fault is kept, what follows is dropped, and
-    `scalars` and `picture` raise DataError.
+    The writer thread of tensorboardX dies when the disk is full, and the producer then blocks. So
+    the thread's calls are wrapped: the first error is stored, later events are dropped, and the
+    methods raise DataError.
     """
 
     def __init__(self, cfg: CfgNode, cfg_path: str):
@@ -247,87 +237,88 @@ class TensorBoard:
         self._folder = Path(cfg.LOG_DIR) / names.with_name(
             f"{names.name}_{time.strftime('%Y-%m-%d-%H-%M-%S')}"
         )
-        self._fault: Exception | None = None
-        self._told = False
+        self._error: Exception | None = None
+        self._is_reported = False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._writer = SummaryWriter(str(self._folder), max_queue=_QUEUE_OF_THE_BOARD)
+            self._writer = SummaryWriter(str(self._folder), max_queue=_TENSORBOARD_QUEUE)
         except OSError as error:
             raise DataError(
                 f"{self._folder}: cannot create the TensorBoard folder ({error.strerror}); set"
                 " LOG_DIR to a place you may write to"
             ) from None
         self._events = self._writer.file_writer.event_writer
+        # private attributes: tensorboardX has no other access to its thread
+        writer = self._events._ev_writer
         for name in ("write_event", "flush", "close"):
-            setattr(
-                self._events._ev_writer,
-                name,
-                self._keeping_fault(getattr(self._events._ev_writer, name), always=name == "close"),
-            )
+            call = self._capture_error(getattr(writer, name), always=name == "close")
+            setattr(writer, name, call)
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """Raises DataError where the page can no longer be written."""
-        self._look()
+    def add_scalars(self, values: dict[str, float], step: int) -> None:
+        """Add scalars. Raises DataError if the events cannot be written."""
+        self._raise_error()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """image: (H, W, 3) uint8 BGR. Raises DataError where the page can no longer be written."""
-        self._look()
+    def add_image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Add a BGR image (H, W, 3) uint8. Raises DataError if the events cannot be written."""
+        self._raise_error()
         self._writer.add_image(name, image[:, :, ::-1], step, dataformats="HWC")
 
-    def batch(self, first: dict[str, Any], skeleton: Skeleton, step: int) -> None:
-        """Keypoints and maps of a test's first batch: see predict.Predictions. Raises DataError
-        where the page can no longer be written.
-        """
+    def add_batch(self, first: dict[str, Any], skeleton: Skeleton, step: int) -> None:
+        """Add keypoints and heatmaps of the first test batch, see Predictions.first_batch."""
         from poise.visualization import draw
 
-        self.picture(
+        self.add_image(
             "predictions",
             draw.make_crop_grid(first["crops"], first["joints"], first["shown"], skeleton),
             step,
         )
-        self.picture(
+        self.add_image(
             first["representation"],
             draw.make_heatmap_grid(first["crops"][: len(first["maps"])], first["maps"]),
             step,
         )
 
     def close(self) -> None:
-        """What is still to be written is. Where it cannot be that is only said: the run is over."""
+        """Write the remaining events; only log an error, as the run is over."""
         if self._events._worker.is_alive():
             self._writer.close()
-        if self._fault and not self._told:
-            log.warning("%s", self._said())
+        if self._error and not self._is_reported:
+            log.warning("%s", self._message())
 
-    def _keeping_fault(self, call: Callable[..., Any], always: bool) -> Callable[..., Any]:
-        def kept(*arguments: Any) -> Any:
-            if always or self._fault is None:
-                try:
-                    return call(*arguments)
-                except Exception as error:
-                    self._fault = self._fault or error
+    def _capture_error(self, call: Callable[..., Any], always: bool) -> Callable[..., Any]:
+        """Wrap a call of the writer thread: store its first error and then skip it."""
 
-        return kept
+        def wrapped(*arguments: Any) -> Any:
+            if self._error is not None and not always:
+                return None
+            try:
+                return call(*arguments)
+            except Exception as error:
+                self._error = self._error or error
+                return None
 
-    def _look(self) -> None:
-        if self._fault is None and not self._events._worker.is_alive():
-            self._fault = RuntimeError("its writer thread has ended")
-        if self._fault:
-            self._told = True
-            raise DataError(self._said())
+        return wrapped
 
-    def _said(self) -> str:
+    def _raise_error(self) -> None:
+        if self._error is None and not self._events._worker.is_alive():
+            self._error = RuntimeError("its writer thread has ended")
+        if self._error:
+            self._is_reported = True
+            raise DataError(self._message())
+
+    def _message(self) -> str:
         return (
             f"{self._folder}: the TensorBoard page cannot be written"
-            f" ({getattr(self._fault, 'strerror', None) or self._fault}); free disk space, or set"
+            f" ({getattr(self._error, 'strerror', None) or self._error}); free disk space, or set"
             " LOG_DIR to another place"
         )
 
 
 @cache
 def git_revision() -> str:
-    """What git describes the checkout as; 'unknown' outside of one."""
+    """Return the git revision of the checkout; 'unknown' without one."""
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty"],
@@ -342,9 +333,7 @@ def git_revision() -> str:
 
 
 def package_version() -> str:
-    """Return the version of the installed package; 'unknown' in a checkout that is not
-    installed.
-    """
+    """Return the version of the installed package; 'unknown' if it is not installed."""
     try:
         return metadata.version("poise")
     except metadata.PackageNotFoundError:

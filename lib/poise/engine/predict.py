@@ -29,8 +29,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Predictions:
-    """keypoints (N, J, 2) float64 image pixels and scores (N, J) float32, in the table's order;
-    loss and PCK where labels are known.
+    """Predictions of all persons, in the order of the table.
+
+    Attributes:
+        keypoints: (N, K, 2) float64, in image pixels.
+        scores: (N, K) float32.
+        loss, accuracy: over all persons, if the keypoints are labeled.
+        first_batch: what TensorBoard shows.
     """
 
     keypoints: np.ndarray
@@ -40,6 +45,10 @@ class Predictions:
     first_batch: dict[str, Any] = field(default_factory=dict)
 
 
+def _never() -> bool:
+    return False
+
+
 @torch.no_grad()
 def predict(
     cfg: CfgNode,
@@ -47,31 +56,38 @@ def predict(
     loader: BatchLoader,
     device: torch.device,
     codec: Codec,
-    stop: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = _never,
     processes: DistributedContext = SINGLE_PROCESS,
 ) -> Predictions:
-    """Predict every person of the loader's table. The model's mode is restored.
+    """Predict every person of the loader's table; restores the mode of the model.
 
-    `stop` is asked before each batch; where it is true KeyboardInterrupt is raised, in all
-    processes. Of several processes each predicts the loader's batches, its share, and rank 0
-    returns all predictions; those of the others are not complete.
+    Each process predicts its batches. Rank 0 returns all predictions; those of the others are
+    incomplete.
+
+    Args:
+        stop_requested: called before each batch; if it returns True, KeyboardInterrupt is raised in
+            all processes.
     """
     from tqdm import tqdm
 
-    table, batches = loader.dataset.table, loader.batch_sampler
-    count, joints = len(table), table.skeleton.num_keypoints
-    found = Predictions(np.zeros((count, joints, 2)), np.zeros((count, joints), np.float32))
+    table, sampler = loader.dataset.table, loader.batch_sampler
+    num_persons, num_keypoints = len(table), table.skeleton.num_keypoints
+    predictions = Predictions(
+        np.zeros((num_persons, num_keypoints, 2)),
+        np.zeros((num_persons, num_keypoints), np.float32),
+    )
     flip_indices = torch.from_numpy(table.skeleton.flip_indices).to(device)
     sums: list[torch.Tensor] = []
     persons: list[np.ndarray] = []
-    stopped, silent = False, None if processes.is_main_process else True
-    batches.set_epoch(0)
-    begin = time.perf_counter()
+    is_stopped = False
+    sampler.set_epoch(0)
+    start = time.perf_counter()
     with _eval_mode(model):
-        bar = tqdm(loader, desc="test", unit="batch", leave=False, disable=silent)
+        is_hidden = None if processes.is_main_process else True  # None: shown on a terminal
+        bar = tqdm(loader, desc="test", unit="batch", leave=False, disable=is_hidden)
         for step, batch in enumerate(bar):
-            stopped = stop()
-            if stopped:
+            is_stopped = stop_requested()
+            if is_stopped:
                 break
             images = normalize(
                 batch["images"],
@@ -88,26 +104,29 @@ def predict(
             if batch_sums is not None:
                 sums.append(batch_sums)
             person = batch["person"].numpy()
-            found.scores[person] = scores
-            center, scale = table.center[person], table.scale[person]
-            found.keypoints[person] = crop_to_image(
-                coords, center, scale, cfg.MODEL.IMAGE_SIZE, codec.udp
-            )
             persons.append(person)
-            if not found.first_batch:
+            predictions.scores[person] = scores
+            predictions.keypoints[person] = crop_to_image(
+                coords, table.center[person], table.scale[person], cfg.MODEL.IMAGE_SIZE, codec.udp
+            )
+            if not predictions.first_batch:
                 crops = batch["images"][:16].numpy()
-                crops = crops[..., ::-1] if loader.dataset.rgb else crops
-                found.first_batch = _shown_batch(codec, crops, coords, found.scores[person], output)
+                if loader.dataset.rgb:
+                    crops = crops[..., ::-1]
+                shown_scores = predictions.scores[person]
+                predictions.first_batch = _shown_batch(codec, crops, coords, shown_scores, output)
             if (step + 1) % cfg.PRINT_FREQ == 0 and not sys.stderr.isatty():
-                done = min((step + 1) * batches.shard.world_size * batches.batch_size, count)
-                speed = done / (time.perf_counter() - begin)
-                log.info("test: %d of %d persons, %.1f persons/s", done, count, speed)
-    if processes.all_reduce_any(stopped):
+                done = (step + 1) * sampler.shard.world_size * sampler.batch_size
+                done = min(done, num_persons)
+                speed = done / (time.perf_counter() - start)
+                log.info("test: %d of %d persons, %.1f persons/s", done, num_persons, speed)
+    if processes.all_reduce_any(is_stopped):
         raise KeyboardInterrupt
-    _gather(processes, found, persons, sums)
-    seconds, flip = time.perf_counter() - begin, ", flip test" if cfg.TEST.FLIP_TEST else ""
-    log.info("test: %s in %.1f s%s", pluralize(count, "person"), seconds, flip)
-    return found
+    _gather(processes, predictions, persons, sums)
+    seconds = time.perf_counter() - start
+    flip = ", flip test" if cfg.TEST.FLIP_TEST else ""
+    log.info("test: %s in %.1f s%s", pluralize(num_persons, "person"), seconds, flip)
+    return predictions
 
 
 @contextmanager
@@ -126,13 +145,15 @@ def _decode(
 ) -> tuple[np.ndarray, np.ndarray, torch.Tensor | None]:
     """Return keypoints (B, K, 2) in crop pixels, scores (B, K) and, with targets, sums (4,).
 
-    The sums are loss x persons, persons, right joints, counted joints.
+    The sums are loss * persons, persons, correct keypoints and valid keypoints.
     """
     if targets is None:
         return *codec.decode(to_arrays(output)), None
-    coords, scores, right, counted = codec.decode_with_accuracy(output, targets)
-    loss, samples = codec.loss([output], targets) * len(coords), counted.new_tensor(len(coords))
-    return coords, scores, torch.stack([loss, samples, right, counted]).double()
+    coords, scores, num_correct, num_valid = codec.decode_with_accuracy(output, targets)
+    loss_sum = codec.loss([output], targets) * len(coords)
+    num_persons = num_valid.new_tensor(len(coords))
+    sums = torch.stack([loss_sum, num_persons, num_correct, num_valid]).double()
+    return coords, scores, sums
 
 
 def _shown_batch(
@@ -150,37 +171,36 @@ def _shown_batch(
 
 def _gather(
     processes: DistributedContext,
-    found: Predictions,
+    predictions: Predictions,
     persons: list[np.ndarray],
     sums: list[torch.Tensor],
 ) -> None:
-    """Complete `found` on rank 0: every person once, loss and accuracy over all batches in their
-    order.
+    """Complete the predictions on rank 0; compute loss and accuracy in the order of the batches.
 
-    persons, sums: of this process's batches, whose numbers are rank, rank + world, ...
+    Args:
+        persons: rows of the table in each batch of this process; batch i of rank r is batch
+            i * world_size + r of the set.
+        sums: the sums of these batches, see `_decode`.
     """
-    own = np.concatenate(persons) if persons else np.zeros(0, np.int64)
-    shares = processes.gather(
-        (
-            own,
-            found.keypoints[own],
-            found.scores[own],
-            list(torch.stack(sums).cpu()) if sums else [],
-        )
+    rows = np.concatenate(persons) if persons else np.zeros(0, np.int64)
+    local_sums = list(torch.stack(sums).cpu()) if sums else []
+    gathered = processes.gather(
+        (rows, predictions.keypoints[rows], predictions.scores[rows], local_sums)
     )
-    if shares is None:
+    if gathered is None:
         return
-    everyone = np.concatenate([share[0] for share in shares])
-    assert (np.bincount(everyone, minlength=len(found.scores)) == 1).all(), (
-        "a person was predicted twice or not at all"
+    counts = np.bincount(
+        np.concatenate([rows for rows, *_ in gathered]), minlength=len(predictions.scores)
     )
-    for own, keypoints, scores, _ in shares:
-        found.keypoints[own], found.scores[own] = keypoints, scores
-    totals = torch.zeros(4, dtype=torch.float64)
-    for rows in itertools.zip_longest(*(share[3] for share in shares)):
-        for row in rows:
-            if row is not None:  # a share may have one batch less
-                totals += row
-    if totals[1] > 0:
-        found.loss = float(totals[0] / totals[1])
-        found.accuracy = float(totals[2] / totals[3].clamp(min=1))
+    assert (counts == 1).all(), "a person was predicted twice or not at all"
+    for rows, keypoints, scores, _ in gathered:
+        predictions.keypoints[rows] = keypoints
+        predictions.scores[rows] = scores
+    total = torch.zeros(4, dtype=torch.float64)
+    for batch_sums in itertools.zip_longest(*(sums for *_, sums in gathered)):
+        for one in batch_sums:
+            if one is not None:  # the last batches of some ranks
+                total += one
+    if total[1] > 0:
+        predictions.loss = float(total[0] / total[1])
+        predictions.accuracy = float(total[2] / total[3].clamp(min=1))

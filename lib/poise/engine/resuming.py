@@ -1,7 +1,7 @@
-"""Find the checkpoint that a run is resumed from, and check which settings have changed.
+"""Find the checkpoint to resume from, and compare its configuration with the current one.
 
-The checkpoint's own configuration is compared with the given one. Settings that shape the result
-are refused, because the run's score would be reported for settings that it was not trained with.
+A change of settings that affect the result is an error: the score of the run would be reported for
+settings that it was not trained with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from poise.models.weights import WeightReadError
 
 log = logging.getLogger(__name__)
 
-# how a run is resumed, and keys without effect
+# keys that say how to resume, and keys without effect
 _IGNORED = (
     "AUTO_RESUME",
     "RUN_NAME",
@@ -45,8 +45,8 @@ IN_SEARCH = (
     "MODEL.INIT_WEIGHTS",
     "MODEL.REPLACE_HEAD",
 )
-# where and how fast it runs, what it logs, when it saves and ends; cells (MODEL.GENOTYPE) are
-# compared themselves: see state.genotype_of and search.state
+# where and how fast a run is, what it logs, when it saves and stops; the genotypes themselves are
+# compared in state.py and search/state.py
 _FREE = (
     "OUTPUT_DIR",
     "LOG_DIR",
@@ -72,7 +72,7 @@ _FREE = (
     "SEARCH.GENOTYPE",
     "SEARCH.CHECKPOINTING",
 )
-# may change while the run trains; a finished run has no result with the new value
+# may change during the run, but a finished run has no result with the new value
 _FREE_IN_TRAINING = (
     "DATA_DIR",
     "AMP",
@@ -89,19 +89,20 @@ _FREE_IN_TRAINING = (
     "SEARCH.EPOCHS",
     "SEARCH.EVAL_INTERVAL",
 )
-_LENGTHS = ("TRAIN.END_EPOCH", "TRAIN.ITERATIONS", "SEARCH.EPOCHS")
-# the same file may lie elsewhere
+_LENGTH_KEYS = ("TRAIN.END_EPOCH", "TRAIN.ITERATIONS", "SEARCH.EPOCHS")
+# the file may be moved
 _FILES = ("DATASET.FILE", "DATASET.MIX.*.FILE", "MODEL.PRETRAINED", "TEST.COCO_BBOX_FILE")
-_MOST_SHOWN = 12
+_MAX_LISTED = 12
 
 
 def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> dict | None:
     """Return the checkpoint to resume from, or None.
 
-    It is TRAIN.CHECKPOINT, else the run folder's newest with AUTO_RESUME or TRAIN.RESUME.
+    It is TRAIN.CHECKPOINT or, with AUTO_RESUME or TRAIN.RESUME, the newest of the run folder.
 
-    restarted: whether torchrun has started any of the processes again. Then it is what they had
-    written before, whatever the keys say.
+    Args:
+        restarted: whether torchrun has restarted any of the processes. They then resume from the
+            checkpoint of this torchrun job, regardless of the keys.
     """
     name, saved = experiment_name(cfg_path), None
     if restarted:
@@ -116,17 +117,17 @@ def find_checkpoint(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) 
 
 
 def accept_checkpoint(saved: dict, cfg: CfgNode, ignored: tuple[str, ...]) -> dict:
-    """Return a checkpoint whose settings were compared with `cfg`, see `check_settings`."""
+    """Compare the settings of a checkpoint with `cfg`, see `check_settings`; return it."""
     saved["changed"] = check_settings(saved, cfg, ignored)
     log.info("resuming from %s", saved["path"])
     return saved
 
 
 def _of_this_job(folder: Path, name: str) -> dict | None:
-    """Return the newest checkpoint that this torchrun job wrote there; None where it wrote none.
+    """Return the newest checkpoint in a folder that this torchrun job wrote, or None.
 
-    A folder with damaged checkpoints, or those of another experiment, is another run's. Raises
-    WeightReadError where one cannot be read now: this job's own would be lost.
+    Corrupt checkpoints and those of another experiment belong to another run. Raises
+    WeightReadError if one cannot be read at the moment: that of this job would be lost.
     """
     try:
         saved = checkpoint.load_latest(folder, name)
@@ -148,11 +149,18 @@ def resumes_in(cfg: CfgNode, cfg_path: str, folder: Path, restarted: bool) -> bo
 
 
 def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]) -> dict[str, str]:
-    """Compare the configuration in a checkpoint with `cfg`.
+    """Compare the configuration in a checkpoint with `cfg`; log the changes that are allowed.
 
-    saved: the checkpoint, with its path. ignored: IN_TRAINING or IN_SEARCH. Settings that may
-    change are logged. Raises ConfigError, listing the others with both values. Returns {key: both
-    values} of those that may change only while the run trains, for `check_finished`.
+    Args:
+        saved: the checkpoint, with its path.
+        cfg: the current configuration.
+        ignored: IN_TRAINING or IN_SEARCH.
+
+    Returns:
+        {key: both values} of the changes that are allowed during the run only, for
+        `check_finished`.
+
+    Raises ConfigError, with both values, if other keys have changed.
     """
     if not isinstance(saved.get("config"), str):
         log.warning("%s: has no configuration to compare with", saved["path"])
@@ -162,49 +170,53 @@ def check_settings(saved: dict[str, Any], cfg: CfgNode, ignored: tuple[str, ...]
         raise DataError(
             f"{saved['path']}: its configuration is invalid; remove it to start a new run"
         )
-    before, now, defaults = (
-        dict(flatten(groups)),
-        dict(flatten(cfg)),
-        dict(flatten(default_config())),
-    )
-    may: dict[str, str] = {}
-    must_not: dict[str, str] = {}
+    before = dict(flatten(groups))
+    now = dict(flatten(cfg))
+    defaults = dict(flatten(default_config()))
+    allowed: dict[str, str] = {}
+    refused: dict[str, str] = {}
     for key in sorted(before.keys() | now.keys()):
-        free = key.startswith(("MODEL.EXTRA.", "DATASET.MIX."))
-        if key not in now and not free or _is_one_of(key, ignored):  # a key of another version
+        is_open_group = key.startswith(("MODEL.EXTRA.", "DATASET.MIX."))
+        is_of_other_version = key not in now and not is_open_group
+        if is_of_other_version or _is_one_of(key, ignored):
             continue
-        was, is_ = before.get(key, defaults.get(key, ABSENT)), now.get(key, ABSENT)
-        if was == is_:
+        old = before.get(key, defaults.get(key, ABSENT))
+        new = now.get(key, ABSENT)
+        if old == new:
             continue
-        allowed = _may_change(key, was, is_, saved, now)
-        why = ""
-        if not allowed and key in _LENGTHS:
-            why = f"; TRAIN.LR_SCHEDULE {cfg.TRAIN.LR_SCHEDULE} depends on the length"
-        said = f"{key} {short_repr(is_, 60)} (was {short_repr(was, 60)}{why})"
-        (may if allowed else must_not)[key] = said
-    _refuse(saved["path"], list(must_not.values()))
-    if may:
+        may_change = _may_change(key, old, new, saved, now)
+        reason = ""
+        if not may_change and key in _LENGTH_KEYS:
+            reason = f"; TRAIN.LR_SCHEDULE {cfg.TRAIN.LR_SCHEDULE} depends on the length"
+        change = f"{key} {short_repr(new, 60)} (was {short_repr(old, 60)}{reason})"
+        (allowed if may_change else refused)[key] = change
+    _raise_changed(saved["path"], list(refused.values()))
+    if allowed:
         log.info(
-            "settings that differ from the checkpoint's and may change: %s", ", ".join(may.values())
+            "settings that differ from the checkpoint's and may change: %s",
+            ", ".join(allowed.values()),
         )
-    return {key: said for key, said in may.items() if not _is_one_of(key, _FREE)}
+    return {key: change for key, change in allowed.items() if not _is_one_of(key, _FREE)}
 
 
-def check_finished(path: Path | None, changed: dict[str, str], beyond: bool) -> None:
-    """Raise ConfigError where a run with nothing left to train was trained with other settings.
+def check_finished(path: Path | None, changed: dict[str, str], is_longer: bool) -> None:
+    """Raise ConfigError if a run with nothing left to train was trained with other settings.
 
-    path: its checkpoint. changed: what check_settings returned. beyond: whether the run is longer
-    than it is to be now; otherwise its length is the one that is asked for.
+    Args:
+        path: its checkpoint.
+        changed: what check_settings returned.
+        is_longer: whether the run is longer than the configuration says.
     """
-    _refuse(path, [said for key, said in changed.items() if beyond or key not in _LENGTHS])
+    changes = [text for key, text in changed.items() if is_longer or key not in _LENGTH_KEYS]
+    _raise_changed(path, changes)
 
 
-def _refuse(path: object, settings: list[str]) -> None:
-    """Raise ConfigError where there are such settings."""
+def _raise_changed(path: object, settings: list[str]) -> None:
+    """Raise ConfigError if there are such settings."""
     if not settings:
         return
-    more = f" and {len(settings) - _MOST_SHOWN} more" if len(settings) > _MOST_SHOWN else ""
-    listed = ", ".join(settings[:_MOST_SHOWN])
+    more = f" and {len(settings) - _MAX_LISTED} more" if len(settings) > _MAX_LISTED else ""
+    listed = ", ".join(settings[:_MAX_LISTED])
     raise ConfigError(
         f"{path}: this run was trained with other settings: {listed}{more}; restore "
         "them, or start a new run: with another RUN_NAME, or without AUTO_RESUME and "
@@ -231,7 +243,7 @@ def _may_change(key: str, was: Any, now: Any, saved: dict[str, Any], cfg: dict[s
 
 
 def _passed(milestones: list, epoch: int) -> list:
-    """Return the milestones of the epochs that have begun."""
+    """Return the milestones of epochs that have started."""
     return sorted(
         value for value in milestones if isinstance(value, (int, float)) and value <= epoch
     )

@@ -1,7 +1,7 @@
-"""Which folder a run writes to, and the lock that keeps a second run out of it.
+"""Choose and lock the folder of a run.
 
-A run never replaces another's results: where its folder holds some, and it does not resume them, it
-takes the first free folder of NAME-2, NAME-3, ...
+A run never replaces the results of another one: if its folder has results that it does not resume,
+it uses the first free folder of NAME-2, NAME-3, ...
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from poise.errors import ConfigError, DataError, escape_name
 log = logging.getLogger(__name__)
 
 NAME = "run.lock"
-# the files that a run cannot make again without its time; empty ones are none
+# result files; empty ones do not count
 TRAINING = ("checkpoint*.pth*", "model_best*.pth", "final_state*.pth", "metrics.jsonl")
 SEARCH = ("search.pth", "search.jsonl", "genotype_best.json")
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of some network file systems
 
 
 class Lock:
-    """The lock on one folder at a time, until `release` or the end of the process, however it ends.
+    """A lock on one folder, until `release` or the end of the process.
 
-    The operating system holds it (flock, which NFS passes to its server), so a killed run leaves
-    none behind. The file names the process. Processes that are forked do not inherit the lock.
+    It is a lock of the operating system (flock, also over NFS), so a killed run leaves none behind.
+    The lock file names the process. Forked processes do not inherit the lock.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Lock:
         self.release()
 
     def take(self, folder: Path) -> None:
-        """Lock an existing folder. Raises ConfigError where another process has it."""
+        """Lock an existing folder. Raises ConfigError if another process has locked it."""
         file = folder / NAME
         lock = FileLock(file, timeout=0)
         try:
@@ -66,12 +66,13 @@ class Lock:
                     "OUTPUT_DIR to a place you may write to"
                 ) from None
             log.warning(
-                "%s: the file system has no locks; see that no other run writes there", folder
+                "%s: the file system has no locks; make sure that no other run uses this folder",
+                folder,
             )
         self.folder, self._lock = folder, lock
 
     def release(self) -> None:
-        """Give the folder free again; nothing where none is locked."""
+        """Unlock the folder, if one is locked."""
         if self._lock is not None and self.folder is not None:
             if self._lock.is_locked:
                 # before the unlocking: a process that waited for this file sees that it is gone
@@ -82,7 +83,7 @@ class Lock:
 
 
 def _holder(file: Path) -> str:
-    """Return the process that wrote a lock file, in words."""
+    """Describe the process that wrote a lock file."""
     try:
         with open(file, encoding="utf-8", errors="replace") as stream:
             pid, host = stream.read(300).split()
@@ -92,7 +93,7 @@ def _holder(file: Path) -> str:
 
 
 def has_results(folder: Path, results: Sequence[str]) -> bool:
-    """Return whether a folder holds files of these patterns with something in them."""
+    """Return whether a folder has files of these patterns that are not empty."""
     return any(
         path.exists() and path.stat().st_size
         for pattern in results
@@ -103,9 +104,16 @@ def has_results(folder: Path, results: Sequence[str]) -> bool:
 def choose_run_name(
     cfg: CfgNode, cfg_path: str, results: Sequence[str], resumes: Callable[[Path], bool], lock: Lock
 ) -> str:
-    """Return the RUN_NAME of a run's folder, and lock the folder where it exists.
+    """Choose the RUN_NAME of a run; lock its folder if it exists.
 
-    resumes: whether the run continues what a folder holds. Raises ConfigError for a folder in use.
+    Args:
+        cfg: the experiment.
+        cfg_path: its file.
+        results: patterns of result files.
+        resumes: returns whether the run resumes the results in a folder.
+        lock: for the folder.
+
+    Raises ConfigError for a folder in use.
     """
     first = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
     for number in itertools.count(1):
@@ -119,7 +127,7 @@ def choose_run_name(
     if folder == first:
         return cfg.RUN_NAME
     log.info(
-        "%s holds the results of another run, which are kept: this one has RUN_NAME %s",
+        "%s has the results of another run, which are kept: this run has RUN_NAME %s",
         first,
         folder.name,
     )
@@ -127,7 +135,7 @@ def choose_run_name(
 
 
 def with_run_name(cfg: CfgNode, name: str) -> CfgNode:
-    """Return `cfg` with this RUN_NAME."""
+    """Return a copy of `cfg` with a RUN_NAME."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.RUN_NAME = name
@@ -136,13 +144,13 @@ def with_run_name(cfg: CfgNode, name: str) -> CfgNode:
 
 
 def create(cfg: CfgNode, cfg_path: str, results: Sequence[str], lock: Lock) -> Path:
-    """Make and lock the folder that was chosen. Raises ConfigError where another run was faster."""
+    """Create and lock the chosen folder. Raises ConfigError if another run was faster."""
     folder = logger.make_run_folder(cfg, cfg_path)
     if lock.folder != folder:
         lock.take(folder)
         if has_results(folder, results):
             raise ConfigError(
-                f"{folder}: another run has written there in the meantime; start this one again"
+                f"{folder}: another run has used it in the meantime; start this run again"
             )
     return folder
 

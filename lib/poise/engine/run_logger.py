@@ -1,4 +1,4 @@
-"""What a run writes for its reader: log, config.yaml, metrics, TensorBoard page, debug pictures."""
+"""Log a run: log file, config.yaml, metrics.jsonl, TensorBoard and debug images."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TestResult:
-    """Result of a test after an epoch.
+    """Result of an evaluation after an epoch.
 
     Attributes:
         predictions: complete on rank 0.
         metrics: {name: value}.
-        score: decides which weights are best, the higher the better.
+        score: selects the best weights, the higher the better.
     """
 
     predictions: Predictions
@@ -46,7 +46,7 @@ class TestResult:
 
     @property
     def values(self) -> dict[str, float | None]:
-        """The metrics and, where the test set has labels, the validation loss and accuracy."""
+        """The metrics and, if the test set has labels, the validation loss and accuracy."""
         if self.predictions.loss is None:
             return dict(self.metrics)
         loss, accuracy = self.predictions.loss, self.predictions.accuracy
@@ -54,41 +54,43 @@ class TestResult:
 
 
 class RunLogger:
-    """The records of a run. Rank 0 writes them; in other processes nothing happens.
+    """Write the files of a run on rank 0; does nothing in other processes.
 
     Attributes:
-        error: the first error of output that the run can be resumed without. The run ends with a
-            checkpoint because of it.
-        metrics, board: from `open` on.
+        error: the first error of optional output, which the run does not need to resume. It makes
+            the run stop with a checkpoint.
+        metrics, tb_writer: from `open` on.
     """
 
     metrics: logger.MetricsFile
-    board: logger.TensorBoard
+    tb_writer: logger.TensorBoard
     log_name = ""
     metrics_name = ""
-    removed_text = ""  # of the warning after the run folder was removed
+    removed_text = ""  # warning after the run folder was removed
 
     def __init__(self, cfg: CfgNode, cfg_path: str, processes: DistributedContext = SINGLE_PROCESS):
-        self.cfg, self.cfg_path, self.is_main = cfg, cfg_path, processes.is_main_process
+        self.cfg = cfg
+        self.cfg_path = cfg_path
+        self.is_main = processes.is_main_process
         self.folder = Path(cfg.OUTPUT_DIR) / logger.run_names(cfg, cfg_path)
         self.error: PoiseError | None = None
 
     def open(self, begin_epoch: int) -> None:
-        """Open the metrics and the TensorBoard page. Those of later epochs are written again."""
+        """Open metrics.jsonl and TensorBoard; drop the metrics of `begin_epoch` and later."""
         self.metrics = logger.MetricsFile(self.folder / self.metrics_name, begin_epoch)
-        self.board = logger.TensorBoard(self.cfg, self.cfg_path)
+        self.tb_writer = logger.TensorBoard(self.cfg, self.cfg_path)
 
     def close(self) -> None:
         if self.is_main:
-            self.board.close()
+            self.tb_writer.close()
 
     def write_origin(self) -> None:
-        """Write what the run folder's weights are made from."""
+        """Write what the weights in the run folder are made from."""
         with atomic_write(self.folder / "config.yaml") as part:
             part.write_text(self.cfg.dump(), encoding="utf-8")
 
     def restore_folder(self) -> None:
-        """Write again what is lost where the run folder was removed during the run."""
+        """Write config.yaml again if the run folder was removed during the run."""
         if not self.is_main or (self.folder / "config.yaml").exists():
             return
         self.write_origin()
@@ -97,10 +99,10 @@ class RunLogger:
 
 
 class TrainLogger(RunLogger):
-    """The records of a training.
+    """Write the files of a training.
 
     Attributes:
-        reported_reasons: reasons for scores of 0 or -1 that the log has, each once in a run.
+        reported_reasons: reasons for metrics of 0 or -1 that are in the log, each once in a run.
     """
 
     log_name = "train.log"
@@ -120,12 +122,14 @@ class TrainLogger(RunLogger):
         processes: DistributedContext = SINGLE_PROCESS,
     ):
         super().__init__(cfg, cfg_path, processes)
-        self._state, self._loader, self._codec = state, loader, codec
-        self._pictures: DebugImages | None = None
+        self._state = state
+        self._loader = loader
+        self._codec = codec
+        self._debug_images: DebugImages | None = None
         self.reported_reasons: set[str] = set()
 
     def start(self, command: list[str]) -> None:
-        """Log what is run, write config.yaml and open the files that epochs are written to."""
+        """Log what is trained, write config.yaml and open the files of the epochs."""
         if not self.is_main:
             return
         cfg, state, progress = self.cfg, self._state, self._state.progress
@@ -141,17 +145,17 @@ class TrainLogger(RunLogger):
             state.schedule.epochs - 1,
         )
         log.info("schedule: %s", state.schedule)
-        # where only the final weights are missing, nothing is trained with the current settings
+        # if only the final weights are missing, nothing is trained with the current settings
         if state.has_epochs_left(cfg.TRAIN.PATIENCE) or not (self.folder / "config.yaml").exists():
             self.write_origin()
         self.open(progress.epoch)
         if cfg.DEBUG.DEBUG:
             skeleton = self._loader.dataset.table.skeleton
-            self._pictures = DebugImages(cfg, self._codec, skeleton)
+            self._debug_images = DebugImages(cfg, self._codec, skeleton)
 
     def close(self) -> None:
-        if self._pictures is not None:
-            self._pictures.close()
+        if self._debug_images is not None:
+            self._debug_images.close()
         super().close()
 
     def write_origin(self) -> None:
@@ -162,14 +166,14 @@ class TrainLogger(RunLogger):
 
     @contextmanager
     def optional_output(self) -> Iterator[None]:
-        """Keep the error of output that the run can be resumed without."""
+        """Store an error of output that the run does not need to resume; see `error`."""
         try:
             yield
         except PoiseError as error:
             self.error = self.error or error
 
     def progress_bar(self) -> tqdm:
-        """Return the progress bar of the epoch."""
+        """Create the progress bar of the epoch."""
         schedule, progress = self._state.schedule, self._state.progress
         return logger.progress_bar(
             f"epoch {progress.epoch}/{schedule.epochs}",
@@ -181,7 +185,7 @@ class TrainLogger(RunLogger):
     def log_step(
         self, bar: tqdm, seconds: float, data_seconds: float, samples: int, debug_batch: tuple
     ) -> None:
-        """Log the step that was just done, every PRINT_FREQ steps and after the last one.
+        """Log the last step, every PRINT_FREQ steps and at the end of the epoch.
 
         Args:
             bar: the epoch's progress bar.
@@ -222,14 +226,14 @@ class TrainLogger(RunLogger):
             "data_waiting_seconds": data_seconds,
         }
         with self.optional_output():
-            self.board.scalars(scalars, state.global_step)
-        if self._pictures:
+            self.tb_writer.add_scalars(scalars, state.global_step)
+        if self._debug_images:
             prefix = self.folder / "debug" / f"train_{progress.epoch}_{progress.step}"
             with self.optional_output():
-                self._pictures.add(prefix, *debug_batch)
+                self._debug_images.add(prefix, *debug_batch)
 
     def log_epoch(self) -> dict[str, Any]:
-        """Log the epoch that was just trained; return its metrics."""
+        """Log the last epoch; return its metrics."""
         state, progress, epoch = self._state, self._state.progress, self._state.progress.epoch
         values: dict[str, Any] = {
             "epoch": epoch,
@@ -263,7 +267,7 @@ class TrainLogger(RunLogger):
     def add_tests(
         self, values: dict[str, Any], tests: dict[str, TestResult], table: PersonTable
     ) -> None:
-        """Add the metrics of an epoch's tests to `values`; show those of the weights."""
+        """Add the metrics of the evaluations to `values` and to TensorBoard."""
         for name, test in tests.items():
             values |= {
                 f"{name}_{key}" if name else key: value for key, value in test.values.items()
@@ -273,12 +277,12 @@ class TrainLogger(RunLogger):
                     self._show_test(values, test.predictions, table)
 
     def _show_test(self, values: dict[str, Any], found: Predictions, table: PersonTable) -> None:
-        """Write an epoch's test metrics and its first test batch to the TensorBoard page."""
-        self.board.scalars(_test_scalars(values), values["epoch"])
-        self.board.batch(found.first_batch, table.skeleton, values["epoch"])
+        """Write the metrics and the first batch of an evaluation to TensorBoard."""
+        self.tb_writer.add_scalars(_test_scalars(values), values["epoch"])
+        self.tb_writer.add_batch(found.first_batch, table.skeleton, values["epoch"])
 
     def log_best(self, name: str, file: str) -> None:
-        """Log that weights ("") or their average ("ema") are the best so far."""
+        """Log that the weights ("") or their average ("ema") are the best so far."""
         progress = self._state.progress
         score = progress.ema_score if name else progress.best_score
         log.info(
@@ -289,7 +293,7 @@ class TrainLogger(RunLogger):
         )
 
     def write_epoch(self, values: dict[str, Any]) -> None:
-        """Write an epoch's line of metrics.jsonl."""
+        """Write the line of an epoch to metrics.jsonl."""
         if self.is_main:
             self.metrics.write(**values)
 

@@ -1,6 +1,4 @@
-"""Batch norm whose mean and variance are those of the batches of all processes: SYNC_BN; and
-batches too small for any.
-"""
+"""Synchronized batch norm (SYNC_BN), and a check for batches that are too small."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ from poise.errors import ConfigError
 
 
 class AllReduceSum(torch.autograd.Function):
-    """The sum of a tensor over the processes of a group, in all of them; so is its gradient the
-    sum of theirs.
-    """
+    """Sum a tensor over the processes of a group; the gradient is summed too."""
 
     @staticmethod
     def forward(ctx, values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -32,10 +28,9 @@ class AllReduceSum(torch.autograd.Function):
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """What nn.SyncBatchNorm, which is for GPUs only, computes; on the CPU over gloo. (B, C, h, w)
-    -> the same; B may differ between processes.
+    """Compute nn.SyncBatchNorm, which supports GPUs only, on the CPU over gloo.
 
-    In eval mode it is plain batch norm.
+    (B, C, h, w) -> the same shape; B may differ between processes. Plain batch norm in eval mode.
     """
 
     def __init__(self, *arguments, group: dist.ProcessGroup, **settings):
@@ -48,29 +43,28 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         count = AllReduceSum.apply(values.new_tensor([x.numel() // x.shape[1]]), self.process_group)
         mean = AllReduceSum.apply(values.sum(dim=(0, 2, 3)), self.process_group) / count
-        # the squares of the differences, not the difference of the squares, which would lose digits
-        centred = values - mean[:, None, None]
+        # sum of squared differences: the difference of the sums of squares would lose digits
+        centered = values - mean[:, None, None]
         variance = (
-            AllReduceSum.apply(centred.square().sum(dim=(0, 2, 3)), self.process_group) / count
+            AllReduceSum.apply(centered.square().sum(dim=(0, 2, 3)), self.process_group) / count
         )
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                # None: the mean over all batches
-                share = (
-                    1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-                )
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), share)
-        scale = torch.rsqrt(variance + self.eps) * (self.weight if self.affine else 1)
-        normed = centred * scale[:, None, None]
-        return (normed + self.bias[:, None, None] if self.affine else normed).to(x.dtype)
+                momentum = self.momentum
+                if momentum is None:  # the mean over all batches
+                    momentum = 1 / int(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
+        scale = torch.rsqrt(variance + self.eps)
+        if not self.affine:
+            return (centered * scale[:, None, None]).to(x.dtype)
+        scale = scale * self.weight
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def convert_sync_batchnorm(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
-    """The network with every batch norm replaced by one over the processes of the group; its
-    parameters and buffers are the same tensors.
-    """
+    """Replace every batch norm by a synchronized one with the same parameters and buffers."""
     if next(model.parameters()).device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
     for name, norm in [
@@ -86,21 +80,18 @@ def convert_sync_batchnorm(model: nn.Module, group: dist.ProcessGroup) -> nn.Mod
             norm.track_running_stats,
             group=group,
         )
-        new.weight, new.bias = norm.weight, norm.bias
-        new.running_mean, new.running_var, new.num_batches_tracked = (
-            norm.running_mean,
-            norm.running_var,
-            norm.num_batches_tracked,
-        )
+        new.weight = norm.weight
+        new.bias = norm.bias
+        new.running_mean = norm.running_mean
+        new.running_var = norm.running_var
+        new.num_batches_tracked = norm.num_batches_tracked
         model.set_submodule(name, new.train(norm.training))
     return model
 
 
 @contextmanager
 def forward_trial(model: nn.Module) -> Iterator[torch.device]:
-    """Hand out the network's device, the network in train mode within. Its mode, its buffers and
-    random numbers are then as before.
-    """
+    """Set train mode within, and yield the device; restore the mode, buffers and random state."""
     device = next(model.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     was_training = model.training
@@ -116,10 +107,14 @@ def forward_trial(model: nn.Module) -> Iterator[torch.device]:
 
 
 def check_single_sample(model: nn.Module, image_size: Sequence[int], key: str) -> None:
-    """Raise ConfigError, naming the key of the batch size, where the network cannot be trained on
-    one sample.
+    """Raise ConfigError if the network cannot be trained on a single sample.
 
-    Batch norm has no variance there where a feature map is of 1 x 1.
+    Batch norm over a feature map of 1 x 1 has no variance then.
+
+    Args:
+        model: the network.
+        image_size: (width, height).
+        key: key of the batch size and its value, for the message.
     """
     width, height = image_size
     try:
@@ -130,6 +125,6 @@ def check_single_sample(model: nn.Module, image_size: Sequence[int], key: str) -
             raise
         raise ConfigError(
             f"{key}: a step of each epoch has a single sample on a device, and batch norm over maps"
-            " of 1 x 1 needs two; choose another batch size, or a MODEL.IMAGE_SIZE larger than"
+            " of 1 x 1 needs two; set another batch size, or a MODEL.IMAGE_SIZE larger than"
             f" {width} x {height}"
         ) from None

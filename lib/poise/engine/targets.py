@@ -1,4 +1,4 @@
-"""The targets of a batch, made on the device."""
+"""Encode the targets of a batch on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from poise.structures.person_table import NOT_ANNOTATED
 def encode_targets(
     cfg: CfgNode, codec: Codec, batch: dict[str, torch.Tensor], device: torch.device
 ) -> Targets:
-    """Make the targets of a batch's keypoints on the device."""
+    """Encode the keypoints of a batch; apply the keypoint weights and the masks of mixed sets."""
     joints, visible = (batch[key].to(device, non_blocking=True) for key in ("joints", "visible"))
     targets = codec.encode(joints, visible)
     if cfg.DATASET.MIX:

@@ -149,7 +149,7 @@ class SearchLogger(RunLogger):
 
         All candidates are still alike and there is no genotype.
         """
-        self.board.scalars(_scalars(figures), figures["epoch"])
+        self.tb_writer.add_scalars(_scalars(figures), figures["epoch"])
         self.metrics.write(**figures)
 
     def write_epoch(self, figures: dict[str, Any], found: Probabilities, is_best: bool) -> Genotype:
@@ -225,12 +225,12 @@ class SearchLogger(RunLogger):
                     f"{kind}/{tag}/{name}": table[row, column]
                     for column, name in enumerate(self.space.operations[kind])
                 }
-            self.board.picture(
+            self.tb_writer.add_image(
                 f"probabilities/{kind}",
                 probability_picture(self.space, kind, table, genotype),
                 epoch,
             )
-        self.board.scalars(scalars, epoch)
+        self.tb_writer.add_scalars(scalars, epoch)
 
 
 def _losses(figures: Mapping[str, Any]) -> str:
