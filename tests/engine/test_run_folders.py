@@ -287,7 +287,7 @@ def test_resume_finished_run_best_by_loss_is_logged(finished, capsys):
     state = state_of(folder / "checkpoint.pth")
     torch.save({**state, "best": {"score": -1.5, "epoch": 0}}, folder / "checkpoint.pth")
     run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1)
-    assert "is finished: best score validation loss 0.500000 (nobody" in capsys.readouterr().out
+    assert "is finished: best score validation loss 0.500000 (the metric" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("older", [False, True])

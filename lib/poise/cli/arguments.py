@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from yacs.config import CfgNode
 
@@ -34,7 +35,7 @@ class ToolParser(argparse.ArgumentParser):
         if not self._silent:
             super().print_help(file)
 
-    def exit(self, status: int = 0, message: str | None = None) -> None:
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         super().exit(status, None if self._silent else message)
 
     def parse_known_args(self, args=None, namespace=None):

@@ -48,3 +48,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         force=args.force,
         hardness=args.hardness,
     )
+    return 0

@@ -195,7 +195,7 @@ def load(path: str | Path, experiment: str) -> dict[str, Any]:
     _check_content(path, content)
     if content["experiment"] != experiment:
         raise DataError(
-            f"{path}: checkpoint of experiment {escape_name(content['experiment'])}, not of"
+            f"{path}: a checkpoint of experiment {escape_name(content['experiment'])}, not of"
             f" {experiment}; give it as MODEL.PRETRAINED to start from its weights"
         )
     return {**content, "path": str(path)}
@@ -249,8 +249,8 @@ def _check_content(path: Path, content: Any) -> None:
     for key, min_value in _MIN_VALUES.items():
         if not min_value <= content[key] < _MAX_VALUE:
             raise DataError(
-                f"{path}: the checkpoint has an invalid {key}"
-                f" ({short_repr(content[key], 40)}); remove it to start a new run"
+                f"{path}: the checkpoint has {key} {short_repr(content[key], 40)}, which no run"
+                " has; remove it to start a new run"
             )
     if any(not weights.is_plain(tensor) for tensor in _tensors_of(content)):
         raise DataError(

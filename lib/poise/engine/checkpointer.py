@@ -92,7 +92,7 @@ class Checkpointer:
         progress = state.progress
         raise RunStoppedError(
             f"stopped at epoch {progress.epoch}, step {progress.step};"
-            f" {progress.last_checkpoint} is written, {run_folder.resume_hint(self._cfg.RUN_NAME)}"
+            f" {progress.last_checkpoint} is written; {run_folder.resume_hint(self._cfg.RUN_NAME)}"
         )
 
     @contextmanager
@@ -111,7 +111,7 @@ class Checkpointer:
         error = self._processes.run_on_main(self._error_text)
         if error:
             raise DataError(
-                f"{error}; {state.progress.last_checkpoint} is written,"
+                f"{error}; {state.progress.last_checkpoint} is written;"
                 f" {run_folder.resume_hint(self._cfg.RUN_NAME)}"
             )
 

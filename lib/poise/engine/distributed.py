@@ -246,7 +246,7 @@ class ProcessGroupContext(DistributedContext):
             device_ids=[device.index] if self._nccl else None,
             process_group=gradients,
             find_unused_parameters=bool(unused),
-            **{option: False},
+            **{option: False},  # type: ignore[arg-type]
         )
 
     # shutdown ----------------------------------------------------------------------------------

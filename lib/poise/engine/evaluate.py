@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -96,9 +97,11 @@ def run(
     if processes.is_main_process:
         logger.log_environment(cfg, command)
     with logger.errors_in_file(), resource_errors("test", testing_memory_hint(cfg)):
-        model = device.prepare_for_inference(cfg, model, devices)
-        device.compile_network(cfg, model, devices)
-        predictions = predict(cfg, model, loader, devices[0], build_codec(cfg), processes=processes)
+        network = device.prepare_for_inference(cfg, model, devices)
+        device.compile_network(cfg, network, devices)
+        predictions = predict(
+            cfg, network, loader, devices[0], build_codec(cfg), processes=processes
+        )
         values: OrderedDict[str, float] = OrderedDict()
         if processes.is_main_process:
             if out:
@@ -309,7 +312,7 @@ def write_predictions(
     """
     reader = READERS[dataset_info(cfg).format]
     by_image = reader.box_ids_per_image and table.box_source == "gt"
-    ids = box_ids_by_image(table.image_index) if by_image else range(len(table))
+    ids: Any = box_ids_by_image(table.image_index) if by_image else range(len(table))
     paths = [f"{images.location}/{table.image_name(person)}" for person in range(len(table))]
     keypoints = np.concatenate([predictions.keypoints, predictions.scores[:, :, None]], axis=2)
     write_pickle(

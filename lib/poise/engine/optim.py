@@ -19,18 +19,16 @@ from poise.errors import ConfigError
 Parameters = Iterable[nn.Parameter] | Iterable[dict]
 
 
-def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """The same optimiser, whose methods do not import PyTorch's compiler, which takes a second of
-    every start.
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> Any:
+    """Return a subclass whose methods do not import PyTorch's compiler, about 1 s at each start.
 
-    PyTorch wraps them to keep them out of what is compiled, and `step` also to switch gradients
-    off; COMPILE compiles the network alone.
+    PyTorch wraps the methods to exclude them from compilation, and `step` also to disable
+    gradients. COMPILE compiles the network only.
     """
-    bare = {
-        name: unwrap(getattr(kind, name))
-        for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
-    }
-    return type(kind.__name__, (kind,), {**bare, "step": torch.no_grad()(unwrap(kind.step))})
+    names = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+    methods = {name: unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(unwrap(kind.step))
+    return type(kind.__name__, (kind,), methods)
 
 
 SGD, Adam, AdamW = (
@@ -83,9 +81,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _decayed_and_not(model: nn.Module) -> list[dict]:
-    """Parameter groups: the weights, and the parameters of norms and the biases, which do not
-    decay.
-    """
+    """Return two parameter groups: weights, and norms and biases, which do not decay."""
     norms = {
         id(parameter)
         for module in model.modules()
@@ -104,11 +100,15 @@ _STATE_KEYS = {"total_steps": "end", "policy": "kind", "gamma": "factor"}
 
 @dataclass(frozen=True)
 class Schedule:
-    """The length of a training and its learning rates, for the batch that is really used.
+    """Number of steps and learning rate of each step of a training.
 
-    steps_per_epoch: of the loader. end: steps of the whole training, from epoch 0. base_rate: the
-    rate before warm-up and decay. The rate is a function of the step alone, so that a resumed run
-    cannot be off by one, as the schedulers of the references are with today's PyTorch.
+    The learning rate is a function of the step only, so that a resumed run cannot be off by one, as
+    the schedulers of the reference implementations are with current PyTorch.
+
+    Attributes:
+        steps_per_epoch: number of batches of the loader.
+        total_steps: of the whole training, from epoch 0.
+        base_rate: the learning rate before warm-up and decay.
     """
 
     steps_per_epoch: int
@@ -123,10 +123,15 @@ class Schedule:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, steps_per_epoch: int, batch: int) -> Schedule:
-        """batch: samples of a step, over all devices and processes. TRAIN.BASE_BATCH scales rate
-        and length to it; not the warm-up (as in MSPN).
+        """Build the schedule of TRAIN.*.
 
-        Raises ConfigError where TRAIN.BEGIN_EPOCH leaves nothing to train.
+        Args:
+            cfg: the experiment.
+            steps_per_epoch: number of batches of the loader.
+            batch: samples of a step, over all devices and processes. With TRAIN.BASE_BATCH the
+                learning rate and the length are scaled to it, but not the warm-up (as in MSPN).
+
+        Raises ConfigError if TRAIN.BEGIN_EPOCH leaves nothing to train.
         """
         t = cfg.TRAIN
         share = batch / t.BASE_BATCH if t.BASE_BATCH else 1.0
@@ -160,15 +165,15 @@ class Schedule:
 
     @property
     def epochs(self) -> int:
-        """Epochs of the whole training; the last may be cut short."""
+        """Number of epochs of the whole training; the last one may be shorter."""
         return -(-self.total_steps // self.steps_per_epoch)
 
     def num_steps(self, epoch: int) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps of an epoch."""
         return max(min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch), 0)
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0 over the whole training.
+        """Return the learning rate of a step, counted from 0 over the whole training.
 
         linear: MSPN's LambdaLR, which is advanced before the step, so the first step has factor(1)
         and the last factor(end) = 0. cosine: half a cosine from the end of the warm-up on

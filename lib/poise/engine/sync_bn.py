@@ -49,8 +49,10 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             AllReduceSum.apply(centered.square().sum(dim=(0, 2, 3)), self.process_group) / count
         )
         if self.track_running_stats:
+            assert self.num_batches_tracked is not None
+            assert self.running_mean is not None and self.running_var is not None
             with torch.no_grad():
-                self.num_batches_tracked += 1
+                self.num_batches_tracked.add_(1)
                 momentum = self.momentum
                 if momentum is None:  # the mean over all batches
                     momentum = 1 / int(self.num_batches_tracked)

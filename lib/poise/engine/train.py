@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
@@ -126,7 +127,7 @@ def build(cfg: CfgNode, cfg_path: str, processes: DistributedContext) -> Setup:
     saved = processes.run_on_main(find_checkpoint, cfg, cfg_path, folder, is_restarted)
 
     torch.manual_seed(cfg.SEED)
-    model = build_model(cfg)
+    model: nn.Module = build_model(cfg)
     loader, test_loader = _build_loaders(cfg, devices, processes)
     # only on rank 0: DistributedDataParallel broadcasts its weights
     if saved is None and cfg.MODEL.INIT_WEIGHTS and processes.is_main_process:
@@ -367,8 +368,10 @@ def train_step(
     for number, (micro_batch, size) in enumerate(micro_batches):
         # DistributedDataParallel averages the gradients in the last backward pass of the step
         is_last = number == len(micro_batches) - 1
-        skip_sync = isinstance(model, DistributedDataParallel) and not is_last
-        with model.no_sync() if skip_sync else nullcontext():
+        no_sync: AbstractContextManager = nullcontext()
+        if isinstance(model, DistributedDataParallel) and not is_last:
+            no_sync = model.no_sync()
+        with no_sync:
             images = normalize(
                 micro_batch["images"],
                 batch_device,

@@ -31,10 +31,10 @@ def init_alphas(space: Space) -> nn.ParameterDict:
     )
 
 
-def probabilities(values: Mapping[str, torch.Tensor]) -> Probabilities:
-    """The softmax over the candidates of each edge."""
+def probabilities(alphas: Mapping[str, torch.Tensor] | nn.ParameterDict) -> Probabilities:
+    """Return the softmax over the candidates of each edge."""
     return {
-        kind: table.detach().double().softmax(dim=1).cpu().numpy() for kind, table in values.items()
+        kind: table.detach().double().softmax(dim=1).cpu().numpy() for kind, table in alphas.items()
     }
 
 

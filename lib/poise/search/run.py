@@ -138,7 +138,8 @@ def build(cfg: CfgNode, cfg_path: str) -> Setup:
     )
     cost = measure(cfg, space, _first_batch(loaders[0]), device)
     torch.manual_seed(cfg.SEARCH.SEED)
-    network = devices.to_device(build_network(cfg, space), [device], cfg.CHANNELS_LAST)
+    network = build_network(cfg, space)
+    devices.to_device(network, [device], cfg.CHANNELS_LAST)
     state = SearchState(BilevelOptimizer(cfg, network, device), space, SearchProgress())
     for loader in loaders:
         if smallest_micro_batch(loader.batch_sampler, loader.batch_sampler.num_batches) == 1:

@@ -54,9 +54,9 @@ def measure(
     tried.
     """
     with resource_errors("search", search_memory_hint(cfg)):
-        trial = BilevelOptimizer(
-            cfg, devices.to_device(build(cfg, space), [device], cfg.CHANNELS_LAST), device
-        )
+        network = build(cfg, space)
+        devices.to_device(network, [device], cfg.CHANNELS_LAST)
+        trial = BilevelOptimizer(cfg, network, device)
         samples = len(batch["images"])
         few = {key: value[:2] for key, value in batch.items()}
         present = available_memory() if device.type == "cpu" else None
@@ -77,7 +77,7 @@ def measure(
         weights_seconds = _timed(partial(trial.weights_step, batch, 0), device)
         architecture_seconds = _timed(partial(trial.architecture_step, batch), device)
         peak = peak_memory(device)
-    del trial
+    del trial, network
     if device.type == "cuda":
         torch.cuda.empty_cache()
         present = torch.cuda.get_device_properties(device).total_memory
