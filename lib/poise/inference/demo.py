@@ -393,7 +393,7 @@ def run(cfg: CfgNode | None, cfg_path: str | None, request: DemoRequest) -> Summ
     file: str | Path = request.weights
     if not file:
         assert cfg is not None and cfg_path is not None, "without weights an experiment is needed"
-        file = model_file(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
+        file = find_weights(cfg, Path(cfg.OUTPUT_DIR) / run_names(cfg, cfg_path))
     estimator = PoseEstimator(
         cfg, file, device=request.device, half=request.half, overrides=request.overrides
     )
