@@ -124,8 +124,8 @@ def _process(rank, world, port, folder, function, arguments, environment, second
         TORCHELASTIC_USE_AGENT_STORE="True",
     )
     os.environ.update(environment)
-    process_group._TIME_TO_MEET = timedelta(seconds=seconds)
-    process_group._SECONDS_OF_SILENCE = 0.2  # no torchrun would end it
+    process_group._RENDEZVOUS_TIMEOUT = timedelta(seconds=seconds)
+    process_group._SILENT_SECONDS = 0.2  # no torchrun would end it
 
     def main():
         with distributed.init_distributed() as processes:
