@@ -1,8 +1,8 @@
-"""Where a result file errs: python tools/analyze.py --results results.json --annotations
+"""Analyze the errors of a result file: python tools/analyze.py --results results.json --annotations
 person_keypoints_val2017.json [--images FOLDER] [--compare other.json]
 
-Writes one HTML page that needs nothing else, and a JSON with all its figures. For COCO's form of
-annotations and results.
+Writes a self-contained HTML page and a JSON file with its numbers. For annotations and results in
+COCO format.
 """
 
 from __future__ import annotations
@@ -25,38 +25,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="result file, such as results/keypoints_*.json of a run folder",
     )
     parser.add_argument(
-        "--annotations", required=True, metavar="FILE", help="the annotations of the same pictures"
+        "--annotations", required=True, metavar="FILE", help="annotations of the same images"
     )
     parser.add_argument(
         "--dataset",
         default="coco",
         metavar="FILE",
-        help="dataset file of the joints, or the name of one of experiments/datasets; default coco",
+        help="dataset file, or the name of one in experiments/datasets; default coco",
     )
     parser.add_argument(
         "--compare",
         metavar="FILE",
-        help="another result file of the same pictures, shown beside the first",
+        help="another result file of the same images, to compare with",
     )
     parser.add_argument(
         "--images",
         metavar="FOLDER",
-        help="folder or zip archive of the pictures, to draw the worst of them",
+        help="folder or zip archive of the images, to draw the worst ones",
     )
     parser.add_argument(
         "--pictures",
         type=int,
         default=12,
         metavar="N",
-        help="how many of the worst pictures to show; default 12",
+        help="number of worst images to show; default 12",
     )
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help=(
-            "where analysis.html and analysis.json go; default: beside the result file, in a folder"
-            " of its name"
-        ),
+        help=("folder for analysis.html and analysis.json; default <result file>_analysis"),
     )
     args = parser.parse_args(argv)
     if args.pictures < 0:

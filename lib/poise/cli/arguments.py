@@ -1,6 +1,4 @@
-"""The command line that every tool working on an experiment has: --cfg FILE and KEY VALUE
-overrides.
-"""
+"""Command-line arguments of an experiment: --cfg FILE and KEY VALUE overrides."""
 
 from __future__ import annotations
 
@@ -69,7 +67,7 @@ class ToolParser(argparse.ArgumentParser):
         return left, overrides + alone[:1]  # config.load refuses a KEY without VALUE
 
     def _option(self, word: str) -> argparse.Action | None:
-        """Return the option that a word names, wholly or by a beginning that no other has."""
+        """Return the option that a word names in full or by a unique prefix."""
         name = word.split("=", 1)[0]
         known = self._option_string_actions
         if name in known:
@@ -96,36 +94,34 @@ class ToolParser(argparse.ArgumentParser):
 
 
 def add_experiment_arguments(parser: ToolParser, cfg_required: bool = True) -> None:
-    """--cfg, HRNet's folder options, and the overrides."""
+    """Add --cfg, the folder options of HRNet, and the overrides."""
     parser.add_argument(
         "--cfg",
         required=cfg_required,
         metavar="FILE",
-        help="experiment file, a YAML of experiments/",
+        help="experiment file, a YAML file in experiments/",
     )
-    parser.add_argument(
-        "--modelDir", default="", metavar="DIR", help="OUTPUT_DIR, as HRNet calls it"
-    )
-    parser.add_argument("--logDir", default="", metavar="DIR", help="LOG_DIR, as HRNet calls it")
-    parser.add_argument("--dataDir", default="", metavar="DIR", help="DATA_DIR, as HRNet calls it")
+    parser.add_argument("--modelDir", default="", metavar="DIR", help="HRNet's name of OUTPUT_DIR")
+    parser.add_argument("--logDir", default="", metavar="DIR", help="HRNet's name of LOG_DIR")
+    parser.add_argument("--dataDir", default="", metavar="DIR", help="HRNet's name of DATA_DIR")
     parser.add_argument(
         "--prevModelDir",
         default="",
         metavar="DIR",
-        help="accepted for old command lines; without effect there and here",
+        help="no effect; accepted for HRNet's command lines",
     )
     add_overrides(parser)
 
 
 def add_overrides(parser: ToolParser) -> None:
-    """KEY VALUE pairs, the last positional arguments."""
+    """Add KEY VALUE pairs, the last positional arguments."""
     parser.add_argument(
-        OVERRIDES, nargs="*", metavar="KEY VALUE", help="keys of the experiment, overridden"
+        OVERRIDES, nargs="*", metavar="KEY VALUE", help="overrides of the experiment's keys"
     )
 
 
 def experiment(args: argparse.Namespace) -> CfgNode:
-    """The configuration that the arguments describe."""
+    """Load the configuration that the arguments describe."""
     overrides = list(args.overrides)
     for key, value in (
         ("OUTPUT_DIR", args.modelDir),

@@ -1,8 +1,8 @@
-"""Look at training samples: python tools/browse.py --cfg
+"""Draw training samples: python tools/browse.py --cfg
 experiments/coco/hrnet/w32_256x192_adam_lr1e-3.yaml [--output FOLDER] [KEY VALUE ...]
 
-Writes mosaics of augmented samples as a training makes them, the first of an epoch: joints.jpg, and
-heatmaps.jpg with the targets and weights of each joint.
+Writes grids of the first augmented samples of an epoch, as in training: joints.jpg, and
+heatmaps.jpg with the target and weight of each keypoint.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="where the pictures go; default OUTPUT_DIR/browse and the experiment's name",
+        help="output folder; default OUTPUT_DIR/browse/<dataset>/<model>/<experiment>",
     )
     parser.add_argument(
-        "--count", type=int, default=32, metavar="N", help="samples in the mosaic; default 32"
+        "--count", type=int, default=32, metavar="N", help="number of samples; default 32"
     )
     parser.add_argument(
         "--epoch",
         type=int,
         default=0,
         metavar="N",
-        help="the epoch whose order and augmentation are drawn; default 0",
+        help="epoch, for the order and the augmentation; default 0",
     )
     parser.add_argument(
         "--first",
         type=int,
         default=0,
         metavar="N",
-        help="begin with this sample of the epoch; default 0",
+        help="first sample of the epoch; default 0",
     )
     add_experiment_arguments(parser)
     args = parser.parse_args(argv)

@@ -1,10 +1,10 @@
-"""What is wrong with the data of an experiment: python tools/check_data.py --cfg FILE [KEY VALUE
+"""Check the data of an experiment: python tools/check_data.py --cfg FILE [KEY VALUE
 ...]
 
-Looks at annotations, images, boxes, left and right of the training and test set, and at the
-detection file with TEST.USE_GT_BBOX False; prints errors, warnings, notes and a verdict, and
-writes a page with pictures. The exit status is 0 where the data are fine, 1 where an error was
-found, 2 for a command line that cannot be used.
+Checks annotations, images, boxes, left and right of the training and test set, and the detection
+file with TEST.USE_GT_BBOX False. Prints errors, warnings, notes and a verdict, and writes a page
+with images. The exit status is 0 if the data are valid, 1 if there is an error, 2 for an invalid
+command line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--page",
         metavar="FILE",
-        help="where the page goes; default OUTPUT_DIR/<dataset>/check_data/<experiment>.html",
+        help="page to write; default OUTPUT_DIR/<dataset>/check_data/<experiment>.html",
     )
     parser.add_argument("--no-page", action="store_true", help="write no page")
     parser.add_argument(
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         default=12,
         metavar="N",
-        help="pictures of each kind and set on the page; default 12",
+        help="number of images of each kind and split on the page; default 12",
     )
     add_experiment_arguments(parser)
     args = parser.parse_args(argv)

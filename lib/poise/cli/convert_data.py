@@ -1,8 +1,8 @@
-"""Labels between COCO's form and those of labelling tools: python tools/convert_data.py labelme
+"""Convert annotations between COCO and labeling tools: python tools/convert_data.py labelme
 coco LABELS TARGET --dataset data/hands/hands.yaml
 
 Formats: coco (a .json), cvat ('CVAT for images 1.1', a .xml), labelme and yolo (a folder with a
-file for each image). The dataset file tells the joints and the category.
+file for each image). The dataset file names the keypoints and the category.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "source_format", choices=FORMATS, metavar="FROM", help=f"what is read: {', '.join(FORMATS)}"
+        "source_format",
+        choices=FORMATS,
+        metavar="FROM",
+        help=f"input format: {', '.join(FORMATS)}",
     )
-    parser.add_argument(
-        "target_format", choices=FORMATS, metavar="TO", help="what is written, another of these"
-    )
-    parser.add_argument("source", help="file or folder that is read")
-    parser.add_argument(
-        "target", help="file or folder that is written; files of the same names are replaced"
-    )
+    parser.add_argument("target_format", choices=FORMATS, metavar="TO", help="format to write")
+    parser.add_argument("source", help="file or folder to read")
+    parser.add_argument("target", help="file or folder to write; existing files are replaced")
     parser.add_argument(
         "--dataset",
         required=True,
@@ -39,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--images",
         metavar="DIR",
         help=(
-            "folder of the images; yolo needs it, for the others it is checked that they are there,"
-            " with the labels' sizes"
+            "folder of the images; required for yolo, otherwise to check that they exist and have"
+            " the annotated sizes"
         ),
     )
     args = parser.parse_args(argv)

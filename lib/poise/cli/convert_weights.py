@@ -1,7 +1,7 @@
 """Convert a weight file: python tools/convert_weights.py IN OUT --to
 {poise,simplebaseline,hrnet,mspn,posenas,moganet,mmpose}
 
-IN may be of any format that Poise loads: SimpleBaseline, HRNet, Res2Net-Pose, MSPN, PoseNAS,
+IN has any format that Poise loads: SimpleBaseline, HRNet, Res2Net-Pose, MSPN, PoseNAS,
 MogaNet's pose networks, or mmpose's ResNet, HRNet and MSPN. With --cfg the weights must fit the
 network of that experiment exactly.
 """
@@ -20,13 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="weight file to read")
     parser.add_argument("target", metavar="OUT", help="weight file to write")
-    parser.add_argument(
-        "--to", required=True, choices=FORMATS, help="names and wrapping of the written file"
-    )
+    parser.add_argument("--to", required=True, choices=FORMATS, help="format of the written file")
     parser.add_argument(
         "--cfg", metavar="FILE", help="experiment whose network the weights must fit"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing OUT")
     add_overrides(parser)
     args = parser.parse_args(argv)
     from poise import config, models

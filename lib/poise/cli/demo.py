@@ -1,5 +1,5 @@
-"""Poses of pictures or a video, drawn and as JSON: python tools/demo.py --weights FILE [--cfg
-FILE] --input PICTURE|FOLDER|PATTERN|VIDEO|CAMERA
+"""Find poses in images or a video, draw them and write JSON: python tools/demo.py --weights FILE
+[--cfg FILE] --input IMAGE|FOLDER|PATTERN|VIDEO|CAMERA
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="FILE",
         help=(
-            "weights of the pose network; those of a training of Poise and .onnx files need no"
-            " --cfg; default TEST.MODEL_FILE, else the best ones of the run folder"
+            "weights of the pose network; those trained by Poise and .onnx files need no --cfg;"
+            " default TEST.MODEL_FILE, or the best ones of the run folder"
         ),
     )
     parser.add_argument(
         "--input",
         required=True,
         metavar="WHAT",
-        help="a picture, a folder, a pattern in quotes, a video, or the number of a camera",
+        help="image, folder, quoted glob pattern, video or camera index",
     )
     persons = parser.add_mutually_exclusive_group()
     persons.add_argument(
         "--boxes",
         default="",
         metavar="FILE",
-        help="persons' boxes: COCO detections or annotations, or the JSON of this tool",
+        help="boxes of the persons: COCO detections or annotations, or the JSON of this tool",
     )
     persons.add_argument(
         "--detector",
         default="",
         metavar="NAME",
         help=(
-            "find the persons with an .onnx detector or one of torchvision's "
-            "(fetched at first use); without --boxes and --detector a picture is one person"
+            "person detector: an .onnx file or one of torchvision's (downloaded at first use);"
+            " without --boxes and --detector an image is one person"
         ),
     )
     parser.add_argument(
         "--detector-weights",
         default="",
         metavar="FILE",
-        help="own weights for torchvision's detector, instead of fetching its own",
+        help="weight file for torchvision's detector, instead of downloading its weights",
     )
     parser.add_argument(
         "--score-threshold",
         type=float,
         default=0.5,
         metavar="P",
-        help="boxes of a lower score are left out; default 0.5",
+        help="minimum score of a box; default 0.5",
     )
 
 
@@ -66,36 +66,36 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         "--joint-threshold",
         type=float,
         metavar="P",
-        help="joints of a higher score are drawn; default as the experiment's codec has it",
+        help="minimum score of a drawn keypoint; default that of the codec",
     )
     parser.add_argument(
         "--output",
         default="output/demo",
         metavar="DIR",
-        help="pictures or an mp4, and poses.json; default output/demo",
+        help="folder for images or an mp4, and poses.json; default output/demo",
     )
-    parser.add_argument("--no-drawing", action="store_true", help="write poses.json alone")
+    parser.add_argument("--no-drawing", action="store_true", help="write poses.json only")
     parser.add_argument(
-        "--draw-boxes", action="store_true", help="draw the boxes too, with the persons' scores"
+        "--draw-boxes", action="store_true", help="also draw the boxes, with scores"
     )
     parser.add_argument(
         "--track",
         action="store_true",
-        help="number the persons over the frames of a video, by the overlap of their boxes",
+        help="track the persons over the frames of a video by the IoU of their boxes",
     )
     parser.add_argument(
         "--smooth",
         action="store_true",
-        help="hold the joints of tracked persons still with the One-Euro filter; tracks too",
+        help="track, and smooth the keypoints with the One-Euro filter",
     )
     parser.add_argument(
-        "--max-frames", type=int, default=0, metavar="N", help="end after N frames; default all"
+        "--max-frames", type=int, default=0, metavar="N", help="stop after N frames; default all"
     )
     parser.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
-        help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps",
+        help="auto (a GPU if available), cpu, cuda, cuda:1, mps",
     )
     parser.add_argument("--half", action="store_true", help="compute the pose network in 16 bits")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -107,7 +107,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ToolParser(
         description=__doc__,
         epilog=(
-            "docs/demo.md has examples and the form of the JSON. POISE_DEBUG=1 shows tracebacks."
+            "See docs/demo.md for examples and the JSON format. POISE_DEBUG=1 shows tracebacks."
         ),
     )
     add_input_arguments(parser)

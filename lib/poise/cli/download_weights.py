@@ -1,9 +1,9 @@
-"""Fetch released weights: python tools/download_weights.py NAME [NAME ...], or --list to see the
+"""Download released weights: python tools/download_weights.py NAME [NAME ...], or --list for the
 names
 
-Each file is checked and put where the experiments expect it. Some lie where only a person can fetch
-them; then the page, the name and the place are told, and the exit status is 1 until the file is
-there.
+Each file is verified and saved where the experiments expect it. Some cannot be downloaded by a
+program: then the page, the file name and the folder are printed, and the exit status is 1 until the
+file exists.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="entry of models/zoo.yaml")
     parser.add_argument(
-        "--list", action="store_true", help="show the entries, or what the named ones are"
+        "--list", action="store_true", help="list the entries, or describe the named ones"
     )
-    parser.add_argument("--force", action="store_true", help="fetch anew what is there")
+    parser.add_argument("--force", action="store_true", help="download existing files again")
     parser.add_argument(
         "--to",
         metavar="DIR",
-        help="folder to put the files into, instead of where experiments expect them",
+        help="folder for the files, instead of where the experiments expect them",
     )
     parser.add_argument("--zoo", metavar="FILE", help="another list of released weights")
     args = parser.parse_intermixed_args(argv)

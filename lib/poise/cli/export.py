@@ -35,20 +35,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="the file to write; default beside the weights, with the format's ending",
+        help="file to write; default the weight file with the suffix of the format",
     )
     parser.add_argument(
         "--with-normalize",
         action="store_true",
-        help="the input is RGB crops (B, H, W, 3) uint8 instead of normalised images (B, 3, H, W)",
+        help="input RGB crops (B, H, W, 3) uint8 instead of normalized images (B, 3, H, W)",
     )
     parser.add_argument(
-        "--with-flip", action="store_true", help="the flip test is part of the graph"
+        "--with-flip", action="store_true", help="include the flip test in the graph"
     )
     parser.add_argument(
         "--with-decode",
         action="store_true",
-        help="the outputs are keypoints in crop pixels and scores, then the heatmaps",
+        help="output keypoints in crop pixels and scores, then the heatmaps",
     )
     parser.add_argument(
         "--images",
@@ -56,8 +56,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="PATH",
         help=(
-            "a picture, a folder of them or a pattern, whose crops the file is checked on; may be"
-            " given again; default made pictures of persons"
+            "image, folder or glob pattern to check the file on; may be repeated; default"
+            " synthetic images of persons"
         ),
     )
     add_experiment_arguments(parser, cfg_required=False)

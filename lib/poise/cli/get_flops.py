@@ -1,4 +1,4 @@
-"""Size of a network, on the CPU: python tools/get_flops.py --cfg FILE [--shape H W] [--rule
+"""Print the size of a network: python tools/get_flops.py --cfg FILE [--shape H W] [--rule
 macs|mmcv] [--depth N] [KEY VALUE ...]
 """
 
@@ -18,7 +18,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from poise.cli.arguments import ToolParser, add_experiment_arguments
 
     parser = ToolParser(
-        description="Parameters and operations of an experiment's network, per layer and in total."
+        description="Print parameters and operations of a network, per layer and in total."
     )
     parser.add_argument(
         "--shape",
@@ -38,16 +38,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--all-outputs",
         action="store_true",
-        help=(
-            "the table shows what training computes, every supervised output, not the prediction"
-            " alone"
-        ),
+        help=("show what training computes: every supervised output, not the prediction only"),
     )
     shortened = parser.add_mutually_exclusive_group()
     shortened.add_argument(
         "--depth", type=int, metavar="N", help="show N levels of modules; default all"
     )
-    shortened.add_argument("--total-only", action="store_true", help="show the sums alone")
+    shortened.add_argument("--total-only", action="store_true", help="show the totals only")
     add_experiment_arguments(parser)
     args = parser.parse_args(argv)
     if args.depth is not None and args.depth < 0:

@@ -1,5 +1,5 @@
-"""A detection file for TEST.USE_GT_BBOX False: python tools/make_boxes.py --cfg FILE --detector
-NAME|FILE.onnx [--out FILE] [KEY VALUE ...]
+"""Run a person detector for TEST.USE_GT_BBOX False: python tools/make_boxes.py --cfg FILE
+--detector NAME|FILE.onnx [--out FILE] [KEY VALUE ...]
 """
 
 from __future__ import annotations
@@ -18,37 +18,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--detector",
         required=True,
         metavar="NAME",
-        help="an .onnx detector, or one of torchvision's (fetched at first use); see docs/demo.md",
+        help="an .onnx file or one of torchvision's (downloaded at first use); see docs/demo.md",
     )
     parser.add_argument(
         "--detector-weights",
         default="",
         metavar="FILE",
-        help="own weights for torchvision's detector, instead of fetching its own",
+        help="weight file for torchvision's detector, instead of downloading its weights",
     )
     parser.add_argument(
         "--score-threshold",
         type=float,
         default=0.05,
         metavar="P",
-        help=(
-            "boxes of a lower score are left out; default 0.05, for the AP wants doubtful ones too"
-        ),
+        help=("minimum score of a box; default 0.05, as the AP also needs uncertain boxes"),
     )
     parser.add_argument(
         "--set",
         default="",
         metavar="NAME",
-        help="the set whose images are looked at; default DATASET.TEST_SET",
+        help="split to detect persons in; default DATASET.TEST_SET",
     )
     parser.add_argument(
-        "--out", default="", metavar="FILE", help="the file to write; default TEST.COCO_BBOX_FILE"
+        "--out", default="", metavar="FILE", help="file to write; default TEST.COCO_BBOX_FILE"
     )
     parser.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
-        help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps",
+        help="auto (a GPU if available), cpu, cuda, cuda:1, mps",
     )
     add_experiment_arguments(parser)
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Curves of one or several runs: python tools/plot_log.py output/coco/pose_res2net/a
+"""Plot the curves of training runs: python tools/plot_log.py output/coco/pose_res2net/a
 output/coco/pose_res2net/b [--output curves.html]
 
 Takes run folders or their metrics.jsonl; prints the best epoch of each and draws losses, accuracy,
@@ -20,8 +20,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--output",
         metavar="FILE",
         help=(
-            "a .png, or an .html page that needs nothing else; default: curves.png beside the first"
-            " run's log"
+            "a .png or a self-contained .html page; default curves.png in the folder of the first"
+            " run"
         ),
     )
     parser.add_argument(
@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="figures of the log to draw, each in a chart of its own, instead of the usual ones",
+        help="metrics to plot, one chart each, instead of the default ones",
     )
     return parser.parse_intermixed_args(argv)
 

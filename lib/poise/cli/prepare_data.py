@@ -1,4 +1,4 @@
-"""Fetch COCO, or check MPII: python tools/prepare_data.py coco|mpii [--root data/coco] [--only
+"""Download COCO, or check MPII: python tools/prepare_data.py coco|mpii [--root data/coco] [--only
 annotations val2017 ...] [--yes]
 
 Sizes are told and asked about before anything is fetched; a transfer goes on where it broke, is
@@ -17,11 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("set", choices=("coco", "mpii"), help="which one")
+    parser.add_argument("set", choices=("coco", "mpii"), help="dataset")
     parser.add_argument(
         "--root",
         metavar="DIR",
-        help="folder to put it into, DATASET.ROOT; default data/coco or data/mpii",
+        help="folder of the dataset, DATASET.ROOT; default data/coco or data/mpii",
     )
     parser.add_argument(
         "--only",
@@ -33,18 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--zipped",
         action="store_true",
-        help="leave images in their archives, for DATASET.DATA_FORMAT zip",
+        help="keep images in their archives, for DATASET.DATA_FORMAT zip",
     )
-    parser.add_argument(
-        "--keep", action="store_true", help="keep the archives when they are unpacked"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")
     parser.add_argument(
         "--base",
         default="",
         metavar="URL",
-        help="another place that has the same files; sums are checked all the same",
+        help="mirror of the files; checksums are verified as well",
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask before fetching")
+    parser.add_argument("--yes", action="store_true", help="download without asking")
     args = parser.parse_args(argv)
     from poise.config.sources import SOURCES
     from poise.datasets import prepare

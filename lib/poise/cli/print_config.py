@@ -1,5 +1,5 @@
-"""What an experiment file comes to: python tools/print_config.py --cfg FILE [--diff | --against
-OTHER_FILE] [KEY VALUE ...]
+"""Print the configuration of an experiment: python tools/print_config.py --cfg FILE [--diff |
+--against OTHER_FILE] [KEY VALUE ...]
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     parser = ToolParser(
         description=(
-            "Print every key of an experiment as YAML that --cfg takes, with the default beside"
-            " each value that is another."
+            "Print every key of an experiment as YAML for --cfg, with the default as a comment"
+            " where it differs."
         )
     )
     shorter = parser.add_mutually_exclusive_group()
@@ -27,8 +27,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--against",
         metavar="OTHER_FILE",
         help=(
-            "only the keys that differ from those of another experiment, which KEY VALUE does not"
-            " change"
+            "only the keys that differ from another experiment, to which KEY VALUE does not apply"
         ),
     )
     add_experiment_arguments(parser)

@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=None,
         metavar="SEED",
         help=(
-            "search nothing: draw genotypes from the same space, one for each seed, and write them"
-            " to the run folder"
+            "do not search: write a random genotype of the same space for each seed to the run"
+            " folder"
         ),
     )
     add_experiment_arguments(parser)

@@ -15,14 +15,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         metavar="FILE.pkl",
-        help="write the predictions here too, as mmpose's tools/test.py does",
+        help="also write the predictions to this file, like mmpose's tools/test.py",
     )
     parser.add_argument(
         "--eval",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="mAP for COCO, PCKh for MPII; evaluated with and without it, as in mmpose",
+        help="mAP for COCO, PCKh for MPII; accepted for mmpose's command lines, always evaluated",
     )
     add_experiment_arguments(parser)
     args = parser.parse_args(argv)

@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dry-run",
         action="store_true",
         help=(
-            "build everything, take two steps and test one batch; print memory, speed and the time "
-            "of the whole run; write nothing"
+            "build everything, train two steps and test a few batches; print memory, speed and the"
+            " time of the whole run; write nothing"
         ),
     )
     add_experiment_arguments(parser)
