@@ -1,5 +1,4 @@
-"""The architecture values: what the search optimises instead of a wiring, and the wiring that is
-read from them.
+"""Architecture parameters (alphas), and the cells that are derived from them.
 
 Legend: E edges of a cell (14), O candidate operations.
 """
@@ -15,14 +14,12 @@ from torch import nn
 from poise.models.posenas.genotypes import EDGES_PER_NODE, INPUTS, NODES, Edges
 from poise.search.space import EDGES, Space
 
-START = 1e-3  # PoseNAS's search begins with all values at this, so all candidates are alike
+START = 1e-3  # initial value of every alpha in PoseNAS: all candidates are equal
 Probabilities = dict[str, np.ndarray]  # kind of cell -> (E, O) float64, each row sums to 1
 
 
 def init_alphas(space: Space) -> nn.ParameterDict:
-    """kind of cell -> (E, O); the rows are the edges of space.EDGES, the columns the kind's
-    candidates.
-    """
+    """Create the alphas: kind of cell -> (E, O), edges of space.EDGES by candidates."""
     return nn.ParameterDict(
         {
             kind: nn.Parameter(torch.full((len(EDGES), len(candidates)), START))
@@ -39,21 +36,21 @@ def probabilities(alphas: Mapping[str, torch.Tensor] | nn.ParameterDict) -> Prob
 
 
 def entropy(table: np.ndarray) -> np.ndarray:
-    """How undecided each edge is, as a share of what it was in the beginning: (E, O) probabilities
-    -> (E,), from 1 down to 0.
+    """Return the entropy of each edge relative to equal probabilities: (E, O) -> (E,), from 0 to 1.
 
-    An edge with a single candidate is decided.
+    It is 0 for an edge with a single candidate.
     """
     surprise = np.where(table > 0, -np.log(np.where(table > 0, table, 1)), 0)
     return (table * surprise).sum(axis=1) / max(np.log(table.shape[1]), 1e-12)
 
 
 def derive(candidates: tuple[str, ...], table: np.ndarray) -> Edges:
-    """The cell that (E, O) probabilities stand for: for each node the two edges whose best
-    operation is most probable, strongest first.
+    """Derive a cell from (E, O) probabilities.
 
-    'none' is never chosen, as in DARTS (section 2.4). Of equally strong edges the one from the
-    earlier state is stronger, of equally probable operations the one that is named earlier.
+    Each node keeps the two edges whose best operation is most probable, the strongest first.
+
+    'none' is never chosen, as in DARTS (section 2.4). Ties go to the edge from the earlier state
+    and to the operation that is listed first.
     """
     columns = [column for column, name in enumerate(candidates) if name != "none"]
     table = table[:, columns]
@@ -69,5 +66,5 @@ def derive(candidates: tuple[str, ...], table: np.ndarray) -> Edges:
 
 
 def derive_cells(space: Space, found: Probabilities) -> dict[str, Edges]:
-    """kind of cell -> its derived edges."""
+    """Derive the cells: kind of cell -> its edges."""
     return {kind: derive(space.operations[kind], table) for kind, table in found.items()}

@@ -1,9 +1,7 @@
-"""The two steps of the search: weights on one batch, architecture values on another, each with the
-other standing still.
+"""Bilevel optimization: train the weights on one batch and the alphas on another, in turns.
 
-First order, as PoseNAS's training function has it: the architecture's gradient is taken at the
-weights as they are, without the second-order term of DARTS (Liu et al., ICLR 2019, arXiv
-1806.09055, section 2.3, xi = 0).
+First order, as in PoseNAS: the gradient of the alphas is taken at the current weights, without the
+second-order term of DARTS (Liu et al., ICLR 2019, arXiv 1806.09055, section 2.3, xi = 0).
 """
 
 from __future__ import annotations
@@ -25,7 +23,12 @@ from poise.search.supernet import SearchNetwork, network_parameters
 
 
 class BilevelOptimizer:
-    """A search network on its device, and the optimisers of its two kinds of parameters."""
+    """A supernet on its device, and the optimizers of its weights and alphas.
+
+    Attributes:
+        weights: parameters that are not alphas.
+        alphas: architecture parameters.
+    """
 
     def __init__(self, cfg: CfgNode, network: SearchNetwork, device: torch.device):
         s = cfg.SEARCH
@@ -41,23 +44,19 @@ class BilevelOptimizer:
         return {"lr": s.ALPHA_LR, "betas": tuple(s.ALPHA_BETAS), "weight_decay": s.ALPHA_WD}
 
     def load_alpha_optimizer(self, state: dict) -> None:
-        """Take over an earlier run's averages, but not its settings: those are the
-        configuration's, as the weights' rate is.
-        """
+        """Restore the state of the alphas' optimizer, but not its hyperparameters."""
         self.alpha_optimizer.load_state_dict(state)
         self.alpha_optimizer.param_groups[0].update(self._alpha_settings())
 
     def lr_at(self, epoch: int) -> float:
-        """The weights' learning rate in an epoch; the architecture's stays as it is."""
+        """Return the learning rate of the weights in an epoch; that of the alphas is constant."""
         s = self.cfg.SEARCH
         return s.W_LR * s.LR_FACTOR ** sum(epoch >= milestone for milestone in s.LR_STEP)
 
     def weights_step(
         self, batch: dict[str, torch.Tensor], epoch: int
     ) -> tuple[float, float, float]:
-        """Train the weights on a batch of a loader, the architecture frozen: (loss, right
-        joints, counted joints).
-        """
+        """Train the weights on a batch; return loss, num_correct and num_valid keypoints."""
         set_learning_rate(self.weight_optimizer, self.lr_at(epoch))
         figures = self._gradients(batch, self.weight_optimizer, frozen=self.alphas)
         if self.cfg.SEARCH.GRAD_CLIP:
@@ -66,11 +65,10 @@ class BilevelOptimizer:
         return figures
 
     def architecture_step(self, batch: dict[str, torch.Tensor]) -> tuple[float, float, float]:
-        """Train the architecture values on a batch, the weights frozen: (loss, right joints,
-        counted joints).
+        """Train the alphas on a batch; return loss, num_correct and num_valid keypoints.
 
-        The network stays in train mode, as PoseNAS's does: its batch norms take the batch's
-        statistics and go on with the running ones.
+        As in PoseNAS, the network stays in train mode: batch norm uses the statistics of the batch
+        and updates the running ones.
         """
         figures = self._gradients(batch, self.alpha_optimizer, frozen=self.weights)
         self.alpha_optimizer.step()
@@ -82,8 +80,9 @@ class BilevelOptimizer:
         optimizer: torch.optim.Optimizer,
         frozen: Iterable[nn.Parameter],
     ) -> tuple[float, float, float]:
-        """Leave the gradients of a batch in the parameters that are not frozen. What stands
-        still needs no inner tensors kept for it.
+        """Compute the gradients of a batch for the parameters that are not frozen.
+
+        Freezing them saves the memory of their activations.
         """
         images = normalize(
             batch["images"],

@@ -1,8 +1,8 @@
-"""A picture of the cells of a genotype, as SVG that needs no program but a browser.
+"""Draw the cells of a genotype as SVG.
 
-A cell is drawn like a circuit. Each state is a line that leads to the right from where it arises; a
-dot on it is where an edge begins, and the edge leads down through its operation to the node that
-adds it up. Lines that cross without a dot are not joined.
+A cell is drawn like a circuit. Each state is a horizontal line. An edge starts at a dot on it and
+goes down through its operation to the node that sums it up. Lines that cross without a dot are not
+connected.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def write_drawing(
     title: str = "",
     strengths: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Write the picture of a genotype; see cells_svg. Raises DataError where it cannot be
-    written.
-    """
+    """Write the drawing of a genotype; see cells_svg."""
     with atomic_write(path) as part:
         part.write_text(cells_svg(genotype, title, strengths), encoding="utf-8")
 

@@ -1,5 +1,4 @@
-"""Cells of the search: on every edge all candidate operations at once, weighted by their
-probabilities.
+"""Mixed cells: every edge sums all candidate operations, weighted by their probabilities.
 
 Legend: B batch, C channels, h w cells of a feature map, E edges of a cell (14), O candidate
 operations. Sources: Liu et al., DARTS, ICLR 2019, arXiv 1806.09055, equation 2; partial channels:
@@ -26,12 +25,13 @@ from poise.search.space import EDGES
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a MixedCell is made of: the kind of cell, whose architecture values it takes, and its
-    candidates.
+    """Configuration of a MixedCell.
 
-    partial_channels: k, only every k-th part of the channels goes through the candidates.
-    recompute: the candidates' inner tensors are not kept for the backward pass but computed again
-    there.
+    Attributes:
+        kind: kind of cell, which selects the alphas.
+        operations: names of the candidates.
+        partial_channels: k; only 1 / k of the channels go through the candidates.
+        recompute: recompute the activations of the candidates in the backward pass.
     """
 
     kind: str
@@ -41,13 +41,12 @@ class Candidates:
 
 
 class MixedOperation(nn.Module):
-    """The sum of all candidates, each times its weight: (B, C, h, w), (O,) -> (B, C, h / stride, w
-    / stride).
+    """Weighted sum of all candidates: (B, C, h, w), (O,) -> (B, C, h / stride, w / stride).
 
-    The batch norms of the candidates have no weights of their own (affine), with which a candidate
-    could make up for a small probability. With k partial channels the first C / k channels go
-    through the candidates and the others go by, max-pooled where the size is halved; then the
-    channels are interleaved, so that other ones are the first of the next edge.
+    The batch norms of the candidates are not affine: a candidate could compensate for a small
+    probability. With k partial channels the first C / k channels go through the candidates and the
+    others bypass them, max-pooled with stride 2. Then the channels are shuffled, so that others are
+    first on the next edge.
     """
 
     def __init__(
@@ -59,11 +58,9 @@ class MixedOperation(nn.Module):
         partial_channels: int = 1,
     ):
         super().__init__()
-        self.stride, self.groups, self.active = (
-            stride,
-            partial_channels,
-            channels // partial_channels,
-        )
+        self.stride = stride
+        self.groups = partial_channels
+        self.active = channels // partial_channels
         self.candidates = nn.ModuleList(
             OPERATIONS[name](self.active, stride, se_reduction) for name in operations
         )
@@ -83,12 +80,10 @@ class MixedOperation(nn.Module):
 
 
 class MixedCell(nn.Module):
-    """A cell whose nodes add up all earlier states, each through a MixedOperation: -> (B, 4 width,
-    h, w).
+    """Cell whose nodes sum all earlier states, each through a MixedOperation.
 
-    `weights` (E, O) must be set before each call: the probabilities of the cell's kind, which cells
-    of one kind share. The arguments are those of poise.models.posenas.cells.Cell, with the
-    candidates in place of the edges.
+    The output is (B, 4 width, h, w). Set `weights` (E, O) before each call: the probabilities of the cell's kind. The arguments are
+    those of poise.models.posenas.cells.Cell, with the candidates instead of the edges.
     """
 
     def __init__(
@@ -101,7 +96,8 @@ class MixedCell(nn.Module):
         reduction: bool = False,
     ):
         super().__init__()
-        self.kind, self.recompute = candidates.kind, candidates.recompute
+        self.kind = candidates.kind
+        self.recompute = candidates.recompute
         self.preprocess0 = preprocess0
         self.preprocess1 = preprocess1
         self.edges = nn.ModuleList(
@@ -139,11 +135,9 @@ class MixedCell(nn.Module):
 
 @contextmanager
 def statistics_untouched(module: nn.Module) -> Iterator[None]:
-    """Within, batch norms in train mode leave their running statistics as they are: a second look
-    at a batch must not count twice.
+    """Keep batch norms in train mode from updating their running statistics a second time.
 
-    They are still taken through the motions, for recomputing must keep the same tensors as
-    computing did.
+    They still compute them, because recomputation must save the same tensors as before.
     """
     norms = [
         (norm, norm.momentum, norm.num_batches_tracked)
@@ -160,7 +154,7 @@ def statistics_untouched(module: nn.Module) -> Iterator[None]:
 
 
 def without_affine(module: nn.Module) -> None:
-    """Take weight and bias from every batch norm in the module."""
+    """Remove weight and bias of every batch norm in the module."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.affine = False

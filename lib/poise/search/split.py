@@ -1,8 +1,7 @@
-"""Which images train the weights of the search and which the architecture.
+"""Split the training images between the weights and the alphas.
 
-The halves are of images, not of persons: two persons of one image share its light and its camera,
-and a wiring that remembers them would look better than it is. The authors' lists (train_w1 and
-train_a1 of MPII) were not released.
+Images are split, not persons: persons in one image share light and camera, and memorizing them
+would be rewarded. The authors' lists (train_w1 and train_a1 of MPII) were not released.
 """
 
 from __future__ import annotations
@@ -20,13 +19,15 @@ from poise.io.files import atomic_write
 from poise.io.json_file import read_json
 
 NAME = "split.json"
-_ANEW = "to start a new search, remove search.pth in the same folder or set AUTO_RESUME False"
+_RESTART_HINT = (
+    "to start a new search, remove search.pth in the same folder or set AUTO_RESUME False"
+)
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Split:
-    """Sorted image ids of the two parts, (n,) int64 each, and what they were drawn from."""
+    """Sorted image ids of the two parts, (n,) int64 each, and the settings of the split."""
 
     weights: np.ndarray
     architecture: np.ndarray
@@ -56,7 +57,7 @@ class Split:
         """The split that a run has stored. Raises DataError where it is none, or was drawn for
         other settings or another set.
         """
-        content = read_json(path, "split", _ANEW)
+        content = read_json(path, "split", _RESTART_HINT)
         parts = [
             content.get(name) if isinstance(content, dict) else None
             for name in ("weights", "architecture")
@@ -68,12 +69,14 @@ class Split:
             )
             or content.get("version") != VERSION
         ):
-            raise DataError(f"{path}: not a split of a search of version {VERSION}; {_ANEW}")
+            raise DataError(
+                f"{path}: not a split of a search of version {VERSION}; {_RESTART_HINT}"
+            )
         for name, value in _drawn(cfg).items():
             if content.get(name) != value:
                 raise DataError(
                     f"{path}: drawn for {name} {content.get(name)!r}, the search has {value!r};"
-                    f" {_ANEW}"
+                    f" {_RESTART_HINT}"
                 )
         weights, architecture = (np.array(part, dtype=np.int64) for part in parts)
         unknown = np.setdiff1d(
@@ -83,7 +86,7 @@ class Split:
             fault = "an image is in both parts"
             if len(unknown):
                 fault = f"{len(unknown)} of its images are not in the set"
-            raise DataError(f"{path}: {fault}; {_ANEW}")
+            raise DataError(f"{path}: {fault}; {_RESTART_HINT}")
         return cls(weights, architecture, _drawn(cfg))
 
     def write(self, path: Path) -> None:

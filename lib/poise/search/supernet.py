@@ -99,7 +99,7 @@ class SearchNetwork(nn.Module):
 
 
 def network_parameters(network: SearchNetwork) -> dict[str, nn.Parameter]:
-    """The parameters that are not architecture values, by name."""
+    """Return the parameters that are not alphas, by name."""
     return {
         name: parameter
         for name, parameter in network.named_parameters()
@@ -108,7 +108,7 @@ def network_parameters(network: SearchNetwork) -> dict[str, nn.Parameter]:
 
 
 def build(cfg: CfgNode, space: Space) -> SearchNetwork:
-    """The network of SEARCH.*, with new weights. Raises ConfigError for settings that cannot be."""
+    """Build the supernet of SEARCH.*. Raises ConfigError for invalid settings."""
     if cfg.MODEL.NAME != "posenas":
         raise ConfigError(
             f"MODEL.NAME {cfg.MODEL.NAME!r}: what is searched are the cells of posenas"

@@ -1,4 +1,4 @@
-"""What a search will cost, measured on its first batch, and advice where memory is not enough."""
+"""Measure time and memory of a search on its first batch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from poise.search.space import Space
 from poise.search.supernet import build
 
 _GB = 1e9
-_PATIENCE = 10.0  # seconds that go into timing a kind of step
+_MAX_SECONDS = 10.0  # for timing each kind of step
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step of each kind; bytes at the peak, of the GPU or of this process, and how
-    many there are; None where that is not known.
+    """Time and memory of a search.
+
+    Attributes:
+        weights_seconds, architecture_seconds: time of a step.
+        peak: peak memory in bytes, of the GPU or of this process; None if unknown.
+        present: available memory in bytes; None if unknown.
     """
 
     weights_seconds: float
@@ -85,7 +89,7 @@ def measure(
 
 
 def search_memory_hint(cfg: CfgNode) -> str:
-    """Name the keys that a search's memory depends on."""
+    """Name the keys that the memory of a search depends on."""
     s = cfg.SEARCH
     more = "" if s.CHECKPOINTING else "; SEARCH.CHECKPOINTING True takes less memory and more time"
     return (
@@ -118,7 +122,7 @@ def _timed(step: Callable[[], object], device: torch.device) -> float:
     that takes too long.
     """
     seconds: list[float] = []
-    while not seconds or len(seconds) < 3 and sum(seconds) < _PATIENCE:
+    while not seconds or len(seconds) < 3 and sum(seconds) < _MAX_SECONDS:
         begin = time.perf_counter()
         # its loss has been looked at when it returns, its optimiser may still be at work
         step()
