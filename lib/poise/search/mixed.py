@@ -82,8 +82,9 @@ class MixedOperation(nn.Module):
 class MixedCell(nn.Module):
     """Cell whose nodes sum all earlier states, each through a MixedOperation.
 
-    The output is (B, 4 width, h, w). Set `weights` (E, O) before each call: the probabilities of the cell's kind. The arguments are
-    those of poise.models.posenas.cells.Cell, with the candidates instead of the edges.
+    The output is (B, 4 width, h, w). Set `weights` (E, O) before each call: the probabilities of
+    the cell's kind. The arguments are those of poise.models.posenas.cells.Cell, with the candidates
+    instead of the edges.
     """
 
     def __init__(
