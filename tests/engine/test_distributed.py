@@ -644,8 +644,9 @@ def test_ddp_random_numbers_differ_by_process_and_step(together, tiny):
 def seeds_here(processes, path, overrides):
     def prepare(train):
         seeds = []
-        train.normalize = lambda *arguments, was=train.normalize: (
-            seeds.append(torch.initial_seed()) or was(*arguments)
+        normalize = train.normalize
+        train.normalize = lambda *arguments, **keywords: (
+            seeds.append(torch.initial_seed()) or normalize(*arguments, **keywords)
         )
         return seeds
 

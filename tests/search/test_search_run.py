@@ -89,7 +89,7 @@ def quick_and_loud_again(monkeypatch):
     """Steps are timed once. A search's log handlers hold this test's stdout and files; the next
     test has its own.
     """
-    monkeypatch.setattr(trial, "_PATIENCE", 0.0)
+    monkeypatch.setattr(trial, "_MAX_SECONDS", 0.0)
     yield
     forget_log_handlers()
 
