@@ -119,7 +119,7 @@ def test_detector_code_in_weights_is_not_executed(form, place):
         plain_pickle(place) if form == "bare pickle" else malicious(place, old=form == "before 1.6")
     )
     with pytest.raises(DataError, match="could run untrusted code"):
-        torchvision._fill(torch.nn.Linear(1, 1), path, "fasterrcnn_resnet50_fpn")
+        torchvision._load_weights(torch.nn.Linear(1, 1), path, "fasterrcnn_resnet50_fpn")
     assert not place.canary.exists()
 
 

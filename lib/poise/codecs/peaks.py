@@ -72,7 +72,7 @@ def dark_offset(heatmaps: np.ndarray, cells: np.ndarray, kernel: int) -> np.ndar
     """Return a Newton step to the maximum of the logarithm of the blurred map.
 
     The logarithm of a Gaussian is a parabola. The step is 0 for peaks within two cells of the
-    border and where the map is not concave. Source: Zhang et al., Distribution-Aware Coordinate
+    border and where it is not finite. Source: Zhang et al., Distribution-Aware Coordinate
     Representation (DARK), CVPR 2020, arXiv 1910.06278, section 3.1, equations 3 to 9; differences
     as in mmpose 0.29 (_taylor). Figures: tests/golden/mmpose_functions.json.
 

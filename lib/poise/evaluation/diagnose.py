@@ -223,7 +223,7 @@ def _check_ids(truth: CocoGroundTruth, scored: list[dict], context: EvalContext)
             line += f", although {len(predicted_images)} images have one"
         lines.append(line)
     for reason, count in context.num_dropped.items():
-        if "image" in reason and "IMAGE_THRE" not in reason and count > len(context.image_ids):
+        if "does not list" in reason and count > len(context.image_ids):
             lines.append(f"ids do not match: {count} boxes were dropped, {reason}")
     return lines
 

@@ -263,7 +263,7 @@ class PoseEstimator:
         )
 
     def _checked_boxes(self, boxes: Any, name: str) -> np.ndarray:
-        """Return boxes (N, 4) float64. Raises DataError for the first box without a valid crop."""
+        """Return boxes (N, 4) float64. Raises DataError for a box without a valid crop."""
         try:
             array = np.asarray(boxes, np.float64)
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor with a gradient
@@ -369,10 +369,9 @@ def _override(
     cfg: CfgNode, device: torch.device, half: bool, flip_test: bool | None, overrides: Sequence[Any]
 ) -> CfgNode:
     """Return `cfg` with the arguments of PoseEstimator applied."""
-    words = list(overrides)
+    cfg = config.override(cfg, list(overrides))
     if flip_test is not None:
-        words += ["TEST.FLIP_TEST", bool(flip_test)]
-    cfg = config.override(cfg, words)
+        cfg = config.override(cfg, ["TEST.FLIP_TEST", bool(flip_test)])
     if half and not cfg.AMP:
         cfg = config.override(cfg, ["AMP", "bf16" if device.type == "cpu" else "fp16"])
     return cfg

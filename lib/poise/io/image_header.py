@@ -54,7 +54,7 @@ def find_error(data: bytes) -> str | None:
         return "is damaged: a part of it ends behind the file; download it again"
     if data.startswith(_TIFF) and _tiff_block_bytes(data) > 2 * MAX_PIXELS:
         return f"is decoded in parts of more than {2 * MAX_PIXELS / 1e6:.0f} MB; save it as PNG"
-    # width 0: the header may be cut off
+    # 0 pixels: the header may be cut off
     is_large_jpeg = data.startswith(_JPEG) and pixels * _MAX_SCANS > _MAX_FAST_WORK
     if claims.multi_scan or is_large_jpeg:
         scans = data.count(b"\xff\xda\x00")

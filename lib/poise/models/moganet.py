@@ -318,7 +318,7 @@ class MogaNetPose(PoseNetwork):
         self.keypoint_head = HeatmapHead(dims[-1], num_keypoints, head)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, K, h, w); in train mode a tuple of them."""
+        """(B, 3, H, W) -> heatmaps (B, K, h, w); in train mode a tuple of one."""
         heatmaps = self.keypoint_head(self.backbone(images)[-1])
         return (heatmaps,) if self.training else heatmaps
 

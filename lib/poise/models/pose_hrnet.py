@@ -200,7 +200,7 @@ class PoseHRNet(PoseNetwork):
             )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """(B, 3, H, W) -> heatmaps (B, K, H/4, W/4); in train mode a tuple of them."""
+        """(B, 3, H, W) -> heatmaps (B, K, H/4, W/4); in train mode a tuple of one."""
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.layer1(x)

@@ -95,7 +95,7 @@ def describe_skipped(left: SkipCounter) -> str:
         kinds = counted.most_common(_MAX_KINDS)
     parts = [f"{count} {_for_count(reason, count)}" for reason, count in kinds]
     if num_more > 0:
-        parts.append(f"{num_more} more kinds")
+        parts.append(f"{num_more} {_for_count('more kinds', num_more)}")
     return ", ".join(parts)
 
 

@@ -109,7 +109,7 @@ def _person(values: list[float], image: LabeledImage, joints: int, where: str) -
         )
     size = np.array([image.width, image.height], np.float64)
     if max(map(abs, values[1:5])) > 2:
-        raise DataError(f"{where}: the box {values[1:5]} is not given as shares of the image")
+        raise DataError(f"{where}: the box {values[1:5]} is not given in fractions of the image")
     if min(values[3:5]) < 0:
         raise DataError(
             f"{where}: the box {values[1:5]} has a negative width or height; correct or remove it"
@@ -121,7 +121,7 @@ def _person(values: list[float], image: LabeledImage, joints: int, where: str) -
     if not np.isin(flags, (0, 1, 2)).all():
         raise DataError(f"{where}: has a flag that is none of 0, 1 and 2")
     if np.abs(points[flags > 0, :2]).max(initial=0) > 2:
-        raise DataError(f"{where}: joints are not given as shares of the image")
+        raise DataError(f"{where}: joints are not given in fractions of the image")
     return LabeledPerson(
         np.concatenate([center - box_wh / 2, box_wh]),
         np.column_stack([points[:, :2] * size * (flags > 0)[:, None], flags]),

@@ -93,7 +93,7 @@ def describe_network(shapes: Shapes) -> str:
 
 
 def se_reduction(shapes: Shapes) -> int | None:
-    """Return the input channels per output channel of PoseNAS' squeeze-and-excitation, or None."""
+    """Return the ratio of channels in PoseNAS' squeeze-and-excitation (fc1), or None."""
     for name, shape in shapes.items():
         is_first = re.fullmatch(r"stage1\.upsamples\.\d+\._ops\.\d+\.fc1\.weight", name)
         if is_first and len(shape) == 4 and shape[0]:
