@@ -149,10 +149,10 @@ def yolo(tmp_path, text, **options):
             "line 1: it has nan where a number is needed",
         ),
         ("0 .5 .5 .2 .2" + " .1 .1 5" * 5, "line 1: has a flag that is none of 0, 1 and 2"),
-        ("0 30 20 10 10" + " .1 .1 2" * 5, "is not given as shares of the image"),
+        ("0 30 20 10 10" + " .1 .1 2" * 5, "is not given in fractions of the image"),
         (
             "0 .5 .5 .2 .2" + " .1 .1 2" * 4 + " 30 20 1",
-            "line 1: joints are not given as shares of the image",
+            "line 1: joints are not given in fractions of the image",
         ),
         ("0 a", "line 1: it has a where a number is needed"),
     ],

@@ -273,6 +273,15 @@ REASONS = {
 }
 
 
+def test_diagnose_boxes_outside_their_image_is_no_id_mismatch():
+    content, tested = made()
+    plant, line = REASONS["boxes as shares"]
+    planted = replace(plant(content, tested), dropped={"boxes outside their image": 1000})
+    _, lines = evaluate_and_diagnose(content, planted)
+    assert any(line in text for text in lines), lines
+    assert not any("ids do not match" in text for text in lines), lines
+
+
 @pytest.mark.parametrize("name", REASONS)
 def test_diagnose_planted_reason_is_the_only_one(name):
     content, tested = made()
