@@ -72,7 +72,9 @@ class OnnxDetector:
         folder: str | Path | None = None,
     ):
         if weights is not None:
-            raise ConfigError(f"{path}: an ONNX file contains its weights; omit --detector-weights {weights}")
+            raise ConfigError(
+                f"{path}: an ONNX file contains its weights; omit --detector-weights {weights}"
+            )
         if not Path(path).is_file():
             raise DataError(f"{path}: no such detector file")
         self._path = str(path)
