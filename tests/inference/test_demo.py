@@ -1508,7 +1508,9 @@ def test_demo_invalid_weights_or_output_exit_1(refused, tmp_path, network):
     picture = tmp_path / "a.png"
     assert "none.pth" in refused("--input", picture, weights=tmp_path / "none.pth")
     assert "TEST.MODEL_FILE is empty and" in refused("--input", picture, weights=None)
-    assert "--cfg FILE is needed" in refused("--input", picture, cfg=None, status=2)
+    assert "experiment missing; give its YAML file (--cfg FILE)" in refused(
+        "--input", picture, cfg=None, status=2
+    )
     (tmp_path / "b.png").write_bytes(PNG)
     assert "contains the images of --input; give another folder" in refused(
         "--input", tmp_path, output=tmp_path, status=2
