@@ -67,9 +67,9 @@ def ended(process, timeout=90):
 
 
 @pytest.fixture
-def told(tmp_path):
-    """A function that runs a script with an interpreter that only writes down its arguments and
-    environment; returns the two.
+def record_call(tmp_path):
+    """Return a function that runs a script and returns the arguments and the environment that its
+    interpreter gets.
     """
     python = tmp_path / "my python"
     python.write_text(
@@ -90,8 +90,8 @@ def told(tmp_path):
     return run
 
 
-def test_dist_train_passes_arguments_to_torchrun(told):
-    words, environment = told(
+def test_dist_train_passes_arguments_to_torchrun(record_call):
+    words, environment = record_call(
         TRAIN,
         "my experiment.yaml",
         "2",
@@ -123,8 +123,8 @@ def test_dist_train_passes_arguments_to_torchrun(told):
     )
 
 
-def test_dist_test_several_machines_passes_arguments(told):
-    words, environment = told(
+def test_dist_test_several_machines_passes_arguments(record_call):
+    words, environment = record_call(
         TEST,
         "e.yaml",
         "my weights.pth",
@@ -165,10 +165,10 @@ def test_dist_test_several_machines_passes_arguments(told):
     )
 
 
-def test_launch_given_port_is_passed_on(told):
+def test_launch_given_port_is_passed_on(record_call):
     with listener() as listening:
         port = str(listening.getsockname()[1])
-    words, _ = told(TRAIN, "e.yaml", "2", PORT=port)
+    words, _ = record_call(TRAIN, "e.yaml", "2", PORT=port)
     assert words[4:7] == ["--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={port}"]
 
 
@@ -197,9 +197,9 @@ def test_launch_invalid_port_exits_with_error(tmp_path):
     )
 
 
-def test_launch_through_a_symlink_finds_the_repository(told, tmp_path):
+def test_launch_through_a_symlink_finds_the_repository(record_call, tmp_path):
     (tmp_path / "poise").symlink_to(ROOT)
-    words, environment = told(tmp_path / "poise" / "tools" / "dist_train.sh", "e.yaml", "1")
+    words, environment = record_call(tmp_path / "poise" / "tools" / "dist_train.sh", "e.yaml", "1")
     assert str(ROOT / "tools" / "train.py") in words and environment["PYTHONPATH"] == str(
         ROOT / "lib"
     )
@@ -247,8 +247,8 @@ TWO_MACHINES, SLURM = (
 )
 
 
-def test_two_machines_passes_arguments_to_torchrun(told):
-    words, environment = told(
+def test_two_machines_passes_arguments_to_torchrun(record_call):
+    words, environment = record_call(
         TWO_MACHINES, "10.0.0.1:29400", "8", "some/my experiment.yaml", "SEED", "1", RESTARTS="5"
     )
     assert words == [
@@ -273,23 +273,23 @@ def test_two_machines_passes_arguments_to_torchrun(told):
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
         and environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "150"
     )
-    _, environment = told(
+    _, environment = record_call(
         TWO_MACHINES, "10.0.0.1:29400", "8", "e.yaml", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="60"
     )
     assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "60"
 
 
 @pytest.mark.parametrize(
-    "script, arguments, said",
+    "script, arguments, usage",
     [
         (TWO_MACHINES, ["10.0.0.1", "8", "e.yaml"], "usage: two_machines.sh HOST:PORT GPUS CONFIG"),
         (TWO_MACHINES, ["a:1", "0", "e.yaml"], "usage: two_machines.sh"),
         (SLURM, ["e.yaml"], "usage: sbatch"),
     ],
 )
-def test_examples_invalid_arguments_print_usage(script, arguments, said, tmp_path):
+def test_examples_invalid_arguments_print_usage(script, arguments, usage, tmp_path):
     status, out, err = ended(start(script, *arguments, cwd=tmp_path, PYTHON="false"))
-    assert (status, out) == (2, "") and err.startswith(said) and len(err.splitlines()) == 1
+    assert (status, out) == (2, "") and err.startswith(usage) and len(err.splitlines()) == 1
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def cluster(tmp_path):
             f' "{tmp_path}/requeued"; fi'
         ),
         "srun": 'shift; exec "$@"',
-        "scancel": f'echo "$@" > "{tmp_path}/cancelled"; kill -TERM "$(cat "{tmp_path}/pid")"',
+        "scancel": f'echo "$@" > "{tmp_path}/canceled"; kill -TERM "$(cat "{tmp_path}/pid")"',
         "python": (
             f'echo $$ > "{tmp_path}/pid"; echo "$@" > "{tmp_path}/arguments"; env >'
             f' "{tmp_path}/environment"; trap "exit $STATUS" TERM; echo ready; if [ $TENTHS = fail'
@@ -383,7 +383,7 @@ def test_slurm_preempted_job_is_requeued(cluster, number):
         and err == ""
         and out == "stopped before its time was over; back into the queue\n"
     )
-    assert (folder / "cancelled").read_text() == "--signal=TERM 77.0\n" and (
+    assert (folder / "canceled").read_text() == "--signal=TERM 77.0\n" and (
         folder / "requeued"
     ).read_text() == "requeue 77\n"
 

@@ -92,7 +92,7 @@ def test_print_config_diff_shows_value_default_and_file(tool):
     cells = {key: [cell.strip() for cell in row if cell.strip()] for key, row in rows.items()}
     assert status == 0 and len(rows) == int(lines[0].split()[1])
     assert cells["TRAIN.LR"] == ["TRAIN.LR", "0.01", "0.001", "command line"]
-    # said again, not changed
+    # the command line repeats the value
     assert cells["WORKERS"] == ["WORKERS", "24", "4", "experiments/_base_/simple_baseline.yaml"]
     assert cells["MODEL.SIGMA"] == ["MODEL.SIGMA", "3.0", "2.0", RES384]
     assert cells["DATASET.ROT_FACTOR"] == [

@@ -45,8 +45,8 @@ def run(monkeypatch, *arguments):
     ],
 )
 def test_browse_samples_equal_training_batches(tiny_experiment, monkeypatch, overrides):
-    """Every batch that a training of two epochs takes its steps with, beside what browse draws
-    of the same epochs, whatever the batches and workers there.
+    """Compare each batch of two training epochs with the samples of browse for any batch size and
+    number of workers.
     """
     seen = []
     original = train.train_step
@@ -167,7 +167,7 @@ def test_browse_command_writes_mosaics(tiny_experiment, tmp_path, monkeypatch, c
 
 
 def test_browse_largest_mosaic_is_written(tiny_experiment):
-    """As many samples as are said to have room can be written."""
+    """Write the largest number of samples that fits."""
     cfg = config.load(tiny_experiment)
     most, crop = browse.max_samples(cfg), np.zeros((64, 64, 3), np.uint8)
     rows = most // 8

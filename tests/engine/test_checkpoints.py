@@ -268,7 +268,7 @@ def of_two_epochs(stopped_twice):
 
 @pytest.mark.parametrize("damage", [cut, flip, empty])
 def test_resume_corrupt_newest_uses_the_previous(of_two_epochs, damage, capsys):
-    """The one before it is used, which is said, and the run ends as it would have."""
+    """Resume from the previous checkpoint, log this, and end with equal weights."""
     path, folder = of_two_epochs
     shutil.copy(folder / "final_state.pth", folder / "before.pth")
     damage(folder / "checkpoint.pth")
@@ -288,7 +288,7 @@ def test_resume_corrupt_newest_uses_the_previous(of_two_epochs, damage, capsys):
 
 
 def test_resume_all_corrupt_raises_and_keeps_files(of_two_epochs):
-    """Nothing is begun anew over them."""
+    """Start no new run that overwrites them."""
     path, folder = of_two_epochs
     for file in folder.glob("checkpoint*.pth"):
         cut(file)
@@ -318,7 +318,7 @@ def failing_once(call, error, name="checkpoint.pth"):
 
 
 @pytest.mark.parametrize(
-    "error, said",
+    "error, cause",
     [
         (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
@@ -327,7 +327,7 @@ def failing_once(call, error, name="checkpoint.pth"):
     ],
 )
 @pytest.mark.parametrize("place", ["torch", "zip", "stat"])
-def test_resume_unreadable_file_is_not_corrupt(of_two_epochs, monkeypatch, error, said, place):
+def test_resume_unreadable_file_is_not_corrupt(of_two_epochs, monkeypatch, error, cause, place):
     """The run ends, and nothing is lost: the next start has the newest again."""
     path, folder = of_two_epochs
     before = {file: file.read_bytes() for file in folder.glob("*.pth")}
@@ -340,7 +340,7 @@ def test_resume_unreadable_file_is_not_corrupt(of_two_epochs, monkeypatch, error
         patch.setattr(owner, name, failing_once(getattr(owner, name), error))
         with pytest.raises(
             DataError,
-            match=rf"checkpoint.pth: cannot be read \({said}\); the file may be whole: try again",
+            match=rf"checkpoint.pth: cannot be read \({cause}\); the file may be whole: try again",
         ) as raised:
             run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 3)
     assert "\n" not in str(raised.value) and not isinstance(

@@ -47,7 +47,7 @@ def tiny(tiny_experiment):
 
 @pytest.fixture(scope="module")
 def of_two(together, small_set, tmp_path_factory):
-    """(the file, what the processes said) of a run of two processes that nothing disturbed."""
+    """Return the file and the results of the processes of an undisturbed run of two processes."""
     path = tmp_path_factory.mktemp("of_two") / "tiny.yaml"
     text = adapted(
         TINY.format(dataset="coco", root=small_set, train="train2017", test="val2017", joints=17)
@@ -86,19 +86,19 @@ def talk(processes):
 
 
 def test_collectives_equal_over_processes(together):
-    told = [done.result for done in together(3, talk)]
-    assert [one["any"] for one in told] == [[False, True, True]] * 3
+    results = [done.result for done in together(3, talk)]
+    assert [one["any"] for one in results] == [[False, True, True]] * 3
     assert (
-        told[0]["sum"]
-        == told[1]["sum"]
-        == told[2]["sum"]
+        results[0]["sum"]
+        == results[1]["sum"]
+        == results[2]["sum"]
         == pytest.approx([0.6, 3e15, 0.0], rel=1e-15)
     )
-    assert [one["gather"] for one in told] == [[{"of": 0}, {"of": 1}, {"of": 2}], None, None]
-    assert [one["first"] for one in told] == [("made by", 0)] * 3
-    assert [one["spread"] for one in told] == [[[0.0], [0.0], 0, True]] * 3
-    assert [one["main"] for one in told] == [True, False, False] and [
-        one["local"] for one in told
+    assert [one["gather"] for one in results] == [[{"of": 0}, {"of": 1}, {"of": 2}], None, None]
+    assert [one["first"] for one in results] == [("made by", 0)] * 3
+    assert [one["spread"] for one in results] == [[[0.0], [0.0], 0, True]] * 3
+    assert [one["main"] for one in results] == [True, False, False] and [
+        one["local"] for one in results
     ] == [0, 1, 2]
 
 
@@ -121,7 +121,7 @@ def test_single_process_collectives_return_input():
 
 
 @pytest.mark.parametrize(
-    "environment, said",
+    "environment, message",
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 but no RANK"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x"}, "no MASTER_PORT"),
@@ -147,12 +147,12 @@ def test_single_process_collectives_return_input():
         ),
     ],
 )
-def test_init_distributed_incomplete_environment_raises(monkeypatch, environment, said):
+def test_init_distributed_incomplete_environment_raises(monkeypatch, environment, message):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=said), distributed.init_distributed():
+    with pytest.raises(ConfigError, match=message), distributed.init_distributed():
         pytest.fail("joined")
 
 
@@ -587,13 +587,13 @@ def stopped_here(processes, path, overrides, rank, when):
     def prepare(train):
         normalize, count = train.normalize, [0]
 
-        def signalled(*args, **options):
+        def normalize_after_signal(*args, **options):
             count[0] += 1
             if processes.rank == rank and count[0] == when:
                 signal.raise_signal(signal.SIGTERM)
             return normalize(*args, **options)
 
-        train.normalize = signalled
+        train.normalize = normalize_after_signal
 
     return train_here(processes, path, overrides, prepare)
 
@@ -839,17 +839,17 @@ def full_here(processes, path, overrides):
 
 
 def test_ddp_full_log_disk_ends_every_process(together, tiny):
-    """After the same step, with a checkpoint, and told once."""
+    """End all processes after the same step, with a checkpoint and one error."""
     done = together(2, full_here, tiny, ("PRINT_FREQ", 1, "TRAIN.END_EPOCH", 9), fails=True)
     assert [one.status for one in done] == [1, 1]
-    told = [one.err for one in done if one.err]
+    errors = [one.err for one in done if one.err]
     assert (
-        len(told) == 1
-        and "the TensorBoard page cannot be written (No space left on device)" in told[0]
-        and "checkpoint.pth is written" in told[0]
+        len(errors) == 1
+        and "the TensorBoard page cannot be written (No space left on device)" in errors[0]
+        and "checkpoint.pth is written" in errors[0]
     )
     saved = state_of(folder_of(tiny) / "checkpoint.pth")
-    # the third step was under way when the second was told
+    # the third step had started when the error of the second was reported
     assert (saved["epoch"], saved["step"]) == (0, 3)
 
 
@@ -898,10 +898,12 @@ def test_rendezvous_after_restart_uses_counts(together, shared, counts, meets):
     else:
         assert [one.status for one in done] == [1, 1]
         for rank, one in enumerate(done):
-            told = one.err.splitlines()[-1]
+            last_line = one.err.splitlines()[-1]
             assert (
-                told.startswith(f"error: process {rank} did not meet the 1 others at 127.0.0.1:")
-                and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in told
+                last_line.startswith(
+                    f"error: process {rank} did not meet the 1 others at 127.0.0.1:"
+                )
+                and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in last_line
             )
             assert one.err.count("error: ") == 1 and "Traceback" not in one.err
 
@@ -985,7 +987,7 @@ def failing_here(processes, how):
 
 
 @pytest.mark.parametrize(
-    "how, said, statuses",
+    "how, message, statuses",
     [
         ("one", "error: an image of rank 1\n", [1, 1]),
         ("both", "error: a key of everyone\n", None),
@@ -1001,20 +1003,20 @@ def failing_here(processes, how):
         ("bug", "ZeroDivisionError: a fault of the program\n", [1, 1]),
     ],
 )
-def test_ddp_error_is_reported_once(together, how, said, statuses):
-    """And ends all processes within seconds: those that wait for it, that have it too, and that
-    do something else.
-    """
+def test_ddp_error_is_reported_once(together, how, message, statuses):
+    """End all processes within seconds: those that wait, that fail too, or that are busy."""
     begin = time.monotonic()
     done = together(2, failing_here, how, fails=True)
     assert time.monotonic() - begin < 20
-    told = [one.err for one in done if one.err]
+    errors = [one.err for one in done if one.err]
     assert (
-        len(told) == 1 and told[0].endswith(said) and told[0].count("Traceback") == (how == "bug")
-    ), told
+        len(errors) == 1
+        and errors[0].endswith(message)
+        and errors[0].count("Traceback") == (how == "bug")
+    ), errors
     if how != "bug":
-        assert told == [said]
-    if statuses is None:  # whoever was first tells, with its status
+        assert errors == [message]
+    if statuses is None:  # the first process to fail reports, with its status
         assert sorted(one.status for one in done) == [1, 2]
     else:
         assert [one.status for one in done] == statuses
@@ -1040,7 +1042,7 @@ def spoiled_here(processes, path, overrides):
 
 
 def test_ddp_nan_loss_on_one_process_names_its_images(together, tiny):
-    """It tells which images it had; nothing is saved."""
+    """Name the images of this process and save nothing."""
     done = together(2, spoiled_here, tiny, (), fails=True)
     table_of_rank_1 = EpochBatchSampler(50, 24, shuffle=True, seed=0, shard=Shard(1, 2))
     persons = [person for _, person in list(table_of_rank_1)[2]]
@@ -1115,7 +1117,7 @@ class Answering(DistributedContext):
 
 
 @pytest.mark.parametrize(
-    "present, wanted, local_rank, others, used, said",
+    "present, wanted, local_rank, others, used, warning",
     [
         (2, (0, 1, 2, 3), 1, False, "cuda:1", ""),
         (8, (0,), 5, False, "cuda:5", ""),
@@ -1133,7 +1135,7 @@ class Answering(DistributedContext):
     ],
 )
 def test_choose_devices_of_a_process_follow_local_rank(
-    tiny, monkeypatch, caplog, present, wanted, local_rank, others, used, said
+    tiny, monkeypatch, caplog, present, wanted, local_rank, others, used, warning
 ):
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: present > 0)
@@ -1144,8 +1146,8 @@ def test_choose_devices_of_a_process_follow_local_rank(
     ) == [torch.device(used)]
     assert (
         chosen == ([torch.device(used)] if used != "cpu" else [])
-        and said in caplog.text
-        and bool(said) == bool(caplog.text)
+        and warning in caplog.text
+        and bool(warning) == bool(caplog.text)
     )
 
 

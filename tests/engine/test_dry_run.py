@@ -124,7 +124,7 @@ def test_dry_run_estimate_equals_hand_figures(tiny_experiment, monkeypatch, capl
 
 
 @pytest.mark.parametrize(
-    "overrides, said",
+    "overrides, reason",
     [
         ((), "all its epochs are done"),
         (("TRAIN.END_EPOCH", 1), "all its epochs are done"),
@@ -132,7 +132,7 @@ def test_dry_run_estimate_equals_hand_figures(tiny_experiment, monkeypatch, capl
     ],
 )
 def test_dry_run_finished_run_logs_nothing_to_train(
-    tiny_experiment, monkeypatch, capsys, overrides, said
+    tiny_experiment, monkeypatch, capsys, overrides, reason
 ):
     given = iter([0.5, 0.4])
     monkeypatch.setattr(train, "evaluate_predictions", lambda *_: ({"AP": 0.0}, next(given)))
@@ -145,7 +145,8 @@ def test_dry_run_finished_run_logs_nothing_to_train(
     ]
     dry_run.run(config.load(tiny_experiment, words), str(tiny_experiment))
     assert (
-        f"nothing is left to do in this run: {said}; nothing was written" in capsys.readouterr().out
+        f"nothing is left to do in this run: {reason}; nothing was written"
+        in capsys.readouterr().out
     )
 
 

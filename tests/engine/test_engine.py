@@ -126,7 +126,7 @@ def test_train_writes_the_run_folder(reference):
         and events.stat().st_size > 50_000
     )
     log = (reference / "train.log").read_text()
-    for said in (
+    for part in (
         "train set train2017: ",
         "test set val2017: ",
         "MODEL.PRETRAINED is empty",
@@ -138,7 +138,7 @@ def test_train_writes_the_run_folder(reference):
         "model_best.pth written",
         "done: best score",
     ):
-        assert said in log, said
+        assert part in log, part
     assert "Traceback" not in log and not unfinished(reference)
 
 
@@ -267,9 +267,9 @@ def test_resume_mid_epoch_gives_equal_run(
     tiny_experiment, reference, stopped_run, steps, epoch, step
 ):
     done = step if isinstance(step, int) else steps
-    said = stopped_run(epoch, None if step == "evaluation" else done)
-    assert said.startswith(f"stopped at epoch {epoch}, step {done}; ")
-    assert said.endswith(
+    message = stopped_run(epoch, None if step == "evaluation" else done)
+    assert message.startswith(f"stopped at epoch {epoch}, step {done}; ")
+    assert message.endswith(
         "checkpoint.pth is written; resume with the same command and AUTO_RESUME True"
     )
     folder = run_train(tiny_experiment, "AUTO_RESUME", True)
@@ -285,9 +285,7 @@ def test_resume_repeatedly_gives_equal_run(tiny_experiment, reference, stopped_r
 
 
 def test_resume_other_batch_size_restarts_the_epoch(tiny_experiment, stopped_run, steps):
-    """Its first steps cannot be told from the checkpoint: the epoch is begun again, and everyone
-    is in it once.
-    """
+    """Restart the epoch, whose first steps the checkpoint does not define; use each person once."""
     stopped_run(0, 2)
     folder = run_train(
         tiny_experiment, "AUTO_RESUME", True, "TRAIN.BATCH_SIZE_PER_GPU", 32, "TRAIN.END_EPOCH", 1
@@ -377,7 +375,7 @@ def test_resume_keeps_the_best_score(tiny_experiment, scores):
 def test_train_without_evaluated_persons_best_is_by_loss(
     tiny_experiment, small_set, tmp_path, monkeypatch
 ):
-    """num_keypoints is 0 for everyone: each AP is -1, said before the first epoch."""
+    """Warn before the first epoch that each AP is -1, because num_keypoints is 0 everywhere."""
     root = shutil.copytree(small_set, tmp_path / "set")
     path = root / "annotations" / "person_keypoints_val2017.json"
     content = json.loads(path.read_text())
@@ -476,7 +474,7 @@ def test_train_nan_loss_keeps_checkpoint_and_names_images(tiny_experiment, monke
 
 
 def test_train_nan_loss_does_not_name_older_checkpoint(tiny_experiment):
-    """A run that began anew beside it has written none."""
+    """Name no checkpoint, because the new run has not written one."""
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1)
     assert (folder / "checkpoint.pth").exists()
     with pytest.raises(
@@ -780,9 +778,7 @@ def said_of_training(caplog, path, *overrides):
 
 
 def test_evaluate_other_codec_weights_log_a_warning(tiny_experiment, reference, tmp_path, caplog):
-    """Said in one line, of the files of a run folder and of a checkpoint that was moved out of
-    it.
-    """
+    """Log one line for files of a run folder and for a moved checkpoint."""
     shutil.copy(reference / "checkpoint.pth", tmp_path / "moved.pth")
     shutil.copy(reference / "final_state.pth", tmp_path / "final.pth")
     torch.save(dict(state_of(reference / "final_state.pth")), tmp_path / "bare.pth")
@@ -868,7 +864,7 @@ def test_evaluate_other_codec_prints_a_warning(tiny_experiment, reference, capsy
 
 
 @pytest.mark.parametrize(
-    "metrics, out, said",
+    "metrics, out, message",
     [
         (["AP"], None, "--eval AP: coco is always evaluated with mAP"),
         (["mAP", "PCKh"], None, "--eval PCKh: coco is always evaluated with mAP"),
@@ -876,9 +872,9 @@ def test_evaluate_other_codec_prints_a_warning(tiny_experiment, reference, capsy
         ([], "r", "--out r: predictions are written to a pickle"),
     ],
 )
-def test_evaluate_unsupported_eval_or_out_raises(tiny_experiment, reference, metrics, out, said):
+def test_evaluate_unsupported_eval_or_out_raises(tiny_experiment, reference, metrics, out, message):
     cfg = config.load(tiny_experiment, ["TEST.MODEL_FILE", str(reference / "final_state.pth")])
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         evaluate.run(cfg, str(tiny_experiment), ["test"], metrics=metrics, out=out)
     assert not (tiny_experiment.parent / "output").exists()
 
@@ -1010,7 +1006,7 @@ def test_train_without_cuda_runs_on_cpu(tiny_experiment, reference, capsys):
 
 
 @pytest.mark.parametrize(
-    "present, wanted, used, said",
+    "present, wanted, used, warning",
     [
         (4, (0, 1, 2, 3), [0, 1, 2, 3], ""),
         (
@@ -1030,7 +1026,7 @@ def test_train_without_cuda_runs_on_cpu(tiny_experiment, reference, capsys):
     ],
 )
 def test_choose_devices_follows_gpus_and_availability(
-    tiny_experiment, monkeypatch, caplog, present, wanted, used, said
+    tiny_experiment, monkeypatch, caplog, present, wanted, used, warning
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: present > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
@@ -1038,7 +1034,7 @@ def test_choose_devices_follows_gpus_and_availability(
     assert found == (
         [torch.device("cpu")] if used is None else [torch.device("cuda", number) for number in used]
     )
-    assert said in caplog.text and bool(said) == bool(caplog.text)
+    assert warning in caplog.text and bool(warning) == bool(caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -1067,12 +1063,12 @@ def test_to_device_wraps_and_unwraps():
 
 @pytest.fixture
 def thread_counts(monkeypatch):
-    """The counts that torch is told, in order; the measurement gives 5, 6, 7, ..."""
-    told, measured = [], iter(range(5, 99))
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: told[-1])
+    """Return the counts that torch gets, in order; the measurement gives 5, 6, 7, ..."""
+    counts, measured = [], iter(range(5, 99))
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
     monkeypatch.setattr(threads, "fastest_threads", lambda *_: next(measured))
-    return told
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -1180,12 +1176,12 @@ def test_train_signal_to_process_group_stops_cleanly(tiny_experiment, number):
         start_new_session=True,
     )
     try:
-        said = ""
+        last_line = ""
         for line in process.stdout:
-            said = line
+            last_line = line
             if line.startswith("epoch 0/1000 [2/"):
                 break
-        assert said.startswith("epoch 0/1000 [2/"), process.stderr.read()
+        assert last_line.startswith("epoch 0/1000 [2/"), process.stderr.read()
         begin = time.monotonic()
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=30)
@@ -1290,18 +1286,16 @@ def test_checkpoint_contains_config_of_the_run(reference):
 
 
 def test_evaluate_released_udp_weights_warn_about_codec(tiny_experiment, capsys):
-    """mmpose's UDP networks say so by their name in the zoo; the same test with their codec says
-    nothing.
-    """
+    """Warn about mmpose's UDP networks, which the zoo names; their own codec gives no warning."""
     from poise.models.weights import zoo
 
     entry = next(e for e in zoo.read_zoo().values() if "udp" in e.overrides)
-    for overrides, told in ((), True), (("MODEL.TARGET_TYPE", "udp"), False):
+    for overrides, warns in ((), True), (("MODEL.TARGET_TYPE", "udp"), False):
         logger.start_console()
         warn_config_mismatch(config.load(tiny_experiment, overrides), Path(entry.file))
         assert (
             "trained with MODEL.TARGET_TYPE udp (tested with gaussian)" in capsys.readouterr().out
-        ) == told
+        ) == warns
 
 
 # settings and folders that a run cannot use -------------------------------------------------------

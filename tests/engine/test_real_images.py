@@ -1,4 +1,4 @@
-"""The whole way from JPEG files to AP on real COCO images, where they lie beside the project."""
+"""Test all steps from JPEG files to AP on real COCO images next to the project."""
 
 import json
 from pathlib import Path

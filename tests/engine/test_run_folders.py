@@ -92,8 +92,12 @@ def test_run_folder_without_resume_is_new(finished, capsys):
         and contents(folder) == before
         and len(metrics_of(new)) == 1
     )
-    said = f"{folder} has the results of another run, which are kept: this run has RUN_NAME tiny-2"
-    assert capsys.readouterr().out.count(said) == 1 and said in (new / "train.log").read_text()
+    message = (
+        f"{folder} has the results of another run, which are kept: this run has RUN_NAME tiny-2"
+    )
+    assert (
+        capsys.readouterr().out.count(message) == 1 and message in (new / "train.log").read_text()
+    )
     (board,) = (path.parent / "log" / "coco" / "pose_res2net").iterdir()
     assert (
         board.name.startswith("tiny-2_") and config.load(new / "config.yaml").RUN_NAME == "tiny-2"
@@ -176,7 +180,7 @@ def test_run_folder_suffixes_are_counted_and_resumed(finished):
     assert (
         chosen(path, "TRAIN.CHECKPOINT", folder.with_name("tiny-3") / "checkpoint.pth") == "tiny-3"
     )
-    # whose checkpoint was removed to begin anew is begun anew beside it, and resumed there
+    # a run whose checkpoint was removed starts again in a new folder, and resumes there
     for file in folder.glob("checkpoint*"):
         file.unlink()
     assert chosen(path, "AUTO_RESUME", True) == "tiny-2"
@@ -225,16 +229,16 @@ def test_resume_finished_run_writes_nothing(finished, capsys):
     path, folder = finished
     before = contents(folder)
     assert run_train(path, "AUTO_RESUME", True, "TRAIN.END_EPOCH", 1, "WORKERS", 2) == folder
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     best = state_of(folder / "checkpoint.pth")["best"]["score"]
     assert (
         f"{folder}: this run is finished: best score {best:.4f} at epoch 0 of 1, with the settings"
-        " of its config.yaml; nothing is trained or written" in said
+        " of its config.yaml; nothing is trained or written" in output
     )
     assert (
-        "settings that differ from the checkpoint's and may change: " in said
-        and "WORKERS 2 (was 0)" in said
-        and "done: " not in said
+        "settings that differ from the checkpoint's and may change: " in output
+        and "WORKERS 2 (was 0)" in output
+        and "done: " not in output
     )
     assert contents(folder) == before and not (path.parent / "log").exists()
 
@@ -348,13 +352,13 @@ def compared(path, before, now, ignored=IN_TRAINING, epoch=1, step=0):
 def test_resume_allowed_settings_are_logged(small_set, tmp_path, caplog, before, now, epoch, step):
     with caplog.at_level("INFO", logger="poise"):
         compared(experiment(tmp_path, small_set), before, now, epoch=epoch, step=step)
-    told = [key for key in now[::2] if f"{key} " in caplog.text]
+    logged = [key for key in now[::2] if f"{key} " in caplog.text]
     unchanged = {
         key
         for key in now[::2]
         if key in before and before[before.index(key) + 1] == now[now.index(key) + 1]
     }
-    assert told == [key for key in now[::2] if key not in unchanged | {"RUN_NAME", "SEARCH.SEED"}]
+    assert logged == [key for key in now[::2] if key not in unchanged | {"RUN_NAME", "SEARCH.SEED"}]
 
 
 @pytest.mark.parametrize(
@@ -387,8 +391,8 @@ def test_resume_result_changing_settings_raise(small_set, tmp_path, before, now,
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_resume_other_length_names_the_schedule(small_set, tmp_path, kind):
     before = ("TRAIN.LR_SCHEDULE", kind)
-    said = rf"TRAIN.END_EPOCH 9 \(was 2; TRAIN.LR_SCHEDULE {kind} depends on the length\);"
-    with pytest.raises(ConfigError, match=said):
+    message = rf"TRAIN.END_EPOCH 9 \(was 2; TRAIN.LR_SCHEDULE {kind} depends on the length\);"
+    with pytest.raises(ConfigError, match=message):
         compared(experiment(tmp_path, small_set), before, (*before, "TRAIN.END_EPOCH", 9))
 
 

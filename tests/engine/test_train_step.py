@@ -263,8 +263,9 @@ def test_optimizer_step_disables_gradients_except_in_closure(kind):
 
 
 def test_schedule_base_batch_scales_rate_and_length(tiny_experiment):
-    """TRAIN.BASE_BATCH: half of the samples have half of the rate and twice the steps, which the
-    log tells; without it nothing is scaled.
+    """TRAIN.BASE_BATCH with half of the samples: half of the rate, twice the steps, and a log line.
+
+    Nothing is scaled without it.
     """
     half, whole, unscaled = (
         train.build(
@@ -421,9 +422,7 @@ class _Huge(torch.autograd.Function):
 
 
 def test_train_fp16_overflow_skips_the_step(tiny_experiment, monkeypatch):
-    """It is counted, said, and halves the scale; a run that is gone on with has the scale of its
-    checkpoint.
-    """
+    """Count and log the step and halve the scale; a resumed run has the scale of its checkpoint."""
     monkeypatch.setattr("poise.codecs.build_loss", lambda cfg: Overflowing(1e4))
     folder = run_train(tiny_experiment, "AMP", "fp16", "TRAIN.END_EPOCH", 1)
     (line,) = metrics_of(folder)
@@ -575,9 +574,7 @@ def test_ema_update_equals_hand_figures():
 
 
 def test_train_ema_is_saved_and_resumed(tiny_experiment):
-    """Tested and saved beside them, which are what they are without it; a run in two parts ends
-    with the same average.
-    """
+    """Evaluate and save the average without a change of the weights; resume to an equal one."""
     plain = state_of(run_train(tiny_experiment) / "final_state.pth")
     folder = run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9)
     assert same(state_of(folder / "final_state.pth"), plain)
@@ -603,7 +600,7 @@ def test_train_ema_is_saved_and_resumed(tiny_experiment):
 
 
 def test_resume_ema_without_average_starts_from_weights(tiny_experiment):
-    """Of a checkpoint without one it begins with its weights, which is said."""
+    """Start the average from the weights if the checkpoint has none, and log this."""
     folder = run_train(tiny_experiment, "TRAIN.END_EPOCH", 1, "TRAIN.LR_FACTOR", 1e-9)
     begin = state_of(folder / "final_state.pth")
     run_train(tiny_experiment, "AUTO_RESUME", True, "TRAIN.EMA_DECAY", 0.9, "TRAIN.LR_FACTOR", 1e-9)
@@ -617,13 +614,13 @@ def test_resume_ema_without_average_starts_from_weights(tiny_experiment):
 
 
 @pytest.mark.parametrize(
-    "where, said",
+    "where, text",
     [
         ("buffer", "a running figure of batch norm is not finite"),
         ("average", "a figure of the weights' average is not finite"),
     ],
 )
-def test_train_nan_buffer_or_average_raises(tiny_experiment, monkeypatch, where, said):
+def test_train_nan_buffer_or_average_raises(tiny_experiment, monkeypatch, where, text):
     """Nothing of them is saved."""
     train_step = train.train_step
 
@@ -639,7 +636,7 @@ def test_train_nan_buffer_or_average_raises(tiny_experiment, monkeypatch, where,
     monkeypatch.setattr(train, "train_step", spoiling)
     with pytest.raises(
         PoiseError,
-        match=f"epoch 0: {said} after the last step; lower TRAIN.LR; no checkpoint was written yet",
+        match=f"epoch 0: {text} after the last step; lower TRAIN.LR; no checkpoint was written yet",
     ):
         run_train(tiny_experiment, "TRAIN.EMA_DECAY", 0.9)
     assert not list(folder_of(tiny_experiment).glob("*.pth"))
@@ -778,7 +775,7 @@ def test_train_patience_improving_average_continues(tiny_experiment, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "key, value, said",
+    "key, value, message",
     [
         ("AMP", "fp8", "AMP must be '', 'bf16' or 'fp16'"),
         ("TRAIN.ACCUMULATE", 0, "TRAIN.ACCUMULATE must be from 1"),
@@ -790,6 +787,6 @@ def test_train_patience_improving_average_continues(tiny_experiment, monkeypatch
         ("TRAIN.LR_SCHEDULE", "sine", "TRAIN.LR_SCHEDULE must be one of"),
     ],
 )
-def test_load_invalid_training_values_raise(tiny_experiment, key, value, said):
-    with pytest.raises(ConfigError, match=said):
+def test_load_invalid_training_values_raise(tiny_experiment, key, value, message):
+    with pytest.raises(ConfigError, match=message):
         config.load(tiny_experiment, [key, str(value)])

@@ -185,7 +185,7 @@ def test_search_writes_metrics_of_each_epoch(reference):
 
 
 def test_search_log_contains_split_and_times(reference):
-    said = (reference / "search.log").read_text()
+    log_text = (reference / "search.log").read_text()
     for part in (
         "split: 12 images with",
         "search of joint: 168 architecture values",
@@ -198,9 +198,9 @@ def test_search_log_contains_split_and_times(reference):
         "seed: 2",
         "train what was found with MODEL.GENOTYPE",
     ):
-        assert part in said, part
-    assert said.index("GB at the peak") < said.index("epoch 0/3 [")
-    assert "epoch 0, normal" not in said and said.count("normal    ") == 2
+        assert part in log_text, part
+    assert log_text.index("GB at the peak") < log_text.index("epoch 0/3 [")
+    assert "epoch 0, normal" not in log_text and log_text.count("normal    ") == 2
 
 
 def test_search_writes_tensorboard_events(reference):
@@ -297,8 +297,8 @@ def test_search_without_evaluated_persons_warns_first(
     monkeypatch.setattr(run, "search_epochs", lambda *_: lines.append("first epoch"))
     monkeypatch.setattr(run.log, "warning", lambda line, *values: lines.append(line % values))
     search(tiny_search, "DATASET.ROOT", root, "SEARCH.EVAL_INTERVAL", 1)
-    said = [line for line in lines if "test set val2017: scoring: every AP is -1" in line]
-    assert len(said) == 1 and lines.index(said[0]) < lines.index("first epoch")
+    warnings = [line for line in lines if "test set val2017: scoring: every AP is -1" in line]
+    assert len(warnings) == 1 and lines.index(warnings[0]) < lines.index("first epoch")
 
 
 def test_search_new_run_removes_earlier_best_genotype(tiny_search):
@@ -373,8 +373,8 @@ def test_search_killed_resumes_to_equal_result(tiny_search, reference):
         start_new_session=True,
     )
     try:
-        said = next((line for line in process.stdout if line.startswith("epoch 2/3 [2/")), "")
-        assert said, process.stderr.read()
+        line = next((line for line in process.stdout if line.startswith("epoch 2/3 [2/")), "")
+        assert line, process.stderr.read()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -621,7 +621,7 @@ def test_search_trial_stops_before_memory_limit(tiny_search, monkeypatch):
 
 
 def test_search_real_memory_limit_is_one_line(tiny_search):
-    """Under a limit of the operating system, told in one line."""
+    """Report a limit of the operating system in one line."""
     code = (
         "import resource, sys, runpy; from poise.search import trial\nimport torch._dynamo    #"
         " which checkpointing may import; it needs address space that is none of the"
@@ -775,9 +775,9 @@ def tool(run_script):
 
 
 def test_search_command_random_writes_genotypes(tool, tiny_search):
-    status, said, _ = tool("--random", 0, 7, "--cfg", tiny_search, "SEARCH.MODE", "decoder")
+    status, output, _ = tool("--random", 0, 7, "--cfg", tiny_search, "SEARCH.MODE", "decoder")
     folder = tiny_search.parent / "output/coco/posenas/tiny_search"
-    assert status == 0 and said.count(" written") == 2
+    assert status == 0 and output.count(" written") == 2
     assert sorted(path.name for path in folder.iterdir()) == [
         "random_0.json",
         "random_0.svg",
@@ -812,8 +812,6 @@ def test_search_command_random_writes_genotypes(tool, tiny_search):
     ],
 )
 def test_search_command_invalid_arguments_exit_with_error(words, part, tool, tiny_search):
-    status, _, said = tool(*(tiny_search if word == "FILE" else word for word in words))
-    assert (
-        status in (1, 2) and said.startswith("error: ") and part in said and said.count("\n") == 1
-    )
+    status, _, err = tool(*(tiny_search if word == "FILE" else word for word in words))
+    assert status in (1, 2) and err.startswith("error: ") and part in err and err.count("\n") == 1
     assert not (tiny_search.parent / "output").exists()

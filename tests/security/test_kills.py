@@ -47,7 +47,7 @@ def killed_here(processes, path, overrides, rank, place, count):
 
         def half_written(content, file, *rest, save=torch.save, **more):
             save(content, file, *rest, **more)
-            if isinstance(file, os.PathLike):  # not what is told to another process
+            if isinstance(file, os.PathLike):  # not what is sent to another process
                 os.truncate(file, os.path.getsize(file) // 2)
                 die()
                 save(content, file)
@@ -325,10 +325,10 @@ def test_two_machines_killed_process_restarts_both(together, tiny):
             time.sleep(0.1)
         wait_for_line(ranks["RANK=0"][0], "epoch 1/4 [2/")
         os.kill(ranks["RANK=1"][1], signal.SIGKILL)
-        said = [job.communicate(timeout=200) for job in (ranks["RANK=0"][0], ranks["RANK=1"][0])]
+        outputs = [job.communicate(timeout=200) for job in (ranks["RANK=0"][0], ranks["RANK=1"][0])]
     finally:
         end(*jobs)
-    assert [job.returncode for job in jobs] == [0, 0], said
+    assert [job.returncode for job in jobs] == [0, 0], outputs
     assert (folder_of(tiny) / "train.log").read_text().count("resuming at epoch") >= 1
     assert_as_undisturbed(tiny, undisturbed)
 

@@ -80,7 +80,7 @@ class Place:
 
 def _config(how: str, text: str | bytes, line: str) -> Fault:
     def plant(place: Place) -> list:
-        path = place.folder / "strange.yaml"
+        path = place.folder / "invalid.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return ["--cfg", path]
 
@@ -95,8 +95,8 @@ def _key(how: str, *overrides: Any, line: str, status: int = 2) -> Fault:
 
 def _path(how: str, make: Callable[[Path], Any], line: str) -> Fault:
     def plant(place: Place) -> list:
-        make(place.folder / "strange.yaml")
-        return ["--cfg", place.folder / "strange.yaml"]
+        make(place.folder / "invalid.yaml")
+        return ["--cfg", place.folder / "invalid.yaml"]
 
     return Fault("configuration", how, "print_config", plant, line, 2)
 
@@ -127,7 +127,7 @@ CONFIG = [
     _path(
         "a folder", lambda path: path.mkdir(), "cannot read the experiment file (Is a directory)"
     ),
-    _path("a pipe that nobody writes to", os.mkfifo, "it is a device or a pipe, not a file"),
+    _path("a pipe without a writer", os.mkfifo, "it is a device or a pipe, not a file"),
     _path(
         "a link to /dev/zero",
         lambda path: path.symlink_to("/dev/zero"),
@@ -180,7 +180,7 @@ CONFIG = [
     _config(
         "a number of 5000 digits", "WORKERS: " + "1" * 5000, "has a whole number of 5000 digits"
     ),
-    _config("a base that leads back", "_BASE_: strange.yaml", "_BASE_ leads back to itself"),
+    _config("a base that leads back", "_BASE_: invalid.yaml", "_BASE_ leads back to itself"),
     _config(
         "a base that is not there",
         "_BASE_: nowhere.yaml",
@@ -294,7 +294,7 @@ ANNOTATIONS = [
         lambda path: None,
         "cannot read the annotation file (No such file or directory)",
     ),
-    _in_place("a pipe that nobody writes to", os.mkfifo, "it is a device or a pipe, not a file"),
+    _in_place("a pipe without a writer", os.mkfifo, "it is a device or a pipe, not a file"),
     _in_place(
         "a folder", lambda path: path.mkdir(), "cannot read the annotation file (Is a directory)"
     ),
@@ -330,7 +330,7 @@ ANNOTATIONS = [
         "has no category 'person'",
     ),
     _annotated(
-        "nobody", lambda content: content.update(annotations=[]), "no person is left to use"
+        "no persons", lambda content: content.update(annotations=[]), "no person is left to use"
     ),
     _annotated(
         "an image without a width",
@@ -668,12 +668,12 @@ IMAGES = [
         "not an image that OpenCV can read",
     ),
     _pictured(
-        "a format with a decoder that strangers have attacked (OpenEXR)",
+        "a format whose decoder has known attacks (OpenEXR)",
         lambda path: b"v/1\x01" + bytes(500),
         "not an image that OpenCV can read (JPEG, PNG, BMP, GIF, TIFF and WebP are)",
     ),
     _pictured("a folder", lambda path: path.mkdir(), "cannot read the image (Is a directory)"),
-    _pictured("a pipe that nobody writes to", os.mkfifo, "it is a device or a pipe, not a file"),
+    _pictured("a pipe without a writer", os.mkfifo, "it is a device or a pipe, not a file"),
     _pictured(
         "a link to /dev/zero",
         lambda path: path.symlink_to("/dev/zero"),
@@ -752,7 +752,7 @@ class Malicious:
 def malicious(place: Place, old: bool = False) -> Path:
     import torch
 
-    path = place.folder / "stranger.pth"
+    path = place.folder / "malicious.pth"
     state = torch.load(place.weights, weights_only=True)
     torch.save(
         {"state_dict": state, "best": Malicious(place.canary)},
@@ -763,7 +763,7 @@ def malicious(place: Place, old: bool = False) -> Path:
 
 
 def plain_pickle(place: Place, protocol: int = 2) -> Path:
-    path = place.folder / "stranger.pth"
+    path = place.folder / "malicious.pth"
     path.write_bytes(pickle.dumps(Malicious(place.canary), protocol))
     return path
 
@@ -828,7 +828,7 @@ def _weighed(how: str, make: Callable[[Place], Path | None], line: str, way: str
         "weights",
         how,
         tool,
-        lambda place: arguments(place, make(place) or place.folder / "strange.pth"),
+        lambda place: arguments(place, make(place) or place.folder / "invalid.pth"),
         line,
         1,
     )
@@ -840,7 +840,7 @@ def _saved(content: Callable[[dict], Any]) -> Callable[[Place], Path]:
     def make(place: Place) -> Path:
         import torch
 
-        path = place.folder / "strange.pth"
+        path = place.folder / "invalid.pth"
         torch.save(content(torch.load(place.weights, weights_only=True)), path)
         return path
 
@@ -849,7 +849,7 @@ def _saved(content: Callable[[dict], Any]) -> Callable[[Place], Path]:
 
 def _written(data: Callable[[bytes], bytes]) -> Callable[[Place], Path]:
     def make(place: Place) -> Path:
-        path = place.folder / "strange.pth"
+        path = place.folder / "invalid.pth"
         path.write_bytes(data(place.weights.read_bytes()))
         return path
 
@@ -1017,7 +1017,7 @@ WEIGHTS = [
         "the checkpoint has a tensor that is no plain one",
     ),
     _checkpoint(
-        "a checkpoint without its best score and optimiser",
+        "a checkpoint without its best score and optimizer",
         _run(),
         "the checkpoint does not fit the network or optimizer of this configuration",
     ),
