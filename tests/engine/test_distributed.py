@@ -1112,7 +1112,7 @@ class Answering(DistributedContext):
         super().__init__(local_rank, 2, local_rank)
         self.others = others
 
-    def any(self, flag):
+    def all_reduce_any(self, flag):
         return flag or self.others
 
 
