@@ -1131,7 +1131,7 @@ class Answering(DistributedContext):
             "cpu",
             "more processes than CUDA devices (1) on this machine",
         ),
-        (2, (0,), 0, True, "cpu", "more processes than CUDA devices (1) on this machine"),
+        (2, (0,), 0, True, "cpu", "another process has no CUDA device"),
     ],
 )
 def test_choose_devices_of_a_process_follow_local_rank(

@@ -241,7 +241,7 @@ def test_pretrained_names_cover_the_backbone():
         (["MODEL.EXTRA.PRETRAINED_LAYERS", []], "PRETRAINED_LAYERS must be a list"),
         (
             ["MODEL.EXTRA.PRETRAINED_LAYERS", ["conv1", "stge2"]],
-            "PRETRAINED_LAYERS: 'stge2' is no part",
+            "PRETRAINED_LAYERS: 'stge2' is not a part",
         ),
         (["MODEL.EXTRA.STEM_CHANNELS", 0], "STEM_CHANNELS must be a channel count"),
         (["MODEL.IMAGE_SIZE", [200, 256], "MODEL.HEATMAP_SIZE", [50, 64]], "multiples of 32"),

@@ -82,7 +82,9 @@ def _device_of_process(
     if processes.all_reduce_any(not wanted or local_rank >= num_present):
         if wanted:
             reason = "no CUDA device"
-            if num_present:
+            if local_rank < num_present:
+                reason = "another process has no CUDA device"
+            elif num_present:
                 reason = (
                     f"more processes than CUDA devices ({num_present}) on this machine; start"
                     f" {num_present} processes"
