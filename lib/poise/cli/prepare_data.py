@@ -1,10 +1,10 @@
 """Download COCO, or check MPII: python tools/prepare_data.py coco|mpii [--root data/coco] [--only
 annotations val2017 ...] [--yes]
 
-Sizes are told and asked about before anything is fetched; a transfer goes on where it broke, is
-checked against its sum, and is unpacked to the folders of docs/datasets.md. What is there already
-is left. What only a person may fetch is named, and checked once it is there: the exit status is 1
-as long as something is missing.
+Sizes are printed and confirmed before a download. A transfer resumes where it stopped, is checked
+against its checksum, and is unpacked to the folders of docs/datasets.md. Existing files are kept.
+Files that cannot be downloaded automatically are named, and checked once they exist. The exit
+status is 1 if something is missing.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def _test_seconds(
             processes,
         )
         end = time.perf_counter()
-    # of more processes than batches one may have none, but never rank 0, which tells
+    # of more processes than batches one may have none, but never rank 0, which logs
     times = [*clock.times, end]
     return (
         times[0] - begin,

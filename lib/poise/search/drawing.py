@@ -14,7 +14,7 @@ from poise.errors import escape_html
 from poise.io.files import atomic_write
 from poise.models.posenas.genotypes import EDGES_PER_NODE, INPUTS, NODES, Edges, Genotype
 
-# operation -> (short name, colour); one that is not here is white and has the beginning of its name
+# operation -> (short name, color); others are white with the start of their name
 _LOOKS = {
     "std_conv_3x3": ("3x3", "#9ecae9"),
     "std_conv_1x1": ("1x1", "#d6e6f4"),
@@ -57,9 +57,9 @@ def write_drawing(
 def cells_svg(
     genotype: Genotype, title: str = "", strengths: Mapping[str, Sequence[float]] | None = None
 ) -> str:
-    """The five cells, two beside each other, and what the operations' short names stand for.
+    """Draw the five cells, two in a row, with a legend of the operations.
 
-    strengths: kind of cell -> the probability of each of its edges' operations, written beside
+    strengths: kind of cell -> the probability of each of its edges' operations, written next to
     them.
     """
     cells, (width, height), strengths = genotype.cells(), PANEL, strengths or {}
@@ -123,7 +123,7 @@ def _cell(kind: str, edges: Edges, strengths: Sequence[float] | None) -> list[st
         f'<rect x="{output:g}" y="{top:g}" width="14" height="{bottom - top:g}" rx="3"'
         f' fill="#eceff1" stroke="{_INK}"/>'
     )
-    parts.append(_text(output + 7, top - 8, "channels together", size=10, colour="#78909c"))
+    parts.append(_text(output + 7, top - 8, "channels together", size=10, color="#78909c"))
     return parts
 
 
@@ -144,19 +144,19 @@ def _edge(
     """
     x, source_y, bend_x, sum_y = at
     box = sum_y - 28 - _BOX_HEIGHT
-    name, colour = _look(operation)
+    name, color = _look(operation)
     parts = [
         f'<path d="M{x:g} {source_y:g} V{box:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>',
         f'<circle cx="{x:g}" cy="{source_y:g}" r="3.2" fill="{_INK}"/>',
         f'<path d="M{x:g} {box + _BOX_HEIGHT:g} C{x:g} {sum_y - 12:g}'
         f" {bend_x:g} {sum_y - 16:g} {bend_x - side * 8:g}"
         f' {sum_y - 7:g}" stroke="{_PALE}" stroke-width="1.5" fill="none"/>',
-        _box(x - _BOX_WIDTH / 2, box, _BOX_WIDTH, _BOX_HEIGHT, colour, name + suffix),
+        _box(x - _BOX_WIDTH / 2, box, _BOX_WIDTH, _BOX_HEIGHT, color, name + suffix),
     ]
     if strength is not None:
         text, anchor = f"{100 * strength:.1f} %", "start" if side > 0 else "end"
         y = box + _BOX_HEIGHT + 12
-        parts.append(_text(x + side * 5, y, text, size=9, anchor=anchor, colour="#78909c"))
+        parts.append(_text(x + side * 5, y, text, size=9, anchor=anchor, color="#78909c"))
     return parts
 
 
@@ -165,15 +165,15 @@ def _node(x: float, y: float, name: str) -> list[str]:
     return [
         f'<circle cx="{x:g}" cy="{y:g}" r="9" fill="#ffffff" stroke="{_INK}" stroke-width="1.5"/>',
         f'<path d="M{x - 5:g} {y:g} h10 M{x:g} {y - 5:g} v10" stroke="{_INK}" stroke-width="1.5"/>',
-        _text(x, y + 21, name, size=10, colour="#78909c"),
+        _text(x, y + 21, name, size=10, color="#78909c"),
     ]
 
 
 def _legend(used: Sequence[str]) -> list[str]:
     parts = [_text(20, 26, "operations", anchor="start", weight="bold", size=13)]
     for number, name in enumerate(used):
-        short, colour = _look(name)
-        parts.append(_box(20, 44 + number * 30, _BOX_WIDTH, _BOX_HEIGHT, colour, short))
+        short, color = _look(name)
+        parts.append(_box(20, 44 + number * 30, _BOX_WIDTH, _BOX_HEIGHT, color, short))
         parts.append(_text(92, 59 + number * 30, name, anchor="start"))
     notes = (
         "Each node adds up two operations on earlier states;",
@@ -181,7 +181,7 @@ def _legend(used: Sequence[str]) -> list[str]:
         "/2: halves height and width.",
     )
     return parts + [
-        _text(20, 76 + len(used) * 30 + number * 18, note, anchor="start", colour="#546e7a")
+        _text(20, 76 + len(used) * 30 + number * 18, note, anchor="start", color="#546e7a")
         for number, note in enumerate(notes)
     ]
 
@@ -190,9 +190,9 @@ def _look(operation: str) -> tuple[str, str]:
     return _LOOKS.get(operation, (operation[:9], "#ffffff"))
 
 
-def _box(x: float, y: float, width: float, height: float, colour: str, text: str) -> str:
+def _box(x: float, y: float, width: float, height: float, color: str, text: str) -> str:
     return (
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" fill="{colour}"'
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" fill="{color}"'
         f' stroke="{_INK}"/>'
         + _text(x + width / 2, y + height / 2 + 4, text, size=11 if len(text) * 6.2 < width else 10)
     )
@@ -206,9 +206,9 @@ def _text(
     size: float = 12,
     anchor: str = "middle",
     weight: str = "normal",
-    colour: str = "#1b262c",
+    color: str = "#1b262c",
 ) -> str:
     return (
         f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}"'
-        f' font-weight="{weight}" fill="{colour}">{escape_html(text)}</text>'
+        f' font-weight="{weight}" fill="{color}">{escape_html(text)}</text>'
     )

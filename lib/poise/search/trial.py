@@ -124,7 +124,7 @@ def _timed(step: Callable[[], object], device: torch.device) -> float:
     seconds: list[float] = []
     while not seconds or len(seconds) < 3 and sum(seconds) < _MAX_SECONDS:
         begin = time.perf_counter()
-        # its loss has been looked at when it returns, its optimiser may still be at work
+        # its loss has been checked when it returns; its optimizer step may still be running
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
