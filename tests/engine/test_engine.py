@@ -623,9 +623,9 @@ def test_train_pretrained_other_keypoints_replaces_head(
 ):
     """MODEL.REPLACE_HEAD decides; a test never replaces."""
     weights_of_coco = reference / "final_state.pth"
-    with pytest.raises(DataError, match="17 joints"):
+    with pytest.raises(DataError, match="17 keypoints"):
         run_train(tiny_mpii_experiment, "MODEL.PRETRAINED", weights_of_coco, "TRAIN.END_EPOCH", 1)
-    with pytest.raises(DataError, match="17 joints"):
+    with pytest.raises(DataError, match="17 keypoints"):
         run_test(
             tiny_mpii_experiment, "TEST.MODEL_FILE", weights_of_coco, "MODEL.REPLACE_HEAD", True
         )
@@ -940,7 +940,7 @@ def test_evaluate_unlabeled_set_writes_results_only(
         sent = json.loads(opened.read(opened.namelist()[0]))
     fields = ("image_id", "category_id", "keypoints", "score")
     assert sent == [{field: entry[field] for field in fields} for entry in written] and sent
-    assert f"send {archive} to the server" in (folder / "test.log").read_text()
+    assert f"submit {archive} to the evaluation server" in (folder / "test.log").read_text()
 
 
 def test_mpii_train_and_evaluate(tiny_mpii_experiment, small_mpii_set, capsys):

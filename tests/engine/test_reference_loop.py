@@ -165,8 +165,9 @@ def test_train_losses_and_weights_equal_plain_loop(
     ]
     cfg = config.load(tiny_experiment, words)
     monkeypatch.setattr(train, "build_model", lambda cfg: build_model(cfg).to(dtype))
+    normalize = train.normalize
     monkeypatch.setattr(
-        train, "normalize", lambda *arguments, of=train.normalize: of(*arguments).to(dtype)
+        train, "normalize", lambda *args, **keywords: normalize(*args, **keywords).to(dtype)
     )
     training = train.build(cfg, str(tiny_experiment), train.SINGLE_PROCESS)
     state = training.state

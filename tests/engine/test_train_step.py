@@ -616,8 +616,8 @@ def test_resume_ema_without_average_starts_from_weights(tiny_experiment):
 @pytest.mark.parametrize(
     "where, text",
     [
-        ("buffer", "a running figure of batch norm is not finite"),
-        ("average", "a figure of the weights' average is not finite"),
+        ("buffer", "a running statistic of batch norm is not finite"),
+        ("average", "a moving average of the weights is not finite"),
     ],
 )
 def test_train_nan_buffer_or_average_raises(tiny_experiment, monkeypatch, where, text):

@@ -337,11 +337,11 @@ def test_search_stopped_resumes_to_equal_result(tiny_search, reference, monkeypa
         seen = None
 
         @property
-        def asked(self):
+        def stop_requested(self):
             return self.seen is not None and (self.seen.epoch, self.seen.step) >= (epoch, step)
 
-        @asked.setter
-        def asked(self, _):
+        @stop_requested.setter
+        def stop_requested(self, _):
             pass
 
     made = []
@@ -660,7 +660,7 @@ def test_search_several_processes_raise(tiny_search):
             config.load(tiny_search),
             str(tiny_search),
             ["tools/search.py"],
-            DistributedContext(rank=0, world=2, local_rank=0),
+            DistributedContext(rank=0, world_size=2, local_rank=0),
         )
 
 
@@ -758,8 +758,8 @@ def test_train_resume_other_genotype_raises(tiny_search):
     with pytest.raises(
         PoiseError,
         match=(
-            "checkpoint.pth: the checkpoint of a network with other cells .MODEL.GENOTYPE is"
-            " another"
+            r"checkpoint.pth: checkpoint of a network with other cells \(MODEL.GENOTYPE or its file"
+            " has changed"
         ),
     ):
         train.run(cfg, str(tiny_search), ["tools/train.py"])

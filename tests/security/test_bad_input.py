@@ -401,7 +401,7 @@ def test_tool_invalid_weights_exit_1(tool, tmp_path, tiny_experiment, weight_fil
         other,
     )
     line = check_refusal(
-        tool(name, key, other), 1, f"{other}: loaded ", "it has the weights of another network"
+        tool(name, key, other), 1, f"{other}: loaded ", "it has the weights of a network like"
     )
     assert "missing 0, unexpected 0, mismatched " in line
 

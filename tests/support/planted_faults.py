@@ -1014,7 +1014,7 @@ WEIGHTS = [
         lambda state: _run(
             optimizer={"state": [next(iter(state.values())).reshape(-1)[:1].expand(10**6, 10**6)]}
         )(state),
-        "the checkpoint has a tensor that is no plain one",
+        "the checkpoint has an unsupported tensor",
     ),
     _checkpoint(
         "a checkpoint without its best score and optimizer",

@@ -7,11 +7,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from typing import Any
-
-from yacs.config import CfgNode
+from typing import TYPE_CHECKING, Any
 
 from poise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
