@@ -276,7 +276,7 @@ def test_end_with_parent_ends_a_worker_that_starts_after_the_kill(tmp_path, meth
         "import multiprocessing, os, signal, sys, time\n"
         "def work():\n"
         "    from poise.datasets.worker_exit import exit_with_parent\n"
-        "    print('started', flush=True)\n"
+        "    os.write(1, b'started\\n')\n"
         "    time.sleep(1)\n"
         "    exit_with_parent()\n"
         "    time.sleep(60)\n"
