@@ -1,4 +1,4 @@
-"""Fuzz the readers: python fuzz/run.py [--minutes M] [--inputs N] [--anew] [HARNESS ...]
+"""Fuzz the readers: python fuzz/run.py [--minutes M] [--inputs N] [--restart] [HARNESS ...]
 
 Each harness runs in its own processes, one after the other, until the time is over or the number of
 inputs is reached. Inputs are drawn by number; if atheris is installed (pip install poise[fuzz]),
@@ -124,7 +124,7 @@ def main() -> int:
         help="stop after this total number of inputs, earlier calls included",
     )
     parser.add_argument(
-        "--anew", action="store_true", help="restart: remove the counts and the corpus"
+        "--restart", action="store_true", help="remove the counts and the corpus first"
     )
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -146,7 +146,7 @@ def main() -> int:
     wrong = [name for name in args.names if name not in HARNESSES]
     if wrong:
         parser.error(f"unknown harness {wrong[0]!r}; choose from {', '.join(map(repr, HARNESSES))}")
-    if args.anew:
+    if args.restart:
         shutil.rmtree(FOLDER, ignore_errors=True)
         COUNTS.unlink(missing_ok=True)
     counts = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}

@@ -1,6 +1,6 @@
 """The snippets of docs/inference.md and docs/export.md run in order and as they are.
 
-A narrow network stands in for the one that the pages use.
+A narrower network replaces that of the pages, to save time.
 """
 
 import ast

@@ -9,26 +9,9 @@ from poise.engine import evaluate
 from poise.evaluation import diagnose_mpii, pckh
 from poise.models import build_model
 from scipy.io import savemat
+from support.mpii_names import NAMES
 from support.runs import forget_log_handlers
 
-NAMES = (
-    "rank",
-    "rkne",
-    "rhip",
-    "lhip",
-    "lkne",
-    "lank",
-    "pelv",
-    "thor",
-    "neck",
-    "head",
-    "rwri",
-    "relb",
-    "rsho",
-    "lsho",
-    "lelb",
-    "lwri",
-)
 PERSONS = 30
 
 

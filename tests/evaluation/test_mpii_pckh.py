@@ -8,29 +8,12 @@ import pytest
 from poise import evaluation
 from poise.errors import DataError
 from scipy.io import loadmat, savemat
+from support.mpii_names import NAMES
 from support.paths import SHARED
 
 PREDICTIONS = SHARED / "data" / "mpii_predictions"
 needs_shared = pytest.mark.skipif(not PREDICTIONS.is_dir(), reason=f"{PREDICTIONS} is not here")
 
-NAMES = (
-    "rank",
-    "rkne",
-    "rhip",
-    "lhip",
-    "lkne",
-    "lank",
-    "pelv",
-    "thor",
-    "neck",
-    "head",
-    "rwri",
-    "relb",
-    "rsho",
-    "lsho",
-    "lelb",
-    "lwri",
-)
 J = {name: i for i, name in enumerate(NAMES)}
 
 
